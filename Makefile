@@ -1,0 +1,48 @@
+# `make run` and `make test` set up everything they need in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= config.yaml
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+.PHONY: run test lint lock clean
+
+run: $(VENV)/.run
+	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
+	else exec $(BIN)/python -m exporter demo; fi
+
+test: lint
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# What the lock files say is installed; they are made with `make lock`.
+$(VENV)/.run: requirements.lock | $(VENV)/bin/python
+	$(PIP) -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock | $(VENV)/bin/python
+	$(PIP) -r requirements-dev.lock
+	@touch $@ $(VENV)/.run
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock: $(VENV)/.dev
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) pyproject.toml --group dev --group build -c requirements.lock -o requirements-dev.lock
+	$(LOCK) --group build -c requirements-dev.lock -o requirements-build.lock
+
+clean:
+	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
