@@ -1,0 +1,23 @@
+"""The configuration file: what it may say, and reading it with every problem at once."""
+
+from exporter.config.calls import CallConfig
+from exporter.config.loading import load_config
+from exporter.config.models import (
+    AccountConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
+from exporter.config.schema import json_schema
+
+__all__ = [
+    "AccountConfig",
+    "CallConfig",
+    "Config",
+    "LedgerConfig",
+    "PollingConfig",
+    "WatchConfig",
+    "json_schema",
+    "load_config",
+]

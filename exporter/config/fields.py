@@ -1,0 +1,181 @@
+"""The types of the values: what each takes, and the words for it.
+
+Whatever is wrong with a value, its one message says what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from exporter.config.durations import JSON_PATTERN, parse_duration
+from exporter.config.interpolation import Interpolated
+from exporter.config.scalars import resolve
+
+# What the exporter itself or Prometheus puts on series.
+RESERVED_LABELS = frozenset(
+    {"account", "result", "status", "key", "state", "outcome", "code", "operation", "source"}
+    | {"le", "quantile", "job", "instance"}
+)
+_NO_CONTROLS = re.compile("[!-~](?:[ -~]*[!-~])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Replaces every message about a value."""
+
+    expected: str
+
+    def __get_pydantic_core_schema__(
+        self,
+        source: Any,  # Any: pydantic passes whatever was annotated
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        """Wrap the schema of the value."""
+        return core_schema.custom_error_schema(
+            handler(source),
+            custom_error_type="expected",
+            custom_error_message=f"expected {self.expected}",
+        )
+
+
+def _number(value: object) -> object:
+    """Read `rate_limit: ${RATE}` as the number that it would be without the variable."""
+    return resolve(value) if isinstance(value, Interpolated) else value
+
+
+def _seconds(value: object) -> object:
+    """Read a duration; seconds, which code gives, are left as they are."""
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Takes whole numbers from `least` to `most`."""
+
+    least: int
+    most: int
+
+    def __get_pydantic_core_schema__(
+        self,
+        source: Any,  # Any: pydantic passes whatever was annotated
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        """Take a number, or a variable that holds one."""
+        return core_schema.custom_error_schema(
+            core_schema.no_info_before_validator_function(
+                _number, core_schema.int_schema(strict=True, ge=self.least, le=self.most)
+            ),
+            custom_error_type="expected",
+            custom_error_message=f"expected a whole number from {self.least} to {self.most}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Takes durations from `least` to `most`, as seconds."""
+
+    least: str
+    most: str
+
+    def __get_pydantic_core_schema__(
+        self,
+        source: Any,  # Any: pydantic passes whatever was annotated
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        """Take a duration from a file, or seconds from code."""
+        least, most = parse_duration(self.least), parse_duration(self.most)
+        return core_schema.custom_error_schema(
+            core_schema.no_info_before_validator_function(
+                _seconds,
+                core_schema.float_schema(strict=True, ge=least, le=most, allow_inf_nan=False),
+            ),
+            custom_error_type="expected",
+            custom_error_message="expected a duration such as `15s`, `1m30s` or `3d`,"
+            f" from {self.least} to {self.most}",
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe what a file says, not the seconds that it becomes."""
+        return {"type": "string", "format": "duration", "pattern": JSON_PATTERN}
+
+
+def is_duration(field: FieldInfo) -> bool:
+    """Tell whether a field of a model is a time."""
+    return any(isinstance(item, Duration) for item in field.metadata)
+
+
+def _base_url(value: str) -> str:
+    url = urlsplit(value)
+    # Reading the port checks it. Blanks and controls are looked for first: urlsplit drops some.
+    if (
+        not _NO_CONTROLS.fullmatch(value)
+        or " " in value
+        or url.scheme not in {"http", "https"}
+        or not url.hostname
+        or url.port == 0
+        or "@" in url.netloc
+        or "?" in value
+        or "#" in value
+    ):
+        raise ValueError
+    return value.rstrip("/")
+
+
+def _label_name(value: str) -> str:
+    if value.startswith("__") or value in RESERVED_LABELS:
+        raise ValueError
+    return value
+
+
+def _ledger_url(value: str) -> str:
+    # SQLAlchemy would take what follows a question mark for options.
+    if not re.fullmatch(r"sqlite:///[^\x00-\x1f\x7f?]+", value):
+        raise ValueError
+    return value
+
+
+AccountName = Annotated[
+    str,
+    Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$"),
+    Words("a name of 1 to 64 letters, digits, `_`, `.` or `-`"),
+]
+BaseUrl = Annotated[
+    str,
+    Field(strict=True, json_schema_extra={"format": "uri", "pattern": "^https?://[^?#@]+$"}),
+    AfterValidator(_base_url),
+    Words("a URL `http://HOST...` or `https://HOST...` without user, query and fragment"),
+]
+LabelName = Annotated[
+    str,
+    Field(strict=True, pattern=r"^[a-z_][a-z0-9_]{0,63}$"),
+    AfterValidator(_label_name),
+    Words("a lower-case label name that does not start with `__` and is not one of the exporter's"),
+]
+LedgerUrl = Annotated[
+    str,
+    Field(strict=True, json_schema_extra={"pattern": "^sqlite:///.+"}),
+    AfterValidator(_ledger_url),
+    Words("sqlite:///PATH"),
+]
+Rate = Annotated[
+    float,
+    Field(strict=True, gt=0, le=100_000, allow_inf_nan=False),
+    BeforeValidator(_number),
+    Words("a number above 0, at most 100000"),
+]

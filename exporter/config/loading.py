@@ -1,0 +1,266 @@
+"""From a file to a `Config`, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from exporter.config.calls import CallReader, report_unknown_keys
+from exporter.config.document import (
+    BROKEN,
+    DocumentError,
+    Value,
+    YamlMapping,
+    YamlSequence,
+    parse_document,
+)
+from exporter.config.fields import is_duration
+from exporter.config.files import FileProblemError, read_text
+from exporter.config.models import (
+    MAX_ACCOUNTS,
+    MAX_LABELS,
+    AccountConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
+from exporter.config.problems import Problems
+from exporter.secret import Secret
+
+MAX_FILE = 64 << 20
+MAX_SECRET_FILE = 64 << 10
+
+_CREDENTIALS = ("api_key", "secret_key")
+_CREDENTIAL = re.compile("[!-~]{1,1024}")
+# Stands in for a credential that is wrong, so that it is told once; no Config is made of it.
+_NO_SECRET = Secret("?")
+
+_ACCOUNT_KEYS = (*AccountConfig.model_fields, *(f"{key}_file" for key in _CREDENTIALS))
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "polling": PollingConfig,
+    "watch": WatchConfig,
+    "ledger": LedgerConfig,
+}
+
+_MESSAGES = {
+    "missing": "missing required key",
+    "model_type": "expected a mapping of keys to values",
+    "tuple_type": "expected a list",
+    "too_short": "expected at least {min_length} item",
+    "too_long": "expected at most {max_length} items",
+}
+
+
+def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read the configuration file at `path`.
+
+    Args:
+        path: a file of YAML; files that it names are relative to its folder.
+        environ: the variables for `${NAME}`.
+
+    Raises:
+        ConfigError: with everything that is wrong, in the order of the file.
+    """
+    problems = Problems(str(path))
+    try:
+        document = parse_document(read_text(path, MAX_FILE), environ, problems)
+    except FileProblemError as error:
+        problems.add(0, (), str(error))
+        problems.fail()
+    except DocumentError as error:
+        problems.add(error.line, error.parts, error.message)
+        problems.fail()
+    if document is None:
+        problems.add(0, (), "is empty; expected a mapping with the key `accounts`")
+        problems.fail()
+    if not isinstance(document, YamlMapping):
+        if document is not BROKEN:
+            problems.add(1, (), "expected a mapping with the key `accounts`")
+        problems.fail()
+    return _Loader(document, path.parent, problems).load()
+
+
+class _Loader:
+    """Turns a document into a `Config`.
+
+    What pydantic is given holds no unknown keys, no credentials and no calls: those are checked
+    here, where their lines are known, and where a value cannot find its way into a message.
+    """
+
+    def __init__(self, document: YamlMapping, folder: Path, problems: Problems) -> None:
+        self._document = document
+        self._folder = folder
+        self._problems = problems
+
+    def load(self) -> Config:
+        """Return the configuration.
+
+        Raises:
+            ConfigError: something is wrong.
+        """
+        data = self._section(self._document, Config, ())
+        for section, model in _SECTIONS.items():
+            value = self._document.get(section)
+            if isinstance(value, YamlMapping):
+                data[section] = self._section(value, model, (section,))
+            elif value is None:
+                # A section whose keys are all commented out.
+                data.pop(section, None)
+        accounts = self._document.get("accounts")
+        if isinstance(accounts, YamlSequence):
+            # One too many is enough to be told.
+            shown = accounts[: MAX_ACCOUNTS + 1]
+            data["accounts"] = [self._account(item, index) for index, item in enumerate(shown)]
+            self._unique_names(shown)
+        watch = data.get("watch")
+        if isinstance(watch, dict):
+            self._watch(watch, _strings(accounts, "name"))
+        config = self._validated(data)
+        if config is not None and len(config.watch.calls) > config.watch.max_calls:
+            parts = ("watch", "calls")
+            self._problems.add(
+                self._line(parts), parts, f"expected at most `max_calls`, {config.watch.max_calls}"
+            )
+        if config is None or self._problems.total:
+            self._problems.fail()
+        return config
+
+    def _known(
+        self, mapping: YamlMapping, known: Collection[str], parts: tuple[str | int, ...]
+    ) -> dict[str, object]:
+        report_unknown_keys(mapping, known, parts, self._problems)
+        return {key: mapping[key] for key in known if key in mapping}
+
+    def _section(
+        self, mapping: YamlMapping, model: type[BaseModel], parts: tuple[str | int, ...]
+    ) -> dict[str, object]:
+        data = self._known(mapping, model.model_fields, parts)
+        for key, value in data.items():
+            # In a file, 15 is no duration: seconds or minutes? Only the text `0` needs no unit.
+            if isinstance(value, bool | int | float) and is_duration(model.model_fields[key]):
+                data[key] = str(value)
+        return data
+
+    def _account(self, item: Value, index: int) -> object:
+        if not isinstance(item, YamlMapping):
+            return item
+        parts = ("accounts", index)
+        data = self._known(item, _ACCOUNT_KEYS, parts)
+        for key in _CREDENTIALS:
+            file_key = f"{key}_file"
+            data.pop(file_key, None)
+            data[key] = _NO_SECRET
+            if key in item and file_key in item:
+                message = f"expected either `{key}` or `{file_key}`, not both"
+                self._problems.add(item.line_of(file_key), (*parts, file_key), message)
+            elif key in item:
+                data[key] = self._credential(item[key], item.line_of(key), (*parts, key))
+            elif file_key in item:
+                text = self._secret_file(item[file_key], item.line_of(file_key), (*parts, file_key))
+                data[key] = self._credential(text, item.line_of(file_key), (*parts, file_key))
+            else:
+                line = self._line(parts)
+                self._problems.add(line, (*parts, key), f"missing; expected it or `{file_key}`")
+        return data
+
+    def _credential(self, value: Value, line: int, parts: tuple[str | int, ...]) -> Secret:
+        if value is BROKEN:
+            return _NO_SECRET
+        text = value.strip() if isinstance(value, str) else ""
+        if _CREDENTIAL.fullmatch(text):
+            return Secret(text)
+        if isinstance(value, bool | int | float):
+            message = "expected text; a key that looks like a number needs quotes"
+        elif not text:
+            message = "expected a key, and it is empty"
+        else:
+            message = "expected a key: printable ASCII characters without blanks"
+        self._problems.add(line, parts, message)
+        return _NO_SECRET
+
+    def _secret_file(self, value: Value, line: int, parts: tuple[str | int, ...]) -> Value:
+        if isinstance(value, str) and value:
+            try:
+                return read_text(self._folder / value, MAX_SECRET_FILE)
+            except FileProblemError as error:
+                self._problems.add(line, parts, f"the file {error}")
+        elif value is not BROKEN:
+            self._problems.add(line, parts, "expected the path of a file")
+        return BROKEN
+
+    def _unique_names(self, accounts: list[Value]) -> None:
+        first: dict[str, int] = {}
+        for index, item in enumerate(accounts):
+            name = item.get("name") if isinstance(item, YamlMapping) else None
+            if isinstance(name, str) and first.setdefault(name, index) != index:
+                line = self._line(("accounts", first[name], "name"))
+                message = f"expected a name of its own; the same is on line {line}"
+                parts = ("accounts", index, "name")
+                self._problems.add(self._line(parts), parts, message)
+
+    def _watch(self, watch: dict[str, object], accounts: list[str] | None) -> None:
+        labels = watch.get("labels", YamlSequence())
+        if labels is None:
+            del watch["labels"]
+            labels = YamlSequence()
+        names = _strings(labels)
+        if names is not None:
+            self._unique_labels(names)
+        if isinstance(labels, YamlSequence):
+            watch["labels"] = labels[: MAX_LABELS + 1]
+        calls = watch.pop("calls", None)
+        if isinstance(calls, YamlSequence):
+            watch["calls"] = CallReader(accounts, names, self._problems).read(calls)
+        elif calls is not None and calls is not BROKEN:
+            parts = ("watch", "calls")
+            self._problems.add(self._line(parts), parts, "expected a list")
+
+    def _unique_labels(self, names: list[str]) -> None:
+        for index, name in enumerate(names[: MAX_LABELS + 1]):
+            if name in names[:index]:
+                parts = ("watch", "labels", index)
+                self._problems.add(self._line(parts), parts, "the same name again")
+
+    def _validated(self, data: dict[str, object]) -> Config | None:
+        try:
+            return Config.model_validate(data)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                # What is broken was told, and items that are wrong leave a list too short.
+                told = detail["input"] is BROKEN or (
+                    detail["type"] == "too_short" and detail["input"]
+                )
+                if not told:
+                    message = _MESSAGES.get(detail["type"], detail["msg"])
+                    message = message.format_map(detail.get("ctx", {}))
+                    self._problems.add(self._line(detail["loc"]), detail["loc"], message)
+            return None
+
+    def _line(self, parts: Iterable[str | int]) -> int:
+        """Return the line of a key or item, or of the nearest above it that is there."""
+        value: Value = self._document
+        line = 1
+        for part in parts:
+            if isinstance(value, YamlMapping) and isinstance(part, str) and part in value:
+                line, value = value.line_of(part), value[part]
+            elif isinstance(value, YamlSequence) and isinstance(part, int):
+                line, value = value.lines[part], value[part]
+            else:
+                break
+        return line
+
+
+def _strings(items: object, key: str | None = None) -> list[str] | None:
+    """Return the items of a list, or what each has under `key`, if all of them are text."""
+    if not isinstance(items, YamlSequence):
+        return None
+    values: Iterable[object] = items
+    if key is not None:
+        values = (item.get(key) if isinstance(item, YamlMapping) else None for item in items)
+    texts = [value for value in values if isinstance(value, str)]
+    return texts if len(texts) == len(items) else None

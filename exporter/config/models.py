@@ -1,0 +1,147 @@
+"""What a configuration is: its parts, their defaults and their bounds.
+
+Times are in seconds here; a file writes them as durations, such as `15s`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from exporter.config.calls import CALL_SCHEMA, CallConfig
+from exporter.config.fields import (
+    AccountName,
+    BaseUrl,
+    Count,
+    Duration,
+    LabelName,
+    LedgerUrl,
+    Rate,
+)
+from exporter.secret import Secret
+
+MAX_ACCOUNTS = 1000
+MAX_LABELS = 5
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class AccountConfig(_Model):
+    """A set of eSMS credentials, and how fast it may be used."""
+
+    name: AccountName
+    """The value of the label `account`. Unique."""
+
+    api_key: Secret
+    """The ApiKey. Either this or `api_key_file`."""
+
+    secret_key: Secret
+    """The SecretKey. Either this or `secret_key_file`."""
+
+    base_url: BaseUrl = "https://voiceapi.esms.vn/MainService.svc/json"
+    """Where the API is, without the name of an operation."""
+
+    rate_limit: Rate = 20.0
+    """Requests per second, at most. Above 0, up to 100000."""
+
+    max_concurrency: Annotated[int, Count(1, 1000)] = 32
+    """Requests under way at a time, at most."""
+
+
+class PollingConfig(_Model):
+    """When a call is asked for, and when it is given up."""
+
+    # Nobody should poll ten times a second, but tests of a whole life of a call have to.
+    interval: Annotated[float, Duration("100ms", "1d")] = 15.0
+    """From one poll of a call to the next, while the call is young."""
+
+    max_interval: Annotated[float, Duration("100ms", "1d")] = 300.0
+    """What the interval grows to as a call gets older. At least `interval`."""
+
+    timeout: Annotated[float, Duration("1ms", "10m")] = 10.0
+    """Of one request, from connecting to the last byte."""
+
+    not_found_grace: Annotated[float, Duration("0s", "6d")] = 600.0
+    """How long a call may be unknown to the provider before it counts as not found."""
+
+    give_up_after: Annotated[float, Duration("100ms", "6d")] = 259_200.0
+    """How long a call is watched. The provider forgets calls after about 7 days."""
+
+    @field_validator("max_interval")
+    @classmethod
+    def _not_below_interval(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("interval", 0):
+            raise PydanticCustomError("expected", "expected at least the value of `interval`")
+        return value
+
+    @field_validator("give_up_after")
+    @classmethod
+    def _not_below_grace(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("not_found_grace", 0):
+            raise PydanticCustomError(
+                "expected", "expected at least the value of `not_found_grace`"
+            )
+        return value
+
+
+class WatchConfig(_Model):
+    """Which calls are watched, and which labels they may carry."""
+
+    labels: Annotated[tuple[LabelName, ...], Field(max_length=MAX_LABELS)] = ()
+    """The names of the labels that a watched call may carry."""
+
+    max_label_values: Annotated[int, Count(1, 10_000)] = 100
+    """Distinct values of one label; further ones are shown as `other`."""
+
+    max_calls: Annotated[int, Count(1, 10_000_000)] = 1_000_000
+    """Calls that may be watched at a time, from all sources."""
+
+    # Read and checked by hand: see exporter.config.calls.
+    calls: Annotated[
+        SkipValidation[tuple[CallConfig, ...]],
+        WithJsonSchema({"type": "array", "items": CALL_SCHEMA}),
+    ] = ()
+    """The calls to watch: ids, or mappings with the key `reference_id`."""
+
+
+class LedgerConfig(_Model):
+    """The durable record of calls and totals."""
+
+    url: LedgerUrl = "sqlite:///esms-exporter.db"
+    """A file of SQLite; a relative path starts at the working directory."""
+
+    keep_finished: Annotated[float, Duration("1s", "10y")] = 2_592_000.0
+    """How long a finished call is remembered, so as not to count it again."""
+
+
+class Config(_Model):
+    """The configuration of esms-exporter."""
+
+    accounts: Annotated[tuple[AccountConfig, ...], Field(min_length=1, max_length=MAX_ACCOUNTS)]
+    """The accounts whose calls are watched."""
+
+    polling: PollingConfig = PollingConfig()
+    """When a call is asked for, and when it is given up."""
+
+    watch: WatchConfig = WatchConfig()
+    """Which calls are watched, and which labels they may carry."""
+
+    ledger: LedgerConfig = LedgerConfig()
+    """The durable record of calls and totals."""
+
+    shutdown_timeout: Annotated[float, Duration("100ms", "1h")] = 10.0
+    """How long an exporter that was told to stop may take to finish what is under way."""

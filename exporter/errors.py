@@ -1,0 +1,101 @@
+"""Every exception of the project, in one tree.
+
+    ExporterError
+    ├── ConfigError              the configuration cannot be used; carries every problem
+    ├── LedgerError              the ledger cannot be used; the message says what to do
+    │   └── LedgerBusyError      another exporter has it
+    ├── ListenError              an address cannot be listened on
+    └── RequestError             a request got no answer that could be read; `outcome` says why
+        ├── RequestTimeoutError  no complete answer within the time-out
+        ├── ConnectionFailedError  no connection, or one that broke
+        ├── TLSError             the peer could not be authenticated
+        └── UnreadableAnswerError  what came back is not HTTP, or larger than allowed
+
+No message of any of them holds a credential, a phone number or the URL of a request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.esms.codes import Outcome
+
+
+class ExporterError(Exception):
+    """The root of the tree: everything that this project raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a configuration.
+
+    Attributes:
+        file: the file as the user named it.
+        line: 1 for the first line; 0 where no line can be named.
+        key: the path of the key, such as `accounts[0].api_key`; empty for the whole file.
+        message: what is wrong and what was expected. Never holds a value that may be a secret.
+    """
+
+    file: str
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        """Render as `file:line: key: message`, which editors and terminals make clickable."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+
+
+class ConfigError(ExporterError):
+    """The configuration cannot be used.
+
+    Attributes:
+        problems: all of them, in the order of the file; at least one.
+    """
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+class LedgerError(ExporterError):
+    """The ledger cannot be opened, read or written."""
+
+
+class LedgerBusyError(LedgerError):
+    """Another process uses the ledger."""
+
+
+class ListenError(ExporterError):
+    """An address cannot be listened on."""
+
+
+class RequestError(ExporterError):
+    """A request to the provider brought no answer that could be read."""
+
+    outcome: Outcome
+
+
+class RequestTimeoutError(RequestError):
+    """The last byte had not come when the time-out ended."""
+
+    outcome = Outcome.TIMEOUT
+
+
+class ConnectionFailedError(RequestError):
+    """No connection could be made, or it broke before the answer was whole."""
+
+    outcome = Outcome.CONNECTION
+
+
+class TLSError(RequestError):
+    """The TLS handshake failed or the certificate is not to be trusted."""
+
+    outcome = Outcome.TLS
+
+
+class UnreadableAnswerError(RequestError):
+    """The peer did not speak HTTP, or sent more than an answer may hold."""
+
+    outcome = Outcome.BAD_RESPONSE

@@ -1,0 +1,1 @@
+"""The provider: requests, answers and result codes."""

@@ -1,0 +1,152 @@
+"""What the provider said, parsed and typed. Pure and total: any bytes make an answer.
+
+Source: the provider's page of `GetSendStatus` and its examples. Types are taken loosely, because
+the documentation and the examples differ: numbers come as numbers or as strings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+from pydantic_core import from_json
+
+from exporter.esms.codes import CODES, OTHER_CODE, Outcome, outcome_of
+
+MAX_MESSAGE_LENGTH: Final = 200
+
+
+class Answer(NamedTuple):
+    """One answer of `GetSendStatus`, or what came instead of it.
+
+    Attributes:
+        outcome: what the request came to.
+        code: the documented result code, `other` for any other, None where there was none.
+        message: the provider's words for a failure, bounded and without control characters.
+        retry_after: seconds that a throttling provider asked for.
+        reference_id: the id that the answer is about; None where it names none.
+        send_status: 1, 2, 4, 5, 7; None where it is absent or no number.
+        sent_result: 0 or 1; None where it is absent or no number.
+        call_status: as it came; empty where it is absent.
+        duration: seconds, unchecked; None where it is absent or no number.
+        odd_duration: a duration came that is not a number.
+        ivr: the key or keys that were pressed, as they came.
+    """
+
+    outcome: Outcome
+    code: str | None = None
+    message: str = ""
+    retry_after: float | None = None
+    reference_id: str | None = None
+    send_status: int | None = None
+    sent_result: int | None = None
+    call_status: str = ""
+    duration: float | None = None
+    odd_duration: bool = False
+    ivr: str = ""
+
+
+BAD_RESPONSE: Final = Answer(Outcome.BAD_RESPONSE)
+
+
+def read_answer(body: bytes) -> Answer:
+    """Read the body of an answer of `GetSendStatus` that came with the status 200. Never raises."""
+    try:
+        document = from_json(body)
+    except ValueError:
+        return BAD_RESPONSE
+    if not isinstance(document, dict):
+        return BAD_RESPONSE
+    return _read_document(document)
+
+
+def read_refusal(http_status: int, retry_after: str | None, now: float) -> Answer:
+    """Read an answer that came with another status than 200. Never raises.
+
+    Args:
+        http_status: the status of the response.
+        retry_after: its `Retry-After` header.
+        now: Unix time, for a `Retry-After` that is a date.
+    """
+    if http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return Answer(Outcome.THROTTLED, retry_after=read_retry_after(retry_after, now))
+    return Answer(Outcome.HTTP_ERROR)
+
+
+def _read_document(document: Mapping[str, object]) -> Answer:
+    code = _text(document.get("CodeResponse")) or _text(document.get("CodeResult"))
+    if not code:
+        return BAD_RESPONSE
+    outcome = outcome_of(code)
+    label = code if code in CODES else OTHER_CODE
+    if outcome is not Outcome.OK:
+        return Answer(outcome, label, message=_message(document.get("ErrorMessage")))
+    duration = document.get("CallDuration")
+    seconds = _number(duration)
+    return Answer(
+        outcome,
+        label,
+        reference_id=_text(document.get("ReferenceId")) or None,
+        send_status=_integer(document.get("SendStatus")),
+        sent_result=_integer(document.get("SentResult")),
+        call_status=_text(document.get("CallStatus")),
+        duration=seconds,
+        odd_duration=seconds is None and duration is not None and duration != "",
+        ivr=_text(document.get("Ivr")),
+    )
+
+
+def _text(value: object) -> str:
+    """Return a string or a whole number as trimmed text; empty for anything else."""
+    if type(value) is str:
+        return value.strip()
+    if type(value) is int:
+        # Python refuses to print integers of thousands of digits; no field here has twenty.
+        return str(value) if abs(value) < 10**20 else ""
+    if type(value) is float and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return ""
+
+
+def _number(value: object) -> float | None:
+    """Return a number, or a string that is one, as a float; it may be infinite but never NaN."""
+    # bool is an int to Python, and `true` is no number.
+    if type(value) is not int and type(value) is not float and type(value) is not str:
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def _integer(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def _message(value: object) -> str:
+    text = value[: 2 * MAX_MESSAGE_LENGTH] if isinstance(value, str) else ""
+    return "".join(char for char in text if char.isprintable())[:MAX_MESSAGE_LENGTH]
+
+
+def read_retry_after(value: str | None, now: float) -> float | None:
+    """Read a `Retry-After` header (RFC 9110, 10.2.3): seconds or a date.
+
+    Returns:
+        Seconds from `now`, not negative and not bounded above; None where it says nothing.
+    """
+    text = (value or "").strip()
+    if not text:
+        return None
+    if text.isascii() and text.isdigit():
+        return float(text[:12])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None

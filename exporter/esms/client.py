@@ -1,0 +1,156 @@
+"""Requests to the provider: one session per account, one exception for each failure."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from http import HTTPStatus
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+import exporter
+from exporter.calls import ReferenceId
+from exporter.errors import (
+    ConnectionFailedError,
+    RequestError,
+    RequestTimeoutError,
+    TLSError,
+    UnreadableAnswerError,
+)
+from exporter.esms.answers import Answer, read_answer, read_refusal
+from exporter.esms.deadline import Deadlines
+from exporter.secret import Secret
+
+MAX_BODY: Final = 64 * 1024
+"""Bytes that an answer may have; a real one has some 200."""
+
+# Beyond the 15 s at which an account is polled by default, so that a quiet account keeps its
+# connection from poll to poll.
+_KEEPALIVE: Final = 75.0
+
+_HEADERS: Final = {
+    "Accept": "application/json",
+    # Answers are small, and what is not compressed cannot be a decompression bomb.
+    "Accept-Encoding": "identity",
+    "User-Agent": f"esms-exporter/{exporter.__version__}",
+}
+
+
+class Client:
+    """Asks the provider with the credentials of one account.
+
+    Args:
+        base_url: such as `https://voiceapi.esms.vn/MainService.svc/json`.
+        api_key: goes into the query string of each request; so does `secret_key`.
+        secret_key: see `api_key`.
+        timeout: seconds from connect to the last byte.
+        max_connections: connections held at once.
+        ssl_context: for TLS; by default certificates are verified against the system's.
+
+    Must be made inside a running loop, and closed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: Secret,
+        secret_key: Secret,
+        *,
+        timeout: float,
+        max_connections: int,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        credentials = (
+            f"ApiKey={quote(api_key.reveal(), safe='')}"
+            f"&SecretKey={quote(secret_key.reveal(), safe='')}"
+        )
+        # All of the URL but the id, encoded once: building it anew costs a fifth of a request.
+        self._send_status_url = Secret(
+            f"{URL(base_url)}/GetSendStatus?{credentials}&ReferenceId=",
+        )
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=max_connections,
+                keepalive_timeout=_KEEPALIVE,
+                ssl=ssl_context or ssl.create_default_context(),
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=_HEADERS,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # see Deadlines
+            auto_decompress=False,
+        )
+        self._deadlines = Deadlines(timeout)
+
+    async def send_status(self, reference_id: ReferenceId) -> Answer:
+        """Ask what became of a call: one `GetSendStatus` request.
+
+        Raises:
+            RequestError: no answer came that could be read; see its subclasses.
+        """
+        url = URL(self._send_status_url.reveal() + quote(reference_id, safe=""), encoded=True)
+        try:
+            with self._deadlines.begin():
+                # Redirects are not followed: their target would be handed the credentials.
+                response = await self._session.get(url, allow_redirects=False)
+                try:
+                    body = await _read_bounded(response)
+                except BaseException:
+                    response.close()
+                    raise
+        except RequestError:
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing of aiohttp's may escape
+            # `from None`: the original's text and traceback hold the URL, and so the keys.
+            raise translate(error) from None
+        if response.status == HTTPStatus.OK:
+            return read_answer(body)
+        return read_refusal(response.status, response.headers.get("Retry-After"), time.time())
+
+    async def close(self) -> None:
+        """Close the connections; requests under way fail."""
+        self._deadlines.close()
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    content = response.content
+    body = await content.readany()
+    while not content.at_eof():
+        if len(body) > MAX_BODY:
+            break
+        body += await content.readany()
+    if len(body) > MAX_BODY:
+        raise UnreadableAnswerError(f"the answer has more than {MAX_BODY} bytes")
+    return body
+
+
+def translate(error: Exception) -> RequestError:
+    """Return the project's exception for one of aiohttp's, of asyncio's or of the system's.
+
+    The message is made of the kind of failure alone, never of the original's text.
+    """
+    kind = type(error).__name__
+    if isinstance(error, TimeoutError):
+        return RequestTimeoutError("no complete answer in time")
+    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
+        return TLSError(f"the peer could not be authenticated ({kind})")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return ConnectionFailedError(f"the connection broke within the answer ({kind})")
+    if isinstance(error, aiohttp.ClientConnectionError | OSError):
+        return ConnectionFailedError(f"no connection, or one that broke ({kind})")
+    return UnreadableAnswerError(f"the answer could not be read ({kind})")

@@ -1,0 +1,53 @@
+"""The provider's result codes, and what a request can come to.
+
+Source: the provider's public table of result codes (`bang-ma-loi`), as far as it concerns calls.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class Outcome(StrEnum):
+    """What one request came to: the label `outcome` of `esms_api_requests_total`."""
+
+    OK = "ok"
+    AUTH = "auth"
+    NOT_FOUND = "not_found"
+    THROTTLED = "throttled"
+    API_ERROR = "api_error"
+    BAD_RESPONSE = "bad_response"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    TLS = "tls"
+    HTTP_ERROR = "http_error"
+
+
+# To add a code: one line here. Its class decides what the poller does with it.
+CODES: Final[dict[str, Outcome]] = {
+    "100": Outcome.OK,
+    "99": Outcome.API_ERROR,  # number blocked
+    "101": Outcome.AUTH,  # wrong ApiKey or SecretKey
+    "102": Outcome.API_ERROR,  # no price list
+    "103": Outcome.API_ERROR,  # balance too low
+    "104": Outcome.API_ERROR,  # call code or template does not exist
+    "105": Outcome.NOT_FOUND,  # id not found, or not yet
+    "106": Outcome.API_ERROR,  # recording does not exist
+    "108": Outcome.API_ERROR,  # phone number malformed
+    "118": Outcome.API_ERROR,  # type not supported
+    "124": Outcome.API_ERROR,  # duplicate RequestId
+    "140": Outcome.AUTH,  # the caller's IP address is not whitelisted
+    "143": Outcome.AUTH,  # account not active, or locked
+    "160": Outcome.THROTTLED,  # over the limit of requests per second
+    "851": Outcome.API_ERROR,  # id missing
+    "854": Outcome.NOT_FOUND,  # no data found
+}
+
+OTHER_CODE: Final = "other"
+"""The label value for a code that is not documented, so that the label stays bounded."""
+
+
+def outcome_of(code: str) -> Outcome:
+    """Return the class of a result code; an undocumented one is an `api_error`."""
+    return CODES.get(code, Outcome.API_ERROR)

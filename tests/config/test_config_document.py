@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import yaml
+
+from exporter.config import document
+from exporter.config.document import YamlMapping, YamlSequence, parse_document
+from exporter.config.problems import Problems
+
+Tell = Callable[..., list[str]]
+ACCOUNTS = "accounts: [{name: a, api_key: k, secret_key: s}]\n"
+
+
+@pytest.fixture(params=["CSafeLoader", "SafeLoader"], autouse=True)
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run everything with the parser in C, and with the one for machines without it."""
+    name: str = request.param
+    monkeypatch.setattr(document, "_LOADER", getattr(yaml, name))
+    return name
+
+
+def parse(text: str) -> object:
+    problems = Problems("x")
+    value = parse_document(text, {"NUMBER": "5"}, problems)
+    assert not problems.total
+    return value
+
+
+def test_every_key_and_item_has_its_line() -> None:
+    value = parse("a: 1\nb:\n  - x\n\n  - {c: 2,\n     d: 3}\n")
+    assert isinstance(value, YamlMapping)
+    assert value == {"a": 1, "b": ["x", {"c": 2, "d": 3}]}
+    assert dict(value.keys_with_lines()) == {"a": 1, "b": 2}
+    assert value.line_of("b") == 2
+    items = value["b"]
+    assert isinstance(items, YamlSequence)
+    assert list(items.lines) == [3, 5]
+    last = items[1]
+    assert isinstance(last, YamlMapping)
+    assert list(last.lines) == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("# nothing\n", None),
+        ("---\n...\n", None),
+        ("%YAML 1.1\n---\na: no\n", {"a": "no"}),
+        ("a: 010", {"a": 10}),
+        ("a: '010'", {"a": "010"}),
+        ("a: !!str 010", {"a": "010"}),
+        ("a: ! 010", {"a": "010"}),
+        ("a: |\n  12\n", {"a": "12\n"}),
+        ("no: x\n1: y\nnull: z", {"no": "x", "1": "y", "null": "z"}),
+        ("a: ${NUMBER}", {"a": "5"}),
+        ("a: &x [1]\nb: *x\nc: *x", {"a": [1], "b": [1], "c": [1]}),
+        ("&k a: b\nc: *k", {"a": "b", "c": "a"}),
+        ("a: [&x 1, *x, &x 2, *x]", {"a": [1, 1, 2, 2]}),
+        ("'<<': 1", {"<<": 1}),
+        ("a: '\u00e9\U0001f600'", {"a": "\u00e9\U0001f600"}),
+    ],
+)
+def test_text_becomes_values(text: str, value: object) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\na: 2\n", "2: a: duplicate key; the first is on line 1"),
+        ("watch: {labels: [],\n labels: []}", "2: watch.labels: duplicate key; the first is on"),
+        ("<<: {a: 1}\n", "1: ?: merge keys"),
+        ("accounts:\n  - &a {x: 1}\n  - <<: *a\n", "3: accounts[1].?: merge keys"),
+        ("a: !env X\n", "1: a: tags (`!name`) are not supported"),
+        ("a: !!python/object:os.system {}\n", "1: a: tags"),
+        ("a:\n  - !!set {x}\n", "2: a[0]: tags"),
+        ("a: !!int '3'\n", "1: a: tags"),
+        ("[1]: 2\n", "1: expected a key that is text"),
+        ("? {a: b}\n: 2\n", "1: expected a key that is text"),
+        ("a: &x b\n*x : 2\n", "2: expected a key that is text"),
+        ("a: *x\n", "1: a: the alias (`*name`) has no anchor"),
+        ("a: &x\n  - *x\n", "2: a[0]: the alias (`*name`) stands inside of what it repeats"),
+        ("&x a: &x {b: *x}\n", "1: a.b: the alias (`*name`) stands inside"),
+        ("a: 1\n---\nb: 1\n", "2: expected one document"),
+        ("a: [" + "[" * 60 + "]" * 60 + "]", "1: a" + "[0]" * 49 + ": is nested deeper than 50"),
+        ("a: 'x\n", "is not valid YAML: "),
+        ("a: b: c\n", "1: is not valid YAML: mapping values are not allowed"),
+        ("a:\n\t- x\n", "2: a: is not valid YAML: found character"),
+        ("a: {b: ${X}}\n", "between `{}` or `[]`, `${NAME}` needs quotes"),
+        ("a: x\0y\n", "is not YAML text"),
+        ("a: x\x1by\n", "is not YAML text"),
+        ("a: }\n", "1: a: is not valid YAML"),
+    ],
+)
+def test_what_is_not_accepted_is_told_with_its_place(
+    problems: Tell, text: str, expected: str
+) -> None:
+    assert any(expected in problem for problem in problems(text)), problems(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "api_key: *hunter2hunter2\n",
+        "api_key: !hunter2!hunter2 x\n",
+        "api_key: 'hunter2\n",
+        'api_key: "\\hunter2"\n',
+        "%hunter2 x\n%TAG hunter2\n---\n",
+        "hunter2: [\n",
+        "- @hunter2\n",
+        "api_key: &hunter2 &hunter2 x\n",
+        "{hunter2, hunter2}",
+    ],
+)
+def test_words_of_a_broken_file_are_not_repeated(problems: Tell, text: str) -> None:
+    # A key with a few digits may be shown; what looks more like a credential may not.
+    found = problems(text.replace("hunter2", "hunter20267"))
+    assert "hunter" not in "\n".join(found)
+
+
+def test_aliases_that_explode_are_refused_at_once(problems: Tell) -> None:
+    text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    for level in range(1, 30):
+        text += f"a{level}: &a{level} [" + ", ".join([f"*a{level - 1}"] * 10) + "]\n"
+    started = time.process_time()
+    found = problems(text)
+    assert time.process_time() - started < 1
+    assert found == ["7: a6[7]: holds more than 10000000 values, with what aliases repeat"]

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exporter.config import AccountConfig, Config, LedgerConfig, load_config
+from exporter.errors import ConfigError
+from exporter.secret import Secret
+
+Load = Callable[..., Config]
+Tell = Callable[..., list[str]]
+
+HEAD = "accounts:\n  - name: main\n    api_key: k\n    secret_key: s\n"
+DURATION = "expected a duration such as `15s`, `1m30s` or `3d`, from "
+LABEL = "expected a lower-case label name"
+
+
+def test_a_whole_file(load: Load) -> None:
+    config = load(
+        "\ufeffaccounts:\n  - name: main\n    api_key: ' ${KEY} '\n    secret_key: '12'\n"
+        "    base_url: http://127.0.0.1:80/x/\n    rate_limit: 0.5\n    max_concurrency: 4\n"
+        "polling: {interval: 200ms, max_interval: 1s, timeout: 1s, not_found_grace: 0,"
+        " give_up_after: 6d}\n"
+        "watch: {labels: [a, b_2], max_label_values: 5, max_calls: 9}\n"
+        "ledger: {url: 'sqlite:////var/x.db', keep_finished: 1w}\n"
+        "shutdown_timeout: 1m30s\n",
+        {"KEY": "from-environment"},
+    )
+    account = config.accounts[0]
+    assert account.api_key == Secret("from-environment")
+    assert account.secret_key == Secret("12")
+    assert (account.base_url, account.rate_limit) == ("http://127.0.0.1:80/x", 0.5)
+    assert config.polling.model_dump() == {
+        "interval": 0.2,
+        "max_interval": 1.0,
+        "timeout": 1.0,
+        "not_found_grace": 0.0,
+        "give_up_after": 518_400.0,
+    }
+    assert config.watch.labels == ("a", "b_2")
+    assert (config.watch.max_label_values, config.watch.max_calls) == (5, 9)
+    assert config.ledger == LedgerConfig(url="sqlite:////var/x.db", keep_finished=604_800.0)
+    assert config.shutdown_timeout == 90.0
+    assert "from-environment" not in repr(config)
+
+
+def test_what_is_left_out_has_its_default(load: Load) -> None:
+    account = AccountConfig(name="main", api_key=Secret("k"), secret_key=Secret("s"))
+    assert load(HEAD) == Config(accounts=(account,))
+    sections = "polling:\nwatch:\nledger:\n"
+    assert load(HEAD + sections) == Config(accounts=(account,))
+    assert load(HEAD + "watch:\n  labels:\n  calls:\n") == Config(accounts=(account,))
+
+
+def test_numbers_may_come_from_the_environment(load: Load) -> None:
+    config = load(
+        HEAD + "    rate_limit: ${RATE}\n    max_concurrency: ${NONE:-7}\n"
+        "polling:\n  interval: ${INTERVAL}\n  not_found_grace: ${ZERO}\n",
+        {"RATE": "2.5", "INTERVAL": "30s", "ZERO": "0"},
+    )
+    assert (config.accounts[0].rate_limit, config.accounts[0].max_concurrency) == (2.5, 7)
+    assert (config.polling.interval, config.polling.not_found_grace) == (30, 0)
+
+
+def test_secrets_stay_text(load: Load) -> None:
+    text = "accounts: [{name: '${N}', api_key: '${N}', secret_key: '${T}'}]"
+    account = load(text.replace("'", '"'), {"N": "12", "T": "true"}).accounts[0]
+    assert (account.api_key, account.secret_key) == (Secret("12"), Secret("true"))
+    block = "accounts:\n  - name: ${N}\n    api_key: ${N}\n    secret_key: ${T}\n"
+    account = load(block, {"N": "12", "T": "true"}).accounts[0]
+    assert (account.api_key, account.secret_key) == (Secret("12"), Secret("true"))
+    assert type(account.name) is str
+    assert type(account.api_key.reveal()) is str
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "is empty; expected a mapping with the key `accounts`"),
+        ("- a\n", "1: expected a mapping with the key `accounts`"),
+        ("abc\n", "1: expected a mapping with the key `accounts`"),
+        ("${NONE}\n", "1: the environment variable `NONE` is not set"),
+        ("{}\n", "1: accounts: missing required key"),
+        ("accounts:\n", "1: accounts: expected a list"),
+        ("accounts: {a: b}\n", "1: accounts: expected a list"),
+        ("accounts: []\n", "1: accounts: expected at least 1 item"),
+        (
+            "accounts:\n"
+            + "".join(f"  - {{name: a{i}, api_key: k, secret_key: s}}\n" for i in range(1001)),
+            "1: accounts: expected at most 1000 items",
+        ),
+        (HEAD + "    rate_limit: ${NONE}\n", "5: accounts[0].rate_limit: the environment"),
+        (HEAD.replace("api_key: k", "api_key_file: ${NONE}"), "3: accounts[0].api_key_file: the e"),
+        (HEAD.replace("api_key: k", "api_key: ${NONE}"), "3: accounts[0].api_key: the environment"),
+        ("\naccounts:\n  - x\n", "3: accounts[0]: expected a mapping of keys to values"),
+        (HEAD + "  -\n", "5: accounts[1]: expected a mapping of keys to values"),
+        (HEAD + "polling: 5\n", "5: polling: expected a mapping of keys to values"),
+        (HEAD + "polling: []\n", "5: polling: expected a mapping of keys to values"),
+        (HEAD + "pollling: {}\n", "5: pollling: unknown key; did you mean `polling`?"),
+        (HEAD + "    rate_limt: 1\n", "5: accounts[0].rate_limt: unknown key; did you mean `rate_"),
+        (HEAD + "watch:\n  files: [x]\n", "6: watch.files: unknown key"),
+        (HEAD + "0123456789abcdef: x\n", "5: ?: unknown key"),
+    ]
+    + [
+        (HEAD + f"    {key}: {value}\n", f"5: accounts[0].{key}: {message}")
+        for key, message, values in [
+            (
+                "rate_limit",
+                "expected a number above 0, at most 100000",
+                ["0", "-1", "1e6", "x", "''", "true", ".inf", ".nan", "[1]", "'5'", "", "1e9999"],
+            ),
+            (
+                "max_concurrency",
+                "expected a whole number from 1 to 1000",
+                ["0", "1001", "1.0", "1.5", "true", "x", "", "{}", "9" * 5000],
+            ),
+            (
+                "base_url",
+                "expected a URL `http://HOST...` or `https://HOST...`",
+                [
+                    "x",
+                    "ftp://x",
+                    "http://",
+                    "http:///x",
+                    "https://u:p@x",
+                    "http://x?a",
+                    "http://x#",
+                    "http://x:99999",
+                    "http://x:0",
+                    "http://x:y",
+                    "'http://[::1'",
+                    "'http://x y'",
+                    '"http://x\\n"',
+                    "5",
+                    "",
+                    "http://é",
+                ],
+            ),
+        ]
+        for value in values
+    ]
+    + [
+        (HEAD + f"polling:\n  {key}: {value}\n", f"6: polling.{key}: {DURATION}{bounds}")
+        for key, value, bounds in [
+            ("interval", "15", "100ms to 1d"),
+            ("interval", "15.5", "100ms to 1d"),
+            ("interval", "true", "100ms to 1d"),
+            ("interval", "false", "100ms to 1d"),
+            ("interval", "", "100ms to 1d"),
+            ("interval", "0", "100ms to 1d"),
+            ("interval", "99ms", "100ms to 1d"),
+            ("interval", "1.5m", "100ms to 1d"),
+            ("interval", "[1s]", "100ms to 1d"),
+            ("max_interval", "2d", "100ms to 1d"),
+            ("timeout", "0", "1ms to 10m"),
+            ("timeout", "0s", "1ms to 10m"),
+            ("timeout", "1h", "1ms to 10m"),
+            ("give_up_after", "1w", "100ms to 6d"),
+            ("not_found_grace", "1w", "0s to 6d"),
+        ]
+    ]
+    + [
+        (
+            HEAD + "polling: {interval: 6m}\n",
+            "5: polling.max_interval: expected at least the value",
+        ),
+        (HEAD + "polling:\n  max_interval: 1s\n", "6: polling.max_interval: expected at least the"),
+        (HEAD + "polling:\n  give_up_after: 1s\n", "6: polling.give_up_after: expected at least"),
+        (HEAD + "shutdown_timeout: 2h\n", f"5: shutdown_timeout: {DURATION}100ms to 1h"),
+        (HEAD + "ledger:\n  keep_finished: 30\n", f"6: ledger.keep_finished: {DURATION}1s to 10y"),
+        (
+            HEAD + "ledger: {url: 'postgresql://u:pw@h/d'}\n",
+            "5: ledger.url: expected sqlite:///PATH",
+        ),
+        (HEAD + "ledger: {url: 'sqlite:///'}\n", "5: ledger.url: expected sqlite:///PATH"),
+        (HEAD + "ledger: {url: 'sqlite:///x?mode=ro'}\n", "5: ledger.url: expected sqlite:///PATH"),
+        (HEAD + "ledger: {url: 5}\n", "5: ledger.url: expected sqlite:///PATH"),
+        (HEAD + "watch: {labels: x}\n", "5: watch.labels: expected a list"),
+        (
+            HEAD + "watch: {labels: [a, b, c, d, e, f]}\n",
+            "5: watch.labels: expected at most 5 items",
+        ),
+        (HEAD + "watch: {labels: [a,\n b, a]}\n", "6: watch.labels[2]: the same name again"),
+        (HEAD + "watch: {max_calls: 0}\n", "5: watch.max_calls: expected a whole number from 1 to"),
+        (HEAD + "watch: {calls: x}\n", "5: watch.calls: expected a list"),
+        (HEAD + "watch: {calls: '${NONE}'}\n", "5: watch.calls: the environment variable `NONE`"),
+    ]
+    + [
+        (HEAD + f"watch: {{labels: [{name}]}}\n", f"5: watch.labels[0]: {LABEL}")
+        for name in ["A", "__a", "account", "le", "job", "1a", "a-b", "''", "5", "{}", "\u00e9"]
+    ],
+)
+def test_one_mistake_is_one_problem(problems: Tell, text: str, expected: str) -> None:
+    found = problems(text)
+    assert len(found) == 1, found
+    assert found[0].startswith(expected)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "'a\n'", "\u00e9", "x" * 65, "5", "[]", "a/b"])
+def test_names_of_accounts_are_plain(problems: Tell, name: str) -> None:
+    text = f'accounts: [{{name: "{name}", api_key: k, secret_key: s}}]\n'
+    if name == "5":
+        text = text.replace('"', "")
+    found = problems(text)
+    assert len(found) == 1
+    assert "accounts[0].name: expected a name of 1 to 64 letters, digits, `_`, `.`" in found[0]
+
+
+def test_names_of_accounts_differ(problems: Tell) -> None:
+    assert problems(HEAD + HEAD.removeprefix("accounts:\n")) == [
+        "5: accounts[1].name: expected a name of its own; the same is on line 2"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "expected a key, and it is empty"),
+        ("''", "expected a key, and it is empty"),
+        ("${EMPTY}", "expected a key, and it is empty"),
+        ("123456", "expected text; a key that looks like a number needs quotes"),
+        ("true", "expected text; a key that looks like a number needs quotes"),
+        ("hunter2 hunter2", "expected a key: printable ASCII characters without blanks"),
+        ('"hunter2\\0"', "expected a key: printable ASCII characters without blanks"),
+        ("hunter2\u00e9", "expected a key: printable ASCII characters without blanks"),
+        ("${hunter", "malformed `${`"),
+    ],
+)
+def test_a_key_that_is_wrong_is_not_shown(problems: Tell, value: str, message: str) -> None:
+    text = f"accounts:\n  - name: a\n    api_key: {value}\n    secret_key: s\n"
+    found = problems(text, {"EMPTY": ""})
+    assert len(found) == 1
+    assert found[0].startswith(f"3: accounts[0].api_key: {message}")
+    assert "hunter" not in found[0]
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file(problems: Tell) -> None:
+    found = problems(
+        "ledger: {url: x}\n"
+        "watch:\n  calls: [a b]\n  labels: [A]\n"
+        "polling: {interval: 1, max_interval: 1}\n"
+        "accounts:\n  - {}\n  - nme: x\n    api_key: ${A}\n"
+        "    api_key_file: y\n    secret_key_file: z\n"
+    )
+    assert [problem.split(": ")[:2] for problem in found] == [
+        ["1", "ledger.url"],
+        ["3", "watch.calls[0]"],
+        ["4", "watch.labels[0]"],
+        ["5", "polling.interval"],
+        ["5", "polling.max_interval"],
+        ["7", "accounts[0].api_key"],
+        ["7", "accounts[0].secret_key"],
+        ["7", "accounts[0].name"],
+        ["8", "accounts[1].nme"],
+        ["8", "accounts[1].name"],
+        ["9", "accounts[1].api_key"],
+        ["10", "accounts[1].api_key_file"],
+        ["11", "accounts[1].secret_key_file"],
+    ]
+
+
+FILES = "accounts:\n  - name: a\n    api_key_file: ${FILE:-secrets/key}\n    secret_key: s\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"k3y", b"k3y\n", b"k3y\r\n", b" k3y \n\n", b"\xef\xbb\xbfk3y\n"]
+)
+def test_keys_come_from_files_beside_the_configuration(
+    load: Load, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/key").write_bytes(content)
+    assert load(FILES).accounts[0].api_key == Secret("k3y")
+    assert load(FILES, {"FILE": str(tmp_path / "secrets/key")}).accounts[0].api_key == Secret("k3y")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "the file cannot be read: No such file or directory"),
+        (b"", "expected a key, and it is empty"),
+        (b"\n", "expected a key, and it is empty"),
+        (b"k3y\nk3y\n", "expected a key: printable ASCII characters without blanks"),
+        (b"k3y\xff", "the file is not UTF-8 text"),
+        (b"k3y" * 30_000, "the file is larger than 64 KiB"),
+    ],
+)
+def test_a_file_without_a_key_is_a_problem(
+    problems: Tell, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+    found = problems(FILES, {"FILE": "key"})
+    assert found == [f"3: accounts[0].api_key_file: {message}"]
+
+
+@pytest.mark.parametrize("value", ["''", "5", "[]", ""])
+def test_the_name_of_a_file_is_text(problems: Tell, value: str) -> None:
+    found = problems(f"accounts: [{{name: a, api_key_file: {value}, secret_key: s}}]\n")
+    assert found == ["1: accounts[0].api_key_file: expected the path of a file"]
+
+
+def test_the_name_of_a_file_may_be_odd(problems: Tell) -> None:
+    found = problems('accounts: [{name: a, api_key_file: "a\\0b", secret_key: s}]\n')
+    assert found == ["1: accounts[0].api_key_file: the file cannot be read: not a path"]
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def make_link_to_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "cannot be read: No such file or directory"),
+        (Path.mkdir, "cannot be read: Is a directory"),
+        (make_fifo, "cannot be read: not a regular file"),
+        (make_link_to_device, "cannot be read: not a regular file"),
+        (make_loop, "cannot be read: Too many levels of symbolic links"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00\x80"), "is not UTF-8 text"),
+        (lambda path: path.write_bytes(b"accounts: \0\n"), "is not YAML text"),
+    ],
+)
+def test_what_is_no_readable_file_is_told_without_waiting(
+    tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    make(path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path, {})
+    assert len(caught.value.problems) == 1
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with path.open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(ConfigError, match="is larger than 65536 KiB"):
+        load_config(path, {})
+
+
+def test_a_file_may_be_linked_as_kubernetes_does(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data/config.yaml").write_text(HEAD)
+    (tmp_path / "linked.yaml").symlink_to("..data/config.yaml")
+    assert load_config(tmp_path / "linked.yaml", {}).accounts[0].name == "main"
+
+
+def test_the_environment_of_the_process_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONFIG_TEST_NAME", "from-process")
+    path = tmp_path / "config.yaml"
+    path.write_text(HEAD.replace("main", "${CONFIG_TEST_NAME}"))
+    assert load_config(path).accounts[0].name == "from-process"
