@@ -1,0 +1,1 @@
+"""The durable record of watched calls and totals."""

@@ -1,0 +1,90 @@
+"""What polls found out, written in one transaction with what it adds to the totals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from exporter.calls import Finished, PollAgain
+from exporter.ledger.bulk import fetch, field, given, listed, packed
+from exporter.ledger.records import Committed, Observation
+from exporter.ledger.schema import accounts, calls, totals
+from exporter.ledger.totals import Cell, additions
+
+_rows: Final = given("rows")
+
+_UNFINISHED: Final = (
+    listed(calls.c.id, calls.c.first_watched, calls.c.label_set_id, accounts.c.id, accounts.c.name)
+    .join_from(calls, accounts)
+    .where(calls.c.id.in_(select(_rows.c.value)), calls.c.result.is_(None))
+)
+_SET_STATE: Final = (
+    update(calls)
+    .where(calls.c.id == field(_rows, 0), calls.c.result.is_(None))
+    .values(state=field(_rows, 1), state_since=field(_rows, 2))
+)
+_FINISH: Final = (
+    update(calls)
+    .where(calls.c.id == field(_rows, 0), calls.c.result.is_(None))
+    .values(
+        result=field(_rows, 1),
+        status=field(_rows, 2),
+        duration=field(_rows, 3),
+        key=field(_rows, 4),
+        finished_at=field(_rows, 5),
+    )
+)
+_NEW_TOTAL: Final = insert(totals)
+_ADD: Final = _NEW_TOTAL.on_conflict_do_update(
+    index_elements=list(totals.primary_key),
+    set_={"value": totals.c.value + _NEW_TOTAL.excluded.value},
+)
+
+
+def commit(connection: Connection, observations: Sequence[Observation]) -> Committed:
+    """Write a group of observations, of distinct calls.
+
+    A call finishes once: one that has a result already, or is gone, adds nothing.
+    """
+    ids = [observation.call.id for observation in observations]
+    held = {row: rest for row, *rest in fetch(connection, _UNFINISHED, rows=packed(ids))}
+    states, finished = [], []
+    added: defaultdict[Cell, float] = defaultdict(float)
+    account_ids: dict[str, int] = {}
+    for _, call, verdict, at in observations:
+        if call.id not in held:
+            continue
+        if isinstance(verdict, PollAgain):
+            states.append((call.id, verdict.state, at))
+            continue
+        first_watched, labels, account_id, account = held[call.id]
+        finished.append(_finish(call.id, verdict, at))
+        account_ids[account] = account_id
+        for cell, amount in additions(account, labels, verdict, at - first_watched):
+            added[cell] += amount
+    if states:
+        connection.execute(_SET_STATE, {"rows": packed(states)})
+    if finished:
+        connection.execute(_FINISH, {"rows": packed(finished)})
+        connection.execute(
+            _ADD,
+            [
+                {
+                    "account_id": account_ids[cell.account],
+                    "label_set_id": cell.labels,
+                    "total": cell.total.value,
+                    "cell": cell.cell,
+                    "value": amount,
+                }
+                for cell, amount in added.items()
+            ],
+        )
+    return Committed(dict(added), frozenset(ids) - held.keys())
+
+
+def _finish(row: int, finished: Finished, at: float) -> tuple[object, ...]:
+    return row, finished.result, finished.status, finished.duration, finished.key, at

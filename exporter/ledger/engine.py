@@ -1,0 +1,188 @@
+"""Opening the database: one process at a time, durable settings, the newest shape."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import StaticPool
+
+from exporter.errors import LedgerBusyError, LedgerError
+from exporter.ledger.schema import HEAD
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+# What SQLite says, and what a person can do about it.
+_ADVICE: Final = {
+    sqlite3.SQLITE_NOTADB: "is not an SQLite database; name another file in `ledger.url`",
+    sqlite3.SQLITE_CORRUPT: "is damaged; restore it from a backup, or name another file",
+    sqlite3.SQLITE_READONLY: "cannot be written; make the file and its folder writable",
+    sqlite3.SQLITE_PERM: "cannot be accessed; make the file and its folder writable",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened; make sure its folder exists and is writable",
+    sqlite3.SQLITE_FULL: "cannot grow; the disk is full",
+    sqlite3.SQLITE_IOERR: "cannot be read or written; check the disk",
+    sqlite3.SQLITE_BUSY: "is locked by another program; end it",
+}
+
+
+class Database:
+    """An open ledger database.
+
+    Args:
+        url: SQLAlchemy's, such as `sqlite:///esms-exporter.db`.
+
+    Raises:
+        LedgerBusyError: another exporter has it open.
+        LedgerError: it cannot be used; the message says what to do.
+    """
+
+    def __init__(self, url: str) -> None:
+        path = make_url(url).database
+        if not path:
+            raise LedgerError("ledger: expected a file, as in `sqlite:///esms-exporter.db`")
+        self.path = Path(os.path.realpath(path))
+        self._lock = self._take_lock()
+        try:
+            self.engine = self._make_engine(url)
+            with self.translated():
+                self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database and let others open it."""
+        if engine := getattr(self, "engine", None):
+            engine.dispose()
+        os.close(self._lock)
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Run a transaction; commits at the end, rolls back on an exception.
+
+        Raises:
+            LedgerError: the database failed.
+        """
+        with self.translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn what the database raises into `LedgerError`, with what can be done about it."""
+        try:
+            yield
+        except DBAPIError as error:
+            # SQLAlchemy's own text holds the statement and its parameters: ids, labels.
+            raise self._explain(error.orig or error) from None
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: BaseException) -> LedgerError:
+        code = getattr(error, "sqlite_errorcode", None)
+        # The low byte is the kind; the rest is detail.
+        advice = _ADVICE.get(code & 0xFF) if isinstance(code, int) else None
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        return LedgerError(f"ledger {self.path}: {advice or 'failed'} ({name})")
+
+    def _take_lock(self) -> int:
+        # A file beside the database: closing any descriptor of the database itself would drop the
+        # locks that SQLite holds on it. The kernel lets go of it however the process ends.
+        lock = self.path.with_name(self.path.name + ".lock")
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LedgerError(
+                f"ledger {self.path}: cannot be opened ({error.strerror}); "
+                "make sure its folder exists and is writable"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise LedgerBusyError(
+                f"ledger {self.path}: is in use by another esms-exporter; "
+                "end it, or name another file in `ledger.url`"
+            ) from None
+        return descriptor
+
+    def _make_engine(self, url: str) -> Engine:
+        # A new file holds ids and labels: only its owner is to read it.
+        with_private_mode = os.umask(0o077)
+        try:
+            engine = create_engine(
+                url,
+                # One connection, used by one thread at a time; `check_same_thread` is about that.
+                poolclass=StaticPool,
+                connect_args={"check_same_thread": False, "timeout": 5.0},
+                hide_parameters=True,
+            )
+            event.listen(engine, "connect", _configure)
+            event.listen(engine, "begin", _begin)
+            with self.translated(), engine.connect():
+                pass
+        finally:
+            os.umask(with_private_mode)
+        return engine
+
+    def _migrate(self) -> None:
+        # Alembic takes a second to import: only where there is something to do.
+        with self.engine.begin() as connection:
+            found = _revision(connection)
+            if found == HEAD:
+                # Alembic proves by writing that the file can be written; so does this.
+                connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+                return
+            if found is None and inspect(connection).get_table_names():
+                raise LedgerError(
+                    f"ledger {self.path}: is the database of another program; "
+                    "name another file in `ledger.url`"
+                )
+            _upgrade(connection, self.path, found)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: Connection, path: Path, found: str | None) -> None:
+    from alembic import command  # noqa: PLC0415 - see the caller
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise LedgerError(
+            f"ledger {path}: was written by a newer esms-exporter (revision {found}); "
+            "upgrade this one, or name another file in `ledger.url`"
+        )
+    config.attributes["connection"] = connection
+    command.upgrade(config, HEAD)
+
+
+def _configure(connection: Any, _record: object) -> None:  # Any: whatever the driver's type is
+    # SQLAlchemy begins transactions, not the driver, which would begin them late.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # Survives a power cut; in groups it costs some 10 microseconds a row.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    # 8 MiB of cache, whatever the size of the ledger.
+    cursor.execute("PRAGMA cache_size = -8192")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    # At once for writing: a transaction that starts by reading cannot always go on to write.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,167 @@
+"""The ledger as the event loop sees it: a thread of its own, and commits in groups."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Final, ParamSpec, TypeVar
+
+import structlog
+
+from exporter.calls import Finished, PollAgain, WatchedCall
+from exporter.errors import LedgerError
+from exporter.ledger.engine import Database
+from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, StoredCall
+from exporter.ledger.store import Store
+from exporter.metrics.catalogue import Catalogue
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Seconds that observations gather before they are committed: a commit has to reach the disk, so
+# that one for many costs little more than one for one.
+_GATHER: Final = 0.1
+_RETRY_FIRST: Final = 0.5
+_RETRY_LONGEST: Final = 30.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Ledger:
+    """The durable record of watched calls and totals.
+
+    Args:
+        metrics: where commits and errors are counted.
+        committed: called in the event loop with each group of observations once it is durable.
+
+    Observations that cannot be committed are kept and tried again; nothing else waits for them.
+    """
+
+    def __init__(
+        self,
+        metrics: Catalogue,
+        committed: Callable[[Iterable[Observation], Committed], None],
+    ) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._store: Store | None = None
+        self._committed = committed
+        self._commit_duration = metrics.commit_duration.labels()
+        self._errors = metrics.ledger_errors.labels()
+        self._pending: dict[int, Observation] = {}
+        self._observed = asyncio.Event()
+        self._closing = False
+        self.problem: str | None = "the ledger is not open yet"
+
+    async def open(self, url: str) -> None:
+        """Open the database at an SQLAlchemy URL, and bring it to the newest shape.
+
+        Raises:
+            LedgerError: it cannot be used; the message says what to do.
+        """
+        self._store = await self._run(lambda: Store(Database(url)))
+        self.problem = None
+
+    @property
+    def store(self) -> Store:
+        """The statements, for `call`."""
+        if self._store is None:
+            raise LedgerError("the ledger is not open")
+        return self._store
+
+    async def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one of the store's methods in the ledger's thread.
+
+        Raises:
+            LedgerError: the database failed.
+        """
+        try:
+            return await self._run(lambda: function(*args, **kwargs))
+        except LedgerError:
+            self._errors.value += 1
+            raise
+
+    async def watch(
+        self, source: str | None, new: list[NewCall]
+    ) -> tuple[list[StoredCall], set[int]]:
+        """Take calls in, however many; see `Store.watch`."""
+        added: list[StoredCall] = []
+        rows: set[int] = set()
+        for start in range(0, len(new), CHUNK):
+            # Chunk by chunk, so that commits get their turn in between.
+            some, theirs = await self.call(
+                self.store.watch, source, new[start : start + CHUNK], time.time()
+            )
+            added += some
+            rows |= theirs
+        return added, rows
+
+    def observe(
+        self, account: str, call: WatchedCall, found: Finished | PollAgain, at: float
+    ) -> None:
+        """Have it committed, soon, what a poll found out about a call."""
+        same = isinstance(found, PollAgain) and found.state is call.state
+        if same and call.id not in self._pending:
+            return  # nothing new, nor another state that still waits to be committed
+        self._pending[call.id] = Observation(account, call, found, at)
+        self._observed.set()
+
+    async def run(self) -> None:
+        """Commit what is observed, in groups, until `close`."""
+        delay = _RETRY_FIRST
+        while not (self._closing and not self._pending):
+            await self._observed.wait()
+            if not self._closing and len(self._pending) < CHUNK:
+                await asyncio.sleep(_GATHER)
+            if await self._flush():
+                delay = _RETRY_FIRST
+            else:
+                await asyncio.sleep(delay)
+                delay = min(_RETRY_LONGEST, delay * 2)
+
+    def close_soon(self) -> None:
+        """Have `run` end as soon as everything that was observed is committed."""
+        self._closing = True
+        self._observed.set()
+
+    async def close(self) -> None:
+        """Close the database."""
+        if self._store is not None:
+            await self._run(self._store.close)
+            self._store = None
+        self._thread.shutdown()
+
+    async def _flush(self) -> bool:
+        # The oldest ones; after an outage of the ledger there may be many.
+        group = dict(islice(self._pending.items(), CHUNK))
+        for call_id in group:
+            del self._pending[call_id]
+        if not self._pending and not self._closing:
+            self._observed.clear()
+        if not group:
+            return True
+        started = time.perf_counter()
+        try:
+            committed = await self.call(self.store.commit, list(group.values()))
+        except LedgerError as error:
+            # What was observed since is newer, except that nothing undoes a finish.
+            for call_id, observation in group.items():
+                newer = self._pending.get(call_id)
+                if newer is None or isinstance(observation.verdict, Finished):
+                    self._pending[call_id] = observation
+            self._observed.set()
+            if self.problem is None:
+                _log.error("ledger cannot be written", problem=str(error))
+            self.problem = str(error)
+            return False
+        self._commit_duration.observe(time.perf_counter() - started)
+        if self.problem is not None:
+            _log.info("ledger can be written again")
+        self.problem = None
+        self._committed(group.values(), committed)
+        return True
+
+    async def _run(self, function: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)

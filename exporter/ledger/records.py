@@ -1,0 +1,60 @@
+"""What goes into the ledger and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from exporter.calls import Finished, PollAgain, ReferenceId, WatchedCall
+from exporter.ledger.totals import Cell
+
+CHUNK: Final = 1_000
+"""Rows in one statement or transaction: long enough to be cheap, short enough not to be felt."""
+
+Labels = Mapping[str, str]
+
+
+class NewCall(NamedTuple):
+    """A call that a source wants watched."""
+
+    account: str
+    reference_id: ReferenceId
+    labels: Labels
+
+
+class StoredCall(NamedTuple):
+    """A call that has not finished, as the ledger holds it; `labels` is the row of its labels."""
+
+    account: str
+    labels: int
+    call: WatchedCall
+
+
+class Observation(NamedTuple):
+    """What a poll found out about a call of an account, and when (Unix time)."""
+
+    account: str
+    call: WatchedCall
+    verdict: Finished | PollAgain
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a group of observations has changed, now durable.
+
+    Attributes:
+        added: what finished calls added to the totals.
+        gone: observed calls that the ledger does not hold unfinished any more: they count nothing.
+    """
+
+    added: Mapping[Cell, float]
+    gone: frozenset[int]
+
+
+class Snapshot(NamedTuple):
+    """Every set of labels by its row, oldest first, and every total, of any account."""
+
+    label_sets: dict[int, Labels]
+    totals: dict[Cell, float]

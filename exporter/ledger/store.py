@@ -1,0 +1,275 @@
+"""Reads and writes of the ledger. Blocking: `exporter.ledger.ledger` calls it from its thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TypeVar
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    literal,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert
+
+from exporter.calls import CallState, WatchedCall, reference_key
+from exporter.ledger.bulk import fetch, field, given, listed, packed
+from exporter.ledger.commit import commit
+from exporter.ledger.engine import Database
+from exporter.ledger.records import (
+    CHUNK,
+    Committed,
+    Labels,
+    NewCall,
+    Observation,
+    Snapshot,
+    StoredCall,
+)
+from exporter.ledger.schema import accounts, call_sources, calls, label_sets, totals
+from exporter.ledger.totals import Cell, Total
+
+T = TypeVar("T")
+
+_keys: Final = given("keys")
+_rows: Final = given("rows")
+
+_UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
+
+_FIND: Final = listed(calls.c.account_id, calls.c.reference_key, calls.c.id).join_from(
+    _keys,
+    calls,
+    and_(calls.c.account_id == field(_keys, 0), calls.c.reference_key == field(_keys, 1)),
+)
+_INSERT: Final = insert(calls).from_select(
+    [
+        calls.c.account_id,
+        calls.c.reference_key,
+        calls.c.reference_id,
+        calls.c.label_set_id,
+        calls.c.pushed,
+        calls.c.first_watched,
+        calls.c.state,
+        calls.c.state_since,
+    ],
+    select(
+        *(field(_rows, number) for number in range(4)),
+        bindparam("pushed"),
+        bindparam("now"),
+        literal(CallState.NEW.value),
+        bindparam("now"),
+    ).select_from(_rows),
+    include_defaults=False,
+)
+_PUSH: Final = update(calls).where(calls.c.id.in_(select(_rows.c.value))).values(pushed=True)
+_NAME: Final = (
+    insert(call_sources)
+    # `WHERE true`: without it, SQLite takes what follows for a part of the join.
+    .from_select(["source", "call_id"], select(bindparam("source"), _rows.c.value).where(true()))
+    .on_conflict_do_nothing()
+)
+_UNFINISHED_PAGE: Final = (
+    select(
+        calls.c.id,
+        calls.c.reference_id,
+        calls.c.first_watched,
+        calls.c.state,
+        calls.c.state_since,
+        calls.c.label_set_id,
+    )
+    .join(accounts)
+    .where(
+        accounts.c.name == bindparam("account"),
+        calls.c.result.is_(None),
+        calls.c.id > bindparam("after"),
+    )
+    .order_by(calls.c.id)
+    .limit(CHUNK)
+    .subquery()
+)
+_UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
+
+
+class Store:
+    """The statements, on an open database. Each method is one transaction, or a few short ones."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def label_sets(self, after: int = 0) -> dict[int, Labels]:
+        """Return every set of labels by its row, oldest first; those after a row only."""
+        with self._database.begin() as connection:
+            return _label_sets(connection, after)
+
+    def snapshot(self) -> Snapshot:
+        """Return all that the metrics of finished calls are made of."""
+        # Row by row: SQLite would round the values in a text, and a counter would go backwards.
+        query = select(
+            accounts.c.name,
+            totals.c.label_set_id,
+            totals.c.total,
+            totals.c.cell,
+            totals.c.value,
+        ).join(accounts)
+        with self._database.begin() as connection:
+            return Snapshot(
+                _label_sets(connection, 0),
+                {
+                    Cell(name, labels, Total(total), cell): value
+                    for name, labels, total, cell, value in connection.execute(query)
+                },
+            )
+
+    def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
+        """Return the first `CHUNK` of an account's calls that have not finished, after a row."""
+        with self._database.begin() as connection:
+            rows = fetch(connection, _UNFINISHED, account=account, after=after)
+        return [
+            StoredCall(account, labels, WatchedCall(row, text, watched, CallState(state), since))
+            for row, text, watched, state, since, labels in sorted(rows)
+        ]
+
+    def watch(
+        self, source: str | None, new: Sequence[NewCall], now: float
+    ) -> tuple[list[StoredCall], set[int]]:
+        """Take up to `CHUNK` calls in; those that are known already stay as they are.
+
+        Args:
+            source: the configuration or file that names them; None for calls that are pushed.
+            new: the calls.
+            now: Unix time.
+
+        Returns:
+            The calls that were not known, and the rows of all of them.
+        """
+        with self._database.begin() as connection:
+            ids = {
+                name: _row_of(connection, accounts.c.name, name)
+                for name in {call.account for call in new}
+            }
+            wanted = {(ids[call.account], reference_key(call.reference_id)): call for call in new}
+            known = _find(connection, wanted)
+            missing = [(key, call) for key, call in wanted.items() if key not in known]
+            added = self._insert(connection, missing, now, pushed=source is None)
+            rows = {*known.values(), *(stored.call.id for stored in added)}
+            if source is None:
+                connection.execute(_PUSH, {"rows": packed(known.values())})
+            else:
+                connection.execute(_NAME, {"source": source, "rows": packed(rows)})
+        return added, rows
+
+    def keep_only(self, source: str, rows: set[int]) -> list[int]:
+        """Forget that `source` names any call but `rows`.
+
+        Returns:
+            The unfinished calls that nothing names any more: they are deleted, and not counted.
+        """
+        named = listed(call_sources.c.call_id).where(call_sources.c.source == source)
+        with self._database.begin() as connection:
+            dropped = sorted({row for (row,) in fetch(connection, named)} - rows)
+        gone: list[int] = []
+        for chunk in _chunks(dropped):
+            with self._database.begin() as connection:
+                connection.execute(
+                    delete(call_sources).where(
+                        call_sources.c.source == source, call_sources.c.call_id.in_(chunk)
+                    )
+                )
+                gone += connection.scalars(
+                    delete(calls)
+                    .where(
+                        calls.c.id.in_(chunk),
+                        calls.c.result.is_(None),
+                        calls.c.pushed.is_(False),
+                        _UNNAMED,
+                    )
+                    .returning(calls.c.id)
+                )
+        return gone
+
+    def commit(self, observations: Sequence[Observation]) -> Committed:
+        """Write what polls found out; see `exporter.ledger.commit`."""
+        with self._database.begin() as connection:
+            return commit(connection, observations)
+
+    def prune(self, before: float) -> int:
+        """Forget up to `CHUNK` calls that finished before a Unix time and that no file names.
+
+        Returns:
+            How many; fewer than `CHUNK` when there are no more. Totals are never pruned.
+        """
+        old = (
+            select(calls.c.id)
+            .where(calls.c.result.is_not(None), calls.c.finished_at < before, _UNNAMED)
+            .limit(CHUNK)
+        )
+        with self._database.begin() as connection:
+            return connection.execute(delete(calls).where(calls.c.id.in_(old))).rowcount
+
+    def _insert(
+        self,
+        connection: Connection,
+        missing: Sequence[tuple[tuple[int, str], NewCall]],
+        now: float,
+        *,
+        pushed: bool,
+    ) -> list[StoredCall]:
+        if not missing:
+            return []
+        texts = [_canonical(call.labels) for _, call in missing]
+        known = {text: _row_of(connection, label_sets.c.labels, text) for text in set(texts)}
+        labels = [known[text] for text in texts]
+        rows = packed(
+            (account, key, call.reference_id, label_set)
+            for ((account, key), call), label_set in zip(missing, labels, strict=True)
+        )
+        connection.execute(_INSERT, {"rows": rows, "pushed": pushed, "now": now})
+        found = _find(connection, [key for key, _ in missing])
+        return [
+            StoredCall(
+                call.account,
+                label_set,
+                WatchedCall(found[key], call.reference_id, now, CallState.NEW, now),
+            )
+            for (key, call), label_set in zip(missing, labels, strict=True)
+        ]
+
+
+def _find(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], int]:
+    """Return the rows of the calls with these accounts and keys, where there are any."""
+    rows = fetch(connection, _FIND, keys=packed(keys))
+    return {(account, key): row for account, key, row in rows}
+
+
+def _row_of(connection: Connection, column: Column[str], value: str) -> int:
+    """Return the row that holds a value, making one where there is none."""
+    table = column.table
+    row = connection.scalar(select(table.c.id).where(column == value))
+    if row is None:
+        row = connection.scalar(insert(table).values({column: value}).returning(table.c.id))
+    return int(row)
+
+
+def _label_sets(connection: Connection, after: int) -> dict[int, Labels]:
+    query = listed(label_sets.c.id, label_sets.c.labels).where(label_sets.c.id > after)
+    return {row: json.loads(labels) for row, labels in sorted(fetch(connection, query))}
+
+
+def _canonical(labels: Labels) -> str:
+    return json.dumps(dict(sorted(labels.items())), separators=(",", ":"))
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), CHUNK):
+        yield items[start : start + CHUNK]

@@ -1,0 +1,78 @@
+"""What a finished call adds to the totals: pure, the same for the ledger and for the metrics."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from exporter.calls import Finished
+
+DURATION_BUCKETS: Final = (
+    1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0,
+)  # fmt: skip
+"""Upper bounds of `esms_call_duration_seconds`, in seconds."""
+
+DELAY_BUCKETS: Final = (
+    1.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0,
+    259200.0,
+)  # fmt: skip
+"""Upper bounds of `esms_call_result_delay_seconds`, in seconds, up to the default give-up age."""
+
+
+class Total(StrEnum):
+    """The kinds of totals. A cell of a histogram is the upper bound of its bucket, or `sum`."""
+
+    CALLS = "calls"  # cell: result/status
+    DURATION = "duration"
+    KEYPRESSES = "keypresses"  # cell: the key
+    DELAY = "delay"
+
+
+SUM: Final = "sum"
+
+
+class Cell(NamedTuple):
+    """One number that only grows."""
+
+    account: str
+    labels: int
+    total: Total
+    cell: str
+
+
+def additions(
+    account: str, labels: int, finished: Finished, delay: float
+) -> Iterable[tuple[Cell, float]]:
+    """Return what a call that has just finished adds.
+
+    Args:
+        account: the account's name.
+        labels: the row of its set of labels.
+        finished: how it ended.
+        delay: seconds from its first watch to its result; negative ones count as 0.
+    """
+    yield Cell(account, labels, Total.CALLS, f"{finished.result}/{finished.status}"), 1.0
+    if finished.duration is not None:
+        yield from _observation(
+            account, labels, Total.DURATION, DURATION_BUCKETS, finished.duration
+        )
+    if finished.key is not None:
+        yield Cell(account, labels, Total.KEYPRESSES, finished.key.value), 1.0
+    yield from _observation(account, labels, Total.DELAY, DELAY_BUCKETS, max(0.0, delay))
+
+
+def _observation(
+    account: str, labels: int, total: Total, bounds: tuple[float, ...], value: float
+) -> Iterable[tuple[Cell, float]]:
+    yield Cell(account, labels, total, bucket(bounds, value)), 1.0
+    # In whole 1/1024 s, whose sums are exact (up to 10^12 s): added up in another order, as after a
+    # restart, rounded ones could come out smaller, and a counter may not go backwards by any bit.
+    yield Cell(account, labels, total, SUM), round(value * 1024) / 1024
+
+
+def bucket(bounds: tuple[float, ...], value: float) -> str:
+    """Return the bound of the bucket that `value` falls into, as the label `le` shows it."""
+    index = bisect_left(bounds, value)
+    return repr(bounds[index]) if index < len(bounds) else "+Inf"
