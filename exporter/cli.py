@@ -1,0 +1,153 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import uvloop
+
+import exporter
+from exporter.config import json_schema, load_config
+from exporter.demo import demo
+from exporter.errors import ExporterError
+from exporter.logs import LEVELS, LogFormat, configure_logging
+from exporter.run import serve
+from exporter.simulator.command import simulate
+from exporter.web.server import ListenAddress
+
+DEFAULT_ADDRESS: Final = ":10375"
+
+
+class _Address(click.ParamType[ListenAddress]):
+    name = "ADDRESS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ListenAddress:  # Any: click's own signature
+        try:
+            return value if isinstance(value, ListenAddress) else ListenAddress.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _DefaultsToRun(click.Group):
+    """A group whose command may be left out: options alone mean `run`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "--version"}
+        if args and args[0].startswith("-") and args[0] not in own:
+            args.insert(0, "run")
+        return super().parse_args(ctx, args)
+
+
+_config_file = click.option(
+    "--config.file",
+    "config_file",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The configuration file, YAML.",
+)
+_listen = click.option(
+    "--web.listen-address",
+    "addresses",
+    type=_Address(),
+    multiple=True,
+    default=(DEFAULT_ADDRESS,),
+    show_default=True,
+    help="Where to listen; may be given several times.",
+)
+_log_level = click.option(
+    "--log.level",
+    "log_level",
+    type=click.Choice(list(LEVELS)),
+    default="info",
+    show_default=True,
+    help="Log events of at least this level.",
+)
+_log_format = click.option(
+    "--log.format",
+    "log_format",
+    type=click.Choice(["logfmt", "json"]),
+    default="logfmt",
+    show_default=True,
+    help="How log lines look.",
+)
+
+
+@click.group(cls=_DefaultsToRun)
+@click.version_option(exporter.__version__, prog_name="esms-exporter")
+def commands() -> None:
+    """Expose what became of voice calls placed through the eSMS voice API to Prometheus."""
+
+
+@commands.command()
+@_config_file
+@_listen
+@click.option(
+    "--web.telemetry-path",
+    "telemetry_path",
+    default="/metrics",
+    show_default=True,
+    help="Where the metrics are.",
+)
+@_log_level
+@_log_format
+def run(
+    config_file: Path,
+    addresses: Sequence[ListenAddress],
+    telemetry_path: str,
+    log_level: str,
+    log_format: LogFormat,
+) -> None:
+    """Run the exporter (the default command)."""
+    configure_logging(log_level, log_format)
+    _run(serve(lambda: load_config(config_file), addresses, telemetry_path))
+
+
+@commands.command("demo")
+@_listen
+@_log_level
+@_log_format
+def run_demo(addresses: Sequence[ListenAddress], log_level: str, log_format: LogFormat) -> None:
+    """Run the exporter on a stand-in for the API: no key and no file needed."""
+    configure_logging(log_level, log_format)
+    _run(demo(addresses))
+
+
+commands.add_command(simulate)
+
+
+@commands.command()
+@_config_file
+def check(config_file: Path) -> None:
+    """Check the configuration: exit 0, or 1 with every problem."""
+    config = load_config(config_file)
+    click.echo(
+        f"{config_file}: good: {len(config.accounts)} accounts, {len(config.watch.calls)} calls"
+    )
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration."""
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:  # Any: what it yields and is sent is asyncio's
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+def main() -> None:
+    """Run the command line; exit 0 when ended as asked, 1 when failed, 2 on wrong usage."""
+    try:
+        commands.main(prog_name="esms-exporter")
+    except ExporterError as error:
+        click.echo(f"esms-exporter: {error}", err=True)
+        sys.exit(1)

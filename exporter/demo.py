@@ -1,0 +1,99 @@
+"""The exporter on the stand-in API, from nothing: no key, no file, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import click
+
+from exporter.calls import reference_id
+from exporter.config import AccountConfig, Config, LedgerConfig, PollingConfig, WatchConfig
+from exporter.ledger.records import NewCall
+from exporter.run import serve
+from exporter.secret import Secret
+from exporter.service import Service
+from exporter.simulator import Account, AccountState, Simulator
+from exporter.simulator.caller import Caller, Campaign
+from exporter.web.server import ListenAddress
+
+ACCOUNTS: Final = (
+    Account("main", "demo-key-main", "demo-secret-main"),
+    Account("hotline", "demo-key-hotline", "demo-secret-hotline"),
+)
+REFUSED: Final = Account("old-keys", "demo-key-old", "demo-secret-old", state=AccountState.REVOKED)
+CAMPAIGNS: Final = (
+    Campaign(labels={"campaign": "otp"}, recording="1", share=6),
+    Campaign(labels={"campaign": "reminder"}, recording="2", share=3, max_retry=1, wait_retry=20),
+    Campaign(labels={"campaign": "emergency"}, recording="3", share=1),
+)
+CALLS_PER_SECOND: Final = 2.0
+
+
+def configuration(url: str, folder: Path) -> Config:
+    """Return the demo's configuration, for a stand-in API at `url`."""
+    return Config(
+        accounts=tuple(
+            AccountConfig(
+                name=account.name,
+                api_key=Secret(account.api_key),
+                secret_key=Secret(account.secret_key),
+                base_url=url,
+            )
+            for account in (*ACCOUNTS, REFUSED)
+        ),
+        # Livelier than the defaults: nobody watches a demo for a quarter of an hour.
+        polling=PollingConfig(interval=2.0, max_interval=10.0, not_found_grace=30.0),
+        watch=WatchConfig(labels=("campaign",)),
+        ledger=LedgerConfig(url=f"sqlite:///{folder / 'demo.db'}"),
+    )
+
+
+async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
+    """Run the stand-in API, a program that places calls on it, and the exporter.
+
+    Raises:
+        ExporterError: it could not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="esms-exporter-demo-") as folder:
+        async with Simulator(accounts=(*ACCOUNTS, REFUSED), seed=seed) as simulator:
+            config = configuration(simulator.url, Path(folder))
+
+            async def beside(service: Service, listening: Sequence[str]) -> AsyncIterator[None]:
+                click.echo(_where_to_look(listening, simulator))
+                calls = asyncio.create_task(_place_calls(service, simulator, seed))
+                try:
+                    yield
+                finally:
+                    calls.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await calls
+
+            await serve(lambda: config, addresses, "/metrics", beside=beside)
+
+
+async def _place_calls(service: Service, simulator: Simulator, seed: int) -> None:
+    async def watch(account: str, text: str, labels: Mapping[str, str]) -> None:
+        await service.watch(None, [NewCall(account, reference_id(text), labels)])
+
+    # A call of the refused account was placed before its keys were.
+    await watch(REFUSED.name, "505139D7-54F8-48A9-88FA-9460A78731DD", {"campaign": "otp"})
+    caller = Caller(simulator.url, ACCOUNTS, CAMPAIGNS, watch, rate=CALLS_PER_SECOND, seed=seed)
+    await caller.run()
+
+
+def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:
+    places = "\n".join(
+        f"  {url}/          what is going on\n  {url}/metrics   what Prometheus scrapes"
+        for url in listening
+    )
+    return (
+        f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second on a stand-in for the eSMS API\n"
+        f"{places}\n"
+        f"  {simulator.control_url}/state   the stand-in API and its faults\n"
+        "Ctrl-C ends it; nothing is left behind."
+    )

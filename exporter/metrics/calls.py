@@ -1,0 +1,130 @@
+"""The metrics of finished calls: the ledger's totals, projected on the user's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from exporter.calls import ENDINGS, Key
+from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, Cell, Total
+from exporter.metrics.families import Buckets, Family, counter, histogram
+
+OTHER: Final = "other"
+"""Shown for a label's value beyond `watch.max_label_values`."""
+
+
+class CallMetrics:
+    """Calls by result, their durations and key presses.
+
+    Args:
+        accounts: the accounts that are configured; others are not shown.
+        names: `watch.labels`, in that order.
+        max_values: distinct values of one label that are shown.
+
+    Made anew when any of them changes: the ledger's totals keep the whole sets of labels.
+    """
+
+    def __init__(self, accounts: Iterable[str], names: tuple[str, ...], max_values: int) -> None:
+        self._accounts = frozenset(accounts)
+        self._names = names
+        self._max_values = max_values
+        self._shown: tuple[set[str], ...] = tuple(set() for _ in names)
+        self._started: set[tuple[str, int | None]] = set()
+        self._by_row: dict[int, tuple[str, ...]] = {}
+        survives = "Kept in the ledger: survives restarts."
+        self.finished = counter(
+            "esms_calls_total",
+            "Finished calls, counted once when the result is committed. result: did the carrier "
+            f"deliver the call; status: what the callee did. {survives}",
+            "account",
+            "result",
+            "status",
+            *names,
+        )
+        self.duration = histogram(
+            "esms_call_duration_seconds",
+            f"Duration of answered calls, observed when the result is committed. {survives}",
+            DURATION_BUCKETS,
+            "account",
+            *names,
+        )
+        self.keypresses = counter(
+            "esms_call_keypresses_total",
+            "Finished calls whose callee pressed a key, by the first key, counted when the result "
+            f"is committed. {survives}",
+            "account",
+            "key",
+            *names,
+        )
+
+        self.result_delay = histogram(
+            "esms_call_result_delay_seconds",
+            "Time from the moment a call was watched to its result, observed when the result is "
+            f"committed. {survives}",
+            DELAY_BUCKETS,
+            "account",
+        )
+        for account in self._accounts:
+            self.result_delay.labels(account)
+            self.start(account)
+
+    def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
+        """Yield the four metrics."""
+        yield from (self.finished, self.duration, self.keypresses, self.result_delay)
+
+    def learn(self, row: int, labels: Mapping[str, str]) -> None:
+        """Take in a set of labels. The first `max_values` values of a label are shown.
+
+        Sets have to come in the order of their rows, so that a restart shows the same values.
+        """
+        if row in self._by_row:
+            return
+        values = []
+        for name, shown in zip(self._names, self._shown, strict=True):
+            value = labels.get(name, "")
+            # A call without the label shows none; that is no value, and takes no room.
+            if value and value not in shown:
+                if len(shown) < self._max_values:
+                    shown.add(value)
+                else:
+                    value = OTHER
+            values.append(value)
+        self._by_row[row] = tuple(values)
+
+    def start(self, account: str, row: int | None = None) -> None:
+        """Make the series of an account's calls with that set of labels, or with none, at 0."""
+        if (account, row) in self._started:
+            return
+        self._started.add((account, row))
+        values = self._values(row)
+        for result, status in ENDINGS:
+            self.finished.labels(account, result.value, status.value, *values)
+        self.duration.labels(account, *values)
+        for key in Key:
+            self.keypresses.labels(account, key.value, *values)
+
+    def add(self, cells: Iterable[tuple[Cell, float]]) -> None:
+        """Add what finished calls added to the ledger's totals."""
+        for (account, row, total, cell), amount in cells:
+            if account not in self._accounts:
+                continue
+            values = self._values(row)
+            if total is Total.CALLS:
+                result, status = cell.split("/")
+                self.finished.labels(account, result, status, *values).value += amount
+            elif total is Total.KEYPRESSES:
+                self.keypresses.labels(account, cell, *values).value += amount
+            elif total is Total.DURATION:
+                _add(self.duration.labels(account, *values), cell, amount)
+            else:
+                _add(self.result_delay.labels(account), cell, amount)
+
+    def _values(self, row: int | None) -> tuple[str, ...]:
+        return self._by_row[row] if row is not None else ("",) * len(self._names)
+
+
+def _add(series: Buckets, cell: str, amount: float) -> None:
+    if cell == SUM:
+        series.sum += amount
+    else:
+        series.add(cell, amount)

@@ -1,0 +1,167 @@
+"""Every metric, in one place."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from typing import Any, Final
+
+import exporter
+from exporter.calls import CallState
+from exporter.esms.codes import CODES, OTHER_CODE, Outcome
+from exporter.metrics.families import Family, Value, counter, gauge, histogram
+
+GET_SEND_STATUS: Final = "get_send_status"
+"""The operation of a poll, in the label `operation`."""
+
+REQUEST_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
+COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+AUTH_CODES: Final = tuple(code for code, outcome in CODES.items() if outcome is Outcome.AUTH)
+
+
+class Catalogue:
+    """The metrics of polling, of the ledger and of the exporter itself.
+
+    Those of finished calls are in `exporter.metrics.calls`: their labels are the user's.
+    """
+
+    def __init__(self) -> None:
+        self.watched = gauge(
+            "esms_calls_watched",
+            "Watched calls that have not finished, by their state at the last answer.",
+            "account",
+            "state",
+        )
+        self.oldest = gauge(
+            "esms_oldest_watched_call_timestamp_seconds",
+            "When the oldest call that has not finished was first watched; 0 where there is none.",
+            "account",
+        )
+        self.requests = counter(
+            "esms_api_requests_total",
+            "Requests to the provider, by what they came to, counted when the answer is read. "
+            "The exporter polls at its own pace, because the provider limits requests and a result "
+            "has to be fetched once: a scrape never costs a request.",
+            "account",
+            "operation",
+            "outcome",
+        )
+        self.result_codes = counter(
+            "esms_api_result_codes_total",
+            "Answers of the provider by result code, counted when the answer is read; codes that "
+            "are not documented are `other`.",
+            "account",
+            "operation",
+            "code",
+        )
+        self.request_duration = histogram(
+            "esms_api_request_duration_seconds",
+            "Time from sending a request to the end of its answer or its failure.",
+            REQUEST_BUCKETS,
+            "account",
+            "operation",
+        )
+        self.auth_failures = counter(
+            "esms_auth_failures_total",
+            "Answers that refused the credentials, the caller's address or the account.",
+            "account",
+            "code",
+        )
+        self.authorized = gauge(
+            "esms_account_authorized",
+            "1 where the last answer that could tell accepted the credentials, 0 where it refused "
+            "them; 0 before the first answer.",
+            "account",
+        )
+        self.paused_until = gauge(
+            "esms_account_paused_until_timestamp_seconds",
+            "When the account may be polled again; 0 when it is not paused.",
+            "account",
+        )
+        self.last_success = gauge(
+            "esms_last_successful_poll_timestamp_seconds",
+            "When the provider last gave a good answer; 0 before the first.",
+            "account",
+        )
+        self.lag = histogram(
+            "esms_poll_lag_seconds",
+            "Time from the moment a call was due to the moment its request was sent.",
+            LAG_BUCKETS,
+            "account",
+        )
+        self.commit_duration = histogram(
+            "esms_ledger_commit_duration_seconds",
+            "Time that the ledger took to commit a group of results.",
+            COMMIT_BUCKETS,
+        )
+        self.ledger_errors = counter(
+            "esms_ledger_errors_total", "Reads and writes of the ledger that failed."
+        )
+        self.source_last_success = gauge(
+            "esms_source_last_success_timestamp_seconds",
+            "When a watch source was last read without a problem.",
+            "source",
+        )
+        self.source_errors = counter(
+            "esms_source_errors_total", "Readings of a watch source that failed.", "source"
+        )
+        self.build_info = gauge(
+            "esms_exporter_build_info",
+            "Constant 1, labelled with the versions of the exporter and of Python.",
+            "version",
+            "python_version",
+        )
+        self.reload_successful = gauge(
+            "esms_exporter_config_last_reload_successful",
+            "1 where the last load of the configuration succeeded, else 0.",
+        )
+        self.reload_timestamp = gauge(
+            "esms_exporter_config_last_reload_success_timestamp_seconds",
+            "When the configuration was last loaded with success.",
+        )
+        for family in (self.commit_duration, self.ledger_errors):
+            family.labels()
+        for single in (self.reload_successful, self.reload_timestamp):
+            single.labels()
+        self.build_info.labels(exporter.__version__, platform.python_version()).value = 1.0
+
+    def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
+        """Yield every metric, in the order above."""
+        yield from (family for family in vars(self).values() if isinstance(family, Family))
+
+    def add_account(self, account: str) -> AccountMetrics:
+        """Make an account's series, all at 0."""
+        return AccountMetrics(self, account)
+
+    def remove_account(self, account: str) -> None:
+        """Drop an account's series."""
+        for family in self.families():
+            family.remove("account", account)
+
+
+class AccountMetrics:
+    """The series of one account, each looked up once."""
+
+    def __init__(self, catalogue: Catalogue, account: str) -> None:
+        self.requests = {
+            outcome: catalogue.requests.labels(account, GET_SEND_STATUS, outcome.value)
+            for outcome in Outcome
+        }
+        self.result_codes = {
+            code: catalogue.result_codes.labels(account, GET_SEND_STATUS, code)
+            for code in (*CODES, OTHER_CODE)
+        }
+        self.request_duration = catalogue.request_duration.labels(account, GET_SEND_STATUS)
+        self.auth_failures: dict[str, Value] = {
+            code: catalogue.auth_failures.labels(account, code) for code in AUTH_CODES
+        }
+        self.authorized = catalogue.authorized.labels(account)
+        self.paused_until = catalogue.paused_until.labels(account)
+        self.last_success = catalogue.last_success.labels(account)
+        self.lag = catalogue.lag.labels(account)
+        self.watched = {
+            state: catalogue.watched.labels(account, state.value) for state in CallState
+        }
+        self.oldest = catalogue.oldest.labels(account)

@@ -1,0 +1,298 @@
+"""The loop: takes the calls of one account that are due, asks, and hands on what was found out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from exporter.calls import (
+    BackOff,
+    CallState,
+    Finished,
+    Patience,
+    PauseAccount,
+    PollAgain,
+    ReferenceId,
+    Verdict,
+    WatchedCall,
+    next_poll,
+    verdict,
+)
+from exporter.errors import RequestError
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from exporter.metrics.catalogue import AccountMetrics
+from exporter.polling.pace import GOOD, Pace
+from exporter.polling.schedule import Schedule
+
+_log = structlog.get_logger(__name__)
+
+# uvloop's clock has whole milliseconds; a shorter wait would only turn the loop once more.
+_TIMER_GRAIN: Final = 0.001
+
+
+class Provider(Protocol):
+    """Who is asked: `exporter.esms.client.Client`."""
+
+    async def send_status(self, reference_id: ReferenceId) -> Answer:
+        """Ask for a call; raises `RequestError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PollingSettings:
+    """How one account is polled; times in seconds, the rate in requests per second."""
+
+    interval: float
+    max_interval: float
+    patience: Patience
+    rate_limit: float
+    max_concurrency: int
+
+
+class Poller:
+    """Polls the calls of one account.
+
+    Args:
+        account: its name.
+        provider: who is asked; may be replaced by assignment while requests are under way.
+        settings: the pace; may be replaced with `configure`.
+        metrics: the account's series.
+        observe: takes what was found out about a call, and when (Unix time), to be committed;
+            `settle` comes back once it is.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        provider: Provider,
+        settings: PollingSettings,
+        metrics: AccountMetrics,
+        observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
+    ) -> None:
+        self.account = account
+        self.provider = provider
+        self.calls: dict[int, WatchedCall] = {}
+        self.authorized: bool | None = None  # before an answer could tell
+        self._settings = settings
+        self._metrics = metrics
+        self._observe = observe
+        self._loop = asyncio.get_running_loop()
+        self._schedule = Schedule()
+        self._pace = Pace(settings.rate_limit, _jitter)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self.failed = asyncio.Event()
+
+    # What the service does with it.
+
+    def configure(self, settings: PollingSettings) -> None:
+        """Change the pace; calls that are scheduled keep their time."""
+        self._settings = settings
+        self._pace.set_rate_limit(settings.rate_limit)
+        self.wake()
+
+    def retry(self) -> None:
+        """End a pause, because the credentials or the address have changed."""
+        self._pace.retry(self._loop.time())
+        self._metrics.paused_until.value = 0.0
+        self.wake()
+
+    def watch(self, call: WatchedCall) -> None:
+        """Poll a call from now on: a new one at once, one that is known already spread out."""
+        if call.id in self.calls:
+            return
+        self.calls[call.id] = call
+        self._metrics.watched[call.state].value += 1
+        now = self._loop.time()
+        if call.state is not CallState.NEW:
+            now += self._interval(call) * random.random()  # noqa: S311 - no secret hangs on it
+        self._schedule.add(call, now)
+
+    def forget(self, call_id: int) -> None:
+        """Stop polling a call; an answer that is under way means nothing any more."""
+        if call := self.calls.pop(call_id, None):
+            self._schedule.discard(call)
+            self._metrics.watched[call.state].value -= 1
+
+    def settle(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
+        """Show what has been committed: a call's new state, or that it has finished."""
+        # By its row: an account that went and came back holds the call as another object.
+        if (held := self.calls.get(call.id)) is None:
+            return
+        if isinstance(found, Finished):
+            self.forget(call.id)
+            return
+        self._metrics.watched[held.state].value -= 1
+        held.state, held.state_since = found.state, at
+        self._metrics.watched[held.state].value += 1
+
+    def refresh(self) -> None:
+        """Bring the gauges up to date that are not worth it before a scrape."""
+        oldest = next(iter(self.calls.values()), None)
+        self._metrics.oldest.value = oldest.first_watched if oldest else 0.0
+
+    def wake(self) -> None:
+        """Start as many requests as may be sent now, and see to the next ones."""
+        while len(self._tasks) < self._settings.max_concurrency and (call := self._take()):
+            task = self._loop.create_task(self._work(call))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    async def stop(self, within: float) -> None:
+        """Send nothing more, and wait for what is under way, for `within` seconds at most."""
+        self._stopping = True
+        if self._timer:
+            self._timer.cancel()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=within)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended a request's task unexpectedly, which is a bug; `failed` is set then."""
+        return self._failure
+
+    @property
+    def paused(self) -> Outcome | None:
+        """Why the account is not polled now, if it is not."""
+        return self._pace.reason
+
+    # The loop.
+
+    async def _work(self, call: WatchedCall | None) -> None:
+        # One task goes on from call to call, for as long as one is due: making a task for each
+        # would cost more than all that is ours in a poll.
+        while call:
+            await self._poll(call)
+            call = self._take()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._failure = error
+            self.failed.set()
+
+    def _take(self) -> WatchedCall | None:
+        """Return the call to ask for now; where there is none, see to being woken for the next."""
+        if self._stopping:
+            return None
+        now = self._loop.time()
+        wait = self._pace.wait(now)
+        if wait > 0:
+            self._wake_at(now + wait)
+            return None
+        if (found := self._schedule.pop(now)) is None:
+            if (due := self._schedule.next_due()) is not None:
+                self._wake_at(due)
+            return None
+        call, due = found
+        self._pace.sent(now)
+        self._metrics.lag.observe(max(0.0, now - due))
+        return call
+
+    def _wake_at(self, when: float) -> None:
+        if when == math.inf:
+            return
+        if self._timer:
+            if self._timer_at <= when:
+                return
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._loop.call_later(
+            max(_TIMER_GRAIN, when - self._loop.time()), self._on_timer
+        )
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.wake()
+
+    async def _poll(self, call: WatchedCall) -> None:
+        sent_at = self._loop.time()
+        try:
+            answer = await self.provider.send_status(call.reference_id)
+        except RequestError as error:
+            answer = Answer(error.outcome, message=str(error))
+        now, wall = self._loop.time(), time.time()
+        decided = verdict(call, answer, wall, self._settings.patience)
+        outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
+        self._count(answer, outcome, now - sent_at, wall)
+        self._adapt(answer, outcome, sent_at, now, wall)
+        self._follow(call, decided, now, wall)
+
+    def _count(self, answer: Answer, outcome: Outcome, duration: float, wall: float) -> None:
+        metrics = self._metrics
+        metrics.requests[outcome].value += 1
+        metrics.request_duration.observe(duration)
+        if answer.code is not None:
+            metrics.result_codes[answer.code].value += 1
+            if outcome is Outcome.AUTH:
+                metrics.auth_failures[answer.code].value += 1
+            self.authorized = outcome is not Outcome.AUTH
+            metrics.authorized.value = float(self.authorized)
+        if outcome in GOOD:
+            metrics.last_success.value = wall
+
+    def _adapt(
+        self, answer: Answer, outcome: Outcome, sent_at: float, now: float, wall: float
+    ) -> None:
+        pace = self._pace
+        was, trial = pace.reason, pace.on_trial
+        if pace.answered(outcome, answer.retry_after, sent_at, now):
+            self._metrics.paused_until.value = wall + pace.paused_until - now
+            if was is not pace.reason:
+                _log.warning(
+                    "account paused",
+                    account=self.account,
+                    reason=outcome.value,
+                    code=answer.code,
+                    message=answer.message,
+                    seconds=round(pace.paused_until - now, 1),
+                )
+        elif trial and not pace.on_trial:
+            # A good answer opens the account: others may be asked for at the same time.
+            self._loop.call_soon(self.wake)
+            if was is not None:
+                self._metrics.paused_until.value = 0.0
+                _log.info("account resumed", account=self.account, reason=was.value)
+
+    def _follow(self, call: WatchedCall, decided: Verdict, now: float, wall: float) -> None:
+        if call.id not in self.calls:
+            return  # let go while it was asked for
+        if isinstance(decided, Finished):
+            self._observe(call, decided, wall)
+            if decided.bad_duration:
+                _log.warning(
+                    "bad call duration", account=self.account, reference_id=call.reference_id
+                )
+            return
+        if isinstance(decided, PauseAccount):
+            # Due still, as soon as the account may be asked again.
+            self._schedule.add(call, now)
+            return
+        if isinstance(decided, PollAgain):
+            call.failures = 0
+            self._observe(call, decided, wall)
+        else:
+            call.failures += 1
+        self._schedule.add(call, now + self._interval(call) * _jitter())
+
+    def _interval(self, call: WatchedCall) -> float:
+        settings = self._settings
+        age = max(0.0, time.time() - call.first_watched)
+        return next_poll(age, call.failures, settings.interval, settings.max_interval)
+
+
+def _jitter() -> float:
+    return random.uniform(0.9, 1.1)  # noqa: S311 - no secret hangs on it

@@ -1,0 +1,65 @@
+"""Which call is due: a timing wheel, whose cost for a call does not grow with their number."""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import Final
+
+from exporter.calls import WatchedCall
+
+TICK: Final = 0.05
+"""Seconds; calls that are due within the same tick are due together."""
+
+
+class Schedule:
+    """The calls of one account in the order in which they are due.
+
+    A call stands in it at most once: the entry that agrees with its `tick`. Others are left over
+    from a call that was moved or taken out, and are skipped when their time comes.
+    """
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[WatchedCall]] = {}
+        self._ticks: list[int] = []  # a heap of the buckets' keys
+        self._due: deque[WatchedCall] = deque()
+        self._due_tick = -1
+
+    def add(self, call: WatchedCall, due: float) -> None:
+        """Put a call in, or move it; `due` in seconds of the monotonic clock."""
+        tick = int(due / TICK)
+        if tick == call.tick:
+            return
+        call.tick = tick
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            self._buckets[tick] = [call]
+            heappush(self._ticks, tick)
+        else:
+            bucket.append(call)
+
+    def discard(self, call: WatchedCall) -> None:
+        """Take a call out."""
+        call.tick = -1
+
+    def pop(self, now: float) -> tuple[WatchedCall, float] | None:
+        """Take out the call that has been due for longest, and say since when.
+
+        Returns None where none is due; `next_due` says when one is.
+        """
+        while True:
+            while self._due:
+                call = self._due.popleft()
+                if call.tick == self._due_tick:
+                    call.tick = -1
+                    return call, self._due_tick * TICK
+            if not self._ticks or self._ticks[0] * TICK > now:
+                return None
+            self._due_tick = heappop(self._ticks)
+            self._due.extend(self._buckets.pop(self._due_tick))
+
+    def next_due(self) -> float | None:
+        """Return when the next call is due, in seconds of the monotonic clock; None for never."""
+        if self._due:
+            return self._due_tick * TICK
+        return self._ticks[0] * TICK if self._ticks else None

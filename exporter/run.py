@@ -1,0 +1,115 @@
+"""The life of the process: start, wait for a reason to stop, drain, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import structlog
+
+import exporter
+from exporter.config import Config
+from exporter.errors import ExporterError
+from exporter.service import Service
+from exporter.web.server import ListenAddress, WebServer
+
+_log = structlog.get_logger(__name__)
+
+
+class Stop:
+    """Turns signals into events: SIGTERM and SIGINT stop, a second one at once; SIGHUP reloads."""
+
+    def __init__(self) -> None:
+        self.stopping = asyncio.Event()
+        self.reload = asyncio.Event()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Take the signals for as long as the block runs."""
+        loop = asyncio.get_running_loop()
+        ours = {
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGHUP: self.reload.set,
+        }
+        for number, callback in ours.items():
+            loop.add_signal_handler(number, callback)
+        try:
+            yield
+        finally:
+            for number in ours:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        if self.stopping.is_set():
+            # What is committed stays; the rest is found out again after the next start.
+            os._exit(1)
+        self.stopping.set()
+
+
+async def serve(
+    load: Callable[[], Config],
+    addresses: Sequence[ListenAddress],
+    telemetry_path: str,
+    *,
+    beside: Callable[[Service, Sequence[str]], AsyncIterator[None]] | None = None,
+) -> None:
+    """Run the exporter until it is told to stop.
+
+    Args:
+        load: reads the configuration.
+        addresses: where to listen.
+        telemetry_path: where the metrics are.
+        beside: an asynchronous context to run in once everything is up, such as the demo's calls.
+
+    Raises:
+        ExporterError: it could not start.
+    """
+    config = load()
+    stop = Stop()
+    service = Service(load)
+    server = WebServer(service, telemetry_path)
+    async with stop.listening():
+        try:
+            await service.open(config)
+            listening = await server.start(addresses)
+            _log.info("listening", addresses=" ".join(listening), version=exporter.__version__)
+            await service.start(config)
+            _log.info("ready", accounts=len(config.accounts), calls=service.watched)
+            if beside is None:
+                await _until_stopped(service, stop)
+            else:
+                async with asynccontextmanager(beside)(service, listening):
+                    await _until_stopped(service, stop)
+            _log.info("stopping")
+        finally:
+            await service.stop(config.shutdown_timeout)
+            await server.stop()
+    _log.info("stopped")
+
+
+async def _until_stopped(service: Service, stop: Stop) -> None:
+    reloads = asyncio.create_task(_reload_on_signal(service, stop))
+    stopped = asyncio.create_task(stop.stopping.wait())
+    try:
+        done, _ = await asyncio.wait(
+            (stopped, reloads, service.failed), return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in done - {stopped}:
+            task.result()
+    finally:
+        for task in (reloads, stopped):
+            task.cancel()
+
+
+async def _reload_on_signal(service: Service, stop: Stop) -> None:
+    while True:
+        await stop.reload.wait()
+        stop.reload.clear()
+        try:
+            await service.reload()
+        except ExporterError:
+            continue  # logged and counted where it happened

@@ -1,0 +1,375 @@
+"""Puts the parts together: starts, reloads, drains and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from exporter.calls import Patience, ReferenceId
+from exporter.config import AccountConfig, Config
+from exporter.errors import ConfigError, LedgerError, Problem
+from exporter.esms.client import Client
+from exporter.esms.codes import Outcome
+from exporter.ledger.ledger import Ledger
+from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, Snapshot, StoredCall
+from exporter.metrics.calls import CallMetrics
+from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.families import Family
+from exporter.polling.poller import Poller, PollingSettings
+
+CONFIG_SOURCE: Final = "config"
+"""The name of the configuration as a watch source."""
+
+_PRUNE_EVERY: Final = 3600.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountStatus:
+    """A line of the status page.
+
+    Attributes:
+        authorized: None before an answer could tell.
+        paused: the kind of trouble that paused it, if any.
+    """
+
+    name: str
+    authorized: bool | None
+    watched: int
+    paused: Outcome | None
+
+
+class Account:
+    """One configured account: its configuration, its connections and its poller."""
+
+    def __init__(self, config: AccountConfig, client: Client, poller: Poller) -> None:
+        self.config = config
+        self.client = client
+        self.poller = poller
+
+
+class Service:
+    """The exporter, without its HTTP server and its signals.
+
+    Args:
+        load: reads the configuration; raises `ConfigError`. Called in a thread.
+    """
+
+    def __init__(self, load: Callable[[], Config]) -> None:
+        self._load = load
+        self.metrics = Catalogue()
+        self.call_metrics = CallMetrics((), (), 1)
+        self.accounts: dict[str, Account] = {}
+        self.ledger = Ledger(self.metrics, self._committed)
+        self.config: Config | None = None
+        self._last_label_set = 0
+        self._timeout = 0.0
+        self._reloading = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+        self._committer: asyncio.Task[None] | None = None
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.loaded = False
+
+    # Start, reload, stop.
+
+    async def open(self, config: Config) -> None:
+        """Open the ledger and show its totals.
+
+        Raises:
+            LedgerError: it cannot be used.
+        """
+        await self.ledger.open(config.ledger.url)
+        self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
+
+    async def start(self, config: Config) -> None:
+        """Take in the configured calls and begin to poll.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        self._committer = self._in_background(self.ledger.run())
+        self._in_background(self._prune())
+        await self._apply(config)
+        self.loaded = True
+        # What is there now stays: a full collection need not look at it each time.
+        gc.collect()
+        gc.freeze()
+
+    async def reload(self) -> None:
+        """Load the configuration again and go over to it; on any problem the old one stays.
+
+        Raises:
+            ConfigError: with every problem.
+            LedgerError: the ledger could not take the calls in.
+        """
+        async with self._reloading:
+            try:
+                config = await asyncio.to_thread(self._load)
+                await self._apply(config)
+            except (ConfigError, LedgerError) as error:
+                self.metrics.reload_successful.labels().value = 0.0
+                self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
+                _log.error("configuration not reloaded", problems=str(error))
+                raise
+            _log.info("configuration reloaded", accounts=len(config.accounts))
+
+    async def stop(self, within: float) -> None:
+        """Wait for requests under way, commit what was observed, close everything.
+
+        Args:
+            within: seconds that all of it may take.
+        """
+        deadline = time.monotonic() + within
+        await asyncio.gather(
+            *(account.poller.stop(within * 0.8) for account in self.accounts.values())
+        )
+        self.ledger.close_soon()
+        if self._committer:
+            left = max(0.1, deadline - time.monotonic())
+            _, late = await asyncio.wait([self._committer], timeout=left)
+            if late:
+                _log.error("ledger not written in time", problem=self.ledger.problem)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(account.client.close() for account in self.accounts.values()))
+        await self.ledger.close()
+
+    def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
+        """Yield every metric as it stands."""
+        for account in self.accounts.values():
+            account.poller.refresh()
+        yield from self.call_metrics.families()
+        yield from self.metrics.families()
+
+    def not_ready(self) -> list[str]:
+        """Return the reasons why the exporter does not do its work; empty when it does."""
+        reasons = [] if self.loaded else ["starting: the ledger is being read"]
+        return reasons + ([self.ledger.problem] if self.ledger.problem else [])
+
+    @property
+    def watched(self) -> int:
+        """How many calls are polled."""
+        return sum(len(account.poller.calls) for account in self.accounts.values())
+
+    def status(self) -> list[AccountStatus]:
+        """Return a line on each account."""
+        return [
+            AccountStatus(
+                name,
+                account.poller.authorized,
+                len(account.poller.calls),
+                account.poller.paused,
+            )
+            for name, account in self.accounts.items()
+        ]
+
+    # Watching.
+
+    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> set[int]:
+        """Take calls in and poll the new ones; see `Store.watch`."""
+        added, rows = await self.ledger.watch(source, list(calls))
+        if added:
+            await self._learn_labels()
+            self._poll(added)
+        return rows
+
+    def _poll(self, added: Iterable[StoredCall]) -> None:
+        for account, labels, call in added:
+            if known := self.accounts.get(account):
+                self.call_metrics.start(account, labels)
+                known.poller.watch(call)
+        for known in self.accounts.values():
+            known.poller.wake()
+
+    def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
+        """Count and show what has become durable."""
+        self.call_metrics.add(committed.added.items())
+        for name, call, found, at in observations:
+            if (account := self.accounts.get(name)) is None:
+                continue
+            if call.id in committed.gone:
+                account.poller.forget(call.id)
+            else:
+                account.poller.settle(call, found, at)
+                _log.debug("observed", account=name, reference_id=call.reference_id, found=found)
+
+    # Going over to a configuration.
+
+    async def _apply(self, config: Config) -> None:
+        old = self.config
+        if old is not None and old.ledger.url != config.ledger.url:
+            message = "cannot change while the exporter runs; restart it"
+            raise ConfigError((Problem("configuration", 0, "ledger.url", message),))
+        calls = [
+            NewCall(call.account, ReferenceId(call.reference_id), call.labels)
+            for call in config.watch.calls
+        ]
+        added, rows = await self.ledger.watch(CONFIG_SOURCE, calls)
+        gone = await self.ledger.call(self.ledger.store.keep_only, CONFIG_SOURCE, rows)
+        # From here on nothing can fail but the reading of what an account left in the ledger.
+        if old is None or _shown(old) != _shown(config):
+            self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
+        else:
+            await self._learn_labels()
+        for call_id in gone:
+            for account in self.accounts.values():
+                account.poller.forget(call_id)
+        # The calls are in the ledger; as objects they would be half of the memory.
+        self.config = config.model_copy(
+            update={"watch": config.watch.model_copy(update={"calls": ()})}
+        )
+        fresh = self._change_accounts(config)
+        self._poll(stored for stored in added if stored.account not in fresh)
+        for name in fresh:
+            await self._load_calls(name)
+        self.metrics.reload_successful.labels().value = 1.0
+        self.metrics.reload_timestamp.labels().value = time.time()
+        self.metrics.source_errors.labels(CONFIG_SOURCE)
+        self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()
+
+    def _change_accounts(self, config: Config) -> list[str]:
+        """Start, change and end accounts; returns those that are new."""
+        wanted = {account.name: account for account in config.accounts}
+        for name in self.accounts.keys() - wanted.keys():
+            account = self.accounts.pop(name)
+            self.metrics.remove_account(name)
+            self._in_background(self._retire(account, config.polling.timeout))
+        fresh = []
+        for name, wish in wanted.items():
+            settings = _settings(config, wish)
+            if (known := self.accounts.get(name)) is None:
+                self.accounts[name] = self._make_account(config, wish, settings)
+                fresh.append(name)
+                continue
+            known.poller.configure(settings)
+            if _connection(known.config, self._timeout) != _connection(
+                wish, config.polling.timeout
+            ):
+                self._reconnect(known, config, wish)
+            known.config = wish
+        self._timeout = config.polling.timeout
+        return fresh
+
+    def _make_account(
+        self, config: Config, wish: AccountConfig, settings: PollingSettings
+    ) -> Account:
+        client = _client(config, wish)
+        poller = Poller(
+            wish.name,
+            client,
+            settings,
+            self.metrics.add_account(wish.name),
+            partial(self.ledger.observe, wish.name),
+        )
+        account = Account(wish, client, poller)
+        self._in_background(self._notice_failure(poller))
+        return account
+
+    def _reconnect(self, account: Account, config: Config, wish: AccountConfig) -> None:
+        old, account.client = account.client, _client(config, wish)
+        account.poller.provider = account.client
+        account.poller.retry()
+        self._in_background(_close_after(old, self._timeout))
+
+    async def _retire(self, account: Account, within: float) -> None:
+        await account.poller.stop(within)
+        await account.client.close()
+
+    async def _load_calls(self, account: str) -> None:
+        last = 0
+        while chunk := await self.ledger.call(self.ledger.store.unfinished, account, last):
+            last = chunk[-1].call.id
+            self._poll(chunk)
+
+    def _show_totals(self, config: Config, snapshot: Snapshot) -> None:
+        metrics = CallMetrics(
+            (account.name for account in config.accounts),
+            config.watch.labels,
+            config.watch.max_label_values,
+        )
+        for row, labels in snapshot.label_sets.items():
+            metrics.learn(row, labels)
+            self._last_label_set = row
+        metrics.add(snapshot.totals.items())
+        self.call_metrics = metrics
+
+    async def _learn_labels(self) -> None:
+        new = await self.ledger.call(self.ledger.store.label_sets, self._last_label_set)
+        for row, labels in new.items():
+            self.call_metrics.learn(row, labels)
+            self._last_label_set = max(self._last_label_set, row)
+
+    # In the background.
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background_ended)
+        return task
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self.failed.done():
+            # A part that is gone would be missed by nobody: better that the process ends.
+            self.failed.set_exception(error)
+
+    async def _notice_failure(self, poller: Poller) -> None:
+        await poller.failed.wait()
+        if poller.failure:
+            raise poller.failure
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(_PRUNE_EVERY)
+            before = time.time() - self.config.ledger.keep_finished if self.config else 0.0
+            try:
+                while await self.ledger.call(self.ledger.store.prune, before) == CHUNK:
+                    pass
+            except LedgerError as error:
+                _log.warning("old calls not pruned", problem=str(error))
+
+
+def _shown(config: Config) -> tuple[object, ...]:
+    """Return what the metrics of finished calls hang on."""
+    names = frozenset(account.name for account in config.accounts)
+    return names, config.watch.labels, config.watch.max_label_values
+
+
+def _connection(config: AccountConfig, timeout: float) -> tuple[object, ...]:
+    """Return what a client is made of."""
+    return config.base_url, config.api_key, config.secret_key, config.max_concurrency, timeout
+
+
+def _client(config: Config, wish: AccountConfig) -> Client:
+    return Client(
+        wish.base_url,
+        wish.api_key,
+        wish.secret_key,
+        timeout=config.polling.timeout,
+        max_connections=wish.max_concurrency,
+    )
+
+
+def _settings(config: Config, wish: AccountConfig) -> PollingSettings:
+    polling = config.polling
+    return PollingSettings(
+        polling.interval,
+        polling.max_interval,
+        Patience(polling.not_found_grace, polling.give_up_after),
+        wish.rate_limit,
+        wish.max_concurrency,
+    )
+
+
+async def _close_after(client: Client, seconds: float) -> None:
+    # By then the requests under way have ended, by their own time-out at the latest.
+    await asyncio.sleep(seconds + 1)
+    await client.close()

@@ -1,0 +1,1 @@
+"""Where watched calls come from: one module a source."""
