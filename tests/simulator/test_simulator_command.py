@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from click.testing import CliRunner
+
+from exporter.simulator.command import simulate
+
+RUN = "from exporter.simulator.command import simulate; simulate()"
+
+
+@contextmanager
+def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", RUN, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if "DELETE" in line:
+                break
+        yield process, lines
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_listens_and_ends_as_asked(number: signal.Signals) -> None:
+    with running("--listen", "127.0.0.1:0", "--account", "a:b:c:7") as (process, lines):
+        origin = lines[0].removeprefix("listening on ")
+        assert lines[1] == f"base_url: {origin}/MainService.svc/json"
+        assert "  a: api_key=b secret_key=c (7 requests/s)" in lines
+        query = "ApiKey=b&SecretKey=c&ReferenceId=505139D7-54F8-48A9-88FA-9460A78731DD"
+        with urllib.request.urlopen(
+            f"{origin}/MainService.svc/json/GetSendStatus?{query}"
+        ) as answer:
+            assert answer.status == 200
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=5)
+        assert (process.returncode, errors) == (0, "")
+
+
+def test_in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.cert_chain_pems[0].write_to_path(cert_file)
+    certificate.private_key_pem.write_to_path(key_file)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    result = CliRunner().invoke(
+        simulate,
+        ["--listen=:0", f"--tls-cert-file={cert_file}", f"--tls-key-file={key_file}"],
+    )
+    timer.join()
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("listening on https://127.0.0.1:")
+    assert "main: api_key=SIMULATED-API-KEY-MAIN" in result.output
+    assert ssl.create_default_context().verify_mode is ssl.CERT_REQUIRED
+
+
+def test_an_address_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(simulate, [f"--listen=127.0.0.1:{port}"])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: cannot listen on 127.0.0.1:{port}: ")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "error"),
+    [
+        (["--listen=x"], 2, "not HOST:PORT"),
+        (["--listen=127.0.0.1:65536"], 2, "not HOST:PORT"),
+        (["--listen=::1:80"], 2, "not HOST:PORT"),
+        (["--listen=[::1]:x"], 2, "not HOST:PORT"),
+        (["--account=a:hidden"], 2, "not 2 parts"),
+        (["--account=a:hidden:hidden:x"], 2, "a number as TPS"),
+        (["--account=a:hidden:hidden:0"], 2, "tps: expected"),
+        (["--account=a::hidden"], 2, "api_key: expected"),
+        (["--account=a:b:c", "--account=a:d:e"], 2, "a name is given twice"),
+        (["--account=a:b:c", "--account=d:b:c"], 2, "api_key: the account a has the same"),
+        (["--tls-key-file=x"], 2, "--tls-key-file needs --tls-cert-file"),
+        (["--tls-cert-file=/nowhere"], 1, "cannot use the certificate /nowhere: No such file"),
+        (["--speed=0"], 2, "--speed"),
+        (["--unknown-ids=maybe"], 2, "--unknown-ids"),
+    ],
+)
+def test_wrong_usage(options: list[str], code: int, error: str) -> None:
+    result = CliRunner().invoke(simulate, options)
+    assert result.exit_code == code
+    assert error in result.output
+    assert "hidden" not in result.output
+
+
+def test_an_ipv6_address() -> None:
+    with running("--listen=[::1]:0") as (_, lines):
+        assert lines[0].startswith("listening on http://[::1]:")
