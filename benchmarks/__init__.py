@@ -1,0 +1,1 @@
+"""What measures speed, with its peers. See docs/performance.md."""
