@@ -1,0 +1,152 @@
+"""Real processes for tests: an exporter, and programs beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+START_TIMEOUT = 60.0
+
+
+class Process:
+    """A program whose output goes to a file."""
+
+    def __init__(
+        self, command: Sequence[str], output: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self._command = command
+        self._output = output
+        self._environ = {**os.environ, **(environ or {})}
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def running(self) -> asyncio.subprocess.Process:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    async def start(self) -> None:
+        with self._output.open("wb") as file:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdout=file,
+                stderr=asyncio.subprocess.STDOUT,
+                env=self._environ,
+            )
+
+    async def wait(self, timeout: float) -> int:  # noqa: ASYNC109 - as subprocess names it
+        async with asyncio.timeout(timeout):
+            return await self.running.wait()
+
+    async def says(self, pattern: str) -> re.Match[str]:
+        """Wait until the output matches; fail when the program ends before."""
+        async with asyncio.timeout(START_TIMEOUT):
+            while not (match := re.search(pattern, self.output)):
+                assert self.running.returncode is None, self.output
+                await asyncio.sleep(0.02)
+        return match
+
+    def send(self, number: signal.Signals) -> None:
+        self.running.send_signal(number)
+
+    async def stop(self) -> None:
+        """End it in good order; what does not end is killed."""
+        if self._process and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await self.wait(15)
+            except TimeoutError:
+                await self.kill()
+
+    async def kill(self) -> None:
+        if self._process and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+
+class Exporter(Process):
+    """A running exporter on a free port."""
+
+    def __init__(
+        self,
+        config: Path,
+        *options: str,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            [
+                *(sys.executable, "-m", "exporter", f"--config.file={config}"),
+                *("--web.listen-address=127.0.0.1:0", *options),
+            ],
+            config.with_suffix(".log"),
+            environ,
+        )
+        self.url = ""
+
+    async def start(self) -> None:
+        await super().start()
+        self.url = ""
+
+    async def listening(self) -> str:
+        self.url = (await self.says(r"addresses=\"?(http://[^ \"]+)"))[1]
+        return self.url
+
+    async def ready(self) -> str:
+        await self.says(r"event=ready ")
+        return await self.listening()
+
+    async def scrape(self) -> dict[Series, float]:
+        async with aiohttp.ClientSession() as http, http.get(f"{self.url}/metrics") as answer:
+            assert answer.status == 200
+            return parsed(await answer.text())
+
+    async def until(
+        self, condition: Callable[[dict[Series, float]], bool], seconds: float = 60
+    ) -> dict[Series, float]:
+        """Scrape until the metrics fulfil the condition."""
+        async with asyncio.timeout(seconds):
+            while not condition(found := await self.scrape()):
+                assert self.running.returncode is None, self.output
+                await asyncio.sleep(0.1)
+        return found
+
+
+def parsed(text: str) -> dict[Series, float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def total(samples: Mapping[Series, float], name: str, **labels: str) -> float:
+    """Return the sum of a metric's series that carry these labels."""
+    wanted = frozenset(labels.items())
+    return sum(v for (found, carried), v in samples.items() if found == name and wanted <= carried)

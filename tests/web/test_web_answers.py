@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import gzip
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.config import AccountConfig, Config, LedgerConfig
+from exporter.errors import ListenError
+from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
+from exporter.secret import Secret
+from exporter.service import Service
+from exporter.web.server import ListenAddress, WebServer
+
+LOOPBACK = ListenAddress("127.0.0.1", 0)
+
+
+def configuration(folder: Path) -> Config:
+    return Config(
+        accounts=tuple(
+            AccountConfig(name=name, api_key=Secret("k"), secret_key=Secret("s"))
+            for name in ("main", "other")
+        ),
+        ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
+    )
+
+
+@pytest_asyncio.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    config = configuration(tmp_path)
+    service = Service(lambda: config)
+    await service.open(config)
+    yield service
+    await service.stop(1)
+
+
+@pytest_asyncio.fixture
+async def shared(service: Service, tmp_path: Path) -> AsyncIterator[str]:
+    """Yield the address of a server."""
+    server = WebServer(service)
+    (url,) = await server.start([LOOPBACK])
+    await service.start(configuration(tmp_path))
+    yield url
+    await server.stop()
+
+
+@pytest_asyncio.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        yield session
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", TEXT),
+        ("*/*", TEXT),
+        ("text/html", TEXT),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("application/openmetrics-text; version=abc", TEXT),
+        ("application/openmetrics-text;version=2.0.0", TEXT),
+        ('application/openmetrics-text;version="1.0.0";q=0.5, text/plain;q=0.4', OPENMETRICS),
+        ("application/openmetrics-text;q=0.2, text/plain;version=0.0.4;q=0.3", TEXT),
+        ("application/openmetrics-text;q=0, */*", TEXT),
+        ("application/openmetrics-text;q=nan", TEXT),
+        ("application/openmetrics-text;q=2;;;=,,;", TEXT),
+        ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily", TEXT),
+        ("\u00ff;q=\u00ff", TEXT),
+    ],
+)
+async def test_any_accept_gets_an_answer(
+    shared: str, http: aiohttp.ClientSession, accept: str, expected: str
+) -> None:
+    async with http.get(f"{shared}/metrics", headers={"Accept": accept}) as answer:
+        assert (answer.status, answer.headers["Content-Type"]) == (200, expected)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compressed"),
+    [
+        ("gzip", True), ("gzip;q=0", False), ("identity", False), ("*", True), ("*;q=0", False),
+        ("br, gzip;q=0.1", True), ("", False), ("gzip;q=x", False),
+    ],
+)  # fmt: skip
+async def test_gzip(
+    shared: str, http: aiohttp.ClientSession, encoding: str, *, compressed: bool
+) -> None:
+    async with http.get(f"{shared}/metrics", headers={"Accept-Encoding": encoding}) as answer:
+        body = await answer.read()
+        assert (answer.headers.get("Content-Encoding") == "gzip") is compressed
+        text = (gzip.decompress(body) if compressed else body).decode()
+    assert "esms_exporter_build_info" in text
+    assert "Accept" in answer.headers["Vary"]
+
+
+async def test_the_other_paths(shared: str, http: aiohttp.ClientSession) -> None:
+    for method, path, status in (
+        ("GET", "/-/healthy", 200),
+        ("GET", "/-/ready", 200),
+        ("HEAD", "/metrics", 200),
+        ("HEAD", "/", 200),
+        ("GET", "/nothing", 404),
+        ("GET", "/-/reload", 405),
+        ("POST", "/metrics", 405),
+    ):
+        async with http.request(method, shared + path) as answer:
+            assert (method, path, answer.status) == (method, path, status)
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert method != "HEAD" or await answer.read() == b""
+    async with http.get(f"{shared}/") as answer:
+        page = await answer.text()
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert 'href="/metrics"' in page
+    assert "<td>main</td>" in page
+    assert "<td>other</td>" in page
+
+
+async def test_not_ready_before_it_has_started(
+    service: Service, http: aiohttp.ClientSession
+) -> None:
+    server = WebServer(service)
+    (url,) = await server.start([LOOPBACK])
+    async with http.get(f"{url}/-/ready") as answer:
+        assert (answer.status, await answer.text()) == (503, "starting: the ledger is being read\n")
+    async with http.get(f"{url}/") as answer:
+        assert "Not ready: starting" in await answer.text()
+    async with http.get(f"{url}/-/healthy") as answer:
+        assert answer.status == 200
+    await server.stop()
+
+
+async def test_an_address_in_use(service: Service, shared: str) -> None:
+    address = ListenAddress.parse(shared.removeprefix("http://"))
+    server = WebServer(service)
+    with pytest.raises(ListenError, match=rf"^cannot listen on 127\.0\.0\.1:{address.port}: "):
+        await server.start([address])
+    await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        (":10375", "", 10375),
+        ("127.0.0.1:10375", "127.0.0.1", 10375),
+        ("[::1]:10375", "::1", 10375),
+        ("localhost:0", "localhost", 0),
+    ],
+)
+def test_listen_addresses(text: str, host: str, port: int) -> None:
+    assert ListenAddress.parse(text) == ListenAddress(host, port)
+    assert str(ListenAddress(host, port)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10375", "::1:10375", "127.0.0.1:", ":65536", ":-1", ":x", "[::1]", ":\u0661"]
+)
+def test_what_is_no_listen_address(text: str) -> None:
+    with pytest.raises(ValueError, match="^expected `:10375`, "):
+        ListenAddress.parse(text)
+
+
+@given(st.text())
+def test_no_header_is_too_odd(text: str) -> None:
+    assert wants_openmetrics(text) in (True, False)
+    assert accepts_gzip(text) in (True, False)
+
+
+async def test_every_address_gets_a_line(service: Service, http: aiohttp.ClientSession) -> None:
+    server = WebServer(service, "/other")
+    urls = await server.start([LOOPBACK, ListenAddress("::1", 0), ListenAddress("", 0)])
+    assert len(urls) >= 3
+    for url in urls:
+        async with http.get(f"{url}/other") as answer:
+            assert answer.status == 200
+    await server.stop()
