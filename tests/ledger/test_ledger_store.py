@@ -17,10 +17,9 @@ from exporter.calls import (
     Status,
     WatchedCall,
 )
-from exporter.ledger.engine import Database
 from exporter.ledger.records import CHUNK, Labels, NewCall, Observation, StoredCall
 from exporter.ledger.store import Store
-from exporter.ledger.totals import SUM, Cell, Total
+from exporter.ledger.totals import Total
 
 NOW = 1_760_000_000.0
 OTP = {"campaign": "otp"}
@@ -36,9 +35,7 @@ def push(store: Store, *calls: NewCall, now: float = NOW) -> list[StoredCall]:
     return store.watch(None, calls, now)[0]
 
 
-def observed(
-    stored: StoredCall, verdict: Finished | PollAgain, after: float = 5.0
-) -> Observation:
+def observed(stored: StoredCall, verdict: Finished | PollAgain, after: float = 5.0) -> Observation:
     return Observation(stored.account, stored.call, verdict, NOW + after)
 
 
@@ -72,10 +69,124 @@ def test_a_new_call_is_stored_as_it_came(store: Store, path: Path) -> None:
 @pytest.mark.parametrize("source", [None, "config"])
 def test_a_call_is_watched_once(store: Store, source: str | None) -> None:
     first, held = store.watch(source, [new("Ab"), new("aB"), new(" AB "), new("x")], NOW)
-    assert [call.reference_key for call in map(Key2, first)] == ["ab", "x"]
+    assert sorted(text.strip().lower() for text in ids(first)) == ["ab", "x"]
     again, held_again = store.watch(source, [new("AB"), new("y")], NOW + 9)
     assert ids(again) == ["y"]
     assert held_again - held == {again[0].call.id}
     for other in ("other file", None):
         assert store.watch(other, [new("ab"), new("Y")], NOW + 9)[0] == []
-    assert [(c.call.reference_id.strip().lower(), c.call.first_watched) for c in unfinished(store)]
+    left = store.unfinished("main")
+    assert [call.call.first_watched for call in left] == [NOW, NOW, NOW + 9]
+
+
+def test_the_same_id_of_two_accounts_is_two_calls(store: Store) -> None:
+    push(store, new("a"), new("a", account="other"))
+    assert ids(store.unfinished("main")) == ids(store.unfinished("other")) == ["a"]
+    assert store.unfinished("nobody") == []
+
+
+def test_more_calls_than_a_chunk(store: Store) -> None:
+    names = [f"call-{number}" for number in range(CHUNK + 7)]
+    push(store, *map(new, names))
+    page = store.unfinished("main")
+    assert len(page) == CHUNK
+    rest = store.unfinished("main", page[-1].call.id)
+    assert ids(page) + ids(rest) == names
+    assert store.keep_only("config", set()) == []
+
+
+def test_a_finished_call_adds_to_the_totals_once(store: Store, path: Path) -> None:
+    (stored,) = push(store, new("a", OTP))
+    first = store.commit([observed(stored, ANSWERED)])
+    totals = {
+        ("calls", "success/answered"): 1.0,
+        ("duration", "15.0"): 1.0,
+        ("duration", "sum"): 13.0,
+        ("keypresses", "1"): 1.0,
+        ("delay", "5.0"): 1.0,
+        ("delay", "sum"): 5.0,
+    }
+    assert {(c.total.value, c.cell): value for c, value in first.added.items()} == totals
+    assert first.gone == frozenset()
+    for late in (ANSWERED, BUSY, PollAgain(CallState.QUEUED)):
+        again = store.commit([observed(stored, late, 9.0)])
+        assert not again.added
+        assert again.gone == {stored.call.id}
+    snapshot = store.snapshot()
+    assert snapshot.label_sets == {stored.labels: OTP}
+    assert {(c.total.value, c.cell): value for c, value in snapshot.totals.items()} == totals
+    assert {(c.account, c.labels) for c in snapshot.totals} == {("main", stored.labels)}
+    assert store.unfinished("main") == []
+    kept = rows(path, "SELECT result, status, duration, key, finished_at FROM calls")
+    assert kept == [("success", "answered", 13.0, "1", NOW + 5)]
+
+
+def test_a_finished_call_is_not_watched_again(store: Store) -> None:
+    (stored,) = push(store, new("a"))
+    finish(store, stored)
+    assert store.watch(None, [new("A")], NOW + 9) == ([], {stored.call.id})
+    assert store.unfinished("main") == []
+
+
+def test_states_are_kept(store: Store) -> None:
+    a, b = push(store, new("a"), new("b"))
+    changed = store.commit([observed(b, PollAgain(CallState.QUEUED)), observed(a, BUSY)])
+    assert {(c.total.value, c.cell) for c in changed.added} == {
+        ("calls", "success/busy"),
+        ("delay", "5.0"),
+        ("delay", "sum"),
+    }
+    (left,) = store.unfinished("main")
+    assert (left.call.state, left.call.state_since) == (CallState.QUEUED, NOW + 5)
+
+
+def test_a_clock_that_was_put_back_gives_no_negative_delay(store: Store) -> None:
+    (stored,) = push(store, new("a"))
+    finish(store, stored, after=-3600)
+    assert {c.cell: v for c, v in store.snapshot().totals.items() if c.total == "delay"} == {
+        "1.0": 1.0,
+        "sum": 0.0,
+    }
+
+
+def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
+    named, rows_named = store.watch("config", [new("a"), new("b"), new("c"), new("d")], NOW)
+    a, b, _, d = named
+    store.watch("other file", [new("b")], NOW)
+    push(store, new("c"))
+    finish(store, d)
+    # A second source still names b, c was handed over, d has finished: a alone is let go.
+    assert store.keep_only("config", set()) == [a.call.id]
+    assert ids(store.unfinished("main")) == ["b", "c"]
+    assert store.commit([observed(a, BUSY)]).gone == {a.call.id}
+    assert store.keep_only("other file", set()) == [b.call.id]
+    assert ids(store.unfinished("main")) == ["c"]
+    # Named again, it is a new call, whose row has never been another's.
+    ((again, _),) = [store.watch("config", [new("a")], NOW)]
+    assert again[0].call.id > max(rows_named)
+
+
+def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> None:
+    kept, _ = store.watch("config", [new("named")], NOW)
+    finish(store, *kept, *push(store, new("old")), after=0)
+    finish(store, *push(store, new("fresh")), after=100)
+    push(store, new("unfinished"))
+    before = store.snapshot()
+    assert store.prune(NOW + 50) == 1
+    assert store.prune(NOW + 50) == 0
+    assert store.snapshot() == before
+    # What a file still names is not forgotten: it would be watched, and counted, anew.
+    assert store.watch("config", [new("named"), new("fresh")], NOW)[0] == []
+    assert ids(push(store, new("old"))) == ["old"]
+
+
+def test_sums_do_not_depend_on_their_order(store: Store) -> None:
+    durations = [0.1 * number for number in range(1, 30)]
+    stored = push(store, *(new(f"c{number}") for number in range(29)))
+    live = 0.0
+    for call, seconds in zip(stored, durations, strict=True):
+        done = Finished(Result.SUCCESS, Status.ANSWERED, seconds)
+        added = store.commit([observed(call, done)]).added
+        live += sum(v for c, v in added.items() if c[2:] == (Total.DURATION, "sum"))
+    read = sum(v for c, v in store.snapshot().totals.items() if c[2:] == (Total.DURATION, "sum"))
+    assert read == live == pytest.approx(sum(durations), abs=29 / 2048)

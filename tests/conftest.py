@@ -1,5 +1,0 @@
-from __future__ import annotations
-
-from tests.programs import program
-
-__all__ = ["program"]
