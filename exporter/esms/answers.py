@@ -7,7 +7,7 @@ the documentation and the examples differ: numbers come as numbers or as strings
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -52,15 +52,20 @@ class Answer(NamedTuple):
 BAD_RESPONSE: Final = Answer(Outcome.BAD_RESPONSE)
 
 
-def read_answer(body: bytes) -> Answer:
-    """Read the body of an answer of `GetSendStatus` that came with the status 200. Never raises."""
+def read_answer(body: bytes, hidden: Iterable[str] = ()) -> Answer:
+    """Read the body of an answer of `GetSendStatus` that came with the status 200. Never raises.
+
+    Args:
+        body: any bytes.
+        hidden: texts that a message of the provider may not repeat: the credentials.
+    """
     try:
         document = from_json(body)
     except ValueError:
         return BAD_RESPONSE
     if not isinstance(document, dict):
         return BAD_RESPONSE
-    return _read_document(document)
+    return _read_document(document, hidden)
 
 
 def read_refusal(http_status: int, retry_after: str | None, now: float) -> Answer:
@@ -76,14 +81,14 @@ def read_refusal(http_status: int, retry_after: str | None, now: float) -> Answe
     return Answer(Outcome.HTTP_ERROR)
 
 
-def _read_document(document: Mapping[str, object]) -> Answer:
+def _read_document(document: Mapping[str, object], hidden: Iterable[str]) -> Answer:
     code = _text(document.get("CodeResponse")) or _text(document.get("CodeResult"))
     if not code:
         return BAD_RESPONSE
     outcome = outcome_of(code)
     label = code if code in CODES else OTHER_CODE
     if outcome is not Outcome.OK:
-        return Answer(outcome, label, message=_message(document.get("ErrorMessage")))
+        return Answer(outcome, label, message=_message(document.get("ErrorMessage"), hidden))
     duration = document.get("CallDuration")
     seconds = _number(duration)
     return Answer(
@@ -130,9 +135,13 @@ def _integer(value: object) -> int | None:
     return int(number) if number is not None and number.is_integer() else None
 
 
-def _message(value: object) -> str:
-    text = value[: 2 * MAX_MESSAGE_LENGTH] if isinstance(value, str) else ""
-    return "".join(char for char in text if char.isprintable())[:MAX_MESSAGE_LENGTH]
+def _message(value: object, hidden: Iterable[str]) -> str:
+    text = value if isinstance(value, str) else ""
+    text = "".join(char for char in text if char.isprintable())
+    # Last of all it is cut, so that no half of a credential is left at its end.
+    for credential in hidden:
+        text = text.replace(credential, "***")
+    return text[:MAX_MESSAGE_LENGTH]
 
 
 def read_retry_after(value: str | None, now: float) -> float | None:

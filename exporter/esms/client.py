@@ -64,14 +64,12 @@ class Client:
         max_connections: int,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        credentials = (
-            f"ApiKey={quote(api_key.reveal(), safe='')}"
-            f"&SecretKey={quote(secret_key.reveal(), safe='')}"
-        )
+        key, secret = (quote(held.reveal(), safe="") for held in (api_key, secret_key))
         # All of the URL but the id, encoded once: building it anew costs a fifth of a request.
         self._send_status_url = Secret(
-            f"{URL(base_url)}/GetSendStatus?{credentials}&ReferenceId=",
+            f"{URL(base_url)}/GetSendStatus?ApiKey={key}&SecretKey={secret}&ReferenceId=",
         )
+        self._credentials = tuple(map(Secret, (api_key.reveal(), secret_key.reveal(), key, secret)))
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=max_connections,
@@ -107,7 +105,7 @@ class Client:
             # `from None`: the original's text and traceback hold the URL, and so the keys.
             raise translate(error) from None
         if response.status == HTTPStatus.OK:
-            return read_answer(body)
+            return read_answer(body, map(Secret.reveal, self._credentials))
         return read_refusal(response.status, response.headers.get("Retry-After"), time.time())
 
     async def close(self) -> None:

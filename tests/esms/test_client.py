@@ -1,0 +1,377 @@
+"""The client against servers that do everything wrong, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import ssl
+import struct
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import trustme
+
+from exporter.calls import reference_id
+from exporter.errors import (
+    ConnectionFailedError,
+    RequestError,
+    RequestTimeoutError,
+    TLSError,
+    UnreadableAnswerError,
+)
+from exporter.esms.answers import Answer
+from exporter.esms.client import MAX_BODY, Client, translate
+from exporter.esms.codes import Outcome
+from exporter.secret import Secret
+
+API_KEY = "key&with=odd/characters ?#%"
+SECRET_KEY = "sécret+key"
+ID = reference_id("505139D7-54F8-48A9-88FA-9460A78731DD")
+GOOD = json.dumps({"CodeResponse": "100", "ReferenceId": ID, "SendStatus": 5}).encode()
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def response(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
+    head = "".join(f"{header}\r\n" for header in (*headers, f"Content-Length: {len(body)}"))
+    return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
+
+
+def says(*parts: bytes, close: bool = True, requests: list[bytes] | None = None) -> Serve:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                request = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                break
+            if requests is not None:
+                requests.append(request)
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            if close:
+                break
+        writer.close()
+
+    return serve
+
+
+@asynccontextmanager
+async def peer(serve: Serve, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """Run a server on loopback; yields its port."""
+
+    async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            writer.close()
+
+    server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def make(port: int, timeout: float = 5, **options: ssl.SSLContext) -> Client:
+    scheme = "https" if options else "http"
+    return Client(
+        f"{scheme}://127.0.0.1:{port}/MainService.svc/json",
+        Secret(API_KEY),
+        Secret(SECRET_KEY),
+        timeout=timeout,
+        max_connections=4,
+        **options,
+    )
+
+
+async def ask(serve: Serve, limit: float = 5) -> Answer:
+    async with peer(serve) as port, make(port, limit) as client:
+        return await client.send_status(ID)
+
+
+async def failure(work: Awaitable[object], kind: type[RequestError]) -> RequestError:
+    """Return the exception, once it is certain that it tells nothing."""
+    with pytest.raises(kind) as caught:
+        await work
+    error = caught.value
+    assert type(error) is kind
+    # All that a log, a debugger or a crash reporter could make of it.
+    told = "".join(traceback.format_exception(error)) + repr(error) + str(error)
+    for hidden in ("ApiKey", "SecretKey", "odd", "cret", "505139D7", "http://", "https://"):
+        assert hidden not in re.sub(r"File .*|client.py.*", "", told)
+    assert error.__cause__ is None
+    assert error.__suppress_context__ or error.__context__ is None
+    return error
+
+
+async def test_the_request() -> None:
+    requests: list[bytes] = []
+    serve = says(response(GOOD), close=False, requests=requests)
+    async with peer(serve) as port, make(port) as client:
+        assert (await client.send_status(ID)).send_status == 5
+        await client.send_status(reference_id("a/b?c&d"))
+    first, second = (request.decode().split("\r\n") for request in requests)
+    assert first[0] == (
+        "GET /MainService.svc/json/GetSendStatus"
+        "?ApiKey=key%26with%3Dodd%2Fcharacters%20%3F%23%25&SecretKey=s%C3%A9cret%2Bkey"
+        f"&ReferenceId={ID} HTTP/1.1"
+    )
+    assert second[0].endswith("&ReferenceId=a%2Fb%3Fc%26d HTTP/1.1")
+    headers = dict(line.split(": ", 1) for line in first[1:] if line)
+    assert headers["Accept-Encoding"] == "identity"
+    assert re.fullmatch(r"esms-exporter/\d+\.\d+\.\d+\S*", headers["User-Agent"])
+    assert not headers.keys() & {"Cookie", "Authorization", "Referer"}
+
+
+async def test_connections_are_kept_and_cookies_are_not() -> None:
+    requests: list[bytes] = []
+    connections = 0
+    answer = response(GOOD, "200 OK", "Set-Cookie: session=1; Path=/")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await says(answer, close=False, requests=requests)(reader, writer)
+
+    async with peer(serve) as port, make(port) as client:
+        for _ in range(3):
+            await client.send_status(ID)
+    assert (connections, len(requests)) == (1, 3)
+    assert not any(b"ookie" in request for request in requests)
+
+
+async def test_a_connection_that_was_closed_in_between_is_made_anew() -> None:
+    async with peer(says(response(GOOD))) as port, make(port) as client:
+        for _ in range(3):
+            assert (await client.send_status(ID)).outcome is Outcome.OK
+            await asyncio.sleep(0.03)
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
+async def test_redirects_are_not_followed(status: str) -> None:
+    elsewhere: list[bytes] = []
+    async with peer(says(response(GOOD), requests=elsewhere)) as other:
+        location = f"Location: http://127.0.0.1:{other}/"
+        assert await ask(says(response(b"", status, location))) == Answer(Outcome.HTTP_ERROR)
+    assert elsewhere == []
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        ("429 Slow", ("Retry-After: 17",), Answer(Outcome.THROTTLED, retry_after=17.0)),
+        ("503 Busy", (), Answer(Outcome.THROTTLED)),
+        ("503 Busy", ("Retry-After: nonsense",), Answer(Outcome.THROTTLED)),
+        ("500 Oops", ("Retry-After: 17",), Answer(Outcome.HTTP_ERROR)),
+        ("201 Created", (), Answer(Outcome.HTTP_ERROR)),
+        ("404 Not Found", (), Answer(Outcome.HTTP_ERROR)),
+    ],
+)
+async def test_other_statuses(status: str, headers: tuple[str, ...], expected: Answer) -> None:
+    assert await ask(says(response(GOOD, status, *headers))) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", GOOD[:-5], b"\xff\xfe", b"[]", b"null", b"{}", b"[" * 20_000],
+    ids=["empty", "html", "truncated", "binary", "list", "null", "object", "nested"],
+)
+async def test_bodies_that_are_no_answer(body: bytes) -> None:
+    assert await ask(says(response(body))) == Answer(Outcome.BAD_RESPONSE)
+
+
+async def test_an_answer_in_many_pieces() -> None:
+    whole = response(GOOD)
+    parts = [whole[start : start + 40] for start in range(0, len(whole), 40)]
+    assert (await ask(says(*parts))).send_status == 5
+    chunks = [f"{len(p):x}\r\n".encode() + p + b"\r\n" for p in (GOOD[:9], GOOD[9:], b"")]
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert (await ask(says(chunked, *chunks))).send_status == 5
+
+
+@pytest.mark.parametrize("sizes", [(MAX_BODY - len(GOOD),), (MAX_BODY - 9_000, 9_000 - len(GOOD))])
+async def test_the_largest_answer(sizes: tuple[int, ...]) -> None:
+    whole = response(GOOD + b" " * sum(sizes))
+    end = len(whole) - sizes[-1]
+    assert (await ask(says(whole[:end], whole[end:]))).send_status == 5
+
+
+async def test_a_larger_answer_is_not_read() -> None:
+    endless = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
+    error = await failure(
+        ask(says(endless, *[b" " * 65_536] * 50, close=False)), UnreadableAnswerError
+    )
+    assert str(error) == "the answer has more than 65536 bytes"
+    await failure(ask(says(response(GOOD + b" " * MAX_BODY))), UnreadableAnswerError)
+
+
+async def test_a_compressed_answer_is_not_unpacked() -> None:
+    answer = response(GOOD, "200 OK", "Content-Encoding: gzip")
+    assert (await ask(says(answer))).send_status == 5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/9.9 abc\r\n\r\n",
+        b"\x16\x03\x01\x00\x00",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+    ],
+    ids=["ssh", "version", "tls", "length", "chunk", "header"],
+)
+async def test_what_is_no_http(answer: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        await ask(says(answer))
+    assert caught.value.outcome in (Outcome.BAD_RESPONSE, Outcome.CONNECTION)
+
+
+async def test_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with make(port) as client:
+        await failure(client.send_status(ID), ConnectionFailedError)
+    unresolved = Client(
+        "http://nowhere.invalid/json", Secret("k"), Secret("s"), timeout=5, max_connections=1
+    )
+    async with unresolved as client:
+        await failure(client.send_status(ID), ConnectionFailedError)
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 2", response(GOOD)[:-5]])
+async def test_a_connection_that_breaks(said: bytes) -> None:
+    await failure(ask(says(said)), ConnectionFailedError)
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.close()
+
+    await failure(ask(reset), ConnectionFailedError)
+
+
+@pytest.mark.parametrize("parts", [(), (b"HTTP/1.1 200 OK\r\n",), (response(GOOD)[:-5],)])
+async def test_the_time_out_is_for_the_whole_answer(parts: tuple[bytes, ...]) -> None:
+    started = time.monotonic()
+    await failure(ask(says(*parts, close=False), 0.1), RequestTimeoutError)
+    trickle = [bytes([byte]) for byte in response(GOOD)]
+    await failure(ask(says(*trickle), 0.2), RequestTimeoutError)
+    assert time.monotonic() - started < 5
+
+
+async def test_others_have_their_whole_time() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"slow" not in await reader.readuntil(b"\r\n\r\n"):
+            writer.write(response(GOOD))
+        await asyncio.sleep(5)
+        writer.close()
+
+    async with peer(serve) as port, make(port, 0.3) as client:
+        slow = [asyncio.create_task(client.send_status(reference_id("slow"))) for _ in range(3)]
+        for _ in range(20):
+            assert (await client.send_status(ID)).outcome is Outcome.OK
+            await asyncio.sleep(0.02)
+        for outcome in await asyncio.gather(*slow, return_exceptions=True):
+            assert isinstance(outcome, RequestTimeoutError)
+
+
+async def test_who_cancels_a_request_is_not_told_of_a_time_out() -> None:
+    async with peer(says(close=False)) as port, make(port, 0.2) as client:
+        request = asyncio.create_task(client.send_status(ID))
+        await asyncio.sleep(0.05)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+
+async def test_waiting_for_a_connection_counts() -> None:
+    async with peer(says(close=False)) as port, make(port, 0.2) as client:
+        waiting = [asyncio.create_task(client.send_status(ID)) for _ in range(9)]
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {RequestTimeoutError}
+
+
+async def test_certificates_are_verified() -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    good = says(response(GOOD))
+
+    def server(issuer: trustme.CA, name: str) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        issuer.issue_cert(name).configure_cert(context)
+        return context
+
+    async with peer(good, tls=server(authority, "127.0.0.1")) as port:
+        async with make(port, ssl_context=ours) as client:
+            assert (await client.send_status(ID)).send_status == 5
+        async with make(port, ssl_context=ssl.create_default_context()) as client:
+            await failure(client.send_status(ID), TLSError)
+    for wrong in (server(authority, "voiceapi.example"), server(stranger, "127.0.0.1")):
+        async with peer(good, tls=wrong) as port, make(port, ssl_context=ours) as client:
+            await failure(client.send_status(ID), TLSError)
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(response(GOOD))
+        writer.close()
+
+    async with peer(plain) as port, make(port, ssl_context=ours) as client:
+        with pytest.raises(RequestError) as caught:
+            await client.send_status(ID)
+        assert caught.value.outcome in (Outcome.TLS, Outcome.CONNECTION)
+
+
+async def test_a_message_that_repeats_the_credentials_is_cleaned() -> None:
+    message = f"\x1b[31m{'x' * 180}{API_KEY}, {SECRET_KEY}\n"
+    body = json.dumps({"CodeResult": "101", "ErrorMessage": message}).encode()
+    answer = await ask(says(response(body)))
+    assert (answer.outcome, answer.code) == (Outcome.AUTH, "101")
+    assert answer.message == f"[31m{'x' * 180}***, ***"
+
+
+def subclasses(kind: type[Exception]) -> set[type[Exception]]:
+    return {kind} | {each for child in kind.__subclasses__() for each in subclasses(child)}
+
+
+@pytest.mark.parametrize("kind", sorted(subclasses(aiohttp.ClientError), key=repr))
+def test_every_exception_of_aiohttp_has_its_translation(kind: type[Exception]) -> None:
+    translated = translate(kind.__new__(kind, "http://host/?ApiKey=k"))
+    assert isinstance(translated, RequestError)
+    assert "ApiKey" not in str(translated)
+    if issubclass(kind, TimeoutError):
+        assert type(translated) is RequestTimeoutError
+    elif issubclass(kind, aiohttp.ClientSSLError):
+        assert type(translated) is TLSError
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TimeoutError(), RequestTimeoutError),
+        (ssl.SSLError(), TLSError),
+        (ConnectionResetError(), ConnectionFailedError),
+        (OSError(24, "too many open files"), ConnectionFailedError),
+        (aiohttp.ClientPayloadError(), ConnectionFailedError),
+        (ValueError("http://host/?ApiKey=k"), UnreadableAnswerError),
+        (UnicodeError(), UnreadableAnswerError),
+        (RuntimeError("Session is closed"), UnreadableAnswerError),
+    ],
+)
+def test_so_has_anything_else(error: Exception, kind: type[RequestError]) -> None:
+    assert type(translate(error)) is kind
+    assert "ApiKey" not in str(translate(error))
