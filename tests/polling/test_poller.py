@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
+
+from exporter.calls import (
+    CallState,
+    Finished,
+    Patience,
+    PollAgain,
+    ReferenceId,
+    Result,
+    Status,
+    WatchedCall,
+    reference_id,
+)
+from exporter.errors import ConnectionFailedError
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from exporter.metrics.catalogue import Catalogue
+from exporter.polling.poller import Poller, PollingSettings
+
+AUTH = Answer(Outcome.AUTH, "101", message="Authorize Failed")
+QUEUED = Answer(Outcome.OK, "100", send_status=2)
+BUSY = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
+FAST = PollingSettings(0.05, 0.2, Patience(60, 600), 10_000, 4)
+
+Reply = Callable[[ReferenceId], Awaitable[Answer]]
+
+
+class Provider:
+    """Answers as it is told, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answer: Answer | Exception = QUEUED
+        self.hold: asyncio.Event | None = None
+        self.under_way = 0
+        self.most = 0
+
+    async def send_status(self, reference_id: ReferenceId) -> Answer:
+        self.asked.append(reference_id)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await (self.hold.wait() if self.hold else asyncio.sleep(0))
+        finally:
+            self.under_way -= 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Bench:
+    """A poller, its provider and its metrics; what it observes is settled at once."""
+
+    def __init__(self) -> None:
+        self.provider = Provider()
+        self.metrics = Catalogue()
+        self.series = self.metrics.add_account("main")
+        self.observed: list[tuple[str, Finished | PollAgain]] = []
+        self.poller = Poller("main", self.provider, FAST, self.series, self._observe)
+
+    def _observe(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
+        self.observed.append((call.reference_id, found))
+        self.poller.settle(call, found, at)
+
+    def watch(self, *names: str, state: CallState = CallState.NEW, age: float = 0) -> None:
+        for name in names:
+            row = len(self.poller.calls) + 1
+            call = WatchedCall(row, reference_id(name), time.time() - age, state)
+            self.poller.watch(call)
+        self.poller.wake()
+
+    def requests(self, outcome: Outcome) -> float:
+        return self.series.requests[outcome].value
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.poller.stop(1)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - nobody tells the test
+            await asyncio.sleep(0.005)
+
+
+async def test_a_call_is_asked_for_until_it_has_finished(bench: Bench) -> None:
+    bench.watch("a")
+    await until(lambda: len(bench.provider.asked) >= 3)
+    assert bench.series.watched[CallState.QUEUED].value == 1
+    bench.provider.answer = BUSY
+    await until(lambda: not bench.poller.calls)
+    assert bench.observed[-1] == ("a", Finished(Result.SUCCESS, Status.BUSY))
+    asked = len(bench.provider.asked)
+    await asyncio.sleep(0.3)
+    assert len(bench.provider.asked) == asked
+    assert bench.requests(Outcome.OK) == asked == sum(bench.series.request_duration.counts)
+    assert sum(bench.series.lag.counts) == asked
+    assert [value.value for value in bench.series.watched.values()] == [0] * len(CallState)
+    assert bench.series.last_success.value == pytest.approx(time.time(), abs=2)
+
+
+async def test_one_request_tries_the_account_first(bench: Bench) -> None:
+    bench.provider.hold = asyncio.Event()
+    bench.watch(*"abcdefgh")
+    await asyncio.sleep(0.05)
+    assert len(bench.provider.asked) == 1
+    bench.provider.hold.set()
+    bench.provider.hold = asyncio.Event()
+    await until(lambda: bench.provider.under_way == FAST.max_concurrency)
+    await asyncio.sleep(0.05)
+    assert bench.provider.most == FAST.max_concurrency
+    bench.provider.hold.set()
+
+
+async def test_refused_credentials_cost_one_request_and_no_call(bench: Bench) -> None:
+    bench.provider.answer = AUTH
+    with capture_logs() as logs:
+        bench.watch(*"abcdefgh")
+        await until(lambda: bench.poller.paused is Outcome.AUTH)
+        await asyncio.sleep(0.1)
+    assert len(bench.provider.asked) == 1
+    assert [(line["event"], line["code"], line["message"]) for line in logs] == [
+        ("account paused", "101", "Authorize Failed")
+    ]
+    assert bench.series.auth_failures["101"].value == 1
+    assert bench.series.authorized.value == 0
+    assert bench.poller.authorized is False
+    assert 27 <= bench.series.paused_until.value - time.time() <= 33
+    assert len(bench.poller.calls) == 8
+    assert bench.observed == []
+    bench.provider.answer = BUSY
+    bench.poller.retry()
+    assert bench.series.paused_until.value == 0
+    await until(lambda: len(bench.observed) == 8)
+    assert bench.series.authorized.value == 1
+
+
+async def test_failures_pause_and_the_pause_is_told_of_once(bench: Bench) -> None:
+    bench.provider.answer = ConnectionFailedError("no connection")
+    with capture_logs() as logs:
+        bench.watch(*"abcdefgh")
+        await until(lambda: bench.poller.paused is Outcome.CONNECTION)
+        await asyncio.sleep(0.05)
+        assert len(bench.provider.asked) == 5
+        assert bench.requests(Outcome.CONNECTION) == 5
+        bench.poller.retry()
+        bench.provider.answer = QUEUED
+        await until(lambda: len(bench.observed) >= 8)
+    assert [line["event"] for line in logs] == ["account paused"]
+    assert bench.poller.authorized is True
+
+
+async def test_what_ends_a_pause_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.polling.pace.MAX_PAUSE", 0.1)
+    bench.provider.answer = AUTH
+    with capture_logs() as logs:
+        bench.watch("a")
+        await until(lambda: len(bench.provider.asked) >= 3)
+        bench.provider.answer = QUEUED
+        await until(lambda: bench.poller.paused is None)
+    assert [line["event"] for line in logs] == ["account paused", "account resumed"]
+    assert bench.series.paused_until.value == 0
+
+
+async def test_a_call_that_is_let_go_means_nothing_any_more(bench: Bench) -> None:
+    bench.watch("a")
+    await until(lambda: bench.series.watched[CallState.QUEUED].value == 1)
+    bench.provider.hold = asyncio.Event()
+    await until(lambda: bench.provider.under_way == 1)
+    before = list(bench.observed)
+    bench.poller.forget(1)
+    bench.poller.forget(1)
+    bench.provider.answer = BUSY
+    bench.provider.hold.set()
+    await asyncio.sleep(0.1)
+    assert bench.observed == before
+    assert [value.value for value in bench.series.watched.values()] == [0] * len(CallState)
+    gone = WatchedCall(1, reference_id("a"), 0.0)
+    bench.poller.settle(gone, PollAgain(CallState.QUEUED), 1.0)
+    assert bench.series.watched[CallState.QUEUED].value == 0
+
+
+async def test_the_answer_for_another_call_is_a_bad_response(bench: Bench) -> None:
+    bench.provider.answer = QUEUED._replace(reference_id="b")
+    bench.watch("a")
+    await until(lambda: bench.requests(Outcome.BAD_RESPONSE) > 0)
+    assert bench.requests(Outcome.OK) == 0
+    assert bench.observed == []
+
+
+async def test_an_odd_duration_is_told(bench: Bench) -> None:
+    bench.provider.answer = BUSY._replace(call_status="ANSWERED", duration=-5.0)
+    with capture_logs() as logs:
+        bench.watch("a")
+        await until(lambda: not bench.poller.calls)
+    assert [(line["event"], line["reference_id"]) for line in logs] == [("bad call duration", "a")]
+
+
+async def test_watching_twice_is_watching_once(bench: Bench) -> None:
+    bench.provider.hold = asyncio.Event()
+    bench.watch("a")
+    (call,) = bench.poller.calls.values()
+    bench.poller.watch(WatchedCall(call.id, call.reference_id, 0.0))
+    assert list(bench.poller.calls.values()) == [call]
+    assert bench.series.watched[CallState.NEW].value == 1
+    bench.poller.refresh()
+    assert bench.series.oldest.value == call.first_watched
+    bench.poller.forget(call.id)
+    bench.poller.refresh()
+    assert bench.series.oldest.value == 0
+    bench.provider.hold.set()
+
+
+async def test_calls_that_are_known_already_are_spread_out(bench: Bench) -> None:
+    slow = PollingSettings(0.5, 0.5, FAST.patience, FAST.rate_limit, 50)
+    bench.poller.configure(slow)
+    bench.watch(*(f"c{n}" for n in range(40)), state=CallState.QUEUED)
+    await asyncio.sleep(0.25)
+    assert 5 <= len(bench.provider.asked) <= 35
+    await until(lambda: set(bench.provider.asked) == {f"c{n}" for n in range(40)})
+
+
+async def test_stopping_waits_for_what_is_under_way(bench: Bench) -> None:
+    bench.provider.hold = asyncio.Event()
+    bench.provider.answer = BUSY
+    bench.watch(*"ab")
+    await until(lambda: bench.provider.under_way == 1)
+    stopping = asyncio.create_task(bench.poller.stop(5))
+    await asyncio.sleep(0.05)
+    assert not stopping.done()
+    bench.provider.hold.set()
+    await stopping
+    assert [name for name, _ in bench.observed] == ["a"]
+    bench.poller.wake()
+    assert len(bench.provider.asked) == 1
+
+
+async def test_stopping_waits_no_longer_than_it_may(bench: Bench) -> None:
+    bench.provider.hold = asyncio.Event()
+    bench.watch("a")
+    await until(lambda: bench.provider.under_way == 1)
+    await bench.poller.stop(0.05)
+    assert bench.provider.under_way == 0
+    assert bench.poller.failure is None
+
+
+async def test_a_bug_is_noticed(bench: Bench) -> None:
+    bench.provider.answer = ZeroDivisionError("a bug")
+    bench.watch("a")
+    async with asyncio.timeout(5):
+        await bench.poller.failed.wait()
+    assert isinstance(bench.poller.failure, ZeroDivisionError)
