@@ -19,6 +19,9 @@ from exporter.ledger.schema import HEAD
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
+BUSY_TIMEOUT: Final = 5.0
+"""Seconds to wait for another program that holds the file, such as one that copies it."""
+
 # What SQLite says, and what a person can do about it.
 _ADVICE: Final = {
     sqlite3.SQLITE_NOTADB: "is not an SQLite database; name another file in `ledger.url`",
@@ -120,7 +123,7 @@ class Database:
                 url,
                 # One connection, used by one thread at a time; `check_same_thread` is about that.
                 poolclass=StaticPool,
-                connect_args={"check_same_thread": False, "timeout": 5.0},
+                connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT},
                 hide_parameters=True,
             )
             event.listen(engine, "connect", _configure)

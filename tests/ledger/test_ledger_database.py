@@ -1,0 +1,174 @@
+"""Databases that cannot be used, each with what the error says."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from exporter.errors import LedgerBusyError, LedgerError
+from exporter.ledger.engine import Database
+from exporter.ledger.schema import HEAD, metadata
+from exporter.ledger.store import Store
+
+
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def problem(path: Path, kind: type[LedgerError] = LedgerError) -> str:
+    with pytest.raises(kind) as caught:
+        Database(url(path))
+    assert type(caught.value) is kind
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.removeprefix(f"ledger {path}: ")
+
+
+def test_migrations_lead_to_the_tables_of_the_code(path: Path) -> None:
+    database = Database(url(path))
+    with database.begin() as connection:
+        context = MigrationContext.configure(connection)
+        assert context.get_current_revision() == HEAD
+        assert compare_metadata(context, metadata) == []
+    database.close()
+
+
+def test_a_ledger_is_for_its_owner_and_is_durable(path: Path) -> None:
+    database = Database(url(path))
+    with database.begin() as connection:
+        settings = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert settings == ["wal", 2, 1]
+    for file in (path, path.with_name("ledger.db-wal"), path.with_name("ledger.db.lock")):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    database.close()
+
+
+def test_a_ledger_is_opened_again(path: Path) -> None:
+    for _ in range(3):
+        store = Store(Database(url(path)))
+        assert store.snapshot().totals == {}
+        store.close()
+
+
+def test_one_exporter_has_it_at_a_time(path: Path, tmp_path: Path) -> None:
+    database = Database(url(path))
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    for name in (path, link):
+        assert problem(name, LedgerBusyError).endswith(
+            "is in use by another esms-exporter; end it, or name another file in `ledger.url`"
+        )
+    database.close()
+    Database(url(path)).close()
+
+
+@pytest.mark.parametrize("content", [b"accounts: []\n" * 200, bytes(range(256)) * 20])
+def test_a_file_that_is_not_sqlite_is_left_as_it_is(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert problem(path) == (
+        "is not an SQLite database; name another file in `ledger.url` (SQLITE_NOTADB)"
+    )
+    assert path.read_bytes() == content
+
+
+def test_the_database_of_another_program_is_left_as_it_is(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE accounts (id INTEGER)")
+    assert problem(path) == (
+        "is the database of another program; name another file in `ledger.url`"
+    )
+    with closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+    assert tables == [("accounts",)]
+
+
+def test_a_ledger_of_a_newer_version_is_left_as_it_is(path: Path) -> None:
+    Database(url(path)).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    assert problem(path) == (
+        "was written by a newer esms-exporter (revision 9999); "
+        "upgrade this one, or name another file in `ledger.url`"
+    )
+
+
+def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
+    path.touch()
+    Store(Database(url(path))).close()
+
+
+def test_a_damaged_ledger(path: Path) -> None:
+    Database(url(path)).close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes(len(whole) - 200))
+    assert problem(path).startswith("is damaged; restore it from a backup")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert problem(tmp_path / "no" / "ledger.db") == (
+        "cannot be opened (No such file or directory); make sure its folder exists and is writable"
+    )
+
+
+def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.db"
+    folder.mkdir()
+    assert problem(folder).startswith("cannot be opened; make sure its folder exists")
+
+
+@pytest.mark.parametrize("name", ["sqlite://", "sqlite:///"])
+def test_a_ledger_is_a_file(name: str) -> None:
+    with pytest.raises(LedgerError, match=r"^ledger: expected a file"):
+        Database(name)
+
+
+def test_another_program_that_holds_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.ledger.engine.BUSY_TIMEOUT", 0.05)
+    database = Database(url(path))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="is locked by another program; end it"):
+            Store(database).label_sets()
+    assert Store(database).label_sets() == {}
+    database.close()
+
+
+@pytest.mark.parametrize(("file", "folder"), [(0o444, 0o555), (0o444, 0o777), (0o000, 0o777)])
+def test_a_ledger_that_may_not_be_written(file: int, folder: int) -> None:
+    # Not under `tmp_path`, which other users may not enter.
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "ledger.db")
+        Database(url(path)).close()
+        path.with_name("ledger.db.lock").unlink()
+        path.chmod(file)
+        path.parent.chmod(folder)
+        with nobody():
+            text = problem(path)
+        path.parent.chmod(0o700)
+    assert text.startswith("cannot be ")
+    assert "writable" in text
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Be an ordinary user for a while: root may write everything."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
