@@ -102,9 +102,12 @@ class Ledger:
         self, account: str, call: WatchedCall, found: Finished | PollAgain, at: float
     ) -> None:
         """Have it committed, soon, what a poll found out about a call."""
-        same = isinstance(found, PollAgain) and found.state is call.state
-        if same and call.id not in self._pending:
-            return  # nothing new, nor another state that still waits to be committed
+        pending = self._pending.get(call.id)
+        if pending is None:
+            if isinstance(found, PollAgain) and found.state is call.state:
+                return  # nothing new
+        elif isinstance(pending.verdict, Finished):
+            return  # nothing undoes a finish
         self._pending[call.id] = Observation(account, call, found, at)
         self._observed.set()
 
@@ -148,9 +151,10 @@ class Ledger:
         except LedgerError as error:
             # What was observed since is newer, except that nothing undoes a finish.
             for call_id, observation in group.items():
-                newer = self._pending.get(call_id)
-                if newer is None or isinstance(observation.verdict, Finished):
+                if isinstance(observation.verdict, Finished):
                     self._pending[call_id] = observation
+                else:
+                    self._pending.setdefault(call_id, observation)
             self._observed.set()
             if self.problem is None:
                 _log.error("ledger cannot be written", problem=str(error))

@@ -1,0 +1,161 @@
+"""The ledger as the event loop sees it: groups, and what happens while it cannot be written."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from exporter.calls import CallState, Finished, PollAgain, ReferenceId, Result, Status
+from exporter.errors import LedgerError
+from exporter.ledger import ledger as module
+from exporter.ledger.engine import Database
+from exporter.ledger.ledger import Ledger
+from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, StoredCall
+from exporter.metrics.catalogue import Catalogue
+
+BUSY = Finished(Result.SUCCESS, Status.BUSY)
+QUEUED = PollAgain(CallState.QUEUED)
+
+
+class Bench:
+    """A ledger, and what it said was committed."""
+
+    def __init__(self) -> None:
+        self.metrics = Catalogue()
+        self.groups: list[list[Observation]] = []
+        self.counted = 0.0
+        self.ledger = Ledger(self.metrics, self._committed)
+
+    def _committed(self, group: Iterable[Observation], committed: Committed) -> None:
+        self.groups.append(list(group))
+        self.counted += sum(v for c, v in committed.added.items() if c.total == "calls")
+
+    @property
+    def states(self) -> list[tuple[str, str]]:
+        return [
+            (observation.call.reference_id, type(observation.verdict).__name__)
+            for group in self.groups
+            for observation in group
+        ]
+
+    async def push(self, *names: str) -> list[StoredCall]:
+        calls = [NewCall("main", ReferenceId(name), {}) for name in names]
+        return (await self.ledger.watch(None, calls))[0]
+
+    def observe(self, stored: StoredCall, found: Finished | PollAgain) -> None:
+        self.ledger.observe("main", stored.call, found, stored.call.first_watched + 1)
+
+
+@pytest_asyncio.fixture
+async def bench(path: Path) -> AsyncIterator[Bench]:
+    bench = Bench()
+    await bench.ledger.open(f"sqlite:///{path}")
+    running = asyncio.create_task(bench.ledger.run())
+    yield bench
+    bench.ledger.close_soon()
+    async with asyncio.timeout(10):
+        await running
+    await bench.ledger.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nobody tells the test
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_observed_at_the_same_time_is_one_group(bench: Bench) -> None:
+    a, b, c = await bench.push("a", "b", "c")
+    bench.observe(a, BUSY)
+    bench.observe(b, QUEUED)
+    await asyncio.sleep(0.02)
+    bench.observe(c, BUSY)
+    await until(lambda: bool(bench.groups))
+    assert len(bench.groups) == 1
+    assert sorted(bench.states) == [("a", "Finished"), ("b", "PollAgain"), ("c", "Finished")]
+    assert bench.counted == 2
+    assert sum(bench.metrics.commit_duration.labels().counts) == 1
+
+
+async def test_a_group_has_a_bound(bench: Bench) -> None:
+    for stored in await bench.push(*(f"c{number}" for number in range(2 * CHUNK + 1))):
+        bench.observe(stored, BUSY)
+    await until(lambda: bench.counted == 2 * CHUNK + 1)
+    assert [len(group) for group in bench.groups] == [CHUNK, CHUNK, 1]
+
+
+async def test_a_state_that_has_not_changed_is_not_written(bench: Bench) -> None:
+    (a,) = await bench.push("a")
+    bench.observe(a, PollAgain(CallState.NEW))
+    await asyncio.sleep(0.2)
+    assert bench.groups == []
+    # But one that goes back, while the other waits to be written, is.
+    bench.observe(a, QUEUED)
+    bench.observe(a, PollAgain(CallState.NEW))
+    await until(lambda: bool(bench.groups))
+    assert [group[0].verdict for group in bench.groups] == [PollAgain(CallState.NEW)]
+
+
+async def test_a_ledger_that_is_locked_delays_but_loses_nothing(
+    bench: Bench, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_FIRST", 0.05)
+    a, b, c = await bench.push("a", "b", "c")
+    store = bench.ledger.store
+    await bench.ledger.call(busy_timeout, store._database)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        bench.observe(a, BUSY)
+        bench.observe(b, QUEUED)
+        await until(lambda: bench.ledger.problem is not None)
+        assert "is locked by another program" in str(bench.ledger.problem)
+        # Newer states replace older ones, but nothing undoes a finish.
+        bench.observe(a, QUEUED)
+        bench.observe(b, BUSY)
+        bench.observe(c, QUEUED)
+        await until(lambda: bench.metrics.ledger_errors.labels().value >= 2)
+        assert bench.groups == []
+        with pytest.raises(LedgerError, match="is locked"):
+            await bench.push("d")
+    await until(lambda: bench.counted == 2)
+    assert bench.ledger.problem is None
+    assert {name: kind for name, kind in bench.states} == {  # noqa: C416 - the last one counts
+        "a": "Finished",
+        "b": "Finished",
+        "c": "PollAgain",
+    }
+
+
+def busy_timeout(database: Database) -> None:
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 10")
+
+
+async def test_closing_writes_what_was_observed(path: Path) -> None:
+    bench = Bench()
+    await bench.ledger.open(f"sqlite:///{path}")
+    running = asyncio.create_task(bench.ledger.run())
+    calls = await bench.push(*(f"c{number}" for number in range(CHUNK + 1)))
+    for stored in calls:
+        bench.observe(stored, BUSY)
+    bench.ledger.close_soon()
+    async with asyncio.timeout(10):
+        await running
+    await bench.ledger.close()
+    assert bench.counted == CHUNK + 1
+    with pytest.raises(LedgerError, match="not open"):
+        _ = bench.ledger.store
+
+
+async def test_a_ledger_that_cannot_be_opened(tmp_path: Path) -> None:
+    ledger = Bench().ledger
+    assert ledger.problem == "the ledger is not open yet"
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        await ledger.open(f"sqlite:///{tmp_path}/no/ledger.db")
+    await ledger.close()
