@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -34,6 +35,18 @@ class _Address(click.ParamType[ListenAddress]):
             return value if isinstance(value, ListenAddress) else ListenAddress.parse(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class _TelemetryPath(click.ParamType[str]):
+    name = "PATH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:  # Any: click's own signature
+        path = str(value)
+        if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith("/-/"):
+            self.fail("expected a path such as `/metrics`, not under `/-/`", param, ctx)
+        return path
 
 
 class _DefaultsToRun(click.Group):
@@ -92,6 +105,7 @@ def commands() -> None:
 @click.option(
     "--web.telemetry-path",
     "telemetry_path",
+    type=_TelemetryPath(),
     default="/metrics",
     show_default=True,
     help="Where the metrics are.",

@@ -57,7 +57,8 @@ def read_answer(body: bytes, hidden: Iterable[str] = ()) -> Answer:
 
     Args:
         body: any bytes.
-        hidden: texts that a message of the provider may not repeat: the credentials.
+        hidden: texts that a message of the provider may not repeat, such as the credentials;
+            one that does is withheld.
     """
     try:
         document = from_json(body)
@@ -138,9 +139,9 @@ def _integer(value: object) -> int | None:
 def _message(value: object, hidden: Iterable[str]) -> str:
     text = value if isinstance(value, str) else ""
     text = "".join(char for char in text if char.isprintable())
-    # Last of all it is cut, so that no half of a credential is left at its end.
-    for credential in hidden:
-        text = text.replace(credential, "***")
+    if any(part.casefold() in text.casefold() for part in hidden):
+        # Whole: what is left of it could still hold a part of a credential.
+        return "(withheld: it repeats the request)"
     return text[:MAX_MESSAGE_LENGTH]
 
 

@@ -69,7 +69,7 @@ class Client:
         self._send_status_url = Secret(
             f"{URL(base_url)}/GetSendStatus?ApiKey={key}&SecretKey={secret}&ReferenceId=",
         )
-        self._credentials = tuple(map(Secret, (api_key.reveal(), secret_key.reveal(), key, secret)))
+        self._hidden = (api_key, secret_key, *map(Secret, (key, secret, "ApiKey=", "SecretKey=")))
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=max_connections,
@@ -105,7 +105,7 @@ class Client:
             # `from None`: the original's text and traceback hold the URL, and so the keys.
             raise translate(error) from None
         if response.status == HTTPStatus.OK:
-            return read_answer(body, map(Secret.reveal, self._credentials))
+            return read_answer(body, map(Secret.reveal, self._hidden))
         return read_refusal(response.status, response.headers.get("Retry-After"), time.time())
 
     async def close(self) -> None:

@@ -115,11 +115,11 @@ class Exporter(Process):
         self.url = ""
 
     async def listening(self) -> str:
-        self.url = (await self.says(r"addresses=\"?(http://[^ \"]+)"))[1]
+        self.url = (await self.says(r"addresses\W+(http://[^ \"]+)"))[1]
         return self.url
 
     async def ready(self) -> str:
-        await self.says(r"event=ready ")
+        await self.says(r"event\W+ready\b")
         return await self.listening()
 
     async def scrape(self) -> dict[Series, float]:

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -336,12 +337,21 @@ async def test_certificates_are_verified() -> None:
         assert caught.value.outcome in (Outcome.TLS, Outcome.CONNECTION)
 
 
-async def test_a_message_that_repeats_the_credentials_is_cleaned() -> None:
-    message = f"\x1b[31m{'x' * 180}{API_KEY}, {SECRET_KEY}\n"
-    body = json.dumps({"CodeResult": "101", "ErrorMessage": message}).encode()
-    answer = await ask(says(response(body)))
+@pytest.mark.parametrize(
+    "repeated",
+    [f"{'x' * 190}{API_KEY}", SECRET_KEY.upper(), quote(API_KEY, safe=""), "SECRETKEY=other"],
+)
+async def test_a_message_that_repeats_the_request_is_withheld(repeated: str) -> None:
+    body = {"CodeResult": "101", "ErrorMessage": f"Authorize Failed: {repeated}"}
+    answer = await ask(says(response(json.dumps(body).encode())))
     assert (answer.outcome, answer.code) == (Outcome.AUTH, "101")
-    assert answer.message == f"[31m{'x' * 180}***, ***"
+    assert answer.message == "(withheld: it repeats the request)"
+
+
+async def test_a_message_is_bounded_and_printable() -> None:
+    body = {"CodeResult": "103", "ErrorMessage": f"\x1b[31mno\nmoney\u202e{'x' * 5000}"}
+    answer = await ask(says(response(json.dumps(body).encode())))
+    assert answer.message == f"[31mnomoney{'x' * 189}"
 
 
 def subclasses(kind: type[Exception]) -> set[type[Exception]]:

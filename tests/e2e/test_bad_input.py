@@ -1,0 +1,206 @@
+"""What a user can get wrong: one line that says what to do, exit code 1, never a traceback."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from exporter.ledger.engine import Database
+from tests.e2e.processes import Exporter
+
+GOOD = """\
+accounts:
+  - {name: main, api_key: key-0123456789, secret_key: secret-9876543210}
+ledger:
+  url: sqlite:///{folder}/ledger.db
+"""
+
+
+def run(*arguments: str) -> tuple[int, list[str]]:
+    """Run a command that is to end by itself; returns its exit code and the lines it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-m", "exporter", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    text = done.stdout + done.stderr
+    assert "Traceback" not in text
+    assert "key-0123456789" not in text
+    assert "secret-9876543210" not in text
+    return done.returncode, text.splitlines()
+
+
+def good(folder: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(GOOD.replace("{folder}", str(folder)))
+    return path
+
+
+def bomb() -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    return "\n".join(lines)
+
+
+DOCUMENTS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", r"config\.yaml: .*empty"),
+    "binary": (bytes(range(256)) * 8, r"config\.yaml.*: "),
+    "huge": (b"# " + b"x" * 80_000_000, r"config\.yaml: .*larger than"),
+    "broken": (b"accounts: [\n", r"config\.yaml:2: .*not valid YAML"),
+    "cyclic": (b"accounts: &a\n  - *a\n", r"config\.yaml:2: "),
+    "bomb": (bomb().encode(), r"config\.yaml:\d+: .*alias"),
+    "nested": (b"[" * 100_000, r"config\.yaml:1: "),
+    "list": (b"- a\n- b\n", r"config\.yaml:1: "),
+    "duplicate key": (
+        b"accounts:\n  - {name: m, api_key: k, secret_key: s, name: n}\n",
+        r"config\.yaml:2: accounts\[0\]\.name: duplicate key",
+    ),
+    "unknown key": (
+        b"accounts:\n  - {name: m, api_key: key-0123456789, secret_key: s, url: x}\n",
+        r"config\.yaml:2: accounts\[0\]\.url: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_that_is_no_configuration(name: str, tmp_path: Path) -> None:
+    content, expected = DOCUMENTS[name]
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    for command in ((), ("check",)):
+        code, lines = run(*command, f"--config.file={path}")
+        assert code == 1
+        assert len(lines) == 1, lines
+        assert re.match(rf"esms-exporter: \S*/{expected}", lines[0]), lines[0]
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        """\
+accounts:
+  - {name: main, api_key: key-0123456789, secret_key: secret-9876543210, rate_limit: fast}
+  - {name: main, api_key: "", secret_key_file: /no/such/file}
+watch:
+  calls:
+    - {account: main, reference_id: Ab}
+    - {account: main, reference_id: aB}
+    - {account: other, reference_id: c}
+polling: {interval: -5s}
+"""
+    )
+    code, lines = run("check", f"--config.file={path}")
+    assert code == 1
+    text = "\n".join(lines)
+    for expected in (
+        r":2: accounts\[0\]\.rate_limit: ",
+        r":3: accounts\[1\]\.api_key: ",
+        r":3: accounts\[1\]\.secret_key_file: .*No such file",
+        r":9: polling\.interval: ",
+    ):
+        assert re.search(expected, text), text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("missing.yaml", "No such file"), ("", "[Dd]irectory"), ("\udcff.yaml", "No such file")],
+)
+def test_a_file_that_cannot_be_read(name: str, expected: str, tmp_path: Path) -> None:
+    code, lines = run(f"--config.file={tmp_path / name}")
+    assert (code, len(lines)) == (1, 1)
+    assert re.search(expected, lines[0])
+
+
+def no_sqlite(path: Path) -> None:
+    path.write_bytes(b"no database" * 100)
+
+
+def foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (x)")
+
+
+def newer(path: Path) -> None:
+    Database(f"sqlite:///{path}").close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (no_sqlite, "is not an SQLite database; name another file"),
+        (foreign, "is the database of another program; name another file"),
+        (newer, "was written by a newer esms-exporter .* upgrade this one"),
+        (folder, "cannot be opened; make sure its folder exists"),
+    ],
+)
+def test_a_ledger_that_cannot_be_used(
+    prepare: Callable[[Path], None], expected: str, tmp_path: Path
+) -> None:
+    prepare(tmp_path / "ledger.db")
+    code, lines = run(f"--config.file={good(tmp_path)}", "--web.listen-address=127.0.0.1:0")
+    assert (code, len(lines)) == (1, 1), lines
+    assert re.match(rf"esms-exporter: ledger {tmp_path}/ledger\.db: {expected}", lines[0])
+
+
+async def test_a_ledger_that_another_exporter_uses(tmp_path: Path) -> None:
+    async with Exporter(good(tmp_path)) as exporter:
+        await exporter.ready()
+        code, lines = run(f"--config.file={good(tmp_path)}", "--web.listen-address=127.0.0.1:0")
+    assert (code, len(lines)) == (1, 1), lines
+    assert "is in use by another esms-exporter; end it" in lines[0]
+
+
+def test_an_address_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, lines = run(f"--config.file={good(tmp_path)}", f"--web.listen-address={address}")
+    assert (code, len(lines)) == (1, 1), lines
+    assert lines[0] == (
+        f"esms-exporter: cannot listen on {address}: address already in use; "
+        "end what uses it, or give another --web.listen-address"
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--web.listen-address=here",
+        "--web.listen-address=::1:80",
+        "--web.telemetry-path=metrics",
+        "--web.telemetry-path=/",
+        "--web.telemetry-path=/-/ready",
+        "--web.telemetry-path=/{x",
+        "--log.level=loud",
+        "--log.format=xml",
+        "--no-such-option",
+    ],
+)
+def test_wrong_usage(option: str, tmp_path: Path) -> None:
+    code, lines = run(f"--config.file={good(tmp_path)}", option)
+    assert code == 2
+    assert lines[-1].startswith("Error: ")
+    assert run("run")[0] == 2
+
+
+def test_the_good_file_is_good(tmp_path: Path) -> None:
+    assert run("check", f"--config.file={good(tmp_path)}") == (
+        0,
+        [f"{tmp_path}/config.yaml: good: 1 accounts, 0 calls"],
+    )
