@@ -32,6 +32,8 @@ CAMPAIGNS: Final = (
     Campaign(labels={"campaign": "emergency"}, recording="3", share=1),
 )
 CALLS_PER_SECOND: Final = 2.0
+SPEED: Final = 5.0
+"""Nobody watches a demo for a minute until the first call has rung, was answered and reported."""
 
 
 def configuration(url: str, folder: Path) -> Config:
@@ -60,7 +62,7 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
         ExporterError: it could not start.
     """
     with tempfile.TemporaryDirectory(prefix="esms-exporter-demo-") as folder:
-        async with Simulator(accounts=(*ACCOUNTS, REFUSED), seed=seed) as simulator:
+        async with Simulator(accounts=(*ACCOUNTS, REFUSED), seed=seed, speed=SPEED) as simulator:
             config = configuration(simulator.url, Path(folder))
 
             async def beside(service: Service, listening: Sequence[str]) -> AsyncIterator[None]:
@@ -92,7 +94,8 @@ def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:
         for url in listening
     )
     return (
-        f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second on a stand-in for the eSMS API\n"
+        f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second on a stand-in for the eSMS API,\n"
+        f"whose time runs {SPEED:g} times as fast\n"
         f"{places}\n"
         f"  {simulator.control_url}/state   the stand-in API and its faults\n"
         "Ctrl-C ends it; nothing is left behind."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from exporter.config.durations import format_duration
 from exporter.config.models import Config
 
-_ANNOTATIONS = {"title", "description", "default"}
+_ANNOTATIONS: Final = ("title", "description", "default")
 _VARIABLE = {"type": "string", "pattern": r"^\$\{.+\}$"}
 
 
@@ -31,7 +31,7 @@ def _as_in_file(value: dict[str, Any]) -> dict[str, Any]:
     if value.get("format") == "duration" and "default" in value:
         value = {**value, "default": format_duration(value["default"])}
     if value.get("type") in {"integer", "number"} or value.get("format") == "duration":
-        about = {key: value.pop(key) for key in _ANNOTATIONS & value.keys()}
+        about: dict[str, Any] = {key: value.pop(key) for key in _ANNOTATIONS if key in value}
         value = {**about, "anyOf": [value, _VARIABLE]}
     return value
 

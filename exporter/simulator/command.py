@@ -68,7 +68,13 @@ class AccountOption(click.ParamType[Account]):
 
 
 @click.command()
-@click.option("--listen", type=ListenAddress(), default="127.0.0.1:10376", show_default=True)
+@click.option(
+    "--listen",
+    type=ListenAddress(),
+    default="127.0.0.1:10376",
+    show_default=True,
+    help="Where to listen.",
+)
 @click.option(
     "--account",
     "accounts",
@@ -79,7 +85,11 @@ class AccountOption(click.ParamType[Account]):
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same calls.")
 @click.option("--tls-cert-file", type=click.Path(path_type=Path), help="Speak HTTPS.")
-@click.option("--tls-key-file", type=click.Path(path_type=Path))
+@click.option(
+    "--tls-key-file",
+    type=click.Path(path_type=Path),
+    help="The certificate's key, where it is not in the same file.",
+)
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from exporter.cli import commands
+from exporter.config import json_schema
+from tests.e2e.processes import Exporter, Process, total
+
+
+def folders(path: Path) -> list[Path]:
+    return list(path.glob("esms-exporter-demo-*"))
+
+
+async def test_the_demo_is_lively_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "exporter", "demo", "--web.listen-address=127.0.0.1:0")
+    demo = Exporter(tmp_path / "none.yaml")
+    demo._command = command
+    demo._environ["TMPDIR"] = str(tmp_path)
+    async with demo:
+        url = await demo.ready()
+        shown = (await demo.says(r"(?s)esms-exporter demo: .* left behind\.")).group()
+        assert f"{url}/metrics" in shown
+        assert len(folders(tmp_path)) == 1
+        samples = await demo.until(
+            lambda samples: (
+                total(samples, "esms_calls_total", result="success") >= 2
+                and total(samples, "esms_auth_failures_total", account="old-keys") > 0
+            )
+        )
+        assert {dict(labels).get("campaign") for name, labels in samples if "calls_total" in name}
+        async with aiohttp.ClientSession() as http, http.get(f"{url}/") as page:
+            assert "old-keys" in await page.text()
+        demo.send(signal.SIGINT)
+        assert await demo.wait(15) == 0
+    assert folders(tmp_path) == []
+    assert "Traceback" not in demo.output
+
+
+async def test_commands_that_print(tmp_path: Path) -> None:
+    for command, expected in (
+        ("schema", json.dumps(json_schema(), indent=2, ensure_ascii=False)),
+        ("--version", "esms-exporter, version "),
+        ("--help", "Usage: esms-exporter"),
+    ):
+        process = Process([sys.executable, "-m", "exporter", command], tmp_path / "output")
+        async with process:
+            assert await process.wait(30) == 0
+        assert process.output.startswith(expected)
+
+
+def test_every_command_and_option_says_what_it_does() -> None:
+    for command in (commands, *commands.commands.values()):
+        assert command.help
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (command.name, parameter.name)
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "run extra --config.file=x"])
+async def test_wrong_commands(tmp_path: Path, wrong: str) -> None:
+    command = [sys.executable, "-m", "exporter", *wrong.split()]
+    async with Process(command, tmp_path / "output") as process:
+        assert await process.wait(30) == 2
+    assert process.output.splitlines()[-1].startswith("Error: ")

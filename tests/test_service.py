@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
+
+from exporter import service as module
+from exporter.calls import Finished, Result, Status, reference_id
+from exporter.config import AccountConfig, Config, LedgerConfig, PollingConfig, WatchConfig
+from exporter.errors import ConfigError, LedgerError
+from exporter.ledger.records import CHUNK, NewCall, Observation
+from exporter.secret import Secret
+from exporter.service import Service
+from exporter.simulator import Account, Plan, Simulator
+
+BUSY = Finished(Result.SUCCESS, Status.BUSY)
+
+
+@pytest_asyncio.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(accounts=[Account("main", "key", "s"), Account("b", "kb", "s")]) as it:
+        yield it
+
+
+class Bench:
+    """A service, and the configuration that it loads."""
+
+    def __init__(self, simulator: Simulator, folder: Path) -> None:
+        self.config = Config(
+            accounts=(account(simulator, "main", "key"),),
+            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
+            watch=WatchConfig(labels=("campaign",)),
+            ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}", keep_finished=1),
+        )
+        self.service = Service(lambda: self.config)
+
+    def counted(self, **labels: str) -> float:
+        family = self.service.call_metrics.finished
+        return sum(
+            series.value
+            for values, series in family._series.items()
+            if labels.items() <= dict(zip(family.label_names, values, strict=True)).items()
+        )
+
+    async def push(self, *names: str, account: str = "main", campaign: str = "otp") -> None:
+        labels = {"campaign": campaign}
+        calls = [NewCall(account, reference_id(name), labels) for name in names]
+        await self.service.watch(None, calls)
+
+
+def account(simulator: Simulator, name: str, key: str) -> AccountConfig:
+    return AccountConfig(
+        name=name, api_key=Secret(key), secret_key=Secret("s"), base_url=simulator.url
+    )
+
+
+@pytest_asyncio.fixture
+async def bench(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(simulator, tmp_path)
+    await bench.service.open(bench.config)
+    await bench.service.start(bench.config)
+    yield bench
+    await bench.service.stop(5)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nobody tells the test
+            await asyncio.sleep(0.01)
+
+
+async def test_calls_that_are_pushed_are_polled_and_shown(
+    bench: Bench, simulator: Simulator
+) -> None:
+    simulator.add_call("main", "a", Plan())
+    await bench.push("a", "later")
+    assert bench.service.watched == 2
+    # The series are there before the first result, so that the first failure can be alerted on.
+    assert ("main", "failure", "no_answer", "otp") in bench.service.call_metrics.finished._series
+    await until(lambda: bench.counted(campaign="otp", status="answered") == 1)
+    await until(lambda: bench.service.watched == 1)
+    await bench.push("a", "A ", "later", campaign="other")
+    assert bench.service.watched == 1
+    status = bench.service.status()
+    assert [(line.name, line.watched, line.paused) for line in status] == [("main", 1, None)]
+
+
+async def test_the_calls_of_an_account_wait_for_it(bench: Bench, simulator: Simulator) -> None:
+    simulator.add_call("b", "x", Plan())
+    await bench.push("x", account="b")
+    assert bench.service.watched == 0
+    both = (*bench.config.accounts, account(simulator, "b", "kb"))
+    bench.config = bench.config.model_copy(update={"accounts": both})
+    await bench.service.reload()
+    await until(lambda: bench.counted(account="b", status="answered") == 1)
+    # Gone, and its series with it; back, and its counts with it.
+    bench.config = bench.config.model_copy(update={"accounts": both[:1]})
+    await bench.service.reload()
+    assert bench.counted(account="b") == 0
+    bench.config = bench.config.model_copy(update={"accounts": both})
+    await bench.service.reload()
+    assert bench.counted(account="b", status="answered") == 1
+
+
+async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:
+    await bench.push("a")
+    ((row, call),) = bench.service.accounts["main"].poller.calls.items()
+    bench.service.ledger.observe("gone", call, BUSY, call.first_watched + 1)
+    await until(lambda: bench.counted(status="busy") == 1)
+    # A second finish of the same call counts nothing, and the call is let go.
+    await until(lambda: row in bench.service.accounts["main"].poller.calls)
+    bench.service._committed(
+        [Observation("main", call, BUSY, call.first_watched + 2)],
+        bench.service.ledger.store.commit(
+            [Observation("main", call, BUSY, call.first_watched + 2)]
+        ),
+    )
+    assert bench.counted(status="busy") == 1
+    assert bench.service.watched == 0
+
+
+async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
+    def fail() -> Config:
+        raise ConfigError(())
+
+    good, bench.service._load = bench.service._load, fail
+    with pytest.raises(ConfigError):
+        await bench.service.reload()
+    assert bench.service.metrics.reload_successful.labels().value == 0
+    bench.service._load = good
+    await bench.service.reload()
+    assert bench.service.metrics.reload_successful.labels().value == 1
+
+
+async def test_old_calls_are_pruned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PRUNE_EVERY", 0.05)
+    pruned: list[float] = []
+    fails = [True]
+
+    def prune(before: float) -> int:
+        pruned.append(before)
+        if fails.pop() if fails else False:
+            raise LedgerError("ledger: is locked")
+        return CHUNK if len(pruned) == 2 else 3
+
+    monkeypatch.setattr(bench.service.ledger.store, "prune", prune)
+    with capture_logs() as logs:
+        bench.service._in_background(bench.service._prune())
+        await until(lambda: len(pruned) >= 4)
+    assert [line["event"] for line in logs] == ["old calls not pruned"]
+
+
+async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simulator) -> None:
+    async def bug(reference_id: str) -> None:
+        raise ZeroDivisionError(reference_id)
+
+    bench.service.accounts["main"].poller.provider = type("P", (), {"send_status": bug})  # type: ignore[assignment]
+    await bench.push("a")
+    async with asyncio.timeout(10):
+        with pytest.raises(ZeroDivisionError):
+            await bench.service.failed
+
+
+async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(simulator, tmp_path)
+    await bench.service.open(bench.config)
+    await bench.service.start(bench.config)
+    await bench.push("a")
+
+    def locked(_observations: object) -> None:
+        raise LedgerError("ledger: is locked")
+
+    monkeypatch.setattr(bench.service.ledger.store, "commit", locked)
+    ((_, call),) = bench.service.accounts["main"].poller.calls.items()
+    bench.service.ledger.observe("main", call, BUSY, call.first_watched + 1)
+    with capture_logs() as logs:
+        await until(lambda: bench.service.not_ready() == ["ledger: is locked"])
+        async with asyncio.timeout(3):
+            await bench.service.stop(1)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == [
+        "ledger cannot be written",
+        "ledger not written in time",
+    ]
