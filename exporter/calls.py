@@ -316,5 +316,7 @@ def next_poll(age: float, failures: int, interval: float, max_interval: float) -
     """
     steady = 10 * interval
     wait = interval if age < steady else 1.5 * interval + (age - steady) / 2
-    # 2.0**64 is beyond any max_interval, and beyond no float.
-    return min(max_interval, wait * 2.0 ** min(failures, 64))
+    if failures:
+        # 2.0**64 is beyond any max_interval, and beyond no float.
+        wait *= 2.0 ** min(failures, 64)
+    return min(max_interval, wait)

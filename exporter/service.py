@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
@@ -192,6 +193,8 @@ class Service:
     def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
         """Count and show what has become durable."""
         self.call_metrics.add(committed.added.items())
+        # Asked once: a line that is not written costs as much as the rest of this loop.
+        debug = _log.is_enabled_for(logging.DEBUG)
         for name, call, found, at in observations:
             if (account := self.accounts.get(name)) is None:
                 continue
@@ -199,7 +202,10 @@ class Service:
                 account.poller.forget(call.id)
             else:
                 account.poller.settle(call, found, at)
-                _log.debug("observed", account=name, reference_id=call.reference_id, found=found)
+                if debug:
+                    _log.debug(
+                        "observed", account=name, reference_id=call.reference_id, found=found
+                    )
 
     # Going over to a configuration.
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from pydantic_core import from_json
 
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome, outcome_of
+from exporter.secret import Secret
 
 MAX_MESSAGE_LENGTH: Final = 200
 
@@ -52,7 +53,7 @@ class Answer(NamedTuple):
 BAD_RESPONSE: Final = Answer(Outcome.BAD_RESPONSE)
 
 
-def read_answer(body: bytes, hidden: Iterable[str] = ()) -> Answer:
+def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     """Read the body of an answer of `GetSendStatus` that came with the status 200. Never raises.
 
     Args:
@@ -82,7 +83,7 @@ def read_refusal(http_status: int, retry_after: str | None, now: float) -> Answe
     return Answer(Outcome.HTTP_ERROR)
 
 
-def _read_document(document: Mapping[str, object], hidden: Iterable[str]) -> Answer:
+def _read_document(document: Mapping[str, object], hidden: Iterable[Secret]) -> Answer:
     code = _text(document.get("CodeResponse")) or _text(document.get("CodeResult"))
     if not code:
         return BAD_RESPONSE
@@ -136,10 +137,10 @@ def _integer(value: object) -> int | None:
     return int(number) if number is not None and number.is_integer() else None
 
 
-def _message(value: object, hidden: Iterable[str]) -> str:
+def _message(value: object, hidden: Iterable[Secret]) -> str:
     text = value if isinstance(value, str) else ""
     text = "".join(char for char in text if char.isprintable())
-    if any(part.casefold() in text.casefold() for part in hidden):
+    if any(part.reveal().casefold() in text.casefold() for part in hidden):
         # Whole: what is left of it could still hold a part of a credential.
         return "(withheld: it repeats the request)"
     return text[:MAX_MESSAGE_LENGTH]

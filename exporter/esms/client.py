@@ -105,7 +105,7 @@ class Client:
             # `from None`: the original's text and traceback hold the URL, and so the keys.
             raise translate(error) from None
         if response.status == HTTPStatus.OK:
-            return read_answer(body, map(Secret.reveal, self._hidden))
+            return read_answer(body, self._hidden)
         return read_refusal(response.status, response.headers.get("Retry-After"), time.time())
 
     async def close(self) -> None:

@@ -115,7 +115,7 @@ class Poller:
         self._metrics.watched[call.state].value += 1
         now = self._loop.time()
         if call.state is not CallState.NEW:
-            now += self._interval(call) * random.random()  # noqa: S311 - no secret hangs on it
+            now += self._interval(call, time.time()) * random.random()  # noqa: S311 - no secret hangs on it
         self._schedule.add(call, now)
 
     def forget(self, call_id: int) -> None:
@@ -286,13 +286,13 @@ class Poller:
             self._observe(call, decided, wall)
         else:
             call.failures += 1
-        self._schedule.add(call, now + self._interval(call) * _jitter())
+        self._schedule.add(call, now + self._interval(call, wall) * _jitter())
 
-    def _interval(self, call: WatchedCall) -> float:
+    def _interval(self, call: WatchedCall, wall: float) -> float:
         settings = self._settings
-        age = max(0.0, time.time() - call.first_watched)
+        age = max(0.0, wall - call.first_watched)
         return next_poll(age, call.failures, settings.interval, settings.max_interval)
 
 
 def _jitter() -> float:
-    return random.uniform(0.9, 1.1)  # noqa: S311 - no secret hangs on it
+    return 0.9 + 0.2 * random.random()  # noqa: S311 - no secret hangs on it
