@@ -19,6 +19,7 @@ from benchmarks.processes import (
     provider,
     wait_until,
 )
+from benchmarks.provider import POLLS
 
 REQUESTS = "esms_api_requests_total"
 CPU = "process_cpu_seconds_total"
@@ -38,8 +39,8 @@ def _exporter(base_url: str, certificate: Certificate | None, calls: int) -> tup
         config = configuration(Path(name), base_url, calls)
         with Exporter(config, certificate.environ if certificate else None) as exporter:
             exporter.wait_until_ready()
-            first = wait_until(exporter, REQUESTS, 4 * calls * 0.1)
-            last = wait_until(exporter, REQUESTS, 4 * calls * 0.9)
+            first = wait_until(exporter, REQUESTS, POLLS * calls * 0.1)
+            last = wait_until(exporter, REQUESTS, POLLS * calls * 0.9)
             polls = last[REQUESTS] - first[REQUESTS]
             duration = last["now"] - first["now"]
             return (last[CPU] - first[CPU]) / polls * 1000, polls / duration
@@ -66,7 +67,7 @@ def measure(certificate: Certificate | None, pairs: int, calls: int) -> list[Pai
     found = []
     for _ in range(pairs):
         with provider(certificate) as url:
-            bare, bare_rate = _bare(url, certificate, 4 * calls)
+            bare, bare_rate = _bare(url, certificate, POLLS * calls)
         with provider(certificate) as url:
             ours, rate = _exporter(url, certificate, calls)
         found.append(Pair(bare, ours, bare_rate, rate))
@@ -77,7 +78,7 @@ def measure(certificate: Certificate | None, pairs: int, calls: int) -> list[Pai
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--calls", type=int, default=8_000)
     options = parser.parse_args()
     print("| | bare loop | exporter | ratio | polls per second |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

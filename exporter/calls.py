@@ -234,6 +234,9 @@ Verdict: TypeAlias = Finished | PollAgain | BackOff | PauseAccount
 
 EXPIRED: Final = Finished(Result.UNKNOWN, Status.EXPIRED)
 
+# Made once, because nearly every poll ends in one of them.
+_GO_ON: Final = {state: PollAgain(state) for state in CallState}
+
 
 def verdict(call: WatchedCall, answer: Answer, now: float, patience: Patience) -> Verdict:
     """Decide what an answer means for a call. Total: every answer has exactly one verdict.
@@ -256,7 +259,7 @@ def verdict(call: WatchedCall, answer: Answer, now: float, patience: Patience) -
         since = call.state_since if call.state is CallState.NOT_FOUND else now
         if now - since >= patience.not_found_grace:
             return Finished(Result.UNKNOWN, Status.NOT_FOUND)
-        return EXPIRED if age >= patience.give_up_after else PollAgain(CallState.NOT_FOUND)
+        return EXPIRED if age >= patience.give_up_after else _GO_ON[CallState.NOT_FOUND]
     # Where the provider said nothing, a call is given up only once the provider would not know it
     # any more: after days of outage the first answer still counts.
     limit = patience.give_up_after if outcome is Outcome.API_ERROR else PROVIDER_MEMORY
@@ -264,9 +267,9 @@ def verdict(call: WatchedCall, answer: Answer, now: float, patience: Patience) -
 
 
 def _told(call: WatchedCall, answer: Answer, now: float, patience: Patience) -> Verdict:
-    if answer.reference_id is not None and reference_key(answer.reference_id) != reference_key(
-        call.reference_id
-    ):
+    named, asked = answer.reference_id, call.reference_id
+    # As written, nearly always; if not, as ids are compared.
+    if named is not None and named != asked and reference_key(named) != reference_key(asked):
         return BackOff(Outcome.BAD_RESPONSE)
     if answer.send_status == _FINISHED:
         return _finished(answer)
@@ -274,7 +277,7 @@ def _told(call: WatchedCall, answer: Answer, now: float, patience: Patience) -> 
         return Finished(Result.FAILURE, Status.REJECTED, key=_key(answer.ivr))
     if now - call.first_watched >= patience.give_up_after:
         return EXPIRED
-    return PollAgain(_STATES.get(answer.send_status or 0, CallState.UNKNOWN))
+    return _GO_ON[_STATES.get(answer.send_status or 0, CallState.UNKNOWN)]
 
 
 def _finished(answer: Answer) -> Finished:

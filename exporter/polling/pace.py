@@ -143,6 +143,8 @@ class Pace:
         Returns:
             Whether a pause begins with it.
         """
+        if outcome in GOOD and not (self._trial or self._failures) and self._share == 1:
+            return False  # all is well, and was
         if sent_at < self._paused_at:
             return False
         trial, self._trial_under_way = self._trial, False
