@@ -133,6 +133,8 @@ def _number(value: object) -> float | None:
 
 
 def _integer(value: object) -> int | None:
+    if type(value) is int:
+        return value
     number = _number(value)
     return int(number) if number is not None and number.is_integer() else None
 
