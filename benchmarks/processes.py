@@ -77,10 +77,12 @@ def configuration(folder: Path, base_url: str, calls: int) -> Path:
 class Exporter:
     """A running exporter, seen from outside."""
 
-    def __init__(self, config: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, config: Path, environ: Mapping[str, str] | None = None, module: str = "exporter"
+    ) -> None:
         self._process = subprocess.Popen(  # the context manager ends it
             [
-                *(sys.executable, "-m", "exporter", "--config.file", str(config)),
+                *(sys.executable, "-m", module, "--config.file", str(config)),
                 *("--web.listen-address", "127.0.0.1:0", "--log.level", "info"),
             ],
             stderr=subprocess.PIPE,
@@ -111,11 +113,16 @@ class Exporter:
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:
             return str(answer.read(), "utf-8")
 
-    def memory(self) -> float:
-        """Return the resident memory, in MB."""
+    def memory(self, kind: str = "VmRSS") -> float:
+        """Return the resident memory, in MB; `VmHWM` is the most that it ever was."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        line = next(line for line in status.splitlines() if line.startswith(kind))
         return int(line.split()[1]) / 1024
+
+    def end(self) -> None:
+        """Stop it in good order."""
+        self._process.terminate()
+        self._process.communicate(timeout=30)
 
     def _field(self, event: str, field: str) -> str:
         assert self._process.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +14,7 @@ import structlog
 import exporter
 from exporter.config import Config
 from exporter.errors import ExporterError
-from exporter.service import Service
+from exporter.service import Service, collector_at_rest
 from exporter.web.server import ListenAddress, WebServer
 
 _log = structlog.get_logger(__name__)
@@ -68,17 +69,12 @@ async def serve(
     Raises:
         ExporterError: it could not start.
     """
-    config = load()
     stop = Stop()
     service = Service(load)
     server = WebServer(service, telemetry_path)
     async with stop.listening():
         try:
-            await service.open(config)
-            listening = await server.start(addresses)
-            _log.info("listening", addresses=" ".join(listening), version=exporter.__version__)
-            await service.start(config)
-            _log.info("ready", accounts=len(config.accounts), calls=service.watched)
+            listening = await _start(service, server, addresses)
             if beside is None:
                 await _until_stopped(service, stop)
             else:
@@ -86,9 +82,24 @@ async def serve(
                     await _until_stopped(service, stop)
             _log.info("stopping")
         finally:
-            await service.stop(config.shutdown_timeout)
+            await service.stop()
             await server.stop()
     _log.info("stopped")
+
+
+async def _start(
+    service: Service, server: WebServer, addresses: Sequence[ListenAddress]
+) -> list[str]:
+    with collector_at_rest():
+        config = await asyncio.to_thread(service.load)
+        await service.open(config)
+        listening = await server.start(addresses)
+        _log.info("listening", addresses=" ".join(listening), version=exporter.__version__)
+        await service.start(config)
+    # What is there now stays: the collector need not look at it ever again.
+    gc.freeze()
+    _log.info("ready", accounts=len(service.accounts), calls=service.watched)
+    return listening
 
 
 async def _until_stopped(service: Service, stop: Stop) -> None:

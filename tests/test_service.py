@@ -61,10 +61,11 @@ def account(simulator: Simulator, name: str, key: str) -> AccountConfig:
 @pytest_asyncio.fixture
 async def bench(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(simulator, tmp_path)
+    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1})
     await bench.service.open(bench.config)
     await bench.service.start(bench.config)
     yield bench
-    await bench.service.stop(5)
+    await bench.service.stop()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -127,11 +128,11 @@ async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
     def fail() -> Config:
         raise ConfigError(())
 
-    good, bench.service._load = bench.service._load, fail
+    good, bench.service.load = bench.service.load, fail
     with pytest.raises(ConfigError):
         await bench.service.reload()
     assert bench.service.metrics.reload_successful.labels().value == 0
-    bench.service._load = good
+    bench.service.load = good
     await bench.service.reload()
     assert bench.service.metrics.reload_successful.labels().value == 1
 
@@ -169,6 +170,7 @@ async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(simulator, tmp_path)
+    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1})
     await bench.service.open(bench.config)
     await bench.service.start(bench.config)
     await bench.push("a")
@@ -182,7 +184,7 @@ async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
     with capture_logs() as logs:
         await until(lambda: bench.service.not_ready() == ["ledger: is locked"])
         async with asyncio.timeout(3):
-            await bench.service.stop(1)
+            await bench.service.stop()
     assert [line["event"] for line in logs if line["log_level"] == "error"] == [
         "ledger cannot be written",
         "ledger not written in time",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final, ParamSpec, TypeVar
@@ -84,19 +84,15 @@ class Ledger:
             raise
 
     async def watch(
-        self, source: str | None, new: list[NewCall]
-    ) -> tuple[list[StoredCall], set[int]]:
-        """Take calls in, however many; see `Store.watch`."""
-        added: list[StoredCall] = []
-        rows: set[int] = set()
-        for start in range(0, len(new), CHUNK):
-            # Chunk by chunk, so that commits get their turn in between.
-            some, theirs = await self.call(
-                self.store.watch, source, new[start : start + CHUNK], time.time()
-            )
-            added += some
-            rows |= theirs
-        return added, rows
+        self, source: str | None, new: Iterable[NewCall]
+    ) -> AsyncIterator[tuple[list[StoredCall], set[int]]]:
+        """Take calls in, however many; yields chunk by chunk what `Store.watch` returns.
+
+        Commits get their turn in between, and nobody has to hold all calls at a time.
+        """
+        calls = iter(new)
+        while chunk := list(islice(calls, CHUNK)):
+            yield await self.call(self.store.watch, source, chunk, time.time())
 
     def observe(
         self, account: str, call: WatchedCall, found: Finished | PollAgain, at: float

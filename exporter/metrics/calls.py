@@ -103,6 +103,12 @@ class CallMetrics:
         for key in Key:
             self.keypresses.labels(account, key.value, *values)
 
+    def take_over(self, other: CallMetrics) -> None:
+        """Make the series that another one has, for the same calls by other names."""
+        for account, row in other._started:
+            if account in self._accounts:
+                self.start(account, row)
+
     def add(self, cells: Iterable[tuple[Cell, float]]) -> None:
         """Add what finished calls added to the ledger's totals."""
         for (account, row, total, cell), amount in cells:

@@ -46,7 +46,8 @@ class Bench:
 
     async def push(self, *names: str) -> list[StoredCall]:
         calls = [NewCall("main", ReferenceId(name), {}) for name in names]
-        return (await self.ledger.watch(None, calls))[0]
+        chunks = [added async for added, _ in self.ledger.watch(None, calls)]
+        return [stored for added in chunks for stored in added]
 
     def observe(self, stored: StoredCall, found: Finished | PollAgain) -> None:
         self.ledger.observe("main", stored.call, found, stored.call.first_watched + 1)

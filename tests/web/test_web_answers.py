@@ -37,7 +37,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     service = Service(lambda: config)
     await service.open(config)
     yield service
-    await service.stop(1)
+    await service.stop()
 
 
 @pytest_asyncio.fixture
