@@ -91,11 +91,10 @@ async def _start(
     service: Service, server: WebServer, addresses: Sequence[ListenAddress]
 ) -> list[str]:
     with collector_at_rest():
-        config = await asyncio.to_thread(service.load)
-        await service.open(config)
+        await service.open()
         listening = await server.start(addresses)
         _log.info("listening", addresses=" ".join(listening), version=exporter.__version__)
-        await service.start(config)
+        await service.start()
     # What is there now stays: the collector need not look at it ever again.
     gc.freeze()
     _log.info("ready", accounts=len(service.accounts), calls=service.watched)

@@ -84,6 +84,7 @@ class Service:
         self.accounts: dict[str, Account] = {}
         self.ledger = Ledger(self.metrics, self._committed)
         self.config: Config | None = None
+        self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._last_label_set = 0
         self._timeout = 0.0
         self._reloading = asyncio.Lock()
@@ -94,16 +95,19 @@ class Service:
 
     # Start, reload, stop.
 
-    async def open(self, config: Config) -> None:
-        """Open the ledger and show its totals.
+    async def open(self) -> None:
+        """Load the configuration, open the ledger and show its totals.
 
         Raises:
-            LedgerError: it cannot be used.
+            ConfigError: with every problem.
+            LedgerError: the ledger cannot be used.
         """
+        config = await asyncio.to_thread(self.load)
+        self._loaded.append(config)
         await self.ledger.open(config.ledger.url)
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
 
-    async def start(self, config: Config) -> None:
+    async def start(self) -> None:
         """Take in the configured calls and begin to poll.
 
         Raises:
@@ -112,7 +116,7 @@ class Service:
         self._committer = self._in_background(self.ledger.run())
         self._in_background(self._prune())
         async with self._reloading:
-            await self._apply(config)
+            await self._apply(self._loaded.pop())
         self.loaded = True
 
     async def reload(self) -> None:
@@ -229,6 +233,8 @@ class Service:
             NewCall(call.account, ReferenceId(call.reference_id), call.labels)
             for call in config.watch.calls
         )
+        # Nobody holds them any longer than `calls` does: they would be half of the memory.
+        config = config.model_copy(update={"watch": config.watch.model_copy(update={"calls": ()})})
         # Whatever fails from here on, what the ledger has taken in is watched.
         rows = await self.watch(CONFIG_SOURCE, calls)
         gone = await self.ledger.call(self.ledger.store.keep_only, CONFIG_SOURCE, rows)
@@ -239,10 +245,7 @@ class Service:
         for call_id in gone:
             for account in self.accounts.values():
                 account.poller.forget(call_id)
-        # The calls are in the ledger; as objects they would be half of the memory.
-        self.config = config.model_copy(
-            update={"watch": config.watch.model_copy(update={"calls": ()})}
-        )
+        self.config = config
         for name in self._change_accounts(config):
             await self._load_calls(name)
         self.metrics.reload_successful.labels().value = 1.0

@@ -62,8 +62,8 @@ def account(simulator: Simulator, name: str, key: str) -> AccountConfig:
 async def bench(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(simulator, tmp_path)
     bench.config = bench.config.model_copy(update={"shutdown_timeout": 1})
-    await bench.service.open(bench.config)
-    await bench.service.start(bench.config)
+    await bench.service.open()
+    await bench.service.start()
     yield bench
     await bench.service.stop()
 
@@ -171,8 +171,8 @@ async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
 ) -> None:
     bench = Bench(simulator, tmp_path)
     bench.config = bench.config.model_copy(update={"shutdown_timeout": 1})
-    await bench.service.open(bench.config)
-    await bench.service.start(bench.config)
+    await bench.service.open()
+    await bench.service.start()
     await bench.push("a")
 
     def locked(_observations: object) -> None:

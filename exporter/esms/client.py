@@ -49,7 +49,8 @@ class Client:
         secret_key: see `api_key`.
         timeout: seconds from connect to the last byte.
         max_connections: connections held at once.
-        ssl_context: for TLS; by default certificates are verified against the system's.
+        ssl_context: for TLS; by default certificates are verified against the system's, or
+            against those that the environment variable `SSL_CERT_FILE` names.
 
     Must be made inside a running loop, and closed.
     """
@@ -74,7 +75,9 @@ class Client:
             connector=aiohttp.TCPConnector(
                 limit=max_connections,
                 keepalive_timeout=_KEEPALIVE,
-                ssl=ssl_context or ssl.create_default_context(),
+                # True is aiohttp's own context, made once: to read the system's certificates takes
+                # as long as hundreds of requests.
+                ssl=ssl_context or True,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,

@@ -75,6 +75,10 @@ _NAME: Final = (
     .from_select(["source", "call_id"], select(bindparam("source"), _rows.c.value).where(true()))
     .on_conflict_do_nothing()
 )
+_DROPPED: Final = listed(call_sources.c.call_id).where(
+    call_sources.c.source == bindparam("source"),
+    call_sources.c.call_id.not_in(select(_rows.c.value)),
+)
 _UNFINISHED_PAGE: Final = (
     select(
         calls.c.id,
@@ -135,8 +139,20 @@ class Store:
         """Return the first `CHUNK` of an account's calls that have not finished, after a row."""
         with self._database.begin() as connection:
             rows = fetch(connection, _UNFINISHED, account=account, after=after)
+        # Calls that were taken in together share their times: an eighth of what a call takes.
+        times: dict[float, float] = {}
         return [
-            StoredCall(account, labels, WatchedCall(row, text, watched, CallState(state), since))
+            StoredCall(
+                account,
+                labels,
+                WatchedCall(
+                    row,
+                    text,
+                    times.setdefault(watched, watched),
+                    CallState(state),
+                    times.setdefault(since, since),
+                ),
+            )
             for row, text, watched, state, since, labels in sorted(rows)
         ]
 
@@ -175,9 +191,10 @@ class Store:
         Returns:
             The unfinished calls that nothing names any more: they are deleted, and not counted.
         """
-        named = listed(call_sources.c.call_id).where(call_sources.c.source == source)
         with self._database.begin() as connection:
-            dropped = sorted({row for (row,) in fetch(connection, named)} - rows)
+            dropped = [
+                row for (row,) in fetch(connection, _DROPPED, source=source, rows=packed(rows))
+            ]
         gone: list[int] = []
         for chunk in _chunks(dropped):
             with self._database.begin() as connection:

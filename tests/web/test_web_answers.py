@@ -35,7 +35,7 @@ def configuration(folder: Path) -> Config:
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     config = configuration(tmp_path)
     service = Service(lambda: config)
-    await service.open(config)
+    await service.open()
     yield service
     await service.stop()
 
@@ -45,7 +45,7 @@ async def shared(service: Service, tmp_path: Path) -> AsyncIterator[str]:
     """Yield the address of a server."""
     server = WebServer(service)
     (url,) = await server.start([LOOPBACK])
-    await service.start(configuration(tmp_path))
+    await service.start()
     yield url
     await server.stop()
 
