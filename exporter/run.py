@@ -95,8 +95,8 @@ async def _start(
         listening = await server.start(addresses)
         _log.info("listening", addresses=" ".join(listening), version=exporter.__version__)
         await service.start()
-    # What is there now stays: the collector need not look at it ever again.
-    gc.freeze()
+        # What is there now stays: the collector need not look at it ever.
+        gc.freeze()
     _log.info("ready", accounts=len(service.accounts), calls=service.watched)
     return listening
 
