@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test lint lock clean
+.PHONY: run test lint bench lock clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -22,6 +22,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Figures for docs/performance.md; takes some ten minutes, on a machine that does nothing else.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.polls
+	$(BIN)/python -m benchmarks.watched
 
 # What the lock files say is installed; they are made with `make lock`.
 $(VENV)/.run: requirements.lock | $(VENV)/bin/python

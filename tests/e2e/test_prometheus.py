@@ -42,7 +42,7 @@ class Prometheus(Process):
         )
         super().__init__(
             [
-                program("prometheus", "prometheus"),
+                program("prometheus", "apt-get install prometheus"),
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'tsdb'}",
                 f"--web.listen-address={self.address}",
@@ -159,7 +159,7 @@ async def test_prometheus_sees_what_became_of_the_calls(tmp_path: Path) -> None:
 
 
 async def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
-    promtool = program("promtool", "prometheus")
+    promtool = program("promtool", "apt-get install prometheus")
     async with (
         Simulator(accounts=ACCOUNTS) as simulator,
         Exporter(configure(tmp_path, simulator)) as exporter,
