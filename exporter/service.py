@@ -8,23 +8,20 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import structlog
 
-from exporter.calls import Patience, ReferenceId
-from exporter.config import AccountConfig, Config
+from exporter.account import Account, AccountStatus
+from exporter.calls import ReferenceId
+from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
-from exporter.esms.client import Client
-from exporter.esms.codes import Outcome
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, Snapshot, StoredCall
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
-from exporter.polling.poller import Poller, PollingSettings
 
 CONFIG_SOURCE: Final = "config"
 """The name of the configuration as a watch source."""
@@ -46,30 +43,6 @@ def collector_at_rest() -> Iterator[None]:
         gc.enable()
 
 
-@dataclass(frozen=True, slots=True)
-class AccountStatus:
-    """A line of the status page.
-
-    Attributes:
-        authorized: None before an answer could tell.
-        paused: the kind of trouble that paused it, if any.
-    """
-
-    name: str
-    authorized: bool | None
-    watched: int
-    paused: Outcome | None
-
-
-class Account:
-    """One configured account: its configuration, its connections and its poller."""
-
-    def __init__(self, config: AccountConfig, client: Client, poller: Poller) -> None:
-        self.config = config
-        self.client = client
-        self.poller = poller
-
-
 class Service:
     """The exporter, without its HTTP server and its signals.
 
@@ -86,7 +59,6 @@ class Service:
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._last_label_set = 0
-        self._timeout = 0.0
         self._reloading = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._committer: asyncio.Task[None] | None = None
@@ -141,9 +113,7 @@ class Service:
         """Wait for requests under way, commit what was observed, close everything."""
         within = self.config.shutdown_timeout if self.config else 1.0
         deadline = time.monotonic() + within
-        await asyncio.gather(
-            *(account.poller.stop(within * 0.8) for account in self.accounts.values())
-        )
+        await asyncio.gather(*(account.stop(within * 0.8) for account in self.accounts.values()))
         self.ledger.close_soon()
         if self._committer:
             left = max(0.1, deadline - time.monotonic())
@@ -153,7 +123,7 @@ class Service:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await asyncio.gather(*(account.client.close() for account in self.accounts.values()))
+        await asyncio.gather(*(account.close() for account in self.accounts.values()))
         await self.ledger.close()
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
@@ -175,15 +145,7 @@ class Service:
 
     def status(self) -> list[AccountStatus]:
         """Return a line on each account."""
-        return [
-            AccountStatus(
-                name,
-                account.poller.authorized,
-                len(account.poller.calls),
-                account.poller.paused,
-            )
-            for name, account in self.accounts.items()
-        ]
+        return [account.status for account in self.accounts.values()]
 
     # Watching.
 
@@ -262,44 +224,20 @@ class Service:
             self._in_background(self._retire(account, config.polling.timeout))
         fresh = []
         for name, wish in wanted.items():
-            settings = _settings(config, wish)
-            if (known := self.accounts.get(name)) is None:
-                self.accounts[name] = self._make_account(config, wish, settings)
-                fresh.append(name)
+            if known := self.accounts.get(name):
+                if rest := known.change(config, wish):
+                    self._in_background(rest)
                 continue
-            known.poller.configure(settings)
-            if _connection(known.config, self._timeout) != _connection(
-                wish, config.polling.timeout
-            ):
-                self._reconnect(known, config, wish)
-            known.config = wish
-        self._timeout = config.polling.timeout
+            metrics = self.metrics.add_account(name)
+            account = Account(config, wish, metrics, partial(self.ledger.observe, name))
+            self._in_background(account.failure())
+            self.accounts[name] = account
+            fresh.append(name)
         return fresh
 
-    def _make_account(
-        self, config: Config, wish: AccountConfig, settings: PollingSettings
-    ) -> Account:
-        client = _client(config, wish)
-        poller = Poller(
-            wish.name,
-            client,
-            settings,
-            self.metrics.add_account(wish.name),
-            partial(self.ledger.observe, wish.name),
-        )
-        account = Account(wish, client, poller)
-        self._in_background(self._notice_failure(poller))
-        return account
-
-    def _reconnect(self, account: Account, config: Config, wish: AccountConfig) -> None:
-        old, account.client = account.client, _client(config, wish)
-        account.poller.provider = account.client
-        account.poller.retry()
-        self._in_background(_close_after(old, self._timeout))
-
     async def _retire(self, account: Account, within: float) -> None:
-        await account.poller.stop(within)
-        await account.client.close()
+        await account.stop(within)
+        await account.close()
 
     async def _load_calls(self, account: str) -> None:
         last = 0
@@ -340,11 +278,6 @@ class Service:
             # A part that is gone would be missed by nobody: better that the process ends.
             self.failed.set_exception(error)
 
-    async def _notice_failure(self, poller: Poller) -> None:
-        await poller.failed.wait()
-        if poller.failure:
-            raise poller.failure
-
     async def _prune(self) -> None:
         while True:
             await asyncio.sleep(_PRUNE_EVERY)
@@ -360,35 +293,3 @@ def _shown(config: Config) -> tuple[object, ...]:
     """Return what the metrics of finished calls hang on."""
     names = frozenset(account.name for account in config.accounts)
     return names, config.watch.labels, config.watch.max_label_values
-
-
-def _connection(config: AccountConfig, timeout: float) -> tuple[object, ...]:
-    """Return what a client is made of."""
-    return config.base_url, config.api_key, config.secret_key, config.max_concurrency, timeout
-
-
-def _client(config: Config, wish: AccountConfig) -> Client:
-    return Client(
-        wish.base_url,
-        wish.api_key,
-        wish.secret_key,
-        timeout=config.polling.timeout,
-        max_connections=wish.max_concurrency,
-    )
-
-
-def _settings(config: Config, wish: AccountConfig) -> PollingSettings:
-    polling = config.polling
-    return PollingSettings(
-        polling.interval,
-        polling.max_interval,
-        Patience(polling.not_found_grace, polling.give_up_after),
-        wish.rate_limit,
-        wish.max_concurrency,
-    )
-
-
-async def _close_after(client: Client, seconds: float) -> None:
-    # By then the requests under way have ended, by their own time-out at the latest.
-    await asyncio.sleep(seconds + 1)
-    await client.close()

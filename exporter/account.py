@@ -1,0 +1,129 @@
+"""One configured account: its connections, its poller, and the way to another configuration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+from exporter.calls import Finished, Patience, PollAgain, WatchedCall
+from exporter.config import AccountConfig, Config
+from exporter.esms.client import Client
+from exporter.esms.codes import Outcome
+from exporter.metrics.catalogue import AccountMetrics
+from exporter.polling.poller import Poller, PollingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class AccountStatus:
+    """A line of the status page.
+
+    Attributes:
+        authorized: None before an answer could tell.
+        paused: the kind of trouble that paused it, if any.
+    """
+
+    name: str
+    authorized: bool | None
+    watched: int
+    paused: Outcome | None
+
+
+class Account:
+    """One configured account.
+
+    Args:
+        config: the whole configuration.
+        wish: the account's part of it.
+        metrics: the account's series.
+        observe: takes what polls find out; see `Poller`.
+
+    Must be made inside a running loop; `stop` and then `close` end it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        wish: AccountConfig,
+        metrics: AccountMetrics,
+        observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
+    ) -> None:
+        self._connection = _connection(config, wish)
+        self._timeout = config.polling.timeout
+        self._client = _client(config, wish)
+        self.poller = Poller(wish.name, self._client, _settings(config, wish), metrics, observe)
+
+    @property
+    def status(self) -> AccountStatus:
+        """The account's line of the status page."""
+        poller = self.poller
+        return AccountStatus(poller.account, poller.authorized, len(poller.calls), poller.paused)
+
+    def change(self, config: Config, wish: AccountConfig) -> Coroutine[None, None, None] | None:
+        """Go over to another configuration.
+
+        Returns:
+            Where the connections have changed: what is left to do, beside everything else, until
+            the requests on the old ones have ended.
+        """
+        self.poller.configure(_settings(config, wish))
+        connection = _connection(config, wish)
+        if connection == self._connection:
+            return None
+        rest = _close_after(self._client, self._timeout)
+        self._connection, self._timeout = connection, config.polling.timeout
+        self._client = self.poller.provider = _client(config, wish)
+        self.poller.retry()
+        return rest
+
+    async def failure(self) -> None:
+        """Wait until a request ends in a way that it must not, which is a bug; raise it."""
+        await self.poller.failed.wait()
+        if self.poller.failure:
+            raise self.poller.failure
+
+    async def stop(self, within: float) -> None:
+        """Send nothing more, and wait up to `within` seconds for what is under way."""
+        await self.poller.stop(within)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def _connection(config: Config, wish: AccountConfig) -> tuple[object, ...]:
+    """Return what a client is made of."""
+    return (
+        wish.base_url,
+        wish.api_key,
+        wish.secret_key,
+        wish.max_concurrency,
+        config.polling.timeout,
+    )
+
+
+def _client(config: Config, wish: AccountConfig) -> Client:
+    return Client(
+        wish.base_url,
+        wish.api_key,
+        wish.secret_key,
+        timeout=config.polling.timeout,
+        max_connections=wish.max_concurrency,
+    )
+
+
+def _settings(config: Config, wish: AccountConfig) -> PollingSettings:
+    polling = config.polling
+    return PollingSettings(
+        polling.interval,
+        polling.max_interval,
+        Patience(polling.not_found_grace, polling.give_up_after),
+        wish.rate_limit,
+        wish.max_concurrency,
+    )
+
+
+async def _close_after(client: Client, seconds: float) -> None:
+    # By then the requests under way have ended, by their own time-out at the latest.
+    await asyncio.sleep(seconds + 1)
+    await client.close()
