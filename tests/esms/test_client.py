@@ -11,7 +11,7 @@ import struct
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import quote
 
 import aiohttp
@@ -68,17 +68,24 @@ def says(*parts: bytes, close: bool = True, requests: list[bytes] | None = None)
 async def peer(serve: Serve, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """Run a server on loopback; yields its port."""
 
+    serving: set[asyncio.Task[object]] = set()
+
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        task = asyncio.current_task()
+        assert task
+        serving.add(task)
+        with suppress(OSError, EOFError, asyncio.CancelledError):
             await serve(reader, writer)
-        except (OSError, asyncio.CancelledError):
-            writer.close()
+        writer.close()
 
     server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
 
 
 def make(port: int, timeout: float = 5, **options: ssl.SSLContext) -> Client:
