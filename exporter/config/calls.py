@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
+from exporter.calls import ReferenceId, reference_id
 from exporter.config.document import BROKEN, Value, YamlMapping, YamlSequence
 from exporter.config.problems import SHOWN, Problems
 
@@ -50,7 +51,6 @@ CALL_SCHEMA: Final = {
 """The JSON Schema of one call."""
 
 _KEYS = frozenset({"reference_id", "account", "labels"})
-_REFERENCE_ID = re.compile("[!-~]{1,128}")
 # Lone surrogates cannot be encoded; the others would break lines of logs and of the exposition.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -66,7 +66,7 @@ class CallConfig:
         labels: values of some of the names in `watch.labels`; shared between equal calls.
     """
 
-    reference_id: str
+    reference_id: ReferenceId
     account: str
     labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
 
@@ -131,9 +131,9 @@ class CallReader:
             call = self._long_form(item, place)
         else:
             place = _Place(self._problems, index, items.lines[index], None)
-            reference_id = _reference_id(item, place)
+            named = _reference_id(item, place)
             account = self._account(None, place)
-            call = CallConfig(reference_id, account) if reference_id and account else None
+            call = CallConfig(named, account) if named and account else None
         if call is not None:
             self._note(call, index, items, place)
         return call
@@ -141,16 +141,16 @@ class CallReader:
     def _long_form(self, item: YamlMapping, place: _Place) -> CallConfig | None:
         if not item.keys() <= _KEYS:
             place.unknown_keys(item)
-        reference_id = None
+        named = None
         if "reference_id" in item:
-            reference_id = _reference_id(item["reference_id"], place, "reference_id")
+            named = _reference_id(item["reference_id"], place, "reference_id")
         else:
             place.problem("missing required key", "reference_id")
         account = self._account(item.get("account"), place)
         labels = self._labels(item.get("labels"), place)
-        if reference_id is None or account is None or labels is None:
+        if named is None or account is None or labels is None:
             return None
-        return CallConfig(reference_id, account, labels)
+        return CallConfig(named, account, labels)
 
     def _account(self, value: Value, place: _Place) -> str | None:
         if self._accounts is None or value is BROKEN:
@@ -201,14 +201,16 @@ class CallReader:
             place.problem(message, None if place.item is None else "reference_id")
 
 
-def _reference_id(value: Value, place: _Place, key: str | None = None) -> str | None:
+def _reference_id(value: Value, place: _Place, key: str | None = None) -> ReferenceId | None:
     if isinstance(value, str):
         # A copy, because the ids outlive the document: in between its objects they would keep
         # most of its memory from being given back.
-        reference_id = str(value.strip().encode("utf-8", "replace"), "utf-8")
-        if _REFERENCE_ID.fullmatch(reference_id):
-            return reference_id
-        place.problem("expected an id of 1 to 128 printable ASCII characters without blanks", key)
+        copy = str(value.encode("utf-8", "replace"), "utf-8")
+        try:
+            return reference_id(copy)
+        except ValueError:
+            message = "expected an id of 1 to 128 printable ASCII characters without blanks"
+            place.problem(message, key)
     elif isinstance(value, bool | int | float):
         place.problem("expected text; an id that looks like a number needs quotes", key)
     elif value is not BROKEN:

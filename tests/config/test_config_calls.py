@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from exporter.calls import ReferenceId
 from exporter.config import CallConfig, Config
 
 Load = Callable[..., Config]
@@ -35,7 +36,7 @@ def test_calls_are_read(
     load: Load, text: str, reference_id: str, account: str, labels: dict[str, str]
 ) -> None:
     config = load(f"{ONE}{WATCH}    - {text}\n", {"ID": "4711"})
-    assert config.watch.calls == (CallConfig(reference_id, account, labels),)
+    assert config.watch.calls == (CallConfig(ReferenceId(reference_id), account, labels),)
     assert type(config.watch.calls[0].reference_id) is str
 
 
