@@ -77,14 +77,21 @@ class Account:
         return rest
 
     async def failure(self) -> None:
-        """Wait until a request ends in a way that it must not, which is a bug; raise it."""
+        """Wait until a request ends in a way that it must not, which is a bug; raise it.
+
+        Returns when the account has been stopped.
+        """
         await self.poller.failed.wait()
         if self.poller.failure:
             raise self.poller.failure
 
     async def stop(self, within: float) -> None:
         """Send nothing more, and wait up to `within` seconds for what is under way."""
-        await self.poller.stop(within)
+        try:
+            await self.poller.stop(within)
+        finally:
+            # Ends `failure`, which would hold on to the account and all its calls for ever.
+            self.poller.failed.set()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -125,5 +132,7 @@ def _settings(config: Config, wish: AccountConfig) -> PollingSettings:
 
 async def _close_after(client: Client, seconds: float) -> None:
     # By then the requests under way have ended, by their own time-out at the latest.
-    await asyncio.sleep(seconds + 1)
-    await client.close()
+    try:
+        await asyncio.sleep(seconds + 1)
+    finally:
+        await client.close()

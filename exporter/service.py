@@ -14,7 +14,6 @@ from typing import Any, Final
 import structlog
 
 from exporter.account import Account, AccountStatus
-from exporter.calls import ReferenceId
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.ledger.ledger import Ledger
@@ -192,15 +191,15 @@ class Service:
             message = "cannot change while the exporter runs; restart it"
             raise ConfigError((Problem("configuration", 0, "ledger.url", message),))
         calls = (
-            NewCall(call.account, ReferenceId(call.reference_id), call.labels)
-            for call in config.watch.calls
+            NewCall(call.account, call.reference_id, call.labels) for call in config.watch.calls
         )
         # Nobody holds them any longer than `calls` does: they would be half of the memory.
         config = config.model_copy(update={"watch": config.watch.model_copy(update={"calls": ()})})
         # Whatever fails from here on, what the ledger has taken in is watched.
         rows = await self.watch(CONFIG_SOURCE, calls)
         gone = await self.ledger.call(self.ledger.store.keep_only, CONFIG_SOURCE, rows)
-        if old is None or _shown(old) != _shown(config):
+        # At the start, `open` has shown them.
+        if old is not None and _shown(old) != _shown(config):
             self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
         else:
             await self._learn_labels()
@@ -236,8 +235,10 @@ class Service:
         return fresh
 
     async def _retire(self, account: Account, within: float) -> None:
-        await account.stop(within)
-        await account.close()
+        try:
+            await account.stop(within)
+        finally:
+            await account.close()
 
     async def _load_calls(self, account: str) -> None:
         last = 0

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from exporter.ledger.records import CHUNK, NewCall, Observation
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
+from tests.waiting import until
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 
@@ -68,12 +69,6 @@ async def bench(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.service.stop()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nobody tells the test
-            await asyncio.sleep(0.01)
-
-
 async def test_calls_that_are_pushed_are_polled_and_shown(
     bench: Bench, simulator: Simulator
 ) -> None:
@@ -105,6 +100,18 @@ async def test_the_calls_of_an_account_wait_for_it(bench: Bench, simulator: Simu
     bench.config = bench.config.model_copy(update={"accounts": both})
     await bench.service.reload()
     assert bench.counted(account="b", status="answered") == 1
+
+
+async def test_nothing_is_left_of_an_account_that_is_gone(
+    bench: Bench, simulator: Simulator
+) -> None:
+    one = bench.config
+    running = len(bench.service._background)
+    two = (*one.accounts, account(simulator, "b", "kb"))
+    for accounts in (two, one.accounts) * 2:
+        bench.config = one.model_copy(update={"accounts": accounts})
+        await bench.service.reload()
+    await until(lambda: len(bench.service._background) == running)
 
 
 async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from exporter.ledger.engine import Database
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, StoredCall
 from exporter.metrics.catalogue import Catalogue
+from tests.waiting import until
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 QUEUED = PollAgain(CallState.QUEUED)
@@ -63,12 +64,6 @@ async def bench(path: Path) -> AsyncIterator[Bench]:
     async with asyncio.timeout(10):
         await running
     await bench.ledger.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nobody tells the test
-            await asyncio.sleep(0.01)
 
 
 async def test_what_is_observed_at_the_same_time_is_one_group(bench: Bench) -> None:

@@ -24,6 +24,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.poller import Poller, PollingSettings
+from tests.waiting import until
 
 AUTH = Answer(Outcome.AUTH, "101", message="Authorize Failed")
 QUEUED = Answer(Outcome.OK, "100", send_status=2)
@@ -86,12 +87,6 @@ async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
     yield bench
     await bench.poller.stop(1)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - nobody tells the test
-            await asyncio.sleep(0.005)
 
 
 async def test_a_call_is_asked_for_until_it_has_finished(bench: Bench) -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 import pytest_asyncio
 
 from exporter.simulator import Account, Caller, Campaign, Fault, FaultKind, Simulator
+from tests.waiting import until
 
 MAIN = Account("main", "key", "secret")
 OTP = Campaign(labels={"campaign": "otp"}, max_retry=1, wait_retry=1)
@@ -22,12 +23,6 @@ async def sim() -> AsyncIterator[Simulator]:
 class Placed(list[tuple[str, str, Mapping[str, str]]]):
     async def __call__(self, account: str, reference_id: str, labels: Mapping[str, str]) -> None:
         self.append((account, reference_id, labels))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
-        while not condition():  # noqa: ASYNC110 - nobody tells the test
-            await asyncio.sleep(0.01)
 
 
 async def test_calls_are_placed_and_handed_on(sim: Simulator) -> None:

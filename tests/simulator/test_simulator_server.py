@@ -6,7 +6,7 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -15,6 +15,7 @@ import pytest_asyncio
 import trustme
 
 from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
+from tests.waiting import until
 
 ID = "505139D7-54F8-48A9-88FA-9460A78731DD"
 KEYS = {"ApiKey": "key", "SecretKey": "secret"}
@@ -47,12 +48,6 @@ async def status(http: aiohttp.ClientSession, sim: Simulator, **params: str) -> 
     response, body = await ask(http, sim, **params)
     assert response.status == 200
     return json.loads(body)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
-        while not condition():  # noqa: ASYNC110 - nobody tells the test
-            await asyncio.sleep(0.01)
 
 
 async def test_the_documented_answers(sim: Simulator, http: aiohttp.ClientSession) -> None:
