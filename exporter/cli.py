@@ -20,6 +20,8 @@ from exporter.errors import ExporterError
 from exporter.logs import LEVELS, LogFormat, configure_logging
 from exporter.run import serve
 from exporter.simulator.command import simulate
+from exporter.sources.configuration import ConfigFile
+from exporter.sources.files import Settings, check_files
 from exporter.web.server import ListenAddress
 
 DEFAULT_ADDRESS: Final = ":10375"
@@ -110,6 +112,13 @@ def commands() -> None:
     show_default=True,
     help="Where the metrics are.",
 )
+@click.option(
+    "--config.auto-reload/--no-config.auto-reload",
+    "auto_reload",
+    default=True,
+    show_default=True,
+    help="Reload the configuration when it, or a file of credentials that it names, changes.",
+)
 @_log_level
 @_log_format
 def run(
@@ -118,10 +127,14 @@ def run(
     telemetry_path: str,
     log_level: str,
     log_format: LogFormat,
+    *,
+    auto_reload: bool,
 ) -> None:
     """Run the exporter (the default command)."""
     configure_logging(log_level, log_format)
-    _run(serve(lambda: load_config(config_file), addresses, telemetry_path))
+    file = ConfigFile(config_file)
+    changed = file.changed if auto_reload else None
+    _run(serve(file.load, addresses, telemetry_path, changed=changed))
 
 
 @commands.command("demo")
@@ -140,11 +153,12 @@ commands.add_command(simulate)
 @commands.command()
 @_config_file
 def check(config_file: Path) -> None:
-    """Check the configuration: exit 0, or 1 with every problem."""
+    """Check the configuration, and the files of calls: exit 0, or 1 with every problem."""
     config = load_config(config_file)
-    click.echo(
-        f"{config_file}: good: {len(config.accounts)} accounts, {len(config.watch.calls)} calls"
-    )
+    names = [account.name for account in config.accounts]
+    in_files = check_files(Settings(config.watch.files, names, config.watch.labels))
+    calls = len(config.watch.calls) + in_files
+    click.echo(f"{config_file}: good: {len(config.accounts)} accounts, {calls} calls")
 
 
 @commands.command()

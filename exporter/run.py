@@ -56,6 +56,7 @@ async def serve(
     addresses: Sequence[ListenAddress],
     telemetry_path: str,
     *,
+    changed: Callable[[], bool] | None = None,
     beside: Callable[[Service, Sequence[str]], AsyncIterator[None]] | None = None,
 ) -> None:
     """Run the exporter until it is told to stop.
@@ -64,13 +65,14 @@ async def serve(
         load: reads the configuration.
         addresses: where to listen.
         telemetry_path: where the metrics are.
+        changed: tells whether the configuration is to be read again; None never to ask.
         beside: an asynchronous context to run in once everything is up, such as the demo's calls.
 
     Raises:
         ExporterError: it could not start.
     """
     stop = Stop()
-    service = Service(load)
+    service = Service(load, changed)
     server = WebServer(service, telemetry_path)
     async with stop.listening():
         try:

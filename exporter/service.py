@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,20 @@ from exporter.account import Account, AccountStatus
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, Snapshot, StoredCall
+from exporter.ledger.records import (
+    CHUNK,
+    Committed,
+    NewCall,
+    Observation,
+    Snapshot,
+    StoredCall,
+    Tally,
+)
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
+from exporter.sources.changes import LOOK_EVERY
+from exporter.sources.files import CallFiles, Settings
 
 CONFIG_SOURCE: Final = "config"
 """The name of the configuration as a watch source."""
@@ -47,17 +58,22 @@ class Service:
 
     Args:
         load: reads the configuration; raises `ConfigError`. Called in a thread.
+        changed: tells whether it is to be read again, asked twice a second. Called in a thread.
     """
 
-    def __init__(self, load: Callable[[], Config]) -> None:
+    def __init__(
+        self, load: Callable[[], Config], changed: Callable[[], bool] | None = None
+    ) -> None:
         self.load = load
+        self._changed = changed
         self.metrics = Catalogue()
         self.call_metrics = CallMetrics((), (), 1)
         self.accounts: dict[str, Account] = {}
         self.ledger = Ledger(self.metrics, self._committed)
+        self.files = CallFiles(self, self.metrics)
         self.config: Config | None = None
+        self._max_calls: float = math.inf
         self._loaded: list[Config] = []  # what `open` leaves to `start`
-        self._last_label_set = 0
         self._reloading = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._committer: asyncio.Task[None] | None = None
@@ -88,6 +104,7 @@ class Service:
         self._in_background(self._prune())
         async with self._reloading:
             await self._apply(self._loaded.pop())
+        self._in_background(self._look_for_changes())
         self.loaded = True
 
     async def reload(self) -> None:
@@ -98,15 +115,18 @@ class Service:
             LedgerError: the ledger could not take the calls in.
         """
         async with self._reloading:
-            try:
-                with collector_at_rest():
-                    await self._apply(await asyncio.to_thread(self.load))
-            except (ConfigError, LedgerError) as error:
-                self.metrics.reload_successful.labels().value = 0.0
-                self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
-                _log.error("configuration not reloaded", problems=str(error))
-                raise
-            _log.info("configuration reloaded", accounts=len(self.accounts), calls=self.watched)
+            await self._reload()
+
+    async def _reload(self) -> None:
+        try:
+            with collector_at_rest():
+                await self._apply(await asyncio.to_thread(self.load))
+        except (ConfigError, LedgerError) as error:
+            self.metrics.reload_successful.labels().value = 0.0
+            self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
+            _log.error("configuration not reloaded", problems=str(error))
+            raise
+        _log.info("configuration reloaded", accounts=len(self.accounts), calls=self.watched)
 
     async def stop(self) -> None:
         """Wait for requests under way, commit what was observed, close everything."""
@@ -148,15 +168,39 @@ class Service:
 
     # Watching.
 
-    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> set[int]:
-        """Take calls in and poll the new ones; see `Store.watch`."""
-        rows: set[int] = set()
-        async for added, chunk in self.ledger.watch(source, calls):
-            rows |= chunk
-            if added:
-                await self._learn_labels()
-                self._poll(added)
-        return rows
+    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+        """Take calls in and poll the new ones; see `Store.watch`.
+
+        Raises:
+            LedgerError: the ledger failed; what it took in before is watched.
+        """
+        added, rows, refused = 0, set[int](), 0
+        async for taken in self.ledger.watch(source, calls, self._max_calls):
+            rows |= taken.rows
+            refused += taken.refused
+            added += len(taken.added)
+            for row, labels in sorted(taken.label_sets.items()):
+                self.call_metrics.learn(row, labels)
+            self._poll(taken.added)
+        return Tally(added, rows, refused)
+
+    async def keep_only(self, source: str, rows: set[int]) -> None:
+        """Let go of the calls that a source named before, but for these rows.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        for call_id in await self.ledger.call(self.ledger.store.keep_only, source, rows):
+            for account in self.accounts.values():
+                account.poller.forget(call_id)
+
+    async def sources(self) -> list[str]:
+        """Return every source that names a call.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.sources)
 
     def _poll(self, added: Iterable[StoredCall]) -> None:
         for account, labels, call in added:
@@ -196,16 +240,20 @@ class Service:
         # Nobody holds them any longer than `calls` does: they would be half of the memory.
         config = config.model_copy(update={"watch": config.watch.model_copy(update={"calls": ()})})
         # Whatever fails from here on, what the ledger has taken in is watched.
-        rows = await self.watch(CONFIG_SOURCE, calls)
-        gone = await self.ledger.call(self.ledger.store.keep_only, CONFIG_SOURCE, rows)
+        self._max_calls = config.watch.max_calls
+        taken = await self.watch(CONFIG_SOURCE, calls)
+        if taken.refused:
+            _log.warning(
+                "configured calls are beyond watch.max_calls, and not watched", calls=taken.refused
+            )
         # At the start, `open` has shown them.
         if old is not None and _shown(old) != _shown(config):
             self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
-        else:
-            await self._learn_labels()
-        for call_id in gone:
-            for account in self.accounts.values():
-                account.poller.forget(call_id)
+        # New ones first, so that a call that moves from one to the other is watched all the time.
+        names = [account.name for account in config.accounts]
+        await self.files.configure(Settings(config.watch.files, names, config.watch.labels))
+        if not taken.refused:
+            await self.keep_only(CONFIG_SOURCE, taken.rows)
         self.config = config
         for name in self._change_accounts(config):
             await self._load_calls(name)
@@ -254,16 +302,9 @@ class Service:
         )
         for row, labels in snapshot.label_sets.items():
             metrics.learn(row, labels)
-            self._last_label_set = row
         metrics.take_over(self.call_metrics)
         metrics.add(snapshot.totals.items())
         self.call_metrics = metrics
-
-    async def _learn_labels(self) -> None:
-        new = await self.ledger.call(self.ledger.store.label_sets, self._last_label_set)
-        for row, labels in new.items():
-            self.call_metrics.learn(row, labels)
-            self._last_label_set = max(self._last_label_set, row)
 
     # In the background.
 
@@ -278,6 +319,19 @@ class Service:
         if not task.cancelled() and (error := task.exception()) and not self.failed.done():
             # A part that is gone would be missed by nobody: better that the process ends.
             self.failed.set_exception(error)
+
+    async def _look_for_changes(self) -> None:
+        changed = self._changed
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            async with self._reloading:
+                try:
+                    if changed is not None and await asyncio.to_thread(changed):
+                        await self._reload()
+                    else:
+                        await self.files.look()
+                except (ConfigError, LedgerError):
+                    continue  # logged and counted where it happened
 
     async def _prune(self) -> None:
         while True:

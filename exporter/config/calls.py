@@ -76,7 +76,7 @@ class _Place:
     """Where a call stands, to tell its problems."""
 
     problems: Problems
-    index: int
+    parts: tuple[str | int, ...]
     line: int
     item: YamlMapping | None
 
@@ -88,20 +88,23 @@ class _Place:
             if self.item is not None and key is not None and key in self.item:
                 line = self.item.line_of(key)
         keys = [part for part in (key, name) if part is not None]
-        self.problems.add(line, ("watch", "calls", self.index, *keys), message)
+        self.problems.add(line, (*self.parts, *keys), message)
 
     def unknown_keys(self, item: YamlMapping) -> None:
-        report_unknown_keys(item, _KEYS, ("watch", "calls", self.index), self.problems)
+        report_unknown_keys(item, _KEYS, self.parts, self.problems)
 
 
 class CallReader:
-    """Reads the items of `watch.calls`."""
+    """Reads a list of calls: that of `watch.calls`, or of a file of calls."""
 
     def __init__(
         self,
         accounts: Sequence[str] | None,
         labels: Sequence[str] | None,
         problems: Problems,
+        parts: tuple[str | int, ...] = ("watch", "calls"),
+        *,
+        repeats: bool = False,
     ) -> None:
         """Prepare to read.
 
@@ -109,12 +112,16 @@ class CallReader:
             accounts: the names of the accounts; None where they cannot be told, to check none.
             labels: the names in `watch.labels`; None where they cannot be told.
             problems: takes what is wrong.
+            parts: the keys that lead to the list.
+            repeats: take a call that stands there twice for no problem.
         """
+        self._parts = parts
         self._accounts = None if accounts is None else frozenset(accounts)
         self._only_account = accounts[0] if accounts and len(accounts) == 1 else None
         self._label_names = None if labels is None else frozenset(labels)
         self._problems = problems
         self._shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
+        self._repeats = repeats
         # By account: ids in lower case, and the index where each was first.
         self._seen: dict[str, dict[str, int]] = {}
 
@@ -127,14 +134,14 @@ class CallReader:
         if item is BROKEN:
             return None
         if isinstance(item, YamlMapping):
-            place = _Place(self._problems, index, items.lines[index], item)
+            place = _Place(self._problems, (*self._parts, index), items.lines[index], item)
             call = self._long_form(item, place)
         else:
-            place = _Place(self._problems, index, items.lines[index], None)
+            place = _Place(self._problems, (*self._parts, index), items.lines[index], None)
             named = _reference_id(item, place)
             account = self._account(None, place)
             call = CallConfig(named, account) if named and account else None
-        if call is not None:
+        if call is not None and not self._repeats:
             self._note(call, index, items, place)
         return call
 

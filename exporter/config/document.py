@@ -96,8 +96,13 @@ class _Open:
         return self.key is None and type(self.container) is YamlMapping
 
 
-def parse_document(text: str, environ: Mapping[str, str], problems: Problems) -> Value:
+def parse_document(text: str, environ: Mapping[str, str] | None, problems: Problems) -> Value:
     """Return the single document of `text`, or None for none.
+
+    Args:
+        text: YAML.
+        environ: the variables for `${NAME}`; None to leave every `$` as it is.
+        problems: takes what is wrong.
 
     Problems that let the rest be read are added to `problems`.
 
@@ -134,7 +139,7 @@ def _line(event: yaml.Event) -> int:
 class _Builder:
     """Takes the events of a document one by one."""
 
-    def __init__(self, environ: Mapping[str, str], problems: Problems) -> None:
+    def __init__(self, environ: Mapping[str, str] | None, problems: Problems) -> None:
         self.root: Value = None
         self._environ = environ
         self._problems = problems
@@ -211,7 +216,7 @@ class _Builder:
         frame.key_dropped = True
 
     def _resolved(self, text: str, line: int, *, plain: bool) -> Value:
-        if "$" in text:
+        if "$" in text and self._environ is not None:
             try:
                 return interpolate(text, self._environ, plain=plain)
             except InterpolationError as error:

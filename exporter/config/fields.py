@@ -161,6 +161,12 @@ BaseUrl = Annotated[
     AfterValidator(_base_url),
     Words("a URL `http://HOST...` or `https://HOST...` without user, query and fragment"),
 ]
+FilePattern = Annotated[
+    str,
+    Field(strict=True, min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$"),
+    Field(pattern=r"\.(yaml|yml|json|txt|csv)$"),
+    Words("a path or pattern that ends in .yaml, .yml, .json, .txt or .csv"),
+]
 LabelName = Annotated[
     str,
     Field(strict=True, pattern=r"^[a-z_][a-z0-9_]{0,63}$"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -23,6 +24,7 @@ from exporter.config.files import FileProblemError, read_text
 from exporter.config.models import (
     MAX_ACCOUNTS,
     MAX_LABELS,
+    MAX_PATTERNS,
     AccountConfig,
     Config,
     LedgerConfig,
@@ -56,12 +58,16 @@ _MESSAGES = {
 }
 
 
-def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+def load_config(
+    path: Path, environ: Mapping[str, str] = os.environ, secret_files: set[Path] | None = None
+) -> Config:
     """Read the configuration file at `path`.
 
     Args:
         path: a file of YAML; files that it names are relative to its folder.
         environ: the variables for `${NAME}`.
+        secret_files: takes the paths of the files that hold credentials, also of those that
+            cannot be read.
 
     Raises:
         ConfigError: with everything that is wrong, in the order of the file.
@@ -82,7 +88,7 @@ def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         if document is not BROKEN:
             problems.add(1, (), "expected a mapping with the key `accounts`")
         problems.fail()
-    return _Loader(document, path.parent, problems).load()
+    return _Loader(document, path.parent, problems, secret_files).load()
 
 
 class _Loader:
@@ -92,8 +98,15 @@ class _Loader:
     here, where their lines are known, and where a value cannot find its way into a message.
     """
 
-    def __init__(self, document: YamlMapping, folder: Path, problems: Problems) -> None:
+    def __init__(
+        self,
+        document: YamlMapping,
+        folder: Path,
+        problems: Problems,
+        secret_files: set[Path] | None,
+    ) -> None:
         self._document = document
+        self._secret_files = secret_files if secret_files is not None else set()
         self._folder = folder
         self._problems = problems
 
@@ -185,6 +198,7 @@ class _Loader:
 
     def _secret_file(self, value: Value, line: int, parts: tuple[str | int, ...]) -> Value:
         if isinstance(value, str) and value:
+            self._secret_files.add(self._folder / value)
             try:
                 return read_text(self._folder / value, MAX_SECRET_FILE)
             except FileProblemError as error:
@@ -213,12 +227,22 @@ class _Loader:
             self._unique_labels(names)
         if isinstance(labels, YamlSequence):
             watch["labels"] = labels[: MAX_LABELS + 1]
+        files = watch.get("files")
+        if files is None:
+            watch.pop("files", None)
+        elif isinstance(files, YamlSequence):
+            watch["files"] = [self._beside(pattern) for pattern in files[: MAX_PATTERNS + 1]]
         calls = watch.pop("calls", None)
         if isinstance(calls, YamlSequence):
             watch["calls"] = CallReader(accounts, names, self._problems).read(calls)
         elif calls is not None and calls is not BROKEN:
             parts = ("watch", "calls")
             self._problems.add(self._line(parts), parts, "expected a list")
+
+    def _beside(self, pattern: Value) -> object:
+        if not isinstance(pattern, str) or not pattern:
+            return pattern
+        return os.path.join(glob.escape(os.path.abspath(self._folder)), pattern)  # noqa: PTH100, PTH118 - a pattern
 
     def _unique_labels(self, names: list[str]) -> None:
         for index, name in enumerate(names[: MAX_LABELS + 1]):

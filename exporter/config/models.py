@@ -24,6 +24,7 @@ from exporter.config.fields import (
     BaseUrl,
     Count,
     Duration,
+    FilePattern,
     LabelName,
     LedgerUrl,
     Rate,
@@ -32,6 +33,7 @@ from exporter.secret import Secret
 
 MAX_ACCOUNTS = 1000
 MAX_LABELS = 5
+MAX_PATTERNS = 100
 
 
 class _Model(BaseModel):
@@ -116,6 +118,9 @@ class WatchConfig(_Model):
         WithJsonSchema({"type": "array", "items": CALL_SCHEMA}),
     ] = ()
     """The calls to watch: ids, or mappings with the key `reference_id`."""
+
+    files: Annotated[tuple[FilePattern, ...], Field(max_length=MAX_PATTERNS)] = ()
+    """Files with further calls: paths or patterns, relative to the configuration."""
 
 
 class LedgerConfig(_Model):

@@ -83,7 +83,7 @@ def commit(connection: Connection, observations: Sequence[Observation]) -> Commi
                 for cell, amount in added.items()
             ],
         )
-    return Committed(dict(added), frozenset(ids) - held.keys())
+    return Committed(dict(added), frozenset(ids) - held.keys(), len(finished))
 
 
 def _finish(row: int, finished: Finished, at: float) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import structlog
 from exporter.calls import Finished, PollAgain, WatchedCall
 from exporter.errors import LedgerError
 from exporter.ledger.engine import Database
-from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, StoredCall
+from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, Taken
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
 
@@ -84,15 +85,15 @@ class Ledger:
             raise
 
     async def watch(
-        self, source: str | None, new: Iterable[NewCall]
-    ) -> AsyncIterator[tuple[list[StoredCall], set[int]]]:
+        self, source: str | None, new: Iterable[NewCall], max_calls: float = math.inf
+    ) -> AsyncIterator[Taken]:
         """Take calls in, however many; yields chunk by chunk what `Store.watch` returns.
 
         Commits get their turn in between, and nobody has to hold all calls at a time.
         """
         calls = iter(new)
         while chunk := list(islice(calls, CHUNK)):
-            yield await self.call(self.store.watch, source, chunk, time.time())
+            yield await self.call(self.store.watch, source, chunk, time.time(), max_calls)
 
     def observe(
         self, account: str, call: WatchedCall, found: Finished | PollAgain, at: float

@@ -31,6 +31,30 @@ class StoredCall(NamedTuple):
     call: WatchedCall
 
 
+class Taken(NamedTuple):
+    """What became of calls that a source wants watched.
+
+    Attributes:
+        added: those that were not known.
+        label_sets: of those, by row.
+        rows: of all that are known now.
+        refused: how many there was no room for.
+    """
+
+    added: list[StoredCall]
+    label_sets: dict[int, Labels]
+    rows: set[int]
+    refused: int
+
+
+class Tally(NamedTuple):
+    """As `Taken`, of any number of calls."""
+
+    added: int
+    rows: set[int]
+    refused: int
+
+
 class Observation(NamedTuple):
     """What a poll found out about a call of an account, and when (Unix time)."""
 
@@ -47,10 +71,12 @@ class Committed:
     Attributes:
         added: what finished calls added to the totals.
         gone: observed calls that the ledger does not hold unfinished any more: they count nothing.
+        finished: how many calls have finished.
     """
 
     added: Mapping[Cell, float]
     gone: frozenset[int]
+    finished: int
 
 
 class Snapshot(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
@@ -13,6 +14,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    func,
     literal,
     select,
     true,
@@ -32,6 +34,7 @@ from exporter.ledger.records import (
     Observation,
     Snapshot,
     StoredCall,
+    Taken,
 )
 from exporter.ledger.schema import accounts, call_sources, calls, label_sets, totals
 from exporter.ledger.totals import Cell, Total
@@ -106,15 +109,14 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        count = select(func.count()).where(calls.c.result.is_(None))
+        with database.begin() as connection:
+            # Kept up to date from here on: to count a million takes longer than to take one in.
+            self._unfinished = int(connection.scalar(count) or 0)
 
     def close(self) -> None:
         """Close the database."""
         self._database.close()
-
-    def label_sets(self, after: int = 0) -> dict[int, Labels]:
-        """Return every set of labels by its row, oldest first; those after a row only."""
-        with self._database.begin() as connection:
-            return _label_sets(connection, after)
 
     def snapshot(self) -> Snapshot:
         """Return all that the metrics of finished calls are made of."""
@@ -128,7 +130,7 @@ class Store:
         ).join(accounts)
         with self._database.begin() as connection:
             return Snapshot(
-                _label_sets(connection, 0),
+                _label_sets(connection),
                 {
                     Cell(name, labels, Total(total), cell): value
                     for name, labels, total, cell, value in connection.execute(query)
@@ -156,34 +158,50 @@ class Store:
             for row, text, watched, state, since, labels in sorted(rows)
         ]
 
+    def sources(self) -> list[str]:
+        """Return every source that names a call."""
+        with self._database.begin() as connection:
+            return list(connection.scalars(select(call_sources.c.source).distinct()))
+
     def watch(
-        self, source: str | None, new: Sequence[NewCall], now: float
-    ) -> tuple[list[StoredCall], set[int]]:
+        self,
+        source: str | None,
+        new: Sequence[NewCall],
+        now: float,
+        max_calls: float = math.inf,
+    ) -> Taken:
         """Take up to `CHUNK` calls in; those that are known already stay as they are.
 
         Args:
             source: the configuration or file that names them; None for calls that are pushed.
-            new: the calls.
+            new: the calls; of one that stands there twice, the first counts.
             now: Unix time.
-
-        Returns:
-            The calls that were not known, and the rows of all of them.
+            max_calls: how many may be unfinished at a time; those beyond are refused.
         """
         with self._database.begin() as connection:
             ids = {
                 name: _row_of(connection, accounts.c.name, name)
                 for name in {call.account for call in new}
             }
-            wanted = {(ids[call.account], reference_key(call.reference_id)): call for call in new}
+            wanted: dict[tuple[int, str], NewCall] = {}
+            for call in new:
+                wanted.setdefault((ids[call.account], reference_key(call.reference_id)), call)
             known = _find(connection, wanted)
             missing = [(key, call) for key, call in wanted.items() if key not in known]
+            room = max(0, max_calls - self._unfinished)
+            refused = int(max(0, len(missing) - room))
+            missing = missing[: len(missing) - refused]
             added = self._insert(connection, missing, now, pushed=source is None)
             rows = {*known.values(), *(stored.call.id for stored in added)}
             if source is None:
                 connection.execute(_PUSH, {"rows": packed(known.values())})
             else:
                 connection.execute(_NAME, {"source": source, "rows": packed(rows)})
-        return added, rows
+        self._unfinished += len(added)
+        sets = {
+            stored.labels: call.labels for stored, (_, call) in zip(added, missing, strict=True)
+        }
+        return Taken(added, sets, rows, refused)
 
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
         """Forget that `source` names any call but `rows`.
@@ -203,22 +221,23 @@ class Store:
                         call_sources.c.source == source, call_sources.c.call_id.in_(chunk)
                     )
                 )
-                gone += connection.scalars(
-                    delete(calls)
-                    .where(
-                        calls.c.id.in_(chunk),
-                        calls.c.result.is_(None),
-                        calls.c.pushed.is_(False),
-                        _UNNAMED,
-                    )
-                    .returning(calls.c.id)
+                let_go = delete(calls).where(
+                    calls.c.id.in_(chunk),
+                    calls.c.result.is_(None),
+                    calls.c.pushed.is_(False),
+                    _UNNAMED,
                 )
+                deleted = connection.scalars(let_go.returning(calls.c.id)).all()
+            self._unfinished -= len(deleted)
+            gone += deleted
         return gone
 
     def commit(self, observations: Sequence[Observation]) -> Committed:
         """Write what polls found out; see `exporter.ledger.commit`."""
         with self._database.begin() as connection:
-            return commit(connection, observations)
+            committed = commit(connection, observations)
+        self._unfinished -= committed.finished
+        return committed
 
     def prune(self, before: float) -> int:
         """Forget up to `CHUNK` calls that finished before a Unix time and that no file names.
@@ -278,8 +297,8 @@ def _row_of(connection: Connection, column: Column[str], value: str) -> int:
     return int(row)
 
 
-def _label_sets(connection: Connection, after: int) -> dict[int, Labels]:
-    query = listed(label_sets.c.id, label_sets.c.labels).where(label_sets.c.id > after)
+def _label_sets(connection: Connection) -> dict[int, Labels]:
+    query = listed(label_sets.c.id, label_sets.c.labels)
     return {row: json.loads(labels) for row, labels in sorted(fetch(connection, query))}
 
 

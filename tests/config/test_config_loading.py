@@ -101,7 +101,7 @@ def test_secrets_stay_text(load: Load) -> None:
         (HEAD + "polling: []\n", "5: polling: expected a mapping of keys to values"),
         (HEAD + "pollling: {}\n", "5: pollling: unknown key; did you mean `polling`?"),
         (HEAD + "    rate_limt: 1\n", "5: accounts[0].rate_limt: unknown key; did you mean `rate_"),
-        (HEAD + "watch:\n  files: [x]\n", "6: watch.files: unknown key"),
+        (HEAD + "watch:\n  filez: [x]\n", "6: watch.filez: unknown key; did you mean `files`?"),
         (HEAD + "0123456789abcdef: x\n", "5: ?: unknown key"),
     ]
     + [

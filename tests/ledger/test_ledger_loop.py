@@ -47,7 +47,7 @@ class Bench:
 
     async def push(self, *names: str) -> list[StoredCall]:
         calls = [NewCall("main", ReferenceId(name), {}) for name in names]
-        chunks = [added async for added, _ in self.ledger.watch(None, calls)]
+        chunks = [taken.added async for taken in self.ledger.watch(None, calls)]
         return [stored for added in chunks for stored in added]
 
     def observe(self, stored: StoredCall, found: Finished | PollAgain) -> None:

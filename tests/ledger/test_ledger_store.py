@@ -17,7 +17,7 @@ from exporter.calls import (
     Status,
     WatchedCall,
 )
-from exporter.ledger.records import CHUNK, Labels, NewCall, Observation, StoredCall
+from exporter.ledger.records import CHUNK, Labels, NewCall, Observation, StoredCall, Taken
 from exporter.ledger.store import Store
 from exporter.ledger.totals import Total
 
@@ -55,7 +55,7 @@ def rows(path: Path, query: str) -> list[tuple[object, ...]]:
 def test_a_new_call_is_stored_as_it_came(store: Store, path: Path) -> None:
     (stored,) = push(store, new("Ab-1", OTP))
     assert stored.account == "main"
-    assert store.label_sets() == {stored.labels: OTP}
+    assert store.snapshot().label_sets == {stored.labels: OTP}
     call = stored.call
     assert (call.reference_id, call.first_watched, call.state) == ("Ab-1", NOW, CallState.NEW)
     (again,) = store.unfinished("main")
@@ -68,9 +68,9 @@ def test_a_new_call_is_stored_as_it_came(store: Store, path: Path) -> None:
 
 @pytest.mark.parametrize("source", [None, "config"])
 def test_a_call_is_watched_once(store: Store, source: str | None) -> None:
-    first, held = store.watch(source, [new("Ab"), new("aB"), new(" AB "), new("x")], NOW)
+    first, _, held, _ = store.watch(source, [new("Ab"), new("aB"), new(" AB "), new("x")], NOW)
     assert sorted(text.strip().lower() for text in ids(first)) == ["ab", "x"]
-    again, held_again = store.watch(source, [new("AB"), new("y")], NOW + 9)
+    again, _, held_again, _ = store.watch(source, [new("AB"), new("y")], NOW + 9)
     assert ids(again) == ["y"]
     assert held_again - held == {again[0].call.id}
     for other in ("other file", None):
@@ -124,7 +124,7 @@ def test_a_finished_call_adds_to_the_totals_once(store: Store, path: Path) -> No
 def test_a_finished_call_is_not_watched_again(store: Store) -> None:
     (stored,) = push(store, new("a"))
     finish(store, stored)
-    assert store.watch(None, [new("A")], NOW + 9) == ([], {stored.call.id})
+    assert store.watch(None, [new("A")], NOW + 9) == Taken([], {}, {stored.call.id}, 0)
     assert store.unfinished("main") == []
 
 
@@ -150,7 +150,7 @@ def test_a_clock_that_was_put_back_gives_no_negative_delay(store: Store) -> None
 
 
 def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
-    named, rows_named = store.watch("config", [new("a"), new("b"), new("c"), new("d")], NOW)
+    named, _, rows_named, _ = store.watch("config", [new("a"), new("b"), new("c"), new("d")], NOW)
     a, b, _, d = named
     store.watch("other file", [new("b")], NOW)
     push(store, new("c"))
@@ -162,12 +162,12 @@ def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
     assert store.keep_only("other file", set()) == [b.call.id]
     assert ids(store.unfinished("main")) == ["c"]
     # Named again, it is a new call, whose row has never been another's.
-    ((again, _),) = [store.watch("config", [new("a")], NOW)]
+    ((again, *_),) = [store.watch("config", [new("a")], NOW)]
     assert again[0].call.id > max(rows_named)
 
 
 def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> None:
-    kept, _ = store.watch("config", [new("named")], NOW)
+    kept, *_ = store.watch("config", [new("named")], NOW)
     finish(store, *kept, *push(store, new("old")), after=0)
     finish(store, *push(store, new("fresh")), after=100)
     push(store, new("unfinished"))

@@ -1,0 +1,135 @@
+"""One file of calls, from its text to calls and problems: YAML, JSON, a list of ids, or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from exporter.config.calls import CallConfig, CallReader
+from exporter.config.document import DocumentError, Value, YamlMapping, YamlSequence, parse_document
+from exporter.config.files import FileProblemError, read_text
+from exporter.config.problems import Problems
+from exporter.errors import ConfigError, Problem
+
+MAX_FILE: Final = 64 << 20
+"""Bytes; a million ids are 37 MB."""
+
+_COLUMNS: Final = ("reference_id", "account")
+
+
+class FileOfCalls(NamedTuple):
+    """What a file says.
+
+    Attributes:
+        calls: those that are as they should be.
+        problems: what is wrong with the others.
+    """
+
+    calls: tuple[CallConfig, ...]
+    problems: tuple[Problem, ...]
+
+
+def read_calls(
+    path: str, accounts: Sequence[str], labels: Sequence[str], *, whole: bool = True
+) -> FileOfCalls:
+    """Read a file of calls; its name's ending tells what it is.
+
+    Args:
+        path: the file.
+        accounts: the names of the accounts that there are.
+        labels: the names in `watch.labels`.
+        whole: False for a file that is being written: of a list of ids or of CSV, what follows the
+            last line break is left for the next time.
+
+    Raises:
+        ConfigError: nothing of it can be read.
+    """
+    problems = Problems(path)
+    try:
+        text = read_text(Path(path), MAX_FILE)
+        items = _items(path, text, labels, problems, whole=whole)
+    except FileProblemError as error:
+        problems.add(0, (), str(error))
+        problems.fail()
+    except DocumentError as error:
+        problems.add(error.line, error.parts, error.message)
+        problems.fail()
+    calls = CallReader(accounts, labels, problems, (), repeats=True).read(items)
+    try:
+        problems.fail()
+    except ConfigError as error:
+        return FileOfCalls(calls, error.problems)
+
+
+def _items(
+    path: str, text: str, labels: Sequence[str], problems: Problems, *, whole: bool
+) -> YamlSequence:
+    if path.endswith((".txt", ".csv")):
+        if not whole:
+            text = text[: text.rfind("\n") + 1]
+        return _lines(text) if path.endswith(".txt") else _table(text, labels)
+    # No variables: what other programs write is not to read the exporter's environment.
+    document = parse_document(text, None, problems)
+    if document is None:
+        return _sequence([], [])
+    if not isinstance(document, YamlSequence):
+        raise DocumentError(1, [], "expected a list of calls, as in `watch.calls`")
+    return document
+
+
+def _sequence(items: Sequence[Value], lines: Sequence[int]) -> YamlSequence:
+    sequence = YamlSequence(items)
+    sequence.lines = array("I", lines)
+    return sequence
+
+
+def _lines(text: str) -> YamlSequence:
+    found = [
+        (content, number)
+        for number, line in enumerate(text.split("\n"), 1)
+        if (content := line.partition("#")[0].strip())
+    ]
+    return _sequence([content for content, _ in found], [number for _, number in found])
+
+
+def _table(text: str, labels: Sequence[str]) -> YamlSequence:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    items: list[Value] = []
+    lines: list[int] = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if not text.strip():
+            return _sequence([], [])
+        if "reference_id" not in header or len(set(header)) < len(header):
+            raise DocumentError(1, [], "expected a header with `reference_id`, each name once")
+        if not {*header} <= {*_COLUMNS, *labels}:
+            message = (
+                "expected no columns but `reference_id`, `account` and names in `watch.labels`"
+            )
+            raise DocumentError(1, [], message)
+        for row in reader:
+            if any(field.strip() for field in row):
+                items.append(_row(header, row, reader.line_num))
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DocumentError(reader.line_num, [], f"is not valid CSV: {error}") from None
+    return _sequence(items, lines)
+
+
+def _row(header: Sequence[str], row: Sequence[str], line: int) -> YamlMapping:
+    """Return a row as the mapping that it would be in YAML; empty fields are left out."""
+    item, labels = YamlMapping(), YamlMapping()
+    # A row that is too long has a field without a name, which is then told as an unknown one.
+    names = (*header, *("?" for _ in row[len(header) :]))
+    for name, value in zip(names, row, strict=False):
+        if value.strip():
+            (item if name in _COLUMNS else labels)[name] = value.strip()
+    if labels:
+        labels.lines = array("I", [line] * len(labels))
+        item["labels"] = labels
+    item.lines = array("I", [line] * len(item))
+    return item

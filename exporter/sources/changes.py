@@ -1,0 +1,108 @@
+"""Which files have changed and lie still.
+
+By looking again and again: that also sees symlinks that are swapped far away, as Kubernetes does,
+and files of other machines, which no event tells.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+LOOK_EVERY: Final = 0.5
+"""Seconds from one look to the next."""
+
+_LOOKS_AT_MOST: Final = 2
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does."""
+
+    device: int
+    inode: int
+    modified: int  # nanoseconds
+    changed: int  # of name, owner, mode or content, in nanoseconds
+    size: int
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """Return the stamp of the file that a path leads to; None where there is none to be seen."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - half the time, for thousands of files
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        return None
+    return Stamp(
+        found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
+    )  # fmt: skip
+
+
+class Change(NamedTuple):
+    """A file that is to be read.
+
+    Attributes:
+        settled: it was the same at two looks; else it changes all the time, and its end may be
+            half-written.
+    """
+
+    path: str
+    settled: bool
+
+
+class Watched:
+    """Files, as they were at the last look and as they were when they were last read."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Stamp] = {}
+        self._read: dict[str, Stamp] = {}
+        self._looks: dict[str, int] = {}
+
+    def look(self, paths: Iterable[str], *, wait: bool = True) -> tuple[list[Change], list[str]]:
+        """Look at files. Blocking, for as long as the file system takes.
+
+        Args:
+            paths: all files that there are to be, whether or not they exist.
+            wait: until a file lies still, but not for more than a few looks.
+
+        Returns:
+            The files that have changed since they were last read, and those that have been gone
+            for two looks.
+        """
+        found = {path: stamp for path in paths if (stamp := stamp_of(path))}
+        changes = []
+        for path, stamp in found.items():
+            if self._read.get(path) == stamp:
+                self._looks.pop(path, None)
+                continue
+            looks = self._looks[path] = self._looks.get(path, 0) + 1
+            settled = not wait or self._seen.get(path) == stamp
+            if settled or looks > _LOOKS_AT_MOST:
+                changes.append(Change(path, settled))
+                del self._looks[path]
+                self._read[path] = stamp
+        gone = [
+            path
+            for path in self._read
+            if path not in found and (path not in self._seen or not wait)
+        ]
+        for path in gone:
+            del self._read[path]
+        self._seen = found
+        return changes, gone
+
+    def there(self, path: str) -> bool:
+        """Tell whether a file was there at the last look."""
+        return path in self._seen
+
+    def note(self, paths: Iterable[str]) -> None:
+        """Take files that were never read as read now."""
+        for path in paths:
+            if path not in self._read and (stamp := stamp_of(path)):
+                self._seen[path] = self._read[path] = stamp
+
+    def forget(self, path: str) -> None:
+        """Have a file read again."""
+        self._read.pop(path, None)

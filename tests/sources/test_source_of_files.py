@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
+
+from exporter.errors import ConfigError, LedgerError
+from exporter.ledger.records import NewCall, Tally
+from exporter.metrics.catalogue import Catalogue
+from exporter.sources import files as module
+from exporter.sources.files import CallFiles, Settings, check_files
+
+
+class Intake:
+    """Keeps what a source hands over, in place of the ledger."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, set[str]] = {}
+        self.room = 1000
+        self.broken = False
+
+    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+        if self.broken:
+            raise LedgerError("the disk is full")
+        ids = [call.reference_id for call in calls]
+        taken, refused = ids[: self.room], len(ids[self.room :])
+        self.named.setdefault(source or "", set()).update(taken)
+        return Tally(len(taken), {hash(name) for name in taken}, refused)
+
+    async def keep_only(self, source: str, rows: set[int]) -> None:
+        if self.broken:
+            raise LedgerError("the disk is full")
+        self.named[source] = {name for name in self.named[source] if hash(name) in rows}
+        if not self.named[source]:
+            del self.named[source]
+
+    async def sources(self) -> list[str]:
+        return ["config", *self.named]
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.intake = Intake()
+        self.metrics = Catalogue()
+        self.files = CallFiles(self.intake, self.metrics)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The ids that each file names, in one word."""
+        prefix = f"file:{self.folder}/"
+        return {
+            source.removeprefix(prefix): "".join(sorted(ids))
+            for source, ids in self.intake.named.items()
+        }
+
+    @property
+    def errors(self) -> float:
+        return self.metrics.source_errors.labels("files").value
+
+    def write(self, name: str, *lines: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return path
+
+    async def configure(self, *patterns: str) -> None:
+        beside = [f"{self.folder}/{pattern}" for pattern in patterns]
+        await self.files.configure(Settings(beside, ["main"], ["campaign"]))
+
+    async def settle(self) -> None:
+        for _ in range(2):
+            await self.files.look()
+
+
+@pytest_asyncio.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    yield Bench(tmp_path)
+
+
+async def test_what_is_there_at_start_is_taken_in_at_once(bench: Bench) -> None:
+    bench.write("a.txt", "A", "B")
+    bench.write("b.csv", "reference_id", "C")
+    await bench.configure("*.txt", "b.csv")
+    assert bench.named == {"a.txt": "AB", "b.csv": "C"}
+    assert bench.metrics.source_last_success.labels("files").value > 0
+    assert bench.errors == 0
+
+
+async def test_calls_come_and_go_with_their_lines_and_files(bench: Bench) -> None:
+    await bench.configure("calls/*.txt")
+    assert bench.named == {}
+    path = bench.write("calls/a.txt", "A", "B")
+    await bench.settle()
+    assert bench.named == {"calls/a.txt": "AB"}
+    bench.write("calls/a.txt", "B", "C")
+    await bench.settle()
+    assert bench.named == {"calls/a.txt": "BC"}
+    path.unlink()
+    await bench.settle()
+    assert bench.named == {}
+    bench.write("calls/a.txt", "A")
+    await bench.settle()
+    assert bench.named == {"calls/a.txt": "A"}
+    assert bench.errors == 0
+
+
+async def test_a_file_with_a_bad_line_lets_go_of_nothing(bench: Bench) -> None:
+    bench.write("a.txt", "A", "B")
+    await bench.configure("a.txt")
+    with capture_logs() as logs:
+        bench.write("a.txt", "C", "b a d")
+        await bench.settle()
+        bench.write("a.txt", "D", "b a d")
+        await bench.settle()
+    assert bench.named == {"a.txt": "ABCD"}
+    (line,) = [line for line in logs if line["log_level"] == "warning"]
+    assert line["problem"].endswith("a.txt:2: [1]: expected an id of 1 to 128 printable ASCII"
+                                    " characters without blanks")  # fmt: skip
+    assert bench.errors == 1
+    before = bench.metrics.source_last_success.labels("files").value
+    bench.write("a.txt", "D")
+    await bench.settle()
+    assert bench.named == {"a.txt": "D"}
+    assert bench.metrics.source_last_success.labels("files").value > before
+
+
+@pytest.mark.parametrize("pattern", ["calls/a.txt", "calls/*.txt"])
+async def test_a_folder_that_is_gone_takes_no_call_along(bench: Bench, pattern: str) -> None:
+    path = bench.write("calls/a.txt", "A")
+    await bench.configure(pattern)
+    aside = path.parent.rename(bench.folder / "aside")
+    for _ in range(3):
+        await bench.settle()
+    assert bench.named == {"calls/a.txt": "A"}
+    assert bench.errors == 1
+    # Not even by a restart meanwhile.
+    bench.files = CallFiles(bench.intake, bench.metrics)
+    await bench.configure(pattern)
+    assert bench.named == {"calls/a.txt": "A"}
+    aside.rename(path.parent)
+    bench.write("calls/a.txt", "B")
+    await bench.settle()
+    assert bench.named == {"calls/a.txt": "B"}
+
+
+async def test_a_file_named_without_a_wildcard_is_missed(bench: Bench) -> None:
+    path = bench.write("a[1].txt", "A")
+    await bench.configure("a[[]1].txt")
+    path.unlink()
+    with capture_logs() as logs:
+        for _ in range(3):
+            await bench.settle()
+    assert bench.named == {"a[1].txt": "A"}
+    (line,) = [line for line in logs if line["log_level"] == "warning"]
+    assert (line["file"], line["problem"]) == (str(path), "cannot be read: no such file")
+
+
+async def test_what_was_removed_while_the_exporter_was_down_is_let_go(bench: Bench) -> None:
+    bench.write("a.txt", "A")
+    bench.write("b.txt", "B")
+    await bench.configure("*.txt")
+    (bench.folder / "a.txt").unlink()
+    bench.files = CallFiles(bench.intake, bench.metrics)
+    await bench.configure("*.txt")
+    assert bench.named == {"b.txt": "B"}
+    # As is what the configuration does not look for any more.
+    await bench.configure()
+    assert bench.named == {}
+    assert ("files",) not in bench.metrics.source_errors._series
+
+
+async def test_a_file_that_is_written_all_the_time(bench: Bench) -> None:
+    path = bench.write("a.txt", "A")
+    await bench.configure("a.txt")
+    with path.open("a") as file:
+        for number in range(12):
+            file.write(f"\n{'BCDEFGHIJKLM'[number]}")
+            file.flush()
+            await bench.files.look()
+    assert bench.named["a.txt"] == "ABCDEFGHIJKL"
+    await bench.settle()
+    assert bench.named["a.txt"] == "ABCDEFGHIJKLM"
+    path.write_text("A\n")
+    await bench.settle()
+    assert bench.named["a.txt"] == "A"
+
+
+async def test_a_ledger_that_fails_is_tried_again(bench: Bench) -> None:
+    await bench.configure("*.txt")
+    bench.write("a.txt", "A")
+    bench.intake.broken = True
+    with capture_logs() as logs:
+        for _ in range(3):
+            await bench.settle()
+    assert [line["problem"] for line in logs] == ["the disk is full"]
+    bench.intake.broken = False
+    await bench.settle()
+    assert bench.named == {"a.txt": "A"}
+    (bench.folder / "a.txt").unlink()
+    bench.intake.broken = True
+    for _ in range(3):
+        await bench.settle()
+    bench.intake.broken = False
+    await bench.settle()
+    assert bench.named == {}
+
+
+async def test_calls_beyond_the_limit_are_refused(bench: Bench) -> None:
+    bench.write("a.txt", *"ABC")
+    bench.intake.room = 2
+    with capture_logs() as logs:
+        await bench.configure("a.txt")
+    assert bench.named == {"a.txt": "AB"}
+    assert logs[-1]["problem"] == "1 of its calls are beyond `watch.max_calls`"
+
+
+async def test_there_are_bounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FILES", 2)
+    for name in "abc":
+        bench.write(f"{name}.txt", name)
+    (bench.folder / "folder.txt").mkdir()
+    with capture_logs() as logs:
+        await bench.configure("**/*.txt")
+    assert bench.named == {"a.txt": "a", "b.txt": "b"}
+    assert logs[0]["problem"] == "finds over 2 files"
+
+
+def test_checking_reads_every_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A\nB\n")
+    settings = Settings([f"{tmp_path}/*.txt"], ["main"], [])
+    assert check_files(settings) == 2
+    (tmp_path / "b.txt").write_text("b a d\n")
+    missing = settings._replace(patterns=[*settings.patterns, f"{tmp_path}/c.csv"])
+    with pytest.raises(ConfigError) as error:
+        check_files(missing)
+    assert [problem.file for problem in error.value.problems] == [
+        f"{tmp_path}/b.txt",
+        f"{tmp_path}/c.csv",
+    ]
