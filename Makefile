@@ -27,6 +27,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.polls
 	$(BIN)/python -m benchmarks.watched
+	$(BIN)/python -m benchmarks.pushed
 
 # What the lock files say is installed; they are made with `make lock`.
 $(VENV)/.run: requirements.lock | $(VENV)/bin/python

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from exporter.calls import Finished, Patience, PollAgain, WatchedCall
+from exporter.calls import CallState, Finished, Patience, PollAgain, WatchedCall
 from exporter.config import AccountConfig, Config
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
@@ -20,13 +20,20 @@ class AccountStatus:
 
     Attributes:
         authorized: None before an answer could tell.
+        watched: how many calls, by state.
+        overdue: how many calls are due and not asked for yet.
+        lag: for how long the first of them has been due, in seconds.
         paused: the kind of trouble that paused it, if any.
+        paused_until: when it may be asked again (Unix time).
     """
 
     name: str
     authorized: bool | None
-    watched: int
+    watched: dict[CallState, int]
+    overdue: int
+    lag: float
     paused: Outcome | None
+    paused_until: float | None
 
 
 class Account:
@@ -50,6 +57,7 @@ class Account:
     ) -> None:
         self._connection = _connection(config, wish)
         self._timeout = config.polling.timeout
+        self._metrics = metrics
         self._client = _client(config, wish)
         self.poller = Poller(wish.name, self._client, _settings(config, wish), metrics, observe)
 
@@ -57,7 +65,14 @@ class Account:
     def status(self) -> AccountStatus:
         """The account's line of the status page."""
         poller = self.poller
-        return AccountStatus(poller.account, poller.authorized, len(poller.calls), poller.paused)
+        return AccountStatus(
+            poller.account,
+            poller.authorized,
+            {state: int(series.value) for state, series in self._metrics.watched.items()},
+            *poller.overdue(),
+            poller.paused,
+            poller.paused_until,
+        )
 
     def change(self, config: Config, wish: AccountConfig) -> Coroutine[None, None, None] | None:
         """Go over to another configuration.

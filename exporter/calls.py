@@ -174,6 +174,8 @@ class WatchedCall:
         state: as of the last answer that was committed.
         state_since: when that state began (Unix time).
         failures: polls in a row that brought nothing.
+        polls: how often it was asked for since the exporter started.
+        last_polled: when it was last answered (Unix time); 0 before the first time.
         tick: when it is due, in ticks of the schedule; -1 while it is not scheduled.
     """
 
@@ -183,6 +185,8 @@ class WatchedCall:
     state: CallState = CallState.NEW
     state_since: float = 0.0
     failures: int = 0
+    polls: int = 0
+    last_polled: float = 0.0
     tick: int = -1
 
 

@@ -4,6 +4,7 @@
     ├── ConfigError              the configuration cannot be used; carries every problem
     ├── LedgerError              the ledger cannot be used; the message says what to do
     │   └── LedgerBusyError      another exporter has it
+    ├── NoRoomError              calls cannot be taken in now; they may be later
     ├── ListenError              an address cannot be listened on
     └── RequestError             a request got no answer that could be read; `outcome` says why
         ├── RequestTimeoutError  no complete answer within the time-out
@@ -65,6 +66,18 @@ class LedgerError(ExporterError):
 
 class LedgerBusyError(LedgerError):
     """Another process uses the ledger."""
+
+
+class NoRoomError(ExporterError):
+    """Calls cannot be taken in now.
+
+    Attributes:
+        retry_after: seconds after which it may be worth another try.
+    """
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ListenError(ExporterError):

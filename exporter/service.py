@@ -7,7 +7,7 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -21,6 +21,8 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
     CHUNK,
     Committed,
+    Count,
+    Labels,
     NewCall,
     Observation,
     Snapshot,
@@ -30,6 +32,8 @@ from exporter.ledger.records import (
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
+from exporter.sources.api import SOURCE as API_SOURCE
+from exporter.sources.api import Inbox
 from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.files import CallFiles, Settings
 
@@ -71,6 +75,7 @@ class Service:
         self.accounts: dict[str, Account] = {}
         self.ledger = Ledger(self.metrics, self._committed)
         self.files = CallFiles(self, self.metrics)
+        self.inbox = Inbox(self._push)
         self.config: Config | None = None
         self._max_calls: float = math.inf
         self._loaded: list[Config] = []  # what `open` leaves to `start`
@@ -105,6 +110,7 @@ class Service:
         async with self._reloading:
             await self._apply(self._loaded.pop())
         self._in_background(self._look_for_changes())
+        self._in_background(self.inbox.run())
         self.loaded = True
 
     async def reload(self) -> None:
@@ -179,10 +185,25 @@ class Service:
             rows |= taken.rows
             refused += taken.refused
             added += len(taken.added)
-            for row, labels in sorted(taken.label_sets.items()):
-                self.call_metrics.learn(row, labels)
-            self._poll(taken.added)
+            self._take_up(taken.added, taken.label_sets)
         return Tally(added, rows, refused)
+
+    async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | None]:
+        store = self.ledger.store
+        pushed = await self.ledger.call(store.push, requests, time.time(), self._max_calls)
+        self._take_up(pushed.added, pushed.label_sets)
+        return pushed.counts
+
+    async def delete(self, row: int) -> bool:
+        """Stop watching a call, by its row, without counting it; returns whether it was watched.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        deleted = await self.ledger.call(self.ledger.store.delete, row)
+        if deleted:
+            self._forget(row)
+        return deleted
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Let go of the calls that a source named before, but for these rows.
@@ -191,8 +212,7 @@ class Service:
             LedgerError: the ledger failed.
         """
         for call_id in await self.ledger.call(self.ledger.store.keep_only, source, rows):
-            for account in self.accounts.values():
-                account.poller.forget(call_id)
+            self._forget(call_id)
 
     async def sources(self) -> list[str]:
         """Return every source that names a call.
@@ -201,6 +221,15 @@ class Service:
             LedgerError: the ledger failed.
         """
         return await self.ledger.call(self.ledger.store.sources)
+
+    def _forget(self, call_id: int) -> None:
+        for account in self.accounts.values():
+            account.poller.forget(call_id)
+
+    def _take_up(self, added: Iterable[StoredCall], label_sets: Mapping[int, Labels]) -> None:
+        for row, labels in sorted(label_sets.items()):
+            self.call_metrics.learn(row, labels)
+        self._poll(added)
 
     def _poll(self, added: Iterable[StoredCall]) -> None:
         for account, labels, call in added:
@@ -261,6 +290,7 @@ class Service:
         self.metrics.reload_timestamp.labels().value = time.time()
         self.metrics.source_errors.labels(CONFIG_SOURCE)
         self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()
+        self.metrics.show_source(API_SOURCE, shown=bool(config.watch.api.tokens))
 
     def _change_accounts(self, config: Config) -> list[str]:
         """Start, change and end accounts; returns those that are new."""

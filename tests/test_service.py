@@ -82,7 +82,9 @@ async def test_calls_that_are_pushed_are_polled_and_shown(
     await bench.push("a", "A ", "later", campaign="other")
     assert bench.service.watched == 1
     status = bench.service.status()
-    assert [(line.name, line.watched, line.paused) for line in status] == [("main", 1, None)]
+    assert [(line.name, sum(line.watched.values()), line.paused) for line in status] == [
+        ("main", 1, None)
+    ]
 
 
 async def test_the_calls_of_an_account_wait_for_it(bench: Bench, simulator: Simulator) -> None:

@@ -4,19 +4,23 @@ from exporter.config.calls import CallConfig
 from exporter.config.loading import load_config
 from exporter.config.models import (
     AccountConfig,
+    ApiConfig,
     Config,
     LedgerConfig,
     PollingConfig,
+    TokenConfig,
     WatchConfig,
 )
 from exporter.config.schema import json_schema
 
 __all__ = [
     "AccountConfig",
+    "ApiConfig",
     "CallConfig",
     "Config",
     "LedgerConfig",
     "PollingConfig",
+    "TokenConfig",
     "WatchConfig",
     "json_schema",
     "load_config",

@@ -25,10 +25,13 @@ from exporter.config.models import (
     MAX_ACCOUNTS,
     MAX_LABELS,
     MAX_PATTERNS,
+    MAX_TOKENS,
     AccountConfig,
+    ApiConfig,
     Config,
     LedgerConfig,
     PollingConfig,
+    TokenConfig,
     WatchConfig,
 )
 from exporter.config.problems import Problems
@@ -37,12 +40,13 @@ from exporter.secret import Secret
 MAX_FILE = 64 << 20
 MAX_SECRET_FILE = 64 << 10
 
-_CREDENTIALS = ("api_key", "secret_key")
+CREDENTIALS = {AccountConfig: ("api_key", "secret_key"), TokenConfig: ("token",)}
+"""The keys of models whose values are secrets, each of which a file may hold instead."""
+
 _CREDENTIAL = re.compile("[!-~]{1,1024}")
 # Stands in for a credential that is wrong, so that it is told once; no Config is made of it.
 _NO_SECRET = Secret("?")
 
-_ACCOUNT_KEYS = (*AccountConfig.model_fields, *(f"{key}_file" for key in _CREDENTIALS))
 _SECTIONS: dict[str, type[BaseModel]] = {
     "polling": PollingConfig,
     "watch": WatchConfig,
@@ -128,8 +132,11 @@ class _Loader:
         if isinstance(accounts, YamlSequence):
             # One too many is enough to be told.
             shown = accounts[: MAX_ACCOUNTS + 1]
-            data["accounts"] = [self._account(item, index) for index, item in enumerate(shown)]
-            self._unique_names(shown)
+            data["accounts"] = [
+                self._with_secrets(item, AccountConfig, ("accounts", index))
+                for index, item in enumerate(shown)
+            ]
+            self._unique_names(shown, ("accounts",))
         watch = data.get("watch")
         if isinstance(watch, dict):
             self._watch(watch, _strings(accounts, "name"))
@@ -159,12 +166,14 @@ class _Loader:
                 data[key] = str(value)
         return data
 
-    def _account(self, item: Value, index: int) -> object:
+    def _with_secrets(
+        self, item: Value, model: type[BaseModel], parts: tuple[str | int, ...]
+    ) -> object:
         if not isinstance(item, YamlMapping):
             return item
-        parts = ("accounts", index)
-        data = self._known(item, _ACCOUNT_KEYS, parts)
-        for key in _CREDENTIALS:
+        keys = CREDENTIALS[model]
+        data = self._known(item, (*model.model_fields, *(f"{key}_file" for key in keys)), parts)
+        for key in keys:
             file_key = f"{key}_file"
             data.pop(file_key, None)
             data[key] = _NO_SECRET
@@ -207,15 +216,15 @@ class _Loader:
             self._problems.add(line, parts, "expected the path of a file")
         return BROKEN
 
-    def _unique_names(self, accounts: list[Value]) -> None:
+    def _unique_names(self, items: list[Value], parts: tuple[str, ...]) -> None:
         first: dict[str, int] = {}
-        for index, item in enumerate(accounts):
+        for index, item in enumerate(items):
             name = item.get("name") if isinstance(item, YamlMapping) else None
             if isinstance(name, str) and first.setdefault(name, index) != index:
-                line = self._line(("accounts", first[name], "name"))
+                line = self._line((*parts, first[name], "name"))
                 message = f"expected a name of its own; the same is on line {line}"
-                parts = ("accounts", index, "name")
-                self._problems.add(self._line(parts), parts, message)
+                there: tuple[str | int, ...] = (*parts, index, "name")
+                self._problems.add(self._line(there), there, message)
 
     def _watch(self, watch: dict[str, object], accounts: list[str] | None) -> None:
         labels = watch.get("labels", YamlSequence())
@@ -232,12 +241,41 @@ class _Loader:
             watch.pop("files", None)
         elif isinstance(files, YamlSequence):
             watch["files"] = [self._beside(pattern) for pattern in files[: MAX_PATTERNS + 1]]
+        self._api(watch, accounts)
         calls = watch.pop("calls", None)
         if isinstance(calls, YamlSequence):
             watch["calls"] = CallReader(accounts, names, self._problems).read(calls)
         elif calls is not None and calls is not BROKEN:
             parts = ("watch", "calls")
             self._problems.add(self._line(parts), parts, "expected a list")
+
+    def _api(self, watch: dict[str, object], accounts: list[str] | None) -> None:
+        api = watch.get("api")
+        if api is None:
+            watch.pop("api", None)
+        if not isinstance(api, YamlMapping):
+            return
+        parts = ("watch", "api", "tokens")
+        data = self._section(api, ApiConfig, parts[:2])
+        watch["api"] = data
+        tokens = data.get("tokens")
+        if tokens is None:
+            data.pop("tokens", None)
+        if not isinstance(tokens, YamlSequence):
+            return
+        shown = tokens[: MAX_TOKENS + 1]
+        data["tokens"] = [
+            self._with_secrets(item, TokenConfig, (*parts, index))
+            for index, item in enumerate(shown)
+        ]
+        self._unique_names(shown, parts)
+        for index, item in enumerate(shown):
+            names = item.get("accounts") if isinstance(item, YamlMapping) else None
+            for place, name in enumerate(_strings(names) or ()):
+                if accounts is not None and name not in accounts:
+                    there = (*parts, index, "accounts", place)
+                    message = "expected the name of one of the accounts"
+                    self._problems.add(self._line(there), there, message)
 
     def _beside(self, pattern: Value) -> object:
         if not isinstance(pattern, str) or not pattern:

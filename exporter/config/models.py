@@ -34,6 +34,7 @@ from exporter.secret import Secret
 MAX_ACCOUNTS = 1000
 MAX_LABELS = 5
 MAX_PATTERNS = 100
+MAX_TOKENS = 1000
 
 
 class _Model(BaseModel):
@@ -100,6 +101,28 @@ class PollingConfig(_Model):
         return value
 
 
+class TokenConfig(_Model):
+    """Somebody who may use the HTTP API."""
+
+    name: AccountName
+    """Who it is, for the log. Unique."""
+
+    token: Secret
+    """What it shows. Either this or `token_file`."""
+
+    accounts: (
+        Annotated[tuple[AccountName, ...], Field(min_length=1, max_length=MAX_ACCOUNTS)] | None
+    ) = None
+    """The accounts whose calls it may watch and see; all of them where this is left out."""
+
+
+class ApiConfig(_Model):
+    """The HTTP API."""
+
+    tokens: Annotated[tuple[TokenConfig, ...], Field(max_length=MAX_TOKENS)] = ()
+    """Who may use it; without any, there is no API."""
+
+
 class WatchConfig(_Model):
     """Which calls are watched, and which labels they may carry."""
 
@@ -121,6 +144,9 @@ class WatchConfig(_Model):
 
     files: Annotated[tuple[FilePattern, ...], Field(max_length=MAX_PATTERNS)] = ()
     """Files with further calls: paths or patterns, relative to the configuration."""
+
+    api: ApiConfig = ApiConfig()
+    """The HTTP API, through which programs hand their calls over."""
 
 
 class LedgerConfig(_Model):

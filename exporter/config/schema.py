@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from exporter.config.durations import format_duration
+from exporter.config.loading import CREDENTIALS
 from exporter.config.models import Config
 
 _ANNOTATIONS: Final = ("title", "description", "default")
@@ -19,7 +21,8 @@ def json_schema() -> dict[str, object]:
         model["properties"] = {
             key: _as_in_file(value) for key, value in model["properties"].items()
         }
-    _offer_files(definitions["AccountConfig"])
+    for described, keys in CREDENTIALS.items():
+        _offer_files(definitions[described.__name__], keys)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -36,19 +39,18 @@ def _as_in_file(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _offer_files(account: dict[str, Any]) -> None:
+def _offer_files(model: dict[str, Any], keys: Sequence[str]) -> None:
     """Let each credential be named as a file instead."""
-    properties = account["properties"]
-    for key in ("api_key", "secret_key"):
+    properties = model["properties"]
+    for key in keys:
         properties[f"{key}_file"] = {
             "title": f"{properties[key]['title']} File",
             "description": f"A file that holds the value of `{key}`, relative to this one;"
-            " read again at every reload.",
+            " read again when it changes.",
             "type": "string",
             "minLength": 1,
         }
-        account["required"].remove(key)
-    account["allOf"] = [
-        {"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]}
-        for key in ("api_key", "secret_key")
+        model["required"].remove(key)
+    model["allOf"] = [
+        {"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]} for key in keys
     ]

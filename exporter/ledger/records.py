@@ -47,6 +47,43 @@ class Taken(NamedTuple):
     refused: int
 
 
+class Count(NamedTuple):
+    """How many calls of a request were not known, and how many were."""
+
+    added: int
+    known: int
+
+
+class Pushed(NamedTuple):
+    """What became of requests to watch calls.
+
+    Attributes:
+        added: the calls that were not known.
+        label_sets: of those, by row.
+        counts: of each request; None where there was no room for it.
+    """
+
+    added: list[StoredCall]
+    label_sets: dict[int, Labels]
+    counts: list[Count | None]
+
+
+class CallRecord(NamedTuple):
+    """Everything that the ledger holds of a call; times are Unix times, the duration in seconds."""
+
+    id: int
+    account: str
+    reference_id: str
+    labels: Labels
+    state: str
+    first_watched: float
+    result: str | None
+    status: str | None
+    duration: float | None
+    key: str | None
+    finished_at: float | None
+
+
 class Tally(NamedTuple):
     """As `Taken`, of any number of calls."""
 

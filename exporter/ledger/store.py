@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, TypeVar
+from itertools import chain
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     Column,
     Connection,
+    Select,
     and_,
     bindparam,
     delete,
@@ -28,10 +30,13 @@ from exporter.ledger.commit import commit
 from exporter.ledger.engine import Database
 from exporter.ledger.records import (
     CHUNK,
+    CallRecord,
     Committed,
+    Count,
     Labels,
     NewCall,
     Observation,
+    Pushed,
     Snapshot,
     StoredCall,
     Taken,
@@ -102,6 +107,26 @@ _UNFINISHED_PAGE: Final = (
     .subquery()
 )
 _UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
+_RECORD: Final = (
+    select(
+        calls.c.id,
+        accounts.c.name,
+        calls.c.reference_id,
+        label_sets.c.labels,
+        calls.c.state,
+        calls.c.first_watched,
+        calls.c.result,
+        calls.c.status,
+        calls.c.duration,
+        calls.c.key,
+        calls.c.finished_at,
+    )
+    .join_from(calls, accounts)
+    .join(label_sets)
+)
+
+FINISHED: Final = "finished"
+"""The state of a call that has a result."""
 
 
 class Store:
@@ -179,10 +204,7 @@ class Store:
             max_calls: how many may be unfinished at a time; those beyond are refused.
         """
         with self._database.begin() as connection:
-            ids = {
-                name: _row_of(connection, accounts.c.name, name)
-                for name in {call.account for call in new}
-            }
+            ids = _account_rows(connection, new)
             wanted: dict[tuple[int, str], NewCall] = {}
             for call in new:
                 wanted.setdefault((ids[call.account], reference_key(call.reference_id)), call)
@@ -198,10 +220,89 @@ class Store:
             else:
                 connection.execute(_NAME, {"source": source, "rows": packed(rows)})
         self._unfinished += len(added)
-        sets = {
-            stored.labels: call.labels for stored, (_, call) in zip(added, missing, strict=True)
-        }
-        return Taken(added, sets, rows, refused)
+        return Taken(added, _sets(added, missing), rows, refused)
+
+    def push(
+        self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
+    ) -> Pushed:
+        """Take the calls of requests in, each request as a whole or not at all.
+
+        Args:
+            requests: some `CHUNK` calls, or one request of any size.
+            now: Unix time.
+            max_calls: how many calls may be unfinished at a time.
+        """
+        with self._database.begin() as connection:
+            ids = _account_rows(connection, chain.from_iterable(requests))
+            keyed = [
+                [((ids[call.account], reference_key(call.reference_id)), call) for call in request]
+                for request in requests
+            ]
+            known = _find(connection, {key for request in keyed for key, _ in request})
+            room = max_calls - self._unfinished
+            missing: dict[tuple[int, str], NewCall] = {}
+            named: set[int] = set()
+            counts: list[Count | None] = []
+            for request in keyed:
+                new: dict[tuple[int, str], NewCall] = {}
+                for key, call in request:
+                    if key not in known and key not in missing:
+                        new.setdefault(key, call)
+                if new and len(missing) + len(new) > room:
+                    counts.append(None)
+                    continue
+                missing |= new
+                named.update(known[key] for key, _ in request if key in known)
+                counts.append(Count(len(new), len(request) - len(new)))
+            items = list(missing.items())
+            added = self._insert(connection, items, now, pushed=True)
+            if named:
+                connection.execute(_PUSH, {"rows": packed(named)})
+        self._unfinished += len(added)
+        return Pushed(added, _sets(added, items), counts)
+
+    def page(
+        self,
+        names: Iterable[str],
+        state: str | None = None,
+        result: str | None = None,
+        after: int = 0,
+        limit: int = CHUNK,
+    ) -> list[CallRecord]:
+        """Return calls of these accounts in the order of their rows.
+
+        Args:
+            names: of accounts.
+            state: only calls in this state; `finished` for those that have a result.
+            result: only calls with this result.
+            after: only calls after this row.
+            limit: how many at most.
+        """
+        query = _RECORD.where(accounts.c.name.in_(list(names)), calls.c.id > after)
+        if state == FINISHED:
+            query = query.where(calls.c.result.is_not(None))
+        elif state is not None:
+            query = query.where(calls.c.result.is_(None), calls.c.state == state)
+        if result is not None:
+            query = query.where(calls.c.result == result)
+        with self._database.begin() as connection:
+            return _records(connection, query.order_by(calls.c.id).limit(limit))
+
+    def find(self, account: str, reference_id: str) -> CallRecord | None:
+        """Return a call, if it is known."""
+        query = _RECORD.where(
+            accounts.c.name == account, calls.c.reference_key == reference_key(reference_id)
+        )
+        with self._database.begin() as connection:
+            return next(iter(_records(connection, query)), None)
+
+    def delete(self, row: int) -> bool:
+        """Forget a call that has not finished, whoever names it; returns whether there was one."""
+        unfinished = delete(calls).where(calls.c.id == row, calls.c.result.is_(None))
+        with self._database.begin() as connection:
+            deleted = connection.execute(unfinished).rowcount
+        self._unfinished -= deleted
+        return bool(deleted)
 
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
         """Forget that `source` names any call but `rows`.
@@ -280,6 +381,26 @@ class Store:
             )
             for (key, call), label_set in zip(missing, labels, strict=True)
         ]
+
+
+def _account_rows(connection: Connection, new: Iterable[NewCall]) -> dict[str, int]:
+    """Return the rows of the accounts of calls, making those that there are not."""
+    return {
+        name: _row_of(connection, accounts.c.name, name) for name in {call.account for call in new}
+    }
+
+
+def _sets(
+    added: Iterable[StoredCall], missing: Iterable[tuple[object, NewCall]]
+) -> dict[int, Labels]:
+    return {stored.labels: call.labels for stored, (_, call) in zip(added, missing, strict=True)}
+
+
+def _records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns
+    return [
+        CallRecord(row, account, text, json.loads(labels), FINISHED if rest[1] else state, *rest)
+        for row, account, text, labels, state, *rest in connection.execute(query)
+    ]
 
 
 def _find(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], int]:

@@ -135,6 +135,14 @@ class Catalogue:
         """Make an account's series, all at 0."""
         return AccountMetrics(self, account)
 
+    def show_source(self, source: str, *, shown: bool) -> None:
+        """Make the series of a watch source, at 0, or drop them."""
+        for family in (self.source_last_success, self.source_errors):
+            if shown:
+                family.labels(source)
+            else:
+                family.remove("source", source)
+
     def remove_account(self, account: str) -> None:
         """Drop an account's series."""
         for family in self.families():

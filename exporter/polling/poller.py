@@ -30,7 +30,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import AccountMetrics
 from exporter.polling.pace import GOOD, Pace
-from exporter.polling.schedule import Schedule
+from exporter.polling.schedule import TICK, Schedule
 
 _log = structlog.get_logger(__name__)
 
@@ -169,6 +169,23 @@ class Poller:
         """Why the account is not polled now, if it is not."""
         return self._pace.reason
 
+    @property
+    def paused_until(self) -> float | None:
+        """When the pause ends (Unix time), if there is one."""
+        if self._pace.reason is None:
+            return None
+        return time.time() + max(0.0, self._pace.paused_until - self._loop.time())
+
+    def next_due(self, call: WatchedCall) -> float | None:
+        """Return when a call is to be asked for (Unix time); None while it is."""
+        if call.tick < 0:
+            return None
+        return time.time() + call.tick * TICK - self._loop.time()
+
+    def overdue(self) -> tuple[int, float]:
+        """Return how many calls are due and not asked for yet, and for how many seconds."""
+        return self._schedule.overdue(self._loop.time())
+
     # The loop.
 
     async def _work(self, call: WatchedCall | None) -> None:
@@ -225,6 +242,8 @@ class Poller:
         except RequestError as error:
             answer = Answer(error.outcome, message=str(error))
         now, wall = self._loop.time(), time.time()
+        call.polls += 1
+        call.last_polled = wall
         decided = verdict(call, answer, wall, self._settings.patience)
         outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
         self._count(answer, outcome, now - sent_at, wall)

@@ -63,3 +63,11 @@ class Schedule:
         if self._due:
             return self._due_tick * TICK
         return self._ticks[0] * TICK if self._ticks else None
+
+    def overdue(self, now: float) -> tuple[int, float]:
+        """Return how many calls are due, and for how many seconds the first of them is."""
+        ticks = [tick for tick in self._ticks if tick * TICK <= now]
+        calls = sum(call.tick == tick for tick in ticks for call in self._buckets[tick])
+        calls += sum(call.tick == self._due_tick for call in self._due)
+        first = self.next_due()
+        return calls, max(0.0, now - first) if calls and first is not None else 0.0

@@ -68,8 +68,7 @@ class CallFiles:
 
     def __init__(self, intake: Intake, metrics: Catalogue) -> None:
         self._intake = intake
-        self._errors = metrics.source_errors
-        self._last_success = metrics.source_last_success
+        self._metrics = metrics
         self._settings = Settings((), (), ())
         self._watched = Watched()
         self._named: set[str] = set()  # files that name calls in the ledger
@@ -87,11 +86,7 @@ class CallFiles:
         self._failing, self._gone = {}, set()
         named = await self._intake.sources()
         self._named = {name.removeprefix(PREFIX) for name in named if name.startswith(PREFIX)}
-        for family in (self._errors, self._last_success):
-            if settings.patterns:
-                family.labels(SOURCE)
-            else:
-                family.remove("source", SOURCE)
+        self._metrics.show_source(SOURCE, shown=bool(settings.patterns))
         await self._look(wait=False)
 
     async def look(self) -> None:
@@ -120,7 +115,7 @@ class CallFiles:
             if not self._watched.there(path):
                 self._say(path, "cannot be read: no such file")
         if patterns and not self._failing:
-            self._last_success.labels(SOURCE).value = time.time()
+            self._metrics.source_last_success.labels(SOURCE).value = time.time()
 
     async def _take(self, change: Change) -> None:
         settings, path = self._settings, change.path
@@ -166,7 +161,7 @@ class CallFiles:
                 _log.info("file of calls is good again", file=path)
         elif self._failing.get(path) != problem:
             self._failing[path] = problem
-            self._errors.labels(SOURCE).value += 1
+            self._metrics.source_errors.labels(SOURCE).value += 1
             _log.warning("file of calls is not as it should be", file=path, problem=problem)
 
 

@@ -14,6 +14,7 @@ import exporter
 from exporter.errors import ConfigError, ExporterError, ListenError
 from exporter.metrics.exposition import Renderer, accepts_gzip, compress, wants_openmetrics
 from exporter.service import Service
+from exporter.web.api import Api, as_problems
 
 # Compressing more than this takes long enough to be felt by the polls: it is done in a thread.
 _INLINE: Final = 128 * 1024
@@ -70,7 +71,7 @@ class WebServer:
             loader=jinja2.PackageLoader("exporter.web"), autoescape=True, trim_blocks=True
         )
         self._page = templates.get_template("status.html")
-        application = web.Application(client_max_size=64 * 1024)
+        application = web.Application(client_max_size=64 * 1024, middlewares=[as_problems])
         application.add_routes(
             [
                 web.get("/", self._status_page),
@@ -78,6 +79,7 @@ class WebServer:
                 web.get("/-/healthy", self._healthy),
                 web.get("/-/ready", self._ready),
                 web.post("/-/reload", self._reload),
+                *Api(service).routes(),
             ]
         )
         application.on_response_prepare.append(_add_headers)

@@ -1,0 +1,255 @@
+"""The HTTP API under `/api/v1`: programs hand calls over, and ask what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+
+import exporter
+from exporter.config import ApiConfig, TokenConfig
+from exporter.errors import LedgerError, NoRoomError
+from exporter.ledger.records import CallRecord, NewCall
+from exporter.ledger.store import FINISHED
+from exporter.secret import Secret
+from exporter.service import Service
+from exporter.sources.api import SOURCE
+from exporter.web import bodies
+from exporter.web.openapi import openapi
+from exporter.web.problems import ProblemError, invalid, retry_later
+
+PREFIX: Final = "/api/v1"
+MAX_BODY: Final = 16 << 20
+"""Bytes; 10,000 calls with five long labels each."""
+
+# Reading more than this takes long enough to be felt by the polls: it is done in a thread.
+_INLINE: Final = 64 << 10
+_LEDGER_RETRY: Final = 5
+
+_Handler = Callable[["_Client", web.Request], Awaitable[web.Response]]
+
+
+class _Client:
+    """Who asks, and what it may see."""
+
+    def __init__(
+        self, token: TokenConfig, accounts: tuple[str, ...], labels: tuple[str, ...]
+    ) -> None:
+        self.name = token.name
+        allowed = accounts if token.accounts is None else token.accounts
+        self.accounts = tuple(name for name in accounts if name in allowed)
+        self.labels = labels
+
+    @property
+    def requests(self) -> bodies.Requests:
+        return bodies.requests(self.accounts, self.labels)
+
+
+class Api:
+    """Answers the requests of programs that hold a token.
+
+    Args:
+        service: takes calls in, and knows them.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the paths and their handlers."""
+        calls, one = f"{PREFIX}/calls", f"{PREFIX}/calls/{{account}}/{{reference_id}}"
+        return [
+            web.post(calls, self._guarded(self._watch)),
+            web.get(calls, self._guarded(self._list)),
+            web.get(one, self._guarded(self._show)),
+            web.delete(one, self._guarded(self._delete)),
+            web.get(f"{PREFIX}/status", self._guarded(self._status)),
+            web.get(f"{PREFIX}/openapi.json", self._guarded(self._openapi)),
+        ]
+
+    def _guarded(self, handler: _Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def guarded(request: web.Request) -> web.Response:
+            try:
+                return await handler(self._client(request), request)
+            except ProblemError as error:
+                return error.response()
+            except LedgerError as error:
+                return retry_later(503, str(error), _LEDGER_RETRY).response()
+
+        return guarded
+
+    def _client(self, request: web.Request) -> _Client:
+        config = self._service.config
+        if config is None:
+            raise retry_later(503, "the exporter is starting", 1)
+        if not config.watch.api.tokens:
+            raise ProblemError(404, "there is no API; `watch.api.tokens` turns it on")
+        token = _token(config.watch.api, request.headers.getall("Authorization", []))
+        accounts = tuple(account.name for account in config.accounts)
+        return _Client(token, accounts, config.watch.labels)
+
+    # Calls.
+
+    async def _watch(self, client: _Client, request: web.Request) -> web.Response:
+        metrics = self._service.metrics
+        try:
+            calls = await _calls(client, request)
+            count = await self._service.inbox.put(calls)
+        except NoRoomError as error:
+            metrics.source_errors.labels(SOURCE).value += 1
+            raise retry_later(429, str(error), error.retry_after) from None
+        except (ProblemError, LedgerError):
+            metrics.source_errors.labels(SOURCE).value += 1
+            raise
+        metrics.source_last_success.labels(SOURCE).value = time.time()
+        return _json(bodies.Accepted(added=count.added, known=count.known), 202)
+
+    async def _list(self, client: _Client, request: web.Request) -> web.Response:
+        names = [name for name in request.query if len(request.query.getall(name)) > 1]
+        if names:
+            raise ProblemError(400, f"expected `{names[0][:64]}` once")
+        query: Any = _validated(client.requests.query, dict(request.query))  # Any: made at run time
+        ledger = self._service.ledger
+        records = await ledger.call(
+            ledger.store.page,
+            client.accounts if query.account is None else [query.account],
+            query.state,
+            query.result,
+            query.after,
+            query.limit,
+        )
+        last = str(records[-1].id) if len(records) == query.limit else None
+        calls = [bodies.Call(**_without_id(record)) for record in records]
+        return _json(bodies.Page(calls=calls, next=last))
+
+    async def _show(self, client: _Client, request: web.Request) -> web.Response:
+        record = await self._found(client, request)
+        account = self._service.accounts.get(record.account)
+        call = account.poller.calls.get(record.id) if account else None
+        details: dict[str, Any] = {}  # Any: of several types
+        if account is not None and call is not None:
+            details = {
+                "polls": call.polls,
+                "last_polled": bodies.when(call.last_polled or None),
+                "next_due": bodies.when(account.poller.next_due(call)),
+            }
+        return _json(bodies.CallDetails(**_without_id(record), **details))
+
+    async def _delete(self, client: _Client, request: web.Request) -> web.Response:
+        record = await self._found(client, request)
+        if record.state == FINISHED or not await self._service.delete(record.id):
+            raise ProblemError(409, "the call has finished")
+        return web.Response(status=204)
+
+    async def _found(self, client: _Client, request: web.Request) -> CallRecord:
+        account, reference_id = request.match_info["account"], request.match_info["reference_id"]
+        ledger = self._service.ledger
+        if account in client.accounts and (
+            found := await ledger.call(ledger.store.find, account, reference_id)
+        ):
+            return found
+        raise ProblemError(404, "no such call")
+
+    # The exporter.
+
+    async def _status(self, client: _Client, _request: web.Request) -> web.Response:
+        service = self._service
+        problems = service.not_ready()
+        status = bodies.ExporterStatus(
+            version=exporter.__version__,
+            ready=not problems,
+            problems=problems,
+            watched=service.watched,
+            accounts=[
+                bodies.AccountStatus(
+                    name=line.name,
+                    authorized=line.authorized,
+                    paused=line.paused,
+                    paused_until=bodies.when(line.paused_until),
+                    watched=line.watched,
+                    overdue=line.overdue,
+                    lag_seconds=line.lag,
+                )
+                for line in service.status()
+                if line.name in client.accounts
+            ],
+        )
+        return _json(status)
+
+    async def _openapi(self, client: _Client, _request: web.Request) -> web.Response:
+        return web.Response(
+            body=to_json(openapi(client.requests), indent=2), content_type="application/json"
+        )
+
+
+@web.middleware
+async def as_problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Say in the API's own way what the HTTP server says of its paths and methods."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if not request.path.startswith(f"{PREFIX}/"):
+            raise
+        allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        where = f"see {PREFIX}/openapi.json for what there is"
+        return ProblemError(error.status, where, headers=allowed).response()
+
+
+def _token(config: ApiConfig, headers: list[str]) -> TokenConfig:
+    scheme, _, shown = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    secret = Secret(shown.strip())
+    # All of them, so that the time does not tell which one it was.
+    found = [token for token in config.tokens if token.token == secret]
+    if scheme.lower() != "bearer" or not found:
+        raise ProblemError(
+            401,
+            "expected a token that is known, in the header `Authorization: Bearer TOKEN`",
+            headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
+        )
+    return found[0]
+
+
+async def _calls(client: _Client, request: web.Request) -> list[NewCall]:
+    """Return the calls of a request's body."""
+    body = bytearray()
+    async for piece in request.content.iter_any():
+        body += piece
+        if len(body) > MAX_BODY:
+            raise ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB")
+    read = client.requests.calls.model_validate_json
+    try:
+        told: Any = (  # Any: made at run time
+            read(bytes(body)) if len(body) < _INLINE else await asyncio.to_thread(read, bytes(body))
+        )
+    except ValidationError as error:
+        raise invalid(error) from None
+    return [NewCall(call.account, call.reference_id, call.labels) for call in told.calls]
+
+
+def _validated(model: type[BaseModel], values: dict[str, str]) -> BaseModel:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _without_id(record: CallRecord) -> dict[str, Any]:  # Any: of several types
+    fields = bodies.as_call(record)
+    del fields["id"]
+    return fields
+
+
+def _json(body: BaseModel, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=to_json(body) + b"\n",
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )

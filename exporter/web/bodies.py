@@ -1,0 +1,255 @@
+"""What requests and answers of the HTTP API hold: models, from which its OpenAPI is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+)
+
+from exporter.calls import MAX_REFERENCE_ID_LENGTH, CallState, Key, Result, Status, reference_id
+from exporter.config.calls import MAX_LABEL_VALUE
+from exporter.config.fields import Words
+from exporter.esms.codes import Outcome
+from exporter.ledger.records import CallRecord
+
+MAX_CALLS: Final = 10_000
+"""In one request."""
+
+MAX_PAGE: Final = 1_000
+
+_BLANK: Final = r"[ \t\r\n]*"
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+_ReferenceId = Annotated[
+    str,
+    Field(pattern=f"^{_BLANK}[!-~]{{1,{MAX_REFERENCE_ID_LENGTH}}}{_BLANK}$"),
+    AfterValidator(reference_id),
+    Words(f"an id of 1 to {MAX_REFERENCE_ID_LENGTH} printable ASCII characters without blanks"),
+]
+_LabelValue = Annotated[
+    str,
+    Field(max_length=MAX_LABEL_VALUE, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"),
+    Words(f"text of at most {MAX_LABEL_VALUE} characters, and no control characters"),
+]
+
+
+class Requests(NamedTuple):
+    """The models of requests, as the configuration wants them.
+
+    Attributes:
+        calls: the body of `POST /calls`.
+        query: the parameters of `GET /calls`.
+    """
+
+    calls: type[BaseModel]
+    query: type[BaseModel]
+
+
+@lru_cache(64)
+def requests(accounts: tuple[str, ...], labels: tuple[str, ...]) -> Requests:
+    """Make the models of requests.
+
+    Args:
+        accounts: the accounts that may be named; where it is one, it may be left out.
+        labels: the names in `watch.labels`.
+    """
+    account = _one_of(accounts, "the name of one of the accounts")
+    label = _one_of(labels, "one of the names in `watch.labels`")
+    state = _one_of((*(state.value for state in CallState), "finished"), "a state, or `finished`")
+    result = _one_of([result.value for result in Result], "a result")
+    values: Any = dict.__class_getitem__((label, _LabelValue))  # Any: made at run time
+    many = Field(max_length=None if labels else 0)
+    call = create_model(
+        "NewCall",
+        __base__=_Body,
+        __doc__="A call to watch.",
+        reference_id=(_ReferenceId, Field(description="The id that the provider gave the call.")),
+        account=(
+            account,
+            Field(
+                default=accounts[0] if len(accounts) == 1 else ...,
+                description="The account that placed it.",
+            ),
+        ),
+        labels=(
+            Annotated[values, many],
+            Field(default_factory=dict, description="Values of names in `watch.labels`."),
+        ),
+    )
+    return Requests(
+        create_model(
+            "NewCalls",
+            __base__=_Body,
+            __doc__="Calls to watch.",
+            calls=(
+                Annotated[list[call], Field(max_length=MAX_CALLS)],
+                Field(description="All of them are taken in, or none."),
+            ),
+        ),
+        create_model(
+            "Query",
+            __base__=_Body,
+            account=(account | None, Field(default=None, description="Calls of this account.")),
+            state=(state | None, Field(default=None, description="Calls in this state.")),
+            result=(result | None, Field(default=None, description="Calls with this result.")),
+            after=(
+                _digits(18, 0, 10**18 - 1, "what `next` held"),
+                Field(default=0, description="Where to go on: `next` of the page before."),
+            ),
+            limit=(
+                _digits(4, 1, MAX_PAGE, f"a number from 1 to {MAX_PAGE}"),
+                Field(default=100, description="Calls on a page, at most."),
+            ),
+        ),
+    )
+
+
+def _one_of(names: Sequence[str], words: str) -> Any:  # Any: a type that is made at run time
+    known = frozenset(names)
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise ValueError
+        return value
+
+    schema: dict[str, Any] = {"type": "string"}
+    if names:
+        schema["enum"] = list(names)
+    return Annotated[str, AfterValidator(check), WithJsonSchema(schema), Words(words)]
+
+
+def _digits(length: int, least: int, most: int, words: str) -> Any:  # Any: as above
+    def read(value: object) -> object:
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            return int(value) if len(value) <= length else None
+        return value if isinstance(value, int) else None
+
+    return Annotated[int, Field(ge=least, le=most), BeforeValidator(read), Words(words)]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Accepted(_Answer):
+    """What became of the calls of a request: they are in the ledger."""
+
+    added: int
+    """Calls that were not known, and are watched now."""
+
+    known: int
+    """Calls that are watched already, or have finished."""
+
+
+class Call(_Answer):
+    """A call that is watched, or has finished."""
+
+    account: str
+    reference_id: str
+    """As it was first written."""
+
+    labels: dict[str, str]
+    state: CallState | Literal["finished"]
+    """Where it stood at the last answer."""
+
+    first_watched: datetime
+    result: Result | None = None
+    """How it ended: did the carrier deliver it."""
+
+    status: Status | None = None
+    """What the callee did."""
+
+    duration: float | None = None
+    """Of an answered call, in seconds."""
+
+    key: Key | None = None
+    """The first key that the callee pressed."""
+
+    finished_at: datetime | None = None
+    """When its result was known."""
+
+
+class CallDetails(Call):
+    """A call, and how it is polled."""
+
+    polls: int | None = None
+    """How often the provider was asked for it, since the exporter started; null once finished."""
+
+    last_polled: datetime | None = None
+    next_due: datetime | None = None
+    """When it is asked for next; null while it is, and once it has finished."""
+
+
+class Page(_Answer):
+    """Some of the calls, in the order in which they were taken in."""
+
+    calls: list[Call]
+    next: str | None
+    """For `after`; null on the last page."""
+
+
+class AccountStatus(_Answer):
+    """How an account is doing."""
+
+    name: str
+    authorized: bool | None
+    """Whether the last answer accepted the credentials; null before one could tell."""
+
+    paused: Outcome | None
+    """Why it is not polled now."""
+
+    paused_until: datetime | None
+    watched: dict[CallState, int]
+    """Calls by state."""
+
+    overdue: int
+    """Calls that are due and not asked for yet."""
+
+    lag_seconds: float
+    """For how long the first of them has been due."""
+
+
+class ExporterStatus(_Answer):
+    """How the exporter is doing."""
+
+    version: str
+    ready: bool
+    problems: list[str]
+    """Why it is not ready."""
+
+    watched: int
+    """Calls of all accounts, also of those that the token does not see."""
+
+    accounts: list[AccountStatus]
+
+
+def when(timestamp: float | None) -> datetime | None:
+    """Return a Unix time as a time of day in UTC."""
+    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC)
+
+
+def as_call(record: CallRecord) -> dict[str, Any]:  # Any: as the ledger holds it
+    """Return the fields of `Call`."""
+    return {
+        **record._asdict(),
+        "labels": dict(record.labels),
+        "first_watched": when(record.first_watched),
+        "finished_at": when(record.finished_at),
+    }
