@@ -57,7 +57,7 @@ class Account:
     ) -> None:
         self._connection = _connection(config, wish)
         self._timeout = config.polling.timeout
-        self._metrics = metrics
+        self.metrics = metrics
         self._client = _client(config, wish)
         self.poller = Poller(wish.name, self._client, _settings(config, wish), metrics, observe)
 
@@ -68,7 +68,7 @@ class Account:
         return AccountStatus(
             poller.account,
             poller.authorized,
-            {state: int(series.value) for state, series in self._metrics.watched.items()},
+            {state: int(series.value) for state, series in self.metrics.watched.items()},
             *poller.overdue(),
             poller.paused,
             poller.paused_until,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, urlsplit
 
 import click
 import uvloop
@@ -22,6 +23,7 @@ from exporter.run import serve
 from exporter.simulator.command import simulate
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.files import Settings, check_files
+from exporter.web.callback import callback_url
 from exporter.web.server import ListenAddress
 
 DEFAULT_ADDRESS: Final = ":10375"
@@ -159,6 +161,29 @@ def check(config_file: Path) -> None:
     in_files = check_files(Settings(config.watch.files, names, config.watch.labels))
     calls = len(config.watch.calls) + in_files
     click.echo(f"{config_file}: good: {len(config.accounts)} accounts, {calls} calls")
+
+
+@commands.command("callback-url")
+@_config_file
+@click.option("--url", required=True, help="Where the provider reaches the exporter.")
+@click.option("--account", "name", help="Of this account alone.")
+def show_callback_url(config_file: Path, url: str, name: str | None) -> None:
+    """Print each account's `CallbackUrl`, percent-encoded as MakeCall* wants it.
+
+    It holds the account's token: who knows it can call back.
+    """
+    base = urlsplit(url)
+    if base.scheme not in {"http", "https"} or not base.hostname or base.query or base.fragment:
+        raise click.BadParameter("expected `https://HOST...`", param_hint="--url")
+    tokens = {
+        account.name: account.callback_token
+        for account in load_config(config_file).accounts
+        if account.callback_token and name in {None, account.name}
+    }
+    if not tokens:
+        raise ExporterError("no such account has a `callback_token`")
+    for account, token in tokens.items():
+        click.echo(quote(callback_url(url, account, token), safe=""))
 
 
 @commands.command()

@@ -15,11 +15,14 @@ from typing import Any, Final
 import structlog
 
 from exporter.account import Account, AccountStatus
+from exporter.calls import Finished, ReferenceId, verdict
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
+from exporter.esms.answers import Answer
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
     CHUNK,
+    CallRecord,
     Committed,
     Count,
     Labels,
@@ -34,6 +37,7 @@ from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
 from exporter.sources.api import SOURCE as API_SOURCE
 from exporter.sources.api import Inbox
+from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
 from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.files import CallFiles, Settings
 
@@ -205,6 +209,54 @@ class Service:
             self._forget(row)
         return deleted
 
+    async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
+        """Return a call, if it is known.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.find, account, name)
+
+    async def push(self, call: NewCall) -> None:
+        """Watch a call; returns once that is durable.
+
+        Raises:
+            LedgerError: the ledger failed.
+            NoRoomError: there are too many calls.
+        """
+        await self.inbox.put([call])
+
+    async def price(self, row: int, price: float) -> None:
+        """Keep what a call has cost, in VND; returns once that is durable.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        added = await self.ledger.call(self.ledger.store.set_price, row, price)
+        self.call_metrics.add(added.items())
+
+    async def accept(self, account: str, row: int, answer: Answer) -> bool:
+        """Finish a call, if that is what an answer means; returns once that is durable.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        poller = self.accounts[account].poller
+        if (call := poller.calls.get(row)) is None:
+            return False
+        now = time.time()
+        decided = verdict(call, answer, now, poller.patience)
+        if not isinstance(decided, Finished):
+            return False
+        observed = [Observation(account, call, decided, now)]
+        self._committed(observed, await self.ledger.call(self.ledger.store.commit, observed))
+        return True
+
+    def hasten(self, account: str, row: int) -> None:
+        """Ask the provider about a call now."""
+        if known := self.accounts.get(account):
+            known.poller.hasten(row)
+
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Let go of the calls that a source named before, but for these rows.
 
@@ -291,6 +343,8 @@ class Service:
         self.metrics.source_errors.labels(CONFIG_SOURCE)
         self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()
         self.metrics.show_source(API_SOURCE, shown=bool(config.watch.api.tokens))
+        called_back = any(account.callback_token for account in config.accounts)
+        self.metrics.show_source(CALLBACK_SOURCE, shown=called_back)
 
     def _change_accounts(self, config: Config) -> list[str]:
         """Start, change and end accounts; returns those that are new."""

@@ -5,6 +5,7 @@ from exporter.config.loading import load_config
 from exporter.config.models import (
     AccountConfig,
     ApiConfig,
+    CallbackConfig,
     Config,
     LedgerConfig,
     PollingConfig,
@@ -17,6 +18,7 @@ __all__ = [
     "AccountConfig",
     "ApiConfig",
     "CallConfig",
+    "CallbackConfig",
     "Config",
     "LedgerConfig",
     "PollingConfig",

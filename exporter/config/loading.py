@@ -28,6 +28,7 @@ from exporter.config.models import (
     MAX_TOKENS,
     AccountConfig,
     ApiConfig,
+    CallbackConfig,
     Config,
     LedgerConfig,
     PollingConfig,
@@ -40,7 +41,10 @@ from exporter.secret import Secret
 MAX_FILE = 64 << 20
 MAX_SECRET_FILE = 64 << 10
 
-CREDENTIALS = {AccountConfig: ("api_key", "secret_key"), TokenConfig: ("token",)}
+CREDENTIALS = {
+    AccountConfig: ("api_key", "secret_key", "callback_token"),
+    TokenConfig: ("token",),
+}
 """The keys of models whose values are secrets, each of which a file may hold instead."""
 
 _CREDENTIAL = re.compile("[!-~]{1,1024}")
@@ -176,7 +180,8 @@ class _Loader:
         for key in keys:
             file_key = f"{key}_file"
             data.pop(file_key, None)
-            data[key] = _NO_SECRET
+            if key in item or file_key in item or model.model_fields[key].is_required():
+                data[key] = _NO_SECRET
             if key in item and file_key in item:
                 message = f"expected either `{key}` or `{file_key}`, not both"
                 self._problems.add(item.line_of(file_key), (*parts, file_key), message)
@@ -185,7 +190,7 @@ class _Loader:
             elif file_key in item:
                 text = self._secret_file(item[file_key], item.line_of(file_key), (*parts, file_key))
                 data[key] = self._credential(text, item.line_of(file_key), (*parts, file_key))
-            else:
+            elif key in data:
                 line = self._line(parts)
                 self._problems.add(line, (*parts, key), f"missing; expected it or `{file_key}`")
         return data
@@ -242,6 +247,11 @@ class _Loader:
         elif isinstance(files, YamlSequence):
             watch["files"] = [self._beside(pattern) for pattern in files[: MAX_PATTERNS + 1]]
         self._api(watch, accounts)
+        callback = watch.get("callback")
+        if isinstance(callback, YamlMapping):
+            watch["callback"] = self._section(callback, CallbackConfig, ("watch", "callback"))
+        elif callback is None:
+            watch.pop("callback", None)
         calls = watch.pop("calls", None)
         if isinstance(calls, YamlSequence):
             watch["calls"] = CallReader(accounts, names, self._problems).read(calls)

@@ -5,7 +5,7 @@ Times are in seconds here; a file writes them as durations, such as `15s`.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,7 @@ from exporter.config.fields import (
     LabelName,
     LedgerUrl,
     Rate,
+    Words,
 )
 from exporter.secret import Secret
 
@@ -54,6 +55,9 @@ class AccountConfig(_Model):
 
     secret_key: Secret
     """The SecretKey. Either this or `secret_key_file`."""
+
+    callback_token: Secret | None = None
+    """What the path of the provider's callback has to hold; without it, there is no callback."""
 
     base_url: BaseUrl = "https://voiceapi.esms.vn/MainService.svc/json"
     """Where the API is, without the name of an operation."""
@@ -123,6 +127,16 @@ class ApiConfig(_Model):
     """Who may use it; without any, there is no API."""
 
 
+class CallbackConfig(_Model):
+    """What is made of the provider's callbacks, for accounts with a `callback_token`."""
+
+    trust: Annotated[Literal["verify", "accept"], Words("`verify` or `accept`")] = "verify"
+    """`verify` asks the provider about the call at once; `accept` takes the callback's word."""
+
+    unknown: Annotated[Literal["watch", "ignore"], Words("`watch` or `ignore`")] = "watch"
+    """What becomes of a call that nobody watches yet."""
+
+
 class WatchConfig(_Model):
     """Which calls are watched, and which labels they may carry."""
 
@@ -147,6 +161,9 @@ class WatchConfig(_Model):
 
     api: ApiConfig = ApiConfig()
     """The HTTP API, through which programs hand their calls over."""
+
+    callback: CallbackConfig = CallbackConfig()
+    """What is made of the provider's callbacks, for accounts with a `callback_token`."""
 
 
 class LedgerConfig(_Model):

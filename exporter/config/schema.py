@@ -50,7 +50,8 @@ def _offer_files(model: dict[str, Any], keys: Sequence[str]) -> None:
             "type": "string",
             "minLength": 1,
         }
-        model["required"].remove(key)
+    required = [key for key in keys if key in model["required"]]
+    model["required"] = [key for key in model["required"] if key not in required]
     model["allOf"] = [
-        {"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]} for key in keys
+        {"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]} for key in required
     ]

@@ -18,6 +18,8 @@ from exporter.esms.codes import CODES, OTHER_CODE, Outcome, outcome_of
 from exporter.secret import Secret
 
 MAX_MESSAGE_LENGTH: Final = 200
+MAX_PRICE: Final = 1e9
+"""VND; no call costs as much, and the sum of prices must not be spoilt by one of them."""
 
 
 class Answer(NamedTuple):
@@ -68,6 +70,17 @@ def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     if not isinstance(document, dict):
         return BAD_RESPONSE
     return _read_document(document, hidden)
+
+
+def read_callback(fields: Mapping[str, str]) -> Answer:
+    """Read the parameters of the provider's callback as the answer that they would be. Total."""
+    return _read_document({**fields, "CodeResponse": "100"}, ())
+
+
+def read_price(text: str) -> float | None:
+    """Return the price of a callback, in VND; None where there is none that can be one."""
+    price = _number(text.strip())
+    return price if price is not None and 0 <= price <= MAX_PRICE else None
 
 
 def read_refusal(http_status: int, retry_after: str | None, now: float) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sqlalchemy import Connection, select, update
@@ -13,12 +13,19 @@ from exporter.calls import Finished, PollAgain
 from exporter.ledger.bulk import fetch, field, given, listed, packed
 from exporter.ledger.records import Committed, Observation
 from exporter.ledger.schema import accounts, calls, totals
-from exporter.ledger.totals import Cell, additions
+from exporter.ledger.totals import Cell, additions, price_added
 
 _rows: Final = given("rows")
 
 _UNFINISHED: Final = (
-    listed(calls.c.id, calls.c.first_watched, calls.c.label_set_id, accounts.c.id, accounts.c.name)
+    listed(
+        calls.c.id,
+        calls.c.first_watched,
+        calls.c.label_set_id,
+        calls.c.price,
+        accounts.c.id,
+        accounts.c.name,
+    )
     .join_from(calls, accounts)
     .where(calls.c.id.in_(select(_rows.c.value)), calls.c.result.is_(None))
 )
@@ -61,29 +68,52 @@ def commit(connection: Connection, observations: Sequence[Observation]) -> Commi
         if isinstance(verdict, PollAgain):
             states.append((call.id, verdict.state, at))
             continue
-        first_watched, labels, account_id, account = held[call.id]
+        first_watched, labels, price, account_id, account = held[call.id]
         finished.append(_finish(call.id, verdict, at))
         account_ids[account] = account_id
-        for cell, amount in additions(account, labels, verdict, at - first_watched):
+        for cell, amount in additions(account, labels, verdict, at - first_watched, price):
             added[cell] += amount
     if states:
         connection.execute(_SET_STATE, {"rows": packed(states)})
     if finished:
         connection.execute(_FINISH, {"rows": packed(finished)})
-        connection.execute(
-            _ADD,
-            [
-                {
-                    "account_id": account_ids[cell.account],
-                    "label_set_id": cell.labels,
-                    "total": cell.total.value,
-                    "cell": cell.cell,
-                    "value": amount,
-                }
-                for cell, amount in added.items()
-            ],
-        )
+        _add(connection, added, account_ids)
     return Committed(dict(added), frozenset(ids) - held.keys(), len(finished))
+
+
+def set_price(connection: Connection, row: int, price: float) -> dict[Cell, float]:
+    """Write what a call has cost, in VND; the first price stays.
+
+    Returns:
+        What it adds to the totals: something where the call has finished, else its finish will.
+    """
+    known = update(calls).where(calls.c.id == row, calls.c.price.is_(None)).values(price=price)
+    columns = (calls.c.result, calls.c.label_set_id, calls.c.account_id)
+    found = connection.execute(known.returning(*columns)).first()
+    if found is None or found.result is None:
+        return {}
+    name = select(accounts.c.name).where(accounts.c.id == found.account_id)
+    cell, amount = price_added(connection.scalars(name).one(), found.label_set_id, price)
+    _add(connection, {cell: amount}, {cell.account: found.account_id})
+    return {cell: amount}
+
+
+def _add(
+    connection: Connection, added: Mapping[Cell, float], account_ids: Mapping[str, int]
+) -> None:
+    connection.execute(
+        _ADD,
+        [
+            {
+                "account_id": account_ids[cell.account],
+                "label_set_id": cell.labels,
+                "total": cell.total.value,
+                "cell": cell.cell,
+                "value": amount,
+            }
+            for cell, amount in added.items()
+        ],
+    )
 
 
 def _finish(row: int, finished: Finished, at: float) -> tuple[object, ...]:

@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The newest revision under `migrations/versions`."""
 
 metadata: Final = MetaData()
@@ -59,6 +59,7 @@ calls: Final = Table(
     Column("duration", Float),  # seconds
     Column("key", String(8)),
     Column("finished_at", Float),
+    Column("price", Float),  # VND, as the provider's callback told it
     UniqueConstraint("account_id", "reference_key"),
     Index("calls_unfinished", "account_id", "id", sqlite_where=text("result IS NULL")),
     Index("calls_finished", "finished_at", sqlite_where=text("result IS NOT NULL")),

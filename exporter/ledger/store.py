@@ -26,7 +26,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from exporter.calls import CallState, WatchedCall, reference_key
 from exporter.ledger.bulk import fetch, field, given, listed, packed
-from exporter.ledger.commit import commit
+from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.records import (
     CHUNK,
@@ -339,6 +339,11 @@ class Store:
             committed = commit(connection, observations)
         self._unfinished -= committed.finished
         return committed
+
+    def set_price(self, row: int, price: float) -> dict[Cell, float]:
+        """Write what a call has cost; see `exporter.ledger.commit`."""
+        with self._database.begin() as connection:
+            return set_price(connection, row, price)
 
     def prune(self, before: float) -> int:
         """Forget up to `CHUNK` calls that finished before a Unix time and that no file names.

@@ -28,6 +28,7 @@ class Total(StrEnum):
     DURATION = "duration"
     KEYPRESSES = "keypresses"  # cell: the key
     DELAY = "delay"
+    PRICE = "price"  # cell: `sum`, in VND
 
 
 SUM: Final = "sum"
@@ -43,7 +44,7 @@ class Cell(NamedTuple):
 
 
 def additions(
-    account: str, labels: int, finished: Finished, delay: float
+    account: str, labels: int, finished: Finished, delay: float, price: float | None = None
 ) -> Iterable[tuple[Cell, float]]:
     """Return what a call that has just finished adds.
 
@@ -52,6 +53,7 @@ def additions(
         labels: the row of its set of labels.
         finished: how it ended.
         delay: seconds from its first watch to its result; negative ones count as 0.
+        price: in VND, if it is known already.
     """
     yield Cell(account, labels, Total.CALLS, f"{finished.result}/{finished.status}"), 1.0
     if finished.duration is not None:
@@ -61,15 +63,26 @@ def additions(
     if finished.key is not None:
         yield Cell(account, labels, Total.KEYPRESSES, finished.key.value), 1.0
     yield from _observation(account, labels, Total.DELAY, DELAY_BUCKETS, max(0.0, delay))
+    if price is not None:
+        yield price_added(account, labels, price)
+
+
+def price_added(account: str, labels: int, price: float) -> tuple[Cell, float]:
+    """Return what the price of a finished call adds, in VND."""
+    return Cell(account, labels, Total.PRICE, SUM), _exact(price)
 
 
 def _observation(
     account: str, labels: int, total: Total, bounds: tuple[float, ...], value: float
 ) -> Iterable[tuple[Cell, float]]:
     yield Cell(account, labels, total, bucket(bounds, value)), 1.0
-    # In whole 1/1024 s, whose sums are exact (up to 10^12 s): added up in another order, as after a
+    yield Cell(account, labels, total, SUM), _exact(value)
+
+
+def _exact(value: float) -> float:
+    # In whole 1/1024, whose sums are exact (up to 10^12): added up in another order, as after a
     # restart, rounded ones could come out smaller, and a counter may not go backwards by any bit.
-    yield Cell(account, labels, total, SUM), round(value * 1024) / 1024
+    return round(value * 1024) / 1024
 
 
 def bucket(bounds: tuple[float, ...], value: float) -> str:

@@ -64,13 +64,20 @@ class CallMetrics:
             DELAY_BUCKETS,
             "account",
         )
+        self.price = counter(
+            "esms_call_price_vnd_total",
+            "Prices of finished calls, in VND, as the provider's callback told them, added when "
+            f"both are committed. {survives}",
+            "account",
+            *names,
+        )
         for account in self._accounts:
             self.result_delay.labels(account)
             self.start(account)
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
-        """Yield the four metrics."""
-        yield from (self.finished, self.duration, self.keypresses, self.result_delay)
+        """Yield the metrics."""
+        yield from (self.finished, self.duration, self.keypresses, self.result_delay, self.price)
 
     def learn(self, row: int, labels: Mapping[str, str]) -> None:
         """Take in a set of labels. The first `max_values` values of a label are shown.
@@ -100,6 +107,7 @@ class CallMetrics:
         for result, status in ENDINGS:
             self.finished.labels(account, result.value, status.value, *values)
         self.duration.labels(account, *values)
+        self.price.labels(account, *values)
         for key in Key:
             self.keypresses.labels(account, key.value, *values)
 
@@ -120,6 +128,8 @@ class CallMetrics:
                 self.finished.labels(account, result, status, *values).value += amount
             elif total is Total.KEYPRESSES:
                 self.keypresses.labels(account, cell, *values).value += amount
+            elif total is Total.PRICE:
+                self.price.labels(account, *values).value += amount
             elif total is Total.DURATION:
                 _add(self.duration.labels(account, *values), cell, amount)
             else:

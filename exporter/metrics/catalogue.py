@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any, Final
 
 import exporter
@@ -19,6 +20,19 @@ LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
 COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 AUTH_CODES: Final = tuple(code for code, outcome in CODES.items() if outcome is Outcome.AUTH)
+
+
+class CallbackOutcome(StrEnum):
+    """What was made of a callback: the label `outcome` of `esms_callbacks_total`."""
+
+    HINT = "hint"  # the call is asked for now
+    ACCEPTED = "accepted"  # the call has finished by it
+    WATCHED = "watched"  # nobody watched the call; now it is asked for
+    IGNORED = "ignored"  # nobody watches the call
+    REPEATED = "repeated"  # the call has finished
+    MALFORMED = "malformed"  # it names no call
+    FORBIDDEN = "forbidden"  # it does not hold the account's token
+    ERROR = "error"  # it could not be stored; the provider sends it again
 
 
 class Catalogue:
@@ -107,6 +121,12 @@ class Catalogue:
         self.source_errors = counter(
             "esms_source_errors_total", "Readings of a watch source that failed.", "source"
         )
+        self.callbacks = counter(
+            "esms_callbacks_total",
+            "Callbacks of the provider, by what was made of them, counted when they are answered.",
+            "account",
+            "outcome",
+        )
         self.build_info = gauge(
             "esms_exporter_build_info",
             "Constant 1, labelled with the versions of the exporter and of Python.",
@@ -173,3 +193,7 @@ class AccountMetrics:
             state: catalogue.watched.labels(account, state.value) for state in CallState
         }
         self.oldest = catalogue.oldest.labels(account)
+        self.callbacks = {
+            outcome: catalogue.callbacks.labels(account, outcome.value)
+            for outcome in CallbackOutcome
+        }

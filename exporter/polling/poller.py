@@ -91,6 +91,7 @@ class Poller:
         self._timer_at = 0.0
         self._failure: BaseException | None = None
         self._stopping = False
+        self._hastened: set[int] = set()  # to be asked for again, by calls that are being asked for
         self.failed = asyncio.Event()
 
     # What the service does with it.
@@ -118,10 +119,21 @@ class Poller:
             now += self._interval(call, time.time()) * random.random()  # noqa: S311 - no secret hangs on it
         self._schedule.add(call, now)
 
+    def hasten(self, call_id: int) -> None:
+        """Ask for a call now, or once more, if it is asked for already."""
+        if (call := self.calls.get(call_id)) is None:
+            return
+        if call.tick < 0:
+            self._hastened.add(call_id)
+        else:
+            self._schedule.add(call, self._loop.time())
+            self.wake()
+
     def forget(self, call_id: int) -> None:
         """Stop polling a call; an answer that is under way means nothing any more."""
         if call := self.calls.pop(call_id, None):
             self._schedule.discard(call)
+            self._hastened.discard(call_id)
             self._metrics.watched[call.state].value -= 1
 
     def settle(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
@@ -163,6 +175,11 @@ class Poller:
     def failure(self) -> BaseException | None:
         """What ended a request's task unexpectedly, which is a bug; `failed` is set then."""
         return self._failure
+
+    @property
+    def patience(self) -> Patience:
+        """How long calls are asked for."""
+        return self._settings.patience
 
     @property
     def paused(self) -> Outcome | None:
@@ -305,7 +322,11 @@ class Poller:
             self._observe(call, decided, wall)
         else:
             call.failures += 1
-        self._schedule.add(call, now + self._interval(call, wall) * _jitter())
+        wait = self._interval(call, wall) * _jitter()
+        if call.id in self._hastened:
+            self._hastened.discard(call.id)
+            wait = 0.0
+        self._schedule.add(call, now + wait)
 
     def _interval(self, call: WatchedCall, wall: float) -> float:
         settings = self._settings

@@ -15,6 +15,7 @@ from exporter.errors import ConfigError, ExporterError, ListenError
 from exporter.metrics.exposition import Renderer, accepts_gzip, compress, wants_openmetrics
 from exporter.service import Service
 from exporter.web.api import Api, as_problems
+from exporter.web.callback import Callback
 
 # Compressing more than this takes long enough to be felt by the polls: it is done in a thread.
 _INLINE: Final = 128 * 1024
@@ -80,6 +81,7 @@ class WebServer:
                 web.get("/-/ready", self._ready),
                 web.post("/-/reload", self._reload),
                 *Api(service).routes(),
+                *Callback(service).routes(),
             ]
         )
         application.on_response_prepare.append(_add_headers)

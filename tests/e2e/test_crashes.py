@@ -22,6 +22,7 @@ DURABLE = (
     "esms_call_duration_seconds",
     "esms_call_keypresses_total",
     "esms_call_result_delay_seconds",
+    "esms_call_price_vnd",
 )
 ACCOUNTS = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
 

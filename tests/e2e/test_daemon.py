@@ -25,6 +25,8 @@ CATALOGUE = {
     "esms_call_duration_seconds": ("histogram", {"account", "campaign"}),
     "esms_call_keypresses": ("counter", {"account", "key", "campaign"}),
     "esms_call_result_delay_seconds": ("histogram", {"account"}),
+    "esms_call_price_vnd": ("counter", {"account", "campaign"}),
+    "esms_callbacks": ("counter", {"account", "outcome"}),
     "esms_calls_watched": ("gauge", {"account", "state"}),
     "esms_oldest_watched_call_timestamp_seconds": ("gauge", {"account"}),
     "esms_api_requests": ("counter", {"account", "operation", "outcome"}),

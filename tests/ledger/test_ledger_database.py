@@ -14,8 +14,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from exporter.calls import reference_id
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.engine import Database
+from exporter.ledger.records import NewCall
 from exporter.ledger.schema import HEAD, metadata
 from exporter.ledger.store import Store
 
@@ -172,3 +174,17 @@ def nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(was)
+
+
+def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
+    store = Store(Database(f"sqlite:///{path}"))
+    store.watch(None, [NewCall("main", reference_id("A"), {})], 1.0)
+    store.close()
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute("ALTER TABLE calls DROP COLUMN price")
+        old.execute("UPDATE alembic_version SET version_num = '0001'")
+    store = Store(Database(f"sqlite:///{path}"))
+    (stored,) = store.unfinished("main")
+    assert stored.call.reference_id == "A"
+    assert store.set_price(stored.call.id, 5.0) == {}
+    store.close()

@@ -1,0 +1,81 @@
+"""The watch source of the provider's callback: `watch.callback`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from exporter.calls import ReferenceId, reference_id
+from exporter.config import CallbackConfig
+from exporter.esms.answers import Answer, read_callback, read_price
+from exporter.ledger.records import CallRecord, NewCall
+from exporter.metrics.catalogue import CallbackOutcome
+
+SOURCE: Final = "callback"
+"""The source's name in metrics."""
+
+MAX_FIELD: Final = 200
+"""Characters of a parameter; those of the provider have fewer than 40."""
+
+
+class Calls(Protocol):
+    """Who knows the calls: `exporter.service.Service`."""
+
+    async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
+        """Return a call, if it is known."""
+
+    async def push(self, call: NewCall) -> None:
+        """Watch a call; returns once that is durable."""
+
+    async def price(self, row: int, price: float) -> None:
+        """Keep what a call has cost, in VND; returns once that is durable."""
+
+    async def accept(self, account: str, row: int, answer: Answer) -> bool:
+        """Finish a call, if that is what the answer means; returns once that is durable."""
+
+    def hasten(self, account: str, row: int) -> None:
+        """Ask the provider about a call now."""
+
+
+async def take(
+    calls: Calls, config: CallbackConfig, account: str, fields: Mapping[str, str]
+) -> CallbackOutcome:
+    """Make of a callback what the configuration wants; what it says is durable then.
+
+    Args:
+        calls: knows the calls.
+        config: whom to trust.
+        account: whose token the callback held.
+        fields: its parameters.
+
+    Raises:
+        LedgerError: the ledger failed.
+        NoRoomError: there are too many calls.
+    """
+    if (name := _name(fields)) is None:
+        return CallbackOutcome.MALFORMED
+    known = await calls.find(account, name)
+    if known is None:
+        if config.unknown == "ignore":
+            return CallbackOutcome.IGNORED
+        await calls.push(NewCall(account, name, {}))
+    call = known or await calls.find(account, name)
+    if call is None:
+        return CallbackOutcome.IGNORED  # deleted meanwhile
+    if (price := read_price(fields.get("Price", ""))) is not None:
+        await calls.price(call.id, price)
+    if call.result is not None:
+        return CallbackOutcome.REPEATED
+    if config.trust == "accept" and await calls.accept(account, call.id, read_callback(fields)):
+        return CallbackOutcome.ACCEPTED
+    calls.hasten(account, call.id)
+    return CallbackOutcome.HINT if known else CallbackOutcome.WATCHED
+
+
+def _name(fields: Mapping[str, str]) -> ReferenceId | None:
+    if any(len(value) > MAX_FIELD for value in fields.values()):
+        return None
+    try:
+        return reference_id(fields.get("ReferenceId", ""))
+    except ValueError:
+        return None

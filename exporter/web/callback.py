@@ -1,0 +1,72 @@
+"""Where the provider calls back: `/callback/{account}/{token}`."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+from urllib.parse import quote
+
+from aiohttp import web
+
+from exporter.errors import LedgerError, NoRoomError
+from exporter.metrics.catalogue import CallbackOutcome
+from exporter.secret import Secret
+from exporter.service import Service
+from exporter.sources.callback import SOURCE, take
+
+PATH: Final = "/callback"
+_NOBODY: Final = Secret("")
+
+
+def callback_url(base: str, account: str, token: Secret) -> str:
+    """Return the address of an account's callback.
+
+    Args:
+        base: where the exporter is reached, such as `https://exporter.example.com`.
+        account: its name.
+        token: its `callback_token`.
+    """
+    return f"{base.rstrip('/')}{PATH}/{quote(account, safe='')}/{quote(token.reveal(), safe='')}"
+
+
+class Callback:
+    """Answers the provider.
+
+    Args:
+        service: knows the calls.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the path and its handler."""
+        return [web.get(f"{PATH}/{{account}}/{{token}}", self._answer, allow_head=False)]
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        service, name = self._service, request.match_info["account"]
+        accounts = service.config.accounts if service.config else ()
+        known = next((account for account in accounts if account.name == name), None)
+        token = (known.callback_token if known else None) or _NOBODY
+        # Compared in any case, so that the time does not tell which accounts there are.
+        good = token == Secret(request.match_info["token"])
+        if service.config is None or name not in service.accounts:
+            return web.Response(status=404, text="not found\n")
+        outcomes = service.accounts[name].metrics.callbacks
+        if not good:
+            outcomes[CallbackOutcome.FORBIDDEN].value += 1
+            return web.Response(status=404, text="not found\n")
+        errors = service.metrics.source_errors.labels(SOURCE)
+        try:
+            outcome = await take(service, service.config.watch.callback, name, request.query)
+        except (LedgerError, NoRoomError) as error:
+            outcomes[CallbackOutcome.ERROR].value += 1
+            errors.value += 1
+            status = 429 if isinstance(error, NoRoomError) else 503
+            return web.Response(status=status, text="try again later\n")
+        outcomes[outcome].value += 1
+        if outcome is CallbackOutcome.MALFORMED:
+            errors.value += 1
+            return web.Response(status=400, text="expected a ReferenceId\n")
+        service.metrics.source_last_success.labels(SOURCE).value = time.time()
+        return web.Response(text="ok\n")

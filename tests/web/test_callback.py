@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from yarl import URL
+
+from exporter.calls import WatchedCall, reference_id
+from exporter.config import (
+    AccountConfig,
+    CallbackConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
+from exporter.errors import LedgerError
+from exporter.ledger.records import NewCall
+from exporter.ledger.store import Store
+from exporter.secret import Secret
+from exporter.service import Service
+from exporter.simulator import Account, Plan, Simulator
+from exporter.web.callback import callback_url
+from exporter.web.server import ListenAddress, WebServer
+from tests.waiting import until
+
+TOKEN = "made/up token"
+OTP = {"campaign": "otp"}
+# As the provider's page shows it.
+DOCUMENTED = {
+    "ReferenceId": "a",
+    "CallDuration": "13",
+    "CallStatus": "ANSWERED",
+    "Ivr": "1",
+    "Price": "350.5000",
+    "SentResult": "1",
+    "CID": "02871002454",
+    "SendStatus": "5",
+}
+LIVE = Plan(queued=10_000)
+
+
+class Bench:
+    """A service that is called back; it polls so seldom that only a callback explains a poll."""
+
+    def __init__(self, folder: Path, simulator: Simulator, http: aiohttp.ClientSession) -> None:
+        self.http = http
+        self.simulator = simulator
+        self.config = Config(
+            accounts=(
+                AccountConfig(
+                    name="main",
+                    api_key=Secret("key"),
+                    secret_key=Secret("s"),
+                    callback_token=Secret(TOKEN),
+                    base_url=simulator.url,
+                ),
+                AccountConfig(
+                    name="b", api_key=Secret("kb"), secret_key=Secret("s"), base_url=simulator.url
+                ),
+            ),
+            polling=PollingConfig(interval=600, max_interval=600),
+            watch=WatchConfig(labels=("campaign",)),
+            ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
+            shutdown_timeout=1,
+        )
+        self.service = Service(lambda: self.config)
+        self.url = ""
+
+    async def start(self) -> None:
+        await self.service.open()
+        await self.service.start()
+
+    async def trust(self, trust: str = "verify", unknown: str = "watch") -> None:
+        callback = CallbackConfig.model_validate({"trust": trust, "unknown": unknown})
+        watch = self.config.watch.model_copy(update={"callback": callback})
+        self.config = self.config.model_copy(update={"watch": watch})
+        await self.service.reload()
+
+    async def watch(self, name: str, plan: Plan) -> None:
+        """Watch a call, and wait until it was asked for once."""
+        self.simulator.add_call("main", name, plan)
+        await self.service.push(NewCall("main", reference_id(name), OTP))
+        await until(lambda: any(call.polls for call in self.calls.values()))
+
+    async def call_back(self, token: str = TOKEN, account: str = "main", **fields: str) -> int:
+        url = callback_url(self.url, account, Secret(token))
+        query = {**DOCUMENTED, **fields}
+        async with self.http.get(URL(url, encoded=True).with_query(query)) as answer:
+            return answer.status
+
+    @property
+    def calls(self) -> dict[int, WatchedCall]:
+        return dict(self.service.accounts["main"].poller.calls)
+
+    @property
+    def outcomes(self) -> dict[str, float]:
+        series = self.service.accounts["main"].metrics.callbacks
+        return {outcome.value: value.value for outcome, value in series.items() if value.value}
+
+    def counted(self, status: str) -> float:
+        family = self.service.call_metrics.finished
+        return sum(v.value for k, v in family._series.items() if k[0] == "main" and k[2] == status)
+
+    @property
+    def price(self) -> dict[str, float]:
+        series = self.service.call_metrics.price._series
+        return {k[1]: v.value for k, v in series.items() if k[0] == "main" and v.value}
+
+
+@pytest_asyncio.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    accounts = [Account("main", "key", "s"), Account("b", "kb", "s")]
+    async with (
+        Simulator(accounts=accounts) as simulator,
+        aiohttp.ClientSession() as http,
+    ):
+        bench = Bench(tmp_path, simulator, http)
+        server = WebServer(bench.service)
+        (bench.url,) = await server.start([ListenAddress("127.0.0.1", 0)])
+        assert await bench.call_back() == 404  # not yet
+        await bench.start()
+        yield bench
+        await bench.service.stop()
+        await server.stop()
+
+
+async def test_a_callback_is_a_hint(bench: Bench) -> None:
+    await bench.watch("a", Plan(queued=0.3, call_status="BUSY", sent_result=0))
+    # Its word is not taken: the call has not ended for the provider.
+    assert await bench.call_back() == 200
+    await until(lambda: [call.polls for call in bench.calls.values()] == [2])
+    assert bench.counted("answered") == 0
+    await asyncio.sleep(0.3)
+    assert await bench.call_back() == 200
+    await until(lambda: bench.counted("busy") == 1)
+    assert bench.outcomes == {"hint": 2}
+    assert bench.price == {"otp": 350.5}
+
+
+async def test_repeated_and_late(bench: Bench) -> None:
+    await bench.watch("a", Plan(queued=0.1))
+    await asyncio.sleep(0.1)
+    await asyncio.gather(*(bench.call_back(ReferenceId=" A ") for _ in range(5)))
+    await until(lambda: not bench.calls)
+    for _ in range(3):
+        assert await bench.call_back(Price="999") == 200
+    assert bench.counted("answered") == 1
+    # The first price stays, and is added once.
+    assert bench.price == {"otp": 350.5}
+    assert bench.outcomes["repeated"] >= 3
+
+
+async def test_a_price_that_comes_after_the_result(bench: Bench) -> None:
+    await bench.watch("a", Plan(queued=0.1))
+    await asyncio.sleep(0.1)
+    assert await bench.call_back(Price="") == 200
+    await until(lambda: not bench.calls)
+    assert bench.price == {}
+    for price in ("nan", "-1", "1e300", "x", "0.0000", "12"):
+        assert await bench.call_back(Price=price) == 200
+    # The documented 0.0000 is a price.
+    assert bench.price == {}
+    assert bench.counted("answered") == 1
+
+
+async def test_prices_survive(bench: Bench) -> None:
+    await bench.trust("accept")
+    await bench.watch("a", LIVE)
+    assert await bench.call_back() == 200
+    bench.config = bench.config.model_copy(
+        update={"watch": bench.config.watch.model_copy(update={"max_label_values": 7})}
+    )
+    await bench.service.reload()  # shows the totals of the ledger anew
+    assert bench.price == {"otp": 350.5}
+
+
+async def test_a_callback_that_is_trusted(bench: Bench) -> None:
+    await bench.trust("accept")
+    await bench.watch("a", LIVE)
+    # One that ends nothing is a hint.
+    assert await bench.call_back(SendStatus="2") == 200
+    assert await bench.call_back() == 200
+    assert not bench.calls
+    assert bench.counted("answered") == 1
+    # A contradiction changes nothing.
+    assert await bench.call_back(CallStatus="BUSY", SentResult="0", Price="1") == 200
+    assert (bench.counted("busy"), bench.price) == (0, {"otp": 350.5})
+    assert bench.outcomes == {"hint": 1, "accepted": 1, "repeated": 1}
+    key = ("main", "1", "otp")
+    assert bench.service.call_metrics.keypresses._series[key].value == 1
+
+
+async def test_contradictory_callbacks_at_once(bench: Bench) -> None:
+    await bench.trust("accept")
+    await bench.watch("a", LIVE)
+    busy = {"CallStatus": "BUSY", "SentResult": "0"}
+    await asyncio.gather(*(bench.call_back(**(busy if n % 2 else {})) for n in range(20)))
+    assert bench.counted("busy") + bench.counted("answered") == 1
+    assert sum(bench.price.values()) == 350.5
+
+
+async def test_a_call_that_nobody_watches(bench: Bench) -> None:
+    bench.simulator.add_call("main", "a", Plan(call_status="BUSY", sent_result=0))
+    await bench.trust(unknown="ignore")
+    assert await bench.call_back() == 200
+    assert not bench.calls
+    await bench.trust()
+    assert await bench.call_back() == 200
+    await until(lambda: bench.counted("busy") == 1)
+    assert bench.outcomes == {"ignored": 1, "watched": 1}
+    await bench.trust("accept")
+    assert await bench.call_back(ReferenceId="new") == 200
+    assert bench.counted("answered") == 1
+
+
+@pytest.mark.parametrize("token", ["", "made", f"{TOKEN}x", "Made/up token", "key"])
+async def test_forged(bench: Bench, token: str) -> None:
+    await bench.watch("a", LIVE)
+    assert await bench.call_back(token) == 404
+    assert bench.outcomes == ({"forbidden": 1} if token else {})
+    assert bench.price == {}
+
+
+async def test_accounts_that_are_not_called_back(bench: Bench) -> None:
+    # One without a token cannot be told from one that does not exist.
+    for account in ("b", "nobody"):
+        assert await bench.call_back(account=account) == 404
+        assert await bench.call_back("", account=account) == 404
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ReferenceId": ""},
+        {"ReferenceId": "a b"},
+        {"ReferenceId": "x" * 129},
+        {"CallStatus": "x" * 201},
+        {"ReferenceId": "a\x00"},
+    ],
+)
+async def test_malformed(bench: Bench, fields: dict[str, str]) -> None:
+    await bench.trust("accept")
+    assert await bench.call_back(**fields) == 400
+    assert bench.outcomes == {"malformed": 1}
+    assert bench.service.metrics.source_errors.labels("callback").value == 1
+    assert not bench.calls
+
+
+async def test_odd_values_end_a_call_as_they_would_in_an_answer(bench: Bench) -> None:
+    await bench.trust("accept")
+    await bench.watch("a", LIVE)
+    odd = {"CallDuration": "-5", "SentResult": "x", "CallStatus": "?", "Ivr": "", "Price": "x"}
+    assert await bench.call_back(**odd) == 200
+    assert bench.counted("other") == 1
+
+
+async def test_a_ledger_that_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LedgerError("ledger: the disk is full")
+
+    await bench.trust("accept")
+    await bench.watch("a", LIVE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", fail)
+        # Not 200, so that the provider sends it again.
+        assert await bench.call_back() == 503
+    assert bench.counted("answered") == 0
+    assert await bench.call_back() == 200
+    assert (bench.counted("answered"), bench.price) == (1, {"otp": 350.5})
+    assert bench.outcomes == {"error": 1, "accepted": 1}
+
+
+async def test_there_is_no_room(bench: Bench) -> None:
+    watch = bench.config.watch.model_copy(update={"max_calls": 1})
+    bench.config = bench.config.model_copy(update={"watch": watch})
+    await bench.service.reload()
+    await bench.watch("a", LIVE)
+    assert await bench.call_back(ReferenceId="b") == 429
+    assert await bench.call_back() == 200
