@@ -4,6 +4,7 @@
     ├── ConfigError              the configuration cannot be used; carries every problem
     ├── LedgerError              the ledger cannot be used; the message says what to do
     │   └── LedgerBusyError      another exporter has it
+    ├── SourceError              a watch source cannot be read
     ├── NoRoomError              calls cannot be taken in now; they may be later
     ├── ListenError              an address cannot be listened on
     └── RequestError             a request got no answer that could be read; `outcome` says why
@@ -66,6 +67,10 @@ class LedgerError(ExporterError):
 
 class LedgerBusyError(LedgerError):
     """Another process uses the ledger."""
+
+
+class SourceError(ExporterError):
+    """A watch source cannot be read; the message says why."""
 
 
 class NoRoomError(ExporterError):

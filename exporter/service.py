@@ -40,6 +40,7 @@ from exporter.sources.api import Inbox
 from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
 from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.files import CallFiles, Settings
+from exporter.sources.sql import Names, SqlSources
 
 CONFIG_SOURCE: Final = "config"
 """The name of the configuration as a watch source."""
@@ -80,6 +81,7 @@ class Service:
         self.ledger = Ledger(self.metrics, self._committed)
         self.files = CallFiles(self, self.metrics)
         self.inbox = Inbox(self._push)
+        self.sql = SqlSources(self, self.metrics, self._in_background)
         self.config: Config | None = None
         self._max_calls: float = math.inf
         self._loaded: list[Config] = []  # what `open` leaves to `start`
@@ -343,6 +345,7 @@ class Service:
         self.metrics.source_errors.labels(CONFIG_SOURCE)
         self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()
         self.metrics.show_source(API_SOURCE, shown=bool(config.watch.api.tokens))
+        self.sql.configure(config.watch.sql, Names(names, config.watch.labels))
         called_back = any(account.callback_token for account in config.accounts)
         self.metrics.show_source(CALLBACK_SOURCE, shown=called_back)
 

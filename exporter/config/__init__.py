@@ -9,6 +9,7 @@ from exporter.config.models import (
     Config,
     LedgerConfig,
     PollingConfig,
+    SqlConfig,
     TokenConfig,
     WatchConfig,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "LedgerConfig",
     "PollingConfig",
+    "SqlConfig",
     "TokenConfig",
     "WatchConfig",
     "json_schema",

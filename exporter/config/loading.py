@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from exporter.config.calls import CallReader, report_unknown_keys
+from exporter.config.databases import database_problem
 from exporter.config.document import (
     BROKEN,
     DocumentError,
@@ -25,6 +26,7 @@ from exporter.config.models import (
     MAX_ACCOUNTS,
     MAX_LABELS,
     MAX_PATTERNS,
+    MAX_QUERIES,
     MAX_TOKENS,
     AccountConfig,
     ApiConfig,
@@ -32,6 +34,7 @@ from exporter.config.models import (
     Config,
     LedgerConfig,
     PollingConfig,
+    SqlConfig,
     TokenConfig,
     WatchConfig,
 )
@@ -44,6 +47,7 @@ MAX_SECRET_FILE = 64 << 10
 CREDENTIALS = {
     AccountConfig: ("api_key", "secret_key", "callback_token"),
     TokenConfig: ("token",),
+    SqlConfig: ("url",),
 }
 """The keys of models whose values are secrets, each of which a file may hold instead."""
 
@@ -161,12 +165,17 @@ class _Loader:
         return {key: mapping[key] for key in known if key in mapping}
 
     def _section(
-        self, mapping: YamlMapping, model: type[BaseModel], parts: tuple[str | int, ...]
+        self,
+        mapping: YamlMapping,
+        model: type[BaseModel],
+        parts: tuple[str | int, ...],
+        known: Collection[str] = (),
     ) -> dict[str, object]:
-        data = self._known(mapping, model.model_fields, parts)
-        for key, value in data.items():
+        data = self._known(mapping, known or model.model_fields, parts)
+        for key, field in model.model_fields.items():
+            value = data.get(key)
             # In a file, 15 is no duration: seconds or minutes? Only the text `0` needs no unit.
-            if isinstance(value, bool | int | float) and is_duration(model.model_fields[key]):
+            if isinstance(value, bool | int | float) and is_duration(field):
                 data[key] = str(value)
         return data
 
@@ -176,7 +185,8 @@ class _Loader:
         if not isinstance(item, YamlMapping):
             return item
         keys = CREDENTIALS[model]
-        data = self._known(item, (*model.model_fields, *(f"{key}_file" for key in keys)), parts)
+        known = (*model.model_fields, *(f"{key}_file" for key in keys))
+        data = self._section(item, model, parts, known)
         for key in keys:
             file_key = f"{key}_file"
             data.pop(file_key, None)
@@ -247,6 +257,7 @@ class _Loader:
         elif isinstance(files, YamlSequence):
             watch["files"] = [self._beside(pattern) for pattern in files[: MAX_PATTERNS + 1]]
         self._api(watch, accounts)
+        self._sql(watch, accounts)
         callback = watch.get("callback")
         if isinstance(callback, YamlMapping):
             watch["callback"] = self._section(callback, CallbackConfig, ("watch", "callback"))
@@ -286,6 +297,31 @@ class _Loader:
                     there = (*parts, index, "accounts", place)
                     message = "expected the name of one of the accounts"
                     self._problems.add(self._line(there), there, message)
+
+    def _sql(self, watch: dict[str, object], accounts: list[str] | None) -> None:
+        parts = ("watch", "sql")
+        queries = watch.get("sql")
+        if queries is None:
+            watch.pop("sql", None)
+        if not isinstance(queries, YamlSequence):
+            return
+        shown = queries[: MAX_QUERIES + 1]
+        found = [
+            self._with_secrets(item, SqlConfig, (*parts, index)) for index, item in enumerate(shown)
+        ]
+        watch["sql"] = found
+        self._unique_names(shown, parts)
+        for index, (given, item) in enumerate(zip(shown, found, strict=True)):
+            if not isinstance(item, dict) or not isinstance(given, YamlMapping):
+                continue
+            url, account = item["url"], item.get("account")
+            if url is not _NO_SECRET and (problem := database_problem(url)):
+                place = (*parts, index, "url" if "url" in given else "url_file")
+                self._problems.add(self._line(place), place, problem)
+            if isinstance(account, str) and accounts is not None and account not in accounts:
+                place = (*parts, index, "account")
+                message = "expected the name of one of the accounts"
+                self._problems.add(self._line(place), place, message)
 
     def _beside(self, pattern: Value) -> object:
         if not isinstance(pattern, str) or not pattern:

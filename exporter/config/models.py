@@ -36,6 +36,8 @@ MAX_ACCOUNTS = 1000
 MAX_LABELS = 5
 MAX_PATTERNS = 100
 MAX_TOKENS = 1000
+MAX_QUERIES = 100
+MAX_QUERY = 10_000
 
 
 class _Model(BaseModel):
@@ -137,6 +139,32 @@ class CallbackConfig(_Model):
     """What becomes of a call that nobody watches yet."""
 
 
+class SqlConfig(_Model):
+    """A query on a database of yours, which returns calls to watch."""
+
+    name: AccountName
+    """Its name in metrics: the label `source` is `sql:NAME`. Unique."""
+
+    url: Secret
+    """The database, as SQLAlchemy names it. Either this or `url_file`."""
+
+    query: Annotated[
+        str,
+        Field(strict=True, min_length=1, max_length=MAX_QUERY),
+        Words(f"a query of 1 to {MAX_QUERY} characters"),
+    ]
+    """Returns `reference_id`, perhaps `account`, and names in `watch.labels`."""
+
+    interval: Annotated[float, Duration("1s", "1d")] = 30.0
+    """From the start of one run to the start of the next."""
+
+    timeout: Annotated[float, Duration("1s", "1h")] = 30.0
+    """How long the database may work on the query."""
+
+    account: AccountName | None = None
+    """The account of rows that name none; may be left out where there is one account."""
+
+
 class WatchConfig(_Model):
     """Which calls are watched, and which labels they may carry."""
 
@@ -164,6 +192,9 @@ class WatchConfig(_Model):
 
     callback: CallbackConfig = CallbackConfig()
     """What is made of the provider's callbacks, for accounts with a `callback_token`."""
+
+    sql: Annotated[tuple[SqlConfig, ...], Field(max_length=MAX_QUERIES)] = ()
+    """Queries on databases of yours, which return calls to watch."""
 
 
 class LedgerConfig(_Model):

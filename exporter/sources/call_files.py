@@ -18,7 +18,7 @@ from exporter.errors import ConfigError, Problem
 MAX_FILE: Final = 64 << 20
 """Bytes; a million ids are 37 MB."""
 
-_COLUMNS: Final = ("reference_id", "account")
+COLUMNS: Final = ("reference_id", "account")
 
 
 class FileOfCalls(NamedTuple):
@@ -75,13 +75,14 @@ def _items(
     # No variables: what other programs write is not to read the exporter's environment.
     document = parse_document(text, None, problems)
     if document is None:
-        return _sequence([], [])
+        return as_sequence([], [])
     if not isinstance(document, YamlSequence):
         raise DocumentError(1, [], "expected a list of calls, as in `watch.calls`")
     return document
 
 
-def _sequence(items: Sequence[Value], lines: Sequence[int]) -> YamlSequence:
+def as_sequence(items: Sequence[Value], lines: Sequence[int]) -> YamlSequence:
+    """Return items and their lines as the list that they would be in YAML."""
     sequence = YamlSequence(items)
     sequence.lines = array("I", lines)
     return sequence
@@ -93,7 +94,7 @@ def _lines(text: str) -> YamlSequence:
         for number, line in enumerate(text.split("\n"), 1)
         if (content := line.partition("#")[0].strip())
     ]
-    return _sequence([content for content, _ in found], [number for _, number in found])
+    return as_sequence([content for content, _ in found], [number for _, number in found])
 
 
 def _table(text: str, labels: Sequence[str]) -> YamlSequence:
@@ -103,31 +104,37 @@ def _table(text: str, labels: Sequence[str]) -> YamlSequence:
     try:
         header = [name.strip() for name in next(reader, [])]
         if not text.strip():
-            return _sequence([], [])
+            return as_sequence([], [])
         if "reference_id" not in header or len(set(header)) < len(header):
             raise DocumentError(1, [], "expected a header with `reference_id`, each name once")
-        if not {*header} <= {*_COLUMNS, *labels}:
+        if not {*header} <= {*COLUMNS, *labels}:
             message = (
                 "expected no columns but `reference_id`, `account` and names in `watch.labels`"
             )
             raise DocumentError(1, [], message)
         for row in reader:
             if any(field.strip() for field in row):
-                items.append(_row(header, row, reader.line_num))
+                items.append(as_item(header, row, reader.line_num))
                 lines.append(reader.line_num)
     except csv.Error as error:
         raise DocumentError(reader.line_num, [], f"is not valid CSV: {error}") from None
-    return _sequence(items, lines)
+    return as_sequence(items, lines)
 
 
-def _row(header: Sequence[str], row: Sequence[str], line: int) -> YamlMapping:
-    """Return a row as the mapping that it would be in YAML; empty fields are left out."""
+def as_item(header: Sequence[str], row: Sequence[str], line: int) -> YamlMapping:
+    """Return a row as the mapping that it would be in YAML; empty fields are left out.
+
+    Args:
+        header: the names of the columns.
+        row: the fields.
+        line: where the row stands.
+    """
     item, labels = YamlMapping(), YamlMapping()
     # A row that is too long has a field without a name, which is then told as an unknown one.
     names = (*header, *("?" for _ in row[len(header) :]))
     for name, value in zip(names, row, strict=False):
         if value.strip():
-            (item if name in _COLUMNS else labels)[name] = value.strip()
+            (item if name in COLUMNS else labels)[name] = value.strip()
     if labels:
         labels.lines = array("I", [line] * len(labels))
         item["labels"] = labels

@@ -1,0 +1,145 @@
+"""Real database servers for tests, on loopback and in folders of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from tests.programs import program
+
+PASSWORD = "made-up-db-password"
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _folder(user: str | None) -> Iterator[Path]:
+    """Yield a folder that belongs to the user that the server runs as."""
+    path = Path(tempfile.mkdtemp(prefix="esms-exporter-test-"))
+    try:
+        if user:
+            shutil.chown(path, user)
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+class Server:
+    """A server that can be stopped and started again."""
+
+    def __init__(self, command: Sequence[str], user: str | None, url: str) -> None:
+        self._command = command
+        self._user = user
+        self.url = url
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command,
+            user=self._user,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + 60
+        while True:
+            try:
+                self.execute("SELECT 1")
+            except DBAPIError:
+                assert self._process.poll() is None, self._command
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            else:
+                return
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+    def execute(self, *statements: str) -> None:
+        engine = create_engine(self.url, poolclass=NullPool)
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[Server]:
+    # Debian keeps them beside the path, by version.
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    place = f"{found[0]}/" if found else ""
+    initdb, postgres = (
+        program(place + name, "Debian's postgresql") for name in ("initdb", "postgres")
+    )
+    # It refuses to run as root.
+    user = "postgres" if os.geteuid() == 0 else None
+    with _folder(user) as folder:
+        password = folder / "password"
+        password.write_text(PASSWORD)
+        if user:
+            shutil.chown(password, user)
+        subprocess.run(
+            [
+                *(initdb, "-D", f"{folder}/data", "-U", "postgres", "-A", "scram-sha-256"),
+                *(f"--pwfile={password}", "--no-sync"),
+            ],
+            user=user,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        port = _free_port()
+        command = [postgres, "-D", f"{folder}/data", "-p", str(port), "-h", "127.0.0.1"]
+        command += ["-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
+        url = f"postgresql+psycopg://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
+        server = Server(command, user, url)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def mariadb() -> Iterator[Server]:
+    install = "Debian's mariadb-server"
+    server = program("mariadbd", install)
+    user = "mysql" if os.geteuid() == 0 else None
+    with _folder(user) as folder:
+        data = [f"--datadir={folder}/data", *([f"--user={user}"] if user else [])]
+        subprocess.run(
+            [program("mariadb-install-db", install), "--no-defaults", *data, "--skip-test-db"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        (folder / "init.sql").write_text(
+            "CREATE DATABASE IF NOT EXISTS app;\n"
+            f"CREATE USER IF NOT EXISTS 'app'@'%' IDENTIFIED BY '{PASSWORD}';\n"
+            "GRANT ALL ON app.* TO 'app'@'%';\n"
+        )
+        port = _free_port()
+        command = [server, "--no-defaults", *data, f"--port={port}", "--bind-address=127.0.0.1"]
+        command += [f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
+        command += [f"--init-file={folder}/init.sql", "--skip-name-resolve"]
+        found = Server(command, None, f"mariadb+pymysql://app:{PASSWORD}@127.0.0.1:{port}/app")
+        found.start()
+        try:
+            yield found
+        finally:
+            found.stop()

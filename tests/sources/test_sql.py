@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+from structlog.testing import capture_logs
+
+from exporter.config import SqlConfig
+from exporter.config.databases import database_problem
+from exporter.config.problems import Problems
+from exporter.errors import LedgerError, SourceError
+from exporter.ledger.records import NewCall, Tally
+from exporter.metrics.catalogue import Catalogue
+from exporter.secret import Secret
+from exporter.sources.sql import Names, Query, SqlSources
+from tests.databases import PASSWORD, Server, mariadb, postgresql
+from tests.waiting import until
+
+NAMES = Names(["main", "b"], ["campaign"])
+QUERY = "SELECT reference_id, account, campaign FROM calls ORDER BY id"
+
+
+class File:
+    """An SQLite file in the place of a server."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = f"sqlite:///{path}"
+
+    def execute(self, *statements: str) -> None:
+        with create_engine(self.url, poolclass=NullPool).begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "mariadb"])
+def database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[File | Server]:
+    if request.param == "sqlite":
+        yield File(tmp_path_factory.mktemp("sql") / "the calls.db")
+        return
+    with {"postgresql": postgresql, "mariadb": mariadb}[request.param]() as server:
+        yield server
+
+
+@pytest.fixture
+def table(database: File | Server) -> File | Server:
+    moment = "TIMESTAMP" if "sqlite" not in database.url else "TEXT"
+    database.execute(
+        "DROP TABLE IF EXISTS calls",
+        "CREATE TABLE calls (id INTEGER PRIMARY KEY, reference_id VARCHAR(200),"
+        f" account VARCHAR(200), campaign VARCHAR(200), placed_at {moment} NULL)",
+    )
+    return database
+
+
+def insert(table: File | Server, *rows: tuple[object, ...]) -> None:
+    values = ("(" + ", ".join("NULL" if v is None else f"'{v}'" for v in row) + ")" for row in rows)
+    table.execute(f"INSERT INTO calls VALUES {', '.join(values)}")
+
+
+def config(table: File | Server, query: str = QUERY, **more: object) -> SqlConfig:
+    fields = {"name": "orders", "url": Secret(table.url), "query": query, "interval": 1.0, **more}
+    return SqlConfig.model_validate(fields)
+
+
+def read(
+    found: SqlConfig, since: float = 0.0, names: Names = NAMES
+) -> tuple[list[tuple[str, str, dict[str, str]]], list[str]]:
+    problems = Problems("sql:orders")
+    calls = [
+        (call.account, str(call.reference_id), dict(call.labels))
+        for batch in Query(found, names).batches(since, problems)
+        for call in batch
+    ]
+    return calls, [str(problem) for problem in problems._found]
+
+
+def test_rows_become_calls(table: File | Server) -> None:
+    insert(
+        table, (1, "A", "main", "otp", None), (2, " b ", "b", None, None), (3, "C", None, "", None)
+    )
+    assert read(config(table, account="main")) == (
+        [("main", "A", {"campaign": "otp"}), ("b", "b", {}), ("main", "C", {})],
+        [],
+    )
+    assert read(config(table, "SELECT reference_id FROM calls WHERE id = 1", account="b")) == (
+        [("b", "A", {})],
+        [],
+    )
+    # Numbers are ids, too.
+    assert read(config(table, "SELECT id AS reference_id FROM calls", account="b"))[0][0] == (
+        "b", "1", {}
+    )  # fmt: skip
+
+
+def test_a_bad_row_does_not_stop_the_others(table: File | Server) -> None:
+    insert(
+        table,
+        (1, "A", "main", None, None),
+        (2, None, "main", None, None),
+        (3, "b a d", "main", None, None),
+        (4, "B", "nobody", None, None),
+        (5, "C", "main", "x" * 129, None),
+        (6, "D", "main", None, None),
+    )
+    calls, problems = read(config(table))
+    assert [call[1] for call in calls] == ["A", "D"]
+    assert [problem.split(": ")[0] for problem in problems] == [
+        f"sql:orders:{line}" for line in (2, 3, 4, 5)
+    ]
+
+
+def test_many_rows_come_in_batches(table: File | Server) -> None:
+    for start in range(1, 5001, 1000):
+        insert(table, *((n, f"c{n}", "main", None, None) for n in range(start, start + 1000)))
+    batches = list(Query(config(table), NAMES).batches(0, Problems("")))
+    assert [len(batch) for batch in batches] == [1000] * 5
+
+
+def test_since(table: File | Server) -> None:
+    now = datetime.now(UTC)
+    for number, minutes in enumerate((90, 30, 1)):
+        moment = (now - timedelta(minutes=minutes)).strftime("%Y-%m-%d %H:%M:%S")
+        insert(table, (number, f"c{number}", "main", None, moment))
+    query = "SELECT reference_id, account FROM calls WHERE placed_at >= :since ORDER BY id"
+    calls, _ = read(config(table, query), since=now.timestamp() - 3600)
+    assert [call[1] for call in calls] == ["c1", "c2"]
+
+
+@pytest.mark.parametrize(
+    "statement", ["INSERT INTO calls VALUES (9, 'x', 'main', NULL, NULL)", "DELETE FROM calls"]
+)
+def test_nothing_is_written(table: File | Server, statement: str) -> None:
+    insert(table, (1, "A", "main", None, None))
+    with pytest.raises(SourceError, match="the database failed"):
+        read(config(table, statement))
+    assert len(read(config(table))[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("SELECT account FROM calls", "expected a column `reference_id`"),
+        ("SELECT reference_id, reference_id FROM calls", "each name once"),
+        ("SELECT reference_id, placed_at FROM calls", "expected no columns but"),
+        ("SELECT reference_id FROM nowhere", "the database failed: .*nowhere"),
+        ("SELEKT", "the database failed: .*(syntax|SELEKT)"),
+    ],
+)
+def test_a_query_that_cannot_be_used(table: File | Server, query: str, expected: str) -> None:
+    with pytest.raises(SourceError, match=f"(?i){expected}") as error:
+        read(config(table, query))
+    assert PASSWORD not in str(error.value)
+
+
+def test_a_query_that_takes_too_long(table: File | Server) -> None:
+    slow = {
+        "postgresql": "SELECT pg_sleep(30)::text AS reference_id",
+        "mariadb": "SELECT SLEEP(30) AS reference_id",
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+        " SELECT max(i) AS reference_id FROM n",
+    }[table.url.partition(":")[0].partition("+")[0]]
+    begun = time.monotonic()
+    with pytest.raises(SourceError):
+        read(config(table, slow, timeout=1.0))
+    assert time.monotonic() - begun < 15
+
+
+def test_a_wrong_password_does_not_show(table: File | Server) -> None:
+    if isinstance(table, File):
+        table = File(Path("/nowhere/secret-name.db"))
+        wrong = table.url
+    else:
+        wrong = table.url.replace(PASSWORD, "wrong-made-up")
+    with pytest.raises(SourceError, match="the database failed") as error:
+        read(config(table, url=Secret(wrong)))
+    assert "made-up" not in str(error.value)
+    assert "secret-name" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u:p@127.0.0.1/db", None),
+        ("mysql://u:p@127.0.0.1/db", None),
+        ("sqlite:////tmp/x.db", None),
+        ("oracle://u:p@127.0.0.1/db", "the driver of this database is not installed: `"),
+        ("nonsense", "expected a URL such as"),
+        ("nonsense://u:p@h", "expected a URL such as"),
+        ("postgresql://u:p@h:port/db", "expected a URL such as"),
+    ],
+)
+def test_addresses(url: str, expected: str | None) -> None:
+    problem = database_problem(Secret(url))
+    assert problem == expected or (problem and expected and problem.startswith(expected))
+
+
+class Intake:
+    """Keeps what a source hands over, in place of the ledger."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.room = 10_000
+        self.broken = False
+
+    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+        assert source is None
+        if self.broken:
+            raise LedgerError("the disk is full")
+        ids = [call.reference_id for call in calls]
+        self.calls += ids[: self.room]
+        return Tally(len(ids), set(), len(ids[self.room :]))
+
+    async def keep_only(self, source: str, rows: set[int]) -> None:
+        raise NotImplementedError
+
+    async def sources(self) -> list[str]:
+        raise NotImplementedError
+
+
+def warnings(logs: Iterable[Mapping[str, object]]) -> list[object]:
+    return [line["problem"] for line in logs if line["log_level"] == "warning"]
+
+
+async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
+    file, intake, metrics = File(tmp_path / "calls.db"), Intake(), Catalogue()
+    sources = SqlSources(intake, metrics, asyncio.create_task)
+    source = config(file, "SELECT reference_id FROM calls", account="main")
+    source = source.model_copy(update={"interval": 0.05})
+    errors = metrics.source_errors.labels("sql:orders")
+    success = metrics.source_last_success.labels("sql:orders")
+    with capture_logs() as logs:
+        sources.configure([source], NAMES)
+        await until(lambda: errors.value > 2)
+        file.execute("CREATE TABLE calls (reference_id TEXT)", "INSERT INTO calls VALUES ('A')")
+        await until(lambda: "A" in intake.calls)
+        file.execute("INSERT INTO calls VALUES ('b a d')")
+        before = errors.value
+        await until(lambda: errors.value > before + 1)
+        file.execute("DELETE FROM calls WHERE reference_id <> 'A'")
+        await until(lambda: success.value > time.time() - 0.1)
+        intake.broken = True
+        before = errors.value
+        await until(lambda: errors.value > before + 1)
+        intake.broken, intake.room = False, 0
+        await until(lambda: warnings(logs)[-1] == "1 of its calls are beyond `watch.max_calls`")
+    # Each of them is said once, however often it is tried.
+    assert [str(problem)[:30] for problem in warnings(logs)] == [
+        "the database failed: unable to",
+        "sql:orders:2: [1].reference_id",
+        "the disk is full",
+        "1 of its calls are beyond `wat",
+    ]
+    # What has not changed goes on; what is gone takes its series along.
+    sources.configure([source], NAMES)
+    (task,) = [task for _, task in sources._running.values()]
+    sources.configure([source], Names(["main"], []))
+    await asyncio.sleep(0)
+    assert task.cancelled() or task.cancelling()
+    sources.configure([], NAMES)
+    assert ("sql:orders",) not in metrics.source_errors._series
