@@ -80,7 +80,7 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
 
 async def _place_calls(service: Service, simulator: Simulator, seed: int) -> None:
     async def watch(account: str, text: str, labels: Mapping[str, str]) -> None:
-        await service.watch(None, [NewCall(account, reference_id(text), labels)])
+        await service.calls.watch(None, [NewCall(account, reference_id(text), labels)])
 
     # A call of the refused account was placed before its keys were.
     await watch(REFUSED.name, "505139D7-54F8-48A9-88FA-9460A78731DD", {"campaign": "otp"})

@@ -99,7 +99,7 @@ async def _start(
         await service.start()
         # What is there now stays: the collector need not look at it ever.
         gc.freeze()
-    _log.info("ready", accounts=len(service.accounts), calls=service.watched)
+    _log.info("ready", accounts=len(service.accounts), calls=service.calls.count)
     return listening
 
 

@@ -40,7 +40,7 @@ class Bench:
         self.service = Service(lambda: self.config)
 
     def counted(self, **labels: str) -> float:
-        family = self.service.call_metrics.finished
+        family = self.service.calls.call_metrics.finished
         return sum(
             series.value
             for values, series in family._series.items()
@@ -50,7 +50,7 @@ class Bench:
     async def push(self, *names: str, account: str = "main", campaign: str = "otp") -> None:
         labels = {"campaign": campaign}
         calls = [NewCall(account, reference_id(name), labels) for name in names]
-        await self.service.watch(None, calls)
+        await self.service.calls.watch(None, calls)
 
 
 def account(simulator: Simulator, name: str, key: str) -> AccountConfig:
@@ -74,13 +74,18 @@ async def test_calls_that_are_pushed_are_polled_and_shown(
 ) -> None:
     simulator.add_call("main", "a", Plan())
     await bench.push("a", "later")
-    assert bench.service.watched == 2
+    assert bench.service.calls.count == 2
     # The series are there before the first result, so that the first failure can be alerted on.
-    assert ("main", "failure", "no_answer", "otp") in bench.service.call_metrics.finished._series
+    assert (
+        "main",
+        "failure",
+        "no_answer",
+        "otp",
+    ) in bench.service.calls.call_metrics.finished._series
     await until(lambda: bench.counted(campaign="otp", status="answered") == 1)
-    await until(lambda: bench.service.watched == 1)
+    await until(lambda: bench.service.calls.count == 1)
     await bench.push("a", "A ", "later", campaign="other")
-    assert bench.service.watched == 1
+    assert bench.service.calls.count == 1
     status = bench.service.status()
     assert [(line.name, sum(line.watched.values()), line.paused) for line in status] == [
         ("main", 1, None)
@@ -90,7 +95,7 @@ async def test_calls_that_are_pushed_are_polled_and_shown(
 async def test_the_calls_of_an_account_wait_for_it(bench: Bench, simulator: Simulator) -> None:
     simulator.add_call("b", "x", Plan())
     await bench.push("x", account="b")
-    assert bench.service.watched == 0
+    assert bench.service.calls.count == 0
     both = (*bench.config.accounts, account(simulator, "b", "kb"))
     bench.config = bench.config.model_copy(update={"accounts": both})
     await bench.service.reload()
@@ -123,14 +128,14 @@ async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:
     await until(lambda: bench.counted(status="busy") == 1)
     # A second finish of the same call counts nothing, and the call is let go.
     await until(lambda: row in bench.service.accounts["main"].poller.calls)
-    bench.service._committed(
+    bench.service.calls._committed(
         [Observation("main", call, BUSY, call.first_watched + 2)],
         bench.service.ledger.store.commit(
             [Observation("main", call, BUSY, call.first_watched + 2)]
         ),
     )
     assert bench.counted(status="busy") == 1
-    assert bench.service.watched == 0
+    assert bench.service.calls.count == 0
 
 
 async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:

@@ -19,7 +19,7 @@ MAX_FIELD: Final = 200
 
 
 class Calls(Protocol):
-    """Who knows the calls: `exporter.service.Service`."""
+    """Who knows the calls: `exporter.watching.Watching`."""
 
     async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
         """Return a call, if it is known."""

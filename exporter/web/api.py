@@ -99,7 +99,7 @@ class Api:
         metrics = self._service.metrics
         try:
             calls = await _calls(client, request)
-            count = await self._service.inbox.put(calls)
+            count = await self._service.calls.inbox.put(calls)
         except NoRoomError as error:
             metrics.source_errors.labels(SOURCE).value += 1
             raise retry_later(429, str(error), error.retry_after) from None
@@ -142,7 +142,7 @@ class Api:
 
     async def _delete(self, client: _Client, request: web.Request) -> web.Response:
         record = await self._found(client, request)
-        if record.state == FINISHED or not await self._service.delete(record.id):
+        if record.state == FINISHED or not await self._service.calls.delete(record.id):
             raise ProblemError(409, "the call has finished")
         return web.Response(status=204)
 
@@ -164,7 +164,7 @@ class Api:
             version=exporter.__version__,
             ready=not problems,
             problems=problems,
-            watched=service.watched,
+            watched=service.calls.count,
             accounts=[
                 bodies.AccountStatus(
                     name=line.name,

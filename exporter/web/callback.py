@@ -58,7 +58,7 @@ class Callback:
             return web.Response(status=404, text="not found\n")
         errors = service.metrics.source_errors.labels(SOURCE)
         try:
-            outcome = await take(service, service.config.watch.callback, name, request.query)
+            outcome = await take(service.calls, service.config.watch.callback, name, request.query)
         except (LedgerError, NoRoomError) as error:
             outcomes[CallbackOutcome.ERROR].value += 1
             errors.value += 1

@@ -109,7 +109,7 @@ async def test_a_call_is_handed_over_once_and_followed(bench: Bench, simulator: 
     assert await bench.watch("a", "B", campaign="otp") == (202, {"added": 2, "known": 0})
     # Idempotent, whatever the case and the labels.
     assert await bench.watch("A", "b", "c", "C ", campaign="x") == (202, {"added": 1, "known": 3})
-    await until(lambda: bench.service.watched == 2)
+    await until(lambda: bench.service.calls.count == 2)
     status, call = await bench.ask("GET", "/calls/main/A")
     assert status == 200
     assert call["labels"] == {"campaign": "otp"}
@@ -123,14 +123,14 @@ async def test_a_call_is_handed_over_once_and_followed(bench: Bench, simulator: 
     assert call["last_polled"] > call["first_watched"]
     # What has finished is not watched again.
     assert await bench.watch("a") == (202, {"added": 0, "known": 1})
-    assert bench.service.watched == 2
+    assert bench.service.calls.count == 2
 
 
 async def test_pages(bench: Bench) -> None:
     bench.simulator.add_call("b", "b0", Plan())
     await bench.watch(*(f"a{n}" for n in range(5)))
     await bench.watch("b0", "b1", account="b")
-    await until(lambda: bench.service.watched == 6)
+    await until(lambda: bench.service.calls.count == 6)
     found: list[str] = []
     after = "0"
     while after:
@@ -156,9 +156,9 @@ async def test_pages(bench: Bench) -> None:
 async def test_a_call_that_is_deleted_is_not_counted(bench: Bench) -> None:
     bench.simulator.add_call("main", "done", Plan())
     await bench.watch("a", "done")
-    await until(lambda: bench.service.watched == 1)
+    await until(lambda: bench.service.calls.count == 1)
     assert await bench.ask("DELETE", "/calls/main/A") == (204, None)
-    assert bench.service.watched == 0
+    assert bench.service.calls.count == 0
     assert (await bench.ask("DELETE", "/calls/main/A"))[0] == 404
     assert (await bench.ask("GET", "/calls/main/A"))[0] == 404
     assert (await bench.ask("DELETE", "/calls/main/done"))[0] == 409
@@ -295,7 +295,7 @@ async def test_many_requests_share_commits(bench: Bench, monkeypatch: pytest.Mon
     assert sum(body["known"] for _, body in answers) == 199
     assert sum(groups) == 200
     assert len(groups) < 150
-    assert bench.service.watched == 201
+    assert bench.service.calls.count == 201
 
 
 async def test_a_ledger_that_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,4 +331,4 @@ async def test_a_large_request(bench: Bench) -> None:
     names = [f"{n:036}" for n in range(10_000)]
     assert await bench.watch(*names, campaign="otp") == (202, {"added": 10_000, "known": 0})
     assert await bench.watch(*names) == (202, {"added": 0, "known": 10_000})
-    assert bench.service.watched == 10_000
+    assert bench.service.calls.count == 10_000

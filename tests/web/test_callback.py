@@ -84,7 +84,7 @@ class Bench:
     async def watch(self, name: str, plan: Plan) -> None:
         """Watch a call, and wait until it was asked for once."""
         self.simulator.add_call("main", name, plan)
-        await self.service.push(NewCall("main", reference_id(name), OTP))
+        await self.service.calls.push(NewCall("main", reference_id(name), OTP))
         await until(lambda: any(call.polls for call in self.calls.values()))
 
     async def call_back(self, token: str = TOKEN, account: str = "main", **fields: str) -> int:
@@ -103,12 +103,12 @@ class Bench:
         return {outcome.value: value.value for outcome, value in series.items() if value.value}
 
     def counted(self, status: str) -> float:
-        family = self.service.call_metrics.finished
+        family = self.service.calls.call_metrics.finished
         return sum(v.value for k, v in family._series.items() if k[0] == "main" and k[2] == status)
 
     @property
     def price(self) -> dict[str, float]:
-        series = self.service.call_metrics.price._series
+        series = self.service.calls.call_metrics.price._series
         return {k[1]: v.value for k, v in series.items() if k[0] == "main" and v.value}
 
 
@@ -192,7 +192,7 @@ async def test_a_callback_that_is_trusted(bench: Bench) -> None:
     assert (bench.counted("busy"), bench.price) == (0, {"otp": 350.5})
     assert bench.outcomes == {"hint": 1, "accepted": 1, "repeated": 1}
     key = ("main", "1", "otp")
-    assert bench.service.call_metrics.keypresses._series[key].value == 1
+    assert bench.service.calls.call_metrics.keypresses._series[key].value == 1
 
 
 async def test_contradictory_callbacks_at_once(bench: Bench) -> None:

@@ -1,0 +1,128 @@
+"""Requests per finished call, and the time from its end to its count, with callbacks and without.
+
+Calls live as real ones do: they ring, are talked to, and wait for the carrier's report. The
+exporter polls at its default pace. The three ways run side by side, on the same calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import aiohttp
+
+from benchmarks.processes import Exporter, wait_until
+from exporter.simulator import Account, Plan, Simulator
+
+TOKEN = "made-up"
+WAYS = ("polling alone", "callbacks, verified", "callbacks, trusted")
+
+
+def _plans(calls: int) -> list[Plan]:
+    chance = random.Random(5)
+    return [
+        Plan(
+            queued=chance.uniform(2, 25),
+            sent=min(120.0, chance.lognormvariate(3.0, 0.6)),
+            duration=10,
+            price=400,
+        )
+        for _ in range(calls)
+    ]
+
+
+def _configuration(folder: Path, base_url: str, trust: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(
+        f"accounts:\n  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}',"
+        f" callback_token: {TOKEN}, rate_limit: 200}}\n"
+        f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
+        f"watch:\n  api: {{tokens: [{{name: bench, token: {TOKEN}}}]}}\n"
+        f"  callback: {{trust: {trust}}}\n"
+    )
+    return path
+
+
+async def _one(
+    http: aiohttp.ClientSession,
+    simulator: Simulator,
+    url: str,
+    name: str,
+    plan: Plan,
+    *,
+    called_back: bool,
+) -> float:
+    """Place a call, hand it over, and call back when it has ended; returns when that was."""
+    simulator.add_call("main", name, plan)
+    ends = time.time() + plan.ends_after
+    body = {"calls": [{"reference_id": name, "account": "main"}]}
+    async with http.post(f"{url}/api/v1/calls", json=body) as answer:
+        assert answer.status == 202
+    await asyncio.sleep(ends - time.time())
+    if called_back:
+        fields = {"ReferenceId": name, "CallDuration": "10", "CallStatus": "ANSWERED", "Ivr": ""}
+        fields |= {"Price": "400.0000", "SentResult": "1", "CID": "", "SendStatus": "5"}
+        async with http.get(f"{url}/callback/main/{TOKEN}", params=fields) as answer:
+            assert answer.status == 200
+    return ends
+
+
+async def _way(way: str, plans: Sequence[Plan], seconds: float, folder: Path) -> str:
+    trust = "accept" if "trusted" in way else "verify"
+    with ExitStack() as stack:
+        async with (
+            Simulator(accounts=[Account("main", "k", "s")]) as simulator,
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
+        ):
+            exporter = stack.enter_context(Exporter(_configuration(folder, simulator.url, trust)))
+            await asyncio.to_thread(exporter.wait_until_ready)
+            tasks = []
+            for number, plan in enumerate(plans):
+                one = _one(
+                    *(http, simulator, exporter.url, f"c{number}", plan),
+                    called_back=way != WAYS[0],
+                )
+                tasks.append(asyncio.create_task(one))
+                await asyncio.sleep(seconds / len(plans))
+            ends = await asyncio.gather(*tasks)
+            found = await asyncio.to_thread(wait_until, exporter, "esms_calls_total", len(plans))
+            await asyncio.to_thread(exporter.end)
+    with sqlite3.connect(folder / "ledger.db") as ledger:
+        query = "SELECT reference_id, finished_at FROM calls"
+        finished = dict(ledger.execute(query).fetchall())
+    delays = [finished[f"c{number}"] - end for number, end in enumerate(ends)]
+    percentiles = statistics.quantiles(delays, n=20)
+    requests = found["esms_api_requests_total"] / len(plans)
+    return f"| {way} | {requests:.2f} | {percentiles[9]:.2f} | {percentiles[18]:.2f} |"
+
+
+async def _run(calls: int, seconds: float) -> None:
+    plans = _plans(calls)
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / str(number) for number in range(len(WAYS))]
+        for folder in folders:
+            folder.mkdir()
+        ways = zip(WAYS, folders, strict=True)
+        lines = await asyncio.gather(*(_way(way, plans, seconds, folder) for way, folder in ways))
+    print("| | requests per finished call | delay p50, s | delay p95, s |\n" + "|---" * 4 + "|")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=60, help="over which they are placed")
+    options = parser.parse_args()
+    asyncio.run(_run(options.calls, options.seconds))
+
+
+if __name__ == "__main__":
+    main()

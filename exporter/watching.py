@@ -1,0 +1,190 @@
+"""The calls that are watched: how they come, how they are let go, and what is shown of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import structlog
+
+from exporter.account import Account
+from exporter.calls import Finished, ReferenceId, verdict
+from exporter.esms.answers import Answer
+from exporter.ledger.ledger import Ledger
+from exporter.ledger.records import (
+    CallRecord,
+    Committed,
+    Count,
+    Labels,
+    NewCall,
+    Observation,
+    StoredCall,
+    Tally,
+)
+from exporter.metrics.calls import CallMetrics
+from exporter.metrics.catalogue import Catalogue
+from exporter.sources.api import Inbox
+
+_log = structlog.get_logger(__name__)
+
+
+class Watching:
+    """Between the sources, the ledger, the pollers and the metrics of finished calls.
+
+    Whatever is done to a call is done in the ledger first, and then shown.
+
+    Args:
+        accounts: the accounts that are polled; whoever changes them has it seen here.
+        metrics: where commits and errors of the ledger are counted.
+
+    Attributes:
+        ledger: the durable record.
+        inbox: gathers what programs push; to be run.
+        call_metrics: what is shown of finished calls; replaced with the configuration.
+        max_calls: how many calls may be watched at a time.
+    """
+
+    def __init__(self, accounts: Mapping[str, Account], metrics: Catalogue) -> None:
+        self._accounts = accounts
+        self.ledger = Ledger(metrics, self._committed)
+        self.inbox = Inbox(self._push)
+        self.call_metrics = CallMetrics((), (), 1)
+        self.max_calls: float = math.inf
+
+    @property
+    def count(self) -> int:
+        """How many calls are polled."""
+        return sum(len(account.poller.calls) for account in self._accounts.values())
+
+    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+        """Take calls in and poll the new ones; see `Store.watch`.
+
+        Raises:
+            LedgerError: the ledger failed; what it took in before is watched.
+        """
+        added, rows, refused = 0, set[int](), 0
+        async for taken in self.ledger.watch(source, calls, self.max_calls):
+            rows |= taken.rows
+            refused += taken.refused
+            added += len(taken.added)
+            self._take_up(taken.added, taken.label_sets)
+        return Tally(added, rows, refused)
+
+    async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | None]:
+        store = self.ledger.store
+        pushed = await self.ledger.call(store.push, requests, time.time(), self.max_calls)
+        self._take_up(pushed.added, pushed.label_sets)
+        return pushed.counts
+
+    async def delete(self, row: int) -> bool:
+        """Stop watching a call, by its row, without counting it; returns whether it was watched.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        deleted = await self.ledger.call(self.ledger.store.delete, row)
+        if deleted:
+            self._forget(row)
+        return deleted
+
+    async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
+        """Return a call, if it is known.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.find, account, name)
+
+    async def push(self, call: NewCall) -> None:
+        """Watch a call; returns once that is durable.
+
+        Raises:
+            LedgerError: the ledger failed.
+            NoRoomError: there are too many calls.
+        """
+        await self.inbox.put([call])
+
+    async def price(self, row: int, price: float) -> None:
+        """Keep what a call has cost, in VND; returns once that is durable.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        added = await self.ledger.call(self.ledger.store.set_price, row, price)
+        self.call_metrics.add(added.items())
+
+    async def accept(self, account: str, row: int, answer: Answer) -> bool:
+        """Finish a call, if that is what an answer means; returns once that is durable.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        poller = self._accounts[account].poller
+        if (call := poller.calls.get(row)) is None:
+            return False
+        now = time.time()
+        decided = verdict(call, answer, now, poller.patience)
+        if not isinstance(decided, Finished):
+            return False
+        observed = [Observation(account, call, decided, now)]
+        self._committed(observed, await self.ledger.call(self.ledger.store.commit, observed))
+        return True
+
+    def hasten(self, account: str, row: int) -> None:
+        """Ask the provider about a call now."""
+        if known := self._accounts.get(account):
+            known.poller.hasten(row)
+
+    async def keep_only(self, source: str, rows: set[int]) -> None:
+        """Let go of the calls that a source named before, but for these rows.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        for call_id in await self.ledger.call(self.ledger.store.keep_only, source, rows):
+            self._forget(call_id)
+
+    async def sources(self) -> list[str]:
+        """Return every source that names a call.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.sources)
+
+    def _forget(self, call_id: int) -> None:
+        for account in self._accounts.values():
+            account.poller.forget(call_id)
+
+    def _take_up(self, added: Iterable[StoredCall], label_sets: Mapping[int, Labels]) -> None:
+        for row, labels in sorted(label_sets.items()):
+            self.call_metrics.learn(row, labels)
+        self.poll(added)
+
+    def poll(self, added: Iterable[StoredCall]) -> None:
+        """Poll calls that the ledger holds."""
+        for account, labels, call in added:
+            if known := self._accounts.get(account):
+                self.call_metrics.start(account, labels)
+                known.poller.watch(call)
+        for known in self._accounts.values():
+            known.poller.wake()
+
+    def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
+        """Count and show what has become durable."""
+        self.call_metrics.add(committed.added.items())
+        # Asked once: a line that is not written costs as much as the rest of this loop.
+        debug = _log.is_enabled_for(logging.DEBUG)
+        for name, call, found, at in observations:
+            if (account := self._accounts.get(name)) is None:
+                continue
+            if call.id in committed.gone:
+                account.poller.forget(call.id)
+            else:
+                account.poller.settle(call, found, at)
+                if debug:
+                    _log.debug(
+                        "observed", account=name, reference_id=call.reference_id, found=found
+                    )
