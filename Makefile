@@ -28,6 +28,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.polls
 	$(BIN)/python -m benchmarks.watched
 	$(BIN)/python -m benchmarks.pushed
+	$(BIN)/python -m benchmarks.callbacks
 
 # What the lock files say is installed; they are made with `make lock`.
 $(VENV)/.run: requirements.lock | $(VENV)/bin/python

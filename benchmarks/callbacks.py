@@ -1,7 +1,7 @@
 """Requests per finished call, and the time from its end to its count, with callbacks and without.
 
 Calls live as real ones do: they ring, are talked to, and wait for the carrier's report. The
-exporter polls at its default pace. The three ways run side by side, on the same calls.
+ways run side by side, on the same calls.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 
@@ -23,7 +24,22 @@ from benchmarks.processes import Exporter, wait_until
 from exporter.simulator import Account, Plan, Simulator
 
 TOKEN = "made-up"
-WAYS = ("polling alone", "callbacks, verified", "callbacks, trusted")
+
+
+class Way(NamedTuple):
+    """How calls are followed; `trust` is None where nobody calls back."""
+
+    name: str
+    interval: str
+    trust: str | None
+
+
+WAYS = (
+    Way("polling alone", "15s", None),
+    Way("callbacks, verified", "15s", "verify"),
+    Way("callbacks, verified", "1m", "verify"),
+    Way("callbacks, trusted", "1m", "accept"),
+)
 
 
 def _plans(calls: int) -> list[Plan]:
@@ -39,14 +55,15 @@ def _plans(calls: int) -> list[Plan]:
     ]
 
 
-def _configuration(folder: Path, base_url: str, trust: str) -> Path:
+def _configuration(folder: Path, base_url: str, way: Way) -> Path:
     path = folder / "config.yaml"
     path.write_text(
         f"accounts:\n  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}',"
         f" callback_token: {TOKEN}, rate_limit: 200}}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         f"watch:\n  api: {{tokens: [{{name: bench, token: {TOKEN}}}]}}\n"
-        f"  callback: {{trust: {trust}}}\n"
+        f"  callback: {{trust: {way.trust or 'verify'}}}\n"
+        f"polling: {{interval: {way.interval}}}\n"
     )
     return path
 
@@ -75,20 +92,19 @@ async def _one(
     return ends
 
 
-async def _way(way: str, plans: Sequence[Plan], seconds: float, folder: Path) -> str:
-    trust = "accept" if "trusted" in way else "verify"
+async def _way(way: Way, plans: Sequence[Plan], seconds: float, folder: Path) -> str:
     with ExitStack() as stack:
         async with (
             Simulator(accounts=[Account("main", "k", "s")]) as simulator,
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
         ):
-            exporter = stack.enter_context(Exporter(_configuration(folder, simulator.url, trust)))
+            exporter = stack.enter_context(Exporter(_configuration(folder, simulator.url, way)))
             await asyncio.to_thread(exporter.wait_until_ready)
             tasks = []
             for number, plan in enumerate(plans):
                 one = _one(
                     *(http, simulator, exporter.url, f"c{number}", plan),
-                    called_back=way != WAYS[0],
+                    called_back=way.trust is not None,
                 )
                 tasks.append(asyncio.create_task(one))
                 await asyncio.sleep(seconds / len(plans))
@@ -101,7 +117,8 @@ async def _way(way: str, plans: Sequence[Plan], seconds: float, folder: Path) ->
     delays = [finished[f"c{number}"] - end for number, end in enumerate(ends)]
     percentiles = statistics.quantiles(delays, n=20)
     requests = found["esms_api_requests_total"] / len(plans)
-    return f"| {way} | {requests:.2f} | {percentiles[9]:.2f} | {percentiles[18]:.2f} |"
+    p50, p95 = percentiles[9], percentiles[18]
+    return f"| {way.name} | {way.interval} | {requests:.2f} | {p50:.2f} | {p95:.2f} |"
 
 
 async def _run(calls: int, seconds: float) -> None:
@@ -112,7 +129,9 @@ async def _run(calls: int, seconds: float) -> None:
             folder.mkdir()
         ways = zip(WAYS, folders, strict=True)
         lines = await asyncio.gather(*(_way(way, plans, seconds, folder) for way, folder in ways))
-    print("| | requests per finished call | delay p50, s | delay p95, s |\n" + "|---" * 4 + "|")
+    print(
+        "| | interval | requests per finished call | delay p50, s | p95, s |\n" + "|---" * 5 + "|"
+    )
     print("\n".join(lines))
 
 

@@ -141,12 +141,31 @@ def _engine(config: SqlConfig) -> Engine:
             return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, check_same_thread=False)
 
         options["creator"] = connect
-    elif kind in {"postgresql", "mysql", "mariadb"}:
-        options["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT}
+    options["connect_args"] = _patience(url.get_driver_name(), config.timeout)
     engine = create_engine(url, **options)
     if kind == "sqlite":
         event.listen(engine, "connect", _limit(config.timeout))
     return engine
+
+
+def _patience(driver: str, timeout: float) -> dict[str, int]:
+    """Return what has a driver give up on a server that is silent, as when its machine is gone."""
+    longest = int(timeout) + CONNECT_TIMEOUT
+    if driver == "psycopg":
+        return {
+            "connect_timeout": CONNECT_TIMEOUT,
+            "keepalives_idle": CONNECT_TIMEOUT,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": longest * 1000,
+        }
+    if driver == "pymysql":
+        return {
+            "connect_timeout": CONNECT_TIMEOUT,
+            "read_timeout": longest,
+            "write_timeout": longest,
+        }
+    return {}
 
 
 def _settings(dialect: Dialect, timeout: float) -> list[str]:
@@ -187,6 +206,10 @@ def _translated() -> Iterator[None]:
     except SQLAlchemyError as error:
         # Its own words may hold the statement or the address.
         raise SourceError(f"the query cannot be run ({type(error).__name__})") from None
+    except SourceError:
+        raise
+    except Exception as error:  # noqa: BLE001 - drivers raise what they like, as for odd text
+        raise SourceError(f"the driver failed ({type(error).__name__})") from None
 
 
 def _words(error: BaseException) -> str:

@@ -219,10 +219,14 @@ def _token(config: ApiConfig, headers: list[str]) -> TokenConfig:
 async def _calls(client: _Client, request: web.Request) -> list[NewCall]:
     """Return the calls of a request's body."""
     body = bytearray()
-    async for piece in request.content.iter_any():
-        body += piece
-        if len(body) > MAX_BODY:
-            raise ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB")
+    try:
+        async for piece in request.content.iter_any():
+            body += piece
+            if len(body) > MAX_BODY:
+                raise ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB")
+    except web.RequestPayloadError:
+        # Nobody knows where the next request would begin.
+        raise ProblemError(400, "the body cannot be read", ends=True) from None
     read = client.requests.calls.model_validate_json
     try:
         told: Any = (  # Any: made at run time

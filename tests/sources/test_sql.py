@@ -18,6 +18,7 @@ from exporter.errors import LedgerError, SourceError
 from exporter.ledger.records import NewCall, Tally
 from exporter.metrics.catalogue import Catalogue
 from exporter.secret import Secret
+from exporter.sources import sql as module
 from exporter.sources.sql import Names, Query, SqlSources
 from tests.databases import PASSWORD, Server, mariadb, postgresql
 from tests.waiting import until
@@ -183,6 +184,17 @@ def test_a_wrong_password_does_not_show(table: File | Server) -> None:
         read(config(table, url=Secret(wrong)))
     assert "made-up" not in str(error.value)
     assert "secret-name" not in str(error.value)
+
+
+def test_a_driver_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "odd")
+
+    monkeypatch.setattr(module, "_settings", fail)
+    file = File(tmp_path / "x.db")
+    file.execute("CREATE TABLE calls (reference_id TEXT)")
+    with pytest.raises(SourceError, match="the driver failed"):
+        read(config(file))
 
 
 @pytest.mark.parametrize(

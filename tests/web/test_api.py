@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 from collections.abc import AsyncIterator
@@ -309,6 +310,18 @@ async def test_a_ledger_that_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch
         assert (status, problem["detail"]) == (503, "ledger: the disk is full")
         assert (await bench.ask("GET", "/calls"))[0] == 503
     assert await bench.watch("a") == (202, {"added": 1, "known": 0})
+
+
+async def test_bodies_that_are_compressed(bench: Bench) -> None:
+    body = gzip.compress(b'{"calls": [{"reference_id": "a", "account": "b"}]}')
+    headers = {"Content-Encoding": "gzip"}
+    status, _ = await bench.ask("POST", "/calls", body, headers=dict(headers))
+    assert status == 202
+    status, problem = await bench.ask("POST", "/calls", b"nothing", headers=dict(headers))
+    assert (status, problem["detail"][:23]) == (400, "the body cannot be read")
+    # A bomb: as much as is taken is read of it.
+    bomb = gzip.compress(b" " * (module.MAX_BODY + 1))
+    assert (await bench.ask("POST", "/calls", bomb, headers=dict(headers)))[0] == 413
 
 
 async def test_calls_that_come_while_it_stops_are_not_accepted(bench: Bench) -> None:
