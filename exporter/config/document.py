@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Union, final
 
 import yaml
 
+from exporter.config.files import FileProblemError
 from exporter.config.interpolation import InterpolationError, interpolate
 from exporter.config.problems import Problems
 from exporter.config.scalars import Scalar, resolve
@@ -75,6 +77,23 @@ class DocumentError(Exception):
         self.line = line
         self.parts = parts
         self.message = message
+
+
+@contextmanager
+def told_to(problems: Problems) -> Iterator[None]:
+    """Turn what keeps a file from being read at all into the last of its problems.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    try:
+        yield
+    except FileProblemError as error:
+        problems.add(0, (), str(error))
+        problems.fail()
+    except DocumentError as error:
+        problems.add(error.line, error.parts, error.message)
+        problems.fail()
 
 
 @dataclass(slots=True)

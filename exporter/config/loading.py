@@ -14,11 +14,11 @@ from exporter.config.calls import CallReader, report_unknown_keys
 from exporter.config.databases import database_problem
 from exporter.config.document import (
     BROKEN,
-    DocumentError,
     Value,
     YamlMapping,
     YamlSequence,
     parse_document,
+    told_to,
 )
 from exporter.config.fields import is_duration
 from exporter.config.files import FileProblemError, read_text
@@ -85,14 +85,8 @@ def load_config(
         ConfigError: with everything that is wrong, in the order of the file.
     """
     problems = Problems(str(path))
-    try:
+    with told_to(problems):
         document = parse_document(read_text(path, MAX_FILE), environ, problems)
-    except FileProblemError as error:
-        problems.add(0, (), str(error))
-        problems.fail()
-    except DocumentError as error:
-        problems.add(error.line, error.parts, error.message)
-        problems.fail()
     if document is None:
         problems.add(0, (), "is empty; expected a mapping with the key `accounts`")
         problems.fail()

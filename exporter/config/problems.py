@@ -49,13 +49,17 @@ class Problems:
         self._found.sort(key=lambda problem: problem.line)
         del self._found[SHOWN:]
 
+    def told(self) -> tuple[Problem, ...]:
+        """Return what was noted, in the order of the file, and how many more there are."""
+        self._keep_first()
+        more = self.total - len(self._found)
+        rest = [Problem(self._file, 0, "", f"and {more} more problems")] if more else []
+        return (*self._found, *rest)
+
     def fail(self) -> NoReturn:
         """Raise what was noted.
 
         Raises:
             ConfigError: always.
         """
-        self._keep_first()
-        more = self.total - len(self._found)
-        rest = [Problem(self._file, 0, "", f"and {more} more problems")] if more else []
-        raise ConfigError((*self._found, *rest))
+        raise ConfigError(self.told())

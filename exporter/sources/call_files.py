@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from exporter.config.calls import CallConfig, CallReader
-from exporter.config.document import DocumentError, Value, YamlMapping, YamlSequence, parse_document
-from exporter.config.files import FileProblemError, read_text
+from exporter.config.document import (
+    DocumentError,
+    Value,
+    YamlMapping,
+    YamlSequence,
+    parse_document,
+    told_to,
+)
+from exporter.config.files import read_text
 from exporter.config.problems import Problems
-from exporter.errors import ConfigError, Problem
+from exporter.errors import Problem
 
 MAX_FILE: Final = 64 << 20
 """Bytes; a million ids are 37 MB."""
@@ -49,20 +56,11 @@ def read_calls(
         ConfigError: nothing of it can be read.
     """
     problems = Problems(path)
-    try:
+    with told_to(problems):
         text = read_text(Path(path), MAX_FILE)
         items = _items(path, text, labels, problems, whole=whole)
-    except FileProblemError as error:
-        problems.add(0, (), str(error))
-        problems.fail()
-    except DocumentError as error:
-        problems.add(error.line, error.parts, error.message)
-        problems.fail()
     calls = CallReader(accounts, labels, problems, (), repeats=True).read(items)
-    try:
-        problems.fail()
-    except ConfigError as error:
-        return FileOfCalls(calls, error.problems)
+    return FileOfCalls(calls, problems.told())
 
 
 def _items(

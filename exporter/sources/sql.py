@@ -23,7 +23,7 @@ from exporter.config.calls import CallReader
 from exporter.config.databases import database_url
 from exporter.config.document import YamlMapping
 from exporter.config.problems import Problems
-from exporter.errors import ConfigError, LedgerError, SourceError
+from exporter.errors import LedgerError, SourceError
 from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.sources.call_files import COLUMNS, as_item, as_sequence
@@ -289,14 +289,14 @@ class SqlSources:
             while (batch := await _beside(lambda: next(batches, None))) is not None:
                 calls = (NewCall(call.account, call.reference_id, call.labels) for call in batch)
                 refused += (await self._intake.watch(None, calls)).refused
-            if problems.total:
-                problems.fail()
-        except (SourceError, ConfigError) as error:
+        except SourceError as error:
             return str(error)
         except LedgerError as error:
             await _beside(batches.close)
             return str(error)
-        return f"{refused} of its calls are beyond `watch.max_calls`" if refused else ""
+        if refused:
+            return f"{refused} of its calls are beyond `watch.max_calls`"
+        return "\n".join(map(str, problems.told()))
 
 
 async def _beside(work: Callable[[], R]) -> R:
