@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from exporter.config.calls import CallReader, report_unknown_keys
+from exporter.config.credentials import NO_SECRET, Credentials, file_keys
 from exporter.config.databases import database_problem
 from exporter.config.document import (
     BROKEN,
@@ -21,7 +21,7 @@ from exporter.config.document import (
     told_to,
 )
 from exporter.config.fields import is_duration
-from exporter.config.files import FileProblemError, read_text
+from exporter.config.files import read_text
 from exporter.config.models import (
     MAX_ACCOUNTS,
     MAX_LABELS,
@@ -42,18 +42,6 @@ from exporter.config.problems import Problems
 from exporter.secret import Secret
 
 MAX_FILE = 64 << 20
-MAX_SECRET_FILE = 64 << 10
-
-CREDENTIALS = {
-    AccountConfig: ("api_key", "secret_key", "callback_token"),
-    TokenConfig: ("token",),
-    SqlConfig: ("url",),
-}
-"""The keys of models whose values are secrets, each of which a file may hold instead."""
-
-_CREDENTIAL = re.compile("[!-~]{1,1024}")
-# Stands in for a credential that is wrong, so that it is told once; no Config is made of it.
-_NO_SECRET = Secret("?")
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "polling": PollingConfig,
@@ -112,9 +100,10 @@ class _Loader:
         secret_files: set[Path] | None,
     ) -> None:
         self._document = document
-        self._secret_files = secret_files if secret_files is not None else set()
         self._folder = folder
         self._problems = problems
+        files = secret_files if secret_files is not None else set()
+        self._credentials = Credentials(folder, problems, files)
 
     def load(self) -> Config:
         """Return the configuration.
@@ -131,14 +120,8 @@ class _Loader:
                 # A section whose keys are all commented out.
                 data.pop(section, None)
         accounts = self._document.get("accounts")
-        if isinstance(accounts, YamlSequence):
-            # One too many is enough to be told.
-            shown = accounts[: MAX_ACCOUNTS + 1]
-            data["accounts"] = [
-                self._with_secrets(item, AccountConfig, ("accounts", index))
-                for index, item in enumerate(shown)
-            ]
-            self._unique_names(shown, ("accounts",))
+        if accounts is not None:  # other lists may be left empty
+            self._items(data, AccountConfig, ("accounts",), MAX_ACCOUNTS)
         watch = data.get("watch")
         if isinstance(watch, dict):
             self._watch(watch, _strings(accounts, "name"))
@@ -178,52 +161,9 @@ class _Loader:
     ) -> object:
         if not isinstance(item, YamlMapping):
             return item
-        keys = CREDENTIALS[model]
-        known = (*model.model_fields, *(f"{key}_file" for key in keys))
-        data = self._section(item, model, parts, known)
-        for key in keys:
-            file_key = f"{key}_file"
-            data.pop(file_key, None)
-            if key in item or file_key in item or model.model_fields[key].is_required():
-                data[key] = _NO_SECRET
-            if key in item and file_key in item:
-                message = f"expected either `{key}` or `{file_key}`, not both"
-                self._problems.add(item.line_of(file_key), (*parts, file_key), message)
-            elif key in item:
-                data[key] = self._credential(item[key], item.line_of(key), (*parts, key))
-            elif file_key in item:
-                text = self._secret_file(item[file_key], item.line_of(file_key), (*parts, file_key))
-                data[key] = self._credential(text, item.line_of(file_key), (*parts, file_key))
-            elif key in data:
-                line = self._line(parts)
-                self._problems.add(line, (*parts, key), f"missing; expected it or `{file_key}`")
+        data = self._section(item, model, parts, (*model.model_fields, *file_keys(model)))
+        self._credentials.read(item, model, data, parts, self._line(parts))
         return data
-
-    def _credential(self, value: Value, line: int, parts: tuple[str | int, ...]) -> Secret:
-        if value is BROKEN:
-            return _NO_SECRET
-        text = value.strip() if isinstance(value, str) else ""
-        if _CREDENTIAL.fullmatch(text):
-            return Secret(text)
-        if isinstance(value, bool | int | float):
-            message = "expected text; a key that looks like a number needs quotes"
-        elif not text:
-            message = "expected a key, and it is empty"
-        else:
-            message = "expected a key: printable ASCII characters without blanks"
-        self._problems.add(line, parts, message)
-        return _NO_SECRET
-
-    def _secret_file(self, value: Value, line: int, parts: tuple[str | int, ...]) -> Value:
-        if isinstance(value, str) and value:
-            self._secret_files.add(self._folder / value)
-            try:
-                return read_text(self._folder / value, MAX_SECRET_FILE)
-            except FileProblemError as error:
-                self._problems.add(line, parts, f"the file {error}")
-        elif value is not BROKEN:
-            self._problems.add(line, parts, "expected the path of a file")
-        return BROKEN
 
     def _unique_names(self, items: list[Value], parts: tuple[str, ...]) -> None:
         first: dict[str, int] = {}
@@ -270,52 +210,48 @@ class _Loader:
             watch.pop("api", None)
         if not isinstance(api, YamlMapping):
             return
+        data = watch["api"] = self._section(api, ApiConfig, ("watch", "api"))
         parts = ("watch", "api", "tokens")
-        data = self._section(api, ApiConfig, parts[:2])
-        watch["api"] = data
-        tokens = data.get("tokens")
-        if tokens is None:
-            data.pop("tokens", None)
-        if not isinstance(tokens, YamlSequence):
-            return
-        shown = tokens[: MAX_TOKENS + 1]
-        data["tokens"] = [
-            self._with_secrets(item, TokenConfig, (*parts, index))
-            for index, item in enumerate(shown)
-        ]
-        self._unique_names(shown, parts)
-        for index, item in enumerate(shown):
-            names = item.get("accounts") if isinstance(item, YamlMapping) else None
-            for place, name in enumerate(_strings(names) or ()):
-                if accounts is not None and name not in accounts:
-                    there = (*parts, index, "accounts", place)
-                    message = "expected the name of one of the accounts"
-                    self._problems.add(self._line(there), there, message)
+        for index, (given, _) in enumerate(self._items(data, TokenConfig, parts, MAX_TOKENS)):
+            for place, name in enumerate(_strings(given.get("accounts")) or ()):
+                self._known_account(name, accounts, (*parts, index, "accounts", place))
 
     def _sql(self, watch: dict[str, object], accounts: list[str] | None) -> None:
         parts = ("watch", "sql")
-        queries = watch.get("sql")
-        if queries is None:
-            watch.pop("sql", None)
-        if not isinstance(queries, YamlSequence):
-            return
-        shown = queries[: MAX_QUERIES + 1]
-        found = [
-            self._with_secrets(item, SqlConfig, (*parts, index)) for index, item in enumerate(shown)
-        ]
-        watch["sql"] = found
-        self._unique_names(shown, parts)
-        for index, (given, item) in enumerate(zip(shown, found, strict=True)):
-            if not isinstance(item, dict) or not isinstance(given, YamlMapping):
-                continue
-            url, account = item["url"], item.get("account")
-            if url is not _NO_SECRET and (problem := database_problem(url)):
+        for index, (given, data) in enumerate(self._items(watch, SqlConfig, parts, MAX_QUERIES)):
+            self._known_account(data.get("account"), accounts, (*parts, index, "account"))
+            url = data["url"]
+            if isinstance(url, Secret) and url is not NO_SECRET:
                 place = (*parts, index, "url" if "url" in given else "url_file")
-                self._problems.add(self._line(place), place, problem)
-            if isinstance(account, str) and accounts is not None and account not in accounts:
-                place = (*parts, index, "account")
-                message = "expected the name of one of the accounts"
-                self._problems.add(self._line(place), place, message)
+                if problem := database_problem(url):
+                    self._problems.add(self._line(place), place, problem)
+
+    def _items(
+        self, holder: dict[str, object], model: type[BaseModel], parts: tuple[str, ...], most: int
+    ) -> list[tuple[YamlMapping, dict[str, object]]]:
+        """Read a list of named mappings that hold secrets; returns each as it is given and read."""
+        items = holder.get(parts[-1])
+        if items is None:
+            holder.pop(parts[-1], None)
+        if not isinstance(items, YamlSequence):
+            return []
+        # One too many is enough to be told.
+        shown = items[: most + 1]
+        self._unique_names(shown, parts)
+        read = [self._with_secrets(item, model, (*parts, n)) for n, item in enumerate(shown)]
+        holder[parts[-1]] = read
+        return [
+            (given, data if isinstance(data, dict) else {})
+            for given, data in zip(shown, read, strict=True)
+            if isinstance(given, YamlMapping)
+        ]
+
+    def _known_account(
+        self, name: object, accounts: list[str] | None, parts: tuple[str | int, ...]
+    ) -> None:
+        if isinstance(name, str) and accounts is not None and name not in accounts:
+            message = "expected the name of one of the accounts"
+            self._problems.add(self._line(parts), parts, message)
 
     def _beside(self, pattern: Value) -> object:
         if not isinstance(pattern, str) or not pattern:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from exporter.config.credentials import CREDENTIALS
 from exporter.config.durations import format_duration
-from exporter.config.loading import CREDENTIALS
 from exporter.config.models import Config
 
 _ANNOTATIONS: Final = ("title", "description", "default")
