@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -15,6 +16,9 @@ LOOK_EVERY: Final = 0.5
 """Seconds from one look to the next."""
 
 _LOOKS_AT_MOST: Final = 2
+
+# At the first look: what was not written to for so long lies still.
+_STILL: Final = 1_000_000_000
 
 
 class Stamp(NamedTuple):
@@ -40,15 +44,19 @@ def stamp_of(path: str) -> Stamp | None:
     )  # fmt: skip
 
 
+_NEVER: Final = Stamp(0, 0, 0, 0, -1)
+
+
 class Change(NamedTuple):
     """A file that is to be read.
 
     Attributes:
-        settled: it was the same at two looks; else it changes all the time, and its end may be
-            half-written.
+        stamp: as it was found.
+        settled: it lies still; else it is being written, and its end may be half-written.
     """
 
     path: str
+    stamp: Stamp
     settled: bool
 
 
@@ -60,7 +68,7 @@ class Watched:
         self._read: dict[str, Stamp] = {}
         self._looks: dict[str, int] = {}
 
-    def look(self, paths: Iterable[str], *, wait: bool = True) -> tuple[list[Change], list[str]]:
+    def look(self, paths: Iterable[str], *, wait: bool = True) -> list[Change]:
         """Look at files. Blocking, for as long as the file system takes.
 
         Args:
@@ -68,9 +76,10 @@ class Watched:
             wait: until a file lies still, but not for more than a few looks.
 
         Returns:
-            The files that have changed since they were last read, and those that have been gone
-            for two looks.
+            The files that have changed since they were last read, which is when `read` was told
+            of them.
         """
+        now = time.time_ns()
         found = {path: stamp for path in paths if (stamp := stamp_of(path))}
         changes = []
         for path, stamp in found.items():
@@ -78,20 +87,16 @@ class Watched:
                 self._looks.pop(path, None)
                 continue
             looks = self._looks[path] = self._looks.get(path, 0) + 1
-            settled = not wait or self._seen.get(path) == stamp
-            if settled or looks > _LOOKS_AT_MOST:
-                changes.append(Change(path, settled))
+            settled = self._seen.get(path) == stamp if wait else now - stamp.changed > _STILL
+            if settled or not wait or looks > _LOOKS_AT_MOST:
+                changes.append(Change(path, stamp, settled))
                 del self._looks[path]
-                self._read[path] = stamp
-        gone = [
-            path
-            for path in self._read
-            if path not in found and (path not in self._seen or not wait)
-        ]
-        for path in gone:
-            del self._read[path]
         self._seen = found
-        return changes, gone
+        return changes
+
+    def read(self, change: Change) -> None:
+        """Note that a file has been read as it was found."""
+        self._read[change.path] = change.stamp
 
     def there(self, path: str) -> bool:
         """Tell whether a file was there at the last look."""
@@ -104,5 +109,6 @@ class Watched:
                 self._seen[path] = self._read[path] = stamp
 
     def forget(self, path: str) -> None:
-        """Have a file read again."""
-        self._read.pop(path, None)
+        """Have a file that was read be read again."""
+        if path in self._read:
+            self._read[path] = _NEVER

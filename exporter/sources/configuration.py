@@ -31,7 +31,8 @@ class ConfigFile:
             ConfigError: with every problem.
         """
         # Before it is read: what is written from now on is a change.
-        self._watched.look(self._files, wait=False)
+        for change in self._watched.look(self._files, wait=False):
+            self._watched.read(change)
         secret_files: set[Path] = set()
         try:
             return load_config(self._path, self._environ, secret_files)
@@ -42,8 +43,4 @@ class ConfigFile:
 
     def changed(self) -> bool:
         """Tell whether a file has changed since it was last read, and lies still."""
-        changes, _ = self._watched.look(self._files)
-        for change in changes:
-            if not change.settled:
-                self._watched.forget(change.path)
-        return any(change.settled for change in changes)
+        return any(change.settled for change in self._watched.look(self._files))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fnmatch
-import glob
-import re
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -19,6 +18,7 @@ from exporter.ledger.records import NewCall, Tally
 from exporter.metrics.catalogue import Catalogue
 from exporter.sources.call_files import read_calls
 from exporter.sources.changes import Change, Watched
+from exporter.sources.patterns import covered, found, literals
 
 SOURCE: Final = "files"
 """The source's name in metrics."""
@@ -28,7 +28,9 @@ PREFIX: Final = "file:"
 
 MAX_FILES: Final = 10_000
 
-_ESCAPED: Final = re.compile(r"\[([*?[])\]")
+RETRY_EVERY: Final = 60.0
+"""Seconds after which calls that there was no room for are tried again."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -72,21 +74,28 @@ class CallFiles:
         self._settings = Settings((), (), ())
         self._watched = Watched()
         self._named: set[str] = set()  # files that name calls in the ledger
-        self._gone: set[str] = set()  # files that are, and whose calls are not let go yet
+        self._missing: set[str] = set()  # of those, not there at the last look
         self._failing: dict[str, str] = {}  # by file, what was said
+        self._full: dict[str, float] = {}  # files to be read again, and when
 
     async def configure(self, settings: Settings) -> None:
         """Go over to other settings, and read everything anew; returns once all is taken in.
 
+        Where nothing has changed, this is but another look.
+
         Raises:
             LedgerError: the ledger failed.
         """
-        self._settings = settings
+        if settings == self._settings:
+            await self._look(wait=True)
+            return
+        self._metrics.show_source(SOURCE, shown=bool(settings.patterns))
         self._watched = Watched()
-        self._failing, self._gone = {}, set()
+        self._failing, self._full = {}, {}
         named = await self._intake.sources()
         self._named = {name.removeprefix(PREFIX) for name in named if name.startswith(PREFIX)}
-        self._metrics.show_source(SOURCE, shown=bool(settings.patterns))
+        self._missing = set()
+        self._settings = settings
         await self._look(wait=False)
 
     async def look(self) -> None:
@@ -100,57 +109,75 @@ class CallFiles:
 
     async def _look(self, *, wait: bool) -> None:
         patterns = self._settings.patterns
-        paths = await asyncio.to_thread(_found, patterns)
-        too_many = len(paths) > MAX_FILES
-        self._say("watch.files", f"finds over {MAX_FILES} files" if too_many else None)
-        changes, gone = await asyncio.to_thread(self._watched.look, paths[:MAX_FILES], wait=wait)
+        paths, problem = await asyncio.to_thread(_readable, patterns)
+        self._say("watch.files", problem)
+        self._retry()
+        look = partial(self._watched.look, paths[:MAX_FILES], wait=wait)
+        changes = await asyncio.to_thread(look)
         # New ones first, so that a call that moves from file to file is watched all the time.
         for change in changes:
-            await self._take(change)
-        self._gone.update(gone if wait or too_many else self._named)
-        self._gone.difference_update(paths)
-        for path in sorted(self._gone):
-            await self._miss(path)
-        for path in _literals(patterns):
+            await self._take(change, tell=wait or change.settled)
+        # Those beyond the limit were not looked at.
+        there = {path for path in paths if self._watched.there(path)}.union(paths[MAX_FILES:])
+        missing = self._named - there
+        for path in sorted(missing):
+            if path in self._missing or not covered(path, patterns):
+                await self._miss(path)
+        self._missing = missing
+        for path in literals(patterns):
             if not self._watched.there(path):
                 self._say(path, "cannot be read: no such file")
         if patterns and not self._failing:
             self._metrics.source_last_success.labels(SOURCE).value = time.time()
 
-    async def _take(self, change: Change) -> None:
+    async def _take(self, change: Change, *, tell: bool) -> None:
         settings, path = self._settings, change.path
         try:
-            found = await asyncio.to_thread(
+            told = await asyncio.to_thread(
                 read_calls, path, settings.accounts, settings.labels, whole=change.settled
             )
         except ConfigError as error:
-            self._say(path, str(error))
+            if change.settled:
+                self._watched.read(change)
+            if tell:
+                self._say(path, str(error))
             return
-        try:
-            taken = await self._intake.watch(PREFIX + path, _new_calls(found.calls))
-            self._named.add(path)
-            if change.settled and not found.problems and not taken.refused:
-                await self._intake.keep_only(PREFIX + path, taken.rows)
-        except LedgerError:
-            self._watched.forget(path)
-            raise
-        if not change.settled:
-            self._watched.forget(path)
-        _log.debug("file of calls read", file=path, calls=len(found.calls))
-        problem = "\n".join(map(str, found.problems))
+        source = PREFIX + path
+        taken = await self._intake.watch(source, _new_calls(told.calls))
+        self._named.add(path)
+        if change.settled and not told.problems:
+            # What it does not name any more may be all that there is no room for.
+            await self._intake.keep_only(source, taken.rows)
+            if taken.refused:
+                taken = await self._intake.watch(source, _new_calls(told.calls))
+        if change.settled:
+            self._watched.read(change)
+        _log.debug("file of calls read", file=path, calls=len(told.calls))
+        problem = "\n".join(map(str, told.problems))
         if taken.refused:
-            problem = f"{taken.refused} of its calls are beyond `watch.max_calls`"
-        self._say(path, problem or None)
+            problem = "some of its calls are beyond `watch.max_calls`"
+            self._full[path] = time.monotonic() + RETRY_EVERY
+        if tell:
+            self._say(path, problem or None)
+
+    def _retry(self) -> None:
+        """Have files whose calls there was no room for be read again after a while."""
+        now = time.monotonic()
+        for path in [path for path, due in self._full.items() if due <= now]:
+            del self._full[path]
+            self._watched.forget(path)
 
     async def _miss(self, path: str) -> None:
         """Let go of the calls of a file that was removed."""
-        wanted = any(fnmatch.fnmatchcase(path, pattern) for pattern in self._settings.patterns)
-        if wanted and not await asyncio.to_thread(Path(path).parent.is_dir):
-            self._say(path, "cannot be read: its folder is gone")
-            return
+        if covered(path, self._settings.patterns):
+            if path in literals(self._settings.patterns):
+                return  # told by who looks
+            if not await asyncio.to_thread(_can_be_listed, Path(path).parent):
+                self._say(path, "cannot be read: its folder is gone, or cannot be looked into")
+                return
         await self._intake.keep_only(PREFIX + path, set())
-        self._gone.discard(path)
         self._named.discard(path)
+        self._watched.forget(path)  # it may come back as it was
         self._failing.pop(path, None)
         _log.info("file of calls was removed", file=path)
 
@@ -171,9 +198,10 @@ def check_files(settings: Settings) -> int:
     Raises:
         ConfigError: with every problem of every file.
     """
-    problems: list[Problem] = []
+    paths, problem = _readable(settings.patterns)
+    problems = [Problem("watch.files", 0, "", problem)] if problem else []
     calls = 0
-    for path in _found(settings.patterns):
+    for path in paths:
         if Path(path).is_dir():
             continue
         try:
@@ -188,20 +216,24 @@ def check_files(settings: Settings) -> int:
     return calls
 
 
+def _readable(patterns: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the files that patterns find and name, and what is wrong with that."""
+    paths = found(patterns)
+    # The ledger and the log hold names as text.
+    readable = [path for path in paths if path.isprintable()]
+    if odd := len(paths) - len(readable):
+        return readable, f"finds {odd} files whose names are no printable text"
+    return paths, f"finds over {MAX_FILES} files" if len(paths) > MAX_FILES else None
+
+
 def _new_calls(calls: Iterable[CallConfig]) -> Iterator[NewCall]:
     return (NewCall(call.account, call.reference_id, call.labels) for call in calls)
 
 
-def _literals(patterns: Iterable[str]) -> list[str]:
-    """Return the paths that are named without a wildcard."""
-    return [
-        _ESCAPED.sub(r"\1", pattern)
-        for pattern in patterns
-        if not glob.has_magic(_ESCAPED.sub("", pattern))
-    ]
-
-
-def _found(patterns: Sequence[str]) -> list[str]:
-    """Return the paths that patterns find, and those that they name, there or not."""
-    found = (path for pattern in patterns for path in glob.iglob(pattern, recursive=True))  # noqa: PTH207 - Path.glob leaves out what it cannot look into
-    return sorted({*_literals(patterns), *found})
+def _can_be_listed(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            next(entries, None)
+    except OSError:
+        return False
+    return True

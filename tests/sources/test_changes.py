@@ -1,45 +1,58 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from exporter.sources.changes import Watched
 
 
-def look(watched: Watched, *paths: Path) -> tuple[list[tuple[str, bool]], list[str]]:
-    changes, gone = watched.look(map(str, paths))
-    return [(Path(path).name, settled) for path, settled in changes], [Path(p).name for p in gone]
+def look(watched: Watched, *paths: Path, wait: bool = True) -> list[tuple[str, bool]]:
+    """Look, and read what lies still."""
+    changes = watched.look(map(str, paths), wait=wait)
+    for change in changes:
+        if change.settled:
+            watched.read(change)
+    return [(Path(change.path).name, change.settled) for change in changes]
+
+
+def lies_still(path: Path) -> None:
+    """Wait until a file was not written to for long enough."""
+    while time.time_ns() - path.stat().st_ctime_ns < 1_100_000_000:
+        time.sleep(0.05)
 
 
 def test_a_file_is_read_once_it_lies_still(tmp_path: Path) -> None:
     watched, path = Watched(), tmp_path / "a"
-    assert look(watched, path) == ([], [])
+    assert look(watched, path) == []
     path.write_text("1")
-    assert look(watched, path) == ([], [])
-    assert look(watched, path) == ([("a", True)], [])
-    assert look(watched, path) == ([], [])
+    assert look(watched, path) == []
+    assert look(watched, path) == [("a", True)]
+    assert look(watched, path) == []
     path.write_text("12")
-    assert look(watched, path) == ([], [])
+    assert look(watched, path) == []
     path.write_text("123")
-    assert look(watched, path) == ([], [])
-    assert look(watched, path) == ([("a", True)], [])
+    assert look(watched, path) == []
+    assert look(watched, path) == [("a", True)]
 
 
 def test_a_file_that_never_lies_still_is_read_as_it_is(tmp_path: Path) -> None:
     watched, path, seen = Watched(), tmp_path / "a", []
     for size in range(1, 7):
         path.write_text("x" * size)
-        seen.append(look(watched, path)[0])
+        seen.append(look(watched, path))
     assert seen == [[], [], [("a", False)]] * 2
 
 
 def test_the_first_time_nobody_waits(tmp_path: Path) -> None:
-    watched, path = Watched(), tmp_path / "a"
+    watched, path, fresh = Watched(), tmp_path / "a", tmp_path / "fresh"
     path.write_text("1")
-    changes, gone = watched.look([str(path)], wait=False)
-    assert ([change.settled for change in changes], gone) == ([True], [])
+    lies_still(path)
+    fresh.write_text("1")  # may be half-written
+    assert look(watched, path, fresh, wait=False) == [("a", True), ("fresh", False)]
     assert watched.there(str(path))
-    assert look(watched, path) == ([], [])
+    assert look(watched, path, fresh) == [("fresh", True)]
+    assert look(watched, path, fresh) == []
 
 
 def test_the_same_size_at_the_same_second_is_another_file(tmp_path: Path) -> None:
@@ -47,10 +60,11 @@ def test_the_same_size_at_the_same_second_is_another_file(tmp_path: Path) -> Non
     for file in (path, other):
         file.write_text("x")
         os.utime(file, (1_700_000_000, 1_700_000_000))
-    watched.look([str(path)], wait=False)
+    look(watched, path)
+    look(watched, path)
     other.replace(path)
-    assert look(watched, path) == ([], [])
-    assert look(watched, path) == ([("a", True)], [])
+    assert look(watched, path) == []
+    assert look(watched, path) == [("a", True)]
 
 
 def test_a_symlink_that_is_swapped_far_away(tmp_path: Path) -> None:
@@ -61,35 +75,35 @@ def test_a_symlink_that_is_swapped_far_away(tmp_path: Path) -> None:
     data.symlink_to("1")
     path.symlink_to("..data/calls.txt")
     watched = Watched()
-    watched.look([str(path)], wait=False)
+    look(watched, path)
+    look(watched, path)
     (tmp_path / "new").symlink_to("2")
     (tmp_path / "new").replace(data)
-    assert look(watched, path) == ([], [])
-    assert look(watched, path) == ([("calls.txt", True)], [])
-
-
-def test_gone_for_one_look_is_not_gone(tmp_path: Path) -> None:
-    watched, path = Watched(), tmp_path / "a"
-    path.write_text("1")
-    watched.look([str(path)], wait=False)
-    kept = path.rename(tmp_path / "b")
-    assert look(watched, path) == ([], [])
-    kept.rename(path)
-    look(watched, path)
-    look(watched, path)
-    path.unlink()
-    assert look(watched, path) == ([], [])
-    assert look(watched, path) == ([], ["a"])
-    assert look(watched, path) == ([], [])
+    assert look(watched, path) == []
+    assert look(watched, path) == [("calls.txt", True)]
 
 
 def test_what_was_not_read_well_is_read_again(tmp_path: Path) -> None:
     watched, path = Watched(), tmp_path / "a"
     path.write_text("1")
-    watched.look([str(path)], wait=False)
+    look(watched, path)
+    for _ in range(3):
+        assert [change.settled for change in watched.look([str(path)])] == [True]  # and not read
+    assert look(watched, path) == [("a", True)]
+    assert look(watched, path) == []
     watched.forget(str(path))
-    assert look(watched, path) == ([("a", True)], [])
+    assert look(watched, path) == [("a", True)]
+
+
+def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    watched, path = Watched(), tmp_path / "a"
+    path.write_text("1")
+    (change,) = watched.look([str(path)], wait=False)
+    path.write_text("12")
+    watched.read(change)
+    assert look(watched, path) == []
+    assert look(watched, path) == [("a", True)]
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    assert Watched().look([str(tmp_path), "\0"], wait=False) == ([], [])
+    assert Watched().look([str(tmp_path), "\0"], wait=False) == []

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+import os
+import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -21,14 +24,21 @@ class Intake:
         self.named: dict[str, set[str]] = {}
         self.room = 1000
         self.broken = False
+        self.watched = 0
 
     async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
         if self.broken:
             raise LedgerError("the disk is full")
-        ids = [call.reference_id for call in calls]
-        taken, refused = ids[: self.room], len(ids[self.room :])
-        self.named.setdefault(source or "", set()).update(taken)
-        return Tally(len(taken), {hash(name) for name in taken}, refused)
+        self.watched += 1
+        named = self.named.setdefault(source or "", set())
+        refused, rows = 0, set()
+        for name in (call.reference_id for call in calls):
+            if name not in named and sum(map(len, self.named.values())) >= self.room:
+                refused += 1
+                continue
+            named.add(name)
+            rows.add(hash(name))
+        return Tally(len(rows), rows, refused)
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         if self.broken:
@@ -166,6 +176,8 @@ async def test_what_was_removed_while_the_exporter_was_down_is_let_go(bench: Ben
     (bench.folder / "a.txt").unlink()
     bench.files = CallFiles(bench.intake, bench.metrics)
     await bench.configure("*.txt")
+    assert bench.named == {"a.txt": "A", "b.txt": "B"}  # it may be back in a moment
+    await bench.settle()
     assert bench.named == {"b.txt": "B"}
     # As is what the configuration does not look for any more.
     await bench.configure()
@@ -209,13 +221,95 @@ async def test_a_ledger_that_fails_is_tried_again(bench: Bench) -> None:
     assert bench.named == {}
 
 
-async def test_calls_beyond_the_limit_are_refused(bench: Bench) -> None:
+async def test_a_ledger_that_fails_loses_no_file(bench: Bench) -> None:
+    gone = bench.write("z.txt", "Z")
+    await bench.configure("*.txt")
+    await bench.settle()
+    bench.intake.broken = True
+    for name in "abc":
+        bench.write(f"{name}.txt", name.upper())
+    gone.unlink()
+    for _ in range(3):
+        await bench.settle()
+    bench.intake.broken = False
+    await bench.settle()
+    assert bench.named == {"a.txt": "A", "b.txt": "B", "c.txt": "C"}
+
+
+async def test_a_reload_that_changes_nothing_reads_nothing(bench: Bench) -> None:
+    bench.write("a.txt", *"ABC")
+    await bench.configure("*.txt")
+    await bench.settle()
+    before = bench.intake.watched
+    # Even while the file is written anew.
+    (bench.folder / "a.txt").write_text("A\n")
+    await bench.configure("*.txt")
+    assert (bench.named, bench.intake.watched) == ({"a.txt": "ABC"}, before)
+    await bench.configure("*.txt", "*.csv")
+    assert bench.named == {"a.txt": "ABC"}
+    await bench.settle()
+    assert bench.named == {"a.txt": "A"}
+
+
+async def test_a_name_that_is_no_text_is_told(bench: Bench) -> None:
+    bench.write("a.txt", "A")
+    bench.write(os.fsdecode(b"\xff.txt"), "B")
+    with capture_logs() as logs:
+        await bench.configure("*.txt")
+    assert bench.named == {"a.txt": "A"}
+    (line,) = [line for line in logs if "problem" in line]
+    assert line["problem"] == "finds 1 files whose names are no printable text"
+
+
+async def test_a_folder_that_cannot_be_looked_into_takes_no_call_along(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write("calls/a.txt", "A")
+    await bench.configure("calls/**/*.txt")
+    await bench.settle()
+
+    def scandir(path: str | Path) -> object:
+        raise PermissionError
+
+    # As for another user than root, for whom there are no such folders.
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(module, "found", lambda patterns: [])
+    for _ in range(3):
+        await bench.settle()
+    assert bench.named == {"calls/a.txt": "A"}
+    monkeypatch.undo()
+    (bench.folder / "calls").rename(bench.folder / "aside")
+    for _ in range(3):
+        await bench.settle()
+    assert bench.named == {"calls/a.txt": "A"}
+
+
+async def test_calls_beyond_the_limit_are_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.write("a.txt", *"ABC")
     bench.intake.room = 2
     with capture_logs() as logs:
         await bench.configure("a.txt")
+        await bench.settle()
     assert bench.named == {"a.txt": "AB"}
-    assert logs[-1]["problem"] == "1 of its calls are beyond `watch.max_calls`"
+    assert [line["problem"] for line in logs if "problem" in line] == [
+        "some of its calls are beyond `watch.max_calls`"
+    ]
+    # Others in their place find the room that they leave.
+    bench.write("a.txt", "D", "E")
+    await bench.settle()
+    assert bench.named == {"a.txt": "DE"}
+    bench.write("a.txt", "D", "E", "F")
+    await bench.settle()
+    assert bench.named == {"a.txt": "DE"}
+    # And those that found none, the room that others leave.
+    bench.intake.room = 3
+    await bench.settle()
+    assert bench.named == {"a.txt": "DE"}
+    monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+    await bench.settle()
+    assert bench.named == {"a.txt": "DEF"}
 
 
 async def test_there_are_bounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
