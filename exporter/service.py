@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,12 @@ from exporter.watching import Watching
 
 CONFIG_SOURCE: Final = "config"
 """The name of the configuration as a watch source."""
+
+RETRY_EVERY: Final = 60.0
+"""Seconds after which configured calls that there was no room for are tried again."""
+
+RETRY_SOON: Final = 5.0
+"""Seconds after which a configuration that the ledger could not take in is tried again."""
 
 _PRUNE_EVERY: Final = 3600.0
 _log = structlog.get_logger(__name__)
@@ -71,6 +78,8 @@ class Service:
         self._sql = SqlSources(self.calls, self.metrics, self._in_background)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
+        self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
+        self._reload_at = math.inf  # when the configuration is to be read again, changed or not
         self._reloading = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._committer: asyncio.Task[None] | None = None
@@ -116,10 +125,14 @@ class Service:
             await self._reload()
 
     async def _reload(self) -> None:
+        self._reload_at = math.inf
         try:
             with collector_at_rest():
                 await self._apply(await asyncio.to_thread(self.load))
         except (ConfigError, LedgerError) as error:
+            if isinstance(error, LedgerError):
+                # Nothing is wrong with it, and no change of it will come.
+                self._reload_at = time.monotonic() + RETRY_SOON
             self.metrics.reload_successful.labels().value = 0.0
             self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
             _log.error("configuration not reloaded", problems=str(error))
@@ -174,21 +187,25 @@ class Service:
         # Whatever fails from here on, what the ledger has taken in is watched.
         self.calls.max_calls = config.watch.max_calls
         taken = await self.calls.watch(CONFIG_SOURCE, calls)
-        if taken.refused:
-            _log.warning(
-                "configured calls are beyond watch.max_calls, and not watched", calls=taken.refused
-            )
         # At the start, `open` has shown them.
         if old is not None and _shown(old) != _shown(config):
             self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
         # New ones first, so that a call that moves from one to the other is watched all the time.
         names = [account.name for account in config.accounts]
         await self._files.configure(Settings(config.watch.files, names, config.watch.labels))
-        if not taken.refused:
-            await self.calls.keep_only(CONFIG_SOURCE, taken.rows)
+        await self.calls.keep_only(CONFIG_SOURCE, taken.rows)
+        if taken.refused:
+            # What was let go just now may have made room.
+            if self._changed is not None:
+                self._reload_at = time.monotonic() + RETRY_EVERY
+            _log.warning(
+                "configured calls are beyond watch.max_calls, and not watched", calls=taken.refused
+            )
         self.config = config
-        for name in self._change_accounts(config):
+        self._change_accounts(config)
+        for name in sorted(self._to_load):
             await self._load_calls(name)
+            self._to_load.discard(name)
         self.metrics.reload_successful.labels().value = 1.0
         self.metrics.reload_timestamp.labels().value = time.time()
         self.metrics.source_errors.labels(CONFIG_SOURCE)
@@ -198,14 +215,14 @@ class Service:
         called_back = any(account.callback_token for account in config.accounts)
         self.metrics.show_source(CALLBACK_SOURCE, shown=called_back)
 
-    def _change_accounts(self, config: Config) -> list[str]:
-        """Start, change and end accounts; returns those that are new."""
+    def _change_accounts(self, config: Config) -> None:
+        """Start, change and end accounts."""
         wanted = {account.name: account for account in config.accounts}
         for name in self.accounts.keys() - wanted.keys():
             account = self.accounts.pop(name)
             self.metrics.remove_account(name)
+            self._to_load.discard(name)
             self._in_background(self._retire(account, config.polling.timeout))
-        fresh = []
         for name, wish in wanted.items():
             if known := self.accounts.get(name):
                 if rest := known.change(config, wish):
@@ -215,8 +232,7 @@ class Service:
             account = Account(config, wish, metrics, partial(self.ledger.observe, name))
             self._in_background(account.failure())
             self.accounts[name] = account
-            fresh.append(name)
-        return fresh
+            self._to_load.add(name)
 
     async def _retire(self, account: Account, within: float) -> None:
         try:
@@ -262,7 +278,8 @@ class Service:
             await asyncio.sleep(LOOK_EVERY)
             async with self._reloading:
                 try:
-                    if changed is not None and await asyncio.to_thread(changed):
+                    due = time.monotonic() >= self._reload_at
+                    if due or (changed is not None and await asyncio.to_thread(changed)):
                         await self._reload()
                     else:
                         await self._files.look()

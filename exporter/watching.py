@@ -84,7 +84,7 @@ class Watching:
         Raises:
             LedgerError: the ledger failed.
         """
-        deleted = await self.ledger.call(self.ledger.store.delete, row)
+        deleted = await self.ledger.call(self.ledger.store.delete, row, time.time())
         if deleted:
             self._forget(row)
         return deleted

@@ -10,7 +10,14 @@ from structlog.testing import capture_logs
 
 from exporter import service as module
 from exporter.calls import Finished, Result, Status, reference_id
-from exporter.config import AccountConfig, Config, LedgerConfig, PollingConfig, WatchConfig
+from exporter.config import (
+    AccountConfig,
+    CallConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
 from exporter.errors import ConfigError, LedgerError
 from exporter.ledger.records import CHUNK, NewCall, Observation
 from exporter.secret import Secret
@@ -149,6 +156,62 @@ async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
     bench.service.load = good
     await bench.service.reload()
     assert bench.service.metrics.reload_successful.labels().value == 1
+
+
+async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
+    bench: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SOON", 0.1)
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
+    service, store = bench.service, bench.service.ledger.store
+    service._in_background(service._look_for_changes())
+    await bench.push(*"xyz", account="b")
+    both = (*bench.config.accounts, account(simulator, "b", "kb"))
+    bench.config = bench.config.model_copy(update={"accounts": both})
+    # First before the account is there, then while its calls are read.
+    for method in ("keep_only", "unfinished"):
+
+        def fail(*_: object) -> None:
+            raise LedgerError("ledger: is locked")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(store, method, fail)
+            with pytest.raises(LedgerError):
+                await service.reload()
+    assert service.calls.count == 0
+    await until(lambda: service.calls.count == 3)
+    assert service.metrics.reload_successful.labels().value == 1
+
+
+async def test_configured_calls_wait_for_room(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_EVERY", 0.1)
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
+    bench = Bench(simulator, tmp_path)
+
+    def configure(*names: str) -> None:
+        calls = tuple(CallConfig(reference_id(name), "main") for name in names)
+        watch = WatchConfig(labels=("campaign",), calls=calls, max_calls=2)
+        bench.config = bench.config.model_copy(update={"watch": watch})
+
+    bench.service._changed = lambda: False
+    configure("a", "b")
+    await bench.service.open()
+    await bench.service.start()
+    try:
+        # Others in their place find the room that they leave.
+        configure("c", "d")
+        await bench.service.reload()
+        poller = bench.service.accounts["main"].poller
+
+        def watched() -> set[str]:
+            return {call.reference_id for call in poller.calls.values()}
+
+        await until(lambda: watched() == {"c", "d"})
+        assert bench.counted() == 0
+    finally:
+        await bench.service.stop()
 
 
 async def test_old_calls_are_pruned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,10 @@ from exporter.ledger.totals import Cell
 CHUNK: Final = 1_000
 """Rows in one statement or transaction: long enough to be cheap, short enough not to be felt."""
 
+DELETED: Final = "deleted"
+"""The result of a call that somebody has deleted: it counts nothing, and is not watched again by
+sources that do not know that."""
+
 Labels = Mapping[str, str]
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The newest revision under `migrations/versions`."""
 
 metadata: Final = MetaData()
@@ -54,11 +54,14 @@ calls: Final = Table(
     Column("first_watched", Float, nullable=False),  # Unix times, here and below
     Column("state", String(24), nullable=False),
     Column("state_since", Float, nullable=False),
-    Column("result", String(16)),  # NULL until the call has finished: the guard of every finish
+    # NULL until the call has finished, which is the guard of every finish; or `deleted`.
+    Column("result", String(16)),
     Column("status", String(16)),
     Column("duration", Float),  # seconds
     Column("key", String(8)),
     Column("finished_at", Float),
+    # When it was last handed over again, of late: what is named still is not to be forgotten.
+    Column("named_at", Float),
     Column("price", Float),  # VND, as the provider's callback told it
     UniqueConstraint("account_id", "reference_key"),
     Index("calls_unfinished", "account_id", "id", sqlite_where=text("result IS NULL")),

@@ -14,7 +14,9 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    or_,
     select,
+    update,
 )
 
 from exporter.calls import CallState, WatchedCall, reference_key
@@ -23,6 +25,7 @@ from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.records import (
     CHUNK,
+    DELETED,
     CallRecord,
     Committed,
     Labels,
@@ -201,7 +204,11 @@ class Store:
             after: only calls after this row.
             limit: how many at most.
         """
-        query = _RECORD.where(accounts.c.name.in_(list(names)), calls.c.id > after)
+        query = _RECORD.where(
+            accounts.c.name.in_(list(names)),
+            calls.c.id > after,
+            or_(calls.c.result.is_(None), calls.c.result != DELETED),
+        )
         if state == FINISHED:
             query = query.where(calls.c.result.is_not(None))
         elif state is not None:
@@ -212,18 +219,33 @@ class Store:
             return _records(connection, query.order_by(calls.c.id).limit(limit))
 
     def find(self, account: str, reference_id: str) -> CallRecord | None:
-        """Return a call, if it is known."""
+        """Return a call, if it is known; also one that was deleted, with that as its state."""
         query = _RECORD.where(
             accounts.c.name == account, calls.c.reference_key == reference_key(reference_id)
         )
         with self._database.begin() as connection:
             return next(iter(_records(connection, query)), None)
 
-    def delete(self, row: int) -> bool:
-        """Forget a call that has not finished, whoever names it; returns whether there was one."""
-        unfinished = delete(calls).where(calls.c.id == row, calls.c.result.is_(None))
+    def delete(self, row: int, now: float) -> bool:
+        """Watch a call that has not finished no more, whoever names it.
+
+        It is remembered as deleted, for as long as a finished one is: a query that still returns
+        it, or a callback that is late, does not bring it back. To hand it over again does, and so
+        does a file that names it.
+
+        Args:
+            row: of the call.
+            now: Unix time.
+
+        Returns:
+            Whether there was one.
+        """
+        unfinished = update(calls).where(calls.c.id == row, calls.c.result.is_(None))
+        end = unfinished.values(result=DELETED, finished_at=now)
         with self._database.begin() as connection:
-            deleted = connection.execute(unfinished).rowcount
+            deleted = connection.execute(end).rowcount
+            if deleted:
+                connection.execute(delete(call_sources).where(call_sources.c.call_id == row))
         self._unfinished -= deleted
         return bool(deleted)
 
@@ -269,14 +291,21 @@ class Store:
             return set_price(connection, row, price)
 
     def prune(self, before: float) -> int:
-        """Forget up to `CHUNK` calls that finished before a Unix time and that no file names.
+        """Forget up to `CHUNK` calls that finished before a Unix time and are not named any more.
+
+        Those that a file names are kept, and those that were handed over again since.
 
         Returns:
             How many; fewer than `CHUNK` when there are no more. Totals are never pruned.
         """
         old = (
             select(calls.c.id)
-            .where(calls.c.result.is_not(None), calls.c.finished_at < before, _UNNAMED)
+            .where(
+                calls.c.result.is_not(None),
+                calls.c.finished_at < before,
+                or_(calls.c.named_at.is_(None), calls.c.named_at < before),
+                _UNNAMED,
+            )
             .limit(CHUNK)
         )
         with self._database.begin() as connection:
@@ -285,9 +314,15 @@ class Store:
 
 def _records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns
     return [
-        CallRecord(row, account, text, json.loads(labels), FINISHED if rest[1] else state, *rest)
+        CallRecord(row, account, text, json.loads(labels), _state(state, rest[1]), *rest)
         for row, account, text, labels, state, *rest in connection.execute(query)
     ]
+
+
+def _state(state: str, result: str | None) -> str:
+    if result is None:
+        return state
+    return DELETED if result == DELETED else FINISHED
 
 
 def _label_sets(connection: Connection) -> dict[int, Labels]:

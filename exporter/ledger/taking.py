@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import Final
 
-from sqlalchemy import Column, Connection, and_, bindparam, literal, select, true, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert
 
 from exporter.calls import CallState, WatchedCall, reference_key
 from exporter.ledger.bulk import fetch, field, given, listed, packed
-from exporter.ledger.records import Count, Labels, NewCall, Pushed, StoredCall, Taken
+from exporter.ledger.records import DELETED, Count, Labels, NewCall, Pushed, StoredCall, Taken
 from exporter.ledger.schema import accounts, call_sources, calls, label_sets
+
+NAMED_LATELY: Final = 600.0
+"""Seconds for which it is not noted again that a finished call is still named."""
 
 _keys: Final = given("keys")
 _rows: Final = given("rows")
@@ -43,7 +57,26 @@ _INSERT: Final = insert(calls).from_select(
     ).select_from(_rows),
     include_defaults=False,
 )
-_PUSH: Final = update(calls).where(calls.c.id.in_(select(_rows.c.value))).values(pushed=True)
+# Not each time, because a query may name the same thousands of calls every minute.
+_PUSH: Final = (
+    update(calls)
+    .where(
+        calls.c.id.in_(select(_rows.c.value)),
+        or_(
+            calls.c.pushed.is_(False),
+            and_(
+                calls.c.finished_at < bindparam("lately"),
+                or_(calls.c.named_at.is_(None), calls.c.named_at < bindparam("lately")),
+            ),
+        ),
+    )
+    .values(pushed=True, named_at=bindparam("now"))
+)
+_REVIVE: Final = (
+    delete(calls)
+    .where(calls.c.id.in_(select(_rows.c.value)), calls.c.result == DELETED)
+    .returning(calls.c.id)
+)
 _NAME: Final = (
     insert(call_sources)
     # `WHERE true`: without it, SQLite takes what follows for a part of the join.
@@ -73,13 +106,15 @@ def take(
     for call in new:
         wanted.setdefault((ids[call.account], reference_key(call.reference_id)), call)
     known = _find(connection, wanted)
+    if source is not None:
+        known = _without_deleted(connection, known)
     missing = [(key, call) for key, call in wanted.items() if key not in known]
     refused = int(max(0, len(missing) - max(0, room)))
     missing = missing[: len(missing) - refused]
     added = _insert(connection, missing, now, pushed=source is None)
     rows = {*known.values(), *(stored.call.id for stored in added)}
     if source is None:
-        connection.execute(_PUSH, {"rows": packed(known.values())})
+        _push(connection, known.values(), now)
     else:
         connection.execute(_NAME, {"source": source, "rows": packed(rows)})
     return Taken(added, _sets(added, missing), rows, refused)
@@ -102,6 +137,7 @@ def push(
         for request in requests
     ]
     known = _find(connection, {key for request in keyed for key, _ in request})
+    known = _without_deleted(connection, known)
     missing: dict[tuple[int, str], NewCall] = {}
     named: set[int] = set()
     counts: list[Count | None] = []
@@ -118,9 +154,25 @@ def push(
         counts.append(Count(len(new), len(request) - len(new)))
     items = list(missing.items())
     added = _insert(connection, items, now, pushed=True)
-    if named:
-        connection.execute(_PUSH, {"rows": packed(named)})
+    _push(connection, named, now)
     return Pushed(added, _sets(added, items), counts)
+
+
+def _push(connection: Connection, rows: Collection[int], now: float) -> None:
+    """Note that calls that are known were handed over again."""
+    if rows:
+        parameters = {"rows": packed(rows), "now": now, "lately": now - NAMED_LATELY}
+        connection.execute(_PUSH, parameters)
+
+
+def _without_deleted(
+    connection: Connection, known: dict[tuple[int, str], int]
+) -> dict[tuple[int, str], int]:
+    """Forget of known calls that they were deleted: they are wanted again, as new ones."""
+    if not known:
+        return known
+    gone = set(connection.scalars(_REVIVE, {"rows": packed(known.values())}))
+    return {key: row for key, row in known.items() if row not in gone}
 
 
 def _insert(

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from exporter.calls import ReferenceId, reference_id
 from exporter.config import CallbackConfig
 from exporter.esms.answers import Answer, read_callback, read_price
-from exporter.ledger.records import CallRecord, NewCall
+from exporter.ledger.records import DELETED, CallRecord, NewCall
 from exporter.metrics.catalogue import CallbackOutcome
 
 SOURCE: Final = "callback"
@@ -55,13 +55,11 @@ async def take(
     if (name := _name(fields)) is None:
         return CallbackOutcome.MALFORMED
     known = await calls.find(account, name)
-    if known is None:
-        if config.unknown == "ignore":
-            return CallbackOutcome.IGNORED
+    if known is None and config.unknown == "watch":
         await calls.push(NewCall(account, name, {}))
     call = known or await calls.find(account, name)
-    if call is None:
-        return CallbackOutcome.IGNORED  # deleted meanwhile
+    if call is None or call.state == DELETED:
+        return CallbackOutcome.IGNORED
     if (price := read_price(fields.get("Price", ""))) is not None:
         await calls.price(call.id, price)
     if call.result is not None:

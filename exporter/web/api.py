@@ -14,7 +14,7 @@ from pydantic_core import to_json
 import exporter
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import LedgerError, NoRoomError
-from exporter.ledger.records import CallRecord, NewCall
+from exporter.ledger.records import DELETED, CallRecord, NewCall
 from exporter.ledger.store import FINISHED
 from exporter.secret import Secret
 from exporter.service import Service
@@ -149,10 +149,10 @@ class Api:
     async def _found(self, client: _Client, request: web.Request) -> CallRecord:
         account, reference_id = request.match_info["account"], request.match_info["reference_id"]
         ledger = self._service.ledger
-        if account in client.accounts and (
-            found := await ledger.call(ledger.store.find, account, reference_id)
-        ):
-            return found
+        if account in client.accounts:
+            found = await ledger.call(ledger.store.find, account, reference_id)
+            if found and found.state != DELETED:
+                return found
         raise ProblemError(404, "no such call")
 
     # The exporter.

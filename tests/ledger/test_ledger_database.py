@@ -181,7 +181,8 @@ def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
     store.watch(None, [NewCall("main", reference_id("A"), {})], 1.0)
     store.close()
     with closing(sqlite3.connect(path)) as old, old:
-        old.execute("ALTER TABLE calls DROP COLUMN price")
+        for column in ("price", "named_at"):
+            old.execute(f"ALTER TABLE calls DROP COLUMN {column}")
         old.execute("UPDATE alembic_version SET version_num = '0001'")
     store = Store(Database(f"sqlite:///{path}"))
     (stored,) = store.unfinished("main")

@@ -180,6 +180,46 @@ def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> 
     assert ids(push(store, new("old"))) == ["old"]
 
 
+def test_what_is_handed_over_again_is_not_forgotten(store: Store) -> None:
+    finish(store, *push(store, new("queried"), new("pushed"), new("old")), after=0)
+    for after in range(0, 10_000, 500):
+        assert push(store, new("queried"), now=NOW + after) == []
+        assert store.push([[new("PUSHED")]], NOW + after).added == []
+    assert store.prune(NOW + 8_000) == 1
+    assert push(store, new("queried"), new("pushed"), now=NOW + 10_000) == []
+    assert store.prune(NOW + 20_000) == 2
+    assert len(push(store, new("queried"), new("pushed"), now=NOW + 20_000)) == 2
+
+
+def test_a_deleted_call_stays_deleted(store: Store, path: Path) -> None:
+    (call,), *_ = store.watch("file:a", [new("a", OTP)], NOW)
+    push(store, new("other"))
+    assert store.delete(call.call.id, NOW + 1)
+    assert not store.delete(call.call.id, NOW + 2)
+    assert store.commit([observed(call, BUSY)]).gone == {call.call.id}
+    assert store.snapshot().totals == {}
+    assert [record.reference_id for record in store.page(["main"])] == ["other"]
+    assert (found := store.find("main", "A")) is not None
+    assert found.state == "deleted"
+    # A query that still returns it does not bring it back, but keeps it from being forgotten.
+    assert push(store, new("A"), now=NOW + 5_000) == []
+    assert store.prune(NOW + 4_000) == 0
+    # It left its room to others.
+    assert store.watch(None, [new("next")], NOW, max_calls=2).refused == 0
+    # Who hands it over again means it, and so does a file.
+    for source in (None, "file:a"):
+        wanted = [new("A")]
+        if source is None:
+            (revived,) = store.push([wanted], NOW + 6_000).added
+        else:
+            (revived,) = store.watch(source, wanted, NOW + 6_000).added
+        assert revived.call.id > call.call.id
+        assert store.delete(revived.call.id, NOW + 7_000)
+    assert store.prune(NOW + 8_000) == 1
+    assert ids(push(store, new("a"))) == ["a"]
+    assert rows(path, "SELECT count(*) FROM call_sources") == [(0,)]
+
+
 def test_sums_do_not_depend_on_their_order(store: Store) -> None:
     durations = [0.1 * number for number in range(1, 30)]
     stored = push(store, *(new(f"c{number}") for number in range(29)))
