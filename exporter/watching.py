@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -21,6 +22,7 @@ from exporter.ledger.records import (
     NewCall,
     Observation,
     StoredCall,
+    Taken,
     Tally,
 )
 from exporter.metrics.calls import CallMetrics
@@ -61,16 +63,25 @@ class Watching:
     async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
         """Take calls in and poll the new ones; see `Store.watch`.
 
+        Where this is cancelled, what the ledger is taking in at that moment is polled nevertheless.
+
         Raises:
             LedgerError: the ledger failed; what it took in before is watched.
         """
         added, rows, refused = 0, set[int](), 0
-        async for taken in self.ledger.watch(source, calls, self.max_calls):
+        chunks = self.ledger.watch(source, calls, self.max_calls)
+        # The ledger's thread cannot be stopped: what it commits would be polled by nobody.
+        while (taken := await asyncio.shield(self._take_next(chunks))) is not None:
             rows |= taken.rows
             refused += taken.refused
             added += len(taken.added)
-            self._take_up(taken.added, taken.label_sets)
         return Tally(added, rows, refused)
+
+    async def _take_next(self, chunks: AsyncIterator[Taken]) -> Taken | None:
+        taken = await anext(chunks, None)
+        if taken is not None:
+            self._take_up(taken.added, taken.label_sets)
+        return taken
 
     async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | None]:
         store = self.ledger.store

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -19,7 +21,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.errors import ConfigError, LedgerError
-from exporter.ledger.records import CHUNK, NewCall, Observation
+from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
@@ -97,6 +99,27 @@ async def test_calls_that_are_pushed_are_polled_and_shown(
     assert [(line.name, sum(line.watched.values()), line.paused) for line in status] == [
         ("main", 1, None)
     ]
+
+
+async def test_calls_are_polled_though_nobody_waits_for_their_commit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, begun, go_on = bench.service.ledger.store, threading.Event(), threading.Event()
+    watch = store.watch
+
+    def slow(*args: Any, **kwargs: Any) -> Taken:  # Any: whatever the store is given
+        begun.set()
+        assert go_on.wait(10)
+        return watch(*args, **kwargs)
+
+    monkeypatch.setattr(store, "watch", slow)
+    task = asyncio.create_task(bench.push("a", "b"))
+    await until(begun.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await until(lambda: bench.service.calls.count == 2)
 
 
 async def test_the_calls_of_an_account_wait_for_it(bench: Bench, simulator: Simulator) -> None:
