@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,7 +12,6 @@ from exporter.config.calls import CallConfig, CallReader
 from exporter.config.document import (
     DocumentError,
     Value,
-    YamlMapping,
     YamlSequence,
     parse_document,
     told_to,
@@ -21,11 +19,10 @@ from exporter.config.document import (
 from exporter.config.files import read_text
 from exporter.config.problems import Problems
 from exporter.errors import Problem
+from exporter.sources.tables import as_item, as_sequence, header_problem
 
 MAX_FILE: Final = 64 << 20
 """Bytes; a million ids are 37 MB."""
-
-COLUMNS: Final = ("reference_id", "account")
 
 
 class FileOfCalls(NamedTuple):
@@ -79,13 +76,6 @@ def _items(
     return document
 
 
-def as_sequence(items: Sequence[Value], lines: Sequence[int]) -> YamlSequence:
-    """Return items and their lines as the list that they would be in YAML."""
-    sequence = YamlSequence(items)
-    sequence.lines = array("I", lines)
-    return sequence
-
-
 def _lines(text: str) -> YamlSequence:
     found = [
         (content, number)
@@ -103,13 +93,8 @@ def _table(text: str, labels: Sequence[str]) -> YamlSequence:
         header = [name.strip() for name in next(reader, [])]
         if not text.strip():
             return as_sequence([], [])
-        if "reference_id" not in header or len(set(header)) < len(header):
-            raise DocumentError(1, [], "expected a header with `reference_id`, each name once")
-        if not {*header} <= {*COLUMNS, *labels}:
-            message = (
-                "expected no columns but `reference_id`, `account` and names in `watch.labels`"
-            )
-            raise DocumentError(1, [], message)
+        if problem := header_problem(header, labels):
+            raise DocumentError(1, [], problem)
         for row in reader:
             if any(field.strip() for field in row):
                 items.append(as_item(header, row, reader.line_num))
@@ -117,24 +102,3 @@ def _table(text: str, labels: Sequence[str]) -> YamlSequence:
     except csv.Error as error:
         raise DocumentError(reader.line_num, [], f"is not valid CSV: {error}") from None
     return as_sequence(items, lines)
-
-
-def as_item(header: Sequence[str], row: Sequence[str], line: int) -> YamlMapping:
-    """Return a row as the mapping that it would be in YAML; empty fields are left out.
-
-    Args:
-        header: the names of the columns.
-        row: the fields.
-        line: where the row stands.
-    """
-    item, labels = YamlMapping(), YamlMapping()
-    # A row that is too long has a field without a name, which is then told as an unknown one.
-    names = (*header, *("?" for _ in row[len(header) :]))
-    for name, value in zip(names, row, strict=False):
-        if value.strip():
-            (item if name in COLUMNS else labels)[name] = value.strip()
-    if labels:
-        labels.lines = array("I", [line] * len(labels))
-        item["labels"] = labels
-    item.lines = array("I", [line] * len(item))
-    return item

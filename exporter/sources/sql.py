@@ -26,8 +26,8 @@ from exporter.config.problems import Problems
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import Catalogue
-from exporter.sources.call_files import COLUMNS, as_item, as_sequence
 from exporter.sources.files import Intake
+from exporter.sources.tables import as_item, as_sequence, header_problem
 
 OVERLAP: Final = 600.0
 """Seconds: a row is committed some time after the moment that stands in it."""
@@ -94,7 +94,8 @@ class Query:
             connection.execution_options(stream_results=True).execute(query) as found,
         ):
             header = list(found.keys())
-            self._check(header)
+            if problem := header_problem(header, self._names.labels):
+                raise SourceError(problem)
             line = 1
             for rows in found.partitions(BATCH):
                 items = [self._item(header, row, line + n) for n, row in enumerate(rows)]
@@ -108,14 +109,6 @@ class Query:
             item["account"] = self._config.account
             item.lines.append(line)
         return item
-
-    def _check(self, header: Sequence[str]) -> None:
-        if "reference_id" not in header or len(set(header)) < len(header):
-            raise SourceError("expected a column `reference_id`, and each name once")
-        if not {*header} <= {*COLUMNS, *self._names.labels}:
-            raise SourceError(
-                "expected no columns but `reference_id`, `account` and names in `watch.labels`"
-            )
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:

@@ -112,8 +112,8 @@ def test_what_is_wrong_does_not_stop_the_others(
     [
         ("a.yaml", "calls: []", "a.yaml:1: expected a list of calls, as in `watch.calls`"),
         ("a.json", '[{"a": 1', "a.json:2: [0]: is not valid YAML"),
-        ("a.csv", "id,account\n", "a.csv:1: expected a header with `reference_id`, each name once"),
-        ("a.csv", "reference_id,reference_id\n", "a.csv:1: expected a header with `reference_id`"),
+        ("a.csv", "id,account\n", "a.csv:1: expected a column `reference_id`, and each name once"),
+        ("a.csv", "reference_id,reference_id\n", "a.csv:1: expected a column `reference_id`"),
         ("a.csv", "reference_id,phone\n", "a.csv:1: expected no columns but `reference_id`,"),
         ("a.csv", 'reference_id\n"x\n', "a.csv:2: is not valid CSV"),
         ("a.csv", "reference_id\n" + "x" * 200_000, "a.csv:2: is not valid CSV: field larger"),
