@@ -28,7 +28,8 @@ from exporter.sources.api import SOURCE as API_SOURCE
 from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
 from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.files import CallFiles, Settings
-from exporter.sources.sql import Names, SqlSources
+from exporter.sources.query import Names
+from exporter.sources.sql import SqlSources
 from exporter.watching import Watching
 
 CONFIG_SOURCE: Final = "config"

@@ -18,8 +18,9 @@ from exporter.errors import LedgerError, SourceError
 from exporter.ledger.records import NewCall, Tally
 from exporter.metrics.catalogue import Catalogue
 from exporter.secret import Secret
-from exporter.sources import sql as module
-from exporter.sources.sql import Names, Query, SqlSources
+from exporter.sources import database as module
+from exporter.sources.query import Names, Query
+from exporter.sources.sql import SqlSources
 from tests.databases import PASSWORD, Server, mariadb, postgresql
 from tests.waiting import until
 

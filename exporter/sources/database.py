@@ -1,0 +1,120 @@
+"""Asking a database of somebody else's: patiently, read-only, and for no longer than allowed."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import CursorResult, Dialect, Engine, TextClause, create_engine, event
+from sqlalchemy.pool import NullPool
+
+from exporter.config.databases import database_url
+from exporter.secret import Secret
+from exporter.sources.database_errors import translated
+
+CONNECT_TIMEOUT: Final = 10
+
+
+class Database:
+    """A database, connected to anew for each question. Blocking.
+
+    Args:
+        url: its address.
+        timeout: how long it may work on a question, in seconds.
+    """
+
+    def __init__(self, url: Secret, timeout: float) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._engine: Engine | None = None
+
+    @contextmanager
+    def ask(self, query: TextClause) -> Iterator[CursorResult[Any]]:  # Any: rows of any type
+        """Run a query; its rows are fetched as they are read.
+
+        Raises:
+            SourceError: the database failed, here or later; the message holds nothing of its
+                address.
+        """
+        with translated():
+            if self._engine is None:
+                self._engine = _engine(self._url, self._timeout)
+            with self._engine.connect() as connection:
+                for statement in _settings(connection.dialect, self._timeout):
+                    connection.exec_driver_sql(statement)
+                with connection.execution_options(stream_results=True).execute(query) as found:
+                    yield found
+                # Nothing that the query may have changed stays.
+                connection.rollback()
+
+
+def _engine(address: Secret, timeout: float) -> Engine:
+    url = database_url(address)
+    options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True}  # Any: by driver
+    kind = url.get_backend_name()
+    if kind == "sqlite":
+        path = url.database or ""
+
+        def connect() -> sqlite3.Connection:
+            # A file that is not there is an error, not a new database.
+            return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, check_same_thread=False)
+
+        options["creator"] = connect
+    options["connect_args"] = _patience(url.get_driver_name(), timeout)
+    engine = create_engine(url, **options)
+    if kind == "sqlite":
+        event.listen(engine, "connect", _limit(timeout))
+    return engine
+
+
+def _patience(driver: str, timeout: float) -> dict[str, int]:
+    """Return what has a driver give up on a server that is silent, as when its machine is gone."""
+    longest = int(timeout) + CONNECT_TIMEOUT
+    if driver == "psycopg":
+        return {
+            "connect_timeout": CONNECT_TIMEOUT,
+            "keepalives_idle": CONNECT_TIMEOUT,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": longest * 1000,
+        }
+    if driver == "pymysql":
+        return {
+            "connect_timeout": CONNECT_TIMEOUT,
+            "read_timeout": longest,
+            "write_timeout": longest,
+        }
+    return {}
+
+
+def _settings(dialect: Dialect, timeout: float) -> list[str]:
+    """Return what makes the transaction read-only, short and in UTC, where there is a way."""
+    milliseconds = int(timeout * 1000)
+    if dialect.name == "postgresql":
+        return [
+            "SET TRANSACTION READ ONLY",
+            f"SET LOCAL statement_timeout = {milliseconds}",
+            "SET LOCAL TIME ZONE 'UTC'",
+        ]
+    if dialect.name in {"mysql", "mariadb"}:
+        limit = f"max_execution_time = {milliseconds}"
+        if getattr(dialect, "is_mariadb", False):
+            limit = f"max_statement_time = {timeout}"
+        return [
+            f"SET SESSION {limit}",
+            "SET SESSION time_zone = '+00:00'",
+            "START TRANSACTION READ ONLY",
+        ]
+    return []
+
+
+def _limit(timeout: float) -> Any:  # Any: SQLAlchemy's own signature of a listener
+    def listener(connection: sqlite3.Connection, _record: object) -> None:
+        end = time.monotonic() + timeout
+        connection.set_progress_handler(lambda: int(time.monotonic() > end), 10_000)
+
+    return listener

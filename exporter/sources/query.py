@@ -1,0 +1,87 @@
+"""A query, and the calls that its rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from sqlalchemy import DateTime, TextClause, bindparam, text
+
+from exporter.config import CallConfig, SqlConfig
+from exporter.config.calls import CallReader
+from exporter.config.document import YamlMapping
+from exporter.config.problems import Problems
+from exporter.errors import SourceError
+from exporter.sources.database import Database
+from exporter.sources.tables import as_item, as_sequence, header_problem
+
+BATCH: Final = 1_000
+
+
+class Names(NamedTuple):
+    """What rows may name: accounts, and labels."""
+
+    accounts: Sequence[str]
+    labels: Sequence[str]
+
+
+class Query:
+    """One query, on one database. Each run connects anew.
+
+    Args:
+        config: what to ask, and whom.
+        names: what rows may name.
+    """
+
+    def __init__(self, config: SqlConfig, names: Names) -> None:
+        self._query = config.query
+        self._account = config.account
+        self._names = names
+        self._database = Database(config.url, config.timeout)
+
+    def batches(
+        self, since: float, problems: Problems
+    ) -> Generator[tuple[CallConfig, ...], None, None]:
+        """Run the query; yields its calls batch by batch. Blocking.
+
+        Args:
+            since: Unix time, for `:since`.
+            problems: takes what is wrong with rows; the others are yielded.
+
+        Raises:
+            SourceError: the database failed; the message holds nothing of its address.
+        """
+        reader = CallReader(self._names.accounts, self._names.labels, problems, (), repeats=True)
+        with self._database.ask(self._statement(since)) as found:
+            header = list(found.keys())
+            if problem := header_problem(header, self._names.labels):
+                raise SourceError(problem)
+            line = 1
+            for rows in found.partitions(BATCH):
+                items = [self._item(header, row, line + n) for n, row in enumerate(rows)]
+                lines = range(line, line + len(items))
+                line += len(items)
+                yield reader.read(as_sequence(items, lines))
+
+    def _statement(self, since: float) -> TextClause:
+        query = text(self._query)
+        if "since" not in query.compile().params:
+            return query
+        # Without a zone, because columns mostly are; the session's is UTC.
+        moment = datetime.fromtimestamp(since, UTC).replace(tzinfo=None)
+        return query.bindparams(bindparam("since", moment, type_=DateTime()))
+
+    def _item(self, header: Sequence[str], row: Sequence[object], line: int) -> YamlMapping:
+        item = as_item(header, [_field(value) for value in row], line)
+        if self._account is not None and "account" not in item:
+            item["account"] = self._account
+            item.lines.append(line)
+        return item
+
+
+def _field(value: object) -> str:
+    """Return a field as text: numbers and UUIDs too; what is none becomes what no id can be."""
+    if value is None:
+        return ""
+    return "\0" if isinstance(value, bytes | bytearray | memoryview) else str(value)
