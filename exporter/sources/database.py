@@ -44,12 +44,31 @@ class Database:
             if self._engine is None:
                 self._engine = _engine(self._url, self._timeout)
             with self._engine.connect() as connection:
+                raw = connection.connection.dbapi_connection
                 for statement in _settings(connection.dialect, self._timeout):
                     connection.exec_driver_sql(statement)
-                with connection.execution_options(stream_results=True).execute(query) as found:
+                found = connection.execution_options(stream_results=True).execute(query)
+                try:
                     yield found
+                except BaseException:
+                    _forget_result(raw)
+                    connection.invalidate()
+                    raise
+                finally:
+                    found.close()
                 # Nothing that the query may have changed stays.
                 connection.rollback()
+
+
+def _forget_result(raw: object) -> None:
+    """Keep PyMySQL from reading a result to its end, which may be far, before it closes.
+
+    There is no other way to have it close in the middle: `SSCursor.close` reads on, and so does the
+    result itself once it is garbage, even from a connection that is closed.
+    """
+    result: Any = getattr(raw, "_result", None)  # Any: a driver's own
+    if hasattr(result, "unbuffered_active"):
+        result.unbuffered_active = False
 
 
 def _engine(address: Secret, timeout: float) -> Engine:

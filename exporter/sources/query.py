@@ -26,15 +26,24 @@ class Names(NamedTuple):
     labels: Sequence[str]
 
 
+def source_name(config: SqlConfig) -> str:
+    """Return the source's name in metrics."""
+    return f"sql:{config.name}"
+
+
 class Query:
     """One query, on one database. Each run connects anew.
 
     Args:
         config: what to ask, and whom.
         names: what rows may name.
+
+    Attributes:
+        source: its name in metrics.
     """
 
     def __init__(self, config: SqlConfig, names: Names) -> None:
+        self.source = source_name(config)
         self._query = config.query
         self._account = config.account
         self._names = names

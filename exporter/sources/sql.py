@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
-from typing import Final, TypeVar, cast
+from contextlib import closing
+from typing import Final
 
 import structlog
 
@@ -18,20 +17,15 @@ from exporter.errors import LedgerError, SourceError
 from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.sources.files import Intake
-from exporter.sources.query import Names, Query
+from exporter.sources.query import Names, Query, source_name
+from exporter.sources.worker import Worker
 
 OVERLAP: Final = 600.0
 """Seconds: a row is committed some time after the moment that stands in it."""
 
-R = TypeVar("R")
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
 _log = structlog.get_logger(__name__)
-
-
-def source_name(config: SqlConfig) -> str:
-    """Return the source's name in metrics."""
-    return f"sql:{config.name}"
 
 
 class SqlSources:
@@ -64,12 +58,16 @@ class SqlSources:
                 self._running[config] = names, task
 
     async def _run(self, config: SqlConfig, names: Names) -> None:
-        query, source = Query(config, names), source_name(config)
+        with closing(Worker(source_name(config))) as worker:
+            await self._repeat(Query(config, names), config.interval, worker)
+
+    async def _repeat(self, query: Query, interval: float, worker: Worker) -> None:
+        source = query.source
         # Further back, the provider does not know calls any more.
         since, said = time.time() - PROVIDER_MEMORY, ""
         while True:
             begun, started = time.monotonic(), time.time()
-            problem = await self._once(query, source, since)
+            problem = await self._once(query, worker, since)
             if problem:
                 self._metrics.source_errors.labels(source).value += 1
                 if problem != said:
@@ -80,50 +78,21 @@ class SqlSources:
                 if said:
                     _log.info("query is good again", source=source)
             said = problem
-            await asyncio.sleep(max(0.0, begun + config.interval - time.monotonic()))
+            await asyncio.sleep(max(0.0, begun + interval - time.monotonic()))
 
-    async def _once(self, query: Query, source: str, since: float) -> str:
+    async def _once(self, query: Query, worker: Worker, since: float) -> str:
         """Run a query once; returns what was wrong, or nothing."""
-        problems, refused = Problems(source), 0
+        problems, refused = Problems(query.source), 0
         batches = query.batches(since, problems)
         try:
-            while (batch := await _beside(lambda: next(batches, None))) is not None:
+            while (batch := await worker.submit(lambda: next(batches, None))) is not None:
                 calls = (NewCall(call.account, call.reference_id, call.labels) for call in batch)
                 refused += (await self._intake.watch(None, calls)).refused
-        except SourceError as error:
+        except (SourceError, LedgerError) as error:
             return str(error)
-        except LedgerError as error:
-            await _beside(batches.close)
-            return str(error)
+        finally:
+            # Where it was opened, however long that takes: this task may have been cancelled.
+            worker.submit(batches.close)
         if refused:
             return f"{refused} of its calls are beyond `watch.max_calls`"
         return "\n".join(map(str, problems.told()))
-
-
-async def _beside(work: Callable[[], R]) -> R:
-    """Run blocking work in a thread that does not keep the process from ending.
-
-    Others would be waited for at the end, for as long as a database takes its time.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[R] = loop.create_future()
-
-    def end(result: R | None, error: BaseException | None) -> None:
-        if done.done():
-            return  # nobody waits any more
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast("R", result))
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-            failure = error
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(end, result, failure)
-
-    threading.Thread(target=run, daemon=True, name="sql").start()
-    return await done

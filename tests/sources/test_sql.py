@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,6 +69,10 @@ def insert(table: File | Server, *rows: tuple[object, ...]) -> None:
     table.execute(f"INSERT INTO calls VALUES {', '.join(values)}")
 
 
+def kind(database: File | Server) -> str:
+    return database.url.partition(":")[0].partition("+")[0]
+
+
 def config(table: File | Server, query: str = QUERY, **more: object) -> SqlConfig:
     fields = {"name": "orders", "url": Secret(table.url), "query": query, "interval": 1.0, **more}
     return SqlConfig.model_validate(fields)
@@ -126,6 +132,52 @@ def test_many_rows_come_in_batches(table: File | Server) -> None:
     assert [len(batch) for batch in batches] == [1000] * 5
 
 
+def many(database: File | Server, column: str = "reference_id") -> SqlConfig:
+    """Return a query with more rows than anybody wants to read."""
+    query = {
+        "postgresql": f"SELECT 'c' || generate_series(1, 20000000) AS {column}",
+        "mariadb": f"SELECT CONCAT('c', seq) AS {column} FROM seq_1_to_20000000",
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+        f" SELECT 'c' || i AS {column} FROM n",
+    }[kind(database)]
+    return config(database, query, account="main")
+
+
+def test_what_is_left_of_rows_is_not_waited_for(database: File | Server) -> None:
+    if isinstance(database, File):
+        database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
+    batches = Query(many(database), NAMES).batches(0, Problems(""))
+    next(batches)
+    begun = time.monotonic()
+    batches.close()
+    with pytest.raises(SourceError, match="expected a column"):
+        next(Query(many(database, "id"), NAMES).batches(0, Problems("")))
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_a_connection_that_breaks(database: Server, caplog: pytest.LogCaptureFixture) -> None:
+    batches = Query(many(database), NAMES).batches(0, Problems(""))
+    next(batches)
+    others, end = {
+        "postgresql": (
+            "pid FROM pg_stat_activity WHERE usename = 'postgres' AND pid <> pg_backend_pid()",
+            "SELECT pg_terminate_backend({})",
+        ),
+        "mariadb": (
+            "id FROM information_schema.processlist WHERE id <> connection_id()",
+            "KILL {}",
+        ),
+    }[kind(database)]
+    with create_engine(database.url, poolclass=NullPool).connect() as connection:
+        for (number,) in connection.execute(text(f"SELECT {others}")).all():
+            connection.execute(text(end.format(number)))
+    with pytest.raises(SourceError, match="the database failed"):
+        deque(batches, maxlen=0)
+    # A driver or SQLAlchemy may have logged what it could not close.
+    assert not caplog.records
+
+
 def test_since(table: File | Server) -> None:
     now = datetime.now(UTC)
     for number, minutes in enumerate((90, 30, 1)):
@@ -168,7 +220,7 @@ def test_a_query_that_takes_too_long(table: File | Server) -> None:
         "mariadb": "SELECT SLEEP(30) AS reference_id",
         "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
         " SELECT max(i) AS reference_id FROM n",
-    }[table.url.partition(":")[0].partition("+")[0]]
+    }[kind(table)]
     begun = time.monotonic()
     with pytest.raises(SourceError):
         read(config(table, slow, timeout=1.0))
@@ -279,3 +331,19 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
     assert task.cancelled() or task.cancelling()
     sources.configure([], NAMES)
     assert ("sql:orders",) not in metrics.source_errors._series
+
+
+async def test_the_loop_goes_on_when_a_run_is_ended(database: File | Server) -> None:
+    if isinstance(database, File):
+        database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
+    intake, gaps, threads = Intake(), [0.0], set(threading.enumerate())
+    sources = SqlSources(intake, Catalogue(), asyncio.create_task)
+    sources.configure([many(database)], NAMES)
+    await until(lambda: len(intake.calls) > 3000)
+    sources.configure([], NAMES)
+    begun = time.monotonic()
+    while sum(gaps) < 1:
+        await asyncio.sleep(0.01)
+        gaps.append(time.monotonic() - begun - sum(gaps))
+    assert max(gaps) < 0.5
+    assert set(threading.enumerate()) <= threads
