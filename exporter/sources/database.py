@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import CursorResult, Dialect, Engine, TextClause, create_engine, event
+from sqlalchemy import Connection, CursorResult, Dialect, Engine, TextClause, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from exporter.config.databases import database_url
@@ -41,9 +41,9 @@ class Database:
                 address.
         """
         with translated():
-            if self._engine is None:
-                self._engine = _engine(self._url, self._timeout)
-            with self._engine.connect() as connection:
+            with translated(connecting=True):
+                connection = self._connect()
+            with connection:
                 raw = connection.connection.dbapi_connection
                 for statement in _settings(connection.dialect, self._timeout):
                     connection.exec_driver_sql(statement)
@@ -58,6 +58,11 @@ class Database:
                     found.close()
                 # Nothing that the query may have changed stays.
                 connection.rollback()
+
+    def _connect(self) -> Connection:
+        if self._engine is None:
+            self._engine = _engine(self._url, self._timeout)
+        return self._engine.connect()
 
 
 def _forget_result(raw: object) -> None:

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 from structlog.testing import capture_logs
 
@@ -227,16 +228,46 @@ def test_a_query_that_takes_too_long(table: File | Server) -> None:
     assert time.monotonic() - begun < 15
 
 
-def test_a_wrong_password_does_not_show(table: File | Server) -> None:
-    if isinstance(table, File):
-        table = File(Path("/nowhere/secret-name.db"))
-        wrong = table.url
-    else:
-        wrong = table.url.replace(PASSWORD, "wrong-made-up")
-    with pytest.raises(SourceError, match="the database failed") as error:
-        read(config(table, url=Secret(wrong)))
-    assert "made-up" not in str(error.value)
-    assert "secret-name" not in str(error.value)
+REFUSED = "the database failed: it cannot be reached, or refuses the user"
+
+
+@pytest.mark.parametrize(
+    ("database", "wrong", "expected"),
+    [
+        (kind, wrong, f"{REFUSED} ({name})")
+        for kind, wrong, name in [
+            ("postgresql", {"password": "other"}, "OperationalError"),
+            ("postgresql", {"username": "nobody"}, "OperationalError"),
+            ("postgresql", {"database": "nowhere"}, "OperationalError"),
+            ("postgresql", {"port": 1}, "OperationalError"),
+            ("mariadb", {"password": "other"}, "OperationalError 1045"),
+            ("mariadb", {"username": "nobody"}, "OperationalError 1045"),
+            ("mariadb", {"database": "nowhere"}, "OperationalError 1044"),
+            ("mariadb", {"port": 1}, "OperationalError 2003"),
+        ]
+    ]
+    + [
+        (
+            "sqlite",
+            {"database": "/nowhere/secret-name.db"},
+            "the database failed: unable to open database file (OperationalError)",
+        )
+    ],
+    indirect=["database"],
+)
+def test_nothing_of_an_address_shows(
+    database: File | Server, wrong: dict[str, Any], expected: str
+) -> None:
+    url = make_url(database.url).set(**wrong).render_as_string(hide_password=False)
+    with pytest.raises(SourceError) as error:
+        read(config(database, url=Secret(url)))
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_who_may_not_read_is_not_named(database: Server) -> None:
+    with pytest.raises(SourceError, match="SELECT command denied to user '\\*\\*\\*' for table"):
+        read(config(database, "SELECT user AS reference_id FROM mysql.global_priv"))
 
 
 def test_a_driver_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
