@@ -1,10 +1,10 @@
-"""Addresses of databases, as SQLAlchemy names them."""
+"""Addresses of databases and queries on them, as SQLAlchemy takes them."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from exporter.secret import Secret
@@ -36,4 +36,14 @@ def database_problem(secret: Secret) -> str | None:
         return "expected a URL such as `postgresql://USER:PASSWORD@HOST/DATABASE`"
     except ImportError as error:
         return f"the driver of this database is not installed: `{error.name}`"
+    return None
+
+
+def query_problem(query: str) -> str | None:
+    """Return what is wrong with the parameters of a query; None if they will do."""
+    if ":since::" in query:
+        # SQLAlchemy takes it for no parameter, and the database for none of its own.
+        return "expected `CAST(:since AS TYPE)` in place of `:since::TYPE`"
+    if not text(query).compile().params.keys() <= {"since"}:
+        return "expected no parameter but `:since`; write `\\:` for a colon"
     return None

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from exporter.config.calls import CALL_SCHEMA, CallConfig
+from exporter.config.databases import query_problem
 from exporter.config.fields import (
     AccountName,
     BaseUrl,
@@ -163,6 +164,13 @@ class SqlConfig(_Model):
 
     account: AccountName | None = None
     """The account of rows that name none; may be left out where there is one account."""
+
+    @field_validator("query")
+    @classmethod
+    def _known_parameters(cls, value: str) -> str:
+        if problem := query_problem(value):
+            raise PydanticCustomError("expected", "{problem}", {"problem": problem})
+        return value
 
 
 class WatchConfig(_Model):

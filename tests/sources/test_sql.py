@@ -189,6 +189,19 @@ def test_since(table: File | Server) -> None:
     assert [call[1] for call in calls] == ["c1", "c2"]
 
 
+@pytest.mark.parametrize("column", ["datetime(at, 'unixepoch')", "datetime(written)"])
+def test_since_beside_times_that_sqlite_cannot_compare(tmp_path: Path, column: str) -> None:
+    file, now = File(tmp_path / "calls.db"), datetime.now(UTC)
+    file.execute("CREATE TABLE calls (reference_id TEXT, at INTEGER, written TEXT)")
+    for minutes in (90, 30, 1):
+        moment = now - timedelta(minutes=minutes)
+        values = f"'c{minutes}', {int(moment.timestamp())}, '{moment:%Y-%m-%dT%H:%M:%SZ}'"
+        file.execute(f"INSERT INTO calls VALUES ({values.replace(':', chr(92) + ':')})")
+    query = f"SELECT reference_id FROM calls WHERE {column} >= :since"
+    calls, _ = read(config(file, query, account="main"), since=now.timestamp() - 3600)
+    assert [call[1] for call in calls] == ["c30", "c1"]
+
+
 @pytest.mark.parametrize(
     "statement", ["INSERT INTO calls VALUES (9, 'x', 'main', NULL, NULL)", "DELETE FROM calls"]
 )
