@@ -28,7 +28,7 @@ from exporter.sources.api import SOURCE as API_SOURCE
 from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
 from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.files import CallFiles, Settings
-from exporter.sources.query import Names
+from exporter.sources.query import Rules
 from exporter.sources.sql import SqlSources
 from exporter.watching import Watching
 
@@ -212,7 +212,8 @@ class Service:
         self.metrics.source_errors.labels(CONFIG_SOURCE)
         self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()
         self.metrics.show_source(API_SOURCE, shown=bool(config.watch.api.tokens))
-        self._sql.configure(config.watch.sql, Names(names, config.watch.labels))
+        rules = Rules(names, config.watch.labels, config.ledger.keep_finished)
+        self._sql.configure(config.watch.sql, rules)
         called_back = any(account.callback_token for account in config.accounts)
         self.metrics.show_source(CALLBACK_SOURCE, shown=called_back)
 

@@ -115,11 +115,14 @@ class Catalogue:
         )
         self.source_last_success = gauge(
             "esms_source_last_success_timestamp_seconds",
-            "When a watch source was last read without a problem.",
+            "When a watch source was last read as it should be; rows of a query that had to be "
+            "refused do not matter.",
             "source",
         )
         self.source_errors = counter(
-            "esms_source_errors_total", "Readings of a watch source that failed.", "source"
+            "esms_source_errors_total",
+            "Readings of a watch source that failed, or that found what had to be refused.",
+            "source",
         )
         self.callbacks = counter(
             "esms_callbacks_total",

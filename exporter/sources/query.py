@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Final, NamedTuple
 
 from sqlalchemy import DateTime, TextClause, bindparam, text
@@ -19,11 +20,18 @@ from exporter.sources.tables import as_item, as_sequence, header_problem
 BATCH: Final = 1_000
 
 
-class Names(NamedTuple):
-    """What rows may name: accounts, and labels."""
+class Rules(NamedTuple):
+    """What rows may name, and for how long they can be read again.
+
+    Attributes:
+        accounts: the names of the accounts.
+        labels: the names in `watch.labels`.
+        memory: how long the ledger remembers a call that has finished, in seconds.
+    """
 
     accounts: Sequence[str]
     labels: Sequence[str]
+    memory: float
 
 
 def source_name(config: SqlConfig) -> str:
@@ -36,17 +44,17 @@ class Query:
 
     Args:
         config: what to ask, and whom.
-        names: what rows may name.
+        rules: what rows may name.
 
     Attributes:
         source: its name in metrics.
     """
 
-    def __init__(self, config: SqlConfig, names: Names) -> None:
+    def __init__(self, config: SqlConfig, rules: Rules) -> None:
         self.source = source_name(config)
         self._query = config.query
         self._account = config.account
-        self._names = names
+        self._rules = rules
         self._database = Database(config.url, config.timeout)
 
     def batches(
@@ -61,17 +69,19 @@ class Query:
         Raises:
             SourceError: the database failed; the message holds nothing of its address.
         """
-        reader = CallReader(self._names.accounts, self._names.labels, problems, (), repeats=True)
+        reader = CallReader(self._rules.accounts, self._rules.labels, problems, (), repeats=True)
         with self._database.ask(self._statement(since)) as found:
             header = list(found.keys())
-            if problem := header_problem(header, self._names.labels):
+            if problem := header_problem(header, self._rules.labels):
                 raise SourceError(problem)
-            line = 1
+            lines = count(1)
             for rows in found.partitions(BATCH):
-                items = [self._item(header, row, line + n) for n, row in enumerate(rows)]
-                lines = range(line, line + len(items))
-                line += len(items)
-                yield reader.read(as_sequence(items, lines))
+                items = [self._item(header, row, next(lines)) for row in rows]
+                # A call that is just being placed has no id yet: no mistake, and read again soon.
+                items = [item for item in items if "reference_id" in item]
+                yield reader.read(
+                    as_sequence(items, [item.line_of("reference_id") for item in items])
+                )
 
     def _statement(self, since: float) -> TextClause:
         query = text(self._query)

@@ -6,18 +6,18 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 import structlog
 
 from exporter.calls import PROVIDER_MEMORY
 from exporter.config import SqlConfig
 from exporter.config.problems import Problems
-from exporter.errors import LedgerError, SourceError
+from exporter.errors import LedgerError, Problem, SourceError
 from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.sources.files import Intake
-from exporter.sources.query import Names, Query, source_name
+from exporter.sources.query import Query, Rules, source_name
 from exporter.sources.worker import Worker
 
 OVERLAP: Final = 600.0
@@ -26,6 +26,51 @@ OVERLAP: Final = 600.0
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
 _log = structlog.get_logger(__name__)
+
+
+class _End(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+        whole: every row was read, and every call that is as it should be was taken in.
+        problem: what was wrong; empty for nothing.
+        kinds: the same without numbers, which are others in each run.
+    """
+
+    whole: bool
+    problem: str
+    kinds: frozenset[str]
+
+    @classmethod
+    def failed(cls, problem: str, kind: str) -> Self:
+        return cls(whole=False, problem=problem, kinds=frozenset({kind}))
+
+    @classmethod
+    def reached(cls, refused: Sequence[Problem]) -> Self:
+        kinds = {
+            f"{problem.key.partition(']')[2]}: {problem.message}"
+            for problem in refused
+            if problem.line
+        }
+        return cls(whole=True, problem="\n".join(map(str, refused)), kinds=frozenset(kinds))
+
+
+def asked_since(last: float | None, now: float, memory: float) -> float:
+    """Return the time from which on rows are asked for.
+
+    All times are Unix times.
+
+    Args:
+        last: when the last run that was whole began; None before the first.
+        now: when this run begins.
+        memory: how long the ledger remembers a call that has finished, in seconds. What was read
+            longer ago is not read again: it would be counted again.
+    """
+    known = now - PROVIDER_MEMORY
+    remembered = now - memory
+    if last is None:
+        return max(known, remembered)
+    return max(known, last - OVERLAP, min(last, remembered))
 
 
 class SqlSources:
@@ -41,12 +86,12 @@ class SqlSources:
         self._intake = intake
         self._metrics = metrics
         self._spawn = spawn
-        self._running: dict[SqlConfig, tuple[Names, asyncio.Task[None]]] = {}
+        self._running: dict[SqlConfig, tuple[Rules, asyncio.Task[None]]] = {}
 
-    def configure(self, configs: Sequence[SqlConfig], names: Names) -> None:
+    def configure(self, configs: Sequence[SqlConfig], rules: Rules) -> None:
         """Go over to other queries; those that have not changed go on."""
         for config, (old, task) in list(self._running.items()):
-            if config not in configs or old != names:
+            if config not in configs or old != rules:
                 task.cancel()
                 del self._running[config]
                 if source_name(config) not in map(source_name, configs):
@@ -54,34 +99,32 @@ class SqlSources:
         for config in configs:
             if config not in self._running:
                 self._metrics.show_source(source_name(config), shown=True)
-                task = self._spawn(self._run(config, names))
-                self._running[config] = names, task
+                task = self._spawn(self._run(config, rules))
+                self._running[config] = rules, task
 
-    async def _run(self, config: SqlConfig, names: Names) -> None:
+    async def _run(self, config: SqlConfig, rules: Rules) -> None:
         with closing(Worker(source_name(config))) as worker:
-            await self._repeat(Query(config, names), config.interval, worker)
+            await self._repeat(Query(config, rules), worker, config.interval, rules.memory)
 
-    async def _repeat(self, query: Query, interval: float, worker: Worker) -> None:
-        source = query.source
-        # Further back, the provider does not know calls any more.
-        since, said = time.time() - PROVIDER_MEMORY, ""
+    async def _repeat(self, query: Query, worker: Worker, interval: float, memory: float) -> None:
+        last, said = None, frozenset[str]()
         while True:
-            begun, started = time.monotonic(), time.time()
-            problem = await self._once(query, worker, since)
-            if problem:
-                self._metrics.source_errors.labels(source).value += 1
-                if problem != said:
-                    _log.warning("query failed", source=source, problem=problem)
-            else:
-                since = started - OVERLAP
-                self._metrics.source_last_success.labels(source).value = time.time()
-                if said:
-                    _log.info("query is good again", source=source)
-            said = problem
+            begun, now = time.monotonic(), time.time()
+            end = await self._once(query, worker, asked_since(last, now, memory))
+            if end.whole:
+                last = now
+                self._metrics.source_last_success.labels(query.source).value = time.time()
+            if end.problem:
+                self._metrics.source_errors.labels(query.source).value += 1
+                if not end.kinds <= said:
+                    event = "rows refused" if end.whole else "query failed"
+                    _log.warning(event, source=query.source, problem=end.problem)
+            elif said:
+                _log.info("query is good again", source=query.source)
+            said = end.kinds
             await asyncio.sleep(max(0.0, begun + interval - time.monotonic()))
 
-    async def _once(self, query: Query, worker: Worker, since: float) -> str:
-        """Run a query once; returns what was wrong, or nothing."""
+    async def _once(self, query: Query, worker: Worker, since: float) -> _End:
         problems, refused = Problems(query.source), 0
         batches = query.batches(since, problems)
         try:
@@ -89,10 +132,11 @@ class SqlSources:
                 calls = (NewCall(call.account, call.reference_id, call.labels) for call in batch)
                 refused += (await self._intake.watch(None, calls)).refused
         except (SourceError, LedgerError) as error:
-            return str(error)
+            return _End.failed(str(error), str(error))
         finally:
             # Where it was opened, however long that takes: this task may have been cancelled.
             worker.submit(batches.close)
         if refused:
-            return f"{refused} of its calls are beyond `watch.max_calls`"
-        return "\n".join(map(str, problems.told()))
+            full = "of its calls are beyond `watch.max_calls`"
+            return _End.failed(f"{refused} {full}", full)
+        return _End.reached(problems.told())

@@ -23,7 +23,7 @@ async def test_a_call_from_its_row_to_its_count(tmp_path: Path) -> None:
                 "accounts:\n  - {name: main, api_key: k, secret_key: s,"
                 f" base_url: '{simulator.url}'}}\n"
                 "polling: {interval: 200ms, max_interval: 200ms}\n"
-                f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
+                f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db', keep_finished: 1d}}\n"
                 "watch:\n  labels: [campaign]\n  sql:\n"
                 "    - name: orders\n      url_file: url\n      interval: 1s\n"
                 "      query: >-\n        SELECT reference_id, campaign FROM calls\n"
@@ -38,7 +38,8 @@ async def test_a_call_from_its_row_to_its_count(tmp_path: Path) -> None:
                 database.execute(
                     "CREATE TABLE calls (reference_id uuid, campaign text, placed_at timestamptz)",
                     f"INSERT INTO calls VALUES ('{FIRST}', 'otp', now())",
-                    f"INSERT INTO calls VALUES ('{OLD}', 'old', now() - interval '8 days')",
+                    # It may have been counted, and forgotten since.
+                    f"INSERT INTO calls VALUES ('{OLD}', 'old', now() - interval '2 days')",
                 )
                 simulator.add_call("main", FIRST, Plan())
                 found = await exporter.until(lambda found: total(found, "esms_calls_total") == 1)

@@ -22,12 +22,13 @@ from exporter.ledger.records import NewCall, Tally
 from exporter.metrics.catalogue import Catalogue
 from exporter.secret import Secret
 from exporter.sources import database as module
-from exporter.sources.query import Names, Query
-from exporter.sources.sql import SqlSources
+from exporter.sources.query import Query, Rules
+from exporter.sources.sql import OVERLAP, SqlSources, asked_since
 from tests.databases import PASSWORD, Server, mariadb, postgresql
 from tests.waiting import until
 
-NAMES = Names(["main", "b"], ["campaign"])
+DAY = 86_400.0
+RULES = Rules(["main", "b"], ["campaign"], 30 * DAY)
 QUERY = "SELECT reference_id, account, campaign FROM calls ORDER BY id"
 
 
@@ -80,12 +81,12 @@ def config(table: File | Server, query: str = QUERY, **more: object) -> SqlConfi
 
 
 def read(
-    found: SqlConfig, since: float = 0.0, names: Names = NAMES
+    found: SqlConfig, since: float = 0.0, rules: Rules = RULES
 ) -> tuple[list[tuple[str, str, dict[str, str]]], list[str]]:
     problems = Problems("sql:orders")
     calls = [
         (call.account, str(call.reference_id), dict(call.labels))
-        for batch in Query(found, names).batches(since, problems)
+        for batch in Query(found, rules).batches(since, problems)
         for call in batch
     ]
     return calls, [str(problem) for problem in problems._found]
@@ -113,7 +114,7 @@ def test_a_bad_row_does_not_stop_the_others(table: File | Server) -> None:
     insert(
         table,
         (1, "A", "main", None, None),
-        (2, None, "main", None, None),
+        (2, "", "main", None, None),
         (3, "b a d", "main", None, None),
         (4, "B", "nobody", None, None),
         (5, "C", "main", "x" * 129, None),
@@ -122,14 +123,24 @@ def test_a_bad_row_does_not_stop_the_others(table: File | Server) -> None:
     calls, problems = read(config(table))
     assert [call[1] for call in calls] == ["A", "D"]
     assert [problem.split(": ")[0] for problem in problems] == [
-        f"sql:orders:{line}" for line in (2, 3, 4, 5)
+        f"sql:orders:{line}" for line in (3, 4, 5)
     ]
+
+
+def test_a_call_that_has_no_id_yet_is_no_mistake(table: File | Server) -> None:
+    insert(table, (1, None, "main", None, None), (2, "", "main", None, None))
+    assert read(config(table)) == ([], [])
+    insert(table, (3, "A", "main", None, None), (4, "B", "nobody", None, None))
+    calls, problems = read(config(table))
+    assert calls == [("main", "A", {})]
+    assert len(problems) == 1
+    assert problems[0].startswith("sql:orders:4: ")
 
 
 def test_many_rows_come_in_batches(table: File | Server) -> None:
     for start in range(1, 5001, 1000):
         insert(table, *((n, f"c{n}", "main", None, None) for n in range(start, start + 1000)))
-    batches = list(Query(config(table), NAMES).batches(0, Problems("")))
+    batches = list(Query(config(table), RULES).batches(0, Problems("")))
     assert [len(batch) for batch in batches] == [1000] * 5
 
 
@@ -147,18 +158,18 @@ def many(database: File | Server, column: str = "reference_id") -> SqlConfig:
 def test_what_is_left_of_rows_is_not_waited_for(database: File | Server) -> None:
     if isinstance(database, File):
         database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
-    batches = Query(many(database), NAMES).batches(0, Problems(""))
+    batches = Query(many(database), RULES).batches(0, Problems(""))
     next(batches)
     begun = time.monotonic()
     batches.close()
     with pytest.raises(SourceError, match="expected a column"):
-        next(Query(many(database, "id"), NAMES).batches(0, Problems("")))
+        next(Query(many(database, "id"), RULES).batches(0, Problems("")))
     assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 def test_a_connection_that_breaks(database: Server, caplog: pytest.LogCaptureFixture) -> None:
-    batches = Query(many(database), NAMES).batches(0, Problems(""))
+    batches = Query(many(database), RULES).batches(0, Problems(""))
     next(batches)
     others, end = {
         "postgresql": (
@@ -311,19 +322,44 @@ def test_addresses(url: str, expected: str | None) -> None:
     assert problem == expected or (problem and expected and problem.startswith(expected))
 
 
+@pytest.mark.parametrize(
+    ("last", "memory", "expected"),
+    [
+        # At first, what the provider knows still; and what has not been forgotten after its count.
+        (None, 30 * DAY, -7 * DAY),
+        (None, DAY, -DAY),
+        # Then, with an overlap, from the last run on that was whole.
+        (-30.0, 30 * DAY, -30 - OVERLAP),
+        (-2 * DAY, 30 * DAY, -2 * DAY - OVERLAP),
+        (-9 * DAY, 30 * DAY, -7 * DAY),
+        # What was read is not read again once it may be forgotten; what was not, is.
+        (-30.0, 300.0, -300.0),
+        (-2 * DAY, DAY, -2 * DAY),
+        (-30.0, 1.0, -30.0),
+    ],
+)
+def test_from_when_on_rows_are_asked_for(
+    last: float | None, memory: float, expected: float
+) -> None:
+    now = 1_700_000_000.0
+    assert asked_since(None if last is None else now + last, now, memory) == now + expected
+
+
 class Intake:
     """Keeps what a source hands over, in place of the ledger."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.offered: list[str] = []
         self.room = 10_000
         self.broken = False
 
     async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
         assert source is None
+        ids = [call.reference_id for call in calls]
+        self.offered += ids
         if self.broken:
             raise LedgerError("the disk is full")
-        ids = [call.reference_id for call in calls]
         self.calls += ids[: self.room]
         return Tally(len(ids), set(), len(ids[self.room :]))
 
@@ -346,15 +382,23 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
     errors = metrics.source_errors.labels("sql:orders")
     success = metrics.source_last_success.labels("sql:orders")
     with capture_logs() as logs:
-        sources.configure([source], NAMES)
+        sources.configure([source], RULES)
         await until(lambda: errors.value > 2)
         file.execute("CREATE TABLE calls (reference_id TEXT)", "INSERT INTO calls VALUES ('A')")
         await until(lambda: "A" in intake.calls)
         file.execute("INSERT INTO calls VALUES ('b a d')")
         before = errors.value
         await until(lambda: errors.value > before + 1)
-        file.execute("DELETE FROM calls WHERE reference_id <> 'A'")
-        await until(lambda: success.value > time.time() - 0.1)
+        # It has read what there is, and refused what has to be.
+        now = time.time()
+        await until(lambda: success.value > now)
+        # The same row as another one: nothing new.
+        file.execute("DELETE FROM calls WHERE reference_id = 'A'")
+        before = errors.value
+        await until(lambda: errors.value > before + 1)
+        file.execute("DELETE FROM calls", "INSERT INTO calls VALUES ('A')")
+        await until(lambda: logs[-1]["event"] == "query is good again")
+        now = time.time()
         intake.broken = True
         before = errors.value
         await until(lambda: errors.value > before + 1)
@@ -368,13 +412,36 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
         "1 of its calls are beyond `wat",
     ]
     # What has not changed goes on; what is gone takes its series along.
-    sources.configure([source], NAMES)
+    sources.configure([source], RULES)
     (task,) = [task for _, task in sources._running.values()]
-    sources.configure([source], Names(["main"], []))
+    sources.configure([source], Rules(["main"], [], DAY))
     await asyncio.sleep(0)
     assert task.cancelled() or task.cancelling()
-    sources.configure([], NAMES)
+    sources.configure([], RULES)
     assert ("sql:orders",) not in metrics.source_errors._series
+
+
+async def test_since_goes_on_with_what_was_read(tmp_path: Path) -> None:
+    file, intake, metrics = File(tmp_path / "calls.db"), Intake(), Catalogue()
+    # Rows that are refused, or have no id yet, do not keep it from going on.
+    file.execute("CREATE TABLE calls (id TEXT)", "INSERT INTO calls VALUES ('b a d'), (NULL)")
+    query = "SELECT replace(:since, ' ', 'T') AS reference_id UNION ALL SELECT id FROM calls"
+    source = config(file, query, account="main").model_copy(update={"interval": 0.05})
+    sources = SqlSources(intake, metrics, asyncio.create_task)
+    now, errors = time.time(), metrics.source_errors.labels("sql:orders")
+    sources.configure([source], RULES)
+    await until(lambda: len(intake.calls) > 3)
+    moments = [datetime.fromisoformat(f"{found}Z").timestamp() for found in intake.calls]
+    assert moments[0] == pytest.approx(now - 7 * DAY, abs=5)
+    assert moments[1] == pytest.approx(now - OVERLAP, abs=5)
+    assert moments[1] < moments[2] < moments[3]
+    # Calls that could not be taken in have to be read again.
+    for change in ({"broken": True}, {"broken": False, "room": 0}):
+        vars(intake).update(change)
+        before = errors.value
+        await until(lambda: errors.value > before + 3)  # noqa: B023 - awaited here
+        assert intake.offered[-1] == intake.offered[-2]
+    sources.configure([], RULES)
 
 
 async def test_the_loop_goes_on_when_a_run_is_ended(database: File | Server) -> None:
@@ -382,9 +449,9 @@ async def test_the_loop_goes_on_when_a_run_is_ended(database: File | Server) -> 
         database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
     intake, gaps, threads = Intake(), [0.0], set(threading.enumerate())
     sources = SqlSources(intake, Catalogue(), asyncio.create_task)
-    sources.configure([many(database)], NAMES)
+    sources.configure([many(database)], RULES)
     await until(lambda: len(intake.calls) > 3000)
-    sources.configure([], NAMES)
+    sources.configure([], RULES)
     begun = time.monotonic()
     while sum(gaps) < 1:
         await asyncio.sleep(0.01)
