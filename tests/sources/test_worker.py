@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+
+import pytest
+
+from exporter.sources.worker import Worker
+
+
+async def test_work_is_done_in_order_in_one_thread_also_where_nobody_waits() -> None:
+    worker, done = Worker("test"), list[tuple[int, threading.Thread]]()
+    go_on = threading.Event()
+    first = worker.submit(lambda: go_on.wait(10))
+    for number in range(3):
+        worker.submit(partial(lambda n: done.append((n, threading.current_thread())), number))
+    last = worker.submit(lambda: "end")
+    worker.close()
+    first.cancel()
+    go_on.set()
+    assert await last == "end"
+    assert [number for number, _ in done] == [0, 1, 2]
+    (thread,) = {thread for _, thread in done}
+    assert thread.daemon
+    await asyncio.to_thread(thread.join, 10)
+    assert not thread.is_alive()
+
+
+async def test_what_work_raises_is_raised_where_it_is_waited_for() -> None:
+    worker = Worker("test")
+    with pytest.raises(ZeroDivisionError):
+        await worker.submit(lambda: 1 / 0)
+    assert await worker.submit(lambda: 1) == 1
+    worker.close()
+
+
+def test_work_that_outlives_the_loop_ends_in_silence() -> None:
+    go_on, threads = threading.Event(), list[threading.Thread]()
+
+    async def leave() -> None:
+        worker = Worker("test")
+        await worker.submit(lambda: threads.append(threading.current_thread()))
+        worker.submit(lambda: go_on.wait(10))
+        worker.close()
+
+    asyncio.run(leave())
+    go_on.set()
+    threads[0].join(10)
+    assert not threads[0].is_alive()
