@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import time
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.pool import NullPool
+
+from exporter.config import SqlConfig
+from exporter.config.databases import database_problem
+from exporter.config.problems import Problems
+from exporter.errors import SourceError
+from exporter.secret import Secret
+from exporter.sources import database as module
+from exporter.sources.query import Query, Rules
+from tests.databases import PASSWORD, Server
+from tests.sources.queried import RULES, File, config, kind, many
+
+
+@pytest.fixture
+def table(database: File | Server) -> File | Server:
+    moment = "TIMESTAMP" if "sqlite" not in database.url else "TEXT"
+    database.execute(
+        "DROP TABLE IF EXISTS calls",
+        "CREATE TABLE calls (id INTEGER PRIMARY KEY, reference_id VARCHAR(200),"
+        f" account VARCHAR(200), campaign VARCHAR(200), placed_at {moment} NULL)",
+    )
+    return database
+
+
+def insert(table: File | Server, *rows: tuple[object, ...]) -> None:
+    values = ("(" + ", ".join("NULL" if v is None else f"'{v}'" for v in row) + ")" for row in rows)
+    table.execute(f"INSERT INTO calls VALUES {', '.join(values)}")
+
+
+def read(
+    found: SqlConfig, since: float = 0.0, rules: Rules = RULES
+) -> tuple[list[tuple[str, str, dict[str, str]]], list[str]]:
+    problems = Problems("sql:orders")
+    calls = [
+        (call.account, str(call.reference_id), dict(call.labels))
+        for batch in Query(found, rules).batches(since, problems)
+        for call in batch
+    ]
+    return calls, [str(problem) for problem in problems._found]
+
+
+def test_rows_become_calls(table: File | Server) -> None:
+    insert(
+        table, (1, "A", "main", "otp", None), (2, " b ", "b", None, None), (3, "C", None, "", None)
+    )
+    assert read(config(table, account="main")) == (
+        [("main", "A", {"campaign": "otp"}), ("b", "b", {}), ("main", "C", {})],
+        [],
+    )
+    assert read(config(table, "SELECT reference_id FROM calls WHERE id = 1", account="b")) == (
+        [("b", "A", {})],
+        [],
+    )
+    # Numbers are ids, too.
+    assert read(config(table, "SELECT id AS reference_id FROM calls", account="b"))[0][0] == (
+        "b", "1", {}
+    )  # fmt: skip
+
+
+def test_a_bad_row_does_not_stop_the_others(table: File | Server) -> None:
+    insert(
+        table,
+        (1, "A", "main", None, None),
+        (2, "", "main", None, None),
+        (3, "b a d", "main", None, None),
+        (4, "B", "nobody", None, None),
+        (5, "C", "main", "x" * 129, None),
+        (6, "D", "main", None, None),
+    )
+    calls, problems = read(config(table))
+    assert [call[1] for call in calls] == ["A", "D"]
+    assert [problem.split(": ")[0] for problem in problems] == [
+        f"sql:orders:{line}" for line in (3, 4, 5)
+    ]
+
+
+def test_a_call_that_has_no_id_yet_is_no_mistake(table: File | Server) -> None:
+    insert(table, (1, None, "main", None, None), (2, "", "main", None, None))
+    assert read(config(table)) == ([], [])
+    insert(table, (3, "A", "main", None, None), (4, "B", "nobody", None, None))
+    calls, problems = read(config(table))
+    assert calls == [("main", "A", {})]
+    assert len(problems) == 1
+    assert problems[0].startswith("sql:orders:4: ")
+
+
+def test_many_rows_come_in_batches(table: File | Server) -> None:
+    for start in range(1, 5001, 1000):
+        insert(table, *((n, f"c{n}", "main", None, None) for n in range(start, start + 1000)))
+    batches = list(Query(config(table), RULES).batches(0, Problems("")))
+    assert [len(batch) for batch in batches] == [1000] * 5
+
+
+def test_what_is_left_of_rows_is_not_waited_for(database: File | Server) -> None:
+    if isinstance(database, File):
+        database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
+    batches = Query(many(database), RULES).batches(0, Problems(""))
+    next(batches)
+    begun = time.monotonic()
+    batches.close()
+    with pytest.raises(SourceError, match="expected a column"):
+        next(Query(many(database, "id"), RULES).batches(0, Problems("")))
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_a_connection_that_breaks(database: Server, caplog: pytest.LogCaptureFixture) -> None:
+    batches = Query(many(database), RULES).batches(0, Problems(""))
+    next(batches)
+    others, end = {
+        "postgresql": (
+            "pid FROM pg_stat_activity WHERE usename = 'postgres' AND pid <> pg_backend_pid()",
+            "SELECT pg_terminate_backend({})",
+        ),
+        "mariadb": (
+            "id FROM information_schema.processlist WHERE id <> connection_id()",
+            "KILL {}",
+        ),
+    }[kind(database)]
+    with create_engine(database.url, poolclass=NullPool).connect() as connection:
+        for (number,) in connection.execute(text(f"SELECT {others}")).all():
+            connection.execute(text(end.format(number)))
+    with pytest.raises(SourceError, match="the database failed"):
+        deque(batches, maxlen=0)
+    # A driver or SQLAlchemy may have logged what it could not close.
+    assert not caplog.records
+
+
+def test_since(table: File | Server) -> None:
+    now = datetime.now(UTC)
+    for number, minutes in enumerate((90, 30, 1)):
+        moment = (now - timedelta(minutes=minutes)).strftime("%Y-%m-%d %H:%M:%S")
+        insert(table, (number, f"c{number}", "main", None, moment))
+    query = "SELECT reference_id, account FROM calls WHERE placed_at >= :since ORDER BY id"
+    calls, _ = read(config(table, query), since=now.timestamp() - 3600)
+    assert [call[1] for call in calls] == ["c1", "c2"]
+
+
+@pytest.mark.parametrize("column", ["datetime(at, 'unixepoch')", "datetime(written)"])
+def test_since_beside_times_that_sqlite_cannot_compare(tmp_path: Path, column: str) -> None:
+    file, now = File(tmp_path / "calls.db"), datetime.now(UTC)
+    file.execute("CREATE TABLE calls (reference_id TEXT, at INTEGER, written TEXT)")
+    for minutes in (90, 30, 1):
+        moment = now - timedelta(minutes=minutes)
+        values = f"'c{minutes}', {int(moment.timestamp())}, '{moment:%Y-%m-%dT%H:%M:%SZ}'"
+        file.execute(f"INSERT INTO calls VALUES ({values.replace(':', chr(92) + ':')})")
+    query = f"SELECT reference_id FROM calls WHERE {column} >= :since"
+    calls, _ = read(config(file, query, account="main"), since=now.timestamp() - 3600)
+    assert [call[1] for call in calls] == ["c30", "c1"]
+
+
+@pytest.mark.parametrize(
+    "statement", ["INSERT INTO calls VALUES (9, 'x', 'main', NULL, NULL)", "DELETE FROM calls"]
+)
+def test_nothing_is_written(table: File | Server, statement: str) -> None:
+    insert(table, (1, "A", "main", None, None))
+    with pytest.raises(SourceError, match="the database failed"):
+        read(config(table, statement))
+    assert len(read(config(table))[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("SELECT account FROM calls", "expected a column `reference_id`"),
+        ("SELECT reference_id, reference_id FROM calls", "each name once"),
+        ("SELECT reference_id, placed_at FROM calls", "expected no columns but"),
+        ("SELECT reference_id FROM nowhere", "the database failed: .*nowhere"),
+        ("SELEKT", "the database failed: .*(syntax|SELEKT)"),
+    ],
+)
+def test_a_query_that_cannot_be_used(table: File | Server, query: str, expected: str) -> None:
+    with pytest.raises(SourceError, match=f"(?i){expected}") as error:
+        read(config(table, query))
+    assert PASSWORD not in str(error.value)
+
+
+def test_a_query_that_takes_too_long(table: File | Server) -> None:
+    slow = {
+        "postgresql": "SELECT pg_sleep(30)::text AS reference_id",
+        "mariadb": "SELECT SLEEP(30) AS reference_id",
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+        " SELECT max(i) AS reference_id FROM n",
+    }[kind(table)]
+    begun = time.monotonic()
+    with pytest.raises(SourceError):
+        read(config(table, slow, timeout=1.0))
+    assert time.monotonic() - begun < 15
+
+
+REFUSED = "the database failed: it cannot be reached, or refuses the user"
+
+
+@pytest.mark.parametrize(
+    ("database", "wrong", "expected"),
+    [
+        (kind, wrong, f"{REFUSED} ({name})")
+        for kind, wrong, name in [
+            ("postgresql", {"password": "other"}, "OperationalError"),
+            ("postgresql", {"username": "nobody"}, "OperationalError"),
+            ("postgresql", {"database": "nowhere"}, "OperationalError"),
+            ("postgresql", {"port": 1}, "OperationalError"),
+            ("mariadb", {"password": "other"}, "OperationalError 1045"),
+            ("mariadb", {"username": "nobody"}, "OperationalError 1045"),
+            ("mariadb", {"database": "nowhere"}, "OperationalError 1044"),
+            ("mariadb", {"port": 1}, "OperationalError 2003"),
+        ]
+    ]
+    + [
+        (
+            "sqlite",
+            {"database": "/nowhere/secret-name.db"},
+            "the database failed: unable to open database file (OperationalError)",
+        )
+    ],
+    indirect=["database"],
+)
+def test_nothing_of_an_address_shows(
+    database: File | Server, wrong: dict[str, Any], expected: str
+) -> None:
+    url = make_url(database.url).set(**wrong).render_as_string(hide_password=False)
+    with pytest.raises(SourceError) as error:
+        read(config(database, url=Secret(url)))
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_who_may_not_read_is_not_named(database: Server) -> None:
+    with pytest.raises(SourceError, match="SELECT command denied to user '\\*\\*\\*' for table"):
+        read(config(database, "SELECT user AS reference_id FROM mysql.global_priv"))
+
+
+def test_a_driver_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "odd")
+
+    monkeypatch.setattr(module, "_settings", fail)
+    file = File(tmp_path / "x.db")
+    file.execute("CREATE TABLE calls (reference_id TEXT)")
+    with pytest.raises(SourceError, match="the driver failed"):
+        read(config(file))
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u:p@127.0.0.1/db", None),
+        ("mysql://u:p@127.0.0.1/db", None),
+        ("sqlite:////tmp/x.db", None),
+        ("oracle://u:p@127.0.0.1/db", "the driver of this database is not installed: `"),
+        ("nonsense", "expected a URL such as"),
+        ("nonsense://u:p@h", "expected a URL such as"),
+        ("postgresql://u:p@h:port/db", "expected a URL such as"),
+    ],
+)
+def test_addresses(url: str, expected: str | None) -> None:
+    problem = database_problem(Secret(url))
+    assert problem == expected or (problem and expected and problem.startswith(expected))
