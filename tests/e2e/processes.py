@@ -99,9 +99,11 @@ class Exporter(Process):
         config: Path,
         *options: str,
         environ: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
     ) -> None:
         super().__init__(
             [
+                *inside,  # a program that becomes the exporter
                 *(sys.executable, "-m", "exporter", f"--config.file={config}"),
                 *("--web.listen-address=127.0.0.1:0", *options),
             ],

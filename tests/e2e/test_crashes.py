@@ -4,69 +4,32 @@ import asyncio
 import os
 import random
 import sqlite3
-from collections import Counter
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from exporter.simulator import Account, Plan, Simulator
-from tests.e2e.processes import Exporter, Series, total
+from tests.e2e.counting import (
+    DURABLE,
+    ENDS,
+    Counts,
+    Scrapes,
+    counted,
+    expect,
+    scrape_for_ever,
+)
+from tests.e2e.processes import Exporter, total
 
 KILLS = 22
 CALLS = 2_000
 SPREAD = 25.0  # seconds over which the calls finish
 
-DURABLE = (
-    "esms_calls_total",
-    "esms_call_duration_seconds",
-    "esms_call_keypresses_total",
-    "esms_call_result_delay_seconds",
-    "esms_call_price_vnd",
-)
 ACCOUNTS = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
 
-# (what the provider says in the end, how it is counted)
-ENDS: list[tuple[dict[str, object], tuple[str, str]]] = [
-    ({"duration": 7}, ("success", "answered")),
-    ({"duration": 61, "ivr": "1"}, ("success", "answered")),
-    ({"duration": 0, "call_status": "NOANSWERED"}, ("success", "no_answer")),
-    ({"duration": 0, "call_status": "", "sent_result": 0}, ("failure", "none")),
-    ({"duration": 0, "call_status": "BUSY", "sent_result": 0, "ivr": "#"}, ("failure", "busy")),
-    ({"rejected": True}, ("failure", "rejected")),
-]
 
-
-class Scrapes:
-    """Every scrape of every life, and whether a durable counter ever went backwards."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.backwards: list[tuple[Series, float, float]] = []
-        self._last: dict[Series, float] = {}
-
-    def add(self, samples: dict[Series, float]) -> None:
-        self.count += 1
-        for series, value in samples.items():
-            if series[0].startswith(DURABLE):
-                if value < (before := self._last.get(series, 0.0)):
-                    self.backwards.append((series, before, value))
-                self._last[series] = value
-
-
-async def scrape_for_ever(exporter: Exporter, scrapes: Scrapes) -> None:
-    while True:
-        try:
-            if exporter.url:
-                scrapes.add(await exporter.scrape())
-        except (aiohttp.ClientError, OSError):
-            await asyncio.sleep(0.05)  # killed just now
-        await asyncio.sleep(0.02)
-
-
-def fill(simulator: Simulator, chance: random.Random) -> tuple[str, Counter[tuple[str, ...]]]:
+def fill(simulator: Simulator, chance: random.Random) -> tuple[str, Counts]:
     """Place the calls; returns their configuration, and how they have to be counted."""
-    lines, expected = [], Counter[tuple[str, ...]]()
+    lines, expected = [], Counts()
     for number in range(CALLS):
         account = chance.choice(ACCOUNTS).name
         campaign = chance.choice(("otp", "reminder"))
@@ -79,32 +42,8 @@ def fill(simulator: Simulator, chance: random.Random) -> tuple[str, Counter[tupl
             f"    - {{reference_id: call-{number}, account: {account}, "
             f"labels: {{campaign: {campaign}}}}}\n"
         )
-        expected["calls", account, campaign, *ending] += 1
-        if ending[1] == "answered":
-            expected["count", account, campaign] += 1
-            expected["sum", account, campaign] += int(plan.duration)
-        if plan.ivr and not rejected:
-            key = {"#": "hash"}.get(plan.ivr, plan.ivr)
-            expected["key", account, campaign, key] += 1
+        expect(expected, account, campaign, plan, ending)
     return "".join(lines), expected
-
-
-def counted(samples: dict[Series, float]) -> Counter[tuple[str, ...]]:
-    found = Counter[tuple[str, ...]]()
-    for (name, pairs), value in samples.items():
-        labels = dict(pairs)
-        where = (labels.get("account", ""), labels.get("campaign", ""))
-        if name == "esms_calls_total":
-            key: tuple[str, ...] = ("calls", *where, labels["result"], labels["status"])
-        elif name == "esms_call_keypresses_total":
-            key = ("key", *where, labels["key"])
-        elif name in ("esms_call_duration_seconds_count", "esms_call_duration_seconds_sum"):
-            key = (name.rpartition("_")[2], *where)
-        else:
-            continue
-        assert value == int(value)
-        found[key] += int(value)
-    return +found  # without zeros
 
 
 async def test_every_call_counts_once_however_often_the_exporter_is_killed(tmp_path: Path) -> None:
