@@ -326,11 +326,11 @@ def test_any_bytes_have_one_verdict(watched: WatchedCall, body: bytes) -> None:
     decide(watched, read_answer(body))
 
 
-@given(CALLS, st.integers(100, 999), st.none() | st.text())
+@given(CALLS, st.integers(100, 999), st.none() | st.text(), st.none() | st.text())
 def test_any_status_has_one_verdict(
-    watched: WatchedCall, status: int, retry_after: str | None
+    watched: WatchedCall, status: int, retry_after: str | None, date: str | None
 ) -> None:
-    decide(watched, read_refusal(status, retry_after, NOW))
+    decide(watched, read_refusal(status, retry_after, NOW, date))
 
 
 def test_every_code_of_the_documentation_has_a_class() -> None:

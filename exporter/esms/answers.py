@@ -83,16 +83,21 @@ def read_price(text: str) -> float | None:
     return price if price is not None and 0 <= price <= MAX_PRICE else None
 
 
-def read_refusal(http_status: int, retry_after: str | None, now: float) -> Answer:
+def read_refusal(
+    http_status: int, retry_after: str | None, now: float, date: str | None = None
+) -> Answer:
     """Read an answer that came with another status than 200. Never raises.
 
     Args:
         http_status: the status of the response.
         retry_after: its `Retry-After` header.
-        now: Unix time, for a `Retry-After` that is a date.
+        now: Unix time, for a `Retry-After` that is a date where there is no `date`.
+        date: its `Date` header: by the same clock as `retry_after`, right or wrong.
     """
     if http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        return Answer(Outcome.THROTTLED, retry_after=read_retry_after(retry_after, now))
+        sent = _date(date or "")
+        wait = read_retry_after(retry_after, now if sent is None else sent)
+        return Answer(Outcome.THROTTLED, retry_after=wait)
     return Answer(Outcome.HTTP_ERROR)
 
 
@@ -172,7 +177,13 @@ def read_retry_after(value: str | None, now: float) -> float | None:
         return None
     if text.isascii() and text.isdigit():
         return float(text[:12])
+    moment = _date(text)
+    return None if moment is None else max(0.0, moment - now)
+
+
+def _date(text: str) -> float | None:
+    """Return an HTTP date as Unix time; None where it is none."""
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+        return parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -109,7 +109,10 @@ class Client:
             raise translate(error) from None
         if response.status == HTTPStatus.OK:
             return read_answer(body, self._hidden)
-        return read_refusal(response.status, response.headers.get("Retry-After"), time.time())
+        headers = response.headers
+        return read_refusal(
+            response.status, headers.get("Retry-After"), time.time(), headers.get("Date")
+        )
 
     async def close(self) -> None:
         """Close the connections; requests under way fail."""

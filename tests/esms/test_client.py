@@ -176,6 +176,11 @@ async def test_redirects_are_not_followed(status: str) -> None:
     ("status", "headers", "expected"),
     [
         ("429 Slow", ("Retry-After: 17",), Answer(Outcome.THROTTLED, retry_after=17.0)),
+        (
+            "429 Slow",
+            ("Date: Sun, 06 Nov 1994 08:49:30 GMT", "Retry-After: Sun, 06 Nov 1994 08:49:37 GMT"),
+            Answer(Outcome.THROTTLED, retry_after=7.0),
+        ),
         ("503 Busy", (), Answer(Outcome.THROTTLED)),
         ("503 Busy", ("Retry-After: nonsense",), Answer(Outcome.THROTTLED)),
         ("500 Oops", ("Retry-After: 17",), Answer(Outcome.HTTP_ERROR)),
