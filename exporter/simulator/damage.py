@@ -88,6 +88,8 @@ def replaced(fault: Fault, url: str) -> web.Response:
             body = (fault.body or "").encode()
     if fault.retry_after is not None:
         headers["Retry-After"] = fault.retry_after
+    if fault.date is not None:
+        headers["Date"] = fault.date
     status = fault.status if fault.kind in {*_DEFAULT_STATUS, FaultKind.RAW} else 200
     return web.Response(
         status=status or _DEFAULT_STATUS.get(fault.kind, 200), headers=headers, body=body

@@ -20,7 +20,7 @@ class FaultKind(StrEnum):
     RESET = "reset"
     """The connection is reset (RST) in place of an answer."""
     STATUS = "status"
-    """An HTTP status with an HTML body (status, retry_after, body)."""
+    """An HTTP status with an HTML body (status, retry_after, date, body)."""
     HTML = "html"
     """An HTML page with HTTP 200 (body)."""
     EMPTY = "empty"
@@ -44,7 +44,7 @@ class FaultKind(StrEnum):
     REDIRECT = "redirect"
     """A redirect to `location` (status 3xx, else 302)."""
     RAW = "raw"
-    """Any body with any status (body, status, content_type, retry_after)."""
+    """Any body with any status (body, status, content_type, retry_after, date)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Fault:
         seconds: how late (`latency`), or how long the body takes (`trickle`).
         status: HTTP status of `status`, `redirect` and `raw`; 0 for the kind's own default.
         retry_after: the `Retry-After` header of `status` and `raw`.
+        date: the `Date` header of `status` and `raw`; None for the right one.
         body: the body of `status`, `html`, `not_object` and `raw`.
         content_type: of `raw`.
         size: bytes, of `huge` and `gzip_bomb`.
@@ -74,6 +75,7 @@ class Fault:
     seconds: float = 1.0
     status: int = 0
     retry_after: str | None = None
+    date: str | None = None
     body: str | None = None
     content_type: str = "application/json; charset=utf-8"
     size: int = 1_000_000
@@ -90,10 +92,10 @@ class Fault:
             raise ValueError("status: expected 200 to 599")
         if not 0 <= self.size <= MAX_SIZE:
             raise ValueError(f"size: expected 0 to {MAX_SIZE} bytes")
-        for name in ("retry_after", "content_type", "location"):
+        for name in ("retry_after", "date", "content_type", "location"):
             if any(ord(character) < 32 for character in getattr(self, name) or ""):
                 raise ValueError(f"{name}: expected a text of one line")
-        for name in ("retry_after", "content_type", "location", "body"):
+        for name in ("retry_after", "date", "content_type", "location", "body"):
             # Raises a ValueError of its own where a text can't be sent (a lone surrogate).
             (getattr(self, name) or "").encode()
 
