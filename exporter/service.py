@@ -30,6 +30,7 @@ from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.files import CallFiles, Settings
 from exporter.sources.query import Rules
 from exporter.sources.sql import SqlSources
+from exporter.threads import ready_threads
 from exporter.watching import Watching
 
 CONFIG_SOURCE: Final = "config"
@@ -96,6 +97,7 @@ class Service:
             ConfigError: with every problem.
             LedgerError: the ledger cannot be used.
         """
+        asyncio.get_running_loop().set_default_executor(ready_threads())
         config = await asyncio.to_thread(self.load)
         self._loaded.append(config)
         await self.ledger.open(config.ledger.url)

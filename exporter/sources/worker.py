@@ -10,6 +10,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
+from exporter.errors import SourceError
+
 R = TypeVar("R")
 
 
@@ -25,14 +27,29 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
+        self._name = name
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._run, daemon=True, name=name).start()
+        self._started = False
 
     def submit(self, work: Callable[[], R]) -> asyncio.Future[R]:
-        """Have work done after what was submitted before, also if nobody waits for it."""
+        """Have work done after what was submitted before, also if nobody waits for it.
+
+        Who waits gets a `SourceError` where the machine has no thread left.
+        """
         done: asyncio.Future[R] = self._loop.create_future()
-        self._work.put(partial(self._do, work, done))
+        try:
+            self._start()
+        except RuntimeError:
+            done.set_exception(SourceError("no thread can be started"))
+            done.exception()  # asked for, so that nobody complains where nobody waits
+        else:
+            self._work.put(partial(self._do, work, done))
         return done
+
+    def _start(self) -> None:
+        if not self._started:
+            threading.Thread(target=self._run, daemon=True, name=self._name).start()
+            self._started = True
 
     def close(self) -> None:
         """End the thread once everything that was submitted is done."""
