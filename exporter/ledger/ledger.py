@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import Final, ParamSpec, TypeVar
 
@@ -25,6 +26,8 @@ R = TypeVar("R")
 # Seconds that observations gather before they are committed: a commit has to reach the disk, so
 # that one for many costs little more than one for one.
 _GATHER: Final = 0.1
+# Seconds after which an idle ledger is looked at: a problem is to show before it matters.
+_PROVE_EVERY: Final = 5.0
 _RETRY_FIRST: Final = 0.5
 _RETRY_LONGEST: Final = 30.0
 
@@ -112,8 +115,10 @@ class Ledger:
         """Commit what is observed, in groups, until `close`."""
         delay = _RETRY_FIRST
         while not (self._closing and not self._pending):
-            await self._observed.wait()
-            if not self._closing and len(self._pending) < CHUNK:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PROVE_EVERY):
+                    await self._observed.wait()
+            if self._pending and not self._closing and len(self._pending) < CHUNK:
                 await asyncio.sleep(_GATHER)
             if await self._flush():
                 delay = _RETRY_FIRST
@@ -140,8 +145,7 @@ class Ledger:
             del self._pending[call_id]
         if not self._pending and not self._closing:
             self._observed.clear()
-        if not group:
-            return True
+        # Where nothing was observed, it is still proved that the ledger is there.
         started = time.perf_counter()
         try:
             committed = await self.call(self.store.commit, list(group.values()))
@@ -157,11 +161,12 @@ class Ledger:
                 _log.error("ledger cannot be written", problem=str(error))
             self.problem = str(error)
             return False
-        self._commit_duration.observe(time.perf_counter() - started)
         if self.problem is not None:
             _log.info("ledger can be written again")
         self.problem = None
-        self._committed(group.values(), committed)
+        if group:
+            self._commit_duration.observe(time.perf_counter() - started)
+            self._committed(group.values(), committed)
         return True
 
     async def _run(self, function: Callable[[], R]) -> R:

@@ -155,3 +155,26 @@ async def test_a_ledger_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="cannot be opened"):
         await ledger.open(f"sqlite:///{tmp_path}/no/ledger.db")
     await ledger.close()
+
+
+def put_another_in_its_place(path: Path) -> Path:
+    aside = path.rename(path.with_name("aside.db"))
+    path.touch()
+    return aside
+
+
+async def test_an_idle_ledger_is_looked_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PROVE_EVERY", 0.05)
+    monkeypatch.setattr(module, "_RETRY_FIRST", 0.05)
+    bench = Bench()
+    await bench.ledger.open(f"sqlite:///{path}")
+    running = asyncio.create_task(bench.ledger.run())
+    aside = put_another_in_its_place(path)
+    await until(lambda: bench.ledger.problem is not None)
+    assert "another file was put in its place" in (bench.ledger.problem or "")
+    await asyncio.to_thread(aside.rename, path)
+    await until(lambda: bench.ledger.problem is None)
+    assert bench.groups == []
+    bench.ledger.close_soon()
+    await running
+    await bench.ledger.close()
