@@ -20,7 +20,6 @@ _rows: Final = given("rows")
 _UNFINISHED: Final = (
     listed(
         calls.c.id,
-        calls.c.first_watched,
         calls.c.label_set_id,
         calls.c.price,
         accounts.c.id,
@@ -68,10 +67,10 @@ def commit(connection: Connection, observations: Sequence[Observation]) -> Commi
         if isinstance(verdict, PollAgain):
             states.append((call.id, verdict.state, at))
             continue
-        first_watched, labels, price, account_id, account = held[call.id]
+        labels, price, account_id, account = held[call.id]
         finished.append(_finish(call.id, verdict, at))
         account_ids[account] = account_id
-        for cell, amount in additions(account, labels, verdict, at - first_watched, price):
+        for cell, amount in additions(account, labels, verdict, at - call.first_watched, price):
             added[cell] += amount
     if states:
         connection.execute(_SET_STATE, {"rows": packed(states)})

@@ -31,6 +31,7 @@ from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import AccountMetrics
 from exporter.polling.pace import GOOD, Pace
 from exporter.polling.schedule import TICK, Schedule
+from exporter.polling.wall import WallClock
 
 _log = structlog.get_logger(__name__)
 
@@ -91,6 +92,7 @@ class Poller:
         self._timer_at = 0.0
         self._failure: BaseException | None = None
         self._stopping = False
+        self._wall_clock = WallClock(time.time(), time.monotonic())
         self._hastened: set[int] = set()  # to be asked for again, by calls that are being asked for
         self.failed = asyncio.Event()
 
@@ -112,6 +114,7 @@ class Poller:
         """Poll a call from now on: a new one at once, one that is known already spread out."""
         if call.id in self.calls:
             return
+        self._follow_clock(time.time())
         self.calls[call.id] = call
         self._metrics.watched[call.state].value += 1
         now = self._loop.time()
@@ -259,6 +262,7 @@ class Poller:
         except RequestError as error:
             answer = Answer(error.outcome, message=str(error))
         now, wall = self._loop.time(), time.time()
+        self._follow_clock(wall)
         call.polls += 1
         call.last_polled = wall
         decided = verdict(call, answer, wall, self._settings.patience)
@@ -266,6 +270,14 @@ class Poller:
         self._count(answer, outcome, now - sent_at, wall)
         self._adapt(answer, outcome, sent_at, now, wall)
         self._follow(call, decided, now, wall)
+
+    def _follow_clock(self, wall: float) -> None:
+        """Where the wall clock was set, move the calls' times with it: their ages stay."""
+        if step := self._wall_clock.step(wall, time.monotonic()):
+            for call in self.calls.values():
+                call.first_watched += step
+                call.state_since += step
+            _log.warning("wall clock was set", account=self.account, seconds=round(step, 1))
 
     def _count(self, answer: Answer, outcome: Outcome, duration: float, wall: float) -> None:
         metrics = self._metrics
