@@ -1,0 +1,222 @@
+"""Whatever the provider does: one exporter, and an account for each fault, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+
+from exporter.simulator import FaultKind, Simulator
+from tests.e2e.processes import total
+from tests.faults.scene import WARM, Scene
+from tests.faults.switches import Switch, answers, down, in_seconds, revoked, says, shows, throttled
+from tests.faults.together import Outcomes, judge, run_together
+
+LASTS = 4.0  # seconds
+SOON = 20.0
+"""Seconds after which all is counted once a fault is over: two pauses of a provider that is down,
+of 5 and 10 s, and what a busy machine adds."""
+
+LATER = 35.0
+"""The same where the server is also down for a moment, so that the fault is met on a trial: the
+pauses are then of 10 and 20 s."""
+
+PROMPT = 8.0
+"""Seconds in which calls are counted where nothing is wrong: two to be polled, one to be scraped,
+and what a busy machine adds."""
+
+AFTER_REFUSAL = 45.0
+"""The same for refused credentials, which are tried again every 30 s at first."""
+
+CALM = "calm"
+ELSEWHERE = "elsewhere"  # never asked, except by who follows a redirect
+DUPLICATE = '{"CodeResponse": "101", "CodeResponse": "100", "SendStatus": 5, "SendStatus": 2}'
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault.
+
+    Attributes:
+        switch: has it happen.
+        outcome: how requests end meanwhile.
+        recovers_within: seconds.
+        odd_durations: calls may finish without a duration.
+        ended_by_user: it pauses the account for longer than a test can wait.
+    """
+
+    switch: Switch
+    outcome: str
+    recovers_within: float = SOON
+    odd_durations: bool = False
+    ended_by_user: bool = False
+
+
+CASES = {
+    "down": Case(down, "connection"),
+    "hanging": Case(answers(FaultKind.HANG), "timeout"),
+    "resetting": Case(answers(FaultKind.RESET), "connection"),
+    "trickle": Case(answers(FaultKind.TRICKLE, seconds=3), "timeout"),
+    "status-500": Case(answers(FaultKind.STATUS, status=500), "http_error"),
+    "status-502": Case(answers(FaultKind.STATUS, status=502, body=""), "http_error"),
+    "html": Case(answers(FaultKind.HTML), "bad_response"),
+    "empty": Case(answers(FaultKind.EMPTY), "bad_response"),
+    "truncated": Case(answers(FaultKind.TRUNCATED), "bad_response"),
+    "over-64-kib": Case(answers(FaultKind.HUGE, size=64 << 10), "bad_response"),
+    "over-8-mib": Case(answers(FaultKind.HUGE, size=8 << 20), "bad_response"),
+    "gzip-bomb": Case(answers(FaultKind.GZIP_BOMB, size=48 << 20), "bad_response"),
+    "wrong-types": Case(answers(FaultKind.WRONG_TYPES), "bad_response"),
+    "no-object": Case(answers(FaultKind.NOT_OBJECT), "bad_response"),
+    "nan": Case(answers(FaultKind.NAN), "ok", odd_durations=True),
+    "duplicate-keys": Case(answers(FaultKind.RAW, body=DUPLICATE), "ok"),
+    "wrong-id": Case(answers(FaultKind.WRONG_ID), "bad_response"),
+    "redirect-loop": Case(answers(FaultKind.REDIRECT), "http_error"),
+    # Who follows it is refused, since it names no keys.
+    "redirect-same-host": Case(
+        answers(
+            FaultKind.REDIRECT,
+            status=307,
+            location="/MainService.svc/json/MakeCallRecord_V2",
+            operation="GetSendStatus",
+        ),
+        "http_error",
+    ),
+    "throttled": Case(throttled(), "throttled"),
+    "throttled-by-code": Case(says({"CodeResult": "160"}), "throttled"),
+    "throttled-for-seconds": Case(throttled(retry_after="6"), "throttled"),
+    "throttled-until": Case(throttled(503, retry_after=in_seconds(6)), "throttled"),
+    "throttled-until-1970": Case(
+        throttled(retry_after="Thu, 01 Jan 1970 00:00:00 GMT"), "throttled"
+    ),
+    "throttled-negative": Case(throttled(retry_after="-1"), "throttled"),
+    "throttled-oddly": Case(throttled(retry_after="soon, 99:99"), "throttled"),
+    "throttled-for-ages": Case(throttled(retry_after="9" * 20), "throttled", ended_by_user=True),
+    # By a clock that is an hour ahead, in 6 s.
+    "clock-ahead": Case(
+        throttled(retry_after=in_seconds(3606), date=in_seconds(3600)), "throttled"
+    ),
+    "clock-behind": Case(
+        throttled(503, retry_after=in_seconds(-3594), date=in_seconds(-3600)), "throttled"
+    ),
+    "revoked": Case(revoked, "auth", AFTER_REFUSAL),
+}
+TLS_CASES = ("certificate-expired", "certificate-of-another-name", "certificate-changed")
+ELSEWHERE_CASE = "redirect-other-host"
+NAMES = (*CASES, *TLS_CASES, ELSEWHERE_CASE)
+
+
+def tls_cases(folder: Path) -> dict[str, tuple[ssl.SSLContext, Case]]:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    host = "127.0.0.1"
+    bad = {
+        TLS_CASES[0]: authority.issue_cert(host, not_after=yesterday),
+        TLS_CASES[1]: authority.issue_cert("elsewhere.example"),
+        TLS_CASES[2]: trustme.CA().issue_cert(host),
+    }
+    cases = {}
+    for name, certificate in bad.items():
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        good = authority.issue_cert(host)
+        good.configure_cert(context)
+        cases[name] = context, Case(shows(context, certificate, good), "tls", LATER)
+    return cases
+
+
+async def withstand(scene: Scene, name: str, case: Case) -> None:
+    scene.place(name, "before")
+    await scene.until_counted(name, WARM)
+    if case.odd_durations:
+        scene.odd_durations.add(name)
+    before = scene.requests(name, case.outcome)
+    scene.place(name, "during", LASTS / 2)
+    async with case.switch(scene.simulators[name], name):
+        await asyncio.sleep(LASTS)
+        await scene.until_requests(name, case.outcome, before)
+        assert await scene.ask("/-/ready") == (200, "esms-exporter is ready.\n")
+    scene.place(name, "after")
+    if case.ended_by_user:
+        await end_pause(scene, name)
+    await scene.until_counted(name, case.recovers_within)
+
+
+async def end_pause(scene: Scene, name: str) -> None:
+    """See that a pause ends by itself, if only in a quarter of an hour; and end it now."""
+    until = total(scene.newest(name), "esms_account_paused_until_timestamp_seconds")
+    assert 0 < until - time.time() <= 900
+    config = scene.config.read_text()
+    mine = f"name: {name}, "
+    scene.config.write_text(config.replace(mine, f"{mine} max_concurrency: 9, "))
+
+
+async def stay_calm(scene: Scene) -> None:
+    """Nothing is wrong with this account, and nobody else's trouble may delay it."""
+    scene.place(CALM, "before")
+    await scene.until_counted(CALM, WARM)
+    await asyncio.sleep(LASTS / 2)  # by now, nearly all others are in trouble
+    scene.place(CALM, "during")
+    await scene.until_counted(CALM, PROMPT)
+    await asyncio.sleep(LASTS)  # and now they are paused, or try again
+    scene.place(CALM, "after")
+    await scene.until_counted(CALM, PROMPT)
+    lag = "esms_poll_lag_seconds"
+    newest = scene.newest(CALM)
+    assert total(newest, f"{lag}_count") == total(newest, f"{lag}_bucket", le="5.0") > 0
+
+
+async def withstand_all(folder: Path) -> Outcomes:
+    cases = dict(CASES)
+    tls = tls_cases(folder)
+    cases |= {name: case for name, (_, case) in tls.items()}
+    async with AsyncExitStack() as stack:
+        elsewhere = await stack.enter_async_context(Simulator())
+        location = f"{elsewhere.url}/GetSendStatus"
+        redirect = answers(FaultKind.REDIRECT, status=308, location=location)
+        cases[ELSEWHERE_CASE] = Case(redirect, "http_error")
+        simulators = {
+            name: Simulator(ssl_context=tls[name][0] if name in tls else None)
+            for name in (CALM, *cases)
+        }
+        trusted = {"SSL_CERT_FILE": str(folder / "authority.pem")}
+        scene = await stack.enter_async_context(
+            Scene(folder, simulators, calls=3, environ=trusted, interval="1s", scrape_every=1.0)
+        )
+        scene.settle()
+        outcomes = dict(
+            await run_together(
+                {
+                    CALM: stay_calm(scene),
+                    **{name: withstand(scene, name, case) for name, case in cases.items()},
+                }
+            )
+        )
+        outcomes |= await run_together({"promise": scene.keeps_its_promise()})
+    if elsewhere.traffic.total():
+        outcomes[ELSEWHERE_CASE] = AssertionError("a redirect was followed, with the credentials")
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    return asyncio.run(withstand_all(tmp_path_factory.mktemp("provider")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_call_is_counted_once_in_time(outcomes: Outcomes, name: str) -> None:
+    judge(outcomes, name)
+
+
+def test_an_account_without_a_fault_is_not_delayed(outcomes: Outcomes) -> None:
+    judge(outcomes, CALM)
+
+
+def test_the_process_is_as_before(outcomes: Outcomes) -> None:
+    judge(outcomes, "promise")
