@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from exporter.config.calls import CallReader, report_unknown_keys
 from exporter.config.credentials import NO_SECRET, Credentials, file_keys
@@ -39,6 +39,7 @@ from exporter.config.models import (
     WatchConfig,
 )
 from exporter.config.problems import Problems
+from exporter.config.validation import line_of, validated
 from exporter.secret import Secret
 
 MAX_FILE = 64 << 20
@@ -47,14 +48,6 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "polling": PollingConfig,
     "watch": WatchConfig,
     "ledger": LedgerConfig,
-}
-
-_MESSAGES = {
-    "missing": "missing required key",
-    "model_type": "expected a mapping of keys to values",
-    "tuple_type": "expected a list",
-    "too_short": "expected at least {min_length} item",
-    "too_long": "expected at most {max_length} items",
 }
 
 
@@ -125,7 +118,7 @@ class _Loader:
         watch = data.get("watch")
         if isinstance(watch, dict):
             self._watch(watch, _strings(accounts, "name"))
-        config = self._validated(data)
+        config = validated(Config, data, self._document, self._problems)
         if config is not None and len(config.watch.calls) > config.watch.max_calls:
             parts = ("watch", "calls")
             self._problems.add(
@@ -264,33 +257,8 @@ class _Loader:
                 parts = ("watch", "labels", index)
                 self._problems.add(self._line(parts), parts, "the same name again")
 
-    def _validated(self, data: dict[str, object]) -> Config | None:
-        try:
-            return Config.model_validate(data)
-        except ValidationError as error:
-            for detail in error.errors(include_url=False):
-                # What is broken was told, and items that are wrong leave a list too short.
-                told = detail["input"] is BROKEN or (
-                    detail["type"] == "too_short" and detail["input"]
-                )
-                if not told:
-                    message = _MESSAGES.get(detail["type"], detail["msg"])
-                    message = message.format_map(detail.get("ctx", {}))
-                    self._problems.add(self._line(detail["loc"]), detail["loc"], message)
-            return None
-
     def _line(self, parts: Iterable[str | int]) -> int:
-        """Return the line of a key or item, or of the nearest above it that is there."""
-        value: Value = self._document
-        line = 1
-        for part in parts:
-            if isinstance(value, YamlMapping) and isinstance(part, str) and part in value:
-                line, value = value.line_of(part), value[part]
-            elif isinstance(value, YamlSequence) and isinstance(part, int):
-                line, value = value.lines[part], value[part]
-            else:
-                break
-        return line
+        return line_of(self._document, parts)
 
 
 def _strings(items: object, key: str | None = None) -> list[str] | None:
