@@ -15,16 +15,18 @@ import click
 import uvloop
 
 import exporter
-from exporter.config import json_schema, load_config
+from exporter.config import Config, NamedFiles, json_schema, load_config
 from exporter.demo import demo
 from exporter.errors import ExporterError
 from exporter.logs import LEVELS, LogFormat, configure_logging
-from exporter.run import serve
+from exporter.run import limit_process, serve
 from exporter.simulator.command import simulate
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.files import Settings, check_files
 from exporter.web.callback import callback_url
-from exporter.web.server import ListenAddress
+from exporter.web.config_file import load_web_config
+from exporter.web.listening import ListenAddress
+from exporter.web.server import WebOptions
 
 DEFAULT_ADDRESS: Final = ":10375"
 
@@ -79,6 +81,12 @@ _listen = click.option(
     show_default=True,
     help="Where to listen; may be given several times.",
 )
+_web_config = click.option(
+    "--web.config.file",
+    "web_config",
+    type=click.Path(path_type=Path),
+    help="TLS, users and limits, in the format of the Prometheus exporter-toolkit.",
+)
 _log_level = click.option(
     "--log.level",
     "log_level",
@@ -114,6 +122,19 @@ def commands() -> None:
     show_default=True,
     help="Where the metrics are.",
 )
+@_web_config
+@click.option(
+    "--web.systemd-socket",
+    "systemd_socket",
+    is_flag=True,
+    help="Listen on the sockets of a systemd socket unit instead of addresses.",
+)
+@click.option(
+    "--web.open-probes",
+    "open_probes",
+    is_flag=True,
+    help="Answer /-/healthy and /-/ready without a password.",
+)
 @click.option(
     "--config.auto-reload/--no-config.auto-reload",
     "auto_reload",
@@ -123,20 +144,29 @@ def commands() -> None:
 )
 @_log_level
 @_log_format
-def run(
+def run(  # noqa: PLR0913 - an argument for each option
     config_file: Path,
     addresses: Sequence[ListenAddress],
     telemetry_path: str,
+    web_config: Path | None,
     log_level: str,
     log_format: LogFormat,
     *,
     auto_reload: bool,
+    systemd_socket: bool,
+    open_probes: bool,
 ) -> None:
     """Run the exporter (the default command)."""
     configure_logging(log_level, log_format)
-    file = ConfigFile(config_file)
-    changed = file.changed if auto_reload else None
-    _run(serve(file.load, addresses, telemetry_path, changed=changed))
+    file = ConfigFile(config_file, _load)
+    web = WebOptions(
+        addresses,
+        telemetry_path,
+        ConfigFile(web_config, load_web_config) if web_config else None,
+        systemd_socket,
+        open_probes,
+    )
+    _run(serve(file.load, web, changed=file.changed if auto_reload else None))
 
 
 @commands.command("demo")
@@ -154,9 +184,15 @@ commands.add_command(simulate)
 
 @commands.command()
 @_config_file
-def check(config_file: Path) -> None:
+@_web_config
+def check(config_file: Path, web_config: Path | None) -> None:
     """Check the configuration, and the files of calls: exit 0, or 1 with every problem."""
-    config = load_config(config_file)
+    files = NamedFiles()
+    config = load_config(config_file, files=files)
+    if web_config:
+        load_web_config(web_config, files)
+    for path in sorted(files.exposed):
+        click.echo(f"{path}: can be read by anybody on the machine", err=True)
     names = [account.name for account in config.accounts]
     in_files = check_files(Settings(config.watch.files, names, config.watch.labels))
     calls = len(config.watch.calls) + in_files
@@ -192,7 +228,12 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
+def _load(path: Path, files: NamedFiles) -> Config:
+    return load_config(path, files=files)
+
+
 def _run(work: Coroutine[Any, Any, None]) -> None:  # Any: what it yields and is sent is asyncio's
+    limit_process()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
 

@@ -19,7 +19,8 @@ from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, AccountState, Simulator
 from exporter.simulator.caller import Caller, Campaign
-from exporter.web.server import ListenAddress
+from exporter.web.listening import ListenAddress
+from exporter.web.server import WebOptions
 
 ACCOUNTS: Final = (
     Account("main", "demo-key-main", "demo-secret-main"),
@@ -75,7 +76,7 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
                     with suppress(asyncio.CancelledError):
                         await calls
 
-            await serve(lambda: config, addresses, "/metrics", beside=beside)
+            await serve(lambda: config, WebOptions(addresses), beside=beside)
 
 
 async def _place_calls(service: Service, simulator: Simulator, seed: int) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import traceback
+from pathlib import Path
+from types import TracebackType
 from typing import Final, Literal
 
 import structlog
@@ -40,6 +44,20 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
     # What libraries log (asyncio on a task that failed, aiohttp on a broken request) may hold the
     # URL of a request: only that it happened is told.
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
+    # So may the words of an exception that nobody has caught, in whatever thread.
+    sys.excepthook = lambda kind, _error, trace: _crashed(kind, trace)
+    sys.unraisablehook = lambda args: _crashed(args.exc_type, args.exc_traceback)
+    threading.excepthook = lambda args: _crashed(args.exc_type, args.exc_traceback)
+
+
+def _crashed(kind: type[BaseException], trace: TracebackType | None) -> None:
+    """Tell of an exception where it came from, and nothing of what it says."""
+    frames = traceback.extract_tb(trace)
+    structlog.get_logger(__name__).error(
+        "crashed",
+        error=kind.__name__,
+        frames=" ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames),
+    )
 
 
 class _Forward(logging.Handler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -15,9 +16,19 @@ import exporter
 from exporter.config import Config
 from exporter.errors import ExporterError
 from exporter.service import Service, collector_at_rest
-from exporter.web.server import ListenAddress, WebServer
+from exporter.web.server import WebOptions, WebServer
 
 _log = structlog.get_logger(__name__)
+
+
+def limit_process() -> None:
+    """Have a crash write no image of the memory, which holds keys, and open files up to the limit.
+
+    The usual limit of 1024 is there for programs that use select(2); this one does not.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Stop:
@@ -53,8 +64,7 @@ class Stop:
 
 async def serve(
     load: Callable[[], Config],
-    addresses: Sequence[ListenAddress],
-    telemetry_path: str,
+    web: WebOptions,
     *,
     changed: Callable[[], bool] | None = None,
     beside: Callable[[Service, Sequence[str]], AsyncIterator[None]] | None = None,
@@ -63,8 +73,7 @@ async def serve(
 
     Args:
         load: reads the configuration.
-        addresses: where to listen.
-        telemetry_path: where the metrics are.
+        web: where to listen, and to whom.
         changed: tells whether the configuration is to be read again; None never to ask.
         beside: an asynchronous context to run in once everything is up, such as the demo's calls.
 
@@ -73,15 +82,15 @@ async def serve(
     """
     stop = Stop()
     service = Service(load, changed)
-    server = WebServer(service, telemetry_path)
+    server = WebServer(service, web)
     async with stop.listening():
         try:
-            listening = await _start(service, server, addresses)
+            listening = await _start(service, server)
             if beside is None:
-                await _until_stopped(service, stop)
+                await _until_stopped(service, server, stop)
             else:
                 async with asynccontextmanager(beside)(service, listening):
-                    await _until_stopped(service, stop)
+                    await _until_stopped(service, server, stop)
             _log.info("stopping")
         finally:
             await service.stop()
@@ -89,12 +98,10 @@ async def serve(
     _log.info("stopped")
 
 
-async def _start(
-    service: Service, server: WebServer, addresses: Sequence[ListenAddress]
-) -> list[str]:
+async def _start(service: Service, server: WebServer) -> list[str]:
     with collector_at_rest():
         await service.open()
-        listening = await server.start(addresses)
+        listening = await server.start()
         _log.info("listening", addresses=" ".join(listening), version=exporter.__version__)
         await service.start()
         # What is there now stays: the collector need not look at it ever.
@@ -103,8 +110,8 @@ async def _start(
     return listening
 
 
-async def _until_stopped(service: Service, stop: Stop) -> None:
-    reloads = asyncio.create_task(_reload_on_signal(service, stop))
+async def _until_stopped(service: Service, server: WebServer, stop: Stop) -> None:
+    reloads = asyncio.create_task(_reload_on_signal(server, stop))
     stopped = asyncio.create_task(stop.stopping.wait())
     try:
         done, _ = await asyncio.wait(
@@ -117,11 +124,11 @@ async def _until_stopped(service: Service, stop: Stop) -> None:
             task.cancel()
 
 
-async def _reload_on_signal(service: Service, stop: Stop) -> None:
+async def _reload_on_signal(server: WebServer, stop: Stop) -> None:
     while True:
         await stop.reload.wait()
         stop.reload.clear()
         try:
-            await service.reload()
+            await server.reload()
         except ExporterError:
             continue  # logged and counted where it happened

@@ -136,7 +136,7 @@ class Service:
             if isinstance(error, LedgerError):
                 # Nothing is wrong with it, and no change of it will come.
                 self._reload_at = time.monotonic() + RETRY_SOON
-            self.metrics.reload_successful.labels().value = 0.0
+            self.metrics.loaded(CONFIG_SOURCE, good=False)
             self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
             _log.error("configuration not reloaded", problems=str(error))
             raise
@@ -209,7 +209,7 @@ class Service:
         for name in sorted(self._to_load):
             await self._load_calls(name)
             self._to_load.discard(name)
-        self.metrics.reload_successful.labels().value = 1.0
+        self.metrics.loaded(CONFIG_SOURCE, good=True)
         self.metrics.reload_timestamp.labels().value = time.time()
         self.metrics.source_errors.labels(CONFIG_SOURCE)
         self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()
@@ -267,11 +267,15 @@ class Service:
     def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background_ended)
+        task.add_done_callback(self._background.discard)
+        self.guard(task)
         return task
 
-    def _background_ended(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
+    def guard(self, task: asyncio.Task[None]) -> None:
+        """End the exporter if a task fails."""
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.failed.done():
             # A part that is gone would be missed by nobody: better that the process ends.
             self.failed.set_exception(error)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +17,9 @@ from exporter.logs import configure_logging
 def restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
     yield
+    sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
@@ -60,3 +65,28 @@ def test_what_libraries_log_is_told_without_its_text(capsys: pytest.CaptureFixtu
     assert "error=ValueError" in first
     assert "level=warning" in second
     assert "ApiKey" not in first + second
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        "fail()",
+        "import threading; thread = threading.Thread(target=fail); thread.start(); thread.join()",
+        "type('T', (), {'__del__': lambda self: fail()})()",
+        "import asyncio; asyncio.run(asyncio.to_thread(fail))",
+    ],
+)
+def test_what_crashes_tells_where_and_not_what(crash: str) -> None:
+    program = (
+        "from exporter.logs import configure_logging\n"
+        "configure_logging('info', 'logfmt')\n"
+        "def fail():\n    key = 'S3cr3t'\n    raise ValueError(f'no such key: {key}')\n"
+        f"{crash}\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "event=crashed error=ValueError frames=" in ran.stderr
+    assert "<string>:5" in ran.stderr
+    assert "S3cr3t" not in ran.stderr + ran.stdout
+    assert "Traceback" not in ran.stderr

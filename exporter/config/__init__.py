@@ -1,6 +1,7 @@
 """The configuration file: what it may say, and reading it with every problem at once."""
 
 from exporter.config.calls import CallConfig
+from exporter.config.files import NamedFiles
 from exporter.config.loading import load_config
 from exporter.config.models import (
     AccountConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "CallbackConfig",
     "Config",
     "LedgerConfig",
+    "NamedFiles",
     "PollingConfig",
     "SqlConfig",
     "TokenConfig",

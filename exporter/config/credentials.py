@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from exporter.config.document import BROKEN, Value, YamlMapping
-from exporter.config.files import FileProblemError, read_text
+from exporter.config.files import FileProblemError, NamedFiles
 from exporter.config.models import AccountConfig, SqlConfig, TokenConfig
 from exporter.config.problems import Problems
 from exporter.secret import Secret
@@ -40,10 +40,10 @@ class Credentials:
     Args:
         folder: what files are relative to.
         problems: takes what is wrong, without any value.
-        files: takes the paths of the files, also of those that cannot be read.
+        files: reads the files.
     """
 
-    def __init__(self, folder: Path, problems: Problems, files: set[Path]) -> None:
+    def __init__(self, folder: Path, problems: Problems, files: NamedFiles) -> None:
         self._folder = folder
         self._problems = problems
         self._files = files
@@ -98,9 +98,8 @@ class Credentials:
 
     def _of_file(self, value: Value, line: int, parts: tuple[str | int, ...]) -> Value:
         if isinstance(value, str) and value:
-            self._files.add(self._folder / value)
             try:
-                return read_text(self._folder / value, MAX_SECRET_FILE)
+                return self._files.read(self._folder / value, MAX_SECRET_FILE, secret=True)
             except FileProblemError as error:
                 self._problems.add(line, parts, f"the file {error}")
         elif value is not BROKEN:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -35,3 +37,31 @@ def read_text(path: Path, limit: int) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FileProblemError("is not UTF-8 text") from None
+
+
+@dataclass(slots=True)
+class NamedFiles:
+    """The files that a configuration names.
+
+    Attributes:
+        paths: of all of them, also of those that cannot be read.
+        exposed: of those that hold a secret and that anybody on the machine can read.
+        before: is told of each file before it is read.
+    """
+
+    paths: set[Path] = field(default_factory=set)
+    exposed: set[Path] = field(default_factory=set)
+    before: Callable[[Path], None] = lambda _: None
+
+    def read(self, path: Path, limit: int, *, secret: bool = False) -> str:
+        """Read one, as `read_text` does.
+
+        Raises:
+            FileProblemError: as there.
+        """
+        self.paths.add(path)
+        self.before(path)
+        text = read_text(path, limit)
+        if secret and path.stat().st_mode & stat.S_IROTH:
+            self.exposed.add(path)
+        return text

@@ -21,7 +21,7 @@ from exporter.config.document import (
     told_to,
 )
 from exporter.config.fields import is_duration
-from exporter.config.files import read_text
+from exporter.config.files import NamedFiles, read_text
 from exporter.config.models import (
     MAX_ACCOUNTS,
     MAX_LABELS,
@@ -52,15 +52,14 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def load_config(
-    path: Path, environ: Mapping[str, str] = os.environ, secret_files: set[Path] | None = None
+    path: Path, environ: Mapping[str, str] = os.environ, files: NamedFiles | None = None
 ) -> Config:
     """Read the configuration file at `path`.
 
     Args:
         path: a file of YAML; files that it names are relative to its folder.
         environ: the variables for `${NAME}`.
-        secret_files: takes the paths of the files that hold credentials, also of those that
-            cannot be read.
+        files: takes down the files that hold credentials.
 
     Raises:
         ConfigError: with everything that is wrong, in the order of the file.
@@ -75,7 +74,7 @@ def load_config(
         if document is not BROKEN:
             problems.add(1, (), "expected a mapping with the key `accounts`")
         problems.fail()
-    return _Loader(document, path.parent, problems, secret_files).load()
+    return _Loader(document, path.parent, problems, files or NamedFiles()).load()
 
 
 class _Loader:
@@ -90,12 +89,11 @@ class _Loader:
         document: YamlMapping,
         folder: Path,
         problems: Problems,
-        secret_files: set[Path] | None,
+        files: NamedFiles,
     ) -> None:
         self._document = document
         self._folder = folder
         self._problems = problems
-        files = secret_files if secret_files is not None else set()
         self._credentials = Credentials(folder, problems, files)
 
     def load(self) -> Config:

@@ -138,7 +138,8 @@ class Catalogue:
         )
         self.reload_successful = gauge(
             "esms_exporter_config_last_reload_successful",
-            "1 where the last load of the configuration succeeded, else 0.",
+            "1 where the last load of the configuration, and of the web configuration if there is "
+            "one, succeeded, else 0.",
         )
         self.reload_timestamp = gauge(
             "esms_exporter_config_last_reload_success_timestamp_seconds",
@@ -149,6 +150,20 @@ class Catalogue:
         for single in (self.reload_successful, self.reload_timestamp):
             single.labels()
         self.build_info.labels(exporter.__version__, platform.python_version()).value = 1.0
+        self._not_loaded: set[str] = set()
+
+    def loaded(self, what: str, *, good: bool) -> None:
+        """Note that a configuration was loaded, or could not be.
+
+        Args:
+            what: which one.
+            good: whether it is in force now.
+        """
+        if good:
+            self._not_loaded.discard(what)
+        else:
+            self._not_loaded.add(what)
+        self.reload_successful.labels().value = float(not self._not_loaded)
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield every metric, in the order above."""

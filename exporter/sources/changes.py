@@ -102,11 +102,10 @@ class Watched:
         """Tell whether a file was there at the last look."""
         return path in self._seen
 
-    def note(self, paths: Iterable[str]) -> None:
-        """Take files that were never read as read now."""
-        for path in paths:
-            if path not in self._read and (stamp := stamp_of(path)):
-                self._seen[path] = self._read[path] = stamp
+    def note(self, path: str) -> None:
+        """Take a file that was never read as read now."""
+        if path not in self._read and (stamp := stamp_of(path)):
+            self._seen[path] = self._read[path] = stamp
 
     def forget(self, path: str) -> None:
         """Have a file that was read be read again."""

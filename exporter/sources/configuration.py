@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from exporter.config import Config, load_config
+import structlog
+
+from exporter.config import NamedFiles
 from exporter.sources.changes import Watched
 
+T = TypeVar("T")
 
-class ConfigFile:
-    """The configuration file and the files of credentials that it names. Blocking.
+_log = structlog.get_logger(__name__)
+
+
+class ConfigFile(Generic[T]):
+    """A configuration file and the other files that it names. Blocking.
 
     Args:
         path: the file.
-        environ: the variables for `${NAME}`.
+        read: makes a configuration of it, and takes down the other files; raises `ConfigError`.
     """
 
-    def __init__(self, path: Path, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, path: Path, read: Callable[[Path, NamedFiles], T]) -> None:
         self._path = path
-        self._environ = environ
+        self._read = read
         self._files = [str(path)]
         self._watched = Watched()
+        self._exposed: set[Path] = set()
 
-    def load(self) -> Config:
+    def load(self) -> T:
         """Read it.
 
         Raises:
@@ -33,13 +40,17 @@ class ConfigFile:
         # Before it is read: what is written from now on is a change.
         for change in self._watched.look(self._files, wait=False):
             self._watched.read(change)
-        secret_files: set[Path] = set()
+        others = NamedFiles(before=lambda path: self._watched.note(str(path)))
         try:
-            return load_config(self._path, self._environ, secret_files)
+            return self._read(self._path, others)
         finally:
-            if secret_files:
-                self._files = [str(self._path), *map(str, secret_files)]
-            self._watched.note(self._files)
+            if others.paths:
+                self._files = [str(self._path), *map(str, others.paths)]
+            for path in sorted(others.exposed - self._exposed):
+                _log.warning(
+                    "file of a secret can be read by anybody on the machine", file=str(path)
+                )
+            self._exposed = others.exposed
 
     def changed(self) -> bool:
         """Tell whether a file has changed since it was last read, and lies still."""

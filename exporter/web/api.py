@@ -30,6 +30,10 @@ MAX_BODY: Final = 16 << 20
 # Reading more than this takes long enough to be felt by the polls: it is done in a thread.
 _INLINE: Final = 64 << 10
 _LEDGER_RETRY: Final = 5
+_KEPT: Final = ("Allow", "Retry-After", "WWW-Authenticate")
+
+BODY_TIMEOUT: Final = 30.0
+"""Seconds that the body of a request may take."""
 
 _Handler = Callable[["_Client", web.Request], Awaitable[web.Response]]
 
@@ -197,9 +201,11 @@ async def as_problems(
     except web.HTTPException as error:
         if not request.path.startswith(f"{PREFIX}/"):
             raise
-        allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        kept = {name: error.headers[name] for name in _KEPT if name in error.headers}
         where = f"see {PREFIX}/openapi.json for what there is"
-        return ProblemError(error.status, where, headers=allowed).response()
+        if error.status not in {404, 405}:
+            where = (error.text or "").strip()
+        return ProblemError(error.status, where, headers=kept).response()
 
 
 def _token(config: ApiConfig, headers: list[str]) -> TokenConfig:
@@ -218,23 +224,31 @@ def _token(config: ApiConfig, headers: list[str]) -> TokenConfig:
 
 async def _calls(client: _Client, request: web.Request) -> list[NewCall]:
     """Return the calls of a request's body."""
-    body = bytearray()
-    try:
-        async for piece in request.content.iter_any():
-            body += piece
-            if len(body) > MAX_BODY:
-                raise ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB")
-    except web.RequestPayloadError:
-        # Nobody knows where the next request would begin.
-        raise ProblemError(400, "the body cannot be read", ends=True) from None
+    body = await _body(request)
     read = client.requests.calls.model_validate_json
     try:
         told: Any = (  # Any: made at run time
-            read(bytes(body)) if len(body) < _INLINE else await asyncio.to_thread(read, bytes(body))
+            read(body) if len(body) < _INLINE else await asyncio.to_thread(read, body)
         )
     except ValidationError as error:
         raise invalid(error) from None
     return [NewCall(call.account, call.reference_id, call.labels) for call in told.calls]
+
+
+async def _body(request: web.Request) -> bytes:
+    body = bytearray()
+    # Where it ends too early, nobody knows where the next request would begin.
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for piece in request.content.iter_any():
+                body += piece
+                if len(body) > MAX_BODY:
+                    raise ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB")
+    except web.RequestPayloadError:
+        raise ProblemError(400, "the body cannot be read", ends=True) from None
+    except TimeoutError:
+        raise ProblemError(408, "the body did not come in time", ends=True) from None
+    return bytes(body)
 
 
 def _validated(model: type[BaseModel], values: dict[str, str]) -> BaseModel:

@@ -22,9 +22,10 @@ _PROBLEMS: Final = {
     400: "The request is not as it should be; each problem is told.",
     401: "No token, or one that is not known.",
     404: "There is no such call.",
+    408: "The body did not come in time.",
     409: "The call has finished.",
     413: "Too much for one request.",
-    429: "No room for more calls now; `Retry-After` says when to try again.",
+    429: "Too many requests, or no room for more calls; `Retry-After` says when to try again.",
     503: "The ledger cannot be used now; `Retry-After` says when to try again.",
 }
 
@@ -47,7 +48,7 @@ def openapi(requests: Requests) -> dict[str, Any]:  # Any: JSON
         answers = {
             str(status): {"description": _PROBLEMS[status], "content": _content(
                 "application/problem+json", known[ProblemDetails])}
-            for status in (401, *problems, 503)
+            for status in (401, *problems, 429, 503)
         }  # fmt: skip
         for status in ("429", "503"):
             if status in answers:
@@ -85,7 +86,7 @@ def openapi(requests: Requests) -> dict[str, Any]:  # Any: JSON
                     "watchCalls",
                     "Watch calls; answered once they are in the ledger. Repeating it is harmless.",
                     {202: answer("All of them are watched.", Accepted)},
-                    *(400, 413, 429),
+                    *(400, 408, 413),
                     requestBody={
                         "required": True,
                         "content": _content("application/json", known[requests.calls]),

@@ -1,161 +1,202 @@
-"""The HTTP server: where it listens, and which path answers what."""
+"""The HTTP server: its life, and the way of a request through it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
-import jinja2
-from aiohttp import web
+import structlog
+from aiohttp import HttpVersion10, web
 
-import exporter
-from exporter.errors import ConfigError, ExporterError, ListenError
-from exporter.metrics.exposition import Renderer, accepts_gzip, compress, wants_openmetrics
+from exporter.errors import ConfigError, ExporterError, Problem
 from exporter.service import Service
+from exporter.sources.changes import LOOK_EVERY
+from exporter.sources.configuration import ConfigFile
+from exporter.web.access import PROBES, Access
+from exporter.web.api import PREFIX as API_PREFIX
 from exporter.web.api import Api, as_problems
+from exporter.web.callback import PATH as CALLBACK_PATH
 from exporter.web.callback import Callback
+from exporter.web.config_file import WebConfig
+from exporter.web.connections import Connection, Connections
+from exporter.web.listening import ListenAddress, listen, systemd_sockets, url_of
+from exporter.web.pages import Pages
 
-# Compressing more than this takes long enough to be felt by the polls: it is done in a thread.
-_INLINE: Final = 128 * 1024
+# Seconds that answers under way may still take when the exporter ends.
+_DRAIN: Final = 1.0
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Server": "esms-exporter"}
-_PAGE_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-    "Cache-Control": "no-store",
-}
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ListenAddress:
-    """Where to listen; an empty host is every address of the machine."""
+class WebOptions:
+    """What the command line says of the HTTP server.
 
-    host: str
-    port: int
+    Attributes:
+        addresses: where to listen.
+        telemetry_path: where the metrics are.
+        config: the web configuration file; None for plain HTTP without users.
+        systemd_socket: listen on the sockets of systemd instead.
+        open_probes: let `/-/healthy` and `/-/ready` be asked without a password.
+    """
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `:10375`, `127.0.0.1:10375` or `[::1]:10375`.
-
-        Raises:
-            ValueError: it is none of these.
-        """
-        host, colon, port = text.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if (
-            not colon
-            or not (port.isascii() and port.isdigit())
-            or int(port) > 65535
-            or (":" in host and not bracketed)
-        ):
-            raise ValueError("expected `:10375`, `127.0.0.1:10375` or `[::1]:10375`")
-        return cls(host[1:-1] if bracketed else host, int(port))
-
-    def __str__(self) -> str:
-        """Render as it is written on the command line."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    addresses: Sequence[ListenAddress] = ()
+    telemetry_path: str = "/metrics"
+    config: ConfigFile[WebConfig] | None = None
+    systemd_socket: bool = False
+    open_probes: bool = False
 
 
 class WebServer:
-    """Serves the metrics, the probes and the page.
+    """Serves the metrics, the probes, the API and the page.
 
     Args:
         service: what is shown.
-        telemetry_path: where the metrics are.
+        options: where, and to whom.
     """
 
-    def __init__(self, service: Service, telemetry_path: str = "/metrics") -> None:
+    def __init__(self, service: Service, options: WebOptions) -> None:
         self._service = service
-        self._telemetry_path = telemetry_path
-        self._renderer = Renderer()
-        templates = jinja2.Environment(
-            loader=jinja2.PackageLoader("exporter.web"), autoescape=True, trim_blocks=True
+        self._options = options
+        self._config = options.config
+        self._access = Access(
+            PROBES if options.open_probes else (), (API_PREFIX, CALLBACK_PATH), time.monotonic
         )
-        self._page = templates.get_template("status.html")
-        application = web.Application(client_max_size=64 * 1024, middlewares=[as_problems])
+        application = web.Application(
+            client_max_size=64 * 1024, middlewares=[_tracked, as_problems, self._guarded]
+        )
         application.add_routes(
             [
-                web.get("/", self._status_page),
-                web.get(telemetry_path, self._metrics),
-                web.get("/-/healthy", self._healthy),
-                web.get("/-/ready", self._ready),
+                *Pages(service, options.telemetry_path).routes(),
                 web.post("/-/reload", self._reload),
                 *Api(service).routes(),
                 *Callback(service).routes(),
             ]
         )
-        application.on_response_prepare.append(_add_headers)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        application.on_response_prepare.append(self._add_headers)
+        self._runner = web.AppRunner(
+            application, access_log=None, handle_signals=False, shutdown_timeout=_DRAIN
+        )
+        self._connections = Connections(self._server, lambda: self._access.config.tls, _HEADERS)
+        self._listeners: list[socket.socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, addresses: Sequence[ListenAddress]) -> list[str]:
-        """Listen on each address.
+    async def start(self) -> list[str]:
+        """Listen.
 
         Returns:
             The addresses with their real ports, such as `http://127.0.0.1:10375`.
 
         Raises:
+            ConfigError: the web configuration file cannot be used.
             ListenError: one cannot be listened on.
         """
+        if self._config is not None:
+            self._access.use(await asyncio.to_thread(self._config.load))
+            self._in_background(self._look_for_changes(self._config))
         await self._runner.setup()
-        listening = []
-        for address in addresses:
-            site = web.TCPSite(self._runner, address.host or None, address.port)
-            try:
-                await site.start()
-            except OSError as error:
-                reason = (error.strerror or "cannot be used").split(": ")[-1]
-                raise ListenError(
-                    f"cannot listen on {address}: {reason}; "
-                    "end what uses it, or give another --web.listen-address"
-                ) from None
-        for bound in self._runner.addresses:
-            host, port = bound[:2]
-            host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104
-            listening.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-        return sorted(set(listening))
+        options = self._options
+        if options.systemd_socket:
+            self._listeners = systemd_sockets()
+        else:
+            self._listeners = await asyncio.to_thread(listen, options.addresses)
+        self._in_background(self._connections.run())
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._in_background(self._connections.accept(listener))
+        scheme = "https" if self._access.config.tls else "http"
+        return [url_of(listener, scheme) for listener in self._listeners]
 
     async def stop(self) -> None:
         """Close the sockets and the connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
         await self._runner.cleanup()
+        self._connections.close()
+        self._access.close()
 
-    async def _metrics(self, request: web.Request) -> web.Response:
-        openmetrics = wants_openmetrics(",".join(request.headers.getall("Accept", [])))
-        exposition = self._renderer.render(self._service.families(), openmetrics=openmetrics)
-        headers = {"Content-Type": exposition.content_type, "Vary": "Accept, Accept-Encoding"}
-        body = exposition.body
-        if accepts_gzip(",".join(request.headers.getall("Accept-Encoding", []))):
-            headers["Content-Encoding"] = "gzip"
-            body = (
-                compress(body) if len(body) < _INLINE else await asyncio.to_thread(compress, body)
-            )
-        return web.Response(body=body, headers=headers)
+    async def reload(self) -> None:
+        """Read both configurations again; on any problem with one, that one stays.
 
-    async def _healthy(self, _request: web.Request) -> web.Response:
-        return web.Response(text="esms-exporter is healthy.\n")
+        Raises:
+            ExporterError: with every problem.
+        """
+        problems: list[Problem] = []
+        for reload in (self._service.reload, self._reload_web):
+            try:
+                await reload()
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(tuple(problems))
 
-    async def _ready(self, _request: web.Request) -> web.Response:
-        if reasons := self._service.not_ready():
-            return web.Response(status=503, text="".join(f"{reason}\n" for reason in reasons))
-        return web.Response(text="esms-exporter is ready.\n")
+    async def _reload_web(self) -> None:
+        if self._config is None:
+            return
+        try:
+            self._access.use(await asyncio.to_thread(self._config.load))
+        except ConfigError as error:
+            self._service.metrics.loaded("web configuration", good=False)
+            _log.error("web configuration not reloaded", problems=str(error))
+            raise
+        self._service.metrics.loaded("web configuration", good=True)
+        _log.info("web configuration reloaded")
+
+    async def _look_for_changes(self, config: ConfigFile[WebConfig]) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if await asyncio.to_thread(config.changed):
+                with suppress(ConfigError):  # logged and counted where it happened
+                    await self._reload_web()
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.append(task)
+        self._service.guard(task)
+
+    def _server(self) -> web.Server:
+        assert self._runner.server is not None  # noqa: S101 - there is one since the start
+        return self._runner.server
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        return await self._access.answer(request, handler)
+
+    async def _add_headers(self, _request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_HEADERS)
+        response.headers.update(self._access.config.headers)
 
     async def _reload(self, _request: web.Request) -> web.Response:
         try:
-            await self._service.reload()
+            await self.reload()
         except ConfigError as error:
             return web.Response(status=400, text=f"{error}\n")
         except ExporterError as error:
             return web.Response(status=500, text=f"{error}\n")
         return web.Response(text="configuration reloaded\n")
 
-    async def _status_page(self, _request: web.Request) -> web.Response:
-        page = self._page.render(
-            version=exporter.__version__,
-            telemetry_path=self._telemetry_path,
-            accounts=self._service.status(),
-            problems=self._service.not_ready(),
-        )
-        return web.Response(text=page, content_type="text/html", headers=_PAGE_HEADERS)
 
-
-async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
+@web.middleware
+async def _tracked(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Tell the connection when it has a request and when no more."""
+    if request.version < HttpVersion10:
+        raise web.HTTPVersionNotSupported
+    connection = request.protocol
+    if not isinstance(connection, Connection):
+        return await handler(request)
+    connection.begin()
+    try:
+        return await handler(request)
+    finally:
+        connection.end()

@@ -117,7 +117,7 @@ class Exporter(Process):
         self.url = ""
 
     async def listening(self) -> str:
-        self.url = (await self.says(r"addresses\W+(http://[^ \"]+)"))[1]
+        self.url = (await self.says(r"addresses\W+(https?://[^ \"]+)"))[1]
         return self.url
 
     async def ready(self) -> str:

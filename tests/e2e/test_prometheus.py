@@ -3,17 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import ssl
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import trustme
 
 from exporter.simulator import Account, AccountState, Plan, Simulator
-from tests.e2e.processes import Exporter, Process, total
+from tests.e2e.processes import Exporter, total
+from tests.e2e.prometheus import Prometheus
 from tests.programs import program
 
 ACCOUNTS = (
@@ -27,55 +26,6 @@ CALLS = {
     "reminder": [Plan(unknown_for=0.5, duration=700, ivr="1"), Plan(rejected=True)]
     + [Plan(duration=0, call_status="", sent_result=0) for _ in range(2)],
 }
-
-
-class Prometheus(Process):
-    """A real Prometheus that scrapes one target every second."""
-
-    def __init__(self, folder: Path, target: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        config = folder / "prometheus.yml"
-        config.write_text(
-            "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
-            "scrape_configs:\n  - job_name: esms\n    static_configs:\n"
-            f"      - targets: ['{target}']\n"
-        )
-        super().__init__(
-            [
-                program("prometheus", "apt-get install prometheus"),
-                f"--config.file={config}",
-                f"--storage.tsdb.path={folder / 'tsdb'}",
-                f"--web.listen-address={self.address}",
-            ],
-            folder / "prometheus.log",
-        )
-
-    async def query(self, expression: str) -> dict[tuple[str, ...], float]:
-        """Return the value of each series by its labels' values, sorted by the labels' names."""
-        async with (
-            aiohttp.ClientSession() as http,
-            http.get(f"http://{self.address}/api/v1/query", params={"query": expression}) as answer,
-        ):
-            document = await answer.json()
-        assert document["status"] == "success", document
-        return {
-            tuple(value for _, value in sorted(series["metric"].items())): float(series["value"][1])
-            for series in document["data"]["result"]
-        }
-
-    async def until(
-        self, expression: str, holds: Callable[[dict[tuple[str, ...], float]], bool]
-    ) -> None:
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    if holds(await self.query(expression)):
-                        return
-                except aiohttp.ClientConnectionError:
-                    assert self.running.returncode is None, self.output
-                await asyncio.sleep(0.2)
 
 
 def configure(folder: Path, simulator: Simulator) -> Path:

@@ -28,7 +28,8 @@ from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
 from exporter.sources import api as source
 from exporter.web import api as module
-from exporter.web.server import ListenAddress, WebServer
+from exporter.web.listening import ListenAddress
+from exporter.web.server import WebOptions, WebServer
 from tests.waiting import until
 
 TOKENS = (
@@ -95,9 +96,9 @@ async def simulator() -> AsyncIterator[Simulator]:
 async def bench(tmp_path: Path, simulator: Simulator) -> AsyncIterator[Bench]:
     async with aiohttp.ClientSession() as http:
         bench = Bench(tmp_path, simulator, http)
-        server = WebServer(bench.service)
+        server = WebServer(bench.service, WebOptions([ListenAddress("127.0.0.1", 0)]))
         await bench.service.open()
-        (bench.url,) = await server.start([ListenAddress("127.0.0.1", 0)])
+        (bench.url,) = await server.start()
         assert (await bench.ask("GET", "/status"))[0] == 503  # not yet
         await bench.service.start()
         yield bench

@@ -25,7 +25,8 @@ from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
 from exporter.web.callback import callback_url
-from exporter.web.server import ListenAddress, WebServer
+from exporter.web.listening import ListenAddress
+from exporter.web.server import WebOptions, WebServer
 from tests.waiting import until
 
 TOKEN = "made/up token"
@@ -120,8 +121,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         aiohttp.ClientSession() as http,
     ):
         bench = Bench(tmp_path, simulator, http)
-        server = WebServer(bench.service)
-        (bench.url,) = await server.start([ListenAddress("127.0.0.1", 0)])
+        server = WebServer(bench.service, WebOptions([ListenAddress("127.0.0.1", 0)]))
+        (bench.url,) = await server.start()
         assert await bench.call_back() == 404  # not yet
         await bench.start()
         yield bench

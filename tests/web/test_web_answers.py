@@ -16,7 +16,8 @@ from exporter.errors import ListenError
 from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
 from exporter.secret import Secret
 from exporter.service import Service
-from exporter.web.server import ListenAddress, WebServer
+from exporter.web.listening import ListenAddress
+from exporter.web.server import WebOptions, WebServer
 
 LOOPBACK = ListenAddress("127.0.0.1", 0)
 
@@ -43,8 +44,8 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 @pytest_asyncio.fixture
 async def shared(service: Service, tmp_path: Path) -> AsyncIterator[str]:
     """Yield the address of a server."""
-    server = WebServer(service)
-    (url,) = await server.start([LOOPBACK])
+    server = WebServer(service, WebOptions([LOOPBACK]))
+    (url,) = await server.start()
     await service.start()
     yield url
     await server.stop()
@@ -124,8 +125,8 @@ async def test_the_other_paths(shared: str, http: aiohttp.ClientSession) -> None
 async def test_not_ready_before_it_has_started(
     service: Service, http: aiohttp.ClientSession
 ) -> None:
-    server = WebServer(service)
-    (url,) = await server.start([LOOPBACK])
+    server = WebServer(service, WebOptions([LOOPBACK]))
+    (url,) = await server.start()
     async with http.get(f"{url}/-/ready") as answer:
         assert (answer.status, await answer.text()) == (503, "starting: the ledger is being read\n")
     async with http.get(f"{url}/") as answer:
@@ -137,9 +138,9 @@ async def test_not_ready_before_it_has_started(
 
 async def test_an_address_in_use(service: Service, shared: str) -> None:
     address = ListenAddress.parse(shared.removeprefix("http://"))
-    server = WebServer(service)
+    server = WebServer(service, WebOptions([address]))
     with pytest.raises(ListenError, match=rf"^cannot listen on 127\.0\.0\.1:{address.port}: "):
-        await server.start([address])
+        await server.start()
     await server.stop()
 
 
@@ -172,12 +173,12 @@ def test_no_header_is_too_odd(text: str) -> None:
 
 
 async def test_every_address_gets_a_line(service: Service, http: aiohttp.ClientSession) -> None:
-    server = WebServer(service, "/other")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     addresses = [LOOPBACK, ListenAddress("localhost", 0), ListenAddress("", port)]
+    server = WebServer(service, WebOptions(addresses, "/other"))
     try:
-        urls = await server.start(addresses)
+        urls = await server.start()
         assert len(urls) >= 3
         # One line for all addresses of the machine, IPv4 and IPv6.
         assert f"http://localhost:{port}" in urls

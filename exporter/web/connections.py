@@ -1,0 +1,293 @@
+"""The open connections: how many there may be, and how slow they may be."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any, Final, cast
+
+import structlog
+from aiohttp import web
+
+from exporter.web.tls import Tls
+
+MAX_PER_ADDRESS: Final = 256
+"""Connections of one address, or of one /64 of IPv6; of a proxy's clients all together."""
+
+MAX_CONNECTIONS: Final = 1_000
+
+HEAD_TIMEOUT: Final = 10.0
+"""Seconds that the head of a request, or the handshake before it, may take."""
+
+STALL_TIMEOUT: Final = 10.0
+"""Seconds that a client may take none of an answer that waits for it."""
+
+LINGER: Final = 5.0
+"""Seconds that the rest of a body may take which nobody wants to read."""
+
+KEEPALIVE_TIMEOUT: Final = 300.0
+"""Seconds that a connection is kept without a request: longer than scrapes are apart."""
+
+SWEEP_EVERY: Final = 1.0
+_ACCEPT_AGAIN: Final = 1.0
+
+# A scrape's request has some ten headers; a proxy adds a few.
+_MAX_HEADERS: Final = 64
+
+_log = structlog.get_logger(__name__)
+
+
+class Connections:
+    """Lets connections in, and closes those that take too long.
+
+    Where there are too many, the one that has been without a request for longest has to make room;
+    so somebody who holds many open cannot keep a scrape out.
+
+    Args:
+        server: returns what answers the requests.
+        tls: returns how connections to come are secured; None for plain HTTP.
+        headers: what the answers to broken requests carry.
+    """
+
+    def __init__(
+        self,
+        server: Callable[[], web.Server],
+        tls: Callable[[], Tls | None],
+        headers: dict[str, str],
+    ) -> None:
+        self.headers = headers
+        self.loop = asyncio.get_running_loop()
+        self._server = server
+        self._tls = tls
+        self._by_address: dict[str, dict[Connection, None]] = {}
+        self._count = 0
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Take the connections of a listening socket, until it is cancelled.
+
+        They are accepted here, not by the loop, so that a handshake that does not go on counts as
+        a connection like others, and so that each has the certificate of its day.
+        """
+        failing = False
+        while True:
+            try:
+                accepted, peer = await self.loop.sock_accept(listener)
+            except OSError as error:
+                # Too many open files, most likely; the connection waits in the kernel.
+                if not failing:
+                    _log.error("connections cannot be accepted", error=error.strerror)
+                failing = True
+                await asyncio.sleep(_ACCEPT_AGAIN)
+                continue
+            if failing:
+                _log.info("connections can be accepted again")
+            failing = False
+            connection = Connection(self, self._server(), _address(peer), self._tls())
+            if self._admit(connection):
+                connection.open(accepted)
+            else:
+                accepted.close()
+
+    def _admit(self, connection: Connection) -> bool:
+        """Let a connection in, if there is room or can be made."""
+        neighbours = self._by_address.setdefault(connection.address, {})
+        if len(neighbours) >= MAX_PER_ADDRESS:
+            room = _make_room(neighbours)
+        else:
+            room = self._count < MAX_CONNECTIONS or _make_room(self._all())
+        if not room:
+            self._drop_if_empty(connection.address)
+            return False
+        self._by_address.setdefault(connection.address, neighbours)[connection] = None
+        self._count += 1
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection that has ended."""
+        neighbours = self._by_address.get(connection.address, {})
+        if connection in neighbours:
+            del neighbours[connection]
+            self._count -= 1
+            self._drop_if_empty(connection.address)
+
+    async def run(self) -> None:
+        """Close the connections that take too long, until it is cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY)
+            now = self.loop.time()
+            for connection in self._all():
+                connection.check(now)
+
+    def close(self) -> None:
+        """Close all of them at once."""
+        for connection in self._all():
+            connection.abort()
+
+    def _all(self) -> dict[Connection, None]:
+        return {one: None for same in self._by_address.values() for one in same}
+
+    def _drop_if_empty(self, address: str) -> None:
+        if not self._by_address.get(address):
+            self._by_address.pop(address, None)
+
+
+def _make_room(connections: dict[Connection, None]) -> bool:
+    idle = [one for one in connections if not one.busy]
+    if not idle:
+        return False
+    min(idle, key=lambda one: one.since).abort()
+    return True
+
+
+class Connection(web.RequestHandler):
+    """One connection, plain or with TLS.
+
+    Args:
+        connections: all of them.
+        server: answers its requests.
+        address: of the client.
+        tls: how it is secured; None for plain HTTP.
+    """
+
+    __slots__ = (
+        "_answering", "_connections", "_head_since", "_opening", "_stalled", "_tls", "address",
+        "since",
+    )  # fmt: skip
+
+    def __init__(
+        self, connections: Connections, server: web.Server, address: str, tls: Tls | None
+    ) -> None:
+        super().__init__(
+            server,
+            loop=connections.loop,
+            access_log=None,  # type: ignore[arg-type] # as AppRunner has it, for no access log
+            keepalive_timeout=KEEPALIVE_TIMEOUT,
+            lingering_time=LINGER,
+            max_headers=_MAX_HEADERS,
+        )
+        self._connections = connections
+        self._tls = tls
+        self._opening: asyncio.Task[None] | None = None
+        self._answering = False
+        self._stalled: tuple[float, int] | None = None
+        self.address = address
+        self.since = connections.loop.time()
+        self._head_since: float | None = self.since
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._answering or self._stalled is not None
+
+    def begin(self) -> None:
+        """Note that a request has come whole, but for its body."""
+        self._answering, self._head_since = True, None
+
+    def end(self) -> None:
+        """Note that it has its answer."""
+        self._answering, self.since = False, self._connections.loop.time()
+
+    def check(self, now: float) -> None:
+        """Close it if it takes too long."""
+        if self._head_since is not None and now - self._head_since > HEAD_TIMEOUT:
+            self.abort()
+        elif self._stalled is not None and self.transport is not None:
+            since, left = self._stalled
+            if (size := self.transport.get_write_buffer_size()) < left:
+                self._stalled = (now, size)
+            elif now - since > STALL_TIMEOUT:
+                self.abort()
+
+    def abort(self) -> None:
+        """Close it at once; nobody waits for anything."""
+        if self._opening is not None:
+            self._opening.cancel()
+        if self.transport is not None:
+            self.transport.abort()
+        self._connections.leave(self)
+
+    def open(self, accepted: socket.socket) -> None:
+        """Begin, with the handshake if there is one."""
+        self._opening = self._connections.loop.create_task(self._open(accepted))
+
+    async def _open(self, accepted: socket.socket) -> None:
+        context = self._tls.context if self._tls else None
+        try:
+            await self._connections.loop.connect_accepted_socket(
+                lambda: self,
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=HEAD_TIMEOUT if context else None,
+            )
+        except OSError as error:  # and those of TLS
+            _log.debug("connection not opened", error=type(error).__name__)
+        finally:
+            self._opening = None
+            if self.transport is None:
+                accepted.close()
+                self._connections.leave(self)
+
+    # What asyncio tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with HTTP."""
+        if self._tls and not self._tls.admits(transport.get_extra_info("peercert")):
+            _log.debug("certificate of a client is not allowed")
+            cast("asyncio.Transport", transport).abort()  # uvloop's own is none by name
+            return
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sends."""
+        if self._head_since is None and not self._answering:
+            self._head_since = self._connections.loop.time()
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Note that it has ended."""
+        self._connections.leave(self)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Note that the client is slower than its answer."""
+        size = self.transport.get_write_buffer_size() if self.transport else 0
+        self._stalled = (self._connections.loop.time(), size)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Note that it has caught up."""
+        self._stalled = None
+        super().resume_writing()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - it repeats what the client sent
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP, or what failed, without repeating any of it."""
+        if status >= 500 and exc is not None:
+            self.log_exception("request failed", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already")
+        response = web.Response(
+            status=status,
+            text="bad request\n" if status < 500 else "failed\n",
+            headers=self._connections.headers,
+        )
+        response.force_close()
+        return response
+
+
+def _address(peer: Any) -> str:  # Any: what asyncio has for this kind of socket
+    if not isinstance(peer, tuple):
+        return ""
+    address = ip_address(peer[0].partition("%")[0])
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        return str(ip_network((address, 64), strict=False))
+    return str(address)

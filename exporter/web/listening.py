@@ -1,0 +1,130 @@
+"""Where the HTTP server listens: addresses, or sockets that systemd hands over."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+from exporter.errors import ListenError
+
+_FIRST_DESCRIPTOR: Final = 3
+_BACKLOG: Final = 511
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where to listen; an empty host is every address of the machine."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `:10375`, `127.0.0.1:10375` or `[::1]:10375`.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        host, colon, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if (
+            not colon
+            or not (port.isascii() and port.isdigit())
+            or int(port) > 65535
+            or (":" in host and not bracketed)
+        ):
+            raise ValueError("expected `:10375`, `127.0.0.1:10375` or `[::1]:10375`")
+        return cls(host[1:-1] if bracketed else host, int(port))
+
+    def __str__(self) -> str:
+        """Render as it is written on the command line."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
+    """Return the sockets that systemd has opened for this process: sd_listen_fds(3).
+
+    The variables that tell of them are taken away, so that no child takes them for its own.
+
+    Raises:
+        ListenError: there are none, or one that cannot be listened on.
+    """
+    count = _count(environ)
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environ.pop(name, None)
+    if not count:
+        raise ListenError(
+            "no socket activation file descriptors found; start it by a systemd socket unit, "
+            "or leave --web.systemd-socket out"
+        )
+    return [_inherited(_FIRST_DESCRIPTOR + number) for number in range(count)]
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    problem = "a socket of systemd's does not listen; expected `ListenStream=`"
+    try:
+        os.set_inheritable(descriptor, False)
+        found = socket.socket(fileno=descriptor)
+        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        raise ListenError(problem) from None
+    if not listens:
+        raise ListenError(problem)
+    return found
+
+
+def _count(environ: Mapping[str, str]) -> int:
+    try:
+        meant = int(environ.get("LISTEN_PID", "")) == os.getpid()
+        return int(environ.get("LISTEN_FDS", "")) if meant else 0
+    except ValueError:
+        return 0
+
+
+def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
+    """Return sockets that listen on these addresses.
+
+    Raises:
+        ListenError: one cannot be listened on.
+    """
+    sockets: list[socket.socket] = []
+    for address in addresses:
+        try:
+            sockets += _bound(address)
+        except OSError as error:
+            for one in sockets:
+                one.close()
+            raise ListenError(
+                f"cannot listen on {address}: {error.strerror or 'cannot be used'}; "
+                "end what uses it, or give another --web.listen-address"
+            ) from None
+    return sockets
+
+
+def _bound(address: ListenAddress) -> Iterator[socket.socket]:
+    where = (address.host, address.port)
+    if not address.host and socket.has_dualstack_ipv6():
+        yield socket.create_server(
+            where, family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
+        )
+        return
+    found = socket.getaddrinfo(
+        address.host or "0.0.0.0",  # noqa: S104 - every address is what was asked for
+        address.port,
+        type=socket.SOCK_STREAM,
+        flags=socket.AI_PASSIVE,
+    )
+    for family, _, _, _, resolved in {entry[4]: entry for entry in found}.values():
+        yield socket.create_server(resolved[:2], family=family, backlog=_BACKLOG)
+
+
+def url_of(listener: socket.socket, scheme: str) -> str:
+    """Return the address of a socket with its real port, such as `http://127.0.0.1:10375`."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104 - as above
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

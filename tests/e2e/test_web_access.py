@@ -1,0 +1,164 @@
+"""Locked doors: TLS, users and sockets of systemd, on a real process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+import bcrypt
+import pytest
+
+from tests.e2e.processes import Exporter, Process
+from tests.e2e.prometheus import Prometheus
+from tests.web.certificates import Certificates
+
+HASH = bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode()
+TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key}\n"
+
+
+def configuration(folder: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(
+        "accounts:\n  - {name: main, api_key: k, secret_key: s, base_url: 'http://127.0.0.1:9'}\n"
+        f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
+    )
+    return path
+
+
+def read(path: Path) -> str:
+    return path.read_text()
+
+
+async def test_prometheus_comes_in_with_a_password_over_tls(tmp_path: Path) -> None:
+    Certificates(tmp_path)
+    web = tmp_path / "web.yml"
+    web.write_text(f"{TLS}basic_auth_users:\n  prometheus: {HASH}\n")
+    scrape = (
+        f"    scheme: https\n    tls_config: {{ca_file: {tmp_path}/ca.crt}}\n"
+        "    basic_auth: {username: prometheus, password: PASSWORD}\n"
+    )
+    options = (f"--web.config.file={web}", "--web.open-probes", "--log.level=debug")
+    async with Exporter(configuration(tmp_path), *options) as exporter:
+        target = (await exporter.ready()).removeprefix("https://")
+        for password, up in (("wrong", 0), ("right", 1)):
+            lines = scrape.replace("PASSWORD", password)
+            async with Prometheus(tmp_path, target, lines) as prometheus:
+                await prometheus.until("up", lambda found, up=up: [*found.values()] == [up])  # type: ignore[misc]
+            shutil.rmtree(tmp_path / "tsdb")
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"https://{target}/-/ready", ssl=context) as answer,
+        ):
+            assert answer.status == 200
+        # A change that is no good changes nothing, and is told.
+        web.write_text("basic_auth_users: {prometheus: right}\n")
+        exporter.send(signal.SIGHUP)
+        await exporter.says("hashedSecret too short to be a bcrypted password")
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"https://{target}/", ssl=context) as answer,
+        ):
+            assert answer.status == 401
+        assert HASH[7:] not in exporter.output
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+async def test_sockets_of_systemd(tmp_path: Path, family: socket.AddressFamily) -> None:
+    with socket.socket(family) as listener:
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else f"{tmp_path}/web.sock")
+        listener.listen()
+        # As sd_listen_fds(3) has it: the process's own number, and descriptors from 3 on.
+        command = (
+            f"export LISTEN_PID=$$ LISTEN_FDS=1; exec {sys.executable} -m exporter "
+            f"--config.file={configuration(tmp_path)} --web.systemd-socket >{tmp_path}/log 2>&1"
+        )
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", command, pass_fds=[3], preexec_fn=partial(os.dup2, listener.fileno(), 3)
+        )
+        try:
+            path = listener.getsockname() if family == socket.AF_UNIX else None
+            connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector()
+            host = "x" if path else f"127.0.0.1:{listener.getsockname()[1]}"
+            async with (
+                asyncio.timeout(60),
+                aiohttp.ClientSession(connector=connector) as http,
+                http.get(f"http://{host}/-/healthy") as answer,
+            ):
+                assert answer.status == 200
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(20):
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def test_without_sockets_of_systemd(tmp_path: Path) -> None:
+    exporter = Process(
+        [sys.executable, "-m", "exporter", f"--config.file={configuration(tmp_path)}",
+         "--web.systemd-socket"],
+        tmp_path / "log",
+    )  # fmt: skip
+    await exporter.start()
+    assert await exporter.wait(30) == 1
+    assert "no socket activation file descriptors found" in exporter.output
+
+
+async def test_five_hundred_slow_clients_keep_no_scrape_out(tmp_path: Path) -> None:
+    async with Exporter(configuration(tmp_path)) as exporter:
+        url = await exporter.ready()
+        port = int(url.rpartition(":")[2])
+        slow = []
+        for number in range(500):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nA: " + b"a" * (number % 50))
+            slow.append(writer)
+        for _ in range(5):
+            for writer in slow:
+                writer.write(b"a")
+            started = time.monotonic()
+            assert await exporter.scrape()
+            assert time.monotonic() - started < 1
+        for writer in slow:
+            writer.close()
+
+
+async def test_no_image_of_the_memory_is_left(tmp_path: Path) -> None:
+    async with Exporter(configuration(tmp_path)) as exporter:
+        await exporter.ready()
+        limits = read(Path(f"/proc/{exporter.running.pid}/limits"))
+        (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+        assert core.split()[4:6] == ["0", "0"]
+        (files,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+        assert files.split()[3] == files.split()[4]
+
+
+def test_check_reads_the_web_configuration_too(tmp_path: Path) -> None:
+    web, config = tmp_path / "web.yml", configuration(tmp_path)
+    command = [sys.executable, "-m", "exporter", "check", f"--config.file={config}",
+               f"--web.config.file={web}"]  # fmt: skip
+    web.write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}\n")
+    bad = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert "failed to read cert_file" in bad.stderr
+    Certificates(tmp_path)
+    good = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    (tmp_path / "server.key").chmod(0o644)
+    exposed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (exposed.returncode, exposed.stderr) == (
+        0,
+        f"{tmp_path}/server.key: can be read by anybody on the machine\n",
+    )

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exporter.config import NamedFiles
+from exporter.errors import ConfigError
+from exporter.secret import Secret
+from exporter.web.config_file import WebConfig, load_web_config
+from tests.web.certificates import Certificates
+
+HASH = "$2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi"
+FILES = "  cert_file: server.crt\n  key_file: server.key\n"
+TLS = "tls_server_config:\n" + FILES
+
+Load = Callable[[str], WebConfig]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def load(certificates: Certificates) -> Load:
+    def load(text: str) -> WebConfig:
+        path = certificates.folder / "web.yml"
+        path.write_text(text)
+        return load_web_config(path)
+
+    return load
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "tls_server_config:\nbasic_auth_users: {}\n"])
+def test_an_empty_file_asks_for_nothing(load: Load, text: str) -> None:
+    assert load(text) == WebConfig()
+
+
+def test_a_whole_file(load: Load) -> None:
+    config = load(
+        TLS + "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.crt\n"
+        "  client_allowed_sans: [prometheus.example.com]\n"
+        "  min_version: TLS13\n  max_version: TLS13\n"
+        "  cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_AES_128_GCM_SHA256]\n"
+        "  curve_preferences: [X25519]\n  prefer_server_cipher_suites: false\n"
+        "http_server_config:\n  http2: true\n  headers:\n    X-Frame-Options: deny\n"
+        "    X-XSS-Protection: ''\n    Content-Security-Policy: default-src 'none'\n"
+        f"basic_auth_users:\n  prometheus: {HASH}\n"
+        "rate_limit:\n  interval: 1m0.5s\n  burst: 20\n"
+    )
+    assert config.tls is not None
+    context = config.tls.context
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.minimum_version is context.maximum_version is ssl.TLSVersion.TLSv1_3
+    assert not context.options & ssl.OP_CIPHER_SERVER_PREFERENCE
+    named = {cipher["name"] for cipher in context.get_ciphers()}
+    assert {name for name in named if not name.startswith("TLS_")} == {
+        "ECDHE-RSA-AES128-GCM-SHA256"
+    }
+    assert config.tls.allowed_sans == {"prometheus.example.com"}
+    assert config.headers == {
+        "X-Frame-Options": "deny",
+        "Content-Security-Policy": "default-src 'none'",
+    }
+    assert config.users == {"prometheus": Secret(HASH)}
+    assert config.rate_limit is not None
+    assert (config.rate_limit.interval, config.rate_limit.burst) == (60.5, 20)
+    assert HASH not in repr(config)
+
+
+def test_the_defaults_are_the_toolkits(load: Load) -> None:
+    config = load(TLS)
+    assert config.tls is not None
+    context = config.tls.context
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert context.maximum_version is ssl.TLSVersion.TLSv1_3
+    assert context.options & ssl.OP_CIPHER_SERVER_PREFERENCE
+    assert context.verify_mode is ssl.CERT_NONE
+    assert config.rate_limit is None
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_certificates_in_the_file_itself(
+    load: Load, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, *, memory: bool
+) -> None:
+    if not memory:
+        monkeypatch.delattr(os, "memfd_create")
+
+    def block(key: str, name: str) -> str:
+        lines = certificates.text(name).splitlines()
+        return f"  {key}: |\n" + "".join(f"    {line}\n" for line in lines)
+
+    inline = block("cert", "server.crt") + block("key", "server.key") + block("client_ca", "ca.crt")
+    config = load(f"tls_server_config:\n{inline}  client_auth_type: VerifyClientCertIfGiven\n")
+    assert config.tls is not None
+    assert config.tls.context.verify_mode is ssl.CERT_OPTIONAL
+    assert len(config.tls.context.get_ca_certs()) == 1
+
+
+def test_only_tls_13_where_only_its_ciphers_are_named(load: Load) -> None:
+    config = load(TLS + "  cipher_suites: [TLS_AES_128_GCM_SHA256]\n")
+    assert config.tls is not None
+    assert config.tls.context.minimum_version is ssl.TLSVersion.TLSv1_3
+
+
+@pytest.mark.parametrize(
+    ("interval", "seconds"),
+    [("1s", 1.0), ("100ms", 0.1), ("1.5s", 1.5), ("1h0m1s", 3601.0), ("250us", 0.00025)],
+)
+def test_intervals_are_those_of_go(load: Load, interval: str, seconds: float) -> None:
+    limit = load(f"rate_limit: {{interval: {interval}, burst: 1}}\n").rate_limit
+    assert limit is not None
+    assert limit.interval == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["{interval: 0, burst: 5}", "{interval: '0'}", "{}"])
+def test_no_limit(load: Load, text: str) -> None:
+    assert load(f"rate_limit: {text}\n").rate_limit is None
+
+
+USERS = "basic_auth_users:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n", "1: expected a mapping with keys such as `tls_server_config`"),
+        ("tls_server_confg: {}\n", "1: tls_server_confg: unknown key; did you mean `tls_server_c"),
+        ("tls_server_config: 5\n", "1: tls_server_config: expected a mapping of keys to values"),
+        (TLS + "  cert_fil: x\n", "4: tls_server_config.cert_fil: unknown key; did you mean `cert"),
+        (
+            "tls_server_config:\n  key_file: server.key\n",
+            "1: tls_server_config.cert_file: missing one of cert or cert_file",
+        ),
+        (
+            "tls_server_config:\n  cert_file: server.crt\n  key_file: ''\n",
+            "3: tls_server_config.key_file: missing one of key or key_file",
+        ),
+        (
+            "tls_server_config: {min_version: TLS13, cert_file: server.crt}\n",
+            "1: tls_server_config.key_file: missing one of key or key_file",
+        ),
+        (
+            TLS + "  cert: x\n",
+            "2: tls_server_config.cert_file: expected either `cert` or `cert_file`, not both",
+        ),
+        (
+            "tls_server_config: {cert_file: nothing.crt, key_file: server.key}\n",
+            "1: tls_server_config.cert_file: failed to read cert_file: the file cannot be ",
+        ),
+        (
+            "tls_server_config: {cert_file: server.key, key_file: server.key}\n",
+            "1: tls_server_config.key_file: failed to load X509KeyPair: ",
+        ),
+        (
+            "tls_server_config: {cert_file: server.crt, key_file: server.crt}\n",
+            "1: tls_server_config.key_file: failed to load X509KeyPair: ",
+        ),
+        (
+            TLS + "  min_version: TLS14\n",
+            "4: tls_server_config.min_version: unknown TLS version: T",
+        ),
+        (TLS + "  min_version: 1.2\n", "4: tls_server_config.min_version: expected text"),
+        (TLS + "  min_version: TLS11\n", "4: tls_server_config.min_version: TLS 1.0 and 1.1 are n"),
+        (
+            TLS + "  min_version: TLS13\n  max_version: TLS12\n",
+            "5: tls_server_config.max_version: expected at least the value of `min_version`",
+        ),
+        (
+            TLS + "  cipher_suites: [TLS_X]\n",
+            "4: tls_server_config.cipher_suites[0]: unknown cipher",
+        ),
+        (
+            TLS + "  max_version: TLS12\n  cipher_suites: [TLS_AES_128_GCM_SHA256]\n",
+            "5: tls_server_config.cipher_suites: expected one for TLS12 too",
+        ),
+        (
+            TLS + "  curve_preferences: [CurveP192]\n",
+            "4: tls_server_config.curve_preferences[0]: unknown curve: CurveP192",
+        ),
+        (
+            TLS + "  curve_preferences: [CurveP256, X25519]\n",
+            "4: tls_server_config.curve_preferences: expected one curve, or none for all",
+        ),
+        (
+            TLS + "  client_auth_type: Any\n",
+            "4: tls_server_config.client_auth_type: invalid ClientA",
+        ),
+        (
+            TLS + "  client_auth_type: RequireAnyClientCert\n",
+            "4: tls_server_config.client_auth_type: RequireAnyClientCert is not offered: ",
+        ),
+        (
+            TLS + "  client_ca_file: ca.crt\n",
+            "4: tls_server_config.client_ca_file: client CA's have been configured without",
+        ),
+        (
+            TLS + "  client_allowed_sans: [a]\n",
+            "4: tls_server_config.client_allowed_sans: client_allowed_sans have been confi",
+        ),
+        (
+            TLS + "  client_auth_type: VerifyClientCertIfGiven\n  client_ca_file: server.key\n",
+            "5: tls_server_config.client_ca_file: holds no certificate in PEM",
+        ),
+        (
+            TLS + "  prefer_server_cipher_suites: 1\n",
+            "4: tls_server_config.prefer_server_cipher_sui",
+        ),
+        (
+            "http_server_config: {http2: yes}\n",
+            "1: http_server_config.http2: expected true or fals",
+        ),
+        (
+            "http_server_config:\n  headers:\n    Server: x\n",
+            '3: http_server_config.headers.Server: HTTP header "Server" can not be configured',
+        ),
+        (
+            "http_server_config:\n  headers: {X-Frame-Options: allow}\n",
+            "2: http_server_config.headers: invalid value for X-Frame-Options. Expected on",
+        ),
+        (
+            'http_server_config:\n  headers: {X-XSS-Protection: "a\\r\\nb: c"}\n',
+            "2: http_server_config.headers.X-XSS-Protection: expected a text of printable ASCII",
+        ),
+        (USERS + "  a: secret\n", "2: basic_auth_users.a: hashedSecret too short to be a bcrypted"),
+        (
+            USERS + f"  a: $1{HASH[2:]}\n",
+            "2: basic_auth_users.a: expected a bcrypt hash of a cost from 4 to 20",
+        ),
+        (
+            USERS + f"  a: {HASH.replace('$10$', '$31$')}\n",
+            "2: basic_auth_users.a: expected a bcry",
+        ),
+        (USERS + f"  'a:b': {HASH}\n", "2: basic_auth_users.?: a user's name holds no colon"),
+        ("rate_limit: {interval: 1s}\n", "1: rate_limit.burst: missing required key"),
+        ("rate_limit: {interval: 1s, burst: 0}\n", "1: rate_limit.burst: expected a number from 1"),
+        ("rate_limit: {interval: 5, burst: 1}\n", "1: rate_limit.interval: expected a duration su"),
+        ("rate_limit: {interval: 1d, burst: 1}\n", "1: rate_limit.interval: expected a duration s"),
+        ("rate_limit: {interval: -1s, burst: 1}\n", "1: rate_limit.interval: expected a duration "),
+    ],
+)
+def test_one_mistake_is_one_problem(
+    load: Load, certificates: Certificates, text: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    found = [
+        str(problem).removeprefix(f"{certificates.folder}/web.yml:")
+        for problem in caught.value.problems
+    ]
+    assert len(found) == 1, found
+    assert found[0].startswith(expected)
+    assert HASH[10:] not in found[0]
+
+
+def test_all_problems_in_one_go(load: Load) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(
+            "tls_server_config: {cert_file: no.crt, key_file: no.key, min_version: TLS13,"
+            " curve_preferences: [X25519, CurveP256]}\nhttp: 5\nrate_limit: {interval: 1s}\n"
+        )
+    assert [problem.key for problem in caught.value.problems] == [
+        "tls_server_config.curve_preferences",
+        "tls_server_config.cert_file",
+        "tls_server_config.key_file",
+        "http",
+        "rate_limit.burst",
+    ]
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"web\.yml: cannot be read: No such file or directory$"):
+        load_web_config(tmp_path / "web.yml")
+
+
+def test_which_files_it_names(certificates: Certificates) -> None:
+    files, path = NamedFiles(), certificates.folder / "web.yml"
+    path.write_text(TLS)
+    load_web_config(path, files)
+    names = {"server.crt", "server.key"}
+    assert (files.paths, files.exposed) == ({certificates.folder / n for n in names}, set())
+    (certificates.folder / "server.key").chmod(0o644)
+    load_web_config(path, files)
+    assert files.exposed == {certificates.folder / "server.key"}
