@@ -1,4 +1,4 @@
-"""The examples of the documentation, run as they stand there."""
+"""The examples of the README, run as they stand there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from exporter.simulator import Account, Simulator
 from tests.e2e.processes import Exporter
 from tests.programs import program
 
-SOURCES = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 TOKEN = "made-up-token"
 
 
 def example(language: str) -> str:
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", SOURCES, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if "/api/v1/calls" in block]
     return str(block)
 
