@@ -132,11 +132,12 @@ class Watching:
         Raises:
             LedgerError: the ledger failed.
         """
-        poller = self._accounts[account].poller
-        if (call := poller.calls.get(row)) is None:
+        if (known := self._accounts.get(account)) is None:
+            return False  # it has left the configuration meanwhile
+        if (call := known.poller.calls.get(row)) is None:
             return False
         now = time.time()
-        decided = verdict(call, answer, now, poller.patience)
+        decided = verdict(call, answer, now, known.poller.patience)
         if not isinstance(decided, Finished):
             return False
         observed = [Observation(account, call, decided, now)]

@@ -21,6 +21,8 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.errors import ConfigError, LedgerError
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
 from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
 from exporter.secret import Secret
 from exporter.service import Service
@@ -166,6 +168,16 @@ async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:
     )
     assert bench.counted(status="busy") == 1
     assert bench.service.calls.count == 0
+
+
+async def test_a_callback_whose_account_leaves_meanwhile_finishes_nothing(bench: Bench) -> None:
+    await bench.push("a")
+    ((row, _),) = bench.service.accounts["main"].poller.calls.items()
+    ended = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
+    gone = bench.service.accounts.pop("main")
+    assert not await bench.service.calls.accept("main", row, ended)
+    assert bench.counted() == 0
+    bench.service.accounts["main"] = gone
 
 
 async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
