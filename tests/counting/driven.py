@@ -1,0 +1,257 @@
+"""The exporter, with a clock, a provider and a fate that are up to the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Coroutine, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from exporter.account import Account
+from exporter.calls import WatchedCall
+from exporter.config import Config
+from exporter.errors import RequestError
+from exporter.esms.answers import Answer
+from exporter.metrics.families import Buckets
+from exporter.polling.poller import Poller
+from exporter.service import Service
+from tests.counting.model import Series
+
+T = TypeVar("T")
+
+# How many labels stand between the account and those of the user.
+_CELLS: Final = {"esms_calls_total": 2, "esms_call_keypresses_total": 1}
+
+
+class Clock:
+    """Stands where `time.time` does."""
+
+    def __init__(self) -> None:
+        self.now = 1_760_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class HeldClient:
+    """Stands where `Client` does: holds each request until the test answers it."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.asked: list[asyncio.Future[Answer]] = []
+
+    async def send_status(self, _: str) -> Answer:
+        self.asked.append(asyncio.get_running_loop().create_future())
+        return await self.asked[-1]
+
+    async def close(self) -> None:
+        pass
+
+
+class QuietAccount(Account):
+    """Sends nothing by itself: what is asked, and when, is up to the test."""
+
+    def __init__(self, *args: Any) -> None:  # Any: those of an account
+        super().__init__(*args)
+        self.poller._stopping = True
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request that is under way."""
+
+    poller: Poller
+    call: WatchedCall
+    answer: asyncio.Future[Answer]
+    task: asyncio.Task[None]
+
+
+class Driven:
+    """A service of which nothing works by itself.
+
+    Args:
+        loop: where everything runs, a step at a time.
+        folder: where its ledger and its files of calls are.
+        config: what it loads.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, config: Config) -> None:
+        self._loop = loop
+        self._folder = folder
+        self.config = config
+        self._reading = sqlite3.connect(self._path)
+        self.asked: list[Asked] = []
+        self.start()
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / "ledger.db"
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+    # How it begins and ends.
+
+    def start(self) -> None:
+        self.run(self._start())
+
+    async def _start(self) -> None:
+        # As `Service.start`, but for what works by the clock: commits, looks at files, prunes.
+        self.service = Service(lambda: self.config)
+        await self.service.open()
+        await self.service.ledger.call(self._wait_for_no_lock)
+        await self.service._apply(self.service._loaded.pop())
+        self.service._in_background(self.service.calls.inbox.run())
+
+    def _wait_for_no_lock(self) -> None:
+        with self.service.ledger.store._database.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+
+    def close(self) -> None:
+        self.crash()
+        self._reading.close()
+
+    def stop(self) -> None:
+        self.run(self._stop())
+
+    async def _stop(self) -> None:
+        self.service._committer = asyncio.create_task(self.service.ledger.run())
+        await self._end(*(asked.task for asked in self.asked))
+        await self.service.stop()
+
+    def crash(self) -> None:
+        """End it as a kill does: what was only observed, and what is under way, is lost."""
+        self.run(self._crash())
+
+    async def _crash(self) -> None:
+        await self._end(*self.service._background, *(asked.task for asked in self.asked))
+        await self.service.ledger.close()
+
+    async def _end(self, *tasks: asyncio.Task[None]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.asked.clear()
+
+    # What it does meanwhile.
+
+    def scheduled(self) -> list[tuple[Poller, WatchedCall]]:
+        """Return the calls that are to be asked for."""
+        pollers = [account.poller for _, account in sorted(self.service.accounts.items())]
+        return [
+            (poller, call)
+            for poller in pollers
+            for _, call in sorted(poller.calls.items())
+            if call.tick >= 0
+        ]
+
+    def in_schedule(self, poller: Poller) -> set[int]:
+        """Return the rows of the calls that a poller will come to, known to it or not."""
+        buckets = poller._schedule._buckets.items()
+        return {call.id for tick, calls in buckets for call in calls if call.tick == tick}
+
+    def ask(self, poller: Poller, call: WatchedCall) -> Asked:
+        """Begin a poll, as the poller does when a call is due."""
+        poller._schedule.discard(call)
+        return self.run(self._ask(poller, call))
+
+    async def _ask(self, poller: Poller, call: WatchedCall) -> Asked:
+        task = asyncio.create_task(poller._poll(call))
+        await asyncio.sleep(0)
+        assert isinstance(poller.provider, HeldClient)
+        asked = Asked(poller, call, poller.provider.asked.pop(), task)
+        self.asked.append(asked)
+        return asked
+
+    def answer(self, asked: Asked, answer: Answer | RequestError) -> None:
+        """End a poll."""
+        if isinstance(answer, RequestError):
+            asked.answer.set_exception(answer)
+        else:
+            asked.answer.set_result(answer)
+        self.asked.remove(asked)
+        self.run(_ended(asked.task))
+
+    def look(self) -> None:
+        """Look for changes of files until those that lie still are read, as at every second."""
+        for _ in range(2):
+            self.run(self.service._files.look())
+
+    def commit(self) -> bool:
+        """Write what was observed; returns whether that could be done."""
+        return self.run(self.service.ledger._flush())
+
+    # What is seen of it.
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Have another program hold the ledger."""
+        with closing(sqlite3.connect(self._path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+
+    def _rows(self, query: str, *parameters: str) -> list[Any]:  # Any: rows of what is asked
+        return self._reading.execute(query, parameters).fetchall()
+
+    def known(self) -> list[tuple[object, ...]]:
+        """Return the ledger's calls as a model does."""
+        query = (
+            "SELECT a.name, c.reference_key, c.reference_id, l.labels, c.first_watched, c.pushed,"
+            " c.result, c.status, (SELECT json_group_array(source) FROM call_sources WHERE"
+            " call_id = c.id) FROM calls c JOIN accounts a ON a.id = c.account_id JOIN label_sets l"
+            " ON l.id = c.label_set_id ORDER BY 1, 2"
+        )
+        return [
+            (
+                *row[:3],
+                sorted(json.loads(row[3]).items()),
+                row[4],
+                bool(row[5]),
+                *row[6:8],
+                sorted(name.replace(f"{self._folder}/", "") for name in json.loads(row[8])),
+            )
+            for row in self._rows(query)
+        ]
+
+    def label_sets(self) -> list[dict[str, str]]:
+        """Return every set of labels, in the order in which they came."""
+        return [
+            json.loads(text) for (text,) in self._rows("SELECT labels FROM label_sets ORDER BY id")
+        ]
+
+    def unfinished(self, account: str) -> dict[int, tuple[str, float]]:
+        """Return state, and since when, of an account's calls in the ledger."""
+        query = (
+            "SELECT c.id, c.state, c.state_since FROM calls c JOIN accounts a"
+            " ON a.id = c.account_id WHERE a.name = ? AND c.result IS NULL"
+        )
+        return {row: (state, since) for row, state, since in self._rows(query, account)}
+
+    def count_unfinished(self) -> int:
+        """Return how many calls of the ledger have not finished."""
+        ((count,),) = self._rows("SELECT count(*) FROM calls WHERE result IS NULL")
+        return int(count)
+
+    def shown(self) -> dict[Series, float]:
+        """Return what is shown of finished calls, without zeros."""
+        found: dict[Series, float] = {}
+        for family in self.service.calls.call_metrics.families():
+            cells = _CELLS.get(family.name, 0)
+            for (account, *values), series in family._series.items():
+                shown = values[cells:]
+                if isinstance(series, Buckets):
+                    bounds = [*map(repr, series._bounds), "+Inf"]
+                    numbers = [*zip(bounds, series.counts, strict=True), ("sum", series.sum)]
+                else:
+                    numbers = [("/".join(values[:cells]) or "sum", series.value)]
+                for cell, number in numbers:
+                    if number:
+                        found[family.name, (account, cell, *shown)] = number
+        return found
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await task

@@ -1,0 +1,186 @@
+"""What should be known, counted and shown: the few rules of counting, without any of the code."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from exporter.calls import Finished
+from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS
+from exporter.metrics.calls import OTHER
+
+Labels = frozenset[tuple[str, str]]
+Place = tuple[str, str]
+"""An account, and an id as ids are compared."""
+
+Series = tuple[str, tuple[str, ...]]
+"""A metric, and the values of its labels."""
+
+
+class Named(NamedTuple):
+    """A call as a source names it."""
+
+    account: str
+    name: str
+    labels: Labels = frozenset()
+
+    @property
+    def place(self) -> Place:
+        return self.account, self.name.strip().lower()
+
+
+@dataclass(eq=False)
+class Call:
+    """A call that is known."""
+
+    named: Named
+    watched: float
+    pushed: bool
+    sources: set[str] = field(default_factory=set)
+    end: Finished | None = None
+    ended: float = 0.0
+    price: float | None = None
+    gone: bool = False
+
+
+class Model:
+    """The calls that are known, and what those that have finished ever added."""
+
+    def __init__(self, max_calls: int) -> None:
+        self.max_calls = max_calls
+        self.calls: dict[Place, Call] = {}
+        self.observed: dict[Call, tuple[Finished, float]] = {}
+        self.totals: defaultdict[tuple[str, Labels, str, str], float] = defaultdict(float)
+
+    @property
+    def room(self) -> int:
+        return max(0, self.max_calls - sum(call.end is None for call in self.calls.values()))
+
+    def known(self) -> list[tuple[object, ...]]:
+        return sorted(
+            (*place, call.named.name, sorted(call.named.labels), call.watched, call.pushed,
+             call.end and call.end.result, call.end and call.end.status, sorted(call.sources))
+            for place, call in self.calls.items()
+        )  # fmt: skip
+
+    # What sources do.
+
+    def watch(self, source: str | None, named: Iterable[Named], now: float) -> bool:
+        """Take calls in, as far as there is room; returns whether there was for all."""
+        refused = False
+        room, before = self.room, set(self.calls)
+        for call in named:
+            if call.place in self.calls:
+                known = self.calls[call.place]
+                if source is not None:
+                    known.sources.add(source)
+                elif call.place in before:
+                    known.pushed = True
+            elif room:
+                room -= 1
+                sources = set[str]() if source is None else {source}
+                self.calls[call.place] = Call(call, now, source is None, sources)
+            else:
+                refused = True
+        return not refused
+
+    def push(self, named: Sequence[Named], now: float) -> bool:
+        """Take the calls of a request in, all of them or none; returns whether it did."""
+        new = {call.place for call in named} - self.calls.keys()
+        return len(new) <= self.room and self.watch(None, named, now)
+
+    def keep_only(self, source: str, named: Iterable[Named]) -> None:
+        kept = {call.place for call in named}
+        for place, call in list(self.calls.items()):
+            if source in call.sources and place not in kept:
+                call.sources.discard(source)
+                if call.end is None and not call.pushed and not call.sources:
+                    self.delete(place)
+
+    def delete(self, place: Place) -> bool:
+        call = self.calls.get(place)
+        if call is None or call.end is not None:
+            return False
+        call.gone = True
+        del self.calls[place]
+        return True
+
+    def prune(self, before: float) -> None:
+        for place, call in list(self.calls.items()):
+            if call.end is not None and call.ended < before and not call.sources:
+                del self.calls[place]
+
+    # What becomes of calls.
+
+    def observe(self, call: Call, end: Finished, now: float) -> None:
+        self.observed.setdefault(call, (end, now))
+
+    def commit(self) -> None:
+        for call, (end, at) in self.observed.items():
+            self.finish(call, end, at)
+        self.observed.clear()
+
+    def finish(self, call: Call, end: Finished, at: float) -> None:
+        if call.gone or call.end is not None:
+            return
+        call.end, call.ended = end, at
+        self._add(call, "esms_calls_total", f"{end.result}/{end.status}")
+        if end.key is not None:
+            self._add(call, "esms_call_keypresses_total", end.key)
+        if end.duration is not None:
+            self._observe(call, "esms_call_duration_seconds", DURATION_BUCKETS, end.duration)
+        delay = max(0.0, at - call.watched)
+        self._observe(call, "esms_call_result_delay_seconds", DELAY_BUCKETS, delay)
+        if call.price is not None:
+            self._add(call, "esms_call_price_vnd_total", "sum", call.price)
+
+    def pay(self, call: Call, price: float) -> None:
+        if call.price is None:
+            call.price = price
+            if call.end is not None:
+                self._add(call, "esms_call_price_vnd_total", "sum", price)
+
+    def _observe(self, call: Call, metric: str, bounds: Iterable[float], value: float) -> None:
+        self._add(call, metric, next((repr(bound) for bound in bounds if value <= bound), "+Inf"))
+        self._add(call, metric, "sum", value)
+
+    def _add(self, call: Call, metric: str, cell: str, amount: float = 1.0) -> None:
+        self.totals[call.named.account, call.named.labels, metric, cell] += amount
+
+    # What is shown.
+
+    def shown(
+        self,
+        accounts: Iterable[str],
+        names: Sequence[str],
+        max_values: int,
+        sets: Iterable[Mapping[str, str]],
+    ) -> dict[Series, float]:
+        """Return what is shown of the totals, without zeros.
+
+        Args:
+            accounts: those that are configured.
+            names: `watch.labels`.
+            max_values: `watch.max_label_values`.
+            sets: every set of labels, in the order in which they came.
+        """
+        first: dict[str, dict[str, None]] = {name: {} for name in names}
+        for labels in sets:
+            for name in names:
+                if labels.get(name) and len(first[name]) < max_values:
+                    first[name][labels[name]] = None
+        found: defaultdict[Series, float] = defaultdict(float)
+        for (account, labels_, metric, cell), amount in self.totals.items():
+            if account in accounts:
+                labels = dict(labels_)
+                values = [labels.get(name, "") for name in names]
+                shown = [
+                    value if not value or value in first[name] else OTHER
+                    for name, value in zip(names, values, strict=True)
+                ]
+                if metric == "esms_call_result_delay_seconds":
+                    shown = []
+                found[metric, (account, cell, *shown)] += amount
+        return {series: value for series, value in found.items() if value}

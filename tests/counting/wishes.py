@@ -1,0 +1,126 @@
+"""What a user may want, and change: accounts, labels, bounds, calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from hypothesis import strategies as st
+
+from exporter.calls import reference_id
+from exporter.config import (
+    AccountConfig,
+    CallbackConfig,
+    CallConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
+from exporter.ledger.records import NewCall
+from exporter.secret import Secret
+from tests.counting.model import Model, Named
+
+ACCOUNTS: Final = ("main", "other")
+FILES: Final = ("a.csv", "b.csv")
+KEEP_FINISHED: Final = 30 * 86_400.0
+
+NAMES: Final = st.sampled_from(["Call-1", "CALL-1", "call-2", "Call-2", "call-3", "Call-4"])
+_LABELS: Final = st.sampled_from(
+    [(), (("campaign", "otp"),), (("campaign", "sales"), ("team", "x")), (("team", "y"),)]
+).map(frozenset)
+_CALL: Final = st.builds(Named, st.sampled_from(ACCOUNTS), NAMES, _LABELS)
+CALLS: Final = st.lists(_CALL, max_size=4)
+
+# Seconds; a day and more is what grace, patience and memory are about. Whole, so that sums are.
+_DAY: Final = 86_400.0
+CLOCK_MOVES: Final = st.sampled_from(
+    [1.0, 7.0, 60.0, 660.0, 7200.0, 4 * _DAY, 8 * _DAY, 31 * _DAY, -1.0, -600.0, -3600.0, -_DAY]
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What stands in the configuration."""
+
+    accounts: tuple[str, ...] = ACCOUNTS
+    labels: tuple[str, ...] = ("campaign",)
+    max_values: int = 100
+    max_calls: int = 100
+    calls: tuple[Named, ...] = ()
+    trust: Literal["verify", "accept"] = "verify"
+    unknown: Literal["watch", "ignore"] = "watch"
+
+    @property
+    def allowed(self) -> list[Named]:
+        """The calls; a configuration that names an account that it has not is refused."""
+        return [call for call in self.calls if call.account in self.accounts]
+
+    def changed(self, change: dict[str, Any]) -> Wish:  # Any: as the fields above
+        return replace(self, **change)
+
+    def config(self, folder: Path) -> Config:
+        secret = Secret("made-up")
+        return Config(
+            accounts=tuple(
+                AccountConfig(name=name, api_key=secret, secret_key=secret)
+                for name in self.accounts
+            ),
+            polling=PollingConfig(),
+            watch=WatchConfig(
+                labels=self.labels,
+                max_label_values=self.max_values,
+                max_calls=self.max_calls,
+                calls=tuple(
+                    CallConfig(reference_id(call.name), call.account, dict(call.labels))
+                    for call in self.allowed
+                ),
+                files=(f"{folder}/*.csv",),
+                callback=CallbackConfig(trust=self.trust, unknown=self.unknown),
+            ),
+            ledger=LedgerConfig(url=f"sqlite:///{folder}/ledger.db", keep_finished=KEEP_FINISHED),
+        )
+
+
+_FIELDS: Final = {
+    "accounts": st.sampled_from([ACCOUNTS, ACCOUNTS, ("main",), ("other",)]),
+    "labels": st.sampled_from([(), ("campaign",), ("campaign", "team")]),
+    "max_values": st.sampled_from([1, 100]),
+    "max_calls": st.sampled_from([1, 3, 100]),
+    "calls": st.lists(_CALL, max_size=4, unique_by=lambda call: call.place).map(tuple),
+    "trust": st.sampled_from(["verify", "accept"]),
+    "unknown": st.sampled_from(["watch", "ignore"]),
+}
+CHANGES: Final = st.one_of(
+    *(st.fixed_dictionaries({name: value}) for name, value in _FIELDS.items()),
+    st.fixed_dictionaries({"max_calls": st.sampled_from([1, 2]), "calls": _FIELDS["calls"]}),
+    st.fixed_dictionaries({}, optional=_FIELDS),
+)
+
+
+def new_calls(calls: Iterable[Named]) -> list[NewCall]:
+    """Return calls as the exporter takes them in."""
+    return [NewCall(call.account, reference_id(call.name), dict(call.labels)) for call in calls]
+
+
+def reloaded(model: Model, wish: Wish, files: dict[str, list[Named]], now: float) -> None:
+    """Do with a model what going over to a configuration does."""
+    model.max_calls = wish.max_calls
+    whole = model.watch("config", wish.allowed, now)
+    for file in sorted(files):
+        file_read(model, wish, file, files[file], now)
+    for file in FILES:
+        if file not in files:
+            model.keep_only(f"file:{file}", ())
+    # What there is no room for lets go of nothing; nor does a file that is not as it should be.
+    if whole:
+        model.keep_only("config", wish.allowed)
+
+
+def file_read(model: Model, wish: Wish, file: str, calls: list[Named], now: float) -> None:
+    """Do with a model what reading a file of calls does."""
+    good = [call for call in calls if call.account in wish.accounts]
+    if model.watch(f"file:{file}", good, now) and good == calls:
+        model.keep_only(f"file:{file}", calls)
