@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test lint bench lock clean
+.PHONY: run test lint bench soak lock clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -29,6 +29,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.watched
 	$(BIN)/python -m benchmarks.pushed
 	$(BIN)/python -m benchmarks.callbacks
+
+# Figures for docs/reliability.md; half an hour, or `make soak MINUTES=3`.
+MINUTES ?= 30
+soak: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 # What the lock files say is installed; they are made with `make lock`.
 $(VENV)/.run: requirements.lock | $(VENV)/bin/python

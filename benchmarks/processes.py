@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +99,7 @@ class Exporter:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
 
     def wait_until_ready(self) -> None:
         """Return once the calls are loaded and polled."""
@@ -118,6 +120,20 @@ class Exporter:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith(kind))
         return int(line.split()[1]) / 1024
+
+    def open_files(self) -> int:
+        """Return how many files and sockets are open."""
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+
+    def threads(self) -> int:
+        """Return how many threads there are."""
+        return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
+
+    def drain(self) -> None:
+        """Read its log from here on to no end: one that nobody reads would hold it up."""
+        assert self._process.stderr
+        reading = threading.Thread(target=deque, args=(self._process.stderr, 0), daemon=True)
+        reading.start()
 
     def end(self) -> None:
         """Stop it in good order."""
