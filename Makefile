@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test lint bench soak lock clean
+.PHONY: run test lint bench soak audit sbom lock clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -55,6 +55,16 @@ lock: $(VENV)/.dev
 	$(LOCK) pyproject.toml --all-extras -o requirements.lock
 	$(LOCK) pyproject.toml --all-extras --group dev --group build -c requirements.lock -o requirements-dev.lock
 	$(LOCK) --group build -c requirements-dev.lock -o requirements-build.lock
+
+# Whether anything that is locked is known to be vulnerable; fails where nobody can be asked.
+audit: $(VENV)/.dev
+	BIN=$(BIN) .ci/audit
+
+# What an installation consists of, for those who keep inventories: CycloneDX, from the lock alone.
+SBOM ?= sbom.cdx.json
+sbom: $(VENV)/.dev
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --spec-version 1.6 \
+		--output-reproducible --output-file $(SBOM) requirements.lock
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
