@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from functools import partial
 
 import pytest
 
+from exporter.errors import SourceError
 from exporter.sources.worker import Worker
 
 
@@ -48,3 +50,20 @@ def test_work_that_outlives_the_loop_ends_in_silence() -> None:
     go_on.set()
     threads[0].join(10)
     assert not threads[0].is_alive()
+
+
+async def test_a_machine_without_threads_is_told_to_who_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker = Worker("test")
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", start)
+        with pytest.raises(SourceError, match="no thread can be started"):
+            await worker.submit(lambda: 1)
+        worker.submit(lambda: 1)  # and nobody waits
+        gc.collect()
+    assert await worker.submit(lambda: 1) == 1
+    worker.close()
