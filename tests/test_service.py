@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,6 @@ async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
 async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
     bench: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_SOON", 0.1)
     monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
     service, store = bench.service, bench.service.ledger.store
     service._in_background(service._look_for_changes())
@@ -213,7 +213,9 @@ async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
             broken.setattr(store, method, fail)
             with pytest.raises(LedgerError):
                 await service.reload()
+        assert service._reload_at < time.monotonic() + module.RETRY_SOON + 1
     assert service.calls.count == 0
+    service._reload_at = 0.0  # the time has come
     await until(lambda: service.calls.count == 3)
     assert service.metrics.reload_successful.labels().value == 1
 
