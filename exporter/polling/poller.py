@@ -126,10 +126,12 @@ class Poller:
         """Ask for a call now, or once more, if it is asked for already."""
         if (call := self.calls.get(call_id)) is None:
             return
+        now = self._loop.time()
         if call.tick < 0:
             self._hastened.add(call_id)
-        else:
-            self._schedule.add(call, self._loop.time())
+        elif call.tick * TICK > now:
+            # One that is due already keeps its place before those that became due after it.
+            self._schedule.add(call, now)
             self.wake()
 
     def forget(self, call_id: int) -> None:

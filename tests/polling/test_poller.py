@@ -24,6 +24,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.schedule import TICK
 from tests.waiting import until
 
 AUTH = Answer(Outcome.AUTH, "101", message="Authorize Failed")
@@ -224,6 +225,64 @@ async def test_calls_that_are_known_already_are_spread_out(bench: Bench) -> None
     await asyncio.sleep(0.25)
     assert 5 <= len(bench.provider.asked) <= 35
     await until(lambda: set(bench.provider.asked) == {f"c{n}" for n in range(40)})
+
+
+SELDOM = PollingSettings(600, 600, FAST.patience, FAST.rate_limit, 1)
+
+
+async def test_a_call_that_is_scheduled_for_later_is_hastened(bench: Bench) -> None:
+    bench.poller.configure(SELDOM)
+    bench.watch(*"ab")
+    await until(lambda: [call.polls for call in bench.poller.calls.values()] == [1, 1])
+    bench.poller.hasten(2)
+    await until(lambda: bench.provider.asked == ["a", "b", "b"])
+
+
+@pytest.mark.parametrize("hastened", [[2], [3], [4, 3, 2], [3, 3]])
+async def test_a_call_that_is_due_keeps_its_place(bench: Bench, hastened: list[int]) -> None:
+    bench.poller.configure(SELDOM)
+    bench.provider.hold = asyncio.Event()
+    bench.watch(*"abcd")
+    await until(lambda: bench.provider.under_way == 1)
+    await asyncio.sleep(2 * TICK)  # so that now is another tick than theirs
+    for row in hastened:
+        bench.poller.hasten(row)
+    bench.provider.hold.set()
+    await until(lambda: len(bench.provider.asked) == 4)
+    assert bench.provider.asked == [*"abcd"]
+
+
+@pytest.mark.parametrize(("row", "asked"), [(1, ["a", "a"]), (99, ["a"])])
+async def test_a_call_that_is_asked_for_is_asked_for_once_more(
+    bench: Bench, row: int, asked: list[str]
+) -> None:
+    bench.poller.configure(SELDOM)
+    bench.provider.hold = asyncio.Event()
+    bench.watch("a")
+    await until(lambda: bench.provider.under_way == 1)
+    for _ in range(3):
+        bench.poller.hasten(row)
+    bench.provider.hold.set()
+    await until(lambda: bench.provider.asked == asked)
+    await asyncio.sleep(3 * TICK)
+    assert bench.provider.asked == asked
+
+
+async def test_a_hint_is_forgotten_with_its_call(bench: Bench) -> None:
+    bench.poller.configure(SELDOM)
+    bench.provider.hold = asyncio.Event()
+    bench.watch("a")
+    await until(lambda: bench.provider.under_way == 1)
+    bench.poller.hasten(1)
+    bench.poller.forget(1)
+    bench.poller.hasten(1)
+    bench.provider.hold.set()
+    await until(lambda: bench.provider.under_way == 0)
+    # Its account came back: the same row is another object.
+    bench.watch("a")
+    await until(lambda: bench.provider.asked == ["a", "a"])
+    await asyncio.sleep(3 * TICK)
+    assert bench.provider.asked == ["a", "a"]
 
 
 async def test_stopping_waits_for_what_is_under_way(bench: Bench) -> None:
