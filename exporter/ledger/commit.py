@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, and_, func, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from exporter.calls import Finished, PollAgain
 from exporter.ledger.bulk import fetch, field, given, listed, packed
-from exporter.ledger.records import Committed, Observation
+from exporter.ledger.records import DELETED, Committed, Observation
 from exporter.ledger.schema import accounts, calls, totals
 from exporter.ledger.totals import Cell, additions, price_added
 
@@ -81,12 +81,17 @@ def commit(connection: Connection, observations: Sequence[Observation]) -> Commi
 
 
 def set_price(connection: Connection, row: int, price: float) -> dict[Cell, float]:
-    """Write what a call has cost, in VND; the first price stays.
+    """Write what a call has cost, in VND.
+
+    Until the call has finished, the last price is the best one known, and its finish will add it.
+    Of a call that has finished, the first price above 0 stays: it has been added.
 
     Returns:
-        What it adds to the totals: something where the call has finished, else its finish will.
+        What it adds to the totals.
     """
-    known = update(calls).where(calls.c.id == row, calls.c.price.is_(None)).values(price=price)
+    none_added = and_(calls.c.result != DELETED, func.coalesce(calls.c.price, 0) == 0)
+    open_still = or_(calls.c.result.is_(None), none_added)
+    known = update(calls).where(calls.c.id == row, open_still).values(price=price)
     columns = (calls.c.result, calls.c.label_set_id, calls.c.account_id)
     found = connection.execute(known.returning(*columns)).first()
     if found is None or found.result is None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from exporter.calls import (
 )
 from exporter.ledger.records import CHUNK, Labels, NewCall, Observation, StoredCall, Taken
 from exporter.ledger.store import Store
-from exporter.ledger.totals import Total
+from exporter.ledger.totals import Cell, Total
 
 NOW = 1_760_000_000.0
 OTP = {"campaign": "otp"}
@@ -218,6 +218,44 @@ def test_a_deleted_call_stays_deleted(store: Store, path: Path) -> None:
     assert store.prune(NOW + 8_000) == 1
     assert ids(push(store, new("a"))) == ["a"]
     assert rows(path, "SELECT count(*) FROM call_sources") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "total"),
+    [
+        ([], [], 0.0),
+        ([350.5], [], 350.5),
+        # Until it has finished, what came last is known best.
+        ([0.0, 350.0], [], 350.0),
+        ([350.0, 0.0], [], 0.0),
+        ([100.0, 350.0], [], 350.0),
+        # Once it has finished, the first price counts; 0 has added nothing.
+        ([], [350.0, 350.0], 350.0),
+        ([], [0.0, 350.0, 0.0, 400.0], 350.0),
+        ([0.0], [0.0, 350.0], 350.0),
+        ([350.0, 0.0], [350.0], 350.0),
+        ([350.0], [0.0, 400.0], 350.0),
+    ],
+)
+def test_a_price_is_added_once(
+    store: Store, path: Path, before: list[float], after: list[float], total: float
+) -> None:
+    (stored,) = push(store, new("a", OTP))
+    row = stored.call.id
+    assert [store.set_price(row, price) for price in before] == [{} for _ in before]
+    told: list[Mapping[Cell, float]] = [store.commit([observed(stored, BUSY)]).added]
+    told += [store.set_price(row, price) for price in after]
+    live = sum(v for added in told for c, v in added.items() if c.total is Total.PRICE)
+    kept = sum(v for c, v in store.snapshot().totals.items() if c.total is Total.PRICE)
+    assert live == kept == total
+    assert rows(path, "SELECT coalesce(price, 0.0) FROM calls") == [(total,)]
+
+
+def test_the_price_of_a_call_that_is_gone_adds_nothing(store: Store) -> None:
+    assert store.set_price(1, 350.0) == {}
+    (stored,) = push(store, new("a"))
+    store.delete(stored.call.id, NOW)
+    assert store.set_price(stored.call.id, 350.0) == {}
 
 
 def test_sums_do_not_depend_on_their_order(store: Store) -> None:

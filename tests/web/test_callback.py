@@ -88,6 +88,11 @@ class Bench:
         await self.service.calls.push(NewCall("main", reference_id(name), OTP))
         await until(lambda: any(call.polls for call in self.calls.values()))
 
+    def end(self, name: str, plan: Plan) -> None:
+        """Let a call have ended, for the provider."""
+        assert not plan.ends_after
+        self.simulator.add_call("main", name, plan)
+
     async def call_back(self, token: str = TOKEN, account: str = "main", **fields: str) -> int:
         url = callback_url(self.url, account, Secret(token))
         query = {**DOCUMENTED, **fields}
@@ -131,12 +136,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def test_a_callback_is_a_hint(bench: Bench) -> None:
-    await bench.watch("a", Plan(queued=0.3, call_status="BUSY", sent_result=0))
+    await bench.watch("a", LIVE)
     # Its word is not taken: the call has not ended for the provider.
     assert await bench.call_back() == 200
     await until(lambda: [call.polls for call in bench.calls.values()] == [2])
     assert bench.counted("answered") == 0
-    await asyncio.sleep(0.3)
+    bench.end("a", Plan(call_status="BUSY", sent_result=0))
     assert await bench.call_back() == 200
     await until(lambda: bench.counted("busy") == 1)
     assert bench.outcomes == {"hint": 2}
@@ -144,29 +149,40 @@ async def test_a_callback_is_a_hint(bench: Bench) -> None:
 
 
 async def test_repeated_and_late(bench: Bench) -> None:
-    await bench.watch("a", Plan(queued=0.1))
-    await asyncio.sleep(0.1)
+    await bench.watch("a", LIVE)
+    bench.end("a", Plan())
     await asyncio.gather(*(bench.call_back(ReferenceId=" A ") for _ in range(5)))
     await until(lambda: not bench.calls)
+    before = bench.outcomes.get("repeated", 0)
     for _ in range(3):
         assert await bench.call_back(Price="999") == 200
     assert bench.counted("answered") == 1
-    # The first price stays, and is added once.
+    # The price that was known at its end stays, and is added once.
     assert bench.price == {"otp": 350.5}
-    assert bench.outcomes["repeated"] >= 3
+    assert bench.outcomes["repeated"] == before + 3
 
 
 async def test_a_price_that_comes_after_the_result(bench: Bench) -> None:
-    await bench.watch("a", Plan(queued=0.1))
-    await asyncio.sleep(0.1)
+    await bench.watch("a", LIVE)
+    bench.end("a", Plan())
     assert await bench.call_back(Price="") == 200
     await until(lambda: not bench.calls)
     assert bench.price == {}
-    for price in ("nan", "-1", "1e300", "x", "0.0000", "12"):
+    # The documented 0.0000 adds nothing; the first price that does is the last.
+    for price in ("nan", "-1", "1e300", "x", "0.0000", "12", "13"):
         assert await bench.call_back(Price=price) == 200
-    # The documented 0.0000 is a price.
-    assert bench.price == {}
+    assert bench.price == {"otp": 12}
     assert bench.counted("answered") == 1
+
+
+async def test_a_price_that_comes_before_the_result(bench: Bench) -> None:
+    await bench.watch("a", LIVE)
+    going_on = {"SendStatus": "2", "SentResult": "", "CallStatus": ""}
+    assert await bench.call_back(Price="0", **going_on) == 200
+    bench.end("a", Plan())
+    assert await bench.call_back(Price="350") == 200
+    await until(lambda: not bench.calls)
+    assert bench.price == {"otp": 350}
 
 
 async def test_prices_survive(bench: Bench) -> None:
