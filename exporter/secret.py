@@ -34,8 +34,9 @@ class Secret:
 
     def __eq__(self, other: object) -> bool:
         # In constant time, so that comparing does not tell where two secrets differ.
+        # Whatever a client shows is compared: a lone surrogate, too, which UTF-8 has no bytes for.
         return isinstance(other, Secret) and hmac.compare_digest(
-            self._value.encode(), other._value.encode()
+            self._value.encode(errors="surrogatepass"), other._value.encode(errors="surrogatepass")
         )
 
     def __hash__(self) -> int:

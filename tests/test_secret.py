@@ -6,6 +6,8 @@ import pickle
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from exporter.secret import Secret
@@ -51,6 +53,14 @@ def test_it_compares_by_its_value() -> None:
     assert Secret(VALUE) != Secret("other")
     assert Secret(VALUE) != VALUE
     assert len({Secret(VALUE), Secret(VALUE)}) == 1
+
+
+@given(st.text(st.characters()), st.text(st.characters()))
+@example("\udcff", "\udcff")
+@example("\udcff", "\ud800")
+@example("\ud83d\ude00", "\U0001f600")
+def test_it_compares_with_any_text(one: str, other: str) -> None:
+    assert (Secret(one) == Secret(other)) is (one == other)
 
 
 def test_it_is_read_from_a_document() -> None:
