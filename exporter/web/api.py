@@ -66,7 +66,9 @@ class Api:
 
     def routes(self) -> list[web.RouteDef]:
         """Return the paths and their handlers."""
-        calls, one = f"{PREFIX}/calls", f"{PREFIX}/calls/{{account}}/{{reference_id}}"
+        calls = f"{PREFIX}/calls"
+        # Patterns of their own: without, braces would be left out.
+        one = f"{calls}/{{account:[^/]+}}/{{reference_id:[^/]+}}"
         return [
             web.post(calls, self._guarded(self._watch)),
             web.get(calls, self._guarded(self._list)),

@@ -41,7 +41,9 @@ class Callback:
 
     def routes(self) -> list[web.RouteDef]:
         """Return the path and its handler."""
-        return [web.get(f"{PATH}/{{account}}/{{token}}", self._answer, allow_head=False)]
+        # Patterns of their own: without, braces would be left out.
+        path = f"{PATH}/{{account:[^/]+}}/{{token:[^/]+}}"
+        return [web.get(path, self._answer, allow_head=False)]
 
     async def _answer(self, request: web.Request) -> web.Response:
         service, name = self._service, request.match_info["account"]

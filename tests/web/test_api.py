@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -71,14 +72,15 @@ class Bench:
         if body is not None:
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             more["data"] = io.BytesIO(data)
-        async with self.http.request(method, f"{self.url}/api/v1{path}", **more) as answer:
+        url = URL(f"{self.url}/api/v1{path}", encoded=True)
+        async with self.http.request(method, url, **more) as answer:
             text = await answer.text()
             if answer.status >= 400:
                 assert answer.content_type == "application/problem+json"
             return answer.status, json.loads(text) if text else None
 
     async def status(self, method: str, path: str, *authorization: str) -> int:
-        """Send the bytes of a request, with headers that no client would send; return the status."""
+        """Return the status of a request with headers that no client would send."""
         headers = "".join(f"Authorization: {value}\r\n" for value in authorization)
         head = f"{method} /api/v1{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", URL(self.url).port)
@@ -177,6 +179,15 @@ async def test_a_call_that_is_deleted_is_not_counted(bench: Bench) -> None:
     assert (await bench.ask("DELETE", "/calls/main/done"))[0] == 409
     # Not for ever: it may be handed over again.
     assert await bench.watch("a") == (202, {"added": 1, "known": 0})
+
+
+@pytest.mark.parametrize("name", ["{a}", "a/b", "a%2Fb", "a?b#c", "{", "a{x:.*}b", '"<a>"'])
+async def test_any_id_has_its_path(bench: Bench, name: str) -> None:
+    assert await bench.watch(name) == (202, {"added": 1, "known": 0})
+    path = f"/calls/main/{quote(name, safe='')}"
+    status, call = await bench.ask("GET", path)
+    assert (status, call.get("reference_id")) == (200, name)
+    assert await bench.ask("DELETE", path) == (204, None)
 
 
 async def test_a_token_of_one_account(bench: Bench) -> None:

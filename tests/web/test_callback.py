@@ -243,6 +243,16 @@ async def test_forged(bench: Bench, token: str) -> None:
     assert bench.price == {}
 
 
+@pytest.mark.parametrize("token", ["{token}", "a%2Fb?c#d", "{token:.*}"])
+async def test_any_token_has_its_path(bench: Bench, token: str) -> None:
+    main, other = bench.config.accounts
+    accounts = (main.model_copy(update={"callback_token": Secret(token)}), other)
+    bench.config = bench.config.model_copy(update={"accounts": accounts})
+    await bench.service.reload()
+    assert await bench.call_back(token) == 200
+    assert await bench.call_back(f"{token}x") == 404
+
+
 async def test_accounts_that_are_not_called_back(bench: Bench) -> None:
     # One without a token cannot be told from one that does not exist.
     for account in ("b", "nobody"):
