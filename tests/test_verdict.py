@@ -28,7 +28,13 @@ from exporter.calls import (
     reference_key,
     verdict,
 )
-from exporter.esms.answers import Answer, read_answer, read_refusal, read_retry_after
+from exporter.esms.answers import (
+    Answer,
+    read_answer,
+    read_price,
+    read_refusal,
+    read_retry_after,
+)
 from exporter.esms.codes import CODES, Outcome
 
 EXAMPLES = Path(__file__).parent / "esms" / "examples"
@@ -62,7 +68,7 @@ AGAIN = PollAgain(CallState.UNKNOWN)
 BAD = BackOff(Outcome.BAD_RESPONSE)
 ODD_DURATIONS: tuple[object, ...] = (
     *(-1, 86_401, 10**30, 10**400),
-    *("x", "nan", "inf", "1e999", True, [], {}),
+    *("x", "nan", "inf", "1e999", "1_3", True, [], {}),
 )
 
 
@@ -227,6 +233,19 @@ def test_what_age_changes(watched: WatchedCall, answer: Answer, expected: object
 )
 def test_other_statuses(status: int, header: str | None, expected: Answer) -> None:
     assert read_refusal(status, header, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [
+        *(("350.5000", 350.5), ("0.0000", 0.0), (" 12 ", 12.0), ("007", 7.0)),
+        *(("1000000000", 1e9), ("1000000000.1", None), ("9" * 20, None), ("9" * 400, None)),
+        *((text, None) for text in ("", " ", "x", "-1", "+1", "1_0", "1e3", "1,5", ".5", "5.")),
+        *((text, None) for text in ("nan", "inf", "1 0", "0x1", "\u0661", "1\n2")),
+    ],
+)
+def test_prices_are_plain_decimals(text: str, price: float | None) -> None:
+    assert read_price(text) == price
 
 
 @pytest.mark.parametrize(

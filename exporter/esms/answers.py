@@ -7,6 +7,7 @@ the documentation and the examples differ: numbers come as numbers or as strings
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -20,6 +21,9 @@ from exporter.secret import Secret
 MAX_MESSAGE_LENGTH: Final = 200
 MAX_PRICE: Final = 1e9
 """VND; no call costs as much, and the sum of prices must not be spoilt by one of them."""
+
+
+_DECIMAL: Final = re.compile("[0-9]{1,20}(?:[.][0-9]{1,20})?")
 
 
 class Answer(NamedTuple):
@@ -79,8 +83,9 @@ def read_callback(fields: Mapping[str, str]) -> Answer:
 
 def read_price(text: str) -> float | None:
     """Return the price of a callback, in VND; None where there is none that can be one."""
-    price = _number(text.strip())
-    return price if price is not None and 0 <= price <= MAX_PRICE else None
+    # Python reads more than that as a number, `1_0` and `1e3` among it.
+    price = float(text) if _DECIMAL.fullmatch(text := text.strip()) else math.inf
+    return price if price <= MAX_PRICE else None
 
 
 def read_refusal(
@@ -141,6 +146,8 @@ def _number(value: object) -> float | None:
     # bool is an int to Python, and `true` is no number.
     if type(value) is not int and type(value) is not float and type(value) is not str:
         return None
+    if type(value) is str and "_" in value:
+        return None  # which Python would read over
     try:
         number = float(value)
     except OverflowError:
