@@ -21,7 +21,13 @@ from exporter.service import Service
 from exporter.sources.api import SOURCE
 from exporter.web import bodies
 from exporter.web.openapi import openapi
-from exporter.web.problems import ProblemError, invalid, retry_later
+from exporter.web.problems import (
+    LEDGER_RETRY,
+    STARTING_RETRY,
+    ProblemError,
+    invalid,
+    retry_later,
+)
 
 PREFIX: Final = "/api/v1"
 MAX_BODY: Final = 16 << 20
@@ -29,7 +35,6 @@ MAX_BODY: Final = 16 << 20
 
 # Reading more than this takes long enough to be felt by the polls: it is done in a thread.
 _INLINE: Final = 64 << 10
-_LEDGER_RETRY: Final = 5
 _KEPT: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
 BODY_TIMEOUT: Final = 30.0
@@ -85,14 +90,14 @@ class Api:
             except ProblemError as error:
                 return error.response()
             except LedgerError as error:
-                return retry_later(503, str(error), _LEDGER_RETRY).response()
+                return retry_later(503, str(error), LEDGER_RETRY).response()
 
         return guarded
 
     def _client(self, request: web.Request) -> _Client:
         config = self._service.config
         if config is None:
-            raise retry_later(503, "the exporter is starting", 1)
+            raise retry_later(503, "the exporter is starting", STARTING_RETRY)
         if not config.watch.api.tokens:
             raise ProblemError(404, "there is no API; `watch.api.tokens` turns it on")
         token = _token(config.watch.api, request.headers.getall("Authorization", []))

@@ -13,6 +13,7 @@ from exporter.metrics.catalogue import CallbackOutcome
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.sources.callback import SOURCE, take
+from exporter.web.problems import LEDGER_RETRY, STARTING_RETRY
 
 PATH: Final = "/callback"
 _NOBODY: Final = Secret("")
@@ -47,12 +48,14 @@ class Callback:
 
     async def _answer(self, request: web.Request) -> web.Response:
         service, name = self._service, request.match_info["account"]
-        accounts = service.config.accounts if service.config else ()
+        if service.config is None:
+            return _retry_later(503, STARTING_RETRY)
+        accounts = service.config.accounts
         known = next((account for account in accounts if account.name == name), None)
         token = (known.callback_token if known else None) or _NOBODY
         # Compared in any case, so that the time does not tell which accounts there are.
         good = token == Secret(request.match_info["token"])
-        if service.config is None or name not in service.accounts:
+        if name not in service.accounts:
             return web.Response(status=404, text="not found\n")
         outcomes = service.accounts[name].metrics.callbacks
         if not good:
@@ -64,11 +67,16 @@ class Callback:
         except (LedgerError, NoRoomError) as error:
             outcomes[CallbackOutcome.ERROR].value += 1
             errors.value += 1
-            status = 429 if isinstance(error, NoRoomError) else 503
-            return web.Response(status=status, text="try again later\n")
+            seconds = error.retry_after if isinstance(error, NoRoomError) else LEDGER_RETRY
+            return _retry_later(429 if isinstance(error, NoRoomError) else 503, seconds)
         outcomes[outcome].value += 1
         if outcome is CallbackOutcome.MALFORMED:
             errors.value += 1
             return web.Response(status=400, text="expected a ReferenceId\n")
         service.metrics.source_last_success.labels(SOURCE).value = time.time()
         return web.Response(text="ok\n")
+
+
+def _retry_later(status: int, seconds: int) -> web.Response:
+    headers = {"Retry-After": str(seconds)}
+    return web.Response(status=status, text="try again later\n", headers=headers)

@@ -10,6 +10,10 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
+LEDGER_RETRY: Final = 5
+STARTING_RETRY: Final = 1
+"""Seconds after which a client may try again what the ledger, or the start, keeps it from."""
+
 SHOWN: Final = 100
 """How many items' problems are told one by one."""
 

@@ -71,6 +71,7 @@ class Bench:
         )
         self.service = Service(lambda: self.config)
         self.url = ""
+        self.retry_after: str | None = None
 
     async def start(self) -> None:
         await self.service.open()
@@ -97,6 +98,7 @@ class Bench:
         url = callback_url(self.url, account, Secret(token))
         query = {**DOCUMENTED, **fields}
         async with self.http.get(URL(url, encoded=True).with_query(query)) as answer:
+            self.retry_after = answer.headers.get("Retry-After")
             return answer.status
 
     @property
@@ -128,7 +130,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         bench = Bench(tmp_path, simulator, http)
         server = WebServer(bench.service, WebOptions([ListenAddress("127.0.0.1", 0)]))
         (bench.url,) = await server.start()
-        assert await bench.call_back() == 404  # not yet
+        # Not yet: the provider is to try again, not to believe that there is nobody.
+        assert (await bench.call_back(), bench.retry_after) == (503, "1")
         await bench.start()
         yield bench
         await bench.service.stop()
@@ -295,7 +298,7 @@ async def test_a_ledger_that_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(Store, "commit", fail)
         # Not 200, so that the provider sends it again.
-        assert await bench.call_back() == 503
+        assert (await bench.call_back(), bench.retry_after) == (503, "5")
     assert bench.counted("answered") == 0
     assert await bench.call_back() == 200
     assert (bench.counted("answered"), bench.price) == (1, {"otp": 350.5})
@@ -307,5 +310,5 @@ async def test_there_is_no_room(bench: Bench) -> None:
     bench.config = bench.config.model_copy(update={"watch": watch})
     await bench.service.reload()
     await bench.watch("a", LIVE)
-    assert await bench.call_back(ReferenceId="b") == 429
+    assert (await bench.call_back(ReferenceId="b"), bench.retry_after) == (429, "60")
     assert await bench.call_back() == 200
