@@ -26,7 +26,7 @@ from exporter.ledger.records import (
     Tally,
 )
 from exporter.metrics.calls import CallMetrics
-from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.catalogue import CallbackOutcome, Catalogue
 from exporter.sources.api import Inbox
 
 _log = structlog.get_logger(__name__)
@@ -126,23 +126,42 @@ class Watching:
         added = await self.ledger.call(self.ledger.store.set_price, row, price)
         self.call_metrics.add(added.items())
 
-    async def accept(self, account: str, row: int, answer: Answer) -> bool:
-        """Finish a call, if that is what an answer means; returns once that is durable.
+    async def keep(self, row: int) -> bool:
+        """Watch a call even if nothing names it any more; returns whether it is there still.
 
         Raises:
             LedgerError: the ledger failed.
         """
-        if (known := self._accounts.get(account)) is None:
-            return False  # it has left the configuration meanwhile
-        if (call := known.poller.calls.get(row)) is None:
-            return False
+        return await self.ledger.call(self.ledger.store.keep, row)
+
+    async def accept(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
+        """Finish a call, if that is what an answer means; returns once that is durable.
+
+        Returns:
+            `accepted`; `repeated` where the call has finished already; `hint` where the answer
+            ends nothing, or nobody polls the call.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        account = self._accounts.get(call.account)
+        watched = account.poller.calls.get(call.id) if account else None
+        if account is None or watched is None:
+            known = await self.find(call.account, ReferenceId(call.reference_id))
+            ended = known is not None and known.result is not None
+            return CallbackOutcome.REPEATED if ended else CallbackOutcome.HINT
         now = time.time()
-        decided = verdict(call, answer, now, known.poller.patience)
+        decided = verdict(watched, answer, now, account.poller.patience)
         if not isinstance(decided, Finished):
-            return False
-        observed = [Observation(account, call, decided, now)]
-        self._committed(observed, await self.ledger.call(self.ledger.store.commit, observed))
-        return True
+            return CallbackOutcome.HINT
+        observed = [Observation(call.account, watched, decided, now)]
+        committed = await self.ledger.call(self.ledger.store.commit, observed)
+        self._committed(observed, committed)
+        if not committed.finished:
+            return CallbackOutcome.REPEATED  # by a poll, which was first
+        if decided.bad_duration:
+            _log.warning("bad call duration", account=call.account, reference_id=call.reference_id)
+        return CallbackOutcome.ACCEPTED
 
     def hasten(self, account: str, row: int) -> None:
         """Ask the provider about a call now."""

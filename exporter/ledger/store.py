@@ -285,6 +285,17 @@ class Store:
         self._unfinished -= committed.finished
         return committed
 
+    def keep(self, row: int) -> bool:
+        """Have a call stay whatever files say; returns whether it is there.
+
+        Nothing is written where it has been kept already.
+        """
+        kept = update(calls).where(calls.c.id == row, calls.c.pushed.is_(False)).values(pushed=True)
+        with self._database.begin() as connection:
+            if connection.execute(kept).rowcount:
+                return True
+            return connection.scalar(select(calls.c.id).where(calls.c.id == row)) is not None
+
     def set_price(self, row: int, price: float) -> dict[Cell, float]:
         """Write what a call has cost; see `exporter.ledger.commit`."""
         with self._database.begin() as connection:

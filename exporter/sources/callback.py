@@ -15,7 +15,11 @@ SOURCE: Final = "callback"
 """The source's name in metrics."""
 
 MAX_FIELD: Final = 200
-"""Characters of a parameter; those of the provider have fewer than 40."""
+"""Characters of a parameter that is read; those of the provider have fewer than 40."""
+
+_READ: Final = frozenset(
+    {"ReferenceId", "SendStatus", "SentResult", "CallStatus", "CallDuration", "Ivr", "Price"}
+)
 
 
 class Calls(Protocol):
@@ -27,10 +31,13 @@ class Calls(Protocol):
     async def push(self, call: NewCall) -> None:
         """Watch a call; returns once that is durable."""
 
+    async def keep(self, row: int) -> bool:
+        """Watch a call even if nothing names it any more; returns whether it is there still."""
+
     async def price(self, row: int, price: float) -> None:
         """Keep what a call has cost, in VND; returns once that is durable."""
 
-    async def accept(self, account: str, row: int, answer: Answer) -> bool:
+    async def accept(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
         """Finish a call, if that is what the answer means; returns once that is durable."""
 
     def hasten(self, account: str, row: int) -> None:
@@ -46,15 +53,18 @@ async def take(
         calls: knows the calls.
         config: whom to trust.
         account: whose token the callback held.
-        fields: its parameters.
+        fields: its parameters; those that nobody knows may be as long as they like.
 
     Raises:
         LedgerError: the ledger failed.
         NoRoomError: there are too many calls.
     """
+    fields = {name: value for name, value in fields.items() if name in _READ}
     if (name := _name(fields)) is None:
         return CallbackOutcome.MALFORMED
     known = await calls.find(account, name)
+    if known is not None and known.result is None and not await calls.keep(known.id):
+        known = None  # let go meanwhile
     if known is None and config.unknown == "watch":
         await calls.push(NewCall(account, name, {}))
     call = known or await calls.find(account, name)
@@ -64,8 +74,10 @@ async def take(
         await calls.price(call.id, price)
     if call.result is not None:
         return CallbackOutcome.REPEATED
-    if config.trust == "accept" and await calls.accept(account, call.id, read_callback(fields)):
-        return CallbackOutcome.ACCEPTED
+    if config.trust == "accept":
+        outcome = await calls.accept(call, read_callback(fields))
+        if outcome is not CallbackOutcome.HINT:
+            return outcome
     calls.hasten(account, call.id)
     return CallbackOutcome.HINT if known else CallbackOutcome.WATCHED
 

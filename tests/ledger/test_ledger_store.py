@@ -166,6 +166,25 @@ def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
     assert again[0].call.id > max(rows_named)
 
 
+def test_a_call_that_is_kept_stays_whatever_files_say(store: Store, path: Path) -> None:
+    (stored,) = store.watch("calls.txt", [new("a")], NOW)[0]
+    row = stored.call.id
+    with closing(sqlite3.connect(path)) as other:
+
+        def version() -> object:
+            return other.execute("PRAGMA data_version").fetchone()
+
+        versions = [version()]
+        for _ in range(2):
+            assert store.keep(row)
+            versions.append(version())
+    # The first time alone costs a commit.
+    assert versions[0] != versions[1] == versions[2]
+    assert not store.keep(row + 1)
+    assert store.keep_only("calls.txt", set()) == []
+    assert ids(store.unfinished("main")) == ["a"]
+
+
 def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> None:
     kept, *_ = store.watch("config", [new("named")], NOW)
     finish(store, *kept, *push(store, new("old")), after=0)

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 from yarl import URL
 
-from exporter.calls import WatchedCall, reference_id
+from exporter.calls import Finished, Result, Status, WatchedCall, reference_id
 from exporter.config import (
     AccountConfig,
     CallbackConfig,
@@ -19,7 +23,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.errors import LedgerError
-from exporter.ledger.records import NewCall
+from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.secret import Secret
 from exporter.service import Service
@@ -281,12 +285,91 @@ async def test_malformed(bench: Bench, fields: dict[str, str]) -> None:
     assert not bench.calls
 
 
+async def test_fields_that_nobody_knows_may_be_of_any_length(bench: Bench) -> None:
+    await bench.watch("a", LIVE)
+    assert await bench.call_back(Signature="x" * 1000) == 200
+    assert bench.outcomes == {"hint": 1}
+
+
 async def test_odd_values_end_a_call_as_they_would_in_an_answer(bench: Bench) -> None:
     await bench.trust("accept")
     await bench.watch("a", LIVE)
     odd = {"CallDuration": "-5", "SentResult": "x", "CallStatus": "?", "Ivr": "", "Price": "x"}
-    assert await bench.call_back(**odd) == 200
+    with capture_logs() as logs:
+        assert await bench.call_back(**odd) == 200
     assert bench.counted("other") == 1
+    assert [line["reference_id"] for line in logs if line["event"] == "bad call duration"] == ["a"]
+
+
+@pytest.mark.parametrize("settled", [False, True])
+async def test_a_poll_that_was_first(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, settled: bool
+) -> None:
+    await bench.trust("accept")
+    await bench.watch("a", LIVE)
+    ((row, call),) = bench.calls.items()
+    loop, set_price = asyncio.get_running_loop(), Store.set_price
+    poller = bench.service.accounts["main"].poller
+
+    def after_a_poll(self: Store, *arguments: Any) -> Any:
+        busy = Finished(Result.SUCCESS, Status.BUSY)
+        self.commit([Observation("main", call, busy, time.time())])
+        if settled:
+            loop.call_soon_threadsafe(poller.forget, row)
+        return set_price(self, *arguments)
+
+    monkeypatch.setattr(Store, "set_price", after_a_poll)
+    assert await bench.call_back() == 200
+    assert bench.outcomes == {"repeated": 1}
+    assert not bench.calls
+
+
+async def test_an_account_that_leaves_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.trust("accept")
+    await bench.watch("a", LIVE)
+    entered, gone = asyncio.Event(), threading.Event()
+    loop, set_price = asyncio.get_running_loop(), Store.set_price
+
+    def slowly(self: Store, *arguments: Any) -> Any:
+        loop.call_soon_threadsafe(entered.set)
+        assert gone.wait(10)
+        return set_price(self, *arguments)
+
+    monkeypatch.setattr(Store, "set_price", slowly)
+    calling = asyncio.create_task(bench.call_back())
+    await entered.wait()
+    with monkeypatch.context() as patch:
+        patch.delitem(bench.service.accounts, "main")
+        gone.set()
+        assert await calling == 200
+    assert bench.outcomes == {"hint": 1}
+
+
+async def test_a_call_of_a_file_that_goes_stays_once_it_is_called_back(bench: Bench) -> None:
+    named = [NewCall("main", reference_id(name), OTP) for name in "abc"]
+    await bench.service.calls.watch("calls.txt", named)
+    assert await bench.call_back(ReferenceId="B") == 200
+    await bench.service.calls.keep_only("calls.txt", set())
+    assert [call.reference_id for call in bench.calls.values()] == ["b"]
+
+
+async def test_a_call_that_is_let_go_meanwhile_is_watched_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.service.calls.watch("calls.txt", [NewCall("main", reference_id("a"), OTP)])
+    ((row, _),) = bench.calls.items()
+    keep = Store.keep
+
+    def too_late(self: Store, row: int) -> bool:
+        self.keep_only("calls.txt", set())
+        return keep(self, row)
+
+    monkeypatch.setattr(Store, "keep", too_late)
+    assert await bench.call_back() == 200
+    assert bench.outcomes == {"watched": 1}
+    assert bench.calls.keys() > {row}
 
 
 async def test_a_ledger_that_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
