@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -203,13 +203,23 @@ class _Loader:
             return
         data = watch["api"] = self._section(api, ApiConfig, ("watch", "api"))
         parts = ("watch", "api", "tokens")
-        for index, (given, _) in enumerate(self._items(data, TokenConfig, parts, MAX_TOKENS)):
+        first: dict[Secret, tuple[str | int, ...]] = {}
+        for index, given, token in self._items(data, TokenConfig, parts, MAX_TOKENS):
             for place, name in enumerate(_strings(given.get("accounts")) or ()):
                 self._known_account(name, accounts, (*parts, index, "accounts", place))
+            where = (*parts, index, "token" if "token" in given else "token_file")
+            secret = token["token"]
+            if isinstance(secret, Secret) and secret is not NO_SECRET:
+                other = first.setdefault(secret, where)
+                if other is not where:
+                    message = (
+                        f"expected a token of its own; the same is on line {self._line(other)}"
+                    )
+                    self._problems.add(self._line(where), where, message)
 
     def _sql(self, watch: dict[str, object], accounts: list[str] | None) -> None:
         parts = ("watch", "sql")
-        for index, (given, data) in enumerate(self._items(watch, SqlConfig, parts, MAX_QUERIES)):
+        for index, given, data in self._items(watch, SqlConfig, parts, MAX_QUERIES):
             self._known_account(data.get("account"), accounts, (*parts, index, "account"))
             url = data["url"]
             if isinstance(url, Secret) and url is not NO_SECRET:
@@ -219,23 +229,27 @@ class _Loader:
 
     def _items(
         self, holder: dict[str, object], model: type[BaseModel], parts: tuple[str, ...], most: int
-    ) -> list[tuple[YamlMapping, dict[str, object]]]:
-        """Read a list of named mappings that hold secrets; returns each as it is given and read."""
+    ) -> Iterator[tuple[int, YamlMapping, dict[str, object]]]:
+        """Read a list of named mappings that hold secrets.
+
+        Returns:
+            The index of each, what is given, and what was read of it.
+        """
         items = holder.get(parts[-1])
         if items is None:
             holder.pop(parts[-1], None)
         if not isinstance(items, YamlSequence):
-            return []
+            return iter(())
         # One too many is enough to be told.
         shown = items[: most + 1]
         self._unique_names(shown, parts)
         read = [self._with_secrets(item, model, (*parts, n)) for n, item in enumerate(shown)]
         holder[parts[-1]] = read
-        return [
-            (given, data if isinstance(data, dict) else {})
-            for given, data in zip(shown, read, strict=True)
-            if isinstance(given, YamlMapping)
-        ]
+        return (
+            (index, given, data)
+            for index, (given, data) in enumerate(zip(shown, read, strict=True))
+            if isinstance(given, YamlMapping) and isinstance(data, dict)
+        )
 
     def _known_account(
         self, name: object, accounts: list[str] | None, parts: tuple[str | int, ...]
