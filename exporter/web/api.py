@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import to_json
 
 import exporter
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import LedgerError, NoRoomError
-from exporter.ledger.records import DELETED, CallRecord, NewCall
+from exporter.ledger.records import DELETED, CallRecord
 from exporter.ledger.store import FINISHED
 from exporter.secret import Secret
 from exporter.service import Service
@@ -25,20 +24,12 @@ from exporter.web.problems import (
     LEDGER_RETRY,
     STARTING_RETRY,
     ProblemError,
-    invalid,
     retry_later,
 )
+from exporter.web.reading import Reader, read_query
 
 PREFIX: Final = "/api/v1"
-MAX_BODY: Final = 16 << 20
-"""Bytes; 10,000 calls with five long labels each."""
-
-# Reading more than this takes long enough to be felt by the polls: it is done in a thread.
-_INLINE: Final = 64 << 10
 _KEPT: Final = ("Allow", "Retry-After", "WWW-Authenticate")
-
-BODY_TIMEOUT: Final = 30.0
-"""Seconds that the body of a request may take."""
 
 _Handler = Callable[["_Client", web.Request], Awaitable[web.Response]]
 
@@ -68,6 +59,7 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._reader = Reader()
 
     def routes(self) -> list[web.RouteDef]:
         """Return the paths and their handlers."""
@@ -109,7 +101,7 @@ class Api:
     async def _watch(self, client: _Client, request: web.Request) -> web.Response:
         metrics = self._service.metrics
         try:
-            calls = await _calls(client, request)
+            calls = await self._reader.calls(request, client.requests)
             count = await self._service.calls.inbox.put(calls)
         except NoRoomError as error:
             metrics.source_errors.labels(SOURCE).value += 1
@@ -121,10 +113,7 @@ class Api:
         return _json(bodies.Accepted(added=count.added, known=count.known), 202)
 
     async def _list(self, client: _Client, request: web.Request) -> web.Response:
-        names = [name for name in request.query if len(request.query.getall(name)) > 1]
-        if names:
-            raise ProblemError(400, f"expected `{names[0][:64]}` once")
-        query: Any = _validated(client.requests.query, dict(request.query))  # Any: made at run time
+        query = read_query(client.requests.query, request)
         ledger = self._service.ledger
         records = await ledger.call(
             ledger.store.page,
@@ -227,42 +216,6 @@ def _token(config: ApiConfig, headers: list[str]) -> TokenConfig:
             headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
         )
     return found[0]
-
-
-async def _calls(client: _Client, request: web.Request) -> list[NewCall]:
-    """Return the calls of a request's body."""
-    body = await _body(request)
-    read = client.requests.calls.model_validate_json
-    try:
-        told: Any = (  # Any: made at run time
-            read(body) if len(body) < _INLINE else await asyncio.to_thread(read, body)
-        )
-    except ValidationError as error:
-        raise invalid(error) from None
-    return [NewCall(call.account, call.reference_id, call.labels) for call in told.calls]
-
-
-async def _body(request: web.Request) -> bytes:
-    body = bytearray()
-    # Where it ends too early, nobody knows where the next request would begin.
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for piece in request.content.iter_any():
-                body += piece
-                if len(body) > MAX_BODY:
-                    raise ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB")
-    except web.RequestPayloadError:
-        raise ProblemError(400, "the body cannot be read", ends=True) from None
-    except TimeoutError:
-        raise ProblemError(408, "the body did not come in time", ends=True) from None
-    return bytes(body)
-
-
-def _validated(model: type[BaseModel], values: dict[str, str]) -> BaseModel:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise invalid(error) from None
 
 
 def _without_id(record: CallRecord) -> dict[str, Any]:  # Any: of several types

@@ -15,11 +15,14 @@ from pydantic import (
     Field,
     WithJsonSchema,
     create_model,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from exporter.calls import MAX_REFERENCE_ID_LENGTH, CallState, Key, Result, Status, reference_id
 from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.fields import Words
+from exporter.config.models import MAX_TOKENS
 from exporter.esms.codes import Outcome
 from exporter.ledger.records import CallRecord
 
@@ -31,10 +34,31 @@ MAX_PAGE: Final = 1_000
 _BLANK: Final = r"[ \t\r\n]*"
 
 
+MAX_KEYS: Final = 100
+"""Keys of a mapping that are looked at one by one; beyond, their number is told."""
+
+
+def _few_keys(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise PydanticCustomError("expected", f"expected at most {MAX_KEYS} keys")
+    return value
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, value: object) -> object:
+        return _few_keys(value)
+
+
+class Envelope(_Body):
+    """The body of `POST /calls`, whose calls have not been looked at."""
+
+    calls: Annotated[list[Any], Field(max_length=MAX_CALLS)]  # Any: whatever was sent
 
 
 _ReferenceId = Annotated[
@@ -54,15 +78,18 @@ class Requests(NamedTuple):
     """The models of requests, as the configuration wants them.
 
     Attributes:
-        calls: the body of `POST /calls`.
+        call: one call of the body of `POST /calls`.
+        calls: the whole body.
         query: the parameters of `GET /calls`.
     """
 
+    call: type[BaseModel]
     calls: type[BaseModel]
     query: type[BaseModel]
 
 
-@lru_cache(64)
+# As many as a configuration may have: to make one takes milliseconds, in the event loop.
+@lru_cache(MAX_TOKENS)
 def requests(accounts: tuple[str, ...], labels: tuple[str, ...]) -> Requests:
     """Make the models of requests.
 
@@ -75,7 +102,8 @@ def requests(accounts: tuple[str, ...], labels: tuple[str, ...]) -> Requests:
     state = _one_of((*(state.value for state in CallState), "finished"), "a state, or `finished`")
     result = _one_of([result.value for result in Result], "a result")
     values: Any = dict.__class_getitem__((label, _LabelValue))  # Any: made at run time
-    many = Field(max_length=None if labels else 0)
+    # Each name once, at most; the validator keeps from looking at all of a million.
+    few = Field(max_length=len(labels)), BeforeValidator(_few_keys)
     call = create_model(
         "NewCall",
         __base__=_Body,
@@ -89,11 +117,12 @@ def requests(accounts: tuple[str, ...], labels: tuple[str, ...]) -> Requests:
             ),
         ),
         labels=(
-            Annotated[values, many],
+            Annotated[values, *few],
             Field(default_factory=dict, description="Values of names in `watch.labels`."),
         ),
     )
     return Requests(
+        call,
         create_model(
             "NewCalls",
             __base__=_Body,

@@ -102,26 +102,36 @@ def retry_later(status: int, detail: str, seconds: int) -> ProblemError:
     return ProblemError(status, detail, headers={"Retry-After": str(seconds)})
 
 
-def invalid(error: ValidationError) -> ProblemError:
-    """Return the problem of a request that is not as it should be."""
-    details = error.errors(include_url=False, include_input=False)
-    too_many = any(detail["type"] == "too_long" and len(detail["loc"]) == 1 for detail in details)
-    if details[0]["type"] == "json_invalid":
-        return ProblemError(400, f"the body is not JSON: {details[0]['ctx']['error']}")
-    errors = []
-    for detail in details[:SHOWN]:
+def problems_of(error: ValidationError, place: Sequence[str | int] = ()) -> list[ItemProblem]:
+    """Return what is wrong with a part of a request.
+
+    Args:
+        error: what its model says.
+        place: the keys and indices that lead to the part.
+    """
+    problems = []
+    for detail in error.errors(include_url=False, include_input=False):
         message = _MESSAGES.get(detail["type"], detail["msg"])
         # A key that is wrong has pydantic's own mark behind it.
-        place = [part for part in detail["loc"] if part != "[key]"]
-        errors.append(
-            ItemProblem(pointer=_pointer(place), detail=message.format_map(detail.get("ctx", {})))
-        )
-    count = len(details)
-    return ProblemError(
-        413 if too_many else 400,
-        f"{count} {'problem' if count == 1 else 'problems'} in the request; nothing is taken in",
-        errors,
-    )
+        parts = (*place, *(part for part in detail["loc"] if part != "[key]"))
+        text = message.format_map(detail.get("ctx", {}))
+        problems.append(ItemProblem(pointer=_pointer(parts), detail=text))
+    return problems
+
+
+def invalid(
+    problems: Sequence[ItemProblem], status: int = 400, *, more: bool = False
+) -> ProblemError:
+    """Return the problem of a request that is not as it should be.
+
+    Args:
+        problems: what is wrong with it.
+        status: the HTTP status.
+        more: it was not looked at to its end.
+    """
+    count = len(problems)
+    told = f"{'at least ' if more else ''}{count} {'problem' if count == 1 else 'problems'}"
+    return ProblemError(status, f"{told} in the request; nothing is taken in", problems[:SHOWN])
 
 
 def _pointer(parts: Iterable[str | int]) -> str:

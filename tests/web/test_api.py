@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import io
 import json
+import threading
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
+from exporter.calls import ReferenceId
 from exporter.config import (
     AccountConfig,
     ApiConfig,
@@ -23,14 +26,17 @@ from exporter.config import (
     TokenConfig,
     WatchConfig,
 )
+from exporter.config.models import MAX_TOKENS
 from exporter.errors import LedgerError
+from exporter.ledger.records import NewCall
 from exporter.ledger.store import Store
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
 from exporter.sources import api as source
-from exporter.web import api as module
+from exporter.web import bodies, reading
 from exporter.web.listening import ListenAddress
+from exporter.web.problems import ProblemError
 from exporter.web.server import WebOptions, WebServer
 from tests.waiting import until
 
@@ -259,9 +265,35 @@ async def test_there_is_no_api_without_tokens(bench: Bench) -> None:
             "/calls/0/labels/campaign: expected text of at most 128 characters",
         ),
         (
+            {"calls": [{"reference_id": "good", "account": "b"}] * 2 + [{"account": "b"}] * 99},
+            400,
+            "99 problems in the request; nothing is taken in",
+        ),
+        (
             {"calls": [{"reference_id": "good", "account": "b"}] * 2 + [{"account": "b"}] * 101},
             400,
-            "101 problems",
+            "at least 100 problems in the request; nothing is taken in",
+        ),
+        (
+            {"calls": [{"reference_id": "a", "account": "b"}] + [{"a": 1, "b": 2}] * 9_999},
+            400,
+            "at least 100 problems in the request; nothing is taken in",
+        ),
+        # Of a mapping with more keys than anybody means, no key is looked at.
+        ({f"k{n}": 1 for n in range(101)}, 400, "expected at most 100 keys"),
+        ({"calls": [{f"k{n}": 1 for n in range(101)}]}, 400, "/calls/0: expected at most 100 keys"),
+        (
+            {
+                "calls": [
+                    {
+                        "reference_id": "a",
+                        "account": "b",
+                        "labels": {f"k{n}": "" for n in range(101)},
+                    }
+                ]
+            },
+            400,
+            "/calls/0/labels: expected at most 100 keys",
         ),
         ({"calls": [{"reference_id": "a", "account": "b"}] * 10_001}, 413, "at most 10000 items"),
     ],
@@ -276,6 +308,44 @@ async def test_a_request_with_a_problem_changes_nothing(
     assert len(problem.get("errors", ())) <= 100
     assert (await bench.ask("GET", "/calls"))[1]["calls"] == []
     assert bench.service.metrics.source_errors.labels("api").value == 1
+
+
+def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:
+    requests = bodies.requests(("main",), ("campaign",))
+    names = b",".join(b'"%x":""' % number for number in range(1_000_000))
+    call = b'{"reference_id":"a","labels":{%b}}' % names
+    for body in (
+        b'{"calls":[%b]}' % call,
+        b'{"calls":[{%b}]}' % names,
+        b'{"calls":[%b]}' % b",".join([b"[]"] * 4_000_000),
+        b"[" * 10_000_000,
+        b'"' * 10_000_000,
+        b"{},[ " * 2_000_000,
+    ):
+        tracemalloc.start()
+        with pytest.raises(ProblemError, match=r"^expected no more values than 10000 calls have$"):
+            reading.read_calls(requests, body)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 2 * len(body)
+
+
+def test_as_much_as_calls_can_have_is_read() -> None:
+    labels = tuple(f"label_{number}" for number in range(5))
+    requests = bodies.requests(("main", "b"), labels)
+    calls = [
+        {"reference_id": f"{n} ", "account": "b", "labels": dict.fromkeys(labels, '{",[\\"')}
+        for n in range(bodies.MAX_CALLS)
+    ]
+    found = reading.read_calls(requests, json.dumps({"calls": calls}, indent=2).encode() + b"\n")
+    assert found == [
+        NewCall("b", ReferenceId(str(n)), call["labels"])  # type: ignore[arg-type]
+        for n, call in enumerate(calls)
+    ]
+
+
+def test_models_are_made_once_for_each_scope() -> None:
+    assert (bodies.requests.cache_info().maxsize or 0) >= MAX_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -305,7 +375,7 @@ async def test_limits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     # All of a request or nothing; what is known needs no room.
     assert await bench.watch("a", "b") == (202, {"added": 0, "known": 2})
     assert await bench.watch("c") == (202, {"added": 1, "known": 0})
-    monkeypatch.setattr(module, "MAX_BODY", 1000)
+    monkeypatch.setattr(reading, "MAX_BODY", 1000)
     assert (await bench.watch("x" * 999))[0] == 413
     # Waiting has an end, too.
     monkeypatch.setattr(source, "MAX_WAITING", 5)
@@ -351,7 +421,7 @@ async def test_bodies_that_are_compressed(bench: Bench) -> None:
     status, problem = await bench.ask("POST", "/calls", b"nothing", headers=dict(headers))
     assert (status, problem["detail"][:23]) == (400, "the body cannot be read")
     # A bomb: as much as is taken is read of it.
-    bomb = gzip.compress(b" " * (module.MAX_BODY + 1))
+    bomb = gzip.compress(b" " * (reading.MAX_BODY + 1))
     assert (await bench.ask("POST", "/calls", bomb, headers=dict(headers)))[0] == 413
 
 
@@ -371,8 +441,19 @@ async def test_the_status(bench: Bench, simulator: Simulator) -> None:
     assert (other["authorized"], other["paused"], other["paused_until"]) == (None, None, None)
 
 
-async def test_a_large_request(bench: Bench) -> None:
+async def test_a_large_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{n:036}" for n in range(10_000)]
+    threads = []
+    read = reading.read_calls
+
+    def traced(requests: bodies.Requests, body: bytes) -> list[NewCall]:
+        threads.append(threading.current_thread())
+        return read(requests, body)
+
+    monkeypatch.setattr(reading, "read_calls", traced)
     assert await bench.watch(*names, campaign="otp") == (202, {"added": 10_000, "known": 0})
     assert await bench.watch(*names) == (202, {"added": 0, "known": 10_000})
     assert bench.service.calls.count == 10_000
+    # The event loop is free meanwhile.
+    assert threading.main_thread() not in threads
+    assert len(threads) == 2
