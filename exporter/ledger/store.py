@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import (
     Connection,
-    Select,
     bindparam,
     delete,
     exists,
@@ -23,6 +22,7 @@ from exporter.calls import CallState, WatchedCall, reference_key
 from exporter.ledger.bulk import fetch, given, listed, packed
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
+from exporter.ledger.listing import RECORD, page, records
 from exporter.ledger.records import (
     CHUNK,
     DELETED,
@@ -71,26 +71,6 @@ _UNFINISHED_PAGE: Final = (
     .subquery()
 )
 _UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
-_RECORD: Final = (
-    select(
-        calls.c.id,
-        accounts.c.name,
-        calls.c.reference_id,
-        label_sets.c.labels,
-        calls.c.state,
-        calls.c.first_watched,
-        calls.c.result,
-        calls.c.status,
-        calls.c.duration,
-        calls.c.key,
-        calls.c.finished_at,
-    )
-    .join_from(calls, accounts)
-    .join(label_sets)
-)
-
-FINISHED: Final = "finished"
-"""The state of a call that has a result."""
 
 
 class Store:
@@ -204,27 +184,18 @@ class Store:
             after: only calls after this row.
             limit: how many at most.
         """
-        query = _RECORD.where(
-            accounts.c.name.in_(list(names)),
-            calls.c.id > after,
-            or_(calls.c.result.is_(None), calls.c.result != DELETED),
-        )
-        if state == FINISHED:
-            query = query.where(calls.c.result.is_not(None))
-        elif state is not None:
-            query = query.where(calls.c.result.is_(None), calls.c.state == state)
-        if result is not None:
-            query = query.where(calls.c.result == result)
         with self._database.begin() as connection:
-            return _records(connection, query.order_by(calls.c.id).limit(limit))
+            found = select(accounts.c.id).where(accounts.c.name.in_(list(names)))
+            rows = connection.scalars(found).all()
+            return records(connection, page(rows, state, result, after, limit))
 
     def find(self, account: str, reference_id: str) -> CallRecord | None:
         """Return a call, if it is known; also one that was deleted, with that as its state."""
-        query = _RECORD.where(
+        query = RECORD.where(
             accounts.c.name == account, calls.c.reference_key == reference_key(reference_id)
         )
         with self._database.begin() as connection:
-            return next(iter(_records(connection, query)), None)
+            return next(iter(records(connection, query)), None)
 
     def delete(self, row: int, now: float) -> bool:
         """Watch a call that has not finished no more, whoever names it.
@@ -321,19 +292,6 @@ class Store:
         )
         with self._database.begin() as connection:
             return connection.execute(delete(calls).where(calls.c.id.in_(old))).rowcount
-
-
-def _records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns
-    return [
-        CallRecord(row, account, text, json.loads(labels), _state(state, rest[1]), *rest)
-        for row, account, text, labels, state, *rest in connection.execute(query)
-    ]
-
-
-def _state(state: str, result: str | None) -> str:
-    if result is None:
-        return state
-    return DELETED if result == DELETED else FINISHED
 
 
 def _label_sets(connection: Connection) -> dict[int, Labels]:

@@ -13,8 +13,8 @@ from pydantic_core import to_json
 import exporter
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import LedgerError, NoRoomError
+from exporter.ledger.listing import FINISHED
 from exporter.ledger.records import DELETED, CallRecord
-from exporter.ledger.store import FINISHED
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.sources.api import SOURCE
