@@ -72,11 +72,10 @@ _PUSH: Final = (
     )
     .values(pushed=True, named_at=bindparam("now"))
 )
-_REVIVE: Final = (
-    delete(calls)
-    .where(calls.c.id.in_(select(_rows.c.value)), calls.c.result == DELETED)
-    .returning(calls.c.id)
+_DELETED: Final = listed(calls.c.id).where(
+    calls.c.id.in_(select(_rows.c.value)), calls.c.result == DELETED
 )
+_FORGET: Final = delete(calls).where(calls.c.id.in_(select(_rows.c.value)))
 _NAME: Final = (
     insert(call_sources)
     # `WHERE true`: without it, SQLite takes what follows for a part of the join.
@@ -106,11 +105,12 @@ def take(
     for call in new:
         wanted.setdefault((ids[call.account], reference_key(call.reference_id)), call)
     known = _find(connection, wanted)
-    if source is not None:
-        known = _without_deleted(connection, known)
+    revived = _deleted(connection, known) if source is not None else {}
+    known = {key: row for key, row in known.items() if key not in revived}
     missing = [(key, call) for key, call in wanted.items() if key not in known]
     refused = int(max(0, len(missing) - max(0, room)))
     missing = missing[: len(missing) - refused]
+    _forget(connection, [revived[key] for key, _ in missing if key in revived])
     added = _insert(connection, missing, now, pushed=source is None)
     rows = {*known.values(), *(stored.call.id for stored in added)}
     if source is None:
@@ -137,7 +137,8 @@ def push(
         for request in requests
     ]
     known = _find(connection, {key for request in keyed for key, _ in request})
-    known = _without_deleted(connection, known)
+    revived = _deleted(connection, known)
+    known = {key: row for key, row in known.items() if key not in revived}
     missing: dict[tuple[int, str], NewCall] = {}
     named: set[int] = set()
     counts: list[Count | None] = []
@@ -153,6 +154,7 @@ def push(
         named.update(known[key] for key, _ in request if key in known)
         counts.append(Count(len(new), len(request) - len(new)))
     items = list(missing.items())
+    _forget(connection, [revived[key] for key in missing if key in revived])
     added = _insert(connection, items, now, pushed=True)
     _push(connection, named, now)
     return Pushed(added, _sets(added, items), counts)
@@ -165,14 +167,19 @@ def _push(connection: Connection, rows: Collection[int], now: float) -> None:
         connection.execute(_PUSH, parameters)
 
 
-def _without_deleted(
+def _deleted(
     connection: Connection, known: dict[tuple[int, str], int]
 ) -> dict[tuple[int, str], int]:
-    """Forget of known calls that they were deleted: they are wanted again, as new ones."""
+    """Return those of known calls that were deleted: to want them again makes new ones of them."""
     if not known:
-        return known
-    gone = set(connection.scalars(_REVIVE, {"rows": packed(known.values())}))
-    return {key: row for key, row in known.items() if row not in gone}
+        return {}
+    rows = {row for (row,) in fetch(connection, _DELETED, rows=packed(known.values()))}
+    return {key: row for key, row in known.items() if row in rows}
+
+
+def _forget(connection: Connection, rows: Collection[int]) -> None:
+    if rows:
+        connection.execute(_FORGET, {"rows": packed(rows)})
 
 
 def _insert(

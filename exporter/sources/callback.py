@@ -64,7 +64,7 @@ async def take(
         return CallbackOutcome.MALFORMED
     known = await calls.find(account, name)
     if known is not None and known.result is None and not await calls.keep(known.id):
-        known = None  # let go meanwhile
+        known = await calls.find(account, name)  # let go or deleted meanwhile
     if known is None and config.unknown == "watch":
         await calls.push(NewCall(account, name, {}))
     call = known or await calls.find(account, name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from exporter.calls import Finished
+from exporter.ledger.taking import NAMED_LATELY
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS
 from exporter.metrics.calls import OTHER
 
@@ -43,6 +44,8 @@ class Call:
     ended: float = 0.0
     price: float | None = None
     gone: bool = False
+    deleted: bool = False  # and remembered
+    again: float | None = None  # handed over again, at this time
 
 
 class Model:
@@ -56,28 +59,39 @@ class Model:
 
     @property
     def room(self) -> int:
-        return max(0, self.max_calls - sum(call.end is None for call in self.calls.values()))
+        going_on = sum(call.end is None and not call.deleted for call in self.calls.values())
+        return max(0, self.max_calls - going_on)
 
     def known(self) -> list[tuple[object, ...]]:
         return sorted(
             (*place, call.named.name, sorted(call.named.labels), call.watched, call.pushed,
-             call.end and call.end.result, call.end and call.end.status, sorted(call.sources))
+             "deleted" if call.deleted else call.end and call.end.result,
+             call.end and call.end.status, sorted(call.sources))
             for place, call in self.calls.items()
         )  # fmt: skip
 
     # What sources do.
 
-    def watch(self, source: str | None, named: Iterable[Named], now: float) -> bool:
-        """Take calls in, as far as there is room; returns whether there was for all."""
+    def watch(
+        self, source: str | None, named: Iterable[Named], now: float, *, meant: bool = True
+    ) -> bool:
+        """Take calls in, as far as there is room; returns whether there was for all.
+
+        Args:
+            source: a configuration or file; None for those that hand calls over.
+            named: the calls.
+            now: the time.
+            meant: those that were deleted are wanted again.
+        """
         refused = False
         room, before = self.room, set(self.calls)
         for call in named:
-            if call.place in self.calls:
-                known = self.calls[call.place]
+            known = self.calls.get(call.place)
+            if known is not None and not (meant and known.deleted):
                 if source is not None:
                     known.sources.add(source)
                 elif call.place in before:
-                    known.pushed = True
+                    self._hand_over_again(known, now)
             elif room:
                 room -= 1
                 sources = set[str]() if source is None else {source}
@@ -88,8 +102,17 @@ class Model:
 
     def push(self, named: Sequence[Named], now: float) -> bool:
         """Take the calls of a request in, all of them or none; returns whether it did."""
-        new = {call.place for call in named} - self.calls.keys()
+        kept = {place for place, call in self.calls.items() if not call.deleted}
+        new = {call.place for call in named} - kept
         return len(new) <= self.room and self.watch(None, named, now)
+
+    def _hand_over_again(self, call: Call, now: float) -> None:
+        over = call.deleted or call.end is not None
+        lately = now - NAMED_LATELY
+        if not call.pushed or (
+            over and call.ended < lately and (call.again is None or call.again < lately)
+        ):
+            call.pushed, call.again = True, now
 
     def keep_only(self, source: str, named: Iterable[Named]) -> None:
         kept = {call.place for call in named}
@@ -97,19 +120,22 @@ class Model:
             if source in call.sources and place not in kept:
                 call.sources.discard(source)
                 if call.end is None and not call.pushed and not call.sources:
-                    self.delete(place)
+                    call.gone = True
+                    del self.calls[place]
 
-    def delete(self, place: Place) -> bool:
+    def delete(self, place: Place, now: float) -> bool:
         call = self.calls.get(place)
-        if call is None or call.end is not None:
+        if call is None or call.end is not None or call.deleted:
             return False
-        call.gone = True
-        del self.calls[place]
+        call.gone = call.deleted = True
+        call.ended, call.sources = now, set()
         return True
 
     def prune(self, before: float) -> None:
         for place, call in list(self.calls.items()):
-            if call.end is not None and call.ended < before and not call.sources:
+            over = call.deleted or call.end is not None
+            forgotten = call.ended < before and (call.again is None or call.again < before)
+            if over and forgotten and not call.sources:
                 del self.calls[place]
 
     # What becomes of calls.
@@ -137,10 +163,11 @@ class Model:
             self._add(call, "esms_call_price_vnd_total", "sum", call.price)
 
     def pay(self, call: Call, price: float) -> None:
-        if call.price is None:
+        if call.end is None:
             call.price = price
-            if call.end is not None:
-                self._add(call, "esms_call_price_vnd_total", "sum", price)
+        elif not call.price:
+            call.price = price
+            self._add(call, "esms_call_price_vnd_total", "sum", price)
 
     def _observe(self, call: Call, metric: str, bounds: Iterable[float], value: float) -> None:
         self._add(call, metric, next((repr(bound) for bound in bounds if value <= bound), "+Inf"))

@@ -106,21 +106,20 @@ def new_calls(calls: Iterable[Named]) -> list[NewCall]:
 
 
 def reloaded(model: Model, wish: Wish, files: dict[str, list[Named]], now: float) -> None:
-    """Do with a model what going over to a configuration does."""
+    """Do with a model what going over to a configuration does, and reading these files."""
     model.max_calls = wish.max_calls
-    whole = model.watch("config", wish.allowed, now)
+    model.watch("config", wish.allowed, now)
     for file in sorted(files):
         file_read(model, wish, file, files[file], now)
-    for file in FILES:
-        if file not in files:
-            model.keep_only(f"file:{file}", ())
-    # What there is no room for lets go of nothing; nor does a file that is not as it should be.
-    if whole:
-        model.keep_only("config", wish.allowed)
+    model.keep_only("config", wish.allowed)
 
 
 def file_read(model: Model, wish: Wish, file: str, calls: list[Named], now: float) -> None:
     """Do with a model what reading a file of calls does."""
     good = [call for call in calls if call.account in wish.accounts]
-    if model.watch(f"file:{file}", good, now) and good == calls:
+    whole = model.watch(f"file:{file}", good, now)
+    # A file that is not as it should be lets go of nothing.
+    if good == calls:
         model.keep_only(f"file:{file}", calls)
+        if not whole:
+            model.watch(f"file:{file}", good, now)
