@@ -11,7 +11,8 @@ from exporter.config import AccountConfig, Config
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import AccountMetrics
-from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.poller import Poller
+from exporter.polling.settings import PollingSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
@@ -31,6 +30,7 @@ from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import AccountMetrics
 from exporter.polling.pace import GOOD, Pace
 from exporter.polling.schedule import TICK, Schedule
+from exporter.polling.settings import PollingSettings
 from exporter.polling.wall import WallClock
 
 _log = structlog.get_logger(__name__)
@@ -44,17 +44,6 @@ class Provider(Protocol):
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
         """Ask for a call; raises `RequestError`."""
-
-
-@dataclass(frozen=True, slots=True)
-class PollingSettings:
-    """How one account is polled; times in seconds, the rate in requests per second."""
-
-    interval: float
-    max_interval: float
-    patience: Patience
-    rate_limit: float
-    max_concurrency: int
 
 
 class Poller:

@@ -97,8 +97,11 @@ def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
         except OSError as error:
             for one in sockets:
                 one.close()
+            # Without the address, which Python adds to some of them.
+            number = error.errno or 0
+            reason = os.strerror(number).lower() if number > 0 else error.strerror
             raise ListenError(
-                f"cannot listen on {address}: {error.strerror or 'cannot be used'}; "
+                f"cannot listen on {address}: {reason or 'cannot be used'}; "
                 "end what uses it, or give another --web.listen-address"
             ) from None
     return sockets

@@ -23,8 +23,9 @@ from exporter.errors import ConnectionFailedError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import Catalogue
-from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.poller import Poller
 from exporter.polling.schedule import TICK
+from exporter.polling.settings import PollingSettings
 from tests.waiting import until
 
 AUTH = Answer(Outcome.AUTH, "101", message="Authorize Failed")
