@@ -1,0 +1,1 @@
+"""What watches the exporter: alerts, recording rules, dashboards."""

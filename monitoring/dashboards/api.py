@@ -1,0 +1,160 @@
+"""Does the provider answer, and does it accept the accounts?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from grafana_foundation_sdk.models import dashboard as models
+
+from monitoring.dashboards.frame import Row, account, frame, job_and_instance
+from monitoring.dashboards.panels import coloured, heat, series, share, stacked, timeline
+from monitoring.dashboards.promql import age, of_account, quantile, rate, ratio
+
+REQUESTS: Final = of_account("esms_api_requests_total")
+FAILED: Final = of_account(
+    "esms_api_requests_total",
+    'outcome=~"api_error|bad_response|timeout|connection|tls|http_error"',
+)
+LATENCY: Final = of_account("esms_api_request_duration_seconds_bucket")
+AUTHORIZED: Final = of_account("esms_account_authorized")
+PAUSED_UNTIL: Final = of_account("esms_account_paused_until_timestamp_seconds")
+LAST_SUCCESS: Final = of_account("esms_last_successful_poll_timestamp_seconds")
+
+
+def api() -> models.Dashboard:
+    """Return the dashboard of the provider's API and of the accounts on it."""
+    return frame(
+        "esms-api",
+        "eSMS / API and accounts",
+        "Does the provider answer, how fast, and does it accept the credentials?",
+        (*job_and_instance(), account()),
+        (_accounts(), _requests(), _latency(), _callbacks()),
+    )
+
+
+def _accounts() -> Row:
+    return Row(
+        "Accounts",
+        (
+            timeline(
+                "Credentials",
+                "Whether the last answer that could tell accepted the credentials, on every "
+                "replica. They also count as refused before the first answer.",
+                {"{{account}}": f"min by (account) ({AUTHORIZED})"},
+                {"0": ("refused", "red"), "1": ("accepted", "green")},
+            ),
+            timeline(
+                "Pauses",
+                "Whether the account is not polled for a while: its credentials were refused, it "
+                "was throttled, or the provider is down. The status page tells the reason.",
+                {"{{account}}": f"max by (account) ({PAUSED_UNTIL}) > bool time()"},
+                {"0": ("polled", "green"), "1": ("paused", "orange")},
+            ),
+            series(
+                "Refused credentials",
+                "Answers a minute that refused the credentials (101), the caller's address or the "
+                "account, by the provider's code.",
+                "cpm",
+                {
+                    "{{account}} {{code}}": "60 * "
+                    + rate(of_account("esms_auth_failures_total"), "account, code")
+                },
+            ),
+            series(
+                "Time since the last good answer",
+                "Of the replica that had it last. It grows where an account has no calls to poll, "
+                "too.",
+                "s",
+                {"{{account}}": age(f"max by (account) ({LAST_SUCCESS})")},
+            ),
+            series(
+                "Rest of the pause",
+                "Time until the account is asked again; 0 when it is not paused.",
+                "s",
+                {"{{account}}": f"clamp_min(max by (account) ({PAUSED_UNTIL}) - time(), 0)"},
+            ),
+        ),
+    )
+
+
+def _requests() -> Row:
+    return Row(
+        "Requests",
+        (
+            stacked(
+                "Request rate by account",
+                "Requests a second to the provider, of all replicas. The limit is `rate_limit` of "
+                "the account.",
+                "reqps",
+                {"{{account}}": rate(REQUESTS, "account")},
+            ),
+            coloured(
+                stacked(
+                    "Outcomes",
+                    "Requests a second by what they came to. not_found is common for a while after a "
+                    "call was placed.",
+                    "reqps",
+                    {"{{outcome}}": rate(REQUESTS, "outcome")},
+                )
+            ),
+            share(
+                "Failed requests by account",
+                "Requests that no answer came to, or one that is an error of the provider, of all. "
+                "Refused credentials and throttling are not its errors.",
+                {"{{account}}": ratio(rate(FAILED, "account"), rate(REQUESTS, "account"))},
+            ),
+            series(
+                "Throttled requests",
+                "Requests a minute that the provider did not answer because there were too many.",
+                "cpm",
+                {
+                    "{{account}}": "60 * "
+                    + rate(of_account("esms_api_requests_total", 'outcome="throttled"'), "account")
+                },
+            ).span(12),
+            stacked(
+                "Result codes",
+                "Answers a second by the provider's result code; 100 is a good one. Codes that "
+                "never came are left out.",
+                "reqps",
+                {"{{code}}": f"{rate(of_account('esms_api_result_codes_total'), 'code')} > 0"},
+            ).span(12),
+        ),
+    )
+
+
+def _latency() -> Row:
+    return Row(
+        "Latency",
+        (
+            heat(
+                "Latency of requests",
+                "Requests a second by the time to the end of their answer or their failure.",
+                rate(LATENCY, "le"),
+            ),
+            series(
+                "Latency by account",
+                "The time that half of the requests, and 99 of 100, took at most.",
+                "s",
+                {
+                    f"{{{{account}}}} {name}": quantile(part, rate(LATENCY, "account, le"))
+                    for name, part in (("half", 0.5), ("99 of 100", 0.99))
+                },
+            ).span(12),
+        ),
+    )
+
+
+def _callbacks() -> Row:
+    return Row(
+        "Callbacks",
+        (
+            stacked(
+                "Callbacks of the provider",
+                "Callbacks a minute by what was made of them. forbidden: without the account's "
+                "token; error: could not be stored, and comes again.",
+                "cpm",
+                {"{{outcome}}": f"60 * {rate(of_account('esms_callbacks_total'), 'outcome')}"},
+            ).span(24),
+        ),
+    )

@@ -1,0 +1,222 @@
+"""Are calls being answered?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from grafana_foundation_sdk.models import dashboard as models
+
+from monitoring.dashboards.frame import Row, account, frame, job_and_instance, user_labels
+from monitoring.dashboards.panels import coloured, series, share, single, stacked
+from monitoring.dashboards.promql import (
+    call_rate,
+    call_total,
+    of_account,
+    quantile,
+    ratio,
+    shared,
+)
+from monitoring.dashboards.summary import by_label
+
+CALLS: Final = of_account("esms_calls_total")
+SUCCESS: Final = of_account("esms_calls_total", 'result="success"')
+FAILURE: Final = of_account("esms_calls_total", 'result="failure"')
+ANSWERED: Final = of_account("esms_calls_total", 'status="answered"')
+TALKED: Final = of_account("esms_call_duration_seconds_sum")
+TALKS: Final = of_account("esms_call_duration_seconds_count")
+KEYS: Final = of_account("esms_call_keypresses_total")
+PRICE: Final = of_account("esms_call_price_vnd_total")
+DELAYS: Final = of_account("esms_call_result_delay_seconds_bucket")
+WATCHED: Final = of_account("esms_calls_watched")
+
+SUCCESS_IS: Final = "Success ratio: finished calls that the carrier delivered, of all finished."
+ASR_IS: Final = (
+    "ASR, the answer-seizure ratio: finished calls that were answered, of all finished. A call "
+    "that was delivered and that nobody took is a success without an answer."
+)
+ACD_IS: Final = "ACD, the average call duration: seconds of answered calls, by their number."
+RANGE: Final = "In the time that is shown."
+
+
+def overview() -> models.Dashboard:
+    """Return the dashboard for whoever makes the calls."""
+    return frame(
+        "esms-overview",
+        "eSMS / Overview",
+        "Are calls being answered? Success, answers, durations and volume of voice calls.",
+        (*job_and_instance(), account(), *user_labels()),
+        (_now(), _answered(), _volume(), _by_account()),
+    )
+
+
+def _now() -> Row:
+    return Row(
+        "In the time that is shown",
+        (
+            single(
+                "Success ratio",
+                f"{SUCCESS_IS} {RANGE}",
+                "percentunit",
+                {"success": ratio(call_total(SUCCESS), call_total(CALLS))},
+                none="no calls",
+                decimals=1,
+            ),
+            single(
+                "ASR",
+                f"{ASR_IS} {RANGE}",
+                "percentunit",
+                {"ASR": ratio(call_total(ANSWERED), call_total(CALLS))},
+                none="no calls",
+                decimals=1,
+            ),
+            single(
+                "ACD",
+                f"{ACD_IS} {RANGE}",
+                "s",
+                {"ACD": ratio(call_total(TALKED), call_total(TALKS))},
+                none="no answers",
+                decimals=1,
+            ),
+            single(
+                "Finished calls",
+                f"Calls whose result was committed. {RANGE}",
+                "short",
+                {"calls": call_total(CALLS)},
+            ),
+            single(
+                "Failed calls",
+                f"Finished calls that the carrier did not deliver. {RANGE}",
+                "short",
+                {"calls": call_total(FAILURE)},
+            ),
+            single(
+                "Price",
+                "What finished calls cost, as far as the provider's callback told it; 0 without "
+                f"callbacks. {RANGE}",
+                "currencyVND",
+                {"VND": call_total(PRICE)},
+            ),
+            by_label(),
+        ),
+    )
+
+
+def _answered() -> Row:
+    return Row(
+        "Are calls being answered?",
+        (
+            share(
+                "Success ratio and ASR",
+                f"{SUCCESS_IS} {ASR_IS}",
+                {
+                    "success ratio": ratio(call_rate(SUCCESS), call_rate(CALLS)),
+                    "ASR": ratio(call_rate(ANSWERED), call_rate(CALLS)),
+                },
+            ),
+            share(
+                "Success ratio by $split",
+                SUCCESS_IS,
+                {"{{$split}}": ratio(call_rate(SUCCESS, "$split"), call_rate(CALLS, "$split"))},
+            ),
+            share(
+                "ASR by $split",
+                ASR_IS,
+                {"{{$split}}": ratio(call_rate(ANSWERED, "$split"), call_rate(CALLS, "$split"))},
+            ),
+            series(
+                "ACD by $split",
+                f"{ACD_IS} Calls that are answered and hung up at once pull it down: fraud, or "
+                "audio that nobody hears.",
+                "s",
+                {"{{$split}}": ratio(call_rate(TALKED, "$split"), call_rate(TALKS, "$split"))},
+            )
+            .interval("1m")
+            .span(12),
+            series(
+                "Duration of answered calls",
+                "The duration below which half, and nine of ten, answered calls are.",
+                "s",
+                {
+                    name: quantile(
+                        part, call_rate(of_account("esms_call_duration_seconds_bucket"), "le")
+                    )
+                    for name, part in (("half", 0.5), ("nine of ten", 0.9))
+                },
+            )
+            .interval("1m")
+            .span(12),
+        ),
+    )
+
+
+def _volume() -> Row:
+    return Row(
+        "Volume",
+        (
+            coloured(
+                stacked(
+                    "Finished calls by result",
+                    "Calls a minute. success: the carrier delivered the call; failure: it did not; "
+                    "unknown: the provider never told.",
+                    "cpm",
+                    {"{{result}}": f"60 * {call_rate(CALLS, 'result')}"},
+                )
+            ),
+            stacked(
+                "Failed calls by status",
+                "Calls a minute that the carrier did not deliver, by what became of them.",
+                "cpm",
+                {"{{status}}": f"60 * {call_rate(FAILURE, 'status')}"},
+            ),
+            stacked(
+                "Delivered calls by status",
+                "Calls a minute that the carrier delivered, by what the callee did.",
+                "cpm",
+                {"{{status}}": f"60 * {call_rate(SUCCESS, 'status')}"},
+            ),
+            stacked(
+                "Finished calls by $split",
+                "Calls a minute.",
+                "cpm",
+                {"{{$split}}": f"60 * {call_rate(CALLS, '$split')}"},
+            ),
+            stacked(
+                "Key presses",
+                "Finished calls a minute whose callee pressed a key, by the first key.",
+                "cpm",
+                {"{{key}}": f"60 * {call_rate(KEYS, 'key')}"},
+            ),
+            stacked(
+                "Price by $split",
+                "VND an hour, as far as the provider's callback told it; 0 without callbacks.",
+                "currencyVND",
+                {"{{$split}}": f"3600 * {call_rate(PRICE, '$split')}"},
+            ),
+        ),
+    )
+
+
+def _by_account() -> Row:
+    return Row(
+        "By account alone: these know no other label, and are empty under a filter on one",
+        (
+            series(
+                "Delay to result",
+                "Time from the moment a call was watched to its result: that of half, of nine of "
+                "ten, and of 99 of 100 calls.",
+                "s",
+                {
+                    name: quantile(part, call_rate(DELAYS, "le"))
+                    for name, part in (("half", 0.5), ("nine of ten", 0.9), ("99 of 100", 0.99))
+                },
+            )
+            .interval("1m")
+            .span(12),
+            stacked(
+                "Watched calls by state",
+                "Calls that have not finished, by their state at the last answer.",
+                "short",
+                {"{{state}}": f"sum by (state) ({shared(WATCHED)})"},
+            ).span(12),
+        ),
+    )

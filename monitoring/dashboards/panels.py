@@ -1,0 +1,187 @@
+"""The kinds of panels there are, so that all of a kind look and act alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from grafana_foundation_sdk.builders import (
+    common,
+    heatmap,
+    prometheus,
+    stat,
+    statetimeline,
+    timeseries,
+)
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.models import common as options
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from monitoring.links import RUNBOOKS
+
+DATASOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+COLOURS: Final = {
+    "success": "green",
+    "failure": "red",
+    "unknown": "#8e8e8e",
+    "ok": "green",
+}
+"""Of series whose meaning has one; the legend names them, for whoever can't tell the colours."""
+
+Queries = Mapping[str, str]
+"""PromQL by the legend of its series."""
+
+
+def single(
+    title: str, description: str, unit: str, queries: Queries, *, none: str = "-", decimals: int = 0
+) -> stat.Panel:
+    """Return a panel of single numbers, as of the end of the time that is shown."""
+    return (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .unit(unit)
+        .decimals(decimals)
+        .no_value(none)
+        .height(4)
+        .span(4)
+        .graph_mode(options.BigValueGraphMode.NONE)
+        .color_mode(options.BigValueColorMode.NONE)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .targets([query.instant() for query in _targets(queries)])
+    )
+
+
+def series(title: str, description: str, unit: str, queries: Queries) -> timeseries.Panel:
+    """Return a panel of lines over time."""
+    return (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .unit(unit)
+        .min(0)
+        .height(8)
+        .span(8)
+        .fill_opacity(0)
+        .line_width(1)
+        .show_points(options.VisibilityMode.AUTO)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(options.LegendDisplayMode.LIST)
+            .placement(options.LegendPlacement.BOTTOM)
+            .show_legend(True)
+        )
+        .tooltip(
+            common.VizTooltipOptions()
+            .mode(options.TooltipDisplayMode.MULTI)
+            .sort(options.SortOrder.DESCENDING)
+        )
+        .targets([query.range() for query in _targets(queries)])
+    )
+
+
+def coloured(panel: timeseries.Panel) -> timeseries.Panel:
+    """Return the panel with the colours of series whose meaning has one."""
+    for name, colour in COLOURS.items():
+        panel.override_by_name(name, [_property("color", mode="fixed", fixedColor=colour)])
+    return panel
+
+
+def share(title: str, description: str, queries: Queries) -> timeseries.Panel:
+    """Return a panel of ratios over time.
+
+    Calls may be few: a ratio of less than a minute of them would jump.
+    """
+    return series(title, description, "percentunit", queries).max(1).interval("1m")
+
+
+def stacked(title: str, description: str, unit: str, queries: Queries) -> timeseries.Panel:
+    """Return a panel of parts that add up to a whole."""
+    return (
+        series(title, description, unit, queries)
+        .fill_opacity(60)
+        .stacking(common.StackingConfig().mode(options.StackingMode.NORMAL))
+    )
+
+
+def heat(title: str, description: str, buckets: str) -> heatmap.Panel:
+    """Return a heat map of a histogram of seconds; each colour tells how many a second."""
+    return (
+        heatmap.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .unit("s")
+        .height(8)
+        .span(12)
+        .calculate(calculate=False)
+        .color(
+            heatmap.HeatmapColorOptions()
+            .mode(HeatmapColorMode.SCHEME)
+            .scheme("Oranges")
+            .exponent(0.5)
+            .steps(64)
+        )
+        .y_axis(heatmap.YAxisConfig().unit("s"))
+        .cell_values(heatmap.CellValues().unit("reqps"))
+        .targets(
+            [
+                query.range().format(PromQueryFormat.HEATMAP)
+                for query in _targets({"{{le}}": buckets})
+            ]
+        )
+    )
+
+
+def timeline(
+    title: str, description: str, queries: Queries, states: Mapping[str, tuple[str, str]]
+) -> statetimeline.Panel:
+    """Return a panel of states over time, by the text and the colour of each value."""
+    texts = {
+        value: models.ValueMappingResult(text=text, color=colour, index=number)
+        for number, (value, (text, colour)) in enumerate(states.items())
+    }
+    return (
+        statetimeline.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .unit("none")
+        .mappings([models.ValueMap(options=texts)])
+        .height(6)
+        .span(12)
+        .merge_values(True)
+        .show_value(options.VisibilityMode.AUTO)
+        .targets([query.range() for query in _targets(queries)])
+    )
+
+
+def runbooks(*alerts: str) -> list[builders.DashboardLink]:
+    """Return a panel's links to the runbooks of alerts on what it shows."""
+    return [
+        builders.DashboardLink(alert)
+        .type(models.DashboardLinkType.LINK)
+        .url(f"{RUNBOOKS}/{alert}.md")
+        .target_blank(True)
+        for alert in alerts
+    ]
+
+
+def _targets(queries: Queries) -> Sequence[prometheus.Dataquery]:
+    return [
+        prometheus.Dataquery()
+        .datasource(DATASOURCE)
+        .expr(expression)
+        .legend_format(legend)
+        .ref_id(chr(ord("A") + number))
+        for number, (legend, expression) in enumerate(queries.items())
+    ]
+
+
+def _property(name: str, **value: str) -> models.DynamicConfigValue:
+    return models.DynamicConfigValue(id_val=name, value=value)
