@@ -7,7 +7,7 @@ from typing import Final
 from grafana_foundation_sdk.models import dashboard as models
 
 from monitoring.dashboards.frame import Row, account, frame, job_and_instance
-from monitoring.dashboards.panels import coloured, heat, series, share, stacked, timeline
+from monitoring.dashboards.panels import coloured, heat, runbooks, series, share, stacked, timeline
 from monitoring.dashboards.promql import age, of_account, quantile, rate, ratio
 
 REQUESTS: Final = of_account("esms_api_requests_total")
@@ -42,14 +42,14 @@ def _accounts() -> Row:
                 "replica. They also count as refused before the first answer.",
                 {"{{account}}": f"min by (account) ({AUTHORIZED})"},
                 {"0": ("refused", "red"), "1": ("accepted", "green")},
-            ),
+            ).links(runbooks("EsmsCredentialsRefused")),
             timeline(
                 "Pauses",
                 "Whether the account is not polled for a while: its credentials were refused, it "
                 "was throttled, or the provider is down. The status page tells the reason.",
                 {"{{account}}": f"max by (account) ({PAUSED_UNTIL}) > bool time()"},
                 {"0": ("polled", "green"), "1": ("paused", "orange")},
-            ),
+            ).links(runbooks("EsmsAccountPaused")),
             series(
                 "Refused credentials",
                 "Answers a minute that refused the credentials (101), the caller's address or the "
@@ -66,7 +66,7 @@ def _accounts() -> Row:
                 "too.",
                 "s",
                 {"{{account}}": age(f"max by (account) ({LAST_SUCCESS})")},
-            ),
+            ).links(runbooks("EsmsPollsStalled")),
             series(
                 "Rest of the pause",
                 "Time until the account is asked again; 0 when it is not paused.",
@@ -91,8 +91,8 @@ def _requests() -> Row:
             coloured(
                 stacked(
                     "Outcomes",
-                    "Requests a second by what they came to. not_found is common for a while after a "
-                    "call was placed.",
+                    "Requests a second by what they came to. not_found is common for a while after "
+                    "a call was placed.",
                     "reqps",
                     {"{{outcome}}": rate(REQUESTS, "outcome")},
                 )
@@ -102,7 +102,7 @@ def _requests() -> Row:
                 "Requests that no answer came to, or one that is an error of the provider, of all. "
                 "Refused credentials and throttling are not its errors.",
                 {"{{account}}": ratio(rate(FAILED, "account"), rate(REQUESTS, "account"))},
-            ),
+            ).links(runbooks("EsmsApiErrors")),
             series(
                 "Throttled requests",
                 "Requests a minute that the provider did not answer because there were too many.",
@@ -111,7 +111,9 @@ def _requests() -> Row:
                     "{{account}}": "60 * "
                     + rate(of_account("esms_api_requests_total", 'outcome="throttled"'), "account")
                 },
-            ).span(12),
+            )
+            .links(runbooks("EsmsThrottled"))
+            .span(12),
             stacked(
                 "Result codes",
                 "Answers a second by the provider's result code; 100 is a good one. Codes that "

@@ -7,7 +7,7 @@ from typing import Final
 from grafana_foundation_sdk.models import dashboard as models
 
 from monitoring.dashboards.frame import Row, account, frame, job_and_instance
-from monitoring.dashboards.panels import heat, series, single, stacked, timeline
+from monitoring.dashboards.panels import heat, runbooks, series, single, stacked, timeline
 from monitoring.dashboards.promql import (
     age,
     of_account,
@@ -52,7 +52,7 @@ def _now() -> Row:
                 "short",
                 {"down": f"count({of_exporter('up')} == 0)"},
                 none="0",
-            ),
+            ).links(runbooks("EsmsExporterDown", "EsmsMetricsAbsent")),
             single(
                 "Watched calls",
                 "Calls that have not finished.",
@@ -84,7 +84,7 @@ def _now() -> Row:
                 "succeeded. Where it did not, the one before is in force; the log tells why.",
                 {"{{instance}}": f"min by (instance) ({RELOADED})"},
                 {"0": ("failed", "red"), "1": ("loaded", "green")},
-            ),
+            ).links(runbooks("EsmsReloadFailed")),
             series(
                 "Versions",
                 "Exporters by version.",
@@ -118,7 +118,9 @@ def _backlog() -> Row:
                     f"{{{{account}}}} {name}": quantile(part, rate(LAG, "account, le"))
                     for name, part in (("half", 0.5), ("99 of 100", 0.99))
                 },
-            ).span(12),
+            )
+            .links(runbooks("EsmsPollLag"))
+            .span(12),
             stacked(
                 "Watched calls by account",
                 "Calls that have not finished.",
@@ -137,7 +139,7 @@ def _backlog() -> Row:
                 "than `polling.give_up_after` is finished as unknown.",
                 "s",
                 {"{{account}}": f"max by (account) ({age(OLDEST)})"},
-            ),
+            ).links(runbooks("EsmsCallsStuck")),
         ),
     )
 
@@ -169,7 +171,9 @@ def _ledger() -> Row:
                     "{{instance}}": "60 * "
                     + rate(of_exporter("esms_ledger_errors_total"), "instance")
                 },
-            ).span(6),
+            )
+            .links(runbooks("EsmsLedgerErrors", "EsmsNotReady"))
+            .span(6),
         ),
     )
 
@@ -185,13 +189,17 @@ def _sources() -> Row:
                 "read when it changes, and the HTTP API when a program calls it.",
                 "s",
                 {"{{source}}": age(f"max by (source) ({success})")},
-            ).span(12),
+            )
+            .links(runbooks("EsmsSourceStale"))
+            .span(12),
             series(
                 "Errors of sources",
                 "Readings a minute that failed, or that found what had to be refused.",
                 "cpm",
                 {"{{source}}": f"60 * {rate(of_exporter('esms_source_errors_total'), 'source')}"},
-            ).span(12),
+            )
+            .links(runbooks("EsmsSourceFailing"))
+            .span(12),
         ),
     )
 

@@ -6,8 +6,21 @@ from typing import Final
 
 from grafana_foundation_sdk.models import dashboard as models
 
+from monitoring.dashboards.calls import (
+    ACD_IS,
+    ANSWERED,
+    ASR_IS,
+    FAILURE,
+    FINISHED,
+    KNOWN,
+    SEIZED,
+    SUCCESS,
+    SUCCESS_IS,
+    TALKED,
+    TALKS,
+)
 from monitoring.dashboards.frame import Row, account, frame, job_and_instance, user_labels
-from monitoring.dashboards.panels import coloured, series, share, single, stacked
+from monitoring.dashboards.panels import coloured, runbooks, series, share, single, stacked
 from monitoring.dashboards.promql import (
     call_rate,
     call_total,
@@ -18,23 +31,11 @@ from monitoring.dashboards.promql import (
 )
 from monitoring.dashboards.summary import by_label
 
-CALLS: Final = of_account("esms_calls_total")
-SUCCESS: Final = of_account("esms_calls_total", 'result="success"')
-FAILURE: Final = of_account("esms_calls_total", 'result="failure"')
-ANSWERED: Final = of_account("esms_calls_total", 'status="answered"')
-TALKED: Final = of_account("esms_call_duration_seconds_sum")
-TALKS: Final = of_account("esms_call_duration_seconds_count")
 KEYS: Final = of_account("esms_call_keypresses_total")
 PRICE: Final = of_account("esms_call_price_vnd_total")
 DELAYS: Final = of_account("esms_call_result_delay_seconds_bucket")
 WATCHED: Final = of_account("esms_calls_watched")
 
-SUCCESS_IS: Final = "Success ratio: finished calls that the carrier delivered, of all finished."
-ASR_IS: Final = (
-    "ASR, the answer-seizure ratio: finished calls that were answered, of all finished. A call "
-    "that was delivered and that nobody took is a success without an answer."
-)
-ACD_IS: Final = "ACD, the average call duration: seconds of answered calls, by their number."
 RANGE: Final = "In the time that is shown."
 
 
@@ -57,7 +58,7 @@ def _now() -> Row:
                 "Success ratio",
                 f"{SUCCESS_IS} {RANGE}",
                 "percentunit",
-                {"success": ratio(call_total(SUCCESS), call_total(CALLS))},
+                {"success": ratio(call_total(SUCCESS), call_total(KNOWN))},
                 none="no calls",
                 decimals=1,
             ),
@@ -65,7 +66,7 @@ def _now() -> Row:
                 "ASR",
                 f"{ASR_IS} {RANGE}",
                 "percentunit",
-                {"ASR": ratio(call_total(ANSWERED), call_total(CALLS))},
+                {"ASR": ratio(call_total(ANSWERED), call_total(SEIZED))},
                 none="no calls",
                 decimals=1,
             ),
@@ -81,7 +82,7 @@ def _now() -> Row:
                 "Finished calls",
                 f"Calls whose result was committed. {RANGE}",
                 "short",
-                {"calls": call_total(CALLS)},
+                {"calls": call_total(FINISHED)},
             ),
             single(
                 "Failed calls",
@@ -109,19 +110,19 @@ def _answered() -> Row:
                 "Success ratio and ASR",
                 f"{SUCCESS_IS} {ASR_IS}",
                 {
-                    "success ratio": ratio(call_rate(SUCCESS), call_rate(CALLS)),
-                    "ASR": ratio(call_rate(ANSWERED), call_rate(CALLS)),
+                    "success ratio": ratio(call_rate(SUCCESS), call_rate(KNOWN)),
+                    "ASR": ratio(call_rate(ANSWERED), call_rate(SEIZED)),
                 },
-            ),
+            ).links(runbooks("EsmsCallsFailing", "EsmsCallSuccessBudgetBurn", "EsmsAsrDropped")),
             share(
                 "Success ratio by $split",
                 SUCCESS_IS,
-                {"{{$split}}": ratio(call_rate(SUCCESS, "$split"), call_rate(CALLS, "$split"))},
-            ),
+                {"{{$split}}": ratio(call_rate(SUCCESS, "$split"), call_rate(KNOWN, "$split"))},
+            ).links(runbooks("EsmsCallsFailingForLabels")),
             share(
                 "ASR by $split",
                 ASR_IS,
-                {"{{$split}}": ratio(call_rate(ANSWERED, "$split"), call_rate(CALLS, "$split"))},
+                {"{{$split}}": ratio(call_rate(ANSWERED, "$split"), call_rate(SEIZED, "$split"))},
             ),
             series(
                 "ACD by $split",
@@ -130,6 +131,7 @@ def _answered() -> Row:
                 "s",
                 {"{{$split}}": ratio(call_rate(TALKED, "$split"), call_rate(TALKS, "$split"))},
             )
+            .links(runbooks("EsmsAcdCollapsed"))
             .interval("1m")
             .span(12),
             series(
@@ -159,15 +161,15 @@ def _volume() -> Row:
                     "Calls a minute. success: the carrier delivered the call; failure: it did not; "
                     "unknown: the provider never told.",
                     "cpm",
-                    {"{{result}}": f"60 * {call_rate(CALLS, 'result')}"},
-                )
+                    {"{{result}}": f"60 * {call_rate(FINISHED, 'result')}"},
+                ).links(runbooks("EsmsResultsUnknown"))
             ),
             stacked(
                 "Failed calls by status",
                 "Calls a minute that the carrier did not deliver, by what became of them.",
                 "cpm",
                 {"{{status}}": f"60 * {call_rate(FAILURE, 'status')}"},
-            ),
+            ).links(runbooks("EsmsCallFailed", "EsmsCallsFailing")),
             stacked(
                 "Delivered calls by status",
                 "Calls a minute that the carrier delivered, by what the callee did.",
@@ -178,7 +180,7 @@ def _volume() -> Row:
                 "Finished calls by $split",
                 "Calls a minute.",
                 "cpm",
-                {"{{$split}}": f"60 * {call_rate(CALLS, '$split')}"},
+                {"{{$split}}": f"60 * {call_rate(FINISHED, '$split')}"},
             ),
             stacked(
                 "Key presses",
@@ -217,6 +219,8 @@ def _by_account() -> Row:
                 "Calls that have not finished, by their state at the last answer.",
                 "short",
                 {"{{state}}": f"sum by (state) ({shared(WATCHED)})"},
-            ).span(12),
+            )
+            .links(runbooks("EsmsCallsStuck"))
+            .span(12),
         ),
     )

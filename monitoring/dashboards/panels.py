@@ -14,6 +14,7 @@ from grafana_foundation_sdk.builders import (
     timeseries,
 )
 from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
@@ -120,6 +121,7 @@ def heat(title: str, description: str, buckets: str) -> heatmap.Panel:
         .height(8)
         .span(12)
         .calculate(calculate=False)
+        .scale_distribution(common.ScaleDistributionConfig().type(options.ScaleDistribution.LINEAR))
         .color(
             heatmap.HeatmapColorOptions()
             .mode(HeatmapColorMode.SCHEME)
@@ -156,12 +158,13 @@ def timeline(
         .height(6)
         .span(12)
         .merge_values(True)
+        .fill_opacity(70)
         .show_value(options.VisibilityMode.AUTO)
         .targets([query.range() for query in _targets(queries)])
     )
 
 
-def runbooks(*alerts: str) -> list[builders.DashboardLink]:
+def runbooks(*alerts: str) -> list[Builder[models.DashboardLink]]:
     """Return a panel's links to the runbooks of alerts on what it shows."""
     return [
         builders.DashboardLink(alert)

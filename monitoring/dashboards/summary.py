@@ -6,36 +6,36 @@ from typing import Final
 
 from grafana_foundation_sdk.builders import prometheus, table
 from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.common import FieldTextAlignment
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
+from monitoring.dashboards.calls import (
+    ANSWERED,
+    FINISHED,
+    KNOWN,
+    SEIZED,
+    SUCCESS,
+    TALKED,
+    TALKS,
+)
 from monitoring.dashboards.panels import DATASOURCE
-from monitoring.dashboards.promql import call_total, of_account, ratio
-
-CALLS: Final = call_total(of_account("esms_calls_total"), "$split")
+from monitoring.dashboards.promql import call_total, ratio
 
 COLUMNS: Final = (
-    ("Finished calls", "short", 0, CALLS),
+    ("Finished calls", "short", 0, call_total(FINISHED, "$split")),
     (
         "Success ratio",
         "percentunit",
         1,
-        ratio(call_total(of_account("esms_calls_total", 'result="success"'), "$split"), CALLS),
+        ratio(call_total(SUCCESS, "$split"), call_total(KNOWN, "$split")),
     ),
     (
         "ASR",
         "percentunit",
         1,
-        ratio(call_total(of_account("esms_calls_total", 'status="answered"'), "$split"), CALLS),
+        ratio(call_total(ANSWERED, "$split"), call_total(SEIZED, "$split")),
     ),
-    (
-        "ACD",
-        "s",
-        1,
-        ratio(
-            call_total(of_account("esms_call_duration_seconds_sum"), "$split"),
-            call_total(of_account("esms_call_duration_seconds_count"), "$split"),
-        ),
-    ),
+    ("ACD", "s", 1, ratio(call_total(TALKED, "$split"), call_total(TALKS, "$split"))),
 )
 """Heading, unit, decimals and query of each column."""
 
@@ -51,6 +51,7 @@ def by_label() -> table.Panel:
         )
         .datasource(DATASOURCE)
         .unit("short")
+        .align(FieldTextAlignment.AUTO)
         .height(7)
         .span(24)
         # Queries come as tables of their own: one line for each value, one column for each query.

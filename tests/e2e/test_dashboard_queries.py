@@ -1,0 +1,181 @@
+"""Every query of every dashboard, asked of a real Prometheus that scrapes the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from tests.dashboards import FILES, Json, Target, read, substituted, targets
+from tests.e2e.processes import Exporter
+from tests.e2e.prometheus import Prometheus
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+VALUES = {
+    "job": ".+",
+    "instance": ".+",
+    "account": ".+",
+    "split": "campaign",
+    "__rate_interval": "20s",
+    "__interval": "1s",
+    "__range": "40s",
+}
+FIRST, SECOND = "replica-1:10375", "replica-2:10375"
+
+LIVELY = (
+    'sum(esms_calls_total{status="answered"}) > 15',
+    'sum(esms_calls_total{result="failure"}) > 7',
+    "sum(esms_call_keypresses_total) > 3",
+    # The first refusal is older than the first scrape; the next comes after half a minute.
+    "sum(increase(esms_auth_failures_total[10s])) > 0",
+)
+"""What has to hold of both replicas together before the queries are asked."""
+
+NOTHING = {"esms-exporter.json: Down": "no exporter is down"}
+ALL_ZERO = {
+    "esms-overview.json: Price": "prices come with callbacks, and the demo has none",
+    "esms-overview.json: Price by $split": "as above",
+    "esms-api.json: Failed requests by account": "the stand-in's faults are off",
+    "esms-api.json: Throttled requests": "the demo stays below the limit",
+    "esms-api.json: Callbacks of the provider": "the demo has none",
+    "esms-exporter.json: Ledger errors": "the disk is well",
+    "esms-exporter.json: Ledger errors by instance": "the disk is well",
+    "esms-exporter.json: Errors of sources": "the demo's source is well",
+}
+WITHOUT_LABELS = {
+    "esms-overview.json: Delay to result",
+    "esms-overview.json: Watched calls by state",
+}
+
+
+class Scene:
+    """The demo, scraped as if it were two replicas that share a ledger."""
+
+    def __init__(self, address: str, http: aiohttp.ClientSession) -> None:
+        self._address = address
+        self._http = http
+
+    async def get(self, path: str, **parameters: str) -> Any:  # Any: whatever was asked for
+        url = f"http://{self._address}/api/v1/{path}"
+        async with self._http.get(url, params=parameters) as answer:
+            document = await answer.json()
+        assert document["status"] == "success", (parameters, document)
+        assert not document.get("warnings"), (parameters, document)
+        assert not document.get("infos"), (parameters, document)
+        return document["data"]
+
+    async def ask(self, target: Target, **values: str) -> list[float]:
+        """Return the numbers that a query brings, of all series and times."""
+        query = substituted(target.expression, VALUES | values)
+        assert "$" not in query, query
+        now = time.time()
+        if target.instant:
+            data = await self.get("query", query=query, time=str(now))
+            samples = [series["value"] for series in data["result"]]
+        else:
+            data = await self.get(
+                "query_range", query=query, start=str(now - 20), end=str(now), step="5s"
+            )
+            samples = [sample for series in data["result"] for sample in series["values"]]
+        return [number for _, text in samples if not math.isnan(number := float(text))]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    folder = tmp_path_factory.mktemp("dashboards")
+    demo = Exporter(folder / "none.yaml")
+    demo._command = (sys.executable, "-m", "exporter", "demo", "--web.listen-address=127.0.0.1:0")
+    demo._environ["TMPDIR"] = str(folder)
+    async with demo:
+        address = (await demo.ready()).removeprefix("http://")
+        replicas = (
+            f"        labels: {{instance: '{FIRST}'}}\n"
+            f"      - targets: ['{address}']\n        labels: {{instance: '{SECOND}'}}\n"
+        )
+        async with (
+            Prometheus(folder, address, replicas) as prometheus,
+            aiohttp.ClientSession() as http,
+        ):
+            for expression in LIVELY:
+                await prometheus.until(expression, bool)
+            yield Scene(prometheus.address, http)
+
+
+async def test_every_query_shows_what_the_demo_does(scene: Scene) -> None:
+    """The labels are those of the demo: a split by `campaign`."""
+    bad = {}
+    for target in targets():
+        found = await scene.ask(target)
+        if target.name in NOTHING:
+            expected = not found
+        elif target.name in ALL_ZERO:
+            expected = bool(found) and not any(found)
+        else:
+            expected = any(found)
+        if not expected:
+            bad[target] = found
+    assert not bad
+
+
+async def test_filters_on_the_labels_of_the_user(scene: Scene) -> None:
+    """Grafana puts an ad hoc filter into every selector."""
+    for target in targets():
+        if target.file != "esms-overview.json" or target.name in ALL_ZERO:
+            continue
+        filtered = re.sub(r"(\w+)\{", r'\1{campaign="otp", ', target.expression)
+        found = await scene.ask(
+            Target(target.file, target.panel, filtered, target.instant), split="account"
+        )
+        assert any(found) == (target.name not in WITHOUT_LABELS), (target, found)
+
+
+async def test_replicas_are_not_counted_twice(scene: Scene) -> None:
+    """What they share is shown once; what each does by itself is added up."""
+    for target in targets():
+        both, one = await asyncio.gather(scene.ask(target), scene.ask(target, instance=FIRST))
+        factor = max(both, default=0.0) / (max(one, default=0.0) or 1.0)
+        if target.file == "esms-overview.json" or target.panel.startswith("Watched calls"):
+            assert factor < 1.4, (target, both, one)
+        elif target.panel in {"Request rate by account", "Outcomes"}:
+            assert factor > 1.6, (target, both, one)
+
+
+async def test_variables_offer_what_there_is(scene: Scene) -> None:
+    expected = {
+        "job": {"esms"},
+        "instance": {FIRST, SECOND},
+        "account": {"main", "hotline", "old-keys"},
+        "split": {"account", "campaign"},
+    }
+    offered: dict[str, set[str]] = {}
+    for board in map(read, FILES):
+        for variable in board["templating"]["list"]:
+            if variable["type"] == "query":
+                found = await values(scene, variable)
+                assert offered.setdefault(variable["name"], found) == found
+    assert offered == expected
+
+
+async def values(scene: Scene, variable: Json) -> set[str]:
+    """Return what Grafana would offer for a variable of the type `query`."""
+    query = substituted(variable["query"], VALUES)
+    if labels := re.fullmatch(r"label_values\((.+), (\w+)\)", query):
+        found: Iterable[str] = await scene.get(
+            f"label/{labels[2]}/values", **{"match[]": labels[1]}
+        )
+    else:
+        names = re.fullmatch(r"label_names\((\w+)\)", query)
+        assert names, query
+        pattern = f'{{__name__=~".*{names[1]}.*"}}'
+        found = await scene.get("labels", **{"match[]": pattern})
+    kept = re.compile(variable.get("regex", "/.*/").strip("/"))
+    return {name for name in found if kept.search(name)}

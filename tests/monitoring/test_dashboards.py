@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from exporter.metrics.calls import CallMetrics
+from exporter.metrics.catalogue import Catalogue
+from monitoring.dashboards import boards
+from monitoring.links import HOME
+from tests.dashboards import FILES, FOLDER, panels, read, targets
+
+every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+
+OF_PROMETHEUS = {"up", "scrape_duration_seconds"}
+OF_THE_CLIENT_LIBRARY = re.compile("process_[a-z_]+")
+NOT_SHOWN = {
+    "esms_exporter_config_last_reload_success_timestamp_seconds",  # the panel shows whether
+}
+
+
+def test_the_files_are_what_the_generator_writes() -> None:
+    """Where this fails: `python -m monitoring.dashboards`."""
+    assert {file.name: file.read_text() for file in FILES} == boards()
+
+
+@every_file
+def test_grafana_knows_every_key(file: Path) -> None:
+    """What Grafana's schema does not know is lost when it is read."""
+    register_default_plugins()
+    board = read(file)
+    assert json.loads(json.dumps(Dashboard.from_json(board), cls=JSONEncoder)) == board
+
+
+@every_file
+def test_panels_have_what_a_reader_needs(file: Path) -> None:
+    board = read(file)
+    assert board["uid"] == file.stem
+    assert not board["editable"]
+    titles = [panel["title"] for panel in panels(board)]
+    assert len(titles) == len(set(titles))
+    for panel in panels(board):
+        for text in (panel["title"], panel["description"]):
+            assert text[0].isupper()
+        assert panel["description"][-1] == "."
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["targets"]
+        for asked in (panel, *panel["targets"]):
+            assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+@every_file
+def test_panels_neither_overlap_nor_leave_gaps(file: Path) -> None:
+    board = read(file)
+    numbers = [panel["id"] for panel in board["panels"]]
+    assert len(numbers) == len(set(numbers))
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (place["x"] + right, place["y"] + down)
+            for right in range(place["w"])
+            for down in range(place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    height = max(y for _, y in taken) + 1
+    assert taken == {(x, y) for x in range(24) for y in range(height)}
+
+
+@every_file
+def test_links_lead_to_the_project(file: Path) -> None:
+    board = read(file)
+    links = [*board["links"], *(link for panel in panels(board) for link in panel.get("links", ()))]
+    assert [link["url"] for link in links if link["type"] == "link"]
+    for link in links:
+        assert link["type"] == "dashboards" or link["url"].startswith(HOME)
+
+
+def test_queries_choose_by_the_variables() -> None:
+    for target in targets():
+        selectors = re.findall(r"\w+\{(.*?)\}", target.expression)
+        assert selectors, target
+        for selector in selectors:
+            assert 'job=~"$job", instance=~"$instance"' in selector, target
+        assert not re.search(r"\b(?:rate|irate)\([^[]*\[(?!\$__rate_interval\])", target.expression)
+
+
+def test_every_metric_is_shown_and_every_query_asks_for_one_that_exists() -> None:
+    families = (*Catalogue().families(), *CallMetrics([], (), 1).families())
+    existing = {family.name for family in families}
+    asked = {name for target in targets() for name in re.findall(r"(\w+)\{", target.expression)}
+    shown = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
+    foreign = {
+        name for name in shown if name in OF_PROMETHEUS or OF_THE_CLIENT_LIBRARY.fullmatch(name)
+    }
+    assert shown - foreign <= existing
+    assert existing - shown == NOT_SHOWN
+
+
+@every_file
+def test_the_linter_finds_nothing(file: Path) -> None:
+    # Not `program`: no package of it can be asked for where this has to run.
+    linter = shutil.which("dashboard-linter")
+    if linter is None:
+        pytest.skip("needs Grafana's `dashboard-linter`")
+    result = subprocess.run(
+        [linter, "lint", "--strict", file.name],
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
