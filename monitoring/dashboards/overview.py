@@ -200,7 +200,7 @@ def _volume() -> Row:
 
 def _by_account() -> Row:
     return Row(
-        "By account alone: these know no other label, and are empty under a filter on one",
+        "By account alone: empty under a filter on your labels",
         (
             series(
                 "Delay to result",

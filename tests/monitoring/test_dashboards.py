@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from exporter.metrics.calls import CallMetrics
@@ -18,6 +19,8 @@ from monitoring.links import HOME
 from tests.dashboards import FILES, FOLDER, panels, read, targets
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+
+UNITS = {unit for unit in vars(units).values() if isinstance(unit, str)}
 
 OF_PROMETHEUS = {"up", "scrape_duration_seconds"}
 OF_THE_CLIENT_LIBRARY = re.compile("process_[a-z_]+")
@@ -50,10 +53,29 @@ def test_panels_have_what_a_reader_needs(file: Path) -> None:
         for text in (panel["title"], panel["description"]):
             assert text[0].isupper()
         assert panel["description"][-1] == "."
-        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
         assert panel["targets"]
         for asked in (panel, *panel["targets"]):
             assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+@every_file
+def test_variables_look_as_on_other_dashboards(file: Path) -> None:
+    variables = {variable["name"]: variable for variable in read(file)["templating"]["list"]}
+    datasource = variables.pop("datasource")
+    assert (datasource["type"], datasource["label"]) == ("datasource", "Data source")
+    for name in ("job", "instance", "account"):
+        variable = variables.pop(name)
+        assert variable["label"] == name.title()
+        assert (variable["multi"], variable["includeAll"], variable["allValue"]) == (
+            True,
+            True,
+            ".+",
+        )
+        assert variable["refresh"] == 2  # when the time range changes
+        assert variable["datasource"]["uid"] == "${datasource}"
+    labels = {"split": "query", "filter": "adhoc"} if file.stem == "esms-overview" else {}
+    assert {name: variable["type"] for name, variable in variables.items()} == labels
 
 
 @every_file
@@ -89,8 +111,24 @@ def test_queries_choose_by_the_variables() -> None:
         selectors = re.findall(r"\w+\{(.*?)\}", target.expression)
         assert selectors, target
         for selector in selectors:
-            assert 'job=~"$job", instance=~"$instance"' in selector, target
-        assert not re.search(r"\b(?:rate|irate)\([^[]*\[(?!\$__rate_interval\])", target.expression)
+            assert selector.startswith('job=~"$job", instance=~"$instance"'), target
+
+
+def test_counters_are_shown_by_what_they_grow() -> None:
+    # A counter, a histogram's among them: what comes before it, and the window after it.
+    counter = re.compile(r"(.{0,42})\b\w+_(?:total|bucket|sum|count)\{.*?\}(\)?\[.*?\])?")
+    found = 0
+    for target in targets():
+        for before, window in counter.findall(target.expression):
+            found += 1
+            if before.endswith("rate("):
+                assert window == "[$__rate_interval]", target
+            elif before.endswith("increase("):
+                assert window == "[$__range]", target
+            else:
+                assert before.endswith("increase(max without (instance, pod) ("), target
+                assert window == ")[$__range:$__interval]", target
+    assert found > 50
 
 
 def test_every_metric_is_shown_and_every_query_asks_for_one_that_exists() -> None:
