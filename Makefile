@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test lint bench soak audit sbom lock clean
+.PHONY: run test lint bench soak docs audit sbom lock clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -34,6 +34,10 @@ bench: $(VENV)/.dev
 MINUTES ?= 30
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+# The references in docs/, from the models of the configuration and the catalogue of metrics.
+docs: $(VENV)/.dev
+	$(BIN)/python -m tools.reference
 
 # What the lock files say is installed; they are made with `make lock`.
 $(VENV)/.run: requirements.lock | $(VENV)/bin/python

@@ -1,0 +1,1 @@
+"""Writes the references in `docs/` from what the code says of itself."""

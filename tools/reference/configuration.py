@@ -1,0 +1,188 @@
+"""The reference of the configuration, from its models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin
+
+from annotated_types import MaxLen, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from exporter.config.calls import CALL_SCHEMA, MAX_LABEL_VALUE, CallConfig
+from exporter.config.credentials import CREDENTIALS
+from exporter.config.durations import format_duration
+from exporter.config.fields import Count, Duration, Words, is_duration
+from exporter.config.models import Config
+from exporter.secret import Secret
+from tools.reference.markdown import NOTE, code, table
+
+_HEAD: Final = ("key", "takes", "default", "what it is")
+_PRINTABLE: Final = "printable ASCII without blanks, up to 1024 characters"
+
+_INTRODUCTION: Final = """# Configuration
+
+Every key of the file that `--config.file` names, with what it takes and its default.
+[config.example.yaml](../config.example.yaml) is the same as a file to start from, and
+`esms-exporter schema` prints a JSON Schema for editors.
+
+- The file is YAML. An unknown key, a wrong type, a name that is there twice, a variable that is not
+  set, a file that cannot be read: each is an error with its line, all are told at once, and
+  `esms-exporter check --config.file=config.yaml` tells them without running anything.
+- `${NAME}` in a value is replaced by the environment variable, `${NAME:-default}` also does without
+  it, `$$` is a plain `$`. Between `{ }` or `[ ]`, such a value needs quotes.
+- Durations are those of Prometheus: `100ms`, `15s`, `1m30s`, `6h`, `3d`.
+- Paths of files are relative to the configuration; that in `ledger.url` is relative to the working
+  directory.
+- The file, and those that it names, are read again within 2 s of a change, at SIGHUP and at
+  `POST /-/reload`. One with a problem changes nothing. `ledger.url` alone needs a restart.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Takes:
+    """What a key takes.
+
+    Attributes:
+        kind: the type, without what stands around it.
+        metadata: what stands around it.
+        item: the same of each item, where it is a list.
+    """
+
+    kind: Any  # Any: whatever the models are annotated with
+    metadata: tuple[object, ...]
+    item: _Takes | None = None
+
+    @property
+    def model(self) -> type[BaseModel] | None:
+        """The model that it is, or is a list of."""
+        kind = self.item.kind if self.item else self.kind
+        return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def page() -> str:
+    """Return the whole page."""
+    return "".join(
+        (
+            NOTE.format(source="exporter/config/models.py"),
+            _INTRODUCTION,
+            *_sections("", Config),
+        )
+    )
+
+
+def _sections(path: str, model: type[BaseModel]) -> Iterator[str]:
+    """Yield the section of a model, then those of the models in it."""
+    yield _section(path, _said(model.__doc__, path), _rows(path, model))
+    for name, field in model.model_fields.items():
+        takes, below = _takes(field.annotation, field.metadata), _below(path, name)
+        if takes.item and takes.item.kind is CallConfig:
+            yield _section(below, "A call to watch: its id alone, or these keys.", _call_rows())
+        elif takes.model:
+            yield from _sections(below, takes.model)
+
+
+def _section(path: str, words: str, rows: Iterator[tuple[str, str, str, str]]) -> str:
+    title = code(path) if path else "Top level"
+    return f"\n## {title}\n\n{words}\n\n{table(_HEAD, rows)}"
+
+
+def _rows(path: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in model.model_fields.items():
+        takes, below = _takes(field.annotation, field.metadata), _below(path, name)
+        secret = name in CREDENTIALS.get(model, ())
+        default = _default(field, takes)
+        if field.is_required():
+            default = f"required, or `{name}_file`" if secret else "required"
+        yield code(name), _in_words(takes, below), default, _said(field.description, below)
+        if secret:
+            words = f"A file that holds the value of `{name}`; read again when it changes."
+            yield code(f"{name}_file"), "the path of a file", "none", words
+
+
+def _call_rows() -> Iterator[tuple[str, str, str, str]]:
+    schema: Any = CALL_SCHEMA  # Any: JSON
+    long_form = schema["anyOf"][1]
+    takes = {
+        "reference_id": "1 to 128 printable ASCII characters without blanks; case does not matter",
+        "account": "the name of one of the accounts",
+        "labels": f"a mapping of names to text of up to {MAX_LABEL_VALUE} characters",
+    }
+    for name, about in long_form["properties"].items():
+        default = "required" if name in long_form["required"] else "none"
+        yield code(name), takes[name], default, about["description"]
+
+
+def _takes(annotation: Any, metadata: Iterable[object]) -> _Takes:  # Any: see above
+    """Take an annotation apart."""
+    found = tuple(metadata)
+    while True:
+        origin, arguments = get_origin(annotation), get_args(annotation)
+        if origin is Annotated:
+            annotation, *more = arguments
+            for item in more:
+                found += tuple(item.metadata) if isinstance(item, FieldInfo) else (item,)
+        elif origin in {Union, UnionType}:
+            (annotation,) = (one for one in arguments if one is not NoneType)
+        else:
+            break
+    item = _takes(arguments[0], ()) if origin is tuple else None
+    return _Takes(annotation, found, item)
+
+
+def _in_words(takes: _Takes, path: str) -> str:
+    if takes.item:
+        what = _link(path) if takes.model or takes.item.kind is CallConfig else ""
+        return f"{_length(takes)}: {what or 'each ' + _in_words(takes.item, path)}"
+    if takes.model:
+        return _link(path)
+    if takes.kind is Secret:
+        return _PRINTABLE
+    for item in takes.metadata:
+        match item:
+            case Words(expected):
+                return expected
+            case Count(least, most):
+                return f"a whole number from {least} to {most}"
+            case Duration(least, most):
+                return f"a duration from {least} to {most}"
+    raise LookupError(f"nothing says what {path} takes")
+
+
+def _length(takes: _Takes) -> str:
+    least = next((item.min_length for item in takes.metadata if isinstance(item, MinLen)), 0)
+    most = next((item.max_length for item in takes.metadata if isinstance(item, MaxLen)), None)
+    if most is None:
+        return "a list"
+    return f"a list of {least} to {most}" if least else f"a list of up to {most}"
+
+
+def _link(path: str) -> str:
+    return f"[{path}](#{path.replace('.', '')})"
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _default(field: FieldInfo, takes: _Takes) -> str:
+    value = field.default
+    if takes.model and not takes.item:
+        return ""  # those of its own keys
+    if value in (None, ()):
+        return "none"
+    return code(
+        format_duration(value)
+        if is_duration(field)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _said(words: str | None, path: str) -> str:
+    if not words:
+        raise LookupError(f"nothing says what {path} is")
+    return words.strip()

@@ -1,0 +1,91 @@
+"""What the values of labels mean, in words."""
+
+from __future__ import annotations
+
+from typing import Final
+
+USER_LABEL: Final = "LABELS"
+"""Stands for the user's labels."""
+
+OPEN_LABELS: Final = {
+    "account": "the `name` of an account in the configuration.",
+    "source": "a watch source: `config`, `files`, `api`, `callback`, or `sql:NAME` for an entry of"
+    " `watch.sql`; those that are configured.",
+    "version": "the exporter's version.",
+    "python_version": "the version of Python that it runs on.",
+}
+"""Labels whose values the user's surroundings decide."""
+
+_KEYS: Final = {str(digit): f"the key {digit}" for digit in range(10)}
+CALLBACK_OUTCOME: Final = "outcome of callbacks"
+
+# By label and value. `make docs` fails where one is missing, or has no series any more.
+MEANINGS: Final[dict[str, dict[str, str]]] = {
+    "result": {
+        "success": "the carrier delivered the call; the callee need not have answered",
+        "failure": "the carrier did not deliver it, or the provider rejected it",
+        "unknown": "the provider never told",
+    },
+    "status": {
+        "answered": "the callee answered",
+        "no_answer": "it rang, and nobody answered",
+        "busy": "the line was busy",
+        "failed": "the carrier could not put the call through",
+        "none": "the provider said nothing of the callee",
+        "other": "the provider said something that is not known to this version",
+        "rejected": "the provider rejected the call; it was never placed",
+        "not_found": "the provider did not know the call for `polling.not_found_grace`",
+        "expired": "the call did not finish within `polling.give_up_after`",
+    },
+    "key": {**_KEYS, "star": "the key *", "hash": "the key #", "other": "anything else"},
+    "state": {
+        "new": "not asked for yet, or no good answer yet",
+        "awaiting_approval": "the provider has not approved it yet (`SendStatus` 1)",
+        "queued": "it waits to be placed (`SendStatus` 2)",
+        "awaiting_report": "it was placed, and the carrier has not reported yet (`SendStatus` 7)",
+        "unknown": "the provider answers with a state that is not documented",
+        "not_found": "the provider does not know it, or not yet",
+    },
+    "operation": {"get_send_status": "asking what became of a call"},
+    "outcome": {
+        "ok": "a good answer",
+        "auth": "the credentials, the caller's address or the account were refused",
+        "not_found": "the provider does not know the call",
+        "throttled": "too many requests per second",
+        "api_error": "another error that the provider told",
+        "bad_response": "an answer that cannot be read, or is about another call",
+        "timeout": "no whole answer within `polling.timeout`",
+        "connection": "no connection, or one that broke",
+        "tls": "the certificate could not be verified, or the handshake failed",
+        "http_error": "an HTTP status that is not one of success",
+    },
+    CALLBACK_OUTCOME: {
+        "hint": "the call is asked for now",
+        "accepted": "the call has finished by it",
+        "watched": "nobody watched the call; now it is asked for",
+        "ignored": "nobody watches the call",
+        "repeated": "the call has finished before",
+        "malformed": "it names no call",
+        "forbidden": "it does not hold the account's token",
+        "error": "it could not be stored; the provider sends it again",
+    },
+    "code": {
+        "100": "good",
+        "99": "the number is blocked",
+        "101": "the ApiKey or the SecretKey is wrong",
+        "102": "there is no price list",
+        "103": "the balance is too low",
+        "104": "the call code or the template does not exist",
+        "105": "the id is not found, or not yet",
+        "106": "the recording does not exist",
+        "108": "the phone number is malformed",
+        "118": "the type is not supported",
+        "124": "the RequestId was used before",
+        "140": "the caller's IP address is not whitelisted",
+        "143": "the account is not active, or locked",
+        "160": "too many requests per second",
+        "851": "the id is missing",
+        "854": "no data was found",
+        "other": "a code that is not documented",
+    },
+}
