@@ -18,8 +18,8 @@ _INTRODUCTION: Final = """# Metrics
 
 Every metric of the exporter's own, in the order of `/metrics`. LABELS stands for the names in
 `watch.labels`, in that order; a call without one of them shows it empty, and values beyond
-`watch.max_label_values` are `other`. Times are in seconds; points in time are Unix times, and 0 where
-there has been none.
+`watch.max_label_values` are `other`. Times are in seconds; points in time are Unix times, and 0
+where there has been none.
 
 A series is there at 0 before anything happens, so that the first failure is an increase: those of
 an account from the start, those of a set of user labels from the first call that carries it. An

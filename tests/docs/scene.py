@@ -1,0 +1,301 @@
+"""A scratch folder in which the commands of the documentation are run as they stand there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from exporter.simulator import Account, Simulator
+from tests.docs.pages import ROOT, Block, Command
+from tests.programs import program
+from tests.waiting import until
+
+TIMEOUT = 120.0
+
+# Both are what the pages tell to write: `export ESMS_API_KEY=...`.
+KEY = "..."
+TOKEN = "made-up-token"
+
+_CONFIG = f"""accounts:
+  - name: main
+    api_key: ${{ESMS_API_KEY}}
+    secret_key: ${{ESMS_SECRET_KEY}}
+    callback_token: {TOKEN}
+polling: {{interval: 1s}}
+watch:
+  labels: [campaign]
+  calls:
+    - 8eb2af6d-fb4c-4814-b9cc-4c0e3ed32edf
+  api: {{tokens: [{{name: program, token: {TOKEN}}}]}}
+"""
+
+_NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "node_modules", "dist", "build", "*.db*")
+
+# The program that a command needs, and what to install for it; Debian's names.
+_INSTALL = {
+    **{name: f"Debian's {name}" for name in ("curl", "jq", "make", "openssl", "git")},
+    **dict.fromkeys(("prometheus", "promtool"), "apt-get install prometheus"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A kind of command that runs until it is ended.
+
+    Attributes:
+        command: what it starts with.
+        up: what its output says once it is there.
+        port: where the pages say that it listens.
+    """
+
+    command: re.Pattern[str]
+    up: str
+    port: int
+
+
+EXPORTER = Lasting(
+    re.compile(r"make run$|(esms-exporter|python3? -m exporter) (run|demo|--config)"),
+    r"event=ready",
+    10375,
+)
+_LASTING = (
+    EXPORTER,
+    Lasting(re.compile(r"esms-exporter simulate"), r"listening on", 10376),
+    Lasting(re.compile(r"prometheus --config"), r"ready to receive web requests", 9090),
+)
+
+
+class Scene:
+    """A copy of the project, a configuration, and a stand-in API; processes end with it.
+
+    Whatever listens does so on a free port: those that the pages name are replaced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "esms-exporter"
+        self.ports = {lasting.port: _free_port() for lasting in _LASTING}
+        self._state = folder / "environ.sh"
+        self._bin = folder / "bin"
+        self._simulator = Simulator(accounts=[Account("main", KEY, KEY)])
+        self._running: dict[Lasting, _Running] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._simulator.__aenter__()
+        shutil.copytree(ROOT, self.folder, ignore=_NOT_COPIED)
+        self.write("config.yaml", _CONFIG)
+        example = self.folder / "config.example.yaml"
+        example.write_text(self._to_the_stand_in(example.read_text()))
+        self._make_programs()
+        self._state.write_text("")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for running in self._running.values():
+            running.kill()
+        await self._simulator.__aexit__(kind, error, traceback)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file that a page shows."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self._with_ports(self._to_the_stand_in(text)))
+
+    def show(self, block: Block) -> None:
+        """Write the file of a block, if it names one."""
+        if block.file:
+            self.write(block.file, block.text)
+
+    async def run(self, command: Command) -> None:
+        """Run a command; fail if it fails, or its output is not the one that is shown."""
+        text = self._with_ports(command.text)
+        _need(text)
+        lasting = next((kind for kind in _LASTING if kind.command.match(text)), None)
+        if lasting:
+            await self._start(lasting, text, command.place)
+            return
+        if f"localhost:{self.ports[10375]}" in text and EXPORTER not in self._running:
+            await self._start(EXPORTER, "esms-exporter --config.file=config.yaml", command.place)
+        running = _Running(await self._spawn(text))
+        code = await running.ended()
+        told = f"{command.place}: `$ {text}` ended with {code}:\n{running.output}"
+        assert code == 0, told
+        if command.shown:
+            assert _matches(self._with_ports(command.shown), running.output), (
+                f"{told}\nThe page shows (where `...` stands for anything):\n{command.shown}"
+            )
+
+    async def end(self) -> None:
+        """End what runs as Ctrl-C does; fail if that is not in good order."""
+        for lasting in list(self._running):
+            await self._end(lasting)
+
+    async def _start(self, lasting: Lasting, text: str, place: str) -> None:
+        await self._end(lasting)
+        # In place of the shell, so that its exit code can be seen.
+        running = _Running(await self._spawn(f"exec {text}"))
+        if not await running.says(lasting.up):
+            raise AssertionError(f"{place}: `$ {text}` ended:\n{running.output}")
+        self._running[lasting] = running
+
+    async def _end(self, lasting: Lasting) -> None:
+        if running := self._running.pop(lasting, None):
+            code = await running.interrupt()
+            # A `make` that is interrupted ends by the signal, whatever its command ended with.
+            assert code == 0 or "event=stopped" in running.output, running.output
+            assert "Traceback" not in running.output, running.output
+
+    async def _spawn(self, text: str) -> asyncio.subprocess.Process:
+        state = shlex.quote(str(self._state))
+        script = f". {state}\n{text}\ncode=$?\nexport -p > {state}\nexit $code\n"
+        return await asyncio.create_subprocess_exec(
+            "sh",
+            *("-c", script),
+            cwd=self.folder,
+            env=self._environ(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _environ(self) -> dict[str, str]:
+        return {
+            "PATH": f"{self._bin}:{os.environ['PATH']}",
+            "HOME": str(self._bin.parent),
+            "TMPDIR": str(self._bin.parent),
+            "LANG": "C.UTF-8",
+            "TOKEN": TOKEN,
+            "ESMS_API_KEY": KEY,
+            "ESMS_SECRET_KEY": KEY,
+            # What is tested is the project itself, not the copy.
+            "PYTHONPATH": str(ROOT),
+            "PYTHONSAFEPATH": "1",
+            # What `pip install` needs is there; it goes to a folder of its own.
+            "PIP_NO_INDEX": "1",
+            "PIP_NO_DEPS": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",
+            "PIP_TARGET": str(self._bin.parent / "installed"),
+            "PIP_ROOT_USER_ACTION": "ignore",
+        }
+
+    def _make_programs(self) -> None:
+        """Make the commands that an installed exporter has, listening where nobody else does."""
+        self._bin.mkdir()
+        python = shlex.quote(sys.executable)
+        listen = "--web.listen-address=127.0.0.1:"
+        _script(
+            self._bin / "esms-exporter",
+            f'case "$1" in --config*|run|demo) set -- "$@" {listen}{self.ports[10375]};;\n'
+            f'simulate) set -- "$@" --listen=127.0.0.1:{self.ports[10376]};;\n'
+            f'esac\nexec {python} -m exporter "$@"',
+        )
+        _script(
+            self._bin / "python",
+            'if [ "$1 $2" = "-m exporter" ]; then shift 2; exec esms-exporter "$@"; fi\n'
+            f'exec {python} "$@"',
+        )
+        _script(self._bin / "pip", f'exec {python} -m pip "$@"')
+        if prometheus := shutil.which("prometheus"):
+            address = f"{listen}{self.ports[9090]}"
+            _script(self._bin / "prometheus", f'exec {prometheus} "$@" {address}')
+        (self._bin / "python3").symlink_to(self._bin / "python")
+        (self._bin.parent / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")
+        # As `make` leaves it once everything is installed.
+        (self.folder / ".venv" / "bin").mkdir(parents=True)
+        (self.folder / ".venv" / "bin" / "python").symlink_to(self._bin / "python")
+        for name in (".dev", ".run"):
+            (self.folder / ".venv" / name).touch()
+
+    def _to_the_stand_in(self, text: str) -> str:
+        """Have the accounts of a configuration asked for at the stand-in."""
+        text = re.sub(r"^ *base_url: .*\n", "", text, flags=re.MULTILINE)
+        account = re.compile(r"^( +)(api_key(?:_file)?:)", re.MULTILINE)
+        return account.sub(rf"\1base_url: {self._simulator.url}\n\1\2", text)
+
+    def _with_ports(self, text: str) -> str:
+        for shown, used in self.ports.items():
+            text = re.sub(rf"\b{shown}\b", str(used), text)
+        return text
+
+
+class _Running:
+    """A process and what it has said."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._said = bytearray()
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def output(self) -> str:
+        return self._said.decode(errors="replace")
+
+    async def _read(self) -> None:
+        assert self._process.stdout
+        while chunk := await self._process.stdout.read(1 << 16):
+            self._said += chunk
+
+    async def says(self, pattern: str) -> bool:
+        """Wait until the output matches; return whether it does before the process ends."""
+        await until(lambda: self._reading.done() or bool(self._found(pattern)), TIMEOUT)
+        return bool(self._found(pattern))
+
+    def _found(self, pattern: str) -> re.Match[str] | None:
+        return re.search(pattern, self.output)
+
+    async def ended(self) -> int:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await self._reading
+                return await self._process.wait()
+        except TimeoutError:
+            self.kill()
+            raise
+
+    async def interrupt(self) -> int:
+        """Press Ctrl-C, which reaches the whole group."""
+        os.killpg(self._process.pid, signal.SIGINT)
+        return await self.ended()
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _need(text: str) -> None:
+    """Skip the test where a program that a command needs is not installed."""
+    for name in re.findall(r"(?:^|[|&;(] *)(?:\w+=\S* +)*([a-z][\w-]*)", text):
+        if name in _INSTALL:
+            program(name, _INSTALL[name])
+
+
+def _matches(shown: str, output: str) -> bool:
+    parts = (re.escape(part) for part in shown.split("..."))
+    return re.fullmatch(".*".join(parts), output.strip(), re.DOTALL) is not None
+
+
+def _script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
