@@ -147,10 +147,10 @@ class Scene:
     async def _start(self, lasting: Lasting, text: str, place: str) -> None:
         await self._end(lasting)
         # In place of the shell, so that its exit code can be seen.
-        running = _Running(await self._spawn(f"exec {text}"))
+        running = self._running[lasting] = _Running(await self._spawn(f"exec {text}"))
         if not await running.says(lasting.up):
+            del self._running[lasting]
             raise AssertionError(f"{place}: `$ {text}` ended:\n{running.output}")
-        self._running[lasting] = running
 
     async def _end(self, lasting: Lasting) -> None:
         if running := self._running.pop(lasting, None):
