@@ -10,14 +10,18 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import trustme
+
 from exporter.simulator import Account, Simulator
 from tests.docs.pages import ROOT, Block, Command
-from tests.programs import program
+from tests.programs import program, unavailable
 from tests.waiting import until
 
 TIMEOUT = 120.0
@@ -46,6 +50,8 @@ _INSTALL = {
     **{name: f"Debian's {name}" for name in ("curl", "jq", "make", "openssl", "git")},
     **dict.fromkeys(("prometheus", "promtool"), "apt-get install prometheus"),
 }
+
+_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class Scene:
         self.ports = {lasting.port: _free_port() for lasting in _LASTING}
         self._state = folder / "environ.sh"
         self._bin = folder / "bin"
+        self._strict = folder / "strict"
         self._simulator = Simulator(accounts=[Account("main", KEY, KEY)])
         self._running: dict[Lasting, _Running] = {}
 
@@ -95,6 +102,7 @@ class Scene:
         self.write("config.yaml", _CONFIG)
         example = self.folder / "config.example.yaml"
         example.write_text(self._to_the_stand_in(example.read_text()))
+        trustme.CA().cert_pem.write_to_path(str(self.folder / "company.pem"))
         self._make_programs()
         self._state.write_text("")
         return self
@@ -106,7 +114,7 @@ class Scene:
         traceback: TracebackType | None,
     ) -> None:
         for running in self._running.values():
-            running.kill()
+            await running.kill()
         await self._simulator.__aexit__(kind, error, traceback)
 
     def write(self, name: str, text: str) -> None:
@@ -130,7 +138,9 @@ class Scene:
             return
         if f"localhost:{self.ports[10375]}" in text and EXPORTER not in self._running:
             await self._start(EXPORTER, "esms-exporter --config.file=config.yaml", command.place)
-        running = _Running(await self._spawn(text))
+        # What `curl` is answered is shown by the page, or is to be no error.
+        curl = {} if command.shown else {"CURL_HOME": str(self._strict)}
+        running = _Running(await self._spawn(text, curl))
         code = await running.ended()
         told = f"{command.place}: `$ {text}` ended with {code}:\n{running.output}"
         assert code == 0, told
@@ -147,7 +157,7 @@ class Scene:
     async def _start(self, lasting: Lasting, text: str, place: str) -> None:
         await self._end(lasting)
         # In place of the shell, so that its exit code can be seen.
-        running = self._running[lasting] = _Running(await self._spawn(f"exec {text}"))
+        running = self._running[lasting] = _Running(await self._spawn(f"exec {text}", {}))
         if not await running.says(lasting.up):
             del self._running[lasting]
             raise AssertionError(f"{place}: `$ {text}` ended:\n{running.output}")
@@ -159,14 +169,14 @@ class Scene:
             assert code == 0 or "event=stopped" in running.output, running.output
             assert "Traceback" not in running.output, running.output
 
-    async def _spawn(self, text: str) -> asyncio.subprocess.Process:
+    async def _spawn(self, text: str, more: Mapping[str, str]) -> asyncio.subprocess.Process:
         state = shlex.quote(str(self._state))
         script = f". {state}\n{text}\ncode=$?\nexport -p > {state}\nexit $code\n"
         return await asyncio.create_subprocess_exec(
             "sh",
             *("-c", script),
             cwd=self.folder,
-            env=self._environ(),
+            env={**self._environ(), **more},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -214,7 +224,9 @@ class Scene:
             address = f"{listen}{self.ports[9090]}"
             _script(self._bin / "prometheus", f'exec {prometheus} "$@" {address}')
         (self._bin / "python3").symlink_to(self._bin / "python")
-        (self._bin.parent / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")
+        self._strict.mkdir()
+        (self._bin.parent / ".curlrc").write_text("silent\nshow-error\n")
+        (self._strict / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")
         # As `make` leaves it once everything is installed.
         (self.folder / ".venv" / "bin").mkdir(parents=True)
         (self.folder / ".venv" / "bin" / "python").symlink_to(self._bin / "python")
@@ -259,22 +271,25 @@ class _Running:
         return re.search(pattern, self.output)
 
     async def ended(self) -> int:
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                await self._reading
+        """Return the exit code; what does not end is killed."""
+        async with asyncio.timeout(TIMEOUT):
+            try:
+                await asyncio.shield(self._reading)
                 return await self._process.wait()
-        except TimeoutError:
-            self.kill()
-            raise
+            except asyncio.CancelledError:
+                await self.kill()
+                raise
 
     async def interrupt(self) -> int:
         """Press Ctrl-C, which reaches the whole group."""
         os.killpg(self._process.pid, signal.SIGINT)
         return await self.ended()
 
-    def kill(self) -> None:
-        if self._process.returncode is None:
+    async def kill(self) -> None:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        await self._reading
+        await self._process.wait()
 
 
 def _need(text: str) -> None:
@@ -282,6 +297,8 @@ def _need(text: str) -> None:
     for name in re.findall(r"(?:^|[|&;(] *)(?:\w+=\S* +)*([a-z][\w-]*)", text):
         if name in _INSTALL:
             program(name, _INSTALL[name])
+    if _AUTHORITIES in text and not Path(_AUTHORITIES).exists():
+        unavailable(f"needs {_AUTHORITIES}: Debian's ca-certificates")
 
 
 def _matches(shown: str, output: str) -> bool:

@@ -24,8 +24,13 @@ NOT_RUN = {
 
 SHELLS = {"sh", "bash", "shell", "zsh", "shell-session", "terminal", "powershell", "cmd"}
 BLOCKS = [block for page in pages.names() for block in pages.blocks(page)]
+# Those of the README in Vietnamese are the same: see test_translation.
 SECTIONS = list(
-    dict.fromkeys((block.page, block.section) for block in BLOCKS if block.language == "console")
+    dict.fromkeys(
+        (block.page, block.section)
+        for block in BLOCKS
+        if block.language == "console" and block.page != "README.vi.md"
+    )
 )
 
 
