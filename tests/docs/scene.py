@@ -7,12 +7,9 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,10 +18,8 @@ import trustme
 
 from exporter.simulator import Account, Simulator
 from tests.docs.pages import ROOT, Block, Command
+from tests.docs.running import EXPORTER, LASTING, Lasting, Running
 from tests.programs import program, unavailable
-from tests.waiting import until
-
-TIMEOUT = 120.0
 
 # Both are what the pages tell to write: `export ESMS_API_KEY=...`.
 KEY = "..."
@@ -54,33 +49,6 @@ _INSTALL = {
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
-@dataclass(frozen=True, slots=True)
-class Lasting:
-    """A kind of command that runs until it is ended.
-
-    Attributes:
-        command: what it starts with.
-        up: what its output says once it is there.
-        port: where the pages say that it listens.
-    """
-
-    command: re.Pattern[str]
-    up: str
-    port: int
-
-
-EXPORTER = Lasting(
-    re.compile(r"make run$|(esms-exporter|python3? -m exporter) (run|demo|--config)"),
-    r"event=ready",
-    10375,
-)
-_LASTING = (
-    EXPORTER,
-    Lasting(re.compile(r"esms-exporter simulate"), r"listening on", 10376),
-    Lasting(re.compile(r"prometheus --config"), r"ready to receive web requests", 9090),
-)
-
-
 class Scene:
     """A copy of the project, a configuration, and a stand-in API; processes end with it.
 
@@ -89,17 +57,16 @@ class Scene:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "esms-exporter"
-        self.ports = {lasting.port: _free_port() for lasting in _LASTING}
+        self.ports = {lasting.port: _free_port() for lasting in LASTING}
         self._state = folder / "environ.sh"
         self._bin = folder / "bin"
         self._strict = folder / "strict"
         self._simulator = Simulator(accounts=[Account("main", KEY, KEY)])
-        self._running: dict[Lasting, _Running] = {}
+        self._running: dict[Lasting, Running] = {}
 
     async def __aenter__(self) -> Self:
         await self._simulator.__aenter__()
         shutil.copytree(ROOT, self.folder, ignore=_NOT_COPIED)
-        self.write("config.yaml", _CONFIG)
         example = self.folder / "config.example.yaml"
         example.write_text(self._to_the_stand_in(example.read_text()))
         trustme.CA().cert_pem.write_to_path(str(self.folder / "company.pem"))
@@ -132,15 +99,18 @@ class Scene:
         """Run a command; fail if it fails, or its output is not the one that is shown."""
         text = self._with_ports(command.text)
         _need(text)
-        lasting = next((kind for kind in _LASTING if kind.command.match(text)), None)
+        if "config.yaml" in text and not (self.folder / "config.yaml").exists():
+            self.write("config.yaml", _CONFIG)
+        lasting = next((kind for kind in LASTING if kind.command.match(text)), None)
         if lasting:
             await self._start(lasting, text, command.place)
             return
         if f"localhost:{self.ports[10375]}" in text and EXPORTER not in self._running:
-            await self._start(EXPORTER, "esms-exporter --config.file=config.yaml", command.place)
+            start = "esms-exporter --config.file=config.yaml"
+            await self.run(Command(command.place, start, ""))
         # What `curl` is answered is shown by the page, or is to be no error.
         curl = {} if command.shown else {"CURL_HOME": str(self._strict)}
-        running = _Running(await self._spawn(text, curl))
+        running = Running(await self._spawn(text, curl))
         code = await running.ended()
         told = f"{command.place}: `$ {text}` ended with {code}:\n{running.output}"
         assert code == 0, told
@@ -157,7 +127,7 @@ class Scene:
     async def _start(self, lasting: Lasting, text: str, place: str) -> None:
         await self._end(lasting)
         # In place of the shell, so that its exit code can be seen.
-        running = self._running[lasting] = _Running(await self._spawn(f"exec {text}", {}))
+        running = self._running[lasting] = Running(await self._spawn(f"exec {text}", {}))
         if not await running.says(lasting.up):
             del self._running[lasting]
             raise AssertionError(f"{place}: `$ {text}` ended:\n{running.output}")
@@ -243,53 +213,6 @@ class Scene:
         for shown, used in self.ports.items():
             text = re.sub(rf"\b{shown}\b", str(used), text)
         return text
-
-
-class _Running:
-    """A process and what it has said."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._said = bytearray()
-        self._reading = asyncio.create_task(self._read())
-
-    @property
-    def output(self) -> str:
-        return self._said.decode(errors="replace")
-
-    async def _read(self) -> None:
-        assert self._process.stdout
-        while chunk := await self._process.stdout.read(1 << 16):
-            self._said += chunk
-
-    async def says(self, pattern: str) -> bool:
-        """Wait until the output matches; return whether it does before the process ends."""
-        await until(lambda: self._reading.done() or bool(self._found(pattern)), TIMEOUT)
-        return bool(self._found(pattern))
-
-    def _found(self, pattern: str) -> re.Match[str] | None:
-        return re.search(pattern, self.output)
-
-    async def ended(self) -> int:
-        """Return the exit code; what does not end is killed."""
-        async with asyncio.timeout(TIMEOUT):
-            try:
-                await asyncio.shield(self._reading)
-                return await self._process.wait()
-            except asyncio.CancelledError:
-                await self.kill()
-                raise
-
-    async def interrupt(self) -> int:
-        """Press Ctrl-C, which reaches the whole group."""
-        os.killpg(self._process.pid, signal.SIGINT)
-        return await self.ended()
-
-    async def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await self._reading
-        await self._process.wait()
 
 
 def _need(text: str) -> None:
