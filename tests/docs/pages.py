@@ -39,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What stands after a prompt, and what is shown below it."""
+    """What stands after a prompt, and what is shown below it; `# ` is left before root's."""
 
     place: str
     text: str
@@ -86,7 +86,8 @@ def blocks(page: str) -> tuple[Block, ...]:
 def commands(block: Block) -> Iterator[Command]:
     """Yield the commands of a console block, each with the output that is shown of it."""
     lines = block.text.splitlines()
-    assert lines[0].startswith("$ "), f"{block.place}: a console block starts with `$ COMMAND`"
+    prompt = lines[0][:2]
+    assert prompt in {"$ ", "# "}, f"{block.place}: a console block starts with `$ COMMAND`"
     at = 0
     while at < len(lines):
         line, typed = block.line + 1 + at, [lines[at].removeprefix("$ ")]
@@ -96,7 +97,7 @@ def commands(block: Block) -> Iterator[Command]:
             typed.append(lines[at])
             at += 1
         shown = []
-        while at < len(lines) and not lines[at].startswith("$ "):
+        while at < len(lines) and not lines[at].startswith(prompt):
             shown.append(lines[at])
             at += 1
         yield Command(f"{block.page}:{line}", "\n".join(typed), "\n".join(shown).strip())

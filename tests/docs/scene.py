@@ -16,7 +16,7 @@ from typing import Self
 
 import trustme
 
-from exporter.simulator import Account, Simulator
+from exporter.simulator import Account, Plan, Simulator
 from tests.docs.pages import ROOT, Block, Command
 from tests.docs.running import EXPORTER, LASTING, Lasting, Running
 from tests.programs import program, unavailable
@@ -34,9 +34,17 @@ polling: {{interval: 1s}}
 watch:
   labels: [campaign]
   calls:
-    - 8eb2af6d-fb4c-4814-b9cc-4c0e3ed32edf
+    - reference_id: 6d8a1c2e-2f67-4c3b-9c55-0b8f0f4a7d11
+      labels: {{campaign: otp}}
   api: {{tokens: [{{name: program, token: {TOKEN}}}]}}
 """
+
+# What has become of the calls that the pages name, at the stand-in.
+_CALLS = {
+    "505139D7-54F8-48A9-88FA-9460A78731DD": Plan(ivr="1"),
+    "8eb2af6d-fb4c-4814-b9cc-4c0e3ed32edf": Plan(call_status="NO_ANSWERED", duration=0),
+    "6d8a1c2e-2f67-4c3b-9c55-0b8f0f4a7d11": Plan(queued=86_400),
+}
 
 _NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "node_modules", "dist", "build", "*.db*")
 
@@ -66,9 +74,13 @@ class Scene:
 
     async def __aenter__(self) -> Self:
         await self._simulator.__aenter__()
+        for call, plan in _CALLS.items():
+            self._simulator.add_call("main", call, plan)
         shutil.copytree(ROOT, self.folder, ignore=_NOT_COPIED)
         example = self.folder / "config.example.yaml"
         example.write_text(self._to_the_stand_in(example.read_text()))
+        self.write("token", TOKEN)
+        self.write("ids.csv", "reference_id\n" + "".join(f"{call}\n" for call in _CALLS))
         trustme.CA().cert_pem.write_to_path(str(self.folder / "company.pem"))
         self._make_programs()
         self._state.write_text("")
@@ -105,7 +117,8 @@ class Scene:
         if lasting:
             await self._start(lasting, text, command.place)
             return
-        if f"localhost:{self.ports[10375]}" in text and EXPORTER not in self._running:
+        asks = text.startswith("esms-exporter calls") or f"localhost:{self.ports[10375]}" in text
+        if asks and EXPORTER not in self._running:
             start = "esms-exporter --config.file=config.yaml"
             await self.run(Command(command.place, start, ""))
         # What `curl` is answered is shown by the page, or is to be no error.
@@ -141,7 +154,8 @@ class Scene:
 
     async def _spawn(self, text: str, more: Mapping[str, str]) -> asyncio.subprocess.Process:
         state = shlex.quote(str(self._state))
-        script = f". {state}\n{text}\ncode=$?\nexport -p > {state}\nexit $code\n"
+        keep = f"code=$?\nexport -p > {state}\necho \"cd '$PWD'\" >> {state}\nexit $code\n"
+        script = f". {state}\n{text}\n{keep}"
         return await asyncio.create_subprocess_exec(
             "sh",
             *("-c", script),
@@ -160,6 +174,7 @@ class Scene:
             "TMPDIR": str(self._bin.parent),
             "LANG": "C.UTF-8",
             "TOKEN": TOKEN,
+            "ESMS_EXPORTER_URL": f"http://127.0.0.1:{self.ports[10375]}",
             "ESMS_API_KEY": KEY,
             "ESMS_SECRET_KEY": KEY,
             # What is tested is the project itself, not the copy.

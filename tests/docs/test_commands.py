@@ -100,7 +100,8 @@ def test_commands_within_lines_exist(page: str) -> None:
     for span in pages.code_spans(page):
         match span.split(maxsplit=1):
             case ["esms-exporter", rest] if "[" not in rest:
-                assert (wrong := usage_error(shlex.split(rest))) is None, f"{page}: {wrong}"
+                arguments = shlex.split(re.split(r"\\?[|>&;)]", rest)[0])
+                assert (wrong := usage_error(arguments)) is None, f"{page}: `{span}`: {wrong}"
             case ["make", target] if re.fullmatch(r"[\w-]+", target):
                 assert f"\n{target}:" in makefile, f"{page}: the Makefile has no `{target}`"
             case ["python", rest] if rest.startswith("-m "):
