@@ -46,7 +46,9 @@ _CALLS = {
     "6d8a1c2e-2f67-4c3b-9c55-0b8f0f4a7d11": Plan(queued=86_400),
 }
 
-_NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "node_modules", "dist", "build", "*.db*")
+# What may lie in the project's folder and is no part of it: a user's own files above all.
+_MADE = {"__pycache__", "node_modules", "dist", "build", "prometheus-data"}
+_USERS = {"config.yaml", "prometheus.yml", "secrets"}
 
 # The program that a command needs, and what to install for it; Debian's names.
 _INSTALL = {
@@ -76,7 +78,7 @@ class Scene:
         await self._simulator.__aenter__()
         for call, plan in _CALLS.items():
             self._simulator.add_call("main", call, plan)
-        shutil.copytree(ROOT, self.folder, ignore=_NOT_COPIED)
+        shutil.copytree(ROOT, self.folder, ignore=_not_copied)
         example = self.folder / "config.example.yaml"
         example.write_text(self._to_the_stand_in(example.read_text()))
         self.write("token", TOKEN)
@@ -129,7 +131,7 @@ class Scene:
         assert code == 0, told
         if command.shown:
             assert _matches(self._with_ports(command.shown), running.output), (
-                f"{told}\nThe page shows (where `...` stands for anything, and times do not matter):\n{command.shown}"
+                f"{told}\nThe page shows (`...` is anything, times do not matter):\n{command.shown}"
             )
 
     async def end(self) -> None:
@@ -228,6 +230,19 @@ class Scene:
         for shown, used in self.ports.items():
             text = re.sub(rf"\b{shown}\b", str(used), text)
         return text
+
+
+def _not_copied(folder: str, names: list[str]) -> set[str]:
+    """Return what of a folder is no part of the project."""
+    return {
+        name
+        for name in names
+        if name[0] == "."
+        or name in _MADE
+        or ".db" in name
+        or (name in _USERS and Path(folder) == ROOT)
+        or Path(folder, name, "pyvenv.cfg").exists()
+    }
 
 
 def _need(text: str) -> None:
