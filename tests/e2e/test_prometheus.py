@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import ssl
 import subprocess
 from pathlib import Path
@@ -124,47 +122,3 @@ async def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
         subprocess.run, [promtool, "check", "metrics"], input=text, capture_output=True, check=False
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
-
-
-def test_the_alerts_of_the_documentation(tmp_path: Path) -> None:
-    """Sources that nobody calls are silent; what fails, or is not read any more, is told."""
-    document = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
-    (rules,) = re.findall(r"^```yaml\n(groups:.*?)^```", document, re.MULTILINE | re.DOTALL)
-    (tmp_path / "rules.yaml").write_text(rules)
-    success, errors = "esms_source_last_success_timestamp_seconds", "esms_source_errors_total"
-    series = {
-        f'{success}{{source="api"}}': "0x60",
-        f'{errors}{{source="api"}}': "0x60",
-        f'{success}{{source="files"}}': "0+60x60",
-        f'{errors}{{source="files"}}': "0x9 1x51",
-        f'{success}{{source="sql:good"}}': "0+60x60",
-        f'{errors}{{source="sql:good"}}': "0x60",
-        f'{success}{{source="sql:stale"}}': "0+60x20 1200x39",
-        f'{success}{{source="sql:never"}}': "0x60",
-        f'{errors}{{source="sql:never"}}': "1+1x60",
-    }
-    expected = {
-        ("12m", "SourceFails"): ["files", "sql:never"],
-        ("12m", "SourceIsStale"): ["sql:never"],
-        ("40m", "SourceFails"): ["sql:never"],
-        ("40m", "SourceIsStale"): ["sql:never", "sql:stale"],
-    }
-    alerts = [
-        {
-            "eval_time": at,
-            "alertname": name,
-            "exp_alerts": [{"exp_labels": {"source": source}} for source in sources],
-        }
-        for (at, name), sources in expected.items()
-    ]
-    values = [{"series": name, "values": value} for name, value in series.items()]
-    test = {"interval": "1m", "input_series": values, "alert_rule_test": alerts}
-    tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
-    (tmp_path / "tests.json").write_text(json.dumps(tests))
-    result = subprocess.run(
-        [program("promtool", "apt-get install prometheus"), "test", "rules", "tests.json"],
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,31 @@
+"""The rule files, read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RULES = sorted((ROOT / "monitoring" / "rules").glob("*.yaml"))
+CASES = sorted((ROOT / "monitoring" / "tests").glob("*.yaml"))
+
+Rule = dict[str, Any]  # Any: as a rule file has it
+
+
+def _rules() -> list[Rule]:
+    documents = [yaml.safe_load(path.read_text()) for path in RULES]
+    return [rule for file in documents for group in file["groups"] for rule in group["rules"]]
+
+
+ALERTS = [rule for rule in _rules() if "alert" in rule]
+NAMES = sorted({rule["alert"] for rule in ALERTS})
+RECORDED = {rule["record"]: str(rule["expr"]) for rule in _rules() if "record" in rule}
+EXPRESSIONS = [str(rule["expr"]) for rule in _rules()]
+
+
+def series_of(expression: str) -> set[str]:
+    """Return the names of the exporter's and of recorded series in an expression."""
+    return set(re.findall(r"\b(?:\w+:)?esms_\w+(?::\w+)?", expression))

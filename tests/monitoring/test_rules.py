@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from exporter.metrics.calls import CallMetrics
+from exporter.metrics.catalogue import Catalogue
+from tests.monitoring.rules import (
+    ALERTS,
+    CASES,
+    EXPRESSIONS,
+    NAMES,
+    RECORDED,
+    ROOT,
+    RULES,
+    series_of,
+)
+from tests.programs import program
+
+FIRES, SILENT = "fires", "stays silent"
+KINDS = (FIRES, SILENT, "survives a restart", "fires on the first failure")
+
+
+def promtool(*command: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    path = program("promtool", "apt-get install prometheus")
+    return subprocess.run([path, *command], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_promtool_accepts_the_rules() -> None:
+    checked = promtool("check", "rules", "--lint=all", "--lint-fatal", *RULES)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_cases(cases: Path) -> None:
+    tested = promtool("test", "rules", cases.name, folder=cases.parent)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def all_cases() -> dict[str, dict[str, Any]]:  # Any: as promtool has it
+    tests = [test for path in CASES for test in yaml.safe_load(path.read_text())["tests"]]
+    return {test["name"]: test for test in tests if test["name"].startswith("Esms")}
+
+
+def test_every_alert_has_its_cases() -> None:
+    cases = all_cases()
+    assert {f"{name} {kind}" for name in NAMES for kind in KINDS} <= cases.keys()
+    assert {name.split()[0] for name in cases} == set(NAMES)
+    fired = set()
+    for name in NAMES:
+        (case,) = cases[f"{name} {FIRES}"]["alert_rule_test"]
+        assert case["alertname"] == name
+        fired |= {(name, *(alert["exp_labels"].items())) for alert in case["exp_alerts"]}
+        counts = {
+            kind: {
+                sample["value"]
+                for test in cases[f"{name} {kind}"]["promql_expr_test"]
+                for sample in test["exp_samples"]
+                if f'ALERTS{{alertname="{name}", alertstate="firing"}}' in test["expr"]
+            }
+            for kind in KINDS
+        }
+        assert counts[SILENT] == {0}
+        assert max(counts[KINDS[3]]) > 0
+        assert counts[KINDS[2]]
+        values = [series["values"] for series in cases[f"{name} {KINDS[2]}"]["input_series"]]
+        assert any("stale" in value for value in values), f"{name}: nothing is ever away"
+    assert len(fired) >= len(ALERTS)
+
+
+def test_every_alert_says_what_to_do() -> None:
+    home = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Homepage"]
+    for rule in ALERTS:
+        assert re.fullmatch(r"Esms[A-Z]\w+", rule["alert"])
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert rule["annotations"]["summary"].endswith(".")
+        assert rule["annotations"]["description"].endswith((".", "{{ end }}."))
+        assert rule["annotations"]["runbook_url"] == f"{home}/docs/runbooks/{rule['alert']}.md"
+
+
+def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
+    pages = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
+    assert [page.stem for page in pages] == NAMES
+    for page in pages:
+        lines = page.read_text().splitlines()
+        assert lines[0] == f"# {page.stem}"
+        assert [line for line in lines if line.startswith("#")][1:] == ["## Look at", "## Do"]
+
+
+def test_the_documentation_names_alerts_that_there_are() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"\bEsms[A-Z]\w+", page.read_text())}
+    assert named == set(NAMES)
+
+
+def test_the_list_of_alerts() -> None:
+    page = (ROOT / "docs" / "alerts.md").read_text()
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(runbooks/\1\.md\) \| ([\w, ]+) \| .+ \| ([\w ]+) \|$", page, re.MULTILINE
+    )
+    assert sorted(rows) == [
+        (
+            name,
+            ", ".join(dict.fromkeys(rule["labels"]["severity"] for rule in rules)),
+            rules[0].get("for", "at once"),
+        )
+        for name in NAMES
+        if (rules := [rule for rule in ALERTS if rule["alert"] == name])
+    ]
+
+
+def test_thresholds_are_in_one_place() -> None:
+    page = (ROOT / "docs" / "alerts.md").read_text()
+    thresholds = {name: value for name, value in RECORDED.items() if name.startswith("global:")}
+    assert (
+        dict(re.findall(r"^\| `(global:[\w:]+)` \| ([\d.]+) \|", page, re.MULTILINE)) == thresholds
+    )
+    used = set().union(*(series_of(str(rule["expr"])) for rule in ALERTS))
+    assert {name for name in used if name.startswith("global:")} == thresholds.keys()
+    # Beside them, an alert compares with 0, with how fast a budget burns, or with another series.
+    for rule in ALERTS:
+        compared = re.findall(r"[<>=]=? *([\d.]+)(?![\d.]| \* \(1 - scalar)", str(rule["expr"]))
+        assert set(compared) <= {"0"}, rule["alert"]
+
+
+def test_the_list_of_recording_rules() -> None:
+    page = (ROOT / "docs" / "alerts.md").read_text().partition("## Recording rules")[2]
+    listed = set()
+    for first, more in re.findall(r"^\| `([\w:]+)`((?: `\.\.\.\w+`)*) \|", page, re.MULTILINE):
+        stem = re.sub(r"\d+[a-z]$", "", first)
+        listed |= {first, *(stem + window for window in re.findall(r"\.\.\.(\w+)", more))}
+    assert listed == {name for name in RECORDED if not name.startswith("global:")}
+    for name in listed:
+        assert re.fullmatch(r"account(_labels)?:esms_\w+:[a-z_]+\d+[mhd]", name)
+
+
+def test_rules_ask_for_metrics_that_there_are() -> None:
+    calls = CallMetrics(("main",), (), 1)
+    exposed = {
+        family.name + suffix
+        for family in (*Catalogue().families(), *calls.families())
+        for suffix in (("_bucket", "_sum", "_count") if family.kind == "histogram" else ("",))
+    }
+    for expression in EXPRESSIONS:
+        assert series_of(expression) <= exposed | RECORDED.keys(), expression
+        assert not re.search(r"\bavg", expression), "a mean of ratios is no ratio"
+    for page in (ROOT / "docs" / "alerts.md", *(ROOT / "docs" / "runbooks").glob("*.md")):
+        assert series_of(page.read_text()) <= exposed | RECORDED.keys(), page.name
