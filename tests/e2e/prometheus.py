@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -20,15 +22,19 @@ class Prometheus(Process):
         folder: where it works.
         target: what it scrapes.
         scrape: more lines of its scrape configuration.
+        rules: rule files, evaluated every second.
     """
 
-    def __init__(self, folder: Path, target: str, scrape: str = "") -> None:
+    def __init__(
+        self, folder: Path, target: str, scrape: str = "", rules: Iterable[Path] = ()
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         config = folder / "prometheus.yml"
         config.write_text(
-            "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
+            "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\n"
+            f"rule_files: {json.dumps([str(path) for path in rules])}\n"
             "scrape_configs:\n  - job_name: esms\n    static_configs:\n"
             f"      - targets: ['{target}']\n{scrape}"
         )
@@ -44,16 +50,25 @@ class Prometheus(Process):
 
     async def query(self, expression: str) -> dict[tuple[str, ...], float]:
         """Return the value of each series by its labels' values, sorted by the labels' names."""
+        data = await self._ask("query", query=expression)
+        return {
+            tuple(value for _, value in sorted(series["metric"].items())): float(series["value"][1])
+            for series in data["result"]
+        }
+
+    async def rules(self) -> list[dict[str, Any]]:  # Any: as Prometheus' API describes them
+        """Return every rule, with its health and last error."""
+        return [rule for group in (await self._ask("rules"))["groups"] for rule in group["rules"]]
+
+    async def _ask(self, path: str, **parameters: str) -> dict[str, Any]:
         async with (
             aiohttp.ClientSession() as http,
-            http.get(f"http://{self.address}/api/v1/query", params={"query": expression}) as answer,
+            http.get(f"http://{self.address}/api/v1/{path}", params=parameters) as answer,
         ):
             document = await answer.json()
         assert document["status"] == "success", document
-        return {
-            tuple(value for _, value in sorted(series["metric"].items())): float(series["value"][1])
-            for series in document["data"]["result"]
-        }
+        data: dict[str, Any] = document["data"]
+        return data
 
     async def until(
         self, expression: str, holds: Callable[[dict[tuple[str, ...], float]], bool]

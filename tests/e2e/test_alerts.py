@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from exporter.simulator import Account, AccountState, Plan, Simulator
+from tests.e2e.processes import Exporter
+from tests.e2e.prometheus import Prometheus
+from tests.monitoring.rules import RULES
+
+MAIN, HOTLINE = Account("main", "key-main", "s"), Account("hotline", "key-hotline", "s")
+FIRING = 'sum by (alertname, account, campaign, severity) (ALERTS{alertstate="firing"})'
+
+
+def configure(folder: Path, simulator: Simulator, calls: dict[str, str]) -> Path:
+    accounts = "".join(
+        f"  - {{name: {account.name}, api_key: {account.api_key}, secret_key: s, "
+        f"base_url: '{simulator.url}', rate_limit: 200}}\n"
+        for account in (MAIN, HOTLINE)
+    )
+    listed = "".join(
+        f"    - {{reference_id: {name}, account: {account}, labels: {{campaign: otp}}}}\n"
+        for name, account in calls.items()
+    )
+    config = folder / "config.yaml"
+    config.write_text(
+        f"accounts:\n{accounts}polling: {{interval: 500ms, max_interval: 1s}}\n"
+        f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
+        f"watch:\n  labels: [campaign]\n  calls:\n{listed}"
+    )
+    return config
+
+
+def documented() -> list[str]:
+    """Return the queries that the pages on alerts advise."""
+    docs = RULES[0].parents[2] / "docs"
+    text = "\n".join(page.read_text() for page in (*docs.glob("runbooks/*.md"), docs / "alerts.md"))
+    blocks = re.findall(r"^```promql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"(?<!`)`((?:sum|histogram_quantile|account\w*:)[^`]*)`", text)
+    assert blocks
+    assert len(inline) > 20
+    return blocks + inline
+
+
+async def test_alerts_fire_where_there_is_trouble(tmp_path: Path) -> None:
+    """A revoked account and failing calls, each told of within seconds; and nothing else."""
+    async with Simulator(accounts=(MAIN, HOTLINE)) as simulator:
+        calls = {"waits-main": "main", "waits-hotline": "hotline"}
+        for name, account in calls.items():
+            simulator.add_call(account, name, Plan(queued=600))
+        async with Exporter(configure(tmp_path, simulator, calls)) as exporter:
+            target = (await exporter.ready()).removeprefix("http://")
+            async with Prometheus(tmp_path, target, rules=RULES) as prometheus:
+                await prometheus.until(
+                    "sum by (account) (esms_account_authorized) "
+                    "and on () global:esms_call_success:objective",
+                    lambda found: found == {("main",): 1.0, ("hotline",): 1.0},
+                )
+                await prometheus.until("ALERTS", lambda found: not found)
+
+                simulator.put_account(replace(HOTLINE, state=AccountState.REVOKED))
+                refused = ("hotline", "EsmsCredentialsRefused", "critical")
+                await prometheus.until(FIRING, lambda found: found.keys() == {refused})
+
+                # Enough of them to be taken seriously.
+                calls |= {f"fails-{number}": "main" for number in range(30)}
+                for name in calls.keys() - {"waits-main", "waits-hotline"}:
+                    simulator.add_call("main", name, Plan(call_status="", sent_result=0))
+                configure(tmp_path, simulator, calls)
+                failed = ("main", "EsmsCallFailed", "otp", "info")
+                failing = ("main", "EsmsCallsFailing", "critical")
+                burning = ("main", "EsmsCallSuccessBudgetBurn", "critical")
+                await prometheus.until(
+                    FIRING, lambda found: found.keys() >= {refused, failed, failing}
+                )
+                assert (await prometheus.query(FIRING)).keys() <= {
+                    refused, failed, failing, burning
+                }  # fmt: skip
+
+                assert await prometheus.query("account:esms_calls_success:ratio_increase30m") == {
+                    ("account:esms_calls_success:ratio_increase30m", "main", "esms"): 0.0
+                }
+                kept = 'account_labels:esms_calls_success:ratio_increase30m{campaign="otp"}'
+                assert await prometheus.query(f"sum by (account, campaign) ({kept})") == {
+                    ("main", "otp"): 0.0
+                }
+                for rule in await prometheus.rules():
+                    assert not rule.get("lastError"), rule
+                for query in documented():
+                    await prometheus.query(query)
+
+                # What fires stays while the exporter is away for a moment.
+                await exporter.kill()
+                await prometheus.until(
+                    "count_over_time((up == 0)[10s:1s])",
+                    lambda found: max(found.values(), default=0) >= 3,
+                )
+                assert (await prometheus.query(FIRING)).keys() >= {refused, failed, failing}
