@@ -9,12 +9,14 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 
 import exporter
 from exporter.config import Config
 from exporter.errors import ExporterError
+from exporter.notify import Notifier
 from exporter.service import Service, collector_at_rest
 from exporter.web.server import WebOptions, WebServer
 
@@ -83,19 +85,34 @@ async def serve(
     stop = Stop()
     service = Service(load, changed)
     server = WebServer(service, web)
-    async with stop.listening():
+    async with stop.listening(), _telling(service) as notifier:
         try:
             listening = await _start(service, server)
+            notifier.ready(_summary(service))
             if beside is None:
-                await _until_stopped(service, server, stop)
+                await _until_stopped(service, server, stop, notifier)
             else:
                 async with asynccontextmanager(beside)(service, listening):
-                    await _until_stopped(service, server, stop)
+                    await _until_stopped(service, server, stop, notifier)
             _log.info("stopping")
         finally:
+            notifier.stopping()
             await service.stop()
             await server.stop()
     _log.info("stopped")
+
+
+@asynccontextmanager
+async def _telling(service: Service) -> AsyncIterator[Notifier]:
+    """Tell systemd how things are while the block runs: from the start to the end of the drain."""
+    notifier = Notifier()
+    beat = asyncio.create_task(notifier.beat(partial(_summary, service)))
+    service.guard(beat)
+    try:
+        yield notifier
+    finally:
+        beat.cancel()
+        notifier.close()
 
 
 async def _start(service: Service, server: WebServer) -> list[str]:
@@ -110,8 +127,18 @@ async def _start(service: Service, server: WebServer) -> list[str]:
     return listening
 
 
-async def _until_stopped(service: Service, server: WebServer, stop: Stop) -> None:
-    reloads = asyncio.create_task(_reload_on_signal(server, stop))
+def _summary(service: Service) -> str:
+    """Return in a line how the exporter is."""
+    if reasons := service.not_ready():
+        return "; ".join(reasons)
+    bad = "" if service.metrics.reload_successful.labels().value else "; configuration not reloaded"
+    return f"{service.calls.count} calls of {len(service.accounts)} accounts watched{bad}"
+
+
+async def _until_stopped(
+    service: Service, server: WebServer, stop: Stop, notifier: Notifier
+) -> None:
+    reloads = asyncio.create_task(_reload_on_signal(service, server, stop, notifier))
     stopped = asyncio.create_task(stop.stopping.wait())
     try:
         done, _ = await asyncio.wait(
@@ -124,11 +151,16 @@ async def _until_stopped(service: Service, server: WebServer, stop: Stop) -> Non
             task.cancel()
 
 
-async def _reload_on_signal(server: WebServer, stop: Stop) -> None:
+async def _reload_on_signal(
+    service: Service, server: WebServer, stop: Stop, notifier: Notifier
+) -> None:
     while True:
         await stop.reload.wait()
         stop.reload.clear()
+        notifier.reloading()
         try:
             await server.reload()
         except ExporterError:
-            continue  # logged and counted where it happened
+            pass  # logged and counted where it happened
+        finally:
+            notifier.ready(_summary(service))
