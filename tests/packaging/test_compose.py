@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from exporter.config import load_config
+from tests.e2e.processes import Exporter, Process, total
+from tests.packaging.compose import FOLDER, project, variables
+from tests.programs import program
+
+DEMO = variables("demo.env")
+
+
+def mounts(service: dict[str, Any]) -> dict[str, Path]:
+    """Return the folders of this repository that a service sees, by where it sees them."""
+    return {
+        volume["target"]: FOLDER / volume["source"]
+        for volume in service["volumes"]
+        if volume["type"] == "bind"
+    }
+
+
+def inside(service: dict[str, Any], path: str) -> Path:
+    """Return the file of this repository that a service sees at a path."""
+    target = max((t for t in mounts(service) if path.startswith(t)), key=len)
+    return mounts(service)[target] / path.removeprefix(target).lstrip("/")
+
+
+def option(service: dict[str, Any], name: str) -> str:
+    (value,) = (o.partition("=")[2] for o in service["command"] if o.startswith(f"{name}="))
+    return str(value)
+
+
+def test_the_files_of_variables_set_what_has_to_be_set() -> None:
+    needed = set(re.findall(r"\$\{(\w+):\?", (FOLDER / "compose.yaml").read_text()))
+    assert variables("example.env").keys() == needed
+    assert DEMO.keys() == needed | {"COMPOSE_PROFILES", "ESMS_BASE_URL"}
+    services = project(DEMO)["services"]
+    profiles = {profile for s in services.values() for profile in s.get("profiles", ())}
+    assert profiles == {DEMO["COMPOSE_PROFILES"]}
+
+
+def test_every_service_is_confined_and_sees_folders_that_exist() -> None:
+    services = project(DEMO)["services"]
+    assert {"exporter", "prometheus", "alertmanager", "grafana", "simulator"} <= services.keys()
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        # What is not for others is published on the machine itself alone.
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ())), name
+        binds = [v for v in service.get("volumes", ()) if v["type"] == "bind"]
+        assert all(v["read_only"] for v in binds), name
+        for volume in binds:
+            assert (FOLDER / volume["source"]).is_dir(), volume["source"]
+
+
+def test_hosts_that_files_name_are_services() -> None:
+    services = project(DEMO)["services"]
+    files = ["prometheus/prometheus.yml", "grafana/datasources/prometheus.yaml", "demo.env"]
+    text = "".join((FOLDER / file).read_text() for file in files)
+    found = re.findall(r"(?:http://|targets: \[)([\w-]+):(\d+)", text)
+    assert len(found) >= 5
+    hosts = {host for host, _ in found} - {"localhost"}
+    assert hosts <= services.keys()
+
+
+def test_prometheus_takes_its_configuration_and_the_rules(tmp_path: Path) -> None:
+    service = project(DEMO)["services"]["prometheus"]
+    promtool = program("promtool", "apt-get install prometheus")
+    text = inside(service, option(service, "--config.file")).read_text()
+    (pattern,) = yaml.safe_load(text)["rule_files"]
+    where = str(inside(service, pattern))
+    config = tmp_path / "prometheus.yml"
+    config.write_text(text.replace(pattern, where))
+    shown = subprocess.run(
+        [promtool, "check", "config", str(config)], capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    rules = Path(where).parent
+    assert f"{len([*rules.glob('*.y*ml')])} rule files found" in shown.stdout
+
+
+def test_alertmanager_takes_its_configuration() -> None:
+    service = project(DEMO)["services"]["alertmanager"]
+    config = inside(service, option(service, "--config.file"))
+    amtool = program("amtool", "apt-get install prometheus-alertmanager")
+    for severity, receiver in (
+        ("critical", "whoever-is-on-call"),
+        ("warning", "people"),
+        ("info", "nobody"),
+    ):
+        shown = subprocess.run(
+            [
+                *(amtool, "config", "routes", "test", f"--config.file={config}"),
+                *(f"--verify.receivers={receiver}", f"severity={severity}"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+
+
+def test_grafana_looks_where_the_dashboards_are() -> None:
+    service = project(DEMO)["services"]["grafana"]
+    file = inside(service, "/etc/grafana/provisioning/dashboards/esms.yaml")
+    provider = yaml.safe_load(file.read_text())
+    path = provider["providers"][0]["options"]["path"]
+    assert mounts(service)[path] == FOLDER / "../../monitoring/dashboards"
+
+
+def test_the_exporter_has_the_time_to_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = project(DEMO)["services"]["exporter"]
+    for name, value in service["environment"].items():
+        monkeypatch.setenv(name, value)
+    config = load_config(inside(service, "/etc/esms-exporter/config.yaml"))
+    grace = float(service["stop_grace_period"].removesuffix("s"))
+    assert grace >= config.shutdown_timeout + 5
+
+
+async def test_the_demo_counts_calls(tmp_path: Path) -> None:
+    services = project(DEMO)["services"]
+    simulator = Process(
+        [
+            *(sys.executable, "-m", "exporter"),
+            *(o.replace("=:10376", "=127.0.0.1:0") for o in services["simulator"]["command"]),
+        ],
+        tmp_path / "simulator.log",
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        inside(services["exporter"], "/etc/esms-exporter/config.yaml").read_text()
+        + f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\npolling: {{interval: 1s}}\n"
+    )
+    async with simulator:
+        url = (await simulator.says(r"(http://127\.0\.0\.1:\d+)"))[1]
+        environ = services["exporter"]["environment"]
+        base = environ["ESMS_BASE_URL"].replace("http://simulator:10376", url)
+        environ |= {"ESMS_BASE_URL": base}
+        async with Exporter(config, environ=environ) as exporter:
+            environ = services["caller"]["environment"]
+            environ |= {"ESMS_EXPORTER_URL": await exporter.ready()}
+            python, script = services["caller"]["entrypoint"]
+            assert python == "python"
+            command = [sys.executable, str(inside(services["caller"], script))]
+            async with Process(command, tmp_path / "caller.log", environ) as caller:
+                samples = await exporter.until(lambda s: total(s, "esms_calls_total") > 3, 120)
+                assert caller.output == ""
+    assert total(samples, "esms_calls_total", campaign="otp") > 0
