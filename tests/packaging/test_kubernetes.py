@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from deploy.rules import written
+from exporter.config import load_config
+from tests.e2e.processes import Exporter
+from tests.packaging.manifests import BASE, Manifests, kustomized, problem, templated
+from tests.programs import program
+
+EVERYTHING = ("--set=serviceMonitor.enabled=true,prometheusRule.enabled=true",)
+OPERATOR = {"ServiceMonitor", "PrometheusRule"}
+SECRET = yaml.safe_load((BASE / "secret.example.yaml").read_text())
+
+
+@pytest.fixture(params=["kustomize", "helm"])
+def manifests(request: pytest.FixtureRequest) -> Manifests:
+    return kustomized() if request.param == "kustomize" else templated(*EVERYTHING)
+
+
+def pod_of(manifests: Manifests) -> dict[str, Any]:
+    pod: dict[str, Any] = manifests["StatefulSet"]["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(manifests: Manifests) -> dict[str, Any]:
+    (container,) = pod_of(manifests)["containers"]
+    found: dict[str, Any] = container
+    return found
+
+
+def test_kubernetes_knows_all_that_is_said(manifests: Manifests) -> None:
+    assert manifests.keys() == OPERATOR | {
+        *("StatefulSet", "Service", "ServiceAccount", "ConfigMap", "NetworkPolicy")
+    }
+    for kind in manifests.keys() - OPERATOR:
+        assert problem(manifests[kind]) is None
+    assert problem(SECRET) is None
+    # The schemas do see what is wrong.
+    container_of(manifests)["readyProbe"] = {}
+    assert "readyProbe" in (problem(manifests["StatefulSet"]) or "")
+
+
+def test_the_pod_meets_the_restricted_standard(manifests: Manifests) -> None:
+    pod, container = pod_of(manifests), container_of(manifests)
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65534,
+        "runAsGroup": 65534,
+        "fsGroup": 65534,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {key for volume in pod["volumes"] for key in volume} == {"name", "configMap", "secret"}
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & pod.keys()
+    assert pod["automountServiceAccountToken"] is False
+    assert manifests["ServiceAccount"]["automountServiceAccountToken"] is False
+    assert {"cpu", "memory"} == container["resources"]["requests"].keys()
+    assert "memory" in container["resources"]["limits"]
+
+
+def test_one_exporter_at_a_time_has_the_ledger(manifests: Manifests) -> None:
+    spec = manifests["StatefulSet"]["spec"]
+    assert spec["replicas"] == 1
+    (claim,) = spec["volumeClaimTemplates"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    (mount,) = (m for m in container_of(manifests)["volumeMounts"] if not m.get("readOnly"))
+    # The image's working directory, where the ledger is by default.
+    assert (mount["name"], mount["mountPath"]) == (claim["metadata"]["name"], "/data")
+
+
+def test_everything_finds_the_pod(manifests: Manifests) -> None:
+    labels = manifests["StatefulSet"]["spec"]["template"]["metadata"]["labels"].items()
+    service = manifests["Service"]
+    assert manifests["StatefulSet"]["spec"]["serviceName"] == service["metadata"]["name"]
+    for selector in (
+        manifests["StatefulSet"]["spec"]["selector"]["matchLabels"],
+        manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        service["spec"]["selector"],
+    ):
+        assert selector
+        assert selector.items() <= labels
+    (port,) = container_of(manifests)["ports"]
+    assert port == {"name": "http", "containerPort": 10375}
+    (served,) = service["spec"]["ports"]
+    assert (served["name"], served["port"], served["targetPort"]) == ("http", 10375, port["name"])
+    (let_in,) = manifests["NetworkPolicy"]["spec"]["ingress"]
+    assert let_in["ports"] == [{"protocol": "TCP", "port": port["name"]}]
+
+
+def test_the_operator_is_told_what_to_scrape(manifests: Manifests) -> None:
+    monitor, service = manifests["ServiceMonitor"], manifests["Service"]
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    spec = monitor["spec"]
+    assert spec.keys() == {"selector", "jobLabel", "endpoints"}
+    assert spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service["metadata"]["labels"][spec["jobLabel"]] == "esms-exporter"
+    (endpoint,) = spec["endpoints"]
+    assert endpoint.keys() <= {"port", "interval", "scheme"}
+    assert endpoint["port"] == service["spec"]["ports"][0]["name"]
+
+
+def test_the_rules_are_those_of_monitoring(manifests: Manifests, tmp_path: Path) -> None:
+    for path, text in written().items():
+        assert path.read_text() == text, "out of date: python -m deploy.rules"
+    spec = manifests["PrometheusRule"]["spec"]
+    (text,) = (text for path, text in written().items() if path.name == "rules.yaml")
+    assert spec == yaml.safe_load(text)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump(spec))
+    promtool = program("promtool", "apt-get install prometheus")
+    shown = subprocess.run(
+        [promtool, "check", "rules", str(rules)], capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+
+
+def test_the_drain_fits_and_the_configuration_is_good(manifests: Manifests, tmp_path: Path) -> None:
+    config = load_config(mounted(manifests, tmp_path))
+    assert pod_of(manifests)["terminationGracePeriodSeconds"] >= config.shutdown_timeout + 10
+
+
+async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(
+    manifests: Manifests, tmp_path: Path
+) -> None:
+    container = container_of(manifests)
+    config = mounted(manifests, tmp_path)
+    with config.open("a") as file:
+        file.write(f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n")
+    first, *options = container["args"]
+    assert first == "--config.file=/etc/esms-exporter/config.yaml"
+    async with Exporter(config, *options) as exporter, aiohttp.ClientSession() as http:
+        url = await exporter.ready()
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asked = container[probe]["httpGet"]
+            assert asked["port"] == container["ports"][0]["name"]
+            async with http.get(url + asked["path"]) as answer:
+                assert answer.status == 200, asked
+
+
+def mounted(manifests: Manifests, folder: Path) -> Path:
+    """Lay the files out as the pod's volumes do; return the configuration."""
+    pod, container = pod_of(manifests), container_of(manifests)
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    names = {v["name"]: v.get("configMap", {}).get("name") for v in pod["volumes"]}
+    assert names["config"] == manifests["ConfigMap"]["metadata"]["name"]
+    assert mounts["config"]["mountPath"] == "/etc/esms-exporter"
+    (secret,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
+    assert secret["defaultMode"] == 0o400
+    assert mounts["keys"]["readOnly"]
+    keys = folder / "keys"
+    keys.mkdir()
+    for name, value in SECRET["stringData"].items():
+        (keys / name).write_text(value)
+        (keys / name).chmod(0o400)
+    text = manifests["ConfigMap"]["data"]["config.yaml"]
+    config = folder / "config.yaml"
+    config.write_text(text.replace(mounts["keys"]["mountPath"] + "/", f"{keys}/"))
+    return config
