@@ -26,6 +26,9 @@ class AccountStatus:
         lag: for how long the first of them has been due, in seconds.
         paused: the kind of trouble that paused it, if any.
         paused_until: when it may be asked again (Unix time).
+        code: the result code that came with the pause, if any.
+        message: what was said then, by the provider or by the request that failed.
+        last_success: when an answer was good (Unix time); 0 before the first.
     """
 
     name: str
@@ -35,6 +38,9 @@ class AccountStatus:
     lag: float
     paused: Outcome | None
     paused_until: float | None
+    code: str | None = None
+    message: str = ""
+    last_success: float = 0.0
 
 
 class Account:
@@ -66,6 +72,7 @@ class Account:
     def status(self) -> AccountStatus:
         """The account's line of the status page."""
         poller = self.poller
+        said = poller.paused_by if poller.paused else None
         return AccountStatus(
             poller.account,
             poller.authorized,
@@ -73,6 +80,9 @@ class Account:
             *poller.overdue(),
             poller.paused,
             poller.paused_until,
+            said.code if said else None,
+            said.message if said else "",
+            self.metrics.last_success.value,
         )
 
     def change(self, config: Config, wish: AccountConfig) -> Coroutine[None, None, None] | None:

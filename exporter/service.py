@@ -102,6 +102,7 @@ class Service:
         self._loaded.append(config)
         await self.ledger.open(config.ledger.url)
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
+        await self.calls.recall()
 
     async def start(self) -> None:
         """Take in the configured calls and begin to poll.
@@ -136,7 +137,7 @@ class Service:
             if isinstance(error, LedgerError):
                 # Nothing is wrong with it, and no change of it will come.
                 self._reload_at = time.monotonic() + RETRY_SOON
-            self.metrics.loaded(CONFIG_SOURCE, good=False)
+            self.metrics.loaded(CONFIG_SOURCE, problem=str(error))
             self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
             _log.error("configuration not reloaded", problems=str(error))
             raise
@@ -209,7 +210,7 @@ class Service:
         for name in sorted(self._to_load):
             await self._load_calls(name)
             self._to_load.discard(name)
-        self.metrics.loaded(CONFIG_SOURCE, good=True)
+        self.metrics.loaded(CONFIG_SOURCE)
         self.metrics.reload_timestamp.labels().value = time.time()
         self.metrics.source_errors.labels(CONFIG_SOURCE)
         self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()

@@ -11,13 +11,15 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 import structlog
 
 from exporter.account import Account
-from exporter.calls import Finished, ReferenceId, verdict
+from exporter.calls import Finished, ReferenceId, WatchedCall, verdict
 from exporter.esms.answers import Answer
+from exporter.history import Histories
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
     CallRecord,
     Committed,
     Count,
+    Ended,
     Labels,
     NewCall,
     Observation,
@@ -45,6 +47,7 @@ class Watching:
         ledger: the durable record.
         inbox: gathers what programs push; to be run.
         call_metrics: what is shown of finished calls; replaced with the configuration.
+        histories: what has become of calls lately.
         max_calls: how many calls may be watched at a time.
     """
 
@@ -53,12 +56,22 @@ class Watching:
         self.ledger = Ledger(metrics, self._committed)
         self.inbox = Inbox(self._push)
         self.call_metrics = CallMetrics((), (), 1)
+        self.histories = Histories()
         self.max_calls: float = math.inf
 
     @property
     def count(self) -> int:
         """How many calls are polled."""
         return sum(len(account.poller.calls) for account in self._accounts.values())
+
+    async def recall(self) -> None:
+        """Take up what has become of calls lately; before anything is committed.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        since = self.histories.start(time.time())
+        self.histories.recall(*await self.ledger.call(self.ledger.store.recent, since))
 
     async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
         """Take calls in and poll the new ones; see `Store.watch`.
@@ -215,7 +228,13 @@ class Watching:
                 account.poller.forget(call.id)
             else:
                 account.poller.settle(call, found, at)
+                if isinstance(found, Finished):
+                    self.histories.add(_ended(name, call, found, at))
                 if debug:
                     _log.debug(
                         "observed", account=name, reference_id=call.reference_id, found=found
                     )
+
+
+def _ended(account: str, call: WatchedCall, found: Finished, at: float) -> Ended:
+    return Ended(account, call.reference_id, found.result, found.status, call.first_watched, at)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from exporter.calls import Finished, PollAgain, ReferenceId, WatchedCall
+from exporter.calls import Finished, PollAgain, ReferenceId, Result, Status, WatchedCall
 from exporter.ledger.totals import Cell
 
 CHUNK: Final = 1_000
@@ -86,6 +86,17 @@ class CallRecord(NamedTuple):
     duration: float | None
     key: str | None
     finished_at: float | None
+
+
+class Ended(NamedTuple):
+    """A call that has finished, for people who look; times are Unix times."""
+
+    account: str
+    reference_id: str
+    result: Result
+    status: Status
+    first_watched: float
+    finished_at: float
 
 
 class Tally(NamedTuple):

@@ -23,6 +23,7 @@ from exporter.ledger.bulk import fetch, given, listed, packed
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import RECORD, page, records
+from exporter.ledger.recent import Past, recent
 from exporter.ledger.records import (
     CHUNK,
     DELETED,
@@ -188,6 +189,11 @@ class Store:
             found = select(accounts.c.id).where(accounts.c.name.in_(list(names)))
             rows = connection.scalars(found).all()
             return records(connection, page(rows, state, result, after, limit))
+
+    def recent(self, since: float) -> Past:
+        """Return what has finished since a Unix time; see `exporter.ledger.recent`."""
+        with self._database.begin() as connection:
+            return recent(connection, since)
 
     def find(self, account: str, reference_id: str) -> CallRecord | None:
         """Return a call, if it is known; also one that was deleted, with that as its state."""

@@ -39,6 +39,10 @@ class Catalogue:
     """The metrics of polling, of the ledger and of the exporter itself.
 
     Those of finished calls are in `exporter.metrics.calls`: their labels are the user's.
+
+    Attributes:
+        not_loaded: what is wrong with a configuration that could not be loaded, by its name.
+        troubles: what is wrong with a watch source now, by its name.
     """
 
     def __init__(self) -> None:
@@ -150,20 +154,22 @@ class Catalogue:
         for single in (self.reload_successful, self.reload_timestamp):
             single.labels()
         self.build_info.labels(exporter.__version__, platform.python_version()).value = 1.0
-        self._not_loaded: set[str] = set()
+        self.not_loaded: dict[str, str] = {}
+        self.troubles: dict[str, str] = {}
 
-    def loaded(self, what: str, *, good: bool) -> None:
+    def loaded(self, what: str, problem: str | None = None) -> None:
         """Note that a configuration was loaded, or could not be.
 
         Args:
             what: which one.
-            good: whether it is in force now.
+            problem: what is wrong, where it could not.
         """
-        if good:
-            self._not_loaded.discard(what)
-        else:
-            self._not_loaded.add(what)
-        self.reload_successful.labels().value = float(not self._not_loaded)
+        _note(self.not_loaded, what, problem)
+        self.reload_successful.labels().value = float(not self.not_loaded)
+
+    def trouble(self, source: str, problem: str | None) -> None:
+        """Note what is wrong with a watch source now, or that nothing is."""
+        _note(self.troubles, source, problem)
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield every metric, in the order above."""
@@ -180,6 +186,8 @@ class Catalogue:
                 family.labels(source)
             else:
                 family.remove("source", source)
+        if not shown:
+            self.troubles.pop(source, None)
 
     def remove_account(self, account: str) -> None:
         """Drop an account's series."""
@@ -215,3 +223,10 @@ class AccountMetrics:
             outcome: catalogue.callbacks.labels(account, outcome.value)
             for outcome in CallbackOutcome
         }
+
+
+def _note(problems: dict[str, str], name: str, problem: str | None) -> None:
+    if problem is None:
+        problems.pop(name, None)
+    else:
+        problems[name] = problem

@@ -107,6 +107,10 @@ class Family(Generic[Series]):
             series = self._series[values] = self._make(self.name, rendered)
         return series
 
+    def series(self) -> Iterator[tuple[tuple[str, ...], Series]]:
+        """Yield every series with its label values."""
+        yield from self._series.items()
+
     def remove(self, name: str, value: str) -> None:
         """Drop every series whose label `name` has this value."""
         if name in self.label_names:

@@ -70,6 +70,7 @@ class Poller:
         self.provider = provider
         self.calls: dict[int, WatchedCall] = {}
         self.authorized: bool | None = None  # before an answer could tell
+        self.paused_by: Answer | None = None  # the answer that the last pause began with
         self._settings = settings
         self._metrics = metrics
         self._observe = observe
@@ -217,8 +218,7 @@ class Poller:
         if self._stopping:
             return None
         now = self._loop.time()
-        wait = self._pace.wait(now)
-        if wait > 0:
+        if (wait := self._pace.wait(now)) > 0:
             self._wake_at(now + wait)
             return None
         if (found := self._schedule.pop(now)) is None:
@@ -238,9 +238,8 @@ class Poller:
                 return
             self._timer.cancel()
         self._timer_at = when
-        self._timer = self._loop.call_later(
-            max(_TIMER_GRAIN, when - self._loop.time()), self._on_timer
-        )
+        wait = max(_TIMER_GRAIN, when - self._loop.time())
+        self._timer = self._loop.call_later(wait, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -289,6 +288,7 @@ class Poller:
         pace = self._pace
         was, trial = pace.reason, pace.on_trial
         if pace.answered(outcome, answer.retry_after, sent_at, now):
+            self.paused_by = answer
             self._metrics.paused_until.value = wall + pace.paused_until - now
             if was is not pace.reason:
                 _log.warning(

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -27,6 +28,9 @@ PREFIX: Final = "file:"
 """Before a file's path, its name in the ledger."""
 
 MAX_FILES: Final = 10_000
+
+SHOWN: Final = 10
+"""Files whose problems are shown at a time."""
 
 RETRY_EVERY: Final = 60.0
 """Seconds after which calls that there was no room for are tried again."""
@@ -129,6 +133,8 @@ class CallFiles:
                 self._say(path, "cannot be read: no such file")
         if patterns and not self._failing:
             self._metrics.source_last_success.labels(SOURCE).value = time.time()
+        troubles = islice(self._failing.items(), SHOWN)
+        self._metrics.trouble(SOURCE, "\n".join(starmap(_with_path, troubles)) or None)
 
     async def _take(self, change: Change, *, tell: bool) -> None:
         settings, path = self._settings, change.path
@@ -224,6 +230,10 @@ def _readable(patterns: Sequence[str]) -> tuple[list[str], str | None]:
     if odd := len(paths) - len(readable):
         return readable, f"finds {odd} files whose names are no printable text"
     return paths, f"finds over {MAX_FILES} files" if len(paths) > MAX_FILES else None
+
+
+def _with_path(path: str, problem: str) -> str:
+    return problem if problem.startswith(path) else f"{path}: {problem}"
 
 
 def _new_calls(calls: Iterable[CallConfig]) -> Iterator[NewCall]:

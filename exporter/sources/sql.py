@@ -114,6 +114,7 @@ class SqlSources:
             if end.whole:
                 last = now
                 self._metrics.source_last_success.labels(query.source).value = time.time()
+            self._metrics.trouble(query.source, end.problem or None)
             if end.problem:
                 self._metrics.source_errors.labels(query.source).value += 1
                 if not end.kinds <= said:

@@ -147,10 +147,10 @@ class WebServer:
         try:
             self._access.use(await asyncio.to_thread(self._config.load))
         except ConfigError as error:
-            self._service.metrics.loaded("web configuration", good=False)
+            self._service.metrics.loaded("web configuration", problem=str(error))
             _log.error("web configuration not reloaded", problems=str(error))
             raise
-        self._service.metrics.loaded("web configuration", good=True)
+        self._service.metrics.loaded("web configuration")
         _log.info("web configuration reloaded")
 
     async def _look_for_changes(self, config: ConfigFile[WebConfig]) -> None:

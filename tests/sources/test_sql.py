@@ -82,6 +82,7 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
     with capture_logs() as logs:
         sources.configure([source], RULES)
         await until(lambda: errors.value > 2)
+        assert metrics.troubles["sql:orders"].startswith("the database failed: ")
         file.execute("CREATE TABLE calls (reference_id TEXT)", "INSERT INTO calls VALUES ('A')")
         await until(lambda: "A" in intake.calls)
         file.execute("INSERT INTO calls VALUES ('b a d')")
@@ -96,6 +97,7 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
         await until(lambda: errors.value > before + 1)
         file.execute("DELETE FROM calls", "INSERT INTO calls VALUES ('A')")
         await until(lambda: logs[-1]["event"] == "query is good again")
+        assert metrics.troubles == {}
         now = time.time()
         intake.broken = True
         before = errors.value
@@ -115,8 +117,10 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
     sources.configure([source], Rules(["main"], [], DAY))
     await asyncio.sleep(0)
     assert task.cancelled() or task.cancelling()
+    assert "sql:orders" in metrics.troubles
     sources.configure([], RULES)
     assert ("sql:orders",) not in metrics.source_errors._series
+    assert metrics.troubles == {}
 
 
 async def test_since_goes_on_with_what_was_read(tmp_path: Path) -> None:

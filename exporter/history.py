@@ -1,0 +1,167 @@
+"""What has become of calls lately, for people who look: bounded, and pure. Time comes in.
+
+Counted when a result is durable, as the metrics are; taken up again from the ledger at the start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeVar
+
+from exporter.calls import Result, Status
+from exporter.ledger.records import Ended
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MINUTES: Final = 60
+NEWEST: Final = 10
+"""Failures that are kept of each account."""
+
+_RESULTS: Final = tuple(Result)
+
+
+class Minute(NamedTuple):
+    """The calls that finished within a minute, which begins `at` (Unix time)."""
+
+    at: float
+    success: int = 0
+    failure: int = 0
+    unknown: int = 0
+    answered: int = 0
+
+    @property
+    def finished(self) -> int:
+        """All of them."""
+        return self.success + self.failure + self.unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """What has become of an account's calls, as it stands at a moment.
+
+    Attributes:
+        today: finished calls since midnight, or since `since` if that is later.
+        since: from when on all are counted (Unix time).
+        minutes: the last 60, the current one last.
+        failures: the newest calls that did not succeed, the newest first.
+    """
+
+    today: Counter[tuple[Result, Status]] = field(default_factory=Counter)
+    since: float = 0.0
+    minutes: tuple[Minute, ...] = ()
+    failures: tuple[Ended, ...] = ()
+
+    def of_result(self, result: Result) -> int:
+        """Return how many of today's calls ended like that."""
+        return sum(count for (found, _), count in self.today.items() if found == result)
+
+    def of_status(self, status: Status) -> int:
+        """Return of how many of today's calls that was the status."""
+        return sum(count for (_, found), count in self.today.items() if found == status)
+
+    def share(self, part: int) -> float | None:
+        """Return a part of today's calls as a share of all; None where there are none."""
+        total = self.today.total()
+        return part / total if total else None
+
+
+class History:
+    """What has become of one account's calls.
+
+    Args:
+        midnight: returns when the day of a Unix time began, where people look.
+    """
+
+    def __init__(self, midnight: Callable[[float], float]) -> None:
+        self._midnight = midnight
+        # By their midnights, and by their numbers. Twice as many as are shown, because results may
+        # come late and clocks go wrong; those that came first go.
+        self._days: dict[float, Counter[tuple[Result, Status]]] = {}
+        self._day = (0.0, 0.0)  # of the last call: its midnight, and a time before its end
+        self._minutes: dict[int, list[int]] = {}
+        self._failures: deque[Ended] = deque(maxlen=NEWEST)
+
+    def add(self, call: Ended) -> None:
+        """Count a call that has finished."""
+        at = call.finished_at
+        if not self._day[0] <= at < self._day[1]:
+            began = self._midnight(at)
+            # Days are at least 23 hours long; for the rest of one, this is found out each time.
+            self._day = (began, began + 23 * 3600)
+            if began not in self._days:
+                _make_room(self._days, 2)
+                self._days[began] = Counter()
+        self._days[self._day[0]][call.result, call.status] += 1
+        minute = int(at // 60)
+        if (counts := self._minutes.get(minute)) is None:
+            _make_room(self._minutes, 2 * MINUTES)
+            counts = self._minutes[minute] = [0, 0, 0, 0]
+        counts[_RESULTS.index(call.result)] += 1
+        counts[3] += call.status is Status.ANSWERED
+        if call.result is not Result.SUCCESS:
+            self._failures.append(call)
+
+    def recent(self, now: float, since: float) -> Recent:
+        """Return what there is to be seen.
+
+        Args:
+            now: Unix time.
+            since: from when on all calls were counted (Unix time).
+        """
+        midnight, minute = self._midnight(now), int(now // 60)
+        return Recent(
+            Counter(self._days.get(midnight, ())),
+            max(midnight, since),
+            tuple(
+                Minute(number * 60.0, *self._minutes.get(number, ()))
+                for number in range(minute - MINUTES + 1, minute + 1)
+            ),
+            tuple(reversed(self._failures)),
+        )
+
+
+class Histories:
+    """The history of every account."""
+
+    def __init__(self, midnight: Callable[[float], float] | None = None) -> None:
+        self._midnight = midnight or local_midnight
+        self._of: dict[str, History] = {}
+        self.since = 0.0
+        """From when on all calls are counted (Unix time)."""
+
+    def start(self, now: float) -> float:
+        """Return from when on calls of the past are of interest (Unix time)."""
+        return min(self._midnight(now), now - MINUTES * 60)
+
+    def recall(self, calls: Iterable[Ended], since: float) -> None:
+        """Take up calls of the past, oldest first, that are all since a Unix time."""
+        self.since = since
+        for call in calls:
+            self.add(call)
+
+    def add(self, call: Ended) -> None:
+        """Count a call that has finished."""
+        history = self._of.get(call.account)
+        if history is None:
+            history = self._of[call.account] = History(self._midnight)
+        history.add(call)
+
+    def recent(self, account: str, now: float) -> Recent:
+        """Return what there is to be seen of an account."""
+        history = self._of.get(account) or History(self._midnight)
+        return history.recent(now, self.since)
+
+
+def _make_room(held: dict[K, V], most: int) -> None:
+    if len(held) >= most:
+        del held[next(iter(held))]
+
+
+def local_midnight(at: float) -> float:
+    """Return when the day of a Unix time began in the zone of the process (`TZ`)."""
+    day = time.localtime(at)
+    return time.mktime((day.tm_year, day.tm_mon, day.tm_mday, 0, 0, 0, 0, 0, -1))

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from exporter.calls import Finished, Result, Status
+from exporter.ledger.recent import recent
+from exporter.ledger.records import Ended
+from exporter.ledger.store import Store
+from tests.ledger.test_ledger_store import NOW, finish, new, push
+
+FAILED = Finished(Result.FAILURE, Status.FAILED)
+
+
+def test_what_finished_lately(store: Store) -> None:
+    old, first, last, deleted, _ = push(
+        store, new("old"), new("First"), new("last", account="b"), new("deleted"), new("open")
+    )
+    finish(store, old, after=10)
+    finish(store, last, verdict=FAILED, after=30)
+    finish(store, first, after=20)
+    store.delete(deleted.call.id, NOW + 25)
+    past = store.recent(NOW + 15)
+    assert past == (
+        [
+            Ended("main", "First", Result.SUCCESS, Status.BUSY, NOW, NOW + 20),
+            Ended("b", "last", Result.FAILURE, Status.FAILED, NOW, NOW + 30),
+        ],
+        NOW + 15,
+    )
+
+
+def test_no_more_than_asked_for(store: Store) -> None:
+    calls = push(store, *(new(f"id-{number}") for number in range(5)))
+    for number, call in enumerate(calls):
+        finish(store, call, after=number)
+    with store._database.begin() as connection:
+        past = recent(connection, NOW, most=3)
+    # They are all since the oldest of them: there may be others before it.
+    assert [call.finished_at for call in past.calls] == [NOW + 2, NOW + 3, NOW + 4]
+    assert past.since == NOW + 2
