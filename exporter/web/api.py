@@ -92,7 +92,13 @@ class Api:
             raise retry_later(503, "the exporter is starting", STARTING_RETRY)
         if not config.watch.api.tokens:
             raise ProblemError(404, "there is no API; `watch.api.tokens` turns it on")
-        token = _token(config.watch.api, request.headers.getall("Authorization", []))
+        token = token_of(config.watch.api, request)
+        if token is None:
+            raise ProblemError(
+                401,
+                "expected a token that is known, in the header `Authorization: Bearer TOKEN`",
+                headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
+            )
         accounts = tuple(account.name for account in config.accounts)
         return _Client(token, accounts, config.watch.labels)
 
@@ -204,18 +210,14 @@ async def as_problems(
         return ProblemError(error.status, where, headers=kept).response()
 
 
-def _token(config: ApiConfig, headers: list[str]) -> TokenConfig:
+def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
+    """Return the token that a request shows, if it is known."""
+    headers = request.headers.getall("Authorization", [])
     scheme, _, shown = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     secret = Secret(shown.strip())
     # All of them, so that the time does not tell which one it was.
     found = [token for token in config.tokens if token.token == secret]
-    if scheme.lower() != "bearer" or not found:
-        raise ProblemError(
-            401,
-            "expected a token that is known, in the header `Authorization: Bearer TOKEN`",
-            headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
-        )
-    return found[0]
+    return found[0] if scheme.lower() == "bearer" and found else None
 
 
 def _without_id(record: CallRecord) -> dict[str, Any]:  # Any: of several types

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
+from collections.abc import Callable
 from contextlib import suppress
-from hashlib import sha256
 from typing import Final
 
-import jinja2
 from aiohttp import web
 
-import exporter
 from exporter.metrics.exposition import Renderer, accepts_gzip, compress, wants_openmetrics
 from exporter.service import Service
+from exporter.web.status import Visitor
+from exporter.web.status_page import StatusPage
 
 MAX_SCRAPES: Final = 100
 """Answers of metrics under way at once."""
 
 # Compressing more than this takes long enough to be felt by the polls: it is done in a thread.
 _INLINE: Final = 128 * 1024
-_TEMPLATE: Final = "status.html"
 
 
 class Pages:
@@ -29,27 +27,22 @@ class Pages:
     Args:
         service: what is shown.
         telemetry_path: where the metrics are.
+        visitor: tells who asks for the status page.
     """
 
-    def __init__(self, service: Service, telemetry_path: str) -> None:
+    def __init__(
+        self, service: Service, telemetry_path: str, visitor: Callable[[web.Request], Visitor]
+    ) -> None:
         self._service = service
         self._telemetry_path = telemetry_path
         self._renderer = Renderer()
         self._scrapes = 0
-        loader = jinja2.PackageLoader("exporter.web")
-        templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-        self._page = templates.get_template(_TEMPLATE)
-        source, _, _ = loader.get_source(templates, _TEMPLATE)
-        self._page_headers = {
-            "Content-Security-Policy": f"default-src 'none'; style-src {_style_source(source)}; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            "Cache-Control": "no-store",
-        }
+        self._status_page = StatusPage(service, telemetry_path, visitor)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the paths and their handlers."""
         return [
-            web.get("/", self._status_page),
+            web.get("/", self._status_page.answer),
             web.get(self._telemetry_path, self._metrics),
             web.get("/-/healthy", self._healthy),
             web.get("/-/ready", self._ready),
@@ -92,18 +85,3 @@ class Pages:
         if reasons := self._service.not_ready():
             return web.Response(status=503, text="".join(f"{reason}\n" for reason in reasons))
         return web.Response(text="esms-exporter is ready.\n")
-
-    async def _status_page(self, _request: web.Request) -> web.Response:
-        page = self._page.render(
-            version=exporter.__version__,
-            telemetry_path=self._telemetry_path,
-            accounts=self._service.status(),
-            problems=self._service.not_ready(),
-        )
-        return web.Response(text=page, content_type="text/html", headers=self._page_headers)
-
-
-def _style_source(page: str) -> str:
-    """Return what a policy calls the one style of a page: no other, and no script, is to run."""
-    style = page.partition("<style>")[2].partition("</style>")[0]
-    return f"'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'"

@@ -19,13 +19,14 @@ from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.configuration import ConfigFile
 from exporter.web.access import PROBES, Access
 from exporter.web.api import PREFIX as API_PREFIX
-from exporter.web.api import Api, as_problems
+from exporter.web.api import Api, as_problems, token_of
 from exporter.web.callback import PATH as CALLBACK_PATH
 from exporter.web.callback import Callback
 from exporter.web.config_file import WebConfig
 from exporter.web.connections import Connection, Connections
 from exporter.web.listening import ListenAddress, listen, systemd_sockets, url_of
 from exporter.web.pages import Pages
+from exporter.web.status import Visitor
 
 # Seconds that answers under way may still take when the exporter ends.
 _DRAIN: Final = 1.0
@@ -75,7 +76,7 @@ class WebServer:
         )
         application.add_routes(
             [
-                *Pages(service, options.telemetry_path).routes(),
+                *Pages(service, options.telemetry_path, self._visitor).routes(),
                 web.post("/-/reload", self._reload),
                 *Api(service).routes(),
                 *Callback(service).routes(),
@@ -172,6 +173,15 @@ class WebServer:
     @web.middleware
     async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         return await self._access.answer(request, handler)
+
+    def _visitor(self, request: web.Request) -> Visitor:
+        if self._access.config.users:
+            return Visitor(known=True, accounts=None)  # else they would not have come so far
+        config = self._service.config
+        if config is None or (token := token_of(config.watch.api, request)) is None:
+            return Visitor()
+        accounts = None if token.accounts is None else frozenset(token.accounts)
+        return Visitor(known=True, accounts=accounts)
 
     async def _add_headers(self, _request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)

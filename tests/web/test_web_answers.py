@@ -118,8 +118,8 @@ async def test_the_other_paths(shared: str, http: aiohttp.ClientSession) -> None
         page = await answer.text()
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert 'href="/metrics"' in page
-    assert "<td>main</td>" in page
-    assert "<td>other</td>" in page
+    assert ">main</h3>" in page
+    assert ">other</h3>" in page
 
 
 async def test_not_ready_before_it_has_started(

@@ -1,0 +1,119 @@
+"""A status page with something of everything, always the same."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta, timezone
+from functools import cache
+
+from exporter.account import AccountStatus
+from exporter.calls import CallState, Result, Status
+from exporter.esms.codes import Outcome
+from exporter.history import Histories
+from exporter.ledger.records import Ended
+from exporter.web.status import (
+    AccountView,
+    SourceView,
+    StatusView,
+    Visitor,
+    lines,
+    newest,
+)
+
+VIETNAM = timezone(timedelta(hours=7), "+07")
+NOW = datetime(2025, 3, 14, 7, 32, 20, tzinfo=UTC).timestamp()
+RATES = {"main": 9.0, "hotline": 2.5}
+KNOWN = Visitor(known=True, accounts=None)
+
+_MIX = (
+    (Result.SUCCESS, Status.ANSWERED, 74),
+    (Result.SUCCESS, Status.NO_ANSWER, 15),
+    (Result.SUCCESS, Status.BUSY, 5),
+    (Result.FAILURE, Status.FAILED, 3),
+    (Result.FAILURE, Status.BUSY, 2),
+    (Result.UNKNOWN, Status.EXPIRED, 1),
+)
+
+
+def midnight(at: float) -> float:
+    day = datetime.fromtimestamp(at, VIETNAM).replace(hour=0, minute=0, second=0, microsecond=0)
+    return day.timestamp()
+
+
+def reference_id(chance: random.Random) -> str:
+    text = f"{chance.getrandbits(128):032x}"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+@cache
+def histories() -> Histories:
+    """Make a day of calls, so many a minute of each account."""
+    made, chance = Histories(midnight), random.Random(5)
+    made.since = midnight(NOW) - 1
+    for account, rate in RATES.items():
+        at = midnight(NOW)
+        while (at := at + chance.expovariate(rate / 60)) < NOW:
+            # For some minutes of the last hour, most calls fail.
+            bad = NOW - 1500 < at < NOW - 1140 and chance.random() < 0.5
+            result, status, _ = chance.choices(_MIX, [share for *_, share in _MIX])[0]
+            if bad:
+                result, status = Result.FAILURE, Status.FAILED
+            waited = chance.uniform(20, 240)
+            made.add(Ended(account, reference_id(chance), result, status, at - waited, at))
+    return made
+
+
+def account(name: str, **changes: object) -> AccountStatus:
+    values: dict[str, object] = {
+        "name": name,
+        "authorized": True,
+        "watched": dict(zip(CallState, (3, 0, 12, 41, 0, 2), strict=True)),
+        "overdue": 0,
+        "lag": 0.0,
+        "paused": None,
+        "paused_until": None,
+        "last_success": NOW - 2,
+    }
+    return AccountStatus(**{**values, **changes})  # type: ignore[arg-type] # a table of tests
+
+
+def sample(visitor: Visitor = KNOWN) -> StatusView:
+    """Return the page that the documentation shows."""
+    made = histories()
+    accounts = (
+        account("main"),
+        account("hotline", watched=dict(zip(CallState, (0, 0, 4, 9, 0, 0), strict=True))),
+        account(
+            "old-keys",
+            authorized=False,
+            watched={CallState.NEW: 1},
+            paused=Outcome.AUTH,
+            paused_until=NOW + 207,
+            code="101",
+            message="Authorize Failed",
+            last_success=0.0,
+        ),
+    )
+    recents = [(one, made.recent(one.name, NOW)) for one in accounts]
+    trouble = "calls/today.csv:17: [15].campaign: expected at most 128 characters"
+    return StatusView(
+        NOW,
+        (),
+        [AccountView(*recent) for recent in recents],
+        newest((call for _, recent in recents for call in recent.failures), 8),
+        [
+            SourceView("api", NOW - 1, 0, bad=False, trouble=()),
+            SourceView("config", NOW - 26_000, 1, bad=False, trouble=()),
+            SourceView(
+                "files",
+                NOW - 312,
+                1,
+                bad=True,
+                trouble=lines(trouble) if visitor.known else (),
+            ),
+            SourceView("sql:orders", NOW - 11, 0, bad=False, trouble=()),
+        ],
+        NOW - 26_000,
+        (),
+        visitor,
+    )

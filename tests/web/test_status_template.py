@@ -1,0 +1,263 @@
+"""The status page as text: everything that it can show, and everything that it must not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from exporter.calls import CallState, Result, Status
+from exporter.esms.codes import Outcome
+from exporter.history import Recent
+from exporter.ledger.records import Ended
+from exporter.web.languages import load
+from exporter.web.status import AccountView, SourceView, StatusView, Visitor, newest
+from exporter.web.status_page import LANGUAGES, Template
+from tests.web.sample import KNOWN, NOW, VIETNAM, account, sample
+
+HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}{reason}%s\u202e"
+
+# Neither content nor a closing tag.
+_VOID = {"meta", "path"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return Template()
+
+
+def draw(
+    template: Template,
+    view: StatusView,
+    language: str = "en",
+    query: Mapping[str, str] | None = None,
+) -> Page:
+    return Page(
+        template.render(view, language, query=query or {}, telemetry_path="/m", zone=VIETNAM)
+    )
+
+
+def with_account(**changes: object) -> StatusView:
+    return replace(sample(), accounts=[AccountView(account("main", **changes), Recent())])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_all_of_it(template: Template, language: str) -> None:
+    page, words = draw(template, sample(), language), load(language)
+    for element, attributes in page.elements:
+        assert element not in {"script", "link", "img", "iframe", "form", "object"}
+        assert not [
+            name for name in attributes if name.startswith("on") or name in ("style", "src")
+        ]
+        assert not [value for value in attributes.values() if value and "{" in value]
+    assert {"old-keys", "main", "hotline"} <= set(page.texts)
+    for value in (*CallState, *Result):
+        kind = "state" if isinstance(value, CallState) else "result"
+        assert words.messages[f"{kind}_{value.value}"] in page.texts
+    assert ("html", {"lang": language}) in page.elements
+    numbers = [text for text in page.texts if text in ("7,730", "7.730")]
+    assert set(numbers) == {"7,730" if language == "en" else "7.730"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("reason", Outcome)
+def test_every_pause(template: Template, language: str, reason: Outcome) -> None:
+    view = with_account(paused=reason, paused_until=NOW + 95, code="160", message="Slow down")
+    text, words = draw(template, view, language).text, load(language)
+    assert words.say("asking_paused", reason=words.say(f"pause_{reason.value}")) in text
+    until = words.say("asking_until", duration=words.duration(95), time="14:33:55 +07")
+    assert f"{until} {words.say('asking_code', code='160')}." in text
+    assert "Slow down" in text
+    over = with_account(paused=reason, paused_until=NOW - 1)
+    assert words.say("asking_now") in draw(template, over, language).text
+
+
+@pytest.mark.parametrize(
+    ("authorized", "shown"),
+    [(None, "… not tried yet"), (True, "✓ accepted"), (False, "✕ refused")],
+)
+def test_every_state_of_the_credentials(
+    template: Template, *, authorized: bool | None, shown: str
+) -> None:
+    text = draw(template, with_account(authorized=authorized)).text
+    assert f"Credentials {shown}" in text
+    assert ("main: the credentials are refused." in text) is (authorized is False)
+
+
+def test_an_account_that_is_behind(template: Template) -> None:
+    text = draw(template, with_account(overdue=1200, lag=75.0)).text
+    assert "Behind: 1,200 due, the first for 1 min 15 s." in text
+    assert "Behind" not in draw(template, with_account(overdue=3, lag=0.2)).text
+
+
+def test_an_account_without_calls(template: Template) -> None:
+    page = draw(template, with_account(watched={}, last_success=0.0))
+    assert "none yet" in page.text
+    assert "No call has finished." in page.text
+    assert "Last good answer not yet" in page.text
+    assert "svg" not in [element for element, _ in page.elements]
+
+
+def test_every_failure(template: Template) -> None:
+    calls = [
+        Ended("main", f"id-{result}-{status}", result, status, NOW - 90, NOW - 100_000)
+        for result in Result
+        for status in Status
+    ]
+    for language in LANGUAGES:
+        text = draw(template, replace(sample(), failures=calls), language).text
+        assert all(call.reference_id in text for call in calls)
+        assert ("13 Mar, 10:45:40 +07" if language == "en" else "13/3, 10:45:40 +07") in text
+    assert "None." in draw(template, replace(sample(), failures=[])).text
+
+
+def test_only_the_newest_failures() -> None:
+    calls = [Ended("a", str(at), Result.FAILURE, Status.BUSY, 0, at) for at in (1.0, 3.0, 2.0)]
+    assert [call.finished_at for call in newest(calls, 2)] == [3.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("visitor", "seen"),
+    [
+        (Visitor(), set()),
+        (Visitor(known=True, accounts=frozenset({"main"})), {"main"}),
+        (KNOWN, {"main", "hotline"}),
+    ],
+)
+def test_who_sees_reference_ids(template: Template, visitor: Visitor, seen: set[str]) -> None:
+    view = sample(visitor)
+    text = draw(template, view).text
+    for call in view.failures:
+        assert (call.reference_id in text) is (call.account in seen)
+    assert ("ReferenceId" in text.replace("ReferenceIds are shown to", "")) is visitor.known
+    assert ("ReferenceIds are shown to those who log in." in text) is not visitor.known
+    # Nor what the provider says, and what is in files: it may be an id too.
+    assert ("Authorize Failed" in text) is visitor.known
+    assert ("calls/today.csv" in text) is visitor.known
+
+
+def test_telephone_numbers_are_left_out(template: Template) -> None:
+    said = "number 0901234567 or +84 90 123-45-67 is blocked, code 103, after 15 s"
+    text = draw(
+        template, with_account(paused=Outcome.API_ERROR, paused_until=NOW, message=said)
+    ).text
+    assert "number ••• or ••• is blocked, code 103, after 15 s" in text
+
+
+def test_sources(template: Template) -> None:
+    sources = [
+        SourceView("callback", 0.0, 0, bad=False, trouble=()),
+        SourceView("sql:orders", NOW - 5, 1234, bad=True, trouble=["no such table"]),
+        SourceView("new-kind", NOW - 5, 0, bad=False, trouble=()),
+    ]
+    text = draw(template, replace(sample(), sources=sources)).text
+    assert "Callback of the provider … nothing yet not yet 0" in text
+    assert "Query orders ✕ not as it should be no such table 14:32:15 +07 1,234" in text
+    assert "new-kind ✓ good" in text
+    assert "Source “Query orders”: not as it should be." in text
+
+
+def test_problems_of_the_configuration(template: Template) -> None:
+    problems = [f"config.yaml:{line}: accounts[{line}].name: is missing" for line in range(25)]
+    text = draw(template, replace(sample(), problems=problems)).text
+    assert "The last change of the configuration is not in force." in text
+    assert problems[19] in text
+    assert problems[20] not in text
+    assert "5 more: see the log." in text
+    assert "Not loaded yet." in draw(template, replace(sample(), loaded_at=0.0)).text
+
+
+def test_all_is_well_or_not(template: Template) -> None:
+    well = replace(with_account(), sources=[])
+    page = draw(template, well)
+    assert "✓ All is well." in page.text
+    assert page.text.startswith("Voice calls \u2013 esms-exporter")
+    ill = replace(well, not_ready=["the ledger cannot be written"])
+    text = draw(template, ill).text
+    assert text.startswith("(1) Voice calls \u2013 esms-exporter")
+    assert "Not ready: the ledger cannot be written" in text
+    paused = with_account(paused=Outcome.TIMEOUT, paused_until=NOW + 5)
+    text = draw(template, replace(paused, sources=[])).text
+    assert "main: paused, the answers do not come in time." in text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nothing_is_taken_for_html_or_a_template(template: Template, language: str) -> None:
+    view = StatusView(
+        NOW,
+        [HOSTILE],
+        [
+            AccountView(
+                account(
+                    HOSTILE, paused=Outcome.AUTH, paused_until=NOW, code=HOSTILE, message=HOSTILE
+                ),
+                Recent(),
+            )
+        ],
+        [Ended(HOSTILE, HOSTILE, Result.FAILURE, Status.OTHER, NOW, NOW)],
+        [
+            SourceView(HOSTILE, NOW, 0, bad=True, trouble=[HOSTILE]),
+            SourceView(f"sql:{HOSTILE}", NOW, 0, bad=True, trouble=[HOSTILE]),
+        ],
+        NOW,
+        [HOSTILE],
+        KNOWN,
+    )
+    page = draw(template, view, language)
+    assert page.text.count(HOSTILE) == 14
+    assert "script" not in [element for element, _ in page.elements]
+    assert {name for _, attributes in page.elements for name in attributes} == {
+        name for _, attributes in draw(template, sample(), language).elements for name in attributes
+    } - {"d", "viewbox", "preserveaspectratio"}
+
+
+@pytest.mark.parametrize(
+    ("query", "links"),
+    [
+        ({}, {"?lang=vi", "?refresh=off"}),
+        ({"lang": "en"}, {"?lang=vi", "?lang=en&refresh=off"}),
+        (
+            {"lang": "en", "refresh": "off"},
+            {"?lang=vi&refresh=off", "?lang=en&refresh=off", "?lang=en"},
+        ),
+        ({"refresh": "off"}, {"?lang=vi&refresh=off", "?refresh=off", "./"}),
+    ],
+)
+def test_switches_keep_each_other(
+    template: Template, query: dict[str, str], links: set[str]
+) -> None:
+    page = draw(template, sample(), query=query)
+    found = {attributes["href"] for element, attributes in page.elements if element == "a"}
+    assert found == {*links, "#accounts", "/m", "/-/healthy", "/-/ready"}
