@@ -7,6 +7,7 @@ CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .PHONY: run test lint bench soak docs audit sbom lock clean
+.PHONY: run test lint bench soak screenshots audit sbom lock clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -38,6 +39,9 @@ soak: $(VENV)/.dev
 # The references in docs/, from the models of the configuration and the catalogue of metrics.
 docs: $(VENV)/.dev
 	$(BIN)/python -m tools.reference
+# The pictures of the documentation, in docs/images; needs Chromium.
+screenshots: $(VENV)/.dev
+	$(BIN)/python -m tests.web.screenshots
 
 # What the lock files say is installed; they are made with `make lock`.
 $(VENV)/.run: requirements.lock | $(VENV)/bin/python
