@@ -218,8 +218,8 @@ async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
         assert service._reload_at < time.monotonic() + module.RETRY_SOON + 1
     assert service.calls.count == 0
     service._reload_at = 0.0  # the time has come
-    await until(lambda: service.calls.count == 3)
-    assert service.metrics.reload_successful.labels().value == 1
+    await until(lambda: service.metrics.reload_successful.labels().value == 1)
+    assert service.calls.count == 3
 
 
 async def test_configured_calls_wait_for_room(
