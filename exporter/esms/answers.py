@@ -19,6 +19,10 @@ from exporter.esms.codes import CODES, OTHER_CODE, Outcome, outcome_of
 from exporter.secret import Secret
 
 MAX_MESSAGE_LENGTH: Final = 200
+
+# Seven digits or more, however they are grouped.
+_PHONE: Final = re.compile(r"\+?[0-9](?:[ ().-]*[0-9]){6,}")
+
 MAX_PRICE: Final = 1e9
 """VND; no call costs as much, and the sum of prices must not be spoilt by one of them."""
 
@@ -32,7 +36,8 @@ class Answer(NamedTuple):
     Attributes:
         outcome: what the request came to.
         code: the documented result code, `other` for any other, None where there was none.
-        message: the provider's words for a failure, bounded and without control characters.
+        message: the provider's words for a failure, bounded, without control characters and phone
+            numbers.
         retry_after: seconds that a throttling provider asked for.
         reference_id: the id that the answer is about; None where it names none.
         send_status: 1, 2, 4, 5, 7; None where it is absent or no number.
@@ -170,7 +175,7 @@ def _message(value: object, hidden: Iterable[Secret]) -> str:
     if any(part.reveal().casefold() in text.casefold() for part in hidden):
         # Whole: what is left of it could still hold a part of a credential.
         return "(withheld: it repeats the request)"
-    return text[:MAX_MESSAGE_LENGTH]
+    return _PHONE.sub("***", text)[:MAX_MESSAGE_LENGTH]
 
 
 def read_retry_after(value: str | None, now: float) -> float | None:

@@ -26,7 +26,7 @@ from exporter.errors import (
     TLSError,
     UnreadableAnswerError,
 )
-from exporter.esms.answers import Answer
+from exporter.esms.answers import Answer, read_answer
 from exporter.esms.client import MAX_BODY, Client, translate
 from exporter.esms.codes import Outcome
 from exporter.secret import Secret
@@ -364,6 +364,27 @@ async def test_a_message_is_bounded_and_printable() -> None:
     body = {"CodeResult": "103", "ErrorMessage": f"\x1b[31mno\nmoney\u202e{'x' * 5000}"}
     answer = await ask(says(response(json.dumps(body).encode())))
     assert answer.message == f"[31mnomoney{'x' * 189}"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("0901234567 is blocked", "*** is blocked"),
+        ("(+84) 90-123.45.67: no", "(***: no"),
+        (f"{'x' * 195}0901234567", f"{'x' * 195}***"),
+        ("code 105, 123456 of 7", "code 105, 123456 of 7"),
+    ],
+)
+async def test_a_message_holds_no_phone_number(told: str, shown: str) -> None:
+    body = {"CodeResult": "108", "ErrorMessage": told}
+    answer = await ask(says(response(json.dumps(body).encode())))
+    assert answer.message == shown
+
+
+def test_a_credential_that_looks_like_a_phone_number_is_withheld() -> None:
+    body = b'{"CodeResult": "101", "ErrorMessage": "0901234567b is odd"}'
+    answer = read_answer(body, [Secret("0901234567b")])
+    assert answer.message == "(withheld: it repeats the request)"
 
 
 def subclasses(kind: type[Exception]) -> set[type[Exception]]:
