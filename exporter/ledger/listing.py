@@ -14,6 +14,9 @@ from exporter.ledger.schema import accounts, calls, label_sets
 FINISHED: Final = "finished"
 """The state of a call that has a result."""
 
+WATCHED: Final = "watched"
+"""Every other state."""
+
 RECORD: Final = (
     select(
         calls.c.id,
@@ -49,7 +52,9 @@ def page(
         mine = (calls.c.account_id + 0).in_(account_rows)
     query = RECORD.where(mine, calls.c.id > after)
     if unfinished:
-        query = query.where(calls.c.result.is_(None), calls.c.state == state)
+        query = query.where(calls.c.result.is_(None))
+        if state != WATCHED:
+            query = query.where(calls.c.state == state)
     else:
         query = query.where(or_(calls.c.result.is_(None), calls.c.result != DELETED))
         if state == FINISHED:

@@ -180,7 +180,8 @@ class Store:
 
         Args:
             names: of accounts.
-            state: only calls in this state; `finished` for those that have a result.
+            state: only calls in this state; `finished` for those that have a result, `watched`
+                for all others.
             result: only calls with this result.
             after: only calls after this row.
             limit: how many at most.

@@ -99,7 +99,10 @@ def requests(accounts: tuple[str, ...], labels: tuple[str, ...]) -> Requests:
     """
     account = _one_of(accounts, "the name of one of the accounts")
     label = _one_of(labels, "one of the names in `watch.labels`")
-    state = _one_of((*(state.value for state in CallState), "finished"), "a state, or `finished`")
+    state = _one_of(
+        (*(state.value for state in CallState), "finished", "watched"),
+        "a state, `finished`, or `watched` for all that have not",
+    )
     result = _one_of([result.value for result in Result], "a result")
     values: Any = dict.__class_getitem__((label, _LabelValue))  # Any: made at run time
     # Each name once, at most; the validator keeps from looking at all of a million.

@@ -68,6 +68,7 @@ async def test_pages(bench: Bench) -> None:
 
     assert await named("account=b") == ["b0", "b1"]
     assert await named("state=finished") == ["b0"]
+    assert await named("state=watched") == ["a0", "a1", "a2", "a3", "a4", "b1"]
     assert await named("account=b&result=success") == ["b0"]
     assert await named("result=failure") == []
     await until(lambda: bench.service.accounts["b"].poller.calls[7].state.value == "not_found")
