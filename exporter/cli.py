@@ -13,8 +13,13 @@ from urllib.parse import quote, urlsplit
 
 import click
 import uvloop
+from click.shell_completion import CompletionItem
 
 import exporter
+from exporter.commands.calls import calls
+from exporter.commands.completion import completion
+from exporter.commands.lookup import lookup
+from exporter.commands.options import config_file
 from exporter.config import Config, NamedFiles, json_schema, load_config
 from exporter.demo import demo
 from exporter.errors import ExporterError
@@ -64,14 +69,12 @@ class _DefaultsToRun(click.Group):
             args.insert(0, "run")
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Offer the options of `run`, too."""
+        own = super().shell_complete(ctx, incomplete)
+        return own + run.shell_complete(ctx, incomplete) if incomplete.startswith("-") else own
 
-_config_file = click.option(
-    "--config.file",
-    "config_file",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The configuration file, YAML.",
-)
+
 _listen = click.option(
     "--web.listen-address",
     "addresses",
@@ -112,7 +115,7 @@ def commands() -> None:
 
 
 @commands.command()
-@_config_file
+@config_file
 @_listen
 @click.option(
     "--web.telemetry-path",
@@ -179,11 +182,12 @@ def run_demo(addresses: Sequence[ListenAddress], log_level: str, log_format: Log
     _run(demo(addresses))
 
 
-commands.add_command(simulate)
+for _command in (lookup, calls, completion, simulate):
+    commands.add_command(_command)
 
 
 @commands.command()
-@_config_file
+@config_file
 @_web_config
 def check(config_file: Path, web_config: Path | None) -> None:
     """Check the configuration, and the files of calls: exit 0, or 1 with every problem."""
@@ -200,7 +204,7 @@ def check(config_file: Path, web_config: Path | None) -> None:
 
 
 @commands.command("callback-url")
-@_config_file
+@config_file
 @click.option("--url", required=True, help="Where the provider reaches the exporter.")
 @click.option("--account", "name", help="Of this account alone.")
 def show_callback_url(config_file: Path, url: str, name: str | None) -> None:

@@ -7,6 +7,8 @@
     ├── SourceError              a watch source cannot be read
     ├── NoRoomError              calls cannot be taken in now; they may be later
     ├── ListenError              an address cannot be listened on
+    ├── ResultsError             a file of results cannot be used
+    ├── AskedExporterError       a running exporter cannot be asked, or refuses to answer
     └── RequestError             a request got no answer that could be read; `outcome` says why
         ├── RequestTimeoutError  no complete answer within the time-out
         ├── ConnectionFailedError  no connection, or one that broke
@@ -87,6 +89,14 @@ class NoRoomError(ExporterError):
 
 class ListenError(ExporterError):
     """An address cannot be listened on."""
+
+
+class ResultsError(ExporterError):
+    """A file of results cannot be read, or not be written further."""
+
+
+class AskedExporterError(ExporterError):
+    """A running exporter cannot be reached, or does not answer; the message says what to do."""
 
 
 class RequestError(ExporterError):

@@ -105,6 +105,7 @@ class CallReader:
         parts: tuple[str | int, ...] = ("watch", "calls"),
         *,
         repeats: bool = False,
+        account: str | None = None,
     ) -> None:
         """Prepare to read.
 
@@ -114,10 +115,12 @@ class CallReader:
             problems: takes what is wrong.
             parts: the keys that lead to the list.
             repeats: take a call that stands there twice for no problem.
+            account: the account of calls that name none; by default the only one that there is.
         """
         self._parts = parts
         self._accounts = None if accounts is None else frozenset(accounts)
-        self._only_account = accounts[0] if accounts and len(accounts) == 1 else None
+        only = accounts[0] if accounts and len(accounts) == 1 else None
+        self._only_account = account or only
         self._label_names = None if labels is None else frozenset(labels)
         self._problems = problems
         self._shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}

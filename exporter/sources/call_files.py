@@ -38,7 +38,12 @@ class FileOfCalls(NamedTuple):
 
 
 def read_calls(
-    path: str, accounts: Sequence[str], labels: Sequence[str], *, whole: bool = True
+    path: str,
+    accounts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    whole: bool = True,
+    account: str | None = None,
 ) -> FileOfCalls:
     """Read a file of calls; its name's ending tells what it is.
 
@@ -48,6 +53,7 @@ def read_calls(
         labels: the names in `watch.labels`.
         whole: False for a file that is being written: of a list of ids or of CSV, what follows the
             last line break is left for the next time.
+        account: the account of calls that name none; by default the only one that there is.
 
     Raises:
         ConfigError: nothing of it can be read.
@@ -56,7 +62,8 @@ def read_calls(
     with told_to(problems):
         text = read_text(Path(path), MAX_FILE)
         items = _items(path, text, labels, problems, whole=whole)
-    calls = CallReader(accounts, labels, problems, (), repeats=True).read(items)
+    reader = CallReader(accounts, labels, problems, (), repeats=True, account=account)
+    calls = reader.read(items)
     return FileOfCalls(calls, problems.told())
 
 

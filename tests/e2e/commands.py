@@ -1,0 +1,49 @@
+"""Commands that are run to their end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+PYTHONPATH = os.pathsep.join(sys.path)
+ESMS_EXPORTER = (sys.executable, "-m", "exporter")
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+async def start(
+    folder: Path, *arguments: str, environ: Mapping[str, str] | None = None
+) -> asyncio.subprocess.Process:
+    """Start `esms-exporter` in a folder."""
+    return await asyncio.create_subprocess_exec(
+        *(*ESMS_EXPORTER, *arguments),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, **(environ or {})},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def end(process: asyncio.subprocess.Process, seconds: float = 60) -> Ended:
+    """Wait until it ends."""
+    async with asyncio.timeout(seconds):
+        output, errors = await process.communicate()
+    assert process.returncode is not None
+    assert b"Traceback" not in errors
+    return Ended(process.returncode, output.decode(), errors.decode())
+
+
+async def run(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Ended:
+    """Run `esms-exporter` in a folder."""
+    return await end(await start(folder, *arguments, environ=environ))

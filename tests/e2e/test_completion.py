@@ -1,0 +1,138 @@
+"""Completion, in the shells that are there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.programs import program
+
+START = {
+    "bash": "bash --norc --noprofile -i",
+    "zsh": "zsh -f -i",
+}
+SOURCE = {
+    "bash": 'source <(esms-exporter completion bash)\nPS1="> "',
+    "zsh": (
+        'autoload -Uz compinit; compinit -u -D; source <(esms-exporter completion zsh)\nPROMPT="> "'
+    ),
+}
+# What is typed before the tab, and what the line becomes.
+TYPED = [
+    ("esms-exporter look", "esms-exporter lookup"),
+    ("esms-exporter lookup --from", "esms-exporter lookup --from-file"),
+    ("esms-exporter lookup --config.file=config.yaml --account hot", "--account hotline"),
+    ("esms-exporter calls --state aw", "--state awaiting_"),
+    ("esms-exporter --web.tel", "--web.telemetry-path"),
+]
+
+
+def prepared(folder: Path) -> dict[str, str]:
+    """Put `esms-exporter` and a configuration there; returns the environment."""
+    (folder / "bin").mkdir()
+    script = folder / "bin/esms-exporter"
+    path = shlex.quote(os.pathsep.join(sys.path))
+    script.write_text(
+        f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(sys.executable)} -m exporter "$@"\n'
+    )
+    script.chmod(0o755)
+    # Completion needs no keys.
+    (folder / "config.yaml").write_text(
+        "accounts:\n  - {name: main, api_key: '${NOT_SET}', secret_key_file: missing}\n"
+        "  - {name: hotline, api_key: '${NOT_SET}', secret_key_file: missing}\n"
+    )
+    return {
+        **os.environ,
+        "PATH": f"{folder}/bin:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "TERM": "dumb",
+    }
+
+
+class Typist:
+    """Somebody at a terminal."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self._loop = asyncio.get_running_loop()
+        self.seen = ""
+        self._loop.add_reader(terminal, self._read)
+
+    def _read(self) -> None:
+        try:
+            text = os.read(self._terminal, 65536).decode(errors="replace")
+        except OSError:  # the shell has ended
+            self._loop.remove_reader(self._terminal)
+        else:
+            self.seen += text.replace("\a", "")  # a bell
+
+    def type(self, keys: str) -> None:
+        self.seen = ""
+        os.write(self._terminal, keys.encode())
+
+    async def sees(self, text: str) -> None:
+        try:
+            async with asyncio.timeout(60):
+                while text not in self.seen:  # noqa: ASYNC110 - a terminal tells nobody
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            pytest.fail(f"{text!r} is not in {self.seen!r}")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+async def test_at_a_terminal(tmp_path: Path, shell: str) -> None:
+    program(shell, f"Debian's {shell}")
+    environ = prepared(tmp_path)
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *shlex.split(START[shell]),
+        cwd=tmp_path,
+        env=environ,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    typist = Typist(ours)
+    try:
+        typist.type(f"{SOURCE[shell]}\necho rea''dy\n")
+        await typist.sees("ready")
+        for typed, becomes in TYPED:
+            typist.type(f"{typed}\t")
+            await typist.sees(becomes)
+            typist.type("\x15")  # the line is emptied
+    finally:
+        process.kill()
+        await process.wait()
+        asyncio.get_running_loop().remove_reader(ours)
+        os.close(ours)
+
+
+async def test_fish(tmp_path: Path) -> None:
+    fish = program("fish", "Debian's fish")
+    environ = prepared(tmp_path)
+    lines = ["esms-exporter completion fish | source"]
+    lines += [f"complete -C {shlex.quote(typed)}; echo" for typed, _ in TYPED]
+    process = await asyncio.create_subprocess_exec(
+        *(fish, "--no-config", "-c", "\n".join(lines)),
+        cwd=tmp_path,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, errors.decode()) == (0, "")
+    found = [part.strip().splitlines() for part in output.decode().split("\n\n")]
+    offered = [{line.split("\t")[0] for line in part} for part in found]
+    assert offered[:5] == [
+        *({"lookup"}, {"--from-file"}, {"hotline"}),
+        {"awaiting_approval", "awaiting_report"},
+        {"--web.telemetry-path"},
+    ]

@@ -1,0 +1,317 @@
+"""Look-ups by hand: real processes that ask a stand-in for the provider."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from click.testing import CliRunner
+
+from exporter.cli import commands
+from exporter.lookup.asking import PAUSES, TRIES
+from exporter.lookup.line import COLUMNS
+from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
+from tests.e2e.commands import PYTHONPATH, end, run, start
+from tests.e2e.lookups import (
+    ACCOUNTS,
+    CONFIG,
+    KEY,
+    MAIN,
+    SECRET,
+    configure,
+    in_csv,
+    in_json,
+    place,
+)
+from tests.waiting import until
+
+
+@pytest_asyncio.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(accounts=ACCOUNTS) as simulator:
+        yield simulator
+
+
+ENDS = {
+    "answered": Plan(duration=61, ivr="1"),
+    "no-answer": Plan(duration=0, call_status="NOANSWERED"),
+    "queued": Plan(queued=1000),
+    "odd": Plan(call_status="SOMETHING", duration=-1, sent_result=0),
+}
+SHOWN = {
+    "answered": ("success", "answered", 61.0, "1"),
+    "no-answer": ("success", "no_answer", None, None),
+    "odd": ("failure", "other", None, None),
+}
+
+
+async def test_all_outputs(tmp_path: Path, simulator: Simulator) -> None:
+    configure(tmp_path, simulator.url)
+    for name, plan in ENDS.items():
+        simulator.add_call("main", name, plan)
+    ids = [*ENDS, "unknown"]
+    found = await run(tmp_path, "lookup", *ids, CONFIG, "--output=json")
+    assert (found.code, found.errors) == (0, "")
+    lines = {line["reference_id"]: line for line in in_json(found.output)}
+    assert {*lines} == {*ids}
+    for name, expected in SHOWN.items():
+        line = lines[name]
+        assert line["state"] == "finished"
+        assert expected == tuple(line[key] for key in ("result", "status", "duration", "key"))
+    assert lines["queued"]["state"] == "queued"
+    assert lines["queued"]["result"] is None
+    unknown = {**lines["unknown"], "asked_at": ""}
+    assert unknown == {
+        **dict.fromkeys(COLUMNS),
+        "reference_id": "unknown",
+        "account": "main",
+        "state": "not_found",
+        "outcome": "not_found",
+        "code": "105",
+        "message": "ReferenceId not found",
+        "asked_at": "",
+    }
+
+    found = await run(tmp_path, "lookup", *ids, CONFIG, "--output=csv")
+    assert found.code == 0
+    rows = in_csv(found.output)
+    assert [*rows[0]] == [*COLUMNS]
+    for row in rows:
+        line = lines[row["reference_id"]]
+        del row["asked_at"]
+        assert row == {name: "" if line[name] is None else str(line[name]) for name in row}
+
+    found = await run(tmp_path, "lookup", *ids, CONFIG)
+    assert found.code == 0
+    head, *table = found.output.splitlines()
+    assert head.split() == ["reference_id", "state", "status", "duration", "key", "message"]
+    assert [row.split()[:2] for row in table] == [
+        *(["answered", "success"], ["no-answer", "success"], ["queued", "queued"]),
+        *(["odd", "failure"], ["unknown", "not_found"]),
+    ]
+    assert simulator.traffic.total() == 3 * len(ids)
+    assert os.listdir(tmp_path) == ["config.yaml"]  # no ledger  # noqa: PTH208
+
+
+async def test_an_id_that_is_named_twice_is_asked_for_once(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    configure(tmp_path, simulator.url)
+    place(simulator, 1)
+    (tmp_path / "ids.txt").write_text("call-00000\nCALL-00000 # again\n")
+    arguments = ("CALL-00000", " call-00000 ", "--from-file=ids.txt", "--output=csv")
+    found = await run(tmp_path, "lookup", *arguments, CONFIG)
+    assert [row["reference_id"] for row in in_csv(found.output)] == ["CALL-00000"]
+    assert simulator.traffic.total() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ids.csv", "reference_id,account,campaign\na,,otp\nc,b,\n"),
+        ("ids.yaml", "[a, {reference_id: c, account: b}]"),
+        ("ids.json", '["a", {"reference_id": "c", "account": "b"}]'),
+    ],
+)
+async def test_files_as_watched_ones(
+    tmp_path: Path, simulator: Simulator, name: str, text: str
+) -> None:
+    configure(tmp_path, simulator.url, "main", "b")
+    (tmp_path / name).write_text(text)
+    simulator.add_call("b", "c", Plan())
+    arguments = (f"--from-file={name}", "--account=main", "--output=csv")
+    found = await run(tmp_path, "lookup", *arguments, CONFIG)
+    assert found.code == 0
+    states = {(row["account"], row["reference_id"]): row["state"] for row in in_csv(found.output)}
+    assert states == {("main", "a"): "not_found", ("b", "c"): "finished"}
+
+
+async def test_bad_lines_of_a_file_keep_nothing_else_from_being_asked(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    configure(tmp_path, simulator.url)
+    long = "x" * 129
+    (tmp_path / "ids.txt").write_text(f"good\ntwo words\n{long}\n=1+1\n../x?a=b&c=%20#\n[red]x\n")
+    found = await run(tmp_path, "lookup", "--from-file=ids.txt", CONFIG)
+    assert found.code == 1
+    assert [line.partition(" ")[0] for line in found.errors.splitlines()[:2]] == [
+        "ids.txt:2:",
+        "ids.txt:3:",
+    ]
+    names = [line.split()[0] for line in found.output.splitlines()[1:]]
+    assert names == ["good", "=1+1", "../x?a=b&c=%20", "[red]x"]
+    assert {*simulator.traffic.by_reference_id} == {name.upper() for name in names}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "expected ids, or --from-file"),
+        ("a --account=c", "--account"),
+        ("a", "--account: there are several"),
+        ("--account=main x\N{NO-BREAK SPACE}y", "REFERENCE_ID"),
+        ("--account=main " + "x" * 129, "is longer than 128"),
+        ("--from-file=missing.csv", "does not exist"),
+        ("--from-file=config.toml", ".csv, .txt"),
+        ("a --output=xml", "--output"),
+        ("a --output-file=results.txt", "--output-file"),
+        ("a --output-file=results.csv --output=json", "is csv, not json"),
+        ("a --rate=0", "--rate"),
+    ],
+)
+def test_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, expected: str
+) -> None:
+    configure(tmp_path, "http://127.0.0.1:9", "main", "b")
+    (tmp_path / "config.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(commands, ["lookup", *filter(None, arguments.split(" ")), CONFIG])
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert expected in found.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [(AccountState.REVOKED, "101"), (AccountState.IP_BLOCKED, "140")]
+)
+async def test_refused_credentials_cost_one_request(
+    tmp_path: Path, simulator: Simulator, state: AccountState, code: str
+) -> None:
+    configure(tmp_path, simulator.url, "main", "b")
+    simulator.put_account(replace(MAIN, state=state))
+    ids = "".join(f"call-{number},main\n" for number in range(100))
+    (tmp_path / "ids.csv").write_text(f"reference_id,account\nother,b\n{ids}")
+    found = await run(tmp_path, "lookup", "--from-file=ids.csv", CONFIG, "--output=csv")
+    assert found.code == 1
+    assert found.errors == "1 of 101 calls answered; not: 100 auth\n"
+    outcomes = Counter(
+        (row["account"], row["outcome"], row["code"]) for row in in_csv(found.output)
+    )
+    assert outcomes == {("main", "auth", code): 100, ("b", "not_found", "105"): 1}
+    assert simulator.traffic.total("main") == 1
+
+
+async def test_throttling_is_obeyed_but_not_for_ever(tmp_path: Path, simulator: Simulator) -> None:
+    configure(tmp_path, simulator.url, "main", "b")
+    ids = place(simulator, 20)
+    rows = [*(f"{name},main" for name in ids), "x,b", "y,b"]
+    (tmp_path / "ids.csv").write_text("\n".join(["reference_id,account", *rows]))
+    once = Fault(FaultKind.STATUS, account="main", status=429, retry_after="6", count=1)
+    simulator.faults.set("once", once)
+    simulator.faults.set("ever", Fault(FaultKind.STATUS, account="b", status=503, retry_after="1"))
+    asked: list[float] = []
+    loop = asyncio.get_running_loop()
+    process = await start(tmp_path, "lookup", "--from-file=ids.csv", CONFIG, "--output=csv")
+    for total in (1, 2):
+        await until(lambda total=total: simulator.traffic.total("main") >= total, 60)  # type: ignore[misc]
+        asked.append(loop.time())
+    assert asked[1] - asked[0] > 5.9
+    found = await end(process)
+    assert found.code == 1
+    told = found.errors.splitlines()
+    assert "main: throttled: the provider asks for fewer requests; going on in 6 s" in told
+    assert told[-1] == "20 of 22 calls answered; not: 2 throttled"
+    outcomes = Counter((row["account"], row["outcome"]) for row in in_csv(found.output))
+    assert outcomes == {("main", "ok"): 20, ("b", "throttled"): 2}
+    # One request after each pause, and the first.
+    assert (simulator.traffic.total("main"), simulator.traffic.total("b")) == (21, PAUSES)
+
+
+FAULTS = {
+    "connection": Fault(FaultKind.RESET),
+    "bad_response": Fault(FaultKind.HTML),
+    "http_error": Fault(FaultKind.STATUS, status=500),
+    "timeout": Fault(FaultKind.HANG),
+}
+
+
+async def test_what_fails_is_tried_three_times(tmp_path: Path, simulator: Simulator) -> None:
+    accounts = ""
+    for name, fault in FAULTS.items():
+        simulator.put_account(Account(name, name, "s"))
+        simulator.add_call(name, f"call-{name}", Plan())
+        simulator.faults.set(name, replace(fault, account=name))
+        accounts += (
+            f"  - {{name: {name}, api_key: {name}, secret_key: s, base_url: '{simulator.url}'}}\n"
+        )
+    (tmp_path / "config.yaml").write_text(f"accounts:\n{accounts}polling: {{timeout: 1s}}\n")
+    rows = [f"call-{name},{name}" for name in FAULTS]
+    (tmp_path / "ids.csv").write_text("\n".join(["reference_id,account", *rows]))
+    arguments = ("lookup", "--from-file=ids.csv", CONFIG, "--output=json")
+    found = await run(tmp_path, *arguments)
+    assert found.code == 1
+    lines = {line["account"]: line for line in in_json(found.output)}
+    assert {name: line["outcome"] for name, line in lines.items()} == {
+        name: name for name in FAULTS
+    }
+    assert all(line["message"] and line["state"] is None for line in lines.values())
+    for name in FAULTS:
+        # The HTTP library asks anew by itself where a connection was reset before any answer.
+        assert simulator.traffic.total(name) == TRIES * (2 if name == "connection" else 1), name
+    for name, fault in FAULTS.items():
+        simulator.faults.set(name, replace(fault, account=name, count=2))
+    assert (await run(tmp_path, *arguments)).code == 0
+
+
+async def test_nothing_shows_a_key_or_a_phone_number(tmp_path: Path, simulator: Simulator) -> None:
+    configure(tmp_path, simulator.url)
+    told = ["call to 0901 234 567 refused", f"ApiKey={KEY} is odd", "SecretKey=" + SECRET]
+    shown = ""
+    for output in ("table", "json", "csv"):
+        for message in told:
+            body = json.dumps({"CodeResult": "104", "ErrorMessage": message})
+            simulator.faults.set(message, Fault(FaultKind.RAW, body=body, count=1))
+        found = await run(tmp_path, "lookup", "a", "b", "c", CONFIG, f"--output={output}")
+        assert found.code == 1
+        assert found.output.count("call to *** refused") == 1
+        assert found.output.count("withheld") == 2
+        shown += found.output + found.errors
+    assert not any(hidden in shown for hidden in (KEY, SECRET, "234", "ApiKey=", "http://"))
+
+
+@pytest.mark.parametrize(("rate", "option", "most"), [(40, "", 41), (2000, "--rate=40", 41)])
+async def test_no_faster_than_the_accounts_rate(
+    tmp_path: Path, simulator: Simulator, rate: int, option: str, most: int
+) -> None:
+    configure(tmp_path, simulator.url, rate=rate)
+    options = [option] if option else []
+    found = await run(tmp_path, "lookup", *place(simulator, 60), CONFIG, "--output=csv", *options)
+    assert found.code == 0
+    assert 30 < simulator.traffic.peak_rate["main"] <= most
+
+
+@pytest.mark.parametrize("output", ["table", "csv"])
+async def test_a_closed_pipe(tmp_path: Path, simulator: Simulator, output: str) -> None:
+    configure(tmp_path, simulator.url, rate=2000 if output == "table" else 500)
+    (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 2000)))
+    arguments = f"--from-file=ids.txt --output={output} {CONFIG}"
+    command = f"set -o pipefail; '{sys.executable}' -m exporter lookup {arguments} | head -1"
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", command),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    found = await end(process)
+    assert found.errors.count("\n") <= 1
+    assert len(found.output.splitlines()) == 1
+    if output != "table":  # which is printed at the end
+        assert found.code == 1
+        assert simulator.traffic.total() < 1000
+
+
+async def test_who_reads_slowly_makes_no_request_late(tmp_path: Path, simulator: Simulator) -> None:
+    configure(tmp_path, simulator.url)
+    (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 3000)))
+    process = await start(tmp_path, "lookup", "--from-file=ids.txt", CONFIG, "--output=json")
+    await until(lambda: simulator.traffic.total() == 3000, 60)
+    assert len(in_json((await end(process)).output)) == 3000
+    assert simulator.traffic.total() == 3000
