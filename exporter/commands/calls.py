@@ -20,7 +20,7 @@ from exporter.calls import CallState, Result
 from exporter.commands import options
 from exporter.config.files import FileProblemError, read_text
 from exporter.errors import AskedExporterError
-from exporter.ledger.store import FINISHED, WATCHED
+from exporter.ledger.listing import FINISHED, WATCHED
 from exporter.logs import configure_logging
 from exporter.rows import Lines, Output, print_table
 from exporter.run import limit_process
