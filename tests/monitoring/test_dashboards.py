@@ -15,7 +15,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from monitoring.dashboards import boards
-from monitoring.links import HOME
+from monitoring.links import HOME, RUNBOOKS
 from tests.dashboards import FILES, FOLDER, panels, read, targets
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -104,6 +104,18 @@ def test_links_lead_to_the_project(file: Path) -> None:
     assert [link["url"] for link in links if link["type"] == "link"]
     for link in links:
         assert link["type"] == "dashboards" or link["url"].startswith(HOME)
+
+
+@every_file
+def test_every_linked_runbook_is_there(file: Path) -> None:
+    folder = FOLDER.parents[1] / "docs" / "runbooks"
+    linked = {
+        link["url"].removeprefix(f"{RUNBOOKS}/")
+        for panel in panels(read(file))
+        for link in panel.get("links", ())
+    }
+    assert linked
+    assert linked <= {page.name for page in folder.iterdir()}
 
 
 def test_queries_choose_by_the_variables() -> None:
