@@ -34,6 +34,8 @@ from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions
 
 DEFAULT_ADDRESS: Final = ":10375"
+TAKEN: Final = ("/-/", "/api/", "/callback/")
+"""Beginnings of paths that have a meaning, and perhaps a lock, of their own."""
 
 
 class _Address(click.ParamType[ListenAddress]):
@@ -55,8 +57,9 @@ class _TelemetryPath(click.ParamType[str]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:  # Any: click's own signature
         path = str(value)
-        if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith("/-/"):
-            self.fail("expected a path such as `/metrics`, not under `/-/`", param, ctx)
+        if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith(TAKEN):
+            taken = ", ".join(f"`{start}`" for start in TAKEN)
+            self.fail(f"expected a path such as `/metrics`, not under {taken}", param, ctx)
         return path
 
 

@@ -69,7 +69,9 @@ class WebServer:
         self._options = options
         self._config = options.config
         self._access = Access(
-            PROBES if options.open_probes else (), (API_PREFIX, CALLBACK_PATH), time.monotonic
+            PROBES if options.open_probes else (),
+            (f"{API_PREFIX}/", f"{CALLBACK_PATH}/"),
+            time.monotonic,
         )
         application = web.Application(
             client_max_size=64 * 1024, middlewares=[_tracked, as_problems, self._guarded]

@@ -186,6 +186,8 @@ def test_an_address_in_use(tmp_path: Path) -> None:
         "--web.telemetry-path=metrics",
         "--web.telemetry-path=/",
         "--web.telemetry-path=/-/ready",
+        "--web.telemetry-path=/api/v1/metrics",
+        "--web.telemetry-path=/callback/x",
         "--web.telemetry-path=/{x",
         "--log.level=loud",
         "--log.format=xml",

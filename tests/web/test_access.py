@@ -56,11 +56,13 @@ class Bench:
         self.server: WebServer | None = None
         self.url = ""
 
-    async def start(self, text: str, *, open_probes: bool = False) -> None:
+    async def start(
+        self, text: str, *, open_probes: bool = False, telemetry_path: str = "/metrics"
+    ) -> None:
         self.path.write_text(text)
         config = ConfigFile(self.path, load_web_config)
         options = WebOptions(
-            [ListenAddress("127.0.0.1", 0)], config=config, open_probes=open_probes
+            [ListenAddress("127.0.0.1", 0)], telemetry_path, config, open_probes=open_probes
         )
         self.server = WebServer(self.service, options)
         (self.url,) = await self.server.start()
@@ -139,6 +141,12 @@ async def test_what_has_its_own_lock_needs_no_user(bench: Bench) -> None:
     for path in ("/api/v1/../../metrics", "/%61pi/v1/%2e%2e/%2e%2e/metrics", "//api/v1/status"):
         assert await bench.ask(path) in {401, 404}
     assert await bench.ask("/callback/../metrics") in {401, 404}
+
+
+async def test_a_path_that_only_begins_alike_has_no_lock_of_its_own(bench: Bench) -> None:
+    await bench.start(users(prometheus="right"), telemetry_path="/callbacks")
+    assert await bench.ask("/callbacks") == 401
+    assert await bench.ask("/callbacks", "prometheus", "right") == 200
 
 
 async def test_open_probes(bench: Bench) -> None:
