@@ -62,6 +62,13 @@ class NamedFiles:
         self.paths.add(path)
         self.before(path)
         text = read_text(path, limit)
-        if secret and path.stat().st_mode & stat.S_IROTH:
+        if secret and _exposed(path):
             self.exposed.add(path)
         return text
+
+
+def _exposed(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False  # gone since it was read

@@ -131,6 +131,7 @@ class Database:
         """
         try:
             if self._identity() == self._file:
+                self._keep_lock()
                 return
         except FileNotFoundError:
             self._write_anew()
@@ -144,13 +145,27 @@ class Database:
                 "go on with that one, or put the old one back"
             )
 
+    def _keep_lock(self) -> None:
+        """See that the lock is still the one that others would take.
+
+        Raises:
+            LedgerBusyError: another exporter has it.
+        """
+        held = os.fstat(self._lock)
+        try:
+            found = os.stat(self._lock_path)  # noqa: PTH116 - as above
+            if (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino):
+                return
+        except OSError:
+            pass  # gone, or not to be seen: taking it anew tells
+        old, self._lock = self._lock, self._take_lock()
+        os.close(old)
+
     def _write_anew(self) -> None:
         """Put a copy where the file was deleted: all that it held can still be read."""
         copy = self.path.with_name(self.path.name + ".copy")
         try:
-            if not self._lock_path.exists():
-                old, self._lock = self._lock, self._take_lock()
-                os.close(old)
+            self._keep_lock()
             copy.unlink(missing_ok=True)
             os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             with (

@@ -18,7 +18,7 @@ from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.sources.files import Intake
 from exporter.sources.query import Query, Rules, source_name
-from exporter.sources.worker import Worker
+from exporter.worker import Worker
 
 OVERLAP: Final = 600.0
 """Seconds: a row is committed some time after the moment that stands in it."""

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 import structlog
 from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from exporter.web.tls import Tls
 
@@ -23,6 +24,9 @@ HEAD_TIMEOUT: Final = 10.0
 
 STALL_TIMEOUT: Final = 10.0
 """Seconds that a client may take none of an answer that waits for it."""
+
+MAX_AHEAD: Final = 64 << 10
+"""Bytes that a client may send of further requests before it has the answer to one."""
 
 LINGER: Final = 5.0
 """Seconds that the rest of a body may take which nobody wants to read."""
@@ -84,6 +88,10 @@ class Connections:
             if failing:
                 _log.info("connections can be accepted again")
             failing = False
+            if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+                # Below TLS, nobody else sees that a client does not read.
+                longest = int(STALL_TIMEOUT * 1000)
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, longest)
             connection = Connection(self, self._server(), _address(peer), self._tls())
             if self._admit(connection):
                 connection.open(accepted)
@@ -152,8 +160,8 @@ class Connection(web.RequestHandler):
     """
 
     __slots__ = (
-        "_answering", "_connections", "_head_since", "_opening", "_stalled", "_tls", "address",
-        "since",
+        "_ahead", "_answering", "_body", "_connections", "_head_since", "_opening", "_stalled",
+        "_tls", "_wire", "address", "since",
     )  # fmt: skip
 
     def __init__(
@@ -170,7 +178,11 @@ class Connection(web.RequestHandler):
         self._connections = connections
         self._tls = tls
         self._opening: asyncio.Task[None] | None = None
+        # From beginning to end; aiohttp lets go of its own when it begins to close.
+        self._wire: asyncio.Transport | None = None
         self._answering = False
+        self._body: StreamReader = EMPTY_PAYLOAD
+        self._ahead = 0
         self._stalled: tuple[float, int] | None = None
         self.address = address
         self.since = connections.loop.time()
@@ -181,9 +193,10 @@ class Connection(web.RequestHandler):
         """Whether a request is being answered."""
         return self._answering or self._stalled is not None
 
-    def begin(self) -> None:
+    def begin(self, body: StreamReader) -> None:
         """Note that a request has come whole, but for its body."""
         self._answering, self._head_since = True, None
+        self._body, self._ahead = body, 0
 
     def end(self) -> None:
         """Note that it has its answer."""
@@ -193,9 +206,9 @@ class Connection(web.RequestHandler):
         """Close it if it takes too long."""
         if self._head_since is not None and now - self._head_since > HEAD_TIMEOUT:
             self.abort()
-        elif self._stalled is not None and self.transport is not None:
+        elif self._stalled is not None and self._wire is not None:
             since, left = self._stalled
-            if (size := self.transport.get_write_buffer_size()) < left:
+            if (size := self._wire.get_write_buffer_size()) < left:
                 self._stalled = (now, size)
             elif now - since > STALL_TIMEOUT:
                 self.abort()
@@ -204,8 +217,8 @@ class Connection(web.RequestHandler):
         """Close it at once; nobody waits for anything."""
         if self._opening is not None:
             self._opening.cancel()
-        if self.transport is not None:
-            self.transport.abort()
+        if self._wire is not None:
+            self._wire.abort()
         self._connections.leave(self)
 
     def open(self, accepted: socket.socket) -> None:
@@ -225,7 +238,7 @@ class Connection(web.RequestHandler):
             _log.debug("connection not opened", error=type(error).__name__)
         finally:
             self._opening = None
-            if self.transport is None:
+            if self._wire is None:
                 accepted.close()
                 self._connections.leave(self)
 
@@ -233,26 +246,34 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with HTTP."""
+        self._wire = cast("asyncio.Transport", transport)  # uvloop's own is none by name
         if self._tls and not self._tls.admits(transport.get_extra_info("peercert")):
             _log.debug("certificate of a client is not allowed")
-            cast("asyncio.Transport", transport).abort()  # uvloop's own is none by name
+            self._wire.abort()
             return
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""
-        if self._head_since is None and not self._answering:
+        if self._answering:
+            # Requests behind one that waits for its answer are held.
+            self._ahead += len(data) if self._body.is_eof() else 0
+            if self._ahead > MAX_AHEAD:
+                self.abort()
+                return
+        elif self._head_since is None:
             self._head_since = self._connections.loop.time()
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Note that it has ended."""
+        self._wire = None
         self._connections.leave(self)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """Note that the client is slower than its answer."""
-        size = self.transport.get_write_buffer_size() if self.transport else 0
+        size = self._wire.get_write_buffer_size() if self._wire else 0
         self._stalled = (self._connections.loop.time(), size)
         super().pause_writing()
 

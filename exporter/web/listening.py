@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
@@ -55,7 +56,7 @@ def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[sock
     count = _count(environ)
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         environ.pop(name, None)
-    if not count:
+    if count < 1:
         raise ListenError(
             "no socket activation file descriptors found; start it by a systemd socket unit, "
             "or leave --web.systemd-socket out"
@@ -71,7 +72,7 @@ def _inherited(descriptor: int) -> socket.socket:
         listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError:
         raise ListenError(problem) from None
-    if not listens:
+    if not listens or found.family not in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}:
         raise ListenError(problem)
     return found
 
@@ -120,8 +121,19 @@ def _bound(address: ListenAddress) -> Iterator[socket.socket]:
         type=socket.SOCK_STREAM,
         flags=socket.AI_PASSIVE,
     )
+    missing: OSError | None = None
+    bound = 0
     for family, _, _, _, resolved in {entry[4]: entry for entry in found}.values():
-        yield socket.create_server(resolved[:2], family=family, backlog=_BACKLOG)
+        try:
+            yield socket.create_server(resolved[:2], family=family, backlog=_BACKLOG)
+            bound += 1
+        except OSError as error:
+            # A name may have an address of a version that this machine does not have.
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            missing = error
+    if missing is not None and not bound:
+        raise missing
 
 
 def url_of(listener: socket.socket, scheme: str) -> str:

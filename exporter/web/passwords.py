@@ -6,13 +6,13 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Final
 
 import bcrypt
 
 from exporter.secret import Secret
+from exporter.worker import Worker
 
 CACHED: Final = 100
 """Verdicts that are remembered, of each kind."""
@@ -51,7 +51,9 @@ class Passwords:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="passwords")
+        # One that the end of the process does not wait for, and that is there before it is needed.
+        self._worker = Worker("passwords")
+        self._worker.submit(int)
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._secret = os.urandom(32)
@@ -80,12 +82,8 @@ class Passwords:
             async with self._turn:
                 if (verdict := self._remembered(key)) is not None:
                     return verdict  # it came several times at once
-                same = await asyncio.get_running_loop().run_in_executor(
-                    self._thread,
-                    bcrypt.checkpw,
-                    password[:_SIGNIFICANT],
-                    hashed.reveal().encode(),
-                )
+                significant, known_hash = password[:_SIGNIFICANT], hashed.reveal().encode()
+                same = await self._worker.submit(lambda: bcrypt.checkpw(significant, known_hash))
         finally:
             self._waiting -= 1
         verdict = known and same
@@ -94,7 +92,7 @@ class Passwords:
 
     def close(self) -> None:
         """End the thread, once it has checked what it is at."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._worker.close()
 
     def _remembered(self, key: bytes) -> bool | None:
         if self._good.knows(key):

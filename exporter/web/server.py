@@ -91,6 +91,8 @@ class WebServer:
         self._connections = Connections(self._server, lambda: self._access.config.tls, _HEADERS)
         self._listeners: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._reload_turn, self._web_turn = asyncio.Lock(), asyncio.Lock()
+        self._next_reload: asyncio.Task[None] | None = None
 
     async def start(self) -> list[str]:
         """Listen.
@@ -104,7 +106,7 @@ class WebServer:
         """
         if self._config is not None:
             self._access.use(await asyncio.to_thread(self._config.load))
-            self._in_background(self._look_for_changes(self._config))
+            self._in_background(self._look_for_changes())
         await self._runner.setup()
         options = self._options
         if options.systemd_socket:
@@ -132,23 +134,43 @@ class WebServer:
     async def reload(self) -> None:
         """Read both configurations again; on any problem with one, that one stays.
 
+        All who ask while one is under way share the next.
+
         Raises:
             ExporterError: with every problem.
         """
-        problems: list[Problem] = []
-        for reload in (self._service.reload, self._reload_web):
-            try:
-                await reload()
-            except ConfigError as error:
-                problems += error.problems
+        if self._next_reload is None:
+            self._next_reload = asyncio.create_task(self._reload_both())
+        await asyncio.shield(self._next_reload)
+
+    async def _reload_both(self) -> None:
+        async with self._reload_turn:
+            self._next_reload = None
+            problems: list[Problem] = []
+            other: ExporterError | None = None
+            for reload in (self._service.reload, self._reload_web):
+                try:
+                    await reload()
+                except ConfigError as error:
+                    problems += error.problems
+                except ExporterError as error:
+                    other = error
         if problems:
             raise ConfigError(tuple(problems))
+        if other:
+            raise other
 
-    async def _reload_web(self) -> None:
+    async def _reload_web(self, *, changed: bool = True) -> None:
         if self._config is None:
             return
+        # One after the other, so that none that is late undoes a newer one.
+        async with self._web_turn:
+            if changed or await asyncio.to_thread(self._config.changed):
+                await self._load_web(self._config)
+
+    async def _load_web(self, config: ConfigFile[WebConfig]) -> None:
         try:
-            self._access.use(await asyncio.to_thread(self._config.load))
+            self._access.use(await asyncio.to_thread(config.load))
         except ConfigError as error:
             self._service.metrics.loaded("web configuration", problem=str(error))
             _log.error("web configuration not reloaded", problems=str(error))
@@ -156,12 +178,11 @@ class WebServer:
         self._service.metrics.loaded("web configuration")
         _log.info("web configuration reloaded")
 
-    async def _look_for_changes(self, config: ConfigFile[WebConfig]) -> None:
+    async def _look_for_changes(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if await asyncio.to_thread(config.changed):
-                with suppress(ConfigError):  # logged and counted where it happened
-                    await self._reload_web()
+            with suppress(ConfigError):  # logged and counted where it happened
+                await self._reload_web(changed=False)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -207,7 +228,7 @@ async def _tracked(request: web.Request, handler: _Handler) -> web.StreamRespons
     connection = request.protocol
     if not isinstance(connection, Connection):
         return await handler(request)
-    connection.begin()
+    connection.begin(request.content)
     try:
         return await handler(request)
     finally:

@@ -21,6 +21,9 @@ from exporter.service import Service
 from exporter.web.languages import DEFAULT, choose, load, local
 from exporter.web.status import LINES, StatusView, Visitor, gather, lines
 
+MAX_WAITING: Final = 32
+"""Pages that may wait to be drawn."""
+
 REFRESH: Final = 15
 """Seconds after which a browser asks again."""
 
@@ -109,6 +112,7 @@ class StatusPage:
         self._visitor = visitor
         self._template = Template()
         self._drawing = asyncio.Lock()
+        self._waiting = 0
         self._headers = {
             "Content-Security-Policy": "default-src 'none'; "
             f"style-src {self._template.style_source}; "
@@ -130,16 +134,26 @@ class StatusPage:
         if "refresh" not in query:
             headers["Refresh"] = str(REFRESH)
         # In a thread, which the polls do not feel; one at a time, so that the others are free.
+        visitor = self._visitor(request)
+        if self._waiting >= MAX_WAITING:
+            raise web.HTTPServiceUnavailable(text="try again later\n", headers={"Retry-After": "1"})
+        self._waiting += 1
+        try:
+            page = await self._drawn(visitor, language, query)
+        finally:
+            self._waiting -= 1
+        return web.Response(text=page, content_type="text/html", headers=headers)
+
+    async def _drawn(self, visitor: Visitor, language: str, query: Mapping[str, str]) -> str:
         async with self._drawing:
-            view = gather(self._service, self._visitor(request), time.time())
-            page = await asyncio.to_thread(
+            view = gather(self._service, visitor, time.time())
+            return await asyncio.to_thread(
                 self._template.render,
                 view,
                 language,
                 query=query,
                 telemetry_path=self._telemetry_path,
             )
-        return web.Response(text=page, content_type="text/html", headers=headers)
 
 
 def _link(query: Mapping[str, str], chosen: Mapping[str, str]) -> str:

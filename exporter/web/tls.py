@@ -145,7 +145,12 @@ class Tls(NamedTuple):
 
 def _san(kind: str, name: str) -> str:
     # OpenSSL writes IPv6 addresses in a way of its own.
-    return str(ip_address(name.strip())) if kind == "IP Address" else name
+    if kind != "IP Address":
+        return name
+    try:
+        return str(ip_address(name.strip()))
+    except ValueError:
+        return name
 
 
 def server_tls(

@@ -93,7 +93,11 @@ async def test_every_example(tmp_path: Path) -> None:
             )
             *plain, (over_tls, _) = EXAMPLES
             for command, output in plain:
-                assert compared(await shown(tmp_path, command, url)) == compared(output), command
+                found = await shown(tmp_path, command, url)
+                if output.strip() == "...":  # how many there are is the reader's
+                    assert found.strip() == "3", command
+                else:
+                    assert compared(found) == compared(output), command
             await exporter.stop()
         async with Exporter(config, f"--web.config.file={tmp_path}/web.yml") as exporter:
             address = (await exporter.ready()).replace("127.0.0.1", "localhost")

@@ -107,3 +107,18 @@ def test_no_room_for_another_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -
     watch(store, "after")
     assert watched(store) == ["before", "after"]
     store.close()
+
+
+def test_a_lock_that_was_deleted_is_taken_again(path: Path, store: Store) -> None:
+    lock = path.with_name(path.name + ".lock")
+    lock.unlink()
+    store.snapshot()  # whatever comes next
+    with pytest.raises(LedgerBusyError):
+        Database(f"sqlite:///{path}")
+    # Where somebody else was faster, nothing is written any more.
+    lock.unlink()
+    other = Database(f"sqlite:///{path}")
+    with pytest.raises(LedgerBusyError):
+        store.snapshot()
+    other.close()
+    store.snapshot()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ from exporter.service import Service
 from exporter.sources.configuration import ConfigFile
 from exporter.web import passwords as module
 from exporter.web.config_file import load_web_config
-from exporter.web.listening import ListenAddress
+from exporter.web.listening import ListenAddress, systemd_sockets
 from exporter.web.server import WebOptions, WebServer
 from tests.waiting import until
 from tests.web.certificates import Certificates
@@ -331,3 +332,6 @@ async def test_it_does_not_start_with_a_broken_file(bench: Bench) -> None:
     assert bench.server is not None
     with pytest.raises(ListenError, match="no socket activation file descriptors found"):
         await WebServer(bench.service, WebOptions(systemd_socket=True)).start()
+    for count in ("-1", "0", "x", ""):
+        with pytest.raises(ListenError, match="no socket activation file descriptors found"):
+            systemd_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count})

@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
+from aiohttp.streams import EMPTY_PAYLOAD
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -192,6 +193,104 @@ async def test_a_scraper_that_does_not_read(bench: Bench, monkeypatch: pytest.Mo
     writer.close()
 
 
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+async def test_what_is_below_the_buffers_does_not_stay_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tls: bool, connection: bytes
+) -> None:
+    """Neither a little that is left, nor what TLS holds, is seen as a writer that has to wait."""
+    monkeypatch.setattr(connections, "STALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(connections, "SWEEP_EVERY", 0.05)
+    bench = Bench(tmp_path)
+    await bench.start(tls=tls)
+    size = 12_000_000 if tls else 2_800_000
+    large = Exposition(CONTENT_TYPE, b"# " + b"x" * size + b"\n")
+    monkeypatch.setattr(exposition.Renderer, "render", lambda *_, **__: large)
+    try:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", bench.port))
+            writer: asyncio.StreamWriter | None = None
+            get = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: " + connection + b"\r\n\r\n"
+            if bench.certificates:
+                _, writer = await asyncio.open_connection(
+                    sock=client, ssl=bench.certificates.client(), server_hostname="localhost",
+                    limit=1,
+                )  # fmt: skip
+                writer.write(get)
+                writer.transport.pause_reading()  # type: ignore[attr-defined]
+            else:
+                await loop.sock_sendall(client, get)
+            await until(lambda: bench.open == 1)
+            await until(lambda: bench.open == 0, 20)
+            if writer:
+                writer.transport.abort()
+    finally:
+        await bench.server.stop()
+        await bench.service.stop()
+
+
+async def test_who_has_to_make_room_leaves_no_descriptor_open(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_PER_ADDRESS", 3)
+
+    def descriptors() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    held = [await bench.connect() for _ in range(3)]
+    await until(lambda: bench.open == 3)
+    before = descriptors()
+    held += [await bench.connect() for _ in range(30)]
+    # The clients keep theirs; the server has no more than three.
+    await until(lambda: descriptors() == before + 30)
+    for _, writer in held:
+        writer.close()
+
+
+async def test_requests_ahead_of_an_answer_are_bounded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = asyncio.Event()
+
+    async def wait(_self: object) -> None:
+        await go_on.wait()
+
+    monkeypatch.setattr(WebServer, "reload", wait)
+    reader, writer = await bench.connect(POST.replace(b"/ ", b"/-/reload ") + b"\r\n")
+    await until(lambda: any(one.busy for one in bench.server._connections._all()))
+    large = GET[:-2] + b"A: " + b"a" * 7_000 + b"\r\n\r\n"
+    for _ in range(5):
+        writer.write(large)
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    assert bench.open == 1
+    for _ in range(20):
+        writer.write(large)
+    assert b"200 OK" not in await ends((reader, writer))
+    go_on.set()
+
+
+async def test_all_who_ask_for_a_reload_share_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reloads, go_on = [], asyncio.Event()
+
+    async def reload() -> None:
+        reloads.append(1)
+        await go_on.wait()
+
+    monkeypatch.setattr(bench.service, "reload", reload)
+    asked = [asyncio.create_task(bench.server.reload()) for _ in range(5)]
+    await until(lambda: len(reloads) == 1)
+    asked += [asyncio.create_task(bench.server.reload()) for _ in range(50)]
+    go_on.set()
+    await asyncio.gather(*asked)
+    assert len(reloads) == 2
+
+
 async def test_a_scraper_that_leaves_in_the_middle(bench: Bench) -> None:
     for _ in range(20):
         _, writer = await bench.connect(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
@@ -217,7 +316,7 @@ async def test_who_holds_many_connections_keeps_nobody_out(
     held.append(await bench.connect())
     await until(lambda: bench.open == 12)
     for gate in bench.server._connections._all():
-        gate.begin()
+        gate.begin(EMPTY_PAYLOAD)
     assert await ends(await bench.connect(GET)) == b""
     for gate in bench.server._connections._all():
         gate.end()

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from exporter.errors import SourceError
-from exporter.sources.worker import Worker
+from exporter.worker import Worker
 
 
 async def test_work_is_done_in_order_in_one_thread_also_where_nobody_waits() -> None:
