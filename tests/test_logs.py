@@ -4,25 +4,11 @@ import json
 import logging
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from exporter.logs import configure_logging
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
-    yield
-    sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def test_logfmt(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ PROMPT = 8.0
 """Seconds in which calls are counted where nothing is wrong: two to be polled, one to be scraped,
 and what a busy machine adds."""
 
-AFTER_REFUSAL = 45.0
+AFTER_REFUSAL = 60.0
 """The same for refused credentials, which are tried again every 30 s at first."""
 
 CALM = "calm"
