@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test lint bench soak docs audit sbom lock clean
-.PHONY: run test lint bench soak screenshots audit sbom lock clean
+.PHONY: run test lint bench soak docs screenshots audit sbom lock lint-dashboards clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -73,6 +72,11 @@ SBOM ?= sbom.cdx.json
 sbom: $(VENV)/.dev
 	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --spec-version 1.6 \
 		--output-reproducible --output-file $(SBOM) requirements.lock
+
+# Grafana's own linter, which no registry has as a package: not part of the tests.
+lint-dashboards:
+	@command -v dashboard-linter >/dev/null || { echo "needs Grafana's dashboard-linter" >&2; exit 2; }
+	for file in monitoring/dashboards/*.json; do dashboard-linter lint --strict $$file || exit 1; done
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
