@@ -38,6 +38,7 @@ soak: $(VENV)/.dev
 # The references in docs/, from the models of the configuration and the catalogue of metrics.
 docs: $(VENV)/.dev
 	$(BIN)/python -m tools.reference
+
 # The pictures of the documentation, in docs/images; needs Chromium.
 screenshots: $(VENV)/.dev
 	$(BIN)/python -m tests.web.screenshots
