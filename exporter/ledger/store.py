@@ -43,7 +43,6 @@ from exporter.ledger.totals import Cell, Total
 
 T = TypeVar("T")
 
-_keys: Final = given("keys")
 _rows: Final = given("rows")
 
 _UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)

@@ -20,6 +20,13 @@ _REALM: Final = 'Basic realm="esms-exporter", charset="UTF-8"'
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def credentials(request: web.Request, scheme: str) -> str:
+    """Return what the one `Authorization` header shows in this scheme; empty where it does not."""
+    headers = request.headers.getall("Authorization", [])
+    named, _, shown = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    return shown.strip() if named.lower() == scheme else ""
+
+
 class _Bucket:
     """A token bucket: full at first, and filled again bit by bit."""
 
@@ -81,7 +88,7 @@ class Access:
             raise web.HTTPTooManyRequests(text="Too Many Requests\n", headers={"Retry-After": wait})
         if self.config.users and not path.startswith(self._own_locks):
             try:
-                good = await self._knows(request.headers.getall("Authorization", []))
+                good = await self._knows(credentials(request, "basic"))
             except TooManyChecksError:
                 raise web.HTTPServiceUnavailable(
                     text="try again later\n", headers={"Retry-After": "1"}
@@ -92,12 +99,9 @@ class Access:
                 )
         return await handler(request)
 
-    async def _knows(self, headers: list[str]) -> bool:
-        scheme, _, shown = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-        if scheme.lower() != "basic":
-            return False
+    async def _knows(self, shown: str) -> bool:
         try:
-            name, colon, password = b64decode(shown.strip(), validate=True).partition(b":")
+            name, colon, password = b64decode(shown, validate=True).partition(b":")
         except (binascii.Error, ValueError):
             return False
         # bcrypt knows no NUL.

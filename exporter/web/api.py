@@ -19,6 +19,7 @@ from exporter.secret import Secret
 from exporter.service import Service
 from exporter.sources.api import SOURCE
 from exporter.web import bodies
+from exporter.web.access import credentials
 from exporter.web.openapi import openapi
 from exporter.web.problems import (
     LEDGER_RETRY,
@@ -212,12 +213,10 @@ async def as_problems(
 
 def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
     """Return the token that a request shows, if it is known."""
-    headers = request.headers.getall("Authorization", [])
-    scheme, _, shown = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    secret = Secret(shown.strip())
-    # All of them, so that the time does not tell which one it was.
+    secret = Secret(credentials(request, "bearer"))
+    # All of them, so that the time does not tell which one it was. None is empty.
     found = [token for token in config.tokens if token.token == secret]
-    return found[0] if scheme.lower() == "bearer" and found else None
+    return found[0] if found else None
 
 
 def _without_id(record: CallRecord) -> dict[str, Any]:  # Any: of several types
