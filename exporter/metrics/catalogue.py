@@ -117,6 +117,29 @@ class Catalogue:
         self.ledger_errors = counter(
             "esms_ledger_errors_total", "Reads and writes of the ledger that failed."
         )
+        self.replicas = gauge(
+            "esms_replicas",
+            "Exporters that share the ledger and are alive, as this one last saw; 1 where the "
+            "ledger is not shared.",
+        )
+        self.last_heartbeat = gauge(
+            "esms_replica_last_heartbeat_timestamp_seconds",
+            "When this exporter last told the others that it is alive; 0 where the ledger is not "
+            "shared.",
+        )
+        self.claimed = counter(
+            "esms_replica_calls_claimed_total",
+            "Calls that this exporter took over from the shared ledger: those of an exporter that "
+            "had stopped, that another one gave up, or that nobody had claimed.",
+        )
+        self.released = counter(
+            "esms_replica_calls_released_total",
+            "Calls that this exporter gave up, so that others may claim them.",
+        )
+        self.evictions = counter(
+            "esms_replica_evictions_total",
+            "Times that this exporter found that others had declared it dead and taken its calls.",
+        )
         self.source_last_success = gauge(
             "esms_source_last_success_timestamp_seconds",
             "When a watch source was last read as it should be; rows of a query that had to be "
@@ -149,10 +172,19 @@ class Catalogue:
             "esms_exporter_config_last_reload_success_timestamp_seconds",
             "When the configuration was last loaded with success.",
         )
-        for family in (self.commit_duration, self.ledger_errors):
+        alone: tuple[Family[Any], ...] = (  # Any: of values or of buckets
+            self.commit_duration,
+            self.ledger_errors,
+            self.last_heartbeat,
+            self.claimed,
+            self.released,
+            self.evictions,
+            self.reload_successful,
+            self.reload_timestamp,
+        )
+        for family in alone:
             family.labels()
-        for single in (self.reload_successful, self.reload_timestamp):
-            single.labels()
+        self.replicas.labels().value = 1.0
         self.build_info.labels(exporter.__version__, platform.python_version()).value = 1.0
         self.not_loaded: dict[str, str] = {}
         self.troubles: dict[str, str] = {}
