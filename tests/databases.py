@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -12,11 +13,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from tests.programs import program
+
+_NUMBERS = itertools.count()
 
 PASSWORD = "made-up-db-password"
 
@@ -72,8 +75,20 @@ class Server:
             self._process.wait(30)
             self._process = None
 
-    def execute(self, *statements: str) -> None:
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """Yield the address of a new database of PostgreSQL."""
+        name = f"test_{next(_NUMBERS)}"
+        self.execute(f"CREATE DATABASE {name}", autocommit=True)
+        try:
+            yield make_url(self.url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)", autocommit=True)
+
+    def execute(self, *statements: str, autocommit: bool = False) -> None:
         engine = create_engine(self.url, poolclass=NullPool)
+        if autocommit:
+            engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         with engine.begin() as connection:
             for statement in statements:
                 connection.execute(text(statement))

@@ -4,51 +4,67 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, and_, func, or_, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, text, update
 
 from exporter.calls import Finished, PollAgain
-from exporter.ledger.bulk import fetch, field, given, listed, packed
+from exporter.ledger.bulk import fetch, field, given, item, listed, packed
 from exporter.ledger.records import DELETED, Committed, Observation
-from exporter.ledger.schema import accounts, calls, totals
+from exporter.ledger.schema import THIS_TRANSACTION, accounts, calls
 from exporter.ledger.totals import Cell, additions, price_added
 
 _rows: Final = given("rows")
 
-_UNFINISHED: Final = (
-    listed(
+# Locked, so that of two exporters that finish a call at the same time one finds it finished; in
+# the order of their rows, so that they do not wait for each other in a circle.
+_HELD: Final = (
+    select(
         calls.c.id,
         calls.c.label_set_id,
         calls.c.price,
-        accounts.c.id,
+        accounts.c.id.label("account_id"),
         accounts.c.name,
     )
     .join_from(calls, accounts)
-    .where(calls.c.id.in_(select(_rows.c.value)), calls.c.result.is_(None))
+    .where(calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result.is_(None))
+    .order_by(calls.c.id)
+    .with_for_update(of=calls)
+    .subquery()
 )
+_UNFINISHED: Final = listed(*_HELD.c)
+
+
+def _row_is_given() -> ColumnElement[bool]:
+    return and_(calls.c.id == field(_rows, 0, calls.c.id), calls.c.result.is_(None))
+
+
+def _given(*columns: Column[Any]) -> dict[str, ColumnElement[Any]]:  # Any: of a column's type
+    """Return new values for columns: the fields after the row's number, in this order."""
+    return {column.name: field(_rows, n, column) for n, column in enumerate(columns, 1)}
+
+
 _SET_STATE: Final = (
-    update(calls)
-    .where(calls.c.id == field(_rows, 0), calls.c.result.is_(None))
-    .values(state=field(_rows, 1), state_since=field(_rows, 2))
+    update(calls).where(_row_is_given()).values(_given(calls.c.state, calls.c.state_since))
 )
 _FINISH: Final = (
     update(calls)
-    .where(calls.c.id == field(_rows, 0), calls.c.result.is_(None))
+    .where(_row_is_given())
     .values(
-        result=field(_rows, 1),
-        status=field(_rows, 2),
-        duration=field(_rows, 3),
-        key=field(_rows, 4),
-        finished_at=field(_rows, 5),
+        _given(calls.c.result, calls.c.status, calls.c.duration, calls.c.key, calls.c.finished_at)
     )
 )
-_NEW_TOTAL: Final = insert(totals)
-_ADD: Final = _NEW_TOTAL.on_conflict_do_update(
-    index_elements=list(totals.primary_key),
-    set_={"value": totals.c.value + _NEW_TOTAL.excluded.value},
-)
+# Every engine writes it like this, and SQLAlchemy has a way of its own for each.
+_ADD: Final = """
+    INSERT INTO totals (account_id, label_set_id, total, cell, value, changed_in)
+    VALUES (:account_id, :label_set_id, :total, :cell, :value, {transaction})
+    ON CONFLICT (account_id, label_set_id, total, cell)
+    DO UPDATE SET value = totals.value + excluded.value, changed_in = excluded.changed_in
+"""
+_ADD_HERE: Final = {
+    "sqlite": text(_ADD.format(transaction="NULL")),
+    "postgresql": text(_ADD.format(transaction=THIS_TRANSACTION)),
+}
 
 
 def commit(connection: Connection, observations: Sequence[Observation]) -> Committed:
@@ -106,7 +122,8 @@ def _add(
     connection: Connection, added: Mapping[Cell, float], account_ids: Mapping[str, int]
 ) -> None:
     connection.execute(
-        _ADD,
+        _ADD_HERE[connection.dialect.name],
+        # In the same order for every exporter, see above.
         [
             {
                 "account_id": account_ids[cell.account],
@@ -115,7 +132,7 @@ def _add(
                 "cell": cell.cell,
                 "value": amount,
             }
-            for cell, amount in added.items()
+            for cell, amount in sorted(added.items())
         ],
     )
 

@@ -15,7 +15,7 @@ import structlog
 
 from exporter.calls import Finished, PollAgain, WatchedCall
 from exporter.errors import LedgerError
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import open_database
 from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, Taken
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
@@ -65,7 +65,7 @@ class Ledger:
         Raises:
             LedgerError: it cannot be used; the message says what to do.
         """
-        self._store = await self._run(lambda: Store(Database(url)))
+        self._store = await self._run(lambda: Store(open_database(url)))
         self.problem = None
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -20,16 +21,37 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The newest revision under `migrations/versions`."""
 
+THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
+"""What `totals.changed_in` is set to on PostgreSQL; wraps never."""
+
 metadata: Final = MetaData()
+
+
+def _where(condition: str) -> dict[str, Any]:  # Any: arguments of an index
+    return {f"{engine}_where": text(condition) for engine in ("sqlite", "postgresql")}
+
+
+# SQLite numbers rows by itself only where the type is INTEGER, which has 64 bits there.
+_Row: Final = BigInteger().with_variant(Integer, "sqlite")
+
+# The newest exporters may leave a database in a shape that older ones can go on with, so that they
+# can be replaced one after the other.
+compatibility: Final = Table(
+    "compatibility",
+    metadata,
+    Column("oldest_user", String(32), primary_key=True),  # a revision, in the only row
+)
 
 accounts: Final = Table(
     "accounts",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", String(64), nullable=False, unique=True),
+    # Up to when requests are given out among exporters, by the server's clock.
+    Column("next_slot", Float),
 )
 
 # Calls and totals share few sets of labels. Sets are kept whole, whatever `watch.labels` shows of
@@ -44,7 +66,7 @@ label_sets: Final = Table(
 calls: Final = Table(
     "calls",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _Row, primary_key=True),
     Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
     Column("reference_key", String(128), nullable=False),  # as ids are compared
     Column("reference_id", String(128), nullable=False),  # as it was first written
@@ -63,9 +85,12 @@ calls: Final = Table(
     # When it was last handed over again, of late: what is named still is not to be forgotten.
     Column("named_at", Float),
     Column("price", Float),  # VND, as the provider's callback told it
+    # The exporter that polls it, where several share the ledger; NULL for any that claims it.
+    Column("replica_id", BigInteger),
     UniqueConstraint("account_id", "reference_key"),
-    Index("calls_unfinished", "account_id", "id", sqlite_where=text("result IS NULL")),
-    Index("calls_finished", "finished_at", sqlite_where=text("result IS NOT NULL")),
+    Index("calls_unfinished", "account_id", "id", **_where("result IS NULL")),
+    Index("calls_finished", "finished_at", **_where("result IS NOT NULL")),
+    Index("calls_claimed", "replica_id", **_where("result IS NULL")).ddl_if("postgresql"),
     # A row's number is never used again: an answer that is late cannot hit another call.
     sqlite_autoincrement=True,
 )
@@ -75,7 +100,7 @@ call_sources: Final = Table(
     "call_sources",
     metadata,
     Column("source", String(255), primary_key=True),
-    Column("call_id", Integer, ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
+    Column("call_id", _Row, ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
     Index("call_sources_call", "call_id"),
     sqlite_with_rowid=False,
 )
@@ -89,5 +114,32 @@ totals: Final = Table(
     Column("total", String(24), primary_key=True),
     Column("cell", String(48), primary_key=True),
     Column("value", Float, nullable=False),
+    # The transaction that wrote it last, where other exporters have to see what is new.
+    Column("changed_in", BigInteger),
+    Index("totals_changed", "changed_in").ddl_if("postgresql"),
     sqlite_with_rowid=False,
+)
+
+# The exporters that share a ledger.
+replicas: Final = Table(
+    "replicas",
+    metadata,
+    # Never used again: what an exporter holds by a row that has ended is nobody's.
+    Column("id", _Row, primary_key=True),
+    Column("name", String(255), nullable=False),  # for people
+    Column("peers", String(64), nullable=False),  # the same for those that poll the same accounts
+    Column("held", Integer, nullable=False),  # calls that it polls
+    Column("beat_at", Float, nullable=False),  # by the server's clock, as below
+    Column("ended_at", Float),  # it has left, or was declared dead
+    sqlite_autoincrement=True,
+)
+
+# What the exporter that polls a call has to know of what another one did.
+replica_messages: Final = Table(
+    "replica_messages",
+    metadata,
+    Column("id", _Row, primary_key=True),
+    Column("replica_id", BigInteger, nullable=False, index=True),
+    Column("call_id", BigInteger, nullable=False),
+    Column("message", String(16), nullable=False),
 )

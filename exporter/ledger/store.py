@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 
 from exporter.calls import CallState, WatchedCall, reference_key
-from exporter.ledger.bulk import fetch, given, listed, packed
+from exporter.ledger.bulk import fetch, given, item, listed, packed
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import RECORD, page, records
@@ -49,7 +49,7 @@ _UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
 
 _DROPPED: Final = listed(call_sources.c.call_id).where(
     call_sources.c.source == bindparam("source"),
-    call_sources.c.call_id.not_in(select(_rows.c.value)),
+    call_sources.c.call_id.not_in(select(item(_rows, calls.c.id))),
 )
 _UNFINISHED_PAGE: Final = (
     select(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Connection,
+    Float,
     and_,
     bindparam,
     delete,
@@ -19,12 +22,11 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert
 
 from exporter.calls import CallState, WatchedCall, reference_key
-from exporter.ledger.bulk import fetch, field, given, listed, packed
+from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, packed
 from exporter.ledger.records import DELETED, Count, Labels, NewCall, Pushed, StoredCall, Taken
-from exporter.ledger.schema import accounts, call_sources, calls, label_sets
+from exporter.ledger.schema import accounts, call_sources, calls, label_sets, replicas
 
 NAMED_LATELY: Final = 600.0
 """Seconds for which it is not noted again that a finished call is still named."""
@@ -32,36 +34,56 @@ NAMED_LATELY: Final = 600.0
 _keys: Final = given("keys")
 _rows: Final = given("rows")
 
-_FIND: Final = listed(calls.c.account_id, calls.c.reference_key, calls.c.id).join_from(
+_FIND: Final = listed(
+    calls.c.account_id, calls.c.reference_key, calls.c.id, calls.c.replica_id
+).join_from(
     _keys,
     calls,
-    and_(calls.c.account_id == field(_keys, 0), calls.c.reference_key == field(_keys, 1)),
+    and_(
+        calls.c.account_id == field(_keys, 0, calls.c.account_id),
+        calls.c.reference_key == field(_keys, 1, calls.c.reference_key),
+    ),
 )
-_INSERT: Final = insert(calls).from_select(
+_NOW: Final = bindparam("now", type_=Float())
+_NEW: Final = (
+    calls.c.account_id,
+    calls.c.reference_key,
+    calls.c.reference_id,
+    calls.c.label_set_id,
+)
+# What an exporter takes in it polls, as long as the others do not think that it has ended.
+_MINE: Final = (
+    select(replicas.c.id)
+    .where(replicas.c.id == bindparam("replica"), replicas.c.ended_at.is_(None))
+    .scalar_subquery()
+)
+_INSERT: Final = OrIgnore(calls).from_select(
     [
-        calls.c.account_id,
-        calls.c.reference_key,
-        calls.c.reference_id,
-        calls.c.label_set_id,
+        *_NEW,
         calls.c.pushed,
         calls.c.first_watched,
         calls.c.state,
         calls.c.state_since,
+        calls.c.replica_id,
     ],
     select(
-        *(field(_rows, number) for number in range(4)),
-        bindparam("pushed"),
-        bindparam("now"),
+        *(field(_rows, number, column) for number, column in enumerate(_NEW)),
+        bindparam("pushed", type_=Boolean()),
+        _NOW,
         literal(CallState.NEW.value),
-        bindparam("now"),
-    ).select_from(_rows),
+        _NOW,
+        _MINE,
+    )
+    .select_from(_rows)
+    # Without a condition, SQLite takes what follows for a part of the join.
+    .where(true()),
     include_defaults=False,
 )
 # Not each time, because a query may name the same thousands of calls every minute.
 _PUSH: Final = (
     update(calls)
     .where(
-        calls.c.id.in_(select(_rows.c.value)),
+        calls.c.id.in_(select(item(_rows, calls.c.id))),
         or_(
             calls.c.pushed.is_(False),
             and_(
@@ -70,17 +92,17 @@ _PUSH: Final = (
             ),
         ),
     )
-    .values(pushed=True, named_at=bindparam("now"))
+    .values(pushed=True, named_at=_NOW)
 )
 _DELETED: Final = listed(calls.c.id).where(
-    calls.c.id.in_(select(_rows.c.value)), calls.c.result == DELETED
+    calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result == DELETED
 )
-_FORGET: Final = delete(calls).where(calls.c.id.in_(select(_rows.c.value)))
-_NAME: Final = (
-    insert(call_sources)
-    # `WHERE true`: without it, SQLite takes what follows for a part of the join.
-    .from_select(["source", "call_id"], select(bindparam("source"), _rows.c.value).where(true()))
-    .on_conflict_do_nothing()
+_FORGET: Final = delete(calls).where(calls.c.id.in_(select(item(_rows, calls.c.id))))
+_NAME: Final = OrIgnore(call_sources).from_select(
+    ["source", "call_id"],
+    select(bindparam("source", type_=call_sources.c.source.type), item(_rows, calls.c.id)).where(
+        true()
+    ),
 )
 
 
@@ -90,6 +112,7 @@ def take(
     new: Sequence[NewCall],
     now: float,
     room: float,
+    replica: int | None = None,
 ) -> Taken:
     """Take calls in for a source; see `Store.watch`.
 
@@ -99,6 +122,7 @@ def take(
         new: the calls.
         now: Unix time.
         room: how many may be new; those beyond are refused.
+        replica: who polls the new ones, where several exporters share the ledger.
     """
     ids = _account_rows(connection, new)
     wanted: dict[tuple[int, str], NewCall] = {}
@@ -111,17 +135,21 @@ def take(
     refused = int(max(0, len(missing) - max(0, room)))
     missing = missing[: len(missing) - refused]
     _forget(connection, [revived[key] for key, _ in missing if key in revived])
-    added = _insert(connection, missing, now, pushed=source is None)
-    rows = {*known.values(), *(stored.call.id for stored in added)}
+    inserted = _insert(connection, missing, now, replica, pushed=source is None)
+    rows = {*known.values(), *inserted.rows}
     if source is None:
         _push(connection, known.values(), now)
     else:
-        connection.execute(_NAME, {"source": source, "rows": packed(rows)})
-    return Taken(added, _sets(added, missing), rows, refused)
+        connection.execute(_NAME, {"source": source, "rows": packed(sorted(rows))})
+    return Taken(inserted.mine, inserted.label_sets, rows, refused)
 
 
 def push(
-    connection: Connection, requests: Sequence[Sequence[NewCall]], now: float, room: float
+    connection: Connection,
+    requests: Sequence[Sequence[NewCall]],
+    now: float,
+    room: float,
+    replica: int | None = None,
 ) -> Pushed:
     """Take the calls of requests in; see `Store.push`.
 
@@ -130,6 +158,7 @@ def push(
         requests: the calls of each.
         now: Unix time.
         room: how many may be new; requests that do not fit are refused.
+        replica: see `take`.
     """
     ids = _account_rows(connection, chain.from_iterable(requests))
     keyed = [
@@ -153,11 +182,10 @@ def push(
         missing |= new
         named.update(known[key] for key, _ in request if key in known)
         counts.append(Count(len(new), len(request) - len(new)))
-    items = list(missing.items())
     _forget(connection, [revived[key] for key in missing if key in revived])
-    added = _insert(connection, items, now, pushed=True)
+    inserted = _insert(connection, list(missing.items()), now, replica, pushed=True)
     _push(connection, named, now)
-    return Pushed(added, _sets(added, items), counts)
+    return Pushed(inserted.mine, inserted.label_sets, counts)
 
 
 def _push(connection: Connection, rows: Collection[int], now: float) -> None:
@@ -182,59 +210,81 @@ def _forget(connection: Connection, rows: Collection[int]) -> None:
         connection.execute(_FORGET, {"rows": packed(rows)})
 
 
+class _Inserted(NamedTuple):
+    """Calls that were not known before.
+
+    Attributes:
+        mine: those that are to be polled here.
+        label_sets: of those, by row.
+        rows: of all of them: another exporter may have been faster with some.
+    """
+
+    mine: list[StoredCall]
+    label_sets: dict[int, Labels]
+    rows: list[int]
+
+
 def _insert(
     connection: Connection,
     missing: Sequence[tuple[tuple[int, str], NewCall]],
     now: float,
+    replica: int | None,
     *,
     pushed: bool,
-) -> list[StoredCall]:
+) -> _Inserted:
     if not missing:
-        return []
-    texts = [_canonical(call.labels) for _, call in missing]
-    known = {text: _row_of(connection, label_sets.c.labels, text) for text in set(texts)}
-    labels = [known[text] for text in texts]
-    rows = packed(
-        (account, key, call.reference_id, label_set)
-        for ((account, key), call), label_set in zip(missing, labels, strict=True)
-    )
-    connection.execute(_INSERT, {"rows": rows, "pushed": pushed, "now": now})
-    found = _find(connection, [key for key, _ in missing])
-    return [
-        StoredCall(
-            call.account,
-            label_set,
-            WatchedCall(found[key], call.reference_id, now, CallState.NEW, now),
-        )
-        for (key, call), label_set in zip(missing, labels, strict=True)
-    ]
+        return _Inserted([], {}, [])
+    texts = {key: _canonical(call.labels) for key, call in missing}
+    labels = _label_rows(connection, texts.values())
+    if replica is not None:
+        # In one order for every exporter, so that two do not wait for each other in a circle.
+        missing = sorted(missing, key=itemgetter(0))
+    rows = packed((*key, call.reference_id, labels[texts[key]]) for key, call in missing)
+    parameters = {"rows": rows, "pushed": pushed, "now": now, "replica": replica}
+    keys = packed(key for key, _ in missing)
+    found: dict[tuple[int, str], tuple[int, int | None]] = {}
+    # Again where another exporter was faster, and has deleted what it had taken in since.
+    while len(found) < len(missing):
+        connection.execute(_INSERT, parameters)
+        found = {
+            (account, key): (row, holder)
+            for account, key, row, holder in fetch(connection, _FIND, keys=keys)
+        }
+    mine, sets = [], {}
+    for key, call in missing:
+        row, holder = found[key]
+        if holder != replica:
+            continue
+        label_set = labels[texts[key]]
+        watched = WatchedCall(row, call.reference_id, now, CallState.NEW, now)
+        mine.append(StoredCall(call.account, label_set, watched))
+        sets[label_set] = call.labels
+    return _Inserted(mine, sets, [row for row, _ in found.values()])
 
 
 def _account_rows(connection: Connection, new: Iterable[NewCall]) -> dict[str, int]:
     """Return the rows of the accounts of calls, making those that there are not."""
-    return {
-        name: _row_of(connection, accounts.c.name, name) for name in {call.account for call in new}
-    }
+    names = sorted({call.account for call in new})
+    return {name: row_of(connection, accounts.c.name, name) for name in names}
 
 
-def _sets(
-    added: Iterable[StoredCall], missing: Iterable[tuple[object, NewCall]]
-) -> dict[int, Labels]:
-    return {stored.labels: call.labels for stored, (_, call) in zip(added, missing, strict=True)}
+def _label_rows(connection: Connection, texts: Iterable[str]) -> dict[str, int]:
+    """Return the rows of sets of labels, making those that there are not."""
+    return {text: row_of(connection, label_sets.c.labels, text) for text in sorted(set(texts))}
 
 
 def _find(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], int]:
     """Return the rows of the calls with these accounts and keys, where there are any."""
     rows = fetch(connection, _FIND, keys=packed(keys))
-    return {(account, key): row for account, key, row in rows}
+    return {(account, key): row for account, key, row, _ in rows}
 
 
-def _row_of(connection: Connection, column: Column[str], value: str) -> int:
+def row_of(connection: Connection, column: Column[str], value: str) -> int:
     """Return the row that holds a value, making one where there is none."""
     table = column.table
-    row = connection.scalar(select(table.c.id).where(column == value))
-    if row is None:
-        row = connection.scalar(insert(table).values({column: value}).returning(table.c.id))
+    query = select(table.c.id).where(column == value)
+    while (row := connection.scalar(query)) is None:
+        connection.execute(OrIgnore(table).values({column: value}).inline())
     return int(row)
 
 

@@ -32,7 +32,7 @@ from structlog.testing import capture_logs
 from exporter.calls import Finished, WatchedCall, reference_id, verdict
 from exporter.errors import LedgerError, NoRoomError, RequestError
 from exporter.esms.answers import Answer, read_callback, read_price
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import open_database
 from exporter.sources.callback import take
 from tests.counting.answers import CALLBACKS, REPLIES, Reply
 from tests.counting.driven import Asked, Clock, Driven, HeldClient, QuietAccount
@@ -342,7 +342,7 @@ def test_whatever_happens_each_call_is_counted_once(
 ) -> None:
     clock, empty, numbers = Clock(), tmp_path / "empty.db", count()
     # Made once: to bring an empty file to the newest shape takes longer than an example.
-    Database(f"sqlite:///{empty}").close()
+    open_database(f"sqlite:///{empty}").close()
     monkeypatch.setattr("time.time", clock)
     monkeypatch.setattr("exporter.account.Client", HeldClient)
     monkeypatch.setattr("exporter.service.Account", QuietAccount)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import open_database
 from tests.e2e.processes import Exporter
 
 GOOD = """\
@@ -131,7 +131,7 @@ def foreign(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    Database(f"sqlite:///{path}").close()
+    open_database(f"sqlite:///{path}").close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.commit()

@@ -12,13 +12,13 @@ import pytest
 
 from exporter.calls import ReferenceId
 from exporter.errors import LedgerBusyError, LedgerError
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import open_database
 from exporter.ledger.records import NewCall
 from exporter.ledger.store import Store
 
 
 def opened(path: Path) -> Store:
-    return Store(Database(f"sqlite:///{path}"))
+    return Store(open_database(f"sqlite:///{path}"))
 
 
 def watch(store: Store, name: str) -> None:
@@ -114,10 +114,10 @@ def test_a_lock_that_was_deleted_is_taken_again(path: Path, store: Store) -> Non
     lock.unlink()
     store.snapshot()  # whatever comes next
     with pytest.raises(LedgerBusyError):
-        Database(f"sqlite:///{path}")
+        open_database(f"sqlite:///{path}")
     # Where somebody else was faster, nothing is written any more.
     lock.unlink()
-    other = Database(f"sqlite:///{path}")
+    other = open_database(f"sqlite:///{path}")
     with pytest.raises(LedgerBusyError):
         store.snapshot()
     other.close()

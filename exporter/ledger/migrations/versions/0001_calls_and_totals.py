@@ -26,9 +26,11 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("labels", sa.Text, nullable=False, unique=True),
     )
+    # SQLite numbers rows by itself only where the type is INTEGER, which has 64 bits there.
+    row = sa.BigInteger().with_variant(sa.Integer, "sqlite")
     op.create_table(
         "calls",
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", row, primary_key=True),
         sa.Column("account_id", sa.Integer, sa.ForeignKey("accounts.id"), nullable=False),
         sa.Column("reference_key", sa.String(128), nullable=False),
         sa.Column("reference_id", sa.String(128), nullable=False),
@@ -45,18 +47,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("account_id", "reference_key"),
         sqlite_autoincrement=True,
     )
-    op.create_index(
-        "calls_unfinished", "calls", ["account_id", "id"], sqlite_where=sa.text("result IS NULL")
-    )
-    op.create_index(
-        "calls_finished", "calls", ["finished_at"], sqlite_where=sa.text("result IS NOT NULL")
-    )
+    for name, columns, where in (
+        ("calls_unfinished", ["account_id", "id"], sa.text("result IS NULL")),
+        ("calls_finished", ["finished_at"], sa.text("result IS NOT NULL")),
+    ):
+        op.create_index(name, "calls", columns, sqlite_where=where, postgresql_where=where)
     op.create_table(
         "call_sources",
         sa.Column("source", sa.String(255), primary_key=True),
-        sa.Column(
-            "call_id", sa.Integer, sa.ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True
-        ),
+        sa.Column("call_id", row, sa.ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
         sqlite_with_rowid=False,
     )
     op.create_index("call_sources_call", "call_sources", ["call_id"])

@@ -1,0 +1,138 @@
+"""A ledger on PostgreSQL, which several exporters share."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+
+from exporter.config.databases import database_url
+from exporter.errors import LedgerError
+from exporter.ledger.engine import Database
+from exporter.ledger.upgrading import upgrade
+from exporter.secret import Secret
+
+OLDEST: Final = 130_000
+"""The oldest server that can be used, as `server_version_num` says it: 13."""
+
+# One for the results, one for what exporters tell each other.
+_CONNECTIONS: Final = 2
+
+# The same for every exporter: one upgrades, the others wait.
+_UPGRADING: Final = 0x65534D53
+
+# Set for each transaction, not for the connection: PgBouncer may hand every one to another server.
+# An exporter that stands still in the middle of one must not hold up the others for longer.
+_BEGIN: Final = (
+    "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'; "
+    "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '60s'"
+)
+
+_OPTIONS: Final[dict[str, Any]] = {  # Any: numbers and what is none
+    "connect_timeout": 5,
+    "application_name": "esms-exporter",
+    # A server that is gone without a word is noticed within seconds, not hours.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+# By SQLSTATE, the longest that fits: what PostgreSQL says, and what a person can do about it.
+_ADVICE: Final = {
+    "08": "the connection broke",
+    "25006": "cannot be written: the server is a standby, or read-only; name the primary",
+    "25P03": "took too long within a transaction; this exporter stood still",
+    "28": "refuses the user or the password; see `ledger.url` and the server's pg_hba.conf",
+    "3D000": "does not exist; create the database",
+    "40": "met another transaction; it is tried again",
+    "42501": "may not be used by this user; grant it the right to create and write tables",
+    "53100": "cannot grow; the server's disk is full",
+    "53300": "has too many connections; raise max_connections, or use PgBouncer",
+    "53": "lacks resources; look at the server",
+    "55P03": "is locked by another program; end it",
+    "57014": "took too long; look at the server's load",
+    "57P": "is being stopped or started",
+}
+
+
+class PostgresqlDatabase(Database):
+    """An open database.
+
+    Args:
+        url: SQLAlchemy's, such as `postgresql://USER:PASSWORD@HOST/DATABASE`. Options of libpq
+            may follow, such as `?sslmode=verify-full`.
+
+    Raises:
+        LedgerError: it cannot be used; the message says what to do.
+    """
+
+    shared = True
+
+    def __init__(self, url: str) -> None:
+        parsed = database_url(Secret(url))
+        self._name = _name(parsed)
+        self.engine = _make_engine(parsed)
+        try:
+            with self.translated(), self.engine.begin() as connection:
+                self._upgrade(connection)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """Where it is; no user and no password."""
+        return self._name
+
+    def explain(self, error: BaseException) -> str:
+        """Return what is wrong, for what the driver raised."""
+        state = getattr(error, "sqlstate", None)
+        if not state:
+            return f"cannot be reached ({type(error).__name__})"
+        found = [advice for start, advice in _ADVICE.items() if state.startswith(start)]
+        return f"{found[0] if found else 'failed'} ({type(error).__name__}, {state})"
+
+    def _upgrade(self, connection: Connection) -> None:
+        version = connection.scalar(text("SELECT current_setting('server_version_num')::int"))
+        if version < OLDEST:
+            raise self.failed(f"is of PostgreSQL {version // 10_000}; 13 or newer is needed")
+        # An index of millions of rows takes its time, and so may whoever is upgrading now.
+        for setting in ("statement_timeout = 0", "lock_timeout = '10min'"):
+            connection.execute(text(f"SET LOCAL {setting}"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADING})
+        upgrade(self, connection)
+
+
+def _name(url: URL) -> str:
+    # Without a host, libpq looks at its environment, or takes the socket.
+    host = f"{url.host}:{url.port}" if url.port else url.host or "localhost"
+    return f"{host}/{url.database or ''}"
+
+
+def _make_engine(url: URL) -> Engine:
+    options = {key: value for key, value in _OPTIONS.items() if key not in url.query}
+    try:
+        engine = create_engine(
+            url,
+            # Statements that are prepared belong to a server's connection, see above.
+            connect_args={**options, "prepare_threshold": None},
+            # `_begin` begins transactions.
+            isolation_level="AUTOCOMMIT",
+            pool_size=_CONNECTIONS,
+            max_overflow=0,
+            # A server that was restarted is noticed before anything is lost on the way to it.
+            pool_pre_ping=True,
+            hide_parameters=True,
+        )
+    except ImportError:
+        raise LedgerError(
+            "ledger: the driver for PostgreSQL is not installed; "
+            "install `esms-exporter[postgresql]`"
+        ) from None
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(_BEGIN)
