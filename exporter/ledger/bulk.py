@@ -71,7 +71,8 @@ class OrIgnore(Insert):
 
 @compiles(OrIgnore)
 def _or_ignore(element: OrIgnore, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"{compiler.visit_insert(element, **kw)} ON CONFLICT DO NOTHING"
+    found = compiler.visit_insert(element, **kw)  # type: ignore[no-untyped-call]
+    return f"{found} ON CONFLICT DO NOTHING"
 
 
 @compiles(_Each, "sqlite")

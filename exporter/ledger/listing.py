@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Select, or_, select
 
-from exporter.ledger.records import DELETED, CallRecord
+from exporter.ledger.records import DELETED, CallRecord, Labels
 from exporter.ledger.schema import accounts, calls, label_sets
 
 FINISHED: Final = "finished"
@@ -70,6 +70,15 @@ def records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # 
         CallRecord(row, account, text, json.loads(labels), _state(state, rest[1]), *rest)
         for row, account, text, labels, state, *rest in connection.execute(query)
     ]
+
+
+def label_sets_of(connection: Connection, rows: Collection[int]) -> dict[int, Labels]:
+    """Return sets of labels by their rows, oldest first."""
+    if not rows:
+        return {}
+    columns = select(label_sets.c.id, label_sets.c.labels)
+    query = columns.where(label_sets.c.id.in_(list(rows))).order_by(label_sets.c.id)
+    return {row: json.loads(labels) for row, labels in connection.execute(query)}
 
 
 def _state(state: str, result: str | None) -> str:

@@ -16,6 +16,12 @@ DELETED: Final = "deleted"
 """The result of a call that somebody has deleted: it counts nothing, and is not watched again by
 sources that do not know that."""
 
+FORGET: Final = "forget"
+"""What one exporter tells another: a call is not to be watched any more."""
+
+HASTEN: Final = "hasten"
+"""What one exporter tells another: a call is to be asked for now."""
+
 Labels = Mapping[str, str]
 
 
@@ -121,7 +127,8 @@ class Committed:
     """What a group of observations has changed, now durable.
 
     Attributes:
-        added: what finished calls added to the totals.
+        added: what finished calls added to the totals; nothing where exporters share the ledger,
+            because each reads what all of them have added.
         gone: observed calls that the ledger does not hold unfinished any more: they count nothing.
         finished: how many calls have finished.
     """
@@ -132,7 +139,35 @@ class Committed:
 
 
 class Snapshot(NamedTuple):
-    """Every set of labels by its row, oldest first, and every total, of any account."""
+    """Everything that the metrics of finished calls are made of.
+
+    Attributes:
+        label_sets: every set of labels by its row, oldest first.
+        totals: every total, of any account.
+        since: where others share the ledger: what changes after this is to be read again.
+    """
 
     label_sets: dict[int, Labels]
     totals: dict[Cell, float]
+    since: int = 0
+
+
+class Changes(NamedTuple):
+    """What has changed in a shared ledger.
+
+    Attributes:
+        totals: those that have changed, as they are now.
+        label_sets: of those, by row.
+        since: what to ask for the next time.
+    """
+
+    totals: dict[Cell, float]
+    label_sets: dict[int, Labels]
+    since: int
+
+
+class Claimed(NamedTuple):
+    """Calls that are taken over, and their sets of labels by row."""
+
+    calls: list[StoredCall]
+    label_sets: dict[int, Labels]

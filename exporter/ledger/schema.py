@@ -25,7 +25,7 @@ HEAD: Final = "0004"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
-"""What `totals.changed_in` is set to on PostgreSQL; wraps never."""
+"""What `totals.changed_in` is set to on PostgreSQL, in 64 bits, which never wrap."""
 
 metadata: Final = MetaData()
 

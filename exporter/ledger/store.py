@@ -5,28 +5,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from sqlalchemy import (
+    BigInteger,
     Connection,
     bindparam,
-    delete,
-    exists,
     func,
-    or_,
     select,
     update,
 )
 
 from exporter.calls import CallState, WatchedCall, reference_key
-from exporter.ledger.bulk import fetch, given, item, listed, packed
+from exporter.ledger.bulk import fetch, listed
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
+from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
 from exporter.ledger.listing import RECORD, page, records
 from exporter.ledger.recent import Past, recent
 from exporter.ledger.records import (
     CHUNK,
-    DELETED,
+    HASTEN,
     CallRecord,
     Committed,
     Labels,
@@ -37,20 +37,19 @@ from exporter.ledger.records import (
     StoredCall,
     Taken,
 )
-from exporter.ledger.schema import accounts, call_sources, calls, label_sets, totals
+from exporter.ledger.schema import (
+    accounts,
+    call_sources,
+    calls,
+    label_sets,
+    totals,
+)
+from exporter.ledger.sharing import snapshot_number
 from exporter.ledger.taking import push, take
 from exporter.ledger.totals import Cell, Total
 
 T = TypeVar("T")
 
-_rows: Final = given("rows")
-
-_UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
-
-_DROPPED: Final = listed(call_sources.c.call_id).where(
-    call_sources.c.source == bindparam("source"),
-    call_sources.c.call_id.not_in(select(item(_rows, calls.c.id))),
-)
 _UNFINISHED_PAGE: Final = (
     select(
         calls.c.id,
@@ -65,6 +64,8 @@ _UNFINISHED_PAGE: Final = (
         accounts.c.name == bindparam("account"),
         calls.c.result.is_(None),
         calls.c.id > bindparam("after"),
+        # All of them, where nobody shares the ledger.
+        calls.c.replica_id.is_not_distinct_from(bindparam("replica", type_=BigInteger())),
     )
     .order_by(calls.c.id)
     .limit(CHUNK)
@@ -74,13 +75,28 @@ _UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
 
 
 class Store:
-    """The statements, on an open database. Each method is one transaction, or a few short ones."""
+    """The statements, on an open database. Each method is one transaction, or a few short ones.
+
+    Attributes:
+        shared: whether other exporters may use the ledger at the same time.
+        replica: the number of this exporter among them, of which the calls are that it takes in.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.shared = database.shared
+        self.replica: int | None = None
+        self._unfinished = 0
+        self.recount()
+
+    def recount(self) -> None:
+        """Count the calls that have not finished.
+
+        Kept up to date from then on, because to count a million takes longer than to take one in;
+        but for what other exporters do.
+        """
         count = select(func.count()).where(calls.c.result.is_(None))
-        with database.begin() as connection:
-            # Kept up to date from here on: to count a million takes longer than to take one in.
+        with self._database.begin() as connection:
             self._unfinished = int(connection.scalar(count) or 0)
 
     def close(self) -> None:
@@ -98,18 +114,19 @@ class Store:
             totals.c.value,
         ).join(accounts)
         with self._database.begin() as connection:
-            return Snapshot(
-                _label_sets(connection),
-                {
-                    Cell(name, labels, Total(total), cell): value
-                    for name, labels, total, cell, value in connection.execute(query)
-                },
-            )
+            since = snapshot_number(connection) if self.shared else 0
+            found = {
+                Cell(name, labels, Total(total), cell): value
+                for name, labels, total, cell, value in connection.execute(query)
+            }
+            # After the totals, so that there is a set for each.
+            return Snapshot(_label_sets(connection), found, since)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
-        """Return the first `CHUNK` of an account's calls that have not finished, after a row."""
+        """Return the first `CHUNK` of an account's calls that are to be polled, after a row."""
+        which = {"account": account, "after": after, "replica": self.replica}
         with self._database.begin() as connection:
-            rows = fetch(connection, _UNFINISHED, account=account, after=after)
+            rows = fetch(connection, _UNFINISHED, **which)
         # Calls that were taken in together share their times: an eighth of what a call takes.
         times: dict[float, float] = {}
         return [
@@ -148,7 +165,8 @@ class Store:
             max_calls: how many may be unfinished at a time; those beyond are refused.
         """
         with self._database.begin() as connection:
-            taken = take(connection, source, new, now, max_calls - self._unfinished)
+            room = max_calls - self._unfinished
+            taken = take(connection, source, new, now, room, self.replica)
         self._unfinished += len(taken.added)
         return taken
 
@@ -163,7 +181,7 @@ class Store:
             max_calls: how many calls may be unfinished at a time.
         """
         with self._database.begin() as connection:
-            pushed = push(connection, requests, now, max_calls - self._unfinished)
+            pushed = push(connection, requests, now, max_calls - self._unfinished, self.replica)
         self._unfinished += len(pushed.added)
         return pushed
 
@@ -217,14 +235,10 @@ class Store:
         Returns:
             Whether there was one.
         """
-        unfinished = update(calls).where(calls.c.id == row, calls.c.result.is_(None))
-        end = unfinished.values(result=DELETED, finished_at=now)
         with self._database.begin() as connection:
-            deleted = connection.execute(end).rowcount
-            if deleted:
-                connection.execute(delete(call_sources).where(call_sources.c.call_id == row))
+            deleted = delete_call(connection, row, now, self.replica)
         self._unfinished -= deleted
-        return bool(deleted)
+        return deleted
 
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
         """Forget that `source` names any call but `rows`.
@@ -233,24 +247,11 @@ class Store:
             The unfinished calls that nothing names any more: they are deleted, and not counted.
         """
         with self._database.begin() as connection:
-            dropped = [
-                row for (row,) in fetch(connection, _DROPPED, source=source, rows=packed(rows))
-            ]
+            unnamed = dropped(connection, source, rows)
         gone: list[int] = []
-        for chunk in _chunks(dropped):
+        for chunk in _chunks(unnamed):
             with self._database.begin() as connection:
-                connection.execute(
-                    delete(call_sources).where(
-                        call_sources.c.source == source, call_sources.c.call_id.in_(chunk)
-                    )
-                )
-                let_go = delete(calls).where(
-                    calls.c.id.in_(chunk),
-                    calls.c.result.is_(None),
-                    calls.c.pushed.is_(False),
-                    _UNNAMED,
-                )
-                deleted = connection.scalars(let_go.returning(calls.c.id)).all()
+                deleted = let_go(connection, source, chunk, self.replica)
             self._unfinished -= len(deleted)
             gone += deleted
         return gone
@@ -259,8 +260,15 @@ class Store:
         """Write what polls found out; see `exporter.ledger.commit`."""
         with self._database.begin() as connection:
             committed = commit(connection, observations)
+        if self.shared:
+            committed = replace(committed, added={})
         self._unfinished -= committed.finished
         return committed
+
+    def hasten(self, row: int) -> None:
+        """Have the exporter that polls a call ask for it now, if it is another one."""
+        with self._database.begin() as connection:
+            tell(connection, [row], HASTEN, self.replica)
 
     def keep(self, row: int) -> bool:
         """Have a call stay whatever files say; returns whether it is there.
@@ -276,7 +284,8 @@ class Store:
     def set_price(self, row: int, price: float) -> dict[Cell, float]:
         """Write what a call has cost; see `exporter.ledger.commit`."""
         with self._database.begin() as connection:
-            return set_price(connection, row, price)
+            added = set_price(connection, row, price)
+        return {} if self.shared else added
 
     def prune(self, before: float) -> int:
         """Forget up to `CHUNK` calls that finished before a Unix time and are not named any more.
@@ -286,18 +295,8 @@ class Store:
         Returns:
             How many; fewer than `CHUNK` when there are no more. Totals are never pruned.
         """
-        old = (
-            select(calls.c.id)
-            .where(
-                calls.c.result.is_not(None),
-                calls.c.finished_at < before,
-                or_(calls.c.named_at.is_(None), calls.c.named_at < before),
-                _UNNAMED,
-            )
-            .limit(CHUNK)
-        )
         with self._database.begin() as connection:
-            return connection.execute(delete(calls).where(calls.c.id.in_(old))).rowcount
+            return prune(connection, before)
 
 
 def _label_sets(connection: Connection) -> dict[int, Labels]:

@@ -1,0 +1,96 @@
+"""Calls that are not watched any more, and those that are forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+
+from exporter.ledger.bulk import fetch, given, item, listed, packed
+from exporter.ledger.records import CHUNK, DELETED, FORGET
+from exporter.ledger.schema import call_sources, calls, replica_messages
+
+_rows: Final = given("rows")
+
+_UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
+
+_DROPPED: Final = listed(call_sources.c.call_id).where(
+    call_sources.c.source == bindparam("source"),
+    call_sources.c.call_id.not_in(select(item(_rows, calls.c.id))),
+)
+
+
+def delete_call(connection: Connection, row: int, now: float, replica: int | None) -> bool:
+    """Watch a call no more; see `Store.delete`."""
+    unfinished = update(calls).where(calls.c.id == row, calls.c.result.is_(None))
+    if not connection.execute(unfinished.values(result=DELETED, finished_at=now)).rowcount:
+        return False
+    connection.execute(delete(call_sources).where(call_sources.c.call_id == row))
+    tell(connection, [row], FORGET, replica)
+    return True
+
+
+def dropped(connection: Connection, source: str, rows: set[int]) -> list[int]:
+    """Return the calls that a source named, but for some rows."""
+    return [row for (row,) in fetch(connection, _DROPPED, source=source, rows=packed(rows))]
+
+
+def let_go(
+    connection: Connection, source: str, rows: Sequence[int], replica: int | None
+) -> Sequence[int]:
+    """Forget that a source names calls.
+
+    Returns:
+        Those that nothing names any more: they are deleted, and not counted.
+    """
+    named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
+    connection.execute(delete(call_sources).where(*named))
+    left = calls.c.id.in_(rows), calls.c.result.is_(None), calls.c.pushed.is_(False), _UNNAMED
+    gone = connection.scalars(select(calls.c.id).where(*left).with_for_update()).all()
+    tell(connection, gone, FORGET, replica)
+    connection.execute(delete(calls).where(calls.c.id.in_(gone)))
+    return gone
+
+
+def prune(connection: Connection, before: float) -> int:
+    """Forget calls that finished before a Unix time; see `Store.prune`."""
+    old = (
+        select(calls.c.id)
+        .where(
+            calls.c.result.is_not(None),
+            calls.c.finished_at < before,
+            or_(calls.c.named_at.is_(None), calls.c.named_at < before),
+            _UNNAMED,
+        )
+        .limit(CHUNK)
+    )
+    return connection.execute(delete(calls).where(calls.c.id.in_(old))).rowcount
+
+
+def tell(connection: Connection, rows: Sequence[int], message: str, replica: int | None) -> None:
+    """Tell the exporters that poll calls, but for this one, something about them.
+
+    Args:
+        connection: in a transaction.
+        rows: of the calls.
+        message: `FORGET` or `HASTEN`.
+        replica: this exporter; None where nobody shares the ledger.
+    """
+    if replica is None or not rows:
+        return
+    elsewhere = select(calls.c.replica_id, calls.c.id, literal(message)).where(
+        calls.c.id.in_(rows), calls.c.replica_id != replica
+    )
+    columns = ["replica_id", "call_id", "message"]
+    connection.execute(insert(replica_messages).from_select(columns, elsewhere))

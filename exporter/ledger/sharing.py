@@ -1,0 +1,296 @@
+"""What exporters that share a ledger tell each other. Blocking, as `exporter.ledger.store` is.
+
+All times are the server's: the clocks of the exporters may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, TextClause, select, text
+
+from exporter.calls import CallState, ReferenceId, WatchedCall
+from exporter.ledger.bulk import packed
+from exporter.ledger.engine import Database
+from exporter.ledger.listing import label_sets_of
+from exporter.ledger.records import CHUNK, Changes, Claimed, StoredCall
+from exporter.ledger.schema import accounts
+from exporter.ledger.taking import row_of
+from exporter.ledger.totals import Cell, Total
+
+_KEEP_ENDED: Final = 86_400
+"""Seconds for which an exporter that has ended is remembered: one that stood still in the middle of
+a step finds out that the others have gone on."""
+
+_CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8"
+_IDS: Final = "(SELECT (value #>> '{}')::bigint FROM json_array_elements(CAST(:rows AS json)))"
+
+
+def _sql(statement: str) -> TextClause:
+    return text(statement.format(clock=_CLOCK, ids=_IDS, keep=_KEEP_ENDED))
+
+
+# What is lost of it in a crash of the server is as old as the crash, and means nothing any more.
+_LIGHTLY: Final = text("SET LOCAL synchronous_commit = off")
+
+_JOIN: Final = _sql(
+    "INSERT INTO replicas (name, peers, held, beat_at) VALUES (:name, '', 0, {clock}) RETURNING id"
+)
+_BEAT: Final = _sql(
+    "UPDATE replicas SET held = :held, peers = :peers, beat_at = {clock} "
+    "WHERE id = :replica AND ended_at IS NULL"
+)
+_END_SILENT: Final = _sql(
+    "UPDATE replicas SET ended_at = {clock} "
+    "WHERE ended_at IS NULL AND beat_at < {clock} - :silent AND id <> :replica"
+)
+_LEAVE: Final = _sql(
+    "UPDATE replicas SET ended_at = {clock} WHERE id = :replica AND ended_at IS NULL"
+)
+_FORGET_ENDED: Final = (
+    _sql("DELETE FROM replicas WHERE ended_at < {clock} - {keep}"),
+    text(
+        "DELETE FROM replica_messages m WHERE NOT EXISTS "
+        "(SELECT FROM replicas r WHERE r.id = m.replica_id AND r.ended_at IS NULL)"
+    ),
+)
+_MEMBERS: Final = text("SELECT id, peers, held, ended_at IS NULL AS alive FROM replicas")
+_MESSAGES: Final = text(
+    "DELETE FROM replica_messages WHERE replica_id = :replica RETURNING id, call_id, message"
+)
+# However little the server knows of the table yet, it is not to read all of it.
+_BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
+_CLAIM: Final = """
+    UPDATE calls SET replica_id = :replica
+    WHERE id IN (
+        SELECT c.id FROM calls c JOIN accounts a ON a.id = c.account_id
+        WHERE c.result IS NULL AND a.name = ANY(:names) AND c.{held}
+        LIMIT :most FOR UPDATE OF c SKIP LOCKED
+    )
+    RETURNING id, account_id, label_set_id, reference_id, first_watched, state, state_since
+"""
+_CLAIM_FREE: Final = text(_CLAIM.format(held="replica_id IS NULL"))
+_CLAIM_ENDED: Final = text(_CLAIM.format(held="replica_id = ANY(:ended)"))
+_RELEASE: Final = _sql(
+    "UPDATE calls SET replica_id = NULL WHERE id IN {ids} AND replica_id = :replica"
+)
+_RELEASE_ACCOUNT: Final = text(
+    """
+    UPDATE calls SET replica_id = NULL WHERE id IN (
+        SELECT c.id FROM calls c JOIN accounts a ON a.id = c.account_id
+        WHERE c.result IS NULL AND a.name = :name AND c.replica_id = :replica LIMIT :most
+    )
+    """
+)
+_SINCE: Final = text("SELECT CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT)")
+_CHANGED: Final = text(
+    """
+    SELECT a.name, t.label_set_id, t.total, t.cell, t.value
+    FROM totals t JOIN accounts a ON a.id = t.account_id WHERE t.changed_in >= :since
+    """
+)
+_SLOTS: Final = _sql(
+    "SELECT id, name, coalesce(next_slot, 0), {clock} FROM accounts WHERE name = ANY(:names) "
+    "ORDER BY id FOR UPDATE"
+)
+_TAKE_SLOTS: Final = text(
+    """
+    UPDATE accounts SET next_slot = (value ->> 1)::float8
+    FROM json_array_elements(CAST(:rows AS json)) WHERE id = (value ->> 0)::integer
+    """
+)
+
+
+class Member(NamedTuple):
+    """An exporter that shares the ledger, or did.
+
+    Attributes:
+        id: its row.
+        peers: the same for those that poll the same accounts.
+        held: how many calls it polls, as it last said.
+        alive: it has not ended.
+    """
+
+    id: int
+    peers: str
+    held: int
+    alive: bool
+
+
+class Wish(NamedTuple):
+    """Requests that an account is to be asked with, `apart` seconds from each other."""
+
+    account: str
+    slots: int
+    apart: float
+
+
+class Grant(NamedTuple):
+    """When the first of the requests may be sent that were wished for.
+
+    Attributes:
+        first: when, by the server's clock (Unix time).
+        now: what the server's clock said then.
+    """
+
+    account: str
+    first: float
+    now: float
+
+
+class Sharing:
+    """The statements, on an open database. Each method is one short transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def join(self, name: str, names: Iterable[str]) -> int:
+        """Become one of the exporters, for accounts; returns its number, which nobody had."""
+        with self._database.begin() as connection:
+            _know(connection, names)
+            return int(connection.execute(_JOIN, {"name": name}).scalar_one())
+
+    def know(self, names: Iterable[str]) -> None:
+        """Make the rows of accounts that there are not."""
+        with self._database.begin() as connection:
+            _know(connection, names)
+
+    def leave(self, replica: int) -> None:
+        """End; the others take over what it polled."""
+        with self._database.begin() as connection:
+            connection.execute(_LEAVE, {"replica": replica})
+
+    def beat(
+        self, replica: int, peers: str, held: int, silent: float | None
+    ) -> list[Member] | None:
+        """Tell the others that this exporter is alive, and see who is.
+
+        Args:
+            replica: its number.
+            peers: see `Member`.
+            held: how many calls it polls.
+            silent: declare those dead who have said nothing for so many seconds; None for nobody.
+
+        Returns:
+            All exporters; None where the others have declared this one dead.
+        """
+        with self._database.begin() as connection:
+            connection.execute(_LIGHTLY)
+            mine = {"replica": replica, "peers": peers, "held": held}
+            if not connection.execute(_BEAT, mine).rowcount:
+                return None
+            if silent is not None:
+                connection.execute(_END_SILENT, {"silent": silent, "replica": replica})
+            return [Member(*row) for row in connection.execute(_MEMBERS)]
+
+    def forget_ended(self) -> None:
+        """Forget exporters that ended long ago, and what they were told."""
+        with self._database.begin() as connection:
+            for statement in _FORGET_ENDED:
+                connection.execute(statement)
+
+    def claim(self, replica: int, names: Collection[str], ended: Collection[int]) -> Claimed:
+        """Take over up to `CHUNK` calls of accounts that nobody polls.
+
+        Args:
+            replica: who is going to poll them.
+            names: of accounts.
+            ended: exporters that have ended.
+        """
+        found: list[StoredCall] = []
+        with self._database.begin() as connection:
+            connection.execute(_BY_INDEX)
+            known = _names(connection)
+            for statement in (_CLAIM_FREE, _CLAIM_ENDED) if ended else (_CLAIM_FREE,):
+                rows = connection.execute(
+                    statement,
+                    {
+                        "replica": replica,
+                        "names": list(names),
+                        "ended": list(ended),
+                        "most": CHUNK - len(found),
+                    },
+                )
+                found += [
+                    StoredCall(known[account], labels, _call(row, rest))
+                    for row, account, labels, *rest in rows
+                ]
+            return Claimed(found, label_sets_of(connection, {call.labels for call in found}))
+
+    def release(self, replica: int, rows: Sequence[int]) -> None:
+        """Give calls up, by their rows, for others to claim."""
+        with self._database.begin() as connection:
+            connection.execute(_RELEASE, {"rows": packed(rows), "replica": replica})
+
+    def release_account(self, replica: int, name: str) -> int:
+        """Give up to `CHUNK` calls of an account up; returns how many."""
+        with self._database.begin() as connection:
+            connection.execute(_BY_INDEX)
+            which = {"replica": replica, "name": name, "most": CHUNK}
+            return connection.execute(_RELEASE_ACCOUNT, which).rowcount
+
+    def messages(self, replica: int) -> list[tuple[int, str]]:
+        """Return the rows of calls that others have said something about, and what, once."""
+        with self._database.begin() as connection:
+            rows = connection.execute(_MESSAGES, {"replica": replica}).all()
+            return [(row.call_id, row.message) for row in sorted(rows)]
+
+    def changes(self, since: int, known: Collection[int]) -> Changes:
+        """Return the totals that have changed.
+
+        Args:
+            since: a number of `Changes` or `Snapshot`.
+            known: rows of sets of labels that need not be returned.
+        """
+        with self._database.begin() as connection:
+            # Every transaction before that one has ended by now: read first, it misses nothing.
+            now = int(connection.execute(_SINCE).scalar_one())
+            changed = {
+                Cell(name, labels, Total(total), cell): value
+                for name, labels, total, cell, value in connection.execute(
+                    _CHANGED, {"since": since}
+                )
+            }
+            new = {cell.labels for cell in changed}.difference(known)
+            return Changes(changed, label_sets_of(connection, new), now)
+
+    def reserve(self, wishes: Sequence[Wish], lead: float) -> list[Grant]:
+        """Reserve requests to accounts, in turns with all other exporters.
+
+        Args:
+            wishes: of distinct accounts.
+            lead: seconds until the first may be sent, at least.
+        """
+        wished = {wish.account: wish for wish in wishes}
+        grants, rows = [], []
+        with self._database.begin() as connection:
+            connection.execute(_LIGHTLY)
+            for row, name, next_slot, now in connection.execute(_SLOTS, {"names": list(wished)}):
+                wish = wished[name]
+                # A clock that was set back must not keep everybody waiting.
+                queued = min(next_slot, now + 10 + 100 * wish.apart)
+                first = max(queued, now + lead)
+                rows.append((row, first + wish.slots * wish.apart))
+                grants.append(Grant(name, first, now))
+            connection.execute(_TAKE_SLOTS, {"rows": packed(rows)})
+        return grants
+
+
+def snapshot_number(connection: Connection) -> int:
+    """Return the number from which on changes are new to whoever reads after this."""
+    return int(connection.execute(_SINCE).scalar_one())
+
+
+def _know(connection: Connection, names: Iterable[str]) -> None:
+    for name in sorted(names):
+        row_of(connection, accounts.c.name, name)
+
+
+def _names(connection: Connection) -> dict[int, str]:
+    return {row.id: row.name for row in connection.execute(select(accounts.c.id, accounts.c.name))}
+
+
+def _call(row: int, rest: Sequence[Any]) -> WatchedCall:  # Any: texts and numbers
+    text_, first_watched, state, since = rest
+    return WatchedCall(row, ReferenceId(text_), first_watched, CallState(state), since)
