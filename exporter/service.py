@@ -100,7 +100,7 @@ class Service:
         asyncio.get_running_loop().set_default_executor(ready_threads())
         config = await asyncio.to_thread(self.load)
         self._loaded.append(config)
-        await self.ledger.open(config.ledger.url)
+        await self.ledger.open(config.ledger.url.reveal())
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
         await self.calls.recall()
 

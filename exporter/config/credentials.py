@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from exporter.config.document import BROKEN, Value, YamlMapping
 from exporter.config.files import FileProblemError, NamedFiles
-from exporter.config.models import AccountConfig, SqlConfig, TokenConfig
+from exporter.config.models import AccountConfig, LedgerConfig, SqlConfig, TokenConfig
 from exporter.config.problems import Problems
 from exporter.secret import Secret
 
@@ -20,6 +20,7 @@ CREDENTIALS: Final[dict[type[BaseModel], tuple[str, ...]]] = {
     AccountConfig: ("api_key", "secret_key", "callback_token"),
     TokenConfig: ("token",),
     SqlConfig: ("url",),
+    LedgerConfig: ("url",),
 }
 """The keys of models whose values are secrets, each of which a file may hold instead."""
 
@@ -27,6 +28,7 @@ NO_SECRET: Final = Secret("?")
 """Stands in for a credential that is wrong, so that it is told once; no Config is made of it."""
 
 _CREDENTIAL: Final = re.compile("[!-~]{1,1024}")
+_TEXT: Final = re.compile(".{1,4096}", re.DOTALL)
 
 
 def file_keys(model: type[BaseModel]) -> tuple[str, ...]:
@@ -65,6 +67,8 @@ class Credentials:
             parts: the keys that lead to it.
             line: where it stands.
         """
+        # The path of a file may hold blanks; what it may be is said by the model.
+        form = _TEXT if model is LedgerConfig else _CREDENTIAL
         for key in CREDENTIALS[model]:
             file_key = f"{key}_file"
             data.pop(file_key, None)
@@ -74,18 +78,22 @@ class Credentials:
                 message = f"expected either `{key}` or `{file_key}`, not both"
                 self._problems.add(item.line_of(file_key), (*parts, file_key), message)
             elif key in item:
-                data[key] = self._credential(item[key], item.line_of(key), (*parts, key))
+                data[key] = self._credential(item[key], item.line_of(key), (*parts, key), form)
             elif file_key in item:
-                text = self._of_file(item[file_key], item.line_of(file_key), (*parts, file_key))
-                data[key] = self._credential(text, item.line_of(file_key), (*parts, file_key))
+                where = item.line_of(file_key), (*parts, file_key)
+                data[key] = self._credential(self._of_file(item[file_key], *where), *where, form)
             elif key in data:
                 self._problems.add(line, (*parts, key), f"missing; expected it or `{file_key}`")
+            if data.get(key) is NO_SECRET and not model.model_fields[key].is_required():
+                del data[key]
 
-    def _credential(self, value: Value, line: int, parts: tuple[str | int, ...]) -> Secret:
+    def _credential(
+        self, value: Value, line: int, parts: tuple[str | int, ...], form: re.Pattern[str]
+    ) -> Secret:
         if value is BROKEN:
             return NO_SECRET
         text = value.strip() if isinstance(value, str) else ""
-        if _CREDENTIAL.fullmatch(text):
+        if form.fullmatch(text):
             return Secret(text)
         if isinstance(value, bool | int | float):
             message = "expected text; a key that looks like a number needs quotes"

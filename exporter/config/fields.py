@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -20,16 +20,23 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+from sqlalchemy.exc import SQLAlchemyError
 
+from exporter.config.databases import database_url
 from exporter.config.durations import JSON_PATTERN, parse_duration
 from exporter.config.interpolation import Interpolated
 from exporter.config.scalars import resolve
+from exporter.secret import Secret
 
 # What the exporter itself or Prometheus puts on series.
 RESERVED_LABELS = frozenset(
     {"account", "result", "status", "key", "state", "outcome", "code", "operation", "source"}
     | {"le", "quantile", "job", "instance"}
 )
+LEDGER: Final = "sqlite:///esms-exporter.db"
+"""The default of `ledger.url`."""
+
+_POSTGRESQL = re.compile(r"postgresql://[!-~]+\Z")
 _NO_CONTROLS = re.compile("[!-~](?:[ -~]*[!-~])?")
 
 
@@ -143,10 +150,17 @@ def _label_name(value: str) -> str:
     return value
 
 
-def _ledger_url(value: str) -> str:
+def _ledger_url(value: Secret) -> Secret:
+    url = value.reveal()
     # SQLAlchemy would take what follows a question mark for options.
-    if not re.fullmatch(r"sqlite:///[^\x00-\x1f\x7f?]+", value):
+    if re.fullmatch(r"sqlite:///[^\x00-\x1f\x7f?]+", url):
+        return value
+    if not _POSTGRESQL.match(url):
         raise ValueError
+    try:
+        database_url(value)
+    except SQLAlchemyError:
+        raise ValueError from None
     return value
 
 
@@ -174,10 +188,10 @@ LabelName = Annotated[
     Words("a lower-case label name that does not start with `__` and is not one of the exporter's"),
 ]
 LedgerUrl = Annotated[
-    str,
-    Field(strict=True, json_schema_extra={"pattern": "^sqlite:///.+"}),
+    Secret,
+    Field(json_schema_extra={"pattern": "^(sqlite:///|postgresql://).+", "default": LEDGER}),
     AfterValidator(_ledger_url),
-    Words("sqlite:///PATH"),
+    Words("sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"),
 ]
 Rate = Annotated[
     float,

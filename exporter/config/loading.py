@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from exporter.config.calls import CallReader, report_unknown_keys
-from exporter.config.credentials import NO_SECRET, Credentials, file_keys
+from exporter.config.credentials import CREDENTIALS, NO_SECRET, Credentials, file_keys
 from exporter.config.databases import database_problem
 from exporter.config.document import (
     BROKEN,
@@ -105,9 +105,11 @@ class _Loader:
         data = self._section(self._document, Config, ())
         for section, model in _SECTIONS.items():
             value = self._document.get(section)
-            if isinstance(value, YamlMapping):
+            if model in CREDENTIALS:
+                data[section] = self._with_secrets(value, model, (section,))
+            elif isinstance(value, YamlMapping):
                 data[section] = self._section(value, model, (section,))
-            elif value is None:
+            if value is None:
                 # A section whose keys are all commented out.
                 data.pop(section, None)
         accounts = self._document.get("accounts")

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from exporter.config.calls import CALL_SCHEMA, CallConfig
 from exporter.config.databases import query_problem
 from exporter.config.fields import (
+    LEDGER,
     AccountName,
     BaseUrl,
     Count,
@@ -208,11 +209,16 @@ class WatchConfig(_Model):
 class LedgerConfig(_Model):
     """The durable record of calls and totals."""
 
-    url: LedgerUrl = "sqlite:///esms-exporter.db"
-    """A file of SQLite; a relative path starts at the working directory."""
+    url: LedgerUrl = Secret(LEDGER)
+    """A file of SQLite; a relative path starts at the working directory. Or a database of
+    PostgreSQL, which any number of exporters share."""
 
     keep_finished: Annotated[float, Duration("1s", "10y")] = 2_592_000.0
     """How long a finished call is remembered, so as not to count it again."""
+
+    heartbeat: Annotated[float, Duration("1s", "5m")] = 10.0
+    """For how long an exporter may be silent before the others take its calls over, where they
+    share the ledger."""
 
 
 class Config(_Model):

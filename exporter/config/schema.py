@@ -50,8 +50,11 @@ def _offer_files(model: dict[str, Any], keys: Sequence[str]) -> None:
             "type": "string",
             "minLength": 1,
         }
-    required = [key for key in keys if key in model["required"]]
-    model["required"] = [key for key in model["required"] if key not in required]
+    needed = model.get("required", [])
+    required = [key for key in keys if key in needed]
+    if not required:
+        return
+    model["required"] = [key for key in needed if key not in required]
     model["allOf"] = [
         {"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]} for key in required
     ]

@@ -14,6 +14,7 @@ Load = Callable[..., Config]
 Tell = Callable[..., list[str]]
 
 HEAD = "accounts:\n  - name: main\n    api_key: k\n    secret_key: s\n"
+LEDGER_URL = "5: ledger.url: expected sqlite:///PATH or postgresql://USER:"
 DURATION = "expected a duration such as `15s`, `1m30s` or `3d`, from "
 LABEL = "expected a lower-case label name"
 
@@ -172,12 +173,21 @@ def test_secrets_stay_text(load: Load) -> None:
         (HEAD + "shutdown_timeout: 2h\n", f"5: shutdown_timeout: {DURATION}100ms to 1h"),
         (HEAD + "ledger:\n  keep_finished: 30\n", f"6: ledger.keep_finished: {DURATION}1s to 10y"),
         (
-            HEAD + "ledger: {url: 'postgresql://u:pw@h/d'}\n",
-            "5: ledger.url: expected sqlite:///PATH",
+            HEAD + "ledger: {url: 'mysql://u:pw@h/d'}\n",
+            LEDGER_URL,
         ),
-        (HEAD + "ledger: {url: 'sqlite:///'}\n", "5: ledger.url: expected sqlite:///PATH"),
-        (HEAD + "ledger: {url: 'sqlite:///x?mode=ro'}\n", "5: ledger.url: expected sqlite:///PATH"),
-        (HEAD + "ledger: {url: 5}\n", "5: ledger.url: expected sqlite:///PATH"),
+        (
+            HEAD + "ledger: {url: 'sqlite:///'}\n",
+            LEDGER_URL,
+        ),
+        (
+            HEAD + "ledger: {url: 'sqlite:///x?mode=ro'}\n",
+            LEDGER_URL,
+        ),
+        (
+            HEAD + "ledger: {url: 5}\n",
+            LEDGER_URL,
+        ),
         (HEAD + "watch: {labels: x}\n", "5: watch.labels: expected a list"),
         (
             HEAD + "watch: {labels: [a, b, c, d, e, f]}\n",

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from exporter.ledger.engine import BUSY_TIMEOUT
+from exporter.ledger.sqlite import BUSY_TIMEOUT
 from tests.e2e.processes import Series, total
 from tests.faults.scene import Scene
 from tests.programs import program, unavailable

@@ -21,7 +21,6 @@ from exporter.ledger.records import NewCall
 from exporter.ledger.schema import HEAD, metadata
 from exporter.ledger.store import Store
 
-
 SHARED_INDEXES = {"calls_claimed", "totals_changed"}
 
 
@@ -97,9 +96,7 @@ def test_a_file_that_is_not_sqlite_is_left_as_it_is(path: Path, content: bytes) 
 def test_the_database_of_another_program_is_left_as_it_is(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE accounts (id INTEGER)")
-    assert problem(path) == (
-        "is the database of another program; name another one in `ledger.url`"
-    )
+    assert problem(path) == ("is the database of another program; name another one in `ledger.url`")
     with closing(sqlite3.connect(path)) as connection:
         tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
     assert tables == [("accounts",)]

@@ -173,6 +173,8 @@ def _default(field: FieldInfo, takes: _Takes) -> str:
         return ""  # those of its own keys
     if value in (None, ()):
         return "none"
+    if isinstance(value, Secret):
+        value = value.reveal()  # nobody's
     return code(
         format_duration(value)
         if is_duration(field)
