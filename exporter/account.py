@@ -11,6 +11,7 @@ from exporter.config import AccountConfig, Config
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import AccountMetrics
+from exporter.polling.pace import Limit, RateLimit
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
 
@@ -51,6 +52,7 @@ class Account:
         wish: the account's part of it.
         metrics: the account's series.
         observe: takes what polls find out; see `Poller`.
+        limit: makes what keeps to the account's rate.
 
     Must be made inside a running loop; `stop` and then `close` end it.
     """
@@ -61,12 +63,14 @@ class Account:
         wish: AccountConfig,
         metrics: AccountMetrics,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
+        limit: Callable[[float], Limit] = RateLimit,
     ) -> None:
         self._connection = _connection(config, wish)
         self._timeout = config.polling.timeout
         self.metrics = metrics
         self._client = _client(config, wish)
-        self.poller = Poller(wish.name, self._client, _settings(config, wish), metrics, observe)
+        settings = _settings(config, wish)
+        self.poller = Poller(wish.name, self._client, settings, metrics, observe, limit)
 
     @property
     def status(self) -> AccountStatus:

@@ -6,9 +6,10 @@ Counted when a result is durable, as the metrics are; taken up again from the le
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, NamedTuple, TypeVar
 
 from exporter.calls import Result, Status
@@ -87,7 +88,18 @@ class History:
 
     def add(self, call: Ended) -> None:
         """Count a call that has finished."""
-        at = call.finished_at
+        self.count(call.result, call.status, 1, call.finished_at)
+        if call.result is not Result.SUCCESS:
+            self._failures.append(call)
+
+    def show_failures(self, failed: Iterable[Ended]) -> None:
+        """Show calls that did not succeed, and that were counted."""
+        known = sorted({*self._failures, *failed}, key=attrgetter("finished_at"))
+        self._failures.clear()
+        self._failures.extend(known)
+
+    def count(self, result: Result, status: Status, calls: int, at: float) -> None:
+        """Count calls that have finished at a Unix time."""
         if not self._day[0] <= at < self._day[1]:
             began = self._midnight(at)
             # Days are at least 23 hours long; for the rest of one, this is found out each time.
@@ -95,15 +107,14 @@ class History:
             if began not in self._days:
                 _make_room(self._days, 2)
                 self._days[began] = Counter()
-        self._days[self._day[0]][call.result, call.status] += 1
+        self._days[self._day[0]][result, status] += calls
         minute = int(at // 60)
         if (counts := self._minutes.get(minute)) is None:
             _make_room(self._minutes, 2 * MINUTES)
             counts = self._minutes[minute] = [0, 0, 0, 0]
-        counts[_RESULTS.index(call.result)] += 1
-        counts[3] += call.status is Status.ANSWERED
-        if call.result is not Result.SUCCESS:
-            self._failures.append(call)
+        counts[_RESULTS.index(result)] += calls
+        if status is Status.ANSWERED:
+            counts[3] += calls
 
     def recent(self, now: float, since: float) -> Recent:
         """Return what there is to be seen.
@@ -145,10 +156,25 @@ class Histories:
 
     def add(self, call: Ended) -> None:
         """Count a call that has finished."""
-        history = self._of.get(call.account)
+        self._history(call.account).add(call)
+
+    def count(self, account: str, result: Result, status: Status, calls: int, at: float) -> None:
+        """Count calls of an account that have finished at a Unix time."""
+        self._history(account).count(result, status, calls, at)
+
+    def show_failures(self, failed: Iterable[Ended]) -> None:
+        """Show calls that did not succeed, and that were counted."""
+        by_account: defaultdict[str, list[Ended]] = defaultdict(list)
+        for call in failed:
+            by_account[call.account].append(call)
+        for account, calls in by_account.items():
+            self._history(account).show_failures(calls)
+
+    def _history(self, account: str) -> History:
+        history = self._of.get(account)
         if history is None:
-            history = self._of[call.account] = History(self._midnight)
-        history.add(call)
+            history = self._of[account] = History(self._midnight)
+        return history
 
     def recent(self, account: str, now: float) -> Recent:
         """Return what there is to be seen of an account."""

@@ -24,6 +24,8 @@ from exporter.ledger.records import (
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
+from exporter.polling.pace import RateLimit
+from exporter.replica import Replica
 from exporter.sources.api import SOURCE as API_SOURCE
 from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
 from exporter.sources.changes import LOOK_EVERY
@@ -83,6 +85,7 @@ class Service:
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
         self._reload_at = math.inf  # when the configuration is to be read again, changed or not
         self._reloading = asyncio.Lock()
+        self._replica: Replica | None = None  # where others share the ledger
         self._background: set[asyncio.Task[None]] = set()
         self._committer: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -101,6 +104,11 @@ class Service:
         config = await asyncio.to_thread(self.load)
         self._loaded.append(config)
         await self.ledger.open(config.ledger.url.reveal())
+        if self.ledger.store.shared:
+            self._replica = Replica(
+                self.ledger, self.calls, self.accounts, self.metrics, config.ledger.heartbeat
+            )
+            await self._replica.join()
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
         await self.calls.recall()
 
@@ -112,6 +120,8 @@ class Service:
         """
         self._committer = self._in_background(self.ledger.run())
         self._in_background(self._prune())
+        if self._replica:
+            self._in_background(self._replica.run())
         async with self._reloading:
             await self._apply(self._loaded.pop())
         self._in_background(self._look_for_changes())
@@ -154,11 +164,13 @@ class Service:
             _, late = await asyncio.wait([self._committer], timeout=left)
             if late:
                 _log.error("ledger not written in time", problem=self.ledger.problem)
+        if self._replica:
+            await self._replica.leave(max(0.1, deadline - time.monotonic()))
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(*(account.close() for account in self.accounts.values()))
-        await self.ledger.close()
+        await self.ledger.close(max(1.0, deadline - time.monotonic()))
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield every metric as it stands."""
@@ -205,6 +217,8 @@ class Service:
             _log.warning(
                 "configured calls are beyond watch.max_calls, and not watched", calls=taken.refused
             )
+        if self._replica:
+            self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
         self._change_accounts(config)
         for name in sorted(self._to_load):
@@ -234,7 +248,8 @@ class Service:
                     self._in_background(rest)
                 continue
             metrics = self.metrics.add_account(name)
-            account = Account(config, wish, metrics, partial(self.ledger.observe, name))
+            limit = partial(self._replica.turns, name) if self._replica else RateLimit
+            account = Account(config, wish, metrics, partial(self.ledger.observe, name), limit)
             self._in_background(account.failure())
             self.accounts[name] = account
             self._to_load.add(name)
@@ -242,6 +257,8 @@ class Service:
     async def _retire(self, account: Account, within: float) -> None:
         try:
             await account.stop(within)
+            if self._replica:
+                await self._replica.give_up_account(account.poller.account)
         finally:
             await account.close()
 
@@ -262,6 +279,8 @@ class Service:
         metrics.take_over(self.calls.call_metrics)
         metrics.add(snapshot.totals.items())
         self.calls.call_metrics = metrics
+        if self._replica:
+            self._replica.begin_with(snapshot)
 
     # In the background.
 
@@ -302,6 +321,8 @@ class Service:
             try:
                 while await self.ledger.call(self.ledger.store.prune, before) == CHUNK:
                     pass
+                if self._replica:
+                    await self._replica.tidy()
             except LedgerError as error:
                 _log.warning("old calls not pruned", problem=str(error))
 

@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 import structlog
 
 from exporter.account import Account
-from exporter.calls import Finished, ReferenceId, WatchedCall, verdict
+from exporter.calls import Finished, ReferenceId, Result, Status, WatchedCall, verdict
 from exporter.esms.answers import Answer
-from exporter.history import Histories
+from exporter.history import MINUTES, Histories
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
     CallRecord,
+    Changes,
+    Claimed,
     Committed,
     Count,
     Ended,
@@ -27,6 +29,7 @@ from exporter.ledger.records import (
     Taken,
     Tally,
 )
+from exporter.ledger.totals import Cell, Total
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import CallbackOutcome, Catalogue
 from exporter.sources.api import Inbox
@@ -49,6 +52,7 @@ class Watching:
         call_metrics: what is shown of finished calls; replaced with the configuration.
         histories: what has become of calls lately.
         max_calls: how many calls may be watched at a time.
+        shown_totals: where exporters share the ledger, the totals that are shown.
     """
 
     def __init__(self, accounts: Mapping[str, Account], metrics: Catalogue) -> None:
@@ -58,6 +62,7 @@ class Watching:
         self.call_metrics = CallMetrics((), (), 1)
         self.histories = Histories()
         self.max_calls: float = math.inf
+        self.shown_totals: dict[Cell, float] = {}  # where others add to them, too
 
     @property
     def count(self) -> int:
@@ -159,6 +164,8 @@ class Watching:
         """
         account = self._accounts.get(call.account)
         watched = account.poller.calls.get(call.id) if account else None
+        if account is not None and watched is None and self.ledger.store.shared:
+            watched = await self._polled_elsewhere(call)
         if account is None or watched is None:
             known = await self.find(call.account, ReferenceId(call.reference_id))
             ended = known is not None and known.result is not None
@@ -176,10 +183,65 @@ class Watching:
             _log.warning("bad call duration", account=call.account, reference_id=call.reference_id)
         return CallbackOutcome.ACCEPTED
 
-    def hasten(self, account: str, row: int) -> None:
-        """Ask the provider about a call now."""
-        if known := self._accounts.get(account):
+    async def _polled_elsewhere(self, call: CallRecord) -> WatchedCall | None:
+        """Return a call that another exporter polls, if it has not finished."""
+        known = await self.find(call.account, ReferenceId(call.reference_id))
+        if known is None or known.result is not None:
+            return None
+        name = ReferenceId(known.reference_id)
+        # What an answer that ends a call means does not hang on its state.
+        return WatchedCall(known.id, name, known.first_watched)
+
+    async def hasten(self, account: str, row: int) -> None:
+        """Ask the provider about a call now, or have the exporter do it that polls the call.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        known = self._accounts.get(account)
+        if known and row in known.poller.calls:
             known.poller.hasten(row)
+        elif self.ledger.store.shared:
+            await self.ledger.call(self.ledger.store.hasten, row)
+
+    # What others do that share the ledger.
+
+    def take_over(self, claimed: Claimed, within: float) -> None:
+        """Poll calls that nobody polled, each within some seconds."""
+        self._learn(claimed.label_sets)
+        self.poll(claimed.calls, within)
+
+    def told(self, row: int, *, hasten: bool) -> None:
+        """Ask for a call now, because another exporter says so, or ask for it no more."""
+        for account in self._accounts.values():
+            if hasten:
+                account.poller.hasten(row)
+            else:
+                account.poller.forget(row)
+
+    async def show(self, changes: Changes) -> None:
+        """Count and show what this exporter and the others have added to the totals.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        self._learn(changes.label_sets)
+        now, failed = time.time(), False
+        for cell, value in changes.totals.items():
+            added = value - self.shown_totals.get(cell, 0.0)
+            if added <= 0:
+                continue
+            self.shown_totals[cell] = value
+            if cell.account in self._accounts:
+                self.call_metrics.start(cell.account, cell.labels)
+            self.call_metrics.add([(cell, added)])
+            if cell.total is Total.CALLS:
+                result, status = cell.cell.split("/")
+                failed |= result != Result.SUCCESS
+                self.histories.count(cell.account, Result(result), Status(status), int(added), now)
+        if failed:
+            since = now - MINUTES * 60
+            self.histories.show_failures(await self.ledger.call(self.ledger.store.failures, since))
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Let go of the calls that a source named before, but for these rows.
@@ -203,16 +265,19 @@ class Watching:
             account.poller.forget(call_id)
 
     def _take_up(self, added: Iterable[StoredCall], label_sets: Mapping[int, Labels]) -> None:
-        for row, labels in sorted(label_sets.items()):
-            self.call_metrics.learn(row, labels)
+        self._learn(label_sets)
         self.poll(added)
 
-    def poll(self, added: Iterable[StoredCall]) -> None:
-        """Poll calls that the ledger holds."""
+    def _learn(self, label_sets: Mapping[int, Labels]) -> None:
+        for row, labels in sorted(label_sets.items()):
+            self.call_metrics.learn(row, labels)
+
+    def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:
+        """Poll calls that the ledger holds, those that are not new within some seconds."""
         for account, labels, call in added:
             if known := self._accounts.get(account):
                 self.call_metrics.start(account, labels)
-                known.poller.watch(call)
+                known.poller.watch(call, within)
         for known in self._accounts.values():
             known.poller.wake()
 
@@ -228,7 +293,7 @@ class Watching:
                 account.poller.forget(call.id)
             else:
                 account.poller.settle(call, found, at)
-                if isinstance(found, Finished):
+                if isinstance(found, Finished) and not self.ledger.store.shared:
                     self.histories.add(_ended(name, call, found, at))
                 if debug:
                     _log.debug(

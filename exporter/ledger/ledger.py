@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from typing import Final, ParamSpec, TypeVar
@@ -14,11 +14,12 @@ from typing import Final, ParamSpec, TypeVar
 import structlog
 
 from exporter.calls import Finished, PollAgain, WatchedCall
-from exporter.errors import LedgerError
+from exporter.errors import LedgerError, SourceError
 from exporter.ledger.engine import open_database
 from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, Taken
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
+from exporter.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +31,8 @@ _GATHER: Final = 0.1
 _PROVE_EVERY: Final = 5.0
 _RETRY_FIRST: Final = 0.5
 _RETRY_LONGEST: Final = 30.0
+# Seconds after which a ledger that was asked something is taken for one that cannot be used.
+_SLOW: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -49,7 +52,8 @@ class Ledger:
         metrics: Catalogue,
         committed: Callable[[Iterable[Observation], Committed], None],
     ) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._thread = Worker("ledger")
+        self._asked = deque[float]()  # when what the thread has still to do was asked for
         self._store: Store | None = None
         self._committed = committed
         self._commit_duration = metrics.commit_duration.labels()
@@ -57,7 +61,14 @@ class Ledger:
         self._pending: dict[int, Observation] = {}
         self._observed = asyncio.Event()
         self._closing = False
-        self.problem: str | None = "the ledger is not open yet"
+        self._problem: str | None = "the ledger is not open yet"
+
+    @property
+    def problem(self) -> str | None:
+        """Why the ledger cannot be used now, if it cannot."""
+        if self._problem is None and self._asked and time.monotonic() - self._asked[0] > _SLOW:
+            return "the ledger does not answer"
+        return self._problem
 
     async def open(self, url: str) -> None:
         """Open the database at an SQLAlchemy URL, and bring it to the newest shape.
@@ -65,8 +76,9 @@ class Ledger:
         Raises:
             LedgerError: it cannot be used; the message says what to do.
         """
-        self._store = await self._run(lambda: Store(open_database(url)))
-        self.problem = None
+        self.database = await self._run(lambda: open_database(url))
+        self._store = await self._run(lambda: Store(self.database))
+        self._problem = None
 
     @property
     def store(self) -> Store:
@@ -131,12 +143,14 @@ class Ledger:
         self._closing = True
         self._observed.set()
 
-    async def close(self) -> None:
-        """Close the database."""
+    async def close(self, within: float | None = None) -> None:
+        """Close the database; one that does not answer is waited for `within` seconds at most."""
         if self._store is not None:
-            await self._run(self._store.close)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await self._run(self._store.close)
             self._store = None
-        self._thread.shutdown()
+        self._thread.close()
 
     async def _flush(self) -> bool:
         # The oldest ones; after an outage of the ledger there may be many.
@@ -157,17 +171,23 @@ class Ledger:
                 else:
                     self._pending.setdefault(call_id, observation)
             self._observed.set()
-            if self.problem is None:
+            if self._problem is None:
                 _log.error("ledger cannot be written", problem=str(error))
-            self.problem = str(error)
+            self._problem = str(error)
             return False
-        if self.problem is not None:
+        if self._problem is not None:
             _log.info("ledger can be written again")
-        self.problem = None
+        self._problem = None
         if group:
             self._commit_duration.observe(time.perf_counter() - started)
             self._committed(group.values(), committed)
         return True
 
     async def _run(self, function: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        self._asked.append(time.monotonic())
+        done = self._thread.submit(function)
+        done.add_done_callback(lambda _: self._asked.popleft())
+        try:
+            return await done
+        except SourceError as error:
+            raise LedgerError(f"ledger: {error}") from None

@@ -5,7 +5,7 @@ All times are the server's: the clocks of the exporters may differ.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, TextClause, select, text
@@ -145,16 +145,10 @@ class Sharing:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def join(self, name: str, names: Iterable[str]) -> int:
-        """Become one of the exporters, for accounts; returns its number, which nobody had."""
+    def join(self, name: str) -> int:
+        """Become one of the exporters; returns its number, which nobody had before."""
         with self._database.begin() as connection:
-            _know(connection, names)
             return int(connection.execute(_JOIN, {"name": name}).scalar_one())
-
-    def know(self, names: Iterable[str]) -> None:
-        """Make the rows of accounts that there are not."""
-        with self._database.begin() as connection:
-            _know(connection, names)
 
     def leave(self, replica: int) -> None:
         """End; the others take over what it polled."""
@@ -259,13 +253,15 @@ class Sharing:
         """Reserve requests to accounts, in turns with all other exporters.
 
         Args:
-            wishes: of distinct accounts.
+            wishes: of distinct accounts; those that the ledger does not know it does from now on.
             lead: seconds until the first may be sent, at least.
         """
         wished = {wish.account: wish for wish in wishes}
         grants, rows = [], []
         with self._database.begin() as connection:
             connection.execute(_LIGHTLY)
+            for name in sorted(wished):
+                row_of(connection, accounts.c.name, name)
             for row, name, next_slot, now in connection.execute(_SLOTS, {"names": list(wished)}):
                 wish = wished[name]
                 # A clock that was set back must not keep everybody waiting.
@@ -280,11 +276,6 @@ class Sharing:
 def snapshot_number(connection: Connection) -> int:
     """Return the number from which on changes are new to whoever reads after this."""
     return int(connection.execute(_SINCE).scalar_one())
-
-
-def _know(connection: Connection, names: Iterable[str]) -> None:
-    for name in sorted(names):
-        row_of(connection, accounts.c.name, name)
 
 
 def _names(connection: Connection) -> dict[int, str]:

@@ -23,12 +23,13 @@ from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
 from exporter.ledger.listing import RECORD, page, records
-from exporter.ledger.recent import Past, recent
+from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
     HASTEN,
     CallRecord,
     Committed,
+    Ended,
     Labels,
     NewCall,
     Observation,
@@ -212,6 +213,11 @@ class Store:
         """Return what has finished since a Unix time; see `exporter.ledger.recent`."""
         with self._database.begin() as connection:
             return recent(connection, since)
+
+    def failures(self, since: float) -> list[Ended]:
+        """Return what did not succeed since a Unix time; see `exporter.ledger.recent`."""
+        with self._database.begin() as connection:
+            return failures(connection, since)
 
     def find(self, account: str, reference_id: str) -> CallRecord | None:
         """Return a call, if it is known; also one that was deleted, with that as its state."""

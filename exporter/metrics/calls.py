@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from exporter.calls import ENDINGS, Key
@@ -74,6 +74,11 @@ class CallMetrics:
         for account in self._accounts:
             self.result_delay.labels(account)
             self.start(account)
+
+    @property
+    def label_sets(self) -> Collection[int]:
+        """The rows of the sets of labels that were learnt."""
+        return self._by_row.keys()
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield the metrics."""

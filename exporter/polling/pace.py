@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from exporter.esms.codes import Outcome
 
@@ -25,6 +25,19 @@ FAILURES_BEFORE_PAUSE: Final = 5
 # A throttled account's rate is halved, down to this share, and grows back in ten minutes.
 _LEAST_SHARE: Final = 0.05
 _REGROWTH: Final = 1 / 600
+
+
+class Limit(Protocol):
+    """How many requests per second an account may be asked with."""
+
+    def set(self, rate: float) -> None:
+        """Change the rate, in requests per second."""
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until a request may be sent; 0 or less for now."""
+
+    def take(self, now: float) -> None:
+        """Account for a request that is sent now."""
 
 
 class RateLimit:
@@ -78,11 +91,17 @@ class Pace:
     Args:
         rate_limit: requests per second.
         jitter: returns a factor around 1; pauses of several accounts are not to end together.
+        limit: makes what spreads the requests, of a rate.
     """
 
-    def __init__(self, rate_limit: float, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        rate_limit: float,
+        jitter: Callable[[], float],
+        limit: Callable[[float], Limit] = RateLimit,
+    ) -> None:
         self._rate_limit = rate_limit
-        self._limit = RateLimit(rate_limit)
+        self._limit = limit(rate_limit)
         self._jitter = jitter
         self._share = 1.0
         self._share_since = 0.0

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Final, Protocol
 
 import structlog
@@ -28,7 +29,7 @@ from exporter.errors import RequestError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import AccountMetrics
-from exporter.polling.pace import GOOD, Pace
+from exporter.polling.pace import GOOD, Limit, Pace, RateLimit
 from exporter.polling.schedule import TICK, Schedule
 from exporter.polling.settings import PollingSettings
 from exporter.polling.wall import WallClock
@@ -56,6 +57,7 @@ class Poller:
         metrics: the account's series.
         observe: takes what was found out about a call, and when (Unix time), to be committed;
             `settle` comes back once it is.
+        limit: makes what keeps to the account's rate.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Poller:
         settings: PollingSettings,
         metrics: AccountMetrics,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
+        limit: Callable[[float], Limit] = RateLimit,
     ) -> None:
         self.account = account
         self.provider = provider
@@ -76,7 +79,7 @@ class Poller:
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._schedule = Schedule()
-        self._pace = Pace(settings.rate_limit, _jitter)
+        self._pace = Pace(settings.rate_limit, _jitter, limit)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -100,8 +103,13 @@ class Poller:
         self._metrics.paused_until.value = 0.0
         self.wake()
 
-    def watch(self, call: WatchedCall) -> None:
-        """Poll a call from now on: a new one at once, one that is known already spread out."""
+    def watch(self, call: WatchedCall, within: float = math.inf) -> None:
+        """Poll a call from now on: a new one at once, one that is known already spread out.
+
+        Args:
+            call: the call.
+            within: seconds in which a known one is to be asked for, at most.
+        """
         if call.id in self.calls:
             return
         self._follow_clock(time.time())
@@ -109,7 +117,8 @@ class Poller:
         self._metrics.watched[call.state].value += 1
         now = self._loop.time()
         if call.state is not CallState.NEW:
-            now += self._interval(call, time.time()) * random.random()  # noqa: S311 - no secret hangs on it
+            spread = min(within, self._interval(call, time.time()))
+            now += spread * random.random()  # noqa: S311 - no secret hangs on it
         self._schedule.add(call, now)
 
     def hasten(self, call_id: int) -> None:
@@ -130,6 +139,19 @@ class Poller:
             self._schedule.discard(call)
             self._hastened.discard(call_id)
             self._metrics.watched[call.state].value -= 1
+
+    def clear(self) -> None:
+        """Stop polling all calls; answers that are under way mean nothing any more."""
+        self.calls = {}
+        self._schedule = Schedule()
+        self._hastened.clear()
+        for watched in self._metrics.watched.values():
+            watched.value = 0.0
+
+    def spare(self, most: int) -> list[WatchedCall]:
+        """Return up to `most` calls that are not being asked for."""
+        idle = (call for call in self.calls.values() if call.tick >= 0)
+        return list(islice(idle, most))
 
     def settle(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
         """Show what has been committed: a call's new state, or that it has finished."""
@@ -218,7 +240,10 @@ class Poller:
         if self._stopping:
             return None
         now = self._loop.time()
-        if (wait := self._pace.wait(now)) > 0:
+        if (due := self._schedule.next_due()) is None:
+            return None
+        # The pace is asked where a call is due alone: it may reserve turns, which others wait for.
+        if (wait := due - now if due > now else self._pace.wait(now)) > 0:
             self._wake_at(now + wait)
             return None
         if (found := self._schedule.pop(now)) is None:

@@ -40,7 +40,7 @@ class Calls(Protocol):
     async def accept(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
         """Finish a call, if that is what the answer means; returns once that is durable."""
 
-    def hasten(self, account: str, row: int) -> None:
+    async def hasten(self, account: str, row: int) -> None:
         """Ask the provider about a call now."""
 
 
@@ -78,7 +78,7 @@ async def take(
         outcome = await calls.accept(call, read_callback(fields))
         if outcome is not CallbackOutcome.HINT:
             return outcome
-    calls.hasten(account, call.id)
+    await calls.hasten(account, call.id)
     return CallbackOutcome.HINT if known else CallbackOutcome.WATCHED
 
 
