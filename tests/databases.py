@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -45,7 +46,14 @@ def _folder(user: str | None) -> Iterator[Path]:
 class Server:
     """A server that can be stopped and started again."""
 
-    def __init__(self, command: Sequence[str], user: str | None, url: str) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        user: str | None,
+        url: str,
+        end: signal.Signals = signal.SIGTERM,
+    ) -> None:
+        self._end = end
         self._command = command
         self._user = user
         self.url = url
@@ -71,7 +79,7 @@ class Server:
 
     def stop(self) -> None:
         if self._process:
-            self._process.terminate()
+            self._process.send_signal(self._end)
             self._process.wait(30)
             self._process = None
 
@@ -122,7 +130,8 @@ def postgresql() -> Iterator[Server]:
         command = [postgres, "-D", f"{folder}/data", "-p", str(port), "-h", "127.0.0.1"]
         command += ["-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
         url = f"postgresql+psycopg://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
-        server = Server(command, user, url)
+        # At SIGTERM it would wait for whoever is connected.
+        server = Server(command, user, url, signal.SIGINT)
         server.start()
         try:
             yield server

@@ -1,0 +1,243 @@
+"""Several exporters on one PostgreSQL, which come and go, while the server does so too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+from exporter.simulator import Account, Plan, Simulator
+from exporter.simulator.replies import Operation, Reply
+from tests.databases import PASSWORD, Server, postgresql
+from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
+from tests.e2e.processes import Exporter, total
+
+HEARTBEAT = 3.0
+RATE = 150
+CALLS = 1_200
+SPREAD = 25.0  # seconds over which the calls finish
+ACCOUNTS = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
+TOKEN = "made-up-token"
+# Coverage would be lost with a process that is killed, and makes it start slowly.
+UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgresql() as server:
+        yield server
+
+
+class Scene:
+    """Exporters that share a ledger, and what the provider was asked, and when."""
+
+    def __init__(self, simulator: Simulator, folder: Path, url: str) -> None:
+        self.simulator = simulator
+        self.asked: defaultdict[str, list[float]] = defaultdict(list)  # by account
+        self.asked_for: defaultdict[str, list[float]] = defaultdict(list)  # by call
+        self._folder = folder
+        self._url = url
+        self._engine = create_engine(
+            url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool
+        )
+        answer = simulator.provider.answer
+
+        def taken_down(
+            operation: Operation, account: Account | None, params: Mapping[str, str]
+        ) -> Reply:
+            now = time.monotonic()
+            self.asked[account.name if account else ""].append(now)
+            self.asked_for[params.get("ReferenceId", "")].append(now)
+            return answer(operation, account, params)
+
+        simulator.provider.answer = taken_down  # type: ignore[method-assign]
+
+    def exporter(self, name: str, calls: str, rate: float = RATE) -> Exporter:
+        config = self._folder / f"{name}.yaml"
+        accounts = "".join(
+            f"  - {{name: {account.name}, api_key: {account.api_key}, secret_key: s, "
+            f"base_url: '{self.simulator.url}', rate_limit: {rate}}}\n"
+            for account in ACCOUNTS
+        )
+        config.write_text(
+            f"accounts:\n{accounts}polling: {{interval: 1s, max_interval: 2s}}\n"
+            f"ledger: {{url: '{self._url}', heartbeat: {HEARTBEAT:.0f}s}}\n"
+            f"watch:\n  labels: [campaign]\n  calls:\n{calls or '    []'}\n"
+            f"  api: {{tokens: [{{name: app, token: {TOKEN}}}]}}\n"
+        )
+        return Exporter(config, environ=UNMEASURED)
+
+    def rows(self, query: str) -> list[Any]:
+        with self._engine.connect() as connection:
+            return list(connection.execute(text(query)))
+
+    async def held(self) -> dict[int, int]:
+        """Return how many unfinished calls each exporter holds."""
+        query = "SELECT replica_id, count(*) FROM calls WHERE result IS NULL GROUP BY 1"
+        return {row[0]: row[1] for row in await asyncio.to_thread(self.rows, query)}
+
+    async def until_held(self, condition: Any, seconds: float = 60) -> dict[int, int]:
+        async with asyncio.timeout(seconds):
+            while not condition(held := await self.held()):
+                await asyncio.sleep(0.1)
+        return held
+
+    def most_in(self, account: str, seconds: float) -> int:
+        """Return the most requests that any time of that length has seen."""
+        asked = sorted(self.asked[account])
+        most = first = 0
+        for last, at in enumerate(asked):
+            while asked[first] <= at - seconds:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+
+@asynccontextmanager
+async def scene(server: Server, folder: Path) -> AsyncIterator[Scene]:
+    async with Simulator(accounts=ACCOUNTS) as simulator:
+        with server.database() as url:
+            yield Scene(simulator, folder, url.replace("+psycopg", ""))
+
+
+def number_of(exporter: Exporter) -> int:
+    """Return the number by which an exporter holds its calls."""
+    return int(exporter.output.split("replica=")[-1].split()[0])
+
+
+async def push(exporter: Exporter, ids: list[str], account: str, campaign: str) -> None:
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+        body = [
+            {"reference_id": name, "account": account, "labels": {"campaign": campaign}}
+            for name in ids
+        ]
+        async with http.post(f"{exporter.url}/api/v1/calls", json={"calls": body}) as answer:
+            assert answer.status in (200, 202), await answer.text()
+
+
+async def test_what_a_dead_replica_polled_is_polled_again_within_two_heartbeats(
+    server: Server, tmp_path: Path
+) -> None:
+    async with scene(server, tmp_path) as there, AsyncExitStack() as ends:
+        ids = [f"call-{number}" for number in range(60)]
+        for name in ids:
+            there.simulator.add_call("main", name, Plan(queued=9e9))
+        calls = "".join(f"    - {{reference_id: {name}, account: main}}\n" for name in ids)
+        exporters = [there.exporter(f"replica{n}", calls) for n in range(3)]
+        for exporter in exporters:
+            ends.push_async_callback(exporter.kill)
+            await exporter.start()
+        for exporter in exporters:
+            await exporter.ready()
+        # They share evenly, although one of them has taken them all in.
+        await there.until_held(
+            lambda held: len(held.keys() - {None}) == 3 and min(held.values()) >= 15
+        )
+        victim = number_of(exporters[0])
+        query = f"SELECT reference_id FROM calls WHERE replica_id = {victim}"
+        await exporters[0].kill()
+        killed = time.monotonic()
+        orphans = [row[0] for row in await asyncio.to_thread(there.rows, query)]
+        assert orphans
+        async with asyncio.timeout(2 * HEARTBEAT):
+            while not all(there.asked_for[name][-1] > killed + 0.5 for name in orphans):
+                await asyncio.sleep(0.05)
+        found = await exporters[1].until(lambda found: total(found, "esms_replicas") == 2)
+        assert total(found, "esms_replica_calls_claimed_total") > 0
+        assert PASSWORD not in "".join(exporter.output for exporter in exporters)
+
+
+async def test_every_call_counts_once_whatever_replicas_and_the_server_do(
+    server: Server, tmp_path: Path
+) -> None:
+    seed = int.from_bytes(os.urandom(4))
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    async with scene(server, tmp_path) as there, AsyncExitStack() as ends:
+        expected = Counts()
+        lines, pushed = [], []
+        for number in range(CALLS):
+            account = chance.choice(ACCOUNTS).name
+            campaign = chance.choice(("otp", "reminder"))
+            options, ending = chance.choice(ENDS)
+            when = {"approval" if "rejected" in options else "queued": chance.uniform(0, SPREAD)}
+            plan = Plan(unknown_for=chance.uniform(0, 2), **when, **options)  # type: ignore[arg-type]
+            name = f"call-{number}"
+            there.simulator.add_call(account, name, plan)
+            expect(expected, account, campaign, plan, ending)
+            if chance.random() < 0.5:
+                labels = f"{{campaign: {campaign}}}"
+                lines.append(
+                    f"    - {{reference_id: {name}, account: {account}, labels: {labels}}}\n"
+                )
+            else:
+                pushed.append((name, account, campaign))
+        calls = "".join(lines)
+        scrapes = []
+
+        async def started(name: str) -> Exporter:
+            exporter = there.exporter(name, calls)
+            ends.push_async_callback(exporter.kill)
+            scrapes.append(Scrapes())
+            scraping = asyncio.create_task(scrape_for_ever(exporter, scrapes[-1], 0.2))
+            ends.callback(scraping.cancel)
+            await exporter.start()
+            await exporter.ready()
+            return exporter
+
+        killed, stopped, drained = [
+            await started(f"replica-{what}") for what in ("killed", "stopped", "drained")
+        ]
+        for name, account, campaign in pushed:
+            # To two of them, now and then: they are one to whoever calls.
+            for exporter in chance.sample((killed, stopped, drained), chance.choice((1, 1, 2))):
+                await push(exporter, [name], account, campaign)
+        await there.until_held(lambda held: len(held.keys() - {None}) == 3)
+
+        await killed.kill()
+        old = number_of(stopped)
+        stopped.send(signal.SIGSTOP)
+        await there.until_held(lambda held: old not in held)
+        fresh = await started("replica-fresh")
+        stopped.send(signal.SIGCONT)
+        await stopped.says("others have taken over")
+        await asyncio.to_thread(server.stop)
+        await asyncio.sleep(2)
+        await asyncio.to_thread(server.start)
+        await there.until_held(lambda held: number_of(fresh) in held or not held)
+        drained.send(signal.SIGTERM)
+        assert await drained.wait(15) == 0
+
+        left = (stopped, fresh)
+        for exporter in left:
+            last = await exporter.until(
+                lambda samples: total(samples, "esms_calls_total") >= CALLS, 120
+            )
+        await asyncio.sleep(1.5)  # what would be counted twice would be counted now
+        for exporter in left:
+            last = await exporter.scrape()
+            assert counted(last) == expected
+            assert total(last, "esms_calls_watched") == 0
+            assert total(last, "esms_call_result_delay_seconds_count") == CALLS
+        for seen in scrapes:
+            assert seen.count > 1
+            assert seen.backwards == []
+        ((finished, known),) = there.rows("SELECT count(result), count(*) FROM calls")
+        assert (finished, known) == (CALLS, CALLS)
+        for polled in ACCOUNTS:
+            # The provider shares two cores with everybody here, and may see what was late at once.
+            assert there.most_in(polled.name, 1) <= 1.2 * RATE
+            assert there.most_in(polled.name, 5) <= 5 * RATE
+            assert there.most_in(polled.name, 5) >= 0.5 * 5 * RATE
