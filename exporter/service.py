@@ -25,7 +25,7 @@ from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
 from exporter.polling.pace import RateLimit
-from exporter.replica import Replica
+from exporter.replicas.replica import Replica
 from exporter.sources.api import SOURCE as API_SOURCE
 from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
 from exporter.sources.changes import LOOK_EVERY
@@ -86,6 +86,7 @@ class Service:
         self._reload_at = math.inf  # when the configuration is to be read again, changed or not
         self._reloading = asyncio.Lock()
         self._replica: Replica | None = None  # where others share the ledger
+        self._sharing: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._committer: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -121,7 +122,8 @@ class Service:
         self._committer = self._in_background(self.ledger.run())
         self._in_background(self._prune())
         if self._replica:
-            self._in_background(self._replica.run())
+            self._sharing.append(self._in_background(self._replica.run()))
+            self._in_background(self._replica.reserving.run())
         async with self._reloading:
             await self._apply(self._loaded.pop())
         self._in_background(self._look_for_changes())
@@ -157,6 +159,8 @@ class Service:
         """Wait for requests under way, commit what was observed, close everything."""
         within = self.config.shutdown_timeout if self.config else 1.0
         deadline = time.monotonic() + within
+        if self._replica:
+            self._replica.draining = True
         await asyncio.gather(*(account.stop(within * 0.8) for account in self.accounts.values()))
         self.ledger.close_soon()
         if self._committer:
@@ -165,6 +169,8 @@ class Service:
             if late:
                 _log.error("ledger not written in time", problem=self.ledger.problem)
         if self._replica:
+            for task in self._sharing:
+                task.cancel()  # or it would find that it has ended, and begin anew
             await self._replica.leave(max(0.1, deadline - time.monotonic()))
         for task in self._background:
             task.cancel()
@@ -182,7 +188,8 @@ class Service:
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""
         reasons = [] if self.loaded else ["starting: the ledger is being read"]
-        return reasons + ([self.ledger.problem] if self.ledger.problem else [])
+        problem = self.ledger.problem or (self._replica and self._replica.problem)
+        return reasons + ([problem] if problem else [])
 
     def status(self) -> list[AccountStatus]:
         """Return a line on each account."""
@@ -222,7 +229,8 @@ class Service:
         self.config = config
         self._change_accounts(config)
         for name in sorted(self._to_load):
-            await self._load_calls(name)
+            async for _ in self.calls.load(name):
+                pass
             self._to_load.discard(name)
         self.metrics.loaded(CONFIG_SOURCE)
         self.metrics.reload_timestamp.labels().value = time.time()
@@ -248,7 +256,7 @@ class Service:
                     self._in_background(rest)
                 continue
             metrics = self.metrics.add_account(name)
-            limit = partial(self._replica.turns, name) if self._replica else RateLimit
+            limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimit
             account = Account(config, wish, metrics, partial(self.ledger.observe, name), limit)
             self._in_background(account.failure())
             self.accounts[name] = account
@@ -261,12 +269,6 @@ class Service:
                 await self._replica.give_up_account(account.poller.account)
         finally:
             await account.close()
-
-    async def _load_calls(self, account: str) -> None:
-        last = 0
-        while chunk := await self.ledger.call(self.ledger.store.unfinished, account, last):
-            last = chunk[-1].call.id
-            self.calls.poll(chunk)
 
     def _show_totals(self, config: Config, snapshot: Snapshot) -> None:
         metrics = CallMetrics(

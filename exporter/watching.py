@@ -16,6 +16,8 @@ from exporter.esms.answers import Answer
 from exporter.history import MINUTES, Histories
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
+    FORGET,
+    HASTEN,
     CallRecord,
     Changes,
     Claimed,
@@ -179,6 +181,8 @@ class Watching:
         self._committed(observed, committed)
         if not committed.finished:
             return CallbackOutcome.REPEATED  # by a poll, which was first
+        if call.id not in account.poller.calls and self.ledger.store.shared:
+            await self.ledger.call(self.ledger.store.tell, call.id, FORGET)
         if decided.bad_duration:
             _log.warning("bad call duration", account=call.account, reference_id=call.reference_id)
         return CallbackOutcome.ACCEPTED
@@ -202,9 +206,24 @@ class Watching:
         if known and row in known.poller.calls:
             known.poller.hasten(row)
         elif self.ledger.store.shared:
-            await self.ledger.call(self.ledger.store.hasten, row)
+            await self.ledger.call(self.ledger.store.tell, row, HASTEN)
 
     # What others do that share the ledger.
+
+    async def load(self, account: str) -> AsyncIterator[int]:
+        """Poll the calls of an account that the ledger holds for this exporter.
+
+        Yields:
+            How many, chunk by chunk.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        last = 0
+        while chunk := await self.ledger.call(self.ledger.store.unfinished, account, last):
+            last = chunk[-1].call.id
+            self.poll(chunk)
+            yield len(chunk)
 
     def take_over(self, claimed: Claimed, within: float) -> None:
         """Poll calls that nobody polled, each within some seconds."""

@@ -56,8 +56,9 @@ _FORGET_ENDED: Final = (
     ),
 )
 _MEMBERS: Final = text("SELECT id, peers, held, ended_at IS NULL AS alive FROM replicas")
+_HEARD: Final = _sql("DELETE FROM replica_messages WHERE id IN {ids}")
 _MESSAGES: Final = text(
-    "DELETE FROM replica_messages WHERE replica_id = :replica RETURNING id, call_id, message"
+    "SELECT id, call_id, message FROM replica_messages WHERE replica_id = :replica ORDER BY id"
 )
 # However little the server knows of the table yet, it is not to read all of it.
 _BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
@@ -66,6 +67,7 @@ _CLAIM: Final = """
     WHERE id IN (
         SELECT c.id FROM calls c JOIN accounts a ON a.id = c.account_id
         WHERE c.result IS NULL AND a.name = ANY(:names) AND c.{held}
+        AND EXISTS (SELECT FROM replicas r WHERE r.id = :replica AND r.ended_at IS NULL)
         LIMIT :most FOR UPDATE OF c SKIP LOCKED
     )
     RETURNING id, account_id, label_set_id, reference_id, first_watched, state, state_since
@@ -224,11 +226,21 @@ class Sharing:
             which = {"replica": replica, "name": name, "most": CHUNK}
             return connection.execute(_RELEASE_ACCOUNT, which).rowcount
 
-    def messages(self, replica: int) -> list[tuple[int, str]]:
-        """Return the rows of calls that others have said something about, and what, once."""
+    def messages(self, replica: int, heard: Sequence[int]) -> list[tuple[int, int, str]]:
+        """Return what others have said about calls.
+
+        Args:
+            replica: to whom.
+            heard: the numbers of messages that were followed; they are said no more.
+
+        Returns:
+            The number of each message, the row of its call, and what was said of it.
+        """
         with self._database.begin() as connection:
-            rows = connection.execute(_MESSAGES, {"replica": replica}).all()
-            return [(row.call_id, row.message) for row in sorted(rows)]
+            if heard:
+                connection.execute(_HEARD, {"rows": packed(heard)})
+            rows = connection.execute(_MESSAGES, {"replica": replica})
+            return [(number, row, message) for number, row, message in rows]
 
     def changes(self, since: int, known: Collection[int]) -> Changes:
         """Return the totals that have changed.

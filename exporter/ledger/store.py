@@ -26,7 +26,6 @@ from exporter.ledger.listing import RECORD, page, records
 from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
-    HASTEN,
     CallRecord,
     Committed,
     Ended,
@@ -271,10 +270,10 @@ class Store:
         self._unfinished -= committed.finished
         return committed
 
-    def hasten(self, row: int) -> None:
-        """Have the exporter that polls a call ask for it now, if it is another one."""
+    def tell(self, row: int, message: str) -> None:
+        """Tell the exporter that polls a call something about it, if it is another one."""
         with self._database.begin() as connection:
-            tell(connection, [row], HASTEN, self.replica)
+            tell(connection, [row], message, self.replica)
 
     def keep(self, row: int) -> bool:
         """Have a call stay whatever files say; returns whether it is there.

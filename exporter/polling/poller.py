@@ -332,8 +332,8 @@ class Poller:
                 _log.info("account resumed", account=self.account, reason=was.value)
 
     def _follow(self, call: WatchedCall, decided: Verdict, now: float, wall: float) -> None:
-        if call.id not in self.calls:
-            return  # let go while it was asked for
+        if self.calls.get(call.id) is not call:
+            return  # let go while it was asked for, and perhaps taken up again as another object
         if isinstance(decided, Finished):
             self._observe(call, decided, wall)
             if decided.bad_duration:

@@ -23,6 +23,7 @@ from exporter.simulator.replies import Operation, Reply
 from tests.databases import PASSWORD, Server, postgresql
 from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
 from tests.e2e.processes import Exporter, total
+from tests.waiting import until
 
 HEARTBEAT = 3.0
 RATE = 150
@@ -90,7 +91,7 @@ class Scene:
 
     async def until_held(self, condition: Any, seconds: float = 60) -> dict[int, int]:
         async with asyncio.timeout(seconds):
-            while not condition(held := await self.held()):
+            while not condition(held := await self.held()):  # noqa: ASYNC110 - of another process
                 await asyncio.sleep(0.1)
         return held
 
@@ -127,6 +128,32 @@ async def push(exporter: Exporter, ids: list[str], account: str, campaign: str) 
             assert answer.status in (200, 202), await answer.text()
 
 
+def placed(there: Scene, chance: random.Random) -> tuple[str, list[tuple[str, str, str]], Counts]:
+    """Place the calls.
+
+    Returns:
+        Those that the configuration is to name, those that are to be pushed, and how all of them
+        have to be counted.
+    """
+    expected = Counts()
+    lines, pushed = [], list[tuple[str, str, str]]()
+    for number in range(CALLS):
+        account = chance.choice(ACCOUNTS).name
+        campaign = chance.choice(("otp", "reminder"))
+        options, ending = chance.choice(ENDS)
+        when = {"approval" if "rejected" in options else "queued": chance.uniform(0, SPREAD)}
+        plan = Plan(unknown_for=chance.uniform(0, 2), **when, **options)  # type: ignore[arg-type]
+        name = f"call-{number}"
+        there.simulator.add_call(account, name, plan)
+        expect(expected, account, campaign, plan, ending)
+        if chance.random() < 0.5:
+            labels = f"{{campaign: {campaign}}}"
+            lines.append(f"    - {{reference_id: {name}, account: {account}, labels: {labels}}}\n")
+        else:
+            pushed.append((name, account, campaign))
+    return "".join(lines), pushed, expected
+
+
 async def test_what_a_dead_replica_polled_is_polled_again_within_two_heartbeats(
     server: Server, tmp_path: Path
 ) -> None:
@@ -151,9 +178,10 @@ async def test_what_a_dead_replica_polled_is_polled_again_within_two_heartbeats(
         killed = time.monotonic()
         orphans = [row[0] for row in await asyncio.to_thread(there.rows, query)]
         assert orphans
-        async with asyncio.timeout(2 * HEARTBEAT):
-            while not all(there.asked_for[name][-1] > killed + 0.5 for name in orphans):
-                await asyncio.sleep(0.05)
+        await until(
+            lambda: all(there.asked_for[name][-1] > killed + 0.5 for name in orphans),
+            2 * HEARTBEAT,
+        )
         found = await exporters[1].until(lambda found: total(found, "esms_replicas") == 2)
         assert total(found, "esms_replica_calls_claimed_total") > 0
         assert PASSWORD not in "".join(exporter.output for exporter in exporters)
@@ -166,25 +194,7 @@ async def test_every_call_counts_once_whatever_replicas_and_the_server_do(
     print(f"seed {seed}")
     chance = random.Random(seed)
     async with scene(server, tmp_path) as there, AsyncExitStack() as ends:
-        expected = Counts()
-        lines, pushed = [], []
-        for number in range(CALLS):
-            account = chance.choice(ACCOUNTS).name
-            campaign = chance.choice(("otp", "reminder"))
-            options, ending = chance.choice(ENDS)
-            when = {"approval" if "rejected" in options else "queued": chance.uniform(0, SPREAD)}
-            plan = Plan(unknown_for=chance.uniform(0, 2), **when, **options)  # type: ignore[arg-type]
-            name = f"call-{number}"
-            there.simulator.add_call(account, name, plan)
-            expect(expected, account, campaign, plan, ending)
-            if chance.random() < 0.5:
-                labels = f"{{campaign: {campaign}}}"
-                lines.append(
-                    f"    - {{reference_id: {name}, account: {account}, labels: {labels}}}\n"
-                )
-            else:
-                pushed.append((name, account, campaign))
-        calls = "".join(lines)
+        calls, pushed, expected = placed(there, chance)
         scrapes = []
 
         async def started(name: str) -> Exporter:

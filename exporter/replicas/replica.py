@@ -19,9 +19,10 @@ from exporter.calls import WatchedCall
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, HASTEN, Snapshot
-from exporter.ledger.sharing import Grant, Member, Sharing, Wish
+from exporter.ledger.sharing import Member, Sharing
 from exporter.metrics.catalogue import Catalogue
-from exporter.polling.turns import Lease, Turns
+from exporter.polling.turns import Lease
+from exporter.replicas.reserving import Reserving
 from exporter.watching import Watching
 from exporter.worker import Worker
 
@@ -38,8 +39,8 @@ over, also where a timer is late."""
 _LOOK_EVERY: Final = 1.0
 """Seconds after which it is looked at what the others did."""
 
-_RETRY: Final = 1.0
-"""Seconds after which turns that could not be reserved are tried again."""
+_RECOUNT_EVERY: Final = 60.0
+"""Seconds after which it is counted how many calls all exporters watch."""
 
 _UNEVEN: Final = 0.1
 """By how much more than its share a replica may hold before it gives calls up."""
@@ -53,6 +54,10 @@ _PATIENCE: Final = 3
 _log = structlog.get_logger(__name__)
 
 
+class _TakenOverError(Exception):
+    """Others have declared this replica dead."""
+
+
 class Replica:
     """This exporter as one of several that share a ledger.
 
@@ -64,7 +69,12 @@ class Replica:
         calls: where calls that are taken over go, and what others have counted.
         accounts: the accounts that are polled; whoever changes them has it seen here.
         metrics: where it shows how it is.
-        heartbeat: seconds of silence after which a replica counts as dead.
+        heartbeat: seconds of silence after which a replica counts as dead; may be changed.
+
+    Attributes:
+        reserving: keeps all exporters together to the accounts' rates.
+        draining: nothing is taken over any more.
+        problem: why the ledger cannot be shared now, if it cannot.
     """
 
     def __init__(
@@ -91,12 +101,16 @@ class Replica:
         self._members: list[Member] = []
         self._gave_up = 0  # looks for which calls that are free are left to others
         self._since = 0
-        self._turns: dict[str, Turns] = {}
-        self._wishing: set[str] = set()
-        self._wished = asyncio.Event()
-        self._offset: float | None = None  # of the server's clock from the loop's
-        self._lead = 0.0
-        self._problem: str | None = None
+        self.reserving = Reserving(
+            lambda wishes, lead: self._call(self._sharing.reserve, wishes, lead),
+            accounts,
+            self._lease,
+        )
+        self._errors = 0.0  # of the ledger, of which the consequences were seen to
+        self._heard: list[int] = []  # messages that were followed
+        self._recount_at = math.inf
+        self.draining = False
+        self.problem: str | None = None
 
     async def join(self) -> None:
         """Become one of the exporters.
@@ -109,13 +123,8 @@ class Replica:
         self._ledger.store.replica = self._id
         self._next_beat = -math.inf
         self._beating_since = math.inf
+        self._recount_at = self._loop.time() + _RECOUNT_EVERY
         _log.info("sharing the ledger", replica=self._id)
-
-    def turns(self, account: str, rate: float) -> Turns:
-        """Return what keeps all exporters together to the rate of an account."""
-        turns = Turns(self._lease, partial(self._wish, account), rate)
-        self._turns[account] = turns
-        return turns
 
     def begin_with(self, snapshot: Snapshot) -> None:
         """Show what changes from here on: the rest is shown already."""
@@ -124,16 +133,17 @@ class Replica:
 
     async def run(self) -> None:
         """Beat, take over what is free, and look at what the others did, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._reserve())
-            while True:
+        while True:
+            try:
                 try:
                     await self._look()
-                except LedgerError as error:
-                    self._note(str(error))
-                else:
-                    self._note(None)
-                await asyncio.sleep(min(_LOOK_EVERY, self.heartbeat / (2 * _BEATS)))
+                except _TakenOverError:
+                    await self._start_over()
+            except LedgerError as error:
+                self._note(str(error))
+            else:
+                self._note(None)
+            await asyncio.sleep(min(_LOOK_EVERY, self.heartbeat / (2 * _BEATS)))
 
     async def leave(self, within: float) -> None:
         """End: the others take over at once what this one polled."""
@@ -142,15 +152,16 @@ class Replica:
                 await self._call(self._sharing.leave, self._id)
         except (LedgerError, TimeoutError) as error:
             # They find out by themselves.
-            _log.warning("others not told of the end", problem=str(error))
+            _log.warning("others not told of the end", problem=str(error) or "no answer in time")
         self._thread.close()
 
     async def give_up_account(self, name: str) -> None:
         """Let others have the calls of an account that is not polled here any more."""
-        self._turns.pop(name, None)
         try:
-            while await self._call(self._sharing.release_account, self._id, name) == CHUNK:
-                pass
+            while name not in self._accounts:
+                self.reserving.end(name)
+                if await self._call(self._sharing.release_account, self._id, name) < CHUNK:
+                    return
         except LedgerError as error:
             _log.warning("calls not given up", account=name, problem=str(error))
 
@@ -165,20 +176,39 @@ class Replica:
     # Looking at what the others do.
 
     async def _look(self) -> None:
-        if self._loop.time() >= self._next_beat and not await self._beat():
-            await self._start_over()
-            return
-        for row, message in await self._call(self._sharing.messages, self._id):
+        await self._beat_in_time()
+        if (errors := self._metrics.ledger_errors.labels().value) != self._errors:
+            # What was not answered any more may have been done.
+            for name in list(self._accounts):
+                async for _ in self._calls.load(name):
+                    await self._beat_in_time()
+            self._errors = errors
+        messages = await self._call(self._sharing.messages, self._id, self._heard)
+        for _, row, message in messages:
             self._calls.told(row, hasten=message == HASTEN)
+        self._heard = [number for number, *_ in messages]
         known = self._calls.call_metrics.label_sets
         changes = await self._call(self._sharing.changes, self._since, known)
         self._since = changes.since
         await self._calls.show(changes)
-        await self._claim()
+        if not self.draining:
+            await self._claim()
+        if self._loop.time() >= self._recount_at:
+            await self._ledger.call(self._ledger.store.recount)
+            self._recount_at = self._loop.time() + _RECOUNT_EVERY
 
-    async def _beat(self) -> bool:
-        """Tell the others that this one is alive; returns whether they had thought so."""
+    async def _beat_in_time(self) -> None:
+        """Tell the others that this one is alive, if it is time to.
+
+        Raises:
+            _TakenOverError: they had thought that it was not.
+            LedgerError: the ledger failed.
+        """
         asked = self._loop.time()
+        if asked < self._next_beat:
+            return
+        if lapsed := asked >= self._lease.until:
+            self._beating_since = asked
         # Where nobody could beat for a while, all are silent: they are given the time to go on.
         judge = asked - self._beating_since > self.heartbeat
         members = await self._call(
@@ -189,10 +219,7 @@ class Replica:
             self.heartbeat if judge else None,
         )
         if members is None:
-            return False
-        if asked >= self._lease.until:
-            self._beating_since = asked
-        lapsed = self._lease.until <= asked
+            raise _TakenOverError
         self._lease.until = asked + _TRUSTED * self.heartbeat
         self._next_beat = asked + self.heartbeat / _BEATS
         self._members = members
@@ -200,8 +227,8 @@ class Replica:
         self._metrics.last_heartbeat.labels().value = time.time()
         if lapsed:
             self._wake()
-        await self._even_out()
-        return True
+        if not self.draining:
+            await self._even_out()
 
     async def _start_over(self) -> None:
         """Begin anew, after the others have taken over what this one polled."""
@@ -239,6 +266,9 @@ class Replica:
             claimed = await self._call(self._sharing.claim, self._id, list(self._accounts), ended)
             if not claimed.calls:
                 return
+            strays = [call.call.id for call in claimed.calls if call.account not in self._accounts]
+            if strays:  # of an account that has just gone
+                await self._call(self._sharing.release, self._id, strays)
             # Soon, as whoever asked for them before may have done so long ago.
             self._calls.take_over(claimed, within=self.heartbeat / 2)
             self._metrics.claimed.labels().value += len(claimed.calls)
@@ -260,61 +290,11 @@ class Replica:
         self._gave_up = _PATIENCE
 
     async def _give_up(self, account: Account, spare: list[WatchedCall]) -> None:
+        # First here: where the answer is lost, what is held still is polled again, see `_look`.
         for call in spare:
             account.poller.forget(call.id)
-        try:
-            await self._call(self._sharing.release, self._id, [call.id for call in spare])
-        except LedgerError:
-            for call in spare:
-                account.poller.watch(call)
-            raise
+        await self._call(self._sharing.release, self._id, [call.id for call in spare])
         self._metrics.released.labels().value += len(spare)
-
-    # Taking turns.
-
-    def _wish(self, account: str) -> None:
-        self._wishing.add(account)
-        self._wished.set()
-
-    async def _reserve(self) -> None:
-        while True:
-            await self._wished.wait()
-            self._wished.clear()
-            names, self._wishing = self._wishing & self._turns.keys(), set()
-            wishes = [Wish(name, *self._turns[name].wish()) for name in sorted(names)]
-            if not wishes:
-                continue
-            asked = self._loop.time()
-            try:
-                grants = await self._call(self._sharing.reserve, wishes, self._lead)
-            except LedgerError as error:
-                self._note(str(error))
-                await asyncio.sleep(_RETRY)
-                grants = []
-            self._take(wishes, grants, asked)
-
-    def _take(self, wishes: list[Wish], grants: list[Grant], asked: float) -> None:
-        wished = {wish.account: wish for wish in wishes}
-        if grants:
-            self._follow_clock(grants[0].now, asked)
-        for account, first, _ in grants:
-            wish = wished.pop(account)
-            if turns := self._turns.get(account):
-                turns.granted(first - (self._offset or 0.0), wish.slots, wish.apart)
-        for account in wished:
-            if turns := self._turns.get(account):
-                turns.refused()
-        for wish in wishes:
-            if known := self._accounts.get(wish.account):
-                known.poller.wake()
-
-    def _follow_clock(self, server: float, asked: float) -> None:
-        """Learn how the server's clock stands to the loop's: between the request and its answer."""
-        answered = self._loop.time()
-        least, most = server - answered, server - asked
-        known = least if self._offset is None else self._offset
-        self._offset = min(max(known, least), most)
-        self._lead = min(0.5, 1.5 * (answered - asked))
 
     # Beside the loop.
 
@@ -323,11 +303,11 @@ class Replica:
             account.poller.wake()
 
     def _note(self, problem: str | None) -> None:
-        if problem and self._problem is None:
+        if problem and self.problem is None:
             _log.error("the ledger cannot be shared", problem=problem)
-        elif self._problem and problem is None:
+        elif self.problem and problem is None:
             _log.info("the ledger is shared again")
-        self._problem = problem
+        self.problem = problem
 
     async def _call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:

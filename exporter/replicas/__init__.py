@@ -1,0 +1,1 @@
+"""Exporters that share a ledger, seen from one of them."""
