@@ -132,7 +132,7 @@ async def test_waiting_has_an_end(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     async with bench.ledger_held():
         # One is with the ledger, two wait, and no more.
         first = asyncio.create_task(bench.watch("a", "b"))
-        await until(lambda: bench.service.ledger._thread._work_queue.qsize() == 1)
+        await until(lambda: bench.service.ledger._thread._work.qsize() == 1)
         waiting = [asyncio.create_task(bench.watch("a", "b")) for _ in range(6)]
         await until(lambda: sum(request.done() for request in waiting) == 4)
         assert not first.done()
@@ -151,7 +151,7 @@ async def test_many_requests_share_commits(bench: Bench, monkeypatch: pytest.Mon
     monkeypatch.setattr(Store, "push", counted)
     async with bench.ledger_held():
         first = asyncio.create_task(bench.watch("same"))
-        await until(lambda: bench.service.ledger._thread._work_queue.qsize() == 1)
+        await until(lambda: bench.service.ledger._thread._work.qsize() == 1)
         rest = [asyncio.create_task(bench.watch(f"c{n}", "same")) for n in range(99)]
         await until(lambda: len(bench.service.calls.inbox._waiting) == 99)
     answers = await asyncio.gather(first, *rest)
