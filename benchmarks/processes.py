@@ -59,15 +59,16 @@ def provider(certificate: Certificate | None, *, endless: bool = False) -> Itera
         yield f"{'https' if certificate else 'http'}://127.0.0.1:{port}{BASE_PATH}"
 
 
-def configuration(folder: Path, base_url: str, calls: int) -> Path:
+def configuration(folder: Path, base_url: str, calls: int, ledger: str = "") -> Path:
     """Write a configuration that polls as fast as it can."""
+    ledger = ledger or f"sqlite:///{folder}/ledger.db"
     path = folder / "config.yaml"
     lines = [
         "accounts:",
         f"  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}',",
         f"     rate_limit: 100000, max_concurrency: {CONCURRENCY}}}",
         "polling: {interval: 100ms, max_interval: 100ms}",
-        f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}",
+        f"ledger: {{url: '{ledger}'}}",
         "watch:",
         "  calls:",
         *(f"    - '{number:036d}'" for number in range(calls)),

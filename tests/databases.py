@@ -77,6 +77,12 @@ class Server:
             else:
                 return
 
+    @property
+    def pid(self) -> int:
+        """Of the process that all others of the server are children of."""
+        assert self._process
+        return self._process.pid
+
     def stop(self) -> None:
         if self._process:
             self._process.send_signal(self._end)
@@ -103,7 +109,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def postgresql() -> Iterator[Server]:
+def postgresql(*, durable: bool = False) -> Iterator[Server]:
     # Debian keeps them beside the path, by version.
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     place = f"{found[0]}/" if found else ""
@@ -128,7 +134,8 @@ def postgresql() -> Iterator[Server]:
         )
         port = _free_port()
         command = [postgres, "-D", f"{folder}/data", "-p", str(port), "-h", "127.0.0.1"]
-        command += ["-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
+        command += ["-c", f"unix_socket_directories={folder}"]
+        command += [] if durable else ["-c", "fsync=off"]
         url = f"postgresql+psycopg://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
         # At SIGTERM it would wait for whoever is connected.
         server = Server(command, user, url, signal.SIGINT)

@@ -14,6 +14,13 @@ _LATE: Final = 0.025
 """How late a turn may be taken; later, it is lost. The interval is stretched by that share, so that
 no second sees more than the rate although one request is late and the next one is not."""
 
+_FAST: Final = 5_000
+"""A rate at which one exporter alone cannot take every turn in time."""
+
+_LATE_IF_FAST: Final = 0.25
+"""How late a turn may be taken beyond that rate: else the exporters would work one after the other,
+each in the turns that it has reserved, and not at the same time."""
+
 _AHEAD: Final = 0.25
 """Seconds that are reserved at a time, at most: for so long may others have to wait."""
 
@@ -52,7 +59,8 @@ class Turns:
 
     def set(self, rate: float) -> None:
         """Change the rate; what is reserved stays."""
-        self._apart = (1 + _LATE) / rate
+        self._late = _LATE if rate <= _FAST else _LATE_IF_FAST
+        self._apart = (1 + self._late) / rate
         self._most = max(1, int(rate * _AHEAD))
 
     def wait(self, now: float) -> float:
@@ -96,9 +104,10 @@ class Turns:
         self._asked = False
 
     def _drop_missed(self, now: float) -> None:
-        while self._turns and self._turns[0][0] + _LATE < now:
+        too_late = now - self._late
+        while self._turns and self._turns[0][0] < too_late:
             first, apart, left = self._turns.popleft()
-            missed = min(left, math.ceil((now - _LATE - first) / apart))
+            missed = min(left, math.ceil((too_late - first) / apart))
             self._missed = True
             if left > missed:
                 self._turns.appendleft((first + missed * apart, apart, left - missed))

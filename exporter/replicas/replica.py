@@ -207,7 +207,7 @@ class Replica:
         asked = self._loop.time()
         if asked < self._next_beat:
             return
-        if lapsed := asked >= self._lease.until:
+        if asked >= self._lease.until:
             self._beating_since = asked
         # Where nobody could beat for a while, all are silent: they are given the time to go on.
         judge = asked - self._beating_since > self.heartbeat
@@ -225,8 +225,7 @@ class Replica:
         self._members = members
         self._metrics.replicas.labels().value = float(sum(member.alive for member in members))
         self._metrics.last_heartbeat.labels().value = time.time()
-        if lapsed:
-            self._wake()
+        self._wake()  # the lease may have ended while the answer was awaited
         if not self.draining:
             await self._even_out()
 

@@ -1,0 +1,107 @@
+"""Exporters that share a ledger on PostgreSQL: what polls cost, by how many there are."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.processes import Exporter, configuration, provider
+from benchmarks.provider import POLLS
+from tests.databases import Server, postgresql
+
+REQUESTS = "esms_api_requests_total"
+CPU = "process_cpu_seconds_total"
+TICKS = 100  # of the kernel, per second
+
+
+class Run(NamedTuple):
+    """What a run has cost; CPU in seconds."""
+
+    seconds: float
+    polls: float
+    finished: float
+    exporters: float
+    server: float
+
+
+def _server_cpu(server: Server) -> float:
+    """Return the CPU seconds of a server, and of all processes that it has and had."""
+    used = 0.0
+    for found in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = found.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        if int(found.parent.name) == server.pid:
+            used += sum(map(int, fields[11:15])) / TICKS
+        elif int(fields[1]) == server.pid:
+            used += sum(map(int, fields[11:13])) / TICKS
+    return used
+
+
+def _seen(exporters: Sequence[Exporter]) -> list[Mapping[str, float]]:
+    return [exporter.totals() for exporter in exporters]
+
+
+def _sum(seen: Sequence[Mapping[str, float]], sample: str) -> float:
+    return sum(found.get(sample, 0.0) for found in seen)
+
+
+def measure(server: Server, replicas: int, calls: int) -> Run:
+    """Have calls polled to their end by a number of exporters."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = stack.enter_context(server.database()).replace("+psycopg", "")
+        base_url = stack.enter_context(provider(None))
+        config = configuration(folder, base_url, calls, url)
+        exporters = [stack.enter_context(Exporter(config)) for _ in range(replicas)]
+        for exporter in exporters:
+            exporter.drain()
+
+        def until(share: float) -> tuple[list[Mapping[str, float]], float]:
+            while _sum(seen := _seen(exporters), REQUESTS) < POLLS * calls * share:
+                time.sleep(0.2)
+            return seen, _server_cpu(server)
+
+        (first, server_first), (last, server_last) = until(0.1), until(0.9)
+
+        def grown(sample: str) -> float:
+            return _sum(last, sample) - _sum(first, sample)
+
+        finished = (last[0]["esms_calls_total"] - first[0]["esms_calls_total"]) or 1.0
+        return Run(
+            last[0]["now"] - first[0]["now"],
+            grown(REQUESTS),
+            finished,
+            grown(CPU),
+            server_last - server_first,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--calls", type=int, default=10_000)
+    options = parser.parse_args()
+    print(
+        "| exporters | polls per second | CPU s per 1,000 polls, exporters | PostgreSQL "
+        "| cores used |\n|---|---|---|---|---|"
+    )
+    with postgresql(durable=True) as server:
+        for number in options.replicas:
+            run = measure(server, number, options.calls)
+            print(
+                f"| {number} | {run.polls / run.seconds:,.0f} "
+                f"| {run.exporters / run.polls * 1000:.3f} | {run.server / run.polls * 1000:.3f} "
+                f"| {(run.exporters + run.server) / run.seconds:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
