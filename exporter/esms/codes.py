@@ -46,8 +46,3 @@ CODES: Final[dict[str, Outcome]] = {
 
 OTHER_CODE: Final = "other"
 """The label value for a code that is not documented, so that the label stays bounded."""
-
-
-def outcome_of(code: str) -> Outcome:
-    """Return the class of a result code; an undocumented one is an `api_error`."""
-    return CODES.get(code, Outcome.API_ERROR)

@@ -15,23 +15,18 @@ class Deadline:
         TimeoutError: from the block, whose task was cancelled for that.
     """
 
-    __slots__ = ("_expired", "_task", "when")
+    __slots__ = ("_expired", "task", "when")
 
     def __init__(self, task: asyncio.Task[object] | None, when: float) -> None:
-        self._task = task
+        self.task = task  # None once the block has ended
         self._expired = False
         self.when = when
 
-    @property
-    def over(self) -> bool:
-        """Whether the block has ended."""
-        return self._task is None
-
     def expire(self) -> None:
         """End the block."""
-        if self._task is not None:
+        if self.task is not None:
             self._expired = True
-            self._task.cancel()
+            self.task.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +37,7 @@ class Deadline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        task, self._task = self._task, None
+        task, self.task = self.task, None
         # As in asyncio.timeout: where somebody else has cancelled the task too, it stays cancelled.
         if task and self._expired and task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise TimeoutError
@@ -66,7 +61,7 @@ class Deadlines:
     def begin(self) -> Deadline:
         """Return the deadline of a block that begins now, in the current task."""
         running = self._running
-        while running and running[0].over:
+        while running and running[0].task is None:
             running.popleft()
         # Without the loop, it would be looked up, which costs more than all the rest here.
         deadline = Deadline(asyncio.current_task(self._loop), self._loop.time() + self._seconds)
@@ -83,7 +78,7 @@ class Deadlines:
 
     def _sweep(self) -> None:
         now, running = self._loop.time(), self._running
-        while running and (running[0].over or running[0].when <= now):
+        while running and (running[0].task is None or running[0].when <= now):
             running.popleft().expire()
         self._timer = None
         if running:
