@@ -49,6 +49,11 @@ def reference_key(text: str) -> ReferenceKey:
     return ReferenceKey(text.strip().lower())
 
 
+# Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
+_OK: Final = Outcome.OK
+_NOT_FOUND: Final = Outcome.NOT_FOUND
+
+
 class CallState(StrEnum):
     """Where a call that has not finished stands: the label `state` of `esms_calls_watched`."""
 
@@ -240,6 +245,9 @@ EXPIRED: Final = Finished(Result.UNKNOWN, Status.EXPIRED)
 
 # Made once, because nearly every poll ends in one of them.
 _GO_ON: Final = {state: PollAgain(state) for state in CallState}
+_STILL_UNKNOWN: Final = _GO_ON[CallState.NOT_FOUND]
+_UNCLEAR: Final = _GO_ON[CallState.UNKNOWN]
+_TO_GO_ON: Final = {number: _GO_ON[state] for number, state in _STATES.items()}
 
 
 def verdict(call: WatchedCall, answer: Answer, now: float, patience: Patience) -> Verdict:
@@ -252,18 +260,18 @@ def verdict(call: WatchedCall, answer: Answer, now: float, patience: Patience) -
         patience: how long the call may stay unknown or unfinished.
     """
     outcome = answer.outcome
-    if outcome is Outcome.OK:
+    if outcome is _OK:
         return _told(call, answer, now, patience)
-    if outcome is Outcome.AUTH or outcome is Outcome.THROTTLED:
-        return PauseAccount(outcome, answer.retry_after)
     age = now - call.first_watched
-    if outcome is Outcome.NOT_FOUND:
+    if outcome is _NOT_FOUND:
         # From the first such answer on, not from the first watch: a call that was known yesterday,
         # or was watched while the credentials were refused, gets the whole grace.
-        since = call.state_since if call.state is CallState.NOT_FOUND else now
+        since = call.state_since if call.state is _STILL_UNKNOWN.state else now
         if now - since >= patience.not_found_grace:
             return Finished(Result.UNKNOWN, Status.NOT_FOUND)
-        return EXPIRED if age >= patience.give_up_after else _GO_ON[CallState.NOT_FOUND]
+        return EXPIRED if age >= patience.give_up_after else _STILL_UNKNOWN
+    if outcome is Outcome.AUTH or outcome is Outcome.THROTTLED:
+        return PauseAccount(outcome, answer.retry_after)
     # Where the provider said nothing, a call is given up only once the provider would not know it
     # any more: after days of outage the first answer still counts.
     limit = patience.give_up_after if outcome is Outcome.API_ERROR else PROVIDER_MEMORY
@@ -281,11 +289,13 @@ def _told(call: WatchedCall, answer: Answer, now: float, patience: Patience) -> 
         return Finished(Result.FAILURE, Status.REJECTED, key=_key(answer.ivr))
     if now - call.first_watched >= patience.give_up_after:
         return EXPIRED
-    return _GO_ON[_STATES.get(answer.send_status or 0, CallState.UNKNOWN)]
+    return _TO_GO_ON.get(answer.send_status or 0, _UNCLEAR)
 
 
 def _finished(answer: Answer) -> Finished:
-    status = _STATUSES.get(answer.call_status.translate(_IGNORED).upper(), Status.OTHER)
+    text = answer.call_status
+    # As documented, nearly always.
+    status = _STATUSES.get(text) or _STATUSES.get(text.translate(_IGNORED).upper(), Status.OTHER)
     if answer.sent_result in (0, 1):
         result = Result.SUCCESS if answer.sent_result else Result.FAILURE
     else:

@@ -112,6 +112,7 @@ class Pace:
         self._paused_at = -math.inf
         self.paused_until = -math.inf
         self.reason: Outcome | None = None
+        self.well = False  # whether a good answer changes nothing
 
     def set_rate_limit(self, rate_limit: float) -> None:
         """Change the configured rate, in requests per second."""
@@ -126,6 +127,7 @@ class Pace:
         self._level = 0
         self._failures = 0
         self._trial, self._trial_under_way = True, False
+        self.well = False
 
     def wait(self, now: float) -> float:
         """Return the seconds until a request may be sent; 0 or less for now.
@@ -162,8 +164,6 @@ class Pace:
         Returns:
             Whether a pause begins with it.
         """
-        if outcome in GOOD and not (self._trial or self._failures) and self._share == 1:
-            return False  # all is well, and was
         if sent_at < self._paused_at:
             return False
         trial, self._trial_under_way = self._trial, False
@@ -173,7 +173,9 @@ class Pace:
             self.reason = None
             self.paused_until = -math.inf
             self._regrow(now)
+            self.well = self._share == 1
             return False
+        self.well = False
         self._failures += 1
         if outcome is Outcome.AUTH:
             pause = _AUTH.pause(self._level) * self._jitter()
