@@ -8,13 +8,18 @@ from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, text, update
 
-from exporter.calls import Finished, PollAgain
+from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
 from exporter.ledger.records import DELETED, Committed, Observation
 from exporter.ledger.schema import THIS_TRANSACTION, accounts, calls
 from exporter.ledger.totals import Cell, additions, price_added
 
 _rows: Final = given("rows")
+
+# As plain texts: packing asks each member of an enumeration for its value, which is done in Python.
+_TEXT: Final = {
+    member: member.value for kind in (CallState, Result, Status, Key) for member in kind
+}
 
 # Locked, so that of two exporters that finish a call at the same time one finds it finished; in
 # the order of their rows, so that they do not wait for each other in a circle.
@@ -81,7 +86,7 @@ def commit(connection: Connection, observations: Sequence[Observation]) -> Commi
         if call.id not in held:
             continue
         if isinstance(verdict, PollAgain):
-            states.append((call.id, verdict.state, at))
+            states.append((call.id, _TEXT[verdict.state], at))
             continue
         labels, price, account_id, account = held[call.id]
         finished.append(_finish(call.id, verdict, at))
@@ -138,4 +143,6 @@ def _add(
 
 
 def _finish(row: int, finished: Finished, at: float) -> tuple[object, ...]:
-    return row, finished.result, finished.status, finished.duration, finished.key, at
+    result, status = _TEXT[finished.result], _TEXT[finished.status]
+    key = None if finished.key is None else _TEXT[finished.key]
+    return row, result, status, finished.duration, key, at

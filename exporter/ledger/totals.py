@@ -33,6 +33,15 @@ class Total(StrEnum):
 
 SUM: Final = "sum"
 
+# Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
+_CALLS: Final = Total.CALLS
+_DURATION: Final = Total.DURATION
+_DELAY: Final = Total.DELAY
+
+# The bounds of buckets as the label `le` shows them.
+_DURATION_CELLS: Final = (*map(repr, DURATION_BUCKETS), "+Inf")
+_DELAY_CELLS: Final = (*map(repr, DELAY_BUCKETS), "+Inf")
+
 
 class Cell(NamedTuple):
     """One number that only grows."""
@@ -55,14 +64,18 @@ def additions(
         delay: seconds from its first watch to its result; negative ones count as 0.
         price: in VND, if it is known already.
     """
-    yield Cell(account, labels, Total.CALLS, f"{finished.result}/{finished.status}"), 1.0
+    yield Cell(account, labels, _CALLS, f"{finished.result}/{finished.status}"), 1.0
     if finished.duration is not None:
-        yield from _observation(
-            account, labels, Total.DURATION, DURATION_BUCKETS, finished.duration
-        )
+        value = finished.duration
+        cell = _DURATION_CELLS[bisect_left(DURATION_BUCKETS, value)]
+        yield Cell(account, labels, _DURATION, cell), 1.0
+        yield Cell(account, labels, _DURATION, SUM), _exact(value)
     if finished.key is not None:
         yield Cell(account, labels, Total.KEYPRESSES, finished.key.value), 1.0
-    yield from _observation(account, labels, Total.DELAY, DELAY_BUCKETS, max(0.0, delay))
+    value = max(0.0, delay)
+    cell = _DELAY_CELLS[bisect_left(DELAY_BUCKETS, value)]
+    yield Cell(account, labels, _DELAY, cell), 1.0
+    yield Cell(account, labels, _DELAY, SUM), _exact(value)
     if price is not None:
         yield price_added(account, labels, price)
 
@@ -72,20 +85,7 @@ def price_added(account: str, labels: int, price: float) -> tuple[Cell, float]:
     return Cell(account, labels, Total.PRICE, SUM), _exact(price)
 
 
-def _observation(
-    account: str, labels: int, total: Total, bounds: tuple[float, ...], value: float
-) -> Iterable[tuple[Cell, float]]:
-    yield Cell(account, labels, total, bucket(bounds, value)), 1.0
-    yield Cell(account, labels, total, SUM), _exact(value)
-
-
 def _exact(value: float) -> float:
     # In whole 1/1024, whose sums are exact (up to 10^12): added up in another order, as after a
     # restart, rounded ones could come out smaller, and a counter may not go backwards by any bit.
     return round(value * 1024) / 1024
-
-
-def bucket(bounds: tuple[float, ...], value: float) -> str:
-    """Return the bound of the bucket that `value` falls into, as the label `le` shows it."""
-    index = bisect_left(bounds, value)
-    return repr(bounds[index]) if index < len(bounds) else "+Inf"
