@@ -23,9 +23,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Figures for docs/performance.md; takes some ten minutes, on a machine that does nothing else.
+# Figures for docs/performance.md; takes some twenty minutes, on a machine that does nothing else.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.polls
+	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.watched
 	$(BIN)/python -m benchmarks.pushed
 	$(BIN)/python -m benchmarks.callbacks
