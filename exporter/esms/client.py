@@ -103,21 +103,27 @@ class Client:
         Raises:
             RequestError: no answer came that could be read; see its subclasses.
         """
-        url = self._url(query_string=self._query.reveal() + quote(reference_id, safe=""))
+        encoded: str = reference_id
+        # Letters, digits and hyphens stand for themselves, and nearly every id has no others.
+        if not (reference_id.isascii() and reference_id.replace("-", "").isalnum()):
+            encoded = quote(reference_id, safe="")
+        url = self._url(query_string=self._query.reveal() + encoded)
         try:
             with self._deadlines.begin():
                 # Redirects are not followed: their target would be handed the credentials.
                 response = await self._session.get(url, allow_redirects=False)
                 try:
-                    body = await _read_bounded(response)
+                    content = response.content
+                    # Nearly always, all of it has come with the headers.
+                    body = content.read_nowait() if content.is_eof() else await _read(response)
                 except BaseException:
                     response.close()
                     raise
-        except RequestError:
-            raise
         except Exception as error:  # noqa: BLE001 - nothing of aiohttp's may escape
             # `from None`: the original's text and traceback hold the URL, and so the keys.
             raise translate(error) from None
+        if len(body) > MAX_BODY:
+            raise UnreadableAnswerError(f"the answer has more than {MAX_BODY} bytes")
         if response.status == _OK:
             return read_answer(body, self._hidden)
         headers = response.headers
@@ -142,15 +148,15 @@ class Client:
         await self.close()
 
 
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Read to the end, but not much more than is allowed."""
     content = response.content
     body = await content.readany()
     while not content.at_eof():
         if len(body) > MAX_BODY:
+            response.close()
             break
         body += await content.readany()
-    if len(body) > MAX_BODY:
-        raise UnreadableAnswerError(f"the answer has more than {MAX_BODY} bytes")
     return body
 
 

@@ -120,8 +120,9 @@ class Ledger:
                 return  # nothing new
         elif isinstance(pending.verdict, Finished):
             return  # nothing undoes a finish
+        if not self._pending:
+            self._observed.set()
         self._pending[call.id] = Observation(account, call, found, at)
-        self._observed.set()
 
     async def run(self) -> None:
         """Commit what is observed, in groups, until `close`."""

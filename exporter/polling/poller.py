@@ -256,7 +256,7 @@ class Poller:
             return None
         call, due = found
         self._pace.sent(now)
-        self._metrics.lag.observe(max(0.0, now - due))
+        self._metrics.lag.observe(now - due if now > due else 0.0)
         return call
 
     def _wake_at(self, when: float) -> None:
