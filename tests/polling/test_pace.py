@@ -183,3 +183,21 @@ def test_new_credentials_end_a_pause() -> None:
     assert pace.wait(11.3) == math.inf
     assert pace.answered(Outcome.AUTH, None, 11.0, 11.5)
     assert pace.paused_until == 41.5
+
+
+def test_an_account_is_well_where_a_good_answer_changes_nothing() -> None:
+    pace = make()
+    assert not pace.well
+    ask(pace, 0.0, Outcome.OK)
+    assert pace.well
+    ask(pace, 1.0, Outcome.TIMEOUT)
+    assert not pace.well
+    ask(pace, 2.0, Outcome.NOT_FOUND)
+    assert pace.well
+    ask(pace, 3.0, Outcome.THROTTLED)
+    ask(pace, pace.paused_until, Outcome.OK)
+    assert not pace.well  # its share has not grown back yet
+    ask(pace, 1_000.0, Outcome.OK)
+    assert pace.well
+    pace.retry(1_001.0)
+    assert not pace.well
