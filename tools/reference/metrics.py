@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,7 +12,14 @@ from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
 from tools.reference.markdown import NOTE, code, table
-from tools.reference.meanings import CALLBACK_OUTCOME, MEANINGS, OPEN_LABELS, USER_LABEL
+from tools.reference.meanings import (
+    CALLBACK_OUTCOME,
+    MEANINGS,
+    OF_LEDGER,
+    OPEN_LABELS,
+    OVER_REPLICAS,
+    USER_LABEL,
+)
 
 _INTRODUCTION: Final = """# Metrics
 
@@ -28,6 +35,10 @@ account has {account} series without the user's labels, and each set of user lab
 What is marked as kept in the ledger goes on after a restart where it was; the others start at 0.
 ReferenceIds, phone numbers and texts of errors are never labels. `process_*` and `python_*` come
 from Prometheus' client library for Python.
+
+Where several exporters share a ledger, "over replicas" says how to put together what they show: of
+counters and histograms, their `rate` or `increase`. The PromQL for it is in
+[alerts](alerts.md#several-exporters-on-one-ledger).
 """
 
 CALLBACKS: Final = ("esms_callbacks_total", "outcome")
@@ -41,7 +52,10 @@ def page() -> str:
     catalogue.show_source("config", shown=True)
     families = (*calls.families(), *catalogue.families())
     used = {label: set[str]() for label in MEANINGS}
-    sections = [_section(family, used) for family in families]
+    over = {family.name: OF_LEDGER for family in calls.families()} | OVER_REPLICAS
+    sections = [_section(family, used, over) for family in families]
+    if gone := over.keys() - {family.name for family in families}:
+        raise LookupError(f"there is no {sorted(gone)} any more")
     for label, meanings in MEANINGS.items():
         if gone := meanings.keys() - used[label]:
             raise LookupError(f"no metric has {label} = {sorted(gone)} any more")
@@ -64,6 +78,7 @@ def page() -> str:
 def _section(
     family: Family[Any],  # Any: of values or of buckets
     used: dict[str, set[str]],
+    over: Mapping[str, str],
 ) -> str:
     text = "".join(family.lines(openmetrics=False))
     (parsed,) = text_string_to_metric_families(text)
@@ -80,6 +95,9 @@ def _section(
     )
     if bounds:
         facts.append(f"buckets: {' '.join(bounds).replace('inf', '+Inf')}")
+    if family.name not in over:
+        raise LookupError(f"nothing says what {family.name} is over replicas")
+    facts.append(f"over replicas: {over[family.name]}")
     listed = "".join(f"- {fact}\n" for fact in facts)
     return f"\n## {family.name}\n\n{family.documentation}\n\n{listed}"
 
