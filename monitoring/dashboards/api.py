@@ -17,6 +17,8 @@ FAILED: Final = of_account(
 )
 LATENCY: Final = of_account("esms_api_request_duration_seconds_bucket")
 AUTHORIZED: Final = of_account("esms_account_authorized")
+REFUSALS: Final = of_account("esms_auth_failures_total")
+WATCHED: Final = of_account("esms_calls_watched")
 PAUSED_UNTIL: Final = of_account("esms_account_paused_until_timestamp_seconds")
 LAST_SUCCESS: Final = of_account("esms_last_successful_poll_timestamp_seconds")
 
@@ -38,9 +40,10 @@ def _accounts() -> Row:
         (
             timeline(
                 "Credentials",
-                "Whether the last answer that could tell accepted the credentials, on every "
-                "replica. They also count as refused before the first answer.",
-                {"{{account}}": f"min by (account) ({AUTHORIZED})"},
+                "Whether the last answer that could tell accepted the credentials: refused where "
+                "one replica that has calls of the account was refused. They also count as refused "
+                "before the first answer.",
+                {"{{account}}": _accepted()},
                 {"0": ("refused", "red"), "1": ("accepted", "green")},
             ).links(runbooks("EsmsCredentialsRefused")),
             timeline(
@@ -55,10 +58,7 @@ def _accounts() -> Row:
                 "Answers a minute that refused the credentials (101), the caller's address or the "
                 "account, by the provider's code.",
                 "cpm",
-                {
-                    "{{account}} {{code}}": "60 * "
-                    + rate(of_account("esms_auth_failures_total"), "account, code")
-                },
+                {"{{account}} {{code}}": "60 * " + rate(REFUSALS, "account, code")},
             ),
             series(
                 "Time since the last good answer",
@@ -75,6 +75,22 @@ def _accounts() -> Row:
             ),
         ),
     )
+
+
+def _accepted() -> str:
+    """Return 0 where a replica is refused, and 1 where one is accepted and none is refused.
+
+    A replica that polls no call of an account has been told nothing, or nothing new.
+    """
+    one = "job, instance, account"
+    refused = " and ".join(
+        (
+            f"{AUTHORIZED} == 0",
+            f"on ({one}) sum by ({one}) ({REFUSALS}) > 0",
+            f"on ({one}) sum by ({one}) ({WATCHED}) > 0",
+        )
+    )
+    return f"min by (account) ({refused}) or max by (account) ({AUTHORIZED})"
 
 
 def _requests() -> Row:

@@ -10,11 +10,11 @@ from monitoring.dashboards.frame import Row, account, frame, job_and_instance
 from monitoring.dashboards.panels import heat, runbooks, series, single, stacked, timeline
 from monitoring.dashboards.promql import (
     age,
+    held,
     of_account,
     of_exporter,
     quantile,
     rate,
-    shared,
 )
 
 LAG: Final = of_account("esms_poll_lag_seconds_bucket")
@@ -29,9 +29,10 @@ def exporter() -> models.Dashboard:
     return frame(
         "esms-exporter",
         "eSMS / Exporter",
-        "Does the exporter keep up with its calls? Lag, backlog, ledger, sources, resources.",
+        "Does the exporter keep up with its calls? Lag, backlog, replicas, ledger, sources, "
+        "resources.",
         (*job_and_instance(), account()),
-        (_now(), _backlog(), _ledger(), _sources(), _resources()),
+        (_now(), _backlog(), _replicas(), _ledger(), _sources(), _resources()),
     )
 
 
@@ -57,7 +58,7 @@ def _now() -> Row:
                 "Watched calls",
                 "Calls that have not finished.",
                 "short",
-                {"calls": f"sum({shared(WATCHED)})"},
+                {"calls": held(WATCHED)},
             ),
             single(
                 "Oldest call",
@@ -125,13 +126,13 @@ def _backlog() -> Row:
                 "Watched calls by account",
                 "Calls that have not finished.",
                 "short",
-                {"{{account}}": f"sum by (account) ({shared(WATCHED)})"},
+                {"{{account}}": held(WATCHED, "account")},
             ),
             stacked(
                 "Watched calls by state",
                 "Calls that have not finished, by their state at the last answer.",
                 "short",
-                {"{{state}}": f"sum by (state) ({shared(WATCHED)})"},
+                {"{{state}}": held(WATCHED, "state")},
             ),
             series(
                 "Age of the oldest call",
@@ -140,6 +141,59 @@ def _backlog() -> Row:
                 "s",
                 {"{{account}}": f"max by (account) ({age(OLDEST)})"},
             ).links(runbooks("EsmsCallsStuck")),
+        ),
+    )
+
+
+def _replicas() -> Row:
+    def each(metric: str) -> str:
+        return f"max by (instance) ({of_exporter(metric)})"
+
+    def a_minute(metric: str) -> str:
+        return f"60 * {rate(of_exporter(metric), 'instance')}"
+
+    return Row(
+        "Replicas: exporters that share a ledger",
+        (
+            series(
+                "Live replicas",
+                "Exporters that share the ledger and are alive, as each last saw; 1 where the "
+                "ledger is not shared.",
+                "short",
+                {"{{instance}}": each("esms_replicas")},
+            ).links(runbooks("EsmsExporterDown")),
+            stacked(
+                "Watched calls by instance",
+                "Calls that have not finished, by the exporter that polls them.",
+                "short",
+                {"{{instance}}": held(WATCHED, "instance")},
+            ),
+            series(
+                "Age of heartbeats",
+                "How long ago an exporter last told the others that it is alive; nothing where the "
+                "ledger is not shared.",
+                "s",
+                {"{{instance}}": age(each("esms_replica_last_heartbeat_timestamp_seconds"))},
+            ).links(runbooks("EsmsReplicaCutOff")),
+            series(
+                "Calls that change hands",
+                "Calls a minute that an exporter claimed - those of one that had stopped, that "
+                "another gave up, or that nobody had claimed - or gave up.",
+                "cpm",
+                {
+                    "{{instance}} claimed": a_minute("esms_replica_calls_claimed_total"),
+                    "{{instance}} gave up": a_minute("esms_replica_calls_released_total"),
+                },
+            ).span(12),
+            series(
+                "Evictions",
+                "Times a minute that an exporter found that others had declared it dead and taken "
+                "its calls: it was too slow, or cut off.",
+                "cpm",
+                {"{{instance}}": a_minute("esms_replica_evictions_total")},
+            )
+            .links(runbooks("EsmsReplicaEvicted"))
+            .span(12),
         ),
     )
 
@@ -186,9 +240,10 @@ def _sources() -> Row:
             series(
                 "Time since a source was read",
                 "How long ago a watch source was last read as it should be. The configuration is "
-                "read when it changes, and the HTTP API when a program calls it.",
+                "read when it changes, and the HTTP API when a program calls it. Each exporter "
+                "reads its own.",
                 "s",
-                {"{{source}}": age(f"max by (source) ({success})")},
+                {"{{instance}} {{source}}": age(f"max by (instance, source) ({success})")},
             )
             .links(runbooks("EsmsSourceStale"))
             .span(12),
@@ -196,7 +251,10 @@ def _sources() -> Row:
                 "Errors of sources",
                 "Readings a minute that failed, or that found what had to be refused.",
                 "cpm",
-                {"{{source}}": f"60 * {rate(of_exporter('esms_source_errors_total'), 'source')}"},
+                {
+                    "{{instance}} {{source}}": "60 * "
+                    + rate(of_exporter("esms_source_errors_total"), "instance, source")
+                },
             )
             .links(runbooks("EsmsSourceFailing"))
             .span(12),

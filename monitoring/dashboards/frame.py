@@ -13,7 +13,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 
 from monitoring.dashboards.panels import DATASOURCE
-from monitoring.dashboards.promql import of_exporter
+from monitoring.dashboards.promql import REPLICA, of_exporter
 from monitoring.links import HOME, RUNBOOKS
 
 TAG: Final = "esms-exporter"
@@ -100,7 +100,7 @@ def user_labels() -> tuple[Builder[models.VariableModel], ...]:
         .description("The label that panels are split by: account, or one of watch.labels.")
         .datasource(DATASOURCE)
         .query("label_names(esms_calls_total)")
-        .regex("/^(?!(?:__name__|instance|job|pod|result|status)$).+$/")
+        .regex(f"/^(?!(?:__name__|job|result|status|{'|'.join(REPLICA.split(', '))})$).+$/")
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(models.VariableSort.ALPHABETICAL_ASC)
         .current(models.VariableOption(selected=True, text="account", value="account"))

@@ -24,10 +24,10 @@ from monitoring.dashboards.panels import coloured, runbooks, series, share, sing
 from monitoring.dashboards.promql import (
     call_rate,
     call_total,
+    held,
     of_account,
     quantile,
     ratio,
-    shared,
 )
 from monitoring.dashboards.summary import by_label
 
@@ -218,7 +218,7 @@ def _by_account() -> Row:
                 "Watched calls by state",
                 "Calls that have not finished, by their state at the last answer.",
                 "short",
-                {"{{state}}": f"sum by (state) ({shared(WATCHED)})"},
+                {"{{state}}": held(WATCHED, "state")},
             )
             .links(runbooks("EsmsCallsStuck"))
             .span(12),

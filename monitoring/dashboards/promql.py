@@ -3,15 +3,15 @@
 Totals of finished calls come from the ledger. Replicas that share one show the same totals: a sum
 over them would count each call once a replica. So the largest is taken first (`max without`), and
 only then is summed over accounts, results and labels. What a replica does by itself - requests,
-commits, resources - differs from what the others do, and is summed.
+commits, resources, the calls that it polls - differs from what the others do, and is summed.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-REPLICA: Final = "instance, pod"
-"""The labels that tell one replica from another: Prometheus' own, and that of Kubernetes."""
+REPLICA: Final = "instance, pod, container, endpoint, node"
+"""The labels that tell one replica from another: Prometheus' own, and those of Kubernetes."""
 
 
 def of_exporter(metric: str, *matchers: str) -> str:
@@ -30,23 +30,28 @@ def rate(selector: str, by: str = "") -> str:
     return _sum(f"rate({selector}[$__rate_interval])", by)
 
 
-def shared(selector: str) -> str:
-    """Return what replicas share, once."""
-    return f"max without ({REPLICA}) ({selector})"
+def held(selector: str, by: str = "") -> str:
+    """Return what each replica has by itself, of all of them."""
+    return _sum(selector, by)
 
 
 def call_rate(selector: str, by: str = "") -> str:
-    """Return the rate of what the ledger counts, per second."""
-    return _sum(shared(f"rate({selector}[$__rate_interval])"), by)
+    """Return the rate of what the ledger counts, per second.
+
+    Of buckets, too: the larger of two sets of buckets that grow with `le` grows with it as well.
+    """
+    return _sum(_shared(f"rate({selector}[$__rate_interval])"), by)
 
 
 def call_total(selector: str, by: str = "") -> str:
     """Return what the ledger counted in the time that is shown.
 
-    The largest is taken before the increase: a replica that took another's place in that time has
-    only seen a part of it. The ledger's totals survive restarts, so that it still only grows.
+    The largest is taken first: a replica that took another's place in that time has only seen a
+    part of it. It is a total, and survives restarts. Where the largest goes away for a moment, the
+    next may be a little less, which `increase` would take for a counter that began anew.
     """
-    return _sum(f"increase({shared(selector)}[$__range:$__interval])", by)
+    totals = f"{_shared(selector)}[$__range:$__interval]"
+    return _sum(f"last_over_time({totals}) - min_over_time({totals})", by)
 
 
 def ratio(part: str, whole: str) -> str:
@@ -62,6 +67,11 @@ def quantile(share: float, buckets: str) -> str:
 def age(timestamps: str) -> str:
     """Return how long ago that was, in seconds; nothing where it never was."""
     return f"time() - ({timestamps} > 0)"
+
+
+def _shared(vector: str) -> str:
+    """Return what replicas share, once."""
+    return f"max without ({REPLICA}) ({vector})"
 
 
 def _sum(vector: str, by: str) -> str:

@@ -13,6 +13,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from monitoring.dashboards import boards
+from monitoring.dashboards.promql import REPLICA
 from monitoring.links import HOME, RUNBOOKS
 from tests.dashboards import FILES, FOLDER, panels, read, targets
 
@@ -126,17 +127,20 @@ def test_queries_choose_by_the_variables() -> None:
 
 def test_counters_are_shown_by_what_they_grow() -> None:
     # A counter, a histogram's among them: what comes before it, and the window after it.
-    counter = re.compile(r"(.{0,42})\b\w+_(?:total|bucket|sum|count)\{.*?\}(\)?\[.*?\])?")
+    counter = re.compile(r"(.{0,80})\b\w+_(?:total|bucket|sum|count)\{.*?\}(\)?\[.*?\]|\) > 0)?")
     found = 0
     for target in targets():
         for before, window in counter.findall(target.expression):
             found += 1
-            if before.endswith("rate("):
+            if window == ") > 0":  # whether it ever grew
+                assert target.panel == "Credentials"
+            elif before.endswith("rate("):
                 assert window == "[$__rate_interval]", target
             elif before.endswith("increase("):
                 assert window == "[$__range]", target
             else:
-                assert before.endswith("increase(max without (instance, pod) ("), target
+                taken = re.compile(rf"(last|min)_over_time\(max without \({REPLICA}\) \($")
+                assert taken.search(before), target
                 assert window == ")[$__range:$__interval]", target
     assert found > 50
 
