@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class Prometheus(Process):
             aiohttp.ClientSession() as http,
             http.get(f"http://{self.address}/api/v1/{path}", params=parameters) as answer,
         ):
+            if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:  # it starts
+                raise aiohttp.ClientConnectionError
             document = await answer.json()
         assert document["status"] == "success", document
         data: dict[str, Any] = document["data"]
