@@ -28,10 +28,13 @@ from exporter.config.interpolation import Interpolated
 from exporter.config.scalars import resolve
 from exporter.secret import Secret
 
-# What the exporter itself or Prometheus puts on series.
+# What the exporter itself puts on series, what Prometheus and Kubernetes put on targets, and what
+# alerts put on theirs: there, a label of the user's would be renamed, added over or written over.
 RESERVED_LABELS = frozenset(
     {"account", "result", "status", "key", "state", "outcome", "code", "operation", "source"}
     | {"le", "quantile", "job", "instance"}
+    | {"cluster", "namespace", "service", "pod", "container", "endpoint", "node"}
+    | {"alertname", "severity", "window"}
 )
 LEDGER: Final = "sqlite:///esms-exporter.db"
 """The default of `ledger.url`."""
@@ -185,7 +188,10 @@ LabelName = Annotated[
     str,
     Field(strict=True, pattern=r"^[a-z_][a-z0-9_]{0,63}$"),
     AfterValidator(_label_name),
-    Words("a lower-case label name that does not start with `__` and is not one of the exporter's"),
+    Words(
+        "a lower-case label name that does not start with `__` and is not one of the exporter's,"
+        " of a target's (such as `pod` or `service`) or of an alert's (such as `severity`)"
+    ),
 ]
 LedgerUrl = Annotated[
     Secret,

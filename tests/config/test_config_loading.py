@@ -200,7 +200,10 @@ def test_secrets_stay_text(load: Load) -> None:
     ]
     + [
         (HEAD + f"watch: {{labels: [{name}]}}\n", f"5: watch.labels[0]: {LABEL}")
-        for name in ["A", "__a", "account", "le", "job", "1a", "a-b", "''", "5", "{}", "\u00e9"]
+        for name in (
+            *("A", "__a", "account", "le", "job", "pod", "service", "severity"),
+            *("1a", "a-b", "''", "5", "{}", "\u00e9"),
+        )
     ],
 )
 def test_one_mistake_is_one_problem(problems: Tell, text: str, expected: str) -> None:

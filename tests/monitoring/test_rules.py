@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from exporter.config.fields import RESERVED_LABELS
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from tests.monitoring.rules import (
@@ -140,6 +141,17 @@ def test_the_list_of_recording_rules() -> None:
     assert listed == {name for name in RECORDED if not name.startswith("global:")}
     for name in listed:
         assert re.fullmatch(r"account(_labels)?:esms_\w+:(max|[a-z_]+\d+[mhd])", name)
+
+
+def test_no_label_of_the_users_is_taken_for_one_of_the_rules() -> None:
+    named = {
+        label
+        for expression in EXPRESSIONS
+        for labels in re.findall(r"\b(?:by|without|on|ignoring) \(([\w, ]*)\)", expression)
+        for label in labels.split(", ")
+    }
+    assert {"cluster", "pod", "code"} < named
+    assert named | {label for rule in ALERTS for label in rule["labels"]} <= RESERVED_LABELS
 
 
 def test_rules_ask_for_metrics_that_there_are() -> None:
