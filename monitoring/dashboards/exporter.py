@@ -164,7 +164,8 @@ def _replicas() -> Row:
             ).links(runbooks("EsmsExporterDown")),
             stacked(
                 "Watched calls by instance",
-                "Calls that have not finished, by the exporter that polls them.",
+                "Calls that have not finished, by the exporter that polls them. One that is cut "
+                "off from the ledger still shows those that others have taken over.",
                 "short",
                 {"{{instance}}": held(WATCHED, "instance")},
             ),

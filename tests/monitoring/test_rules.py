@@ -140,7 +140,9 @@ def test_the_list_of_recording_rules() -> None:
         listed |= {first, *(stem + window for window in re.findall(r"\.\.\.(\w+)", more))}
     assert listed == {name for name in RECORDED if not name.startswith("global:")}
     for name in listed:
-        assert re.fullmatch(r"account(_labels)?:esms_\w+:(max|[a-z_]+\d+[mhd])", name)
+        assert re.fullmatch(
+            r"account(_labels)?:esms_\w+:(max|[a-z_]+\d+[mhd])|job:esms_\w+:count", name
+        )
 
 
 def test_no_label_of_the_users_is_taken_for_one_of_the_rules() -> None:
