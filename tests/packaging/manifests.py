@@ -13,10 +13,14 @@ from tests.programs import program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BASE = DEPLOY / "kubernetes" / "base"
+REPLICAS = DEPLOY / "kubernetes" / "replicas"
 CHART = DEPLOY / "helm" / "esms-exporter"
 
 # Whose schemas are used; Chart.yaml names the oldest that will do.
 KUBERNETES = "1.34"
+
+# What the chart is told, to be the same as the overlay.
+SHARED = "--set=replicas.enabled=true,config.ledger.url_file=/run/esms-exporter/ledger.url"
 
 Manifests = dict[str, dict[str, Any]]  # Any: documents, by their kind
 
@@ -34,9 +38,9 @@ def _by_kind(text: str) -> Manifests:
     return found
 
 
-def kustomized() -> Manifests:
+def kustomized(folder: Path = BASE) -> Manifests:
     kustomize = program("kustomize", "go install sigs.k8s.io/kustomize/kustomize/v5")
-    return _by_kind(_ran(kustomize, "build", str(BASE)))
+    return _by_kind(_ran(kustomize, "build", str(folder)))
 
 
 def helm(*arguments: str) -> str:

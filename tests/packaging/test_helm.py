@@ -8,7 +8,17 @@ import pytest
 import yaml
 
 import exporter
-from tests.packaging.manifests import CHART, KUBERNETES, helm, kustomized, problem, templated
+from tests.packaging.manifests import (
+    BASE,
+    CHART,
+    KUBERNETES,
+    REPLICAS,
+    SHARED,
+    helm,
+    kustomized,
+    problem,
+    templated,
+)
 from tests.programs import program
 
 VALUES = """
@@ -43,9 +53,12 @@ def test_the_chart_is_of_this_version() -> None:
     assert chart["appVersion"] == exporter.__version__
 
 
-def test_the_chart_says_the_same_as_the_base() -> None:
+@pytest.mark.parametrize(
+    ("folder", "options"), [(BASE, ()), (REPLICAS, (SHARED,))], ids=["one", "several"]
+)
+def test_the_chart_says_the_same_as_the_base(folder: Path, options: tuple[str, ...]) -> None:
     """Both are written by hand: where one is changed, so is the other."""
-    ours, theirs = templated(), kustomized()
+    ours, theirs = templated(*options), kustomized(folder)
 
     def bare(manifest: dict[str, Any]) -> str:
         spec = yaml.safe_load(yaml.safe_dump(manifest["spec"]))
@@ -55,6 +68,8 @@ def test_the_chart_says_the_same_as_the_base() -> None:
             holder.pop("matchLabels", None)
             holder.pop("app.kubernetes.io/instance", None)
         spec.get("podSelector", {}).pop("matchLabels", None)
+        for spread in template.get("spec", {}).get("topologySpreadConstraints", ()):
+            spread["labelSelector"].pop("matchLabels")
         for container in template.get("spec", {}).get("containers", ()):
             container.pop("imagePullPolicy", None)
             container.pop("image")
@@ -63,7 +78,9 @@ def test_the_chart_says_the_same_as_the_base() -> None:
                     container[key]["httpGet"].pop("scheme", None)
         return yaml.safe_dump(spec).replace("calls-esms-exporter", "esms-exporter")
 
-    for kind in ("StatefulSet", "Service", "NetworkPolicy"):
+    kinds = ours.keys() - {"ServiceAccount", "ConfigMap"}
+    assert theirs.keys() - {"ServiceMonitor", "PrometheusRule"} == ours.keys()
+    for kind in kinds:
         assert bare(ours[kind]) == bare(theirs[kind]), kind
     configs = [yaml.safe_load(m["ConfigMap"]["data"]["config.yaml"]) for m in (ours, theirs)]
     assert configs[0] == configs[1]
@@ -101,6 +118,10 @@ def test_every_value_arrives(tmp_path: Path) -> None:
     assert manifests["ServiceMonitor"]["spec"]["endpoints"][0]["scheme"] == "https"
 
 
+def test_a_number_of_replicas_arrives() -> None:
+    assert templated(SHARED, "--set=replicas.count=5")["Deployment"]["spec"]["replicas"] == 5
+
+
 def test_what_is_off_is_not_there() -> None:
     manifests = templated("--set=networkPolicy.enabled=false")
     assert not {"ServiceMonitor", "PrometheusRule", "NetworkPolicy"} & manifests.keys()
@@ -117,6 +138,9 @@ def test_what_is_off_is_not_there() -> None:
         'scheme="ftp"',
         "service.port=0",
         "terminationGracePeriodSeconds=0",
+        "replicas.count=0",
+        # Each would have a ledger of its own, in a pod that loses it.
+        "replicas.enabled=true",
         'serviceMonitor.interval="often"',
         # That would let everybody in.
         "networkPolicy.from=null",

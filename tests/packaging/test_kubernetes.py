@@ -11,22 +11,60 @@ import yaml
 from deploy.rules import written
 from exporter.config import load_config
 from tests.e2e.processes import Exporter
-from tests.packaging.manifests import BASE, Manifests, kustomized, problem, templated
+from tests.packaging.manifests import (
+    BASE,
+    REPLICAS,
+    SHARED,
+    Manifests,
+    kustomized,
+    problem,
+    templated,
+)
 from tests.programs import program
 
 EVERYTHING = ("--set=serviceMonitor.enabled=true,prometheusRule.enabled=true",)
 OPERATOR = {"ServiceMonitor", "PrometheusRule"}
 SECRET = yaml.safe_load((BASE / "secret.example.yaml").read_text())
+SECRET_OF_REPLICAS = yaml.safe_load((REPLICAS / "secret.example.yaml").read_text())
+
+
+def made(by: str) -> Manifests:
+    maker, _, replicas = by.partition("-")
+    if maker == "kustomize":
+        return kustomized(REPLICAS if replicas else BASE)
+    return templated(*EVERYTHING, *([SHARED] if replicas else []))
 
 
 @pytest.fixture(params=["kustomize", "helm"])
+def one(request: pytest.FixtureRequest) -> Manifests:
+    """Return what makes one exporter with a volume."""
+    return made(request.param)
+
+
+@pytest.fixture(params=["kustomize-replicas", "helm-replicas"])
+def several(request: pytest.FixtureRequest) -> Manifests:
+    """Return what makes several exporters that share a ledger."""
+    return made(request.param)
+
+
+@pytest.fixture(params=["kustomize", "helm", "kustomize-replicas", "helm-replicas"])
 def manifests(request: pytest.FixtureRequest) -> Manifests:
-    return kustomized() if request.param == "kustomize" else templated(*EVERYTHING)
+    return made(request.param)
+
+
+def workload(manifests: Manifests) -> dict[str, Any]:
+    (kind,) = manifests.keys() & {"StatefulSet", "Deployment"}
+    return manifests[kind]
 
 
 def pod_of(manifests: Manifests) -> dict[str, Any]:
-    pod: dict[str, Any] = manifests["StatefulSet"]["spec"]["template"]["spec"]
+    pod: dict[str, Any] = workload(manifests)["spec"]["template"]["spec"]
     return pod
+
+
+def mounts_of(manifests: Manifests) -> list[dict[str, Any]]:
+    mounts: list[dict[str, Any]] = container_of(manifests)["volumeMounts"]
+    return mounts
 
 
 def container_of(manifests: Manifests) -> dict[str, Any]:
@@ -36,15 +74,18 @@ def container_of(manifests: Manifests) -> dict[str, Any]:
 
 
 def test_kubernetes_knows_all_that_is_said(manifests: Manifests) -> None:
-    assert manifests.keys() == OPERATOR | {
-        *("StatefulSet", "Service", "ServiceAccount", "ConfigMap", "NetworkPolicy")
+    several = {"Deployment", "PodDisruptionBudget"}
+    assert manifests.keys() == OPERATOR | {"Service", "ServiceAccount", "ConfigMap"} | {
+        "NetworkPolicy",
+        *(several if "Deployment" in manifests else {"StatefulSet"}),
     }
     for kind in manifests.keys() - OPERATOR:
         assert problem(manifests[kind]) is None
     assert problem(SECRET) is None
+    assert problem(SECRET_OF_REPLICAS) is None
     # The schemas do see what is wrong.
     container_of(manifests)["readyProbe"] = {}
-    assert "readyProbe" in (problem(manifests["StatefulSet"]) or "")
+    assert "readyProbe" in (problem(workload(manifests)) or "")
 
 
 def test_the_pod_meets_the_restricted_standard(manifests: Manifests) -> None:
@@ -70,22 +111,51 @@ def test_the_pod_meets_the_restricted_standard(manifests: Manifests) -> None:
     assert "memory" in container["resources"]["limits"]
 
 
-def test_one_exporter_at_a_time_has_the_ledger(manifests: Manifests) -> None:
-    spec = manifests["StatefulSet"]["spec"]
+def test_one_exporter_at_a_time_has_the_ledger(one: Manifests) -> None:
+    spec = one["StatefulSet"]["spec"]
     assert spec["replicas"] == 1
     (claim,) = spec["volumeClaimTemplates"]
     assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
-    (mount,) = (m for m in container_of(manifests)["volumeMounts"] if not m.get("readOnly"))
+    (mount,) = (m for m in container_of(one)["volumeMounts"] if not m.get("readOnly"))
     # The image's working directory, where the ledger is by default.
     assert (mount["name"], mount["mountPath"]) == (claim["metadata"]["name"], "/data")
+    assert one["Service"]["spec"]["publishNotReadyAddresses"]
+
+
+def test_several_exporters_share_the_ledger(several: Manifests) -> None:
+    spec = several["Deployment"]["spec"]
+    assert spec.keys() == {"replicas", "selector", "strategy", "template"}
+    assert spec["replicas"] == 3
+    # Never fewer than that in a rollout, and one less at most while nodes are drained.
+    assert spec["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+    budget = several["PodDisruptionBudget"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == spec["selector"]
+    pod = pod_of(several)
+    assert all(mount["readOnly"] for mount in container_of(several)["volumeMounts"])
+    for spread in pod["topologySpreadConstraints"]:
+        assert spread["labelSelector"] == spec["selector"]
+        assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    # Whoever hands calls over is led to a pod that can take them.
+    assert "publishNotReadyAddresses" not in several["Service"]["spec"]
+    (database,) = (rule for rule in several["NetworkPolicy"]["spec"]["egress"] if "to" not in rule)
+    assert database == {"ports": [{"protocol": "TCP", "port": 5432}]}
+    config = yaml.safe_load(several["ConfigMap"]["data"]["config.yaml"])
+    folder, _, name = config["ledger"]["url_file"].rpartition("/")
+    assert folder == {m["name"]: m["mountPath"] for m in mounts_of(several)}["keys"]
+    assert SECRET_OF_REPLICAS["stringData"].keys() == {name, *SECRET["stringData"]}
+    assert SECRET_OF_REPLICAS["stringData"][name].startswith("postgresql://")
 
 
 def test_everything_finds_the_pod(manifests: Manifests) -> None:
-    labels = manifests["StatefulSet"]["spec"]["template"]["metadata"]["labels"].items()
-    service = manifests["Service"]
-    assert manifests["StatefulSet"]["spec"]["serviceName"] == service["metadata"]["name"]
+    spec, service = workload(manifests)["spec"], manifests["Service"]
+    labels = spec["template"]["metadata"]["labels"].items()
+    assert spec.get("serviceName") in {None, service["metadata"]["name"]}
     for selector in (
-        manifests["StatefulSet"]["spec"]["selector"]["matchLabels"],
+        spec["selector"]["matchLabels"],
         manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
         service["spec"]["selector"],
     ):
@@ -126,16 +196,16 @@ def test_the_rules_are_those_of_monitoring(manifests: Manifests, tmp_path: Path)
     assert shown.returncode == 0, shown.stdout + shown.stderr
 
 
-def test_the_drain_fits_and_the_configuration_is_good(manifests: Manifests, tmp_path: Path) -> None:
-    config = load_config(mounted(manifests, tmp_path))
-    assert pod_of(manifests)["terminationGracePeriodSeconds"] >= config.shutdown_timeout + 10
+def test_the_drain_fits_and_the_configuration_is_good(one: Manifests, tmp_path: Path) -> None:
+    config = load_config(mounted(one, tmp_path))
+    assert pod_of(one)["terminationGracePeriodSeconds"] >= config.shutdown_timeout + 10
 
 
 async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(
-    manifests: Manifests, tmp_path: Path
+    one: Manifests, tmp_path: Path
 ) -> None:
-    container = container_of(manifests)
-    config = mounted(manifests, tmp_path)
+    container = container_of(one)
+    config = mounted(one, tmp_path)
     with config.open("a") as file:
         file.write(f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n")
     first, *options = container["args"]

@@ -1,0 +1,131 @@
+{{- define "esms-exporter.pod" -}}
+metadata:
+  labels:
+    {{- include "esms-exporter.labels" . | nindent 4 }}
+    {{- with .Values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with .Values.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  serviceAccountName: {{ include "esms-exporter.name" . }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  # Longer than `shutdown_timeout`, so that what was observed is written before the end.
+  terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+  securityContext:
+    runAsNonRoot: true
+    runAsUser: 65534
+    runAsGroup: 65534
+    fsGroup: 65534
+    fsGroupChangePolicy: OnRootMismatch
+    seccompProfile:
+      type: RuntimeDefault
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if .Values.replicas.enabled }}
+  # Apart where that is possible; better together than not at all.
+  topologySpreadConstraints:
+    {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+    - maxSkew: 1
+      topologyKey: {{ . }}
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "esms-exporter.selector" $ | nindent 10 }}
+      matchLabelKeys: [pod-template-hash]
+    {{- end }}
+  {{- end }}
+  {{- with .Values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  containers:
+    - name: exporter
+      image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      args:
+        - --config.file=/etc/esms-exporter/config.yaml
+        - --web.open-probes
+        - --log.format=json
+        {{- with .Values.extraArgs }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- with .Values.env }}
+      env:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with .Values.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      ports:
+        - name: http
+          containerPort: 10375
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities:
+          drop: [ALL]
+      # Opening a ledger of an older version may take minutes.
+      startupProbe:
+        httpGet:
+          path: /-/healthy
+          port: http
+          scheme: {{ upper .Values.scheme }}
+        timeoutSeconds: 5
+        periodSeconds: 5
+        failureThreshold: 120
+      livenessProbe:
+        httpGet:
+          path: /-/healthy
+          port: http
+          scheme: {{ upper .Values.scheme }}
+        timeoutSeconds: 5
+        periodSeconds: 10
+        failureThreshold: 6
+      readinessProbe:
+        httpGet:
+          path: /-/ready
+          port: http
+          scheme: {{ upper .Values.scheme }}
+        timeoutSeconds: 5
+        periodSeconds: 10
+      resources:
+        {{- toYaml .Values.resources | nindent 8 }}
+      volumeMounts:
+        - name: config
+          mountPath: /etc/esms-exporter
+          readOnly: true
+        - name: keys
+          mountPath: /run/esms-exporter
+          readOnly: true
+        {{- if not .Values.replicas.enabled }}
+        - name: ledger
+          mountPath: /data
+        {{- end }}
+  volumes:
+    - name: config
+      configMap:
+        name: {{ include "esms-exporter.name" . }}
+    - name: keys
+      secret:
+        secretName: {{ .Values.existingSecret | default (include "esms-exporter.name" .) }}
+        # For the owner, to which `fsGroup` adds the group: nobody else.
+        defaultMode: 0400
+{{- end -}}
