@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 
 from deploy.rules import written
 from exporter.config import load_config
-from tests.e2e.processes import Exporter
+from tests.databases import Server, postgresql
+from tests.e2e.processes import Exporter, total
 from tests.packaging.manifests import (
     BASE,
     REPLICAS,
@@ -196,9 +198,9 @@ def test_the_rules_are_those_of_monitoring(manifests: Manifests, tmp_path: Path)
     assert shown.returncode == 0, shown.stdout + shown.stderr
 
 
-def test_the_drain_fits_and_the_configuration_is_good(one: Manifests, tmp_path: Path) -> None:
-    config = load_config(mounted(one, tmp_path))
-    assert pod_of(one)["terminationGracePeriodSeconds"] >= config.shutdown_timeout + 10
+def test_the_drain_fits_and_the_configuration_is_good(manifests: Manifests, tmp_path: Path) -> None:
+    config = load_config(mounted(manifests, tmp_path))
+    assert pod_of(manifests)["terminationGracePeriodSeconds"] >= config.shutdown_timeout + 10
 
 
 async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(
@@ -219,6 +221,43 @@ async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(
                 assert answer.status == 200, asked
 
 
+async def test_several_start_as_the_pods_start_and_find_each_other(
+    several: Manifests, database: str, tmp_path: Path
+) -> None:
+    container = container_of(several)
+    configs = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        configs.append(mounted(several, folder))
+        url = folder / "keys" / "ledger.url"
+        url.chmod(0o600)
+        url.write_text(database)
+    options = container["args"][1:]
+    async with Exporter(configs[0], *options) as first, Exporter(configs[1], *options) as second:
+        for exporter in (first, second):
+            url_of_it = await exporter.ready()
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                path = container[probe]["httpGet"]["path"]
+                async with aiohttp.ClientSession() as http, http.get(url_of_it + path) as answer:
+                    assert answer.status == 200, path
+        for exporter in (first, second):
+            await exporter.until(lambda found: total(found, "esms_replicas") == 2)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgresql() as running:
+        yield running
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """Return the URL of a database that is empty, as a Secret would say it."""
+    with server.database() as url:
+        yield url.replace("postgresql+psycopg:", "postgresql:")
+
+
 def mounted(manifests: Manifests, folder: Path) -> Path:
     """Lay the files out as the pod's volumes do; return the configuration."""
     pod, container = pod_of(manifests), container_of(manifests)
@@ -231,7 +270,8 @@ def mounted(manifests: Manifests, folder: Path) -> Path:
     assert mounts["keys"]["readOnly"]
     keys = folder / "keys"
     keys.mkdir()
-    for name, value in SECRET["stringData"].items():
+    secrets = SECRET_OF_REPLICAS if "Deployment" in manifests else SECRET
+    for name, value in secrets["stringData"].items():
         (keys / name).write_text(value)
         (keys / name).chmod(0o400)
     text = manifests["ConfigMap"]["data"]["config.yaml"]
