@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from exporter.calls import CallState, Finished, Key, PollAgain, ReferenceId, Result, Status
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import open_database
 from exporter.ledger.records import CHUNK, NewCall, Observation, StoredCall
 from exporter.ledger.store import Store
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--per-round", type=int, default=4_000, help="calls that are committed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Database(options.url or f"sqlite:///{folder}/ledger.db"))
+        store = Store(open_database(options.url or f"sqlite:///{folder}/ledger.db"))
         print("| table | change | group | CPU per row, µs | rows per second | longest commit, ms |")
         print("|---|---|---|---|---|---|")
         # Two sizes of groups, each with calls of its own.

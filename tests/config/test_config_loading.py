@@ -184,10 +184,9 @@ def test_secrets_stay_text(load: Load) -> None:
             HEAD + "ledger: {url: 'sqlite:///x?mode=ro'}\n",
             LEDGER_URL,
         ),
-        (
-            HEAD + "ledger: {url: 5}\n",
-            LEDGER_URL,
-        ),
+        (HEAD + "ledger: {url: 5}\n", "5: ledger.url: expected text"),
+        (HEAD + "ledger: {url: a, url_file: b}\n", "5: ledger.url_file: expected either `url` or"),
+        (HEAD + "ledger: {url: 'postgresql://h:x/d'}\n", LEDGER_URL),
         (HEAD + "watch: {labels: x}\n", "5: watch.labels: expected a list"),
         (
             HEAD + "watch: {labels: [a, b, c, d, e, f]}\n",
