@@ -99,8 +99,8 @@ class Server:
         finally:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)", autocommit=True)
 
-    def execute(self, *statements: str, autocommit: bool = False) -> None:
-        engine = create_engine(self.url, poolclass=NullPool)
+    def execute(self, *statements: str, url: str = "", autocommit: bool = False) -> None:
+        engine = create_engine(url or self.url, poolclass=NullPool)
         if autocommit:
             engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         with engine.begin() as connection:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from exporter.ledger.engine import Database, open_database
+from exporter.ledger.schema import metadata
 from exporter.ledger.store import Store
 from tests.databases import Server, postgresql
 
@@ -22,19 +24,47 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def shared_url(server: Server) -> Iterator[str]:
-    """A database of PostgreSQL that is empty."""
+def empty_url(server: Server) -> Iterator[str]:
+    """A database of PostgreSQL in which nothing is yet."""
     with server.database() as url:
         yield url
 
 
+@pytest.fixture(scope="package")
+def used_url(server: Server) -> Iterator[str]:
+    """A ledger on PostgreSQL with what tests have left in it: to make one takes a second."""
+    with server.database() as url:
+        open_database(url).close()
+        yield url
+
+
+@pytest.fixture
+def shared_url(server: Server, used_url: str) -> str:
+    """A ledger on PostgreSQL in which nothing is yet."""
+    tables = [name for name in metadata.tables if name != "compatibility"]
+    server.execute(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY", url=used_url)
+    return used_url
+
+
+@pytest.fixture(scope="package")
+def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger in a file in which nothing is yet, to be copied."""
+    path = tmp_path_factory.mktemp("empty") / "ledger.db"
+    open_database(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, path: Path) -> Iterator[Database]:
-    """A ledger that is new, on every engine."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{path}"
-    else:
-        url = request.getfixturevalue("shared_url")
+def url(request: pytest.FixtureRequest, path: Path) -> str:
+    """A ledger in which nothing is yet, on every engine."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("shared_url"))
+    shutil.copy(request.getfixturevalue("empty_file"), path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
     database = open_database(url)
     yield database
     database.close()
@@ -43,3 +73,17 @@ def database(request: pytest.FixtureRequest, path: Path) -> Iterator[Database]:
 @pytest.fixture
 def store(database: Database) -> Store:
     return Store(database)
+
+
+@pytest.fixture
+def shared(shared_url: str) -> Iterator[Callable[[], Database]]:
+    """Open a ledger on PostgreSQL as one more exporter does."""
+    opened: list[Database] = []
+
+    def one_more() -> Database:
+        opened.append(open_database(shared_url))
+        return opened[-1]
+
+    yield one_more
+    for database in opened:
+        database.close()

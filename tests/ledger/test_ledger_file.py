@@ -109,7 +109,8 @@ def test_no_room_for_another_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -
     store.close()
 
 
-def test_a_lock_that_was_deleted_is_taken_again(path: Path, store: Store) -> None:
+def test_a_lock_that_was_deleted_is_taken_again(path: Path) -> None:
+    store = opened(path)
     lock = path.with_name(path.name + ".lock")
     lock.unlink()
     store.snapshot()  # whatever comes next
@@ -122,3 +123,4 @@ def test_a_lock_that_was_deleted_is_taken_again(path: Path, store: Store) -> Non
         store.snapshot()
     other.close()
     store.snapshot()
+    store.close()

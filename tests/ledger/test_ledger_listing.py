@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status, reference_id
+from exporter.ledger.engine import open_database
 from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
 
@@ -15,14 +17,18 @@ ACCOUNTS = ("main", "b", "c")
 
 @pytest.fixture
 def listed(store: Store) -> Store:
-    """Give a ledger with three accounts, and calls of every kind of each, one after the other."""
+    fill(store)
+    return store
+
+
+def fill(store: Store) -> None:
+    """Take calls of three accounts in, of every kind of each, one after the other."""
     calls = [NewCall(ACCOUNTS[n % 3], reference_id(f"c{n}"), {}) for n in range(24)]
     stored = store.push([calls], NOW).added
     states = PollAgain(CallState.QUEUED), Finished(Result.SUCCESS, Status.BUSY)
     store.commit([Observation(c.account, c.call, states[n % 2], NOW) for n, c in enumerate(stored)])
     for call in stored[12:18:2]:
         store.delete(call.call.id, NOW)
-    return store
 
 
 @pytest.mark.parametrize(
@@ -56,8 +62,10 @@ def test_pages(
     assert [record.reference_id for record in shorter] == found[:2]
 
 
-def test_a_page_reads_calls_in_their_order_and_sorts_none(listed: Store) -> None:
-    engine = listed._database.engine
+def test_a_page_of_a_file_reads_calls_in_their_order_and_sorts_none(path: Path) -> None:
+    database = open_database(f"sqlite:///{path}")
+    engine, store = database.engine, Store(database)
+    fill(store)
     ran: list[tuple[str, tuple[object, ...]]] = []
     event.listen(
         engine,
@@ -68,7 +76,7 @@ def test_a_page_reads_calls_in_their_order_and_sorts_none(listed: Store) -> None
         (["main"], ["main", "b"]), (None, "new", "finished"), (None, "success")
     ):
         ran.clear()
-        listed.page(names, state, result, 1, 100)
+        store.page(names, state, result, 1, 100)
         sql, parameters = next(one for one in ran if "label_sets" in one[0])
         with engine.connect() as connection:
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
@@ -80,3 +88,4 @@ def test_a_page_reads_calls_in_their_order_and_sorts_none(listed: Store) -> None
         else:
             expected = "INTEGER PRIMARY KEY (rowid>?)"
         assert of_calls == f"SEARCH calls USING {expected}"
+    database.close()
