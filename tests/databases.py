@@ -147,6 +147,38 @@ def postgresql(*, durable: bool = False) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
+def pgbouncer(behind: Server, connections: int) -> Iterator[Server]:
+    """Hand every transaction to one of few connections to a server of PostgreSQL."""
+    place = program("pgbouncer", "Debian's pgbouncer")
+    # It refuses to run as root, too.
+    user = "postgres" if os.geteuid() == 0 else None
+    to, port = make_url(behind.url), _free_port()
+    with _folder(user) as folder:
+        (folder / "users").write_text(f'"{to.username}" "{to.password}"\n')
+        (folder / "settings").write_text(
+            f"""
+            [databases]
+            * = host={to.host} port={to.port}
+            [pgbouncer]
+            listen_addr = 127.0.0.1
+            listen_port = {port}
+            unix_socket_dir =
+            auth_type = scram-sha-256
+            auth_file = {folder}/users
+            pool_mode = transaction
+            default_pool_size = {connections}
+            """
+        )
+        url = to.set(port=port).render_as_string(hide_password=False)
+        server = Server([place, "-q", f"{folder}/settings"], user, url)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
 def mariadb() -> Iterator[Server]:
     install = "Debian's mariadb-server"
     server = program("mariadbd", install)
