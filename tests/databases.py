@@ -44,17 +44,20 @@ def _folder(user: str | None) -> Iterator[Path]:
 
 
 class Server:
-    """A server that can be stopped and started again."""
+    """A server that can be stopped and started again, whoever is connected.
+
+    Args:
+        command: starts it.
+        user: whom it runs as.
+        url: leads to it.
+        end: the signal that stops it without waiting for those who are connected.
+    """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        user: str | None,
-        url: str,
-        end: signal.Signals = signal.SIGTERM,
+        self, command: Sequence[str], user: str | None, url: str, end: int = signal.SIGTERM
     ) -> None:
-        self._end = end
         self._command = command
+        self._end = end
         self._user = user
         self.url = url
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,6 +69,11 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        self.wait()
+
+    def wait(self) -> None:
+        """Return once it answers."""
+        assert self._process
         end = time.monotonic() + 60
         while True:
             try:
@@ -83,9 +91,10 @@ class Server:
         assert self._process
         return self._process.pid
 
-    def stop(self) -> None:
+    def stop(self, end: int | None = None) -> None:
+        """Stop it, by that signal."""
         if self._process:
-            self._process.send_signal(self._end)
+            self._process.send_signal(self._end if end is None else end)
             self._process.wait(30)
             self._process = None
 
@@ -170,7 +179,7 @@ def pgbouncer(behind: Server, connections: int) -> Iterator[Server]:
             """
         )
         url = to.set(port=port).render_as_string(hide_password=False)
-        server = Server([place, "-q", f"{folder}/settings"], user, url)
+        server = Server([place, "-q", f"{folder}/settings"], user, url, signal.SIGQUIT)
         server.start()
         try:
             yield server

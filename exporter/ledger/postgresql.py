@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
@@ -56,6 +57,25 @@ _ADVICE: Final = {
 }
 
 
+_QUOTED: Final = re.compile(r""""[^"]*"|'[^']*'""")
+"""Names of hosts, users and databases in what is said."""
+
+# Where no connection can be made, libpq hands on words and no SQLSTATE. They name the user: what is
+# meant is said instead. Of what a server says in another language, only the last fits.
+_WITHOUT_STATE: Final = (
+    ("authentication|password|pg_hba|role |no such user", _ADVICE["28"]),
+    ("database .*not exist|no such database", _ADVICE["3D000"]),
+    ("too many|connection slots|no more connections", _ADVICE["53300"]),
+    ("the database system is|shutting down", _ADVICE["57P"]),
+    ("SSL|certificate", "no connection over TLS; see `sslmode`, `sslrootcert` in `ledger.url`"),
+    ("option|invalid .* value", "`ledger.url` has an option that libpq does not take"),
+    ("translate host|resolve", "its host cannot be found; see `ledger.url`"),
+    ("refused", "nobody listens there; see that the server runs, and `ledger.url`"),
+    ("closed|consuming input|lost|reset", _ADVICE["08"]),
+    ("", "cannot be reached, or refuses the user"),
+)
+
+
 class PostgresqlDatabase(Database):
     """An open database.
 
@@ -89,7 +109,9 @@ class PostgresqlDatabase(Database):
         """Return what is wrong, for what the driver raised."""
         state = getattr(error, "sqlstate", None)
         if not state:
-            return f"cannot be reached ({type(error).__name__})"
+            told = _QUOTED.sub("", str(error))
+            said = next(advice for words, advice in _WITHOUT_STATE if re.search(words, told))
+            return f"{said} ({type(error).__name__})"
         found = [advice for start, advice in _ADVICE.items() if state.startswith(start)]
         return f"{found[0] if found else 'failed'} ({type(error).__name__}, {state})"
 

@@ -1,0 +1,268 @@
+"""Ledgers on PostgreSQL that cannot be used, or come and go, each with what is said of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, make_url, text
+
+from exporter.errors import LedgerError
+from exporter.ledger.engine import Database, open_database
+from exporter.ledger.schema import HEAD, metadata
+from exporter.ledger.store import Store
+from tests.databases import PASSWORD, Server, postgresql
+from tests.ledger.test_ledger_store import ids, new, push
+
+USER = "made_up_user"
+
+
+def to(url: str, **parts: object) -> str:
+    """Return an address with other parts."""
+    return make_url(url).set(**parts).render_as_string(hide_password=False)  # type: ignore[arg-type]
+
+
+def problem(url: str) -> str:
+    """Return what is said of a ledger that cannot be opened."""
+    with pytest.raises(LedgerError) as caught:
+        open_database(url)
+    return told(caught.value, url)
+
+
+def told(error: LedgerError, url: str) -> str:
+    """Return what is said of a ledger; no part of it is a secret, and it names the place once."""
+    said, parsed = str(error), make_url(url)
+    assert PASSWORD not in said
+    assert USER not in said
+    assert "://" not in said
+    assert "\n" not in said
+    assert error.__cause__ is None
+    start = f"ledger {parsed.host}:{parsed.port}/{parsed.database}: "
+    assert said.startswith(start)
+    return said.removeprefix(start)
+
+
+def test_migrations_lead_to_the_tables_of_the_code(empty_url: str) -> None:
+    database = open_database(empty_url)
+    with database.begin() as connection:
+        context = MigrationContext.configure(connection)
+        assert context.get_current_revision() == HEAD
+        assert compare_metadata(context, metadata) == []
+        shared = {
+            index["name"]: index.get("dialect_options", {}).get("postgresql_where")
+            for table in ("calls", "totals")
+            for index in inspect(connection).get_indexes(table)
+        }
+        assert shared["calls_claimed"] == "(result IS NULL)"
+        assert shared["totals_changed"] is None
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"password": "wrong"}, "refuses the user or the password; see `ledger.url` and"),
+        ({"username": USER}, "refuses the user or the password; see `ledger.url` and"),
+        ({"database": "refused"}, "does not exist; create the database"),
+        ({"port": 1}, "nobody listens there; see that the server runs"),
+        ({"host": "password.invalid"}, "its host cannot be found; see `ledger.url`"),
+        ({"query": {"sslmode": "require"}}, "no connection over TLS; see `sslmode`"),
+        ({"query": {"sslmode": PASSWORD}}, "`ledger.url` has an option that libpq does not"),
+        ({"query": {PASSWORD: "1"}}, "`ledger.url` has an option that libpq does not"),
+    ],
+)
+def test_a_server_that_cannot_be_reached(
+    server: Server, parts: dict[str, object], said: str
+) -> None:
+    assert problem(to(server.url, **parts)).startswith(said)
+
+
+def test_a_user_that_may_not_make_tables(server: Server, empty_url: str) -> None:
+    server.execute(f"CREATE USER {USER} PASSWORD '{PASSWORD}'")
+    assert problem(to(empty_url, username=USER)) == (
+        "may not be used by this user; grant it the right to create and write tables "
+        "(InsufficientPrivilege, 42501)"
+    )
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["empty", "made"])
+def test_a_server_that_is_read_only(server: Server, empty_url: str, *, made: bool) -> None:
+    if made:
+        open_database(empty_url).close()
+    name = make_url(empty_url).database
+    server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    assert problem(empty_url) == (
+        "cannot be written: the server is a standby, or read-only; name the primary "
+        "(ReadOnlySqlTransaction, 25006)"
+    )
+
+
+def test_the_database_of_another_program_is_left_as_it_is(server: Server, empty_url: str) -> None:
+    server.execute("CREATE TABLE accounts (id INTEGER)", url=empty_url)
+    assert problem(empty_url) == (
+        "is the database of another program; name another one in `ledger.url`"
+    )
+    # Nothing else is there, and this is as it was.
+    server.execute("DROP TABLE accounts", "DROP SCHEMA public", url=empty_url)
+
+
+def test_a_ledger_of_a_newer_version_is_left_as_it_is(server: Server, empty_url: str) -> None:
+    open_database(empty_url).close()
+    server.execute(
+        "UPDATE alembic_version SET version_num = '9999'",
+        "UPDATE compatibility SET oldest_user = '9998'",
+        url=empty_url,
+    )
+    assert problem(empty_url) == (
+        "was written by a newer esms-exporter (revision 9999); "
+        "upgrade this one, or name another one in `ledger.url`"
+    )
+    server.execute("UPDATE compatibility SET oldest_user = '0004'", url=empty_url)
+    store = Store(open_database(empty_url))
+    push(store, new("A"))
+    assert ids(store.unfinished("main")) == ["A"]
+    store.close()
+    server.execute("DROP TABLE compatibility", url=empty_url)
+    assert "newer esms-exporter" in problem(empty_url)
+
+
+@pytest.mark.parametrize("isolation", ["read committed"])
+def test_exporters_that_start_together_upgrade_once(
+    server: Server, empty_url: str, isolation: str
+) -> None:
+    name = make_url(empty_url).database
+    server.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
+    together = Barrier(4)
+
+    def open_together(_number: int) -> Database:
+        together.wait()
+        return open_database(empty_url)
+
+    with ThreadPoolExecutor(4) as threads:
+        opened = list(threads.map(open_together, range(4)))
+    for database in opened:
+        assert Store(database).snapshot().totals == {}
+        database.close()
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Server]:
+    """A server that may be stopped."""
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def store_there(mortal: Server) -> Iterator[Store]:
+    with mortal.database() as url:
+        store = Store(open_database(url))
+        yield store
+        store.close()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
+def test_a_server_that_was_restarted_is_not_noticed(
+    mortal: Server, store_there: Store, end: int
+) -> None:
+    push(store_there, new("before"))
+    mortal.stop(end)
+    mortal.start()
+    push(store_there, new("after"))
+    assert ids(store_there.unfinished("main")) == ["before", "after"]
+
+
+def test_a_server_that_is_away(mortal: Server, store_there: Store) -> None:
+    mortal.stop()
+    url = str(store_there._database.engine.url)
+    try:
+        for _ in range(2):
+            with pytest.raises(LedgerError) as caught:
+                push(store_there, new("a"))
+            assert told(caught.value, url).startswith("nobody listens there; see that")
+    finally:
+        mortal.start()
+    assert ids(push(store_there, new("a"))) == ["a"]
+
+
+def end_connection(server: Server, pid: int) -> None:
+    server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+
+
+def kill(_server: Server, pid: int) -> None:
+    """Have the server end all its connections, as when one of its processes was killed."""
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(os.pidfd_open(pid), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["in the middle", "before the end"])
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (end_connection, "is being stopped or started (AdminShutdown, 57P01)"),
+        (kill, "the connection broke (OperationalError)"),
+    ],
+)
+def test_a_connection_that_breaks(
+    mortal: Server, store_there: Store, end: Callable[[Server, int], None], said: str, *, last: bool
+) -> None:
+    database = store_there._database
+
+    def write() -> None:
+        with database.begin() as connection:
+            connection.execute(text("INSERT INTO accounts (name) VALUES ('lost')"))
+            end(mortal, int(connection.scalar(text("SELECT pg_backend_pid()")) or 0))
+            if not last:
+                connection.execute(text("SELECT 1"))
+
+    with pytest.raises(LedgerError) as caught:
+        write()
+    assert told(caught.value, str(database.engine.url)) == said
+    mortal.wait()
+    with database.begin() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM accounts")) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sleep", "said"),
+    [
+        ("statement_timeout = '10ms'", 1, "took too long; look at the server's load ("),
+        (
+            "idle_in_transaction_session_timeout = '10ms'",
+            0,
+            "took too long within a transaction; this exporter stood still (",
+        ),
+    ],
+)
+def test_a_transaction_that_takes_too_long(
+    store_there: Store, settings: str, sleep: int, said: str
+) -> None:
+    database = store_there._database
+
+    def dawdle() -> None:
+        with database.begin() as connection:
+            connection.execute(text(f"SET LOCAL {settings}"))
+            time.sleep(0.2)
+            connection.execute(text(f"SELECT pg_sleep({sleep})"))
+
+    with pytest.raises(LedgerError) as caught:
+        dawdle()
+    assert told(caught.value, str(database.engine.url)).startswith(said)
+    push(store_there, new("next"))
+
+
+def test_nothing_stays_set_of_a_transaction(store_there: Store) -> None:
+    """What a pooler hands on to others is as it was."""
+    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    with store_there._database.begin() as connection:
+        set_here = [connection.scalar(text(f"SHOW {name}")) for name in names]
+        connection.exec_driver_sql("COMMIT")
+        assert [connection.scalar(text(f"SHOW {name}")) for name in names] == ["0", "0", "0"]
+    assert set_here == ["1min", "10s", "5s"]
