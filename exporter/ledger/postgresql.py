@@ -23,9 +23,11 @@ _CONNECTIONS: Final = 2
 _UPGRADING: Final = 0x65534D53
 
 # Set for each transaction, not for the connection: PgBouncer may hand every one to another server.
-# An exporter that stands still in the middle of one must not hold up the others for longer.
+# An exporter that stands still in the middle of one must not hold up the others for longer. Whoever
+# waits for another transaction has to see what it did, whatever is the default of the database.
 _BEGIN: Final = (
-    "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'; "
+    "BEGIN ISOLATION LEVEL READ COMMITTED; "
+    "SET LOCAL idle_in_transaction_session_timeout = '5s'; "
     "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '60s'"
 )
 

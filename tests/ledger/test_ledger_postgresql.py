@@ -134,7 +134,7 @@ def test_a_ledger_of_a_newer_version_is_left_as_it_is(server: Server, empty_url:
     assert "newer esms-exporter" in problem(empty_url)
 
 
-@pytest.mark.parametrize("isolation", ["read committed"])
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
 def test_exporters_that_start_together_upgrade_once(
     server: Server, empty_url: str, isolation: str
 ) -> None:
