@@ -22,7 +22,8 @@ _TEXT: Final = {
 }
 
 # Locked, so that of two exporters that finish a call at the same time one finds it finished; in
-# the order of their rows, so that they do not wait for each other in a circle.
+# the order of their rows, so that they do not wait for each other in a circle. Not against those
+# who only name it.
 _HELD: Final = (
     select(
         calls.c.id,
@@ -34,7 +35,7 @@ _HELD: Final = (
     .join_from(calls, accounts)
     .where(calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result.is_(None))
     .order_by(calls.c.id)
-    .with_for_update(of=calls)
+    .with_for_update(of=calls, key_share=True)
     .subquery()
 )
 _UNFINISHED: Final = listed(*_HELD.c)
