@@ -3,7 +3,8 @@
     ExporterError
     ├── ConfigError              the configuration cannot be used; carries every problem
     ├── LedgerError              the ledger cannot be used; the message says what to do
-    │   └── LedgerBusyError      another exporter has it
+    │   ├── LedgerBusyError      another exporter has it
+    │   └── LedgerConflictError  another exporter's transaction was in the way
     ├── SourceError              a watch source cannot be read
     ├── NoRoomError              calls cannot be taken in now; they may be later
     ├── ListenError              an address cannot be listened on
@@ -69,6 +70,10 @@ class LedgerError(ExporterError):
 
 class LedgerBusyError(LedgerError):
     """Another process uses the ledger."""
+
+
+class LedgerConflictError(LedgerError):
+    """A transaction of another exporter was in the way; the next try sees what it did."""
 
 
 class SourceError(ExporterError):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import ClassVar, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from exporter.errors import LedgerError
+from exporter.errors import LedgerConflictError, LedgerError
+
+R = TypeVar("R")
+
+_TRIES: Final = 10
 
 
 class Database(ABC):
@@ -45,6 +49,18 @@ class Database(ABC):
         """
         return self._begin()
 
+    def run(self, work: Callable[[Connection], R]) -> R:
+        """Run a transaction, and again where another exporter's was in its way.
+
+        Raises:
+            LedgerError: the database failed.
+        """
+        for _ in range(_TRIES - 1):
+            with suppress(LedgerConflictError), self.begin() as connection:
+                return work(connection)
+        with self.begin() as connection:
+            return work(connection)
+
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
         with self.translated(), self.engine.begin() as connection:
@@ -57,7 +73,11 @@ class Database(ABC):
             yield
         except DBAPIError as error:
             # SQLAlchemy's own text holds the statement and its parameters: ids, labels.
-            raise self.failed(self.explain(error.orig or error)) from None
+            raise self.failure(error.orig or error) from None
+
+    def failure(self, error: BaseException) -> LedgerError:
+        """Return the error that stands for what the driver raised."""
+        return self.failed(self.explain(error))
 
     def failed(self, problem: str) -> LedgerError:
         """Return the error that says what is wrong with it."""

@@ -56,8 +56,12 @@ def let_go(
     """
     named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
     connection.execute(delete(call_sources).where(*named))
-    left = calls.c.id.in_(rows), calls.c.result.is_(None), calls.c.pushed.is_(False), _UNNAMED
-    gone = connection.scalars(select(calls.c.id).where(*left).with_for_update()).all()
+    left = calls.c.id.in_(rows), calls.c.result.is_(None), calls.c.pushed.is_(False)
+    if replica is not None:
+        # Another exporter may be naming one. What it wrote is seen by what is asked after this.
+        held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()
+        connection.execute(held)
+    gone = connection.scalars(select(calls.c.id).where(*left, _UNNAMED)).all()
     tell(connection, gone, FORGET, replica)
     connection.execute(delete(calls).where(calls.c.id.in_(gone)))
     return gone

@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from exporter.config.databases import database_url
-from exporter.errors import LedgerError
+from exporter.errors import LedgerConflictError, LedgerError
 from exporter.ledger.engine import Database
 from exporter.ledger.upgrading import upgrade
 from exporter.secret import Secret
@@ -44,6 +44,7 @@ _OPTIONS: Final[dict[str, Any]] = {  # Any: numbers and what is none
 # By SQLSTATE, the longest that fits: what PostgreSQL says, and what a person can do about it.
 _ADVICE: Final = {
     "08": "the connection broke",
+    "23503": "lost what another exporter has just deleted; it is tried again",
     "25006": "cannot be written: the server is a standby, or read-only; name the primary",
     "25P03": "took too long within a transaction; this exporter stood still",
     "28": "refuses the user or the password; see `ledger.url` and the server's pg_hba.conf",
@@ -58,6 +59,9 @@ _ADVICE: Final = {
     "57P": "is being stopped or started",
 }
 
+
+_CONFLICTS: Final = ("23503", "40")
+"""What the next try may not meet."""
 
 _QUOTED: Final = re.compile(r""""[^"]*"|'[^']*'""")
 """Names of hosts, users and databases in what is said."""
@@ -116,6 +120,12 @@ class PostgresqlDatabase(Database):
             return f"{said} ({type(error).__name__})"
         found = [advice for start, advice in _ADVICE.items() if state.startswith(start)]
         return f"{found[0] if found else 'failed'} ({type(error).__name__}, {state})"
+
+    def failure(self, error: BaseException) -> LedgerError:
+        """Return the error that stands for what the driver raised."""
+        failed = super().failure(error)
+        state = getattr(error, "sqlstate", None) or ""
+        return LedgerConflictError(str(failed)) if state.startswith(_CONFLICTS) else failed
 
     def _upgrade(self, connection: Connection) -> None:
         version = connection.scalar(text("SELECT current_setting('server_version_num')::int"))

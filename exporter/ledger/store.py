@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeVar
 
 from sqlalchemy import (
@@ -164,9 +165,10 @@ class Store:
             now: Unix time.
             max_calls: how many may be unfinished at a time; those beyond are refused.
         """
-        with self._database.begin() as connection:
-            room = max_calls - self._unfinished
-            taken = take(connection, source, new, now, room, self.replica)
+        room = max_calls - self._unfinished
+        taken = self._database.run(
+            lambda connection: take(connection, source, new, now, room, self.replica)
+        )
         self._unfinished += len(taken.added)
         return taken
 
@@ -180,8 +182,10 @@ class Store:
             now: Unix time.
             max_calls: how many calls may be unfinished at a time.
         """
-        with self._database.begin() as connection:
-            pushed = push(connection, requests, now, max_calls - self._unfinished, self.replica)
+        room = max_calls - self._unfinished
+        pushed = self._database.run(
+            lambda connection: push(connection, requests, now, room, self.replica)
+        )
         self._unfinished += len(pushed.added)
         return pushed
 
@@ -240,8 +244,9 @@ class Store:
         Returns:
             Whether there was one.
         """
-        with self._database.begin() as connection:
-            deleted = delete_call(connection, row, now, self.replica)
+        deleted = self._database.run(
+            lambda connection: delete_call(connection, row, now, self.replica)
+        )
         self._unfinished -= deleted
         return deleted
 
@@ -255,16 +260,16 @@ class Store:
             unnamed = dropped(connection, source, rows)
         gone: list[int] = []
         for chunk in _chunks(unnamed):
-            with self._database.begin() as connection:
-                deleted = let_go(connection, source, chunk, self.replica)
+            deleted = self._database.run(
+                partial(let_go, source=source, rows=chunk, replica=self.replica)
+            )
             self._unfinished -= len(deleted)
             gone += deleted
         return gone
 
     def commit(self, observations: Sequence[Observation]) -> Committed:
         """Write what polls found out; see `exporter.ledger.commit`."""
-        with self._database.begin() as connection:
-            committed = commit(connection, observations)
+        committed = self._database.run(lambda connection: commit(connection, observations))
         if self.shared:
             committed = replace(committed, added={})
         self._unfinished -= committed.finished
@@ -288,8 +293,7 @@ class Store:
 
     def set_price(self, row: int, price: float) -> dict[Cell, float]:
         """Write what a call has cost; see `exporter.ledger.commit`."""
-        with self._database.begin() as connection:
-            added = set_price(connection, row, price)
+        added = self._database.run(lambda connection: set_price(connection, row, price))
         return {} if self.shared else added
 
     def prune(self, before: float) -> int:
@@ -300,8 +304,7 @@ class Store:
         Returns:
             How many; fewer than `CHUNK` when there are no more. Totals are never pruned.
         """
-        with self._database.begin() as connection:
-            return prune(connection, before)
+        return self._database.run(lambda connection: prune(connection, before))
 
 
 def _label_sets(connection: Connection) -> dict[int, Labels]:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    func,
     literal,
     or_,
     select,
@@ -24,6 +25,7 @@ from sqlalchemy import (
 )
 
 from exporter.calls import CallState, WatchedCall, reference_key
+from exporter.errors import LedgerConflictError
 from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, packed
 from exporter.ledger.records import DELETED, Count, Labels, NewCall, Pushed, StoredCall, Taken
 from exporter.ledger.schema import accounts, call_sources, calls, label_sets, replicas
@@ -79,9 +81,10 @@ _INSERT: Final = OrIgnore(calls).from_select(
     .where(true()),
     include_defaults=False,
 )
-# Not each time, because a query may name the same thousands of calls every minute.
-_PUSH: Final = (
-    update(calls)
+# Not each time, because a query may name the same thousands of calls every minute. Locked in the
+# order of their rows, as everywhere, so that exporters do not wait for each other in a circle.
+_PUSHED: Final = (
+    select(calls.c.id)
     .where(
         calls.c.id.in_(select(item(_rows, calls.c.id))),
         or_(
@@ -92,12 +95,22 @@ _PUSH: Final = (
             ),
         ),
     )
-    .values(pushed=True, named_at=_NOW)
+    .order_by(calls.c.id)
+    .with_for_update(key_share=True)
 )
+_PUSH: Final = update(calls).where(calls.c.id.in_(_PUSHED)).values(pushed=True, named_at=_NOW)
+_COUNT: Final = select(func.count()).where(calls.c.id.in_(select(item(_rows, calls.c.id))))
 _DELETED: Final = listed(calls.c.id).where(
     calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result == DELETED
 )
-_FORGET: Final = delete(calls).where(calls.c.id.in_(select(item(_rows, calls.c.id))))
+_FORGET: Final = delete(calls).where(
+    calls.c.id.in_(
+        select(calls.c.id)
+        .where(calls.c.id.in_(select(item(_rows, calls.c.id))))
+        .order_by(calls.c.id)
+        .with_for_update()
+    )
+)
 _NAME: Final = OrIgnore(call_sources).from_select(
     ["source", "call_id"],
     select(bindparam("source", type_=call_sources.c.source.type), item(_rows, calls.c.id)).where(
@@ -138,7 +151,7 @@ def take(
     inserted = _insert(connection, missing, now, replica, pushed=source is None)
     rows = {*known.values(), *inserted.rows}
     if source is None:
-        _push(connection, known.values(), now)
+        _push(connection, known.values(), now, replica)
     else:
         connection.execute(_NAME, {"source": source, "rows": packed(sorted(rows))})
     return Taken(inserted.mine, inserted.label_sets, rows, refused)
@@ -184,15 +197,23 @@ def push(
         counts.append(Count(len(new), len(request) - len(new)))
     _forget(connection, [revived[key] for key in missing if key in revived])
     inserted = _insert(connection, list(missing.items()), now, replica, pushed=True)
-    _push(connection, named, now)
+    _push(connection, named, now, replica)
     return Pushed(inserted.mine, inserted.label_sets, counts)
 
 
-def _push(connection: Connection, rows: Collection[int], now: float) -> None:
-    """Note that calls that are known were handed over again."""
-    if rows:
-        parameters = {"rows": packed(rows), "now": now, "lately": now - NAMED_LATELY}
-        connection.execute(_PUSH, parameters)
+def _push(connection: Connection, rows: Collection[int], now: float, replica: int | None) -> None:
+    """Note that calls that are known were handed over again.
+
+    Raises:
+        LedgerConflictError: another exporter has let go of one meanwhile.
+    """
+    if not rows:
+        return
+    which = {"rows": packed(rows)}
+    connection.execute(_PUSH, {**which, "now": now, "lately": now - NAMED_LATELY})
+    # From here on nobody lets go of them.
+    if replica is not None and connection.scalar(_COUNT, which) != len(rows):
+        raise LedgerConflictError("ledger: a call was let go while it was handed over again")
 
 
 def _deleted(

@@ -1,0 +1,39 @@
+"""Exporters that do things at the same time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TypeVar
+
+from exporter.ledger.engine import Database
+from exporter.ledger.sharing import Sharing
+from exporter.ledger.store import Store
+
+R = TypeVar("R")
+
+
+def joined(database: Database) -> Store:
+    """Return the statements of one more exporter."""
+    store = Store(database)
+    store.replica = Sharing(database).join("made-up:1")
+    return store
+
+
+def together(*functions: Callable[[], R]) -> list[R]:
+    """Run functions in threads that start at the same moment; returns what they return."""
+    start = Barrier(len(functions))
+
+    def run(function: Callable[[], R]) -> R:
+        start.wait(10)
+        return function()
+
+    with ThreadPoolExecutor(len(functions)) as threads:
+        return [done.result(30) for done in [threads.submit(run, one) for one in functions]]
+
+
+def shuffled(items: Sequence[R], seed: int) -> list[R]:
+    """Return the items in another order, the same for the same seed."""
+    return random.Random(seed).sample(items, len(items))

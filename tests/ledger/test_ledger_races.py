@@ -1,0 +1,337 @@
+"""Exporters that share a ledger, and do things to the same calls at the same time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+from sqlalchemy import text
+
+from exporter.calls import CallState, Finished, PollAgain, Result, Status
+from exporter.ledger.commit import commit
+from exporter.ledger.engine import Database
+from exporter.ledger.letting_go import let_go
+from exporter.ledger.records import NewCall, StoredCall
+from exporter.ledger.store import Store
+from exporter.ledger.taking import push as push_in
+from exporter.ledger.taking import take
+from exporter.ledger.totals import Total
+from tests.ledger.racing import joined, shuffled, together
+from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
+
+EXPORTERS = 3
+ROUNDS = 20
+
+
+@pytest.fixture
+def stores(shared: Callable[[], Database]) -> list[Store]:
+    """Exporters that share a ledger."""
+    return [joined(shared()) for _ in range(EXPORTERS)]
+
+
+def calls_counted(store: Store) -> float:
+    return sum(v for c, v in store.snapshot().totals.items() if c.total is Total.CALLS)
+
+
+def known(store: Store) -> list[str]:
+    with store._database.begin() as connection:
+        query = text("SELECT reference_id FROM calls ORDER BY reference_id")
+        return [str(name) for name in connection.scalars(query)]
+
+
+def names(first: int, number: int) -> list[NewCall]:
+    return [new(f"c{n:05}", {"n": str(n % 5)}) for n in range(first, first + number)]
+
+
+@pytest.mark.parametrize("source", [None, "file:a"])
+def test_a_call_that_several_take_in_is_one(stores: list[Store], source: str | None) -> None:
+    for number in range(ROUNDS):
+        wanted = names(number * 10, 10)
+        taken = together(
+            *(partial(s.watch, source, shuffled(wanted, n), NOW) for n, s in enumerate(stores))
+        )
+        added = [stored.call for one in taken for stored in one.added]
+        assert sorted(call.reference_id for call in added) == [c.reference_id for c in wanted]
+        assert len({call.id for call in added}) == len(wanted)
+        # Each knows the rows of all, whoever added them.
+        assert [one.rows for one in taken] == [{call.id for call in added}] * EXPORTERS
+        # The labels of those that are added come with them.
+        for one in taken:
+            assert {stored.labels for stored in one.added} == one.label_sets.keys()
+    assert known(stores[0]) == [call.reference_id for call in names(0, ROUNDS * 10)]
+    held = [store.unfinished("main") for store in stores]
+    assert sum(map(len, held)) == ROUNDS * 10
+    assert len({stored.call.id for one in held for stored in one}) == ROUNDS * 10
+
+
+def test_requests_that_overlap(stores: list[Store]) -> None:
+    for number in range(ROUNDS):
+        wanted = names(number * 10, 10)
+
+        def requests(seed: int, wanted: list[NewCall] = wanted) -> Sequence[Sequence[NewCall]]:
+            return [shuffled(wanted, seed)[:6], shuffled(wanted, seed + 1)[:6]]
+
+        pushed = together(
+            *(partial(s.push, requests(number + n), NOW) for n, s in enumerate(stores))
+        )
+        added = [stored.call.id for one in pushed for stored in one.added]
+        assert len(added) == len(set(added))
+    assert len(known(stores[0])) == sum(len(store.unfinished("main")) for store in stores)
+
+
+def test_known_calls_that_several_push_in_any_order(stores: list[Store]) -> None:
+    """What a file named is kept from then on: rows that are known are written, too."""
+    for number in range(ROUNDS):
+        wanted = names(number * 100, 100)
+        stores[0].watch("file:a", wanted, NOW)
+        pushed = together(
+            *(
+                partial(s.push, [shuffled(wanted, n)[: 30 * n], shuffled(wanted, n)], NOW)
+                for n, s in enumerate(stores)
+            )
+        )
+        assert not [stored for one in pushed for stored in one.added]
+    assert rows(stores[0], "SELECT count(*) FROM calls WHERE NOT pushed") == [(0,)]
+
+
+def test_accounts_and_labels_that_several_use_first(stores: list[Store]) -> None:
+    for number in range(ROUNDS):
+        wanted = [
+            new(f"c{number}-{n}", {"x": f"{number}-{n % 4}"}, f"a{number}-{n % 3}")
+            for n in range(12)
+        ]
+        together(*(partial(s.watch, None, shuffled(wanted, n), NOW) for n, s in enumerate(stores)))
+    for table in ("accounts", "label_sets"):
+        factor = {"accounts": 3, "label_sets": 4}[table]
+        assert rows(stores[0], f"SELECT count(*) FROM {table}") == [(ROUNDS * factor,)]
+
+
+def test_a_call_that_several_finish_counts_once(stores: list[Store]) -> None:
+    for number in range(ROUNDS):
+        stored = stores[0].watch(None, names(number * 30, 30), NOW).added
+        groups = [[observed(call, BUSY) for call in shuffled(stored, n)[:25]] for n in range(3)]
+        done = together(*(partial(s.commit, g) for s, g in zip(stores, groups, strict=True)))
+        asked = {observation.call.id for group in groups for observation in group}
+        assert sum(one.finished for one in done) == len(asked)
+        for one, group in zip(done, groups, strict=True):
+            assert len(one.gone) + one.finished == len(group)
+        left = [call for call in stored if call.call.id not in asked]
+        finish(stores[0], *left)
+    assert calls_counted(stores[0]) == ROUNDS * 30
+    finished = "SELECT count(*) FROM calls WHERE result = 'success' AND finished_at IS NOT NULL"
+    assert rows(stores[0], finished) == [(ROUNDS * 30,)]
+
+
+def test_a_state_does_not_undo_a_finish(stores: list[Store]) -> None:
+    for number in range(ROUNDS):
+        stored = stores[0].watch(None, names(number * 20, 20), NOW).added
+        together(
+            partial(stores[0].commit, [observed(c, BUSY) for c in stored]),
+            partial(stores[1].commit, [observed(c, PollAgain(CallState.QUEUED)) for c in stored]),
+            partial(stores[2].commit, [observed(c, BUSY, 99.0) for c in shuffled(stored, number)]),
+        )
+    assert calls_counted(stores[0]) == ROUNDS * 20
+    assert rows(stores[0], "SELECT count(*) FROM calls WHERE result IS NULL") == [(0,)]
+
+
+def test_totals_of_all_add_up_exactly(stores: list[Store]) -> None:
+    """Of accounts and labels in any order, and with prices that come at the same time."""
+    rng = random.Random(7)
+    seconds, prices = 0.0, 0.0
+    for number in range(ROUNDS):
+        wanted = [
+            new(f"c{number}-{n}", {"n": str(n % 3)}, f"a{rng.randrange(4)}") for n in range(24)
+        ]
+        stored = shuffled(stores[0].watch(None, wanted, NOW).added, number)
+
+        def work(
+            store: Store, calls: list[StoredCall], told: list[StoredCall], long: list[float]
+        ) -> None:
+            for call in told:
+                store.set_price(call.call.id, 350.0)
+            group = [
+                observed(call, Finished(Result.SUCCESS, Status.ANSWERED, duration))
+                for call, duration in zip(calls, long, strict=True)
+            ]
+            store.commit(group[:4])
+            store.commit(group[4:])
+
+        long = [rng.randrange(1, 1_000) / 1024 for _ in stored]
+        together(
+            *(
+                partial(
+                    work, s, stored[n::EXPORTERS], stored[n + 1 :: EXPORTERS], long[n::EXPORTERS]
+                )
+                for n, s in enumerate(stores)
+            )
+        )
+        seconds += sum(long)
+        prices += 350.0 * len({c.call.id for n in range(EXPORTERS) for c in stored[n + 1 :: 3]})
+    totals = stores[0].snapshot().totals
+    sums = {
+        kind: sum(v for c, v in totals.items() if c.total is kind and c.cell == "sum")
+        for kind in (Total.DURATION, Total.PRICE)
+    }
+    assert sums == {Total.DURATION: seconds, Total.PRICE: prices}
+    assert calls_counted(stores[0]) == ROUNDS * 24
+
+
+def test_a_price_that_several_tell_counts_once(stores: list[Store]) -> None:
+    for number in range(ROUNDS):
+        (stored,) = stores[0].watch(None, names(number, 1), NOW).added
+        together(
+            partial(stores[0].set_price, stored.call.id, 350.0),
+            partial(stores[1].set_price, stored.call.id, 350.0),
+            partial(finish, stores[2], stored),
+        )
+    totals = stores[0].snapshot().totals
+    assert sum(v for c, v in totals.items() if c.total is Total.PRICE) == 350.0 * ROUNDS
+
+
+def test_deleted_calls_that_several_want_again(stores: list[Store]) -> None:
+    for number in range(ROUNDS):
+        wanted = names(number * 5, 5)
+        for stored in stores[0].watch(None, wanted, NOW).added:
+            assert stores[0].delete(stored.call.id, NOW)
+        taken = together(
+            partial(stores[0].watch, "file:a", shuffled(wanted, 1), NOW),
+            partial(stores[1].watch, "file:b", shuffled(wanted, 2), NOW),
+            partial(stores[2].push, [shuffled(wanted, 3)], NOW),
+        )
+        added = [stored.call.reference_id for one in taken for stored in one.added]
+        assert sorted(added) == [call.reference_id for call in wanted]
+    assert rows(stores[0], "SELECT count(*) FROM calls WHERE result IS NULL") == [(ROUNDS * 5,)]
+    # Both files name them.
+    assert rows(stores[0], "SELECT count(*) FROM call_sources") == [(ROUNDS * 10,)]
+
+
+def test_a_call_that_several_delete_is_deleted_once(stores: list[Store]) -> None:
+    for number in range(ROUNDS):
+        (stored,) = stores[0].watch(None, names(number, 1), NOW).added
+        deleted = together(*(partial(s.delete, stored.call.id, NOW) for s in stores))
+        assert sum(deleted) == 1
+
+
+def test_a_call_that_one_lets_go_and_another_names(stores: list[Store]) -> None:
+    """Whoever is faster: it is watched in the end, because a file names it."""
+    for number in range(ROUNDS):
+        wanted = names(number * 20, 20)
+        stores[0].watch("file:a", wanted, NOW)
+        with ThreadPoolExecutor(1) as thread:
+            letting_go = thread.submit(stores[0].keep_only, "file:a", set())
+            taken = stores[1].watch("file:b", shuffled(wanted, number), NOW)
+            letting_go.result(10)
+        assert known(stores[2]) == [call.reference_id for call in names(0, 20 * (number + 1))]
+        named = "SELECT call_id FROM call_sources WHERE source = 'file:b' ORDER BY 1 DESC LIMIT 20"
+        assert {row for (row,) in rows(stores[2], named)} == taken.rows
+
+
+def waits(store: Store) -> bool:
+    """Return whether a transaction waits for another one."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    return rows(store, query) != [(0,)]
+
+
+def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
+    (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
+    with ThreadPoolExecutor(1) as thread:
+        with stores[1]._database.begin() as connection:
+            take(connection, "file:b", [new("a")], NOW, 9, stores[1].replica)
+            letting_go = thread.submit(stores[0].keep_only, "file:a", set())
+            while not (waits(stores[2]) or letting_go.done()):
+                pass
+        assert letting_go.result(10) == []
+    assert known(stores[0]) == ["a"]
+    assert rows(stores[0], "SELECT * FROM call_sources") == [("file:b", stored.call.id)]
+
+
+def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Store]) -> None:
+    (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
+    with ThreadPoolExecutor(1) as thread:
+        with stores[0]._database.begin() as connection:
+            assert let_go(connection, "file:a", [stored.call.id], 1) == [stored.call.id]
+            naming = thread.submit(stores[1].watch, "file:b", [new("A"), new("b")], NOW + 9)
+            while not (waits(stores[2]) or naming.done()):
+                pass
+        taken = naming.result(10)
+    assert sorted(ids(taken.added)) == ["A", "b"]
+    assert taken.rows == {stored.call.id for stored in taken.added}
+    assert known(stores[0]) == ["A", "b"]
+
+
+def test_a_call_that_is_being_forgotten_is_new_to_whoever_pushes_it(stores: list[Store]) -> None:
+    (stored,) = push(stores[0], new("a"))
+    finish(stores[0], stored)
+    with ThreadPoolExecutor(1) as thread:
+        with stores[0]._database.begin() as connection:
+            connection.execute(text("DELETE FROM calls"))
+            pushing = thread.submit(stores[1].push, [[new("A")]], NOW + 9_999)
+            while not (waits(stores[2]) or pushing.done()):
+                pass
+        pushed = pushing.result(10)
+    # It was known when it was looked for; to be forgotten a moment later is no loss.
+    assert pushed.added == [] or ids(pushed.added) == ["A"]
+
+
+def test_several_prune(stores: list[Store]) -> None:
+    stored = stores[0].watch(None, names(0, 300), NOW).added
+    finish(stores[0], *stored)
+    for _ in range(3):
+        together(*(partial(s.prune, NOW + 100) for s in stores))
+    assert known(stores[0]) == []
+    assert calls_counted(stores[0]) == 300
+
+
+def test_everything_at_once(stores: list[Store]) -> None:
+    """No order of locks leads into a circle: nothing is raised."""
+
+    def work(store: Store, seed: int) -> int:
+        rng, finished = random.Random(seed), 0
+        for _ in range(40):
+            wanted = [new(f"c{rng.randrange(200)}", {}, f"a{rng.randrange(3)}") for _ in range(30)]
+            source = rng.choice([None, "file:a", "file:b"])
+            taken = store.watch(source, wanted, NOW)
+            pushed = store.push([wanted[:10]], NOW + rng.randrange(10_000))
+            mine = [*taken.added, *pushed.added]
+            finished += store.commit(
+                [observed(c, BUSY) for c in mine if rng.random() < 0.5]
+            ).finished
+            rows_of_all = shuffled(sorted(taken.rows), seed)
+            for row in rows_of_all[:3]:
+                store.set_price(row, 1.0)
+            if rows_of_all:
+                store.delete(rows_of_all[0], NOW)
+            if source:
+                store.keep_only(source, taken.rows)
+            store.prune(NOW + 5)
+        return finished
+
+    finished = together(*(partial(work, store, n) for n, store in enumerate(stores)))
+    assert calls_counted(stores[0]) == sum(finished)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first: int) -> None:
+    a, b = push(stores[0], new("a"), new("b"))
+    groups = [[observed(a, BUSY), observed(b, BUSY)], [observed(b, BUSY), observed(a, BUSY)]]
+    with ThreadPoolExecutor(1) as thread:
+        with stores[0]._database.begin() as connection:
+            assert commit(connection, groups[first]).finished == 2
+            other = thread.submit(stores[1].commit, groups[1 - first])
+            while not waits(stores[2]):
+                assert not other.done()
+        assert other.result(10).gone == {a.call.id, b.call.id}
+
+
+def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with stores[0]._database.begin() as connection:
+            mine = push_in(connection, [[new("a"), new("b")]], NOW, 9, stores[0].replica)
+            other = thread.submit(stores[1].push, [[new("B"), new("c")]], NOW)
+            while not waits(stores[2]):
+                assert not other.done()
+        assert ids(mine.added) == ["a", "b"]
+        assert ids(other.result(10).added) == ["c"]
