@@ -92,7 +92,7 @@ def main() -> None:
         "| exporters | polls per second | CPU s per 1,000 polls, exporters | PostgreSQL "
         "| cores used |\n|---|---|---|---|---|"
     )
-    with postgresql(durable=True) as server:
+    with postgresql("-c", "fsync=on") as server:
         for number in options.replicas:
             run = measure(server, number, options.calls)
             print(

@@ -118,7 +118,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def postgresql(*, durable: bool = False) -> Iterator[Server]:
+def postgresql(*options: str) -> Iterator[Server]:
     # Debian keeps them beside the path, by version.
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     place = f"{found[0]}/" if found else ""
@@ -143,8 +143,7 @@ def postgresql(*, durable: bool = False) -> Iterator[Server]:
         )
         port = _free_port()
         command = [postgres, "-D", f"{folder}/data", "-p", str(port), "-h", "127.0.0.1"]
-        command += ["-c", f"unix_socket_directories={folder}"]
-        command += [] if durable else ["-c", "fsync=off"]
+        command += ["-c", f"unix_socket_directories={folder}", "-c", "fsync=off", *options]
         url = f"postgresql+psycopg://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
         # At SIGTERM it would wait for whoever is connected.
         server = Server(command, user, url, signal.SIGINT)

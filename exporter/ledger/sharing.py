@@ -25,10 +25,14 @@ a step finds out that the others have gone on."""
 
 _CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8"
 _IDS: Final = "(SELECT (value #>> '{}')::bigint FROM json_array_elements(CAST(:rows AS json)))"
+_XMIN, _XMAX = (
+    f"CAST(CAST(pg_snapshot_{end}(pg_current_snapshot()) AS TEXT) AS BIGINT)"
+    for end in ("xmin", "xmax")
+)
 
 
 def _sql(statement: str) -> TextClause:
-    return text(statement.format(clock=_CLOCK, ids=_IDS, keep=_KEEP_ENDED))
+    return text(statement.format(clock=_CLOCK, ids=_IDS, keep=_KEEP_ENDED, xmin=_XMIN, xmax=_XMAX))
 
 
 # What is lost of it in a crash of the server is as old as the crash, and means nothing any more.
@@ -41,15 +45,25 @@ _BEAT: Final = _sql(
     "UPDATE replicas SET held = :held, peers = :peers, beat_at = {clock} "
     "WHERE id = :replica AND ended_at IS NULL"
 )
+# Whose row is locked is beating now; and two that were silent do not wait for each other.
 _END_SILENT: Final = _sql(
-    "UPDATE replicas SET ended_at = {clock} "
-    "WHERE ended_at IS NULL AND beat_at < {clock} - :silent AND id <> :replica"
+    """
+    UPDATE replicas SET ended_at = {clock} WHERE id IN (
+        SELECT id FROM replicas
+        WHERE ended_at IS NULL AND beat_at < {clock} - :silent AND id <> :replica
+        FOR UPDATE SKIP LOCKED
+    )
+    """
 )
 _LEAVE: Final = _sql(
     "UPDATE replicas SET ended_at = {clock} WHERE id = :replica AND ended_at IS NULL"
 )
 _FORGET_ENDED: Final = (
-    _sql("DELETE FROM replicas WHERE ended_at < {clock} - {keep}"),
+    # What it polled is claimed by its number, which may be late: when an account is polled again.
+    _sql(
+        "DELETE FROM replicas r WHERE ended_at < {clock} - {keep} AND NOT EXISTS "
+        "(SELECT FROM calls c WHERE c.replica_id = r.id AND c.result IS NULL)"
+    ),
     text(
         "DELETE FROM replica_messages m WHERE NOT EXISTS "
         "(SELECT FROM replicas r WHERE r.id = m.replica_id AND r.ended_at IS NULL)"
@@ -62,15 +76,17 @@ _MESSAGES: Final = text(
 )
 # However little the server knows of the table yet, it is not to read all of it.
 _BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
+# Chosen once, however the rest is done: each time, others would be chosen.
 _CLAIM: Final = """
-    UPDATE calls SET replica_id = :replica
-    WHERE id IN (
+    WITH chosen AS MATERIALIZED (
         SELECT c.id FROM calls c JOIN accounts a ON a.id = c.account_id
         WHERE c.result IS NULL AND a.name = ANY(:names) AND c.{held}
         AND EXISTS (SELECT FROM replicas r WHERE r.id = :replica AND r.ended_at IS NULL)
-        LIMIT :most FOR UPDATE OF c SKIP LOCKED
+        LIMIT :most FOR NO KEY UPDATE OF c SKIP LOCKED
     )
-    RETURNING id, account_id, label_set_id, reference_id, first_watched, state, state_since
+    UPDATE calls c SET replica_id = :replica FROM chosen WHERE c.id = chosen.id
+    RETURNING
+        c.id, c.account_id, c.label_set_id, c.reference_id, c.first_watched, c.state, c.state_since
 """
 _CLAIM_FREE: Final = text(_CLAIM.format(held="replica_id IS NULL"))
 _CLAIM_ENDED: Final = text(_CLAIM.format(held="replica_id = ANY(:ended)"))
@@ -85,16 +101,28 @@ _RELEASE_ACCOUNT: Final = text(
     )
     """
 )
-_SINCE: Final = text("SELECT CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT)")
-_CHANGED: Final = text(
+# Every transaction before `xmin` has ended. One after the newest that is seen, and so on the disk,
+# may be lost in a crash of the server, and its number be given away again. Where a dump of another
+# server was restored, there are numbers that were not given away yet.
+_SINCE: Final = _sql(
+    "SELECT least({xmin}, 1 + coalesce(max(changed_in), 0)) FROM totals WHERE changed_in < {xmax}"
+)
+_CHANGED: Final = _sql(
     """
     SELECT a.name, t.label_set_id, t.total, t.cell, t.value
-    FROM totals t JOIN accounts a ON a.id = t.account_id WHERE t.changed_in >= :since
+    FROM totals t JOIN accounts a ON a.id = t.account_id
+    WHERE t.changed_in >= :since AND t.changed_in < {xmax}
     """
 )
+# The clock once the rows are locked. Whoever takes calls in refers to the accounts, and need not
+# wait for this.
 _SLOTS: Final = _sql(
-    "SELECT id, name, coalesce(next_slot, 0), {clock} FROM accounts WHERE name = ANY(:names) "
-    "ORDER BY id FOR UPDATE"
+    """
+    SELECT id, name, coalesce(next_slot, 0), {clock} FROM (
+        SELECT id, name, next_slot FROM accounts WHERE name = ANY(:names)
+        ORDER BY id FOR NO KEY UPDATE
+    ) held
+    """
 )
 _TAKE_SLOTS: Final = text(
     """
@@ -251,7 +279,9 @@ class Sharing:
         """
         with self._database.begin() as connection:
             # Every transaction before that one has ended by now: read first, it misses nothing.
-            now = int(connection.execute(_SINCE).scalar_one())
+            now = snapshot_number(connection)
+            # Less than before: the server has lost transactions, as at a failover.
+            since = since if since <= now else 0
             changed = {
                 Cell(name, labels, Total(total), cell): value
                 for name, labels, total, cell, value in connection.execute(

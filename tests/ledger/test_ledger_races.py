@@ -191,17 +191,25 @@ def test_a_price_that_several_tell_counts_once(stores: list[Store]) -> None:
     assert sum(v for c, v in totals.items() if c.total is Total.PRICE) == 350.0 * ROUNDS
 
 
+def hand_over(store: Store, source: str | None, wanted: list[NewCall]) -> list[StoredCall]:
+    if source is None:
+        return store.push([wanted], NOW).added
+    return store.watch(source, wanted, NOW).added
+
+
 def test_deleted_calls_that_several_want_again(stores: list[Store]) -> None:
     for number in range(ROUNDS):
         wanted = names(number * 5, 5)
         for stored in stores[0].watch(None, wanted, NOW).added:
             assert stores[0].delete(stored.call.id, NOW)
+        sources = "file:a", "file:b", None
         taken = together(
-            partial(stores[0].watch, "file:a", shuffled(wanted, 1), NOW),
-            partial(stores[1].watch, "file:b", shuffled(wanted, 2), NOW),
-            partial(stores[2].push, [shuffled(wanted, 3)], NOW),
+            *(
+                partial(hand_over, store, source, shuffled(wanted, number))
+                for store, source in zip(stores, sources, strict=True)
+            )
         )
-        added = [stored.call.reference_id for one in taken for stored in one.added]
+        added = [stored.call.reference_id for one in taken for stored in one]
         assert sorted(added) == [call.reference_id for call in wanted]
     assert rows(stores[0], "SELECT count(*) FROM calls WHERE result IS NULL") == [(ROUNDS * 5,)]
     # Both files name them.
