@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.calls import next_poll
+from exporter.polling.adaptive import ENOUGH, EXPLORING, LATE, AdaptivePace, plan
+from exporter.polling.lifetimes import Lifetimes
+
+INTERVAL, MAX_INTERVAL = 15.0, 300.0
+
+Lives = Callable[[random.Random], float]
+
+
+def ringing(chance: random.Random) -> float:
+    return chance.uniform(2, 25) + min(120.0, chance.lognormvariate(3.0, 0.6))
+
+
+def short(chance: random.Random) -> float:
+    return chance.uniform(3, 8)
+
+
+def minutes(chance: random.Random) -> float:
+    return chance.uniform(200, 400)
+
+
+def hours(chance: random.Random) -> float:
+    return chance.uniform(3600, 20_000)
+
+
+class Followed(NamedTuple):
+    """A call that was polled until its end: how often, how late, how long at most in between."""
+
+    requests: int
+    delay: float
+    longest: float
+
+
+def follow(
+    pace: AdaptivePace, lives: Lives, calls: int, seed: int = 1, every: float = 20.0
+) -> list[Followed]:
+    """Have calls polled at a pace, which learns from each as it ends; one comes every so often."""
+    chance, found = random.Random(seed), []
+    for number in range(calls):
+        life, before, requests, longest = lives(chance), 0.0, 1, 0.0
+        age = longest = pace.first_wait(0.0, chance.random())
+        while age < life:
+            wait = pace.wait(age, 0, chance.random())
+            longest, before, age = max(longest, wait), age, age + wait
+            requests += 1
+        pace.ended(before, age, number * every)
+        found.append(Followed(requests, age - life, longest))
+    return found
+
+
+def mean_requests(followed: list[Followed]) -> float:
+    return sum(call.requests for call in followed) / len(followed)
+
+
+def late(followed: list[Followed], than: float = INTERVAL * 1.1) -> float:
+    return sum(call.delay > than for call in followed) / len(followed)
+
+
+@pytest.mark.parametrize("age", [0.0, 10.0, 149.0, 200.0, 1e6])
+@pytest.mark.parametrize("failures", [0, 1, 3])
+def test_before_enough_is_learnt_it_is_the_growing_pace(age: float, failures: int) -> None:
+    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    for _ in range(ENOUGH - 1):
+        pace.ended(10.0, 20.0, 0.0)
+    assert pace.first_wait(age, 0.5) == 0
+    assert pace.wait(age, failures, 0.5) == next_poll(age, failures, INTERVAL, MAX_INTERVAL)
+    pace.ended(10.0, 20.0, 0.0)
+    assert pace.first_wait(0.0, 0.5) > 0
+
+
+@pytest.mark.parametrize(
+    ("lives", "most", "share_late"),
+    [
+        # `most`: requests for a call; with one every 15 s they are 4.1, 1.6, 21.5 and some 800
+        (ringing, 2.5, 0.07),
+        (short, 1.1, 0.01),
+        (minutes, 8.0, 0.10),
+        (hours, 80.0, 1.0),
+    ],
+)
+def test_what_a_result_costs(lives: Lives, most: float, share_late: float) -> None:
+    followed = follow(AdaptivePace(INTERVAL, MAX_INTERVAL), lives, 3000)[1000:]
+    assert mean_requests(followed) <= most
+    assert late(followed) <= share_late
+    assert max(call.longest for call in followed) <= MAX_INTERVAL
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "within"),
+    [
+        # Shorter lives make results late until they are noticed, longer ones cost requests.
+        (ringing, short, 500),
+        (minutes, short, 500),
+        (minutes, ringing, 500),
+        (hours, short, 500),
+        (hours, ringing, 500),
+        (short, ringing, 500),
+        (short, minutes, 2000),
+        (ringing, minutes, 2000),
+        (hours, minutes, 2000),
+    ],
+)
+def test_what_has_changed_is_followed(before: Lives, after: Lives, within: int) -> None:
+    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    follow(pace, before, 2000)
+    assert late(follow(pace, after, within + 500, seed=2)[within:]) <= 0.12
+
+
+def test_one_call_in_sixteen_comes_early_and_the_rest_with_jitter() -> None:
+    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    for number in range(500):
+        pace.ended(60.0 + number % 30, 60.0 + number % 30, number * 20.0)
+    planned = pace.first_wait(0.0, EXPLORING + (1 - EXPLORING) / 2)
+    assert 50 < planned < 75
+    for chance, share in [
+        (0.0, 0.0), (EXPLORING / 2, 0.5), (EXPLORING, 0.9), (1.0, 1.1),
+    ]:  # fmt: skip
+        assert pace.first_wait(0.0, chance) == pytest.approx(share * planned)
+    assert pace.first_wait(20.0, EXPLORING) == pytest.approx(0.9 * planned - 20)
+    assert pace.first_wait(3600.0, EXPLORING) == 0
+    assert pace.wait(planned, 0, 1.0) == pytest.approx(pace.wait(planned, 0, 0.0) * 1.1 / 0.9)
+
+
+def test_failures_in_a_row_double_the_wait() -> None:
+    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    follow(pace, ringing, 200)
+    waits = [pace.wait(40.0, failures, 0.5) for failures in (0, 1, 2, 10, 10**6)]
+    assert waits[1:3] == pytest.approx([2 * waits[0], 4 * waits[0]])
+    assert waits[3:] == [MAX_INTERVAL, MAX_INTERVAL]
+
+
+def test_where_ends_are_told_of_polls_are_fewer() -> None:
+    asked, told = (AdaptivePace(INTERVAL, MAX_INTERVAL) for _ in range(2))
+    chance = random.Random(5)
+    for number in range(1000):
+        life = ringing(chance)
+        asked.ended(life, life, number * 20.0)
+        told.ended(0.0, life, number * 20.0, told=True)
+    assert asked.plan
+    assert told.plan
+    assert told.plan.requests < 0.7 * asked.plan.requests
+    assert told.lives.ended([20, 60]) == asked.lives.ended([20, 60])
+
+
+def test_a_plan_is_made_now_and_then() -> None:
+    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    plans = set()
+    for number in range(1000):
+        pace.ended(10.0, 20.0, number / 100)
+        plans.add(id(pace.plan))
+    assert len(plans) == 2  # none, and one in ten seconds
+    first = pace.plan
+    pace.ended(10.0, 20.0, -1e6)  # the clock was set
+    assert pace.plan is not first
+
+
+def test_another_aim_is_followed_at_once_and_nothing_is_forgotten() -> None:
+    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    follow(pace, ringing, 500)
+    punctual, learnt = pace.plan, pace.lives.calls
+    pace.configure(60.0, MAX_INTERVAL)
+    assert punctual
+    assert pace.plan
+    assert pace.plan.requests < punctual.requests
+    assert pace.lives.calls == learnt
+
+
+def test_a_plan_is_punctual_where_that_can_be_paid() -> None:
+    lives = Lifetimes(30.0)
+    chance = random.Random(6)
+    for _ in range(2000):
+        lives.learn(*[ringing(chance)] * 2)
+    planned = plan(lives, INTERVAL, MAX_INTERVAL)
+    assert planned.late <= LATE
+    for _ in range(2000):
+        lives.learn(*[ringing(chance)] * 2)
+        lives.learn(*[hours(chance)] * 2)
+    # Half of them live for hours. To know that within 15 s would take 400 requests for a call.
+    assert plan(lives, INTERVAL, MAX_INTERVAL).requests < 50
+
+
+odd = st.floats() | st.floats(0, 1000)
+
+
+@given(
+    st.lists(st.tuples(odd, odd, odd, st.sampled_from(["ended", "told", "outlived"])), max_size=80),
+    st.floats(0.1, 86_400),
+    st.floats(1, 100),
+    st.floats(0, 1e9),
+    st.integers(0, 10**6),
+    st.floats(0, 1),
+)
+def test_any_history_has_a_wait(
+    history: list[tuple[float, float, float, str]],
+    interval: float,
+    longer: float,
+    age: float,
+    failures: int,
+    chance: float,
+) -> None:
+    most = min(86_400.0, interval * longer)
+    pace = AdaptivePace(interval, most)
+    for after, by, at, what in history:
+        if what == "outlived":
+            pace.outlived(by, at)
+        else:
+            pace.ended(after, by, at, told=what == "told")
+        assert pace.plan is None or pace.lives.calls >= ENOUGH
+    assert 0 <= pace.first_wait(age, chance) <= most
+    wait = pace.wait(age, failures, chance)
+    assert min(most, interval / 2) * 0.89 <= wait <= most
+    assert pace.wait(age, failures + 1, chance) >= wait
+    assert not math.isnan(wait)
