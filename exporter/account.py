@@ -157,6 +157,7 @@ def _settings(config: Config, wish: AccountConfig) -> PollingSettings:
         Patience(polling.not_found_grace, polling.give_up_after),
         wish.rate_limit,
         wish.max_concurrency,
+        adaptive=polling.pace == "adaptive",
     )
 
 

@@ -76,12 +76,18 @@ class AccountConfig(_Model):
 class PollingConfig(_Model):
     """When a call is asked for, and when it is given up."""
 
+    pace: Annotated[Literal["adaptive", "growing"], Words("`adaptive` or `growing`")] = "adaptive"
+    """`adaptive` learns how long an account's calls take, and asks when results are likely;
+    `growing` asks every `interval`, and for older calls less and less often."""
+
     # Nobody should poll ten times a second, but tests of a whole life of a call have to.
     interval: Annotated[float, Duration("100ms", "1d")] = 15.0
-    """From one poll of a call to the next, while the call is young."""
+    """How late results may be known. `adaptive`: 95 % of them are to be known within it, after
+    their calls' end, where that takes no more than some 30 requests for a single one. `growing`,
+    and `adaptive` before it has learnt: from one poll of a young call to the next."""
 
     max_interval: Annotated[float, Duration("100ms", "1d")] = 300.0
-    """What the interval grows to as a call gets older. At least `interval`."""
+    """The longest time from one poll of a call to the next. At least `interval`."""
 
     timeout: Annotated[float, Duration("1ms", "10m")] = 10.0
     """Of one request, from connecting to the last byte."""

@@ -14,7 +14,6 @@ import structlog
 
 from exporter.calls import (
     BackOff,
-    CallState,
     Finished,
     Patience,
     PauseAccount,
@@ -22,7 +21,6 @@ from exporter.calls import (
     ReferenceId,
     Verdict,
     WatchedCall,
-    next_poll,
     verdict,
 )
 from exporter.errors import RequestError
@@ -32,6 +30,7 @@ from exporter.metrics.catalogue import AccountMetrics
 from exporter.polling.pace import GOOD, Limit, Pace, RateLimit
 from exporter.polling.schedule import TICK, Schedule
 from exporter.polling.settings import PollingSettings
+from exporter.polling.timing import Timing
 from exporter.polling.wall import WallClock
 
 _log = structlog.get_logger(__name__)
@@ -82,6 +81,7 @@ class Poller:
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._schedule = Schedule()
+        self.timing = Timing(settings)
         self._pace = Pace(settings.rate_limit, _jitter, limit)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -98,6 +98,7 @@ class Poller:
     def configure(self, settings: PollingSettings) -> None:
         """Change the pace; calls that are scheduled keep their time."""
         self._settings = settings
+        self.timing.configure(settings)
         self._pace.set_rate_limit(settings.rate_limit)
         self.wake()
 
@@ -108,11 +109,11 @@ class Poller:
         self.wake()
 
     def watch(self, call: WatchedCall, within: float = math.inf) -> None:
-        """Poll a call from now on: a new one at once, one that is known already spread out.
+        """Poll a call from now on; see `Timing.first`.
 
         Args:
             call: the call.
-            within: seconds in which a known one is to be asked for, at most.
+            within: seconds in which it is to be asked for, at most.
         """
         if call.id in self.calls:
             return
@@ -120,16 +121,17 @@ class Poller:
         self.calls[call.id] = call
         self._metrics.watched[call.state].value += 1
         now = self._loop.time()
-        if call.state is not CallState.NEW:
-            spread = min(within, self._interval(call, time.time()))
-            now += spread * random.random()  # noqa: S311 - no secret hangs on it
-        self._schedule.add(call, now)
+        wait = self.timing.first(call, now, time.time())
+        if wait > within:
+            wait = within * random.random()  # noqa: S311 - no secret hangs on it
+        self._schedule.add(call, now + wait)
 
     def hasten(self, call_id: int) -> None:
         """Ask for a call now, or once more, if it is asked for already."""
         if (call := self.calls.get(call_id)) is None:
             return
         now = self._loop.time()
+        self.timing.told(call_id)
         if call.tick < 0:
             self._hastened.add(call_id)
         elif call.tick * TICK > now:
@@ -142,6 +144,7 @@ class Poller:
         if call := self.calls.pop(call_id, None):
             self._schedule.discard(call)
             self._hastened.discard(call_id)
+            self.timing.not_ended(call_id)
             self._metrics.watched[call.state].value -= 1
 
     def clear(self) -> None:
@@ -286,6 +289,7 @@ class Poller:
             self._now = now
             self._follow_clock(time.time())
         wall = self._wall
+        before = call.last_polled
         call.polls += 1
         call.last_polled = wall
         decided = verdict(call, answer, wall, self._settings.patience)
@@ -293,7 +297,7 @@ class Poller:
         self._count(answer, outcome, now - sent_at, wall)
         if not (self._pace.well and outcome in GOOD):
             self._adapt(answer, outcome, sent_at, now, wall)
-        self._follow(call, decided, now, wall)
+        self._follow(call, decided, before, now, wall)
 
     def _follow_clock(self, wall: float) -> None:
         """Where the wall clock was set, move the calls' times with it: their ages stay."""
@@ -343,10 +347,13 @@ class Poller:
                 self._metrics.paused_until.value = 0.0
                 _log.info("account resumed", account=self.account, reason=was.value)
 
-    def _follow(self, call: WatchedCall, decided: Verdict, now: float, wall: float) -> None:
+    def _follow(
+        self, call: WatchedCall, decided: Verdict, before: float, now: float, wall: float
+    ) -> None:
         if self.calls.get(call.id) is not call:
             return  # let go while it was asked for, and perhaps taken up again as another object
         if isinstance(decided, Finished):
+            self.timing.learn(call, decided, before, wall)
             self._observe(call, decided, wall)
             if decided.bad_duration:
                 _log.warning(
@@ -362,16 +369,13 @@ class Poller:
             self._observe(call, decided, wall)
         else:
             call.failures += 1
-        wait = self._interval(call, wall) * _jitter()
+        wait = self.timing.again(call, wall)
         if call.id in self._hastened:
             self._hastened.discard(call.id)
             wait = 0.0
+        else:
+            self.timing.not_ended(call.id)
         self._schedule.add(call, now + wait)
-
-    def _interval(self, call: WatchedCall, wall: float) -> float:
-        settings = self._settings
-        age = max(0.0, wall - call.first_watched)
-        return next_poll(age, call.failures, settings.interval, settings.max_interval)
 
 
 def _jitter() -> float:

@@ -35,6 +35,7 @@ def test_a_whole_file(load: Load) -> None:
     assert account.secret_key == Secret("12")
     assert (account.base_url, account.rate_limit) == ("http://127.0.0.1:80/x", 0.5)
     assert config.polling.model_dump() == {
+        "pace": "adaptive",
         "interval": 0.2,
         "max_interval": 1.0,
         "timeout": 1.0,

@@ -23,6 +23,7 @@ from exporter.errors import ConnectionFailedError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import Catalogue
+from exporter.polling.adaptive import ENOUGH
 from exporter.polling.poller import Poller
 from exporter.polling.schedule import TICK
 from exporter.polling.settings import PollingSettings
@@ -316,3 +317,42 @@ async def test_a_bug_is_noticed(bench: Bench) -> None:
     async with asyncio.timeout(5):
         await bench.poller.failed.wait()
     assert isinstance(bench.poller.failure, ZeroDivisionError)
+
+
+LEARNING = PollingSettings(0.05, 0.2, FAST.patience, FAST.rate_limit, 50, adaptive=True)
+
+
+async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
+    bench.poller.configure(LEARNING)
+    bench.watch("a")
+    await until(lambda: len(bench.provider.asked) >= 3)
+    bench.provider.answer = BUSY
+    await until(lambda: not bench.poller.calls)
+    pace = bench.poller.timing.pace
+    assert pace.lives.calls == 1
+    # That it lived for longer than an interval was seen; that it has ended, too.
+    before = pace.lives.ended([0.05, 5.0])
+    for n in range(ENOUGH):
+        bench.watch(f"b{n}")
+    await until(lambda: not bench.poller.calls)
+    after = pace.lives.ended([0.05, 5.0])
+    assert pace.lives.calls == 1 + ENOUGH
+    assert pace.plan
+    assert before[0] < after[0]
+    # All had ended when they were watched: the next call has time, but not for long.
+    asked = len(bench.provider.asked)
+    bench.watch("c")
+    await until(lambda: bench.provider.asked[asked:] == ["c"])
+
+
+async def test_a_call_that_somebody_told_of_is_known_to_have_ended_then(bench: Bench) -> None:
+    bench.poller.configure(PollingSettings(600, 600, FAST.patience, 10_000, 4, adaptive=True))
+    bench.watch("a", age=300)
+    await until(lambda: len(bench.provider.asked) == 1)
+    for _ in range(2):  # the first is a hint that comes to nothing
+        bench.poller.hasten(1)
+        await until(lambda: bench.poller.calls[1].polls == len(bench.provider.asked) > 1)
+        bench.provider.answer = BUSY
+    await until(lambda: not bench.poller.calls)
+    lives = bench.poller.timing.pace.lives
+    assert lives.ended([310.0])[0] - lives.ended([290.0])[0] > 0.01
