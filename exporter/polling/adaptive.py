@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -284,6 +285,17 @@ class AdaptivePace:
         """Learn from a call that was given up at an age, in seconds, before it ended."""
         self.lives.outlived(age)
         self._learnt(at)
+
+    def recall(self, ages: Iterable[tuple[float, bool]]) -> None:
+        """Learn from calls of the past, oldest first: at which age each ended or was given up."""
+        for age, ended in ages:
+            if ended:
+                # When it was asked for before is not known. For most, it was within `interval`.
+                self.lives.learn(age - self._interval, age)
+            else:
+                self.lives.outlived(age)
+        if self.lives.calls >= ENOUGH:
+            self._make_plan()
 
     def _learnt(self, at: float) -> None:
         self._fresh += 1

@@ -91,19 +91,20 @@ class Timing:
         # A poll that failed did not see whether the call had ended.
         seen = max(call.state_since, 0.0 if call.failures else before)
         told = told or call.id in self._told
-        self._learn(found.status, seen - call.first_watched, at - call.first_watched, at, told=told)
-
-    def recall(self, ends: Iterable[tuple[Status, float, float]]) -> None:
-        """Learn from calls of the past, oldest first: how each ended, at which age, and when."""
-        for status, age, at in ends:
-            # When it was asked for before is not known. Most were within `interval`.
-            self._learn(status, age - self._settings.interval, age, at, told=False)
-
-    def _learn(self, status: Status, after: float, age: float, at: float, *, told: bool) -> None:
+        age = at - call.first_watched
         # A call that the provider does not know says nothing of how long others live.
-        if not self._settings.adaptive or status is Status.NOT_FOUND:
+        if not self._settings.adaptive or found.status is Status.NOT_FOUND:
             return
-        if status is Status.EXPIRED:
+        if found.status is Status.EXPIRED:
             self.pace.outlived(age, at)
         else:
-            self.pace.ended(after, age, at, told=told)
+            self.pace.ended(seen - call.first_watched, age, at, told=told)
+
+    def recall(self, ends: Iterable[tuple[Status, float]]) -> None:
+        """Learn from calls of the past, oldest first: how they ended, and at which age."""
+        if self._settings.adaptive:
+            self.pace.recall(
+                (age, status is not Status.EXPIRED)
+                for status, age in ends
+                if status is not Status.NOT_FOUND
+            )

@@ -108,10 +108,15 @@ def test_what_says_nothing_of_how_long_calls_live() -> None:
 
 def test_the_past_is_learnt_from() -> None:
     timing = Timing(ADAPTIVE)
-    timing.recall((Status.BUSY, 60.0, WALL) for _ in range(ENOUGH - 1))
-    timing.recall([(Status.NOT_FOUND, 60.0, WALL), (Status.EXPIRED, 3e5, WALL)])
-    assert timing.pace.lives.calls == ENOUGH
+    timing.recall((Status.BUSY, 60.0) for _ in range(ENOUGH - 1))
+    timing.recall([(Status.NOT_FOUND, 60.0)])
+    assert (timing.pace.lives.calls, timing.pace.plan) == (ENOUGH - 1, None)
+    timing.recall([(Status.EXPIRED, 3e5)])
     assert timing.pace.plan
+    assert timing.pace.lives.ended([40.0, 65.0]) == pytest.approx([0.1, 0.9], abs=0.05)
+    growing = Timing(GROWING)
+    growing.recall((Status.BUSY, 60.0) for _ in range(ENOUGH))
+    assert growing.pace.lives.calls == 0
 
 
 def test_another_configuration() -> None:
