@@ -229,6 +229,7 @@ class Service:
         self.config = config
         self._change_accounts(config)
         for name in sorted(self._to_load):
+            self.calls.teach(name)
             async for _ in self.calls.load(name):
                 pass
             self._to_load.discard(name)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 import structlog
@@ -34,6 +35,7 @@ from exporter.ledger.records import (
 from exporter.ledger.totals import Cell, Total
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import CallbackOutcome, Catalogue
+from exporter.polling.lifetimes import WINDOW
 from exporter.sources.api import Inbox
 
 _log = structlog.get_logger(__name__)
@@ -63,6 +65,8 @@ class Watching:
         self.inbox = Inbox(self._push)
         self.call_metrics = CallMetrics((), (), 1)
         self.histories = Histories()
+        # Until their account is there to learn from them.
+        self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self.max_calls: float = math.inf
         self.shown_totals: dict[Cell, float] = {}  # where others add to them, too
 
@@ -78,7 +82,17 @@ class Watching:
             LedgerError: the ledger failed.
         """
         since = self.histories.start(time.time())
-        self.histories.recall(*await self.ledger.call(self.ledger.store.recent, since))
+        past = await self.ledger.call(self.ledger.store.recent, since)
+        self.histories.recall(*past)
+        for ended in past.calls:
+            self._past[ended.account].append(ended)
+
+    def teach(self, account: str) -> None:
+        """Have the pace of an account learn from what has become of its calls lately."""
+        self._accounts[account].poller.timing.recall(
+            (ended.status, ended.finished_at - ended.first_watched)
+            for ended in self._past.pop(account, ())
+        )
 
     async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
         """Take calls in and poll the new ones; see `Store.watch`.
@@ -183,6 +197,7 @@ class Watching:
             return CallbackOutcome.REPEATED  # by a poll, which was first
         if call.id not in account.poller.calls and self.ledger.store.shared:
             await self.ledger.call(self.ledger.store.tell, call.id, FORGET)
+        account.poller.timing.learn(watched, decided, 0.0, now, told=True)
         if decided.bad_duration:
             _log.warning("bad call duration", account=call.account, reference_id=call.reference_id)
         return CallbackOutcome.ACCEPTED

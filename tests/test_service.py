@@ -26,6 +26,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
 from exporter.metrics.catalogue import CallbackOutcome
+from exporter.polling.adaptive import ENOUGH
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
@@ -305,3 +306,23 @@ async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
         "ledger cannot be written",
         "ledger not written in time",
     ]
+
+
+async def test_the_pace_goes_on_where_it_was(
+    bench: Bench, simulator: Simulator, tmp_path: Path
+) -> None:
+    names = [f"c{n}" for n in range(ENOUGH)]
+    for name in names:
+        simulator.add_call("main", name, Plan())
+    await bench.push(*names)
+    await until(lambda: bench.counted(status="answered") == ENOUGH)
+    await bench.service.stop()
+    again = Bench(simulator, tmp_path)
+    await again.service.open()
+    await again.service.start()
+    try:
+        pace = again.service.accounts["main"].poller.timing.pace
+        assert pace.lives.calls == ENOUGH
+        assert pace.plan
+    finally:
+        await again.service.stop()

@@ -115,6 +115,7 @@ async def test_a_callback_that_is_trusted(bench: Bench) -> None:
     assert await bench.call_back(CallStatus="BUSY", SentResult="0", Price="1") == 200
     assert (bench.counted("busy"), bench.price) == (0, {"otp": 350.5})
     assert bench.outcomes == {"hint": 1, "accepted": 1, "repeated": 1}
+    assert bench.service.accounts["main"].poller.timing.pace.lives.calls == 1
     key = ("main", "1", "otp")
     assert bench.service.calls.call_metrics.keypresses._series[key].value == 1
 
