@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test lint bench soak docs screenshots audit sbom lock lint-dashboards clean
+.PHONY: run test lint bench bench-pace soak docs screenshots audit sbom lock lint-dashboards clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -30,6 +30,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.watched
 	$(BIN)/python -m benchmarks.pushed
 	$(BIN)/python -m benchmarks.callbacks
+	$(BIN)/python -m benchmarks.pace
+
+# The part of it that needs no quiet machine: virtual time, the same figures everywhere.
+bench-pace: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.pace
 
 # Figures for docs/reliability.md; half an hour, or `make soak MINUTES=3`.
 MINUTES ?= 30

@@ -44,6 +44,8 @@ _DELAY: Final = 0.2
 # What a late result costs, in requests. Where the highest price does not make results punctual,
 # because ends are spread over a long time, later ones are aimed at: `interval` is stretched.
 _PRICES: Final = (0.0, *(0.25 * 1.2**n for n in range(28)))
+# As to stretch it is a jump, some more late results than are aimed at are abided before that.
+_ABIDED: Final = 2 * LATE
 _STRETCHES: Final = tuple(1.15**n for n in range(1, 24))
 
 # The ages of a plan: this many steps in a tolerated delay at first, then in a doubling of the age
@@ -82,8 +84,7 @@ def plan(lives: Lifetimes, interval: float, max_interval: float, polled: float =
         polled: the share of results that polls have to find, and nobody tells of.
     """
     planner = _Planner(lives, interval, max_interval, polled)
-    # Twice as many are put up with, because to aim at another delay is a jump.
-    if planner.at(_PRICES[-1]).late <= 2 * LATE:
+    if planner.at(_PRICES[-1]).late <= _ABIDED:
         return planner.cheapest()
     low, high = 0, len(_STRETCHES) - 1
     while low < high:
