@@ -63,7 +63,7 @@ def _configuration(folder: Path, base_url: str, way: Way) -> Path:
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         f"watch:\n  api: {{tokens: [{{name: bench, token: {TOKEN}}}]}}\n"
         f"  callback: {{trust: {way.trust or 'verify'}}}\n"
-        f"polling: {{interval: {way.interval}}}\n"
+        f"polling: {{pace: growing, interval: {way.interval}}}\n"
     )
     return path
 

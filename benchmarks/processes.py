@@ -67,7 +67,7 @@ def configuration(folder: Path, base_url: str, calls: int, ledger: str = "") -> 
         "accounts:",
         f"  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}',",
         f"     rate_limit: 100000, max_concurrency: {CONCURRENCY}}}",
-        "polling: {interval: 100ms, max_interval: 100ms}",
+        "polling: {pace: growing, interval: 100ms, max_interval: 100ms}",
         f"ledger: {{url: '{ledger}'}}",
         "watch:",
         "  calls:",
