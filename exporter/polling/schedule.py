@@ -12,6 +12,16 @@ TICK: Final = 0.05
 """Seconds; calls that are due within the same tick are due together."""
 
 
+class _Bucket(list[WatchedCall]):
+    """The calls that are due in a tick, which they all hold as the same object."""
+
+    __slots__ = ("tick",)
+
+    def __init__(self, tick: int) -> None:
+        super().__init__()
+        self.tick = tick
+
+
 class Schedule:
     """The calls of one account in the order in which they are due.
 
@@ -20,7 +30,7 @@ class Schedule:
     """
 
     def __init__(self) -> None:
-        self._buckets: dict[int, list[WatchedCall]] = {}
+        self._buckets: dict[int, _Bucket] = {}
         self._ticks: list[int] = []  # a heap of the buckets' keys
         self._due: deque[WatchedCall] = deque()
         self._due_tick = -1
@@ -30,13 +40,13 @@ class Schedule:
         tick = int(due / TICK)
         if tick == call.tick:
             return
-        call.tick = tick
         bucket = self._buckets.get(tick)
         if bucket is None:
-            self._buckets[tick] = [call]
+            bucket = self._buckets[tick] = _Bucket(tick)
             heappush(self._ticks, tick)
-        else:
-            bucket.append(call)
+        # Not the `tick` of above: a number of its own would be a tenth of what a call takes.
+        call.tick = bucket.tick
+        bucket.append(call)
 
     def discard(self, call: WatchedCall) -> None:
         """Take a call out."""

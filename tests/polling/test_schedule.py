@@ -64,6 +64,14 @@ TestSchedule = ScheduleMachine.TestCase
 TestSchedule.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
+def test_calls_that_are_due_together_share_their_tick() -> None:
+    schedule = Schedule()
+    one, other = (WatchedCall(n, reference_id(f"c{n}"), 0.0) for n in range(2))
+    schedule.add(one, 1000.01)
+    schedule.add(other, 1000.02)
+    assert one.tick is other.tick
+
+
 def test_the_call_that_waits_longest_is_first() -> None:
     schedule = Schedule()
     calls = [WatchedCall(n, reference_id(f"c{n}"), 0.0) for n in range(50)]
