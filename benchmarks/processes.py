@@ -59,18 +59,19 @@ def provider(certificate: Certificate | None, *, endless: bool = False) -> Itera
         yield f"{'https' if certificate else 'http'}://127.0.0.1:{port}{BASE_PATH}"
 
 
-def configuration(folder: Path, base_url: str, calls: int, ledger: str = "") -> Path:
-    """Write a configuration that polls as fast as it can."""
+def configuration(
+    folder: Path, base_url: str, calls: int, interval: str = "100ms", ledger: str = ""
+) -> Path:
+    """Write a configuration; with the usual interval, it polls as fast as it can."""
     ledger = ledger or f"sqlite:///{folder}/ledger.db"
     path = folder / "config.yaml"
     lines = [
         "accounts:",
         f"  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}',",
         f"     rate_limit: 100000, max_concurrency: {CONCURRENCY}}}",
-        "polling: {pace: growing, interval: 100ms, max_interval: 100ms}",
+        f"polling: {{pace: growing, interval: {interval}, max_interval: {interval}}}",
         f"ledger: {{url: '{ledger}'}}",
-        "watch:",
-        "  calls:",
+        *(["watch:", "  calls:"] if calls else []),
         *(f"    - '{number:036d}'" for number in range(calls)),
     ]
     path.write_text("\n".join(lines))

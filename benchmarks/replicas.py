@@ -58,7 +58,7 @@ def measure(server: Server, replicas: int, calls: int) -> Run:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = stack.enter_context(server.database()).replace("+psycopg", "")
         base_url = stack.enter_context(provider(None))
-        config = configuration(folder, base_url, calls, url)
+        config = configuration(folder, base_url, calls, ledger=url)
         exporters = [stack.enter_context(Exporter(config)) for _ in range(replicas)]
         for exporter in exporters:
             exporter.drain()
