@@ -31,12 +31,10 @@ from exporter.polling.pace import GOOD, Limit, Pace, RateLimit
 from exporter.polling.schedule import TICK, Schedule
 from exporter.polling.settings import PollingSettings
 from exporter.polling.timing import Timing
+from exporter.polling.together import Together
 from exporter.polling.wall import WallClock
 
 _log = structlog.get_logger(__name__)
-
-# Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
-_AUTH: Final = Outcome.AUTH
 
 # uvloop's clock has whole milliseconds; a shorter wait would only turn the loop once more.
 _TIMER_GRAIN: Final = 0.001
@@ -89,7 +87,7 @@ class Poller:
         self._failure: BaseException | None = None
         self._stopping = False
         self._wall_clock = WallClock(time.time(), time.monotonic())
-        self._now, self._wall = -math.inf, 0.0  # the last reading of both clocks
+        self._answers = Together(self._loop, self._learn_all)
         self._hastened: set[int] = set()  # to be asked for again, by calls that are being asked for
         self.failed = asyncio.Event()
 
@@ -194,6 +192,7 @@ class Poller:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        self._answers.flush()
 
     @property
     def failure(self) -> BaseException | None:
@@ -283,45 +282,45 @@ class Poller:
             answer = await self.provider.send_status(call.reference_id)
         except RequestError as error:
             answer = Answer(error.outcome, message=str(error))
-        now = self._loop.time()
-        if now != self._now:
-            # Answers that come together share a reading: uvloop's clock stands still meanwhile.
-            self._now = now
-            self._follow_clock(time.time())
-        wall = self._wall
+        self._answers.add((call, answer, sent_at))
+        if not (self._pace.well and answer.outcome in GOOD):
+            # Whatever is not well is to hold up the very next request.
+            self._answers.flush()
+
+    def _learn_all(self, answers: list[tuple[WatchedCall, Answer, float]]) -> None:
+        now, wall = self._loop.time(), time.time()
+        try:
+            self._follow_clock(wall)
+            for call, answer, sent_at in answers:
+                self._learn(call, answer, sent_at, now, wall)
+            # Calls have a new time, and a good answer may have opened the account to others.
+            self.wake()
+        except Exception as error:  # noqa: BLE001 - a bug, and nobody awaits this
+            self._failure = error
+            self.failed.set()
+
+    def _learn(
+        self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
+    ) -> None:
         before = call.last_polled
         call.polls += 1
         call.last_polled = wall
         decided = verdict(call, answer, wall, self._settings.patience)
         outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
-        self._count(answer, outcome, now - sent_at, wall)
+        if answer.code is not None:
+            self.authorized = outcome in GOOD or outcome is not Outcome.AUTH
+        self._metrics.answered(outcome, answer.code, now - sent_at, wall)
         if not (self._pace.well and outcome in GOOD):
             self._adapt(answer, outcome, sent_at, now, wall)
         self._follow(call, decided, before, now, wall)
 
     def _follow_clock(self, wall: float) -> None:
         """Where the wall clock was set, move the calls' times with it: their ages stay."""
-        self._wall = wall
         if step := self._wall_clock.step(wall, time.monotonic()):
             for call in self.calls.values():
                 call.first_watched += step
                 call.state_since += step
             _log.warning("wall clock was set", account=self.account, seconds=round(step, 1))
-
-    def _count(self, answer: Answer, outcome: Outcome, duration: float, wall: float) -> None:
-        metrics = self._metrics
-        metrics.requests[outcome].value += 1
-        metrics.request_duration.observe(duration)
-        if (code := answer.code) is not None:
-            metrics.result_codes[code].value += 1
-            if outcome is _AUTH:
-                metrics.auth_failures[code].value += 1
-            authorized = outcome is not _AUTH
-            if authorized is not self.authorized:
-                self.authorized = authorized
-                metrics.authorized.value = float(authorized)
-        if outcome in GOOD:
-            metrics.last_success.value = wall
 
     def _adapt(
         self, answer: Answer, outcome: Outcome, sent_at: float, now: float, wall: float
@@ -340,12 +339,9 @@ class Poller:
                     message=answer.message,
                     seconds=round(pace.paused_until - now, 1),
                 )
-        elif trial and not pace.on_trial:
-            # A good answer opens the account: others may be asked for at the same time.
-            self._loop.call_soon(self.wake)
-            if was is not None:
-                self._metrics.paused_until.value = 0.0
-                _log.info("account resumed", account=self.account, reason=was.value)
+        elif trial and not pace.on_trial and was is not None:
+            self._metrics.paused_until.value = 0.0
+            _log.info("account resumed", account=self.account, reason=was.value)
 
     def _follow(
         self, call: WatchedCall, decided: Verdict, before: float, now: float, wall: float
