@@ -67,7 +67,7 @@ def table(peers: Mapping[str, Peer | Missing], found: Mapping[str, list[Cost]]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=8_000, help="that are polled five times each")
+    parser.add_argument("--calls", type=int, default=5_000, help="that are polled five times each")
     parser.add_argument("--only", choices=("HTTP", "HTTPS"))
     parser.add_argument("--alone", action="store_true", help="only the exporter and the bare loop")
     options = parser.parse_args()
