@@ -356,3 +356,25 @@ async def test_a_call_that_somebody_told_of_is_known_to_have_ended_then(bench: B
     await until(lambda: not bench.poller.calls)
     lives = bench.poller.timing.pace.lives
     assert lives.ended([310.0])[0] - lives.ended([290.0])[0] > 0.01
+
+
+async def test_a_bug_in_what_an_answer_means_is_noticed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.watch("a")
+    await until(lambda: len(bench.observed) >= 2)  # the account is well
+    monkeypatch.setattr("exporter.polling.poller.verdict", lambda *_: 1 / 0)
+    async with asyncio.timeout(5):
+        await bench.poller.failed.wait()
+    assert isinstance(bench.poller.failure, ZeroDivisionError)
+
+
+async def test_an_answer_that_came_last_is_observed_before_the_end(bench: Bench) -> None:
+    bench.watch("a")
+    await until(lambda: len(bench.observed) >= 2)
+    bench.provider.hold = asyncio.Event()
+    await until(lambda: bench.provider.under_way == 1)
+    bench.provider.answer = BUSY
+    bench.provider.hold.set()
+    await bench.poller.stop(1)
+    assert bench.observed[-1] == ("a", Finished(Result.SUCCESS, Status.BUSY))
