@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from exporter.calls import CallState
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import open_database
 
 _DAY: Final = 86_400.0
 _PUSHED: Final = 100
@@ -25,7 +25,7 @@ def fill(path: Path, calls: int, now: float) -> None:
 
     Written by the shortest way: through the exporter's own, a million calls take two minutes.
     """
-    Database(f"sqlite:///{path}").close()
+    open_database(f"sqlite:///{path}").close()
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("INSERT INTO accounts VALUES (1, 'main')")
         database.execute("INSERT INTO label_sets VALUES (1, '{}')")

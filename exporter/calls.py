@@ -169,18 +169,17 @@ class Patience:
 class WatchedCall:
     """A call whose result is not known yet.
 
-    The one object of the project that changes: a hundred thousand of them are held, so each holds
-    as little as it can.
+    The one object of the project that changes. A million of them are held, so each holds as little
+    as it can: times and ticks are numbers that calls share, wherever they can.
 
     Attributes:
         id: its row in the ledger.
         reference_id: the id that the provider is asked for.
         first_watched: when it was first watched (Unix time).
         state: as of the last answer that was committed.
-        state_since: when that state began (Unix time).
+        state_since: when that state began (Unix time, to the second once it was answered).
         failures: polls in a row that brought nothing.
-        polls: how often it was asked for since the exporter started.
-        last_polled: when it was last answered (Unix time); 0 before the first time.
+        last_polled: when it was last answered (Unix time, to the second); 0 before the first time.
         tick: when it is due, in ticks of the schedule; -1 while it is not scheduled.
     """
 
@@ -190,7 +189,6 @@ class WatchedCall:
     state: CallState = CallState.NEW
     state_since: float = 0.0
     failures: int = 0
-    polls: int = 0
     last_polled: float = 0.0
     tick: int = -1
 

@@ -86,6 +86,7 @@ class Poller:
         self._timer_at = 0.0
         self._failure: BaseException | None = None
         self._stopping = False
+        self._second = 0.0
         self._wall_clock = WallClock(time.time(), time.monotonic())
         self._answers = Together(self._loop, self._learn_all)
         self._hastened: set[int] = set()  # to be asked for again, by calls that are being asked for
@@ -289,6 +290,8 @@ class Poller:
 
     def _learn_all(self, answers: list[tuple[WatchedCall, Answer, float]]) -> None:
         now, wall = self._loop.time(), time.time()
+        if (second := wall // 1) != self._second:
+            self._second = second
         try:
             self._follow_clock(wall)
             for call, answer, sent_at in answers:
@@ -303,8 +306,7 @@ class Poller:
         self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
     ) -> None:
         before = call.last_polled
-        call.polls += 1
-        call.last_polled = wall
+        call.last_polled = self._second
         decided = verdict(call, answer, wall, self._settings.patience)
         outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
         if answer.code is not None:
@@ -317,9 +319,11 @@ class Poller:
     def _follow_clock(self, wall: float) -> None:
         """Where the wall clock was set, move the calls' times with it: their ages stay."""
         if step := self._wall_clock.step(wall, time.monotonic()):
+            moved: dict[float, float] = {}
             for call in self.calls.values():
-                call.first_watched += step
-                call.state_since += step
+                watched, since = call.first_watched, call.state_since
+                call.first_watched = moved.setdefault(watched, watched + step)
+                call.state_since = moved.setdefault(since, since + step)
             _log.warning("wall clock was set", account=self.account, seconds=round(step, 1))
 
     def _adapt(
@@ -362,7 +366,8 @@ class Poller:
             return
         if isinstance(decided, PollAgain):
             call.failures = 0
-            self._observe(call, decided, wall)
+            # To the second, as `last_polled`: calls share the number, and in the ledger too.
+            self._observe(call, decided, call.last_polled)
         else:
             call.failures += 1
         wait = self.timing.again(call, wall)

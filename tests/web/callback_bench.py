@@ -77,11 +77,16 @@ class Bench:
         self.config = self.config.model_copy(update={"watch": watch})
         await self.service.reload()
 
+    @property
+    def polls(self) -> float:
+        """How often the provider was asked."""
+        return sum(series.value for _, series in self.service.metrics.requests.series())
+
     async def watch(self, name: str, plan: Plan) -> None:
         """Watch a call, and wait until it was asked for once."""
         self.simulator.add_call("main", name, plan)
         await self.service.calls.push(NewCall("main", reference_id(name), OTP))
-        await until(lambda: any(call.polls for call in self.calls.values()))
+        await until(lambda: any(call.last_polled for call in self.calls.values()))
 
     def end(self, name: str, plan: Plan) -> None:
         """Let a call have ended, for the provider."""

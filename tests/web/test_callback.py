@@ -46,7 +46,7 @@ async def test_a_callback_is_a_hint(bench: Bench) -> None:
     await bench.watch("a", LIVE)
     # Its word is not taken: the call has not ended for the provider.
     assert await bench.call_back() == 200
-    await until(lambda: [call.polls for call in bench.calls.values()] == [2])
+    await until(lambda: bench.polls == 2)
     assert bench.counted("answered") == 0
     bench.end("a", Plan(call_status="BUSY", sent_result=0))
     assert await bench.call_back() == 200
