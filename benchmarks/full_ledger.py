@@ -15,7 +15,7 @@ from exporter.ledger.engine import open_database
 
 _DAY: Final = 86_400.0
 _PUSHED: Final = 100
-"""Calls that were handed over in one request, or changed in one commit: they share a time."""
+"""Calls that were handed over in one request: they share a time."""
 
 _STATES: Final = (CallState.QUEUED, CallState.AWAITING_REPORT, CallState.NOT_FOUND)
 
@@ -43,5 +43,5 @@ def _rows(calls: int, now: float) -> Iterator[tuple[object, ...]]:
         name = str(uuid.UUID(int=chance.getrandbits(128)))
         watched = now - _DAY * (1 - row // _PUSHED / requests / 2)
         # Answers came in another order than the calls.
-        since = now - _DAY / 2 * chance.randrange(requests) / requests
+        since = (now - _DAY / 2 * chance.random()) // 1
         yield row + 1, name, name.upper(), watched, chance.choice(_STATES), since

@@ -34,6 +34,7 @@ class Run(NamedTuple):
     scrape_p50: float
     scrape_p99: float
     gap: float
+    stood: float
     gap_cpu: float
     over_50_ms: float
 
@@ -83,7 +84,7 @@ def _measure(config: Path, folder: Path, seconds: float) -> Run:
     percentiles = statistics.quantiles(scraper.times, n=100)
     return Run(
         scraper.first_poll - began, ready, memory, most, rate, percentiles[49], percentiles[98],
-        seen["wall_ms"], seen["cpu_ms"], seen["over_50_ms"],
+        seen["wall_ms"], seen["stood_ms"], seen["cpu_ms"], seen["over_50_ms"],
     )  # fmt: skip
 
 
@@ -113,7 +114,9 @@ def main() -> None:
                 found[start].append(_measure(config, folder, options.seconds))
     print(
         "| start | first poll, s | ready, s | memory, MB | at most, MB | polls/s | scrape p50, ms "
-        "| p99, ms | longest gap, ms | of it own, ms | gaps over 50 ms |\n" + "|---" * 11 + "|"
+        "| p99, ms | longest gap, ms | without waiting, ms | of it own, ms | gaps over 50 ms |\n"
+        + "|---" * 12
+        + "|"
     )
     for start, runs in found.items():
         medians = (statistics.median(column) for column in zip(*runs, strict=True))
