@@ -17,6 +17,7 @@ from exporter.esms.answers import Answer
 from exporter.history import MINUTES, Histories
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
+    CHUNK,
     FORGET,
     HASTEN,
     CallRecord,
@@ -235,10 +236,12 @@ class Watching:
             LedgerError: the ledger failed.
         """
         last = 0
-        while chunk := await self.ledger.call(self.ledger.store.unfinished, account, last):
-            last = chunk[-1].call.id
-            self.poll(chunk)
-            yield len(chunk)
+        while page := await self.ledger.call(self.ledger.store.unfinished, account, last):
+            last = page[-1].call.id
+            for start in range(0, len(page), CHUNK):
+                self.poll(page[start : start + CHUNK])
+                await asyncio.sleep(0)  # answers and scrapes get their turn
+            yield len(page)
 
     def take_over(self, claimed: Claimed, within: float) -> None:
         """Poll calls that nobody polled, each within some seconds."""

@@ -51,6 +51,10 @@ from exporter.ledger.totals import Cell, Total
 
 T = TypeVar("T")
 
+LOADED: Final = 5 * CHUNK
+"""Calls that are read at a time when all are: each time, the ledger's thread and the event loop
+have to wait for each other."""
+
 _UNFINISHED_PAGE: Final = (
     select(
         calls.c.id,
@@ -69,7 +73,7 @@ _UNFINISHED_PAGE: Final = (
         calls.c.replica_id.is_not_distinct_from(bindparam("replica", type_=BigInteger())),
     )
     .order_by(calls.c.id)
-    .limit(CHUNK)
+    .limit(LOADED)
     .subquery()
 )
 _UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
@@ -124,7 +128,7 @@ class Store:
             return Snapshot(_label_sets(connection), found, since)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
-        """Return the first `CHUNK` of an account's calls that are to be polled, after a row."""
+        """Return the first `LOADED` of an account's calls that are to be polled, after a row."""
         which = {"account": account, "after": after, "replica": self.replica}
         with self._database.begin() as connection:
             rows = fetch(connection, _UNFINISHED, **which)

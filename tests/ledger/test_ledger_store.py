@@ -14,8 +14,8 @@ from exporter.calls import (
     Status,
     WatchedCall,
 )
-from exporter.ledger.records import CHUNK, Labels, NewCall, Observation, StoredCall, Taken
-from exporter.ledger.store import Store
+from exporter.ledger.records import Labels, NewCall, Observation, StoredCall, Taken
+from exporter.ledger.store import LOADED, Store
 from exporter.ledger.totals import Cell, Total
 
 NOW = 1_760_000_000.0
@@ -90,11 +90,11 @@ def test_the_same_id_of_two_accounts_is_two_calls(store: Store) -> None:
     assert store.unfinished("nobody") == []
 
 
-def test_more_calls_than_a_chunk(store: Store) -> None:
-    names = [f"call-{number}" for number in range(CHUNK + 7)]
+def test_more_calls_than_are_read_at_a_time(store: Store) -> None:
+    names = [f"call-{number}" for number in range(LOADED + 7)]
     push(store, *map(new, names))
     page = store.unfinished("main")
-    assert len(page) == CHUNK
+    assert len(page) == LOADED
     rest = store.unfinished("main", page[-1].call.id)
     assert ids(page) + ids(rest) == names
     assert store.keep_only("config", set()) == []
