@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Final
 
 import structlog
 
@@ -38,6 +40,10 @@ from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import CallbackOutcome, Catalogue
 from exporter.polling.lifetimes import WINDOW
 from exporter.sources.api import Inbox
+
+# Calls after which Python's collector of cycles is told that they stay. It would look at each of
+# them every now and then, and find nothing: an event loop with a million stands still for 0.1 s.
+_FREEZE_EVERY: Final = 50_000
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +76,7 @@ class Watching:
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self.max_calls: float = math.inf
         self.shown_totals: dict[Cell, float] = {}  # where others add to them, too
+        self._unfrozen = 0
 
     @property
     def count(self) -> int:
@@ -315,8 +322,14 @@ class Watching:
             if known := self._accounts.get(account):
                 self.call_metrics.start(account, labels)
                 known.poller.watch(call, within)
+                self._unfrozen += 1
         for known in self._accounts.values():
             known.poller.wake()
+        if self._unfrozen >= _FREEZE_EVERY:
+            self._unfrozen = 0
+            if gc.isenabled():  # else what is being read in is to be looked at neither
+                gc.collect()
+            gc.freeze()
 
     def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
         """Count and show what has become durable."""
