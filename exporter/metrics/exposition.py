@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -66,10 +66,15 @@ def _quality(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Exposition:
-    """A rendered scrape."""
+    """A rendered scrape; a long one in pieces, which nobody has to copy together."""
 
     content_type: str
-    body: bytes
+    pieces: list[bytes]
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return sum(map(len, self.pieces))
 
 
 class Renderer:
@@ -87,13 +92,16 @@ class Renderer:
         families: Iterable[Family[Any]],  # Any: of values or of buckets
         *,
         openmetrics: bool,
+        further: Sequence[bytes] = (),
     ) -> Exposition:
-        """Render one scrape."""
-        parts = [line for family in families for line in family.lines(openmetrics=openmetrics)]
-        parts.append(self._process_metrics(openmetrics=openmetrics))
-        if openmetrics:
-            parts.append("# EOF\n")
-        return Exposition(OPENMETRICS if openmetrics else TEXT, "".join(parts).encode())
+        """Render one scrape; `further` is text that is ready, and comes after the families."""
+        lines = [line for family in families for line in family.lines(openmetrics=openmetrics)]
+        last = [self._process_metrics(openmetrics=openmetrics), "# EOF\n" if openmetrics else ""]
+        if further:
+            pieces = ["".join(lines).encode(), *further, "".join(last).encode()]
+        else:
+            pieces = ["".join(lines + last).encode()]
+        return Exposition(OPENMETRICS if openmetrics else TEXT, pieces)
 
     def _process_metrics(self, *, openmetrics: bool) -> str:
         generate = generate_openmetrics if openmetrics else generate_latest
@@ -108,7 +116,7 @@ class Renderer:
         return text
 
 
-def compress(body: bytes) -> bytes:
+def compress(pieces: Iterable[bytes]) -> bytes:
     """Compress with gzip, at the level that costs least: a scrape is read once."""
     gzip = zlib.compressobj(level=1, wbits=31)
-    return gzip.compress(body) + gzip.flush()
+    return b"".join((*map(gzip.compress, pieces), gzip.flush()))

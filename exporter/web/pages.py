@@ -57,26 +57,35 @@ class Pages:
             )
         self._scrapes += 1
         try:
-            response = await self._exposition(request)
+            headers, pieces = await self._exposition(request)
+            response = web.StreamResponse(headers=headers)
+            response.content_length = sum(map(len, pieces))
             # Here, so that an answer that waits for its reader counts.
             with suppress(ConnectionError):  # the scraper is gone
                 await response.prepare(request)
+                for piece in pieces if request.method == "GET" else ():
+                    await response.write(piece)
+                    # A reader that keeps up would have all of a long answer written at once.
+                    await asyncio.sleep(0)
                 await response.write_eof()
             return response
         finally:
             self._scrapes -= 1
 
-    async def _exposition(self, request: web.Request) -> web.Response:
+    async def _exposition(self, request: web.Request) -> tuple[dict[str, str], list[bytes]]:
         openmetrics = wants_openmetrics(",".join(request.headers.getall("Accept", [])))
-        exposition = self._renderer.render(self._service.families(), openmetrics=openmetrics)
+        calls = self._service.call_states()
+        further = await asyncio.to_thread(calls.render, openmetrics=openmetrics) if calls else ()
+        exposition = self._renderer.render(
+            self._service.families(), openmetrics=openmetrics, further=further
+        )
         headers = {"Content-Type": exposition.content_type, "Vary": "Accept, Accept-Encoding"}
-        body = exposition.body
+        pieces = exposition.pieces
         if accepts_gzip(",".join(request.headers.getall("Accept-Encoding", []))):
             headers["Content-Encoding"] = "gzip"
-            body = (
-                compress(body) if len(body) < _INLINE else await asyncio.to_thread(compress, body)
-            )
-        return web.Response(body=body, headers=headers)
+            inline = exposition.size < _INLINE
+            pieces = [compress(pieces) if inline else await asyncio.to_thread(compress, pieces)]
+        return headers, pieces
 
     async def _healthy(self, _request: web.Request) -> web.Response:
         return web.Response(text="esms-exporter is healthy.\n")
