@@ -24,6 +24,7 @@ from exporter.ledger.records import (
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
+from exporter.metrics.per_call import Candidates
 from exporter.polling.pace import RateLimit
 from exporter.replicas.replica import Replica
 from exporter.sources.api import SOURCE as API_SOURCE
@@ -111,6 +112,7 @@ class Service:
             )
             await self._replica.join()
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
+        self.calls.states.configure(_calls_shown(config))
         await self.calls.recall()
 
     async def start(self) -> None:
@@ -185,6 +187,11 @@ class Service:
         yield from self.calls.call_metrics.families()
         yield from self.metrics.families()
 
+    def call_states(self) -> Candidates | None:
+        """Take down the calls that are to be shown each; None where that is not wanted."""
+        watched = {name: account.poller.calls for name, account in self.accounts.items()}
+        return self.calls.states.candidates(watched, time.time())
+
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""
         reasons = [] if self.loaded else ["starting: the ledger is being read"]
@@ -227,6 +234,7 @@ class Service:
         if self._replica:
             self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
+        self.calls.states.configure(_calls_shown(config))
         self._change_accounts(config)
         for name in sorted(self._to_load):
             self.calls.teach(name)
@@ -328,6 +336,12 @@ class Service:
                     await self._replica.tidy()
             except LedgerError as error:
                 _log.warning("old calls not pruned", problem=str(error))
+
+
+def _calls_shown(config: Config) -> int:
+    """Return how many calls have a series of their own."""
+    per_call = config.metrics.per_call
+    return per_call.limit if per_call.enabled else 0
 
 
 def _shown(config: Config) -> tuple[object, ...]:

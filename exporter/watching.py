@@ -38,6 +38,7 @@ from exporter.ledger.records import (
 from exporter.ledger.totals import Cell, Total
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import CallbackOutcome, Catalogue
+from exporter.metrics.per_call import CallStates
 from exporter.polling.lifetimes import WINDOW
 from exporter.sources.api import Inbox
 
@@ -62,6 +63,7 @@ class Watching:
         inbox: gathers what programs push; to be run.
         call_metrics: what is shown of finished calls; replaced with the configuration.
         histories: what has become of calls lately.
+        states: what is needed to show each call, where that is wanted.
         max_calls: how many calls may be watched at a time.
         shown_totals: where exporters share the ledger, the totals that are shown.
     """
@@ -74,6 +76,7 @@ class Watching:
         self.histories = Histories()
         # Until their account is there to learn from them.
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self.states = CallStates()
         self.max_calls: float = math.inf
         self.shown_totals: dict[Cell, float] = {}  # where others add to them, too
         self._unfrozen = 0
@@ -94,6 +97,7 @@ class Watching:
         self.histories.recall(*past)
         for ended in past.calls:
             self._past[ended.account].append(ended)
+            self.states.add(ended)
 
     def teach(self, account: str) -> None:
         """Have the pace of an account learn from what has become of its calls lately."""
@@ -343,8 +347,11 @@ class Watching:
                 account.poller.forget(call.id)
             else:
                 account.poller.settle(call, found, at)
-                if isinstance(found, Finished) and not self.ledger.store.shared:
-                    self.histories.add(_ended(name, call, found, at))
+                if isinstance(found, Finished):
+                    ended = _ended(name, call, found, at)
+                    self.states.add(ended)
+                    if not self.ledger.store.shared:
+                        self.histories.add(ended)
                 if debug:
                     _log.debug(
                         "observed", account=name, reference_id=call.reference_id, found=found

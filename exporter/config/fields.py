@@ -62,7 +62,7 @@ class Words:
         )
 
 
-def _number(value: object) -> object:
+def _scalar(value: object) -> object:
     """Read `rate_limit: ${RATE}` as the number that it would be without the variable."""
     return resolve(value) if isinstance(value, Interpolated) else value
 
@@ -87,7 +87,7 @@ class Count:
         """Take a number, or a variable that holds one."""
         return core_schema.custom_error_schema(
             core_schema.no_info_before_validator_function(
-                _number, core_schema.int_schema(strict=True, ge=self.least, le=self.most)
+                _scalar, core_schema.int_schema(strict=True, ge=self.least, le=self.most)
             ),
             custom_error_type="expected",
             custom_error_message=f"expected a whole number from {self.least} to {self.most}",
@@ -202,6 +202,12 @@ LedgerUrl = Annotated[
 Rate = Annotated[
     float,
     Field(strict=True, gt=0, le=100_000, allow_inf_nan=False),
-    BeforeValidator(_number),
+    BeforeValidator(_scalar),
     Words("a number above 0, at most 100000"),
+]
+Switch = Annotated[
+    bool,
+    Field(strict=True),
+    BeforeValidator(_scalar),
+    Words("`true` or `false`"),
 ]

@@ -30,6 +30,7 @@ from exporter.config.fields import (
     LabelName,
     LedgerUrl,
     Rate,
+    Switch,
     Words,
 )
 from exporter.secret import Secret
@@ -227,6 +228,23 @@ class LedgerConfig(_Model):
     share the ledger."""
 
 
+class PerCallConfig(_Model):
+    """A series for each call: `esms_call_state`, with the ReferenceId as a label."""
+
+    enabled: Switch = False
+    """Every call costs Prometheus some kilobytes: only for a few, or for a short time."""
+
+    limit: Annotated[int, Count(1, 1_000_000)] = 10_000
+    """Calls that are shown; of more, those that were watched last."""
+
+
+class MetricsConfig(_Model):
+    """What is exposed beyond what always is."""
+
+    per_call: PerCallConfig = PerCallConfig()
+    """A series for each call: `esms_call_state`, with the ReferenceId as a label."""
+
+
 class Config(_Model):
     """The configuration of esms-exporter."""
 
@@ -241,6 +259,9 @@ class Config(_Model):
 
     ledger: LedgerConfig = LedgerConfig()
     """The durable record of calls and totals."""
+
+    metrics: MetricsConfig = MetricsConfig()
+    """What is exposed beyond what always is."""
 
     shutdown_timeout: Annotated[float, Duration("100ms", "1h")] = 10.0
     """How long an exporter that was told to stop may take to finish what is under way."""

@@ -103,7 +103,7 @@ class Family(Generic[Series]):
         series = self._series.get(values)
         if series is None:
             pairs = zip(self.label_names, values, strict=True)
-            rendered = ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
+            rendered = ",".join(f'{name}="{escape(value)}"' for name, value in pairs)
             series = self._series[values] = self._make(self.name, rendered)
         return series
 
@@ -148,5 +148,6 @@ def histogram(
     )
 
 
-def _escape(value: str) -> str:
+def escape(value: str) -> str:
+    """Return a label's value as it is written between quotes."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

@@ -112,11 +112,12 @@ class Bench:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Bench]:
+async def serving(folder: Path, **config: object) -> AsyncIterator[Bench]:
     """Run a service with its server and the stand-in for the provider."""
     accounts = [Account("main", "key-main", "s"), Account("b", "key-b", "s")]
     async with Simulator(accounts=accounts) as simulator, aiohttp.ClientSession() as http:
         bench = Bench(folder, simulator, http)
+        bench.config = bench.config.model_copy(update=config)
         server = WebServer(bench.service, WebOptions([ListenAddress("127.0.0.1", 0)]))
         await bench.service.open()
         (bench.url,) = await server.start()

@@ -180,6 +180,8 @@ def _default(field: FieldInfo, takes: _Takes) -> str:
         if is_duration(field)
         else f"{value:g}"
         if isinstance(value, float)
+        else str(value).lower()
+        if isinstance(value, bool)
         else str(value)
     )
 

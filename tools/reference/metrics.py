@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.calls import ENDINGS
+from exporter.calls import ENDINGS, CallState
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
+from exporter.metrics.per_call import FINISHED, omitted_family, state_family
 from tools.reference.markdown import NOTE, code, table
 from tools.reference.meanings import (
     CALLBACK_OUTCOME,
@@ -33,8 +34,9 @@ an account from the start, those of a set of user labels from the first call tha
 account has {account} series without the user's labels, and each set of user labels adds {labels}.
 
 What is marked as kept in the ledger goes on after a restart where it was; the others start at 0.
-ReferenceIds, phone numbers and texts of errors are never labels. `process_*` and `python_*` come
-from Prometheus' client library for Python.
+ReferenceIds, phone numbers and texts of errors are never labels, but for the ReferenceIds of
+`esms_call_state`, which is there only where `metrics.per_call` asks for it. `process_*` and
+`python_*` come from Prometheus' client library for Python.
 
 Where several exporters share a ledger, "over replicas" says how to put together what they show: of
 counters and histograms, their `rate` or `increase`. The PromQL for it is in
@@ -50,7 +52,11 @@ def page() -> str:
     catalogue, calls = Catalogue(), CallMetrics(["main"], (USER_LABEL,), 1)
     catalogue.add_account("main")
     catalogue.show_source("config", shown=True)
-    families = (*calls.families(), *catalogue.families())
+    states = state_family()
+    for state in (*CallState, *FINISHED.values()):
+        states.labels("main", "505139D7", state)
+    always = (*calls.families(), *catalogue.families())
+    families = (*always, states, omitted_family())
     used = {label: set[str]() for label in MEANINGS}
     over = {family.name: OF_LEDGER for family in calls.families()} | OVER_REPLICAS
     sections = [_section(family, used, over) for family in families]
@@ -60,8 +66,8 @@ def page() -> str:
         if gone := meanings.keys() - used[label]:
             raise LookupError(f"no metric has {label} = {sorted(gone)} any more")
     sizes = {
-        "account": sum(_series(family, "account") for family in families),
-        "labels": sum(_series(family, USER_LABEL) for family in families),
+        "account": sum(_series(family, "account") for family in always),
+        "labels": sum(_series(family, USER_LABEL) for family in always),
     }
     return "".join(
         (
