@@ -24,10 +24,14 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 # Figures for docs/performance.md; takes some twenty minutes, on a machine that does nothing else.
+# Figures for docs/performance.md; takes some twenty-five minutes, on a machine that does nothing else.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.polls
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.watched
+	$(BIN)/python -m benchmarks.watched --calls 1000000 --full-ledger --interval 5m --seconds 120 --runs 1
+	$(BIN)/python -m benchmarks.scheduling
+	$(BIN)/python -m benchmarks.scrapes
 	$(BIN)/python -m benchmarks.pushed
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.pace
