@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +13,8 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from exporter import service as module
-from exporter.calls import Finished, Result, Status, reference_id
+from exporter import watching
+from exporter.calls import Finished, Result, Status, WatchedCall, reference_id
 from exporter.config import (
     AccountConfig,
     CallConfig,
@@ -326,3 +328,19 @@ async def test_the_pace_goes_on_where_it_was(
         assert pace.plan
     finally:
         await again.service.stop()
+
+
+async def test_the_collector_does_not_look_at_calls_that_stay(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_FREEZE_EVERY", 3)
+    gc.unfreeze()
+    try:
+        await bench.push("a", "b")
+        assert gc.get_freeze_count() == 0
+        await bench.push("c")
+        assert gc.get_freeze_count() > 3
+        frozen = gc.get_objects()
+        assert not [call for call in frozen if isinstance(call, WatchedCall)]
+    finally:
+        gc.unfreeze()
