@@ -151,6 +151,8 @@ def test_where_ends_are_told_of_polls_are_fewer() -> None:
     assert told.plan
     assert told.plan.requests < 0.7 * asked.plan.requests
     assert told.lives.ended([20, 60]) == asked.lives.ended([20, 60])
+    # Where nobody tells any more, polls come back.
+    assert late(follow(told, ringing, 800)[300:]) <= 0.1
 
 
 def test_a_plan_is_made_now_and_then() -> None:
