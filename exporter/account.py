@@ -76,14 +76,14 @@ class Account:
     def status(self) -> AccountStatus:
         """The account's line of the status page."""
         poller = self.poller
-        said = poller.paused_by if poller.paused else None
+        said = poller.standing.paused_by if poller.standing.paused else None
         return AccountStatus(
             poller.account,
-            poller.authorized,
+            poller.standing.authorized,
             {state: int(series.value) for state, series in self.metrics.watched.items()},
             *poller.overdue(),
-            poller.paused,
-            poller.paused_until,
+            poller.standing.paused,
+            poller.standing.paused_until,
             said.code if said else None,
             said.message if said else "",
             self.metrics.last_success.value,

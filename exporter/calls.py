@@ -178,7 +178,7 @@ class WatchedCall:
         first_watched: when it was first watched (Unix time).
         state: as of the last answer that was committed.
         state_since: when that state began (Unix time, to the second once it was answered).
-        failures: polls in a row that brought nothing.
+        polls: how often it was asked for since it is watched here.
         last_polled: when it was last answered (Unix time, to the second); 0 before the first time.
         tick: when it is due, in ticks of the schedule; -1 while it is not scheduled.
     """
@@ -188,7 +188,7 @@ class WatchedCall:
     first_watched: float
     state: CallState = CallState.NEW
     state_since: float = 0.0
-    failures: int = 0
+    polls: int = 0
     last_polled: float = 0.0
     tick: int = -1
 

@@ -25,11 +25,11 @@ from exporter.calls import (
 )
 from exporter.errors import RequestError
 from exporter.esms.answers import Answer
-from exporter.esms.codes import Outcome
 from exporter.metrics.catalogue import AccountMetrics
-from exporter.polling.pace import GOOD, Limit, Pace, RateLimit
+from exporter.polling.pace import GOOD, Limit, RateLimit
 from exporter.polling.schedule import TICK, Schedule
 from exporter.polling.settings import PollingSettings
+from exporter.polling.standing import Standing
 from exporter.polling.timing import Timing
 from exporter.polling.together import Together
 from exporter.polling.wall import WallClock
@@ -72,15 +72,14 @@ class Poller:
         self.account = account
         self.provider = provider
         self.calls: dict[int, WatchedCall] = {}
-        self.authorized: bool | None = None  # before an answer could tell
-        self.paused_by: Answer | None = None  # the answer that the last pause began with
         self._settings = settings
         self._metrics = metrics
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._schedule = Schedule()
         self.timing = Timing(settings)
-        self._pace = Pace(settings.rate_limit, _jitter, limit)
+        self.standing = Standing(account, settings.rate_limit, limit, metrics)
+        self._pace = self.standing.pace
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -103,8 +102,7 @@ class Poller:
 
     def retry(self) -> None:
         """End a pause, because the credentials or the address have changed."""
-        self._pace.retry(self._loop.time())
-        self._metrics.paused_until.value = 0.0
+        self.standing.retry()
         self.wake()
 
     def watch(self, call: WatchedCall, within: float = math.inf) -> None:
@@ -144,6 +142,7 @@ class Poller:
             self._schedule.discard(call)
             self._hastened.discard(call_id)
             self.timing.not_ended(call_id)
+            self.timing.answered(call_id)
             self._metrics.watched[call.state].value -= 1
 
     def clear(self) -> None:
@@ -151,6 +150,7 @@ class Poller:
         self.calls = {}
         self._schedule = Schedule()
         self._hastened.clear()
+        self.timing.forget()
         for watched in self._metrics.watched.values():
             watched.value = 0.0
 
@@ -204,18 +204,6 @@ class Poller:
     def patience(self) -> Patience:
         """How long calls are asked for."""
         return self._settings.patience
-
-    @property
-    def paused(self) -> Outcome | None:
-        """Why the account is not polled now, if it is not."""
-        return self._pace.reason
-
-    @property
-    def paused_until(self) -> float | None:
-        """When the pause ends (Unix time), if there is one."""
-        if self._pace.reason is None:
-            return None
-        return time.time() + max(0.0, self._pace.paused_until - self._loop.time())
 
     def next_due(self, call: WatchedCall) -> float | None:
         """Return when a call is to be asked for (Unix time); None while it is."""
@@ -306,14 +294,11 @@ class Poller:
         self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
     ) -> None:
         before = call.last_polled
+        call.polls += 1
         call.last_polled = self._second
         decided = verdict(call, answer, wall, self._settings.patience)
         outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
-        if answer.code is not None:
-            self.authorized = outcome in GOOD or outcome is not Outcome.AUTH
-        self._metrics.answered(outcome, answer.code, now - sent_at, wall)
-        if not (self._pace.well and outcome in GOOD):
-            self._adapt(answer, outcome, sent_at, now, wall)
+        self.standing.answered(answer, outcome, sent_at, now, wall)
         self._follow(call, decided, before, now, wall)
 
     def _follow_clock(self, wall: float) -> None:
@@ -325,27 +310,6 @@ class Poller:
                 call.first_watched = moved.setdefault(watched, watched + step)
                 call.state_since = moved.setdefault(since, since + step)
             _log.warning("wall clock was set", account=self.account, seconds=round(step, 1))
-
-    def _adapt(
-        self, answer: Answer, outcome: Outcome, sent_at: float, now: float, wall: float
-    ) -> None:
-        pace = self._pace
-        was, trial = pace.reason, pace.on_trial
-        if pace.answered(outcome, answer.retry_after, sent_at, now):
-            self.paused_by = answer
-            self._metrics.paused_until.value = wall + pace.paused_until - now
-            if was is not pace.reason:
-                _log.warning(
-                    "account paused",
-                    account=self.account,
-                    reason=outcome.value,
-                    code=answer.code,
-                    message=answer.message,
-                    seconds=round(pace.paused_until - now, 1),
-                )
-        elif trial and not pace.on_trial and was is not None:
-            self._metrics.paused_until.value = 0.0
-            _log.info("account resumed", account=self.account, reason=was.value)
 
     def _follow(
         self, call: WatchedCall, decided: Verdict, before: float, now: float, wall: float
@@ -365,11 +329,11 @@ class Poller:
             self._schedule.add(call, now)
             return
         if isinstance(decided, PollAgain):
-            call.failures = 0
+            self.timing.answered(call.id)
             # To the second, as `last_polled`: calls share the number, and in the ledger too.
             self._observe(call, decided, call.last_polled)
         else:
-            call.failures += 1
+            self.timing.failed(call.id)
         wait = self.timing.again(call, wall)
         if call.id in self._hastened:
             self._hastened.discard(call.id)
@@ -377,7 +341,3 @@ class Poller:
         else:
             self.timing.not_ended(call.id)
         self._schedule.add(call, now + wait)
-
-
-def _jitter() -> float:
-    return 0.9 + 0.2 * random.random()  # noqa: S311 - no secret hangs on it

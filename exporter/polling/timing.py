@@ -26,6 +26,8 @@ class Timing:
         # One that learns nothing is the growing pace.
         self.pace = AdaptivePace(settings.interval, settings.max_interval)
         self._told: set[int] = set()  # calls that are asked for because somebody told of them
+        # Polls in a row that brought nothing, of the few calls of which there are any.
+        self._failures: dict[int, int] = {}
         self._watched_at = -math.inf
 
     def configure(self, settings: PollingSettings) -> None:
@@ -59,7 +61,22 @@ class Timing:
     def again(self, call: WatchedCall, wall: float) -> float:
         """Return after how many seconds to ask for a call again; `wall` is the Unix time."""
         age = max(0.0, wall - call.first_watched)
-        return self.pace.wait(age, call.failures, random.random())  # noqa: S311 - as above
+        failures = self._failures.get(call.id, 0) if self._failures else 0
+        return self.pace.wait(age, failures, random.random())  # noqa: S311 - as above
+
+    def failed(self, call_id: int) -> None:
+        """Know that a poll of a call brought nothing."""
+        self._failures[call_id] = self._failures.get(call_id, 0) + 1
+
+    def answered(self, call_id: int) -> None:
+        """Know that a poll of a call brought something, or that it is not watched any more."""
+        if self._failures:
+            self._failures.pop(call_id, None)
+
+    def forget(self) -> None:
+        """Know that no call is watched any more."""
+        self._told.clear()
+        self._failures.clear()
 
     def told(self, call_id: int) -> None:
         """Know that a call is asked for because somebody told of its end."""
@@ -89,7 +106,7 @@ class Timing:
             told: whether somebody told of it; calls that are asked for therefore are known.
         """
         # A poll that failed did not see whether the call had ended.
-        seen = max(call.state_since, 0.0 if call.failures else before)
+        seen = max(call.state_since, 0.0 if call.id in self._failures else before)
         told = told or call.id in self._told
         age = at - call.first_watched
         # A call that the provider does not know says nothing of how long others live.

@@ -141,6 +141,7 @@ class Api:
         details: dict[str, Any] = {}  # Any: of several types
         if account is not None and call is not None:
             details = {
+                "polls": call.polls,
                 "last_polled": bodies.when(call.last_polled or None),
                 "next_due": bodies.when(account.poller.next_due(call)),
             }

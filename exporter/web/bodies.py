@@ -221,6 +221,9 @@ class Call(_Answer):
 class CallDetails(Call):
     """A call, and how it is polled."""
 
+    polls: int | None = None
+    """How often the provider was asked for it, since the exporter started; null once finished."""
+
     last_polled: datetime | None = None
     """When the provider was last asked for it, to the second; null before the first time since the
     exporter started, and once it has finished."""

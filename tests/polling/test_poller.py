@@ -125,7 +125,7 @@ async def test_refused_credentials_cost_one_request_and_no_call(bench: Bench) ->
     bench.provider.answer = AUTH
     with capture_logs() as logs:
         bench.watch(*"abcdefgh")
-        await until(lambda: bench.poller.paused is Outcome.AUTH)
+        await until(lambda: bench.poller.standing.paused is Outcome.AUTH)
         await asyncio.sleep(0.1)
     assert len(bench.provider.asked) == 1
     assert [(line["event"], line["code"], line["message"]) for line in logs] == [
@@ -133,7 +133,7 @@ async def test_refused_credentials_cost_one_request_and_no_call(bench: Bench) ->
     ]
     assert bench.series.auth_failures["101"].value == 1
     assert bench.series.authorized.value == 0
-    assert bench.poller.authorized is False
+    assert bench.poller.standing.authorized is False
     assert 27 <= bench.series.paused_until.value - time.time() <= 33
     assert len(bench.poller.calls) == 8
     assert bench.observed == []
@@ -148,7 +148,7 @@ async def test_failures_pause_and_the_pause_is_told_of_once(bench: Bench) -> Non
     bench.provider.answer = ConnectionFailedError("no connection")
     with capture_logs() as logs:
         bench.watch(*"abcdefgh")
-        await until(lambda: bench.poller.paused is Outcome.CONNECTION)
+        await until(lambda: bench.poller.standing.paused is Outcome.CONNECTION)
         await asyncio.sleep(0.05)
         assert len(bench.provider.asked) == 5
         assert bench.requests(Outcome.CONNECTION) == 5
@@ -156,7 +156,7 @@ async def test_failures_pause_and_the_pause_is_told_of_once(bench: Bench) -> Non
         bench.provider.answer = QUEUED
         await until(lambda: len(bench.observed) >= 8)
     assert [line["event"] for line in logs] == ["account paused"]
-    assert bench.poller.authorized is True
+    assert bench.poller.standing.authorized is True
 
 
 async def test_what_ends_a_pause_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ async def test_what_ends_a_pause_is_told(bench: Bench, monkeypatch: pytest.Monke
         bench.watch("a")
         await until(lambda: len(bench.provider.asked) >= 3)
         bench.provider.answer = QUEUED
-        await until(lambda: bench.poller.paused is None)
+        await until(lambda: bench.poller.standing.paused is None)
     assert [line["event"] for line in logs] == ["account paused", "account resumed"]
     assert bench.series.paused_until.value == 0
 

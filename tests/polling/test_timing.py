@@ -78,7 +78,9 @@ def test_what_a_poll_can_have_seen(
     timing = Timing(ADAPTIVE)
     for row in range(400):
         watched = call(row, age=60)
-        watched.failures, watched.state_since = failures, since
+        watched.state_since = since
+        for _ in range(failures):
+            timing.failed(row)
         if row in told:
             timing.told(row)
         timing.learn(watched, BUSY, WALL - 30, WALL)
