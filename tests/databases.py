@@ -175,6 +175,7 @@ def pgbouncer(behind: Server, connections: int) -> Iterator[Server]:
             auth_file = {folder}/users
             pool_mode = transaction
             default_pool_size = {connections}
+            server_login_retry = 1
             """
         )
         url = to.set(port=port).render_as_string(hide_password=False)
