@@ -23,7 +23,7 @@ from exporter.ledger.bulk import fetch, listed
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
-from exporter.ledger.listing import RECORD, page, records
+from exporter.ledger.listing import FINISHED, RECORD, page, read_in_order, records
 from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
@@ -221,6 +221,8 @@ class Store:
         with self._database.begin() as connection:
             found = select(accounts.c.id).where(accounts.c.name.in_(list(names)))
             rows = connection.scalars(found).all()
+            if self.shared and state in (None, FINISHED):
+                read_in_order(connection)
             return records(connection, page(rows, state, result, after, limit))
 
     def recent(self, since: float) -> Past:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from sqlalchemy import event
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status, reference_id
-from exporter.ledger.engine import open_database
+from exporter.ledger.engine import Database, open_database
 from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
 
@@ -89,3 +90,31 @@ def test_a_page_of_a_file_reads_calls_in_their_order_and_sorts_none(path: Path) 
             expected = "INTEGER PRIMARY KEY (rowid>?)"
         assert of_calls == f"SEARCH calls USING {expected}"
     database.close()
+
+
+def test_a_page_of_a_shared_ledger_reads_calls_in_their_order(
+    shared: Callable[[], Database],
+) -> None:
+    database = shared()
+    store = Store(database)
+    fill(store)
+    ran: list[tuple[str, dict[str, object]]] = []
+    event.listen(
+        database.engine,
+        "before_cursor_execute",
+        lambda _c, _r, sql, parameters, *_: ran.append((sql, parameters)),
+    )
+    for names, state, result in product(
+        (["main"], ["main", "b"]), (None, "finished"), (None, "success")
+    ):
+        ran.clear()
+        store.page(names, state, result, 1, 100)
+        before = [sql for sql, _ in ran if sql.startswith("SET LOCAL enable")]
+        sql, parameters = next(one for one in ran if "label_sets" in one[0])
+        with database.begin() as connection:
+            for setting in before:
+                connection.exec_driver_sql(setting)
+            plan = connection.exec_driver_sql(f"EXPLAIN {sql}", parameters).scalars().all()
+        steps = "\n".join(plan)
+        assert "Sort" not in steps
+        assert "Index Scan using calls_pkey on calls" in steps
