@@ -99,7 +99,8 @@ calls: Final = Table(
 call_sources: Final = Table(
     "call_sources",
     metadata,
-    Column("source", String(255), primary_key=True),
+    # A path may be longer, which SQLite takes.
+    Column("source", String(255).with_variant(Text(), "postgresql"), primary_key=True),
     Column("call_id", _Row, ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
     Index("call_sources_call", "call_id"),
     sqlite_with_rowid=False,

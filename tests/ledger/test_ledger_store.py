@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping
 
 import pytest
 
 from exporter.calls import (
+    MAX_REFERENCE_ID_LENGTH,
     CallState,
     Finished,
     Key,
@@ -14,6 +16,8 @@ from exporter.calls import (
     Status,
     WatchedCall,
 )
+from exporter.config.calls import MAX_LABEL_VALUE
+from exporter.config.models import MAX_LABELS
 from exporter.ledger.records import Labels, NewCall, Observation, StoredCall, Taken
 from exporter.ledger.store import LOADED, Store
 from exporter.ledger.totals import Cell, Total
@@ -22,6 +26,9 @@ NOW = 1_760_000_000.0
 OTP = {"campaign": "otp"}
 ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
+
+
+VIETNAMESE = "".join(map(chr, range(0x1EA0, 0x1EFA)))
 
 
 def new(reference_id: str, labels: Labels | None = None, account: str = "main") -> NewCall:
@@ -82,6 +89,22 @@ def test_a_call_is_watched_once(store: Store, source: str | None) -> None:
         assert store.watch(other, [new("ab"), new("Y")], NOW + 9)[0] == []
     left = store.unfinished("main")
     assert [call.call.first_watched for call in left] == [NOW, NOW, NOW + 9]
+
+
+def test_what_is_as_long_as_may_be(store: Store) -> None:
+    source = f"file:/{'long/' * 200}calls.txt"
+    letters = random.Random(1)
+    labels = {
+        f"{'l' * 62}{n:02}": "".join(letters.choices(VIETNAMESE, k=MAX_LABEL_VALUE))
+        for n in range(MAX_LABELS)
+    }
+    reference_id = "R" * MAX_REFERENCE_ID_LENGTH
+    (stored,) = store.watch(source, [new(reference_id, labels, "m" * 64)], NOW).added
+    assert store.sources() == [source]
+    assert store.snapshot().label_sets == {stored.labels: labels}
+    store.commit([observed(stored, PollAgain(max(CallState, key=len)))])
+    finish(store, stored, verdict=Finished(max(Result, key=len), max(Status, key=len)))
+    assert store.find("m" * 64, reference_id) is not None
 
 
 def test_the_same_id_of_two_accounts_is_two_calls(store: Store) -> None:

@@ -54,7 +54,7 @@ def upgrade() -> None:
         op.create_index(name, "calls", columns, sqlite_where=where, postgresql_where=where)
     op.create_table(
         "call_sources",
-        sa.Column("source", sa.String(255), primary_key=True),
+        sa.Column("source", sa.String(255).with_variant(sa.Text(), "postgresql"), primary_key=True),
         sa.Column("call_id", row, sa.ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
         sqlite_with_rowid=False,
     )
