@@ -291,7 +291,7 @@ class Service:
         metrics.add(snapshot.totals.items())
         self.calls.call_metrics = metrics
         if self._replica:
-            self._replica.begin_with(snapshot)
+            self._replica.totals.begin_with(snapshot)
 
     # In the background.
 

@@ -14,16 +14,15 @@ from typing import Final
 import structlog
 
 from exporter.account import Account
-from exporter.calls import Finished, ReferenceId, Result, Status, WatchedCall, verdict
+from exporter.calls import Finished, ReferenceId, WatchedCall, verdict
 from exporter.esms.answers import Answer
-from exporter.history import MINUTES, Histories
+from exporter.history import Histories
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
     CHUNK,
     FORGET,
     HASTEN,
     CallRecord,
-    Changes,
     Claimed,
     Committed,
     Count,
@@ -35,7 +34,6 @@ from exporter.ledger.records import (
     Taken,
     Tally,
 )
-from exporter.ledger.totals import Cell, Total
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import CallbackOutcome, Catalogue
 from exporter.metrics.per_call import CallStates
@@ -65,7 +63,6 @@ class Watching:
         histories: what has become of calls lately.
         states: what is needed to show each call, where that is wanted.
         max_calls: how many calls may be watched at a time.
-        shown_totals: where exporters share the ledger, the totals that are shown.
     """
 
     def __init__(self, accounts: Mapping[str, Account], metrics: Catalogue) -> None:
@@ -78,7 +75,6 @@ class Watching:
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self.states = CallStates()
         self.max_calls: float = math.inf
-        self.shown_totals: dict[Cell, float] = {}  # where others add to them, too
         self._unfrozen = 0
 
     @property
@@ -256,7 +252,7 @@ class Watching:
 
     def take_over(self, claimed: Claimed, within: float) -> None:
         """Poll calls that nobody polled, each within some seconds."""
-        self._learn(claimed.label_sets)
+        self.learn(claimed.label_sets)
         self.poll(claimed.calls, within)
 
     def told(self, row: int, *, hasten: bool) -> None:
@@ -266,30 +262,6 @@ class Watching:
                 account.poller.hasten(row)
             else:
                 account.poller.forget(row)
-
-    async def show(self, changes: Changes) -> None:
-        """Count and show what this exporter and the others have added to the totals.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
-        self._learn(changes.label_sets)
-        now, failed = time.time(), False
-        for cell, value in changes.totals.items():
-            added = value - self.shown_totals.get(cell, 0.0)
-            if added <= 0:
-                continue
-            self.shown_totals[cell] = value
-            if cell.account in self._accounts:
-                self.call_metrics.start(cell.account, cell.labels)
-            self.call_metrics.add([(cell, added)])
-            if cell.total is Total.CALLS:
-                result, status = cell.cell.split("/")
-                failed |= result != Result.SUCCESS
-                self.histories.count(cell.account, Result(result), Status(status), int(added), now)
-        if failed:
-            since = now - MINUTES * 60
-            self.histories.show_failures(await self.ledger.call(self.ledger.store.failures, since))
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Let go of the calls that a source named before, but for these rows.
@@ -313,10 +285,11 @@ class Watching:
             account.poller.forget(call_id)
 
     def _take_up(self, added: Iterable[StoredCall], label_sets: Mapping[int, Labels]) -> None:
-        self._learn(label_sets)
+        self.learn(label_sets)
         self.poll(added)
 
-    def _learn(self, label_sets: Mapping[int, Labels]) -> None:
+    def learn(self, label_sets: Mapping[int, Labels]) -> None:
+        """Know sets of labels, by their rows."""
         for row, labels in sorted(label_sets.items()):
             self.call_metrics.learn(row, labels)
 

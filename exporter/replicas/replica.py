@@ -18,11 +18,12 @@ from exporter.account import Account
 from exporter.calls import WatchedCall
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.records import CHUNK, HASTEN, Snapshot
+from exporter.ledger.records import CHUNK, HASTEN
 from exporter.ledger.sharing import Member, Sharing
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.turns import Lease
 from exporter.replicas.reserving import Reserving
+from exporter.replicas.totals import SharedTotals
 from exporter.watching import Watching
 from exporter.worker import Worker
 
@@ -72,6 +73,7 @@ class Replica:
         heartbeat: seconds of silence after which a replica counts as dead; may be changed.
 
     Attributes:
+        totals: shows what all of them count.
         reserving: keeps all exporters together to the accounts' rates.
         draining: nothing is taken over any more.
         problem: why the ledger cannot be shared now, if it cannot.
@@ -100,7 +102,9 @@ class Replica:
         self._next_beat = -math.inf
         self._members: list[Member] = []
         self._gave_up = 0  # looks for which calls that are free are left to others
-        self._since = 0
+        self.totals = SharedTotals(
+            lambda since, known: self._call(self._sharing.changes, since, known), calls, accounts
+        )
         self.reserving = Reserving(
             lambda wishes, lead: self._call(self._sharing.reserve, wishes, lead),
             accounts,
@@ -125,11 +129,6 @@ class Replica:
         self._beating_since = math.inf
         self._recount_at = self._loop.time() + _RECOUNT_EVERY
         _log.info("sharing the ledger", replica=self._id)
-
-    def begin_with(self, snapshot: Snapshot) -> None:
-        """Show what changes from here on: the rest is shown already."""
-        self._calls.shown_totals = snapshot.totals
-        self._since = snapshot.since
 
     async def run(self) -> None:
         """Beat, take over what is free, and look at what the others did, until cancelled."""
@@ -187,10 +186,7 @@ class Replica:
         for _, row, message in messages:
             self._calls.told(row, hasten=message == HASTEN)
         self._heard = [number for number, *_ in messages]
-        known = self._calls.call_metrics.label_sets
-        changes = await self._call(self._sharing.changes, self._since, known)
-        self._since = changes.since
-        await self._calls.show(changes)
+        await self.totals.follow()
         if not self.draining:
             await self._claim()
         if self._loop.time() >= self._recount_at:
