@@ -90,7 +90,9 @@ calls: Final = Table(
     UniqueConstraint("account_id", "reference_key"),
     Index("calls_unfinished", "account_id", "id", **_where("result IS NULL")),
     Index("calls_finished", "finished_at", **_where("result IS NOT NULL")),
-    Index("calls_claimed", "replica_id", **_where("result IS NULL")).ddl_if("postgresql"),
+    Index("calls_claimed", "account_id", "replica_id", **_where("result IS NULL")).ddl_if(
+        "postgresql"
+    ),
     # A row's number is never used again: an answer that is late cannot hit another call.
     sqlite_autoincrement=True,
 )

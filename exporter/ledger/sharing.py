@@ -79,8 +79,8 @@ _BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
 # Chosen once, however the rest is done: each time, others would be chosen.
 _CLAIM: Final = """
     WITH chosen AS MATERIALIZED (
-        SELECT c.id FROM calls c JOIN accounts a ON a.id = c.account_id
-        WHERE c.result IS NULL AND a.name = ANY(:names) AND c.{held}
+        SELECT c.id FROM calls c
+        WHERE c.result IS NULL AND c.account_id = ANY(:accounts) AND c.{held}
         AND EXISTS (SELECT FROM replicas r WHERE r.id = :replica AND r.ended_at IS NULL)
         LIMIT :most FOR NO KEY UPDATE OF c SKIP LOCKED
     )
@@ -225,19 +225,19 @@ class Sharing:
         found: list[StoredCall] = []
         with self._database.begin() as connection:
             connection.execute(_BY_INDEX)
-            known = _names(connection)
+            wanted = {row: name for row, name in _names(connection).items() if name in names}
             for statement in (_CLAIM_FREE, _CLAIM_ENDED) if ended else (_CLAIM_FREE,):
                 rows = connection.execute(
                     statement,
                     {
                         "replica": replica,
-                        "names": list(names),
+                        "accounts": list(wanted),
                         "ended": list(ended),
                         "most": CHUNK - len(found),
                     },
                 )
                 found += [
-                    StoredCall(known[account], labels, _call(row, rest))
+                    StoredCall(wanted[account], labels, _call(row, rest))
                     for row, account, labels, *rest in rows
                 ]
             return Claimed(found, label_sets_of(connection, {call.labels for call in found}))

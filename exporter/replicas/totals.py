@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Final
 
 from exporter.account import Account
 from exporter.calls import Result, Status
-from exporter.history import MINUTES
 from exporter.ledger.records import Changes, Snapshot
 from exporter.ledger.totals import Cell, Total
 from exporter.watching import Watching
+
+_LATE: Final = 60.0
+"""Seconds by which the clocks of exporters may differ, and a result may be committed late, for a
+call that failed to be found."""
 
 Read = Callable[[int, Collection[int]], Awaitable[Changes]]
 
@@ -30,6 +34,7 @@ class SharedTotals:
         self._accounts = accounts
         self._shown: dict[Cell, float] = {}
         self._since = 0
+        self._looked = time.time()
 
     def begin_with(self, snapshot: Snapshot) -> None:
         """Show what changes from here on: the rest is shown already."""
@@ -64,5 +69,6 @@ class SharedTotals:
                 )
         if failed:
             ledger = self._calls.ledger
-            newest = await ledger.call(ledger.store.failures, now - MINUTES * 60)
+            newest = await ledger.call(ledger.store.failures, min(self._looked, now) - _LATE)
             self._calls.histories.show_failures(newest)
+        self._looked = now

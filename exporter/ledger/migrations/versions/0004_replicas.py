@@ -19,7 +19,8 @@ def upgrade() -> None:
     op.add_column("totals", sa.Column("changed_in", sa.BigInteger))
     if op.get_context().dialect.name == "postgresql":
         unfinished = sa.text("result IS NULL")
-        op.create_index("calls_claimed", "calls", ["replica_id"], postgresql_where=unfinished)
+        claimed = ["account_id", "replica_id"]
+        op.create_index("calls_claimed", "calls", claimed, postgresql_where=unfinished)
         op.create_index("totals_changed", "totals", ["changed_in"])
     op.create_table(
         "replicas",
