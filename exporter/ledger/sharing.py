@@ -45,12 +45,14 @@ _BEAT: Final = _sql(
     "UPDATE replicas SET held = :held, peers = :peers, beat_at = {clock} "
     "WHERE id = :replica AND ended_at IS NULL"
 )
-# Whose row is locked is beating now; and two that were silent do not wait for each other.
+# Whose row is locked is beating now; and two that were silent do not wait for each other. Nobody is
+# ended by one that was silent itself: where its beat was held up, so were those of the others.
 _END_SILENT: Final = _sql(
     """
     UPDATE replicas SET ended_at = {clock} WHERE id IN (
         SELECT id FROM replicas
         WHERE ended_at IS NULL AND beat_at < {clock} - :silent AND id <> :replica
+        AND EXISTS (SELECT FROM replicas r WHERE r.id = :replica AND r.beat_at >= {clock} - :silent)
         FOR UPDATE SKIP LOCKED
     )
     """
@@ -194,18 +196,19 @@ class Sharing:
             replica: its number.
             peers: see `Member`.
             held: how many calls it polls.
-            silent: declare those dead who have said nothing for so many seconds; None for nobody.
+            silent: declare those dead who have said nothing for so many seconds, unless this one
+                has not either; None for nobody.
 
         Returns:
             All exporters; None where the others have declared this one dead.
         """
         with self._database.begin() as connection:
             connection.execute(_LIGHTLY)
+            if silent is not None:
+                connection.execute(_END_SILENT, {"silent": silent, "replica": replica})
             mine = {"replica": replica, "peers": peers, "held": held}
             if not connection.execute(_BEAT, mine).rowcount:
                 return None
-            if silent is not None:
-                connection.execute(_END_SILENT, {"silent": silent, "replica": replica})
             return [Member(*row) for row in connection.execute(_MEMBERS)]
 
     def forget_ended(self) -> None:

@@ -116,7 +116,9 @@ def test_whoever_is_silent_ends(a: Exporter, b: Exporter, one_more: Callable[[],
     c = one_more()
     b.silent_since(59)
     c.silent_since(61)
-    a.silent_since(3600)  # never by itself
+    a.silent_since(3600)
+    # Who was held up itself knows nothing of the others; nor does one ever end itself.
+    assert all(member.alive for member in a.beat(60) or [])
     alive = {member.id: member.alive for member in a.beat(60) or []}
     assert alive == {a.id: True, b.id: True, c.id: False}
     assert c.beat(1) is None
