@@ -138,8 +138,8 @@ class Watching:
             LedgerError: the ledger failed.
         """
         deleted = await self.ledger.call(self.ledger.store.delete, row, time.time())
-        if deleted:
-            self._forget(row)
+        # Whether or not: it may be tried again, because the first answer was lost.
+        self._forget(row)
         return deleted
 
     async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
