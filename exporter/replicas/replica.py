@@ -76,7 +76,6 @@ class Replica:
         totals: shows what all of them count.
         reserving: keeps all exporters together to the accounts' rates.
         draining: nothing is taken over any more.
-        problem: why the ledger cannot be shared now, if it cannot.
     """
 
     def __init__(
@@ -114,7 +113,14 @@ class Replica:
         self._heard: list[int] = []  # messages that were followed
         self._recount_at = math.inf
         self.draining = False
-        self.problem: str | None = None
+        self._problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the ledger cannot be shared now, if it cannot."""
+        if self._problem is None and self._loop.time() >= self._lease.until:
+            return "the ledger does not answer: others may poll by now"
+        return self._problem
 
     async def join(self) -> None:
         """Become one of the exporters.
@@ -298,11 +304,11 @@ class Replica:
             account.poller.wake()
 
     def _note(self, problem: str | None) -> None:
-        if problem and self.problem is None:
+        if problem and self._problem is None:
             _log.error("the ledger cannot be shared", problem=problem)
-        elif self.problem and problem is None:
+        elif self._problem and problem is None:
             _log.info("the ledger is shared again")
-        self.problem = problem
+        self._problem = problem
 
     async def _call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
