@@ -234,11 +234,16 @@ class Replica:
     async def _start_over(self) -> None:
         """Begin anew, after the others have taken over what this one polled."""
         self._lease.until = -math.inf
-        for account in self._accounts.values():
-            account.poller.clear()
-        self._metrics.evictions.labels().value += 1
         _log.warning("others have taken over", replica=self._id)
         await self.join()
+        try:
+            # What is taken in at this moment, by the old number, is theirs, too.
+            await self._ledger.call(lambda: None)
+        finally:
+            for account in self._accounts.values():
+                account.poller.clear()
+            self._errors = -1.0  # what was taken in since, by the new one, is to be polled
+            self._metrics.evictions.labels().value += 1
 
     @property
     def _peers(self) -> str:
