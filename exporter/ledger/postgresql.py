@@ -69,9 +69,9 @@ _QUOTED: Final = re.compile(r""""[^"]*"|'[^']*'""")
 # Where no connection can be made, libpq hands on words and no SQLSTATE. They name the user: what is
 # meant is said instead. Of what a server says in another language, only the last fits.
 _WITHOUT_STATE: Final = (
+    ("too many|connection slots|no more connections", _ADVICE["53300"]),
     ("authentication|password|pg_hba|role |no such user", _ADVICE["28"]),
     ("database .*not exist|no such database", _ADVICE["3D000"]),
-    ("too many|connection slots|no more connections", _ADVICE["53300"]),
     ("the database system is|shutting down", _ADVICE["57P"]),
     ("SSL|certificate", "no connection over TLS; see `sslmode`, `sslrootcert` in `ledger.url`"),
     ("option|invalid .* value", "`ledger.url` has an option that libpq does not take"),
