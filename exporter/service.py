@@ -16,11 +16,7 @@ import structlog
 from exporter.account import Account, AccountStatus
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
-from exporter.ledger.records import (
-    CHUNK,
-    NewCall,
-    Snapshot,
-)
+from exporter.ledger.records import CHUNK, NewCall, Snapshot
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
@@ -219,7 +215,9 @@ class Service:
         taken = await self.calls.watch(CONFIG_SOURCE, calls)
         # At the start, `open` has shown them.
         if old is not None and _shown(old) != _shown(config):
-            self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
+            store, replica = self.ledger.store, self._replica
+            snapshot = replica.totals.catch_up() if replica else self.ledger.call(store.snapshot)
+            self._show_totals(config, await snapshot)
         # New ones first, so that a call that moves from one to the other is watched all the time.
         names = [account.name for account in config.accounts]
         await self._files.configure(Settings(config.watch.files, names, config.watch.labels))
@@ -285,7 +283,7 @@ class Service:
             config.watch.labels,
             config.watch.max_label_values,
         )
-        for row, labels in snapshot.label_sets.items():
+        for row, labels in sorted(snapshot.label_sets.items()):
             metrics.learn(row, labels)
         metrics.take_over(self.calls.call_metrics)
         metrics.add(snapshot.totals.items())

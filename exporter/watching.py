@@ -243,8 +243,12 @@ class Watching:
             LedgerError: the ledger failed.
         """
         last = 0
-        while page := await self.ledger.call(self.ledger.store.unfinished, account, last):
+        store = self.ledger.store
+        while page := await self.ledger.call(store.unfinished, account, last):
             last = page[-1].call.id
+            # Some may be new: what was taken in before an answer was lost.
+            if new := {call.labels for call in page}.difference(self.call_metrics.label_sets):
+                self.learn(await self.ledger.call(store.label_sets, new))
             for start in range(0, len(page), CHUNK):
                 self.poll(page[start : start + CHUNK])
                 await asyncio.sleep(0)  # answers and scrapes get their turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
@@ -23,7 +23,14 @@ from exporter.ledger.bulk import fetch, listed
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
-from exporter.ledger.listing import FINISHED, RECORD, page, read_in_order, records
+from exporter.ledger.listing import (
+    FINISHED,
+    RECORD,
+    label_sets_of,
+    page,
+    read_in_order,
+    records,
+)
 from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
@@ -130,6 +137,11 @@ class Store:
             }
             # After the totals, so that there is a set for each.
             return Snapshot(_label_sets(connection), found, since)
+
+    def label_sets(self, rows: Collection[int]) -> dict[int, Labels]:
+        """Return sets of labels by their rows, oldest first."""
+        with self._database.begin() as connection:
+            return label_sets_of(connection, rows)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
         """Return the first `LOADED` of an account's calls that are to be polled, after a row."""

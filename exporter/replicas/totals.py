@@ -51,6 +51,25 @@ class SharedTotals:
         if metrics is not self._calls.call_metrics:
             return  # begun anew meanwhile, from a snapshot that does not know these sets of labels
         self._since = changes.since
+        await self._show(changes)
+
+    async def catch_up(self) -> Snapshot:
+        """Return all that the metrics of finished calls are made of: what is shown, or more.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        ledger = self._calls.ledger
+        snapshot = await ledger.call(ledger.store.snapshot)
+        # Others went on meanwhile, and what they did may be shown already.
+        sets = snapshot.label_sets
+        await self._show(Changes(snapshot.totals, sets, snapshot.since))
+        while new := set(self._calls.call_metrics.label_sets).difference(sets):
+            sets |= await ledger.call(ledger.store.label_sets, new)
+        return snapshot._replace(totals=self._shown)
+
+    async def _show(self, changes: Changes) -> None:
+        metrics = self._calls.call_metrics
         self._calls.learn(changes.label_sets)
         now, failed = time.time(), False
         for cell, value in changes.totals.items():
