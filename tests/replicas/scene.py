@@ -1,0 +1,266 @@
+"""Exporters in one process that share a ledger, each behind a network of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.pool import NullPool
+
+from exporter.calls import reference_id
+from exporter.config import (
+    AccountConfig,
+    CallConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from exporter.ledger.records import NewCall
+from exporter.replicas.replica import Replica
+from exporter.secret import Secret
+from exporter.service import Service
+from tests.replicas.proxy import Proxy
+from tests.waiting import until
+
+HEARTBEAT: Final = 1.5
+
+QUEUED: Final = Answer(Outcome.OK, "100", send_status=2)
+BUSY: Final = Answer(Outcome.OK, "100", send_status=5, sent_result=0, call_status="BUSY")
+ANSWERED: Final = Answer(
+    Outcome.OK, "100", send_status=5, sent_result=1, call_status="ANSWERED", duration=7, ivr="1"
+)
+
+
+class Asked(NamedTuple):
+    """A request: when (seconds of the loop), by whom, and for which call."""
+
+    at: float
+    by: str
+    name: str
+
+
+class Provider:
+    """Knows who asks for what: each exporter knows it by another address."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.answers: dict[str, Answer] = {}
+
+    def client(self, url: str, *_: object, **__: object) -> Client:
+        return Client(self, url)
+
+    def by(self, name: str, since: float = 0.0) -> Counter[str]:
+        """Return how often each exporter asked for a call."""
+        return Counter(asked.by for asked in self.asked if asked.name == name and asked.at >= since)
+
+
+class Client:
+    """Stands where `exporter.esms.client.Client` does."""
+
+    def __init__(self, provider: Provider, url: str) -> None:
+        self._provider = provider
+        self._by = url.removeprefix("http://").partition(".")[0]
+
+    async def send_status(self, name: str) -> Answer:
+        now = asyncio.get_running_loop().time()
+        self._provider.asked.append(Asked(now, self._by, name))
+        return self._provider.answers.get(name, QUEUED)
+
+    async def close(self) -> None:
+        pass
+
+
+class Exporter:
+    """One of them."""
+
+    def __init__(self, name: str, proxy: Proxy, config: Config) -> None:
+        self.name = name
+        self.proxy = proxy
+        self.config = config
+        self.service = Service(lambda: self.config)
+        self.stopped = False
+
+    async def start(self) -> None:
+        await self.service.open()
+        await self.service.start()
+
+    async def stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            await self.service.stop()
+            assert not self.service.failed.done(), self.service.failed
+
+    async def configure(self, **parts: Any) -> None:
+        """Go over to a configuration with other parts."""
+        self.config = self.config.model_copy(update=parts)
+        await self.service.reload()
+
+    @property
+    def replica(self) -> Replica:
+        assert self.service._replica is not None
+        return self.service._replica
+
+    @property
+    def holds(self) -> set[str]:
+        """The calls that it polls."""
+        return {
+            call.reference_id
+            for account in self.service.accounts.values()
+            for call in account.poller.calls.values()
+        }
+
+    @property
+    def evictions(self) -> float:
+        return self.service.metrics.evictions.labels().value
+
+    def shown(self) -> dict[str, float]:
+        """Return the series of finished calls, without zeros."""
+        lines = [
+            line.rpartition(" ")
+            for family in self.service.calls.call_metrics.families()
+            for line in "".join(family.lines(openmetrics=False)).splitlines()
+            if not line.startswith("#")
+        ]
+        return {series: float(value) for series, _, value in lines if float(value)}
+
+    def counted(self) -> float:
+        """Return how many calls it shows as finished."""
+        return sum(value for key, value in self.shown().items() if key.startswith("esms_calls_t"))
+
+    async def push(self, *names: str, account: str = "main", **labels: str) -> None:
+        await self.service.calls.inbox.put(
+            [NewCall(account, reference_id(name), labels) for name in names]
+        )
+
+
+class Scene:
+    """The exporters, the provider that they ask, and the ledger that they share."""
+
+    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.url = url
+        self._engine = create_engine(url, poolclass=NullPool)
+        self._ends = AsyncExitStack()
+        self.provider = Provider()
+        monkeypatch.setattr("exporter.account.Client", self.provider.client)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._ends.aclose()
+
+    def accounts(self, by: str, *names: str) -> tuple[AccountConfig, ...]:
+        return tuple(
+            AccountConfig(
+                name=name,
+                api_key=Secret("key"),
+                secret_key=Secret("s"),
+                base_url=f"http://{by}.invalid/json",
+                rate_limit=200,
+            )
+            for name in names
+        )
+
+    async def exporter(
+        self,
+        name: str,
+        calls: Sequence[str] = (),
+        accounts: Iterable[str] = ("main",),
+        interval: float = 0.2,
+        user: str | None = None,
+    ) -> Exporter:
+        """Start an exporter; a user of the server has its name for a password."""
+        to = make_url(self.url)
+        assert to.port is not None
+        proxy = await self._ends.enter_async_context(Proxy(to.port))
+        url = to.set(drivername="postgresql", port=proxy.port)
+        if user:
+            url = url.set(username=user, password=user)
+        config = Config(
+            accounts=self.accounts(name, *accounts),
+            polling=PollingConfig(interval=interval, max_interval=interval, timeout=1),
+            watch=WatchConfig(
+                labels=("campaign",),
+                calls=tuple(CallConfig(reference_id(call), "main") for call in calls),
+            ),
+            ledger=LedgerConfig(
+                url=Secret(url.render_as_string(hide_password=False)), heartbeat=HEARTBEAT
+            ),
+            shutdown_timeout=1,
+        )
+        exporter = Exporter(name, proxy, config)
+        self._ends.push_async_callback(exporter.stop)
+        self._ends.callback(proxy.heal)
+        await exporter.start()
+        return exporter
+
+    def _rows(self, query: str) -> list[Any]:
+        with self._engine.begin() as connection:
+            result = connection.execute(text(query))
+            return list(result) if result.returns_rows else []
+
+    async def rows(self, query: str) -> list[Any]:
+        """Run a statement in the ledger."""
+        return await asyncio.to_thread(self._rows, query)
+
+    async def settled(
+        self, names: Collection[str], *exporters: Exporter, seconds: float = 30
+    ) -> None:
+        """Wait until each call is polled by one of them, for good, and each has its share.
+
+        What the ledger says of who polls a call is the same.
+        """
+        even = len(names) / len(exporters)
+
+        def shared() -> bool:
+            held = [exporter.holds for exporter in exporters]
+            return (
+                sum(map(len, held)) == len(names)
+                and set().union(*held) == set(names)
+                and all(len(each) <= 1.1 * even + 11 for each in held)
+            )
+
+        async with asyncio.timeout(seconds):
+            since, held = self.clock(), list[set[str]]()
+            while held != (held := [exporter.holds for exporter in exporters]) or not shared():
+                since = self.clock()
+                # As long as it takes to see what others hold, and to follow.
+                await asyncio.sleep(0.5 * HEARTBEAT)
+        await until(lambda: all(self.provider.by(name, since) for name in names))
+        holders = await self.rows("SELECT reference_id, replica_id FROM calls WHERE result IS NULL")
+        by_id = {exporter.replica._id: exporter.name for exporter in exporters}
+        holds = {name: exporter.name for exporter in exporters for name in exporter.holds}
+        assert {name: by_id.get(row) for name, row in holders} == holds
+        for name in names:
+            assert list(self.provider.by(name, since)) == [holds[name]]
+
+    async def row(self, name: str) -> int:
+        """Return the row of a call."""
+        ((row,),) = await self.rows(f"SELECT id FROM calls WHERE reference_id = '{name}'")
+        return int(row)
+
+    def finish(self, *names: str, answer: Answer = ANSWERED) -> None:
+        """Have the provider say that calls have finished."""
+        self.provider.answers |= dict.fromkeys(names, answer)
+
+    @staticmethod
+    def clock() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def names(count: int, prefix: str = "call") -> list[str]:
+    return [f"{prefix}-{number}" for number in range(count)]

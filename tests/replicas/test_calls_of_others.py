@@ -1,0 +1,132 @@
+"""What is asked of an exporter about calls that another one polls."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest_asyncio
+
+from exporter.calls import reference_id
+from exporter.config import CallbackConfig, CallConfig
+from exporter.metrics.catalogue import CallbackOutcome
+from exporter.sources.callback import take
+from tests.replicas.scene import Exporter, Scene
+from tests.waiting import until
+
+# Nobody asks for a call a second time but for a reason.
+INTERVAL = 60.0
+
+Pair = tuple[Exporter, Exporter]
+
+
+@pytest_asyncio.fixture
+async def pair(scene: Scene) -> Pair:
+    """Two exporters, of which the first polls some calls: too few to share them."""
+    first = await scene.exporter("first", ["named"], interval=INTERVAL)
+    await first.push("a", "b", "c")
+    second = await scene.exporter("second", ["named"], interval=INTERVAL)
+    await until(lambda: all(scene.provider.by(name) for name in ("a", "b", "c", "named")))
+    return first, second
+
+
+async def test_what_is_watched_no_more_is_polled_no_more(scene: Scene, pair: Pair) -> None:
+    first, second = pair
+    assert first.holds == {"a", "b", "c", "named"}
+    assert await second.service.calls.delete(await scene.row("a"))
+    await until(lambda: first.holds == {"b", "c", "named"})
+    # A configuration is one for all of them.
+    await second.configure(watch=second.config.watch.model_copy(update={"calls": ()}))
+    await until(lambda: first.holds == {"b", "c"})
+    assert not second.holds
+    assert first.counted() == 0
+
+
+async def test_a_callback_reaches_the_one_that_polls_the_call(scene: Scene, pair: Pair) -> None:
+    first, second = pair
+    calls = second.service.calls
+    scene.finish("a")
+    verify, accept = CallbackConfig(trust="verify"), CallbackConfig(trust="accept")
+    assert await take(calls, verify, "main", {"ReferenceId": "A"}) is CallbackOutcome.HINT
+    await until(lambda: first.counted() == second.counted() == 1)
+    assert scene.provider.by("a") == {"first": 2}
+    ended = {
+        "ReferenceId": "b",
+        "SendStatus": "5",
+        "SentResult": "1",
+        "CallStatus": "ANSWERED",
+        "CallDuration": "7",
+        "Price": "350",
+    }
+    # To both at once, as a provider does that has lost the first answer.
+    outcomes = await asyncio.gather(
+        take(calls, accept, "main", ended), take(first.service.calls, accept, "main", ended)
+    )
+    assert sorted(outcomes) == [CallbackOutcome.ACCEPTED, CallbackOutcome.REPEATED]
+    await until(lambda: first.holds == {"c", "named"})
+    assert await take(calls, accept, "main", ended) is CallbackOutcome.REPEATED
+    await until(lambda: first.counted() == second.counted() == 2)
+    assert first.shown() == second.shown()
+    assert first.shown()['esms_call_price_vnd_total{account="main",campaign=""}'] == 350
+    assert scene.provider.by("b") == {"first": 1}
+    # What ends nothing is asked about by whoever polls the call.
+    assert (
+        await take(calls, accept, "main", {"ReferenceId": "c", "SendStatus": "2"})
+        is CallbackOutcome.HINT
+    )
+    await until(lambda: scene.provider.by("c") == {"first": 2})
+
+
+async def test_what_is_handed_to_several_is_polled_by_one(scene: Scene, pair: Pair) -> None:
+    first, second = pair
+    for number in range(5):
+        names = [f"pushed-{number}-{place}" for place in range(20)]
+        # In another order each: they must not wait for each other.
+        await asyncio.gather(first.push(*names), second.push(*reversed(names)))
+        held = [exporter.holds.intersection(names) for exporter in pair]
+        assert held[0] | held[1] == set(names)
+        assert not held[0] & held[1]
+        await first.push(*names)
+    assert len(first.holds) + len(second.holds) == 104
+    ((known,),) = await scene.rows("SELECT count(*) FROM calls")
+    assert known == 104
+
+
+async def test_an_account_that_only_some_poll(scene: Scene) -> None:
+    both = ("main", "b")
+    first = await scene.exporter("first", accounts=both)
+    second = await scene.exporter("second", accounts=both)
+    calls = [f"call-{number}" for number in range(30)]
+    await second.push(*calls[:15], account="b")
+    await second.push(*calls[15:])
+    await scene.settled(calls, first, second)
+    # It leaves one of them, which hands its calls over.
+    await second.configure(accounts=scene.accounts("second", "main"))
+    await until(lambda: first.holds >= set(calls[:15]))
+    # It returns: the calls stay, or move, but are with one of them.
+    await second.configure(accounts=scene.accounts("second", *both))
+    await scene.settled(calls, first, second)
+    # Nobody has it: its calls wait, however long, and so do counts.
+    for exporter in (first, second):
+        await exporter.configure(accounts=scene.accounts(exporter.name, "main"))
+    await until(lambda: first.holds | second.holds == set(calls[15:]))
+    await first.service.ledger.call(lambda: None)
+    await scene.rows("UPDATE replicas SET beat_at = 1, ended_at = 1")
+    await scene.rows("UPDATE calls SET replica_id = 1 WHERE reference_id = 'call-0'")
+    await first.replica.tidy()
+    await until(lambda: first.evictions == second.evictions == 1)
+    scene.finish("call-0")
+    await second.configure(accounts=scene.accounts("second", *both))
+    await until(lambda: second.counted() == 1)
+    assert first.counted() == 0
+    await first.configure(accounts=scene.accounts("first", *both))
+    assert first.shown() == second.shown()
+    await scene.settled(calls[1:], first, second)
+
+
+async def test_calls_of_a_configuration_that_grows_on_one_first(scene: Scene, pair: Pair) -> None:
+    first, second = pair
+    both = (CallConfig(reference_id("named"), "main"), CallConfig(reference_id("new"), "main"))
+    for exporter in (second, first):
+        await exporter.configure(watch=exporter.config.watch.model_copy(update={"calls": both}))
+    assert first.holds | second.holds == {"a", "b", "c", "named", "new"}
+    assert second.holds == {"new"}

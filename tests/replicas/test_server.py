@@ -1,0 +1,56 @@
+"""A server that is restarted, and one that takes no more connections."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import make_url
+
+from tests.databases import Server
+from tests.replicas.scene import Exporter, Scene, names
+from tests.waiting import until
+
+END_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'"
+
+
+def reason(exporter: Exporter) -> str:
+    """Return why an exporter is not ready; nothing where it is."""
+    return "; ".join(exporter.service.not_ready())
+
+
+async def test_a_server_that_takes_no_connection_for_a_while(server: Server, scene: Scene) -> None:
+    calls = names(10)
+    database = make_url(scene.url).database
+    await scene.rows("CREATE ROLE app LOGIN PASSWORD 'app'")
+    try:
+        await scene.rows(f"GRANT ALL ON DATABASE {database} TO app")
+        await scene.rows("GRANT ALL ON SCHEMA public TO app")
+        first = await scene.exporter("first", calls, user="app")
+        second = await scene.exporter("second", calls, user="app")
+        exporters = (first, second)
+        await until(lambda: first.holds | second.holds == set(calls))
+
+        async def polls_again() -> None:
+            await until(lambda: not any(map(reason, exporters)), 40)
+            since = scene.clock()
+            await until(lambda: all(scene.provider.by(name, since) for name in calls), 30)
+            scene.finish(calls.pop())
+            finished = len(scene.provider.answers)
+            await until(lambda: first.counted() == second.counted() == finished)
+
+        # As at `max_connections`, but for this user alone.
+        await scene.rows("ALTER ROLE app CONNECTION LIMIT 0")
+        await scene.rows(END_ALL)
+        await until(lambda: all("too many connections" in reason(one) for one in exporters), 30)
+        await scene.rows("ALTER ROLE app CONNECTION LIMIT -1")
+        await polls_again()
+
+        await asyncio.to_thread(server.stop)
+        await until(lambda: all(map(reason, exporters)), 30)
+        await asyncio.to_thread(server.start)
+        await polls_again()
+        assert [exporter.evictions for exporter in exporters] == [0, 0]
+        for exporter in exporters:
+            await exporter.stop()
+    finally:
+        await scene.rows("DROP OWNED BY app; DROP ROLE app")

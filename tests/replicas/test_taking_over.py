@@ -1,0 +1,73 @@
+"""Exporters that come, go and are cut off: who polls what."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.replicas.scene import HEARTBEAT, Scene, names
+from tests.waiting import until
+
+
+async def test_who_joins_gets_a_share_and_who_leaves_hands_it_over_at_once(scene: Scene) -> None:
+    calls = names(60)
+    first = await scene.exporter("first", calls)
+    second = await scene.exporter("second", calls)
+    third = await scene.exporter("third", calls)
+    await scene.settled(calls, first, second, third)
+    assert first.evictions == second.evictions == third.evictions == 0
+    for exporter in (first, second, third):
+        assert exporter.service.metrics.replicas.labels().value == 3
+    handed = third.holds
+    await third.stop()
+    stopped = scene.clock()
+    await until(lambda: all(scene.provider.by(name, stopped) for name in handed), HEARTBEAT)
+    await scene.settled(calls, first, second)
+
+
+@pytest.mark.parametrize("how", ["stall", "refuse"])
+async def test_who_is_cut_off_stops_before_others_take_over(scene: Scene, how: str) -> None:
+    calls = names(40)
+    first = await scene.exporter("first", calls)
+    second = await scene.exporter("second", calls)
+    await scene.settled(calls, first, second)
+    orphans = second.holds
+    getattr(second.proxy, how)()
+    cut = scene.clock()
+    await until(lambda: all(scene.provider.by(name, cut)["first"] for name in orphans), 30)
+    taken = {
+        name: min(
+            asked.at
+            for asked in scene.provider.asked
+            if asked.name == name and asked.by == "first" and asked.at > cut
+        )
+        for name in orphans
+    }
+    last = max(asked.at for asked in scene.provider.asked if asked.by == "second")
+    assert last < min(taken.values())
+    second.proxy.heal()
+    await until(lambda: second.evictions >= 1)
+    await scene.settled(calls, first, second)
+    await until(lambda: not second.service.not_ready())
+
+
+@pytest.mark.parametrize("how", ["stall", "refuse"])
+async def test_where_nobody_reaches_the_ledger_nobody_is_taken_for_dead(
+    scene: Scene, how: str
+) -> None:
+    calls = names(40)
+    exporters = [await scene.exporter(name, calls) for name in ("first", "second", "third")]
+    await scene.settled(calls, *exporters)
+    await asyncio.sleep(HEARTBEAT)  # long enough for each to take others for dead
+    for exporter in exporters:
+        getattr(exporter.proxy, how)()
+    await asyncio.sleep(HEARTBEAT)
+    away = scene.clock()
+    await asyncio.sleep(1.5 * HEARTBEAT)
+    assert not [asked for asked in scene.provider.asked if asked.at > away]
+    for exporter in exporters:
+        exporter.proxy.heal()
+    await scene.settled(calls, *exporters)
+    assert [exporter.evictions for exporter in exporters] == [0, 0, 0]
+    await until(lambda: not any(exporter.service.not_ready() for exporter in exporters))
