@@ -7,125 +7,27 @@ import os
 import random
 import signal
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
 
-from exporter.simulator import Account, Plan, Simulator
-from exporter.simulator.replies import Operation, Reply
+from exporter.simulator import Plan
 from tests.databases import PASSWORD, Server, postgresql
 from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
 from tests.e2e.processes import Exporter, total
+from tests.e2e.sharing import ACCOUNTS, HEARTBEAT, RATE, Scene, number_of, push, scene
 from tests.waiting import until
 
-HEARTBEAT = 3.0
-RATE = 150
 CALLS = 1_200
 SPREAD = 25.0  # seconds over which the calls finish
-ACCOUNTS = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
-TOKEN = "made-up-token"
-# Coverage would be lost with a process that is killed, and makes it start slowly.
-UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with postgresql() as server:
         yield server
-
-
-class Scene:
-    """Exporters that share a ledger, and what the provider was asked, and when."""
-
-    def __init__(self, simulator: Simulator, folder: Path, url: str) -> None:
-        self.simulator = simulator
-        self.asked: defaultdict[str, list[float]] = defaultdict(list)  # by account
-        self.asked_for: defaultdict[str, list[float]] = defaultdict(list)  # by call
-        self._folder = folder
-        self._url = url
-        self._engine = create_engine(
-            url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool
-        )
-        answer = simulator.provider.answer
-
-        def taken_down(
-            operation: Operation, account: Account | None, params: Mapping[str, str]
-        ) -> Reply:
-            now = time.monotonic()
-            self.asked[account.name if account else ""].append(now)
-            self.asked_for[params.get("ReferenceId", "")].append(now)
-            return answer(operation, account, params)
-
-        simulator.provider.answer = taken_down  # type: ignore[method-assign]
-
-    def exporter(self, name: str, calls: str, rate: float = RATE) -> Exporter:
-        config = self._folder / f"{name}.yaml"
-        accounts = "".join(
-            f"  - {{name: {account.name}, api_key: {account.api_key}, secret_key: s, "
-            f"base_url: '{self.simulator.url}', rate_limit: {rate}}}\n"
-            for account in ACCOUNTS
-        )
-        config.write_text(
-            f"accounts:\n{accounts}polling: {{interval: 1s, max_interval: 2s}}\n"
-            f"ledger: {{url: '{self._url}', heartbeat: {HEARTBEAT:.0f}s}}\n"
-            f"watch:\n  labels: [campaign]\n  calls:\n{calls or '    []'}\n"
-            f"  api: {{tokens: [{{name: app, token: {TOKEN}}}]}}\n"
-        )
-        return Exporter(config, environ=UNMEASURED)
-
-    def rows(self, query: str) -> list[Any]:
-        with self._engine.connect() as connection:
-            return list(connection.execute(text(query)))
-
-    async def held(self) -> dict[int, int]:
-        """Return how many unfinished calls each exporter holds."""
-        query = "SELECT replica_id, count(*) FROM calls WHERE result IS NULL GROUP BY 1"
-        return {row[0]: row[1] for row in await asyncio.to_thread(self.rows, query)}
-
-    async def until_held(self, condition: Any, seconds: float = 60) -> dict[int, int]:
-        async with asyncio.timeout(seconds):
-            while not condition(held := await self.held()):  # noqa: ASYNC110 - of another process
-                await asyncio.sleep(0.1)
-        return held
-
-    def most_in(self, account: str, seconds: float) -> int:
-        """Return the most requests that any time of that length has seen."""
-        asked = sorted(self.asked[account])
-        most = first = 0
-        for last, at in enumerate(asked):
-            while asked[first] <= at - seconds:
-                first += 1
-            most = max(most, last - first + 1)
-        return most
-
-
-@asynccontextmanager
-async def scene(server: Server, folder: Path) -> AsyncIterator[Scene]:
-    async with Simulator(accounts=ACCOUNTS) as simulator:
-        with server.database() as url:
-            yield Scene(simulator, folder, url.replace("+psycopg", ""))
-
-
-def number_of(exporter: Exporter) -> int:
-    """Return the number by which an exporter holds its calls."""
-    return int(exporter.output.split("replica=")[-1].split()[0])
-
-
-async def push(exporter: Exporter, ids: list[str], account: str, campaign: str) -> None:
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http:
-        body = [
-            {"reference_id": name, "account": account, "labels": {"campaign": campaign}}
-            for name in ids
-        ]
-        async with http.post(f"{exporter.url}/api/v1/calls", json={"calls": body}) as answer:
-            assert answer.status in (200, 202), await answer.text()
 
 
 def placed(there: Scene, chance: random.Random) -> tuple[str, list[tuple[str, str, str]], Counts]:
