@@ -35,7 +35,7 @@ class Scene:
         self.asked: defaultdict[str, list[float]] = defaultdict(list)  # by account
         self.asked_for: defaultdict[str, list[float]] = defaultdict(list)  # by call
         self._folder = folder
-        self._url = url
+        self.url = url
         self._engine = create_engine(
             url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool
         )
@@ -62,7 +62,7 @@ class Scene:
         )
         config.write_text(
             f"accounts:\n{accounts}polling: {{interval: 1s, max_interval: 2s}}\n"
-            f"ledger: {{url: '{url or self._url}', heartbeat: {HEARTBEAT:.0f}s}}\n"
+            f"ledger: {{url: '{url or self.url}', heartbeat: {HEARTBEAT:.0f}s}}\n"
             f"watch:\n  labels: [campaign]\n  calls:\n{calls or '    []'}\n"
             f"  api: {{tokens: [{{name: app, token: {TOKEN}}}]}}\n{more}"
         )
