@@ -23,8 +23,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Figures for docs/performance.md; takes some twenty minutes, on a machine that does nothing else.
-# Figures for docs/performance.md; takes some twenty-five minutes, on a machine that does nothing else.
+# Figures for docs/performance.md; takes some half an hour, on a machine that does nothing else.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.polls
 	$(BIN)/python -m benchmarks.ledger
@@ -35,6 +34,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.pushed
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.pace
+	$(BIN)/python -m benchmarks.replicas
 
 # The part of it that needs no quiet machine: virtual time, the same figures everywhere.
 bench-pace: $(VENV)/.dev
