@@ -89,15 +89,16 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=10_000)
     options = parser.parse_args()
     print(
-        "| exporters | polls per second | CPU s per 1,000 polls, exporters | PostgreSQL "
-        "| cores used |\n|---|---|---|---|---|"
+        "| exporters | polls per second | CPU ms per poll | of it, PostgreSQL "
+        "| CPU ms of PostgreSQL per finished call | cores used |\n|---|---|---|---|---|---|"
     )
     with postgresql("-c", "fsync=on") as server:
         for number in options.replicas:
             run = measure(server, number, options.calls)
             print(
                 f"| {number} | {run.polls / run.seconds:,.0f} "
-                f"| {run.exporters / run.polls * 1000:.3f} | {run.server / run.polls * 1000:.3f} "
+                f"| {(run.exporters + run.server) / run.polls * 1000:.3f} "
+                f"| {run.server / run.polls * 1000:.3f} | {run.server / run.finished * 1000:.2f} "
                 f"| {(run.exporters + run.server) / run.seconds:.1f} |",
                 flush=True,
             )

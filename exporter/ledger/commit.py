@@ -11,7 +11,7 @@ from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, selec
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
 from exporter.ledger.records import DELETED, Committed, Observation
-from exporter.ledger.schema import THIS_TRANSACTION, accounts, calls
+from exporter.ledger.schema import THIS_TRANSACTION, UNFINISHED_ROW, accounts, calls
 from exporter.ledger.totals import Cell, additions, price_added
 
 _rows: Final = given("rows")
@@ -33,7 +33,7 @@ _HELD: Final = (
         accounts.c.name,
     )
     .join_from(calls, accounts)
-    .where(calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result.is_(None))
+    .where(calls.c.id.in_(select(item(_rows, calls.c.id))), UNFINISHED_ROW)
     .order_by(calls.c.id)
     .with_for_update(of=calls, key_share=True)
     .subquery()
@@ -42,7 +42,7 @@ _UNFINISHED: Final = listed(*_HELD.c)
 
 
 def _row_is_given() -> ColumnElement[bool]:
-    return and_(calls.c.id == field(_rows, 0, calls.c.id), calls.c.result.is_(None))
+    return and_(calls.c.id == field(_rows, 0, calls.c.id), UNFINISHED_ROW)
 
 
 def _given(*columns: Column[Any]) -> dict[str, ColumnElement[Any]]:  # Any: of a column's type

@@ -19,7 +19,7 @@ from sqlalchemy import (
 
 from exporter.ledger.bulk import fetch, given, item, listed, packed
 from exporter.ledger.records import CHUNK, DELETED, FORGET
-from exporter.ledger.schema import call_sources, calls, replica_messages
+from exporter.ledger.schema import UNFINISHED_ROW, call_sources, calls, replica_messages
 
 _rows: Final = given("rows")
 
@@ -56,7 +56,7 @@ def let_go(
     """
     named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
     connection.execute(delete(call_sources).where(*named))
-    left = calls.c.id.in_(rows), calls.c.result.is_(None), calls.c.pushed.is_(False)
+    left = calls.c.id.in_(rows), UNFINISHED_ROW, calls.c.pushed.is_(False)
     if replica is not None:
         # Another exporter may be naming one. What it wrote is seen by what is asked after this.
         held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    func,
     text,
 )
 
@@ -96,6 +97,10 @@ calls: Final = Table(
     # A row's number is never used again: an answer that is late cannot hit another call.
     sqlite_autoincrement=True,
 )
+
+UNFINISHED_ROW: Final = func.coalesce(calls.c.result, "") == ""
+"""Says of calls that are found by their rows that they have not finished. PostgreSQL must not be
+led to the index of those: where it knows little of the table, it would read all of them."""
 
 # Which configuration or file names a call now. A call that none names any more is let go.
 call_sources: Final = Table(
