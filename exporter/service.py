@@ -106,10 +106,11 @@ class Service:
             self._replica = Replica(
                 self.ledger, self.calls, self.accounts, self.metrics, config.ledger.heartbeat
             )
-            await self._replica.join()
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
         self.calls.states.configure(_calls_shown(config))
         await self.calls.recall()
+        if self._replica:
+            await self._replica.join()  # from here on it has to beat
 
     async def start(self) -> None:
         """Take in the configured calls and begin to poll.

@@ -137,6 +137,7 @@ replicas: Final = Table(
     Column("name", String(255), nullable=False),  # for people
     Column("peers", String(64), nullable=False),  # the same for those that poll the same accounts
     Column("held", Integer, nullable=False),  # calls that it polls
+    Column("heartbeat", Float, nullable=False),  # seconds for which it may be silent
     Column("beat_at", Float, nullable=False),  # by the server's clock, as below
     Column("ended_at", Float),  # it has left, or was declared dead
     sqlite_autoincrement=True,

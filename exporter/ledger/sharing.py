@@ -39,10 +39,11 @@ def _sql(statement: str) -> TextClause:
 _LIGHTLY: Final = text("SET LOCAL synchronous_commit = off")
 
 _JOIN: Final = _sql(
-    "INSERT INTO replicas (name, peers, held, beat_at) VALUES (:name, '', 0, {clock}) RETURNING id"
+    "INSERT INTO replicas (name, peers, held, heartbeat, beat_at) "
+    "VALUES (:name, '', 0, :heartbeat, {clock}) RETURNING id"
 )
 _BEAT: Final = _sql(
-    "UPDATE replicas SET held = :held, peers = :peers, beat_at = {clock} "
+    "UPDATE replicas SET held = :held, peers = :peers, heartbeat = :heartbeat, beat_at = {clock} "
     "WHERE id = :replica AND ended_at IS NULL"
 )
 # Whose row is locked is beating now; and two that were silent do not wait for each other. Nobody is
@@ -51,8 +52,10 @@ _END_SILENT: Final = _sql(
     """
     UPDATE replicas SET ended_at = {clock} WHERE id IN (
         SELECT id FROM replicas
-        WHERE ended_at IS NULL AND beat_at < {clock} - :silent AND id <> :replica
-        AND EXISTS (SELECT FROM replicas r WHERE r.id = :replica AND r.beat_at >= {clock} - :silent)
+        WHERE ended_at IS NULL AND beat_at < {clock} - heartbeat AND id <> :replica
+        AND EXISTS (
+            SELECT FROM replicas r WHERE r.id = :replica AND r.beat_at >= {clock} - r.heartbeat
+        )
         FOR UPDATE SKIP LOCKED
     )
     """
@@ -76,6 +79,8 @@ _HEARD: Final = _sql("DELETE FROM replica_messages WHERE id IN {ids}")
 _MESSAGES: Final = text(
     "SELECT id, call_id, message FROM replica_messages WHERE replica_id = :replica ORDER BY id"
 )
+# Somebody stands still in the middle of it: to beat and to claim is not to wait for that.
+_SHORTLY: Final = text("SET LOCAL lock_timeout = '1s'")
 # However little the server knows of the table yet, it is not to read all of it.
 _BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
 # Chosen once, however the rest is done: each time, others would be chosen.
@@ -177,10 +182,11 @@ class Sharing:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def join(self, name: str) -> int:
+    def join(self, name: str, heartbeat: float) -> int:
         """Become one of the exporters; returns its number, which nobody had before."""
         with self._database.begin() as connection:
-            return int(connection.execute(_JOIN, {"name": name}).scalar_one())
+            which = {"name": name, "heartbeat": heartbeat}
+            return int(connection.execute(_JOIN, which).scalar_one())
 
     def leave(self, replica: int) -> None:
         """End; the others take over what it polled."""
@@ -188,7 +194,7 @@ class Sharing:
             connection.execute(_LEAVE, {"replica": replica})
 
     def beat(
-        self, replica: int, peers: str, held: int, silent: float | None
+        self, replica: int, peers: str, held: int, heartbeat: float, *, judge: bool
     ) -> list[Member] | None:
         """Tell the others that this exporter is alive, and see who is.
 
@@ -196,17 +202,18 @@ class Sharing:
             replica: its number.
             peers: see `Member`.
             held: how many calls it polls.
-            silent: declare those dead who have said nothing for so many seconds, unless this one
-                has not either; None for nobody.
+            heartbeat: for how many seconds it may be silent.
+            judge: declare those dead who have been silent for longer than they may, unless this
+                one has been, too.
 
         Returns:
             All exporters; None where the others have declared this one dead.
         """
         with self._database.begin() as connection:
             connection.execute(_LIGHTLY)
-            if silent is not None:
-                connection.execute(_END_SILENT, {"silent": silent, "replica": replica})
-            mine = {"replica": replica, "peers": peers, "held": held}
+            if judge:
+                connection.execute(_END_SILENT, {"replica": replica})
+            mine = {"replica": replica, "peers": peers, "held": held, "heartbeat": heartbeat}
             if not connection.execute(_BEAT, mine).rowcount:
                 return None
             return [Member(*row) for row in connection.execute(_MEMBERS)]
@@ -305,12 +312,13 @@ class Sharing:
         grants, rows = [], []
         with self._database.begin() as connection:
             connection.execute(_LIGHTLY)
+            connection.execute(_SHORTLY)
             for name in sorted(wished):
                 row_of(connection, accounts.c.name, name)
             for row, name, next_slot, now in connection.execute(_SLOTS, {"names": list(wished)}):
                 wish = wished[name]
                 # A clock that was set back must not keep everybody waiting.
-                queued = min(next_slot, now + 10 + 100 * wish.apart)
+                queued = min(next_slot, now + 60 + 1000 * wish.apart)
                 first = max(queued, now + lead)
                 rows.append((row, first + wish.slots * wish.apart))
                 grants.append(Grant(name, first, now))

@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
@@ -19,7 +19,7 @@ from exporter.calls import WatchedCall
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, HASTEN
-from exporter.ledger.sharing import Member, Sharing
+from exporter.ledger.sharing import Grant, Member, Sharing, Wish
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.turns import Lease
 from exporter.replicas.reserving import Reserving
@@ -104,11 +104,7 @@ class Replica:
         self.totals = SharedTotals(
             lambda since, known: self._call(self._sharing.changes, since, known), calls, accounts
         )
-        self.reserving = Reserving(
-            lambda wishes, lead: self._call(self._sharing.reserve, wishes, lead),
-            accounts,
-            self._lease,
-        )
+        self.reserving = Reserving(self._reserve, accounts, self._lease)
         self._errors = 0.0  # of the ledger, of which the consequences were seen to
         self._heard: list[int] = []  # messages that were followed
         self._recount_at = math.inf
@@ -129,7 +125,7 @@ class Replica:
             LedgerError: the ledger failed.
         """
         name = f"{socket.gethostname()}:{os.getpid()}"[:255]
-        self._id = await self._call(self._sharing.join, name)
+        self._id = await self._call(self._sharing.join, name, self.heartbeat)
         self._ledger.store.replica = self._id
         self._next_beat = -math.inf
         self._beating_since = math.inf
@@ -218,7 +214,8 @@ class Replica:
             self._id,
             self._peers,
             self._calls.count,
-            self.heartbeat if judge else None,
+            self.heartbeat,
+            judge=judge,
         )
         if members is None:
             raise _TakenOverError
@@ -314,6 +311,13 @@ class Replica:
         elif self._problem and problem is None:
             _log.info("the ledger is shared again")
         self._problem = problem
+
+    async def _reserve(self, wishes: Sequence[Wish], lead: float) -> Sequence[Grant]:
+        try:
+            return await self._call(self._sharing.reserve, wishes, lead)
+        except LedgerError:
+            self._errors += 1  # of no consequence: turns that are lost are nobody's
+            raise
 
     async def _call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:

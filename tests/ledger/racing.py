@@ -18,7 +18,7 @@ R = TypeVar("R")
 def joined(database: Database) -> Store:
     """Return the statements of one more exporter."""
     store = Store(database)
-    store.replica = Sharing(database).join("made-up:1")
+    store.replica = Sharing(database).join("made-up:1", 60)
     return store
 
 

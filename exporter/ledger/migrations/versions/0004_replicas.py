@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(255), nullable=False),
         sa.Column("peers", sa.String(64), nullable=False),
         sa.Column("held", sa.Integer, nullable=False),
+        sa.Column("heartbeat", sa.Float, nullable=False),
         sa.Column("beat_at", sa.Float, nullable=False),
         sa.Column("ended_at", sa.Float),
         sqlite_autoincrement=True,
