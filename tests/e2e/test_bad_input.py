@@ -144,7 +144,7 @@ def folder(path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "expected"),
     [
-        (no_sqlite, "is not an SQLite database; name another one"),
+        (no_sqlite, "is not an SQLite database; name another file"),
         (foreign, "is the database of another program; name another one"),
         (newer, "was written by a newer esms-exporter .* upgrade this one"),
         (folder, "cannot be opened; make sure its folder exists"),
