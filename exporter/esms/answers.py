@@ -26,6 +26,8 @@ _PHONE: Final = re.compile(r"\+?[0-9](?:[ ().-]*[0-9]){6,}")
 MAX_PRICE: Final = 1e9
 """VND; no call costs as much, and the sum of prices must not be spoilt by one of them."""
 
+MAX_BALANCE: Final = 1e15
+"""VND; nobody has as much on an account, and up to here a float is exact."""
 
 # Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
 _OK: Final = Outcome.OK
@@ -68,6 +70,20 @@ class Answer(NamedTuple):
 BAD_RESPONSE: Final = Answer(Outcome.BAD_RESPONSE)
 
 
+class BalanceAnswer(NamedTuple):
+    """One answer of `GetBalance_json`, or what came instead of it; see `Answer`.
+
+    Attributes:
+        balance: VND; None where the outcome is another than `ok`.
+    """
+
+    outcome: Outcome
+    code: str | None = None
+    message: str = ""
+    retry_after: float | None = None
+    balance: float | None = None
+
+
 def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     """Read the body of an answer of `GetSendStatus` that came with the status 200. Never raises.
 
@@ -83,6 +99,30 @@ def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     if not isinstance(document, dict):
         return BAD_RESPONSE
     return _read_document(document, hidden)
+
+
+def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> BalanceAnswer:
+    """Read the body of an answer of `GetBalance_json` that came with the status 200. Never raises.
+
+    A refusal comes with a balance of 0, which is none. A good answer without a balance that can be
+    one is a bad response: it is better not to know than to know something wrong.
+
+    Args:
+        body: any bytes.
+        hidden: see `read_answer`.
+    """
+    try:
+        document = from_json(body)
+    except ValueError:
+        document = None
+    # Its code and its message are where those of a call are.
+    said = _read_document(document, hidden) if isinstance(document, dict) else BAD_RESPONSE
+    if said.outcome is not Outcome.OK:
+        return BalanceAnswer(said.outcome, said.code, said.message)
+    balance = _number(document.get("Balance"))
+    if balance is None or not 0 <= balance <= MAX_BALANCE:
+        return BalanceAnswer(Outcome.BAD_RESPONSE, said.code)
+    return BalanceAnswer(said.outcome, said.code, balance=balance)
 
 
 def read_callback(fields: Mapping[str, str]) -> Answer:

@@ -36,7 +36,7 @@ _OK: Final = int(HTTPStatus.OK)
 # connection from poll to poll.
 _KEEPALIVE: Final = 75.0
 
-_HEADERS: Final = {
+HEADERS: Final = {
     "Accept": "application/json",
     # Answers are small, and what is not compressed cannot be a decompression bomb.
     "Accept-Encoding": "identity",
@@ -91,7 +91,7 @@ class Client:
                 ssl=ssl_context or True,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=_HEADERS,
+            headers=HEADERS,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # see Deadlines
             auto_decompress=False,
         )
@@ -115,7 +115,7 @@ class Client:
                 try:
                     content = response.content
                     # Nearly always, all of it has come with the headers.
-                    body = content.read_nowait() if content.is_eof() else await _read(response)
+                    body = content.read_nowait() if content.is_eof() else await read_body(response)
                 except BaseException:
                     response.close()
                     raise
@@ -148,8 +148,8 @@ class Client:
         await self.close()
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Read to the end, but not much more than is allowed."""
+async def read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read to the end, but not much more than `MAX_BODY` bytes."""
     content = response.content
     body = await content.readany()
     while not content.at_eof():

@@ -1,8 +1,16 @@
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
-from exporter.esms.answers import read_price
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.esms.answers import BalanceAnswer, read_balance, read_price
+from exporter.esms.codes import CODES, OTHER_CODE, Outcome
+
+EXAMPLES = Path(__file__).parent / "examples"
 
 
 @pytest.mark.parametrize(
@@ -16,3 +24,63 @@ from exporter.esms.answers import read_price
 )
 def test_prices_are_plain_decimals(text: str, price: float | None) -> None:
     assert read_price(text) == price
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ok", BalanceAnswer(Outcome.OK, "100", balance=36_693.0)),
+        ("authorize-failed", BalanceAnswer(Outcome.AUTH, "101", "Authorize Failed")),
+    ],
+)
+def test_the_documented_balances(name: str, expected: BalanceAnswer) -> None:
+    assert read_balance((EXAMPLES / f"get-balance.{name}.json").read_bytes()) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "balance"),
+    [
+        *(("36693", 36_693.0), ("36693.5", 36_693.5), ("0", 0.0), ("1e15", 1e15)),
+        *(('"36693"', 36_693.0), ('" 36693.0000 "', 36_693.0)),
+        *((value, None) for value in ("null", "true", "[5]", '{"VND": 5}', '""', '"much"')),
+        *((value, None) for value in ("-1", '"-0.5"', "NaN", '"nan"', "Infinity", '"inf"')),
+        *((value, None) for value in ("1000000000000001", "1e308", "9" * 400, '"1_000"', '"1,5"')),
+    ],
+)
+def test_a_balance_is_a_number_that_it_can_be(value: str, balance: float | None) -> None:
+    answer = read_balance(f'{{"CodeResponse": "100", "Balance": {value}}}'.encode())
+    outcome = Outcome.OK if balance is not None else Outcome.BAD_RESPONSE
+    assert answer == BalanceAnswer(outcome, "100", balance=balance)
+
+
+def test_a_good_answer_without_a_balance_is_none() -> None:
+    assert read_balance(b'{"CodeResponse": 100}') == BalanceAnswer(Outcome.BAD_RESPONSE, "100")
+
+
+@pytest.mark.parametrize("code", [code for code in CODES if code != "100"] + ["777"])
+def test_a_refusal_has_no_balance_whatever_it_says(code: str) -> None:
+    for value in (0, 5_000_000):
+        answer = read_balance(json.dumps({"CodeResponse": code, "Balance": value}).encode())
+        assert answer.outcome is CODES.get(code, Outcome.API_ERROR)
+        assert answer.code == (code if code in CODES else OTHER_CODE)
+        assert answer.balance is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(
+    st.binary()
+    | st.builds(
+        lambda code, value: json.dumps({"CodeResponse": code, "Balance": value}).encode(),
+        st.sampled_from(["100", 100, "101", None, ""]) | JSON,
+        JSON,
+    )
+)
+def test_any_bytes_are_an_answer(body: bytes) -> None:
+    answer = read_balance(body)
+    assert (answer.outcome is Outcome.OK) == (answer.balance is not None)
+    assert answer.balance is None or 0 <= answer.balance <= 1e15
