@@ -6,6 +6,7 @@ from exporter.config.loading import load_config
 from exporter.config.models import (
     AccountConfig,
     ApiConfig,
+    BalanceConfig,
     CallbackConfig,
     Config,
     LedgerConfig,
@@ -19,6 +20,7 @@ from exporter.config.schema import json_schema
 __all__ = [
     "AccountConfig",
     "ApiConfig",
+    "BalanceConfig",
     "CallConfig",
     "CallbackConfig",
     "Config",

@@ -167,6 +167,12 @@ def _ledger_url(value: Secret) -> Secret:
     return value
 
 
+Amount = Annotated[
+    float,
+    Field(strict=True, gt=0, le=1e15, allow_inf_nan=False),
+    BeforeValidator(_scalar),
+    Words("an amount in VND: a number above 0, at most 1000000000000000"),
+]
 AccountName = Annotated[
     str,
     Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$"),

@@ -30,6 +30,7 @@ from exporter.config.models import (
     MAX_TOKENS,
     AccountConfig,
     ApiConfig,
+    BalanceConfig,
     CallbackConfig,
     Config,
     LedgerConfig,
@@ -46,6 +47,7 @@ MAX_FILE = 64 << 20
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "polling": PollingConfig,
+    "balance": BalanceConfig,
     "watch": WatchConfig,
     "ledger": LedgerConfig,
 }

@@ -23,6 +23,7 @@ from exporter.config.databases import query_problem
 from exporter.config.fields import (
     LEDGER,
     AccountName,
+    Amount,
     BaseUrl,
     Count,
     Duration,
@@ -66,6 +67,13 @@ class AccountConfig(_Model):
 
     base_url: BaseUrl = "https://voiceapi.esms.vn/MainService.svc/json"
     """Where the API is, without the name of an operation."""
+
+    balance_url: BaseUrl = "https://rest.esms.vn/MainService.svc/json"
+    """Where the balance is asked for, without the name of the operation: another host of the
+    provider's."""
+
+    balance_warning: Amount | None = None
+    """The balance, in VND, below which it is low."""
 
     rate_limit: Rate = 20.0
     """Requests per second, at most. Above 0, up to 100000."""
@@ -113,6 +121,20 @@ class PollingConfig(_Model):
             raise PydanticCustomError(
                 "expected", "expected at least the value of `not_found_grace`"
             )
+        return value
+
+
+class BalanceConfig(_Model):
+    """How often the balance of each account is asked for."""
+
+    interval: Annotated[float, Duration("0s", "1d")] = 300.0
+    """From one request to the next; 0 to ask for none, else at least 1s."""
+
+    @field_validator("interval")
+    @classmethod
+    def _not_without_end(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise PydanticCustomError("expected", "expected 0s, or a duration from 1s to 1d")
         return value
 
 
@@ -253,6 +275,9 @@ class Config(_Model):
 
     polling: PollingConfig = PollingConfig()
     """When a call is asked for, and when it is given up."""
+
+    balance: BalanceConfig = BalanceConfig()
+    """How often the balance of each account is asked for."""
 
     watch: WatchConfig = WatchConfig()
     """Which calls are watched, and which labels they may carry."""

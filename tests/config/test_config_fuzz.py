@@ -14,6 +14,7 @@ ENVIRON = {"K": SECRET, "N": "5"}
 WORDS = [
     *("accounts", "name", "api_key", "secret_key", "api_key_file", "rate_limit", "base_url"),
     *("polling", "interval", "max_interval", "watch", "labels", "calls", "reference_id", "account"),
+    *("balance", "balance_url", "balance_warning"),
     *("ledger", "url", "keep_finished", "main", "team", "sqlite:///x", "15s", "1", "null", "true"),
     *("${K}", "'${K}'", '"${K}x"', "${N}", "${", "$$", "${X:-${K}}", "&a", "*a", "<<", "!x", "|"),
     *(

@@ -23,6 +23,8 @@ def test_a_whole_file(load: Load) -> None:
     config = load(
         "\ufeffaccounts:\n  - name: main\n    api_key: ' ${KEY} '\n    secret_key: '12'\n"
         "    base_url: http://127.0.0.1:80/x/\n    rate_limit: 0.5\n    max_concurrency: 4\n"
+        "    balance_url: http://127.0.0.1:81/x/\n    balance_warning: 500000\n"
+        "balance: {interval: 0}\n"
         "polling: {interval: 200ms, max_interval: 1s, timeout: 1s, not_found_grace: 0,"
         " give_up_after: 6d}\n"
         "watch: {labels: [a, b_2], max_label_values: 5, max_calls: 9}\n"
@@ -34,6 +36,8 @@ def test_a_whole_file(load: Load) -> None:
     assert account.api_key == Secret("from-environment")
     assert account.secret_key == Secret("12")
     assert (account.base_url, account.rate_limit) == ("http://127.0.0.1:80/x", 0.5)
+    assert (account.balance_url, account.balance_warning) == ("http://127.0.0.1:81/x", 500_000.0)
+    assert config.balance.interval == 0.0
     assert config.polling.model_dump() == {
         "pace": "adaptive",
         "interval": 0.2,
@@ -52,7 +56,7 @@ def test_a_whole_file(load: Load) -> None:
 def test_what_is_left_out_has_its_default(load: Load) -> None:
     account = AccountConfig(name="main", api_key=Secret("k"), secret_key=Secret("s"))
     assert load(HEAD) == Config(accounts=(account,))
-    sections = "polling:\nwatch:\nledger:\n"
+    sections = "polling:\nbalance:\nwatch:\nledger:\n"
     assert load(HEAD + sections) == Config(accounts=(account,))
     assert load(HEAD + "watch:\n  labels:\n  calls:\n") == Config(accounts=(account,))
 
@@ -171,6 +175,23 @@ def test_secrets_stay_text(load: Load) -> None:
         ),
         (HEAD + "polling:\n  max_interval: 1s\n", "6: polling.max_interval: expected at least the"),
         (HEAD + "polling:\n  give_up_after: 1s\n", "6: polling.give_up_after: expected at least"),
+        *(
+            (HEAD + f"balance:\n  interval: {value}\n", f"6: balance.interval: {expected}")
+            for value, expected in [
+                *(("500ms", "expected 0s, or a duration from 1s to 1d"), ("2d", DURATION)),
+                *(("15", DURATION), ("false", DURATION), ("-1s", DURATION), ("", DURATION)),
+            ]
+        ),
+        (HEAD + "balance: {intervall: 5m}\n", "5: balance.intervall: unknown key"),
+        (HEAD + "balance: 5m\n", "5: balance: expected a mapping"),
+        *(
+            (
+                HEAD + f"    balance_warning: {value}\n",
+                "5: accounts[0].balance_warning: expected an amount in VND",
+            )
+            for value in ["0", "-1", "1e16", "500k", "true", ".nan", "'5'", "[5]"]
+        ),
+        (HEAD + "    balance_url: http://x?a\n", "5: accounts[0].balance_url: expected a URL"),
         (HEAD + "shutdown_timeout: 2h\n", f"5: shutdown_timeout: {DURATION}100ms to 1h"),
         (HEAD + "ledger:\n  keep_finished: 30\n", f"6: ledger.keep_finished: {DURATION}1s to 10y"),
         (
