@@ -12,7 +12,14 @@ from typing import Final
 import click
 
 from exporter.calls import reference_id
-from exporter.config import AccountConfig, Config, LedgerConfig, PollingConfig, WatchConfig
+from exporter.config import (
+    AccountConfig,
+    BalanceConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
 from exporter.ledger.records import NewCall
 from exporter.run import serve
 from exporter.secret import Secret
@@ -22,9 +29,10 @@ from exporter.simulator.caller import Caller, Campaign
 from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions
 
+# A call a second costs each of them some 2 million VND an hour: enough for a day.
 ACCOUNTS: Final = (
-    Account("main", "demo-key-main", "demo-secret-main"),
-    Account("hotline", "demo-key-hotline", "demo-secret-hotline"),
+    Account("main", "demo-key-main", "demo-secret-main", balance=50_000_000),
+    Account("hotline", "demo-key-hotline", "demo-secret-hotline", balance=50_000_000),
 )
 REFUSED: Final = Account("old-keys", "demo-key-old", "demo-secret-old", state=AccountState.REVOKED)
 CAMPAIGNS: Final = (
@@ -46,11 +54,14 @@ def configuration(url: str, folder: Path) -> Config:
                 api_key=Secret(account.api_key),
                 secret_key=Secret(account.secret_key),
                 base_url=url,
+                balance_url=url,
+                balance_warning=1_000_000.0,
             )
             for account in (*ACCOUNTS, REFUSED)
         ),
         # Livelier than the defaults: nobody watches a demo for a quarter of an hour.
         polling=PollingConfig(interval=2.0, max_interval=10.0, not_found_grace=30.0),
+        balance=BalanceConfig(interval=10.0),
         watch=WatchConfig(labels=("campaign",)),
         ledger=LedgerConfig(url=f"sqlite:///{folder / 'demo.db'}"),
     )

@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 
 from exporter.account import Account, AccountStatus
+from exporter.balances import Balances
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.ledger.records import CHUNK, NewCall, Snapshot
@@ -77,6 +78,7 @@ class Service:
         self.ledger = self.calls.ledger
         self._files = CallFiles(self.calls, self.metrics)
         self._sql = SqlSources(self.calls, self.metrics, self._in_background)
+        self.balances = Balances(self.metrics, self._in_background)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
@@ -160,6 +162,7 @@ class Service:
         deadline = time.monotonic() + within
         if self._replica:
             self._replica.draining = True
+        await self.balances.stop()
         await asyncio.gather(*(account.stop(within * 0.8) for account in self.accounts.values()))
         self.ledger.close_soon()
         if self._committer:
@@ -235,6 +238,7 @@ class Service:
         self.config = config
         self.calls.states.configure(_calls_shown(config))
         self._change_accounts(config)
+        self.balances.configure(config)
         for name in sorted(self._to_load):
             self.calls.teach(name)
             async for _ in self.calls.load(name):

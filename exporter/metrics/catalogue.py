@@ -15,6 +15,9 @@ from exporter.metrics.families import Family, Value, counter, gauge, histogram
 GET_SEND_STATUS: Final = "get_send_status"
 """The operation of a poll, in the label `operation`."""
 
+GET_BALANCE: Final = "get_balance"
+"""The operation of asking for an account's balance."""
+
 REQUEST_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
 COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -88,14 +91,14 @@ class Catalogue:
         )
         self.auth_failures = counter(
             "esms_auth_failures_total",
-            "Answers that refused the credentials, the caller's address or the account.",
+            "Answers to polls that refused the credentials, the caller's address or the account.",
             "account",
             "code",
         )
         self.authorized = gauge(
             "esms_account_authorized",
-            "1 where the last answer that could tell accepted the credentials, 0 where it refused "
-            "them; 0 before the first answer.",
+            "1 where the last answer to a poll that could tell accepted the credentials, 0 where "
+            "it refused them; 0 before the first answer.",
             "account",
         )
         self.paused_until = gauge(
@@ -106,6 +109,22 @@ class Catalogue:
         self.last_success = gauge(
             "esms_last_successful_poll_timestamp_seconds",
             "When the provider last gave a good answer; 0 before the first.",
+            "account",
+        )
+        self.balance = gauge(
+            "esms_account_balance_vnd",
+            "Balance of the account in VND, as the provider last told it; no series before it did.",
+            "account",
+        )
+        self.balance_timestamp = gauge(
+            "esms_account_balance_timestamp_seconds",
+            "When the provider last told the account's balance; 0 before it did.",
+            "account",
+        )
+        self.balance_warning = gauge(
+            "esms_account_balance_warning_vnd",
+            "The balance in VND below which it is low: `balance_warning` of the account; no series "
+            "where there is none.",
             "account",
         )
         self.lag = histogram(
@@ -233,7 +252,7 @@ class Catalogue:
 
 
 class AccountMetrics:
-    """The series of one account, each looked up once."""
+    """The series of one account and of its polls, each looked up once."""
 
     def __init__(self, catalogue: Catalogue, account: str) -> None:
         self.requests = {

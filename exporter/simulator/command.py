@@ -181,6 +181,7 @@ def _banner(sim: Simulator) -> str:
         [
             f"listening on {sim.origin}",
             f"base_url: {sim.url}",
+            f"balance_url: {sim.url}",
             "accounts (none of this is secret, none of it is real):",
             *accounts,
             f"templates and recordings: {', '.join(sorted(sim.provider.templates))}",

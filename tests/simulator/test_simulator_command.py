@@ -48,6 +48,7 @@ def test_it_says_where_it_listens_and_ends_as_asked(number: signal.Signals) -> N
     with running("--listen", "127.0.0.1:0", "--account", "a:b:c:7") as (process, lines):
         origin = lines[0].removeprefix("listening on ")
         assert lines[1] == f"base_url: {origin}/MainService.svc/json"
+        assert lines[2] == f"balance_url: {origin}/MainService.svc/json"
         assert "  a: api_key=b secret_key=c (7 requests/s)" in lines
         query = "ApiKey=b&SecretKey=c&ReferenceId=505139D7-54F8-48A9-88FA-9460A78731DD"
         with urllib.request.urlopen(

@@ -31,6 +31,9 @@ OVER_REPLICAS: Final = {
     "esms_account_paused_until_timestamp_seconds": "each pauses by itself: the largest",
     "esms_last_successful_poll_timestamp_seconds": "the largest; of those with calls to watch, the"
     " least tells whether one of them is stuck",
+    "esms_account_balance_vnd": "each asks for itself: that of the one that was told last",
+    "esms_account_balance_timestamp_seconds": "the largest",
+    "esms_account_balance_warning_vnd": "the same on each: the largest, never the sum",
     "esms_poll_lag_seconds": "the sum",
     "esms_ledger_commit_duration_seconds": "the sum",
     "esms_ledger_errors_total": "the sum",
@@ -84,7 +87,10 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "finished_failure": "it has finished with the result `failure`",
         "finished_unknown": "it has finished with the result `unknown`",
     },
-    "operation": {"get_send_status": "asking what became of a call"},
+    "operation": {
+        "get_balance": "asking for the balance of an account",
+        "get_send_status": "asking what became of a call",
+    },
     "outcome": {
         "ok": "a good answer",
         "auth": "the credentials, the caller's address or the account were refused",

@@ -9,9 +9,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.calls import ENDINGS, CallState
 from exporter.metrics.calls import CallMetrics
-from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.catalogue import GET_BALANCE, Catalogue
 from exporter.metrics.families import Family
 from exporter.metrics.per_call import FINISHED, omitted_family, state_family
+from exporter.metrics.requests import RequestMetrics
 from tools.reference.markdown import NOTE, code, table
 from tools.reference.meanings import (
     CALLBACK_OUTCOME,
@@ -51,6 +52,9 @@ def page() -> str:
     """Return the whole page."""
     catalogue, calls = Catalogue(), CallMetrics(["main"], (USER_LABEL,), 1)
     catalogue.add_account("main")
+    RequestMetrics(catalogue, "main", GET_BALANCE)
+    for family in (catalogue.balance, catalogue.balance_timestamp, catalogue.balance_warning):
+        family.labels("main")
     catalogue.show_source("config", shown=True)
     states = state_family()
     for state in (*CallState, *FINISHED.values()):
