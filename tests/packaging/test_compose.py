@@ -40,7 +40,7 @@ def option(service: dict[str, Any], name: str) -> str:
 def test_the_files_of_variables_set_what_has_to_be_set() -> None:
     needed = set(re.findall(r"\$\{(\w+):\?", (FOLDER / "compose.yaml").read_text()))
     assert variables("example.env").keys() == needed
-    assert DEMO.keys() == needed | {"COMPOSE_PROFILES", "ESMS_BASE_URL"}
+    assert DEMO.keys() == needed | {"COMPOSE_PROFILES", "ESMS_BASE_URL", "ESMS_BALANCE_URL"}
     services = project(DEMO)["services"]
     profiles = {profile for s in services.values() for profile in s.get("profiles", ())}
     assert profiles == {DEMO["COMPOSE_PROFILES"]}
@@ -138,12 +138,13 @@ async def test_the_demo_counts_calls(tmp_path: Path) -> None:
     config.write_text(
         inside(services["exporter"], "/etc/esms-exporter/config.yaml").read_text()
         + f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\npolling: {{interval: 1s}}\n"
+        "balance: {interval: 1s}\n"
     )
     async with simulator:
         url = (await simulator.says(r"(http://127\.0\.0\.1:\d+)"))[1]
         environ = services["exporter"]["environment"]
-        base = environ["ESMS_BASE_URL"].replace("http://simulator:10376", url)
-        environ |= {"ESMS_BASE_URL": base}
+        for name in ("ESMS_BASE_URL", "ESMS_BALANCE_URL"):
+            environ[name] = environ[name].replace("http://simulator:10376", url)
         async with Exporter(config, environ=environ) as exporter:
             environ = services["caller"]["environment"]
             environ |= {"ESMS_EXPORTER_URL": await exporter.ready()}
@@ -154,3 +155,4 @@ async def test_the_demo_counts_calls(tmp_path: Path) -> None:
                 samples = await exporter.until(lambda s: total(s, "esms_calls_total") > 3, 120)
                 assert caller.output == ""
     assert total(samples, "esms_calls_total", campaign="otp") > 0
+    assert total(samples, "esms_account_balance_vnd", account="main") > 0

@@ -209,7 +209,7 @@ async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(
     container = container_of(one)
     config = mounted(one, tmp_path)
     with config.open("a") as file:
-        file.write(f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n")
+        file.write(f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\nbalance: {{interval: 0}}\n")
     first, *options = container["args"]
     assert first == "--config.file=/etc/esms-exporter/config.yaml"
     async with Exporter(config, *options) as exporter, aiohttp.ClientSession() as http:
