@@ -60,6 +60,7 @@ def _configuration(folder: Path, base_url: str, way: Way) -> Path:
     path.write_text(
         f"accounts:\n  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}',"
         f" callback_token: {TOKEN}, rate_limit: 200}}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         f"watch:\n  api: {{tokens: [{{name: bench, token: {TOKEN}}}]}}\n"
         f"  callback: {{trust: {way.trust or 'verify'}}}\n"

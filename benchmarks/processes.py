@@ -70,6 +70,7 @@ def configuration(
         f"  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}',",
         f"     rate_limit: 100000, max_concurrency: {CONCURRENCY}}}",
         f"polling: {{pace: growing, interval: {interval}, max_interval: {interval}}}",
+        "balance: {interval: 0}",
         f"ledger: {{url: '{ledger}'}}",
         *(["watch:", "  calls:"] if calls else []),
         *(f"    - '{number:036d}'" for number in range(calls)),

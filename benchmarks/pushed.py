@@ -71,6 +71,7 @@ def _configuration(folder: Path, base_url: str) -> Path:
     path.write_text(
         f"accounts: [{{name: main, api_key: k, secret_key: s, base_url: '{base_url}',"
         " rate_limit: 100000}]\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         f"watch: {{api: {{tokens: [{{name: bench, token: {TOKEN}}}]}}}}\n"
     )

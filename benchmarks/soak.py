@@ -189,6 +189,7 @@ def configuration(folder: Path, base_url: str) -> Path:
     path.write_text(
         f"accounts:\n{accounts}\n"
         "polling: {pace: growing, interval: 1s, max_interval: 1s, timeout: 2s}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         f"watch: {{api: {{tokens: [{{name: soak, token: {TOKEN}}}]}}}}\n"
     )

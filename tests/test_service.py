@@ -17,6 +17,7 @@ from exporter import watching
 from exporter.calls import Finished, Result, Status, WatchedCall, reference_id
 from exporter.config import (
     AccountConfig,
+    BalanceConfig,
     CallConfig,
     Config,
     LedgerConfig,
@@ -50,6 +51,7 @@ class Bench:
         self.config = Config(
             accounts=(account(simulator, "main", "key"),),
             polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
+            balance=BalanceConfig(interval=0.0),
             watch=WatchConfig(labels=("campaign",)),
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}", keep_finished=1),
         )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
+    BalanceConfig,
     CallbackConfig,
     CallConfig,
     Config,
@@ -69,6 +70,7 @@ class Wish:
                 for name in self.accounts
             ),
             polling=PollingConfig(),
+            balance=BalanceConfig(interval=0.0),
             watch=WatchConfig(
                 labels=self.labels,
                 max_label_values=self.max_values,

@@ -222,9 +222,10 @@ class Scene:
 
     def _to_the_stand_in(self, text: str) -> str:
         """Have the accounts of a configuration asked for at the stand-in."""
-        text = re.sub(r"^ *base_url: .*\n", "", text, flags=re.MULTILINE)
+        text = re.sub(r"^ *(balance|base)_url: .*\n", "", text, flags=re.MULTILINE)
         account = re.compile(r"^( +)(api_key(?:_file)?:)", re.MULTILINE)
-        return account.sub(rf"\1base_url: {self._simulator.url}\n\1\2", text)
+        places = "".join(rf"\1{kind}_url: {self._simulator.url}\n" for kind in ("balance", "base"))
+        return account.sub(rf"{places}\1\2", text)
 
     def _with_ports(self, text: str) -> str:
         for shown, used in self.ports.items():

@@ -62,6 +62,7 @@ class Scene:
         )
         config.write_text(
             f"accounts:\n{accounts}polling: {{interval: 1s, max_interval: 2s}}\n"
+            "balance: {interval: 0}\n"
             f"ledger: {{url: '{url or self.url}', heartbeat: {HEARTBEAT:.0f}s}}\n"
             f"watch:\n  labels: [campaign]\n  calls:\n{calls or '    []'}\n"
             f"  api: {{tokens: [{{name: app, token: {TOKEN}}}]}}\n{more}"

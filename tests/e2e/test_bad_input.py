@@ -19,6 +19,7 @@ from tests.e2e.processes import Exporter
 GOOD = """\
 accounts:
   - {name: main, api_key: key-0123456789, secret_key: secret-9876543210}
+balance: {interval: 0}
 ledger:
   url: sqlite:///{folder}/ledger.db
 """

@@ -24,6 +24,7 @@ def configure(folder: Path, base_url: str, trust: str) -> Path:
         " callback_token_file: token}\n"
         f"  - {{name: b, api_key: kb, secret_key: s, base_url: '{base_url}'}}\n"
         "polling: {interval: 1h, max_interval: 1h}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         f"watch: {{labels: [campaign], callback: {{trust: {trust}}}}}\n"
     )

@@ -43,6 +43,7 @@ def configuration(folder: Path, simulator: Simulator) -> Path:
         f"accounts:\n  - {{name: main, api_key: k, secret_key: s, base_url: '{simulator.url}'}}\n"
         f"  - {{name: b, api_key: kb, secret_key: s, base_url: '{simulator.url}'}}\n"
         "polling: {interval: 1h, max_interval: 1h}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         "watch: {labels: [campaign], api: {tokens: [{name: test, token_file: token}]}}\n"
     )

@@ -61,6 +61,7 @@ async def test_every_call_counts_once_however_often_the_exporter_is_killed(tmp_p
         )
         config.write_text(
             f"accounts:\n{accounts}polling: {{interval: 1s, max_interval: 2s}}\n"
+            "balance: {interval: 0}\n"
             f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
             f"watch:\n  labels: [campaign]\n  calls:\n{calls}"
         )

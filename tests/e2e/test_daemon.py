@@ -35,6 +35,9 @@ CATALOGUE = {
     "esms_auth_failures": ("counter", {"account", "code"}),
     "esms_account_authorized": ("gauge", {"account"}),
     "esms_account_paused_until_timestamp_seconds": ("gauge", {"account"}),
+    "esms_account_balance_vnd": ("gauge", {"account"}),
+    "esms_account_balance_timestamp_seconds": ("gauge", {"account"}),
+    "esms_account_balance_warning_vnd": ("gauge", {"account"}),
     "esms_last_successful_poll_timestamp_seconds": ("gauge", {"account"}),
     "esms_poll_lag_seconds": ("histogram", {"account"}),
     "esms_ledger_commit_duration_seconds": ("histogram", set()),
@@ -71,17 +74,19 @@ def write(tmp_path: Path, simulator: Simulator) -> Write:
         labels: str = "[campaign]",
         ledger: str = "ledger.db",
         key: str = "key",
+        balance: str = "0",
         more: str = "",
     ) -> Path:
         path = tmp_path / "config.yaml"
         lines = "".join(
             f"  - {{name: {name}, api_key: {key}-{name}, secret_key: s, "
-            f"base_url: '{simulator.url}'}}\n"
+            f"base_url: '{simulator.url}', balance_url: '{simulator.url}', balance_warning: 500}}\n"
             for name in accounts
         )
         watched = "".join(f"    - {call}\n" for call in calls)
         path.write_text(
             f"accounts:\n{lines}polling: {{interval: 200ms, max_interval: 200ms}}\n"
+            f"balance: {{interval: {balance}}}\n"
             f"ledger: {{url: 'sqlite:///{tmp_path}/{ledger}'}}\n"
             f"watch:\n  labels: {labels}\n" + (f"  calls:\n{watched}" if calls else "") + more
         )
@@ -103,9 +108,14 @@ async def test_every_metric_is_there_before_the_first_call_has_finished(
     write: Write, simulator: Simulator, http: aiohttp.ClientSession
 ) -> None:
     simulator.add_call("main", "a", LIVE)
-    async with Exporter(write(call("a"))) as exporter:
+    async with Exporter(write(call("a"), balance="1s")) as exporter:
         await exporter.ready()
-        await exporter.until(lambda samples: total(samples, "esms_api_requests_total") > 0)
+        await exporter.until(
+            lambda samples: (
+                total(samples, "esms_api_requests_total", operation="get_send_status") > 0
+                and total(samples, "esms_account_balance_vnd") > 0
+            )
+        )
         async with http.get(f"{exporter.url}/metrics", headers={"Accept": OPENMETRICS}) as answer:
             assert answer.headers["Content-Type"] == OPENMETRICS
             text = await answer.text()

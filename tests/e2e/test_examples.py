@@ -31,6 +31,7 @@ async def exporter(tmp_path: Path) -> AsyncIterator[Exporter]:
         config = tmp_path / "config.yaml"
         config.write_text(
             f"accounts: [{{name: main, api_key: k, secret_key: s, base_url: '{simulator.url}'}}]\n"
+            "balance: {interval: 0}\n"
             f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
             "watch: {labels: [campaign], api: {tokens: [{name: docs, token: "
             f"{TOKEN}}}]}}}}\n"

@@ -46,6 +46,7 @@ def configure(folder: Path, simulator: Simulator, *, more: str = "") -> Path:
         f"accounts:\n  - {{name: main, api_key_file: key, secret_key: s, base_url: "
         f"'{simulator.url}'}}\n"
         "polling: {interval: 200ms, max_interval: 200ms}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         "watch:\n  labels: [campaign]\n"
         "  files: [calls/*.yaml, calls/*.csv, calls/*.txt, mounted/calls.json]\n" + more

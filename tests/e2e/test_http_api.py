@@ -36,6 +36,7 @@ def configure(folder: Path, simulator: Simulator) -> Path:
     path.write_text(
         f"accounts:\n{accounts}"
         "polling: {interval: 200ms, max_interval: 200ms}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         "watch: {labels: [campaign], api: {tokens: [{name: test, token_file: token}]}}\n"
     )

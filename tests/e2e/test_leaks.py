@@ -75,10 +75,12 @@ def configuration(folder: Path, simulator: Simulator, server: str) -> str:
         lines.append(
             f"  - {{name: {name}, api_key: {json.dumps(key)}, "
             f"secret_key_file: '{folder}/{name}.key', base_url: '{url}', "
+            f"balance_url: '{url}', "
             f"callback_token: {json.dumps(CALLBACK + name)}}}"
         )
     lines += [
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}",
+        "balance: {interval: 1s}",
         "polling: {interval: 100ms, max_interval: 100ms, timeout: 1s}",
         "watch:",
         "  api:",
@@ -209,6 +211,7 @@ async def test_nothing_leaks(tmp_path: Path, log_format: str) -> None:
     shown.append(log)
     shown += [read(tmp_path / f"ledger.db{part}") for part in ("", ".lock")]
     assert log.count("account paused") >= len(DAMAGED) // 2
+    assert log.count("balance not known") >= len(DAMAGED) // 2
     assert log.count("configuration not reloaded") >= 8
     assert log.count("query failed") >= len(sources)
     assert "Traceback" not in log

@@ -29,6 +29,7 @@ def prepare(folder: Path, simulator: Simulator) -> Path:
     config = folder / "config.yaml"
     config.write_text(
         f"accounts: [{{name: main, api_key: k, secret_key: s, base_url: '{simulator.url}'}}]\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         "watch: {labels: [campaign], api: {tokens: [{name: docs, token_file: token}]}}\n"
     )

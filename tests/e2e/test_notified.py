@@ -36,6 +36,7 @@ def exporter(tmp_path: Path, simulator: Simulator, manager: Manager) -> Exporter
     config.write_text(
         "accounts:\n  - {name: main, api_key: key, secret_key: s, base_url: '"
         f"{simulator.url}'}}\nledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
+        "balance: {interval: 0}\n"
         "watch: {calls: [call]}\n"
     )
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": str(round(WATCHDOG * 1e6))}

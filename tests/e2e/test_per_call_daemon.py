@@ -14,6 +14,7 @@ def configure(folder: Path, base_url: str, *, enabled: bool) -> Path:
         "accounts:\n"
         f"  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}'}}\n"
         "polling: {interval: 200ms, max_interval: 200ms}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         f"metrics: {{per_call: {{enabled: {str(enabled).lower()}, limit: 10}}}}\n"
         "watch: {calls: [live, ended]}\n"

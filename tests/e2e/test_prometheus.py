@@ -45,6 +45,7 @@ def configure(folder: Path, simulator: Simulator) -> Path:
     config = folder / "config.yaml"
     config.write_text(
         f"accounts:\n{accounts}polling: {{interval: 500ms, max_interval: 1s}}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
         f"watch:\n  labels: [campaign]\n  calls:\n{calls}"
     )

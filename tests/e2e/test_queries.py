@@ -23,6 +23,7 @@ async def test_a_call_from_its_row_to_its_count(tmp_path: Path) -> None:
                 "accounts:\n  - {name: main, api_key: k, secret_key: s,"
                 f" base_url: '{simulator.url}'}}\n"
                 "polling: {interval: 200ms, max_interval: 200ms}\n"
+                "balance: {interval: 0}\n"
                 f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db', keep_finished: 1d}}\n"
                 "watch:\n  labels: [campaign]\n  sql:\n"
                 "    - name: orders\n      url_file: url\n      interval: 1s\n"

@@ -20,6 +20,7 @@ def configure(folder: Path, simulator: Simulator, calls: int, more: str = "") ->
     config.write_text(
         f"accounts:\n  - {{name: main, api_key: key, secret_key: s, "
         f"base_url: '{simulator.url}', rate_limit: 1000, max_concurrency: 100}}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n{more}watch:\n  calls:\n{ids}"
     )
     for number in range(calls):

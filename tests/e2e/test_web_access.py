@@ -30,6 +30,7 @@ def configuration(folder: Path) -> Path:
     path = folder / "config.yaml"
     path.write_text(
         "accounts:\n  - {name: main, api_key: k, secret_key: s, base_url: 'http://127.0.0.1:9'}\n"
+        "balance: {interval: 0}\n"
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
     )
     return path

@@ -122,6 +122,7 @@ class Scene:
         lines = [
             f"ledger: {{url: 'sqlite:///{self.ledger}'}}",
             f"polling: {{interval: {self._interval}, max_interval: 1500ms, timeout: 1s}}",
+            "balance: {interval: 0}",
             "accounts:",
         ]
         lines += [

@@ -230,6 +230,8 @@ async def test_several_start_as_the_pods_start_and_find_each_other(
         folder = tmp_path / name
         folder.mkdir()
         configs.append(mounted(several, folder))
+        with configs[-1].open("a") as file:
+            file.write("balance: {interval: 0}\n")
         url = folder / "keys" / "ledger.url"
         url.chmod(0o600)
         url.write_text(database)

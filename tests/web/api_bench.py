@@ -17,6 +17,7 @@ from yarl import URL
 from exporter.config import (
     AccountConfig,
     ApiConfig,
+    BalanceConfig,
     Config,
     LedgerConfig,
     PollingConfig,
@@ -52,6 +53,7 @@ class Bench:
                 for name in ("main", "b")
             ),
             polling=PollingConfig(interval=0.1, max_interval=0.1),
+            balance=BalanceConfig(interval=0.0),
             watch=WatchConfig(labels=("campaign",), api=ApiConfig(tokens=TOKENS)),
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
             shutdown_timeout=1,

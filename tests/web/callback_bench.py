@@ -10,6 +10,7 @@ from yarl import URL
 from exporter.calls import WatchedCall, reference_id
 from exporter.config import (
     AccountConfig,
+    BalanceConfig,
     CallbackConfig,
     Config,
     LedgerConfig,
@@ -59,6 +60,7 @@ class Bench:
                 ),
             ),
             polling=PollingConfig(interval=600, max_interval=600),
+            balance=BalanceConfig(interval=0.0),
             watch=WatchConfig(labels=("campaign",)),
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
             shutdown_timeout=1,

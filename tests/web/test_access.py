@@ -15,7 +15,15 @@ import pytest_asyncio
 import trustme
 from structlog.testing import capture_logs
 
-from exporter.config import AccountConfig, ApiConfig, Config, LedgerConfig, TokenConfig, WatchConfig
+from exporter.config import (
+    AccountConfig,
+    ApiConfig,
+    BalanceConfig,
+    Config,
+    LedgerConfig,
+    TokenConfig,
+    WatchConfig,
+)
 from exporter.errors import ConfigError, ListenError
 from exporter.secret import Secret
 from exporter.service import Service
@@ -52,7 +60,8 @@ class Bench:
         )
         watch = WatchConfig(api=ApiConfig(tokens=(TokenConfig(name="t", token=token),)))
         ledger = LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}")
-        self.config = Config(accounts=(account,), watch=watch, ledger=ledger)
+        balance = BalanceConfig(interval=0.0)
+        self.config = Config(accounts=(account,), balance=balance, watch=watch, ledger=ledger)
         self.service = Service(lambda: self.config)
         self.server: WebServer | None = None
         self.url = ""

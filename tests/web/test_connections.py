@@ -14,7 +14,15 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exporter.config import AccountConfig, ApiConfig, Config, LedgerConfig, TokenConfig, WatchConfig
+from exporter.config import (
+    AccountConfig,
+    ApiConfig,
+    BalanceConfig,
+    Config,
+    LedgerConfig,
+    TokenConfig,
+    WatchConfig,
+)
 from exporter.metrics import exposition
 from exporter.metrics.exposition import TEXT as CONTENT_TYPE
 from exporter.metrics.exposition import Exposition
@@ -39,7 +47,8 @@ class Bench:
         ledger = LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}")
         token = TokenConfig(name="t", token=Secret("token"))
         watch = WatchConfig(api=ApiConfig(tokens=(token,)))
-        config = Config(accounts=(account,), watch=watch, ledger=ledger)
+        balance = BalanceConfig(interval=0.0)
+        config = Config(accounts=(account,), balance=balance, watch=watch, ledger=ledger)
         self.service = Service(lambda: config)
         self.folder = folder
         self.certificates: Certificates | None = None

@@ -15,6 +15,7 @@ from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
     ApiConfig,
+    BalanceConfig,
     Config,
     LedgerConfig,
     PollingConfig,
@@ -56,6 +57,7 @@ class Bench:
                 for name in IDS
             ),
             polling=PollingConfig(interval=0.1, max_interval=0.1),
+            balance=BalanceConfig(interval=0.0),
             watch=WatchConfig(api=ApiConfig(tokens=TOKENS)),
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
             shutdown_timeout=1,

@@ -11,7 +11,7 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.config import AccountConfig, Config, LedgerConfig
+from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig
 from exporter.errors import ListenError
 from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
 from exporter.secret import Secret
@@ -28,6 +28,7 @@ def configuration(folder: Path) -> Config:
             AccountConfig(name=name, api_key=Secret("k"), secret_key=Secret("s"))
             for name in ("main", "other")
         ),
+        balance=BalanceConfig(interval=0.0),
         ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
     )
 
