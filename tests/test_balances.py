@@ -23,6 +23,7 @@ from exporter.ledger.records import NewCall
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
+from exporter.web.status import Visitor, gather
 from tests.e2e.processes import Series, parsed
 from tests.waiting import until
 
@@ -139,6 +140,8 @@ async def test_balances_are_shown_and_go_with_the_provider(bench: Bench) -> None
     assert told is not None
     assert begun <= told <= time.time()
     assert bench.service.balances.known["main"] == (36_693, told)
+    page = gather(bench.service, Visitor(), time.time())
+    assert [one.balance and one.balance.vnd for one in page.accounts] == [36_693, 0]
     bench.put(balance=20_000)
     await until(lambda: bench.balance() == 20_000)
     assert (bench.value("esms_account_balance_timestamp_seconds") or 0) > told

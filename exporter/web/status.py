@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from exporter.account import AccountStatus
+from exporter.balances import Balance
 from exporter.calls import Status as CallStatus
 from exporter.history import Recent
 from exporter.ledger.records import Ended
@@ -40,10 +41,11 @@ class Visitor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AccountView:
-    """An account: how it stands, and what has become of its calls."""
+    """An account: how it stands, what has become of its calls, and its balance, if it is known."""
 
     status: AccountStatus
     recent: Recent
+    balance: Balance | None = None
 
     @property
     def results(self) -> Chart:
@@ -142,7 +144,10 @@ def gather(service: Service, visitor: Visitor, now: float) -> StatusView:
     return StatusView(
         now,
         service.not_ready(),
-        [AccountView(status, recent) for status, recent in recents],
+        [
+            AccountView(status, recent, service.balances.known.get(status.name))
+            for status, recent in recents
+        ],
         newest(call for _, recent in recents for call in recent.failures),
         [
             SourceView(

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
 
 from exporter.account import AccountStatus
+from exporter.balances import Balance
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
 from exporter.history import Histories
@@ -23,6 +24,7 @@ from exporter.web.status import (
 VIETNAM = timezone(timedelta(hours=7), "+07")
 NOW = datetime(2025, 3, 14, 7, 32, 20, tzinfo=UTC).timestamp()
 RATES = {"main": 9.0, "hotline": 2.5}
+BALANCES = {"main": Balance(4_812_350, NOW - 74), "hotline": Balance(36_693, NOW - 209)}
 KNOWN = Visitor(known=True, accounts=None)
 
 _MIX = (
@@ -99,7 +101,7 @@ def sample(visitor: Visitor = KNOWN) -> StatusView:
     return StatusView(
         NOW,
         (),
-        [AccountView(*recent) for recent in recents],
+        [AccountView(one, recent, BALANCES.get(one.name)) for one, recent in recents],
         newest((call for _, recent in recents for call in recent.failures), 8),
         [
             SourceView("api", NOW - 1, 0, bad=False, trouble=()),

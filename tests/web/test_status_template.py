@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from exporter.balances import Balance
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
 from exporter.history import Recent
@@ -114,6 +115,20 @@ def test_every_state_of_the_credentials(
     text = draw(template, with_account(authorized=authorized)).text
     assert f"Credentials {shown}" in text
     assert ("main: the credentials are refused." in text) is (authorized is False)
+
+
+@pytest.mark.parametrize(
+    ("language", "shown"),
+    [
+        ("en", "Balance 4,812,350 VND 1 min 14 s ago"),
+        ("vi", "Số dư 4.812.350 đ 1 phút 14 giây trước"),
+    ],
+)
+def test_a_balance_that_is_known(template: Template, language: str, shown: str) -> None:
+    assert shown in draw(template, sample(), language).text
+    view = AccountView(account("main"), Recent(), Balance(0, NOW))
+    assert "Balance 0 VND 0 s ago" in draw(template, replace(sample(), accounts=[view])).text
+    assert "Balance" not in draw(template, with_account()).text
 
 
 def test_an_account_that_is_behind(template: Template) -> None:
