@@ -7,15 +7,29 @@ from typing import Final
 from grafana_foundation_sdk.models import dashboard as models
 
 from monitoring.dashboards.frame import Row, account, frame, job_and_instance
-from monitoring.dashboards.panels import coloured, heat, runbooks, series, share, stacked, timeline
+from monitoring.dashboards.panels import (
+    coloured,
+    dashed,
+    heat,
+    runbooks,
+    series,
+    share,
+    stacked,
+    timeline,
+)
 from monitoring.dashboards.promql import age, of_account, quantile, rate, ratio
 
-REQUESTS: Final = of_account("esms_api_requests_total")
+POLLS: Final = 'operation="get_send_status"'
+REQUESTS: Final = of_account("esms_api_requests_total", POLLS)
 FAILED: Final = of_account(
     "esms_api_requests_total",
+    POLLS,
     'outcome=~"api_error|bad_response|timeout|connection|tls|http_error"',
 )
-LATENCY: Final = of_account("esms_api_request_duration_seconds_bucket")
+LATENCY: Final = of_account("esms_api_request_duration_seconds_bucket", POLLS)
+BALANCE: Final = of_account("esms_account_balance_vnd")
+TOLD: Final = of_account("esms_account_balance_timestamp_seconds")
+WARNING: Final = of_account("esms_account_balance_warning_vnd")
 AUTHORIZED: Final = of_account("esms_account_authorized")
 REFUSALS: Final = of_account("esms_auth_failures_total")
 WATCHED: Final = of_account("esms_calls_watched")
@@ -30,7 +44,7 @@ def api() -> models.Dashboard:
         "eSMS / API and accounts",
         "Does the provider answer, how fast, and does it accept the credentials?",
         (*job_and_instance(), account()),
-        (_accounts(), _requests(), _latency(), _callbacks()),
+        (_accounts(), _balances(), _requests(), _latency(), _callbacks()),
     )
 
 
@@ -75,6 +89,49 @@ def _accounts() -> Row:
             ),
         ),
     )
+
+
+def _balances() -> Row:
+    return Row(
+        "Balances",
+        (
+            series(
+                "Balance",
+                "As the replica was told that was told last. Dashed: the account's "
+                "`balance_warning`, below which it is low.",
+                "currencyVND",
+                {
+                    "{{account}}": f"max by (account) ({_newest()})",
+                    "{{account}} warning": f"max by (account) ({WARNING})",
+                },
+            )
+            .override_by_regexp("/ warning$/", [dashed()])
+            .links(runbooks("EsmsBalanceLow", "EsmsBalanceRunsOut")),
+            series(
+                "Time since the balance was told",
+                "Of the replica that was told last.",
+                "s",
+                {"{{account}}": age(f"max by (account) ({TOLD})")},
+            ).links(runbooks("EsmsBalanceUnknown")),
+            stacked(
+                "Requests for balances",
+                "Requests a minute by what they came to.",
+                "cpm",
+                {
+                    "{{outcome}}": "60 * "
+                    + rate(
+                        of_account("esms_api_requests_total", 'operation="get_balance"'), "outcome"
+                    )
+                },
+            ),
+        ),
+    )
+
+
+def _newest() -> str:
+    """Return the balances that were told last: another replica's is old where it is refused."""
+    last = f"max by (job, account) ({TOLD})"
+    return f"{BALANCE} and {TOLD} == on (job, account) group_left () {last}"
 
 
 def _accepted() -> str:
@@ -125,7 +182,10 @@ def _requests() -> Row:
                 "cpm",
                 {
                     "{{account}}": "60 * "
-                    + rate(of_account("esms_api_requests_total", 'outcome="throttled"'), "account")
+                    + rate(
+                        of_account("esms_api_requests_total", POLLS, 'outcome="throttled"'),
+                        "account",
+                    )
                 },
             )
             .links(runbooks("EsmsThrottled"))

@@ -175,6 +175,13 @@ def runbooks(*alerts: str) -> list[Builder[models.DashboardLink]]:
     ]
 
 
+def dashed() -> models.DynamicConfigValue:
+    """Return the property of a series whose line is dashed: a bound, which is no measurement."""
+    return models.DynamicConfigValue(
+        id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 10]}
+    )
+
+
 def _targets(queries: Queries) -> Sequence[prometheus.Dataquery]:
     return [
         prometheus.Dataquery()
