@@ -14,10 +14,11 @@ from functools import partial
 import structlog
 
 import exporter
+from exporter.collector import collector_at_rest
 from exporter.config import Config
 from exporter.errors import ExporterError
 from exporter.notify import Notifier
-from exporter.service import Service, collector_at_rest
+from exporter.service import Service
 from exporter.web.server import WebOptions, WebServer
 
 _log = structlog.get_logger(__name__)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -15,6 +13,7 @@ import structlog
 
 from exporter.account import Account, AccountStatus
 from exporter.balances import Balances
+from exporter.collector import collector_at_rest
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.ledger.records import CHUNK, NewCall, Snapshot
@@ -44,19 +43,6 @@ RETRY_SOON: Final = 5.0
 
 _PRUNE_EVERY: Final = 3600.0
 _log = structlog.get_logger(__name__)
-
-
-@contextmanager
-def collector_at_rest() -> Iterator[None]:
-    """Keep Python's collector of cycles from looking at every call again while many are made.
-
-    It would stand in the event loop's way for a tenth of a second each time, and find nothing.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 class Service:
