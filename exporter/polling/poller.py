@@ -223,6 +223,9 @@ class Poller:
         while call:
             await self._poll(call)
             call = self._take()
+        # Before its last answer is worked off, which may start another in its place.
+        if task := asyncio.current_task():
+            self._tasks.discard(task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

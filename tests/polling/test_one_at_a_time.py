@@ -1,0 +1,27 @@
+"""A poller that may have one request under way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+from exporter.calls import WatchedCall, reference_id
+from exporter.metrics.catalogue import Catalogue
+from exporter.polling.poller import Poller
+from tests.polling.test_poller import FAST, Provider
+from tests.waiting import until
+
+
+async def test_one_call_is_asked_for_again_and_again() -> None:
+    provider = Provider()
+    series = Catalogue().add_account("main")
+    one = replace(FAST, max_concurrency=1)
+    poller = Poller("main", provider, one, series, lambda *_: None)
+    poller.watch(WatchedCall(1, reference_id("a"), time.time()))
+    poller.wake()
+    try:
+        async with asyncio.timeout(10):
+            await until(lambda: len(provider.asked) > 4)
+    finally:
+        await poller.stop(1)
