@@ -8,9 +8,9 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import structlog
 
@@ -177,26 +177,50 @@ class Replica:
     # Looking at what the others do.
 
     async def _look(self) -> None:
-        await self._beat_in_time()
+        if await self._beat_in_time() and not self.draining:
+            await self._even_out()
         if (errors := self._metrics.ledger_errors.labels().value) != self._errors:
             # What was not answered any more may have been done.
-            for name in list(self._accounts):
-                async for _ in self._calls.load(name):
-                    await self._beat_in_time()
+            await self._beating(self._load())
             self._errors = errors
         messages = await self._call(self._sharing.messages, self._id, self._heard)
         for _, row, message in messages:
             self._calls.told(row, hasten=message == HASTEN)
         self._heard = [number for number, *_ in messages]
-        await self.totals.follow()
+        await self._beating(self.totals.follow())
         if not self.draining:
             await self._claim()
         if self._loop.time() >= self._recount_at:
-            await self._ledger.call(self._ledger.store.recount)
+            await self._beating(self._ledger.call(self._ledger.store.recount))
             self._recount_at = self._loop.time() + _RECOUNT_EVERY
 
-    async def _beat_in_time(self) -> None:
+    async def _load(self) -> None:
+        for name in list(self._accounts):
+            async for _ in self._calls.load(name):
+                pass
+
+    async def _beating(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for the ledger's thread, which may have much else to do, and beat meanwhile.
+
+        Raises:
+            _TakenOverError: see `_beat_in_time`.
+            LedgerError: the ledger failed.
+        """
+        task = self._loop.create_task(work)
+        try:
+            while not task.done():
+                await self._beat_in_time()
+                left = self._next_beat - self._loop.time()
+                await asyncio.wait([task], timeout=max(0.0, left))
+            task.result()
+        finally:
+            task.cancel()
+
+    async def _beat_in_time(self) -> bool:
         """Tell the others that this one is alive, if it is time to.
+
+        Returns:
+            Whether it was.
 
         Raises:
             _TakenOverError: they had thought that it was not.
@@ -204,7 +228,7 @@ class Replica:
         """
         asked = self._loop.time()
         if asked < self._next_beat:
-            return
+            return False
         if asked >= self._lease.until:
             self._beating_since = asked
         # Where nobody could beat for a while, all are silent: they are given the time to go on.
@@ -225,8 +249,7 @@ class Replica:
         self._metrics.replicas.labels().value = float(sum(member.alive for member in members))
         self._metrics.last_heartbeat.labels().value = time.time()
         self._wake()  # the lease may have ended while the answer was awaited
-        if not self.draining:
-            await self._even_out()
+        return True
 
     async def _start_over(self) -> None:
         """Begin anew, after the others have taken over what this one polled."""
