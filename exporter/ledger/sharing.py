@@ -52,7 +52,7 @@ _END_SILENT: Final = _sql(
     """
     UPDATE replicas SET ended_at = {clock} WHERE id IN (
         SELECT id FROM replicas
-        WHERE ended_at IS NULL AND beat_at < {clock} - heartbeat AND id <> :replica
+        WHERE ended_at IS NULL AND beat_at < {clock} - heartbeat - :late AND id <> :replica
         AND EXISTS (
             SELECT FROM replicas r WHERE r.id = :replica AND r.beat_at >= {clock} - r.heartbeat
         )
@@ -194,7 +194,7 @@ class Sharing:
             connection.execute(_LEAVE, {"replica": replica})
 
     def beat(
-        self, replica: int, peers: str, held: int, heartbeat: float, *, judge: bool
+        self, replica: int, peers: str, held: int, heartbeat: float, late: float | None
     ) -> list[Member] | None:
         """Tell the others that this exporter is alive, and see who is.
 
@@ -203,16 +203,16 @@ class Sharing:
             peers: see `Member`.
             held: how many calls it polls.
             heartbeat: for how many seconds it may be silent.
-            judge: declare those dead who have been silent for longer than they may, unless this
-                one has been, too.
+            late: declare those dead who have been silent for so many seconds longer than they
+                may, unless this one has been, too; None for nobody.
 
         Returns:
             All exporters; None where the others have declared this one dead.
         """
         with self._database.begin() as connection:
             connection.execute(_LIGHTLY)
-            if judge:
-                connection.execute(_END_SILENT, {"replica": replica})
+            if late is not None:
+                connection.execute(_END_SILENT, {"replica": replica, "late": late})
             mine = {"replica": replica, "peers": peers, "held": held, "heartbeat": heartbeat}
             if not connection.execute(_BEAT, mine).rowcount:
                 return None

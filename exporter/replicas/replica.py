@@ -144,7 +144,7 @@ class Replica:
                 self._note(str(error))
             else:
                 self._note(None)
-            await asyncio.sleep(min(_LOOK_EVERY, self.heartbeat / (2 * _BEATS)))
+            await asyncio.sleep(self._look_every)
 
     async def leave(self, within: float) -> None:
         """End: the others take over at once what this one polled."""
@@ -233,13 +233,16 @@ class Replica:
             self._beating_since = asked
         # Where nobody could beat for a while, all are silent: they are given the time to go on.
         judge = asked - self._beating_since > self.heartbeat
+        # And what kept this one from beating until now kept them, too.
+        late = max(0.0, asked - self._next_beat - self._look_every)
+        heartbeat = self.heartbeat  # which may be changed while the answer is awaited
         members = await self._call(
             self._sharing.beat,
             self._id,
             self._peers,
             self._calls.count,
-            self.heartbeat,
-            judge=judge,
+            heartbeat,
+            late if judge else None,
         )
         if members is None:
             raise _TakenOverError
@@ -264,6 +267,10 @@ class Replica:
                 account.poller.clear()
             self._errors = -1.0  # what was taken in since, by the new one, is to be polled
             self._metrics.evictions.labels().value += 1
+
+    @property
+    def _look_every(self) -> float:
+        return min(_LOOK_EVERY, self.heartbeat / (2 * _BEATS))
 
     @property
     def _peers(self) -> str:

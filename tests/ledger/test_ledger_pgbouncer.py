@@ -75,7 +75,7 @@ def test_exporters_that_are_more_than_connections(bounced: str) -> None:
             held = store.unfinished("main")
             finished += store.commit([observed(call, BUSY) for call in held]).finished
             assert len(sharing.reserve([Wish("main", 1, 0.001)], 0.0)) == 1
-            assert sharing.beat(store.replica, "peers", n, 60, judge=True) is not None
+            assert sharing.beat(store.replica, "peers", n, 60, 0.0) is not None
             assert sharing.messages(store.replica, []) == []
             since = sharing.changes(since, []).since
         sharing.forget_ended()

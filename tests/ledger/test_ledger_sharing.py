@@ -50,7 +50,7 @@ class Exporter:
         return self.sharing.claim(self.id, names, [one.id for one in ended])
 
     def beat(self, silent: float | None = None) -> list[Member] | None:
-        return self.sharing.beat(self.id, "peers", 0, silent or 60, judge=silent is not None)
+        return self.sharing.beat(self.id, "peers", 0, silent or 60, None if silent is None else 0.0)
 
     def held(self, account: str = "main") -> list[str]:
         return ids(self.store.unfinished(account))
@@ -99,8 +99,8 @@ def test_numbers_are_never_used_again(a: Exporter) -> None:
 
 
 def test_a_beat_tells_who_is_there(a: Exporter, b: Exporter) -> None:
-    a.sharing.beat(a.id, "x" * 64, 7, 60, judge=False)
-    members = b.sharing.beat(b.id, "y", 8, 60, judge=True)
+    a.sharing.beat(a.id, "x" * 64, 7, 60, None)
+    members = b.sharing.beat(b.id, "y", 8, 60, 0.0)
     assert members is not None
     assert sorted(members) == [Member(a.id, "x" * 64, 7, True), Member(b.id, "y", 8, True)]
     b.sharing.leave(b.id)
