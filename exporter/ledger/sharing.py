@@ -23,6 +23,9 @@ _KEEP_ENDED: Final = 86_400
 """Seconds for which an exporter that has ended is remembered: one that stood still in the middle of
 a step finds out that the others have gone on."""
 
+MESSAGES: Final = 10 * CHUNK
+"""Messages that are heard at a time: whoever lets go of a million calls writes as many."""
+
 _CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8"
 _IDS: Final = "(SELECT (value #>> '{}')::bigint FROM json_array_elements(CAST(:rows AS json)))"
 _XMIN, _XMAX = (
@@ -77,7 +80,8 @@ _FORGET_ENDED: Final = (
 _MEMBERS: Final = text("SELECT id, peers, held, ended_at IS NULL AS alive FROM replicas")
 _HEARD: Final = _sql("DELETE FROM replica_messages WHERE id IN {ids}")
 _MESSAGES: Final = text(
-    "SELECT id, call_id, message FROM replica_messages WHERE replica_id = :replica ORDER BY id"
+    "SELECT id, call_id, message FROM replica_messages WHERE replica_id = :replica "
+    "ORDER BY id LIMIT :most"
 )
 # Somebody stands still in the middle of it: to beat and to claim is not to wait for that.
 _SHORTLY: Final = text("SET LOCAL lock_timeout = '1s'")
@@ -265,7 +269,7 @@ class Sharing:
             return connection.execute(_RELEASE_ACCOUNT, which).rowcount
 
     def messages(self, replica: int, heard: Sequence[int]) -> list[tuple[int, int, str]]:
-        """Return what others have said about calls.
+        """Return what others have said about calls, at most `MESSAGES` at a time.
 
         Args:
             replica: to whom.
@@ -277,7 +281,7 @@ class Sharing:
         with self._database.begin() as connection:
             if heard:
                 connection.execute(_HEARD, {"rows": packed(heard)})
-            rows = connection.execute(_MESSAGES, {"replica": replica})
+            rows = connection.execute(_MESSAGES, {"replica": replica, "most": MESSAGES})
             return [(number, row, message) for number, row, message in rows]
 
     def changes(self, since: int, known: Collection[int]) -> Changes:

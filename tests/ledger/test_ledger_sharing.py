@@ -17,7 +17,7 @@ from exporter.calls import CallState, PollAgain
 from exporter.ledger.commit import commit
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.records import CHUNK, FORGET, HASTEN, Claimed
-from exporter.ledger.sharing import Grant, Member, Sharing, Wish
+from exporter.ledger.sharing import MESSAGES, Grant, Member, Sharing, Wish
 from exporter.ledger.taking import take
 from exporter.ledger.totals import Total
 from tests.databases import postgresql
@@ -294,6 +294,17 @@ def test_an_account_is_given_up(a: Exporter, b: Exporter) -> None:
 
 
 # What they say of calls.
+
+
+def test_many_messages_are_heard_a_part_at_a_time(a: Exporter) -> None:
+    insert = "INSERT INTO replica_messages (replica_id, call_id, message)"
+    with a.database.begin() as connection:
+        some = f"SELECT {a.id}, n, 'forget' FROM generate_series(1, {MESSAGES + 7}) n"
+        connection.execute(text(f"{insert} {some}"))
+    heard = [number for number, *_ in a.sharing.messages(a.id, [])]
+    assert len(heard) == MESSAGES
+    rest = a.sharing.messages(a.id, heard)
+    assert [row for _, row, _ in rest] == list(range(MESSAGES + 1, MESSAGES + 8))
 
 
 def test_messages(a: Exporter, b: Exporter) -> None:
