@@ -15,7 +15,8 @@ from exporter.polling.turns import Lease, Turns
 _RETRY: Final = 1.0
 """Seconds after which turns that could not be reserved are tried again."""
 
-_MOST_LEAD: Final = 0.5
+_MOST_LEAD: Final = 5.0
+"""Seconds that turns are reserved ahead, at most: for so long others have to wait."""
 
 Reserve = Callable[[Sequence[Wish], float], Awaitable[Sequence[Grant]]]
 
@@ -38,7 +39,8 @@ class Reserving:
         self._wishing: set[str] = set()
         self._wished = asyncio.Event()
         self._offset: float | None = None  # of the server's clock from the loop's
-        self._lead = 0.0  # seconds that an answer takes to come
+        self._took = 0.0  # seconds that the last answer took to come
+        self._lead = 0.0
 
     def turns(self, account: str, rate: float) -> Turns:
         """Return what keeps all exporters together to the rate of an account."""
@@ -89,4 +91,7 @@ class Reserving:
         least, most = server - answered, server - asked
         known = least if self._offset is None else self._offset
         self._offset = min(max(known, least), most)
-        self._lead = min(_MOST_LEAD, 1.5 * (answered - asked))
+        # One answer that is slow keeps nobody waiting; where the next one is, too, all turns would
+        # come too late.
+        took, self._took = self._took, answered - asked
+        self._lead = min(_MOST_LEAD, 1.5 * min(took, self._took))
