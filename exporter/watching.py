@@ -188,7 +188,8 @@ class Watching:
         """
         account = self._accounts.get(call.account)
         watched = account.poller.calls.get(call.id) if account else None
-        if account is not None and watched is None and self.ledger.store.shared:
+        elsewhere = watched is None and self.ledger.store.shared
+        if account is not None and elsewhere:
             watched = await self._polled_elsewhere(call)
         if account is None or watched is None:
             known = await self.find(call.account, ReferenceId(call.reference_id))
@@ -203,7 +204,7 @@ class Watching:
         self._committed(observed, committed)
         if not committed.finished:
             return CallbackOutcome.REPEATED  # by a poll, which was first
-        if call.id not in account.poller.calls and self.ledger.store.shared:
+        if elsewhere:
             await self.ledger.call(self.ledger.store.tell, call.id, FORGET)
         account.poller.timing.learn(watched, decided, 0.0, now, told=True)
         if decided.bad_duration:

@@ -1,4 +1,4 @@
-"""Whether an exporter beats, whatever else it has to do."""
+"""What one of several exporters does by itself: it beats, whatever else it has to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
+from exporter.calls import reference_id
 from exporter.config import AccountConfig, Config, LedgerConfig
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from exporter.ledger.records import NewCall
+from exporter.metrics.catalogue import CallbackOutcome
 from exporter.replicas.replica import Replica
 from exporter.secret import Secret
 from exporter.service import Service
@@ -64,3 +69,18 @@ async def test_it_beats_while_the_ledger_has_much_to_do(service: Service) -> Non
         assert replica._lease.until > loop.time()
     await until(lambda: replica._errors == 1)
     assert service.metrics.evictions.labels().value == 0
+
+
+async def test_nobody_is_told_of_a_callback_whose_call_is_polled_here(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = service.ledger.store
+    monkeypatch.setattr(service.accounts["main"].poller, "wake", lambda: None)
+    await service.calls.push(NewCall("main", reference_id("mine"), {}))
+    call = await service.calls.find("main", reference_id("mine"))
+    assert call
+    told: list[int] = []
+    monkeypatch.setattr(store, "tell", lambda row, _: told.append(row))
+    busy = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
+    assert await service.calls.accept(call, busy) is CallbackOutcome.ACCEPTED
+    assert not told
