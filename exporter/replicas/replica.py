@@ -315,12 +315,14 @@ class Replica:
         excess = held - math.ceil(share)
         if excess <= max(_FEW, _UNEVEN * share):
             return
+        self._gave_up = _PATIENCE
         for account in list(self._accounts.values()):
             of_it = math.ceil(excess * len(account.poller.calls) / held)
             while of_it > 0 and (spare := account.poller.spare(min(of_it, CHUNK))):
                 of_it -= len(spare)
                 await self._give_up(account, spare)
-        self._gave_up = _PATIENCE
+                if self._loop.time() >= self._next_beat:
+                    return  # the rest after that beat
 
     async def _give_up(self, account: Account, spare: list[WatchedCall]) -> None:
         # First here: where the answer is lost, what is held still is polled again, see `_look`.

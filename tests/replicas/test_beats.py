@@ -1,12 +1,15 @@
-"""When an exporter takes others for dead."""
+"""Beats of an exporter, at times that are up to the test."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from exporter.calls import WatchedCall, reference_id
 from exporter.errors import LedgerError
 from exporter.ledger.sharing import Member
 from exporter.metrics.catalogue import Catalogue
@@ -28,7 +31,36 @@ class Ledger:
         if self.down:
             raise LedgerError("down")
         self.silent.append(silent)
-        return [Member(1, peers, held, True)]
+        return [Member(1, peers, held, True), Member(2, peers, 0, True)]
+
+    def release(self, _: int, rows: Sequence[int]) -> None:
+        self.now += len(rows) / 1000
+
+
+class Poller:
+    """Holds calls that are not asked for at the moment."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = {row: WatchedCall(row, reference_id(f"c{row}"), 0) for row in range(calls)}
+
+    def spare(self, most: int) -> list[WatchedCall]:
+        return list(islice(self.calls.values(), most))
+
+    def forget(self, row: int) -> None:
+        del self.calls[row]
+
+    def wake(self) -> None:
+        pass
+
+
+def _replica(ledger: Ledger, accounts: Any) -> Replica:
+    count = sum(len(account.poller.calls) for account in accounts.values())
+    stub: Any = SimpleNamespace(database=None, count=count)
+    replica = Replica(stub, stub, accounts, Catalogue(), 12)
+    shared: Any = ledger
+    replica._sharing = replica._loop = shared
+    replica._id = 1
+    return replica
 
 
 async def _beats(replica: Replica, ledger: Ledger, seconds: float) -> None:
@@ -48,10 +80,7 @@ async def _beats(replica: Replica, ledger: Ledger, seconds: float) -> None:
 async def test_an_outage_is_no_silence(late: int, silent: list[float | None]) -> None:
     """By how much the beat is late that comes after it, the others may have been silent longer."""
     ledger = Ledger()
-    stub: Any = SimpleNamespace(database=None, count=0)
-    replica = Replica(stub, stub, {}, Catalogue(), 12)
-    shared: Any = ledger
-    replica._sharing = replica._loop = shared
+    replica = _replica(ledger, {})
     await _beats(replica, ledger, 20)
     assert ledger.silent == [None, None, None, None, 12]
     ledger.down = True
@@ -59,3 +88,15 @@ async def test_an_outage_is_no_silence(late: int, silent: list[float | None]) ->
     ledger.down = False
     await _beats(replica, ledger, 5)
     assert ledger.silent[5:] == silent
+
+
+async def test_it_beats_though_there_is_much_to_give_up() -> None:
+    ledger, poller = Ledger(), Poller(20_000)
+    replica = _replica(ledger, {"main": SimpleNamespace(poller=poller)})
+    assert await replica._beat_in_time()
+    beaten = ledger.now
+    await replica._even_out()
+    # A beat is due after four seconds, and a thousand calls take one.
+    assert ledger.now - beaten == 4
+    assert len(poller.calls) == 16_000
+    assert await replica._beat_in_time()
