@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import os
 import socket
@@ -23,6 +22,7 @@ from exporter.ledger.sharing import Grant, Member, Sharing, Wish
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.turns import Lease
 from exporter.replicas.reserving import Reserving
+from exporter.replicas.shares import excess, peers_of, share
 from exporter.replicas.totals import SharedTotals
 from exporter.watching import Watching
 from exporter.worker import Worker
@@ -42,12 +42,6 @@ _LOOK_EVERY: Final = 1.0
 
 _RECOUNT_EVERY: Final = 60.0
 """Seconds after which it is counted how many calls all exporters watch."""
-
-_UNEVEN: Final = 0.1
-"""By how much more than its share a replica may hold before it gives calls up."""
-
-_FEW: Final = 10
-"""Calls that are not worth being handed on."""
 
 _PATIENCE: Final = 3
 """Looks for which a replica that has given calls up leaves them to the others."""
@@ -101,6 +95,7 @@ class Replica:
         self._next_beat = -math.inf
         self._members: list[Member] = []
         self._gave_up = 0  # looks for which calls that are free are left to others
+        self._left = False  # whether some were left to them at the last look
         self.totals = SharedTotals(
             lambda since, known: self._call(self._sharing.changes, since, known), calls, accounts
         )
@@ -239,19 +234,20 @@ class Replica:
         members = await self._call(
             self._sharing.beat,
             self._id,
-            self._peers,
+            peers_of(self._accounts),
             self._calls.count,
             heartbeat,
             late if judge else None,
         )
         if members is None:
             raise _TakenOverError
-        self._lease.until = asked + _TRUSTED * self.heartbeat
-        self._next_beat = asked + self.heartbeat / _BEATS
+        self._lease.until = asked + _TRUSTED * heartbeat
+        self._next_beat = asked + heartbeat / _BEATS
         self._members = members
         self._metrics.replicas.labels().value = float(sum(member.alive for member in members))
         self._metrics.last_heartbeat.labels().value = time.time()
-        self._wake()  # the lease may have ended while the answer was awaited
+        for account in self._accounts.values():
+            account.poller.wake()  # the lease may have ended while the answer was awaited
         return True
 
     async def _start_over(self) -> None:
@@ -272,21 +268,9 @@ class Replica:
     def _look_every(self) -> float:
         return min(_LOOK_EVERY, self.heartbeat / (2 * _BEATS))
 
-    @property
-    def _peers(self) -> str:
-        """What is the same for those alone that poll the same accounts."""
-        names = "\n".join(sorted(self._accounts))
-        return hashlib.sha256(names.encode()).hexdigest()
-
     def _share(self) -> float:
-        """Return how many calls each would hold if all held as many."""
-        peers = self._peers
-        others = [
-            member.held
-            for member in self._members
-            if member.alive and member.peers == peers and member.id != self._id
-        ]
-        return (sum(others) + self._calls.count) / (len(others) + 1)
+        peers = peers_of(self._accounts)
+        return share(self._members, self._id, peers, self._calls.count)
 
     async def _claim(self) -> None:
         if not self._accounts:
@@ -298,6 +282,7 @@ class Replica:
         while True:
             claimed = await self._call(self._sharing.claim, self._id, list(self._accounts), ended)
             if not claimed.calls:
+                self._left = False
                 return
             strays = [call.call.id for call in claimed.calls if call.account not in self._accounts]
             if strays:  # of an account that has just gone
@@ -305,19 +290,19 @@ class Replica:
             # Soon, as whoever asked for them before may have done so long ago.
             self._calls.take_over(claimed, within=self.heartbeat / 2)
             self._metrics.claimed.labels().value += len(claimed.calls)
-            if self._loop.time() >= self._next_beat or self._calls.count > self._share():
-                return  # the rest is for the others, if they are there
+            beyond = self._calls.count > self._share()
+            if self._loop.time() >= self._next_beat or (beyond and not self._left):
+                self._left = beyond  # for the others, if they are there
+                return
 
     async def _even_out(self) -> None:
         """Give calls up where others hold fewer."""
-        share = self._share()
         held = self._calls.count
-        excess = held - math.ceil(share)
-        if excess <= max(_FEW, _UNEVEN * share):
+        if not (over := excess(held, self._share())):
             return
         self._gave_up = _PATIENCE
         for account in list(self._accounts.values()):
-            of_it = math.ceil(excess * len(account.poller.calls) / held)
+            of_it = math.ceil(over * len(account.poller.calls) / held)
             while of_it > 0 and (spare := account.poller.spare(min(of_it, CHUNK))):
                 of_it -= len(spare)
                 await self._give_up(account, spare)
@@ -332,10 +317,6 @@ class Replica:
         self._metrics.released.labels().value += len(spare)
 
     # Beside the loop.
-
-    def _wake(self) -> None:
-        for account in self._accounts.values():
-            account.poller.wake()
 
     def _note(self, problem: str | None) -> None:
         if problem and self._problem is None:

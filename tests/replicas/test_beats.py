@@ -11,6 +11,7 @@ import pytest
 
 from exporter.calls import WatchedCall, reference_id
 from exporter.errors import LedgerError
+from exporter.ledger.records import Claimed, StoredCall
 from exporter.ledger.sharing import Member
 from exporter.metrics.catalogue import Catalogue
 from exporter.replicas.replica import Replica
@@ -22,6 +23,8 @@ class Ledger:
     def __init__(self) -> None:
         self.now = 1000.0
         self.down = False
+        self.held = 0  # by the other exporter
+        self.free = 0
         self.silent: list[float | None] = []
 
     def time(self) -> float:
@@ -31,7 +34,14 @@ class Ledger:
         if self.down:
             raise LedgerError("down")
         self.silent.append(silent)
-        return [Member(1, peers, held, True), Member(2, peers, 0, True)]
+        return [Member(1, peers, held, True), Member(2, peers, self.held, True)]
+
+    def claim(self, _: int, names: list[str], ended: list[int]) -> Claimed:
+        del names, ended
+        taken, self.free = min(1000, self.free), self.free - min(1000, self.free)
+        self.now += 0.1
+        call = WatchedCall(1, reference_id("any"), 0)
+        return Claimed([StoredCall("main", 1, call)] * taken, {})
 
     def release(self, _: int, rows: Sequence[int]) -> None:
         self.now += len(rows) / 1000
@@ -100,3 +110,27 @@ async def test_it_beats_though_there_is_much_to_give_up() -> None:
     assert ledger.now - beaten == 4
     assert len(poller.calls) == 16_000
     assert await replica._beat_in_time()
+
+
+async def test_what_the_others_leave_is_taken_over_at_the_next_look() -> None:
+    ledger = Ledger()
+    replica = _replica(ledger, {"main": SimpleNamespace(poller=Poller(0))})
+    calls: Any = replica._calls
+
+    def take_over(claimed: Claimed, within: float) -> None:
+        assert within == 6
+        calls.count += len(claimed.calls)
+
+    calls.take_over = take_over
+    ledger.held = calls.count = 5000
+    ledger.free = 50_000
+    assert await replica._beat_in_time()
+    await replica._claim()
+    assert calls.count == 6000
+    ledger.now += 1
+    await replica._claim()
+    assert ledger.now >= replica._next_beat
+    assert calls.count >= 30_000
+    assert await replica._beat_in_time()
+    await replica._claim()
+    assert not ledger.free
