@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
+    BalanceConfig,
     CallConfig,
     Config,
     LedgerConfig,
@@ -192,6 +193,7 @@ class Scene:
             url = url.set(username=user, password=user)
         config = Config(
             accounts=self.accounts(name, *accounts),
+            balance=BalanceConfig(interval=0.0),
             polling=PollingConfig(interval=interval, max_interval=interval, timeout=1),
             watch=WatchConfig(
                 labels=("campaign",),
