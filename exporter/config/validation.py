@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from exporter.config.credentials import NO_SECRET
 from exporter.config.document import BROKEN, Value, YamlMapping, YamlSequence
 from exporter.config.problems import Problems
 
@@ -31,7 +32,9 @@ def validated(
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             # What is broken was told, and items that are wrong leave a list too short.
-            told = detail["input"] is BROKEN or (detail["type"] == "too_short" and detail["input"])
+            given = detail["input"]
+            told = given is BROKEN or given is NO_SECRET
+            told = told or (detail["type"] == "too_short" and bool(given))
             if not told:
                 # A key that is wrong has pydantic's own mark behind it.
                 parts = [part for part in detail["loc"] if part != "[key]"]
