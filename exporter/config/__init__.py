@@ -15,6 +15,7 @@ from exporter.config.models import (
     TokenConfig,
     WatchConfig,
 )
+from exporter.config.notify import NotifyConfig
 from exporter.config.schema import json_schema
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Config",
     "LedgerConfig",
     "NamedFiles",
+    "NotifyConfig",
     "PollingConfig",
     "SqlConfig",
     "TokenConfig",

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from exporter.config.document import BROKEN, Value, YamlMapping
 from exporter.config.files import FileProblemError, NamedFiles
 from exporter.config.models import AccountConfig, LedgerConfig, SqlConfig, TokenConfig
+from exporter.config.notify import NotifyConfig
 from exporter.config.problems import Problems
 from exporter.secret import Secret
 
@@ -21,6 +22,7 @@ CREDENTIALS: Final[dict[type[BaseModel], tuple[str, ...]]] = {
     TokenConfig: ("token",),
     SqlConfig: ("url",),
     LedgerConfig: ("url",),
+    NotifyConfig: ("url", "secret"),
 }
 """The keys of models whose values are secrets, each of which a file may hold instead."""
 

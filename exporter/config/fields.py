@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -22,11 +22,14 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 from sqlalchemy.exc import SQLAlchemyError
 
+from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.databases import database_url
 from exporter.config.durations import JSON_PATTERN, parse_duration
 from exporter.config.interpolation import Interpolated
 from exporter.config.scalars import resolve
 from exporter.secret import Secret
+from exporter.webhook.addresses import forbidden, is_address
+from exporter.webhook.event import signing_key
 
 # What the exporter itself puts on series, what Prometheus and Kubernetes put on targets, and what
 # alerts put on theirs: there, a label of the user's would be renamed, added over or written over.
@@ -173,6 +176,21 @@ Amount = Annotated[
     BeforeValidator(_scalar),
     Words("an amount in VND: a number above 0, at most 1000000000000000"),
 ]
+def _target_url(value: Secret) -> Secret:
+    url = urlsplit(value.reveal())
+    if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0 or url.fragment:
+        raise ValueError
+    # A name is looked at when it is connected to; here, what can be seen to fail.
+    if is_address(url.hostname) and forbidden(url.hostname):
+        raise ValueError
+    return value
+
+
+def _signing_key(value: Secret) -> Secret:
+    signing_key(value)
+    return value
+
+
 AccountName = Annotated[
     str,
     Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$"),
@@ -199,11 +217,45 @@ LabelName = Annotated[
         " of a target's (such as `pod` or `service`) or of an alert's (such as `severity`)"
     ),
 ]
+LabelValue = Annotated[str, Field(strict=True, max_length=MAX_LABEL_VALUE)]
+LabelValues = Annotated[
+    dict[str, LabelValue | Annotated[tuple[LabelValue, ...], Field(min_length=1)]],
+    Words("a mapping of names in `watch.labels` to a text each, or to a list of texts"),
+]
 LedgerUrl = Annotated[
     Secret,
     Field(json_schema_extra={"pattern": "^(sqlite:///|postgresql://).+", "default": LEDGER}),
     AfterValidator(_ledger_url),
     Words("sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"),
+]
+ResultName = Annotated[
+    Literal["success", "failure", "unknown"], Words("`success`, `failure` or `unknown`")
+]
+StatusName = Annotated[
+    Literal[
+        "answered",
+        "no_answer",
+        "busy",
+        "failed",
+        "rejected",
+        "none",
+        "other",
+        "not_found",
+        "expired",
+    ],
+    Words("a value of the label `status`"),
+]
+SigningKey = Annotated[
+    Secret,
+    Field(json_schema_extra={"pattern": "^whsec_"}),
+    AfterValidator(_signing_key),
+    Words("`whsec_` and 24 to 64 bytes in Base64"),
+]
+TargetUrl = Annotated[
+    Secret,
+    Field(json_schema_extra={"pattern": "^https?://[^#]+$"}),
+    AfterValidator(_target_url),
+    Words("`https://HOST...` or `http://HOST...`, and no link-local or metadata address"),
 ]
 Rate = Annotated[
     float,

@@ -39,6 +39,7 @@ from exporter.config.models import (
     TokenConfig,
     WatchConfig,
 )
+from exporter.config.notify import MAX_TARGETS, NotifyConfig
 from exporter.config.problems import Problems
 from exporter.config.validation import line_of, validated
 from exporter.secret import Secret
@@ -118,6 +119,7 @@ class _Loader:
         if accounts is not None:  # other lists may be left empty
             self._items(data, AccountConfig, ("accounts",), MAX_ACCOUNTS)
         watch = data.get("watch")
+        self._notify(data, _strings(accounts, "name"), watch)
         if isinstance(watch, dict):
             self._watch(watch, _strings(accounts, "name"))
         config = validated(Config, data, self._document, self._problems)
@@ -230,6 +232,20 @@ class _Loader:
                 place = (*parts, index, "url" if "url" in given else "url_file")
                 if problem := database_problem(url):
                     self._problems.add(self._line(place), place, problem)
+
+    def _notify(self, data: dict[str, object], accounts: list[str] | None, watch: object) -> None:
+        allowed = watch.get("labels") if isinstance(watch, dict) else None
+        names = _strings(allowed if allowed is not None else YamlSequence())
+        for index, given, _ in self._items(data, NotifyConfig, ("notify",), MAX_TARGETS):
+            for place, name in enumerate(_strings(given.get("accounts")) or ()):
+                self._known_account(name, accounts, ("notify", index, "accounts", place))
+            labels = given.get("labels")
+            if not isinstance(labels, YamlMapping) or names is None:
+                continue
+            for name in labels.keys() - set(names):
+                parts = ("notify", index, "labels", name)
+                message = "expected one of the names in `watch.labels`"
+                self._problems.add(self._line(parts), parts, message)
 
     def _items(
         self, holder: dict[str, object], model: type[BaseModel], parts: tuple[str, ...], most: int

@@ -34,6 +34,7 @@ from exporter.config.fields import (
     Switch,
     Words,
 )
+from exporter.config.notify import MAX_TARGETS, NotifyConfig
 from exporter.secret import Secret
 
 MAX_ACCOUNTS = 1000
@@ -287,6 +288,9 @@ class Config(_Model):
 
     metrics: MetricsConfig = MetricsConfig()
     """What is exposed beyond what always is."""
+
+    notify: Annotated[tuple[NotifyConfig, ...], Field(max_length=MAX_TARGETS)] = ()
+    """Who is told of finished calls, by a POST for each."""
 
     shutdown_timeout: Annotated[float, Duration("100ms", "1h")] = 10.0
     """How long an exporter that was told to stop may take to finish what is under way."""

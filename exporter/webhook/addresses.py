@@ -1,0 +1,80 @@
+"""Addresses that notifications never go to.
+
+A URL, or what a name resolves to, may be chosen by somebody who must not reach what only this
+machine can: the metadata service of a cloud hands credentials to whoever asks from inside. It is
+looked at when the socket is made: whatever the name resolved to before, this is where it goes.
+"""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any, Final
+
+_LINK_LOCAL: Final = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
+
+# Metadata services outside of the link-local range: those of AWS and Google by IPv6, Azure's,
+# Alibaba's and Oracle's.
+_METADATA: Final = frozenset(
+    map(
+        ip_address,
+        (
+            *("fd00:ec2::254", "fd20:ce::254"),
+            *("168.63.129.16", "100.100.100.200", "192.0.0.192"),
+        ),
+    )
+)
+# IPv4 within IPv6, in its last 32 bits: compatible, translated (NAT64), and translated (SIIT).
+_CARRIES_IPV4: Final = tuple(
+    map(ip_network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96"))
+)
+
+
+class ForbiddenAddressError(OSError):
+    """Notifications do not go there."""
+
+
+def is_address(host: str) -> bool:
+    """Tell whether a host is an IP address, and not a name."""
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def forbidden(address: str) -> bool:
+    """Tell whether notifications never go to an IP address, such as `169.254.169.254`.
+
+    Raises:
+        ValueError: it is no IP address.
+    """
+    found = ip_address(address.partition("%")[0])
+    return any(
+        one in _METADATA or any(one in network for network in _LINK_LOCAL)
+        for one in (found, *_within(found))
+    )
+
+
+def _within(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that an IPv6 address may stand for."""
+    if isinstance(address, IPv4Address):
+        return ()
+    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _CARRIES_IPV4):
+        found.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    return tuple(one for one in found if one is not None)
+
+
+def guarded_socket(
+    info: tuple[Any, ...],  # Any: as getaddrinfo returns it: family, type, protocol, _, address
+) -> socket.socket:
+    """Make the socket for an address that is about to be connected to.
+
+    Raises:
+        ForbiddenAddressError: notifications do not go there.
+    """
+    family, kind, protocol, _, address = info
+    if forbidden(address[0]):
+        raise ForbiddenAddressError("link-local and metadata addresses are refused")
+    return socket.socket(family, kind, protocol)

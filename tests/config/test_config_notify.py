@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exporter.calls import Result, Status
+from exporter.config import Config
+from exporter.config.fields import ResultName, StatusName
+from exporter.secret import Secret
+
+Load = Callable[..., Config]
+Tell = Callable[..., list[str]]
+
+HEAD = (
+    "accounts: [{name: main, api_key: k, secret_key: s}, {name: b, api_key: k, secret_key: s}]\n"
+    "watch: {labels: [campaign, team]}\n"
+)
+KEY = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+URL = "https://crm.example.com/hooks?token=t0k3n"
+ADDRESS = "`https://HOST...` or `http://HOST...`, and no link-local or metadata address"
+
+
+def block(**keys: str) -> str:
+    """Give a configuration whose target starts on line 5."""
+    given = {"name": "crm", "url": f"'{URL}'", "secret": KEY, **keys}
+    lines = "".join(f"    {key}: {value}\n" for key, value in given.items() if value != "-")
+    return f"{HEAD}notify:\n  - # the target\n{lines}"
+
+
+def test_all_that_a_target_may_say(load: Load) -> None:
+    (found,) = load(
+        block(
+            accounts="[main, b]",
+            results="[failure, unknown]",
+            statuses="[busy]",
+            labels="{campaign: [otp, 'a b'], team: ''}",
+            timeout="5s",
+            give_up_after="2h",
+            max_concurrency="3",
+        )
+    ).notify
+    assert (found.name, found.url, found.secret) == ("crm", Secret(URL), Secret(KEY))
+    assert (found.accounts, found.results) == (("main", "b"), ("failure", "unknown"))
+    assert found.statuses == ("busy",)
+    assert found.label_values == {"campaign": {"otp", "a b"}, "team": {""}}
+    assert (found.timeout, found.give_up_after, found.max_concurrency) == (5, 7200, 3)
+    assert "t0k3n" not in repr(found)
+    assert KEY not in repr(found)
+
+
+def test_what_it_need_not_say(load: Load) -> None:
+    (found,) = load(block()).notify
+    assert (found.accounts, found.results, found.statuses, found.label_values) == (
+        *(None, None, None),
+        {},
+    )
+    assert (found.timeout, found.give_up_after, found.max_concurrency) == (10, 86400, 8)
+    assert load(HEAD + "notify:\n").notify == ()
+
+
+def test_secrets_from_files(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(f"{URL}\n")
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    (found,) = load(block(url="-", url_file="url", secret="-", secret_file="key")).notify
+    assert (found.url, found.secret) == (Secret(URL), Secret(KEY))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://crm:8080/x", "https://user:pass@crm.example.com/", "https://10.0.0.1/"),
+        *("http://localhost/", "https://[2001:db8::1]:8443/x", "HTTPS://CRM.example.com"),
+    ],
+)
+def test_urls(load: Load, url: str) -> None:
+    assert load(block(url=f"'{url}'")).notify[0].url == Secret(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://crm/x", "crm.example.com/x", "https://", "https:///x", "https://crm/#f"),
+        *("https://crm:0/", "https://crm:99999/", "https://crm:x/", "https://[::1/"),
+        *("http://169.254.169.254/latest", "http://[fe80::1]/", "http://[fe80::1%25eth0]/"),
+        *("http://[::ffff:169.254.169.254]/", "http://[fd00:ec2::254]/"),
+    ],
+)
+def test_urls_that_are_refused(problems: Tell, url: str) -> None:
+    assert problems(block(url=f"'{url}'")) == [f"6: notify[0].url: expected {ADDRESS}"]
+
+
+@pytest.mark.parametrize("key", ["abc", "whsec_", "whsec_c2hvcnQ=", KEY[6:], KEY[:-1]])
+def test_keys_that_are_refused(problems: Tell, key: str) -> None:
+    assert problems(block(secret=f"'{key}'")) == [
+        "7: notify[0].secret: expected `whsec_` and 24 to 64 bytes in Base64"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"url": "-"}, "5: notify[0].url: missing; expected it or `url_file`"),
+        ({"secret": "-"}, "5: notify[0].secret: missing; expected it or `secret_file`"),
+        ({"name": "-"}, "5: notify[0].name: missing required key"),
+        ({"name": "'a b'"}, "5: notify[0].name: expected a name of 1 to 64 letters"),
+        ({"url_file": "x"}, "8: notify[0].url_file: expected either `url` or `url_file`"),
+        ({"acounts": "[b]"}, "8: notify[0].acounts: unknown key; did you mean `accounts`?"),
+        ({"accounts": "[]"}, "8: notify[0].accounts: expected at least 1 item"),
+        ({"accounts": "[main, c]"}, "8: notify[0].accounts[1]: expected the name of one of the"),
+        ({"results": "[busy]"}, "8: notify[0].results[0]: expected `success`, `failure` or `unk"),
+        ({"results": "success"}, "8: notify[0].results: expected a list"),
+        ({"statuses": "[success]"}, "8: notify[0].statuses[0]: expected a value of the label"),
+        ({"labels": "{other: x}"}, "8: notify[0].labels.other: expected one of the names in `wat"),
+        ({"labels": "[campaign]"}, "8: notify[0].labels: expected a mapping of names in"),
+        ({"labels": "{campaign: 5}"}, "8: notify[0].labels: expected a mapping of names in"),
+        ({"labels": "{campaign: []}"}, "8: notify[0].labels: expected a mapping of names in"),
+        ({"labels": "{campaign: [x, 5]}"}, "8: notify[0].labels: expected a mapping of names in"),
+        ({"timeout": "0s"}, "8: notify[0].timeout: expected a duration"),
+        ({"give_up_after": "31d"}, "8: notify[0].give_up_after: expected a duration"),
+        ({"max_concurrency": "101"}, "8: notify[0].max_concurrency: expected a whole number"),
+    ],
+)
+def test_one_mistake_is_one_problem(problems: Tell, keys: dict[str, str], expected: str) -> None:
+    found = problems(block(**keys))
+    assert len(found) == 1, found
+    assert found[0].startswith(expected)
+
+
+def test_names_are_unique_and_few(problems: Tell) -> None:
+    one = f"{{name: crm, url: '{URL}', secret: {KEY}}}"
+    assert problems(f"{HEAD}notify: [{one},\n  {one}]\n") == [
+        "4: notify[1].name: expected a name of its own; the same is on line 3"
+    ]
+    many = ", ".join(one.replace("crm,", f"t{number},") for number in range(21))
+    assert problems(f"{HEAD}notify: [{many}]\n") == ["3: notify: expected at most 20 items"]
+
+
+@pytest.mark.parametrize("broken", ["notify: 5", "notify: {name: crm}", "notify: [5]"])
+def test_what_is_no_list_of_targets(problems: Tell, broken: str) -> None:
+    (found,) = problems(f"{HEAD}{broken}\n")
+    assert found.startswith("3: notify")
+
+
+def test_the_values_are_those_of_the_metrics() -> None:
+    assert set(values(ResultName)) == set(Result)
+    assert set(values(StatusName)) == set(Status)
+
+
+def values(annotated: object) -> tuple[str, ...]:
+    return typing.get_args(typing.get_args(annotated)[0])
