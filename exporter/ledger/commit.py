@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, text, update
 
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
+from exporter.ledger.outbox import Finish, queue
 from exporter.ledger.records import DELETED, Committed, Observation
 from exporter.ledger.schema import THIS_TRANSACTION, UNFINISHED_ROW, accounts, calls
 from exporter.ledger.totals import Cell, additions, price_added
+from exporter.webhook.routes import Route
 
 _rows: Final = given("rows")
 
@@ -73,16 +75,19 @@ _ADD_HERE: Final = {
 }
 
 
-def commit(connection: Connection, observations: Sequence[Observation]) -> Committed:
-    """Write a group of observations, of distinct calls.
+def commit(
+    connection: Connection, observations: Sequence[Observation], routes: Collection[Route] = ()
+) -> Committed:
+    """Write a group of observations, of distinct calls, and who is to be told of those that finish.
 
     A call finishes once: one that has a result already, or is gone, adds nothing.
     """
     ids = [observation.call.id for observation in observations]
     held = {row: rest for row, *rest in fetch(connection, _UNFINISHED, rows=packed(ids))}
-    states, finished = [], []
+    states, finished, finishes = [], [], []
     added: defaultdict[Cell, float] = defaultdict(float)
     account_ids: dict[str, int] = {}
+    notify = frozenset[str]()
     for _, call, verdict, at in observations:
         if call.id not in held:
             continue
@@ -91,6 +96,8 @@ def commit(connection: Connection, observations: Sequence[Observation]) -> Commi
             continue
         labels, price, account_id, account = held[call.id]
         finished.append(_finish(call.id, verdict, at))
+        if routes:
+            finishes.append(Finish(account, labels, call, verdict, at))
         account_ids[account] = account_id
         for cell, amount in additions(account, labels, verdict, at - call.first_watched, price):
             added[cell] += amount
@@ -99,7 +106,9 @@ def commit(connection: Connection, observations: Sequence[Observation]) -> Commi
     if finished:
         connection.execute(_FINISH, {"rows": packed(finished)})
         _add(connection, added, account_ids)
-    return Committed(dict(added), frozenset(ids) - held.keys(), len(finished))
+    if finishes:
+        notify = queue(connection, routes, finishes)
+    return Committed(dict(added), frozenset(ids) - held.keys(), len(finished), notify)
 
 
 def set_price(connection: Connection, row: int, price: float) -> dict[Cell, float]:

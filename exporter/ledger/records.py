@@ -131,11 +131,13 @@ class Committed:
             because each reads what all of them have added.
         gone: observed calls that the ledger does not hold unfinished any more: they count nothing.
         finished: how many calls have finished.
+        notify: the targets that are to be told of some.
     """
 
     added: Mapping[Cell, float]
     gone: frozenset[int]
     finished: int
+    notify: frozenset[str] = frozenset()
 
 
 class Snapshot(NamedTuple):

@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0004"
+HEAD: Final = "0006"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
@@ -151,4 +151,21 @@ replica_messages: Final = Table(
     Column("replica_id", BigInteger, nullable=False, index=True),
     Column("call_id", BigInteger, nullable=False),
     Column("message", String(16), nullable=False),
+)
+
+# What is still to be told of finished calls, and to whom; see `exporter.ledger.outbox`.
+notifications: Final = Table(
+    "notifications",
+    metadata,
+    Column("id", _Row, primary_key=True),
+    Column("target", String(64), nullable=False),
+    Column("event_id", String(64), nullable=False),
+    Column("event", Text, nullable=False),  # JSON, as it is sent
+    Column("queued_at", Float, nullable=False),  # by the ledger's clock, as below
+    Column("give_up_at", Float, nullable=False),
+    Column("due_at", Float, nullable=False),  # or, once it is claimed, when that ends
+    Column("attempts", Integer, nullable=False),
+    Index("notifications_due", "target", "due_at"),
+    # Never used again: what is settled late cannot hit another one.
+    sqlite_autoincrement=True,
 )

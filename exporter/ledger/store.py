@@ -55,6 +55,7 @@ from exporter.ledger.schema import (
 from exporter.ledger.sharing import snapshot_number
 from exporter.ledger.taking import push, take
 from exporter.ledger.totals import Cell, Total
+from exporter.webhook.routes import Route
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ class Store:
     Attributes:
         shared: whether other exporters may use the ledger at the same time.
         replica: the number of this exporter among them, of which the calls are that it takes in.
+        routes: who is to be told of calls that finish.
     """
 
     def __init__(self, database: Database) -> None:
@@ -102,6 +104,7 @@ class Store:
         self.shared = database.shared
         self.replica: int | None = None
         self._seconds: dict[float, float] = {}
+        self.routes: Collection[Route] = ()
         self._unfinished = 0
         self.recount()
 
@@ -294,7 +297,9 @@ class Store:
 
     def commit(self, observations: Sequence[Observation]) -> Committed:
         """Write what polls found out; see `exporter.ledger.commit`."""
-        committed = self._database.run(lambda connection: commit(connection, observations))
+        committed = self._database.run(
+            lambda connection: commit(connection, observations, self.routes)
+        )
         if self.shared:
             committed = replace(committed, added={})
         self._unfinished -= committed.finished
