@@ -31,6 +31,7 @@ from exporter.sources.query import Rules
 from exporter.sources.sql import SqlSources
 from exporter.threads import ready_threads
 from exporter.watching import Watching
+from exporter.webhook.notifications import Notifications
 
 CONFIG_SOURCE: Final = "config"
 """The name of the configuration as a watch source."""
@@ -65,6 +66,8 @@ class Service:
         self._files = CallFiles(self.calls, self.metrics)
         self._sql = SqlSources(self.calls, self.metrics, self._in_background)
         self.balances = Balances(self.metrics, self._in_background)
+        self._notify = Notifications(self.ledger, self.metrics, self._in_background)
+        self.calls.notify = self._notify.wake
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
@@ -90,6 +93,7 @@ class Service:
         config = await asyncio.to_thread(self.load)
         self._loaded.append(config)
         await self.ledger.open(config.ledger.url.reveal())
+        await self._notify.open()
         if self.ledger.store.shared:
             self._replica = Replica(
                 self.ledger, self.calls, self.accounts, self.metrics, config.ledger.heartbeat
@@ -149,7 +153,8 @@ class Service:
         if self._replica:
             self._replica.draining = True
         await self.balances.stop()
-        await asyncio.gather(*(account.stop(within * 0.8) for account in self.accounts.values()))
+        ending = (account.stop(within * 0.8) for account in self.accounts.values())
+        await asyncio.gather(self._notify.stop(within * 0.8), *ending)
         self.ledger.close_soon()
         if self._committer:
             left = max(0.1, deadline - time.monotonic())
@@ -223,6 +228,7 @@ class Service:
             self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
         self.calls.states.configure(_calls_shown(config))
+        self._notify.configure(config.notify, config.shutdown_timeout)
         self._change_accounts(config)
         self.balances.configure(config)
         for name in sorted(self._to_load):
@@ -321,6 +327,7 @@ class Service:
             try:
                 while await self.ledger.call(self.ledger.store.prune, before) == CHUNK:
                     pass
+                await self._notify.tidy()
                 if self._replica:
                     await self._replica.tidy()
             except LedgerError as error:

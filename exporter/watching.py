@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -63,6 +63,7 @@ class Watching:
         histories: what has become of calls lately.
         states: what is needed to show each call, where that is wanted.
         max_calls: how many calls may be watched at a time.
+        notify: called with the targets that are to be told of calls that have finished.
     """
 
     def __init__(self, accounts: Mapping[str, Account], metrics: Catalogue) -> None:
@@ -76,6 +77,7 @@ class Watching:
         self.states = CallStates()
         self.max_calls: float = math.inf
         self._unfrozen = 0
+        self.notify: Callable[[frozenset[str]], None] = lambda _: None
 
     @property
     def count(self) -> int:
@@ -316,6 +318,7 @@ class Watching:
     def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
         """Count and show what has become durable."""
         self.call_metrics.add(committed.added.items())
+        self.notify(committed.notify)
         # Asked once: a line that is not written costs as much as the rest of this loop.
         debug = _log.is_enabled_for(logging.DEBUG)
         for name, call, found, at in observations:

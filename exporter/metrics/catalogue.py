@@ -181,6 +181,37 @@ class Catalogue:
             "account",
             "outcome",
         )
+        self.notifications = counter(
+            "esms_notifications_total",
+            "Notifications of finished calls that are done with, by how they ended, counted once "
+            "that is durable.",
+            "target",
+            "outcome",
+        )
+        self.notification_requests = counter(
+            "esms_notification_requests_total",
+            "Requests that carried a notification, by what they came to. A notification may take "
+            "many.",
+            "target",
+            "outcome",
+        )
+        self.notification_duration = histogram(
+            "esms_notification_request_duration_seconds",
+            "Time from sending a notification to the target's answer or the failure.",
+            REQUEST_BUCKETS,
+            "target",
+        )
+        self.notifications_pending = gauge(
+            "esms_notifications_pending",
+            "Notifications in the ledger that are still to be sent, counted every 10 s. Exporters "
+            "that share the ledger all show the same.",
+            "target",
+        )
+        self.notifications_oldest = gauge(
+            "esms_notifications_oldest_pending_timestamp_seconds",
+            "When the call finished whose notification has been pending longest; 0 where none is.",
+            "target",
+        )
         self.build_info = gauge(
             "esms_exporter_build_info",
             "Constant 1, labelled with the versions of the exporter and of Python.",

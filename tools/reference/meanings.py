@@ -12,10 +12,13 @@ OPEN_LABELS: Final = {
     "reference_id": "a call, as its source wrote it.",
     "source": "a watch source: `config`, `files`, `api`, `callback`, or `sql:NAME` for an entry of"
     " `watch.sql`; those that are configured.",
+    "target": "the `name` of an entry of `notify` in the configuration.",
     "version": "the exporter's version.",
     "python_version": "the version of Python that it runs on.",
 }
 """Labels whose values the user's surroundings decide."""
+
+OF_LEDGER: Final = "the same on each: the largest, never the sum"
 
 OVER_REPLICAS: Final = {
     "esms_calls_watched": "each shows the calls that it polls: the sum",
@@ -46,16 +49,28 @@ OVER_REPLICAS: Final = {
     " of them is stuck",
     "esms_source_errors_total": "the sum",
     "esms_callbacks_total": "the sum",
+    "esms_notifications_total": "each sends what it claims: the sum",
+    "esms_notification_requests_total": "the sum",
+    "esms_notification_request_duration_seconds": "the sum",
+    "esms_notifications_pending": OF_LEDGER,
+    "esms_notifications_oldest_pending_timestamp_seconds": OF_LEDGER,
     "esms_exporter_build_info": "each by itself",
     "esms_exporter_config_last_reload_successful": "each by itself",
     "esms_exporter_config_last_reload_success_timestamp_seconds": "each by itself",
 }
 """What to do with a metric over exporters that share a ledger; of finished calls: `OF_LEDGER`."""
 
-OF_LEDGER: Final = "the same on each: the largest, never the sum"
-
 _KEYS: Final = {str(digit): f"the key {digit}" for digit in range(10)}
 CALLBACK_OUTCOME: Final = "outcome of callbacks"
+NOTIFICATION_OUTCOME: Final = "outcome of notifications"
+POST_OUTCOME: Final = "outcome of notification requests"
+
+OUTCOMES: Final = {
+    "esms_callbacks_total": CALLBACK_OUTCOME,
+    "esms_notifications_total": NOTIFICATION_OUTCOME,
+    "esms_notification_requests_total": POST_OUTCOME,
+}
+"""Metrics that have outcomes of their own, and where those are explained."""
 
 # By label and value. `make docs` fails where one is missing, or has no series any more.
 MEANINGS: Final[dict[str, dict[str, str]]] = {
@@ -112,6 +127,22 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "malformed": "it names no call",
         "forbidden": "it does not hold the account's token",
         "error": "it could not be stored; the provider sends it again",
+    },
+    NOTIFICATION_OUTCOME: {
+        "delivered": "the target answered with a status of the 200s",
+        "gave_up": "it was not delivered within `give_up_after`, or the target answered with the "
+        "status 410",
+    },
+    POST_OUTCOME: {
+        "ok": "a status of the 200s",
+        "gone": "the status 410: the notification is given up",
+        "throttled": "the status 429 or 503; `Retry-After` is respected, up to 15 minutes",
+        "http_error": "any other status; redirects are not followed",
+        "timeout": "no answer within the target's `timeout`",
+        "connection": "no connection, or one that broke",
+        "tls": "the certificate could not be verified, or the handshake failed",
+        "bad_response": "an answer that is not HTTP",
+        "forbidden": "the name of the target leads to a link-local or metadata address",
     },
     "code": {
         "100": "good",

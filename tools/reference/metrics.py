@@ -13,12 +13,13 @@ from exporter.metrics.catalogue import GET_BALANCE, Catalogue
 from exporter.metrics.families import Family
 from exporter.metrics.per_call import FINISHED, omitted_family, state_family
 from exporter.metrics.requests import RequestMetrics
+from exporter.metrics.targets import TargetMetrics
 from tools.reference.markdown import NOTE, code, table
 from tools.reference.meanings import (
-    CALLBACK_OUTCOME,
     MEANINGS,
     OF_LEDGER,
     OPEN_LABELS,
+    OUTCOMES,
     OVER_REPLICAS,
     USER_LABEL,
 )
@@ -44,9 +45,6 @@ counters and histograms, their `rate` or `increase`. The PromQL for it is in
 [alerts](alerts.md#several-exporters-on-one-ledger).
 """
 
-CALLBACKS: Final = ("esms_callbacks_total", "outcome")
-"""Callbacks have outcomes of their own."""
-
 
 def page() -> str:
     """Return the whole page."""
@@ -55,6 +53,7 @@ def page() -> str:
     RequestMetrics(catalogue, "main", GET_BALANCE)
     for family in (catalogue.balance, catalogue.balance_timestamp, catalogue.balance_warning):
         family.labels("main")
+    TargetMetrics(catalogue, "crm")
     catalogue.show_source("config", shown=True)
     states = state_family()
     for state in (*CallState, *FINISHED.values()):
@@ -114,7 +113,7 @@ def _section(
 
 def _kind(family: Family[Any], label: str) -> str:  # Any: see above
     """Return where `MEANINGS` explains the values of a label."""
-    return CALLBACK_OUTCOME if (family.name, label) == CALLBACKS else label
+    return OUTCOMES.get(family.name, label) if label == "outcome" else label
 
 
 def _labels(family: Family[Any]) -> str:  # Any: see above

@@ -1,0 +1,167 @@
+"""One POST, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from contextlib import suppress
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import aiohttp
+from yarl import URL
+
+import exporter
+from exporter.config.notify import NotifyConfig
+from exporter.esms.answers import read_refusal
+from exporter.esms.client import translate
+from exporter.esms.codes import Outcome
+from exporter.metrics.targets import PostOutcome
+from exporter.webhook.addresses import ForbiddenAddressError, guarded_socket
+from exporter.webhook.event import CONTENT_TYPE, headers, signing_key
+from exporter.webhook.names import Resolver
+
+_ENOUGH: Final = 16 * 1024
+"""Bytes of an answer that are read, so that its connection can be used again: nobody needs them."""
+
+_HEADERS: Final = {
+    "Accept-Encoding": "identity",  # what is not compressed cannot be a decompression bomb
+    "Content-Type": CONTENT_TYPE,
+    "User-Agent": f"esms-exporter/{exporter.__version__}",
+}
+
+TLS: ssl.SSLContext | bool = True
+"""aiohttp's own context, made once; verifies certificates against the system's, or against those
+that the environment variable `SSL_CERT_FILE` names."""
+
+_ABOUT_THE_EVENT: Final = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
+"""What refuses one event, but may take others."""
+
+_FAILURES: Final = {
+    Outcome.TIMEOUT: PostOutcome.TIMEOUT,
+    Outcome.CONNECTION: PostOutcome.CONNECTION,
+    Outcome.TLS: PostOutcome.TLS,
+}
+
+
+class Fate(Enum):
+    """What a request means for the notification that it carried."""
+
+    DELIVERED = auto()
+    REFUSED = auto()  # it is not wanted, ever
+    AGAIN = auto()
+
+
+class Reply(NamedTuple):
+    """What came of a request.
+
+    Attributes:
+        outcome: for the metrics.
+        fate: of the notification.
+        well: whether others may be sent at once; where not, the target is given a rest.
+        wait: seconds for which the target asks not to be told anything, if it does.
+        problem: what is wrong, for the log; nothing of it is secret.
+    """
+
+    outcome: PostOutcome
+    fate: Fate
+    well: bool = False
+    wait: float | None = None
+    problem: str = ""
+
+
+class Poster:
+    """Sends events to one target, over connections of its own.
+
+    Redirects are not followed, certificates are verified, and where a name leads is looked at when
+    it is connected to, see `exporter.webhook.addresses`.
+
+    Must be made inside a running loop, and closed.
+    """
+
+    def __init__(self, config: NotifyConfig) -> None:
+        self._url = URL(config.url.reveal())
+        self._key = signing_key(config.secret)
+        self._timeout = config.timeout
+        self._names = Resolver()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=config.max_concurrency,
+                resolver=self._names,
+                socket_factory=guarded_socket,
+                ssl=TLS,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=_HEADERS,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            auto_decompress=False,
+        )
+
+    async def post(self, event: str, body: str) -> Reply:
+        """Send an event once. Never raises what is the target's or the network's doing."""
+        data = body.encode()
+        signed = headers(self._key, event, time.time(), data)
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._session.post(
+                    self._url, data=data, headers=signed, allow_redirects=False
+                )
+        except Exception as error:  # noqa: BLE001 - its text and traceback may hold the URL
+            return _failed(error)
+        reply = _answered(response)
+        await self._finish(response)
+        return reply
+
+    async def close(self) -> None:
+        """Close the connections; requests under way fail."""
+        await self._session.close()
+        await self._names.close()
+
+    async def _finish(self, response: aiohttp.ClientResponse) -> None:
+        """Read what is left of an answer, if that is little and there soon."""
+        with suppress(Exception):  # the status has said everything
+            async with asyncio.timeout(1.0):
+                left = _ENOUGH
+                while left > 0 and (chunk := await response.content.readany()):
+                    left -= len(chunk)
+                if response.content.at_eof():
+                    response.release()
+        response.close()
+
+
+def _failed(error: Exception) -> Reply:
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+        error.os_error, ForbiddenAddressError
+    ):
+        # The message names no address: what a name resolves to may be nobody's business.
+        problem = str(error.os_error)
+        return Reply(PostOutcome.FORBIDDEN, Fate.AGAIN, problem=problem)
+    told = translate(error)
+    outcome = _FAILURES.get(told.outcome, PostOutcome.BAD_RESPONSE)
+    return Reply(outcome, Fate.AGAIN, problem=str(told))
+
+
+def _answered(response: aiohttp.ClientResponse) -> Reply:
+    status = response.status
+    if 200 <= status < 300:
+        return Reply(PostOutcome.OK, Fate.DELIVERED, well=True)
+    problem = f"the answer has the status {status}"
+    if status == HTTPStatus.GONE:
+        return Reply(PostOutcome.GONE, Fate.REFUSED, well=True, problem=problem)
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        given = response.headers
+        said = read_refusal(status, given.get("Retry-After"), time.time(), given.get("Date"))
+        wait = said.retry_after
+        return Reply(PostOutcome.THROTTLED, Fate.AGAIN, wait=wait, problem=problem)
+    well = status in _ABOUT_THE_EVENT
+    return Reply(PostOutcome.HTTP_ERROR, Fate.AGAIN, well=well, problem=problem)
