@@ -29,7 +29,12 @@ SECRET = "S3cr3t+/with?odd=&chars-"
 TOKEN = "T0k3n+/with?odd={chars}-"
 CALLBACK = "C4llb4ck+/with?odd={chars}-"
 USER, PASSWORD, HOST, DATABASE = "sql-us3r", "sql-p4ssw0rd", "sql-h0st.invalid", "sql-d4tabase"
-HIDDEN = (KEY, SECRET, TOKEN, CALLBACK, USER, PASSWORD, HOST, DATABASE)
+HOOK, HOOK_HOST = "h00k-t0k3n", "h00k-h0st.invalid"
+SIGNING = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+HIDDEN = (
+    *(KEY, SECRET, TOKEN, CALLBACK, USER, PASSWORD, HOST, DATABASE),
+    *(HOOK, HOOK_HOST, SIGNING, SIGNING[6:]),
+)
 ECHO = {"CodeResult": "104", "ErrorMessage": f"ApiKey={KEY}raw {SECRET}raw"}
 PLAIN = ["good", "not-found", "revoked", "no-connection", "no-tls"]
 DAMAGED = {
@@ -61,6 +66,17 @@ def queries(server: str) -> dict[str, str]:
     }
 
 
+def targets(provider: str) -> dict[str, str]:
+    """Return addresses to tell of calls, each of which fails in its own way."""
+    return {
+        "no-host": f"https://{HOOK}@{HOOK_HOST}/{HOOK}",
+        "no-server": f"http://127.0.0.1:9/{HOOK}",
+        "no-tls": provider.replace("http:", "https:") + f"/{HOOK}",
+        "not-found": f"{provider}/{HOOK}?{HOOK}",
+        "forbidden": f"http://0xa9fea9fe/{HOOK}",
+    }
+
+
 def configuration(folder: Path, simulator: Simulator, server: str) -> str:
     (folder / "token").write_text(f"{TOKEN}file\n")
     lines = ["accounts:"]
@@ -82,6 +98,13 @@ def configuration(folder: Path, simulator: Simulator, server: str) -> str:
         f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}",
         "balance: {interval: 1s}",
         "polling: {interval: 100ms, max_interval: 100ms, timeout: 1s}",
+        "notify:",
+    ]
+    (folder / "signing").write_text(f"{SIGNING}\n")
+    for name, url in targets(simulator.url).items():
+        (folder / f"{name}.hook").write_text(f"{url}\n")
+        lines.append(f"  - {{name: {name}, url_file: {name}.hook, secret_file: signing}}")
+    lines += [
         "watch:",
         "  api:",
         "    tokens:",
@@ -106,6 +129,12 @@ def damage(good: str) -> Iterator[str]:
     """Yield configurations whose problems are about credentials."""
     for account in (f"api_key: [{json.dumps(KEY)}]", f"x: {json.dumps(KEY)}", f'"{SECRET}'):
         yield good.replace("accounts:\n", f"accounts:\n  - {{{account}\n", 1)
+    for target in (
+        f"name: a, secret: '{SIGNING}', url: '{HOOK_HOST}/{HOOK}'",
+        f"name: a, secret: '{SIGNING}=='",
+        f"'http://{HOOK_HOST}/{HOOK}': 5",
+    ):
+        yield good.replace("notify:\n", f"notify:\n  - {{{target}}}\n", 1)
     same, login = f"token: {json.dumps(TOKEN)}", f"{USER}:{PASSWORD}@{HOST}"
     for source in (
         f"api: {{tokens: [{{name: a, {same}}}, {{name: b, {same}}}]}}",
@@ -186,6 +215,12 @@ async def test_nothing_leaks(tmp_path: Path, log_format: str) -> None:
                     for source in sources
                 )
             )
+            await exporter.until(
+                lambda samples: all(
+                    total(samples, "esms_notification_requests_total", target=target) > 1
+                    for target in targets(simulator.url)
+                )
+            )
             statuses = set()
             async for status, text in asked(http, exporter.url):
                 statuses.add(status)
@@ -214,6 +249,7 @@ async def test_nothing_leaks(tmp_path: Path, log_format: str) -> None:
     assert log.count("balance not known") >= len(DAMAGED) // 2
     assert log.count("configuration not reloaded") >= 8
     assert log.count("query failed") >= len(sources)
+    assert log.count("target takes no notifications") >= len(targets(simulator.url))
     assert "Traceback" not in log
     text = "\n".join(shown)
     # In whatever form it may have been written.
