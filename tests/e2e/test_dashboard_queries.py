@@ -44,6 +44,11 @@ LIVELY = (
 NOTHING = {
     "esms-exporter.json: Down": "no exporter is down",
     "esms-exporter.json: Age of heartbeats": "the demo's ledger is not shared",
+    "esms-exporter.json: Notifications done with": "the demo tells nobody of its calls",
+    "esms-exporter.json: Notifications pending": "as above",
+    "esms-exporter.json: Age of the oldest pending notification": "as above",
+    "esms-exporter.json: Requests to targets": "as above",
+    "esms-exporter.json: Duration of requests to targets": "as above",
 }
 ZERO = {
     "esms-overview.json: Price": "prices come with callbacks, and the demo has none",
