@@ -33,6 +33,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.scrapes
 	$(BIN)/python -m benchmarks.pushed
 	$(BIN)/python -m benchmarks.callbacks
+	$(BIN)/python -m benchmarks.notifications
 	$(BIN)/python -m benchmarks.pace
 	$(BIN)/python -m benchmarks.replicas
 
