@@ -23,6 +23,13 @@ WEB = {"tls_server_config", "http_server_config", "basic_auth_users", "rate_limi
 # What a block leaves out.
 REST = {"accounts": [{"name": "main", "api_key": "made-up", "secret_key": "made-up"}]}
 
+# What a file has to hold, by a part of its name.
+CONTENTS = (
+    ("url", "sqlite:///made-up"),
+    ("ledger", "sqlite:///made-up"),
+    ("webhook", f"whsec_{'MadeUp00' * 4}"),
+)
+
 
 def keys(block: Block) -> set[str]:
     found = yaml.safe_load(block.text)
@@ -43,7 +50,7 @@ def files(folder: Path, block: Block) -> None:
     for name in re.findall(r"_file: *([\w./-]+)", block.text):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("sqlite:///made-up" if "url" in name else "made-up")
+        path.write_text(next((text for part, text in CONTENTS if part in name), "made-up"))
         path.chmod(0o600)
 
 

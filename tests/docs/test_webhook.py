@@ -1,0 +1,56 @@
+"""What the page on webhooks shows is what comes, and its receiver takes that and nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from exporter.calls import Finished, Key, Result, Status, WatchedCall, reference_id
+from exporter.secret import Secret
+from exporter.webhook.event import finished_event, headers, signing_key
+from tests.docs import pages
+
+PAGE = "docs/webhook.md"
+KEY = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+Verified = Callable[[str, Mapping[str, str], bytes], bool]
+
+
+def block(language: str) -> str:
+    (found,) = (block for block in pages.blocks(PAGE) if block.language == language)
+    return found.text
+
+
+def test_the_event_has_the_same_keys_and_types() -> None:
+    call = WatchedCall(1, reference_id("505139D7-54F8-48A9-88FA-9460A78731DD"), 5.0)
+    answered = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
+    event = json.loads(finished_event("main", call, answered, 60.0, {"campaign": "otp"}).body)
+    shown = json.loads(block("json"))
+
+    def shape(value: Any) -> object:  # Any: JSON
+        whole = isinstance(value, dict)
+        return [(k, shape(v)) for k, v in value.items()] if whole else type(value)
+
+    assert shape(shown) == shape(event)
+    moving = {"id", "time"}
+    assert {k: v for k, v in shown.items() if k not in {*moving, "data"}} == {
+        k: v for k, v in event.items() if k not in {*moving, "data"}
+    }
+
+
+def test_the_receiver_takes_what_is_signed_and_nothing_else() -> None:
+    space: dict[str, Any] = {}  # Any: what the page defines
+    exec(block("python"), space)
+    verified: Verified = space["verified"]
+    body = b'{"data": 1}'
+    key, now = signing_key(Secret(KEY)), time.time()
+    good = headers(key, "id-1", now, body)
+    assert verified(KEY, good, body)
+    both = {**good, "webhook-signature": f"v1,AAAA {good['webhook-signature']}"}
+    assert verified(KEY, both, body)
+    assert not verified(KEY, good, body + b" ")
+    assert not verified(KEY, {**good, "webhook-id": "id-2"}, body)
+    assert not verified(KEY.replace("M", "N"), good, body)
+    assert not verified(KEY, headers(key, "id-1", now - 400, body), body)
