@@ -176,6 +176,8 @@ Amount = Annotated[
     BeforeValidator(_scalar),
     Words("an amount in VND: a number above 0, at most 1000000000000000"),
 ]
+
+
 def _target_url(value: Secret) -> Secret:
     url = urlsplit(value.reveal())
     if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0 or url.fragment:
