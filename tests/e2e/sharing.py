@@ -61,8 +61,7 @@ class Scene:
             for account in ACCOUNTS
         )
         config.write_text(
-            f"accounts:\n{accounts}balance: {{interval: 0}}\n"
-            f"polling: {{interval: 1s, max_interval: 2s}}\n"
+            f"accounts:\n{accounts}polling: {{interval: 1s, max_interval: 2s}}\n"
             "balance: {interval: 0}\n"
             f"ledger: {{url: '{url or self.url}', heartbeat: {HEARTBEAT:.0f}s}}\n"
             f"watch:\n  labels: [campaign]\n  calls:\n{calls or '    []'}\n"
