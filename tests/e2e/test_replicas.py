@@ -60,7 +60,7 @@ async def test_what_a_dead_replica_polled_is_polled_again_within_two_heartbeats(
     server: Server, tmp_path: Path
 ) -> None:
     async with scene(server, tmp_path) as there, AsyncExitStack() as ends:
-        ids = [f"call-{number}" for number in range(60)]
+        ids = [f"call-{number}" for number in range(90)]
         for name in ids:
             there.simulator.add_call("main", name, Plan(queued=9e9))
         calls = "".join(f"    - {{reference_id: {name}, account: main}}\n" for name in ids)
