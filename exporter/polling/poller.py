@@ -215,6 +215,31 @@ class Poller:
         """Return how many calls are due and not asked for yet, and for how many seconds."""
         return self._schedule.overdue(self._loop.time())
 
+    # Requests that are not polls: see `exporter.polling.aside`.
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is sent."""
+        return self._stopping
+
+    def take_turn(self) -> float:
+        """Take a turn for another request than a poll, if there is one now.
+
+        Returns:
+            0 where there is, and it is taken: `answered` has to follow. Else the seconds until
+            there may be one, infinite where that is not known.
+        """
+        now = self._loop.time()
+        wait = math.inf if self._stopping else self._pace.wait(now)
+        if wait <= 0:
+            self._pace.sent(now)
+        return max(0.0, wait)
+
+    def answered(self, answer: Answer, sent_at: float) -> None:
+        """Account for the answer to such a request, which was sent at a time of the loop."""
+        self.standing.heard(answer, sent_at, self._loop.time(), time.time())
+        self.wake()
+
     # The loop.
 
     async def _work(self, call: WatchedCall | None) -> None:

@@ -81,6 +81,12 @@ class Standing:
         if not (self.pace.well and outcome in GOOD):
             self._adapt(answer, outcome, sent_at, now, wall)
 
+    def heard(self, answer: Answer, sent_at: float, now: float, wall: float) -> None:
+        """Account for an answer to another request than a poll, which is counted elsewhere."""
+        if answer.code is not None:
+            self.authorized = answer.outcome is not Outcome.AUTH
+        self._adapt(answer, answer.outcome, sent_at, now, wall)
+
     def _adapt(
         self, answer: Answer, outcome: Outcome, sent_at: float, now: float, wall: float
     ) -> None:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from exporter.calls import Patience
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from exporter.metrics.catalogue import Catalogue
+from exporter.polling.aside import ask
+from exporter.polling.poller import Poller
+from exporter.polling.settings import PollingSettings
+
+GOOD = Answer(Outcome.OK, "100")
+
+
+class NoProvider:
+    async def send_status(self, _: str) -> Answer:
+        raise AssertionError("nothing is polled")
+
+
+@pytest_asyncio.fixture
+async def poller() -> AsyncIterator[Poller]:
+    settings = PollingSettings(0.05, 0.2, Patience(60, 600), 20, 4)
+    metrics = Catalogue().add_account("main")
+    poller = Poller("main", NoProvider(), settings, metrics, lambda *_: None)
+    yield poller
+    await poller.stop(1)
+
+
+async def asked(poller: Poller, answer: Answer = GOOD, within: float = 1.0) -> Answer | None:
+    async def request() -> Answer:
+        return answer
+
+    done = await ask(poller, request, lambda said: said, within)
+    return done[0] if done else None
+
+
+async def test_requests_keep_to_the_rate(poller: Poller) -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for _ in range(5):
+        assert await asked(poller) is GOOD
+    assert loop.time() - began >= 3.5 / 20  # timers are coarse
+
+
+async def test_there_is_no_turn_in_a_pause(poller: Poller) -> None:
+    refused = Answer(Outcome.AUTH, "101")
+    assert await asked(poller, refused) is refused
+    assert poller.standing.paused is Outcome.AUTH
+    assert poller.standing.authorized is False
+    assert await asked(poller, within=0.2) is None
+    poller.retry()
+    assert await asked(poller) is GOOD
+    assert poller.standing.authorized is True
+
+
+async def test_the_first_request_is_waited_for(poller: Poller) -> None:
+    """As polls do: until an answer is good, one request is under way."""
+    come = asyncio.Event()
+
+    async def request() -> Answer:
+        await come.wait()
+        return GOOD
+
+    first = asyncio.create_task(ask(poller, request, lambda said: said, 1.0))
+    await asyncio.sleep(0.1)
+    assert await asked(poller, within=0.1) is None
+    come.set()
+    assert await first
+    assert await asked(poller) is GOOD
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, RuntimeError])
+async def test_a_request_that_is_cut_off_holds_nobody_up(
+    poller: Poller, error: type[BaseException]
+) -> None:
+    async def request() -> Answer:
+        raise error
+
+    with pytest.raises(error):
+        await ask(poller, request, lambda said: said, 1.0)
+    assert await asked(poller) is GOOD
+
+
+async def test_nothing_is_sent_once_it_is_to_end(poller: Poller) -> None:
+    waiting = asyncio.create_task(asked(poller, within=60))
+    await waiting
+    poller._pace.paused_until = float("inf")
+    waiting = asyncio.create_task(asked(poller, within=60))
+    await poller.stop(1)
+    async with asyncio.timeout(2):
+        assert await waiting is None
