@@ -310,6 +310,11 @@ def _finished(answer: Answer) -> Finished:
     )
 
 
+def key_named(text: str | None) -> Key | None:
+    """Return the key that a text such as `1` or `#` names."""
+    return _KEYS.get(text) if text else None
+
+
 def _key(ivr: str) -> Key | None:
     """Return the first key of `ivr`; blanks are no keys."""
     pressed = ivr.strip()
