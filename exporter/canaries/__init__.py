@@ -1,0 +1,1 @@
+"""Canary calls: placed on a schedule, and followed to their end."""
