@@ -1,6 +1,7 @@
 """The configuration file: what it may say, and reading it with every problem at once."""
 
 from exporter.config.calls import CallConfig
+from exporter.config.canaries import CanaryConfig
 from exporter.config.files import NamedFiles
 from exporter.config.loading import load_config
 from exporter.config.models import (
@@ -24,6 +25,7 @@ __all__ = [
     "BalanceConfig",
     "CallConfig",
     "CallbackConfig",
+    "CanaryConfig",
     "Config",
     "LedgerConfig",
     "NamedFiles",

@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from exporter.config.canaries import CanaryConfig
 from exporter.config.document import BROKEN, Value, YamlMapping
 from exporter.config.files import FileProblemError, NamedFiles
 from exporter.config.models import AccountConfig, LedgerConfig, SqlConfig, TokenConfig
@@ -23,6 +24,7 @@ CREDENTIALS: Final[dict[type[BaseModel], tuple[str, ...]]] = {
     SqlConfig: ("url",),
     LedgerConfig: ("url",),
     NotifyConfig: ("url", "secret"),
+    CanaryConfig: ("phone",),
 }
 """The keys of models whose values are secrets, each of which a file may hold instead."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -35,6 +35,7 @@ from exporter.webhook.event import signing_key
 # alerts put on theirs: there, a label of the user's would be renamed, added over or written over.
 RESERVED_LABELS = frozenset(
     {"account", "result", "status", "key", "state", "outcome", "code", "operation", "source"}
+    | {"canary", "stage"}
     | {"le", "quantile", "job", "instance"}
     | {"cluster", "namespace", "service", "pod", "container", "endpoint", "node"}
     | {"alertname", "severity", "window"}
@@ -130,7 +131,9 @@ class Duration:
 
 def is_duration(field: FieldInfo) -> bool:
     """Tell whether a field of a model is a time."""
-    return any(isinstance(item, Duration) for item in field.metadata)
+    choices = get_args(field.annotation)  # where it may be left out, as `... | None`
+    within = [item for choice in choices for item in getattr(choice, "__metadata__", ())]
+    return any(isinstance(item, Duration) for item in (*field.metadata, *within))
 
 
 def _base_url(value: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from exporter.config.calls import CallReader, report_unknown_keys
+from exporter.config.canaries import MAX_CANARIES, CanaryConfig, phone_problem
 from exporter.config.credentials import CREDENTIALS, NO_SECRET, Credentials, file_keys
 from exporter.config.databases import database_problem
 from exporter.config.document import (
@@ -118,6 +119,7 @@ class _Loader:
         accounts = self._document.get("accounts")
         if accounts is not None:  # other lists may be left empty
             self._items(data, AccountConfig, ("accounts",), MAX_ACCOUNTS)
+        self._canaries(data, _strings(accounts, "name"))
         watch = data.get("watch")
         self._notify(data, _strings(accounts, "name"), watch)
         if isinstance(watch, dict):
@@ -246,6 +248,21 @@ class _Loader:
                 parts = ("notify", index, "labels", name)
                 message = "expected one of the names in `watch.labels`"
                 self._problems.add(self._line(parts), parts, message)
+
+    def _canaries(self, data: dict[str, object], accounts: list[str] | None) -> None:
+        parts = ("canaries",)
+        for index, given, canary in self._items(data, CanaryConfig, parts, MAX_CANARIES):
+            account = (*parts, index, "account")
+            if "account" in given:
+                self._known_account(given["account"], accounts, account)
+            elif accounts is not None and len(accounts) != 1:
+                message = "missing; expected it where there are several accounts"
+                self._problems.add(self._line((*parts, index)), account, message)
+            phone = canary["phone"]
+            if isinstance(phone, Secret) and phone is not NO_SECRET:
+                place = (*parts, index, "phone" if "phone" in given else "phone_file")
+                if problem := phone_problem(phone):
+                    self._problems.add(self._line(place), place, problem)
 
     def _items(
         self, holder: dict[str, object], model: type[BaseModel], parts: tuple[str, ...], most: int

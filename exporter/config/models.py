@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from exporter.config.calls import CALL_SCHEMA, CallConfig
+from exporter.config.canaries import MAX_CANARIES, CanaryConfig
 from exporter.config.databases import query_problem
 from exporter.config.fields import (
     LEDGER,
@@ -292,5 +293,12 @@ class Config(_Model):
     notify: Annotated[tuple[NotifyConfig, ...], Field(max_length=MAX_TARGETS)] = ()
     """Who is told of finished calls, by a POST for each."""
 
+    canaries: Annotated[tuple[CanaryConfig, ...], Field(max_length=MAX_CANARIES)] = ()
+    """Calls that are placed on a schedule, and followed to their end. They cost money."""
+
     shutdown_timeout: Annotated[float, Duration("100ms", "1h")] = 10.0
     """How long an exporter that was told to stop may take to finish what is under way."""
+
+    def account_of(self, canary: CanaryConfig) -> str:
+        """Return the name of the account that places a canary call."""
+        return canary.account or self.accounts[0].name

@@ -27,6 +27,7 @@ REST = {"accounts": [{"name": "main", "api_key": "made-up", "secret_key": "made-
 CONTENTS = (
     ("url", "sqlite:///made-up"),
     ("ledger", "sqlite:///made-up"),
+    ("phone", "0912345678"),
     ("webhook", f"whsec_{'MadeUp00' * 4}"),
 )
 

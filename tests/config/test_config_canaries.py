@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exporter.canaries.schedule import Cron, Every
+from exporter.config import Config
+
+Load = Callable[..., Config]
+Tell = Callable[..., list[str]]
+
+HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\ncanaries:\n"
+GOOD = {
+    "name": "hourly",
+    "every": "1h",
+    "phone": "'0912345678'",
+    "recording": "'7'",
+    "max_per_day": "24",
+}
+
+
+def text(**changed: str | None) -> str:
+    keys = {**GOOD, **changed}
+    lines = [f"    {key}: {value}\n" for key, value in keys.items() if value is not None]
+    return HEAD + "  -\n" + "".join(lines)
+
+
+def test_a_canary(load: Load) -> None:
+    (canary,) = load(text()).canaries
+    assert canary.schedule == Every(3600)
+    assert canary.phone.reveal() == "0912345678"
+    assert (canary.expect, canary.expect_key, canary.within) == ("answered", None, 300)
+    assert load(text()).account_of(canary) == "main"
+    assert "0912345678" not in f"{canary!r} {canary} {canary.model_dump_json()}"
+
+
+def test_a_schedule_of_cron(load: Load) -> None:
+    more = {"every": None, "cron": "30 8-18/2 * * 1-5", "timezone": "Asia/Ho_Chi_Minh"}
+    (canary,) = load(text(**more)).canaries
+    assert canary.schedule == Cron("30 8-18/2 * * 1-5", canary.zone)
+    assert canary.zone.key == "Asia/Ho_Chi_Minh"
+
+
+@pytest.mark.parametrize("phone", ["0912345678", "84912345678", "+84912345678", "02812345678"])
+def test_phones(load: Load, tmp_path: Path, phone: str) -> None:
+    assert load(text(phone=f"'{phone}'")).canaries[0].phone.reveal() == phone
+    (tmp_path / "phone").write_text(f"{phone}\n")
+    assert load(text(phone=None, phone_file="phone")).canaries[0].phone.reveal() == phone
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"every": "9m59s"}, "5: canaries[0].every: expected a duration such as"),
+        ({"every": "8d"}, "5: canaries[0].every: expected a duration such as"),
+        ({"every": "3600"}, "5: canaries[0].every: expected a duration such as"),
+        ({"every": None}, "4: canaries[0]: expected either `every` or `cron`, and there is"),
+        ({"cron": "0 8 * * *"}, "4: canaries[0]: expected either `every` or `cron`, not both"),
+        ({"every": None, "cron": "'*/5 8 * * *'"}, "8: canaries[0].cron: expected five fields"),
+        ({"every": None, "cron": "hourly"}, "8: canaries[0].cron: expected five fields"),
+        ({"timezone": "Saigon"}, "9: canaries[0].timezone: expected the name of a time zone"),
+        ({"timezone": "../UTC"}, "9: canaries[0].timezone: expected the name of a time zone"),
+        ({"phone": "'113'"}, "6: canaries[0].phone: expected a phone number"),
+        ({"phone": "'+1 555 0100'"}, "6: canaries[0].phone: expected a key: printable"),
+        ({"phone": "912345678"}, "6: canaries[0].phone: expected text; a key that looks"),
+        ({"phone": None}, "4: canaries[0].phone: missing; expected it or `phone_file`"),
+        ({"recording": None}, "4: canaries[0]: expected either `recording` or `template`"),
+        ({"template": "'1'"}, "4: canaries[0]: expected either `recording` or `template`, not"),
+        ({"recording": "7"}, "7: canaries[0].recording: expected an id of 1 to 64"),
+        ({"variables": "[a]"}, "4: canaries[0]: expected no `variables` without `template`"),
+        (
+            {"recording": None, "template": "'1'", "variables": "['a||b']"},
+            "9: canaries[0].variables[0]: expected a text of 1 to 200 characters",
+        ),
+        ({"expect": "busy"}, "9: canaries[0].expect: expected `answered` or `finished`"),
+        ({"expect_key": "'12'"}, "9: canaries[0].expect_key: expected a key"),
+        (
+            {"expect": "finished", "expect_key": "'1'"},
+            "4: canaries[0]: expected `expect: answered` with `expect_key`",
+        ),
+        ({"within": "5s"}, "9: canaries[0].within: expected a duration such as"),
+        ({"max_per_day": None}, "4: canaries[0].max_per_day: missing required key"),
+        ({"max_per_day": "0"}, "8: canaries[0].max_per_day: expected a whole number"),
+        ({"account": "other"}, "9: canaries[0].account: expected the name of one of"),
+        ({"nmae": "x"}, "9: canaries[0].nmae: unknown key"),
+    ],
+)
+def test_problems(problems: Tell, changed: dict[str, str | None], expected: str) -> None:
+    (problem,) = problems(text(**changed))
+    assert problem.startswith(expected)
+    assert GOOD["phone"][1:-1] not in problem
+
+
+def test_names_and_accounts(problems: Tell) -> None:
+    two = text().replace(
+        "accounts: [", "accounts: [{name: b, api_key: k, secret_key: s}, "
+    ) + text().removeprefix(HEAD)
+    assert problems(two) == [
+        "4: canaries[0].account: missing; expected it where there are several accounts",
+        "10: canaries[1].name: expected a name of its own; the same is on line 4",
+        "10: canaries[1].account: missing; expected it where there are several accounts",
+    ]
