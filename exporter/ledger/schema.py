@@ -169,3 +169,56 @@ notifications: Final = Table(
     # Never used again: what is settled late cannot hit another one.
     sqlite_autoincrement=True,
 )
+
+canaries: Final = Table(
+    "canaries",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    # Since when it has been configured; NULL where it is not, as below.
+    Column("since", BigInteger),
+    # Due times up to then were placed, or counted as missed.
+    Column("seen_until", BigInteger),
+    # Of its last call that told something, and how long its stages took, in seconds.
+    Column("success", Boolean),
+    Column("last_success_at", Float),
+    Column("accepted_seconds", Float),
+    Column("finished_seconds", Float),
+)
+
+# Canary calls that were due. A row is the intent, and the right, to place one: it is there before
+# the request is sent. Without the phone number.
+canary_runs: Final = Table(
+    "canary_runs",
+    metadata,
+    Column("id", _Row, primary_key=True),
+    Column("canary_id", Integer, ForeignKey("canaries.id"), nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("account", String(64), nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("expect", String(16), nullable=False),  # as it was configured then
+    Column("expect_key", String(8)),
+    Column("started_at", Float, nullable=False),
+    Column("deadline_at", Float, nullable=False),  # when it has to have finished
+    Column("ask_at", Float, nullable=False),  # when it may be asked for the next time
+    Column("reference_id", String(128)),  # once the provider has accepted it
+    Column("accepted_at", Float),
+    # NULL until it has ended, which is the guard of every end.
+    Column("result", String(16)),
+    Column("status", String(16)),
+    Column("code", String(8)),
+    Column("ended_at", Float),
+    UniqueConstraint("canary_id", "due_at"),
+    Index("canary_runs_open", "id", **_where("result IS NULL")),
+    sqlite_autoincrement=True,
+)
+
+# What `esms_canary_runs_total` shows; never pruned.
+canary_totals: Final = Table(
+    "canary_totals",
+    metadata,
+    Column("canary_id", Integer, ForeignKey("canaries.id"), primary_key=True),
+    Column("result", String(16), primary_key=True),
+    Column("runs", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)

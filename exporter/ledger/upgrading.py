@@ -25,7 +25,7 @@ def upgrade(database: Database, connection: Connection) -> None:
     Raises:
         LedgerError: it is another program's, or too new.
     """
-    found = _revision(connection)
+    found = revision(connection)
     if found == HEAD:
         # Alembic proves by writing that the database can be written; so does this.
         connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
@@ -53,7 +53,8 @@ def upgrade(database: Database, connection: Connection) -> None:
     command.upgrade(config, HEAD)
 
 
-def _revision(connection: Connection) -> str | None:
+def revision(connection: Connection) -> str | None:
+    """Return the revision of a database's shape; None where it has none."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

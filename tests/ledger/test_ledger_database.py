@@ -204,7 +204,10 @@ def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
             old.execute(f"ALTER TABLE calls DROP COLUMN {column}")
         for column in ("calls.replica_id", "totals.changed_in", "accounts.next_slot"):
             old.execute("ALTER TABLE {} DROP COLUMN {}".format(*column.split(".")))
-        for table in ("compatibility", "replicas", "replica_messages", "notifications"):
+        for table in (
+            *("compatibility", "replicas", "replica_messages", "notifications"),
+            *("canary_runs", "canary_totals", "canaries"),
+        ):
             old.execute(f"DROP TABLE {table}")
         old.execute("UPDATE alembic_version SET version_num = '0001'")
     store = Store(open_database(f"sqlite:///{path}"))

@@ -1,0 +1,345 @@
+"""Reads and writes of canary calls. Blocking, as `exporter.ledger.store` is.
+
+Each method is one short transaction. Nothing is locked for longer, and nobody owns a call: whoever
+finds one that has to be asked for takes that one request by moving `ask_at` on, and whoever finds
+how it ends writes that, once. So a call is followed as long as anybody is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, delete, func, insert, or_, select, text, update
+
+from exporter.canaries.results import TELLING, CanaryResult
+from exporter.ledger.engine import Database
+from exporter.ledger.schema import canaries, canary_runs, canary_totals
+from exporter.ledger.taking import row_of
+
+_KEEP: Final = 2 * 86_400.0
+"""Seconds for which runs are kept at least: those of a day are counted."""
+
+_AHEAD: Final = 60.0
+"""Seconds that `ask_at` may lie ahead, at most: beyond, the clock was set back."""
+
+_NOT_PLACED: Final = (CanaryResult.LIMITED.value, CanaryResult.MISSED.value)
+
+_ADD: Final = text(
+    "INSERT INTO canary_totals (canary_id, result, runs) VALUES (:canary, :result, :runs) "
+    "ON CONFLICT (canary_id, result) DO UPDATE SET runs = canary_totals.runs + excluded.runs"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A canary call that is to be placed; times are Unix times.
+
+    Attributes:
+        expect_key: as `exporter.calls.Key` names it.
+        most: how many may be placed on the day that lies between the times of `day`.
+        by_hand: somebody asked for it: where too many were placed, nothing is written.
+    """
+
+    canary: str
+    due_at: int
+    account: str
+    request_id: str
+    expect: str
+    expect_key: str | None
+    started_at: float
+    deadline_at: float
+    most: int
+    day: tuple[float, float]
+    by_hand: bool = False
+
+
+class Run(NamedTuple):
+    """A canary call that has not ended; see `exporter.ledger.schema`."""
+
+    id: int
+    canary: str
+    due_at: int
+    account: str
+    expect: str
+    expect_key: str | None
+    started_at: float
+    deadline_at: float
+    ask_at: float
+    reference_id: str | None
+    accepted_at: float | None
+
+
+class NotBegun(Enum):
+    """Why a call may not be placed."""
+
+    TAKEN = auto()  # it was begun before
+    LIMITED = auto()  # too many were placed on that day
+
+
+class Past(NamedTuple):
+    """What is known of a canary; see `exporter.ledger.schema`."""
+
+    since: int
+    seen_until: int
+    success: bool | None
+    last_success_at: float | None
+    accepted_seconds: float | None
+    finished_seconds: float | None
+
+
+class State(NamedTuple):
+    """All that is known of canaries: by name, runs that ended by result, runs that have not."""
+
+    past: dict[str, Past]
+    totals: dict[tuple[str, str], int]
+    going_on: list[Run]
+
+
+class CanaryRuns:
+    """The statements, on an open database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(self, intent: Intent) -> int | NotBegun:
+        """Take the right to place a call; returns its row, or why it may not be placed.
+
+        Once it is committed, nobody else gets the right for that due time.
+        """
+        with self._database.begin() as connection:
+            row = _lock(connection, intent.canary)
+            due = canary_runs.c.canary_id == row, canary_runs.c.due_at == intent.due_at
+            if connection.scalar(select(canary_runs.c.id).where(*due)) is not None:
+                return NotBegun.TAKEN
+            placed = select(func.count()).where(
+                canary_runs.c.canary_id == row,
+                canary_runs.c.due_at >= intent.day[0],
+                canary_runs.c.due_at < intent.day[1],
+                or_(canary_runs.c.result.is_(None), canary_runs.c.result.not_in(_NOT_PLACED)),
+            )
+            limited = (connection.scalar(placed) or 0) >= intent.most
+            if limited and intent.by_hand:
+                return NotBegun.LIMITED
+            values = {
+                "canary_id": row,
+                "due_at": intent.due_at,
+                "account": intent.account,
+                "request_id": intent.request_id,
+                "expect": intent.expect,
+                "expect_key": intent.expect_key,
+                "started_at": intent.started_at,
+                "deadline_at": intent.deadline_at,
+                "ask_at": intent.started_at,
+            }
+            if limited:
+                values |= {"result": CanaryResult.LIMITED.value, "ended_at": intent.started_at}
+                _count(connection, row, CanaryResult.LIMITED)
+            begun = insert(canary_runs).values(values).returning(canary_runs.c.id)
+            found = int(connection.execute(begun).scalar_one())
+            return NotBegun.LIMITED if limited else found
+
+    def withdraw(self, row: int) -> None:
+        """Give the right up again: no request was sent."""
+        unsent = canary_runs.c.result.is_(None), canary_runs.c.reference_id.is_(None)
+        with self._database.begin() as connection:
+            connection.execute(delete(canary_runs).where(canary_runs.c.id == row, *unsent))
+
+    def accept(self, row: int, reference_id: str, now: float, seconds: float) -> bool:
+        """Write that the provider has accepted a call.
+
+        Args:
+            row: of the call.
+            reference_id: what the provider calls it.
+            now: Unix time.
+            seconds: what the request took.
+
+        Returns:
+            Whether it had not been given up before.
+        """
+        accepted = update(canary_runs).where(
+            canary_runs.c.id == row, canary_runs.c.result.is_(None)
+        )
+        values = {"reference_id": reference_id, "accepted_at": now, "ask_at": now}
+        with self._database.begin() as connection:
+            if not connection.execute(accepted.values(values)).rowcount:
+                return False
+            _note(connection, row, accepted_seconds=seconds)
+            return True
+
+    def take_turn(self, row: int, now: float, until: float) -> bool:
+        """Take the right to ask for a call now; nobody else does until then (Unix times)."""
+        due = or_(canary_runs.c.ask_at <= now, canary_runs.c.ask_at > now + _AHEAD)
+        mine = update(canary_runs).where(
+            canary_runs.c.id == row, canary_runs.c.result.is_(None), due
+        )
+        with self._database.begin() as connection:
+            return bool(connection.execute(mine.values(ask_at=until)).rowcount)
+
+    def end(
+        self,
+        row: int,
+        result: CanaryResult,
+        now: float,
+        *,
+        status: str | None = None,
+        code: str | None = None,
+        seconds: float | None = None,
+    ) -> bool:
+        """Write how a call has ended, and count it; once, whoever tries.
+
+        Args:
+            row: of the call.
+            result: how it ended.
+            now: Unix time.
+            status: what the callee did, if that is known.
+            code: the provider's, if it refused.
+            seconds: from its acceptance to its end, if it has finished.
+
+        Returns:
+            Whether it had not ended before.
+        """
+        ended = (
+            update(canary_runs)
+            .where(canary_runs.c.id == row, canary_runs.c.result.is_(None))
+            .values(result=result.value, status=status, code=code, ended_at=now)
+            .returning(canary_runs.c.canary_id)
+        )
+        with self._database.begin() as connection:
+            canary = connection.execute(ended).scalar()
+            if canary is None:
+                return False
+            _count(connection, canary, result)
+            known: dict[str, object] = {}
+            if result in TELLING:
+                known["success"] = result is CanaryResult.SUCCESS
+            if result is CanaryResult.SUCCESS:
+                known["last_success_at"] = now
+            if seconds is not None:
+                known["finished_seconds"] = seconds
+            _note(connection, row, **known)
+            return True
+
+    def count_missed(self, name: str, seen_until: int, due: Sequence[int]) -> int:
+        """Count due times at which nobody placed a call; returns how many those were.
+
+        Args:
+            name: of the canary.
+            seen_until: up to when due times were counted: if that has changed, somebody else has
+                counted these.
+            due: the due times since, all too long ago for a call to be placed still.
+        """
+        with self._database.begin() as connection:
+            row = _lock(connection, name)
+            move = update(canaries).where(canaries.c.id == row, canaries.c.seen_until == seen_until)
+            if not connection.execute(move.values(seen_until=due[-1])).rowcount:
+                return 0
+            begun = select(canary_runs.c.due_at).where(
+                canary_runs.c.canary_id == row,
+                canary_runs.c.due_at >= due[0],
+                canary_runs.c.due_at <= due[-1],
+            )
+            missed = len(set(due).difference(connection.scalars(begun)))
+            if missed:
+                _count(connection, row, CanaryResult.MISSED, missed)
+            return missed
+
+    def look(self, names: Collection[str], now: float) -> State:
+        """Return all that is known of canaries, and of every call that has not ended.
+
+        Args:
+            names: those that are configured; what was due before now is no business of new ones.
+            now: Unix time.
+        """
+        with self._database.begin() as connection:
+            for name in sorted(names):
+                row = row_of(connection, canaries.c.name, name)
+                # Or the clock was wrong when it was new.
+                new = or_(canaries.c.since.is_(None), canaries.c.since > now)
+                begin = update(canaries).where(canaries.c.id == row, new)
+                connection.execute(begin.values(since=int(now), seen_until=int(now)))
+            mine = canaries.c.name.in_(list(names))
+            past = {
+                row.name: Past(
+                    row.since,
+                    row.seen_until,
+                    row.success,
+                    row.last_success_at,
+                    row.accepted_seconds,
+                    row.finished_seconds,
+                )
+                for row in connection.execute(select(canaries).where(mine))
+            }
+            totals = {
+                (name, result): runs
+                for name, result, runs in connection.execute(
+                    select(canaries.c.name, canary_totals.c.result, canary_totals.c.runs)
+                    .join_from(canary_totals, canaries)
+                    .where(mine)
+                )
+            }
+            return State(past, totals, _going_on(connection))
+
+    def forget_others(self, names: Collection[str]) -> None:
+        """Have canaries that are not configured any more begin anew when they come back."""
+        gone = update(canaries).where(
+            canaries.c.name.not_in(list(names)), canaries.c.since.is_not(None)
+        )
+        with self._database.begin() as connection:
+            connection.execute(gone.values(since=None, seen_until=None))
+
+    def find(self, row: int) -> tuple[str | None, str | None]:
+        """Return how a call has ended: its result and status."""
+        columns = canary_runs.c.result, canary_runs.c.status
+        with self._database.begin() as connection:
+            found = connection.execute(select(*columns).where(canary_runs.c.id == row)).first()
+            return (found.result, found.status) if found else (None, None)
+
+    def prune(self, before: float, now: float) -> None:
+        """Forget calls that ended before a Unix time, and not of late."""
+        old = canary_runs.c.ended_at < min(before, now - _KEEP)
+        with self._database.begin() as connection:
+            connection.execute(delete(canary_runs).where(old))
+
+
+def _lock(connection: Connection, name: str) -> int:
+    """Return the row of a canary, making one where there is none; nobody else has it meanwhile."""
+    row = row_of(connection, canaries.c.name, name)
+    connection.execute(select(canaries.c.id).where(canaries.c.id == row).with_for_update())
+    return row
+
+
+def _count(connection: Connection, canary: int, result: CanaryResult, runs: int = 1) -> None:
+    connection.execute(_ADD, {"canary": canary, "result": result.value, "runs": runs})
+
+
+def _note(connection: Connection, run: int, **known: object) -> None:
+    """Write what is known of a run's canary now."""
+    of_run = select(canary_runs.c.canary_id).where(canary_runs.c.id == run).scalar_subquery()
+    if known:
+        connection.execute(update(canaries).where(canaries.c.id == of_run).values(known))
+
+
+def _going_on(connection: Connection) -> list[Run]:
+    columns = (
+        canary_runs.c.id,
+        canaries.c.name,
+        canary_runs.c.due_at,
+        canary_runs.c.account,
+        canary_runs.c.expect,
+        canary_runs.c.expect_key,
+        canary_runs.c.started_at,
+        canary_runs.c.deadline_at,
+        canary_runs.c.ask_at,
+        canary_runs.c.reference_id,
+        canary_runs.c.accepted_at,
+    )
+    query = (
+        select(*columns)
+        .join_from(canary_runs, canaries)
+        .where(canary_runs.c.result.is_(None))
+        .order_by(canary_runs.c.id)
+    )
+    return [Run(*row) for row in connection.execute(query)]
