@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from exporter.calls import CallState, Finished, Patience, PollAgain, WatchedCall
+from exporter.calls import CallState, Finished, Patience, PollAgain, ReferenceId, WatchedCall
 from exporter.config import AccountConfig, Config
+from exporter.errors import RequestError
+from exporter.esms.answers import Answer
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
+from exporter.esms.placing import CallRequest, Placed, place
 from exporter.metrics.catalogue import AccountMetrics
+from exporter.polling.aside import ask
 from exporter.polling.pace import Limit, RateLimit
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
@@ -66,7 +71,7 @@ class Account:
         limit: Callable[[float], Limit] = RateLimit,
     ) -> None:
         self._connection = _connection(config, wish)
-        self._timeout = config.polling.timeout
+        self._wish, self._timeout = wish, config.polling.timeout
         self.metrics = metrics
         self._client = _client(config, wish)
         settings = _settings(config, wish)
@@ -97,6 +102,7 @@ class Account:
             the requests on the old ones have ended.
         """
         self.poller.configure(_settings(config, wish))
+        self._wish = wish
         connection = _connection(config, wish)
         if connection == self._connection:
             return None
@@ -105,6 +111,48 @@ class Account:
         self._client = self.poller.provider = _client(config, wish)
         self.poller.retry()
         return rest
+
+    async def place(self, request: CallRequest, within: float) -> tuple[Placed, float] | None:
+        """Place a call, at the account's pace: one request, which is never sent again.
+
+        Args:
+            request: the call.
+            within: seconds to wait for a turn, at most.
+
+        Returns:
+            What came of it, and the seconds that it took; None where there was no turn.
+        """
+        wish = self._wish
+        return await ask(
+            self.poller,
+            lambda: place(wish.base_url, wish.api_key, wish.secret_key, request, self._timeout),
+            lambda placed: placed.answer,
+            within,
+        )
+
+    async def look_up(self, reference_id: ReferenceId, within: float) -> Answer | None:
+        """Ask for a call that is not watched, at the account's pace.
+
+        Args:
+            reference_id: of the call.
+            within: seconds to wait for a turn, at most.
+
+        Returns:
+            The answer, or the failure; None where there was no turn.
+        """
+
+        async def answered() -> Answer:
+            try:
+                return await self._client.send_status(reference_id)
+            except RequestError as error:
+                return Answer(error.outcome, message=str(error))
+
+        asked = await ask(self.poller, answered, lambda answer: answer, within)
+        if asked is None:
+            return None
+        answer, seconds = asked
+        self.metrics.answered(answer.outcome, answer.code, seconds, time.time())
+        return answer
 
     async def failure(self) -> None:
         """Wait until a request ends in a way that it must not, which is a bug; raise it.

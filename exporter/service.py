@@ -13,6 +13,7 @@ import structlog
 
 from exporter.account import Account, AccountStatus
 from exporter.balances import Balances
+from exporter.canaries.canaries import Canaries
 from exporter.collector import collector_at_rest
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
@@ -68,6 +69,7 @@ class Service:
         self.balances = Balances(self.metrics, self._in_background)
         self._notify = Notifications(self.ledger, self.metrics, self._in_background)
         self.calls.notify = self._notify.wake
+        self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self._in_background)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
@@ -118,6 +120,7 @@ class Service:
         async with self._reloading:
             await self._apply(self._loaded.pop())
         self._in_background(self._look_for_changes())
+        self._in_background(self._canaries.run())
         self._in_background(self.calls.inbox.run())
         self.loaded = True
 
@@ -153,8 +156,8 @@ class Service:
         if self._replica:
             self._replica.draining = True
         await self.balances.stop()
-        ending = (account.stop(within * 0.8) for account in self.accounts.values())
-        await asyncio.gather(self._notify.stop(within * 0.8), *ending)
+        stops = [self._notify.stop, self._canaries.stop, *(a.stop for a in self.accounts.values())]
+        await asyncio.gather(*(stop(within * 0.8) for stop in stops))
         self.ledger.close_soon()
         if self._committer:
             left = max(0.1, deadline - time.monotonic())
@@ -231,6 +234,7 @@ class Service:
         self._notify.configure(config.notify, config.shutdown_timeout)
         self._change_accounts(config)
         self.balances.configure(config)
+        self._canaries.configure(config)
         for name in sorted(self._to_load):
             self.calls.teach(name)
             async for _ in self.calls.load(name):
@@ -328,6 +332,7 @@ class Service:
                 while await self.ledger.call(self.ledger.store.prune, before) == CHUNK:
                     pass
                 await self._notify.tidy()
+                await self._canaries.prune(before)
                 if self._replica:
                     await self._replica.tidy()
             except LedgerError as error:

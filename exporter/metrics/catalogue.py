@@ -12,6 +12,9 @@ from exporter.calls import CallState
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
 from exporter.metrics.families import Family, Value, counter, gauge, histogram
 
+MAKE_CALL: Final = "make_call"
+"""The operation of placing a canary call, in the label `operation`."""
+
 GET_SEND_STATUS: Final = "get_send_status"
 """The operation of a poll, in the label `operation`."""
 
@@ -211,6 +214,31 @@ class Catalogue:
             "esms_notifications_oldest_pending_timestamp_seconds",
             "When the call finished whose notification has been pending longest; 0 where none is.",
             "target",
+        )
+        self.canary_success = gauge(
+            "esms_canary_success",
+            "1 where the last canary call ended as expected, else 0; 0 before the first. Due times "
+            "at which none was placed do not count.",
+            "canary",
+        )
+        self.canary_runs = counter(
+            "esms_canary_runs_total",
+            "Canary calls that were due, by what became of them, counted at their end. They are "
+            "not counted in esms_calls_total.",
+            "canary",
+            "result",
+        )
+        self.canary_stages = gauge(
+            "esms_canary_stage_duration_seconds",
+            "How long a stage of the last canary call that went through it took; 0 before the "
+            "first.",
+            "canary",
+            "stage",
+        )
+        self.canary_last_success = gauge(
+            "esms_canary_last_success_timestamp_seconds",
+            "When a canary call last ended as expected; 0 before the first.",
+            "canary",
         )
         self.build_info = gauge(
             "esms_exporter_build_info",

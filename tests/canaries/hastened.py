@@ -1,0 +1,60 @@
+"""Runs the exporter with canary calls that are due every few seconds, and that end it where told.
+
+    python hastened.py EVERY_SECONDS KILL_AT ARGUMENTS_OF_THE_EXPORTER...
+
+The bounds of the configuration stay: `every: 10m` is what comes round sooner. KILL_AT is `nowhere`,
+`intent` (committed, nothing sent), `answer` (sent, nothing written) or `accepted` (written).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from exporter.account import Account
+from exporter.canaries import canaries, runs, schedule
+from exporter.canaries.runs import Runs
+from exporter.canaries.schedule import Every
+from exporter.cli import main
+from exporter.config import CanaryConfig
+from exporter.ledger.canary_runs import CanaryRuns
+
+
+def hasten(seconds: float) -> None:
+    CanaryConfig.schedule = property(lambda _: Every(seconds))  # type: ignore[assignment]
+    schedule._LEAST_GRACE = 1.0
+    canaries.LOOK_EVERY = 0.1  # type: ignore[misc]
+    canaries._READ_EVERY = 0.3
+    canaries._SPARE = 1.0
+    runs.WAIT_FOR_TURN = canaries.WAIT_FOR_TURN = 2.0  # type: ignore[misc,attr-defined]
+
+
+def kill_at(point: str) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def killed_async(*_: Any, **__: Any) -> None:
+        killed()
+
+    accept = CanaryRuns.accept
+
+    def accepted(*args: Any) -> bool:
+        accept(*args)
+        killed()
+        return True
+
+    match point:
+        case "intent":
+            Account.place = killed_async  # type: ignore[method-assign]
+        case "answer":
+            Runs._placed = killed_async  # type: ignore[method-assign]
+        case "accepted":
+            CanaryRuns.accept = accepted  # type: ignore[method-assign,assignment]
+
+
+if __name__ == "__main__":
+    hasten(float(sys.argv.pop(1)))
+    kill_at(sys.argv.pop(1))
+    main()

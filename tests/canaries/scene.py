@@ -1,0 +1,90 @@
+"""Exporters with canary calls, and the provider that they call."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from exporter.simulator import Account, Mix, Simulator
+from exporter.simulator.replies import Operation, Reply
+from tests.e2e.processes import Exporter, Series, total
+
+PHONE = "0912345678"
+ACCOUNT = Account("main", "key-main", "s", balance=1e9)
+ANSWERED = Mix(
+    answered=1, unanswered=0, busy=0, failed=0, silent=0, rejected=0, pressed=1, keys="1"
+)
+UNANSWERED = Mix(answered=0, unanswered=1, busy=0, failed=0, silent=0, rejected=0)
+MAKE_CALL = (Operation.MAKE_CALL_RECORD, Operation.MAKE_CALL_TEMPLATE)
+# Coverage would be lost with a process that is killed, and makes it start slowly.
+UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
+
+
+class Hastened(Exporter):
+    """An exporter whose canary calls are due every few seconds; see `tests.canaries.hastened`."""
+
+    def __init__(self, config: Path, every: float, kill_at: str = "nowhere") -> None:
+        super().__init__(config, environ=UNMEASURED)
+        script = Path(__file__).with_name("hastened.py")
+        self._command = [
+            *(sys.executable, str(script), str(every), kill_at, f"--config.file={config}"),
+            "--web.listen-address=127.0.0.1:0",
+        ]
+        self._environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+
+
+class Placed:
+    """The requests to place a call that the provider got, and what it said to each."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.requests: list[Mapping[str, str]] = []
+        self.codes: list[str] = []
+        answer = simulator.provider.answer
+
+        def taken_down(
+            operation: Operation, account: Account | None, params: Mapping[str, str]
+        ) -> Reply:
+            reply = answer(operation, account, params)
+            if operation in MAKE_CALL:
+                self.requests.append(params)
+                self.codes.append(reply.code)
+            return reply
+
+        simulator.provider.answer = taken_down  # type: ignore[method-assign]
+
+    @property
+    def request_ids(self) -> list[str]:
+        return [params.get("RequestID") or params["RequestId"] for params in self.requests]
+
+
+def simulator(mix: Mix = ANSWERED) -> Simulator:
+    return Simulator(accounts=(ACCOUNT,), mix=mix, speed=50, seed=1)
+
+
+def config_text(base_url: str, ledger: str, canary: str, more: str = "") -> str:
+    return (
+        f"accounts:\n  - {{name: main, api_key: key-main, secret_key: s, base_url: '{base_url}'}}\n"
+        f"polling: {{interval: 200ms, max_interval: 1s, timeout: 2s}}\n"
+        f"ledger: {{url: '{ledger}', heartbeat: 3s}}\n"
+        f"canaries:\n  - {{name: hourly, every: 10m, phone: '{PHONE}', {canary}}}\n{more}"
+    )
+
+
+def configured(folder: Path, url: str, canary: str, ledger: str | None = None) -> Path:
+    config = folder / "config.yaml"
+    config.write_text(config_text(url, ledger or f"sqlite:///{folder}/ledger.db", canary))
+    return config
+
+
+def runs(samples: Mapping[Series, float], result: str | None = None) -> float:
+    labels = {"result": result} if result else {}
+    return total(samples, "esms_canary_runs_total", canary="hourly", **labels)
+
+
+def rows(folder: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(folder / "ledger.db")) as ledger:
+        return ledger.execute(query).fetchall()

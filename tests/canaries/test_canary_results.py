@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+
+from exporter.calls import Finished, Key, Result, Status
+from exporter.canaries.results import CanaryResult, after_end, after_placing
+from exporter.canaries.runs import call_request, day_of, request_id
+from exporter.config import CanaryConfig
+from exporter.esms.answers import Answer
+from exporter.esms.codes import CODES, Outcome
+from exporter.secret import Secret
+from tests.canaries.test_canary_schedule import BERLIN, at
+
+
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        (Answer(Outcome.OK, "100", reference_id="a"), None),
+        *((Answer(o, c), CanaryResult.REFUSED) for c, o in CODES.items() if o is not Outcome.OK),
+        (Answer(Outcome.API_ERROR, "other"), CanaryResult.REFUSED),
+        (Answer(Outcome.BAD_RESPONSE, "100"), CanaryResult.UNSURE),
+        (Answer(Outcome.BAD_RESPONSE), CanaryResult.UNSURE),
+        (Answer(Outcome.TIMEOUT), CanaryResult.UNSURE),
+        (Answer(Outcome.CONNECTION), CanaryResult.UNSURE),
+        (Answer(Outcome.HTTP_ERROR), CanaryResult.UNSURE),
+        (Answer(Outcome.THROTTLED), CanaryResult.UNSURE),
+    ],
+)
+def test_after_placing(answer: Answer, result: CanaryResult | None) -> None:
+    assert after_placing(answer, connected=True) is result
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.TLS])
+def test_what_was_never_sent_was_not_placed(outcome: Outcome) -> None:
+    assert after_placing(Answer(outcome), connected=False) is CanaryResult.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("expect", "key", "status", "pressed", "good"),
+    [
+        ("answered", None, Status.ANSWERED, None, True),
+        ("answered", None, Status.ANSWERED, Key.ONE, True),
+        ("answered", None, Status.NO_ANSWER, None, False),
+        ("answered", None, Status.REJECTED, None, False),
+        ("answered", "1", Status.ANSWERED, Key.ONE, True),
+        ("answered", "1", Status.ANSWERED, Key.TWO, False),
+        ("answered", "star", Status.ANSWERED, Key.STAR, True),
+        ("answered", "1", Status.ANSWERED, None, False),
+        ("finished", None, Status.NO_ANSWER, None, True),
+        ("finished", None, Status.REJECTED, None, False),
+    ],
+)
+def test_after_end(
+    expect: str,
+    key: str | None,
+    status: Status,
+    pressed: Key | None,
+    good: bool,  # noqa: FBT001 - a table
+) -> None:
+    wanted = CanaryResult.SUCCESS if good else CanaryResult.FAILURE
+    for result in Result:
+        assert after_end(Finished(result, status, key=pressed), expect, key) is wanted
+
+
+def test_the_id_of_a_request_is_that_of_the_call_alone() -> None:
+    known = request_id("hourly", 3600, "main")
+    assert known == request_id("hourly", 3600, "main")
+    others = (("daily", 3600, "main"), ("hourly", 7200, "main"), ("hourly", 3600, "other"))
+    assert len({known, *(request_id(*other) for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25), ("2026-06-01", 24)]
+)
+def test_a_day_is_one_of_the_calendar(day: str, hours: int) -> None:
+    start, end = day_of(at(f"{day}T12:00:00"), BERLIN)
+    assert start == at(f"{day}T00:00:00", BERLIN)
+    assert end - start == hours * 3600
+
+
+def test_what_is_asked_for() -> None:
+    canary = CanaryConfig(
+        name="hourly",
+        every=3600.0,
+        phone=Secret("0912345678"),
+        template="7",
+        variables=("Trung", "20 000"),
+        max_per_day=24,
+    )
+    request = call_request(canary, "main", 3600)
+    assert request.operation == "MakeCallTemplate_V2"
+    assert request.parameters() == {
+        "TemplateId": "7",
+        "VariableListStr": "Trung||20 000",
+        "RequestId": request_id("hourly", 3600, "main"),
+    }
+    assert "0912345678" not in repr((canary, request))

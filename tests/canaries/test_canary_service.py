@@ -1,0 +1,212 @@
+"""Canary calls of an exporter in this process, whose wall clock is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from exporter.canaries import canaries, runs, schedule
+from exporter.config import Config, load_config
+from exporter.service import Service
+from exporter.simulator import Fault, FaultKind, Simulator
+from tests.canaries.scene import Placed, config_text, rows, simulator
+from tests.waiting import until
+
+RECORDING = "recording: '1', max_per_day: 144, within: 60s"
+HOUR = 3600.0
+NOON = 1_800_000_000.0  # a multiple of ten minutes
+
+
+class Clock:
+    """The wall clock: it goes on by itself, and can be set."""
+
+    def __init__(self, now: float) -> None:
+        self._offset = now - time.monotonic()
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._offset
+
+    def set(self, now: float) -> None:
+        self._offset = now - time.monotonic()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(NOON - 100)
+    for module in (canaries, runs):
+        monkeypatch.setattr(module.time, "time", clock)
+    monkeypatch.setattr(canaries, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(canaries, "_READ_EVERY", 0.1)
+    return clock
+
+
+class Scene:
+    """An exporter, and the provider that it calls."""
+
+    def __init__(self, folder: Path, provider: Simulator, service: Service) -> None:
+        self.folder = folder
+        self.provider = provider
+        self.placed = Placed(provider)
+        self.service = service
+
+    def total(self, result: str) -> float:
+        return self.service.metrics.canary_runs.labels("hourly", result).value
+
+    @property
+    def success(self) -> float:
+        return self.service.metrics.canary_success.labels("hourly").value
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        await until(condition, 20)
+
+
+Start = Callable[..., AsyncIterator[Scene]]
+
+
+@asynccontextmanager
+async def scene(folder: Path, canary: str = RECORDING) -> AsyncIterator[Scene]:
+    async with simulator() as provider:
+        config = folder / "config.yaml"
+        config.write_text(config_text(provider.url, f"sqlite:///{folder}/ledger.db", canary))
+
+        def load() -> Config:
+            return load_config(config)
+
+        service = Service(load)
+        await service.open()
+        await service.start()
+        there = Scene(folder, provider, service)
+        # What was due before it was configured would not be placed.
+        await there.until(lambda: bool(list(service.metrics.canary_runs.series())))
+        try:
+            yield there
+        finally:
+            await service.stop()
+            assert not service.failed.done()
+
+
+async def test_a_call_is_placed_when_it_is_due(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path) as there:
+        await asyncio.sleep(0.5)
+        assert there.placed.codes == []
+        clock.set(NOON + 1)
+        await there.until(lambda: there.total("success") == 1)
+        assert there.success == 1
+        assert len(there.placed.codes) == 1
+
+
+async def test_a_clock_that_is_set_calls_nobody_twice(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path) as there:
+        clock.set(NOON + 1)
+        await there.until(lambda: there.total("success") == 1)
+        clock.set(NOON - 10)
+        await asyncio.sleep(0.3)
+        clock.set(NOON + 5)
+        await asyncio.sleep(0.3)
+        assert len(there.placed.codes) == 1
+        # Leapt over: 12:10 and 12:20, which nobody makes up for; and 12:30 is placed.
+        clock.set(NOON + 1801)
+        await there.until(lambda: there.total("success") == 2)
+        await there.until(lambda: there.total("missed") == 2)
+        # What was wrongly leapt over is placed when its time comes.
+        clock.set(NOON + 601)
+        await there.until(lambda: there.total("success") == 3)
+        assert there.total("missed") == 2
+        assert len(there.placed.codes) == 3
+
+
+async def test_a_call_is_not_late_because_a_clock_was_set(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path) as there:
+        there.provider.faults.set("x", Fault(FaultKind.HANG, operation="GetSendStatus"))
+        clock.set(NOON + 1)
+        await there.until(lambda: there.placed.codes == ["100"])
+        await asyncio.sleep(0.5)
+        clock.set(NOON + 300)
+        await asyncio.sleep(0.5)
+        there.provider.faults.clear()
+        await there.until(lambda: there.total("success") == 1)
+        assert there.total("late") == 0
+
+
+async def test_a_call_that_does_not_finish_is_late(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, "recording: '1', max_per_day: 9, within: 10s") as there:
+        config = there.service.config
+        assert config
+        short = config.canaries[0].model_copy(update={"within": 1.0})
+        there.service._canaries.configure(config.model_copy(update={"canaries": (short,)}))
+        there.provider.faults.set(
+            "x", Fault(FaultKind.RAW, operation="GetSendStatus", body='{"CodeResult":"105"}')
+        )
+        clock.set(NOON + 1)
+        await there.until(lambda: there.total("late") == 1)
+        assert there.success == 0
+        assert len(there.placed.codes) == 1
+
+
+async def test_a_paused_account_places_nothing(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "WAIT_FOR_TURN", 0.2)
+    monkeypatch.setattr(schedule, "_LEAST_GRACE", 3.0)
+    monkeypatch.setattr(schedule, "_GRACE", 0.0)
+    async with scene(tmp_path) as there:
+        poller = there.service.accounts["main"].poller
+        monkeypatch.setattr(type(poller), "take_turn", lambda _: 60.0)
+        clock.set(NOON + 1)
+        await there.until(lambda: there.total("missed") == 1)
+        assert there.placed.codes == []
+        assert not rows(tmp_path, "SELECT 1 FROM canary_runs WHERE result IS NOT 'missed'")
+
+
+async def test_a_canary_comes_and_goes_with_the_configuration(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path) as there:
+        config = tmp_path / "config.yaml"
+        before = config.read_text()
+        clock.set(NOON + 1)
+        await there.until(lambda: there.total("success") == 1)
+        config.write_text(before.partition("canaries:")[0])
+        await there.service.reload()
+        assert list(there.service.metrics.canary_runs.series()) == []
+        clock.set(NOON + HOUR + 1)
+        await asyncio.sleep(0.5)
+        assert len(there.placed.codes) == 1
+        config.write_text(before)
+        # A minute is not over, and yet it is not placed.
+        clock.set(NOON + HOUR + 30)
+        await there.service.reload()
+        await asyncio.sleep(0.5)
+        # What was due while it was not configured was not missed; its totals are there again.
+        assert (there.total("success"), there.total("missed")) == (1, 0)
+        clock.set(NOON + HOUR + 601)
+        await there.until(lambda: there.total("success") == 2)
+
+
+async def test_a_ledger_that_cannot_be_written_places_nothing(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path) as there:
+        ledger = tmp_path / "ledger.db"
+        aside = tmp_path / "aside.db"
+        ledger.rename(aside)
+        ledger.write_bytes(b"another file")
+        clock.set(NOON + 1)
+        await asyncio.sleep(1)
+        assert there.placed.codes == []
+        aside.rename(ledger)
+        await there.until(lambda: there.total("success") == 1)
+        assert len(there.placed.codes) == 1
+
+
+async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path) as there:
+        there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
+        clock.set(NOON + 1)
+        await asyncio.sleep(0.5)
+    assert there.placed.codes == ["100"]
+    ((reference_id,),) = rows(tmp_path, "SELECT reference_id FROM canary_runs")
+    assert reference_id
