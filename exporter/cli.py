@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 import exporter
 from exporter.commands.calls import calls
+from exporter.commands.canary import canary
 from exporter.commands.completion import completion
 from exporter.commands.lookup import lookup
 from exporter.commands.options import config_file
@@ -185,7 +186,7 @@ def run_demo(addresses: Sequence[ListenAddress], log_level: str, log_format: Log
     _run(demo(addresses))
 
 
-for _command in (lookup, calls, completion, simulate):
+for _command in (lookup, calls, canary, completion, simulate):
     commands.add_command(_command)
 
 
