@@ -20,12 +20,22 @@ from monitoring.dashboards.calls import (
     TALKS,
 )
 from monitoring.dashboards.frame import Row, account, frame, job_and_instance, user_labels
-from monitoring.dashboards.panels import coloured, runbooks, series, share, single, stacked
+from monitoring.dashboards.panels import (
+    coloured,
+    runbooks,
+    series,
+    share,
+    single,
+    stacked,
+    timeline,
+)
 from monitoring.dashboards.promql import (
+    age,
     call_rate,
     call_total,
     held,
     of_account,
+    of_exporter,
     quantile,
     ratio,
 )
@@ -46,7 +56,7 @@ def overview() -> models.Dashboard:
         "eSMS / Overview",
         "Are calls being answered? Success, answers, durations and volume of voice calls.",
         (*job_and_instance(), account(), *user_labels()),
-        (_now(), _answered(), _volume(), _by_account()),
+        (_now(), _answered(), _volume(), _canaries(), _by_account()),
     )
 
 
@@ -222,5 +232,52 @@ def _by_account() -> Row:
             )
             .links(runbooks("EsmsCallsStuck"))
             .span(12),
+        ),
+    )
+
+
+def _canaries() -> Row:
+    def each(metric: str, by: str = "canary") -> str:
+        return f"max by ({by}) ({of_exporter(metric)})"
+
+    return Row(
+        "Canary calls: placed to see whether calls go through",
+        (
+            timeline(
+                "Last canary call",
+                "Whether the last call of each canary ended as expected.",
+                {"{{canary}}": each("esms_canary_success")},
+                {"0": ("failed", "red"), "1": ("good", "green")},
+            ).links(runbooks("EsmsCanaryFailed")),
+            series(
+                "Time since a canary call was good",
+                "How long ago a call of each canary last ended as expected.",
+                "s",
+                {"{{canary}}": age(each("esms_canary_last_success_timestamp_seconds"))},
+            )
+            .height(6)
+            .span(12),
+            stacked(
+                "Canary calls",
+                "Calls an hour by what became of them. What was missed or limited was not placed.",
+                "short",
+                {
+                    "{{canary}} {{result}}": "3600 * "
+                    + call_rate(of_exporter("esms_canary_runs_total"), "canary, result")
+                },
+            )
+            .links(runbooks("EsmsCanaryNotPlaced"))
+            .span(12),
+            series(
+                "Stages of canary calls",
+                "How long the provider took to accept the last call, and the call from there to "
+                "its end.",
+                "s",
+                {
+                    "{{canary}} {{stage}}": each(
+                        "esms_canary_stage_duration_seconds", "canary, stage"
+                    )
+                },
+            ).span(12),
         ),
     )

@@ -48,6 +48,10 @@ NOTHING = {
     "esms-exporter.json: Notifications pending": "as above",
     "esms-exporter.json: Age of the oldest pending notification": "as above",
     "esms-exporter.json: Requests to targets": "as above",
+    "esms-overview.json: Last canary call": "the demo places no canary calls",
+    "esms-overview.json: Time since a canary call was good": "as above",
+    "esms-overview.json: Canary calls": "as above",
+    "esms-overview.json: Stages of canary calls": "as above",
     "esms-exporter.json: Duration of requests to targets": "as above",
 }
 ZERO = {
@@ -71,6 +75,10 @@ OF_EACH = {
 }
 """What each replica has by itself, and is added up."""
 WITHOUT_LABELS = {
+    "esms-overview.json: Last canary call",
+    "esms-overview.json: Time since a canary call was good",
+    "esms-overview.json: Canary calls",
+    "esms-overview.json: Stages of canary calls",
     "esms-overview.json: Delay to result",
     "esms-overview.json: Watched calls by state",
 }
