@@ -13,6 +13,7 @@ OPEN_LABELS: Final = {
     "source": "a watch source: `config`, `files`, `api`, `callback`, or `sql:NAME` for an entry of"
     " `watch.sql`; those that are configured.",
     "target": "the `name` of an entry of `notify` in the configuration.",
+    "canary": "the `name` of an entry of `canaries`.",
     "version": "the exporter's version.",
     "python_version": "the version of Python that it runs on.",
 }
@@ -54,6 +55,10 @@ OVER_REPLICAS: Final = {
     "esms_notification_request_duration_seconds": "the sum",
     "esms_notifications_pending": OF_LEDGER,
     "esms_notifications_oldest_pending_timestamp_seconds": OF_LEDGER,
+    "esms_canary_success": "the same on each: the largest",
+    "esms_canary_runs_total": "the same on each: the largest, never the sum",
+    "esms_canary_stage_duration_seconds": "the same on each: the largest",
+    "esms_canary_last_success_timestamp_seconds": "the same on each: the largest",
     "esms_exporter_build_info": "each by itself",
     "esms_exporter_config_last_reload_successful": "each by itself",
     "esms_exporter_config_last_reload_success_timestamp_seconds": "each by itself",
@@ -65,12 +70,15 @@ CALLBACK_OUTCOME: Final = "outcome of callbacks"
 NOTIFICATION_OUTCOME: Final = "outcome of notifications"
 POST_OUTCOME: Final = "outcome of notification requests"
 
-OUTCOMES: Final = {
-    "esms_callbacks_total": CALLBACK_OUTCOME,
-    "esms_notifications_total": NOTIFICATION_OUTCOME,
-    "esms_notification_requests_total": POST_OUTCOME,
+CANARY_RESULT: Final = "result of canary calls"
+
+SPECIAL: Final = {
+    ("esms_callbacks_total", "outcome"): CALLBACK_OUTCOME,
+    ("esms_notifications_total", "outcome"): NOTIFICATION_OUTCOME,
+    ("esms_notification_requests_total", "outcome"): POST_OUTCOME,
+    ("esms_canary_runs_total", "result"): CANARY_RESULT,
 }
-"""Metrics that have outcomes of their own, and where those are explained."""
+"""Labels of metrics that have values of their own, and where those are explained."""
 
 # By label and value. `make docs` fails where one is missing, or has no series any more.
 MEANINGS: Final[dict[str, dict[str, str]]] = {
@@ -102,9 +110,26 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "finished_failure": "it has finished with the result `failure`",
         "finished_unknown": "it has finished with the result `unknown`",
     },
+    CANARY_RESULT: {
+        "success": "it finished as expected",
+        "failure": "it finished otherwise: not answered, rejected, or with another key",
+        "late": "it was placed, and had not finished when `within` had passed",
+        "refused": "the provider refused to place it, and said so with a result code",
+        "unreachable": "there was no connection to the provider, so that nothing was placed",
+        "unsure": "nobody knows whether it was placed: the answer was lost, or the exporter ended"
+        " before it came; it is not placed again",
+        "missed": "nobody placed it in time: no exporter ran, the ledger could not be written, or"
+        " the account was paused",
+        "limited": "the calls of `max_per_day` had been placed",
+    },
+    "stage": {
+        "accepted": "from the request that places it to the provider's acceptance",
+        "finished": "from the acceptance to its end, as it was found by asking every 5 s",
+    },
     "operation": {
         "get_balance": "asking for the balance of an account",
         "get_send_status": "asking what became of a call",
+        "make_call": "placing a canary call; of accounts that place some",
     },
     "outcome": {
         "ok": "a good answer",

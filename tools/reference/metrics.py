@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.calls import ENDINGS, CallState
 from exporter.metrics.calls import CallMetrics
-from exporter.metrics.catalogue import GET_BALANCE, Catalogue
+from exporter.metrics.canaries import CanaryMetrics
+from exporter.metrics.catalogue import GET_BALANCE, MAKE_CALL, Catalogue
 from exporter.metrics.families import Family
 from exporter.metrics.per_call import FINISHED, omitted_family, state_family
 from exporter.metrics.requests import RequestMetrics
@@ -19,8 +20,8 @@ from tools.reference.meanings import (
     MEANINGS,
     OF_LEDGER,
     OPEN_LABELS,
-    OUTCOMES,
     OVER_REPLICAS,
+    SPECIAL,
     USER_LABEL,
 )
 
@@ -60,6 +61,13 @@ def page() -> str:
         states.labels("main", "505139D7", state)
     always = (*calls.families(), *catalogue.families())
     families = (*always, states, omitted_family())
+    sizes = {
+        "account": sum(_series(family, "account") for family in always),
+        "labels": sum(_series(family, USER_LABEL) for family in always),
+    }
+    # Only of accounts that place canary calls.
+    CanaryMetrics(catalogue, "nightly")
+    RequestMetrics(catalogue, "main", MAKE_CALL)
     used = {label: set[str]() for label in MEANINGS}
     over = {family.name: OF_LEDGER for family in calls.families()} | OVER_REPLICAS
     sections = [_section(family, used, over) for family in families]
@@ -68,10 +76,6 @@ def page() -> str:
     for label, meanings in MEANINGS.items():
         if gone := meanings.keys() - used[label]:
             raise LookupError(f"no metric has {label} = {sorted(gone)} any more")
-    sizes = {
-        "account": sum(_series(family, "account") for family in always),
-        "labels": sum(_series(family, USER_LABEL) for family in always),
-    }
     return "".join(
         (
             NOTE.format(source="exporter/metrics/ and tools/reference/meanings.py"),
@@ -113,7 +117,7 @@ def _section(
 
 def _kind(family: Family[Any], label: str) -> str:  # Any: see above
     """Return where `MEANINGS` explains the values of a label."""
-    return OUTCOMES.get(family.name, label) if label == "outcome" else label
+    return SPECIAL.get((family.name, label), label)
 
 
 def _labels(family: Family[Any]) -> str:  # Any: see above
