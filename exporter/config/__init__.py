@@ -3,6 +3,7 @@
 from exporter.config.calls import CallConfig
 from exporter.config.canaries import CanaryConfig
 from exporter.config.files import NamedFiles
+from exporter.config.home_assistant import HomeAssistantConfig
 from exporter.config.loading import load_config
 from exporter.config.models import (
     AccountConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "CallbackConfig",
     "CanaryConfig",
     "Config",
+    "HomeAssistantConfig",
     "LedgerConfig",
     "NamedFiles",
     "NotifyConfig",

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from exporter.config.canaries import CanaryConfig
 from exporter.config.document import BROKEN, Value, YamlMapping
 from exporter.config.files import FileProblemError, NamedFiles
+from exporter.config.home_assistant import HomeAssistantConfig
 from exporter.config.models import AccountConfig, LedgerConfig, SqlConfig, TokenConfig
 from exporter.config.notify import NotifyConfig
 from exporter.config.problems import Problems
@@ -25,6 +26,7 @@ CREDENTIALS: Final[dict[type[BaseModel], tuple[str, ...]]] = {
     LedgerConfig: ("url",),
     NotifyConfig: ("url", "secret"),
     CanaryConfig: ("phone",),
+    HomeAssistantConfig: ("password",),
 }
 """The keys of models whose values are secrets, each of which a file may hold instead."""
 

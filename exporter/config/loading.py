@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from exporter.config.brokers import MAX_AUTHORITIES, authorities_problem, client_problem
 from exporter.config.calls import CallReader, report_unknown_keys
 from exporter.config.canaries import MAX_CANARIES, CanaryConfig, phone_problem
 from exporter.config.credentials import CREDENTIALS, NO_SECRET, Credentials, file_keys
@@ -22,7 +23,8 @@ from exporter.config.document import (
     told_to,
 )
 from exporter.config.fields import is_duration
-from exporter.config.files import NamedFiles, read_text
+from exporter.config.files import FileProblemError, NamedFiles, read_text
+from exporter.config.home_assistant import HomeAssistantConfig
 from exporter.config.models import (
     MAX_ACCOUNTS,
     MAX_LABELS,
@@ -52,6 +54,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "balance": BalanceConfig,
     "watch": WatchConfig,
     "ledger": LedgerConfig,
+    "home_assistant": HomeAssistantConfig,
 }
 
 
@@ -98,6 +101,7 @@ class _Loader:
         self._document = document
         self._folder = folder
         self._problems = problems
+        self._files = files
         self._credentials = Credentials(folder, problems, files)
 
     def load(self) -> Config:
@@ -124,6 +128,9 @@ class _Loader:
         self._notify(data, _strings(accounts, "name"), watch)
         if isinstance(watch, dict):
             self._watch(watch, _strings(accounts, "name"))
+        broker = data.get("home_assistant")
+        if isinstance(broker, dict):
+            self._home_assistant(broker, _strings(accounts, "name"))
         config = validated(Config, data, self._document, self._problems)
         if config is not None and len(config.watch.calls) > config.watch.max_calls:
             parts = ("watch", "calls")
@@ -263,6 +270,24 @@ class _Loader:
                 place = (*parts, index, "phone" if "phone" in given else "phone_file")
                 if problem := phone_problem(phone):
                     self._problems.add(self._line(place), place, problem)
+
+    def _home_assistant(self, broker: dict[str, object], accounts: list[str] | None) -> None:
+        part = "home_assistant"
+        if problem := client_problem():
+            self._problems.add(self._line((part,)), (part,), problem)
+        for place, name in enumerate(_strings(broker.get("accounts")) or ()):
+            self._known_account(name, accounts, (part, "accounts", place))
+        named = broker.get("ca_file")
+        if isinstance(named, str) and named:
+            path = self._folder / named
+            broker["ca_file"] = str(path)
+            try:
+                problem = authorities_problem(self._files.read(path, MAX_AUTHORITIES))
+            except FileProblemError as error:
+                problem = f"the file {error}"
+            if problem:
+                where = (part, "ca_file")
+                self._problems.add(self._line(where), where, problem)
 
     def _items(
         self, holder: dict[str, object], model: type[BaseModel], parts: tuple[str, ...], most: int

@@ -35,6 +35,7 @@ from exporter.config.fields import (
     Switch,
     Words,
 )
+from exporter.config.home_assistant import HomeAssistantConfig
 from exporter.config.notify import MAX_TARGETS, NotifyConfig
 from exporter.secret import Secret
 
@@ -295,6 +296,8 @@ class Config(_Model):
 
     canaries: Annotated[tuple[CanaryConfig, ...], Field(max_length=MAX_CANARIES)] = ()
     """Calls that are placed on a schedule, and followed to their end. They cost money."""
+    home_assistant: Annotated[HomeAssistantConfig | None, Field(title="Home Assistant")] = None
+    """What Home Assistant is told of the accounts, through an MQTT broker; without it, nothing."""
 
     shutdown_timeout: Annotated[float, Duration("100ms", "1h")] = 10.0
     """How long an exporter that was told to stop may take to finish what is under way."""
