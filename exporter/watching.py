@@ -64,6 +64,7 @@ class Watching:
         states: what is needed to show each call, where that is wanted.
         max_calls: how many calls may be watched at a time.
         notify: called with the targets that are to be told of calls that have finished.
+        tell_finished: is told of each call that has finished, by its account and its row.
     """
 
     def __init__(self, accounts: Mapping[str, Account], metrics: Catalogue) -> None:
@@ -76,6 +77,7 @@ class Watching:
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self.states = CallStates()
         self.max_calls: float = math.inf
+        self.tell_finished: Callable[[str, int], None] | None = None
         self._unfrozen = 0
         self.notify: Callable[[frozenset[str]], None] = lambda _: None
 
@@ -331,6 +333,8 @@ class Watching:
                 if isinstance(found, Finished):
                     ended = _ended(name, call, found, at)
                     self.states.add(ended)
+                    if self.tell_finished:
+                        self.tell_finished(name, call.id)
                     if not self.ledger.store.shared:
                         self.histories.add(ended)
                 if debug:

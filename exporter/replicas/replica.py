@@ -22,7 +22,7 @@ from exporter.ledger.sharing import Grant, Member, Sharing, Wish
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.turns import Lease
 from exporter.replicas.reserving import Reserving
-from exporter.replicas.shares import excess, peers_of, share
+from exporter.replicas.shares import excess, leads, peers_of, share
 from exporter.replicas.totals import SharedTotals
 from exporter.watching import Watching
 from exporter.worker import Worker
@@ -112,6 +112,12 @@ class Replica:
         if self._problem is None and self._loop.time() >= self._lease.until:
             return "the ledger does not answer: others may poll by now"
         return self._problem
+
+    @property
+    def leads(self) -> bool:
+        """Whether it does what one of them is to do; see `exporter.replicas.shares.leads`."""
+        peers = peers_of(self._accounts)
+        return self._loop.time() < self._lease.until and leads(self._members, self._id, peers)
 
     async def join(self) -> None:
         """Become one of the exporters.

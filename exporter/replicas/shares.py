@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from exporter.ledger.sharing import Member
@@ -42,3 +42,12 @@ def excess(held: int, fair: float) -> int:
     """Return how many calls to give up, of `held`, where a `fair` share is that."""
     over = held - math.ceil(fair)
     return over if over > max(_FEW, _UNEVEN * fair) else 0
+
+
+def leads(members: Sequence[Member], replica: int, peers: str) -> bool:
+    """Tell whether a replica is the oldest of those alive that poll the same accounts.
+
+    Two may be that for as long as one is cut off from the ledger, or has just joined.
+    """
+    alive = [member.id for member in members if member.alive and member.peers == peers]
+    return replica == min(alive, default=replica)
