@@ -9,6 +9,7 @@
     ├── NoRoomError              calls cannot be taken in now; they may be later
     ├── ListenError              an address cannot be listened on
     ├── ResultsError             a file of results cannot be used
+    ├── BrokerError              the MQTT broker cannot be spoken to
     ├── AskedExporterError       a running exporter cannot be asked, or refuses to answer
     └── RequestError             a request got no answer that could be read; `outcome` says why
         ├── RequestTimeoutError  no complete answer within the time-out
@@ -98,6 +99,10 @@ class ListenError(ExporterError):
 
 class ResultsError(ExporterError):
     """A file of results cannot be read, or not be written further."""
+
+
+class BrokerError(ExporterError):
+    """The MQTT broker cannot be connected, or the connection broke; the message says why."""
 
 
 class AskedExporterError(ExporterError):

@@ -17,6 +17,7 @@ from exporter.canaries.canaries import Canaries
 from exporter.collector import collector_at_rest
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
+from exporter.home_assistant.telling import HomeAssistant
 from exporter.ledger.records import CHUNK, NewCall, Snapshot
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
@@ -70,6 +71,8 @@ class Service:
         self._notify = Notifications(self.ledger, self.metrics, self._in_background)
         self.calls.notify = self._notify.wake
         self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self._in_background)
+        parts = self.accounts, self.calls, self.metrics, self._in_background, self.balances.known
+        self._home_assistant = HomeAssistant(*parts, lambda: self._replica)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
@@ -92,8 +95,7 @@ class Service:
             LedgerError: the ledger cannot be used.
         """
         asyncio.get_running_loop().set_default_executor(ready_threads())
-        config = await asyncio.to_thread(self.load)
-        self._loaded.append(config)
+        self._loaded.append(config := await asyncio.to_thread(self.load))
         await self.ledger.open(config.ledger.url.reveal())
         await self._notify.open()
         if self.ledger.store.shared:
@@ -164,6 +166,7 @@ class Service:
             _, late = await asyncio.wait([self._committer], timeout=left)
             if late:
                 _log.error("ledger not written in time", problem=self.ledger.problem)
+        await self._home_assistant.stop(max(0.1, deadline - time.monotonic()))
         if self._replica:
             for task in self._sharing:
                 task.cancel()  # or it would find that it has ended, and begin anew
@@ -249,6 +252,7 @@ class Service:
         self._sql.configure(config.watch.sql, rules)
         called_back = any(account.callback_token for account in config.accounts)
         self.metrics.show_source(CALLBACK_SOURCE, shown=called_back)
+        self._home_assistant.configure(config)
 
     def _change_accounts(self, config: Config) -> None:
         """Start, change and end accounts."""

@@ -240,6 +240,18 @@ class Catalogue:
             "When a canary call last ended as expected; 0 before the first.",
             "canary",
         )
+        self.mqtt_connected = gauge(
+            "esms_mqtt_connected", "1 while the MQTT broker is connected, else 0."
+        )
+        self.mqtt_errors = counter(
+            "esms_mqtt_connection_errors_total", "Connections to the MQTT broker that failed."
+        )
+        self.mqtt_messages = counter(
+            "esms_mqtt_messages_total",
+            "Messages for Home Assistant, by what they are about and what became of them.",
+            "kind",
+            "outcome",
+        )
         self.build_info = gauge(
             "esms_exporter_build_info",
             "Constant 1, labelled with the versions of the exporter and of Python.",

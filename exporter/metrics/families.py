@@ -117,6 +117,10 @@ class Family(Generic[Series]):
             place = self.label_names.index(name)
             self._series = {k: v for k, v in self._series.items() if k[place] != value}
 
+    def clear(self) -> None:
+        """Drop every series."""
+        self._series = {}
+
     def lines(self, *, openmetrics: bool) -> Iterator[str]:
         """Yield the lines of the exposition, the metadata first."""
         name, text = self.name, self.documentation.replace("\\", r"\\").replace("\n", r"\n")

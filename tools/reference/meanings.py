@@ -59,6 +59,10 @@ OVER_REPLICAS: Final = {
     "esms_canary_runs_total": "the same on each: the largest, never the sum",
     "esms_canary_stage_duration_seconds": "the same on each: the largest",
     "esms_canary_last_success_timestamp_seconds": "the same on each: the largest",
+    "esms_mqtt_connected": "each by itself",
+    "esms_mqtt_connection_errors_total": "each by itself",
+    "esms_mqtt_messages_total": "the sum: one of them tells of accounts, each of the calls that it"
+    " saw the end of",
     "esms_exporter_build_info": "each by itself",
     "esms_exporter_config_last_reload_successful": "each by itself",
     "esms_exporter_config_last_reload_success_timestamp_seconds": "each by itself",
@@ -67,6 +71,7 @@ OVER_REPLICAS: Final = {
 
 _KEYS: Final = {str(digit): f"the key {digit}" for digit in range(10)}
 CALLBACK_OUTCOME: Final = "outcome of callbacks"
+MQTT_OUTCOME: Final = "outcome of messages"
 NOTIFICATION_OUTCOME: Final = "outcome of notifications"
 POST_OUTCOME: Final = "outcome of notification requests"
 
@@ -77,6 +82,7 @@ SPECIAL: Final = {
     ("esms_notifications_total", "outcome"): NOTIFICATION_OUTCOME,
     ("esms_notification_requests_total", "outcome"): POST_OUTCOME,
     ("esms_canary_runs_total", "result"): CANARY_RESULT,
+    ("esms_mqtt_messages_total", "outcome"): MQTT_OUTCOME,
 }
 """Labels of metrics that have values of their own, and where those are explained."""
 
@@ -168,6 +174,16 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "tls": "the certificate could not be verified, or the handshake failed",
         "bad_response": "an answer that is not HTTP",
         "forbidden": "the name of the target leads to a link-local or metadata address",
+    },
+    "kind": {
+        "device": "an account's device and its entities",
+        "state": "the state of all entities of an account, or whether anybody tells of them",
+        "event": "a call that has finished",
+    },
+    MQTT_OUTCOME: {
+        "published": "the broker has it",
+        "failed": "the broker is not known to have it; it is sent again",
+        "dropped": "an event: too many waited for the broker, or the ledger had forgotten the call",
     },
     "code": {
         "100": "good",

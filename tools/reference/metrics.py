@@ -12,6 +12,7 @@ from exporter.metrics.calls import CallMetrics
 from exporter.metrics.canaries import CanaryMetrics
 from exporter.metrics.catalogue import GET_BALANCE, MAKE_CALL, Catalogue
 from exporter.metrics.families import Family
+from exporter.metrics.mqtt import MqttMetrics
 from exporter.metrics.per_call import FINISHED, omitted_family, state_family
 from exporter.metrics.requests import RequestMetrics
 from exporter.metrics.targets import TargetMetrics
@@ -56,6 +57,7 @@ def page() -> str:
         family.labels("main")
     TargetMetrics(catalogue, "crm")
     catalogue.show_source("config", shown=True)
+    MqttMetrics(catalogue)
     states = state_family()
     for state in (*CallState, *FINISHED.values()):
         states.labels("main", "505139D7", state)

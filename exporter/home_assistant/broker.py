@@ -1,0 +1,154 @@
+"""The connection to an MQTT broker. Imported where one is configured: its library is an extra."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+import aiomqtt
+
+from exporter.config import HomeAssistantConfig
+from exporter.errors import BrokerError
+
+_TIMEOUT: Final = 10.0
+"""Seconds that the broker may take for an answer."""
+
+_KEEPALIVE: Final = 30
+"""Seconds of silence after which the broker is asked whether it is there."""
+
+AT_A_TIME: Final = 10
+"""Messages that may be sent before the broker has acknowledged the first of them."""
+
+_MOST_RECEIVED: Final = 10_000
+"""Messages of the broker that wait to be looked at: what it has kept of a thousand accounts."""
+
+_AT_LEAST_ONCE: Final = 1
+_PORT: Final = 1883
+_TLS_PORT: Final = 8883
+
+
+class Message(NamedTuple):
+    """What is said on a topic; empty where what was said is to be forgotten.
+
+    Attributes:
+        retained: the broker is to keep it; or has kept it, where it comes from there.
+    """
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+class Broker:
+    """A broker that is connected."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+
+    async def subscribe(self, *topics: str) -> None:
+        """Have what is said on topics come in `messages`.
+
+        Raises:
+            BrokerError: the connection broke, or the broker did not answer in time.
+        """
+        with _translated():
+            await self._client.subscribe([(topic, _AT_LEAST_ONCE) for topic in topics])
+
+    async def unsubscribe(self, *topics: str) -> None:
+        """Have what is said on topics come no more.
+
+        Raises:
+            BrokerError: as above.
+        """
+        with _translated():
+            await self._client.unsubscribe(list(topics))
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Yield what comes.
+
+        Raises:
+            BrokerError: the connection broke.
+        """
+        with _translated():
+            async for message in self._client.messages:
+                yield Message(message.topic.value, message.payload, message.retain)
+
+    async def publish(self, messages: Sequence[Message]) -> list[BrokerError | None]:
+        """Say up to `AT_A_TIME` things, in this order.
+
+        Returns:
+            Why the broker is not known to have each of them; None where it has.
+        """
+        return await asyncio.gather(*map(self._publish, messages))
+
+    async def _publish(self, message: Message) -> BrokerError | None:
+        topic, payload, retained = message
+        try:
+            with _translated():
+                await self._client.publish(topic, payload, _AT_LEAST_ONCE, retained)
+        except BrokerError as error:
+            return error
+        return None
+
+
+@asynccontextmanager
+async def connected(config: HomeAssistantConfig, last_will: Message) -> AsyncIterator[Broker]:
+    """Connect to a broker for as long as the block runs.
+
+    Args:
+        config: which, and who the exporter is to it.
+        last_will: what the broker says when the connection breaks.
+
+    Raises:
+        BrokerError: it cannot be connected.
+    """
+    url = urlsplit(config.url)
+    with _translated():
+        tls = await asyncio.to_thread(_context, config.ca_file) if url.scheme == "mqtts" else None
+        client = aiomqtt.Client(
+            url.hostname or "",
+            url.port or (_TLS_PORT if tls else _PORT),
+            username=config.username,
+            password=config.password.reveal() if config.password else None,
+            will=aiomqtt.Will(*last_will[:2], _AT_LEAST_ONCE, last_will.retained),
+            timeout=_TIMEOUT,
+            keepalive=_KEEPALIVE,
+            max_queued_incoming_messages=_MOST_RECEIVED,
+            tls_context=tls,
+        )
+        # To be cancelled in the middle would leave a connection behind that nobody closes.
+        connecting = asyncio.ensure_future(client.__aenter__())
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(lambda _: asyncio.ensure_future(_leave(client)))
+            raise
+        except aiomqtt.MqttError:
+            # The library leaves a peer that does not answer connected.
+            client._client.disconnect()  # noqa: SLF001
+            raise
+    try:
+        yield Broker(client)
+    finally:
+        await _leave(client)
+
+
+async def _leave(client: aiomqtt.Client) -> None:
+    with suppress(aiomqtt.MqttError):  # then it has ended already
+        await client.__aexit__(None, None, None)
+
+
+def _context(ca_file: str | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca_file)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (aiomqtt.MqttError, OSError, ValueError) as error:  # such as a name that is none
+        raise BrokerError(str(error) or type(error).__name__) from None

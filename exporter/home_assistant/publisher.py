@@ -1,0 +1,233 @@
+"""Tells Home Assistant of the accounts, through a broker that may be away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from exporter.config import HomeAssistantConfig
+from exporter.errors import BrokerError, LedgerError
+from exporter.home_assistant.accounts import ShownAccounts
+from exporter.home_assistant.broker import AT_A_TIME, Broker, Message, connected
+from exporter.home_assistant.discovery import FINISHED, OFFLINE, ONLINE, device_of
+from exporter.home_assistant.events import Events
+from exporter.home_assistant.states import finished
+from exporter.ledger.ledger import Ledger
+from exporter.ledger.listing import records_of
+from exporter.ledger.records import CallRecord
+from exporter.metrics.mqtt import MqttKind, MqttMetrics, MqttOutcome
+
+_SETTLE: Final = 0.5
+"""Seconds for which what the broker has kept is awaited: nothing tells that it was the last."""
+
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
+"""Seconds before a connection that broke is made again, the first time and at most."""
+
+_STEADY: Final = 60.0
+"""Seconds after which a connection counts as a good one."""
+
+_LEDGER_AGAIN: Final = 5.0
+"""Seconds after which a ledger that could not be read is tried again."""
+
+_SAY_AGAIN: Final = b"?"
+"""Stands for what is kept of a topic, and is to be said again; no message is like it."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Publisher:
+    """Tells a broker what there is, and keeps trying, until it is stopped.
+
+    What the broker is to keep is compared with what it has: what differs is said, and what is there
+    and not wanted is taken back. So a start, a reconnection, a birth of Home Assistant and an
+    account that has gone are all the same.
+
+    Args:
+        config: the broker.
+        shown: the accounts.
+        events: finished calls.
+        ledger: knows these calls.
+        metrics: where messages are counted.
+        others: whether other exporters go on telling when this one stops.
+    """
+
+    def __init__(
+        self,
+        config: HomeAssistantConfig,
+        shown: ShownAccounts,
+        events: Events,
+        ledger: Ledger,
+        metrics: MqttMetrics,
+        others: Callable[[], bool],
+    ) -> None:
+        self._config = config
+        self._shown = shown
+        self._events = events
+        self._ledger = ledger
+        self._metrics = metrics
+        self._others = others
+        self._topics = shown.topics
+        self._kept: dict[str, bytes] = {}  # by the broker, as far as it is known
+        self._stopping = asyncio.Event()
+        self._take_back = False
+        self._problem: str | None = None
+
+    def stop(self, *, take_back: bool) -> None:
+        """Have `run` end once what waits is told, or at once where the broker is away.
+
+        Args:
+            take_back: nothing is to be left with the broker.
+        """
+        self._take_back = take_back
+        self._stopping.set()
+        self._events.come.set()
+
+    async def run(self) -> None:
+        """Connect again and again, with a back-off, until `stop`."""
+        failures = 0
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            begun = loop.time()
+            try:
+                await self._connect()
+            except BrokerError as error:
+                failures = 1 if loop.time() - begun > _STEADY else failures + 1
+                self._note(str(error))
+            finally:
+                self._metrics.connected.value = 0.0
+            wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(failures - 1, 16))
+            with suppress(TimeoutError):
+                # Several exporters are not to come back together.
+                async with asyncio.timeout(wait * random.uniform(0.5, 1.0)):  # noqa: S311
+                    await self._stopping.wait()
+
+    async def _connect(self) -> None:
+        last_will = Message(self._topics.availability, OFFLINE, retained=True)
+        async with connected(self._config, last_will) as broker:
+            self._metrics.connected.value = 1.0
+            self._note(None)
+            self._kept = {}
+            tasks = [
+                asyncio.create_task(self._listen(broker)),
+                asyncio.create_task(self._tell(broker)),
+            ]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                ends = await asyncio.gather(*tasks, return_exceptions=True)
+            for end in ends:
+                if isinstance(end, Exception):
+                    raise end
+
+    async def _listen(self, broker: Broker) -> None:
+        async for topic, payload, retained in broker.messages():
+            if topic == self._topics.birth:
+                if payload == ONLINE:
+                    self._kept = dict.fromkeys(self._kept, _SAY_AGAIN)
+            elif topic == self._topics.availability:
+                # The last will of a connection that has broken, perhaps of another exporter's.
+                self._kept[topic] = payload
+            elif retained:
+                self._kept.setdefault(topic, payload)
+
+    async def _tell(self, broker: Broker) -> None:
+        topics = self._topics
+        await broker.subscribe(topics.availability, topics.birth, *topics.retained)
+        await asyncio.sleep(_SETTLE)
+        await broker.unsubscribe(*topics.retained)  # or every word of its own would come back
+        loop, look_at = asyncio.get_running_loop(), 0.0
+        while not self._stopping.is_set():
+            await self._tell_events(broker)
+            if loop.time() >= look_at:
+                look_at = loop.time() + self._shown.every
+                await self._tell_changes(broker, await self._shown.messages(), ONLINE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(look_at):
+                    await self._events.come.wait()
+        await self._tell_events(broker)
+        wanted = await self._shown.messages()
+        if wanted is not None and self._take_back:
+            wanted = {}
+            await self._tell_changes(broker, wanted, ONLINE)
+            await asyncio.sleep(_SETTLE)
+        await self._tell_changes(broker, wanted, ONLINE if self._others() else OFFLINE)
+
+    async def _tell_changes(
+        self, broker: Broker, wanted: Mapping[str, bytes] | None, availability: bytes
+    ) -> None:
+        to_be = {self._topics.availability: availability, **(wanted or {})}
+        messages = [
+            Message(topic, payload, retained=True)
+            for topic, payload in to_be.items()
+            if self._kept.get(topic) != payload
+        ]
+        if wanted is not None:
+            gone = self._kept.keys() - to_be.keys()
+            devices = {topic for topic in gone if self._topics.kind(topic) is MqttKind.DEVICE}
+            # States the next time: entities that are there still would complain of an empty one.
+            messages += [Message(topic, b"", retained=True) for topic in sorted(devices or gone)]
+        for start in range(0, len(messages), AT_A_TIME):
+            part = messages[start : start + AT_A_TIME]
+            # Before it is known: what others say meanwhile is newer. Where it fails, all is lost.
+            for topic, payload, _ in part:
+                self._kept[topic] = payload
+                if not payload:
+                    del self._kept[topic]
+            await self._publish(broker, part)
+
+    async def _tell_events(self, broker: Broker) -> None:
+        while rows := self._events.take():
+            try:
+                known = {call.id: call for call in await self._records(rows)}
+                while rows:
+                    part = [known[row] for row in rows[:AT_A_TIME] if row in known]
+                    self._events.drop(len(rows[:AT_A_TIME]) - len(part))
+                    messages = [
+                        Message(
+                            self._topics.of(device_of(call.account), FINISHED),
+                            finished(call),
+                            retained=False,
+                        )
+                        for call in part
+                    ]
+                    await self._publish(broker, messages)
+                    del rows[:AT_A_TIME]
+            finally:
+                self._events.put_back(rows)
+
+    async def _records(self, rows: Sequence[int]) -> Sequence[CallRecord]:
+        """Return calls as the ledger holds them, as soon as it can be read."""
+        while True:
+            with suppress(LedgerError):  # counted and told where it happened
+                return await self._ledger.call(records_of, self._ledger.database, rows)
+            await asyncio.sleep(_LEDGER_AGAIN)
+
+    async def _publish(self, broker: Broker, messages: Sequence[Message]) -> None:
+        """Say up to `AT_A_TIME` things.
+
+        Raises:
+            BrokerError: the broker is not known to have all of them.
+        """
+        problems = await broker.publish(messages)
+        for message, problem in zip(messages, problems, strict=True):
+            outcome = MqttOutcome.FAILED if problem else MqttOutcome.PUBLISHED
+            self._metrics.count(self._topics.kind(message.topic), outcome)
+        for problem in problems:
+            if problem:
+                raise problem
+
+    def _note(self, problem: str | None) -> None:
+        if problem is not None:
+            self._metrics.connection_errors.value += 1
+            if problem != self._problem:
+                _log.warning("MQTT broker not connected", problem=problem)
+        else:
+            _log.info("MQTT broker connected")
+        self._problem = problem

@@ -1,0 +1,79 @@
+"""A service that tells a broker, in the process of the test."""
+
+from __future__ import annotations
+
+import asyncio
+
+from exporter.calls import reference_id
+from exporter.config import (
+    AccountConfig,
+    BalanceConfig,
+    Config,
+    HomeAssistantConfig,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
+from exporter.ledger.records import NewCall
+from exporter.secret import Secret
+from exporter.service import Service
+from exporter.simulator import Plan, Simulator
+
+
+class Bench:
+    """A service that tells a broker, and the configuration that it loads."""
+
+    def __init__(self, simulator: Simulator, ledger: str, config: HomeAssistantConfig) -> None:
+        self.simulator = simulator
+        self.config = Config(
+            accounts=(self.account("main", "key"), self.account("b.1", "kb")),
+            balance=BalanceConfig(interval=0),
+            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
+            watch=WatchConfig(labels=("campaign",)),
+            ledger=LedgerConfig(url=Secret(ledger), heartbeat=1),
+            home_assistant=config,
+            shutdown_timeout=3,
+        )
+        self.service = Service(lambda: self.config)
+
+    def account(self, name: str, key: str) -> AccountConfig:
+        return AccountConfig(
+            name=name,
+            api_key=Secret(key),
+            secret_key=Secret("s"),
+            base_url=self.simulator.url,
+            balance_url=self.simulator.url,
+        )
+
+    async def start(self) -> None:
+        await self.service.open()
+        await self.service.start()
+
+    async def change(self, **update: object) -> None:
+        self.config = self.config.model_copy(update=update)
+        await self.service.reload()
+
+    async def tell(self, **update: object) -> None:
+        """Change how Home Assistant is told."""
+        assert self.config.home_assistant
+        await self.change(home_assistant=self.config.home_assistant.model_copy(update=update))
+
+    async def finish(self, name: str, plan: Plan | None = None, **labels: str) -> None:
+        """Have a call watched that finishes."""
+        self.simulator.add_call("main", name, plan or Plan())
+        await self.watch(name, **labels)
+
+    async def watch(self, name: str, **labels: str) -> None:
+        """Have a call watched."""
+        await self.service.calls.watch(None, [NewCall("main", reference_id(name), labels)])
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for what is not to happen."""
+        await asyncio.sleep(seconds)
+
+    def messages(self, kind: str, outcome: str) -> float:
+        return self.service.metrics.mqtt_messages.labels(kind, outcome).value
+
+    @property
+    def connected(self) -> float:
+        return self.service.metrics.mqtt_connected.labels().value

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from exporter.config import HomeAssistantConfig
+from exporter.simulator import Account, Simulator
+from tests.brokers import Mosquitto, mosquitto
+from tests.home_assistant.bench import Bench
+
+
+@pytest_asyncio.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(accounts=[Account("main", "key", "s"), Account("b.1", "kb", "s")]) as it:
+        yield it
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with mosquitto(tmp_path) as broker:
+        yield broker
+
+
+@pytest_asyncio.fixture
+async def bench(simulator: Simulator, broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Bench]:
+    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+    bench = Bench(simulator, ledger, HomeAssistantConfig(url=broker.url))
+    await bench.start()
+    yield bench
+    await bench.service.stop()

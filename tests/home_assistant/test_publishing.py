@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import pytest
+from structlog.testing import capture_logs
+
+from exporter.config import BalanceConfig
+from exporter.home_assistant import events
+from exporter.home_assistant.discovery import device_of
+from exporter.simulator import Account, AccountState, Plan
+from tests.brokers import Mosquitto, listening
+from tests.home_assistant.bench import Bench
+from tests.waiting import until
+
+CONFIG = "homeassistant/device/esms-exporter/main/config"
+STATE = "esms-exporter/main/state"
+OTHER = device_of("b.1")
+AVAILABILITY = "esms-exporter/availability"
+EVENTS = "esms-exporter/main/finished"
+FAILED = Plan(sent_result=0, call_status="FAILED")
+
+
+async def test_an_account_is_a_device_and_a_call_an_event(bench: Bench, broker: Mosquitto) -> None:
+    async with listening(broker.port) as listener:
+        await until(lambda: CONFIG in listener.kept and STATE in listener.kept)
+        assert listener.json(CONFIG)["dev"]["name"] == "eSMS main"
+        assert listener.kept[AVAILABILITY] == b"online"
+        assert bench.connected == 1
+        assert listener.json(STATE)["credentials"] is None
+        await bench.finish("a", FAILED, campaign="emergency")
+        await until(lambda: listener.json(STATE)["failure_today"] == 1)
+        (event,) = listener.said(EVENTS)
+        assert event.pop("finished_at") == listener.json(STATE)["last_failure"]
+        assert event == {
+            "event_type": "failure",
+            "account": "main",
+            "reference_id": "a",
+            "status": "failed",
+            "labels": {"campaign": "emergency"},
+            "duration": None,
+            "key": None,
+        }
+        state = listener.json(STATE)
+        assert (state["credentials"], state["connectivity"]) == ("OFF", "ON")
+        assert state["success_ratio"] == 0
+        assert state["failure"] == {"reference_id": "a", "result": "failure", "status": "failed"}
+        assert bench.messages("event", "published") == 1
+        async with listening(broker.port) as later:
+            await until(lambda: STATE in later.kept)
+            assert EVENTS not in later.kept  # or each start of Home Assistant would tell it again
+        bench.simulator.put_account(Account("main", "key", "s", state=AccountState.REVOKED))
+        await bench.watch("b")
+        await until(lambda: listener.json(STATE)["credentials"] == "ON")
+        assert listener.json(STATE)["watched"] == 1
+
+
+async def test_what_has_not_changed_is_not_said_again(bench: Bench, broker: Mosquitto) -> None:
+    async with listening(broker.port) as listener:
+        await until(lambda: STATE in listener.kept)
+        await bench.finish("a")
+        await until(lambda: listener.json(STATE)["success_today"] == 1)
+        heard = len(listener.heard)
+        await bench.pause(2.5)
+        assert len(listener.heard) == heard
+
+
+async def test_all_is_said_again_when_home_assistant_has_started(
+    bench: Bench, broker: Mosquitto
+) -> None:
+    async with listening(broker.port) as listener:
+        await until(lambda: STATE in listener.kept and CONFIG in listener.kept)
+        await listener.say("homeassistant/status", "offline")
+        await bench.pause(1.5)
+        listener.heard.clear()
+        await listener.say("homeassistant/status", "online")
+        topics = {CONFIG, STATE, AVAILABILITY}
+        await until(lambda: topics <= {topic for topic, _ in listener.heard})
+
+
+async def test_what_is_left_of_accounts_that_have_gone_is_taken_back(
+    bench: Bench, broker: Mosquitto
+) -> None:
+    gone = "homeassistant/device/esms-exporter/gone/config"
+    others = "homeassistant/device/another/gone/config", "another/gone/state"
+    async with listening(broker.port) as listener:
+        await until(lambda: STATE in listener.kept)
+        broker_was = bench.config.home_assistant
+        await bench.change(home_assistant=None)
+        await until(lambda: {CONFIG, STATE}.isdisjoint(listener.kept))
+        assert listener.kept[AVAILABILITY] == b"offline"
+        for topic in (gone, "esms-exporter/gone/state", *others):
+            await listener.say(topic, "{}", retain=True)
+        await until(lambda: others[1] in listener.kept)
+        await bench.change(home_assistant=broker_was)
+        await until(lambda: CONFIG in listener.kept)
+        await until(lambda: "esms-exporter/gone/state" not in listener.kept)
+        assert gone not in listener.kept
+        assert set(others) <= listener.kept.keys()
+
+
+async def test_an_account_that_goes_takes_its_device_along(bench: Bench, broker: Mosquitto) -> None:
+    config, state = f"homeassistant/device/esms-exporter/{OTHER}/config", f"esms-exporter/{OTHER}"
+    async with listening(broker.port) as listener:
+        await until(lambda: config in listener.kept and f"{state}/state" in listener.kept)
+        await bench.change(accounts=bench.config.accounts[:1])
+        await until(lambda: config not in listener.kept and f"{state}/state" not in listener.kept)
+        assert CONFIG in listener.kept
+
+
+async def test_accounts_may_be_chosen(bench: Bench, broker: Mosquitto) -> None:
+    async with listening(broker.port) as listener:
+        await until(lambda: CONFIG in listener.kept)
+        await bench.tell(accounts=("b.1",))
+        await until(lambda: CONFIG not in listener.kept)
+        await until(lambda: listener.kept[AVAILABILITY] == b"online")
+        await bench.finish("a")
+        await until(lambda: bench.service.calls.count == 0)
+        await bench.tell(accounts=None)
+        await until(lambda: CONFIG in listener.kept)
+        assert listener.said(EVENTS) == []
+
+
+async def test_other_topics_are_gone_over_to(bench: Bench, broker: Mosquitto) -> None:
+    async with listening(broker.port) as listener:
+        await until(lambda: CONFIG in listener.kept)
+        await bench.tell(topic_prefix="voice/one", discovery_prefix="ha")
+        new = "ha/device/voice_one/main/config"
+        await until(lambda: new in listener.kept)
+        assert {CONFIG, STATE}.isdisjoint(listener.kept)
+        assert listener.json(new)["stat_t"] == "voice/one/main/state"
+
+
+async def test_without_a_broker_there_are_no_series(bench: Bench) -> None:
+    text = "".join(
+        line for family in bench.service.families() for line in family.lines(openmetrics=False)
+    )
+    assert "\nesms_mqtt_connected " in text
+    await bench.change(home_assistant=None)
+    text = "".join(
+        line for family in bench.service.families() for line in family.lines(openmetrics=False)
+    )
+    assert "\nesms_mqtt_" not in text
+    assert bench.service.calls.tell_finished is None
+
+
+async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosquitto) -> None:
+    await until(lambda: bench.connected == 1)
+    with capture_logs() as logs:
+        broker.stop()
+        await until(lambda: bench.connected == 0)
+        for number in range(30):
+            await bench.finish(f"call-{number:02}", FAILED)
+        await until(lambda: bench.service.calls.count == 0)
+        broker.start()
+        async with listening(broker.port) as listener:
+            await until(lambda: len(listener.said(EVENTS)) == 30)
+            await until(lambda: STATE in listener.kept)
+            assert listener.json(STATE)["failure_today"] == 30
+            told = [event["reference_id"] for event in listener.said(EVENTS)]
+    assert sorted(told) == [f"call-{number:02}" for number in range(30)]
+    assert bench.messages("event", "published") == 30
+    assert bench.service.metrics.mqtt_errors.labels().value >= 1
+    problems = [line for line in logs if line["event"] == "MQTT broker not connected"]
+    assert 1 <= len(problems) <= 3  # each once: it broke, and then it is refused
+
+
+async def test_too_many_calls_that_wait_are_dropped(
+    bench: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MOST", 5)
+    await until(lambda: bench.connected == 1)
+    broker.stop()
+    await until(lambda: bench.connected == 0)
+    for number in range(8):
+        await bench.finish(f"call-{number}")
+        await until(lambda: bench.service.calls.count == 0)
+    assert bench.messages("event", "dropped") == 3
+    broker.start()
+    async with listening(broker.port) as listener:
+        await until(lambda: len(listener.said(EVENTS)) == 5)
+        told = [event["reference_id"] for event in listener.said(EVENTS)]
+    assert told == [f"call-{number}" for number in range(3, 8)]
+
+
+async def test_calls_that_the_ledger_has_forgotten_are_counted_as_dropped(bench: Bench) -> None:
+    assert bench.service.calls.tell_finished
+    bench.service.calls.tell_finished("main", 12345)
+    await until(lambda: bench.messages("event", "dropped") == 1)
+
+
+async def test_the_last_will_of_another_is_contradicted(bench: Bench, broker: Mosquitto) -> None:
+    async with listening(broker.port) as listener:
+        await until(lambda: STATE in listener.kept)
+        # As a connection leaves it that the broker finds broken after a new one was made.
+        await listener.say(AVAILABILITY, "offline", retain=True)
+        await until(lambda: listener.kept.get(AVAILABILITY) == b"offline")
+        await until(lambda: listener.kept.get(AVAILABILITY) == b"online")
+
+
+async def test_a_stop_says_what_waits_and_then_goodbye(bench: Bench, broker: Mosquitto) -> None:
+    async with listening(broker.port) as listener:
+        await until(lambda: STATE in listener.kept)
+        await bench.finish("a")
+        await until(lambda: bench.service.calls.count == 0)
+        await bench.service.stop()
+        await until(lambda: listener.kept[AVAILABILITY] == b"offline")
+        assert [event["reference_id"] for event in listener.said(EVENTS)] == ["a"]
+        assert CONFIG in listener.kept  # it comes back
+
+
+async def test_a_balance_is_an_entity_once_it_is_known(bench: Bench, broker: Mosquitto) -> None:
+    async with listening(broker.port) as listener:
+        await until(lambda: STATE in listener.kept and CONFIG in listener.kept)
+        assert "balance" not in listener.json(CONFIG)["cmps"]
+        bench.simulator.put_account(Account("main", "key", "s", balance=150_000))
+        await bench.change(balance=BalanceConfig(interval=10.0))
+        await until(lambda: listener.json(STATE).get("balance") == 150_000)
+        assert listener.json(CONFIG)["cmps"]["balance"]["dev_cla"] == "monetary"

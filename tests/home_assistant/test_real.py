@@ -1,0 +1,115 @@
+"""A real Home Assistant, where `HOME_ASSISTANT_PYTHON` names a Python that has one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.simulator import Plan
+from tests.brokers import Mosquitto
+from tests.docs import pages
+from tests.home_assistant.bench import Bench
+
+PYTHON = os.environ.get("HOME_ASSISTANT_PYTHON", "")
+pytestmark = pytest.mark.skipif(
+    not PYTHON, reason="needs HOME_ASSISTANT_PYTHON, a Python with `homeassistant` 2024.11 or newer"
+)
+
+AUTOMATION = next(
+    block.text
+    for block in pages.blocks("docs/home-assistant.md")
+    if block.text.startswith("automation:")
+)
+
+
+class HomeAssistant:
+    """A running Home Assistant that can be asked what it knows."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def ask(self) -> Any:  # Any: JSON
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(b"\n")
+        return json.loads(await self._process.stdout.readline())
+
+    async def until(self, condition: Callable[[Any], bool]) -> Any:  # Any: JSON
+        """Ask until it knows what it should."""
+        known: Any = None
+        try:
+            async with asyncio.timeout(30):
+                while not condition(known := await self.ask()):  # noqa: ASYNC110 - it is asked
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            pytest.fail(json.dumps(known, indent=1))
+        return known
+
+
+@asynccontextmanager
+async def home_assistant(broker: Mosquitto, folder: Path) -> AsyncIterator[HomeAssistant]:
+    await asyncio.to_thread(folder.mkdir)
+    await asyncio.to_thread((folder / "automations.yaml").write_text, AUTOMATION)
+    process = await asyncio.create_subprocess_exec(
+        *(PYTHON, str(Path(__file__).with_name("core.py")), str(broker.port), str(folder)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        limit=1 << 20,
+    )
+    try:
+        yield HomeAssistant(process)
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def state(known: Any, entity: str) -> Any:  # Any: JSON
+    return known["states"].get(entity, {}).get("state")
+
+
+async def test_a_real_home_assistant(bench: Bench, broker: Mosquitto, tmp_path: Path) -> None:
+    async with home_assistant(broker, tmp_path / "one") as home:
+        watched = "sensor.esms_main_calls_watched"
+        known = await home.until(lambda known: state(known, watched) == "0")
+        assert set(known["devices"]) == {"eSMS main", "eSMS b.1"}
+        assert state(known, "event.esms_main_call_finished") == "unknown"
+        assert state(known, "sensor.esms_main_success_ratio_of_the_last_hour") == "unknown"
+        assert state(known, "binary_sensor.esms_main_credentials") == "unknown"
+
+        await bench.finish("fine", Plan(), campaign="emergency")
+        await bench.finish("other", Plan(sent_result=0, call_status="FAILED"), campaign="otp")
+        await bench.finish("bare", Plan(sent_result=0, call_status="FAILED"))
+        await bench.finish("rang", Plan(call_status="NO_ANSWERED"), campaign="emergency")
+        known = await home.until(lambda known: len(known["notified"]) == 1)
+        assert known["notified"][0] == {
+            "title": "An emergency call was not answered",
+            "message": "rang: no_answer",
+        }
+        known = await home.until(
+            lambda known: state(known, "sensor.esms_main_calls_failed_today") == "2"
+        )
+        assert state(known, "sensor.esms_main_calls_delivered_today") == "2"
+        assert state(known, "sensor.esms_main_success_ratio_of_the_last_hour") == "50.0"
+        assert state(known, "binary_sensor.esms_main_credentials") == "off"
+        assert state(known, "binary_sensor.esms_main_provider") == "on"
+        last = known["states"]["sensor.esms_main_last_failure"]
+        assert last["state"].startswith("20")
+        assert last["attributes"]["status"] == "failed"
+
+        await bench.change(accounts=bench.config.accounts[:1])
+        await home.until(lambda known: known["devices"] == ["eSMS main"])
+        await bench.service.stop()
+        known = await home.until(lambda known: state(known, watched) == "unavailable")
+        assert known["complaints"] == []
+    async with home_assistant(broker, tmp_path / "two") as home:
+        # What the broker keeps is there before any exporter is.
+        known = await home.until(lambda known: "eSMS main" in known["devices"])
+        assert known["notified"] == []

@@ -1,0 +1,64 @@
+"""Exporters that share a ledger, and tell one broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from exporter.config import HomeAssistantConfig
+from exporter.home_assistant import accounts
+from exporter.simulator import Plan, Simulator
+from tests.brokers import Mosquitto, listening
+from tests.databases import Server, postgresql
+from tests.home_assistant.bench import Bench
+from tests.waiting import until
+
+AVAILABILITY = "esms-exporter/availability"
+STATE = "esms-exporter/main/state"
+EVENTS = "esms-exporter/main/finished"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgresql() as server:
+        yield server
+
+
+async def test_one_tells_of_accounts_and_each_of_the_calls_that_it_saw_the_end_of(
+    simulator: Simulator, broker: Mosquitto, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "_COUNT_EVERY", 0.5)
+    with server.database() as url:
+        ledger = url.replace("postgresql+psycopg:", "postgresql:")
+        benches = [Bench(simulator, ledger, HomeAssistantConfig(url=broker.url)) for _ in range(2)]
+        first, second = benches
+        try:
+            async with listening(broker.port) as listener:
+                for bench in benches:
+                    await bench.start()
+                await until(lambda: STATE in listener.kept)
+                await until(lambda: second.connected == 1)
+                for number in range(40):
+                    simulator.add_call("main", f"call-{number}", Plan(sent=4))
+                    await benches[number % 2].watch(f"call-{number}")
+                assert first.service.calls.count
+                assert second.service.calls.count
+                await until(lambda: listener.json(STATE)["watched"] == 40, 15)
+                await until(lambda: listener.json(STATE)["success_today"] == 40, 20)
+                await until(lambda: len(listener.said(EVENTS)) == 40)
+                assert len({event["reference_id"] for event in listener.said(EVENTS)}) == 40
+                assert all(bench.messages("event", "published") for bench in benches)
+                assert second.messages("state", "published") <= 1  # that it is available
+
+                listener.heard.clear()
+                await first.service.stop()
+                await second.finish("after")
+                await until(lambda: listener.json(STATE)["success_today"] == 41, 20)
+                # Nobody was told that nobody tells.
+                assert (AVAILABILITY, b"offline") not in listener.heard
+                await second.service.stop()
+                await until(lambda: listener.kept[AVAILABILITY] == b"offline")
+        finally:
+            for bench in benches:
+                await bench.service.stop()
