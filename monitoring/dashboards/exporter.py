@@ -7,6 +7,7 @@ from typing import Final
 from grafana_foundation_sdk.models import dashboard as models
 
 from monitoring.dashboards.frame import Row, account, frame, job_and_instance
+from monitoring.dashboards.home_assistant import home_assistant
 from monitoring.dashboards.notifications import notifications
 from monitoring.dashboards.panels import heat, runbooks, series, single, stacked, timeline
 from monitoring.dashboards.promql import (
@@ -33,7 +34,16 @@ def exporter() -> models.Dashboard:
         "Does the exporter keep up with its calls? Lag, backlog, replicas, ledger, sources, "
         "resources.",
         (*job_and_instance(), account()),
-        (_now(), _backlog(), _replicas(), _ledger(), _sources(), notifications(), _resources()),
+        (
+            _now(),
+            _backlog(),
+            _replicas(),
+            _ledger(),
+            _sources(),
+            notifications(),
+            home_assistant(),
+            _resources(),
+        ),
     )
 
 
