@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
 from exporter.config import Config, load_config
@@ -52,6 +53,8 @@ def files(folder: Path, block: Block) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(next((text for part, text in CONTENTS if part in name), "made-up"))
+        if path.suffix == ".pem":
+            trustme.CA().cert_pem.write_to_path(str(path))
         path.chmod(0o600)
 
 
