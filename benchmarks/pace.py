@@ -19,6 +19,7 @@ from benchmarks.lives import KINDS, Life, day
 from exporter.calls import Finished, Patience, PollAgain, ReferenceId, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.adaptive import AdaptivePace
 from exporter.polling.poller import Poller
@@ -101,7 +102,7 @@ async def _follow(way: Way, lives: Sequence[Life], chance: random.Random) -> lis
             asked = account.asked[call.reference_id]
             asked.delay = loop.time() - asked.life.placed - asked.life.lives
 
-    series = Catalogue().add_account("main")
+    series = AccountMetrics(Catalogue(), "main")
     poller = Poller("main", account, way.settings, series, observe)
     for row, life in enumerate(lives):
         await asyncio.sleep(life.placed - loop.time())

@@ -14,7 +14,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
 from exporter.esms.placing import CallRequest, Placed, place
-from exporter.metrics.catalogue import AccountMetrics
+from exporter.metrics.accounts import AccountMetrics
 from exporter.polling.aside import ask
 from exporter.polling.pace import Limit, RateLimit
 from exporter.polling.poller import Poller

@@ -19,6 +19,7 @@ from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.home_assistant.telling import HomeAssistant
 from exporter.ledger.records import CHUNK, NewCall, Snapshot
+from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
@@ -103,7 +104,7 @@ class Service:
                 self.ledger, self.calls, self.accounts, self.metrics, config.ledger.heartbeat
             )
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
-        self.calls.states.configure(_calls_shown(config))
+        self.calls.states.configure(config.metrics.per_call.shown)
         await self.calls.recall()
         if self._replica:
             await self._replica.join()  # from here on it has to beat
@@ -233,7 +234,7 @@ class Service:
         if self._replica:
             self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
-        self.calls.states.configure(_calls_shown(config))
+        self.calls.states.configure(config.metrics.per_call.shown)
         self._notify.configure(config.notify, config.shutdown_timeout)
         self._change_accounts(config)
         self.balances.configure(config)
@@ -267,7 +268,7 @@ class Service:
                 if rest := known.change(config, wish):
                     self._in_background(rest)
                 continue
-            metrics = self.metrics.add_account(name)
+            metrics = AccountMetrics(self.metrics, name)
             limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimit
             account = Account(config, wish, metrics, partial(self.ledger.observe, name), limit)
             self._in_background(account.failure())
@@ -341,12 +342,6 @@ class Service:
                     await self._replica.tidy()
             except LedgerError as error:
                 _log.warning("old calls not pruned", problem=str(error))
-
-
-def _calls_shown(config: Config) -> int:
-    """Return how many calls have a series of their own."""
-    per_call = config.metrics.per_call
-    return per_call.limit if per_call.enabled else 0
 
 
 def _shown(config: Config) -> tuple[object, ...]:

@@ -25,6 +25,7 @@ from exporter.ledger.beside import open_beside
 from exporter.ledger.canary_runs import CanaryRuns, NotBegun, Run
 from exporter.ledger.engine import Database
 from exporter.logs import configure_logging
+from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.run import limit_process
 from exporter.worker import Worker
@@ -101,7 +102,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
 
 def _account(config: Config, name: str) -> Account:
     wish = next(item for item in config.accounts if item.name == name)
-    return Account(config, wish, Catalogue().add_account(name), lambda *_: None)
+    return Account(config, wish, AccountMetrics(Catalogue(), name), lambda *_: None)
 
 
 class _Calling:

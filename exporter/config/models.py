@@ -262,6 +262,11 @@ class PerCallConfig(_Model):
     limit: Annotated[int, Count(1, 1_000_000)] = 10_000
     """Calls that are shown; of more, those that were watched last."""
 
+    @property
+    def shown(self) -> int:
+        """How many calls have a series of their own."""
+        return self.limit if self.enabled else 0
+
 
 class MetricsConfig(_Model):
     """What is exposed beyond what always is."""

@@ -8,9 +8,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 import exporter
-from exporter.calls import CallState
-from exporter.esms.codes import CODES, OTHER_CODE, Outcome
-from exporter.metrics.families import Family, Value, counter, gauge, histogram
+from exporter.esms.codes import CODES, Outcome
+from exporter.metrics.families import Family, counter, gauge, histogram
 
 MAKE_CALL: Final = "make_call"
 """The operation of placing a canary call, in the label `operation`."""
@@ -26,11 +25,6 @@ LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
 COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 AUTH_CODES: Final = tuple(code for code, outcome in CODES.items() if outcome is Outcome.AUTH)
-
-# Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
-_OK: Final = Outcome.OK
-_NOT_FOUND: Final = Outcome.NOT_FOUND
-_AUTH: Final = Outcome.AUTH
 
 
 class CallbackOutcome(StrEnum):
@@ -302,10 +296,6 @@ class Catalogue:
         """Yield every metric, in the order above."""
         yield from (family for family in vars(self).values() if isinstance(family, Family))
 
-    def add_account(self, account: str) -> AccountMetrics:
-        """Make an account's series, all at 0."""
-        return AccountMetrics(self, account)
-
     def show_source(self, source: str, *, shown: bool) -> None:
         """Make the series of a watch source, at 0, or drop them."""
         for family in (self.source_last_success, self.source_errors):
@@ -320,55 +310,6 @@ class Catalogue:
         """Drop an account's series."""
         for family in self.families():
             family.remove("account", account)
-
-
-class AccountMetrics:
-    """The series of one account and of its polls, each looked up once."""
-
-    def __init__(self, catalogue: Catalogue, account: str) -> None:
-        self.requests = {
-            outcome: catalogue.requests.labels(account, GET_SEND_STATUS, outcome.value)
-            for outcome in Outcome
-        }
-        self.result_codes = {
-            code: catalogue.result_codes.labels(account, GET_SEND_STATUS, code)
-            for code in (*CODES, OTHER_CODE)
-        }
-        self.request_duration = catalogue.request_duration.labels(account, GET_SEND_STATUS)
-        self.auth_failures: dict[str, Value] = {
-            code: catalogue.auth_failures.labels(account, code) for code in AUTH_CODES
-        }
-        self.authorized = catalogue.authorized.labels(account)
-        self.paused_until = catalogue.paused_until.labels(account)
-        self.last_success = catalogue.last_success.labels(account)
-        self.lag = catalogue.lag.labels(account)
-        self.watched = {
-            state: catalogue.watched.labels(account, state.value) for state in CallState
-        }
-        self.oldest = catalogue.oldest.labels(account)
-        self.callbacks = {
-            outcome: catalogue.callbacks.labels(account, outcome.value)
-            for outcome in CallbackOutcome
-        }
-
-    def answered(self, outcome: Outcome, code: str | None, duration: float, wall: float) -> None:
-        """Count an answer, or what came instead of it.
-
-        Args:
-            outcome: what the request came to.
-            code: the label of its result code, if there was one.
-            duration: of the request, in seconds.
-            wall: Unix time.
-        """
-        self.requests[outcome].value += 1
-        self.request_duration.observe(duration)
-        if code is not None:
-            self.result_codes[code].value += 1
-            if outcome is _AUTH:
-                self.auth_failures[code].value += 1
-            self.authorized.value = 0.0 if outcome is _AUTH else 1.0
-        if outcome is _OK or outcome is _NOT_FOUND:
-            self.last_success.value = wall
 
 
 def _note(problems: dict[str, str], name: str, problem: str | None) -> None:

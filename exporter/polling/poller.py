@@ -25,7 +25,7 @@ from exporter.calls import (
 )
 from exporter.errors import RequestError
 from exporter.esms.answers import Answer
-from exporter.metrics.catalogue import AccountMetrics
+from exporter.metrics.accounts import AccountMetrics
 from exporter.polling.pace import GOOD, Limit, RateLimit
 from exporter.polling.schedule import TICK, Schedule
 from exporter.polling.settings import PollingSettings

@@ -11,7 +11,7 @@ import structlog
 
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.metrics.catalogue import AccountMetrics
+from exporter.metrics.accounts import AccountMetrics
 from exporter.polling.pace import GOOD, Limit, Pace
 
 _log = structlog.get_logger(__name__)

@@ -9,6 +9,7 @@ import pytest_asyncio
 from exporter.calls import Patience
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.aside import ask
 from exporter.polling.poller import Poller
@@ -25,7 +26,7 @@ class NoProvider:
 @pytest_asyncio.fixture
 async def poller() -> AsyncIterator[Poller]:
     settings = PollingSettings(0.05, 0.2, Patience(60, 600), 20, 4)
-    metrics = Catalogue().add_account("main")
+    metrics = AccountMetrics(Catalogue(), "main")
     poller = Poller("main", NoProvider(), settings, metrics, lambda *_: None)
     yield poller
     await poller.stop(1)

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 from exporter.calls import WatchedCall, reference_id
+from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.poller import Poller
 from tests.polling.test_poller import FAST, Provider
@@ -15,7 +16,7 @@ from tests.waiting import until
 
 async def test_one_call_is_asked_for_again_and_again() -> None:
     provider = Provider()
-    series = Catalogue().add_account("main")
+    series = AccountMetrics(Catalogue(), "main")
     one = replace(FAST, max_concurrency=1)
     poller = Poller("main", provider, one, series, lambda *_: None)
     poller.watch(WatchedCall(1, reference_id("a"), time.time()))

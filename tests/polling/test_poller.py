@@ -22,6 +22,7 @@ from exporter.calls import (
 from exporter.errors import ConnectionFailedError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.adaptive import ENOUGH
 from exporter.polling.poller import Poller
@@ -66,7 +67,7 @@ class Bench:
     def __init__(self) -> None:
         self.provider = Provider()
         self.metrics = Catalogue()
-        self.series = self.metrics.add_account("main")
+        self.series = AccountMetrics(self.metrics, "main")
         self.observed: list[tuple[str, Finished | PollAgain]] = []
         self.poller = Poller("main", self.provider, FAST, self.series, self._observe)
 

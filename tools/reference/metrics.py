@@ -8,6 +8,7 @@ from typing import Any, Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.calls import ENDINGS, CallState
+from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.canaries import CanaryMetrics
 from exporter.metrics.catalogue import GET_BALANCE, MAKE_CALL, Catalogue
@@ -51,7 +52,7 @@ counters and histograms, their `rate` or `increase`. The PromQL for it is in
 def page() -> str:
     """Return the whole page."""
     catalogue, calls = Catalogue(), CallMetrics(["main"], (USER_LABEL,), 1)
-    catalogue.add_account("main")
+    AccountMetrics(catalogue, "main")
     RequestMetrics(catalogue, "main", GET_BALANCE)
     for family in (catalogue.balance, catalogue.balance_timestamp, catalogue.balance_warning):
         family.labels("main")
