@@ -135,6 +135,7 @@ def newer(path: Path) -> None:
     open_database(f"sqlite:///{path}").close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE compatibility SET oldest_user = '9998'")
         connection.commit()
 
 
