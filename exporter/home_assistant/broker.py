@@ -17,6 +17,9 @@ from exporter.errors import BrokerError
 _TIMEOUT: Final = 10.0
 """Seconds that the broker may take for an answer."""
 
+_GOODBYE: Final = 1.0
+"""Seconds that it may take to end a connection in good order."""
+
 _KEEPALIVE: Final = 30
 """Seconds of silence after which the broker is asked whether it is there."""
 
@@ -138,8 +141,10 @@ async def connected(config: HomeAssistantConfig, last_will: Message) -> AsyncIte
 
 
 async def _leave(client: aiomqtt.Client) -> None:
-    with suppress(aiomqtt.MqttError):  # then it has ended already
-        await client.__aexit__(None, None, None)
+    # Then it has ended already, or the broker takes nothing any more.
+    with suppress(aiomqtt.MqttError, TimeoutError):
+        async with asyncio.timeout(_GOODBYE):
+            await client.__aexit__(None, None, None)
 
 
 def _context(ca_file: str | None) -> ssl.SSLContext:

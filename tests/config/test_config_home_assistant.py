@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trustme
+
+from exporter.config import Config, HomeAssistantConfig, brokers
+from exporter.secret import Secret
+
+Load = Callable[..., Config]
+Tell = Callable[..., list[str]]
+
+HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\n"
+URL = "home_assistant.url: expected `mqtt://HOST[:PORT]`, or `mqtts://HOST[:PORT]` for TLS"
+
+
+def test_nobody_is_told_by_default(load: Load) -> None:
+    assert load(HEAD).home_assistant is None
+    assert load(HEAD + "home_assistant:\n").home_assistant is None
+
+
+def test_a_broker_alone_will_do(load: Load) -> None:
+    found = load(HEAD + "home_assistant: {url: 'mqtt://Broker/'}\n").home_assistant
+    assert found == HomeAssistantConfig(url="mqtt://Broker")
+    assert (found.discovery_prefix, found.topic_prefix) == ("homeassistant", "esms-exporter")
+
+
+def test_all_of_it(load: Load, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    (tmp_path / "password").write_text("made-up\n")
+    text = (
+        "home_assistant:\n  url: mqtts://[::1]:8884\n  username: Nguyễn An\n"
+        "  password_file: password\n  ca_file: ca.pem\n  discovery_prefix: ha\n"
+        "  topic_prefix: voice/one\n  accounts: [main]\n"
+    )
+    assert load(HEAD + text).home_assistant == HomeAssistantConfig(
+        url="mqtts://[::1]:8884",
+        username="Nguyễn An",
+        password=Secret("made-up"),
+        ca_file=str(tmp_path / "ca.pem"),
+        discovery_prefix="ha",
+        topic_prefix="voice/one",
+        accounts=("main",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("5", "home_assistant: expected a mapping of keys to values"),
+        ("{}", "home_assistant.url: missing required key"),
+        *(
+            (f"{{url: '{url}'}}", URL)
+            for url in (
+                *("broker", "http://broker", "mqtt://", "mqtt://:1883", "mqtt://a:0", "mqtt://a:x"),
+                *(
+                    "mqtt://a/b",
+                    "mqtt://u:p@a",
+                    "mqtt://a?b",
+                    "mqtt://a#b",
+                    "mqtt://a b",
+                    "mqtt://é",
+                ),
+            )
+        ),
+        (
+            "{url: 'mqtt://a', password: x}",
+            "home_assistant.password: expected `username` beside it",
+        ),
+        ("{url: 'mqtt://a', topic_prefix: a/+}", "home_assistant.topic_prefix: expected up to 8"),
+        ("{url: 'mqtt://a', topic_prefix: /a}", "home_assistant.topic_prefix: expected up to 8"),
+        ("{url: 'mqtt://a', discovery_prefix: ''}", "home_assistant.discovery_prefix: expected up"),
+        ("{url: 'mqtt://a', username: ''}", "home_assistant.username: expected a name of 1 to"),
+        (
+            "{url: 'mqtt://a', accounts: [other]}",
+            "home_assistant.accounts[0]: expected the name of one of the accounts",
+        ),
+        ("{url: 'mqtt://a', accounts: []}", "home_assistant.accounts: expected at least 1 item"),
+        ("{url: 'mqtt://a', broker: x}", "home_assistant.broker: unknown key"),
+        (
+            "{url: 'mqtts://a', ca_file: missing}",
+            "home_assistant.ca_file: the file cannot be read: No such file or directory",
+        ),
+        ("{url: 'mqtts://a', ca_file: config.yaml}", "home_assistant.ca_file: expected certificat"),
+        ("{url: 'mqtts://a', ca_file: 5}", "home_assistant.ca_file: expected the path of a file"),
+    ],
+)
+def test_what_is_wrong(problems: Tell, text: str, expected: str) -> None:
+    (found,) = problems(HEAD + f"home_assistant: {text}\n")
+    assert found.startswith((f"2: {expected}", f"1: {expected}"))
+
+
+def test_certificates_need_tls(problems: Tell, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    found = problems(HEAD + "home_assistant: {url: 'mqtt://a', ca_file: ca.pem}\n")
+    assert found == ["2: home_assistant.ca_file: expected `url` to begin with `mqtts://`"]
+
+
+def test_a_client_that_is_not_installed(problems: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brokers, "find_spec", lambda name: None)
+    (found,) = problems(HEAD + "home_assistant: {url: 'mqtt://a'}\n")
+    assert found.startswith("2: home_assistant: the MQTT client is not installed: `pip install")
