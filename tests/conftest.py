@@ -9,6 +9,11 @@ import pytest
 import structlog
 from hypothesis import settings
 
+# What their assertions compare is to be shown as that of tests is.
+pytest.register_assert_rewrite(
+    *(f"tests.faults.{name}" for name in ("scene", "machine", "commits", "scrapers"))
+)
+
 # How fast an example runs is for benchmarks: the machine may be busy.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
