@@ -171,11 +171,11 @@ class Ledger:
     """Gives turns out as `Sharing.reserve` does, by its own clock."""
 
     ahead: float  # of the exporters' clock, in seconds
-    next_slot: float = 0.0
+    next_slot: float = -math.inf
 
     def reserve(self, slots: int, apart: float, now: float, lead: float) -> float:
         now += self.ahead
-        first = max(min(self.next_slot, now + 10 + 100 * apart), now + lead)
+        first = max(min(self.next_slot, now + 60 + 1000 * apart), now + lead)
         self.next_slot = first + slots * apart
         return first - self.ahead
 
