@@ -141,10 +141,14 @@ async def connected(config: HomeAssistantConfig, last_will: Message) -> AsyncIte
 
 
 async def _leave(client: aiomqtt.Client) -> None:
-    # Then it has ended already, or the broker takes nothing any more.
-    with suppress(aiomqtt.MqttError, TimeoutError):
-        async with asyncio.timeout(_GOODBYE):
-            await client.__aexit__(None, None, None)
+    try:
+        with suppress(Exception):  # then it has ended already, or the broker takes nothing any more
+            async with asyncio.timeout(_GOODBYE):
+                await client.__aexit__(None, None, None)
+    finally:
+        # Where it could not read what came, the library leaves the connection open, and is woken
+        # for what is left of it for ever.
+        client._client.disconnect()  # noqa: SLF001
 
 
 def _context(ca_file: str | None) -> ssl.SSLContext:
@@ -155,5 +159,5 @@ def _context(ca_file: str | None) -> ssl.SSLContext:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (aiomqtt.MqttError, OSError, ValueError) as error:  # such as a name that is none
+    except Exception as error:  # noqa: BLE001 - the library raises anything, such as struct.error
         raise BrokerError(str(error) or type(error).__name__) from None

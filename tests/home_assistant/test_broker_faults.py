@@ -95,6 +95,7 @@ async def test_tls_and_a_password(
     ("change", "problem"),
     [
         ({"password": Secret("wrong-password")}, "Not authorized"),
+        ({"password": Secret("p" * 65_536)}, "65535"),  # more than the protocol has room for
         ({"ca_file": None}, "CERTIFICATE_VERIFY_FAILED"),
         ({"url": "mqtts://127.0.0.2:{port}"}, "Connection refused"),
         ({"url": "mqtts://no-such-host.invalid"}, "Name or service not known"),
@@ -162,6 +163,16 @@ async def accept_and_babble(reader: asyncio.StreamReader, writer: asyncio.Stream
     await reader.read()
 
 
+async def accept_and_say_a_topic_that_is_no_text(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    await reader.read(1)
+    # Retained, and once more: whoever does not leave is woken for the second one for ever.
+    writer.write(b"\x20\x02\x00\x00" + b"\x31\x05\x00\x02\xff\xfe!" * 2)
+    await writer.drain()
+    await reader.read()
+
+
 async def accept_and_hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read(1)
     writer.write(b"\x20\x02\x00\x00")
@@ -173,7 +184,16 @@ Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
 
 
 @pytest.mark.parametrize(
-    "peer", [hang, leave, speak_http, accept_and_leave, accept_and_babble, accept_and_hang]
+    "peer",
+    [
+        hang,
+        leave,
+        speak_http,
+        accept_and_leave,
+        accept_and_babble,
+        accept_and_say_a_topic_that_is_no_text,
+        accept_and_hang,
+    ],
 )
 async def test_peers_that_are_no_good_brokers(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: Peer
