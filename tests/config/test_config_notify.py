@@ -83,6 +83,7 @@ def test_urls(load: Load, url: str) -> None:
     "url",
     [
         *("ftp://crm/x", "crm.example.com/x", "https://", "https:///x", "https://crm/#f"),
+        *("https://crm\\x@y/", "https://xn--/"),  # the client takes none
         *("https://crm:0/", "https://crm:99999/", "https://crm:x/", "https://[::1/"),
         *("http://169.254.169.254/latest", "http://[fe80::1]/", "http://[fe80::1%25eth0]/"),
         *("http://[::ffff:169.254.169.254]/", "http://[fd00:ec2::254]/"),
