@@ -128,27 +128,25 @@ async def connected(config: HomeAssistantConfig, last_will: Message) -> AsyncIte
         try:
             await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            connecting.add_done_callback(lambda _: asyncio.ensure_future(_leave(client)))
+            connecting.add_done_callback(lambda _: _cut(client))
             raise
-        except aiomqtt.MqttError:
+        except Exception:
             # The library leaves a peer that does not answer connected.
-            client._client.disconnect()  # noqa: SLF001
+            _cut(client)
             raise
     try:
         yield Broker(client)
-    finally:
-        await _leave(client)
-
-
-async def _leave(client: aiomqtt.Client) -> None:
-    try:
         with suppress(Exception):  # then it has ended already, or the broker takes nothing any more
             async with asyncio.timeout(_GOODBYE):
                 await client.__aexit__(None, None, None)
     finally:
-        # Where it could not read what came, the library leaves the connection open, and is woken
-        # for what is left of it for ever.
-        client._client.disconnect()  # noqa: SLF001
+        # Without a goodbye where that was not the end of the block: the broker says the last will.
+        # And where it could not read what came, the library would be woken for it for ever.
+        _cut(client)
+
+
+def _cut(client: aiomqtt.Client) -> None:
+    client._client._sock_close()  # noqa: SLF001
 
 
 def _context(ca_file: str | None) -> ssl.SSLContext:

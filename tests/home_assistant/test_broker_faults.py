@@ -276,6 +276,21 @@ async def test_calls_wait_for_a_ledger_that_cannot_be_read(
     assert len(tries) == 3
 
 
+async def test_who_cannot_say_goodbye_in_time_is_not_available(
+    bench: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(database: Database, rows: list[int]) -> object:
+        raise LedgerError("made up")
+
+    monkeypatch.setattr(publisher, "records_of", fail)
+    async with listening(broker.port) as listener:
+        await until(lambda: listener.kept.get(AVAILABILITY) == b"online")
+        await bench.finish("a")
+        await until(lambda: bench.service.calls.count == 0)
+        await bench.service.stop()
+        await until(lambda: listener.kept[AVAILABILITY] == b"offline")
+
+
 async def test_an_exporter_that_is_killed_is_not_available_and_comes_back(
     simulator: Simulator, broker: Mosquitto, tmp_path: Path
 ) -> None:
