@@ -73,6 +73,7 @@ class Publisher:
         self._others = others
         self._topics = shown.topics
         self._kept: dict[str, bytes] = {}  # by the broker, as far as it is known
+        self._looked = False  # at that, since another exporter last told of the accounts
         self._stopping = asyncio.Event()
         self._take_back = False
         self._problem: str | None = None
@@ -111,7 +112,6 @@ class Publisher:
         async with connected(self._config, last_will) as broker:
             self._metrics.connected.value = 1.0
             self._note(None)
-            self._kept = {}
             tasks = [
                 asyncio.create_task(self._listen(broker)),
                 asyncio.create_task(self._tell(broker)),
@@ -138,26 +138,40 @@ class Publisher:
                 self._kept.setdefault(topic, payload)
 
     async def _tell(self, broker: Broker) -> None:
-        topics = self._topics
-        await broker.subscribe(topics.availability, topics.birth, *topics.retained)
-        await asyncio.sleep(_SETTLE)
-        await broker.unsubscribe(*topics.retained)  # or every word of its own would come back
+        await self._look(broker)
         loop, look_at = asyncio.get_running_loop(), 0.0
         while not self._stopping.is_set():
             await self._tell_events(broker)
             if loop.time() >= look_at:
                 look_at = loop.time() + self._shown.every
-                await self._tell_changes(broker, await self._shown.messages(), ONLINE)
+                await self._tell_changes(broker, await self._wanted(broker), ONLINE)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(look_at):
                     await self._events.come.wait()
         await self._tell_events(broker)
-        wanted = await self._shown.messages()
+        wanted = await self._wanted(broker)
         if wanted is not None and self._take_back:
             wanted = {}
             await self._tell_changes(broker, wanted, ONLINE)
             await asyncio.sleep(_SETTLE)
         await self._tell_changes(broker, wanted, ONLINE if self._others() else OFFLINE)
+
+    async def _wanted(self, broker: Broker) -> Mapping[str, bytes] | None:
+        """Return what is to be kept; None where another exporter sees to that."""
+        wanted = await self._shown.messages()
+        if wanted is not None and not self._looked:
+            await self._look(broker)
+        self._looked = wanted is not None
+        return wanted
+
+    async def _look(self, broker: Broker) -> None:
+        """Learn what the broker has kept, whoever said it."""
+        self._kept = {}
+        topics = self._topics
+        await broker.subscribe(topics.availability, topics.birth, *topics.retained)
+        await asyncio.sleep(_SETTLE)
+        await broker.unsubscribe(*topics.retained)  # or every word of its own would come back
+        self._looked = True
 
     async def _tell_changes(
         self, broker: Broker, wanted: Mapping[str, bytes] | None, availability: bytes

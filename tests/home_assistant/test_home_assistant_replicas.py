@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from exporter.config import HomeAssistantConfig
-from exporter.home_assistant import accounts
+from exporter.home_assistant import accounts, telling
 from exporter.simulator import Plan, Simulator
 from tests.brokers import Mosquitto, listening
 from tests.databases import Server, postgresql
@@ -62,3 +63,28 @@ async def test_one_tells_of_accounts_and_each_of_the_calls_that_it_saw_the_end_o
         finally:
             for bench in benches:
                 await bench.service.stop()
+
+
+async def test_who_begins_to_tell_looks_at_what_others_have_told(
+    simulator: Simulator, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leading = [True]
+    monkeypatch.setattr(telling.HomeAssistant, "_leads", lambda _: leading[-1])
+    monkeypatch.setattr(accounts, "_EVERY", 0.05)
+    gone = "homeassistant/device/esms-exporter/gone/config"
+    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+    bench = Bench(simulator, ledger, HomeAssistantConfig(url=broker.url))
+    try:
+        async with listening(broker.port) as listener:
+            await bench.start()
+            await until(lambda: STATE in listener.kept)
+            leading.append(False)
+            await bench.pause(0.5)
+            await listener.say(STATE, '{"watched": 17}', retain=True)
+            await listener.say(gone, "{}", retain=True)
+            await until(lambda: listener.json(STATE)["watched"] == 17 and gone in listener.kept)
+            leading.append(True)
+            await until(lambda: listener.json(STATE)["watched"] == 0)
+            await until(lambda: not listener.kept.get(gone))
+    finally:
+        await bench.service.stop()
