@@ -38,8 +38,10 @@ class Events:
 
     def take(self) -> list[int]:
         """Return the oldest of them, which wait no more; empty where there are none."""
-        self.come.clear()
-        return [self._rows.popleft() for _ in range(min(AT_A_TIME, len(self._rows)))]
+        taken = [self._rows.popleft() for _ in range(min(AT_A_TIME, len(self._rows)))]
+        if not self._rows:
+            self.come.clear()
+        return taken
 
     def put_back(self, rows: Sequence[int]) -> None:
         """Have calls wait again, before all others."""

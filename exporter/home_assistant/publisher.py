@@ -148,7 +148,8 @@ class Publisher:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(look_at):
                     await self._events.come.wait()
-        await self._tell_events(broker)
+        while await self._tell_events(broker):
+            pass
         wanted = await self._wanted(broker)
         if wanted is not None and self._take_back:
             wanted = {}
@@ -196,25 +197,33 @@ class Publisher:
                     del self._kept[topic]
             await self._publish(broker, part)
 
-    async def _tell_events(self, broker: Broker) -> None:
-        while rows := self._events.take():
-            try:
-                known = {call.id: call for call in await self._records(rows)}
-                while rows:
-                    part = [known[row] for row in rows[:AT_A_TIME] if row in known]
-                    self._events.drop(len(rows[:AT_A_TIME]) - len(part))
-                    messages = [
-                        Message(
-                            self._topics.of(device_of(call.account), FINISHED),
-                            finished(call),
-                            retained=False,
-                        )
-                        for call in part
-                    ]
-                    await self._publish(broker, messages)
-                    del rows[:AT_A_TIME]
-            finally:
-                self._events.put_back(rows)
+    async def _tell_events(self, broker: Broker) -> bool:
+        """Tell of some of the calls that wait, so that states get their turn.
+
+        Returns:
+            Whether there were any.
+        """
+        rows = self._events.take()
+        if not rows:
+            return False
+        try:
+            known = {call.id: call for call in await self._records(rows)}
+            while rows:
+                part = [known[row] for row in rows[:AT_A_TIME] if row in known]
+                self._events.drop(len(rows[:AT_A_TIME]) - len(part))
+                messages = [
+                    Message(
+                        self._topics.of(device_of(call.account), FINISHED),
+                        finished(call),
+                        retained=False,
+                    )
+                    for call in part
+                ]
+                await self._publish(broker, messages)
+                del rows[:AT_A_TIME]
+        finally:
+            self._events.put_back(rows)
+        return True
 
     async def _records(self, rows: Sequence[int]) -> Sequence[CallRecord]:
         """Return calls as the ledger holds them, as soon as it can be read."""

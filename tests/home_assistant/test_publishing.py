@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from structlog.testing import capture_logs
 
 from exporter.config import BalanceConfig
-from exporter.home_assistant import events
+from exporter.home_assistant import events, publisher
 from exporter.home_assistant.discovery import device_of
+from exporter.ledger.engine import Database
+from exporter.ledger.listing import records_of
 from exporter.simulator import Account, AccountState, Plan
 from tests.brokers import Mosquitto, listening
 from tests.home_assistant.bench import Bench
@@ -161,6 +165,26 @@ async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosqui
     assert bench.service.metrics.mqtt_errors.labels().value >= 1
     problems = [line for line in logs if line["event"] == "MQTT broker not connected"]
     assert 1 <= len(problems) <= 3  # each once: it broke, and then it is refused
+
+
+async def test_states_get_their_turn_while_calls_finish_and_finish(
+    bench: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, told = asyncio.get_running_loop(), bench.service.calls.tell_finished
+    assert told
+
+    def endless(database: Database, rows: list[int]) -> object:
+        loop.call_soon_threadsafe(told, "main", rows[0])
+        return records_of(database, rows)
+
+    monkeypatch.setattr(publisher, "records_of", endless)
+    async with listening(broker.port) as listener:
+        await until(lambda: STATE in listener.kept)
+        await bench.finish("a")
+        await until(lambda: len(listener.said(EVENTS)) > 10)
+        await bench.finish("b")
+        await until(lambda: listener.json(STATE)["success_today"] == 2)
+        monkeypatch.undo()
 
 
 async def test_too_many_calls_that_wait_are_dropped(
