@@ -77,8 +77,6 @@ class BalanceClient:
             raise translate(error) from None
         if len(content) > MAX_BODY:
             raise UnreadableAnswerError(f"the answer has more than {MAX_BODY} bytes")
-        if len(content) > MAX_BODY:
-            raise UnreadableAnswerError(f"the answer has more than {MAX_BODY} bytes")
         if response.status == HTTPStatus.OK:
             escaped = (json.dumps(key)[1:-1] for key in keys)
             parts = (*keys, *escaped, '"ApiKey"', '"SecretKey"')
