@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, text, update
 
 from exporter.canaries.results import TELLING, CanaryResult
 from exporter.ledger.engine import Database
@@ -260,7 +260,8 @@ class CanaryRuns:
                 new = or_(canaries.c.since.is_(None), canaries.c.since > now)
                 begin = update(canaries).where(canaries.c.id == row, new)
                 connection.execute(begin.values(since=int(now), seen_until=int(now)))
-            mine = canaries.c.name.in_(list(names))
+            # Another exporter, with another configuration, may have had it forgotten just now.
+            mine = and_(canaries.c.name.in_(list(names)), canaries.c.since.is_not(None))
             past = {
                 row.name: Past(
                     row.since,

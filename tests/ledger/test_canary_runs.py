@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, event
 
 from exporter.canaries.results import CanaryResult
 from exporter.errors import LedgerBusyError, LedgerError
@@ -123,6 +124,21 @@ def test_a_canary_that_was_new_when_the_clock_was_wrong_begins_anew(runs: Canary
     assert runs.look(["hourly"], 90_000.0).past["hourly"].since == 90_000
     past = runs.look(["hourly"], 3000.0).past["hourly"]
     assert (past.since, past.seen_until) == (3000, 3000)
+
+
+def test_a_canary_that_another_exporter_forgets_meanwhile_is_left_out(
+    database: Database, runs: CanaryRuns
+) -> None:
+    runs.look(["daily", "hourly"], 0.0)
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def forget(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT canaries.id, canaries.name, canaries.since"):
+            connection.exec_driver_sql(
+                "UPDATE canaries SET since = NULL, seen_until = NULL WHERE name = 'hourly'"
+            )
+
+    assert set(runs.look(["daily", "hourly"], 0.0).past) == {"daily"}
 
 
 def test_old_calls_are_forgotten_and_totals_are_not(runs: CanaryRuns) -> None:
