@@ -62,7 +62,9 @@ def request_id(canary: str, due: int, account: str) -> str:
 
 def day_of(moment: float, zone: ZoneInfo) -> tuple[float, float]:
     """Return the beginning and the end of the day that a moment is in; Unix times."""
-    start = datetime.fromtimestamp(moment, zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    # Without its fold: where midnight comes twice, the day begins with the first one.
+    local = datetime.fromtimestamp(moment, zone)
+    start = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     end = start + timedelta(days=1)  # by the local calendar: it may have 23 or 25 hours
     return start.timestamp(), end.timestamp()
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from zoneinfo import ZoneInfo
+
 import pytest
 
 from exporter.calls import Finished, Key, Result, Status
@@ -76,6 +78,13 @@ def test_a_day_is_one_of_the_calendar(day: str, hours: int) -> None:
     start, end = day_of(at(f"{day}T12:00:00"), BERLIN)
     assert start == at(f"{day}T00:00:00", BERLIN)
     assert end - start == hours * 3600
+
+
+def test_a_day_whose_midnight_comes_twice_begins_with_the_first() -> None:
+    havana = ZoneInfo("America/Havana")
+    midnight = at("2026-11-01T04:00:00")
+    for minutes in (0, 59, 60, 119, 120, 24 * 60 + 59):
+        assert day_of(midnight + minutes * 60, havana) == (midnight, midnight + 25 * 3600)
 
 
 def test_what_is_asked_for() -> None:
