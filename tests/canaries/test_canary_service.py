@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from exporter.canaries import canaries, runs, schedule
 from exporter.config import Config, load_config
+from exporter.ledger.canary_runs import CanaryRuns
 from exporter.service import Service
 from exporter.simulator import Fault, FaultKind, Simulator
 from tests.canaries.scene import Placed, config_text, rows, simulator
@@ -210,3 +211,21 @@ async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None
     assert there.placed.codes == ["100"]
     ((reference_id,),) = rows(tmp_path, "SELECT reference_id FROM canary_runs")
     assert reference_id
+
+
+async def test_what_was_missed_for_long_is_counted_in_parts(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deriving all due times of months at once would hold up the polls for seconds."""
+    parts: list[int] = []
+    count = CanaryRuns.count_missed
+
+    def counted(self: CanaryRuns, name: str, seen_until: int, due: Sequence[int]) -> int:
+        parts.append(len(due))
+        return count(self, name, seen_until, due)
+
+    monkeypatch.setattr(CanaryRuns, "count_missed", counted)
+    async with scene(tmp_path) as there:
+        clock.set(NOON + 72 * HOUR + 1)
+        await there.until(lambda: there.total("missed") == 432)
+    assert parts == [200, 200, 32]
