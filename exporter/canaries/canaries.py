@@ -126,8 +126,12 @@ class Canaries:
 
     async def _look(self, runs: Runs, statements: CanaryRuns) -> None:
         if self._to_forget:
-            await self._ledger.call(statements.forget_others, list(self._canaries))
-            self._to_forget = False
+            self._to_forget = False  # before: they may change meanwhile
+            try:
+                await self._ledger.call(statements.forget_others, list(self._canaries))
+            except LedgerError:
+                self._to_forget = True
+                raise
         now = time.time()
         for canary, due in list(self._due(now)):
             self._begun[canary.name] = due

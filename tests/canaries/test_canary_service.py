@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -229,3 +230,25 @@ async def test_what_was_missed_for_long_is_counted_in_parts(
         clock.set(NOON + 72 * HOUR + 1)
         await there.until(lambda: there.total("missed") == 432)
     assert parts == [200, 200, 32]
+
+
+async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+    forget = CanaryRuns.forget_others
+
+    def slow(self: CanaryRuns, names: Collection[str]) -> None:
+        held.set()
+        go_on.wait(10)
+        forget(self, names)
+
+    async with scene(tmp_path) as there:
+        config = there.service.config
+        assert config
+        monkeypatch.setattr(CanaryRuns, "forget_others", slow)
+        there.service._canaries.configure(config)
+        await there.until(held.is_set)
+        there.service._canaries.configure(config.model_copy(update={"canaries": ()}))
+        go_on.set()
+        await there.until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])
