@@ -122,13 +122,13 @@ class Account:
         Returns:
             What came of it, and the seconds that it took; None where there was no turn.
         """
-        wish = self._wish
-        return await ask(
-            self.poller,
-            lambda: place(wish.base_url, wish.api_key, wish.secret_key, request, self._timeout),
-            lambda placed: placed.answer,
-            within,
-        )
+
+        async def placed() -> Placed:
+            # As it is when there is a turn: old keys would pause an account that has new ones.
+            wish = self._wish
+            return await place(wish.base_url, wish.api_key, wish.secret_key, request, self._timeout)
+
+        return await ask(self.poller, placed, lambda placed: placed.answer, within)
 
     async def look_up(self, reference_id: ReferenceId, within: float) -> Answer | None:
         """Ask for a call that is not watched, at the account's pace.

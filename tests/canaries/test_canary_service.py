@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from exporter.config import Config, load_config
 from exporter.ledger.canary_runs import CanaryRuns
 from exporter.service import Service
 from exporter.simulator import Fault, FaultKind, Simulator
-from tests.canaries.scene import Placed, config_text, rows, simulator
+from tests.canaries.scene import ACCOUNT, Placed, config_text, rows, simulator
 from tests.waiting import until
 
 RECORDING = "recording: '1', max_per_day: 144, within: 60s"
@@ -252,3 +253,18 @@ async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
         there.service._canaries.configure(config.model_copy(update={"canaries": ()}))
         go_on.set()
         await there.until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])
+
+
+async def test_a_call_that_waits_is_placed_with_the_keys_of_then(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with scene(tmp_path) as there:
+        there.service.accounts["main"].poller._pace.paused_until = float("inf")
+        clock.set(NOON + 1)
+        await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
+        there.provider.put_account(replace(ACCOUNT, api_key="key-new"))
+        config = tmp_path / "config.yaml"
+        config.write_text(config.read_text().replace("key-main", "key-new"))
+        await there.service.reload()
+        await there.until(lambda: there.total("success") == 1)
+        assert there.placed.codes == ["100"]
