@@ -173,8 +173,9 @@ class Runs:
     ) -> None:
         """Write what came of the request; until that can be done."""
         answer = placed.answer
-        requests = RequestMetrics(self._metrics, account, MAKE_CALL)
-        requests.count(answer.outcome, answer.code, seconds)
+        if account in self._accounts:  # or the series of one that has gone would come back
+            requests = RequestMetrics(self._metrics, account, MAKE_CALL)
+            requests.count(answer.outcome, answer.code, seconds)
         result = after_placing(answer, connected=placed.connected)
         while True:
             try:

@@ -268,3 +268,22 @@ async def test_a_call_that_waits_is_placed_with_the_keys_of_then(
         await there.service.reload()
         await there.until(lambda: there.total("success") == 1)
         assert there.placed.codes == ["100"]
+
+
+async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with scene(tmp_path) as there:
+        there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
+        pace = there.service.accounts["main"].poller._pace
+        clock.set(NOON + 1)
+        await there.until(lambda: pace._trial_under_way)  # it is sent
+        config = tmp_path / "config.yaml"
+        config.write_text(config.read_text().replace("name: main", "name: other"))
+        await there.service.reload()
+        assert not rows(tmp_path, "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL")
+        await there.until(
+            lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"))
+        )
+        await asyncio.sleep(0.1)
+        assert {labels[0] for labels, _ in there.service.metrics.requests.series()} == {"other"}
