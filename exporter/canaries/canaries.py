@@ -76,6 +76,7 @@ class Canaries:
         self._begun: dict[str, int] = {}  # the last due time that was seen to, by name
         self._checked: dict[str, tuple[float, float]] = {}  # when nothing more is due, by name
         self._to_forget = True
+        self._anew: set[str] = set()  # whose due times have changed: they begin anew, too
         self._state: State | None = None
         self._read_at = -math.inf
         self._deadlines: dict[int, float] = {}  # of runs, by the loop's clock
@@ -93,6 +94,10 @@ class Canaries:
             remove_canary(self._metrics, name)
         for canary in wanted.values():
             RequestMetrics(self._metrics, config.account_of(canary), MAKE_CALL)
+            # What its new times would have been was not due, and so not missed.
+            old = self._canaries.get(canary.name, canary)
+            if old.schedule != canary.schedule:
+                self._anew.add(canary.name)
         self._canaries, self._state = wanted, None
         self._checked = {}
         self._to_forget = True
@@ -126,12 +131,15 @@ class Canaries:
 
     async def _look(self, runs: Runs, statements: CanaryRuns) -> None:
         if self._to_forget:
-            self._to_forget = False  # before: they may change meanwhile
+            # Before it is done: they may change meanwhile.
+            anew, self._anew, self._to_forget = self._anew, set(), False
             try:
-                await self._ledger.call(statements.forget_others, list(self._canaries))
+                await self._ledger.call(statements.forget_others, self._canaries.keys() - anew)
             except LedgerError:
+                self._anew |= anew
                 self._to_forget = True
                 raise
+            self._state = None  # what was read before says since when they were known then
         now = time.time()
         for canary, due in list(self._due(now)):
             self._begun[canary.name] = due

@@ -191,6 +191,33 @@ async def test_a_canary_comes_and_goes_with_the_configuration(tmp_path: Path, cl
         await there.until(lambda: there.total("success") == 2)
 
 
+async def test_other_times_were_not_missed_before_they_were_configured(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with scene(tmp_path) as there:
+        config = tmp_path / "config.yaml"
+        often = config.read_text()
+        config.write_text(often.replace("every: 10m", "every: 1h"))
+        clock.set(NOON - 50)
+        await there.service.reload()
+        since = f"SELECT 1 FROM canaries WHERE since >= {NOON - 50}"
+        await there.until(lambda: bool(rows(tmp_path, since)))
+        clock.set(NOON + 1)
+        await there.until(lambda: there.total("success") == 1)
+        clock.set(NOON + 3500)
+        seen = f"SELECT 1 FROM canaries WHERE seen_until = {NOON}"
+        await there.until(lambda: bool(rows(tmp_path, seen)))
+        config.write_text(often)
+        await there.service.reload()
+        since = f"SELECT 1 FROM canaries WHERE since >= {NOON + 3500}"
+        await there.until(lambda: bool(rows(tmp_path, since)))
+        await asyncio.sleep(0.3)
+        assert there.total("missed") == 0
+        clock.set(NOON + HOUR + 1)
+        await there.until(lambda: there.total("success") == 2)
+        assert there.total("missed") == 0
+
+
 async def test_a_ledger_that_cannot_be_written_places_nothing(tmp_path: Path, clock: Clock) -> None:
     async with scene(tmp_path) as there:
         ledger = tmp_path / "ledger.db"
