@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from exporter.calls import Patience
+from exporter.calls import CallState, Patience, WatchedCall, reference_id
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.metrics.accounts import AccountMetrics
@@ -14,6 +15,7 @@ from exporter.metrics.catalogue import Catalogue
 from exporter.polling.aside import ask
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
+from tests.waiting import until
 
 GOOD = Answer(Outcome.OK, "100")
 
@@ -95,3 +97,31 @@ async def test_nothing_is_sent_once_it_is_to_end(poller: Poller) -> None:
     await poller.stop(1)
     async with asyncio.timeout(2):
         assert await waiting is None
+
+
+async def test_a_request_gets_every_other_turn_of_an_account_that_is_overloaded() -> None:
+    polled: list[str] = []
+
+    class Provider:
+        async def send_status(self, name: str) -> Answer:
+            polled.append(name)
+            return Answer(Outcome.OK, "100", reference_id=name, send_status=1)
+
+    settings = PollingSettings(0.05, 0.05, Patience(1e9, 1e9), 10, 4)
+    metrics = AccountMetrics(Catalogue(), "main")
+    poller = Poller("main", Provider(), settings, metrics, lambda *_: None)
+    now = time.time()
+    for row in range(100):
+        name = reference_id(f"call-{row}")
+        poller.watch(WatchedCall(row, name, now, CallState.NEW, now), within=0.05)
+    poller.wake()
+    await until(lambda: len(polled) > 3)
+    for _ in range(6):
+        before = len(polled)
+        assert await asked(poller) is GOOD
+        assert len(polled) - before <= 2
+    # Nor do they keep polls away.
+    before = len(polled)
+    await asyncio.gather(*(asked(poller, within=5) for _ in range(8)))
+    assert len(polled) - before >= 3
+    await poller.stop(1)
