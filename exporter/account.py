@@ -112,15 +112,18 @@ class Account:
         self.poller.retry()
         return rest
 
-    async def place(self, request: CallRequest, within: float) -> tuple[Placed, float] | None:
+    async def place(
+        self, request: CallRequest, within: float, wanted: Callable[[], bool]
+    ) -> tuple[Placed, float] | None:
         """Place a call, at the account's pace: one request, which is never sent again.
 
         Args:
             request: the call.
             within: seconds to wait for a turn, at most.
+            wanted: whether it is still to be placed, asked while it waits.
 
         Returns:
-            What came of it, and the seconds that it took; None where there was no turn.
+            What came of it, and the seconds that it took; None where nothing was sent.
         """
 
         async def placed() -> Placed:
@@ -128,7 +131,7 @@ class Account:
             wish = self._wish
             return await place(wish.base_url, wish.api_key, wish.secret_key, request, self._timeout)
 
-        return await ask(self.poller, placed, lambda placed: placed.answer, within)
+        return await ask(self.poller, placed, lambda placed: placed.answer, within, wanted)
 
     async def look_up(self, reference_id: ReferenceId, within: float) -> Answer | None:
         """Ask for a call that is not watched, at the account's pace.

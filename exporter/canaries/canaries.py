@@ -176,7 +176,9 @@ class Canaries:
             account = self._config.account_of(canary) if self._config else ""
             if account not in self._accounts:
                 return
-            placed = await runs.place(canary, account, due)
+            placed = await runs.place(
+                canary, account, due, wanted=lambda: self._canaries.get(canary.name) == canary
+            )
         except LedgerError as error:
             _log.warning("canary call not begun", canary=canary.name, problem=str(error))
             placed = None

@@ -107,7 +107,13 @@ class Runs:
         self.placing: set[int] = set()  # rows of calls whose request may be under way here
 
     async def place(
-        self, canary: CanaryConfig, name: str, due: int, *, by_hand: bool = False
+        self,
+        canary: CanaryConfig,
+        name: str,
+        due: int,
+        *,
+        by_hand: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> int | NotBegun | None:
         """Place a call, if nobody else has.
 
@@ -116,6 +122,7 @@ class Runs:
             name: of the account.
             due: when it is due (Unix time).
             by_hand: somebody asks for it.
+            wanted: whether it is still to be placed, asked while it waits for its turn.
 
         Returns:
             Its row; why it may not be placed; None where there was no turn in time, and it may
@@ -148,7 +155,7 @@ class Runs:
             return row
         self.placing.add(row)
         try:
-            done = await account.place(request, WAIT_FOR_TURN)
+            done = await account.place(request, WAIT_FOR_TURN, wanted)
             if done is None:
                 _log.info("canary call has to wait", canary=canary.name, account=name)
                 return await self._give_back(canary, row, due, by_hand=by_hand)

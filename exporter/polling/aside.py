@@ -27,6 +27,7 @@ async def ask(
     request: Callable[[], Awaitable[T]],
     answer_of: Callable[[T], Answer],
     within: float,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> tuple[T, float] | None:
     """Send a request as soon as the account may be asked.
 
@@ -35,19 +36,24 @@ async def ask(
         request: sends it.
         answer_of: what the provider said, or the failure, in what `request` returns.
         within: seconds to wait for a turn, at most.
+        wanted: whether it is still to be sent, asked while it waits.
 
     Returns:
-        What `request` returns, and the seconds that it took; None where there was no turn, and
-        nothing was sent.
+        What `request` returns, and the seconds that it took; None where there was no turn, or it
+        is not wanted any more, and nothing was sent.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + within
-    while wait := poller.take_turn():
+    while wanted():
+        if not (wait := poller.take_turn()):
+            break
         left = until - loop.time()
         if left <= 0 or poller.stopping:
             return None
         pause = _LOOK_EVERY if wait == float("inf") else min(wait, _LOOK_AT_LEAST_EVERY)
         await asyncio.sleep(min(left, pause))
+    else:
+        return None
     sent_at = loop.time()
     answer = _CUT_OFF
     try:

@@ -17,7 +17,7 @@ from exporter.config import Config, load_config
 from exporter.ledger.canary_runs import CanaryRuns
 from exporter.service import Service
 from exporter.simulator import Fault, FaultKind, Simulator
-from tests.canaries.scene import ACCOUNT, Placed, config_text, rows, simulator
+from tests.canaries.scene import ACCOUNT, PHONE, Placed, config_text, rows, simulator
 from tests.waiting import until
 
 RECORDING = "recording: '1', max_per_day: 144, within: 60s"
@@ -314,3 +314,19 @@ async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(
         )
         await asyncio.sleep(0.1)
         assert {labels[0] for labels, _ in there.service.metrics.requests.series()} == {"other"}
+
+
+async def test_a_call_that_waits_is_placed_as_it_is_configured_then(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with scene(tmp_path) as there:
+        pace = there.service.accounts["main"].poller._pace
+        pace.paused_until = float("inf")
+        clock.set(NOON + 1)
+        await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
+        config = tmp_path / "config.yaml"
+        config.write_text(config.read_text().replace(PHONE, "0987654321"))
+        await there.service.reload()
+        pace.paused_until = -float("inf")
+        await there.until(lambda: there.total("success") == 1)
+        assert [request["Phone"] for request in there.placed.requests] == ["0987654321"]
