@@ -53,6 +53,7 @@ def configuration(simulator: Simulator, ledger: str, receiver: Receiver, calls: 
     return (
         f"accounts: [{{name: main, api_key: key, secret_key: s, base_url: '{simulator.url}', "
         "rate_limit: 300}]\n"
+        "balance: {interval: 0}\n"
         "polling: {interval: 1s, max_interval: 2s}\n"
         f"ledger: {{{ledger}}}\n"
         f"notify:\n  - {{name: all, {signed}, url: '{receiver.url}'}}\n"
