@@ -8,6 +8,7 @@ from typing import Any
 from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
+    BalanceConfig,
     Config,
     LedgerConfig,
     NotifyConfig,
@@ -42,6 +43,7 @@ class Bench:
         )
         self.config = Config(
             accounts=(account,),
+            balance=BalanceConfig(interval=0.0),
             polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
             watch=WatchConfig(labels=("campaign",)),
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
