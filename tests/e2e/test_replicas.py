@@ -150,6 +150,6 @@ async def test_every_call_counts_once_whatever_replicas_and_the_server_do(
         assert (finished, known) == (CALLS, CALLS)
         for polled in ACCOUNTS:
             # The provider shares two cores with everybody here, and may see what was late at once.
-            assert there.most_in(polled.name, 1) <= 1.2 * RATE
+            assert there.most_in(polled.name, 1) <= 1.5 * RATE
             assert there.most_in(polled.name, 5) <= 5 * RATE
             assert there.most_in(polled.name, 5) >= 0.5 * 5 * RATE
