@@ -18,9 +18,6 @@ from tests.docs import pages
 from tests.home_assistant.bench import Bench
 
 PYTHON = os.environ.get("HOME_ASSISTANT_PYTHON", "")
-pytestmark = pytest.mark.skipif(
-    not PYTHON, reason="needs HOME_ASSISTANT_PYTHON, a Python with `homeassistant` 2024.11 or newer"
-)
 
 AUTOMATION = next(
     block.text
