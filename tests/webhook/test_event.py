@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import subprocess
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from exporter.calls import Finished, Key, Result, Status, WatchedCall, reference_id
 from exporter.secret import Secret
 from exporter.webhook.event import finished_event, headers, signing_key
+from tests.programs import program
 
 CALL = WatchedCall(7, reference_id("505139D7-54f8"), 1_700_000_000.25)
 ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
@@ -75,9 +75,7 @@ def test_the_signature_is_that_of_the_standard() -> None:
 
 
 def test_the_signature_is_what_openssl_computes() -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs `openssl`: Debian's openssl")
+    openssl = program("openssl", "Debian's openssl")
     key = signing_key(Secret(VECTOR_SECRET))
     body = finished_event("main", CALL, ANSWERED, AT, {"campaign": "cấp cứu"}).body.encode()
     signed = headers(key, "id-1", AT, body)
