@@ -33,15 +33,12 @@ from exporter.polling.standing import Standing
 from exporter.polling.timing import Timing
 from exporter.polling.together import Together
 from exporter.polling.wall import WallClock
+from exporter.polling.way import Way
 
 _log = structlog.get_logger(__name__)
 
 # uvloop's clock has whole milliseconds; a shorter wait would only turn the loop once more.
 _TIMER_GRAIN: Final = 0.001
-
-# Seconds for which a turn is left to whoever waits for it aside, and looks when it is there.
-_GIVE_WAY: Final = 0.02
-_GIVE_WAY_AT_MOST: Final = 1.0
 
 
 class Provider(Protocol):
@@ -87,8 +84,7 @@ class Poller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._way_until = -math.inf  # until then, a turn is left to another request than a poll
-        self._gave_way = False  # such a request had the last turn: a poll has the next one
+        self._way = Way()
         self._failure: BaseException | None = None
         self._stopping = False
         self._second = 0.0
@@ -239,10 +235,9 @@ class Poller:
         wait = math.inf if self._stopping else self._pace.wait(now)
         if wait <= 0:
             self._pace.sent(now)
-            self._way_until, self._gave_way = -math.inf, True
-        elif not self._gave_way:
-            # Polls of an account with more calls than its rate would take every turn.
-            self._way_until = now + min(wait, _GIVE_WAY_AT_MOST) + _GIVE_WAY
+            self._way.given()
+        else:
+            self._way.wanted(now, wait)
         return max(0.0, wait)
 
     def answered(self, answer: Answer, sent_at: float) -> None:
@@ -279,8 +274,8 @@ class Poller:
         if (wait := due - now if due > now else self._pace.wait(now)) > 0:
             self._wake_at(now + wait)
             return None
-        if now < self._way_until and not self._pace.on_trial:
-            self._wake_at(self._way_until)
+        if now < self._way.until and not self._pace.on_trial:
+            self._wake_at(self._way.until)
             return None
         if (found := self._schedule.pop(now)) is None:
             if (due := self._schedule.next_due()) is not None:
@@ -288,7 +283,7 @@ class Poller:
             return None
         call, due = found
         self._pace.sent(now)
-        self._gave_way = False
+        self._way.polled()
         self._metrics.lag.observe(now - due if now > due else 0.0)
         return call
 
