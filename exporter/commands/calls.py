@@ -20,7 +20,7 @@ from exporter.calls import CallState, Result
 from exporter.commands import options
 from exporter.config.files import FileProblemError, read_text
 from exporter.errors import AskedExporterError
-from exporter.ledger.listing import FINISHED, WATCHED
+from exporter.ledger.listing import FINISHED, MAX_PAGE, WATCHED
 from exporter.logs import configure_logging
 from exporter.rows import Lines, Output, print_table
 from exporter.run import limit_process
@@ -35,6 +35,9 @@ _TABLE: Final = (
 )
 _TIMEOUT: Final = 30.0
 """Seconds for a page."""
+
+_TRIES: Final = 10
+"""Requests for a page while others with the same token list calls, one a second."""
 
 _MAX_TOKEN: Final = 4096
 
@@ -175,14 +178,16 @@ async def _pages(
         connector=connector, headers=headers, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
     ) as http:
         while True:
-            page = await _page(http, url, {**query, "after": after, "limit": str(bodies.MAX_PAGE)})
+            page = await _page(http, url, {**query, "after": after, "limit": str(MAX_PAGE)})
             yield page.calls
             if page.next is None:
                 return
             after = page.next
 
 
-async def _page(http: aiohttp.ClientSession, url: str, query: dict[str, str]) -> _Page:
+async def _page(
+    http: aiohttp.ClientSession, url: str, query: dict[str, str], tries: int = _TRIES
+) -> _Page:
     try:
         # Redirects are not followed: their target would be handed the token.
         async with http.get(url, params=query, allow_redirects=False) as answer:
@@ -196,6 +201,9 @@ async def _page(http: aiohttp.ClientSession, url: str, query: dict[str, str]) ->
     except (aiohttp.ClientError, OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         raise AskedExporterError(f"{url}: no connection ({reason})") from None
+    if status == HTTPStatus.TOO_MANY_REQUESTS and tries > 1:
+        await asyncio.sleep(1)
+        return await _page(http, url, query, tries - 1)
     if status != HTTPStatus.OK:
         raise AskedExporterError(f"{url}: {_refusal(status, body)}")
     try:

@@ -14,6 +14,9 @@ from exporter.errors import LedgerConflictError, LedgerError
 
 R = TypeVar("R")
 
+READ_TIMEOUT: Final = 5.0
+"""Seconds that a statement of `Database.read` may take."""
+
 _TRIES: Final = 10
 
 
@@ -48,6 +51,17 @@ class Database(ABC):
             LedgerError: the database failed.
         """
         return self._begin()
+
+    @abstractmethod
+    def read(self, timeout: float = READ_TIMEOUT) -> AbstractContextManager[Connection]:
+        """Run a read-only transaction on a connection of its own, also while `begin` runs one.
+
+        Args:
+            timeout: seconds after which a statement is interrupted.
+
+        Raises:
+            LedgerError: the database failed, or a statement took too long.
+        """
 
     def run(self, work: Callable[[Connection], R]) -> R:
         """Run a transaction, and again where another exporter's was in its way.

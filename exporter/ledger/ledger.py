@@ -53,6 +53,7 @@ class Ledger:
         committed: Callable[[Iterable[Observation], Committed], None],
     ) -> None:
         self._thread = Worker("ledger")
+        self._reader = Worker("ledger reader")
         self._asked = deque[float]()  # when what the thread has still to do was asked for
         self._store: Store | None = None
         self._committed = committed
@@ -98,6 +99,18 @@ class Ledger:
         except LedgerError:
             self._errors.value += 1
             raise
+
+    async def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a function that reads with `Database.read`, in a thread of its own.
+
+        It is finished even if this is cancelled. The thread of `call` does not wait for it.
+
+        Raises:
+            LedgerError: the database failed, or took too long.
+        """
+        if self._store is None:
+            raise LedgerError("the ledger is not open")
+        return await _result(self._reader.submit(lambda: function(*args, **kwargs)))
 
     async def watch(
         self, source: str | None, new: Iterable[NewCall], max_calls: float = math.inf
@@ -152,6 +165,7 @@ class Ledger:
                     await self._run(self._store.close)
             self._store = None
         self._thread.close()
+        self._reader.close()
 
     async def _flush(self) -> bool:
         # The oldest ones; after an outage of the ledger there may be many.
@@ -188,7 +202,11 @@ class Ledger:
         self._asked.append(time.monotonic())
         done = self._thread.submit(function)
         done.add_done_callback(lambda _: self._asked.popleft())
-        try:
-            return await done
-        except SourceError as error:
-            raise LedgerError(f"ledger: {error}") from None
+        return await _result(done)
+
+
+async def _result(done: asyncio.Future[R]) -> R:
+    try:
+        return await done
+    except SourceError as error:
+        raise LedgerError(f"ledger: {error}") from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Select, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Select, func, select, text
 
 from exporter.ledger.engine import Database
 from exporter.ledger.records import DELETED, CallRecord, Labels
@@ -38,41 +38,104 @@ RECORD: Final = (
 """The query of all calls."""
 
 
+MAX_PAGE: Final = 1_000
+"""Calls on a page, at most."""
+
+EXAMINED: Final = 20_000
+"""Rows that are looked at for a page, at most: some milliseconds."""
+
+Conditions = tuple[ColumnElement[bool], ...]
+
+
+class Page(NamedTuple):
+    """Calls in the order of their rows; `next` is the row to go on after, None at the end."""
+
+    records: list[CallRecord]
+    next: int | None
+
+
 def page(
-    account_rows: Sequence[int], state: str | None, result: str | None, after: int, limit: int
-) -> Select[Any]:  # Any: of columns
-    """Return the query of `Store.page`, which reads calls in the order of their rows.
+    database: Database,
+    names: Collection[str],
+    state: str | None = None,
+    result: str | None = None,
+    after: int = 0,
+    limit: int = MAX_PAGE,
+    examined: int = EXAMINED,
+) -> Page:
+    """Return calls of some accounts, on a connection of its own.
 
-    SQLite must not be led to an index in another order: it would read, and sort, all calls.
+    At most `examined` rows are looked at, in the order of an index: where filters hardly match, a
+    page holds few calls, or none, and there are more pages.
+
+    Args:
+        database: the ledger.
+        names: of accounts.
+        state: only calls in this state; `finished` for those that have a result, `watched` for
+            all others.
+        result: only calls with this result.
+        after: only calls after this row.
+        limit: how many at most.
+        examined: rows that are looked at, at most.
+
+    Raises:
+        LedgerError: the database failed, or took too long.
     """
-    unfinished = state not in (None, FINISHED)
-    if unfinished and len(account_rows) == 1:
-        # There is an index of these, in this order.
-        mine = calls.c.account_id == account_rows[0]
-    else:
-        mine = (calls.c.account_id + 0).in_(account_rows)
-    query = RECORD.where(mine, calls.c.id > after)
-    if unfinished:
-        query = query.where(calls.c.result.is_(None))
+    with database.read() as connection:
+        if database.shared:
+            # PostgreSQL would sort where it expects few calls, and may be wrong.
+            for way in ("sort", "seqscan"):
+                connection.execute(text(f"SET LOCAL enable_{way} = off"))
+        known = select(accounts.c.id).where(accounts.c.name.in_(names))
+        rows = connection.scalars(known).all()
+        scopes = _scopes(rows, state, result) if rows else []
+        ends = [_end(connection, scope, after, max(1, examined // len(scopes))) for scope in scopes]
+        end = min((row for row in ends if row is not None), default=None)
+        found: list[CallRecord] = []
+        for scope in scopes:
+            query = RECORD.where(*scope, calls.c.id > after, *_wanted(rows, state, result))
+            if end is not None:
+                query = query.where(calls.c.id <= end)
+            found += records(connection, query.order_by(calls.c.id).limit(limit))
+    found = sorted(found)[:limit]  # no two have the same row, which comes first
+    return Page(found, found[-1].id if len(found) == limit else end)
+
+
+def _scopes(rows: Sequence[int], state: str | None, result: str | None) -> list[Conditions]:
+    """Return conditions with an index in the order of rows; what is looked for meets one of them.
+
+    Calls that have not finished have such an index for each account.
+    """
+    if state not in (None, FINISHED) and result is not None:
+        return []  # no call has a result and is in such a state
+    if state in (None, FINISHED) or len(rows) > EXAMINED // MAX_PAGE:
+        return [()]
+    return [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
+
+
+def _end(connection: Connection, scope: Conditions, after: int, size: int) -> int | None:
+    """Return the last of the first `size` rows of an index; None where it has fewer."""
+    query = select(calls.c.id).where(*scope, calls.c.id > after)
+    return connection.scalar(query.order_by(calls.c.id).offset(size - 1).limit(1))
+
+
+def _wanted(rows: Sequence[int], state: str | None, result: str | None) -> Conditions:
+    """Return the conditions that a call in a window has to meet.
+
+    None of them may lead an engine to an index in another order: it would read, and sort, all
+    calls.
+    """
+    ended = func.coalesce(calls.c.result, "")
+    wanted = [(calls.c.account_id + 0).in_(rows), ended != DELETED]
+    if state == FINISHED:
+        wanted.append(ended != "")
+    elif state is not None:
+        wanted.append(ended == "")
         if state != WATCHED:
-            query = query.where(calls.c.state == state)
-    else:
-        query = query.where(or_(calls.c.result.is_(None), calls.c.result != DELETED))
-        if state == FINISHED:
-            query = query.where(calls.c.result.is_not(None))
+            wanted.append(calls.c.state == state)
     if result is not None:
-        query = query.where(calls.c.result == result)
-    return query.order_by(calls.c.id).limit(limit)
-
-
-def read_in_order(connection: Connection) -> None:
-    """Have PostgreSQL read calls in the order of their rows, as `page` means it.
-
-    Of the condition on accounts it knows nothing, expects few calls, and would read and sort all.
-    Not for calls that have not finished: these are few, and have an index of their own.
-    """
-    for way in ("sort", "seqscan"):
-        connection.execute(text(f"SET LOCAL enable_{way} = off"))
+        wanted.append(ended == result)
+    return tuple(wanted)
 
 
 def records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from exporter.config.databases import database_url
 from exporter.errors import LedgerConflictError, LedgerError
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import READ_TIMEOUT, Database
 from exporter.ledger.upgrading import upgrade
 from exporter.secret import Secret
 
 OLDEST: Final = 130_000
 """The oldest server that can be used, as `server_version_num` says it: 13."""
 
-# One for the results, one for what exporters tell each other.
-_CONNECTIONS: Final = 2
+# One for the results, one for what exporters tell each other, one for listings.
+_CONNECTIONS: Final = 3
 
 # The same for every exporter: one upgrades, the others wait.
 _UPGRADING: Final = 0x65534D53
@@ -110,6 +112,16 @@ class PostgresqlDatabase(Database):
     def name(self) -> str:
         """Where it is; no user and no password."""
         return self._name
+
+    @contextmanager
+    def read(self, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
+        """Run a read-only transaction; see `Database.read`."""
+        milliseconds = max(1, int(timeout * 1000))
+        with self.begin() as connection:
+            connection.exec_driver_sql(
+                f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {milliseconds}"
+            )
+            yield connection
 
     def explain(self, error: BaseException) -> str:
         """Return what is wrong, for what the driver raised."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
@@ -23,14 +23,7 @@ from exporter.ledger.bulk import fetch, listed
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
-from exporter.ledger.listing import (
-    FINISHED,
-    RECORD,
-    label_sets_of,
-    page,
-    read_in_order,
-    records,
-)
+from exporter.ledger.listing import RECORD, label_sets_of, records
 from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
@@ -214,31 +207,6 @@ class Store:
         )
         self._unfinished += len(pushed.added)
         return pushed
-
-    def page(
-        self,
-        names: Iterable[str],
-        state: str | None = None,
-        result: str | None = None,
-        after: int = 0,
-        limit: int = CHUNK,
-    ) -> list[CallRecord]:
-        """Return calls of these accounts in the order of their rows.
-
-        Args:
-            names: of accounts.
-            state: only calls in this state; `finished` for those that have a result, `watched`
-                for all others.
-            result: only calls with this result.
-            after: only calls after this row.
-            limit: how many at most.
-        """
-        with self._database.begin() as connection:
-            found = select(accounts.c.id).where(accounts.c.name.in_(list(names)))
-            rows = connection.scalars(found).all()
-            if self.shared and state in (None, FINISHED):
-                read_in_order(connection)
-            return records(connection, page(rows, state, result, after, limit))
 
     def recent(self, since: float) -> Past:
         """Return what has finished since a Unix time; see `exporter.ledger.recent`."""

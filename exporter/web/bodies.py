@@ -24,12 +24,11 @@ from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.fields import Words
 from exporter.config.models import MAX_TOKENS
 from exporter.esms.codes import Outcome
+from exporter.ledger.listing import MAX_PAGE
 from exporter.ledger.records import CallRecord
 
 MAX_CALLS: Final = 10_000
 """In one request."""
-
-MAX_PAGE: Final = 1_000
 
 _BLANK: Final = r"[ \t\r\n]*"
 
@@ -233,11 +232,15 @@ class CallDetails(Call):
 
 
 class Page(_Answer):
-    """Some of the calls, in the order in which they were taken in."""
+    """Some of the calls, in the order in which they were added.
+
+    Each page looks at a bounded part of the ledger: one before the last may hold few calls, or
+    none.
+    """
 
     calls: list[Call]
     next: str | None
-    """For `after`; null on the last page."""
+    """For `after`; null on the last page, and only there."""
 
 
 class AccountStatus(_Answer):

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Engine, event, text, update
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status, reference_id
-from exporter.ledger.engine import Database, open_database
-from exporter.ledger.records import NewCall, Observation
+from exporter.errors import LedgerError
+from exporter.ledger.engine import Database
+from exporter.ledger.listing import page
+from exporter.ledger.records import CallRecord, NewCall, Observation
+from exporter.ledger.schema import calls
 from exporter.ledger.store import Store
 
 NOW = 1_760_000_000.0
@@ -17,15 +21,15 @@ ACCOUNTS = ("main", "b", "c")
 
 
 @pytest.fixture
-def listed(store: Store) -> Store:
-    fill(store)
-    return store
+def listed(database: Database) -> Database:
+    fill(Store(database))
+    return database
 
 
 def fill(store: Store) -> None:
     """Take calls of three accounts in, of every kind of each, one after the other."""
-    calls = [NewCall(ACCOUNTS[n % 3], reference_id(f"c{n}"), {}) for n in range(24)]
-    stored = store.push([calls], NOW).added
+    new = [NewCall(ACCOUNTS[n % 3], reference_id(f"c{n}"), {}) for n in range(24)]
+    stored = store.push([new], NOW).added
     states = PollAgain(CallState.QUEUED), Finished(Result.SUCCESS, Status.BUSY)
     store.commit([Observation(c.account, c.call, states[n % 2], NOW) for n, c in enumerate(stored)])
     for call in stored[12:18:2]:
@@ -50,71 +54,152 @@ def fill(store: Store) -> None:
     ],
 )
 def test_pages(
-    listed: Store,
+    listed: Database,
     names: list[str],
     state: str | None,
     result: str | None,
     after: int,
     expected: list[int],
 ) -> None:
-    found = [record.reference_id for record in listed.page(names, state, result, after)]
-    assert found == [f"c{number}" for number in expected]
-    shorter = listed.page(names, state, result, after, limit=2)
-    assert [record.reference_id for record in shorter] == found[:2]
+    found = page(listed, names, state, result, after)
+    assert [record.reference_id for record in found.records] == [f"c{n}" for n in expected]
+    assert found.next is None
+    shorter = page(listed, names, state, result, after, limit=2)
+    assert shorter.records == found.records[:2]
+    assert shorter.next == (shorter.records[-1].id if len(expected) > 1 else None)
 
 
-def test_a_page_of_a_file_reads_calls_in_their_order_and_sorts_none(path: Path) -> None:
-    database = open_database(f"sqlite:///{path}")
-    engine, store = database.engine, Store(database)
-    fill(store)
-    ran: list[tuple[str, tuple[object, ...]]] = []
-    event.listen(
-        engine,
-        "before_cursor_execute",
-        lambda _c, _r, sql, parameters, *_: ran.append((sql, parameters)),
-    )
-    for names, state, result in product(
-        (["main"], ["main", "b"]), (None, "new", "finished"), (None, "success")
-    ):
-        ran.clear()
-        store.page(names, state, result, 1, 100)
-        sql, parameters = next(one for one in ran if "label_sets" in one[0])
-        with engine.connect() as connection:
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
-            steps = [step[-1] for step in plan]
-        assert not [step for step in steps if "TEMP B-TREE" in step or "SCAN" in step], steps
-        (of_calls,) = [step for step in steps if "calls" in step]
-        if len(names) == 1 and state == "new":
-            expected = "INDEX calls_unfinished (account_id=? AND id>?)"
-        else:
-            expected = "INTEGER PRIMARY KEY (rowid>?)"
-        assert of_calls == f"SEARCH calls USING {expected}"
-    database.close()
-
-
-def test_a_page_of_a_shared_ledger_reads_calls_in_their_order(
-    shared: Callable[[], Database],
+@pytest.mark.parametrize("names", [["main"], ["main", "b"], ["b", "c", "main"], ["nobody", "c"]])
+@pytest.mark.parametrize("state", [None, "watched", "queued", "new", "finished"])
+def test_pages_that_look_at_few_rows_lead_to_the_end(
+    listed: Database, names: list[str], state: str | None
 ) -> None:
-    database = shared()
+    expected = page(listed, names, state).records
+    for limit, examined in product((1, 3, 100), (1, 2, 5)):
+        found: list[CallRecord] = []
+        after: int | None = 0
+        while after is not None:
+            part = page(listed, names, state, None, after, limit, examined=examined)
+            assert len(part.records) <= limit
+            assert part.next is None or part.next > after
+            found += part.records
+            after = part.next
+        assert found == expected
+
+
+def test_a_page_is_read_while_the_ledger_is_written(database: Database) -> None:
     store = Store(database)
     fill(store)
-    ran: list[tuple[str, dict[str, object]]] = []
-    event.listen(
-        database.engine,
-        "before_cursor_execute",
-        lambda _c, _r, sql, parameters, *_: ran.append((sql, parameters)),
-    )
-    for names, state, result in product(
-        (["main"], ["main", "b"]), (None, "finished"), (None, "success")
+    with database.begin() as connection:
+        connection.execute(update(calls).values(state="new"))
+        assert len(page(database, ["main"], "queued").records) == 3
+    assert page(database, ["main"], "queued").records == []
+
+
+def test_reading_writes_nothing_and_takes_bounded_time(database: Database) -> None:
+    with pytest.raises(LedgerError), database.read() as connection:
+        connection.execute(update(calls).values(state="new"))
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    with (
+        pytest.raises(LedgerError, match="took too long"),
+        database.read(timeout=0.1) as connection,
     ):
-        ran.clear()
-        store.page(names, state, result, 1, 100)
-        before = [sql for sql, _ in ran if sql.startswith("SET LOCAL enable")]
-        sql, parameters = next(one for one in ran if "label_sets" in one[0])
-        with database.begin() as connection:
-            for setting in before:
-                connection.exec_driver_sql(setting)
-            plan = connection.exec_driver_sql(f"EXPLAIN {sql}", parameters).scalars().all()
-        steps = "\n".join(plan)
-        assert "Sort" not in steps
-        assert "Index Scan using calls_pkey on calls" in steps
+        connection.execute(text(endless))
+    with database.read() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+
+
+Statement = tuple[str, Any]
+
+
+def statements(database: Database, ask: Callable[[], object]) -> list[Statement]:
+    """Return what is run on calls while something is asked."""
+    ran: list[Statement] = []
+
+    def note(_c: object, _r: object, sql: str, parameters: object, *_: object) -> None:
+        ran.append((sql, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        ask()
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    return [one for one in ran if "FROM calls" in one[0] or one[0].startswith("SET LOCAL enable")]
+
+
+QUERIES = [
+    query
+    for query in product(
+        (["main"], ["main", "b"]), (None, "new", "watched", "finished"), (None, "success"), (2, 20)
+    )
+    if query[1] in (None, "finished") or query[2] is None
+]
+
+
+@pytest.mark.parametrize(("names", "state", "result", "examined"), QUERIES)
+def test_a_page_reads_calls_in_the_order_of_an_index_and_sorts_none(
+    database: Database, names: list[str], state: str | None, result: str | None, examined: int
+) -> None:
+    fill(Store(database))
+    if database.shared:
+        grow(database)
+    ran = statements(
+        database, lambda: page(database, names, state, result, 1, 100, examined=examined)
+    )
+    by_account = state in ("new", "watched")
+    plans = list(explained(database, ran))
+    assert plans
+    for sql, plan in plans:
+        bounded = "label_sets" in sql and examined == 2
+        if database.shared:
+            assert "Sort" not in plan
+            assert "Seq Scan" not in plan
+            index = "calls_unfinished" if by_account else "calls_pkey"
+            assert re.search(f"Index (Only )?Scan using {index} on calls", plan), plan
+            assert "(id > " in plan
+            assert "(id <= " in plan or not bounded
+        else:
+            assert "TEMP B-TREE" not in plan
+            assert "SCAN" not in plan
+            column, index = "rowid", "INTEGER PRIMARY KEY ("
+            if by_account:
+                column, index = "id", "INDEX calls_unfinished (account_id=? AND "
+            assert f"SEARCH calls USING {index}{column}>?" in plan.replace("COVERING ", "")
+            assert f"{column}>? AND {column}<?" in plan or not bounded
+
+
+def test_one_call_is_found_by_an_index(database: Database) -> None:
+    store = Store(database)
+    fill(store)
+    if database.shared:
+        grow(database)
+    ((_, plan),) = explained(database, statements(database, lambda: store.find("main", "C3")))
+    # One of PostgreSQL, one of SQLite.
+    assert "Index Cond: ((account_id = " in plan or "(account_id=? AND reference_key=?)" in plan
+    assert not re.search("Seq Scan on calls|SCAN calls", plan)
+
+
+def explained(database: Database, ran: Iterable[Statement]) -> Iterator[tuple[str, str]]:
+    """Yield each query with its plan, under the settings that came before it."""
+    with database.read() as connection:
+        for sql, parameters in ran:
+            if sql.startswith("SET"):
+                connection.exec_driver_sql(sql)
+                continue
+            explain = "EXPLAIN" if database.shared else "EXPLAIN QUERY PLAN"
+            steps = connection.exec_driver_sql(f"{explain} {sql}", parameters)
+            yield sql, "\n".join(str(step[-1]) for step in steps)
+
+
+def grow(database: Database) -> None:
+    """Add many calls that have finished, nearly all of one account, and let the planner know."""
+    with database.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO calls (account_id, reference_key, reference_id, label_set_id,"
+                " first_watched, state, state_since, result, finished_at)"
+                " SELECT min(account_id), 'g' || n, 'g' || n, min(label_set_id), 0, 'new', 0,"
+                " 'success', n FROM calls, generate_series(1, 20000) n GROUP BY n"
+            )
+        )
+        connection.execute(text("ANALYZE calls"))

@@ -11,6 +11,7 @@ from sqlalchemy import make_url, text
 from exporter.calls import CallState, PollAgain
 from exporter.errors import LedgerError
 from exporter.ledger.engine import open_database
+from exporter.ledger.listing import page
 from exporter.ledger.records import FORGET, HASTEN
 from exporter.ledger.sharing import Sharing, Wish
 from exporter.ledger.store import Store
@@ -36,7 +37,8 @@ def bounced(bouncer: Server, empty_url: str) -> str:
 
 
 def test_everything_that_one_exporter_does(bounced: str) -> None:
-    store = joined(open_database(bounced))
+    database = open_database(bounced)
+    store = joined(database)
     (a, b), _, _, _ = store.watch("file:a", [new("a", OTP), new("b")], NOW)
     assert store.push([[new("A"), new("c")]], NOW).counts == [(1, 1)]
     store.commit([observed(a, BUSY), observed(b, PollAgain(CallState.QUEUED))])
@@ -45,7 +47,7 @@ def test_everything_that_one_exporter_does(bounced: str) -> None:
     assert store.sources() == ["file:a"]
     assert store.keep_only("file:a", {a.call.id}) == [b.call.id]
     assert ids(store.unfinished("main")) == ["c"]
-    assert [found.reference_id for found in store.page(["main"])] == ["a", "c"]
+    assert [found.reference_id for found in page(database, ["main"]).records] == ["a", "c"]
     assert (found := store.find("main", "A")) is not None
     assert found.result == "success"
     assert [call.reference_id for call in store.recent(NOW).calls] == ["a"]

@@ -6,8 +6,8 @@ import asyncio
 import io
 import json
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +94,26 @@ class Bench:
         changed = self.config.watch.model_copy(update=watch)
         self.config = self.config.model_copy(update={"watch": changed})
 
-    @asynccontextmanager
-    async def ledger_held(self) -> AsyncIterator[None]:
+    def ledger_held(self) -> AbstractAsyncContextManager[None]:
         """Let the ledger's thread do nothing until the end of the block."""
+        return self._held(self.service.ledger.call)
+
+    def listings_held(self) -> AbstractAsyncContextManager[None]:
+        """Let the thread that reads listings do nothing until the end of the block."""
+        return self._held(self.service.ledger.read)
+
+    @asynccontextmanager
+    async def _held(
+        self, run: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]
+    ) -> AsyncIterator[None]:
         held, free = asyncio.Event(), threading.Event()
         loop = asyncio.get_running_loop()
 
         def hold() -> None:
             loop.call_soon_threadsafe(held.set)
-            assert free.wait(10)
+            assert free.wait(60)
 
-        holding = asyncio.create_task(self.service.ledger.call(hold))
+        holding = asyncio.create_task(run(hold))
         await held.wait()
         try:
             yield

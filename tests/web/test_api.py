@@ -19,6 +19,7 @@ from exporter.ledger.store import Store
 from exporter.simulator import Plan
 from exporter.sources import api as source
 from exporter.web import reading
+from exporter.web.api import MAX_LISTINGS
 from tests.waiting import until
 from tests.web.api_bench import Bench, serving
 
@@ -78,6 +79,42 @@ async def test_pages(bench: Bench) -> None:
     assert await named("account=b&state=not_found") == ["b1"]
     # A token of one account sees no other.
     assert await named("", token="b") == ["b0", "b1"]
+
+
+async def test_listings_do_not_wait_for_the_ledger_and_it_does_not_wait_for_them(
+    bench: Bench,
+) -> None:
+    await bench.watch("a")
+    async with bench.ledger_held():
+        status, listed = await bench.ask("GET", "/calls")
+        assert (status, [call["reference_id"] for call in listed["calls"]]) == (200, ["a"])
+    async with bench.listings_held():
+        listing = asyncio.create_task(bench.ask("GET", "/calls"))
+        assert await bench.watch("b") == (202, {"added": 1, "known": 0})
+        assert (await bench.ask("GET", "/calls/main/b"))[0] == 200
+        assert not listing.done()
+    assert (await listing)[0] == 200
+
+
+async def test_a_token_has_few_listings_at_a_time(bench: Bench) -> None:
+    await bench.watch("a", account="b")
+    async with bench.listings_held():
+        listings = [asyncio.create_task(bench.ask("GET", "/calls")) for _ in range(20)]
+        await until(lambda: sum(listing.done() for listing in listings) == 20 - MAX_LISTINGS)
+        refused = [listing.result() for listing in listings if listing.done()]
+        assert {status for status, _ in refused} == {429}
+        # Those of clients that are gone count, until they are done; other tokens have their own.
+        for listing in listings:
+            listing.cancel()
+        await asyncio.wait(listings)
+        async with bench.http.get(
+            f"{bench.url}/api/v1/calls", headers={"Authorization": "Bearer token-all"}
+        ) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        other = asyncio.create_task(bench.ask("GET", "/calls", token="b"))
+        assert (await bench.ask("GET", "/status"))[0] == 200
+    assert (await other)[0] == 200
+    assert (await bench.ask("GET", "/calls"))[0] == 200
 
 
 async def test_a_call_that_is_deleted_is_not_counted(bench: Bench) -> None:
@@ -170,10 +207,8 @@ async def test_a_ledger_that_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "push", fail)
-        patch.setattr(Store, "page", fail)
         status, problem = await bench.watch("a")
         assert (status, problem["detail"]) == (503, "ledger: the disk is full")
-        assert (await bench.ask("GET", "/calls"))[0] == 503
     assert await bench.watch("a") == (202, {"added": 1, "known": 0})
 
 
