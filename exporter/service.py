@@ -229,7 +229,9 @@ class Service:
             if self._changed is not None:
                 self._reload_at = time.monotonic() + RETRY_EVERY
             _log.warning(
-                "configured calls are beyond watch.max_calls, and not watched", calls=taken.refused
+                "configured calls are beyond watch.max_calls, and not watched",
+                calls=taken.refused.total(),
+                accounts=", ".join(sorted(taken.refused)),
             )
         if self._replica:
             self._replica.heartbeat = config.ledger.heartbeat

@@ -7,7 +7,7 @@ import gc
 import logging
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -62,7 +62,7 @@ class Watching:
         call_metrics: what is shown of finished calls; replaced with the configuration.
         histories: what has become of calls lately.
         states: what is needed to show each call, where that is wanted.
-        max_calls: how many calls may be watched at a time.
+        max_calls: how many calls of an account may be watched at a time.
         notify: called with the targets that are to be told of calls that have finished.
         tell_finished: is told of each call that has finished, by its account and its row.
     """
@@ -114,7 +114,7 @@ class Watching:
         Raises:
             LedgerError: the ledger failed; what it took in before is watched.
         """
-        added, rows, refused = 0, set[int](), 0
+        added, rows, refused = 0, set[int](), Counter[str]()
         chunks = self.ledger.watch(source, calls, self.max_calls)
         # The ledger's thread cannot be stopped: what it commits would be polled by nobody.
         while (taken := await asyncio.shield(self._take_next(chunks))) is not None:
@@ -129,7 +129,7 @@ class Watching:
             self._take_up(taken.added, taken.label_sets)
         return taken
 
-    async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | None]:
+    async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
         store = self.ledger.store
         pushed = await self.ledger.call(store.push, requests, time.time(), self.max_calls)
         self._take_up(pushed.added, pushed.label_sets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -132,14 +133,18 @@ class _Loader:
         if isinstance(broker, dict):
             self._home_assistant(broker, _strings(accounts, "name"))
         config = validated(Config, data, self._document, self._problems)
-        if config is not None and len(config.watch.calls) > config.watch.max_calls:
-            parts = ("watch", "calls")
-            self._problems.add(
-                self._line(parts), parts, f"expected at most `max_calls`, {config.watch.max_calls}"
-            )
+        if config is not None:
+            self._count(config.watch)
         if config is None or self._problems.total:
             self._problems.fail()
         return config
+
+    def _count(self, watch: WatchConfig) -> None:
+        parts, limit = ("watch", "calls"), watch.max_calls
+        for account, count in Counter(call.account for call in watch.calls).items():
+            if count > limit:
+                message = f"expected at most `max_calls`, {limit}, of account {account}"
+                self._problems.add(self._line(parts), parts, message)
 
     def _known(
         self, mapping: YamlMapping, known: Collection[str], parts: tuple[str | int, ...]

@@ -216,7 +216,7 @@ class WatchConfig(_Model):
     """Distinct values of one label; further ones are shown as `other`."""
 
     max_calls: Annotated[int, Count(1, 10_000_000)] = 1_000_000
-    """Calls that may be watched at a time, from all sources."""
+    """Calls of each account that may be watched at a time, from all sources."""
 
     # Read and checked by hand: see exporter.config.calls.
     calls: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -84,7 +84,7 @@ def commit(
     """
     ids = [observation.call.id for observation in observations]
     held = {row: rest for row, *rest in fetch(connection, _UNFINISHED, rows=packed(ids))}
-    states, finished, finishes = [], [], []
+    states, finished, finishes = [], list[tuple[Any, ...]](), []
     added: defaultdict[Cell, float] = defaultdict(float)
     account_ids: dict[str, int] = {}
     notify = frozenset[str]()
@@ -108,7 +108,8 @@ def commit(
         _add(connection, added, account_ids)
     if finishes:
         notify = queue(connection, routes, finishes)
-    return Committed(dict(added), frozenset(ids) - held.keys(), len(finished), notify)
+    by_account = Counter(held[row][-1] for row, *_ in finished)
+    return Committed(dict(added), frozenset(ids) - held.keys(), by_account, notify)
 
 
 def set_price(connection: Connection, row: int, price: float) -> dict[Cell, float]:
@@ -152,7 +153,7 @@ def _add(
     )
 
 
-def _finish(row: int, finished: Finished, at: float) -> tuple[object, ...]:
+def _finish(row: int, finished: Finished, at: float) -> tuple[Any, ...]:  # Any: of columns
     result, status = _TEXT[finished.result], _TEXT[finished.status]
     key = None if finished.key is None else _TEXT[finished.key]
     return row, result, status, finished.duration, key, at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,10 +20,11 @@ from sqlalchemy import (
 
 from exporter.ledger.bulk import fetch, given, item, listed, packed
 from exporter.ledger.records import CHUNK, DELETED, FORGET
-from exporter.ledger.schema import UNFINISHED_ROW, call_sources, calls, replica_messages
+from exporter.ledger.schema import UNFINISHED_ROW, accounts, call_sources, calls, replica_messages
 
 _rows: Final = given("rows")
 
+_ACCOUNT: Final = select(accounts.c.name).join_from(calls, accounts)
 _UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
 
 _DROPPED: Final = listed(call_sources.c.call_id).where(
@@ -31,14 +33,14 @@ _DROPPED: Final = listed(call_sources.c.call_id).where(
 )
 
 
-def delete_call(connection: Connection, row: int, now: float, replica: int | None) -> bool:
-    """Watch a call no more; see `Store.delete`."""
+def delete_call(connection: Connection, row: int, now: float, replica: int | None) -> Counter[str]:
+    """Watch a call no more; see `Store.delete`. Returns how many of which account it was."""
     unfinished = update(calls).where(calls.c.id == row, calls.c.result.is_(None))
     if not connection.execute(unfinished.values(result=DELETED, finished_at=now)).rowcount:
-        return False
+        return Counter()
     connection.execute(delete(call_sources).where(call_sources.c.call_id == row))
     tell(connection, [row], FORGET, replica)
-    return True
+    return Counter(connection.scalars(_ACCOUNT.where(calls.c.id == row)))
 
 
 def dropped(connection: Connection, source: str, rows: set[int]) -> list[int]:
@@ -48,11 +50,11 @@ def dropped(connection: Connection, source: str, rows: set[int]) -> list[int]:
 
 def let_go(
     connection: Connection, source: str, rows: Sequence[int], replica: int | None
-) -> Sequence[int]:
+) -> dict[int, str]:
     """Forget that a source names calls.
 
     Returns:
-        Those that nothing names any more: they are deleted, and not counted.
+        Those that nothing names any more, with their accounts: they are deleted, and not counted.
     """
     named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
     connection.execute(delete(call_sources).where(*named))
@@ -61,8 +63,9 @@ def let_go(
         # Another exporter may be naming one. What it wrote is seen by what is asked after this.
         held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()
         connection.execute(held)
-    gone = connection.scalars(select(calls.c.id).where(*left, _UNNAMED)).all()
-    tell(connection, gone, FORGET, replica)
+    unnamed = _ACCOUNT.add_columns(calls.c.id).where(*left, _UNNAMED)
+    gone = {row: name for name, row in connection.execute(unnamed)}
+    tell(connection, list(gone), FORGET, replica)
     connection.execute(delete(calls).where(calls.c.id.in_(gone)))
     return gone
 

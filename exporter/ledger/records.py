@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -48,13 +49,13 @@ class Taken(NamedTuple):
         added: those that were not known.
         label_sets: of those, by row.
         rows: of all that are known now.
-        refused: how many there was no room for.
+        refused: how many of each account there was no room for.
     """
 
     added: list[StoredCall]
     label_sets: dict[int, Labels]
     rows: set[int]
-    refused: int
+    refused: Counter[str]
 
 
 class Count(NamedTuple):
@@ -70,12 +71,12 @@ class Pushed(NamedTuple):
     Attributes:
         added: the calls that were not known.
         label_sets: of those, by row.
-        counts: of each request; None where there was no room for it.
+        counts: of each request, or the account that has no room for its calls.
     """
 
     added: list[StoredCall]
     label_sets: dict[int, Labels]
-    counts: list[Count | None]
+    counts: list[Count | str]
 
 
 class CallRecord(NamedTuple):
@@ -110,7 +111,7 @@ class Tally(NamedTuple):
 
     added: int
     rows: set[int]
-    refused: int
+    refused: Counter[str]
 
 
 class Observation(NamedTuple):
@@ -130,14 +131,19 @@ class Committed:
         added: what finished calls added to the totals; nothing where exporters share the ledger,
             because each reads what all of them have added.
         gone: observed calls that the ledger does not hold unfinished any more: they count nothing.
-        finished: how many calls have finished.
+        by_account: how many calls of each account have finished.
         notify: the targets that are to be told of some.
     """
 
     added: Mapping[Cell, float]
     gone: frozenset[int]
-    finished: int
+    by_account: Counter[str]
     notify: frozenset[str] = frozenset()
+
+    @property
+    def finished(self) -> int:
+        """How many calls have finished."""
+        return self.by_account.total()
 
 
 class Snapshot(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,6 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     bindparam,
-    func,
     select,
     update,
 )
@@ -24,6 +24,7 @@ from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
 from exporter.ledger.listing import RECORD, label_sets_of, records
+from exporter.ledger.open_calls import OpenCalls
 from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
@@ -98,18 +99,8 @@ class Store:
         self.replica: int | None = None
         self._seconds: dict[float, float] = {}
         self.routes: Collection[Route] = ()
-        self._unfinished = 0
-        self.recount()
-
-    def recount(self) -> None:
-        """Count the calls that have not finished.
-
-        Kept up to date from then on, because to count a million takes longer than to take one in;
-        but for what other exporters do.
-        """
-        count = select(func.count()).where(calls.c.result.is_(None))
-        with self._database.begin() as connection:
-            self._unfinished = int(connection.scalar(count) or 0)
+        self._open = OpenCalls(database)
+        self.recount = self._open.recount
 
     def close(self) -> None:
         """Close the database."""
@@ -182,13 +173,14 @@ class Store:
             source: the configuration or file that names them; None for calls that are pushed.
             new: the calls; of one that stands there twice, the first counts.
             now: Unix time.
-            max_calls: how many may be unfinished at a time; those beyond are refused.
+            max_calls: how many of an account may be unfinished at a time; those beyond are
+                refused.
         """
-        room = max_calls - self._unfinished
+        room = partial(self._open.room, limit=max_calls)
         taken = self._database.run(
             lambda connection: take(connection, source, new, now, room, self.replica)
         )
-        self._unfinished += len(taken.added)
+        self._open.add(taken.added)
         return taken
 
     def push(
@@ -199,13 +191,13 @@ class Store:
         Args:
             requests: some `CHUNK` calls, or one request of any size.
             now: Unix time.
-            max_calls: how many calls may be unfinished at a time.
+            max_calls: how many calls of an account may be unfinished at a time.
         """
-        room = max_calls - self._unfinished
+        room = partial(self._open.room, limit=max_calls)
         pushed = self._database.run(
             lambda connection: push(connection, requests, now, room, self.replica)
         )
-        self._unfinished += len(pushed.added)
+        self._open.add(pushed.added)
         return pushed
 
     def recent(self, since: float) -> Past:
@@ -243,8 +235,8 @@ class Store:
         deleted = self._database.run(
             lambda connection: delete_call(connection, row, now, self.replica)
         )
-        self._unfinished -= deleted
-        return deleted
+        self._open.remove(deleted)
+        return bool(deleted)
 
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
         """Forget that `source` names any call but `rows`.
@@ -259,7 +251,7 @@ class Store:
             deleted = self._database.run(
                 partial(let_go, source=source, rows=chunk, replica=self.replica)
             )
-            self._unfinished -= len(deleted)
+            self._open.remove(Counter(deleted.values()))
             gone += deleted
         return gone
 
@@ -270,7 +262,7 @@ class Store:
         )
         if self.shared:
             committed = replace(committed, added={})
-        self._unfinished -= committed.finished
+        self._open.remove(committed.by_account)
         return committed
 
     def tell(self, row: int, message: str) -> None:

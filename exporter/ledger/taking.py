@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Final, NamedTuple
@@ -32,6 +33,11 @@ from exporter.ledger.schema import accounts, call_sources, calls, label_sets, re
 
 NAMED_LATELY: Final = 600.0
 """Seconds for which it is not noted again that a finished call is still named."""
+
+_Key = tuple[int, str]
+"""The row of an account, and an id as ids are compared."""
+
+Room = Callable[[Connection, Mapping[str, int]], dict[str, float]]
 
 _keys: Final = given("keys")
 _rows: Final = given("rows")
@@ -124,7 +130,7 @@ def take(
     source: str | None,
     new: Sequence[NewCall],
     now: float,
-    room: float,
+    room: Room,
     replica: int | None = None,
 ) -> Taken:
     """Take calls in for a source; see `Store.watch`.
@@ -134,7 +140,7 @@ def take(
         source: who names them; None for calls that are pushed.
         new: the calls.
         now: Unix time.
-        room: how many may be new; those beyond are refused.
+        room: how many may be new, of accounts by their rows; those beyond are refused.
         replica: who polls the new ones, where several exporters share the ledger.
     """
     ids = _account_rows(connection, new)
@@ -145,8 +151,7 @@ def take(
     revived = _deleted(connection, known) if source is not None else {}
     known = {key: row for key, row in known.items() if key not in revived}
     missing = [(key, call) for key, call in wanted.items() if key not in known]
-    refused = int(max(0, len(missing) - max(0, room)))
-    missing = missing[: len(missing) - refused]
+    missing, refused = _fitting(missing, room(connection, ids))
     _forget(connection, [revived[key] for key, _ in missing if key in revived])
     inserted = _insert(connection, missing, now, replica, pushed=source is None)
     rows = {*known.values(), *inserted.rows}
@@ -161,7 +166,7 @@ def push(
     connection: Connection,
     requests: Sequence[Sequence[NewCall]],
     now: float,
-    room: float,
+    room: Room,
     replica: int | None = None,
 ) -> Pushed:
     """Take the calls of requests in; see `Store.push`.
@@ -170,7 +175,8 @@ def push(
         connection: in a transaction.
         requests: the calls of each.
         now: Unix time.
-        room: how many may be new; requests that do not fit are refused.
+        room: how many may be new, of accounts by their rows; requests that do not fit are
+            refused.
         replica: see `take`.
     """
     ids = _account_rows(connection, chain.from_iterable(requests))
@@ -183,15 +189,19 @@ def push(
     known = {key: row for key, row in known.items() if key not in revived}
     missing: dict[tuple[int, str], NewCall] = {}
     named: set[int] = set()
-    counts: list[Count | None] = []
+    left = room(connection, ids)
+    counts: list[Count | str] = []
     for request in keyed:
         new: dict[tuple[int, str], NewCall] = {}
         for key, call in request:
             if key not in known and key not in missing:
                 new.setdefault(key, call)
-        if new and len(missing) + len(new) > room:
-            counts.append(None)
+        wanted = Counter(call.account for call in new.values())
+        if full := next((name for name, count in wanted.items() if count > left[name]), None):
+            counts.append(full)
             continue
+        for name, count in wanted.items():
+            left[name] -= count
         missing |= new
         named.update(known[key] for key, _ in request if key in known)
         counts.append(Count(len(new), len(request) - len(new)))
@@ -199,6 +209,20 @@ def push(
     inserted = _insert(connection, list(missing.items()), now, replica, pushed=True)
     _push(connection, named, now, replica)
     return Pushed(inserted.mine, inserted.label_sets, counts)
+
+
+def _fitting(
+    missing: Iterable[tuple[_Key, NewCall]], left: dict[str, float]
+) -> tuple[list[tuple[_Key, NewCall]], Counter[str]]:
+    """Return the first calls of each account that there is room for, and how many are beyond."""
+    fitting, beyond = [], Counter[str]()
+    for key, call in missing:
+        if left[call.account] >= 1:
+            left[call.account] -= 1
+            fitting.append((key, call))
+        else:
+            beyond[call.account] += 1
+    return fitting, beyond
 
 
 def _push(connection: Connection, rows: Collection[int], now: float, replica: int | None) -> None:

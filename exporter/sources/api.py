@@ -16,7 +16,8 @@ SOURCE: Final = "api"
 MAX_WAITING: Final = 100_000
 """Calls that may wait for the ledger; beyond, who hands them over is asked to come back."""
 
-Store = Callable[[Sequence[Sequence[NewCall]]], Awaitable[Sequence[Count | None]]]
+Store = Callable[[Sequence[Sequence[NewCall]]], Awaitable[Sequence[Count | str]]]
+"""Returns how many were added, or the account that has no room for them."""
 
 
 class _Request(NamedTuple):
@@ -91,7 +92,11 @@ class Inbox:
                 _end(request, LedgerError(str(error)))
             return
         for request, count in zip(group, counts, strict=True):
-            _end(request, count or NoRoomError("`watch.max_calls` is reached", 60))
+            if isinstance(count, str):
+                full = f"account {count}: `watch.max_calls` is reached"
+                _end(request, NoRoomError(full, 60))
+            else:
+                _end(request, count)
 
 
 def _end(request: _Request, end: Count | Exception) -> None:

@@ -161,7 +161,8 @@ class CallFiles:
         _log.debug("file of calls read", file=path, calls=len(told.calls))
         problem = "\n".join(map(str, told.problems))
         if taken.refused:
-            problem = "some of its calls are beyond `watch.max_calls`"
+            full = ", ".join(sorted(taken.refused))
+            problem = f"some of its calls are beyond `watch.max_calls` (account {full})"
             self._full[path] = time.monotonic() + RETRY_EVERY
         if tell:
             self._say(path, problem or None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from typing import Final, NamedTuple, Self
@@ -126,7 +127,7 @@ class SqlSources:
             await asyncio.sleep(max(0.0, begun + interval - time.monotonic()))
 
     async def _once(self, query: Query, worker: Worker, since: float) -> _End:
-        problems, refused = Problems(query.source), 0
+        problems, refused = Problems(query.source), Counter[str]()
         batches = query.batches(since, problems)
         try:
             while (batch := await worker.submit(lambda: next(batches, None))) is not None:
@@ -138,6 +139,7 @@ class SqlSources:
             # Where it was opened, however long that takes: this task may have been cancelled.
             worker.submit(batches.close)
         if refused:
-            full = "of its calls are beyond `watch.max_calls`"
-            return _End.failed(f"{refused} {full}", full)
+            names = ", ".join(sorted(refused))
+            full = f"of its calls are beyond `watch.max_calls` (account {names})"
+            return _End.failed(f"{refused.total()} {full}", full)
         return _End.reached(problems.told())

@@ -149,4 +149,4 @@ def test_only_the_first_hundred_are_told(problems: Tell) -> None:
 
 def test_no_more_calls_than_may_be_watched(problems: Tell) -> None:
     text = f"{ONE}watch:\n  max_calls: 1\n  calls: [a, b]\n"
-    assert problems(text) == ["5: watch.calls: expected at most `max_calls`, 1"]
+    assert problems(text) == ["5: watch.calls: expected at most `max_calls`, 1, of account main"]

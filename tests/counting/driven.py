@@ -230,11 +230,6 @@ class Driven:
         )
         return {row: (state, since) for row, state, since in self._rows(query, account)}
 
-    def count_unfinished(self) -> int:
-        """Return how many calls of the ledger have not finished."""
-        ((count,),) = self._rows("SELECT count(*) FROM calls WHERE result IS NULL")
-        return int(count)
-
     def shown(self) -> dict[Series, float]:
         """Return what is shown of finished calls, without zeros."""
         found: dict[Series, float] = {}

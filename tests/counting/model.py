@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -57,10 +57,13 @@ class Model:
         self.observed: dict[Call, tuple[Finished, float]] = {}
         self.totals: defaultdict[tuple[str, Labels, str, str], float] = defaultdict(float)
 
-    @property
-    def room(self) -> int:
-        going_on = sum(call.end is None and not call.deleted for call in self.calls.values())
-        return max(0, self.max_calls - going_on)
+    def room(self, account: str) -> int:
+        """Return how many calls of an account may be new."""
+        open_calls = sum(
+            place[0] == account and call.end is None and not call.deleted
+            for place, call in self.calls.items()
+        )
+        return max(0, self.max_calls - open_calls)
 
     def known(self) -> list[tuple[object, ...]]:
         return sorted(
@@ -84,7 +87,7 @@ class Model:
             meant: those that were deleted are wanted again.
         """
         refused = False
-        room, before = self.room, set(self.calls)
+        before = set(self.calls)
         for call in named:
             known = self.calls.get(call.place)
             if known is not None and not (meant and known.deleted):
@@ -92,8 +95,7 @@ class Model:
                     known.sources.add(source)
                 elif call.place in before:
                     self._hand_over_again(known, now)
-            elif room:
-                room -= 1
+            elif self.room(call.account):
                 sources = set[str]() if source is None else {source}
                 self.calls[call.place] = Call(call, now, source is None, sources)
             else:
@@ -103,8 +105,9 @@ class Model:
     def push(self, named: Sequence[Named], now: float) -> bool:
         """Take the calls of a request in, all of them or none; returns whether it did."""
         kept = {place for place, call in self.calls.items() if not call.deleted}
-        new = {call.place for call in named} - kept
-        return len(new) <= self.room and self.watch(None, named, now)
+        new = Counter(account for account, _ in {call.place for call in named} - kept)
+        fits = all(count <= self.room(account) for account, count in new.items())
+        return fits and self.watch(None, named, now)
 
     def _hand_over_again(self, call: Call, now: float) -> None:
         over = call.deleted or call.end is not None

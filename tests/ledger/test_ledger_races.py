@@ -20,7 +20,7 @@ from exporter.ledger.taking import push as push_in
 from exporter.ledger.taking import take
 from exporter.ledger.totals import Total
 from tests.ledger.racing import joined, shuffled, together
-from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
+from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, roomy, rows
 
 EXPORTERS = 3
 ROUNDS = 20
@@ -247,7 +247,7 @@ def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
         with stores[1]._database.begin() as connection:
-            take(connection, "file:b", [new("a")], NOW, 9, stores[1].replica)
+            take(connection, "file:b", [new("a")], NOW, roomy, stores[1].replica)
             letting_go = thread.submit(stores[0].keep_only, "file:a", set())
             while not (waits(stores[2]) or letting_go.done()):
                 pass
@@ -260,7 +260,7 @@ def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Sto
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
         with stores[0]._database.begin() as connection:
-            assert let_go(connection, "file:a", [stored.call.id], 1) == [stored.call.id]
+            assert let_go(connection, "file:a", [stored.call.id], 1) == {stored.call.id: "main"}
             naming = thread.submit(stores[1].watch, "file:b", [new("A"), new("b")], NOW + 9)
             while not (waits(stores[2]) or naming.done()):
                 pass
@@ -337,7 +337,7 @@ def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first:
 def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:
     with ThreadPoolExecutor(1) as thread:
         with stores[0]._database.begin() as connection:
-            mine = push_in(connection, [[new("a"), new("b")]], NOW, 9, stores[0].replica)
+            mine = push_in(connection, [[new("a"), new("b")]], NOW, roomy, stores[0].replica)
             other = thread.submit(stores[1].push, [[new("B"), new("c")]], NOW)
             while not waits(stores[2]):
                 assert not other.done()

@@ -32,6 +32,7 @@ from tests.ledger.test_ledger_store import (
     new,
     observed,
     push,
+    roomy,
     rows,
 )
 
@@ -539,6 +540,6 @@ def test_accounts_are_reserved_in_any_order(a: Exporter, b: Exporter) -> None:
 def test_a_turn_waits_for_nobody_who_takes_calls_in(a: Exporter, b: Exporter) -> None:
     a.sharing.reserve([Wish("main", 1, 0.001)], 0.0)
     with a.database.begin() as connection:
-        take(connection, None, [new("x")], NOW, 9, a.id)
+        take(connection, None, [new("x")], NOW, roomy, a.id)
         with ThreadPoolExecutor(1) as thread:
             assert thread.submit(b.sharing.reserve, [Wish("main", 1, 0.001)], 0.0).result(4)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import pytest
+from sqlalchemy import Connection
 
 from exporter.calls import (
     MAX_REFERENCE_ID_LENGTH,
@@ -35,6 +38,11 @@ VIETNAMESE = "".join(map(chr, range(0x1EA0, 0x1EFA)))
 
 def new(reference_id: str, labels: Labels | None = None, account: str = "main") -> NewCall:
     return NewCall(account, ReferenceId(reference_id), labels or {})
+
+
+def roomy(_: Connection, accounts: Iterable[str]) -> dict[str, float]:
+    """Say that there is room."""
+    return dict.fromkeys(accounts, math.inf)
 
 
 def push(store: Store, *calls: NewCall, now: float = NOW) -> list[StoredCall]:
@@ -155,7 +163,7 @@ def test_a_finished_call_adds_to_the_totals_once(store: Store) -> None:
 def test_a_finished_call_is_not_watched_again(store: Store) -> None:
     (stored,) = push(store, new("a"))
     finish(store, stored)
-    assert store.watch(None, [new("A")], NOW + 9) == Taken([], {}, {stored.call.id}, 0)
+    assert store.watch(None, [new("A")], NOW + 9) == Taken([], {}, {stored.call.id}, Counter())
     assert store.unfinished("main") == []
 
 
@@ -251,7 +259,7 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     assert push(store, new("A"), now=NOW + 5_000) == []
     assert store.prune(NOW + 4_000) == 0
     # It left its room to others.
-    assert store.watch(None, [new("next")], NOW, max_calls=2).refused == 0
+    assert store.watch(None, [new("next")], NOW, max_calls=2).refused == {}
     # Who hands it over again means it, and so does a file.
     for source in (None, "file:a"):
         wanted = [new("A")]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -31,10 +32,10 @@ class Intake:
             raise LedgerError("the disk is full")
         self.watched += 1
         named = self.named.setdefault(source or "", set())
-        refused, rows = 0, set()
+        refused, rows = Counter[str](), set()
         for name in (call.reference_id for call in calls):
             if name not in named and sum(map(len, self.named.values())) >= self.room:
-                refused += 1
+                refused["main"] += 1
                 continue
             named.add(name)
             rows.add(hash(name))
@@ -294,7 +295,7 @@ async def test_calls_beyond_the_limit_are_refused(
         await bench.settle()
     assert bench.named == {"a.txt": "AB"}
     assert [line["problem"] for line in logs if "problem" in line] == [
-        "some of its calls are beyond `watch.max_calls`"
+        "some of its calls are beyond `watch.max_calls` (account main)"
     ]
     # Others in their place find the room that they leave.
     bench.write("a.txt", "D", "E")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -59,7 +60,7 @@ class Intake:
         if self.broken:
             raise LedgerError("the disk is full")
         self.calls += ids[: self.room]
-        return Tally(len(ids), set(), len(ids[self.room :]))
+        return Tally(len(ids), set(), Counter(main=len(ids)) - Counter(main=self.room))
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         raise NotImplementedError
@@ -103,7 +104,11 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
         before = errors.value
         await until(lambda: errors.value > before + 1)
         intake.broken, intake.room = False, 0
-        await until(lambda: warnings(logs)[-1] == "1 of its calls are beyond `watch.max_calls`")
+        await until(
+            lambda: (
+                warnings(logs)[-1] == "1 of its calls are beyond `watch.max_calls` (account main)"
+            )
+        )
     # Each of them is said once, however often it is tried.
     assert [str(problem)[:30] for problem in warnings(logs)] == [
         "the database failed: unable to",

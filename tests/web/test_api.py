@@ -159,7 +159,15 @@ async def test_limits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.service.reload()
     assert await bench.watch("a", "b") == (202, {"added": 2, "known": 0})
     status, problem = await bench.watch("b", "c", "d")
-    assert (status, problem["detail"]) == (429, "`watch.max_calls` is reached")
+    full = "account main: `watch.max_calls` is reached"
+    assert (status, problem["detail"]) == (429, full)
+    # Each account has its own room, and a request over several is whole or nothing.
+    assert await bench.watch("a", "b", account="b") == (202, {"added": 2, "known": 0})
+    both = [{"reference_id": "e", "account": name} for name in ("b", "main")]
+    both.append({"reference_id": "f", "account": "main"})
+    status, problem = await bench.ask("POST", "/calls", {"calls": both})
+    assert (status, problem["detail"]) == (429, full)
+    assert await bench.watch("e", account="b") == (202, {"added": 1, "known": 0})
     # All of a request or nothing; what is known needs no room.
     assert await bench.watch("a", "b") == (202, {"added": 0, "known": 2})
     assert await bench.watch("c") == (202, {"added": 1, "known": 0})

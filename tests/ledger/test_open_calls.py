@@ -1,0 +1,86 @@
+"""`watch.max_calls`: each account has its own room, whoever fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from exporter.ledger.engine import Database
+from exporter.ledger.records import NewCall
+from exporter.ledger.store import Store
+from tests.ledger.racing import joined
+from tests.ledger.test_ledger_store import NOW, finish, ids, new, push
+
+
+def calls(prefix: str, count: int, account: str = "main") -> list[NewCall]:
+    return [new(f"{prefix}{n}", account=account) for n in range(count)]
+
+
+@pytest.mark.parametrize("source", [None, "config"])
+def test_each_account_has_its_own_room(store: Store, source: str | None) -> None:
+    assert store.watch(None, calls("a", 5, "revoked"), NOW, 3).refused == {"revoked": 2}
+    mixed = [*calls("b", 2, "revoked"), *calls("b", 4), *calls("b", 1, "third")]
+    taken = store.watch(source, mixed, NOW, 3)
+    assert ids(taken.added) == ["b0", "b1", "b2", "b0"]
+    assert taken.refused == {"revoked": 2, "main": 1}
+
+
+def test_a_request_is_refused_by_the_account_that_is_full(store: Store) -> None:
+    push(store, *calls("a", 3, "revoked"))
+    requests = [
+        [*calls("b", 2), new("x", account="revoked")],
+        calls("c", 2),
+        calls("d", 2),
+        [*calls("a", 3, "revoked"), *calls("e", 1)],  # those of the full one are known
+        calls("f", 1, "third"),
+    ]
+    counts = store.push(requests, NOW, 3).counts
+    assert counts == ["revoked", (2, 0), "main", (1, 3), (1, 0)]
+
+
+def test_what_ends_leaves_its_room(store: Store) -> None:
+    def refused(name: str, account: str = "main") -> int:
+        return store.watch(None, [new(name, account=account)], NOW, 3).refused.total()
+
+    a, _, _ = push(store, *calls("a", 3))
+    (b,) = store.watch("file", [*calls("b", 1, "b")], NOW).added
+    push(store, *calls("c", 2, "b"))
+    assert refused("x") == refused("x", "b") == 1
+    finish(store, a)
+    assert refused("x") == 0
+    assert refused("y") == refused("x", "b") == 1
+    assert store.keep_only("file", set()) == [b.call.id]
+    assert refused("x", "b") == 0
+    (x,) = (stored for stored in store.unfinished("b") if stored.call.reference_id == "x")
+    assert refused("y") == refused("y", "b") == 1
+    assert store.delete(x.call.id, NOW)
+    assert not store.delete(x.call.id, NOW)
+    assert refused("y") == 1
+    assert refused("y", "b") == 0
+    # And so it is after a start.
+    again = Store(store._database)
+    for account in ("main", "b"):
+        assert again.watch(None, calls("z", 1, account), NOW, 3).refused == {account: 1}
+
+
+def test_what_other_exporters_insert_takes_room_at_once(
+    shared: Callable[[], Database],
+) -> None:
+    a, b = joined(shared()), joined(shared())
+    push(a, *calls("a", 2))
+    assert b.push([calls("b", 2)], NOW, 3).counts == ["main"]
+    assert b.push([calls("b", 1)], NOW, 3).counts == [(1, 0)]
+    assert a.push([calls("c", 1), calls("c", 1, "other")], NOW, 3).counts == ["main", (1, 0)]
+    # What was counted once is not counted again.
+    for n in range(3):
+        assert (
+            b.push([calls(f"d{n}", 1), calls(f"d{n}", 1, "third")], NOW, 9).counts == [(1, 0)] * 2
+        )
+    assert b.push([calls("e", 3)], NOW, 9).counts == [(3, 0)]
+    assert b.push([calls("f", 1)], NOW, 9).counts == ["main"]
+    # What they finish is seen when it is counted anew.
+    finish(a, *(stored for stored in a.unfinished("main")))
+    b.recount()
+    assert b.push([calls("f", 2), calls("f", 1, "third")], NOW, 9).counts == [(2, 0), (1, 0)]
+    assert b.push([calls("g", 1)], NOW, 9).counts == ["main"]
