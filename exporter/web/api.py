@@ -47,17 +47,32 @@ _Handler = Callable[["_Client", web.Request], Awaitable[web.Response]]
 class _Client:
     """Who asks, and what it may see."""
 
-    def __init__(
-        self, token: TokenConfig, accounts: tuple[str, ...], labels: tuple[str, ...]
-    ) -> None:
+    def __init__(self, token: TokenConfig, accounts: tuple[str, ...], models: _Models) -> None:
         self.name = token.name
-        allowed = accounts if token.accounts is None else token.accounts
-        self.accounts = tuple(name for name in accounts if name in allowed)
-        self.labels = labels
+        self.accounts = accounts
+        self._models = models
 
     @property
     def requests(self) -> bodies.Requests:
-        return bodies.requests(self.accounts, self.labels)
+        return self._models.of(self.accounts)
+
+
+class _Models:
+    """The models of requests, for as long as the configuration has these accounts and labels."""
+
+    def __init__(self, accounts: tuple[str, ...] = (), labels: tuple[str, ...] = ()) -> None:
+        self._made_for = accounts, labels
+        self._made: dict[tuple[str, ...], bodies.Requests] = {}
+
+    def for_(self, accounts: tuple[str, ...], labels: tuple[str, ...]) -> _Models:
+        """Return these, or new ones where accounts or labels have changed."""
+        return self if self._made_for == (accounts, labels) else _Models(accounts, labels)
+
+    def of(self, accounts: tuple[str, ...]) -> bodies.Requests:
+        """Return the models for a token of these accounts."""
+        if accounts not in self._made:
+            self._made[accounts] = bodies.requests(accounts, self._made_for[1])
+        return self._made[accounts]
 
 
 class Api:
@@ -71,6 +86,7 @@ class Api:
         self._service = service
         self._reader = Reader()
         self._listings = Counter[str]()  # those under way, by the name of the token
+        self._models = _Models()
 
     def routes(self) -> list[web.RouteDef]:
         """Return the paths and their handlers."""
@@ -111,7 +127,10 @@ class Api:
                 headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
             )
         accounts = tuple(account.name for account in config.accounts)
-        return _Client(token, accounts, config.watch.labels)
+        self._models = self._models.for_(accounts, config.watch.labels)
+        allowed = accounts if token.accounts is None else token.accounts
+        mine = tuple(name for name in accounts if name in allowed)
+        return _Client(token, mine, self._models)
 
     # Calls.
 

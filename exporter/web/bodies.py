@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import (
@@ -22,7 +21,6 @@ from pydantic_core import PydanticCustomError
 from exporter.calls import MAX_REFERENCE_ID_LENGTH, CallState, Key, Result, Status, reference_id
 from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.fields import Words
-from exporter.config.models import MAX_TOKENS
 from exporter.esms.codes import Outcome
 from exporter.ledger.listing import MAX_PAGE
 from exporter.ledger.records import CallRecord
@@ -87,10 +85,8 @@ class Requests(NamedTuple):
     query: type[BaseModel]
 
 
-# As many as a configuration may have: to make one takes milliseconds, in the event loop.
-@lru_cache(MAX_TOKENS)
 def requests(accounts: tuple[str, ...], labels: tuple[str, ...]) -> Requests:
-    """Make the models of requests.
+    """Make the models of requests; takes milliseconds, and each needs some 90 kB.
 
     Args:
         accounts: the accounts that may be named; where it is one, it may be left out.

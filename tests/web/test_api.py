@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
-from collections.abc import AsyncIterator
+import typing
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from pydantic import BaseModel
 
 from exporter.config import (
     ApiConfig,
@@ -18,7 +22,7 @@ from exporter.errors import LedgerError
 from exporter.ledger.store import Store
 from exporter.simulator import Plan
 from exporter.sources import api as source
-from exporter.web import reading
+from exporter.web import bodies, reading
 from exporter.web.api import MAX_LISTINGS
 from tests.waiting import until
 from tests.web.api_bench import Bench, serving
@@ -173,6 +177,60 @@ async def test_limits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await bench.watch("c") == (202, {"added": 1, "known": 0})
     monkeypatch.setattr(reading, "MAX_BODY", 1000)
     assert (await bench.watch("x" * 999))[0] == 413
+
+
+def held() -> Counter[str]:
+    """Count the objects of the exporter's own classes, and the models of requests."""
+    # Python keeps the last 128 of its own type hints, and with them what they name.
+    for clear in typing._cleanups:  # type: ignore[attr-defined]
+        clear()
+    gc.collect()
+    kinds = (type(held) for held in gc.get_objects())
+    return Counter(
+        kind.__qualname__
+        for kind in kinds
+        if str(kind.__module__).startswith("exporter.") or kind is type(BaseModel)
+    )
+
+
+async def test_nothing_is_held_of_configurations_that_were_replaced(bench: Bench) -> None:
+    both = bench.config.accounts
+
+    async def change(labels: Sequence[str]) -> None:
+        for label in labels:
+            for accounts in (both[:1], both):
+                bench.config = bench.config.model_copy(update={"accounts": accounts})
+                bench.configure(labels=(label,))
+                await bench.service.reload()
+                for token in ("all", "b"):
+                    await bench.ask("POST", "/calls", {"calls": []}, token=token)
+                    await bench.ask("GET", "/calls", token=token)
+                    await bench.ask("GET", "/openapi.json", token=token)
+
+    await change("ab")
+    running, before = len(asyncio.all_tasks()), held()
+    await change("cdefgh")
+    # Requests on the connections of accounts that were replaced end by their own time-out.
+    await until(lambda: len(asyncio.all_tasks()) <= running, seconds=60)
+    assert held() - before == {}
+
+
+async def test_models_are_made_once_for_each_scope(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, ...]] = []
+    make = bodies.requests
+
+    def counted(accounts: tuple[str, ...], labels: tuple[str, ...]) -> bodies.Requests:
+        made.append(accounts)
+        return make(accounts, labels)
+
+    monkeypatch.setattr(bodies, "requests", counted)
+    for _ in range(3):
+        for token in ("all", "b"):
+            await bench.ask("POST", "/calls", {"calls": []}, token=token)
+        await bench.service.reload()
+    assert sorted(made) == [("b",), ("main", "b")]
 
 
 async def test_waiting_has_an_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

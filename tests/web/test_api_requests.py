@@ -12,7 +12,6 @@ import pytest
 import pytest_asyncio
 
 from exporter.calls import ReferenceId
-from exporter.config.models import MAX_TOKENS
 from exporter.ledger.records import NewCall
 from exporter.web import bodies, reading
 from exporter.web.problems import ProblemError
@@ -156,10 +155,6 @@ def test_as_much_as_calls_can_have_is_read() -> None:
         NewCall("b", ReferenceId(str(n)), call["labels"])  # type: ignore[arg-type]
         for n, call in enumerate(calls)
     ]
-
-
-def test_models_are_made_once_for_each_scope() -> None:
-    assert (bodies.requests.cache_info().maxsize or 0) >= MAX_TOKENS
 
 
 @pytest.mark.parametrize(
