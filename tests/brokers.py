@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import socket
 import subprocess
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import aiomqtt
 
+from tests import subprocesses
+from tests.ports import free_port
 from tests.programs import program
 
 PASSWORD = "made-up-mqtt-password"
@@ -31,24 +32,25 @@ class Mosquitto:
     def __init__(self, folder: Path, *settings: str) -> None:
         self._program = program("mosquitto", "Debian's mosquitto")
         self._file = folder / "mosquitto.conf"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         lines = settings or ("allow_anonymous true",)
         self._file.write_text("\n".join((f"listener {self.port} 127.0.0.1", *lines, "")))
-        self._process: subprocess.Popen[bytes] | None = None
+        self._life = contextlib.ExitStack()
+        self._process: subprocesses.Child | None = None
 
     @property
     def url(self) -> str:
         return f"mqtt://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [self._program, "-c", self._file],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        self._process = self._life.enter_context(
+            subprocesses.popen(
+                *(self._program, "-c", self._file),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         )
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -64,18 +66,15 @@ class Mosquitto:
         self._process.send_signal(number)
 
     def stop(self) -> None:
-        if self._process:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait(10)
-            self._process = None
+        self._life.close()
+        self._process = None
 
 
 @contextlib.contextmanager
 def mosquitto(folder: Path, *settings: str) -> Iterator[Mosquitto]:
     broker = Mosquitto(folder, *settings)
-    broker.start()
     try:
+        broker.start()
         yield broker
     finally:
         broker.stop()

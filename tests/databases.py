@@ -7,7 +7,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,17 +17,13 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from tests import subprocesses
+from tests.ports import free_port
 from tests.programs import program
 
 _NUMBERS = itertools.count()
 
 PASSWORD = "made-up-db-password"
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -60,14 +55,17 @@ class Server:
         self._end = end
         self._user = user
         self.url = url
-        self._process: subprocess.Popen[bytes] | None = None
+        self._life = contextlib.ExitStack()
+        self._process: subprocesses.Child | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command,
-            user=self._user,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        self._process = self._life.enter_context(
+            subprocesses.popen(
+                *self._command,
+                user=self._user,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         )
         self.wait()
 
@@ -93,10 +91,11 @@ class Server:
 
     def stop(self, end: int | None = None) -> None:
         """Stop it, by that signal."""
-        if self._process:
-            self._process.send_signal(self._end if end is None else end)
-            self._process.wait(30)
-            self._process = None
+        with self._life:
+            if self._process:
+                self._process.send_signal(self._end if end is None else end)
+                self._process.wait(60)
+                self._process = None
 
     @contextlib.contextmanager
     def database(self) -> Iterator[str]:
@@ -132,23 +131,20 @@ def postgresql(*options: str) -> Iterator[Server]:
         password.write_text(PASSWORD)
         if user:
             shutil.chown(password, user)
-        subprocess.run(
-            [
-                *(initdb, "-D", f"{folder}/data", "-U", "postgres", "-A", "scram-sha-256"),
-                *(f"--pwfile={password}", "--no-sync"),
-            ],
+        subprocesses.run(
+            *(initdb, "-D", f"{folder}/data", "-U", "postgres", "-A", "scram-sha-256"),
+            *(f"--pwfile={password}", "--no-sync"),
             user=user,
             check=True,
-            stdout=subprocess.DEVNULL,
         )
-        port = _free_port()
+        port = free_port()
         command = [postgres, "-D", f"{folder}/data", "-p", str(port), "-h", "127.0.0.1"]
         command += ["-c", f"unix_socket_directories={folder}", "-c", "fsync=off", *options]
         url = f"postgresql+psycopg://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
         # At SIGTERM it would wait for whoever is connected.
         server = Server(command, user, url, signal.SIGINT)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.stop()
@@ -160,7 +156,7 @@ def pgbouncer(behind: Server, connections: int) -> Iterator[Server]:
     place = program("pgbouncer", "Debian's pgbouncer")
     # It refuses to run as root, too.
     user = "postgres" if os.geteuid() == 0 else None
-    to, port = make_url(behind.url), _free_port()
+    to, port = make_url(behind.url), free_port()
     with _folder(user) as folder:
         (folder / "users").write_text(f'"{to.username}" "{to.password}"\n')
         (folder / "settings").write_text(
@@ -180,8 +176,8 @@ def pgbouncer(behind: Server, connections: int) -> Iterator[Server]:
         )
         url = to.set(port=port).render_as_string(hide_password=False)
         server = Server([place, "-q", f"{folder}/settings"], user, url, signal.SIGQUIT)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.stop()
@@ -194,24 +190,22 @@ def mariadb() -> Iterator[Server]:
     user = "mysql" if os.geteuid() == 0 else None
     with _folder(user) as folder:
         data = [f"--datadir={folder}/data", *([f"--user={user}"] if user else [])]
-        subprocess.run(
-            [program("mariadb-install-db", install), "--no-defaults", *data, "--skip-test-db"],
+        subprocesses.run(
+            *(program("mariadb-install-db", install), "--no-defaults", *data, "--skip-test-db"),
             check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
         )
         (folder / "init.sql").write_text(
             "CREATE DATABASE IF NOT EXISTS app;\n"
             f"CREATE USER IF NOT EXISTS 'app'@'%' IDENTIFIED BY '{PASSWORD}';\n"
             "GRANT ALL ON app.* TO 'app'@'%';\n"
         )
-        port = _free_port()
+        port = free_port()
         command = [server, "--no-defaults", *data, f"--port={port}", "--bind-address=127.0.0.1"]
         command += [f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
         command += [f"--init-file={folder}/init.sql", "--skip-name-resolve"]
         found = Server(command, None, f"mariadb+pymysql://app:{PASSWORD}@127.0.0.1:{port}/app")
-        found.start()
         try:
+            found.start()
             yield found
         finally:
             found.stop()

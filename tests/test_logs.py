@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 
 import pytest
 import structlog
 
 from exporter.logs import configure_logging
+from tests import subprocesses
 
 
 def test_logfmt(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,9 +69,7 @@ def test_what_crashes_tells_where_and_not_what(crash: str) -> None:
         "def fail():\n    key = 'S3cr3t'\n    raise ValueError(f'no such key: {key}')\n"
         f"{crash}\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    ran = subprocesses.run(sys.executable, "-c", program)
     assert "event=crashed error=ValueError frames=" in ran.stderr
     assert "<string>:5" in ran.stderr
     assert "S3cr3t" not in ran.stderr + ran.stdout

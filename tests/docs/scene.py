@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Self
 import trustme
 
 from exporter.simulator import Account, Plan, Simulator
+from tests import subprocesses
 from tests.docs.pages import ROOT, Block, Command
 from tests.docs.running import EXPORTER, LASTING, Lasting, Running
+from tests.ports import free_port
 from tests.programs import program, unavailable
 
 # Both are what the pages tell to write: `export ESMS_API_KEY=...`.
@@ -67,7 +68,7 @@ class Scene:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "esms-exporter"
-        self.ports = {lasting.port: _free_port() for lasting in LASTING}
+        self.ports = {lasting.port: free_port() for lasting in LASTING}
         self._state = folder / "environ.sh"
         self._bin = folder / "bin"
         self._strict = folder / "strict"
@@ -158,7 +159,7 @@ class Scene:
         state = shlex.quote(str(self._state))
         keep = f"code=$?\nexport -p > {state}\necho \"cd '$PWD'\" >> {state}\nexit $code\n"
         script = f". {state}\n{text}\n{keep}"
-        return await asyncio.create_subprocess_exec(
+        return await subprocesses.start(
             "sh",
             *("-c", script),
             cwd=self.folder,
@@ -166,7 +167,6 @@ class Scene:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
         )
 
     def _environ(self) -> dict[str, str]:
@@ -269,10 +269,3 @@ def _timeless(text: str) -> str:
 def _script(path: Path, text: str) -> None:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 
 from exporter.config import Config, load_config
 from exporter.web.config_file import load_web_config
+from tests import subprocesses
 from tests.docs import pages
 from tests.docs.pages import Block
 from tests.programs import program
@@ -87,13 +87,7 @@ PROMETHEUS = [
 def test_configurations_of_prometheus(tmp_path: Path, block: Block, command: str) -> None:
     (tmp_path / "file.yml").write_text(block.text)
     promtool = program("promtool", "apt-get install prometheus")
-    checked = subprocess.run(
-        [promtool, "check", *command.split(), "file.yml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    checked = subprocesses.run(promtool, "check", *command.split(), "file.yml", cwd=tmp_path)
     assert checked.returncode == 0, f"{block.place}: {checked.stdout}{checked.stderr}"
 
 

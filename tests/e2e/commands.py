@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import subprocesses
+
 PYTHONPATH = os.pathsep.join(sys.path)
 ESMS_EXPORTER = (sys.executable, "-m", "exporter")
 
@@ -25,7 +27,7 @@ async def start(
     folder: Path, *arguments: str, environ: Mapping[str, str] | None = None
 ) -> asyncio.subprocess.Process:
     """Start `esms-exporter` in a folder."""
-    return await asyncio.create_subprocess_exec(
+    return await subprocesses.start(
         *(*ESMS_EXPORTER, *arguments),
         cwd=folder,
         env={**os.environ, "PYTHONPATH": PYTHONPATH, **(environ or {})},

@@ -15,6 +15,8 @@ from typing import Self
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import subprocesses
+
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 START_TIMEOUT = 60.0
@@ -42,7 +44,7 @@ class Process:
 
     async def start(self) -> None:
         with self._output.open("wb") as file:
-            self._process = await asyncio.create_subprocess_exec(
+            self._process = await subprocesses.start(
                 *self._command,
                 stdout=file,
                 stderr=asyncio.subprocess.STDOUT,
@@ -69,7 +71,7 @@ class Process:
         if self._process and self._process.returncode is None:
             self._process.terminate()
             try:
-                await self.wait(15)
+                await self.wait(60)
             except TimeoutError:
                 await self.kill()
 

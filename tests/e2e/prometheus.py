@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from tests.e2e.processes import Process
+from tests.ports import free_port
 from tests.programs import program
 
 
@@ -29,9 +29,7 @@ class Prometheus(Process):
     def __init__(
         self, folder: Path, target: str, scrape: str = "", rules: Iterable[Path] = ()
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         config = folder / "prometheus.yml"
         config.write_text(
             "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\n"

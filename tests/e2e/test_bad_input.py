@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from exporter.ledger.engine import open_database
+from tests import subprocesses
 from tests.e2e.processes import Exporter
 
 GOOD = """\
@@ -27,13 +27,7 @@ ledger:
 
 def run(*arguments: str) -> tuple[int, list[str]]:
     """Run a command that is to end by itself; returns its exit code and the lines it wrote."""
-    done = subprocess.run(
-        [sys.executable, "-m", "exporter", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = subprocesses.run(sys.executable, "-m", "exporter", *arguments)
     text = done.stdout + done.stderr
     assert "Traceback" not in text
     assert "key-0123456789" not in text

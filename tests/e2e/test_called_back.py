@@ -12,6 +12,7 @@ import pytest
 from yarl import URL
 
 from exporter.simulator import Account, Plan, Simulator
+from tests import subprocesses
 from tests.e2e.processes import Exporter, total
 
 
@@ -32,11 +33,8 @@ def configure(folder: Path, base_url: str, trust: str) -> Path:
 
 
 def callback_url(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "exporter", "callback-url", f"--config.file={config}", *options],
-        check=False,
-        capture_output=True,
-        text=True,
+    return subprocesses.run(
+        *(sys.executable, "-m", "exporter", "callback-url"), f"--config.file={config}", *options
     )
 
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from exporter.cli import commands
 from exporter.commands.calls import COLUMNS
 from exporter.simulator import Account, Plan, Simulator
+from tests import subprocesses
 from tests.e2e.commands import PYTHONPATH, Ended, end, run
 from tests.e2e.lookups import in_csv, in_json
 from tests.e2e.processes import Exporter, total
@@ -122,7 +123,7 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
         )
 
         command = f"set -o pipefail; '{sys.executable}' -m exporter calls --output=csv | head -1"
-        pipe = await asyncio.create_subprocess_exec(
+        pipe = await subprocesses.start(
             *("bash", "-c", command),
             cwd=tmp_path,
             env={**os.environ, **ENVIRON, "ESMS_EXPORTER_URL": url, "PYTHONPATH": PYTHONPATH},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import subprocesses
 from tests.programs import program
 
 START = {
@@ -90,14 +91,13 @@ async def test_at_a_terminal(tmp_path: Path, shell: str) -> None:
     program(shell, f"Debian's {shell}")
     environ = prepared(tmp_path)
     ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
+    process = await subprocesses.start(
         *shlex.split(START[shell]),
         cwd=tmp_path,
         env=environ,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        start_new_session=True,
     )
     os.close(theirs)
     typist = Typist(ours)
@@ -120,7 +120,7 @@ async def test_fish(tmp_path: Path) -> None:
     environ = prepared(tmp_path)
     lines = ["esms-exporter completion fish | source"]
     lines += [f"complete -C {shlex.quote(typed)}; echo" for typed, _ in TYPED]
-    process = await asyncio.create_subprocess_exec(
+    process = await subprocesses.start(
         *(fish, "--no-config", "-c", "\n".join(lines)),
         cwd=tmp_path,
         env=environ,

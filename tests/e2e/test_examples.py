@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from exporter.simulator import Account, Simulator
+from tests import subprocesses
 from tests.e2e.processes import Exporter
 from tests.programs import program
 
@@ -44,7 +45,7 @@ async def exporter(tmp_path: Path) -> AsyncIterator[Exporter]:
 async def run(exporter: Exporter, *command: str) -> dict[str, int]:
     environ = {"PATH": "/usr/bin:/bin", "TOKEN": TOKEN}
     environ |= {"ESMS_EXPORTER_URL": exporter.url, "ESMS_EXPORTER_TOKEN": TOKEN}
-    process = await asyncio.create_subprocess_exec(
+    process = await subprocesses.start(
         *command, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     output, errors = await asyncio.wait_for(process.communicate(), 60)

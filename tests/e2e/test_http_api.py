@@ -12,6 +12,7 @@ import aiohttp
 import pytest_asyncio
 
 from exporter.simulator import Account, Plan, Simulator
+from tests import subprocesses
 from tests.e2e.processes import Exporter, total
 
 TOKEN = "made-up-token"
@@ -65,7 +66,7 @@ async def test_its_description_is_true(tmp_path: Path, simulator: Simulator) -> 
     rules.write_text("checks.negative_data_rejection.expected-statuses = [400, 404, 405, 413]\n")
     async with Exporter(configure(tmp_path, simulator)) as exporter:
         url = await exporter.ready()
-        tester = await asyncio.create_subprocess_exec(
+        tester = await subprocesses.start(
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(rules)),
             *("run", f"{url}/api/v1/openapi.json"),
             *("--checks=all", "--header", f"Authorization: Bearer {TOKEN}"),

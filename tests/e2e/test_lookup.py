@@ -19,6 +19,7 @@ from exporter.cli import commands
 from exporter.lookup.asking import PAUSES, TRIES
 from exporter.lookup.line import COLUMNS
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
+from tests import subprocesses
 from tests.e2e.commands import PYTHONPATH, end, run, start
 from tests.e2e.lookups import (
     ACCOUNTS,
@@ -293,7 +294,7 @@ async def test_a_closed_pipe(tmp_path: Path, simulator: Simulator, output: str) 
     (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 2000)))
     arguments = f"--from-file=ids.txt --output={output} {CONFIG}"
     command = f"set -o pipefail; '{sys.executable}' -m exporter lookup {arguments} | head -1"
-    process = await asyncio.create_subprocess_exec(
+    process = await subprocesses.start(
         *("bash", "-c", command),
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": PYTHONPATH},

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from exporter.simulator import Account, Plan, Simulator
+from tests import subprocesses
 from tests.e2e.commands import PYTHONPATH
 from tests.e2e.processes import Exporter, total
 from tests.web.certificates import Certificates
@@ -52,7 +53,7 @@ async def shown(folder: Path, command: str, url: str) -> str:
         "PYTHONPATH": PYTHONPATH,
         "ESMS_EXPORTER_URL": url,
     }
-    process = await asyncio.create_subprocess_exec(
+    process = await subprocesses.start(
         *("bash", "-o", "pipefail", "-c", command),
         cwd=folder,
         env={**os.environ, **environ},

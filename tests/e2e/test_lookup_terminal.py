@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from exporter.simulator import Fault, FaultKind, Simulator
+from tests import subprocesses
 from tests.e2e.commands import ESMS_EXPORTER, PYTHONPATH
 from tests.e2e.lookups import ACCOUNTS, CONFIG, configure, place
 from tests.waiting import until
@@ -44,14 +45,13 @@ class Screen:
     async def run(self, *arguments: str, ctrl_c_at: str = "") -> int:
         theirs = self._theirs
         output = os.open(self._output, os.O_WRONLY | os.O_CREAT) if self._output else theirs
-        process = await asyncio.create_subprocess_exec(
+        process = await subprocesses.start(
             *(*ESMS_EXPORTER, *arguments),
             cwd=self._folder,
             env={**os.environ, "PYTHONPATH": PYTHONPATH, "TERM": "xterm"},
             stdin=theirs,
             stdout=output,
             stderr=theirs,
-            start_new_session=True,
         )
         os.set_blocking(self._terminal, False)
         loop = asyncio.get_running_loop()

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from pathlib import Path
 
 import aiohttp
 import trustme
 
 from exporter.simulator import Account, AccountState, Plan, Simulator
+from tests import subprocesses
 from tests.e2e.processes import Exporter, total
 from tests.e2e.prometheus import Prometheus
 from tests.programs import program
@@ -118,8 +118,6 @@ async def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
         await exporter.ready()
         await exporter.until(lambda samples: total(samples, "esms_calls_total") == 22)
         async with aiohttp.ClientSession() as http, http.get(exporter.url + "/metrics") as got:
-            text = await got.read()
-    checked = await asyncio.to_thread(
-        subprocess.run, [promtool, "check", "metrics"], input=text, capture_output=True, check=False
-    )
-    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+            text = await got.text()
+    checked = await asyncio.to_thread(subprocesses.run, promtool, "check", "metrics", input=text)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from functools import partial
@@ -18,6 +17,7 @@ import aiohttp
 import bcrypt
 import pytest
 
+from tests import subprocesses
 from tests.e2e.processes import Exporter, Process
 from tests.e2e.prometheus import Prometheus
 from tests.web.certificates import Certificates
@@ -84,7 +84,7 @@ async def test_sockets_of_systemd(tmp_path: Path, family: socket.AddressFamily) 
             f"export LISTEN_PID=$$ LISTEN_FDS=1; exec {sys.executable} -m exporter "
             f"--config.file={configuration(tmp_path)} --web.systemd-socket >{tmp_path}/log 2>&1"
         )
-        process = await asyncio.create_subprocess_exec(
+        process = await subprocesses.start(
             "sh", "-c", command, pass_fds=[3], preexec_fn=partial(os.dup2, listener.fileno(), 3)
         )
         try:
@@ -151,14 +151,14 @@ def test_check_reads_the_web_configuration_too(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "exporter", "check", f"--config.file={config}",
                f"--web.config.file={web}"]  # fmt: skip
     web.write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}\n")
-    bad = subprocess.run(command, capture_output=True, text=True, check=False)
+    bad = subprocesses.run(*command)
     assert bad.returncode == 1
     assert "failed to read cert_file" in bad.stderr
     Certificates(tmp_path)
-    good = subprocess.run(command, capture_output=True, text=True, check=False)
+    good = subprocesses.run(*command)
     assert (good.returncode, good.stderr) == (0, "")
     (tmp_path / "server.key").chmod(0o644)
-    exposed = subprocess.run(command, capture_output=True, text=True, check=False)
+    exposed = subprocesses.run(*command)
     assert (exposed.returncode, exposed.stderr) == (
         0,
         f"{tmp_path}/server.key: can be read by anybody on the machine\n",

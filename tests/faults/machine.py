@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from exporter.ledger.sqlite import BUSY_TIMEOUT
+from tests import subprocesses
 from tests.e2e.processes import Series, total
 from tests.faults.scene import Scene
 from tests.programs import program, unavailable
@@ -32,12 +33,12 @@ HOST = "provider.invalid"
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocesses.run(*command, check=True)
     return done.stdout.strip()
 
 
 def result(*command: str) -> int:
-    return subprocess.run(command, check=False, capture_output=True).returncode
+    return subprocesses.run(*command).returncode
 
 
 def write(path: str, content: str) -> None:

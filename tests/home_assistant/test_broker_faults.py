@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from exporter.ledger.engine import Database
 from exporter.ledger.listing import records_of
 from exporter.secret import Secret
 from exporter.simulator import Simulator
+from tests import subprocesses
 from tests.brokers import PASSWORD, Mosquitto, listening, mosquitto
 from tests.e2e.processes import Exporter
 from tests.home_assistant.bench import Bench
@@ -55,7 +55,7 @@ def secured(tmp_path: Path, certificates: Certificates) -> Iterator[Mosquitto]:
     """A broker with TLS that wants a password."""
     users = tmp_path / "users"
     command = [program("mosquitto_passwd", "Debian's mosquitto"), "-b", "-c", str(users)]
-    subprocess.run([*command, "exporter", PASSWORD], check=True)
+    subprocesses.run(*command, "exporter", PASSWORD, check=True)
     users.chmod(0o644)
     for name in ("server.key", "server.crt", "ca.crt"):
         (tmp_path / name).chmod(0o644)  # it gives its rights up before it reads them

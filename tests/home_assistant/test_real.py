@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from exporter.simulator import Plan
+from tests import subprocesses
 from tests.brokers import Mosquitto
 from tests.docs import pages
 from tests.home_assistant.bench import Bench
@@ -54,7 +55,7 @@ class HomeAssistant:
 async def home_assistant(broker: Mosquitto, folder: Path) -> AsyncIterator[HomeAssistant]:
     await asyncio.to_thread(folder.mkdir)
     await asyncio.to_thread((folder / "automations.yaml").write_text, AUTOMATION)
-    process = await asyncio.create_subprocess_exec(
+    process = await subprocesses.start(
         *(PYTHON, str(Path(__file__).with_name("core.py")), str(broker.port), str(folder)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -12,6 +12,7 @@ import yaml
 from exporter.config.fields import RESERVED_LABELS
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
+from tests import subprocesses
 from tests.monitoring.rules import (
     ALERTS,
     CASES,
@@ -30,7 +31,7 @@ KINDS = (FIRES, SILENT, "survives a restart", "fires on the first failure")
 
 def promtool(*command: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     path = program("promtool", "apt-get install prometheus")
-    return subprocess.run([path, *command], cwd=folder, capture_output=True, text=True, check=False)
+    return subprocesses.run(path, *command, cwd=folder)
 
 
 def test_promtool_accepts_the_rules() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests import subprocesses
 from tests.programs import program
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "compose"
@@ -38,12 +38,8 @@ def project(environ: Mapping[str, str]) -> dict[str, Any]:  # Any: it is a docum
         "compose-spec",
         "go install github.com/compose-spec/compose-go/v2/cmd, and name it compose-spec",
     )
-    shown = subprocess.run(
-        [loader, "-no-path-resolution", "-format=json", "/dev/stdin"],
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
+    shown = subprocesses.run(
+        loader, "-no-path-resolution", "-format=json", "/dev/stdin", input=text
     )
     assert shown.returncode == 0, shown.stderr
     document: dict[str, Any] = json.loads(shown.stdout)

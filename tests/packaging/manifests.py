@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import yaml
 
+from tests import subprocesses
 from tests.programs import program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -26,7 +26,7 @@ Manifests = dict[str, dict[str, Any]]  # Any: documents, by their kind
 
 
 def _ran(*command: str) -> str:
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    shown = subprocesses.run(*command)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     return shown.stdout
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from exporter.config import load_config
+from tests import subprocesses
 from tests.e2e.processes import Exporter, Process, total
 from tests.packaging.compose import FOLDER, project, variables
 from tests.programs import program
@@ -79,9 +79,7 @@ def test_prometheus_takes_its_configuration_and_the_rules(tmp_path: Path) -> Non
     where = str(inside(service, pattern))
     config = tmp_path / "prometheus.yml"
     config.write_text(text.replace(pattern, where))
-    shown = subprocess.run(
-        [promtool, "check", "config", str(config)], capture_output=True, text=True, check=False
-    )
+    shown = subprocesses.run(promtool, "check", "config", config)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     rules = Path(where).parent
     assert f"{len([*rules.glob('*.y*ml')])} rule files found" in shown.stdout
@@ -96,14 +94,9 @@ def test_alertmanager_takes_its_configuration() -> None:
         ("warning", "people"),
         ("info", "nobody"),
     ):
-        shown = subprocess.run(
-            [
-                *(amtool, "config", "routes", "test", f"--config.file={config}"),
-                *(f"--verify.receivers={receiver}", f"severity={severity}"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
+        shown = subprocesses.run(
+            *(amtool, "config", "routes", "test", f"--config.file={config}"),
+            *(f"--verify.receivers={receiver}", f"severity={severity}"),
         )
         assert shown.returncode == 0, shown.stdout + shown.stderr
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import yaml
 
 import exporter
+from tests import subprocesses
 from tests.packaging.manifests import (
     BASE,
     CHART,
@@ -151,18 +151,9 @@ def test_what_is_off_is_not_there() -> None:
 )
 def test_values_that_are_wrong_are_refused(wrong: str) -> None:
     path = program("helm", "go install helm.sh/helm/v3/cmd/helm")
-    shown = subprocess.run(
-        [
-            path,
-            "template",
-            "calls",
-            CHART,
-            f"--kube-version={KUBERNETES}",
-            f"--set-json={wrong}",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    shown = subprocesses.run(
+        *(path, "template", "calls", CHART),
+        *(f"--kube-version={KUBERNETES}", f"--set-json={wrong}"),
     )
     assert shown.returncode == 1
     assert "don't meet the specifications of the schema" in shown.stderr

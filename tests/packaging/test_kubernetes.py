@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from deploy.rules import written
 from exporter.config import load_config
+from tests import subprocesses
 from tests.databases import Server, postgresql
 from tests.e2e.processes import Exporter, total
 from tests.packaging.manifests import (
@@ -192,9 +192,7 @@ def test_the_rules_are_those_of_monitoring(manifests: Manifests, tmp_path: Path)
     rules = tmp_path / "rules.yaml"
     rules.write_text(yaml.safe_dump(spec))
     promtool = program("promtool", "apt-get install prometheus")
-    shown = subprocess.run(
-        [promtool, "check", "rules", str(rules)], capture_output=True, text=True, check=False
-    )
+    shown = subprocesses.run(promtool, "check", "rules", rules)
     assert shown.returncode == 0, shown.stdout + shown.stderr
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import subprocesses
 from tests.programs import program
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def test_the_list_of_parts_is_valid_complete_and_the_same_each_time(tmp_path: Pa
         # As `make` runs it, but with the programs that these tests run with.
         made = [*("make", "--silent", "--old-file", f"{beside.parent}/.dev"), "sbom"]
         made += [f"SBOM={file}", f"VENV={beside.parent}"]
-        subprocess.run(made, cwd=ROOT, check=True, capture_output=True, timeout=120)
+        subprocesses.run(*made, cwd=ROOT, check=True)
         texts.append(file.read_text())
     assert texts[0] == texts[1]
     validator = JsonStrictValidator(SchemaVersion.V1_6)
@@ -135,12 +135,7 @@ def test_the_list_of_parts_is_valid_complete_and_the_same_each_time(tmp_path: Pa
 def test_an_audit_that_could_ask_nobody_says_so_and_fails() -> None:
     beside = Path(program("pip-audit", "make lint")).parent
     nobody = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    audit = subprocess.run(
-        [ROOT / ".ci" / "audit"],
-        env={**os.environ, "BIN": str(beside), **nobody},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+    audit = subprocesses.run(
+        ROOT / ".ci" / "audit", env={**os.environ, "BIN": str(beside), **nobody}
     )
     assert (audit.returncode, audit.stdout.splitlines()[-1][:12]) == (2, "NOT CHECKED:")

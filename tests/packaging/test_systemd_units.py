@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from exporter.config import load_config
 from exporter.config.durations import parse_duration
+from tests import subprocesses
 from tests.programs import program
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def units(tmp_path: Path) -> list[str]:
 
 def analyze(*arguments: str) -> str:
     path = program("systemd-analyze", "apt-get install systemd")
-    shown = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    shown = subprocesses.run(path, *arguments)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     # What it does not understand it says, and goes on.
     assert "esms-exporter" not in shown.stderr

@@ -17,30 +17,27 @@ import trustme
 from click.testing import CliRunner
 
 from exporter.simulator.command import simulate
+from tests import subprocesses
 
 RUN = "from exporter.simulator.command import simulate; simulate()"
 
 
 @contextmanager
-def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", RUN, *options],
+def running(*options: str) -> Iterator[tuple[subprocesses.Child, list[str]]]:
+    with subprocesses.popen(
+        *(sys.executable, "-W", "error", "-c", RUN, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
-    lines = []
-    try:
+    ) as process:
+        assert process.stdout is not None
+        lines = []
         for line in process.stdout:
             lines.append(line.rstrip())
             if "DELETE" in line:
                 break
         yield process, lines
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -56,7 +53,7 @@ def test_it_says_where_it_listens_and_ends_as_asked(number: signal.Signals) -> N
         ) as answer:
             assert answer.status == 200
         process.send_signal(number)
-        _, errors = process.communicate(timeout=5)
+        _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, "")
 
 

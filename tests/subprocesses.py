@@ -1,0 +1,134 @@
+"""Processes that tests start: none of them outlives the tests.
+
+Linux kills a process that is started here when the process that started it dies. `start` ties a
+process to a test, `popen` to its context manager, and `run` waits for the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from tests.programs import program
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_STARTED: Final[list[asyncio.subprocess.Process]] = []
+_STARTER: Final = ThreadPoolExecutor(1)
+
+Argument = str | os.PathLike[str]
+Child = subprocess.Popen[Any]
+
+
+def _tied(command: tuple[Argument, ...]) -> tuple[Argument, ...]:
+    """Return a command whose process dies with this one, even where this one is killed."""
+    return (program("setpriv", "Debian's util-linux"), "--pdeathsig", "KILL", "--", *command)
+
+
+def run(
+    *command: Argument,
+    check: bool = False,
+    timeout: float = 300,
+    **options: Any,  # Any: of subprocess
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, and capture its output as text."""
+    return subprocess.run(
+        _tied(command),
+        check=check,
+        timeout=timeout,
+        capture_output=True,
+        encoding="utf-8",
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def popen(*command: Argument, **options: Any) -> Iterator[Child]:  # Any: of subprocess
+    """Run a command in a process group of its own; kill the group at the end."""
+    # Linux looks at the thread that started a process: that of a caller may end before its test.
+    starting = _STARTER.submit(
+        lambda: subprocess.Popen(_tied(command), start_new_session=True, **options)
+    )
+    with starting.result() as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                _kill_group(process.pid)
+
+
+async def start(*command: Argument, **options: Any) -> asyncio.subprocess.Process:
+    """Start a process in a group of its own, that ends with the test at the latest."""
+    process = await asyncio.create_subprocess_exec(
+        *_tied(command), start_new_session=True, **options
+    )
+    _STARTED.append(process)
+    return process
+
+
+@contextlib.contextmanager
+def ended_with_test() -> Iterator[None]:
+    """Kill what is started meanwhile and still runs at the end."""
+    before = len(_STARTED)
+    yield
+    for process in _STARTED[before:]:
+        if process.returncode is None:
+            _kill_group(process.pid)
+            # The event loop that would await it is closed.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, 0)
+    del _STARTED[before:]
+
+
+def adopt_orphans() -> None:
+    """Become the parent of those whose own parent dies, so that they are seen by `descendants`."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def descendants() -> dict[int, str]:
+    """Return the running processes that this one and its children started, and who they are."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state not in "ZX":
+                children.setdefault(int(parent), []).append(int(folder.name))
+    found, new = dict[int, str](), children.get(os.getpid(), [])
+    while new:
+        for pid in new:
+            with contextlib.suppress(OSError):
+                found[pid] = _description(pid)
+        new = [child for pid in new for child in children.get(pid, [])]
+    return found
+
+
+def kill_descendants(seconds: float) -> list[str]:
+    """Wait until no descendant runs; kill those that do not end, and return who they were."""
+    deadline = time.monotonic() + seconds
+    while (left := descendants()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return list(left.values())
+
+
+def _description(pid: int) -> str:
+    """Return the command of a process, and the test that it was started in."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    test = [v.decode() for v in environ if v.startswith(b"PYTEST_CURRENT_TEST=")]
+    return f"{pid}: {command} {' '.join(test)}"
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
