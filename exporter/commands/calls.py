@@ -20,6 +20,7 @@ from exporter.calls import CallState, Result
 from exporter.commands import options
 from exporter.config.files import FileProblemError, read_text
 from exporter.errors import AskedExporterError
+from exporter.esms.client import read_body
 from exporter.ledger.listing import FINISHED, MAX_PAGE, WATCHED
 from exporter.logs import configure_logging
 from exporter.rows import Lines, Output, print_table
@@ -38,6 +39,9 @@ _TIMEOUT: Final = 30.0
 
 _TRIES: Final = 10
 """Requests for a page while others with the same token list calls, one a second."""
+
+_MAX_PAGE: Final = 16 << 20
+"""Bytes; 1,000 calls with five long labels each have a quarter of that."""
 
 _MAX_TOKEN: Final = 4096
 
@@ -171,11 +175,15 @@ async def _pages(
         AskedExporterError: the exporter cannot be asked, or refuses to answer.
     """
     connector = aiohttp.TCPConnector(ssl=trust)
-    headers = {"Authorization": f"Bearer {token.reveal()}"}
+    headers = {"Authorization": f"Bearer {token.reveal()}", "Accept-Encoding": "identity"}
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
     after = "0"
     async with aiohttp.ClientSession(
-        connector=connector, headers=headers, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        headers=headers,
+        timeout=timeout,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
     ) as http:
         while True:
             page = await _page(http, url, {**query, "after": after, "limit": str(MAX_PAGE)})
@@ -191,7 +199,7 @@ async def _page(
     try:
         # Redirects are not followed: their target would be handed the token.
         async with http.get(url, params=query, allow_redirects=False) as answer:
-            status, body = answer.status, await answer.read()
+            status, body = answer.status, await read_body(answer, _MAX_PAGE)
     except TimeoutError:
         raise AskedExporterError(f"{url}: no answer within {_TIMEOUT:g} s") from None
     except (aiohttp.ClientSSLError, ssl.SSLError):

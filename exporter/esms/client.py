@@ -148,12 +148,12 @@ class Client:
         await self.close()
 
 
-async def read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Read to the end, but not much more than `MAX_BODY` bytes."""
+async def read_body(response: aiohttp.ClientResponse, most: int = MAX_BODY) -> bytes:
+    """Read to the end, but not much more than `most` bytes."""
     content = response.content
     body = await content.readany()
     while not content.at_eof():
-        if len(body) > MAX_BODY:
+        if len(body) > most:
             response.close()
             break
         body += await content.readany()

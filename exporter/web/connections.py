@@ -26,10 +26,12 @@ STALL_TIMEOUT: Final = 10.0
 """Seconds that a client may take none of an answer that waits for it."""
 
 MAX_AHEAD: Final = 64 << 10
-"""Bytes that a client may send of further requests before it has the answer to one."""
+"""Bytes that a client may send of further requests before it has the answer to one, and of the rest
+of a body after the answer."""
 
 LINGER: Final = 5.0
-"""Seconds that the rest of a body may take which nobody wants to read."""
+"""Seconds that a connection stays open after an answer that did not wait for the whole body: if it
+were closed at once, the client could lose the answer."""
 
 KEEPALIVE_TIMEOUT: Final = 300.0
 """Seconds that a connection is kept without a request: longer than scrapes are apart."""
@@ -174,6 +176,9 @@ class Connection(web.RequestHandler):
             keepalive_timeout=KEEPALIVE_TIMEOUT,
             lingering_time=LINGER,
             max_headers=_MAX_HEADERS,
+            read_bufsize=MAX_AHEAD,
+            # Handlers unpack the bodies that they want, after access was granted.
+            auto_decompress=False,
         )
         self._connections = connections
         self._tls = tls
@@ -260,6 +265,11 @@ class Connection(web.RequestHandler):
             self._ahead += len(data) if self._body.is_eof() else 0
             if self._ahead > MAX_AHEAD:
                 self.abort()
+                return
+        elif not self._body.is_eof():
+            self._ahead += len(data)
+            if self._ahead > MAX_AHEAD and self._wire is not None:
+                self._wire.pause_reading()
                 return
         elif self._head_since is None:
             self._head_since = self._connections.loop.time()

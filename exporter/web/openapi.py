@@ -25,6 +25,7 @@ _PROBLEMS: Final = {
     408: "The body did not come in time.",
     409: "The call has finished.",
     413: "Too much for one request.",
+    415: "The body has a `Content-Encoding` other than `gzip` and `deflate`.",
     429: "Too many requests, or no room for more calls; `Retry-After` says when to try again.",
     503: "The ledger cannot be used now; `Retry-After` says when to try again.",
 }
@@ -86,7 +87,7 @@ def openapi(requests: Requests) -> dict[str, Any]:  # Any: JSON
                     "watchCalls",
                     "Watch calls; answered once they are in the ledger. Repeating it is harmless.",
                     {202: answer("All of them are watched.", Accepted)},
-                    *(400, 408, 413),
+                    *(400, 408, 413, 415),
                     requestBody={
                         "required": True,
                         "content": _content("application/json", known[requests.calls]),

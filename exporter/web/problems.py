@@ -64,7 +64,6 @@ class ProblemError(Exception):
         detail: what happened.
         errors: what is wrong with parts of the request.
         headers: more headers.
-        ends: close the connection.
     """
 
     def __init__(
@@ -73,8 +72,6 @@ class ProblemError(Exception):
         detail: str,
         errors: Sequence[ItemProblem] | None = None,
         headers: Mapping[str, str] | None = None,
-        *,
-        ends: bool = False,
     ) -> None:
         super().__init__(detail)
         title = HTTPStatus(status).phrase
@@ -82,19 +79,15 @@ class ProblemError(Exception):
             title=title, status=status, detail=detail, errors=list(errors) if errors else None
         )
         self._headers = dict(headers or {})
-        self._ends = ends
 
     def response(self) -> web.Response:
         """Return the answer to the request."""
-        response = web.Response(
+        return web.Response(
             status=self._details.status,
             body=to_json(self._details, exclude_none=True) + b"\n",
             content_type="application/problem+json",
             headers=self._headers,
         )
-        if self._ends:
-            response.force_close()
-        return response
 
 
 def retry_later(status: int, detail: str, seconds: int) -> ProblemError:

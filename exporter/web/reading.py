@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
@@ -16,10 +17,12 @@ from exporter.web.bodies import MAX_CALLS, Envelope, Requests
 from exporter.web.problems import SHOWN, ItemProblem, ProblemError, invalid, problems_of
 
 MAX_BODY: Final = 16 << 20
-"""Bytes; 10,000 calls with five long labels each."""
+"""Bytes, as sent and as unpacked; 10,000 calls with five long labels each."""
 
 BODY_TIMEOUT: Final = 30.0
 """Seconds that the body of a request may take."""
+
+_ENCODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 # Reading more than this takes long enough to be felt by the polls: it is done in a thread.
 _INLINE: Final = 64 << 10
@@ -48,27 +51,66 @@ class Reader:
         Raises:
             ProblemError: it is not as it should be.
         """
+        compressed = _is_compressed(request)
         body = await _body(request)
-        if len(body) <= _INLINE:
+        if len(body) <= _INLINE and not compressed:
             return read_calls(requests, body)
         async with self._turn:
+            if compressed:
+                body = await asyncio.to_thread(_decompress, body)
             return await asyncio.to_thread(read_calls, requests, body)
 
 
+def _is_compressed(request: web.Request) -> bool:
+    header = ",".join(request.headers.getall("Content-Encoding", ()))
+    encodings = [name for part in header.split(",") if (name := part.strip().lower())]
+    encodings = [name for name in encodings if name != "identity"]
+    if len(encodings) > 1 or not _ENCODINGS.issuperset(encodings):
+        raise ProblemError(
+            415,
+            "expected a body without Content-Encoding, or one of `gzip` and `deflate`",
+            headers={"Accept-Encoding": "gzip, deflate"},
+        )
+    return bool(encodings)
+
+
 async def _body(request: web.Request) -> bytes:
+    if (request.content_length or 0) > MAX_BODY:
+        raise _too_large()
+    expects = request.headers.get("Expect", "").lower()
+    if expects == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer has not begun
     body = bytearray()
-    # Where it ends too early, nobody knows where the next request would begin.
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             async for piece in request.content.iter_any():
                 body += piece
                 if len(body) > MAX_BODY:
-                    raise ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB")
-    except web.RequestPayloadError:
-        raise ProblemError(400, "the body cannot be read", ends=True) from None
+                    raise _too_large()
+    except (web.RequestPayloadError, ConnectionError):
+        raise ProblemError(400, "the body cannot be read") from None
     except TimeoutError:
-        raise ProblemError(408, "the body did not come in time", ends=True) from None
+        raise ProblemError(408, "the body did not come in time") from None
     return bytes(body)
+
+
+def _decompress(body: bytes) -> bytes:
+    """Unpack a body of gzip or of zlib, as its first bytes tell; no further than `MAX_BODY`."""
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        unpacked = stream.decompress(body, MAX_BODY + 1)
+    except zlib.error:
+        unpacked = b""
+    if len(unpacked) > MAX_BODY:
+        raise _too_large()
+    if not stream.eof or stream.unused_data:
+        raise ProblemError(400, "the body is not a single stream of gzip or zlib")
+    return unpacked
+
+
+def _too_large() -> ProblemError:
+    return ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB, as sent and as unpacked")
 
 
 def read_calls(requests: Requests, body: bytes) -> list[NewCall]:

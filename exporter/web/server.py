@@ -76,14 +76,15 @@ class WebServer:
         application = web.Application(
             client_max_size=64 * 1024, middlewares=[_tracked, as_problems, self._guarded]
         )
-        application.add_routes(
-            [
-                *Pages(service, options.telemetry_path, self._visitor).routes(),
-                web.post("/-/reload", self._reload),
-                *Api(service).routes(),
-                *Callback(service).routes(),
-            ]
-        )
+        routes = [
+            *Pages(service, options.telemetry_path, self._visitor).routes(),
+            web.post("/-/reload", self._reload),
+            *Api(service).routes(),
+            *Callback(service).routes(),
+        ]
+        for route in routes:
+            route.kwargs["expect_handler"] = _await_access
+        application.add_routes(routes)
         application.on_response_prepare.append(self._add_headers)
         self._runner = web.AppRunner(
             application, access_log=None, handle_signals=False, shutdown_timeout=_DRAIN
@@ -206,9 +207,13 @@ class WebServer:
         accounts = None if token.accounts is None else frozenset(token.accounts)
         return Visitor(known=True, accounts=accounts)
 
-    async def _add_headers(self, _request: web.Request, response: web.StreamResponse) -> None:
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)
         response.headers.update(self._access.config.headers)
+        if not request.content.is_eof():
+            # Without the rest of the body, no further request can be told from it.
+            response.headers["Connection"] = "close"
+            response.force_close()
 
     async def _reload(self, _request: web.Request) -> web.Response:
         try:
@@ -218,6 +223,10 @@ class WebServer:
         except ExporterError as error:
             return web.Response(status=500, text=f"{error}\n")
         return web.Response(text="configuration reloaded\n")
+
+
+async def _await_access(_request: web.Request) -> None:
+    """Send no `100 Continue` yet: the handler that reads the body does, after its token check."""
 
 
 @web.middleware

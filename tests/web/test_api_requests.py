@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 import threading
 import tracemalloc
@@ -173,18 +172,6 @@ async def test_paths_and_methods_that_there_are_not(bench: Bench) -> None:
     assert (await bench.ask("GET", "/nothing"))[0] == 404
     assert (await bench.ask("PUT", "/calls"))[0] == 405
     assert (await bench.ask("GET", "/calls/main"))[0] == 404
-
-
-async def test_bodies_that_are_compressed(bench: Bench) -> None:
-    body = gzip.compress(b'{"calls": [{"reference_id": "a", "account": "b"}]}')
-    headers = {"Content-Encoding": "gzip"}
-    status, _ = await bench.ask("POST", "/calls", body, headers=dict(headers))
-    assert status == 202
-    status, problem = await bench.ask("POST", "/calls", b"nothing", headers=dict(headers))
-    assert (status, problem["detail"][:23]) == (400, "the body cannot be read")
-    # A bomb: as much as is taken is read of it.
-    bomb = gzip.compress(b" " * (reading.MAX_BODY + 1))
-    assert (await bench.ask("POST", "/calls", bomb, headers=dict(headers)))[0] == 413
 
 
 async def test_a_large_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

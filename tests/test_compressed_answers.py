@@ -1,0 +1,120 @@
+"""Answers that are compressed, or without an end, to each of the exporter's HTTP clients."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+from click.testing import CliRunner
+
+from exporter.calls import reference_id
+from exporter.cli import commands
+from exporter.config.notify import NotifyConfig
+from exporter.errors import RequestError
+from exporter.esms.answers import Answer, BalanceAnswer
+from exporter.esms.balance import BalanceClient
+from exporter.esms.client import Client
+from exporter.esms.placing import CallRequest, place
+from exporter.secret import Secret
+from exporter.webhook.post import Poster
+from tests.inflating import compressed, counting_inflated
+from tests.webhook.receiver import SECRET
+
+KEYS = Secret("made-up-key"), Secret("made-up-secret")
+ENDLESS = 1 << 30
+
+
+async def outcome(asked: Awaitable[Answer | BalanceAnswer]) -> str:
+    try:
+        return (await asked).outcome
+    except RequestError as error:
+        return error.outcome
+
+
+async def poll(url: str) -> None:
+    async with Client(url, *KEYS, timeout=30, max_connections=1) as client:
+        assert await outcome(client.send_status(reference_id("a"))) == "bad_response"
+
+
+async def balance(url: str) -> None:
+    client = BalanceClient()
+    try:
+        assert await outcome(client.get_balance(url, *KEYS, within=30)) == "bad_response"
+    finally:
+        await client.close()
+
+
+async def canary(url: str) -> None:
+    placed = await place(url, *KEYS, CallRequest(Secret("0"), "id", "1"), 30)
+    assert placed.answer.outcome == "bad_response"
+
+
+async def webhook(url: str) -> None:
+    poster = Poster(NotifyConfig(name="t", url=Secret(url), secret=Secret(SECRET), timeout=30))
+    try:
+        assert (await poster.post("id", "{}")).outcome == "ok"
+    finally:
+        await poster.close()
+
+
+async def calls(url: str) -> None:
+    invoke = partial(
+        CliRunner().invoke,
+        commands,
+        ["calls", f"--url={url}"],
+        env={"ESMS_EXPORTER_TOKEN": "made-up-token"},
+    )
+    result = await asyncio.to_thread(invoke)
+    assert result.exit_code == 1
+    assert "what answers there is no exporter" in f"{result.output}{result.exception}"
+
+
+BODIES = {
+    "gzip": compressed(256 << 20),
+    "deflate": zlib.compress(bytes(64 << 20)),
+    "gzip, gzip": gzip.compress(compressed(256 << 20)),
+    "br": b"\x1b\xff\xff\x7f" * 1000,
+    "identity": None,  # without an end
+}
+
+
+@pytest.mark.parametrize("encoding", BODIES)
+@pytest.mark.parametrize("ask", [poll, balance, canary, webhook, calls])
+async def test_nothing_is_unpacked_and_little_is_read(
+    ask: Callable[[str], Awaitable[None]], encoding: str
+) -> None:
+    accepted, taken = [], 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal taken
+        accepted.append(await reader.readuntil(b"\r\n\r\n"))
+        body = BODIES[encoding]
+        size = ENDLESS if body is None else len(body)
+        writer.write(
+            f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\n"
+            f"Content-Length: {size}\r\n\r\n".encode()
+        )
+        try:
+            while taken < size:
+                piece = bytes(1 << 20) if body is None else body
+                writer.write(piece)
+                await writer.drain()
+                taken += len(piece)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    with counting_inflated() as inflated:
+        async with server:
+            await ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    assert accepted
+    assert b"accept-encoding: identity" in accepted[0].lower()
+    assert inflated.count == 0
+    # With what the buffers of both kernels hold.
+    assert taken < 64 << 20
