@@ -58,6 +58,7 @@ class Account:
         metrics: the account's series.
         observe: takes what polls find out; see `Poller`.
         limit: makes what keeps to the account's rate.
+        clock: tells the time by which calls have their ages; see `Poller`.
 
     Must be made inside a running loop; `stop` and then `close` end it.
     """
@@ -69,13 +70,14 @@ class Account:
         metrics: AccountMetrics,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         limit: Callable[[float], Limit] = RateLimit,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._connection = _connection(config, wish)
         self._wish, self._timeout = wish, config.polling.timeout
         self.metrics = metrics
         self._client = _client(config, wish)
         settings = _settings(config, wish)
-        self.poller = Poller(wish.name, self._client, settings, metrics, observe, limit)
+        self.poller = Poller(wish.name, self._client, settings, metrics, observe, limit, clock)
 
     @property
     def status(self) -> AccountStatus:

@@ -18,6 +18,7 @@ from exporter.collector import collector_at_rest
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.home_assistant.telling import HomeAssistant
+from exporter.ledger.clock import Clocks
 from exporter.ledger.records import CHUNK, NewCall, Snapshot
 from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
@@ -55,16 +56,20 @@ class Service:
     Args:
         load: reads the configuration; raises `ConfigError`. Called in a thread.
         changed: tells whether it is to be read again, asked twice a second. Called in a thread.
+        clocks: reads the clocks of the machine.
     """
 
     def __init__(
-        self, load: Callable[[], Config], changed: Callable[[], bool] | None = None
+        self,
+        load: Callable[[], Config],
+        changed: Callable[[], bool] | None = None,
+        clocks: Clocks | None = None,
     ) -> None:
         self.load = load
         self._changed = changed
         self.metrics = Catalogue()
         self.accounts: dict[str, Account] = {}
-        self.calls = Watching(self.accounts, self.metrics)
+        self.calls = Watching(self.accounts, self.metrics, clocks)
         self.ledger = self.calls.ledger
         self._files = CallFiles(self.calls, self.metrics)
         self._sql = SqlSources(self.calls, self.metrics, self._in_background)
@@ -214,6 +219,7 @@ class Service:
         config = config.model_copy(update={"watch": config.watch.model_copy(update={"calls": ()})})
         # Whatever fails from here on, what the ledger has taken in is watched.
         self.calls.max_calls = config.watch.max_calls
+        self.ledger.store.memory = config.memory
         taken = await self.calls.watch(CONFIG_SOURCE, calls)
         # At the start, `open` has shown them.
         if old is not None and _shown(old) != _shown(config):
@@ -251,7 +257,7 @@ class Service:
         self.metrics.source_errors.labels(CONFIG_SOURCE)
         self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()
         self.metrics.show_source(API_SOURCE, shown=bool(config.watch.api.tokens))
-        rules = Rules(names, config.watch.labels, config.ledger.keep_finished)
+        rules = Rules(names, config.watch.labels, config.memory)
         self._sql.configure(config.watch.sql, rules)
         called_back = any(account.callback_token for account in config.accounts)
         self.metrics.show_source(CALLBACK_SOURCE, shown=called_back)
@@ -272,7 +278,8 @@ class Service:
                 continue
             metrics = AccountMetrics(self.metrics, name)
             limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimit
-            account = Account(config, wish, metrics, partial(self.ledger.observe, name), limit)
+            observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
+            account = Account(config, wish, metrics, observe, limit, now)
             self._in_background(account.failure())
             self.accounts[name] = account
             self._to_load.add(name)
@@ -334,12 +341,13 @@ class Service:
     async def _prune(self) -> None:
         while True:
             await asyncio.sleep(_PRUNE_EVERY)
-            before = time.time() - self.config.ledger.keep_finished if self.config else 0.0
+            memory = self.config.memory if self.config else math.inf
+            before = self.ledger.clock.now() - memory
             try:
                 while await self.ledger.call(self.ledger.store.prune, before) == CHUNK:
                     pass
                 await self._notify.tidy()
-                await self._canaries.prune(before)
+                await self._canaries.prune(time.time() - memory)
                 if self._replica:
                     await self._replica.tidy()
             except LedgerError as error:

@@ -17,6 +17,7 @@ from exporter.account import Account
 from exporter.calls import Finished, ReferenceId, WatchedCall, verdict
 from exporter.esms.answers import Answer
 from exporter.history import Histories
+from exporter.ledger.clock import Clocks
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
     CHUNK,
@@ -55,6 +56,7 @@ class Watching:
     Args:
         accounts: the accounts that are polled; whoever changes them has it seen here.
         metrics: where commits and errors of the ledger are counted.
+        clocks: reads those of the machine.
 
     Attributes:
         ledger: the durable record.
@@ -67,9 +69,14 @@ class Watching:
         tell_finished: is told of each call that has finished, by its account and its row.
     """
 
-    def __init__(self, accounts: Mapping[str, Account], metrics: Catalogue) -> None:
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        metrics: Catalogue,
+        clocks: Clocks | None = None,
+    ) -> None:
         self._accounts = accounts
-        self.ledger = Ledger(metrics, self._committed)
+        self.ledger = Ledger(metrics, self._committed, clocks)
         self.inbox = Inbox(self._push)
         self.call_metrics = CallMetrics((), (), 1)
         self.histories = Histories()
@@ -92,8 +99,7 @@ class Watching:
         Raises:
             LedgerError: the ledger failed.
         """
-        since = self.histories.start(time.time())
-        past = await self.ledger.call(self.ledger.store.recent, since)
+        past = await self.ledger.recent(self.histories.start(time.time()))
         self.histories.recall(*past)
         for ended in past.calls:
             self._past[ended.account].append(ended)
@@ -130,8 +136,8 @@ class Watching:
         return taken
 
     async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
-        store = self.ledger.store
-        pushed = await self.ledger.call(store.push, requests, time.time(), self.max_calls)
+        store, now = self.ledger.store, self.ledger.clock.now()
+        pushed = await self.ledger.call(store.push, requests, now, self.max_calls)
         self._take_up(pushed.added, pushed.label_sets)
         return pushed.counts
 
@@ -141,7 +147,8 @@ class Watching:
         Raises:
             LedgerError: the ledger failed.
         """
-        deleted = await self.ledger.call(self.ledger.store.delete, row, time.time())
+        now = self.ledger.clock.now()
+        deleted = await self.ledger.call(self.ledger.store.delete, row, now)
         # Whether or not: it may be tried again, because the first answer was lost.
         self._forget(row)
         return deleted
@@ -173,7 +180,10 @@ class Watching:
         self.call_metrics.add(added.items())
 
     async def keep(self, row: int) -> bool:
-        """Watch a call even if nothing names it any more; returns whether it is there still.
+        """Watch a call even if nothing names it any more, or remember it if it has finished.
+
+        Returns:
+            Whether it is there still.
 
         Raises:
             LedgerError: the ledger failed.
@@ -199,7 +209,7 @@ class Watching:
             known = await self.find(call.account, ReferenceId(call.reference_id))
             ended = known is not None and known.result is not None
             return CallbackOutcome.REPEATED if ended else CallbackOutcome.HINT
-        now = time.time()
+        now = self.ledger.clock.now()
         decided = verdict(watched, answer, now, account.poller.patience)
         if not isinstance(decided, Finished):
             return CallbackOutcome.HINT
@@ -289,6 +299,22 @@ class Watching:
         """
         return await self.ledger.call(self.ledger.store.sources)
 
+    async def cursor(self, source: str, query: str) -> float | None:
+        """Return up to when a query of a source has read, if it has; see `Store.cursor`.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.cursor, source, query)
+
+    async def move_cursor(self, source: str, query: str, read_until: float) -> None:
+        """Remember up to when a query of a source has read; see `Store.move_cursor`.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        await self.ledger.call(self.ledger.store.move_cursor, source, query, read_until)
+
     def _forget(self, call_id: int) -> None:
         for account in self._accounts.values():
             account.poller.forget(call_id)
@@ -331,7 +357,7 @@ class Watching:
             else:
                 account.poller.settle(call, found, at)
                 if isinstance(found, Finished):
-                    ended = _ended(name, call, found, at)
+                    ended = self.ledger.shown(_ended(name, call, found, at))
                     self.states.add(ended)
                     if self.tell_finished:
                         self.tell_finished(name, call.id)

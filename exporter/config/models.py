@@ -246,7 +246,8 @@ class LedgerConfig(_Model):
     PostgreSQL, which any number of exporters share."""
 
     keep_finished: Annotated[float, Duration("1s", "10y")] = 2_592_000.0
-    """How long a finished call is remembered, so as not to count it again."""
+    """How long a finished call is remembered, so as not to count it again, from when it was last
+    named. At least for two runs of every query in `watch.sql`."""
 
     heartbeat: Annotated[float, Duration("1s", "5m")] = 10.0
     """For how long an exporter may be silent before the others take its calls over, where they
@@ -306,6 +307,12 @@ class Config(_Model):
 
     shutdown_timeout: Annotated[float, Duration("100ms", "1h")] = 10.0
     """How long an exporter that was told to stop may take to finish what is under way."""
+
+    @property
+    def memory(self) -> float:
+        """How long a finished call is remembered, in seconds: over two runs of every query."""
+        runs = (2 * (query.interval + query.timeout) for query in self.watch.sql)
+        return max([self.ledger.keep_finished, *runs])
 
     def account_of(self, canary: CanaryConfig) -> str:
         """Return the name of the account that places a canary call."""

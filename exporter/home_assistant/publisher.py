@@ -229,7 +229,8 @@ class Publisher:
         """Return calls as the ledger holds them, as soon as it can be read."""
         while True:
             with suppress(LedgerError):  # counted and told where it happened
-                return await self._ledger.call(records_of, self._ledger.database, rows)
+                found = await self._ledger.call(records_of, self._ledger.database, rows)
+                return list(map(self._ledger.shown, found))
             await asyncio.sleep(_LEDGER_AGAIN)
 
     async def _publish(self, broker: Broker, messages: Sequence[Message]) -> None:

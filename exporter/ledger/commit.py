@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, text, update
@@ -76,9 +77,15 @@ _ADD_HERE: Final = {
 
 
 def commit(
-    connection: Connection, observations: Sequence[Observation], routes: Collection[Route] = ()
+    connection: Connection,
+    observations: Sequence[Observation],
+    routes: Collection[Route] = (),
+    ahead: float = 0.0,
 ) -> Committed:
     """Write a group of observations, of distinct calls, and who is to be told of those that finish.
+
+    Those are told of times as the machine's clock has them: the ledger's is `ahead` of it, in
+    seconds.
 
     A call finishes once: one that has a result already, or is gone, adds nothing.
     """
@@ -97,7 +104,8 @@ def commit(
         labels, price, account_id, account = held[call.id]
         finished.append(_finish(call.id, verdict, at))
         if routes:
-            finishes.append(Finish(account, labels, call, verdict, at))
+            told = replace(call, first_watched=call.first_watched - ahead) if ahead else call
+            finishes.append(Finish(account, labels, told, verdict, at - ahead))
         account_ids[account] = account_id
         for cell, amount in additions(account, labels, verdict, at - call.first_watched, price):
             added[cell] += amount

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from exporter.errors import LedgerConflictError, LedgerError
+from exporter.ledger.clock import LedgerClock
 
 R = TypeVar("R")
 
@@ -39,6 +40,18 @@ class Database(ABC):
     @abstractmethod
     def explain(self, error: BaseException) -> str:
         """Return what is wrong, and what a person can do about it, for what the driver raised."""
+
+    @abstractmethod
+    def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
+        """Set a clock by the ledger, or have the ledger remember what it says.
+
+        Args:
+            clock: of the exporter.
+            opened: it has just begun, by the machine's clock.
+
+        Raises:
+            LedgerError: the database failed.
+        """
 
     def close(self) -> None:
         """Close the database and let others open it."""

@@ -15,20 +15,33 @@ import structlog
 
 from exporter.calls import Finished, PollAgain, WatchedCall
 from exporter.errors import LedgerError, SourceError
+from exporter.ledger.clock import Clocks, LedgerClock, machine_clocks
 from exporter.ledger.engine import open_database
-from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, Taken
+from exporter.ledger.recent import Past
+from exporter.ledger.records import (
+    CHUNK,
+    CallRecord,
+    Committed,
+    Ended,
+    NewCall,
+    Observation,
+    Taken,
+)
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
 from exporter.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Call = TypeVar("Call", CallRecord, Ended)
 
 # Seconds that observations gather before they are committed: a commit has to reach the disk, so
 # that one for many costs little more than one for one.
 _GATHER: Final = 0.1
 # Seconds after which an idle ledger is looked at: a problem is to show before it matters.
 _PROVE_EVERY: Final = 5.0
+# Seconds after which the ledger's clock is looked after.
+_KEEP_TIME_EVERY: Final = 60.0
 _RETRY_FIRST: Final = 0.5
 _RETRY_LONGEST: Final = 30.0
 # Seconds after which a ledger that was asked something is taken for one that cannot be used.
@@ -43,6 +56,10 @@ class Ledger:
     Args:
         metrics: where commits and errors are counted.
         committed: called in the event loop with each group of observations once it is durable.
+        clocks: reads those of the machine.
+
+    Attributes:
+        clock: by which every time in the ledger, and of the calls that it holds, is told.
 
     Observations that cannot be committed are kept and tried again; nothing else waits for them.
     """
@@ -51,7 +68,9 @@ class Ledger:
         self,
         metrics: Catalogue,
         committed: Callable[[Iterable[Observation], Committed], None],
+        clocks: Clocks | None = None,
     ) -> None:
+        self.clock = LedgerClock(clocks or machine_clocks())
         self._thread = Worker("ledger")
         self._reader = Worker("ledger reader")
         self._asked = deque[float]()  # when what the thread has still to do was asked for
@@ -78,7 +97,8 @@ class Ledger:
             LedgerError: it cannot be used; the message says what to do.
         """
         self.database = await self._run(lambda: open_database(url))
-        self._store = await self._run(lambda: Store(self.database))
+        await self._run(lambda: self.database.keep_time(self.clock, opened=True))
+        self._store = await self._run(lambda: Store(self.database, self.clock))
         self._problem = None
 
     @property
@@ -121,7 +141,26 @@ class Ledger:
         """
         calls = iter(new)
         while chunk := list(islice(calls, CHUNK)):
-            yield await self.call(self.store.watch, source, chunk, time.time(), max_calls)
+            yield await self.call(self.store.watch, source, chunk, self.clock.now(), max_calls)
+
+    async def recent(self, since: float) -> Past:
+        """Return what has finished since a Unix time, by the machine's clock."""
+        past = await self.call(self.store.recent, since + self.clock.ahead)
+        return Past(list(map(self.shown, past.calls)), past.since - self.clock.ahead)
+
+    async def failures(self, since: float) -> list[Ended]:
+        """Return what did not succeed since a Unix time, by the machine's clock."""
+        found = await self.call(self.store.failures, since + self.clock.ahead)
+        return list(map(self.shown, found))
+
+    def shown(self, call: Call) -> Call:
+        """Return a call with its times as the machine's clock has them."""
+        if not (ahead := self.clock.ahead):
+            return call
+        shown = call._replace(first_watched=call.first_watched - ahead)
+        if shown.finished_at is not None:
+            shown = shown._replace(finished_at=shown.finished_at - ahead)
+        return shown
 
     def observe(
         self, account: str, call: WatchedCall, found: Finished | PollAgain, at: float
@@ -139,7 +178,7 @@ class Ledger:
 
     async def run(self) -> None:
         """Commit what is observed, in groups, until `close`."""
-        delay = _RETRY_FIRST
+        delay, keep_time_at = _RETRY_FIRST, 0.0
         while not (self._closing and not self._pending):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PROVE_EVERY):
@@ -148,6 +187,10 @@ class Ledger:
                 await asyncio.sleep(_GATHER)
             if await self._flush():
                 delay = _RETRY_FIRST
+                if time.monotonic() >= keep_time_at:
+                    with suppress(LedgerError):  # what fails shows at the next commit
+                        await self.call(self.database.keep_time, self.clock)
+                    keep_time_at = time.monotonic() + _KEEP_TIME_EVERY
             else:
                 await asyncio.sleep(delay)
                 delay = min(_RETRY_LONGEST, delay * 2)

@@ -8,6 +8,7 @@ from typing import Final
 
 from sqlalchemy import (
     Connection,
+    Float,
     bindparam,
     delete,
     exists,
@@ -26,6 +27,21 @@ _rows: Final = given("rows")
 
 _ACCOUNT: Final = select(accounts.c.name).join_from(calls, accounts)
 _UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
+
+# A finished call is remembered from when it was last named. Locked in the order of the rows, as
+# everywhere.
+_NAMED_UNTIL: Final = (
+    update(calls)
+    .where(
+        calls.c.id.in_(
+            select(calls.c.id)
+            .where(calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result.is_not(None))
+            .order_by(calls.c.id)
+            .with_for_update(key_share=True)
+        )
+    )
+    .values(named_at=bindparam("now", type_=Float()))
+)
 
 _DROPPED: Final = listed(call_sources.c.call_id).where(
     call_sources.c.source == bindparam("source"),
@@ -49,15 +65,16 @@ def dropped(connection: Connection, source: str, rows: set[int]) -> list[int]:
 
 
 def let_go(
-    connection: Connection, source: str, rows: Sequence[int], replica: int | None
+    connection: Connection, source: str, rows: Sequence[int], replica: int | None, now: float
 ) -> dict[int, str]:
-    """Forget that a source names calls.
+    """Forget that a source names calls, which it did until now (Unix time).
 
     Returns:
         Those that nothing names any more, with their accounts: they are deleted, and not counted.
     """
     named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
     connection.execute(delete(call_sources).where(*named))
+    connection.execute(_NAMED_UNTIL, {"rows": packed(rows), "now": now})
     left = calls.c.id.in_(rows), UNFINISHED_ROW, calls.c.pushed.is_(False)
     if replica is not None:
         # Another exporter may be naming one. What it wrote is seen by what is asked after this.

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import structlog
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from exporter.config.databases import database_url
 from exporter.errors import LedgerConflictError, LedgerError
+from exporter.ledger.clock import LEAST_STEP, LedgerClock
 from exporter.ledger.engine import READ_TIMEOUT, Database
 from exporter.ledger.upgrading import upgrade
 from exporter.secret import Secret
+
+_log = structlog.get_logger(__name__)
 
 OLDEST: Final = 130_000
 """The oldest server that can be used, as `server_version_num` says it: 13."""
@@ -23,6 +27,8 @@ _CONNECTIONS: Final = 3
 
 # The same for every exporter: one upgrades, the others wait.
 _UPGRADING: Final = 0x65534D53
+
+_CLOCK: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 
 # Set for each transaction, not for the connection: PgBouncer may hand every one to another server.
 # An exporter that stands still in the middle of one must not hold up the others for longer. Whoever
@@ -122,6 +128,18 @@ class PostgresqlDatabase(Database):
                 f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {milliseconds}"
             )
             yield connection
+
+    def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
+        """Set a clock by the server's, by which all exporters agree."""
+        with self.begin() as connection:
+            asked = clock.now()
+            server = float(connection.execute(_CLOCK).scalar_one())
+            took = clock.now() - asked
+        late = server - asked
+        # An answer that was long under way tells nothing; at the start it is better than none.
+        if abs(late) >= LEAST_STEP and (opened or took < LEAST_STEP):
+            _log.warning("clock of the ledger's server differs", seconds=round(late, 1))
+            clock.move(late)
 
     def explain(self, error: BaseException) -> str:
         """Return what is wrong, for what the driver raised."""

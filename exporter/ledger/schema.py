@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
@@ -74,7 +74,8 @@ calls: Final = Table(
     Column("label_set_id", Integer, ForeignKey("label_sets.id"), nullable=False),
     # Handed over by a source that says each call once, and does not take it back by silence.
     Column("pushed", Boolean, nullable=False, server_default=false()),
-    Column("first_watched", Float, nullable=False),  # Unix times, here and below
+    # Unix times, here and below, by the ledger's clock: see `exporter.ledger.clock`.
+    Column("first_watched", Float, nullable=False),
     Column("state", String(24), nullable=False),
     Column("state_since", Float, nullable=False),
     # NULL until the call has finished, which is the guard of every finish; or `deleted`.
@@ -83,7 +84,8 @@ calls: Final = Table(
     Column("duration", Float),  # seconds
     Column("key", String(8)),
     Column("finished_at", Float),
-    # When it was last handed over again, of late: what is named still is not to be forgotten.
+    # When it was last handed over again, of late, or its last name was lost: what is named still,
+    # or was until a moment ago, is not to be forgotten.
     Column("named_at", Float),
     Column("price", Float),  # VND, as the provider's callback told it
     # The exporter that polls it, where several share the ledger; NULL for any that claims it.
@@ -125,6 +127,27 @@ totals: Final = Table(
     # The transaction that wrote it last, where other exporters have to see what is new.
     Column("changed_in", BigInteger),
     Index("totals_changed", "changed_in").ddl_if("postgresql"),
+    sqlite_with_rowid=False,
+)
+
+# How far the ledger's clock was ahead of the machine's when they were last looked at, in the only
+# row; see `exporter.ledger.clock`. Exporters that share a ledger have its server's clock.
+clock_marks: Final = Table(
+    "clock_marks",
+    metadata,
+    Column("ahead", Float, nullable=False),
+    Column("wall", Float, nullable=False),
+    Column("steady", Float, nullable=False),
+    Column("boot", String(64), nullable=False),
+)
+
+# Up to when queries have read their databases.
+cursors: Final = Table(
+    "cursors",
+    metadata,
+    Column("source", String(80), primary_key=True),  # `sql:NAME`
+    Column("query", String(64), nullable=False),  # a digest of what was asked, and of whom
+    Column("read_until", Float, nullable=False),  # by the clock of that database
     sqlite_with_rowid=False,
 )
 

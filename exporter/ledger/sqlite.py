@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, delete, event, insert, make_url, select
 from sqlalchemy.pool import NullPool, StaticPool
 
 from exporter.errors import LedgerBusyError, LedgerError
+from exporter.ledger.clock import LedgerClock, Mark, Moment, resumed
 from exporter.ledger.engine import READ_TIMEOUT, Database
+from exporter.ledger.schema import clock_marks
 from exporter.ledger.upgrading import upgrade
 
 _log = structlog.get_logger(__name__)
@@ -75,6 +77,17 @@ class SqliteDatabase(Database):
     def name(self) -> str:
         """The path."""
         return str(self.path)
+
+    def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
+        """Have the ledger remember what a clock says, and the clock go on where it was."""
+        with self.begin() as connection:
+            known = connection.execute(select(clock_marks)).first()
+            if opened and known is not None:
+                mark = Mark(known.ahead, Moment(known.wall, known.steady, known.boot))
+                clock.move(resumed(mark, clock.mark().at))
+            ahead, at = clock.mark()
+            connection.execute(delete(clock_marks))
+            connection.execute(insert(clock_marks).values(ahead=ahead, **at._asdict()))
 
     def close(self) -> None:
         """Close the database and let others open it."""

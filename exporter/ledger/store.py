@@ -15,11 +15,12 @@ from sqlalchemy import (
     Connection,
     bindparam,
     select,
-    update,
+    text,
 )
 
 from exporter.calls import CallState, WatchedCall, reference_key
 from exporter.ledger.bulk import fetch, listed
+from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
@@ -43,11 +44,12 @@ from exporter.ledger.schema import (
     accounts,
     call_sources,
     calls,
+    cursors,
     label_sets,
     totals,
 )
 from exporter.ledger.sharing import snapshot_number
-from exporter.ledger.taking import push, take
+from exporter.ledger.taking import keep, named_lately, push, take
 from exporter.ledger.totals import Cell, Total
 from exporter.webhook.routes import Route
 
@@ -83,22 +85,34 @@ _UNFINISHED_PAGE: Final = (
 )
 _UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
 
+_MOVE_CURSOR: Final = text(
+    "INSERT INTO cursors (source, query, read_until) VALUES (:source, :query, :read_until) "
+    "ON CONFLICT (source) DO UPDATE SET query = excluded.query, read_until = excluded.read_until"
+)
+
 
 class Store:
     """The statements, on an open database. Each method is one transaction, or a few short ones.
+
+    Args:
+        database: open.
+        clock: tells the time where a method is not told it; the machine's by default.
 
     Attributes:
         shared: whether other exporters may use the ledger at the same time.
         replica: the number of this exporter among them, of which the calls are that it takes in.
         routes: who is to be told of calls that finish.
+        memory: seconds for which a finished call is remembered.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: LedgerClock | None = None) -> None:
         self._database = database
+        self._clock = clock or LedgerClock(machine_clocks())
         self.shared = database.shared
         self.replica: int | None = None
         self._seconds: dict[float, float] = {}
         self.routes: Collection[Route] = ()
+        self.memory = math.inf
         self._open = OpenCalls(database)
         self.recount = self._open.recount
 
@@ -160,6 +174,28 @@ class Store:
         with self._database.begin() as connection:
             return list(connection.scalars(select(call_sources.c.source).distinct()))
 
+    def cursor(self, source: str, query: str) -> float | None:
+        """Return up to when a query has read; None where another one did, or none.
+
+        Args:
+            source: its name.
+            query: tells it from others of that name.
+
+        Returns:
+            A Unix time, by the clock of the database that was read.
+        """
+        found = select(cursors.c.read_until).where(
+            cursors.c.source == source, cursors.c.query == query
+        )
+        with self._database.begin() as connection:
+            return connection.scalar(found)
+
+    def move_cursor(self, source: str, query: str, read_until: float) -> None:
+        """Remember up to when a query has read; see `cursor`."""
+        moved = {"source": source, "query": query, "read_until": read_until}
+        with self._database.begin() as connection:
+            connection.execute(_MOVE_CURSOR, moved)
+
     def watch(
         self,
         source: str | None,
@@ -176,9 +212,9 @@ class Store:
             max_calls: how many of an account may be unfinished at a time; those beyond are
                 refused.
         """
-        room = partial(self._open.room, limit=max_calls)
+        room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
         taken = self._database.run(
-            lambda connection: take(connection, source, new, now, room, self.replica)
+            lambda connection: take(connection, source, new, now, room, self.replica, lately)
         )
         self._open.add(taken.added)
         return taken
@@ -193,9 +229,9 @@ class Store:
             now: Unix time.
             max_calls: how many calls of an account may be unfinished at a time.
         """
-        room = partial(self._open.room, limit=max_calls)
+        room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
         pushed = self._database.run(
-            lambda connection: push(connection, requests, now, room, self.replica)
+            lambda connection: push(connection, requests, now, room, self.replica, lately)
         )
         self._open.add(pushed.added)
         return pushed
@@ -241,15 +277,18 @@ class Store:
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
         """Forget that `source` names any call but `rows`.
 
+        Those that have finished are remembered from now on, however old they are: the source may
+        name them again, as a file does that was away for a moment.
+
         Returns:
             The unfinished calls that nothing names any more: they are deleted, and not counted.
         """
         with self._database.begin() as connection:
             unnamed = dropped(connection, source, rows)
-        gone: list[int] = []
+        gone, now = list[int](), self._clock.now()
         for chunk in _chunks(unnamed):
             deleted = self._database.run(
-                partial(let_go, source=source, rows=chunk, replica=self.replica)
+                partial(let_go, source=source, rows=chunk, now=now, replica=self.replica)
             )
             self._open.remove(Counter(deleted.values()))
             gone += deleted
@@ -257,8 +296,9 @@ class Store:
 
     def commit(self, observations: Sequence[Observation]) -> Committed:
         """Write what polls found out; see `exporter.ledger.commit`."""
+        ahead = self._clock.ahead
         committed = self._database.run(
-            lambda connection: commit(connection, observations, self.routes)
+            lambda connection: commit(connection, observations, self.routes, ahead)
         )
         if self.shared:
             committed = replace(committed, added={})
@@ -273,13 +313,11 @@ class Store:
     def keep(self, row: int) -> bool:
         """Have a call stay whatever files say; returns whether it is there.
 
-        Nothing is written where it has been kept already.
+        One that has finished is remembered from now on. Nothing is written where it was kept
+        lately.
         """
-        kept = update(calls).where(calls.c.id == row, calls.c.pushed.is_(False)).values(pushed=True)
-        with self._database.begin() as connection:
-            if connection.execute(kept).rowcount:
-                return True
-            return connection.scalar(select(calls.c.id).where(calls.c.id == row)) is not None
+        now, lately = self._clock.now(), named_lately(self.memory)
+        return self._database.run(lambda connection: keep(connection, row, now, lately))
 
     def set_price(self, row: int, price: float) -> dict[Cell, float]:
         """Write what a call has cost; see `exporter.ledger.commit`."""

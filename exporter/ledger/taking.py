@@ -31,8 +31,7 @@ from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, pa
 from exporter.ledger.records import DELETED, Count, Labels, NewCall, Pushed, StoredCall, Taken
 from exporter.ledger.schema import accounts, call_sources, calls, label_sets, replicas
 
-NAMED_LATELY: Final = 600.0
-"""Seconds for which it is not noted again that a finished call is still named."""
+_NAMED_LATELY: Final = 600.0
 
 _Key = tuple[int, str]
 """The row of an account, and an id as ids are compared."""
@@ -125,6 +124,16 @@ _NAME: Final = OrIgnore(call_sources).from_select(
 )
 
 
+def named_lately(memory: float) -> float:
+    """Return for how many seconds it is not noted again that a finished call is still named.
+
+    Args:
+        memory: seconds for which a finished call is remembered. A query that names it at least
+            twice in that time keeps it from being forgotten.
+    """
+    return min(_NAMED_LATELY, memory / 4)
+
+
 def take(
     connection: Connection,
     source: str | None,
@@ -132,6 +141,7 @@ def take(
     now: float,
     room: Room,
     replica: int | None = None,
+    lately: float = _NAMED_LATELY,
 ) -> Taken:
     """Take calls in for a source; see `Store.watch`.
 
@@ -142,6 +152,7 @@ def take(
         now: Unix time.
         room: how many may be new, of accounts by their rows; those beyond are refused.
         replica: who polls the new ones, where several exporters share the ledger.
+        lately: see `named_lately`.
     """
     ids = _account_rows(connection, new)
     wanted: dict[tuple[int, str], NewCall] = {}
@@ -156,7 +167,7 @@ def take(
     inserted = _insert(connection, missing, now, replica, pushed=source is None)
     rows = {*known.values(), *inserted.rows}
     if source is None:
-        _push(connection, known.values(), now, replica)
+        _push(connection, known.values(), now, lately, replica)
     else:
         connection.execute(_NAME, {"source": source, "rows": packed(sorted(rows))})
     return Taken(inserted.mine, inserted.label_sets, rows, refused)
@@ -168,6 +179,7 @@ def push(
     now: float,
     room: Room,
     replica: int | None = None,
+    lately: float = _NAMED_LATELY,
 ) -> Pushed:
     """Take the calls of requests in; see `Store.push`.
 
@@ -178,6 +190,7 @@ def push(
         room: how many may be new, of accounts by their rows; requests that do not fit are
             refused.
         replica: see `take`.
+        lately: see `named_lately`.
     """
     ids = _account_rows(connection, chain.from_iterable(requests))
     keyed = [
@@ -207,7 +220,7 @@ def push(
         counts.append(Count(len(new), len(request) - len(new)))
     _forget(connection, [revived[key] for key in missing if key in revived])
     inserted = _insert(connection, list(missing.items()), now, replica, pushed=True)
-    _push(connection, named, now, replica)
+    _push(connection, named, now, lately, replica)
     return Pushed(inserted.mine, inserted.label_sets, counts)
 
 
@@ -225,7 +238,19 @@ def _fitting(
     return fitting, beyond
 
 
-def _push(connection: Connection, rows: Collection[int], now: float, replica: int | None) -> None:
+def keep(connection: Connection, row: int, now: float, lately: float) -> bool:
+    """Note that a call was handed over again; returns whether it is there."""
+    connection.execute(_PUSH, {"rows": packed([row]), "now": now, "lately": now - lately})
+    return connection.scalar(select(calls.c.id).where(calls.c.id == row)) is not None
+
+
+def _push(
+    connection: Connection,
+    rows: Collection[int],
+    now: float,
+    lately: float,
+    replica: int | None,
+) -> None:
     """Note that calls that are known were handed over again.
 
     Raises:
@@ -234,7 +259,7 @@ def _push(connection: Connection, rows: Collection[int], now: float, replica: in
     if not rows:
         return
     which = {"rows": packed(rows)}
-    connection.execute(_PUSH, {**which, "now": now, "lately": now - NAMED_LATELY})
+    connection.execute(_PUSH, {**which, "now": now, "lately": now - lately})
     # From here on nobody lets go of them.
     if replica is not None and connection.scalar(_COUNT, which) != len(rows):
         raise LedgerConflictError("ledger: a call was let go while it was handed over again")

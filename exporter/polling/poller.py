@@ -32,7 +32,6 @@ from exporter.polling.settings import PollingSettings
 from exporter.polling.standing import Standing
 from exporter.polling.timing import Timing
 from exporter.polling.together import Together
-from exporter.polling.wall import WallClock
 from exporter.polling.way import Way
 
 _log = structlog.get_logger(__name__)
@@ -59,6 +58,8 @@ class Poller:
         observe: takes what was found out about a call, and when (Unix time), to be committed;
             `settle` comes back once it is.
         limit: makes what keeps to the account's rate.
+        clock: tells the time of the ledger, by which calls have their ages (Unix time); the
+            machine's by default.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Poller:
         metrics: AccountMetrics,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         limit: Callable[[float], Limit] = RateLimit,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.account = account
         self.provider = provider
@@ -88,7 +90,7 @@ class Poller:
         self._failure: BaseException | None = None
         self._stopping = False
         self._second = 0.0
-        self._wall_clock = WallClock(time.time(), time.monotonic())
+        self._clock = clock or time.time
         self._answers = Together(self._loop, self._learn_all)
         self._hastened: set[int] = set()  # to be asked for again, by calls that are being asked for
         self.failed = asyncio.Event()
@@ -116,11 +118,10 @@ class Poller:
         """
         if call.id in self.calls:
             return
-        self._follow_clock(time.time())
         self.calls[call.id] = call
         self._metrics.watched[call.state].value += 1
         now = self._loop.time()
-        wait = self.timing.first(call, now, time.time())
+        wait = self.timing.first(call, now, self._clock())
         if wait > within:
             wait = within * random.random()  # noqa: S311 - no secret hangs on it
         self._schedule.add(call, now + wait)
@@ -176,7 +177,9 @@ class Poller:
     def refresh(self) -> None:
         """Bring the gauges up to date that are not worth it before a scrape."""
         oldest = next(iter(self.calls.values()), None)
-        self._metrics.oldest.value = oldest.first_watched if oldest else 0.0
+        # As the machine's clock has it, which may be another one.
+        behind = round(time.time() - self._clock())
+        self._metrics.oldest.value = oldest.first_watched + behind if oldest else 0.0
 
     def wake(self) -> None:
         """Start as many requests as may be sent now, and see to the next ones."""
@@ -314,11 +317,10 @@ class Poller:
             self._answers.flush()
 
     def _learn_all(self, answers: list[tuple[WatchedCall, Answer, float]]) -> None:
-        now, wall = self._loop.time(), time.time()
+        now, wall = self._loop.time(), self._clock()
         if (second := wall // 1) != self._second:
             self._second = second
         try:
-            self._follow_clock(wall)
             for call, answer, sent_at in answers:
                 self._learn(call, answer, sent_at, now, wall)
             # Calls have a new time, and a good answer may have opened the account to others.
@@ -335,18 +337,8 @@ class Poller:
         call.last_polled = self._second
         decided = verdict(call, answer, wall, self._settings.patience)
         outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
-        self.standing.answered(answer, outcome, sent_at, now, wall)
+        self.standing.answered(answer, outcome, sent_at, now, time.time())
         self._follow(call, decided, before, now, wall)
-
-    def _follow_clock(self, wall: float) -> None:
-        """Where the wall clock was set, move the calls' times with it: their ages stay."""
-        if step := self._wall_clock.step(wall, time.monotonic()):
-            moved: dict[float, float] = {}
-            for call in self.calls.values():
-                watched, since = call.first_watched, call.state_since
-                call.first_watched = moved.setdefault(watched, watched + step)
-                call.state_since = moved.setdefault(since, since + step)
-            _log.warning("wall clock was set", account=self.account, seconds=round(step, 1))
 
     def _follow(
         self, call: WatchedCall, decided: Verdict, before: float, now: float, wall: float

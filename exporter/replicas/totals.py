@@ -88,6 +88,6 @@ class SharedTotals:
                 )
         if failed:
             ledger = self._calls.ledger
-            newest = await ledger.call(ledger.store.failures, min(self._looked, now) - _LATE)
+            newest = await ledger.failures(min(self._looked, now) - _LATE)
             self._calls.histories.show_failures(newest)
         self._looked = now

@@ -32,7 +32,11 @@ class Calls(Protocol):
         """Watch a call; returns once that is durable."""
 
     async def keep(self, row: int) -> bool:
-        """Watch a call even if nothing names it any more; returns whether it is there still."""
+        """Watch a call even if nothing names it any more, or remember it if it has finished.
+
+        Returns:
+            Whether it is there still.
+        """
 
     async def price(self, row: int, price: float) -> None:
         """Keep what a call has cost, in VND; returns once that is durable."""
@@ -63,8 +67,8 @@ async def take(
     if (name := _name(fields)) is None:
         return CallbackOutcome.MALFORMED
     known = await calls.find(account, name)
-    if known is not None and known.result is None and not await calls.keep(known.id):
-        known = await calls.find(account, name)  # let go or deleted meanwhile
+    if known is not None and not await calls.keep(known.id):
+        known = await calls.find(account, name)  # let go or forgotten meanwhile
     if known is None and config.unknown == "watch":
         await calls.push(NewCall(account, name, {}))
     call = known or await calls.find(account, name)

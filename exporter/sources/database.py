@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,6 +17,15 @@ from exporter.secret import Secret
 from exporter.sources.database_errors import translated
 
 CONNECT_TIMEOUT: Final = 10
+
+# Seconds since 1970 by the clocks of databases, within a session in UTC.
+_MYSQL: Final = "SELECT unix_timestamp(now(6))"
+_CLOCKS: Final = {
+    "postgresql": "SELECT extract(epoch FROM clock_timestamp())",
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+    "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400",
+}
 
 
 class Database:
@@ -33,8 +42,13 @@ class Database:
         self._engine: Engine | None = None
 
     @contextmanager
-    def ask(self, query: TextClause) -> Iterator[CursorResult[Any]]:  # Any: rows of any type
+    def ask(
+        self, query: Callable[[Callable[[], float]], TextClause]
+    ) -> Iterator[CursorResult[Any]]:  # Any: rows of any type
         """Run a query; its rows are fetched as they are read.
+
+        Args:
+            query: makes it; may ask for the time by the database's clock (Unix time).
 
         Raises:
             SourceError: the database failed, here or later; the message holds nothing of its
@@ -47,7 +61,8 @@ class Database:
                 raw = connection.connection.dbapi_connection
                 for statement in _settings(connection.dialect, self._timeout):
                     connection.exec_driver_sql(statement)
-                found = connection.execution_options(stream_results=True).execute(query)
+                asked = query(lambda: _time(connection))
+                found = connection.execution_options(stream_results=True).execute(asked)
                 try:
                     yield found
                 except BaseException:
@@ -63,6 +78,12 @@ class Database:
         if self._engine is None:
             self._engine = _engine(self._url, self._timeout)
         return self._engine.connect()
+
+
+def _time(connection: Connection) -> float:
+    """Return the time by the database's clock; by this machine's where it is of another kind."""
+    statement = _CLOCKS.get(connection.dialect.name)
+    return float(connection.exec_driver_sql(statement).scalar_one()) if statement else time.time()
 
 
 def _forget_result(raw: object) -> None:

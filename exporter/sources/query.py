@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import hashlib
+from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from typing import Final, NamedTuple
 
+from pydantic_core import to_json
 from sqlalchemy import DateTime, TextClause, bindparam, text
 
 from exporter.config import CallConfig, SqlConfig
 from exporter.config.calls import CallReader
+from exporter.config.databases import database_url
 from exporter.config.document import YamlMapping
 from exporter.config.problems import Problems
 from exporter.errors import SourceError
@@ -48,6 +51,9 @@ class Query:
 
     Attributes:
         source: its name in metrics.
+        digest: the same for the same question to the same database, whatever its password.
+        asked_at: when it was last run, by the database's clock (Unix time); None where it does not
+            matter.
     """
 
     def __init__(self, config: SqlConfig, rules: Rules) -> None:
@@ -56,21 +62,25 @@ class Query:
         self._account = config.account
         self._rules = rules
         self._database = Database(config.url, config.timeout)
+        url = database_url(config.url).set(password=None).render_as_string()
+        asked = [config.query, config.account, url, list(rules.accounts), list(rules.labels)]
+        self.digest = hashlib.sha256(to_json(asked)).hexdigest()
+        self.asked_at: float | None = None
 
     def batches(
-        self, since: float, problems: Problems
+        self, since: Callable[[float], float], problems: Problems
     ) -> Generator[tuple[CallConfig, ...], None, None]:
         """Run the query; yields its calls batch by batch. Blocking.
 
         Args:
-            since: Unix time, for `:since`.
+            since: makes `:since` of the time by the database's clock (Unix times).
             problems: takes what is wrong with rows; the others are yielded.
 
         Raises:
             SourceError: the database failed; the message holds nothing of its address.
         """
         reader = CallReader(self._rules.accounts, self._rules.labels, problems, (), repeats=True)
-        with self._database.ask(self._statement(since)) as found:
+        with self._database.ask(lambda clock: self._statement(since, clock)) as found:
             header = list(found.keys())
             if problem := header_problem(header, self._rules.labels):
                 raise SourceError(problem)
@@ -83,12 +93,14 @@ class Query:
                     as_sequence(items, [item.line_of("reference_id") for item in items])
                 )
 
-    def _statement(self, since: float) -> TextClause:
+    def _statement(self, since: Callable[[float], float], clock: Callable[[], float]) -> TextClause:
         query = text(self._query)
         if "since" not in query.compile().params:
             return query
+        # Before the query: what it does not see yet was written after that.
+        self.asked_at = clock()
         # Without a zone, because columns mostly are; the session's is UTC.
-        moment = datetime.fromtimestamp(since, UTC).replace(tzinfo=None)
+        moment = datetime.fromtimestamp(since(self.asked_at), UTC).replace(tzinfo=None)
         return query.bindparams(bindparam("since", moment, type_=DateTime()))
 
     def _item(self, header: Sequence[str], row: Sequence[object], line: int) -> YamlMapping:

@@ -7,7 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
-from typing import Final, NamedTuple, Self
+from functools import partial
+from typing import Final, NamedTuple, Protocol, Self
 
 import structlog
 
@@ -27,6 +28,16 @@ OVERLAP: Final = 600.0
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
 _log = structlog.get_logger(__name__)
+
+
+class SqlIntake(Intake, Protocol):
+    """Who takes calls in, and remembers what was read: `exporter.watching.Watching`."""
+
+    async def cursor(self, source: str, query: str) -> float | None:
+        """Return up to when a query has read, if it was read before."""
+
+    async def move_cursor(self, source: str, query: str, read_until: float) -> None:
+        """Remember up to when a query has read."""
 
 
 class _End(NamedTuple):
@@ -56,21 +67,22 @@ class _End(NamedTuple):
         return cls(whole=True, problem="\n".join(map(str, refused)), kinds=frozenset(kinds))
 
 
-def asked_since(last: float | None, now: float, memory: float) -> float:
+def asked_since(last: float | None, memory: float, now: float) -> float:
     """Return the time from which on rows are asked for.
 
-    All times are Unix times.
+    All times are Unix times, by the clock of the database.
 
     Args:
         last: when the last run that was whole began; None before the first.
-        now: when this run begins.
         memory: how long the ledger remembers a call that has finished, in seconds. What was read
             longer ago is not read again: it would be counted again.
+        now: when this run begins.
     """
     known = now - PROVIDER_MEMORY
     remembered = now - memory
     if last is None:
         return max(known, remembered)
+    last = min(last, now)  # the clock was ahead then
     return max(known, last - OVERLAP, min(last, remembered))
 
 
@@ -83,7 +95,7 @@ class SqlSources:
         spawn: runs a coroutine in the background, until it is cancelled.
     """
 
-    def __init__(self, intake: Intake, metrics: Catalogue, spawn: Spawn) -> None:
+    def __init__(self, intake: SqlIntake, metrics: Catalogue, spawn: Spawn) -> None:
         self._intake = intake
         self._metrics = metrics
         self._spawn = spawn
@@ -108,12 +120,12 @@ class SqlSources:
             await self._repeat(Query(config, rules), worker, config.interval, rules.memory)
 
     async def _repeat(self, query: Query, worker: Worker, interval: float, memory: float) -> None:
-        last, said = None, frozenset[str]()
+        last, said = await self._resume(query, interval), frozenset[str]()
         while True:
-            begun, now = time.monotonic(), time.time()
-            end = await self._once(query, worker, asked_since(last, now, memory))
+            begun = time.monotonic()
+            end = await self._once(query, worker, partial(asked_since, last, memory))
             if end.whole:
-                last = now
+                last = query.asked_at
                 self._metrics.source_last_success.labels(query.source).value = time.time()
             self._metrics.trouble(query.source, end.problem or None)
             if end.problem:
@@ -126,13 +138,22 @@ class SqlSources:
             said = end.kinds
             await asyncio.sleep(max(0.0, begun + interval - time.monotonic()))
 
-    async def _once(self, query: Query, worker: Worker, since: float) -> _End:
+    async def _resume(self, query: Query, interval: float) -> float | None:
+        while True:
+            try:
+                return await self._intake.cursor(query.source, query.digest)
+            except LedgerError:  # counted, and told, where it happened
+                await asyncio.sleep(interval)
+
+    async def _once(self, query: Query, worker: Worker, since: Callable[[float], float]) -> _End:
         problems, refused = Problems(query.source), Counter[str]()
         batches = query.batches(since, problems)
         try:
             while (batch := await worker.submit(lambda: next(batches, None))) is not None:
                 calls = (NewCall(call.account, call.reference_id, call.labels) for call in batch)
                 refused += (await self._intake.watch(None, calls)).refused
+            if query.asked_at is not None and not refused:
+                await self._intake.move_cursor(query.source, query.digest, query.asked_at)
         except (SourceError, LedgerError) as error:
             return _End.failed(str(error), str(error))
         finally:

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 import exporter
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import LedgerError, NoRoomError
-from exporter.ledger.engine import Database
+from exporter.ledger.ledger import Ledger
 from exporter.ledger.listing import FINISHED, page
 from exporter.ledger.records import DELETED, CallRecord
 from exporter.secret import Secret
@@ -156,7 +156,7 @@ class Api:
         listing = asyncio.create_task(
             ledger.read(
                 _page,
-                ledger.database,
+                ledger,
                 client.accounts if query.account is None else [query.account],
                 query.state,
                 query.result,
@@ -180,6 +180,7 @@ class Api:
             raise retry_later(503, "the listing takes too long", LEDGER_RETRY) from None
 
     async def _show(self, client: _Client, request: web.Request) -> web.Response:
+        ledger = self._service.ledger
         record = await self._found(client, request)
         account = self._service.accounts.get(record.account)
         call = account.poller.calls.get(record.id) if account else None
@@ -187,10 +188,12 @@ class Api:
         if account is not None and call is not None:
             details = {
                 "polls": call.polls,
-                "last_polled": bodies.when(call.last_polled or None),
+                "last_polled": bodies.when(
+                    (call.last_polled and call.last_polled - ledger.clock.ahead) or None
+                ),
                 "next_due": bodies.when(account.poller.next_due(call)),
             }
-        return _json(bodies.CallDetails(**_without_id(record), **details))
+        return _json(bodies.CallDetails(**_without_id(ledger.shown(record)), **details))
 
     async def _delete(self, client: _Client, request: web.Request) -> web.Response:
         record = await self._found(client, request)
@@ -270,10 +273,10 @@ def _without_id(record: CallRecord) -> dict[str, Any]:  # Any: of several types
     return fields
 
 
-def _page(database: Database, *query: Any) -> bytes:  # Any: as of `page`
+def _page(ledger: Ledger, *query: Any) -> bytes:  # Any: as of `page`
     # Made here: a thousand calls take the event loop 10 ms.
-    records, last = page(database, *query)
-    calls = [bodies.Call(**_without_id(record)) for record in records]
+    records, last = page(ledger.database, *query)
+    calls = [bodies.Call(**_without_id(ledger.shown(record))) for record in records]
     return to_json(bodies.Page(calls=calls, next=None if last is None else str(last)))
 
 

@@ -16,6 +16,7 @@ from exporter.calls import WatchedCall
 from exporter.config import Config
 from exporter.errors import RequestError
 from exporter.esms.answers import Answer
+from exporter.ledger.clock import Moment
 from exporter.metrics.families import Buckets
 from exporter.polling.poller import Poller
 from exporter.service import Service
@@ -28,13 +29,19 @@ _CELLS: Final = {"esms_calls_total": 2, "esms_call_keypresses_total": 1}
 
 
 class Clock:
-    """Stands where `time.time` does."""
+    """The time, and a machine's clock, which may be wrong."""
 
     def __init__(self) -> None:
-        self.now = 1_760_000_000.0
+        self.now = self._booted = 1_760_000_000.0
+        self.error = 0.0
 
-    def __call__(self) -> float:
-        return self.now
+    def wall(self) -> float:
+        """Stands where `time.time` does."""
+        return self.now + self.error
+
+    def moment(self) -> Moment:
+        """What the clocks of the machine say."""
+        return Moment(self.wall(), self.now - self._booted, "the only boot")
 
 
 class HeldClient:
@@ -76,10 +83,14 @@ class Driven:
         loop: where everything runs, a step at a time.
         folder: where its ledger and its files of calls are.
         config: what it loads.
+        clock: of its machine.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, config: Config) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, folder: Path, config: Config, clock: Clock
+    ) -> None:
         self._loop = loop
+        self._clock = clock
         self._folder = folder
         self.config = config
         self._reading = sqlite3.connect(self._path)
@@ -100,7 +111,7 @@ class Driven:
 
     async def _start(self) -> None:
         # As `Service.start`, but for what works by the clock: commits, looks at files, prunes.
-        self.service = Service(lambda: self.config)
+        self.service = Service(lambda: self.config, clocks=self._clock.moment)
         await self.service.open()
         await self.service.ledger.call(self._wait_for_no_lock)
         await self.service._apply(self.service._loaded.pop())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from exporter.calls import Finished
-from exporter.ledger.taking import NAMED_LATELY
+from exporter.ledger.taking import named_lately
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS
 from exporter.metrics.calls import OTHER
+
+KEEP_FINISHED: Final = 30 * 86_400.0
 
 Labels = frozenset[tuple[str, str]]
 Place = tuple[str, str]
@@ -45,7 +47,7 @@ class Call:
     price: float | None = None
     gone: bool = False
     deleted: bool = False  # and remembered
-    again: float | None = None  # handed over again, at this time
+    again: float | None = None  # handed over again, or named by a source until then
 
 
 class Model:
@@ -94,7 +96,7 @@ class Model:
                 if source is not None:
                     known.sources.add(source)
                 elif call.place in before:
-                    self._hand_over_again(known, now)
+                    self.hand_over_again(known, now)
             elif self.room(call.account):
                 sources = set[str]() if source is None else {source}
                 self.calls[call.place] = Call(call, now, source is None, sources)
@@ -109,19 +111,21 @@ class Model:
         fits = all(count <= self.room(account) for account, count in new.items())
         return fits and self.watch(None, named, now)
 
-    def _hand_over_again(self, call: Call, now: float) -> None:
+    def hand_over_again(self, call: Call, now: float) -> None:
         over = call.deleted or call.end is not None
-        lately = now - NAMED_LATELY
+        lately = now - named_lately(KEEP_FINISHED)
         if not call.pushed or (
             over and call.ended < lately and (call.again is None or call.again < lately)
         ):
             call.pushed, call.again = True, now
 
-    def keep_only(self, source: str, named: Iterable[Named]) -> None:
+    def keep_only(self, source: str, named: Iterable[Named], now: float) -> None:
         kept = {call.place for call in named}
         for place, call in list(self.calls.items()):
             if source in call.sources and place not in kept:
                 call.sources.discard(source)
+                if call.end is not None:
+                    call.again = now
                 if call.end is None and not call.pushed and not call.sources:
                     call.gone = True
                     del self.calls[place]

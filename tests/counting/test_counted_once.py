@@ -36,14 +36,14 @@ from exporter.ledger.engine import open_database
 from exporter.sources.callback import take
 from tests.counting.answers import CALLBACKS, REPLIES, Reply
 from tests.counting.driven import Asked, Clock, Driven, HeldClient, QuietAccount
-from tests.counting.model import Call, Model, Named, Series
+from tests.counting.model import KEEP_FINISHED, Call, Model, Named, Series
 from tests.counting.wishes import (
     ACCOUNTS,
     CALLS,
     CHANGES,
+    CLOCK_ERRORS,
     CLOCK_MOVES,
     FILES,
-    KEEP_FINISHED,
     NAMES,
     Wish,
     file_read,
@@ -83,12 +83,13 @@ class Counting(RuleBasedStateMachine):
         super().__init__()
         self.clock, self.folder, self.wish = clock, folder, Wish()
         folder.mkdir()
+        clock.error = 0.0
         shutil.copy(empty, folder / "ledger.db")
         self.files: dict[str, list[Named]] = {}
         self.asked: dict[Asked, Call] = {}
         self.highest: defaultdict[tuple[object, ...], dict[Series, float]] = defaultdict(dict)
         self.model = Model(self.wish.max_calls)
-        self.real = Driven(loop, folder, self.wish.config(folder))
+        self.real = Driven(loop, folder, self.wish.config(folder), clock)
 
     def teardown(self) -> None:
         self.real.close()
@@ -122,7 +123,7 @@ class Counting(RuleBasedStateMachine):
             path.unlink(missing_ok=True)
             self.files.pop(file, None)
             self.real.look()
-            self.model.keep_only(source, ())
+            self.model.keep_only(source, (), self.clock.now)
             return
         # Beside the old one, so that it is another file: clocks of file systems are coarse.
         new = path.with_suffix(".new")
@@ -208,9 +209,9 @@ class Counting(RuleBasedStateMachine):
         ):
             return
         call = self.model.calls[named.place]
+        self.model.hand_over_again(call, now)
         if call.deleted:
             return
-        call.pushed = call.pushed or call.end is None
         if (price := read_price(fields.get("Price", ""))) is not None:
             self.model.pay(call, price)
         if self.wish.trust == "accept":
@@ -287,8 +288,12 @@ class Counting(RuleBasedStateMachine):
         reloaded(model, self.wish, files, self.clock.now)
 
     @rule(seconds=CLOCK_MOVES)
-    def move_clock(self, seconds: float) -> None:
+    def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
+
+    @rule(error=CLOCK_ERRORS)
+    def set_clock(self, error: float) -> None:
+        self.clock.error = error
 
     # What always holds.
 
@@ -339,12 +344,10 @@ def test_whatever_happens_each_call_is_counted_once(
     clock, empty, numbers = Clock(), tmp_path / "empty.db", count()
     # Made once: to bring an empty file to the newest shape takes longer than an example.
     open_database(f"sqlite:///{empty}").close()
-    monkeypatch.setattr("time.time", clock)
+    monkeypatch.setattr("time.time", clock.wall)
     monkeypatch.setattr("exporter.account.Client", HeldClient)
     monkeypatch.setattr("exporter.service.Account", QuietAccount)
     monkeypatch.setattr("exporter.ledger.ledger._GATHER", 0.0)
-    # When the clock moves, time has passed; one that is set is tested elsewhere.
-    monkeypatch.setattr("exporter.polling.poller.WallClock.step", lambda *_: 0.0)
     # A file that was written just now lies still: nobody else writes.
     monkeypatch.setattr("exporter.sources.changes._STILL", -(10**18))
     with asyncio.Runner() as runner, capture_logs():

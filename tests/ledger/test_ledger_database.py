@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -198,6 +199,7 @@ def nobody() -> Iterator[None]:
 def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
     store = Store(open_database(f"sqlite:///{path}"))
     store.watch(None, [NewCall("main", reference_id("A"), {})], 1.0)
+    store.watch(None, [NewCall("main", reference_id("B"), {})], 1e12)  # the clock was ahead
     store.close()
     with closing(sqlite3.connect(path)) as old, old:
         for column in ("price", "named_at"):
@@ -206,12 +208,13 @@ def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
             old.execute("ALTER TABLE {} DROP COLUMN {}".format(*column.split(".")))
         for table in (
             *("compatibility", "replicas", "replica_messages", "notifications"),
-            *("canary_runs", "canary_totals", "canaries"),
+            *("canary_runs", "canary_totals", "canaries", "clock_marks", "cursors"),
         ):
             old.execute(f"DROP TABLE {table}")
         old.execute("UPDATE alembic_version SET version_num = '0001'")
     store = Store(open_database(f"sqlite:///{path}"))
-    (stored,) = store.unfinished("main")
-    assert stored.call.reference_id == "A"
+    stored, ahead = store.unfinished("main")
+    assert (stored.call.reference_id, stored.call.first_watched) == ("A", 1.0)
+    assert ahead.call.first_watched == ahead.call.state_since <= time.time()
     assert store.set_price(stored.call.id, 5.0) == {}
     store.close()

@@ -260,7 +260,8 @@ def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Sto
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
         with stores[0]._database.begin() as connection:
-            assert let_go(connection, "file:a", [stored.call.id], 1) == {stored.call.id: "main"}
+            gone = let_go(connection, "file:a", [stored.call.id], 1, NOW)
+            assert gone == {stored.call.id: "main"}
             naming = thread.submit(stores[1].watch, "file:b", [new("A"), new("b")], NOW + 9)
             while not (waits(stores[2]) or naming.done()):
                 pass

@@ -21,11 +21,13 @@ from exporter.calls import (
 )
 from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.models import MAX_LABELS
+from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import page
 from exporter.ledger.records import Labels, NewCall, Observation, StoredCall, Taken
 from exporter.ledger.store import LOADED, Store
 from exporter.ledger.totals import Cell, Total
+from tests.ledger.machine import Machine
 
 NOW = 1_760_000_000.0
 OTP = {"campaign": "otp"}
@@ -232,6 +234,56 @@ def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> 
     # What a file still names is not forgotten: it would be watched, and counted, anew.
     assert store.watch("config", [new("named"), new("fresh")], NOW)[0] == []
     assert ids(push(store, new("old"))) == ["old"]
+
+
+@pytest.mark.parametrize("source", ["config", "file:a"])
+def test_what_loses_its_last_name_is_remembered_from_then_on(
+    database: Database, source: str
+) -> None:
+    machine = Machine(NOW)
+    store = Store(database, LedgerClock(machine))
+    named = [new(f"c{number}") for number in range(50)]
+    finish(store, *store.watch(source, named, NOW).added)
+    # A folder of the network is empty for a moment, long after they finished.
+    machine.pass_time(10_000)
+    assert store.keep_only(source, set()) == []
+    assert store.prune(NOW + 9_000) == 0
+    assert store.watch(source, named, NOW + 10_001).added == []
+    assert store.watch("file:other", named[:1], NOW + 10_001).added == []
+    # The calls of a file that is gone for good are forgotten, from then on.
+    machine.pass_time(10_000)
+    assert store.keep_only(source, set()) == []
+    assert store.prune(NOW + 20_000) == 0
+    assert store.prune(NOW + 20_001) == 49
+
+
+def test_a_call_that_is_called_back_again_is_not_forgotten(database: Database) -> None:
+    machine = Machine(NOW)
+    store = Store(database, LedgerClock(machine))
+    finish(store, *(stored := push(store, new("a"))), after=0)
+    (gone,) = push(store, new("gone"))
+    assert store.delete(gone.call.id, NOW)
+    for _ in range(20):
+        for call in (*stored, gone):
+            assert store.keep(call.call.id)
+        machine.pass_time(500)
+    assert store.prune(NOW + 8_000) == 0
+    assert store.prune(NOW + 10_000) == 2
+    assert not store.keep(gone.call.id)
+
+
+@pytest.mark.parametrize("memory", [1.0, 60.0, 300.0, 3_600.0])
+def test_what_is_named_all_the_time_is_not_forgotten_however_short_the_memory(
+    store: Store, memory: float
+) -> None:
+    store.memory = memory
+    finish(store, *push(store, new("queried"), new("pushed")), after=0)
+    apart = memory / 4
+    for number in range(50):
+        now = NOW + number * apart
+        assert push(store, new("queried"), now=now) == []
+        assert store.push([[new("pushed")]], now).added == []
+        assert store.prune(now - memory) == 0
 
 
 def test_what_is_handed_over_again_is_not_forgotten(store: Store) -> None:

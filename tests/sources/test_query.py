@@ -43,7 +43,7 @@ def read(
     problems = Problems("sql:orders")
     calls = [
         (call.account, str(call.reference_id), dict(call.labels))
-        for batch in Query(found, rules).batches(since, problems)
+        for batch in Query(found, rules).batches(lambda _: since, problems)
         for call in batch
     ]
     return calls, [str(problem) for problem in problems._found]
@@ -97,25 +97,25 @@ def test_a_call_that_has_no_id_yet_is_no_mistake(table: File | Server) -> None:
 def test_many_rows_come_in_batches(table: File | Server) -> None:
     for start in range(1, 5001, 1000):
         insert(table, *((n, f"c{n}", "main", None, None) for n in range(start, start + 1000)))
-    batches = list(Query(config(table), RULES).batches(0, Problems("")))
+    batches = list(Query(config(table), RULES).batches(lambda now: now, Problems("")))
     assert [len(batch) for batch in batches] == [1000] * 5
 
 
 def test_what_is_left_of_rows_is_not_waited_for(database: File | Server) -> None:
     if isinstance(database, File):
         database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
-    batches = Query(many(database), RULES).batches(0, Problems(""))
+    batches = Query(many(database), RULES).batches(lambda now: now, Problems(""))
     next(batches)
     begun = time.monotonic()
     batches.close()
     with pytest.raises(SourceError, match="expected a column"):
-        next(Query(many(database, "id"), RULES).batches(0, Problems("")))
+        next(Query(many(database, "id"), RULES).batches(lambda now: now, Problems("")))
     assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 def test_a_connection_that_breaks(database: Server, caplog: pytest.LogCaptureFixture) -> None:
-    batches = Query(many(database), RULES).batches(0, Problems(""))
+    batches = Query(many(database), RULES).batches(lambda now: now, Problems(""))
     next(batches)
     others, end = {
         "postgresql": (

@@ -17,7 +17,7 @@ from exporter.metrics.catalogue import Catalogue
 from exporter.sources.query import Rules
 from exporter.sources.sql import OVERLAP, SqlSources, asked_since
 from tests.databases import Server
-from tests.sources.queried import DAY, RULES, File, config, many
+from tests.sources.queried import DAY, RULES, File, config, kind, many
 from tests.waiting import until
 
 
@@ -35,13 +35,16 @@ from tests.waiting import until
         (-30.0, 300.0, -300.0),
         (-2 * DAY, DAY, -2 * DAY),
         (-30.0, 1.0, -30.0),
+        # A clock that was ahead loses nothing of the time that comes again.
+        (3600.0, 30 * DAY, -OVERLAP),
+        (9 * DAY, 1.0, -1.0),
     ],
 )
 def test_from_when_on_rows_are_asked_for(
     last: float | None, memory: float, expected: float
 ) -> None:
     now = 1_700_000_000.0
-    assert asked_since(None if last is None else now + last, now, memory) == now + expected
+    assert asked_since(None if last is None else now + last, memory, now) == now + expected
 
 
 class Intake:
@@ -52,6 +55,14 @@ class Intake:
         self.offered: list[str] = []
         self.room = 10_000
         self.broken = False
+        self.cursors: dict[str, tuple[str, float]] = {}
+
+    async def cursor(self, source: str, query: str) -> float | None:
+        known, read_until = self.cursors.get(source, ("", 0.0))
+        return read_until if known == query else None
+
+    async def move_cursor(self, source: str, query: str, read_until: float) -> None:
+        self.cursors[source] = query, read_until
 
     async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
         assert source is None
@@ -149,6 +160,42 @@ async def test_since_goes_on_with_what_was_read(tmp_path: Path) -> None:
         await until(lambda: errors.value > before + 3)  # noqa: B023 - awaited here
         assert intake.offered[-1] == intake.offered[-2]
     sources.configure([], RULES)
+
+
+async def test_since_goes_on_after_a_restart(database: File | Server) -> None:
+    """By the clock of the database, whatever this machine's says."""
+    moment = {
+        "sqlite": "strftime('%s', :since)",
+        "postgresql": "floor(extract(epoch FROM CAST(:since AS timestamptz)))::bigint",
+        "mariadb": "floor(unix_timestamp(:since))",
+    }[kind(database)]
+    intake, query = Intake(), f"SELECT {moment} AS reference_id"
+    if isinstance(database, File):
+        database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
+
+    async def first_of_a_life(query: str, rules: Rules = RULES) -> float:
+        intake.calls.clear()
+        sources = SqlSources(intake, Catalogue(), asyncio.create_task)
+        source = config(database, query, account="main").model_copy(update={"interval": 0.05})
+        sources.configure([source], rules)
+        await until(lambda: len(intake.calls) > 1, 60)  # once it is remembered, it goes on
+        sources.configure([], rules)
+        return float(intake.calls[0])
+
+    now = time.time()
+    assert await first_of_a_life(query) == pytest.approx(now - 7 * DAY, abs=60)
+    digest, _ = intake.cursors["sql:orders"]
+    intake.cursors["sql:orders"] = digest, now - 3 * DAY
+    assert await first_of_a_life(query) == pytest.approx(now - 3 * DAY - OVERLAP, abs=2)
+    # It is that of the question: another one begins anew.
+    for other in (query + " WHERE 1 = 1", query):
+        assert await first_of_a_life(other) == pytest.approx(now - 7 * DAY, abs=60)
+    rules = RULES._replace(accounts=[*RULES.accounts, "new"])
+    assert await first_of_a_life(query, rules) == pytest.approx(now - 7 * DAY, abs=60)
+    # And by the clock of the database, which is the one that stands in its rows.
+    intake.cursors["sql:orders"] = intake.cursors["sql:orders"][0], now + DAY
+    again = await first_of_a_life(query, rules)
+    assert again == pytest.approx(time.time() - OVERLAP, abs=60)
 
 
 async def test_the_loop_goes_on_when_a_run_is_ended(database: File | Server) -> None:
