@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionstart() -> None:
     subprocesses.adopt_orphans()
+    # Tests say how wide a terminal is; pytest-xdist would tell their programs something else.
+    os.environ.pop("COLUMNS", None)
 
 
 @pytest.hookimpl(trylast=True)

@@ -6,6 +6,8 @@ import asyncio
 import socket
 from typing import Self
 
+from tests.waiting import deadline
+
 
 class Manager:
     """A socket as `NOTIFY_SOCKET` names one.
@@ -20,15 +22,15 @@ class Manager:
         self.socket.setblocking(False)
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
 
-    async def told(self, seconds: float = 60) -> list[str]:
+    async def told(self) -> list[str]:
         """Return the lines of the next datagram."""
-        async with asyncio.timeout(seconds):
+        async with deadline():
             data = await asyncio.get_running_loop().sock_recv(self.socket, 65536)
         return data.decode().split("\n")
 
-    async def until(self, line: str, seconds: float = 60) -> list[str]:
+    async def until(self, line: str) -> list[str]:
         """Return the lines of the next datagram that holds this one."""
-        async with asyncio.timeout(seconds):
+        async with deadline():
             while line not in (lines := await self.told()):
                 pass
         return lines

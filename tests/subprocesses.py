@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.programs import program
+from tests.waiting import DEADLINE, deadline
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _STARTED: Final[list[asyncio.subprocess.Process]] = []
@@ -36,7 +37,7 @@ def _tied(command: tuple[Argument, ...]) -> tuple[Argument, ...]:
 def run(
     *command: Argument,
     check: bool = False,
-    timeout: float = 300,
+    timeout: float = 3 * DEADLINE,
     **options: Any,  # Any: of subprocess
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, and capture its output as text."""
@@ -72,6 +73,18 @@ async def start(*command: Argument, **options: Any) -> asyncio.subprocess.Proces
     )
     _STARTED.append(process)
     return process
+
+
+async def output(process: asyncio.subprocess.Process) -> tuple[str, str]:
+    """Return what a process writes to its pipes until it ends; kill one that does not end."""
+    try:
+        async with deadline():
+            said, errors = await process.communicate()
+    except TimeoutError:
+        _kill_group(process.pid)
+        await process.wait()
+        raise
+    return said.decode(), (errors or b"").decode()
 
 
 @contextlib.contextmanager
@@ -112,8 +125,8 @@ def descendants() -> dict[int, str]:
 
 def kill_descendants(seconds: float) -> list[str]:
     """Wait until no descendant runs; kill those that do not end, and return who they were."""
-    deadline = time.monotonic() + seconds
-    while (left := descendants()) and time.monotonic() < deadline:
+    end = time.monotonic() + seconds
+    while (left := descendants()) and time.monotonic() < end:
         time.sleep(0.05)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):

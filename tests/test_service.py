@@ -33,7 +33,7 @@ from exporter.polling.adaptive import ENOUGH
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
-from tests.waiting import until
+from tests.waiting import DEADLINE, deadline, until
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 
@@ -118,7 +118,7 @@ async def test_calls_are_polled_though_nobody_waits_for_their_commit(
 
     def slow(*args: Any, **kwargs: Any) -> Taken:  # Any: whatever the store is given
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(DEADLINE)
         return watch(*args, **kwargs)
 
     monkeypatch.setattr(store, "watch", slow)
@@ -282,7 +282,7 @@ async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simu
 
     bench.service.accounts["main"].poller.provider = type("P", (), {"send_status": bug})  # type: ignore[assignment]
     await bench.push("a")
-    async with asyncio.timeout(10):
+    async with deadline():
         with pytest.raises(ZeroDivisionError):
             await bench.service.failed
 
@@ -304,7 +304,7 @@ async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
     bench.service.ledger.observe("main", call, BUSY, call.first_watched + 1)
     with capture_logs() as logs:
         await until(lambda: bench.service.not_ready() == ["ledger: is locked"])
-        async with asyncio.timeout(3):
+        async with deadline():
             await bench.service.stop()
     assert [line["event"] for line in logs if line["log_level"] == "error"] == [
         "ledger cannot be written",

@@ -17,7 +17,7 @@ def run(script: str) -> str:
 async def test_a_process_dies_with_the_one_that_started_it() -> None:
     killed = "print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     pid = int(run(f"with popen('sleep', '1000') as child: {killed}"))
-    await until(lambda: pid not in subprocesses.descendants(), 60)
+    await until(lambda: pid not in subprocesses.descendants())
 
 
 def test_what_others_leave_behind_is_found_and_killed() -> None:

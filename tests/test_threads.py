@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from exporter.threads import THREADS, ready_threads
+from tests.waiting import DEADLINE
 
 
 def no_thread(_self: threading.Thread) -> None:
@@ -15,7 +16,7 @@ def test_the_threads_are_there_before_they_are_needed(monkeypatch: pytest.Monkey
     with ready_threads() as pool:
         monkeypatch.setattr(threading.Thread, "start", no_thread)
         # Opens only for all at the same time.
-        together = threading.Barrier(THREADS, timeout=10)
+        together = threading.Barrier(THREADS, timeout=DEADLINE)
         work = [pool.submit(together.wait) for _ in range(THREADS)]
         assert sorted(each.result() for each in work) == list(range(THREADS))
 
@@ -34,5 +35,5 @@ def test_a_machine_that_has_too_few_threads(monkeypatch: pytest.MonkeyPatch) -> 
         ready_threads()
     # None is left waiting for the others, or the process could not end.
     for thread in started:
-        thread.join(10)
+        thread.join(DEADLINE)
         assert not thread.is_alive()

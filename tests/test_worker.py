@@ -9,12 +9,13 @@ import pytest
 
 from exporter.errors import SourceError
 from exporter.worker import Worker
+from tests.waiting import DEADLINE
 
 
 async def test_work_is_done_in_order_in_one_thread_also_where_nobody_waits() -> None:
     worker, done = Worker("test"), list[tuple[int, threading.Thread]]()
     go_on = threading.Event()
-    first = worker.submit(lambda: go_on.wait(10))
+    first = worker.submit(lambda: go_on.wait(DEADLINE))
     for number in range(3):
         worker.submit(partial(lambda n: done.append((n, threading.current_thread())), number))
     last = worker.submit(lambda: "end")
@@ -25,7 +26,7 @@ async def test_work_is_done_in_order_in_one_thread_also_where_nobody_waits() -> 
     assert [number for number, _ in done] == [0, 1, 2]
     (thread,) = {thread for _, thread in done}
     assert thread.daemon
-    await asyncio.to_thread(thread.join, 10)
+    await asyncio.to_thread(thread.join, DEADLINE)
     assert not thread.is_alive()
 
 
@@ -43,12 +44,12 @@ def test_work_that_outlives_the_loop_ends_in_silence() -> None:
     async def leave() -> None:
         worker = Worker("test")
         await worker.submit(lambda: threads.append(threading.current_thread()))
-        worker.submit(lambda: go_on.wait(10))
+        worker.submit(lambda: go_on.wait(DEADLINE))
         worker.close()
 
     asyncio.run(leave())
     go_on.set()
-    threads[0].join(10)
+    threads[0].join(DEADLINE)
     assert not threads[0].is_alive()
 
 

@@ -161,9 +161,11 @@ class PostgresqlDatabase(Database):
         version = connection.scalar(text("SELECT current_setting('server_version_num')::int"))
         if version < OLDEST:
             raise self.failed(f"is of PostgreSQL {version // 10_000}; 13 or newer is needed")
-        # An index of millions of rows takes its time, and so may whoever is upgrading now.
+        # An index of millions of rows takes its time, and so may an exporter that is upgrading now.
         for setting in ("statement_timeout = 0", "lock_timeout = '10min'"):
             connection.execute(text(f"SET LOCAL {setting}"))
+        # A machine that is busy with other starts may make this one stand still between statements.
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADING})
         upgrade(self, connection)
 

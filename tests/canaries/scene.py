@@ -70,7 +70,7 @@ def config_text(base_url: str, ledger: str, canary: str, more: str = "") -> str:
         f"accounts:\n  - {{name: main, api_key: key-main, secret_key: s, base_url: '{base_url}'}}\n"
         f"balance: {{interval: 0s}}\n"
         f"polling: {{interval: 200ms, max_interval: 1s, timeout: 2s}}\n"
-        f"ledger: {{url: '{ledger}', heartbeat: 3s}}\n"
+        f"ledger: {{url: '{ledger}', heartbeat: 6s}}\n"
         f"canaries:\n  - {{name: hourly, every: 10m, phone: '{PHONE}', {canary}}}\n{more}"
     )
 

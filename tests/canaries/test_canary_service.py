@@ -18,7 +18,7 @@ from exporter.ledger.canary_runs import CanaryRuns
 from exporter.service import Service
 from exporter.simulator import Fault, FaultKind, Simulator
 from tests.canaries.scene import ACCOUNT, PHONE, Placed, config_text, rows, simulator
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 RECORDING = "recording: '1', max_per_day: 144, within: 60s"
 HOUR = 3600.0
@@ -65,7 +65,7 @@ class Scene:
         return self.service.metrics.canary_success.labels("hourly").value
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        await until(condition, 20)
+        await until(condition)
 
 
 Start = Callable[..., AsyncIterator[Scene]]
@@ -234,9 +234,9 @@ async def test_a_ledger_that_cannot_be_written_places_nothing(tmp_path: Path, cl
 
 async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None:
     async with scene(tmp_path) as there:
-        there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
+        there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=0.5))
         clock.set(NOON + 1)
-        await asyncio.sleep(0.5)
+        await there.until(lambda: there.provider.traffic.open == 1)
     assert there.placed.codes == ["100"]
     ((reference_id,),) = rows(tmp_path, "SELECT reference_id FROM canary_runs")
     assert reference_id
@@ -268,7 +268,7 @@ async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
 
     def slow(self: CanaryRuns, names: Collection[str]) -> None:
         held.set()
-        go_on.wait(10)
+        go_on.wait(DEADLINE)
         forget(self, names)
 
     async with scene(tmp_path) as there:

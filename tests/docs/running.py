@@ -9,7 +9,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tests.waiting import until
+from tests.waiting import deadline, until
 
 TIMEOUT = 120.0
 
@@ -60,7 +60,7 @@ class Running:
 
     async def says(self, pattern: str) -> bool:
         """Wait until the output matches; return whether it does before the process ends."""
-        await until(lambda: self._reading.done() or bool(self._found(pattern)), TIMEOUT)
+        await until(lambda: self._reading.done() or bool(self._found(pattern)))
         return bool(self._found(pattern))
 
     def _found(self, pattern: str) -> re.Match[str] | None:
@@ -68,7 +68,7 @@ class Running:
 
     async def ended(self) -> int:
         """Return the exit code; what does not end is killed."""
-        async with asyncio.timeout(TIMEOUT):
+        async with deadline():
             try:
                 await asyncio.shield(self._reading)
                 return await self._process.wait()

@@ -9,6 +9,7 @@ import aiohttp
 
 from tests.docs import pages
 from tests.docs.scene import Scene
+from tests.waiting import deadline
 
 
 async def test_the_first_alert_comes_in_five_minutes(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ async def test_the_first_alert_comes_in_five_minutes(tmp_path: Path) -> None:
                 scene.write(block.file, block.text.replace("15s", "1s"))
             for command in pages.commands(block) if block.language == "console" else ():
                 await scene.run(command)
-        async with asyncio.timeout(60), aiohttp.ClientSession() as http:
+        async with deadline(), aiohttp.ClientSession() as http:
             while not await firing(http, scene.ports[9090]):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.5)
         await scene.end()

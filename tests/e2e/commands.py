@@ -37,13 +37,14 @@ async def start(
     )
 
 
-async def end(process: asyncio.subprocess.Process, seconds: float = 60) -> Ended:
+async def end(
+    process: asyncio.subprocess.Process,
+) -> Ended:
     """Wait until it ends."""
-    async with asyncio.timeout(seconds):
-        output, errors = await process.communicate()
+    output, errors = await subprocesses.output(process)
     assert process.returncode is not None
-    assert b"Traceback" not in errors
-    return Ended(process.returncode, output.decode(), errors.decode())
+    assert "Traceback" not in errors
+    return Ended(process.returncode, output, errors)
 
 
 async def run(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Ended:

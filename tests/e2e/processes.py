@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,10 +17,9 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import subprocesses
+from tests.waiting import deadline
 
 Series = tuple[str, frozenset[tuple[str, str]]]
-
-START_TIMEOUT = 60.0
 
 
 class Process:
@@ -51,13 +51,14 @@ class Process:
                 env=self._environ,
             )
 
-    async def wait(self, timeout: float) -> int:  # noqa: ASYNC109 - as subprocess names it
-        async with asyncio.timeout(timeout):
+    async def wait(self) -> int:
+        """Wait for the end; returns the exit code."""
+        async with deadline():
             return await self.running.wait()
 
     async def says(self, pattern: str) -> re.Match[str]:
         """Wait until the output matches; fail when the program ends before."""
-        async with asyncio.timeout(START_TIMEOUT):
+        async with deadline():
             while not (match := re.search(pattern, self.output)):
                 assert self.running.returncode is None, self.output
                 await asyncio.sleep(0.02)
@@ -71,7 +72,7 @@ class Process:
         if self._process and self._process.returncode is None:
             self._process.terminate()
             try:
-                await self.wait(60)
+                await self.wait()
             except TimeoutError:
                 await self.kill()
 
@@ -135,11 +136,9 @@ class Exporter(Process):
             assert answer.status == 200
             return parsed(await answer.text())
 
-    async def until(
-        self, condition: Callable[[dict[Series, float]], bool], seconds: float = 60
-    ) -> dict[Series, float]:
+    async def until(self, condition: Callable[[dict[Series, float]], bool]) -> dict[Series, float]:
         """Scrape until the metrics fulfil the condition."""
-        async with asyncio.timeout(seconds):
+        async with deadline():
             while not condition(found := await self.scrape()):
                 assert self.running.returncode is None, self.output
                 await asyncio.sleep(0.1)
@@ -147,11 +146,16 @@ class Exporter(Process):
 
 
 def parsed(text: str) -> dict[Series, float]:
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {_series(series): float(value) for series, _, value in lines}
+
+
+@cache
+def _series(text: str) -> Series:
+    """Return the series of a line: parsed once, since tests scrape the same ones all the time."""
+    (family,) = text_string_to_metric_families(f"{text} 0\n")
+    (sample,) = family.samples
+    return sample.name, frozenset(sample.labels.items())
 
 
 def total(samples: Mapping[Series, float], name: str, **labels: str) -> float:

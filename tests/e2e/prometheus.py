@@ -14,6 +14,7 @@ import aiohttp
 from tests.e2e.processes import Process
 from tests.ports import free_port
 from tests.programs import program
+from tests.waiting import deadline
 
 
 class Prometheus(Process):
@@ -74,7 +75,7 @@ class Prometheus(Process):
     async def until(
         self, expression: str, holds: Callable[[dict[tuple[str, ...], float]], bool]
     ) -> None:
-        async with asyncio.timeout(60):
+        async with deadline():
             while True:
                 try:
                     if holds(await self.query(expression)):

@@ -18,8 +18,9 @@ from exporter.simulator import Account, Simulator
 from exporter.simulator.replies import Operation, Reply
 from tests.databases import Server
 from tests.e2e.processes import Exporter
+from tests.waiting import deadline
 
-HEARTBEAT = 3.0
+HEARTBEAT = 6.0
 RATE = 150
 ACCOUNTS = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
 TOKEN = "made-up-token"
@@ -79,8 +80,8 @@ class Scene:
         query = "SELECT replica_id, count(*) FROM calls WHERE result IS NULL GROUP BY 1"
         return {row[0]: row[1] for row in await asyncio.to_thread(self.rows, query)}
 
-    async def until_held(self, condition: Any, seconds: float = 60) -> dict[int, int]:
-        async with asyncio.timeout(seconds):
+    async def until_held(self, condition: Any) -> dict[int, int]:
+        async with deadline():
             while not condition(held := await self.held()):  # noqa: ASYNC110 - of another process
                 await asyncio.sleep(0.1)
         return held

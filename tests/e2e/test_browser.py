@@ -14,6 +14,7 @@ from playwright.async_api import Browser, Page
 from exporter.web.status_page import Template
 from tests.browser import LOOKS, Look, chromium, findings, looking
 from tests.e2e.processes import Exporter
+from tests.waiting import DEADLINE
 from tests.web.sample import VIETNAM, sample
 
 # Of the numbers of each table, how many there are.
@@ -112,7 +113,7 @@ async def by_itself(browser: Browser, url: str) -> None:
         await page.click("text=Tiếng Việt")
         assert await page.inner_text("h1") == TITLES["vi"]
         before = await page.inner_text(".summary .small")
-        async with page.expect_navigation(timeout=30_000):
+        async with page.expect_navigation(timeout=1_000 * DEADLINE):
             pass
         assert await page.inner_text("h1") == TITLES["vi"]
         assert await page.inner_text(".summary .small") != before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from pathlib import Path
 
@@ -87,7 +86,7 @@ async def test_a_running_exporter_goes_on_with_what_was_interrupted(tmp_path: Pa
             await exporter.ready()
             command = await start(tmp_path, *COMMAND, "--now", environ=UNMEASURED)
             accepted = "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"
-            await until(lambda: bool(rows(tmp_path, accepted)), 30)
+            await until(lambda: bool(rows(tmp_path, accepted)))
             command.send_signal(signal.SIGKILL)
             await command.wait()
             provider.faults.clear()
@@ -121,8 +120,7 @@ async def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
         placed = Placed(provider)
         configured(tmp_path, provider.url, TEMPLATE)
         command = await start(tmp_path, *COMMAND, "--now")
-        await until(lambda: bool(placed.codes), 30)
-        await asyncio.sleep(0.5)
+        await until(lambda: bool(placed.codes))
         command.send_signal(signal.SIGINT)
         ended = await end(command)
     assert ended.code == 1

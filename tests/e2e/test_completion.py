@@ -13,6 +13,7 @@ import pytest
 
 from tests import subprocesses
 from tests.programs import program
+from tests.waiting import deadline
 
 START = {
     "bash": "bash --norc --noprofile -i",
@@ -79,7 +80,7 @@ class Typist:
 
     async def sees(self, text: str) -> None:
         try:
-            async with asyncio.timeout(60):
+            async with deadline():
                 while text not in self.seen:  # noqa: ASYNC110 - a terminal tells nobody
                     await asyncio.sleep(0.02)
         except TimeoutError:
@@ -127,9 +128,9 @@ async def test_fish(tmp_path: Path) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert (process.returncode, errors.decode()) == (0, "")
-    found = [part.strip().splitlines() for part in output.decode().split("\n\n")]
+    output, errors = await subprocesses.output(process)
+    assert (process.returncode, errors) == (0, "")
+    found = [part.strip().splitlines() for part in output.split("\n\n")]
     offered = [{line.split("\t")[0] for line in part} for part in found]
     assert offered[:5] == [
         *({"lookup"}, {"--from-file"}, {"hotline"}),

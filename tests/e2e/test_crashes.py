@@ -82,9 +82,7 @@ async def test_every_call_counts_once_however_often_the_exporter_is_killed(tmp_p
                 await exporter.kill()
             await exporter.start()
             await exporter.listening()
-            last = await exporter.until(
-                lambda samples: total(samples, "esms_calls_total") >= CALLS, 120
-            )
+            last = await exporter.until(lambda samples: total(samples, "esms_calls_total") >= CALLS)
             # A little longer: what would be counted twice would be counted now.
             await asyncio.sleep(0.5)
             last = await exporter.scrape()

@@ -38,7 +38,7 @@ async def test_the_demo_is_lively_and_leaves_nothing_behind(tmp_path: Path) -> N
         async with aiohttp.ClientSession() as http, http.get(f"{url}/") as page:
             assert "old-keys" in await page.text()
         demo.send(signal.SIGINT)
-        assert await demo.wait(15) == 0
+        assert await demo.wait() == 0
     assert folders(tmp_path) == []
     assert "Traceback" not in demo.output
 
@@ -51,7 +51,7 @@ async def test_commands_that_print(tmp_path: Path) -> None:
     ):
         process = Process([sys.executable, "-m", "exporter", command], tmp_path / "output")
         async with process:
-            assert await process.wait(30) == 0
+            assert await process.wait() == 0
         assert process.output.startswith(expected)
 
 
@@ -67,5 +67,5 @@ def test_every_command_and_option_says_what_it_does() -> None:
 async def test_wrong_commands(tmp_path: Path, wrong: str) -> None:
     command = [sys.executable, "-m", "exporter", *wrong.split()]
     async with Process(command, tmp_path / "output") as process:
-        assert await process.wait(30) == 2
+        assert await process.wait() == 2
     assert process.output.splitlines()[-1].startswith("Error: ")

@@ -48,8 +48,8 @@ async def run(exporter: Exporter, *command: str) -> dict[str, int]:
     process = await subprocesses.start(
         *command, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    output, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, errors.decode()
+    output, errors = await subprocesses.output(process)
+    assert process.returncode == 0, errors
     found: dict[str, int] = json.loads(output)
     return found
 

@@ -14,6 +14,7 @@ import pytest_asyncio
 from exporter.simulator import Account, Plan, Simulator
 from tests import subprocesses
 from tests.e2e.processes import Exporter, total
+from tests.waiting import until
 
 TOKEN = "made-up-token"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -75,8 +76,8 @@ async def test_its_description_is_true(tmp_path: Path, simulator: Simulator) -> 
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        output, _ = await asyncio.wait_for(tester.communicate(), 300)
-        assert tester.returncode == 0, output.decode()[-10_000:]
+        output, _ = await subprocesses.output(tester)
+        assert tester.returncode == 0, output[-10_000:]
         assert "Error handling request" not in exporter.output
 
 
@@ -102,8 +103,10 @@ async def test_what_was_accepted_survives_a_kill(tmp_path: Path, simulator: Simu
     for _ in range(4):
         async with Exporter(config) as exporter, aiohttp.ClientSession(headers=HEADERS) as http:
             url = await exporter.ready()
+            before = len(accepted)
             pushing = [asyncio.create_task(push(url, http)) for _ in range(16)]
-            await asyncio.sleep(0.5 + random.random())
+            await until(lambda: len(accepted) > before + 30)  # noqa: B023 - awaited here
+            await asyncio.sleep(random.random())
             await exporter.kill()
             await asyncio.gather(*pushing)
     assert len(accepted) > 100

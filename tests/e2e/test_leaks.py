@@ -241,7 +241,7 @@ async def test_nothing_leaks(tmp_path: Path, log_format: str) -> None:
             process = Path(f"/proc/{exporter.running.pid}")
             shown.append(read(process / "cmdline"))
             exporter.send(signal.SIGTERM)
-            await exporter.wait(30)
+            assert await exporter.wait() == 0
         log = exporter.output
     shown.append(log)
     shown += [read(tmp_path / f"ledger.db{part}") for part in ("", ".lock")]

@@ -60,9 +60,9 @@ async def shown(folder: Path, command: str, url: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, output.decode()
-    return output.decode()
+    output, _ = await subprocesses.output(process)
+    assert process.returncode == 0, output
+    return output
 
 
 def compared(text: str) -> list[str]:

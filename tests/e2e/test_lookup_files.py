@@ -43,7 +43,7 @@ async def test_a_file_is_gone_on_with(
     arguments = ("lookup", "--from-file=ids.txt", f"--output-file={results.name}", CONFIG)
     read = in_csv if ending == "csv" else in_json
     process = await start(tmp_path, *arguments)
-    await until(lambda: results.exists() and results.read_bytes().count(b"\n") > 50, 30)
+    await until(lambda: results.exists() and results.read_bytes().count(b"\n") > 50)
     process.send_signal(number)
     ended = await end(process)
     if number is signal.SIGKILL:
@@ -89,7 +89,7 @@ async def test_two_do_not_write_one_file(tmp_path: Path, simulator: Simulator) -
     simulator.faults.set("late", Fault(FaultKind.LATENCY, seconds=0.5, count=1))
     arguments = ("lookup", "a", "--output-file=results.csv", CONFIG)
     first = await start(tmp_path, *arguments)
-    await until(lambda: simulator.traffic.open == 1, 30)
+    await until(lambda: simulator.traffic.open == 1)
     first.send_signal(signal.SIGSTOP)
     second = await run(tmp_path, *arguments)
     assert second.code == 1
@@ -105,7 +105,7 @@ async def test_a_huge_file_at_the_rate_that_is_allowed(
     ids = place(simulator, 10_000)
     (tmp_path / "ids.csv").write_text("reference_id\n" + "\n".join(ids))
     arguments = ("--from-file=ids.csv", "--output-file=results.csv", CONFIG)
-    found = await end(await start(tmp_path, "lookup", *arguments), 120)
+    found = await end(await start(tmp_path, "lookup", *arguments))
     assert found == (0, "", "10000 of 10000 calls answered\n")
     rows = in_csv((tmp_path / "results.csv").read_text())
     assert sorted(row["reference_id"] for row in rows) == ids

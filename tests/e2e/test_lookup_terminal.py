@@ -20,9 +20,10 @@ from exporter.simulator import Fault, FaultKind, Simulator
 from tests import subprocesses
 from tests.e2e.commands import ESMS_EXPORTER, PYTHONPATH
 from tests.e2e.lookups import ACCOUNTS, CONFIG, configure, place
-from tests.waiting import until
+from tests.waiting import deadline, until
 
 SHOWN_CURSOR = "\x1b[?25h"
+END = "\x04end of what was written\x04"
 
 
 @pytest_asyncio.fixture
@@ -57,16 +58,15 @@ class Screen:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._terminal, self._read)
         try:
-            async with asyncio.timeout(60):
+            async with deadline():
                 if ctrl_c_at:
-                    await until(lambda: bool(re.search(ctrl_c_at, self.seen)), 60)
+                    await until(lambda: bool(re.search(ctrl_c_at, self.seen)))
                     process.send_signal(signal.SIGINT)
                 code = await process.wait()
-                # The other end is still open, so that nothing of what was written is lost.
-                before = None
-                while before != self.seen:
-                    before = self.seen
-                    await asyncio.sleep(0.2)
+                # Whatever was written before it comes first, through the kernel's own threads.
+                os.write(theirs, END.encode())
+                await until(lambda: END in self.seen)
+            self.seen = self.seen.replace(END, "")
             return code
         finally:
             loop.remove_reader(self._terminal)

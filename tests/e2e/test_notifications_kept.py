@@ -20,7 +20,7 @@ from tests.databases import postgresql
 from tests.e2e.counting import ENDS
 from tests.e2e.processes import Exporter, total
 from tests.faults.scene import environment
-from tests.waiting import until
+from tests.waiting import deadline, until
 from tests.webhook.receiver import SECRET, Receiver
 
 CALLS = 400
@@ -108,8 +108,7 @@ async def test_every_call_is_told_however_often_the_exporter_is_killed(tmp_path:
                     total(found, "esms_calls_total") == CALLS
                     and not rows(tmp_path / "ledger.db")
                     and total(found, "esms_notifications_pending") == 0
-                ),
-                90,
+                )
             )
             found = await exporter.scrape()
             assert total(found, "esms_notifications_total", outcome="gave_up") == 0
@@ -134,15 +133,14 @@ async def test_every_call_is_told_though_the_exporter_dies_at_any_commit(tmp_pat
             for number in BOUNDARIES:
                 wanted.write_text(f"{number} {'before' if number % 2 else 'after'}")
                 await exporter.start()
-                assert await exporter.wait(60) == -signal.SIGKILL, exporter.output
+                assert await exporter.wait() == -signal.SIGKILL, exporter.output
             wanted.write_text("0 never")
             await exporter.start()
             await exporter.listening()
             await exporter.until(
                 lambda found: (
                     total(found, "esms_calls_total") == CALLS and not rows(tmp_path / "ledger.db")
-                ),
-                120,
+                )
             )
         finally:
             await exporter.kill()
@@ -166,7 +164,7 @@ async def test_replicas_share_the_work_and_lose_nothing_when_one_is_killed(
             Simulator(accounts=[Account("main", "key", "s")])
         )
         told = await stack.enter_async_context(Receiver())
-        ledger = f"url: '{url.replace('+psycopg', '')}', heartbeat: 3s"
+        ledger = f"url: '{url.replace('+psycopg', '')}', heartbeat: 6s"
         calls = place(simulator, chance)
         exporters = []
         for number in range(3):
@@ -186,11 +184,11 @@ async def test_replicas_share_the_work_and_lose_nothing_when_one_is_killed(
                 first, second = (connection.scalar(text(q)) for q in (unfinished, pending))
                 return int(first or 0), int(second or 0)
 
-        await until(lambda: len(told.told) > CALLS // 4, 60)
+        await until(lambda: len(told.told) > CALLS // 4)
         killed = exporters.pop()
         await killed.kill()
         # What it had claimed comes again when its claim ends: five time-outs and half a minute.
-        async with asyncio.timeout(120):
+        async with deadline():
             while await asyncio.to_thread(left) != (0, 0):  # noqa: ASYNC110 - of other processes
                 await asyncio.sleep(0.2)
         found = [await exporter.scrape() for exporter in exporters]

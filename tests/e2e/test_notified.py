@@ -13,6 +13,7 @@ import pytest
 from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
 from tests.e2e.processes import Exporter
 from tests.manager import Manager
+from tests.waiting import deadline
 
 WATCHDOG = 1.0
 
@@ -68,7 +69,7 @@ async def test_it_tells_that_it_is_ready_reloads_and_stops(
 
         exporter.send(signal.SIGTERM)
         await manager.until("STOPPING=1")
-        assert await exporter.wait(15) == 0
+        assert await exporter.wait() == 0
 
 
 async def test_the_watchdog_hears_from_the_loop_as_long_as_it_turns(
@@ -77,7 +78,7 @@ async def test_the_watchdog_hears_from_the_loop_as_long_as_it_turns(
     async with exporter:
         await manager.until("READY=1")
         for _ in range(4):
-            await manager.until("WATCHDOG=1", WATCHDOG)
+            await manager.until("WATCHDOG=1")
         exporter.send(signal.SIGSTOP)
         try:
             await asyncio.sleep(0.1)
@@ -86,7 +87,7 @@ async def test_the_watchdog_hears_from_the_loop_as_long_as_it_turns(
             assert manager.drop_all() == 0
         finally:
             exporter.send(signal.SIGCONT)
-        await manager.until("WATCHDOG=1", WATCHDOG)
+        await manager.until("WATCHDOG=1")
 
 
 async def test_the_watchdog_hears_until_the_drain_is_over(
@@ -95,12 +96,12 @@ async def test_the_watchdog_hears_until_the_drain_is_over(
     simulator.faults.set("hang", Fault(FaultKind.HANG))
     async with exporter:
         await manager.until("READY=1")
-        async with asyncio.timeout(30):
+        async with deadline():
             while not simulator.traffic.total("main"):  # noqa: ASYNC110 - nobody tells the test
                 await asyncio.sleep(0.01)
         exporter.send(signal.SIGTERM)
         await manager.until("STOPPING=1")
         for _ in range(3):
-            await manager.until("WATCHDOG=1", WATCHDOG)
+            await manager.until("WATCHDOG=1")
         assert exporter.running.returncode is None
         exporter.send(signal.SIGTERM)

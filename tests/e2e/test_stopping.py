@@ -3,13 +3,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
 
 from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
 from tests.e2e.processes import Exporter
+from tests.waiting import deadline
 
 CALLS = 3_000
 
@@ -29,7 +29,7 @@ def configure(folder: Path, simulator: Simulator, calls: int, more: str = "") ->
 
 
 async def asked(simulator: Simulator, at_least: int) -> None:
-    async with asyncio.timeout(60):
+    async with deadline():
         while simulator.traffic.total("main") < at_least:  # noqa: ASYNC110 - nobody tells the test
             await asyncio.sleep(0.01)
 
@@ -43,9 +43,7 @@ async def test_a_stop_under_load_commits_all_that_was_observed(
         async with Exporter(configure(tmp_path, simulator, CALLS)) as exporter:
             await asked(simulator, 300)
             exporter.send(number)
-            began = time.monotonic()
-            assert await exporter.wait(11) == 0, exporter.output
-            assert time.monotonic() - began < 10
+            assert await exporter.wait() == 0, exporter.output
             answered = simulator.traffic.total("main", "100")
         assert "event=stopped" in exporter.output
         assert "Traceback" not in exporter.output
@@ -63,13 +61,13 @@ async def test_a_stop_under_load_commits_all_that_was_observed(
 async def test_a_stop_does_not_wait_longer_than_it_may(tmp_path: Path) -> None:
     async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
         simulator.faults.set("hang", Fault(FaultKind.HANG))
-        config = configure(tmp_path, simulator, 10, "shutdown_timeout: 1s\n")
+        config = configure(
+            tmp_path, simulator, 10, "polling: {timeout: 5m}\nshutdown_timeout: 1s\n"
+        )
         async with Exporter(config) as exporter:
             await asked(simulator, 1)
-            began = time.monotonic()
             exporter.send(signal.SIGTERM)
-            assert await exporter.wait(10) == 0, exporter.output
-            assert time.monotonic() - began < 5
+            assert await exporter.wait() == 0, exporter.output
 
 
 async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
@@ -84,7 +82,5 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             await exporter.says("event=stopping")
             await asyncio.sleep(0.3)
             assert exporter.running.returncode is None
-            began = time.monotonic()
             exporter.send(signal.SIGTERM)
-            assert await exporter.wait(5) == 1
-            assert time.monotonic() - began < 1.5
+            assert await exporter.wait() == 1

@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 from tests import subprocesses
 from tests.e2e.processes import Exporter, Process
 from tests.e2e.prometheus import Prometheus
+from tests.waiting import deadline
 from tests.web.certificates import Certificates
 
 HASH = bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode()
@@ -92,13 +92,13 @@ async def test_sockets_of_systemd(tmp_path: Path, family: socket.AddressFamily) 
             connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector()
             host = "x" if path else f"127.0.0.1:{listener.getsockname()[1]}"
             async with (
-                asyncio.timeout(60),
+                deadline(),
                 aiohttp.ClientSession(connector=connector) as http,
                 http.get(f"http://{host}/-/healthy") as answer,
             ):
                 assert answer.status == 200
             process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(20):
+            async with deadline():
                 assert await process.wait() == 0
         finally:
             if process.returncode is None:
@@ -113,7 +113,7 @@ async def test_without_sockets_of_systemd(tmp_path: Path) -> None:
         tmp_path / "log",
     )  # fmt: skip
     await exporter.start()
-    assert await exporter.wait(30) == 1
+    assert await exporter.wait() == 1
     assert "no socket activation file descriptors found" in exporter.output
 
 
@@ -129,9 +129,7 @@ async def test_five_hundred_slow_clients_keep_no_scrape_out(tmp_path: Path) -> N
         for _ in range(5):
             for writer in slow:
                 writer.write(b"a")
-            started = time.monotonic()
             assert await exporter.scrape()
-            assert time.monotonic() - started < 1
         for writer in slow:
             writer.close()
 

@@ -19,7 +19,7 @@ async def killed_at_every_commit(scene: Scene) -> None:
         for when in ("before", "after"):
             wanted.write_text(f"{number} {when}")
             await scene.exporter.start()
-            assert await scene.exporter.wait(30) == -signal.SIGKILL, scene.exporter.output
+            assert await scene.exporter.wait() == -signal.SIGKILL, scene.exporter.output
     wanted.write_text("0 never")
     await scene.start()
     scene.settle()

@@ -19,13 +19,11 @@ import aiohttp
 from exporter.simulator import Account, Plan, Simulator
 from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
 from tests.e2e.processes import Exporter, Series, total
+from tests.waiting import DEADLINE, deadline, until
 
 PHASES = ("before", "during", "after")
 Parts = dict[str, dict[Series, float]]
 CAMPAIGNS = ("otp", "reminder")
-
-WARM = 60.0
-"""Seconds for calls to be counted while nothing is wrong: a start on a busy machine is slow."""
 
 MEMORY = 24 << 20
 """Bytes that a fault may cost at its worst moment: less than what any bomb would take."""
@@ -121,7 +119,7 @@ class Scene:
     def _configuration(self) -> str:
         lines = [
             f"ledger: {{url: 'sqlite:///{self.ledger}'}}",
-            f"polling: {{interval: {self._interval}, max_interval: 1500ms, timeout: 1s}}",
+            f"polling: {{interval: {self._interval}, max_interval: 1500ms, timeout: 5s}}",
             "balance: {interval: 0}",
             "accounts:",
         ]
@@ -168,17 +166,16 @@ class Scene:
 
     async def ask(self, path: str) -> tuple[int, str]:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http,
+            aiohttp.ClientSession() as http,
             http.get(self.exporter.url + path) as answer,
         ):
             return answer.status, await answer.text()
 
-    async def until_unready(self, words: str, seconds: float = 15) -> None:
+    async def until_unready(self, words: str) -> None:
         """Wait until the exporter says that it does not do its work, and why."""
-        end = time.monotonic() + seconds
-        while (answer := await self.ask("/-/ready"))[0] != 503:
-            assert time.monotonic() < end, answer
-            await asyncio.sleep(0.1)
+        async with deadline():
+            while (answer := await self.ask("/-/ready"))[0] != 503:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         assert words in answer[1]
         assert "ledger cannot be written" in self.exporter.output
         assert (await self.ask("/-/healthy"))[0] == 200
@@ -189,10 +186,7 @@ class Scene:
 
     async def until_requests(self, account: str, outcome: str, more_than: float) -> None:
         """Wait until more requests have come to an outcome: the fault is there."""
-        end = time.monotonic() + 15
-        while self.requests(account, outcome) <= more_than:
-            assert time.monotonic() < end, f"{account}: no request came to {outcome}"
-            await asyncio.sleep(0.1)
+        await until(lambda: self.requests(account, outcome) > more_than)
 
     # The calls.
 
@@ -235,12 +229,12 @@ class Scene:
             self._split = self.scrapes.newest, split(self.scrapes.newest)
         return self._split[1].get(account, {})
 
-    async def until_counted(self, account: str, seconds: float) -> None:
+    async def until_counted(self, account: str) -> None:
         """Wait until every call that has been placed, and nothing else, is counted."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + DEADLINE
         while problem := self.missing(account, self.newest(account)):
             assert self.exporter.running.returncode is None, self.exporter.output
-            assert time.monotonic() < end, f"{account}, after {seconds} s: {problem}"
+            assert time.monotonic() < end, f"{account}: {problem}"
             await asyncio.sleep(0.1)
 
     # The promise.

@@ -13,17 +13,8 @@ import pytest
 from exporter.simulator import Simulator
 from tests.faults import commits, machine, scrapers
 from tests.faults.machine import ACCOUNT
-from tests.faults.scene import WARM, Scene, environment
+from tests.faults.scene import Scene, environment
 from tests.faults.together import Outcomes, judge, run_together
-
-SOON = 10.0
-"""Seconds after which all is counted once a fault is over, where nothing but polls was held up."""
-
-AFTER_WRITES_FAILED = 15.0
-"""The same for the ledger, which is tried again after 0.5 s, and after twice as long each time."""
-
-AFTER_PAUSE = 25.0
-"""The same where the provider could not be reached: two pauses, and what a busy machine adds."""
 
 AT_ONCE = 6
 """Cases; more would only be in each other's way."""
@@ -40,7 +31,6 @@ class Case:
 
     Attributes:
         happens: has it happen, and returns when it is over.
-        recovers_within: seconds.
         lasts: seconds over which calls finish meanwhile.
         disk: where the ledger is.
         preload: the fault of `preload/sitecustomize.py` that it needs, and what it starts with.
@@ -51,7 +41,6 @@ class Case:
     """
 
     happens: Callable[[Scene], Awaitable[None]]
-    recovers_within: float
     lasts: float = 2.0
     disk: Callable[[Path], AbstractContextManager[Path]] = own_folder
     preload: tuple[str, str | None] | None = None
@@ -63,30 +52,27 @@ class Case:
 
 # The long ones first.
 CASES = {
-    "stopped-for-a-minute": Case(machine.stopped, SOON, lasts=machine.STOPPED),
+    "stopped-for-a-minute": Case(machine.stopped, lasts=machine.STOPPED),
     "killed-at-every-commit": Case(
-        commits.killed_at_every_commit, SOON, lasts=45, preload=("commits", "0 never"), calls=200
+        commits.killed_at_every_commit, lasts=45, preload=("commits", "0 never"), calls=200
     ),
-    "no-names": Case(machine.no_names, AFTER_PAUSE, by_name=True),
-    "file-system-turned-read-only": Case(
-        machine.read_only, AFTER_WRITES_FAILED, disk=machine.breakable_disk
-    ),
-    "disk-full": Case(machine.disk_full, AFTER_WRITES_FAILED, disk=machine.small_disk),
-    "ledger-held-by-another": Case(machine.held_by_another, AFTER_WRITES_FAILED),
-    "ledger-deleted": Case(machine.deleted, SOON),
-    "ledger-deleted-with-all": Case(machine.deleted_with_all, SOON),
-    "clock-jumps": Case(machine.clock_jumps, SOON, preload=("clock", "0")),
-    "no-files-left": Case(machine.no_files_left, AFTER_PAUSE),
+    "no-names": Case(machine.no_names, by_name=True),
+    "file-system-turned-read-only": Case(machine.read_only, disk=machine.breakable_disk),
+    "disk-full": Case(machine.disk_full, disk=machine.small_disk),
+    "ledger-held-by-another": Case(machine.held_by_another),
+    "ledger-deleted": Case(machine.deleted),
+    "ledger-deleted-with-all": Case(machine.deleted_with_all),
+    "clock-jumps": Case(machine.clock_jumps, preload=("clock", "0")),
+    "no-files-left": Case(machine.no_files_left),
     "no-threads": Case(
         machine.no_threads,
-        SOON,
         preload=("threads", None),
         endless=50,
         query="SELECT reference_id FROM calls WHERE false",
     ),
-    "many-scrapers": Case(scrapers.many_at_once, SOON),
-    "scrapers-that-leave": Case(scrapers.leaving_in_the_middle, SOON),
-    "scrapers-that-never-read": Case(scrapers.never_reading, SOON),
+    "many-scrapers": Case(scrapers.many_at_once),
+    "scrapers-that-leave": Case(scrapers.leaving_in_the_middle),
+    "scrapers-that-never-read": Case(scrapers.never_reading),
 }
 
 
@@ -112,13 +98,13 @@ async def withstand(folder: Path, case: Case) -> None:
             inside=machine.namespace(folder) if case.by_name else (),
         ) as scene:
             scene.place(ACCOUNT, "before")
-            await scene.until_counted(ACCOUNT, WARM)
+            await scene.until_counted(ACCOUNT)
             scene.settle()
             scene.place(ACCOUNT, "during", case.lasts)
             await case.happens(scene)
             await scene.until_ended(ACCOUNT)
             scene.place(ACCOUNT, "after")
-            await scene.until_counted(ACCOUNT, case.recovers_within)
+            await scene.until_counted(ACCOUNT)
             await scene.keeps_its_promise()
 
 

@@ -30,7 +30,7 @@ class Bench:
             balance=BalanceConfig(interval=0),
             polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
             watch=WatchConfig(labels=("campaign",)),
-            ledger=LedgerConfig(url=Secret(ledger), heartbeat=1),
+            ledger=LedgerConfig(url=Secret(ledger), heartbeat=4),
             home_assistant=config,
             shutdown_timeout=3,
         )

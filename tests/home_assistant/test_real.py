@@ -17,6 +17,7 @@ from tests import subprocesses
 from tests.brokers import Mosquitto
 from tests.docs import pages
 from tests.home_assistant.bench import Bench
+from tests.waiting import deadline
 
 PYTHON = os.environ.get("HOME_ASSISTANT_PYTHON", "")
 
@@ -43,7 +44,7 @@ class HomeAssistant:
         """Ask until it knows what it should."""
         known: Any = None
         try:
-            async with asyncio.timeout(30):
+            async with deadline():
                 while not condition(known := await self.ask()):  # noqa: ASYNC110 - it is asked
                     await asyncio.sleep(0.1)
         except TimeoutError:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from exporter.ledger.engine import Database
 from exporter.ledger.sharing import Sharing
 from exporter.ledger.store import Store
+from tests.waiting import DEADLINE
 
 R = TypeVar("R")
 
@@ -27,7 +28,7 @@ def together(*functions: Callable[[], R]) -> list[R]:
     start = Barrier(len(functions))
 
     def run(function: Callable[[], R]) -> R:
-        start.wait(10)
+        start.wait(DEADLINE)
         return function()
 
     with ThreadPoolExecutor(len(functions)) as threads:

@@ -23,7 +23,7 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, StoredCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.secret import Secret
-from tests.waiting import until
+from tests.waiting import deadline, until
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 QUEUED = PollAgain(CallState.QUEUED)
@@ -66,7 +66,7 @@ async def bench(url: str) -> AsyncIterator[Bench]:
     running = asyncio.create_task(bench.ledger.run())
     yield bench
     bench.ledger.close_soon()
-    async with asyncio.timeout(10):
+    async with deadline():
         await running
     await bench.ledger.close()
 
@@ -162,7 +162,7 @@ async def test_closing_writes_what_was_observed(url: str) -> None:
     for stored in calls:
         bench.observe(stored, BUSY)
     bench.ledger.close_soon()
-    async with asyncio.timeout(10):
+    async with deadline():
         await running
     await bench.ledger.close()
     assert bench.counted == CHUNK + 1

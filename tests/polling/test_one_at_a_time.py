@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.poller import Poller
 from tests.polling.test_poller import FAST, Provider
-from tests.waiting import until
+from tests.waiting import deadline, until
 
 
 async def test_one_call_is_asked_for_again_and_again() -> None:
@@ -22,7 +21,7 @@ async def test_one_call_is_asked_for_again_and_again() -> None:
     poller.watch(WatchedCall(1, reference_id("a"), time.time()))
     poller.wake()
     try:
-        async with asyncio.timeout(10):
+        async with deadline():
             await until(lambda: len(provider.asked) > 4)
     finally:
         await poller.stop(1)

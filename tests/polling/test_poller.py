@@ -28,7 +28,7 @@ from exporter.polling.adaptive import ENOUGH
 from exporter.polling.poller import Poller
 from exporter.polling.schedule import TICK
 from exporter.polling.settings import PollingSettings
-from tests.waiting import until
+from tests.waiting import deadline, until
 
 AUTH = Answer(Outcome.AUTH, "101", message="Authorize Failed")
 QUEUED = Answer(Outcome.OK, "100", send_status=2)
@@ -324,7 +324,7 @@ async def test_stopping_waits_no_longer_than_it_may(bench: Bench) -> None:
 async def test_a_bug_is_noticed(bench: Bench) -> None:
     bench.provider.answer = ZeroDivisionError("a bug")
     bench.watch("a")
-    async with asyncio.timeout(5):
+    async with deadline():
         await bench.poller.failed.wait()
     assert isinstance(bench.poller.failure, ZeroDivisionError)
 
@@ -374,7 +374,7 @@ async def test_a_bug_in_what_an_answer_means_is_noticed(
     bench.watch("a")
     await until(lambda: len(bench.observed) >= 2)  # the account is well
     monkeypatch.setattr("exporter.polling.poller.verdict", lambda *_: 1 / 0)
-    async with asyncio.timeout(5):
+    async with deadline():
         await bench.poller.failed.wait()
     assert isinstance(bench.poller.failure, ZeroDivisionError)
 

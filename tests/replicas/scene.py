@@ -30,9 +30,10 @@ from exporter.replicas.replica import Replica
 from exporter.secret import Secret
 from exporter.service import Service
 from tests.replicas.proxy import Proxy
-from tests.waiting import until
+from tests.waiting import deadline, until
 
-HEARTBEAT: Final = 1.5
+HEARTBEAT: Final = 4.0
+"""Seconds: a machine that is busy with other tests lets none of them stand still for as long."""
 
 QUEUED: Final = Answer(Outcome.OK, "100", send_status=2)
 BUSY: Final = Answer(Outcome.OK, "100", send_status=5, sent_result=0, call_status="BUSY")
@@ -219,9 +220,7 @@ class Scene:
         """Run a statement in the ledger."""
         return await asyncio.to_thread(self._rows, query)
 
-    async def settled(
-        self, names: Collection[str], *exporters: Exporter, seconds: float = 30
-    ) -> None:
+    async def settled(self, names: Collection[str], *exporters: Exporter) -> None:
         """Wait until each call is polled by one of them, for good, and each has its share.
 
         What the ledger says of who polls a call is the same.
@@ -236,7 +235,7 @@ class Scene:
                 and all(len(each) <= 1.1 * even + 11 for each in held)
             )
 
-        async with asyncio.timeout(seconds):
+        async with deadline():
             since, held = self.clock(), list[set[str]]()
             while held != (held := [exporter.holds for exporter in exporters]) or not shared():
                 since = self.clock()

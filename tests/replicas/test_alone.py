@@ -33,7 +33,7 @@ async def service(server: Server) -> AsyncIterator[Service]:
     with server.database() as url:
         config = Config(
             accounts=(AccountConfig(name="main", api_key=Secret("key"), secret_key=Secret("s")),),
-            ledger=LedgerConfig(url=Secret(url.replace("+psycopg", "")), heartbeat=1),
+            ledger=LedgerConfig(url=Secret(url.replace("+psycopg", "")), heartbeat=4),
             shutdown_timeout=1,
         )
         service = Service(lambda: config)
@@ -53,7 +53,7 @@ def _replica(service: Service) -> Replica:
 async def test_it_beats_while_the_ledger_has_much_to_do(service: Service) -> None:
     replica, loop = _replica(service), asyncio.get_running_loop()
     await until(lambda: replica._lease.until > loop.time())
-    busy = asyncio.create_task(service.ledger.call(time.sleep, 3))
+    busy = asyncio.create_task(service.ledger.call(time.sleep, 6))
     await asyncio.sleep(0)
     replica._recount_at = -1
     while not busy.done():
@@ -61,7 +61,7 @@ async def test_it_beats_while_the_ledger_has_much_to_do(service: Service) -> Non
         assert replica._lease.until > loop.time()
     await until(lambda: replica._recount_at > 0)
     # What an answer was lost of is looked up.
-    busy = asyncio.create_task(service.ledger.call(time.sleep, 3))
+    busy = asyncio.create_task(service.ledger.call(time.sleep, 6))
     await asyncio.sleep(0)
     service.metrics.ledger_errors.labels().value += 1
     while not busy.done():

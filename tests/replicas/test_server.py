@@ -31,9 +31,9 @@ async def test_a_server_that_takes_no_connection_for_a_while(server: Server, sce
         await until(lambda: first.holds | second.holds == set(calls))
 
         async def polls_again() -> None:
-            await until(lambda: not any(map(reason, exporters)), 40)
+            await until(lambda: not any(map(reason, exporters)))
             since = scene.clock()
-            await until(lambda: all(scene.provider.by(name, since) for name in calls), 30)
+            await until(lambda: all(scene.provider.by(name, since) for name in calls))
             scene.finish(calls.pop())
             finished = len(scene.provider.answers)
             await until(lambda: first.counted() == second.counted() == finished)
@@ -41,12 +41,12 @@ async def test_a_server_that_takes_no_connection_for_a_while(server: Server, sce
         # As at `max_connections`, but for this user alone.
         await scene.rows("ALTER ROLE app CONNECTION LIMIT 0")
         await scene.rows(END_ALL)
-        await until(lambda: all("too many connections" in reason(one) for one in exporters), 30)
+        await until(lambda: all("too many connections" in reason(one) for one in exporters))
         await scene.rows("ALTER ROLE app CONNECTION LIMIT -1")
         await polls_again()
 
         await asyncio.to_thread(server.stop)
-        await until(lambda: all(map(reason, exporters)), 30)
+        await until(lambda: all(map(reason, exporters)))
         await asyncio.to_thread(server.start)
         await polls_again()
         assert [exporter.evictions for exporter in exporters] == [0, 0]

@@ -12,7 +12,7 @@ import pytest
 from exporter.calls import Result, Status
 from exporter.ledger.records import Snapshot
 from tests.replicas.scene import ANSWERED, BUSY, Exporter, Scene, names
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 
 def today(exporter: Exporter) -> dict[tuple[Result, Status], int]:
@@ -87,7 +87,7 @@ async def test_labels_change_while_others_finish_calls(
     def slow() -> Snapshot:
         found = snapshot()
         read.set()
-        assert go_on.wait(30)
+        assert go_on.wait(DEADLINE)
         return found
 
     monkeypatch.setattr(store, "snapshot", slow)

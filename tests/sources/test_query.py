@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections import deque
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -106,11 +105,9 @@ def test_what_is_left_of_rows_is_not_waited_for(database: File | Server) -> None
         database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
     batches = Query(many(database), RULES).batches(lambda now: now, Problems(""))
     next(batches)
-    begun = time.monotonic()
     batches.close()
     with pytest.raises(SourceError, match="expected a column"):
         next(Query(many(database, "id"), RULES).batches(lambda now: now, Problems("")))
-    assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
@@ -187,15 +184,13 @@ def test_a_query_that_cannot_be_used(table: File | Server, query: str, expected:
 
 def test_a_query_that_takes_too_long(table: File | Server) -> None:
     slow = {
-        "postgresql": "SELECT pg_sleep(30)::text AS reference_id",
-        "mariadb": "SELECT SLEEP(30) AS reference_id",
+        "postgresql": "SELECT pg_sleep(1000)::text AS reference_id",
+        "mariadb": "SELECT SLEEP(1000) AS reference_id",
         "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
         " SELECT max(i) AS reference_id FROM n",
     }[kind(table)]
-    begun = time.monotonic()
     with pytest.raises(SourceError):
         read(config(table, slow, timeout=1.0))
-    assert time.monotonic() - begun < 15
 
 
 REFUSED = "the database failed: it cannot be reached, or refuses the user"

@@ -178,7 +178,7 @@ async def test_since_goes_on_after_a_restart(database: File | Server) -> None:
         sources = SqlSources(intake, Catalogue(), asyncio.create_task)
         source = config(database, query, account="main").model_copy(update={"interval": 0.05})
         sources.configure([source], rules)
-        await until(lambda: len(intake.calls) > 1, 60)  # once it is remembered, it goes on
+        await until(lambda: len(intake.calls) > 1)  # once it is remembered, it goes on
         sources.configure([], rules)
         return float(intake.calls[0])
 

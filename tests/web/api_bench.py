@@ -29,6 +29,7 @@ from exporter.service import Service
 from exporter.simulator import Account, Simulator
 from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
+from tests.waiting import DEADLINE
 
 TOKENS = (
     TokenConfig(name="all", token=Secret("token-all")),
@@ -111,7 +112,7 @@ class Bench:
 
         def hold() -> None:
             loop.call_soon_threadsafe(held.set)
-            assert free.wait(60)
+            assert free.wait(DEADLINE)
 
         holding = asyncio.create_task(run(hold))
         await held.wait()

@@ -32,7 +32,7 @@ from exporter.web import passwords as module
 from exporter.web.config_file import load_web_config
 from exporter.web.listening import ListenAddress, systemd_sockets
 from exporter.web.server import WebOptions, WebServer
-from tests.waiting import until
+from tests.waiting import deadline, until
 from tests.web.certificates import Certificates
 
 TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
@@ -258,7 +258,7 @@ async def test_a_new_certificate_drops_no_connection(bench: Bench) -> None:
         ((held, _),) = next(iter(connector._conns.values()))
         first = await serial_number(bench)
         bench.certificates.renew()
-        async with asyncio.timeout(10):
+        async with deadline():
             while await serial_number(bench) == first:  # noqa: ASYNC110 - nobody tells the test
                 await asyncio.sleep(0.05)
         assert await ask() == 200

@@ -211,7 +211,7 @@ async def test_nothing_is_held_of_configurations_that_were_replaced(bench: Bench
     running, before = len(asyncio.all_tasks()), held()
     await change("cdefgh")
     # Requests on the connections of accounts that were replaced end by their own time-out.
-    await until(lambda: len(asyncio.all_tasks()) <= running, seconds=60)
+    await until(lambda: len(asyncio.all_tasks()) <= running)
     assert held() - before == {}
 
 

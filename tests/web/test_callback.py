@@ -20,7 +20,7 @@ from exporter.secret import Secret
 from exporter.simulator import Account, Plan, Simulator
 from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 from tests.web.callback_bench import LIVE, OTP, TOKEN, Bench
 
 
@@ -235,7 +235,7 @@ async def test_an_account_that_leaves_meanwhile(
 
     def slowly(self: Store, *arguments: Any) -> Any:
         loop.call_soon_threadsafe(entered.set)
-        assert gone.wait(10)
+        assert gone.wait(DEADLINE)
         return set_price(self, *arguments)
 
     monkeypatch.setattr(Store, "set_price", slowly)

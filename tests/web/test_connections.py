@@ -34,7 +34,7 @@ from exporter.web.config_file import load_web_config
 from exporter.web.connections import _address
 from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
-from tests.waiting import until
+from tests.waiting import DEADLINE, deadline, until
 from tests.web.certificates import Certificates
 
 GET = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -119,10 +119,10 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "BODY_TIMEOUT", 0.3)
 
 
-async def ends(stream: Stream, seconds: float = 10) -> bytes:
+async def ends(stream: Stream) -> bytes:
     """Wait until the other side closes; returns what came before."""
     reader, writer = stream
-    async with asyncio.timeout(seconds):
+    async with deadline():
         try:
             return await reader.read()
         except ConnectionError:
@@ -233,7 +233,7 @@ async def test_what_is_below_the_buffers_does_not_stay_for_ever(
             else:
                 await loop.sock_sendall(client, get)
             await until(lambda: bench.open == 1)
-            await until(lambda: bench.open == 0, 20)
+            await until(lambda: bench.open == 0)
             if writer:
                 writer.transport.abort()
     finally:
@@ -421,7 +421,7 @@ async def test_any_bytes(bench: Bench) -> None:
     @given(sent)
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     def fuzz(data: bytes) -> None:
-        answer = asyncio.run_coroutine_threadsafe(bench.answer(data, 0.05), loop).result(30)
+        answer = asyncio.run_coroutine_threadsafe(bench.answer(data, 0.05), loop).result(DEADLINE)
         assert b"aiohttp" not in answer.lower()
         assert b" 500 " not in answer
 

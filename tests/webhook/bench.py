@@ -80,7 +80,7 @@ class Bench:
         labels = {"campaign": campaign}
         new = [NewCall("main", reference_id(name), labels) for name in names]
         await self.running.calls.watch(None, new)
-        await until(lambda: self.counted == before + len(names), 30)
+        await until(lambda: self.counted == before + len(names))
 
     @property
     def counted(self) -> float:

@@ -19,7 +19,7 @@ from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import CallbackOutcome
 from exporter.simulator import Plan
 from exporter.webhook.sender import AHEAD, back_off
-from tests.waiting import until
+from tests.waiting import DEADLINE, deadline, until
 from tests.webhook.bench import Bench, target
 from tests.webhook.receiver import SECRET, Receiver, ok
 
@@ -36,9 +36,7 @@ def test_each_wait_is_twice_as_long_up_to_a_quarter_less(attempts: int, expected
 
 async def test_a_finished_call_is_told_at_once(bench: Bench, receiver: Receiver) -> None:
     await bench.finish("a", plan=Plan(duration=7, ivr="1"))
-    began = time.monotonic()
     await until(lambda: bench.done() == 1)
-    assert time.monotonic() - began < 2
     (told,) = receiver.told
     assert receiver.bad == []
     data = told.event["data"]
@@ -89,7 +87,7 @@ async def test_a_target_that_is_down_gets_all_when_it_is_back(
     bench: Bench, receiver: Receiver
 ) -> None:
     await receiver.stop()
-    names = [f"c{number}" for number in range(100)]
+    names, before = [f"c{number}" for number in range(100)], time.time() - 1
     with capture_logs() as logs:
         await bench.finish(*names)
         await until(lambda: bench.pending() == 100)
@@ -97,7 +95,7 @@ async def test_a_target_that_is_down_gets_all_when_it_is_back(
         tried = bench.requests("connection")
         assert 2 <= tried <= 8 + 12  # those that were under way, and then one after the other
         oldest = bench.running.metrics.notifications_oldest.labels("t").value
-        assert abs(oldest - time.time()) < 20
+        assert before <= oldest <= time.time()
         await receiver.start()
         await until(lambda: bench.done() == 100)
     assert sorted(receiver.calls) == sorted(names)
@@ -203,7 +201,7 @@ async def test_a_bug_ends_the_exporter(
     await bench.finish("a")
     failed = bench.running.failed
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(asyncio.shield(failed), 10)
+        await asyncio.wait_for(asyncio.shield(failed), DEADLINE)
     service, bench.service = bench.running, None
     await service.stop()
 
@@ -223,7 +221,7 @@ async def test_what_is_not_taken_in_time_is_given_up(bench: Bench, receiver: Rec
     bench.notify(target("t", receiver, give_up_after=1.0))
     await bench.running.reload()
     await bench.finish(*(f"c{number}" for number in range(20)))
-    await until(lambda: bench.done("gave_up") == 20, 20)
+    await until(lambda: bench.done("gave_up") == 20)
     await until(lambda: bench.pending() == 0)
     await receiver.start()
     await bench.finish("later")
@@ -235,7 +233,7 @@ async def test_nobody_waits_for_a_target_that_hangs(bench: Bench, receiver: Rece
     hanging = Receiver()
 
     async def hang(request: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(60)
+        await asyncio.sleep(1e6)
         raise AssertionError
 
     hanging.answer = hang
@@ -243,19 +241,16 @@ async def test_nobody_waits_for_a_target_that_hangs(bench: Bench, receiver: Rece
         slow = target("slow", hanging, timeout=60.0, max_concurrency=3)
         bench.notify(target("t", receiver), slow)
         await bench.running.reload()
-        began = time.monotonic()
         names = [f"c{number}" for number in range(200)]
         await bench.finish(*names)
         await until(lambda: bench.done() == 200)
-        assert time.monotonic() - began < 20
         assert sorted(receiver.calls) == sorted(names)
         assert len(hanging.told) == 3  # as many as may be under way
         held = bench.sender("slow")
         # What is not sent soon stays in the ledger.
         assert len(held._ready) + len(held._sending) <= AHEAD * 3
-        began = time.monotonic()
-        await bench.stop()
-        assert time.monotonic() - began < 5
+        async with deadline():
+            await bench.stop()
 
 
 async def test_a_restart_goes_on_where_it_was(bench: Bench, receiver: Receiver) -> None:

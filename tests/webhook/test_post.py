@@ -23,6 +23,7 @@ from exporter.config.notify import NotifyConfig
 from exporter.metrics.targets import PostOutcome as Is
 from exporter.secret import Secret
 from exporter.webhook.post import Fate, Poster, Reply
+from tests.waiting import DEADLINE, deadline
 from tests.webhook.receiver import SECRET, Receiver
 
 EVENT = "5bd3c9c4-0000-5000-8000-000000000000"
@@ -30,7 +31,7 @@ BODY = f'{{"id": "{EVENT}", "data": {{"reference_id": "a"}}}}'
 RESET = struct.pack("ii", 1, 0)
 
 
-def target(url: str, timeout: float = 1.0) -> NotifyConfig:
+def target(url: str, timeout: float = 60.0) -> NotifyConfig:
     return NotifyConfig(name="t", url=Secret(url), secret=Secret(SECRET), timeout=timeout)
 
 
@@ -125,19 +126,18 @@ async def test_an_answer_that_never_ends_has_been_given(receiver: Receiver) -> N
             await response.write(b"x" * 65536)
 
     receiver.answer = answer
-    began = time.monotonic()
-    (reply,) = await post(target(receiver.url, 10.0))
+    async with deadline():
+        (reply,) = await post(target(receiver.url))
     assert reply.fate is Fate.DELIVERED
-    assert time.monotonic() - began < 5
 
 
 async def test_an_answer_that_does_not_come(receiver: Receiver) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(30)
+        await asyncio.sleep(1e6)
         raise AssertionError
 
     receiver.answer = answer
-    (reply,) = await post(target(receiver.url))
+    (reply,) = await post(target(receiver.url, 1.0))
     assert (reply.outcome, reply.fate, reply.well) == (Is.TIMEOUT, Fate.AGAIN, False)
 
 
@@ -192,7 +192,8 @@ async def trickles(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 )
 async def test_what_is_no_answer(speak: Speak, outcome: Is) -> None:
     async with speaks(speak) as port:
-        (reply,) = await post(target(f"http://127.0.0.1:{port}/"))
+        timeout = 1.0 if outcome is Is.TIMEOUT else 60.0
+        (reply,) = await post(target(f"http://127.0.0.1:{port}/", timeout))
     assert (reply.outcome, reply.fate, reply.well) == (outcome, Fate.AGAIN, False)
 
 
@@ -291,11 +292,11 @@ async def test_a_name_that_nobody_answers_for(
 
     def getaddrinfo(host: str, *given: Any) -> Any:  # Any: as the system has it
         if host.endswith(".example"):
-            stuck.wait(20)
+            stuck.wait(DEADLINE)
         return real(host, *given)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    hanging = [post(target(f"http://{name}.example/")) for name in "abcdefghij"]
+    hanging = [post(target(f"http://{name}.example/", 1.0)) for name in "abcdefghij"]
     tasks = [asyncio.ensure_future(one) for one in hanging]
     await asyncio.sleep(0.2)
     (reply,) = await post(target(receiver.url.replace("127.0.0.1", "localhost")))
