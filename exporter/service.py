@@ -6,8 +6,9 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -16,7 +17,7 @@ from exporter.balances import Balances
 from exporter.canaries.canaries import Canaries
 from exporter.collector import collector_at_rest
 from exporter.config import Config
-from exporter.errors import ConfigError, LedgerError, Problem
+from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.home_assistant.telling import HomeAssistant
 from exporter.ledger.clock import Clocks
 from exporter.ledger.records import CHUNK, NewCall, Snapshot
@@ -33,9 +34,11 @@ from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.files import CallFiles, Settings
 from exporter.sources.query import Rules
 from exporter.sources.sql import SqlSources
-from exporter.threads import ready_threads
+from exporter.threads import DetachedThreads, ready_threads
 from exporter.watching import Watching
 from exporter.webhook.notifications import Notifications
+
+R = TypeVar("R")
 
 CONFIG_SOURCE: Final = "config"
 """The name of the configuration as a watch source."""
@@ -46,6 +49,8 @@ RETRY_EVERY: Final = 60.0
 RETRY_SOON: Final = 5.0
 """Seconds after which a configuration that the ledger could not take in is tried again."""
 
+# Seconds that reading the configuration may take: with a million calls it takes some 30.
+_LOAD_TIMEOUT: Final = 120.0
 _PRUNE_EVERY: Final = 3600.0
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +88,9 @@ class Service:
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
         self._reload_at = math.inf  # when the configuration is to be read again, changed or not
-        self._reloading = asyncio.Lock()
+        self._loading = asyncio.Lock()  # one configuration after the other
+        self._reloading = asyncio.Lock()  # while calls, files and accounts change
+        self._threads = DetachedThreads(_LOAD_TIMEOUT)
         self._replica: Replica | None = None  # where others share the ledger
         self._sharing: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -101,7 +108,7 @@ class Service:
             LedgerError: the ledger cannot be used.
         """
         asyncio.get_running_loop().set_default_executor(ready_threads())
-        self._loaded.append(config := await asyncio.to_thread(self.load))
+        self._loaded.append(config := await self._load())
         await self.ledger.open(config.ledger.url.reveal())
         await self._notify.open()
         if self.ledger.store.shared:
@@ -128,6 +135,7 @@ class Service:
         async with self._reloading:
             await self._apply(self._loaded.pop())
         self._in_background(self._look_for_changes())
+        self._in_background(self._look_for_files())
         self._in_background(self._canaries.run())
         self._in_background(self.calls.inbox.run())
         self.loaded = True
@@ -139,23 +147,45 @@ class Service:
             ConfigError: with every problem.
             LedgerError: the ledger could not take the calls in.
         """
-        async with self._reloading:
+        async with self._loading:
             await self._reload()
 
     async def _reload(self) -> None:
         self._reload_at = math.inf
         try:
             with collector_at_rest():
-                await self._apply(await asyncio.to_thread(self.load))
+                config = await self._load()
+                async with self._reloading:
+                    await self._apply(config)
         except (ConfigError, LedgerError) as error:
             if isinstance(error, LedgerError):
                 # Nothing is wrong with it, and no change of it will come.
                 self._reload_at = time.monotonic() + RETRY_SOON
-            self.metrics.loaded(CONFIG_SOURCE, problem=str(error))
-            self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
-            _log.error("configuration not reloaded", problems=str(error))
+            self._not_reloaded(error)
             raise
         _log.info("configuration reloaded", accounts=len(self.accounts), calls=self.calls.count)
+
+    def _not_reloaded(self, error: ConfigError | LedgerError) -> None:
+        self.metrics.loaded(CONFIG_SOURCE, problem=str(error))
+        self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
+        _log.error("configuration not reloaded", problems=str(error))
+
+    async def _load(self) -> Config:
+        """Read the configuration.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        return await self._read(self.load)
+
+    async def _read(self, work: Callable[[], R]) -> R:
+        """Read files of the configuration, on a file system that may not answer."""
+        try:
+            return await self._threads.run(CONFIG_SOURCE, work)
+        except SourceError as error:
+            self._reload_at = time.monotonic()  # as soon as there is an answer
+            message = f"cannot be read: {error}"
+            raise ConfigError((Problem("configuration", 0, "", message),)) from None
 
     async def stop(self) -> None:
         """Wait for requests under way, commit what was observed, close everything."""
@@ -181,6 +211,8 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(*(account.close() for account in self.accounts.values()))
+        self._files.close()
+        self._threads.close()
         await self.ledger.close(max(1.0, deadline - time.monotonic()))
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
@@ -328,15 +360,24 @@ class Service:
         changed = self._changed
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            async with self._reloading:
-                try:
-                    due = time.monotonic() >= self._reload_at
-                    if due or (changed is not None and await asyncio.to_thread(changed)):
+            async with self._loading:
+                if self._threads.hangs(CONFIG_SOURCE):
+                    continue  # as was told
+                new = time.monotonic() >= self._reload_at
+                if not new and changed is not None:
+                    try:
+                        new = await self._read(changed)
+                    except ConfigError as error:
+                        self._not_reloaded(error)
+                if new:
+                    with suppress(ConfigError, LedgerError):  # logged and counted there
                         await self._reload()
-                    else:
-                        await self._files.look()
-                except (ConfigError, LedgerError):
-                    continue  # logged and counted where it happened
+
+    async def _look_for_files(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            async with self._reloading:
+                await self._files.look()
 
     async def _prune(self) -> None:
         while True:

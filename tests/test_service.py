@@ -346,3 +346,36 @@ async def test_the_collector_does_not_look_at_calls_that_stay(
         assert not [call for call in frozen if isinstance(call, WatchedCall)]
     finally:
         gc.unfreeze()
+
+
+async def test_a_configuration_that_cannot_be_read_holds_up_no_file(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    bench = Bench(simulator, tmp_path)
+    watch = bench.config.watch.model_copy(update={"files": (f"{tmp_path}/*.txt",)})
+    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1, "watch": watch})
+    hangs, free = threading.Event(), threading.Event()
+    loads = 0
+
+    def load() -> Config:
+        nonlocal loads
+        loads += 1
+        if hangs.is_set():
+            assert free.wait(120)
+        return bench.config
+
+    service = Service(load, changed=hangs.is_set)
+    await service.open()
+    await service.start()
+    hangs.set()
+    await until(lambda: loads == 2)
+    (tmp_path / "a.txt").write_text("a\n")
+    await until(lambda: service.calls.count == 1)
+    # Nor the end; who asks for a reload meanwhile waits for the same.
+    reload = asyncio.create_task(service.reload())
+    (tmp_path / "a.txt").write_text("a\nb\n")
+    await until(lambda: service.calls.count == 2)
+    reload.cancel()
+    await service.stop()
+    free.set()
+    assert loads == 2

@@ -14,6 +14,7 @@ from exporter.calls import ReferenceId, reference_id, reference_key
 from exporter.commands import options
 from exporter.commands.progress import watching
 from exporter.config import Config, load_config
+from exporter.config.problems import Problems
 from exporter.errors import ConfigError, Problem
 from exporter.logs import configure_logging
 from exporter.lookup.line import COLUMNS, CallName, Line
@@ -130,9 +131,10 @@ def _calls(
             raise click.BadParameter(
                 f"expected a name that ends in {', '.join(_FILES)}", param_hint="--from-file"
             )
-        found, problems = read_calls(from_file, names, config.watch.labels, account=account)
-        for call in found:
+        told = Problems(from_file)
+        for call in read_calls(from_file, names, config.watch.labels, told, account=account):
             calls.setdefault((call.account, reference_key(call.reference_id)), call.reference_id)
+        problems = told.told()
     if problems and not calls:
         raise ConfigError(problems)
     for problem in problems:

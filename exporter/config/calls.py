@@ -7,14 +7,14 @@ the memory and time.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
 from exporter.calls import ReferenceId, reference_id
-from exporter.config.document import BROKEN, Value, YamlMapping, YamlSequence
+from exporter.config.document import BROKEN, Value, YamlMapping
 from exporter.config.problems import SHOWN, Problems
 
 MAX_LABEL_VALUE = 128
@@ -53,6 +53,8 @@ CALL_SCHEMA: Final = {
 _KEYS = frozenset({"reference_id", "account", "labels"})
 # Lone surrogates cannot be encoded; the others would break lines of logs and of the exposition.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Sets of labels of which there is one copy.
+_MAX_SHARED: Final = 10_000
 _NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -125,27 +127,32 @@ class CallReader:
         self._problems = problems
         self._shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
         self._repeats = repeats
-        # By account: ids in lower case, and the index where each was first.
+        # By account: ids in lower case, and the line where each was first.
         self._seen: dict[str, dict[str, int]] = {}
 
-    def read(self, items: YamlSequence) -> tuple[CallConfig, ...]:
-        """Return the calls of `items` that are as they should be."""
-        calls = (self._call(index, item, items) for index, item in enumerate(items))
-        return tuple(call for call in calls if call is not None)
+    def read(self, items: Iterable[tuple[int, Value]]) -> Iterator[CallConfig]:
+        """Yield the calls that are as they should be.
 
-    def _call(self, index: int, item: Value, items: YamlSequence) -> CallConfig | None:
+        Args:
+            items: each with the line where it stands.
+        """
+        for index, (line, item) in enumerate(items):
+            if (call := self._call(index, line, item)) is not None:
+                yield call
+
+    def _call(self, index: int, line: int, item: Value) -> CallConfig | None:
         if item is BROKEN:
             return None
         if isinstance(item, YamlMapping):
-            place = _Place(self._problems, (*self._parts, index), items.lines[index], item)
+            place = _Place(self._problems, (*self._parts, index), line, item)
             call = self._long_form(item, place)
         else:
-            place = _Place(self._problems, (*self._parts, index), items.lines[index], None)
+            place = _Place(self._problems, (*self._parts, index), line, None)
             named = _reference_id(item, place)
             account = self._account(None, place)
             call = CallConfig(named, account) if named and account else None
         if call is not None and not self._repeats:
-            self._note(call, index, items, place)
+            self._note(call, place)
         return call
 
     def _long_form(self, item: YamlMapping, place: _Place) -> CallConfig | None:
@@ -199,16 +206,23 @@ class CallReader:
                 place.problem("expected text; write it in quotes", "labels", name, line)
         if len(labels) < len(value):
             return None
+        return self._one_copy(labels)
+
+    def _one_copy(self, labels: Mapping[str, str]) -> Mapping[str, str]:
+        if len(self._shared) >= _MAX_SHARED:
+            self._shared.clear()
         return self._shared.setdefault(tuple(sorted(labels.items())), MappingProxyType(labels))
 
-    def _note(self, call: CallConfig, index: int, items: YamlSequence, place: _Place) -> None:
+    def _note(self, call: CallConfig, place: _Place) -> None:
         lowered = call.reference_id.lower()
         # Half the memory where ids are in lower case already.
         key = call.reference_id if lowered == call.reference_id else lowered
-        first = self._seen.setdefault(call.account, {}).setdefault(key, index)
-        if first != index:
-            message = f"the same call again; the first is on line {items.lines[first]}"
+        seen = self._seen.setdefault(call.account, {})
+        if key in seen:
+            message = f"the same call again; the first is on line {seen[key]}"
             place.problem(message, None if place.item is None else "reference_id")
+        else:
+            seen[key] = place.line
 
 
 def _reference_id(value: Value, place: _Place, key: str | None = None) -> ReferenceId | None:

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, Union, final
+from typing import Final, TextIO, Union, final
 
 import yaml
 
@@ -23,6 +23,13 @@ from exporter.config.scalars import Scalar, resolve
 MAX_DEPTH = 50
 # A million calls with all their labels are nine million; what aliases repeat counts each time.
 MAX_NODES = 10_000_000
+
+# Of an item that is read as part of a stream, and of what all items may refer to: those are kept.
+MAX_ITEM_NODES = 100
+MAX_ANCHORS = 1_000
+
+# Words of which there is one copy.
+_MAX_WORDS = 10_000
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Bounds what the copies themselves may cost where all words differ; ids of calls are longer.
@@ -58,6 +65,10 @@ class YamlSequence(list["Value"]):
 
     __slots__ = ("lines",)
     lines: array[int]
+
+    def with_lines(self) -> Iterator[tuple[int, Value]]:
+        """Yield the line of every item, and the item."""
+        return zip(self.lines, self, strict=True)
 
 
 Value = Union[Scalar, YamlMapping, YamlSequence, Broken]  # noqa: UP007 - names what comes later
@@ -109,6 +120,8 @@ class _Open:
     key_dropped: bool = False
     lines: dict[str, int] = field(default_factory=dict)
     """The lines of a mapping's keys, until it ends."""
+    taken: int = 0
+    """Items of a sequence that were taken out of it."""
 
     @property
     def awaits_key(self) -> bool:
@@ -137,6 +150,30 @@ def parse_document(text: str, environ: Mapping[str, str] | None, problems: Probl
     return builder.root
 
 
+def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]:
+    """Yield the items of the list that a file of YAML or JSON is, each with its line.
+
+    Read as a stream: no more than an item is held at a time, and what aliases may repeat.
+    Variables are not replaced.
+
+    Args:
+        file: YAML.
+        problems: takes what is wrong with items.
+
+    Raises:
+        DocumentError: the rest is not YAML, not a list, or more than is accepted here.
+    """
+    builder = _Builder(None, problems, MAX_ITEM_NODES, MAX_ANCHORS)
+    try:
+        for event in yaml.parse(file, Loader=_LOADER):
+            builder.take(event)
+            yield from builder.items()
+    except yaml.YAMLError as error:
+        raise _syntax_error(error, "", builder.path()) from None
+    if not isinstance(builder.root, YamlSequence | None):
+        raise DocumentError(1, [], "expected a list of calls, as in `watch.calls`")
+
+
 def _syntax_error(error: yaml.YAMLError, text: str, parts: list[str | int]) -> DocumentError:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return DocumentError(0, [], "is not YAML text: it holds characters that YAML forbids")
@@ -158,8 +195,17 @@ def _line(event: yaml.Event) -> int:
 class _Builder:
     """Takes the events of a document one by one."""
 
-    def __init__(self, environ: Mapping[str, str] | None, problems: Problems) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str] | None,
+        problems: Problems,
+        item_nodes: int = MAX_NODES,
+        anchors: int = MAX_NODES,
+    ) -> None:
         self.root: Value = None
+        self._item_nodes = item_nodes
+        self._max_anchors = anchors
+        self._nodes_before = 0  # those of the items that were taken
         self._environ = environ
         self._problems = problems
         self._stack: list[_Open] = []
@@ -171,7 +217,7 @@ class _Builder:
     def path(self) -> list[str | int]:
         """Return the keys and indices that lead to the current value."""
         return [
-            len(frame.container) if frame.key is None else frame.key
+            frame.taken + len(frame.container) if frame.key is None else frame.key
             for frame in self._stack
             if not frame.awaits_key
         ]
@@ -200,6 +246,18 @@ class _Builder:
             case _:
                 pass  # the ends of document and stream, which tell nothing
 
+    def items(self) -> Iterator[tuple[int, Value]]:
+        """Take the items that are complete out of the list that the document is."""
+        if len(self._stack) == 1:
+            frame = self._stack[0]
+            if not isinstance(frame.container, YamlSequence):
+                raise DocumentError(1, [], "expected a list of calls, as in `watch.calls`")
+            yield from frame.container.with_lines()
+            frame.taken += len(frame.container)
+            frame.container.clear()
+            del frame.container.lines[:]
+            self._nodes_before = self._nodes
+
     def _error(self, event: yaml.Event, message: str) -> DocumentError:
         return DocumentError(_line(event), self.path(), message)
 
@@ -213,13 +271,24 @@ class _Builder:
             raise self._error(event, "tags (`!name`) are not supported")
         value: Value
         if self._awaits_key():
-            value = self._words.setdefault(text, text)
+            value = self._word(text)
             self._key(value, line, merge=plain and text == "<<")
         else:
             value = self._resolved(text, line, plain=plain)
             self._attach(value, line, 1)
         if event.anchor is not None:
-            self._anchors[event.anchor] = (value, 1)
+            self._anchor(event, event.anchor, (value, 1))
+
+    def _anchor(self, event: yaml.Event, name: str, anchored: tuple[Value, int] | None) -> None:
+        self._anchors[name] = anchored
+        if len(self._anchors) > self._max_anchors:
+            raise self._error(event, f"holds more than {self._max_anchors} anchors (`&name`)")
+
+    def _word(self, text: str) -> str:
+        """Return the one copy of a word."""
+        if len(self._words) >= _MAX_WORDS:
+            self._words.clear()
+        return self._words.setdefault(text, text)
 
     def _key(self, key: str, line: int, *, merge: bool) -> None:
         frame = self._stack[-1]
@@ -244,14 +313,18 @@ class _Builder:
         value = resolve(text) if plain else text
         # Many calls share their accounts and labels: one copy of each short word is enough.
         if type(value) is str and len(value) < _SHORT:
-            return self._words.setdefault(value, value)
+            return self._word(value)
         return value
 
     def _attach(self, value: Value, line: int, nodes: int) -> None:
         self._nodes += nodes
-        if self._nodes > MAX_NODES:
-            message = f"holds more than {MAX_NODES} values, with what aliases repeat"
-            raise DocumentError(line, self.path(), message)
+        for count, most in (
+            (self._nodes, MAX_NODES),
+            (self._nodes - self._nodes_before, self._item_nodes),
+        ):
+            if count > most:
+                message = f"holds more than {most} values, with what aliases repeat"
+                raise DocumentError(line, self.path(), message)
         if not self._stack:
             self.root = value
             return
@@ -278,7 +351,7 @@ class _Builder:
         if len(self._stack) >= MAX_DEPTH:
             raise self._error(event, f"is nested deeper than {MAX_DEPTH} levels")
         if event.anchor is not None:
-            self._anchors[event.anchor] = None
+            self._anchor(event, event.anchor, None)
         container.lines = array("I")
         self._stack.append(_Open(container, _line(event), event.anchor))
 

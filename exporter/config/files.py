@@ -1,42 +1,91 @@
-"""Reading small files that a user named."""
+"""Reading files that a user named."""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 class FileProblemError(Exception):
     """A file cannot be used; the message says why and holds nothing of its content."""
 
 
-def read_text(path: Path, limit: int) -> str:
-    """Return the text of a regular file of at most `limit` bytes, without a byte order mark.
+class _Bounded(io.RawIOBase):
+    """The bytes of a file; more than a limit of them are an error, also where it grows."""
+
+    def __init__(self, file: io.FileIO, limit: int) -> None:
+        self._file = file
+        self._limit = self._left = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
+        count = self._file.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise _too_large(self._limit)
+        return count
+
+
+@contextmanager
+def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
+    """Open a regular file of at most `limit` bytes of UTF-8 text, without a byte order mark.
+
+    Args:
+        path: the file.
+        limit: bytes.
+        newline: where lines end, as of `open`; not translated.
 
     Raises:
-        FileProblemError: it cannot be read, is not regular, too large or not UTF-8.
+        FileProblemError: it cannot be read, is not regular, too large or not UTF-8; also while it
+            is read within the block.
     """
     try:
         # Opened before it is looked at, so that nothing can be swapped in between; without
         # blocking, because opening a FIFO waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FileProblemError("cannot be read: not a regular file")
-            data = file.read(limit + 1)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(descriptor)
+            folder = stat.S_ISDIR(found.st_mode)
+            raise FileProblemError(
+                f"cannot be read: {'Is a directory' if folder else 'not a regular file'}"
+            )
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            if found.st_size > limit:
+                raise _too_large(limit)
+            raw = io.BufferedReader(_Bounded(file, limit))
+            yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline)
     except OSError as error:
         raise FileProblemError(f"cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise FileProblemError("cannot be read: not a path") from None
-    if len(data) > limit:
-        raise FileProblemError(f"is larger than {limit >> 10} KiB")
-    try:
-        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FileProblemError("is not UTF-8 text") from None
+    except ValueError:
+        raise FileProblemError("cannot be read: not a path") from None
+
+
+def read_text(path: Path, limit: int) -> str:
+    """Return the text of a small file; see `open_text`.
+
+    Raises:
+        FileProblemError: as there.
+    """
+    with open_text(path, limit) as file:
+        return file.read()
+
+
+def _too_large(limit: int) -> FileProblemError:
+    return FileProblemError(f"is larger than {limit >> 10} KiB")
 
 
 @dataclass(slots=True)

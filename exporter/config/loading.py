@@ -210,7 +210,8 @@ class _Loader:
             watch.pop("callback", None)
         calls = watch.pop("calls", None)
         if isinstance(calls, YamlSequence):
-            watch["calls"] = CallReader(accounts, names, self._problems).read(calls)
+            reader = CallReader(accounts, names, self._problems)
+            watch["calls"] = tuple(reader.read(calls.with_lines()))
         elif calls is not None and calls is not BROKEN:
             parts = ("watch", "calls")
             self._problems.add(self._line(parts), parts, "expected a list")

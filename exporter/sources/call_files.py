@@ -1,111 +1,119 @@
-"""One file of calls, from its text to calls and problems: YAML, JSON, a list of ids, or CSV."""
+"""One file of calls, from its text to calls and problems: YAML, JSON, a list of ids, or CSV.
+
+Files are read as a stream: what is held does not grow with them.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, TextIO
 
 from exporter.config.calls import CallConfig, CallReader
-from exporter.config.document import (
-    DocumentError,
-    Value,
-    YamlSequence,
-    parse_document,
-    told_to,
-)
-from exporter.config.files import read_text
+from exporter.config.document import DocumentError, Value, parse_items, told_to
+from exporter.config.files import open_text
 from exporter.config.problems import Problems
-from exporter.errors import Problem
-from exporter.sources.tables import as_item, as_sequence, header_problem
+from exporter.sources.tables import as_item, header_problem
 
 MAX_FILE: Final = 64 << 20
 """Bytes; a million ids are 37 MB."""
 
+MAX_LINE: Final = 1 << 20
+"""Characters of a line, and of a row of CSV, which may have several lines."""
 
-class FileOfCalls(NamedTuple):
-    """What a file says.
-
-    Attributes:
-        calls: those that are as they should be.
-        problems: what is wrong with the others.
-    """
-
-    calls: tuple[CallConfig, ...]
-    problems: tuple[Problem, ...]
+Items = Iterator[tuple[int, Value]]
+"""Items as they would be in YAML, each with its line."""
 
 
 def read_calls(
     path: str,
     accounts: Sequence[str],
     labels: Sequence[str],
+    problems: Problems,
     *,
     whole: bool = True,
     account: str | None = None,
-) -> FileOfCalls:
-    """Read a file of calls; its name's ending tells what it is.
+) -> Iterator[CallConfig]:
+    """Yield the calls of a file; its name's ending tells what it is. Blocking.
 
     Args:
         path: the file.
         accounts: the names of the accounts that there are.
         labels: the names in `watch.labels`.
+        problems: takes what is wrong with calls; the others are yielded.
         whole: False for a file that is being written: of a list of ids or of CSV, what follows the
             last line break is left for the next time.
         account: the account of calls that name none; by default the only one that there is.
 
     Raises:
-        ConfigError: nothing of it can be read.
+        ConfigError: it cannot be read, or not any further; with all problems.
     """
-    problems = Problems(path)
-    with told_to(problems):
-        text = read_text(Path(path), MAX_FILE)
-        items = _items(path, text, labels, problems, whole=whole)
     reader = CallReader(accounts, labels, problems, (), repeats=True, account=account)
-    calls = reader.read(items)
-    return FileOfCalls(calls, problems.told())
+    newline = "" if path.endswith(".csv") else "\n"
+    with told_to(problems), open_text(Path(path), MAX_FILE, newline) as file:
+        yield from reader.read(_items(path, file, labels, problems, whole=whole))
 
 
 def _items(
-    path: str, text: str, labels: Sequence[str], problems: Problems, *, whole: bool
-) -> YamlSequence:
-    if path.endswith((".txt", ".csv")):
-        if not whole:
-            text = text[: text.rfind("\n") + 1]
-        return _lines(text) if path.endswith(".txt") else _table(text, labels)
+    path: str, file: TextIO, labels: Sequence[str], problems: Problems, *, whole: bool
+) -> Items:
+    if path.endswith(".txt"):
+        return _ids(_lines(file, whole=whole))
+    if path.endswith(".csv"):
+        return _rows(_lines(file, whole=whole), labels)
     # No variables: what other programs write is not to read the exporter's environment.
-    document = parse_document(text, None, problems)
-    if document is None:
-        return as_sequence([], [])
-    if not isinstance(document, YamlSequence):
-        raise DocumentError(1, [], "expected a list of calls, as in `watch.calls`")
-    return document
+    return parse_items(file, problems)
 
 
-def _lines(text: str) -> YamlSequence:
-    found = [
-        (content, number)
-        for number, line in enumerate(text.split("\n"), 1)
-        if (content := line.partition("#")[0].strip())
-    ]
-    return as_sequence([content for content, _ in found], [number for _, number in found])
+def _lines(file: TextIO, *, whole: bool) -> Iterator[tuple[int, str]]:
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise _too_long(number)
+        if whole or line.endswith("\n"):
+            yield number, line
 
 
-def _table(text: str, labels: Sequence[str]) -> YamlSequence:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    items: list[Value] = []
-    lines: list[int] = []
+def _ids(lines: Iterator[tuple[int, str]]) -> Items:
+    for number, line in lines:
+        if content := line.partition("#")[0].strip():
+            yield number, content
+
+
+def _table(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of CSV, each with the line where it ends."""
+    size = 0  # of a row
+
+    def measured() -> Iterator[str]:
+        nonlocal size
+        for number, line in lines:
+            size += len(line)
+            if size > MAX_LINE:
+                raise _too_long(number)
+            yield line
+
+    reader = csv.reader(measured(), strict=True)
     try:
-        header = [name.strip() for name in next(reader, [])]
-        if not text.strip():
-            return as_sequence([], [])
-        if problem := header_problem(header, labels):
-            raise DocumentError(1, [], problem)
         for row in reader:
-            if any(field.strip() for field in row):
-                items.append(as_item(header, row, reader.line_num))
-                lines.append(reader.line_num)
+            size = 0
+            yield reader.line_num, row
     except csv.Error as error:
         raise DocumentError(reader.line_num, [], f"is not valid CSV: {error}") from None
-    return as_sequence(items, lines)
+
+
+def _rows(lines: Iterator[tuple[int, str]], labels: Sequence[str]) -> Items:
+    rows = _table(lines)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    if not any(header) and not any(field.strip() for _, row in rows for field in row):
+        return
+    if problem := header_problem(header, labels):
+        raise DocumentError(1, [], problem)
+    for line, row in rows:
+        if any(field.strip() for field in row):
+            yield line, as_item(header, row, line)
+
+
+def _too_long(line: int) -> DocumentError:
+    return DocumentError(line, [], f"is longer than {MAX_LINE} characters")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 LOOK_EVERY: Final = 0.5
@@ -79,8 +79,21 @@ class Watched:
             The files that have changed since they were last read, which is when `read` was told
             of them.
         """
-        now = time.time_ns()
         found = {path: stamp for path in paths if (stamp := stamp_of(path))}
+        return self.compare(found, wait=wait)
+
+    def compare(self, found: Mapping[str, Stamp], *, wait: bool = True) -> list[Change]:
+        """Compare files with the last look.
+
+        Args:
+            found: all files that there are.
+            wait: as of `look`.
+
+        Returns:
+            The files that have changed since they were last read, which is when `read` was told
+            of them.
+        """
+        now = time.time_ns()
         changes = []
         for path, stamp in found.items():
             if self._read.get(path) == stamp:
@@ -91,16 +104,12 @@ class Watched:
             if settled or not wait or looks > _LOOKS_AT_MOST:
                 changes.append(Change(path, stamp, settled))
                 del self._looks[path]
-        self._seen = found
+        self._seen = dict(found)
         return changes
 
     def read(self, change: Change) -> None:
         """Note that a file has been read as it was found."""
         self._read[change.path] = change.stamp
-
-    def there(self, path: str) -> bool:
-        """Tell whether a file was there at the last look."""
-        return path in self._seen
 
     def note(self, path: str) -> None:
         """Take a file that was never read as read now."""

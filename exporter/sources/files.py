@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice, starmap
 from pathlib import Path
@@ -14,15 +15,20 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 
 from exporter.config.calls import CallConfig
-from exporter.errors import ConfigError, LedgerError, Problem
-from exporter.ledger.records import NewCall, Tally
+from exporter.config.problems import Problems
+from exporter.errors import ConfigError, LedgerError, Problem, SourceError
+from exporter.ledger.records import CHUNK, NewCall, Tally
 from exporter.metrics.catalogue import Catalogue
 from exporter.sources.call_files import read_calls
-from exporter.sources.changes import Change, Watched
+from exporter.sources.changes import Change, Stamp, Watched, stamp_of
 from exporter.sources.patterns import covered, found, literals
+from exporter.threads import DetachedThreads
 
 SOURCE: Final = "files"
 """The source's name in metrics."""
+
+OPTION: Final = "watch.files"
+"""What names the patterns in the configuration."""
 
 PREFIX: Final = "file:"
 """Before a file's path, its name in the ledger."""
@@ -34,6 +40,11 @@ SHOWN: Final = 10
 
 RETRY_EVERY: Final = 60.0
 """Seconds after which calls that there was no room for are tried again."""
+
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds that a look waits for a file system."""
+
+Calls = Iterator[CallConfig]
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +70,113 @@ class Settings(NamedTuple):
     labels: Sequence[str]
 
 
+class Found(NamedTuple):
+    """What a pattern finds.
+
+    Attributes:
+        files: the first of them, as they are.
+        odd: how many have a name that the ledger and the log cannot hold as text.
+    """
+
+    files: dict[str, Stamp]
+    odd: int
+
+
+def find_files(pattern: str) -> Found:
+    """Look for the files of a pattern, up to one more than `MAX_FILES`. Blocking."""
+    files: dict[str, Stamp] = {}
+    odd = 0
+    for path in found(pattern):
+        if stamp := stamp_of(path):
+            if path.isprintable():
+                files[path] = stamp
+            else:
+                odd += 1
+        if len(files) > MAX_FILES:
+            break
+    return Found(files, odd)
+
+
+class _Search:
+    """Looks for the files of a pattern, for as long as that takes."""
+
+    def __init__(self, find: Callable[[], Found]) -> None:
+        self._find = find
+        self._found: Found | None = None
+
+    def run(self) -> None:
+        """Look. Blocking."""
+        self._found = self._find()
+
+    async def result(self, threads: DetachedThreads) -> Found:
+        """Return what was found: also by a search that was slow, and has ended since.
+
+        Raises:
+            SourceError: the file system does not answer.
+        """
+        if self._found is None:
+            await threads.run(self, self.run)
+        result, self._found = self._found, None
+        assert result is not None  # noqa: S101 - `run` has ended
+        return result
+
+
+class _Reading:
+    """A file that is being read, chunk by chunk.
+
+    Attributes:
+        change: the file as it was found.
+        problems: what is wrong with it.
+        settled: the file lay still until its end was reached.
+        rows: of the calls that are known by now.
+        refused: how many calls of each account there was no room for.
+        count: calls that were read.
+    """
+
+    def __init__(self, change: Change, settings: Settings, read: Callable[..., Calls]) -> None:
+        self.change = change
+        self.problems = Problems(change.path)
+        self.settled = change.settled
+        self.rows: set[int] = set()
+        self.refused = Counter[str]()
+        self.count = 0
+        self._calls = read(
+            change.path,
+            settings.accounts,
+            settings.labels,
+            self.problems,
+            whole=change.settled,
+        )
+        self._chunk: list[NewCall] | None = None
+        self._error: ConfigError | None = None
+
+    def run(self) -> None:
+        """Read the next chunk. Blocking."""
+        try:
+            calls = islice(self._calls, CHUNK)
+            self._chunk = [NewCall(c.account, c.reference_id, c.labels) for c in calls]
+        except ConfigError as error:
+            self._error = error
+        if not self._chunk and stamp_of(self.change.path) != self.change.stamp:
+            self.settled = False  # what it names now was not read
+
+    async def chunk(self, threads: DetachedThreads) -> list[NewCall]:
+        """Return the next calls; none at the end.
+
+        Raises:
+            ConfigError: the file cannot be read any further.
+            SourceError: the file system does not answer; where it does later, this may go on.
+        """
+        if self._chunk is None and self._error is None:
+            await threads.run(self, self.run)
+        if self._error is not None:
+            raise self._error
+        chunk, self._chunk = self._chunk, None
+        assert chunk is not None  # noqa: S101 - `run` has ended
+        self.count += len(chunk)
+        return chunk
+
+
 class CallFiles:
     """Reads the files that the patterns of a configuration find, again when they change.
 
@@ -67,20 +185,42 @@ class CallFiles:
     gone though it is named without a wildcard, or whose folder cannot be looked into: such things
     happen to disks and networks. One that a wildcard found and does not find any more was removed.
 
+    A file system that does not answer holds up only the patterns that lead to it, and the files
+    there: a look waits for `timeout` once, and later ones go on without until there is an answer.
+
     Args:
         intake: takes the calls.
         metrics: where successes and failures are counted.
+        find: looks for the files of a pattern.
+        read: reads a file, as `read_calls`.
+        timeout: seconds that a look waits for a file system.
     """
 
-    def __init__(self, intake: Intake, metrics: Catalogue) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        metrics: Catalogue,
+        find: Callable[[str], Found] = find_files,
+        read: Callable[..., Calls] = read_calls,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
         self._intake = intake
         self._metrics = metrics
+        self._find = find
+        self._read = read
+        self._threads = DetachedThreads(timeout)
         self._settings = Settings((), (), ())
+        self._searches: dict[str, _Search] = {}  # by pattern
+        self._readings: dict[str, _Reading] = {}  # by file
         self._watched = Watched()
         self._named: set[str] = set()  # files that name calls in the ledger
         self._missing: set[str] = set()  # of those, not there at the last look
         self._failing: dict[str, str] = {}  # by file, what was said
         self._full: dict[str, float] = {}  # files to be read again, and when
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.close()
 
     async def configure(self, settings: Settings) -> None:
         """Go over to other settings, and read everything anew; returns once all is taken in.
@@ -95,11 +235,15 @@ class CallFiles:
             return
         self._metrics.show_source(SOURCE, shown=bool(settings.patterns))
         self._watched = Watched()
-        self._failing, self._full = {}, {}
+        self._failing, self._full, self._readings = {}, {}, {}
         named = await self._intake.sources()
         self._named = {name.removeprefix(PREFIX) for name in named if name.startswith(PREFIX)}
         self._missing = set()
         self._settings = settings
+        self._searches = {
+            pattern: self._searches.get(pattern) or _Search(partial(self._find, pattern))
+            for pattern in settings.patterns
+        }
         await self._look(wait=False)
 
     async def look(self) -> None:
@@ -112,60 +256,105 @@ class CallFiles:
             self._say("the ledger", None)
 
     async def _look(self, *, wait: bool) -> None:
-        patterns = self._settings.patterns
-        paths, problem = await asyncio.to_thread(_readable, patterns)
-        self._say("watch.files", problem)
+        there, silent, complete = await self._search()
         self._retry()
-        look = partial(self._watched.look, paths[:MAX_FILES], wait=wait)
-        changes = await asyncio.to_thread(look)
+        looked_at = {path: there[path] for path in sorted(there)[:MAX_FILES]}
+        changes = self._watched.compare(looked_at, wait=wait)
         # New ones first, so that a call that moves from file to file is watched all the time.
-        for change in changes:
-            await self._take(change, tell=wait or change.settled)
-        # Those beyond the limit were not looked at.
-        there = {path for path in paths if self._watched.there(path)}.union(paths[MAX_FILES:])
-        missing = self._named - there
-        for path in sorted(missing):
-            if path in self._missing or not covered(path, patterns):
-                await self._miss(path)
-        self._missing = missing
-        for path in literals(patterns):
-            if not self._watched.there(path):
+        await self._take_all(changes, wait=wait)
+        if complete:
+            missing = {path for path in self._named - there.keys() if not covered(path, silent)}
+            await self._miss_all(missing)
+        for path in literals(self._searches.keys() - silent):
+            if path not in there:
                 self._say(path, "cannot be read: no such file")
-        if patterns and not self._failing:
+        if self._searches and not self._failing:
             self._metrics.source_last_success.labels(SOURCE).value = time.time()
         troubles = islice(self._failing.items(), SHOWN)
         self._metrics.trouble(SOURCE, "\n".join(starmap(_with_path, troubles)) or None)
 
+    async def _search(self) -> tuple[dict[str, Stamp], set[str], bool]:
+        """Return the files that there are, the patterns without an answer, and if these are all."""
+        asked = [p for p, search in self._searches.items() if not self._threads.hangs(search)]
+        results = await asyncio.gather(
+            *(self._searches[pattern].result(self._threads) for pattern in asked),
+            return_exceptions=True,
+        )
+        silent = set(self._searches).difference(asked)
+        for pattern in silent:
+            if (key := f"{OPTION}: {pattern}") not in self._failing:
+                self._say(key, "cannot be looked for: no answer")  # since it was told last
+        there: dict[str, Stamp] = {}
+        complete = True
+        for pattern, result in zip(asked, results, strict=True):
+            if isinstance(result, SourceError):
+                silent.add(pattern)
+                self._say(f"{OPTION}: {pattern}", f"cannot be looked for: {result}")
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                there |= result.files
+                complete = complete and len(result.files) <= MAX_FILES
+                odd = f"finds {result.odd} files whose names are no printable text"
+                self._say(f"{OPTION}: {pattern}", odd if result.odd else None)
+        too_many = len(there) > MAX_FILES
+        self._say(OPTION, f"finds over {MAX_FILES} files" if too_many else None)
+        return there, silent, complete
+
+    async def _take_all(self, changes: Iterable[Change], *, wait: bool) -> None:
+        for change in changes:
+            reading = self._readings.get(change.path)
+            if reading and self._threads.hangs(reading):
+                continue  # as was told
+            try:
+                await self._take(change, tell=wait or change.settled)
+            except SourceError as error:
+                self._say(change.path, f"cannot be read: {error}")
+                return  # the others get their turn at the next look, which does not wait for it
+
     async def _take(self, change: Change, *, tell: bool) -> None:
-        settings, path = self._settings, change.path
+        path, source = change.path, PREFIX + change.path
         try:
-            told = await asyncio.to_thread(
-                read_calls, path, settings.accounts, settings.labels, whole=change.settled
-            )
+            reading = await self._add(change)
+            if reading.settled and not reading.problems.total:
+                # What it does not name any more may be all that there is no room for.
+                await self._intake.keep_only(source, reading.rows)
+                if reading.refused:
+                    reading = await self._add(change)
         except ConfigError as error:
-            if change.settled:
-                self._watched.read(change)
+            reading = self._readings.pop(path)
+            if reading.settled:
+                self._watched.read(reading.change)
             if tell:
                 self._say(path, str(error))
             return
-        source = PREFIX + path
-        taken = await self._intake.watch(source, _new_calls(told.calls))
-        self._named.add(path)
-        if change.settled and not told.problems:
-            # What it does not name any more may be all that there is no room for.
-            await self._intake.keep_only(source, taken.rows)
-            if taken.refused:
-                taken = await self._intake.watch(source, _new_calls(told.calls))
-        if change.settled:
-            self._watched.read(change)
-        _log.debug("file of calls read", file=path, calls=len(told.calls))
-        problem = "\n".join(map(str, told.problems))
-        if taken.refused:
-            full = ", ".join(sorted(taken.refused))
+        if reading.settled:
+            self._watched.read(reading.change)
+        _log.debug("file of calls read", file=path, calls=reading.count)
+        problem = "\n".join(map(str, reading.problems.told()))
+        if reading.refused:
+            full = ", ".join(sorted(reading.refused))
             problem = f"some of its calls are beyond `watch.max_calls` (account {full})"
             self._full[path] = time.monotonic() + RETRY_EVERY
         if tell:
             self._say(path, problem or None)
+
+    async def _add(self, change: Change) -> _Reading:
+        """Add the calls of a file to its end; goes on where the file system did not answer."""
+        path = change.path
+        reading = self._readings.get(path) or _Reading(change, self._settings, self._read)
+        self._readings[path] = reading
+        while chunk := await reading.chunk(self._threads):
+            try:
+                taken = await self._intake.watch(PREFIX + path, chunk)
+            except BaseException:
+                del self._readings[path]  # its next chunk is not the one to go on with
+                raise
+            self._named.add(path)
+            reading.rows |= taken.rows
+            reading.refused += taken.refused
+        del self._readings[path]
+        return reading
 
     def _retry(self) -> None:
         """Have files whose calls there was no room for be read again after a while."""
@@ -174,12 +363,24 @@ class CallFiles:
             del self._full[path]
             self._watched.forget(path)
 
+    async def _miss_all(self, missing: set[str]) -> None:
+        for path in sorted(missing):
+            if path in self._missing or not covered(path, self._searches):
+                await self._miss(path)
+        self._missing = missing
+
     async def _miss(self, path: str) -> None:
         """Let go of the calls of a file that was removed."""
-        if covered(path, self._settings.patterns):
-            if path in literals(self._settings.patterns):
+        if covered(path, self._searches):
+            folder = Path(path).parent
+            if path in literals(self._searches) or self._threads.hangs(folder):
                 return  # told by who looks
-            if not await asyncio.to_thread(_can_be_listed, Path(path).parent):
+            look = partial(_can_be_listed, folder)
+            try:
+                listed = await self._threads.run(folder, look)
+            except SourceError:
+                listed = False
+            if not listed:
                 self._say(path, "cannot be read: its folder is gone, or cannot be looked into")
                 return
         await self._intake.keep_only(PREFIX + path, set())
@@ -205,40 +406,32 @@ def check_files(settings: Settings) -> int:
     Raises:
         ConfigError: with every problem of every file.
     """
-    paths, problem = _readable(settings.patterns)
-    problems = [Problem("watch.files", 0, "", problem)] if problem else []
+    paths = set(literals(settings.patterns))
+    told: list[Problem] = []
+    for pattern in settings.patterns:
+        result = find_files(pattern)
+        paths |= result.files.keys()
+        if result.odd:
+            message = f"finds {result.odd} files whose names are no printable text"
+            told.append(Problem(f"{OPTION}: {pattern}", 0, "", message))
+    if len(paths) > MAX_FILES:
+        told.append(Problem(OPTION, 0, "", f"finds over {MAX_FILES} files"))
     calls = 0
-    for path in paths:
-        if Path(path).is_dir():
-            continue
+    for path in sorted(paths):
+        problems = Problems(path)
         try:
-            found = read_calls(path, settings.accounts, settings.labels)
+            calls += sum(1 for _ in read_calls(path, settings.accounts, settings.labels, problems))
         except ConfigError as error:
-            problems += error.problems
+            told += error.problems
         else:
-            calls += len(found.calls)
-            problems += found.problems
-    if problems:
-        raise ConfigError(tuple(problems))
+            told += problems.told()
+    if told:
+        raise ConfigError(tuple(told))
     return calls
-
-
-def _readable(patterns: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return the files that patterns find and name, and what is wrong with that."""
-    paths = found(patterns)
-    # The ledger and the log hold names as text.
-    readable = [path for path in paths if path.isprintable()]
-    if odd := len(paths) - len(readable):
-        return readable, f"finds {odd} files whose names are no printable text"
-    return paths, f"finds over {MAX_FILES} files" if len(paths) > MAX_FILES else None
 
 
 def _with_path(path: str, problem: str) -> str:
     return problem if problem.startswith(path) else f"{path}: {problem}"
-
-
-def _new_calls(calls: Iterable[CallConfig]) -> Iterator[NewCall]:
-    return (NewCall(call.account, call.reference_id, call.labels) for call in calls)
 
 
 def _can_be_listed(folder: Path) -> bool:

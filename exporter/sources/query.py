@@ -18,7 +18,7 @@ from exporter.config.document import YamlMapping
 from exporter.config.problems import Problems
 from exporter.errors import SourceError
 from exporter.sources.database import Database
-from exporter.sources.tables import as_item, as_sequence, header_problem
+from exporter.sources.tables import as_item, header_problem
 
 BATCH: Final = 1_000
 
@@ -89,9 +89,7 @@ class Query:
                 items = [self._item(header, row, next(lines)) for row in rows]
                 # A call that is just being placed has no id yet: no mistake, and read again soon.
                 items = [item for item in items if "reference_id" in item]
-                yield reader.read(
-                    as_sequence(items, [item.line_of("reference_id") for item in items])
-                )
+                yield tuple(reader.read((item.line_of("reference_id"), item) for item in items))
 
     def _statement(self, since: Callable[[float], float], clock: Callable[[], float]) -> TextClause:
         query = text(self._query)

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from exporter.config.document import Value, YamlMapping, YamlSequence
+from exporter.config.document import YamlMapping
 
 COLUMNS: Final = ("reference_id", "account")
 """Those that every table may have; the others are labels."""
@@ -45,10 +45,3 @@ def as_item(header: Sequence[str], row: Sequence[str], line: int) -> YamlMapping
         item["labels"] = labels
     item.lines = array("I", [line] * len(item))
     return item
-
-
-def as_sequence(items: Sequence[Value], lines: Sequence[int]) -> YamlSequence:
-    """Return items and their lines as the list that they would be in YAML."""
-    sequence = YamlSequence(items)
-    sequence.lines = array("I", lines)
-    return sequence

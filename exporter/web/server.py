@@ -13,10 +13,11 @@ from typing import Final
 import structlog
 from aiohttp import HttpVersion10, web
 
-from exporter.errors import ConfigError, ExporterError, Problem
+from exporter.errors import ConfigError, ExporterError, Problem, SourceError
 from exporter.service import Service
 from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.configuration import ConfigFile
+from exporter.threads import DetachedThreads
 from exporter.web.access import PROBES, Access
 from exporter.web.api import PREFIX as API_PREFIX
 from exporter.web.api import Api, as_problems, token_of
@@ -30,6 +31,8 @@ from exporter.web.status import Visitor
 
 # Seconds that answers under way may still take when the exporter ends.
 _DRAIN: Final = 1.0
+# Seconds that reading the web configuration may take.
+_WEB_LOAD_TIMEOUT: Final = 30.0
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Server": "esms-exporter"}
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -92,6 +95,8 @@ class WebServer:
         self._connections = Connections(self._server, lambda: self._access.config.tls, _HEADERS)
         self._listeners: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._threads = DetachedThreads(_WEB_LOAD_TIMEOUT)
+        self._web_unread = False  # the file system has not answered
         self._reload_turn, self._web_turn = asyncio.Lock(), asyncio.Lock()
         self._next_reload: asyncio.Task[None] | None = None
 
@@ -103,10 +108,11 @@ class WebServer:
 
         Raises:
             ConfigError: the web configuration file cannot be used.
+            SourceError: its file system does not answer.
             ListenError: one cannot be listened on.
         """
         if self._config is not None:
-            self._access.use(await asyncio.to_thread(self._config.load))
+            self._access.use(await self._threads.run(self._config, self._config.load))
             self._in_background(self._look_for_changes())
         await self._runner.setup()
         options = self._options
@@ -130,6 +136,7 @@ class WebServer:
             listener.close()
         await self._runner.cleanup()
         self._connections.close()
+        self._threads.close()
         self._access.close()
 
     async def reload(self) -> None:
@@ -162,27 +169,31 @@ class WebServer:
             raise other
 
     async def _reload_web(self, *, changed: bool = True) -> None:
-        if self._config is None:
+        if (config := self._config) is None:
             return
         # One after the other, so that none that is late undoes a newer one.
         async with self._web_turn:
-            if changed or await asyncio.to_thread(self._config.changed):
-                await self._load_web(self._config)
-
-    async def _load_web(self, config: ConfigFile[WebConfig]) -> None:
-        try:
-            self._access.use(await asyncio.to_thread(config.load))
-        except ConfigError as error:
-            self._service.metrics.loaded("web configuration", problem=str(error))
-            _log.error("web configuration not reloaded", problems=str(error))
-            raise
-        self._service.metrics.loaded("web configuration")
-        _log.info("web configuration reloaded")
+            if not changed and self._threads.hangs(config):
+                return  # as was told
+            try:
+                if not changed and not self._web_unread:
+                    changed = await self._threads.run(config, config.changed)
+                if changed or self._web_unread:
+                    self._access.use(await self._threads.run(config, config.load))
+                    self._web_unread = False
+                    self._service.metrics.loaded("web configuration")
+                    _log.info("web configuration reloaded")
+            except (ConfigError, SourceError) as error:
+                # Where there was no answer, no change may be seen later.
+                self._web_unread = isinstance(error, SourceError)
+                self._service.metrics.loaded("web configuration", problem=str(error))
+                _log.error("web configuration not reloaded", problems=str(error))
+                raise
 
     async def _look_for_changes(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            with suppress(ConfigError):  # logged and counted where it happened
+            with suppress(ConfigError, SourceError):  # logged and counted where it happened
                 await self._reload_web(changed=False)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import aiohttp
 import pytest_asyncio
 
 from exporter.simulator import Account, Plan, Simulator
 from tests.e2e.processes import Exporter, Series, total
+from tests.faults.scene import environment
 
 LIVE = Plan(queued=10_000)
 SECONDS = 2.0
@@ -147,6 +150,50 @@ async def test_the_configuration_and_its_keys(bench: Bench) -> None:
     (bench.folder / "new").write_text("key-main")
     (bench.folder / "new").rename(bench.folder / "key")
     await bench.until(lambda found: total(found, "esms_account_authorized") == 1)
+
+
+async def test_a_file_system_that_does_not_answer(tmp_path: Path, simulator: Simulator) -> None:
+    for name in "abcd":
+        simulator.add_call("main", name, LIVE)
+    (tmp_path / "key").write_text("key-main\n")
+    for folder, name in (("calls", "a"), ("mounted", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "calls.json").write_text(f'["{name}"]')
+    (tmp_path / "calls" / "a.txt").write_text("a\n")
+    path = configure(tmp_path, simulator)
+    switch, mount = tmp_path / "hangs", f"{tmp_path}/mounted"
+    environ = environment(hang=switch)
+    async with Exporter(path, environ=environ) as exporter, aiohttp.ClientSession() as http:
+        url = await exporter.ready()
+        await exporter.until(lambda found: total(found, "esms_calls_watched") == 2)
+        (tmp_path / "new").write_text(mount)
+        (tmp_path / "new").rename(switch)
+        # What the others name is taken up, and nothing of what it names is let go.
+        (tmp_path / "calls" / "c.txt").write_text("c\n")
+        found = await exporter.until(lambda found: total(found, "esms_calls_watched") == 3)
+        assert total(found, "esms_source_errors_total", source="files") == 1
+        async with http.post(f"{url}/-/reload") as answer:
+            assert answer.status == 200
+        (tmp_path / "calls" / "c.txt").write_text("")
+        await exporter.until(lambda found: total(found, "esms_calls_watched") == 2)
+        configure(tmp_path, simulator, more="  calls: [d]\n")
+        await exporter.until(lambda found: total(found, "esms_calls_watched") == 3)
+        assert exporter.output.count("cannot be looked for: no answer within 10 s") == 1
+        # Once it answers, it is gone on with.
+        switch.unlink()
+        (tmp_path / "mounted" / "calls.json").write_text("[]")
+        await exporter.until(lambda found: total(found, "esms_calls_watched") == 2)
+        (tmp_path / "new").write_text(mount)
+        (tmp_path / "new").rename(switch)
+        await exporter.until(
+            lambda found: total(found, "esms_source_errors_total", source="files") == 2
+        )
+        exporter.send(signal.SIGTERM)
+        assert await exporter.wait() == 0
+    # It starts as well.
+    async with Exporter(path, environ=environ) as exporter:
+        await exporter.ready()
+        await exporter.until(lambda found: total(found, "esms_calls_watched") == 2)
 
 
 async def test_without_auto_reload(tmp_path: Path, simulator: Simulator) -> None:

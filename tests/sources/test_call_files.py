@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+import gc
+import os
+import socket
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from exporter.errors import ConfigError
-from exporter.sources.call_files import read_calls
+from exporter.config.calls import CallConfig
+from exporter.config.problems import Problems
+from exporter.errors import ConfigError, Problem
+from exporter.sources.call_files import MAX_FILE, read_calls
 
 OTP = {"campaign": "otp"}
+
+
+def read_all(
+    path: Path, *labels: str, accounts: tuple[str, ...] = ("main",), whole: bool = True
+) -> tuple[list[CallConfig], tuple[Problem, ...]]:
+    problems = Problems(str(path))
+    calls = list(read_calls(str(path), accounts, labels, problems, whole=whole))
+    return calls, problems.told()
 
 
 def read(
@@ -15,7 +30,7 @@ def read(
 ) -> tuple[list[tuple[str, str, dict[str, str]]], list[str]]:
     path = folder / name
     path.write_bytes(text.encode())
-    calls, problems = read_calls(str(path), ["main", "b"], ["campaign"], whole=whole)
+    calls, problems = read_all(path, "campaign", accounts=("main", "b"), whole=whole)
     return (
         [(call.account, call.reference_id, dict(call.labels)) for call in calls],
         [str(problem).removeprefix(str(folder) + "/") for problem in problems],
@@ -58,10 +73,10 @@ def test_a_file_of_each_kind(
 def test_a_list_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("# ids\r\n\r\nX\r\n  Y  # the second\r\nZ")
-    calls, problems = read_calls(str(path), ["main"], [])
+    calls, problems = read_all(path)
     assert ([call.reference_id for call in calls], problems) == (["X", "Y", "Z"], ())
     # While it is written, its last line may be half an id.
-    calls, _ = read_calls(str(path), ["main"], [], whole=False)
+    calls, _ = read_all(path, whole=False)
     assert [call.reference_id for call in calls] == ["X", "Y"]
 
 
@@ -118,16 +133,130 @@ def test_what_is_wrong_does_not_stop_the_others(
         ("a.csv", 'reference_id\n"x\n', "a.csv:2: is not valid CSV"),
         ("a.csv", "reference_id\n" + "x" * 200_000, "a.csv:2: is not valid CSV: field larger"),
         ("a.txt", "\udcff", "a.txt: is not UTF-8 text"),
+        # What no call needs is not held.
+        ("a.txt", "# x\n" + "x" * (1 << 20) + "x", "a.txt:2: is longer than 1048576 characters"),
+        ("a.csv", "reference_id\n" + ",\n" * 9 + "," * (1 << 21), "a.csv:11: is longer than"),
+        ("a.csv", "reference_id\n" + '"\n",' * 400_000, "a.csv:262146: is longer than"),
+        ("a.yaml", "- x\n- [" + "a," * 101 + "]", "a.yaml:2: [1][100]: holds more than 100 values"),
+        ("a.json", '["x", {' + ",".join(f'"k{n}":1' for n in range(200)) + "}]", "a.json:1: [1].k"),
+        ("a.yaml", "".join(f"- &a{n} x\n" for n in range(1001)), "a.yaml:1001: [1001]: holds"),
+        ("a.yaml", "{a: [1", "a.yaml:1: expected a list of calls"),
+        ("a.json", '"x"', "a.json:1: expected a list of calls"),
     ],
 )
 def test_what_cannot_be_read_at_all(tmp_path: Path, name: str, text: str, expected: str) -> None:
     path = tmp_path / name
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError) as error:
-        read_calls(str(path), ["main"], [])
+        read_all(path)
     assert str(error.value).removeprefix(f"{tmp_path}/").startswith(expected)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read_calls(str(tmp_path / "a.txt"), ["main"], [])
+        read_all(tmp_path / "a.txt")
+
+
+def unique(count: int) -> Iterator[str]:
+    return (f"{number:036d}" for number in range(count))
+
+
+KINDS: dict[str, Callable[[int], str]] = {
+    "ids.txt": lambda count: "".join(f"{name}\n" for name in unique(count)),
+    "short.txt": lambda count: "".join(f"{name[-8:]}  # {name}\n" for name in unique(count)),
+    "comments.txt": lambda count: "\n# nothing\n" * count,
+    "bad.txt": lambda count: "b a d\n" * count,
+    "labels.csv": lambda count: (
+        "reference_id,campaign\n" + "".join(f"{name},c{name}\n" for name in unique(count))
+    ),
+    "bad.csv": lambda count: "reference_id\n" + "x,y,z\n" * count,
+    "labels.json": lambda count: (
+        "["
+        + ",".join(
+            f'{{"reference_id":"{name}","labels":{{"campaign":"c{name}"}}}}'
+            for name in unique(count)
+        )
+        + "]"
+    ),
+    "short.yaml": lambda count: "".join(f"- {name[-8:]}\n" for name in unique(count)),
+    "bad.yaml": lambda count: "".join(f"- {{k{name}: [x, y]}}\n" for name in unique(count)),
+    "aliases.yaml": lambda count: (
+        "- &a {reference_id: a, labels: &l {campaign: otp}}\n"
+        + "- *a\n- {reference_id: b, labels: *l}\n" * count
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_is_read_as_a_stream(tmp_path: Path, name: str) -> None:
+    def peak(count: int) -> int:
+        """Return the most bytes that were held while the calls of a file were read and dropped."""
+        path = tmp_path / name
+        path.write_text(KINDS[name](count))
+        problems = Problems(str(path))
+        gc.collect()
+        tracemalloc.start()
+        for _ in read_calls(str(path), ["main"], ["campaign"], problems):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(problems.told()) <= 101
+        return most
+
+    # More of them than words and labels that are held.
+    assert peak(45_000) < 1.5 * peak(15_000) + 200_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        Path.mkdir,
+        lambda path: Path(path).symlink_to("/dev/zero"),
+        lambda path: Path(path).symlink_to(path),
+    ],
+)
+@pytest.mark.parametrize("ending", ["txt", "csv", "yaml"])
+def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], object], ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    make(path)
+    with pytest.raises(
+        ConfigError, match=r"cannot be read: (not a regular file|Is a directory|Too many levels)"
+    ):
+        read_all(path)
+
+
+def test_a_socket_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        with pytest.raises(ConfigError, match="cannot be read: No such device"):
+            read_all(path)
+
+
+def test_a_file_that_grows_beyond_the_limit_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a\n")
+    problems = Problems(str(path))
+    calls = read_calls(str(path), ["main"], [], problems)
+    with path.open("w") as file:
+        file.truncate(MAX_FILE + 1)
+    with pytest.raises(ConfigError, match="is larger than 65536 KiB"):
+        list(calls)
+    path.write_text("a\n" * 10_000)
+    calls = read_calls(str(path), ["main"], [], problems)
+    assert next(calls).reference_id == "a"
+    with path.open("a") as file:
+        for _ in range(65):
+            file.write(("#" * 1022 + "\n\n") * 1024)
+    with pytest.raises(ConfigError, match="is larger than 65536 KiB"):
+        list(calls)
+
+
+def test_what_stands_before_a_bad_byte_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\n" * 10_000 + b"\xff\n")
+    calls = read_calls(str(path), ["main"], [], Problems(str(path)))
+    assert next(calls).reference_id == "a"
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        list(calls)

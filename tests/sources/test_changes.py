@@ -50,7 +50,6 @@ def test_the_first_time_nobody_waits(tmp_path: Path) -> None:
     lies_still(path)
     fresh.write_text("1")  # may be half-written
     assert look(watched, path, fresh, wait=False) == [("a", True), ("fresh", False)]
-    assert watched.there(str(path))
     assert look(watched, path, fresh) == [("fresh", True)]
     assert look(watched, path, fresh) == []
 

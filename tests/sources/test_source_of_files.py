@@ -1,21 +1,28 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import math
 import os
+import threading
 import time
+import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from exporter.config.calls import CallConfig
 from exporter.errors import ConfigError, LedgerError
 from exporter.ledger.records import NewCall, Tally
 from exporter.metrics.catalogue import Catalogue
 from exporter.sources import files as module
-from exporter.sources.files import CallFiles, Settings, check_files
+from exporter.sources.call_files import read_calls
+from exporter.sources.files import CallFiles, Found, Settings, check_files, find_files
 
 
 class Intake:
@@ -89,7 +96,9 @@ class Bench:
 
 @pytest_asyncio.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    yield Bench(tmp_path)
+    bench = Bench(tmp_path)
+    yield bench
+    bench.files.close()
 
 
 async def test_what_is_there_at_start_is_taken_in_at_once(bench: Bench) -> None:
@@ -274,7 +283,6 @@ async def test_a_folder_that_cannot_be_looked_into_takes_no_call_along(
 
     # As for another user than root, for whom there are no such folders.
     monkeypatch.setattr(os, "scandir", scandir)
-    monkeypatch.setattr(module, "found", lambda patterns: [])
     for _ in range(3):
         await bench.settle()
     assert bench.named == {"calls/a.txt": "A"}
@@ -336,3 +344,165 @@ def test_checking_reads_every_file(tmp_path: Path) -> None:
         f"{tmp_path}/b.txt",
         f"{tmp_path}/c.csv",
     ]
+
+
+class Hang:
+    """What blocks the thread that comes to a path, until it is told to go on."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.reached, self.free = threading.Event(), threading.Event()
+
+    def pass_by(self, path: str) -> None:
+        if path == self.path:
+            self.reached.set()
+            assert self.free.wait(120)
+
+    def find(self, pattern: str) -> Found:
+        self.pass_by(pattern)
+        return find_files(pattern)
+
+    def read(self, path: str, *arguments: Any, **more: Any) -> Iterator[CallConfig]:
+        calls = read_calls(path, *arguments, **more)
+        yield next(calls)
+        self.pass_by(path)
+        yield from calls
+
+
+async def looked(bench: Bench, condition: Callable[[], bool]) -> None:
+    """Look again and again until the condition holds."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await bench.files.look()
+            await asyncio.sleep(0.01)
+
+
+async def test_a_pattern_whose_file_system_does_not_answer(bench: Bench) -> None:
+    for name in ("a/1.txt", "b/1.txt"):
+        bench.write(name, name[0].upper())
+    hang = Hang(f"{bench.folder}/a/*.txt")
+    hang.free.set()
+    bench.files = CallFiles(bench.intake, bench.metrics, find=hang.find, timeout=1)
+    await bench.configure("a/*.txt", "b/*.txt")
+    assert bench.named == {"a/1.txt": "A", "b/1.txt": "B"}
+    hang.free.clear()
+    (bench.folder / "a" / "1.txt").unlink()
+    bench.write("b/1.txt", "C")
+    with capture_logs() as logs:
+        # The others are taken up, and of its own nothing is let go.
+        await looked(bench, lambda: bench.named["b/1.txt"] == "C")
+        for name in "DEF":
+            bench.write(f"b/{name}.txt", name)
+            await looked(bench, lambda: f"b/{name}.txt" in bench.named)  # noqa: B023 - at once
+        # As after a reload, that waits no longer either.
+        await bench.configure("a/*.txt", "b/*.txt", "c/*.txt")
+        await bench.configure("a/*.txt", "b/*.txt")
+    assert bench.named["a/1.txt"] == "A"
+    told = [line["problem"] for line in logs if line["log_level"] == "warning"]
+    assert set(told) == {
+        "cannot be looked for: no answer within 1 s",
+        "cannot be looked for: no answer",
+    }
+    hang.free.set()
+    await looked(bench, lambda: "a/1.txt" not in bench.named)
+    assert bench.metrics.troubles == {}
+
+
+async def test_a_file_whose_file_system_does_not_answer(bench: Bench) -> None:
+    bench.write("a.txt", "A", *(f"{n}" for n in range(1500)))
+    for name in "bc":
+        bench.write(f"{name}.txt", name.upper())
+    hang = Hang(f"{bench.folder}/a.txt")
+    bench.intake.room = 2000
+    bench.files = CallFiles(bench.intake, bench.metrics, read=hang.read, timeout=1)
+    with capture_logs() as logs:
+        await bench.configure("*.txt")
+        await looked(bench, lambda: bench.named == {"b.txt": "B", "c.txt": "C"})
+        bench.write("b.txt", "D")
+        await looked(bench, lambda: bench.named == {"b.txt": "D", "c.txt": "C"})
+    (line,) = [line for line in logs if line["log_level"] == "warning"]
+    assert (line["file"], line["problem"]) == (hang.path, "cannot be read: no answer within 1 s")
+    assert bench.errors == 1
+    assert hang.reached.is_set()
+    hang.free.set()
+    await looked(bench, lambda: "a.txt" in bench.named and not bench.metrics.troubles)
+    assert len(bench.intake.named[f"file:{hang.path}"]) == 1501
+
+
+async def test_a_search_that_is_slow_is_used_once_it_has_ended(bench: Bench) -> None:
+    bench.write("a.txt", "A")
+    hang = Hang(f"{bench.folder}/*.txt")
+    searches = 0
+
+    def find(pattern: str) -> Found:
+        nonlocal searches
+        searches += 1
+        return hang.find(pattern)
+
+    bench.files = CallFiles(bench.intake, bench.metrics, find=find, timeout=1)
+    await bench.configure("*.txt")
+    for _ in range(3):
+        await bench.files.look()
+    hang.free.set()
+    await looked(bench, lambda: bench.metrics.troubles == {})
+    assert searches == 1
+    await bench.settle()
+    assert bench.named == {"a.txt": "A"}
+
+
+async def test_a_file_that_is_cut_off_while_it_is_read_lets_go_of_nothing(bench: Bench) -> None:
+    path = bench.write("a.txt", "A", "B", "C")
+
+    def read(path: str, *arguments: Any, **more: Any) -> Iterator[CallConfig]:
+        if cut:
+            Path(path).write_text(cut.pop())  # after it was found
+        yield from read_calls(path, *arguments, **more)
+
+    cut = [path.read_text()]
+    bench.files = CallFiles(bench.intake, bench.metrics, read=read)
+    await bench.configure("a.txt")
+    await bench.settle()
+    assert bench.named == {"a.txt": "ABC"}
+    bench.write("a.txt", "A", "B", "C", "D")
+    cut.append("A\n")
+    await bench.settle()
+    assert bench.named == {"a.txt": "ABC"}
+    await bench.settle()
+    assert bench.named == {"a.txt": "A"}
+
+
+async def test_what_is_no_file_is_told_and_holds_up_nothing(bench: Bench) -> None:
+    bench.write("a.txt", "A")
+    os.mkfifo(bench.folder / "fifo.txt")
+    (bench.folder / "zero.txt").symlink_to("/dev/zero")
+    (bench.folder / "folder.txt").mkdir()
+    with capture_logs() as logs:
+        await bench.configure("*.txt")
+        for _ in range(3):
+            await bench.settle()
+    assert bench.named == {"a.txt": "A"}
+    told = {Path(line["file"]).name for line in logs if line["log_level"] == "warning"}
+    assert told == {"fifo.txt", "zero.txt"}
+    assert bench.errors == 2
+
+
+async def test_memory_is_that_of_the_calls_that_files_add(bench: Bench) -> None:
+    class Rows(Intake):
+        async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+            ids = {int(call.reference_id) for call in calls}
+            return Tally(len(ids), ids, Counter())
+
+        async def keep_only(self, source: str, rows: set[int]) -> None:
+            assert len(rows) == different
+
+    for different in (10, 100_000):
+        bench.files = CallFiles(Rows(), bench.metrics)
+        bench.write("a.txt", *(f"{n % different:036d}" for n in range(100_000)))
+        gc.collect()
+        tracemalloc.start()
+        await bench.configure("a.txt")
+        await bench.settle()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        bench.files.close()
+        assert most < 100 * different + 2_000_000
