@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -158,6 +159,20 @@ async def test_over_tls(tmp_path: Path, simulator: Simulator) -> None:
         assert (found.code, found.errors) == (0, "")
 
 
+@asynccontextmanager
+async def answering(
+    answer: Callable[[web.BaseRequest], Awaitable[web.Response]],
+) -> AsyncIterator[str]:
+    """Serve in place of an exporter; yields the address."""
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
 async def test_what_is_no_exporter(tmp_path: Path) -> None:
     asked: list[str] = []
 
@@ -167,28 +182,44 @@ async def test_what_is_no_exporter(tmp_path: Path) -> None:
             return web.Response(status=302, headers={"Location": "/elsewhere"})
         return web.Response(text='{"calls": 1}')
 
-    server = web.Server(answer)
-    runner = web.ServerRunner(server)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    try:
+    async with answering(answer) as base:
         for path, expected in (
             ("", "what answers there is no exporter"),
             ("/moved", "refused with the HTTP status 302; what answers there is no exporter"),
         ):
-            url = f"http://127.0.0.1:{port}{path}"
+            url = f"{base}{path}"
             found = await run(tmp_path, "calls", f"--url={url}", environ=ENVIRON)
             assert (found.code, found.output) == (1, "")
             assert found.errors == f"esms-exporter: {url}/api/v1/calls: {expected}\n"
         assert asked == ["/api/v1/calls", "/moved/api/v1/calls"]
-    finally:
-        await runner.cleanup()
-    url = f"http://127.0.0.1:{port}"
-    found = await run(tmp_path, "calls", f"--url={url}", environ=ENVIRON)
+    found = await run(tmp_path, "calls", f"--url={base}", environ=ENVIRON)
     assert found.code == 1
-    assert found.errors.startswith(f"esms-exporter: {url}/api/v1/calls: no connection (")
+    assert found.errors.startswith(f"esms-exporter: {base}/api/v1/calls: no connection (")
+
+
+async def test_pages_that_are_empty_or_refused_for_a_moment(tmp_path: Path) -> None:
+    call = {
+        "account": "main", "reference_id": "a", "labels": {}, "state": "queued",
+        "first_watched": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    answers: list[tuple[int, dict[str, object]]] = [
+        (200, {"calls": [], "next": "5"}),
+        (429, {"title": "Too Many Requests", "status": 429, "detail": "too many listings"}),
+        (200, {"calls": [call], "next": "6"}),
+        (200, {"calls": [], "next": None}),
+    ]
+    asked: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        asked.append(request.query["after"])
+        status, body = answers[len(asked) - 1]
+        return web.json_response(body, status=status)
+
+    async with answering(answer) as url:
+        found = await run(tmp_path, "calls", f"--url={url}", "--output=json", environ=ENVIRON)
+    assert (found.code, found.errors) == (0, "")
+    assert [line["reference_id"] for line in in_json(found.output)] == ["a"]
+    assert asked == ["0", "5", "5", "6"]
 
 
 @pytest.mark.parametrize(
