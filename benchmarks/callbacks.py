@@ -42,12 +42,12 @@ WAYS = (
 )
 
 
-def _plans(calls: int) -> list[Plan]:
+def _plans(calls: int, scale: float) -> list[Plan]:
     chance = random.Random(5)
     return [
         Plan(
-            queued=chance.uniform(2, 25),
-            sent=min(120.0, chance.lognormvariate(3.0, 0.6)),
+            queued=scale * chance.uniform(2, 25),
+            sent=scale * min(120.0, chance.lognormvariate(3.0, 0.6)),
             duration=10,
             price=400,
         )
@@ -122,8 +122,8 @@ async def _way(way: Way, plans: Sequence[Plan], seconds: float, folder: Path) ->
     return f"| {way.name} | {way.interval} | {requests:.2f} | {p50:.2f} | {p95:.2f} |"
 
 
-async def _run(calls: int, seconds: float) -> None:
-    plans = _plans(calls)
+async def _run(calls: int, seconds: float, scale: float) -> None:
+    plans = _plans(calls, scale)
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(number) for number in range(len(WAYS))]
         for folder in folders:
@@ -140,8 +140,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=60, help="over which they are placed")
+    parser.add_argument("--scale", type=float, default=1, help="of the time that calls live")
     options = parser.parse_args()
-    asyncio.run(_run(options.calls, options.seconds))
+    asyncio.run(_run(options.calls, options.seconds, options.scale))
 
 
 if __name__ == "__main__":

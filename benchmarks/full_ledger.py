@@ -27,8 +27,8 @@ def fill(path: Path, calls: int, now: float) -> None:
     """
     open_database(f"sqlite:///{path}").close()
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("INSERT INTO accounts VALUES (1, 'main')")
-        database.execute("INSERT INTO label_sets VALUES (1, '{}')")
+        database.execute("INSERT INTO accounts (id, name) VALUES (1, 'main')")
+        database.execute("INSERT INTO label_sets (id, labels) VALUES (1, '{}')")
         database.executemany(
             "INSERT INTO calls (id, account_id, reference_key, reference_id, label_set_id, pushed,"
             " first_watched, state, state_since) VALUES (?, 1, ?, ?, 1, TRUE, ?, ?, ?)",

@@ -41,9 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--polls", type=int, default=200_000)
     parser.add_argument("--runs", type=int, default=5)
+    sizes = [1_000, 10_000, 100_000, 1_000_000]
+    parser.add_argument("--calls", type=int, nargs="+", default=sizes)
     options = parser.parse_args()
-    sizes = (1_000, 10_000, 100_000, 1_000_000)
-    found: dict[int, list[float]] = {size: [] for size in sizes}
+    found: dict[int, list[float]] = {size: [] for size in options.calls}
     for _ in range(options.runs):
         for size, times in found.items():
             times.append(_measure(size, options.polls))

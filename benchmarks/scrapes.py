@@ -79,7 +79,7 @@ def _scrape(url: str, *, gzip: bool) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def _of_an_exporter(count: int, scrapes: int) -> None:
+def _of_an_exporter(count: int, scrapes: int, settle: float) -> None:
     print(
         "\n| series | scrapes | scrape p50, ms | p99, ms | longest gap, ms | without waiting, ms "
         "| of it own, ms |\n" + "|---" * 7 + "|"
@@ -90,10 +90,10 @@ def _of_an_exporter(count: int, scrapes: int) -> None:
             with config.open("a") as file:
                 file.write(f"\nmetrics: {{per_call: {{enabled: true, limit: {limit}}}}}\n")
             fill(Path(name) / "ledger.db", count, time.time())
-            environ = {"HEARTBEAT": str(pulse), "HEARTBEAT_SKIPS": "1600"}
+            environ = {"HEARTBEAT": str(pulse), "HEARTBEAT_SKIPS": f"{160 * settle:.0f}"}
             with Exporter(config, environ, module="benchmarks.heartbeat") as exporter:
                 exporter.wait_until_ready()
-                time.sleep(10)
+                time.sleep(settle)
                 times = []
                 for _ in range(scrapes):
                     times.append(_scrape(exporter.url, gzip=gzip))
@@ -113,9 +113,10 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--scrapes", type=int, default=100)
+    parser.add_argument("--settle", type=float, default=10, help="seconds before the first scrape")
     options = parser.parse_args()
     _in_one_process(options.calls, options.runs)
-    _of_an_exporter(options.calls, options.scrapes)
+    _of_an_exporter(options.calls, options.scrapes, options.settle)
 
 
 if __name__ == "__main__":

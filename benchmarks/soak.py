@@ -68,12 +68,12 @@ class Soak:
         self._control = control
         self._config = config
         self._rate = rate
-        self._began = time.monotonic()
         self._placed = 0
         self._polls = 0.0  # of earlier lives
         self.lives = -1
         self.samples: list[Sample] = []
         self.start()
+        self._began = time.monotonic()
 
     def start(self) -> None:
         self.exporter = Exporter(self._config).__enter__()
@@ -117,6 +117,7 @@ class Soak:
                 del kills[0]
                 await self.kill()
             await asyncio.sleep(1.0)
+        self.samples.append(sample)
 
     def _wanted(self, recent: Sequence[Sample]) -> int:
         """Return how many calls to watch. Each is polled once a second, unless there is trouble."""
@@ -274,9 +275,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0, help="how often the exporter is killed")
     parser.add_argument("--longest", type=float, default=10, help="seconds that a trouble lasts")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same troubles")
+    parser.add_argument("--speed", type=float, default=1, help="how much faster calls live")
     options = parser.parse_args()
     accounts = [f"--account={name}:k-{name}:s" for name in ACCOUNTS]
-    simulate = ("exporter", "simulate", "--listen=127.0.0.1:0", "--unknown-ids=not_found")
+    simulate = (
+        *("exporter", "simulate", "--listen=127.0.0.1:0", "--unknown-ids=not_found"),
+        f"--speed={options.speed}",
+    )
     with tempfile.TemporaryDirectory() as name, process(*simulate, *accounts) as line:
         origin = line.removeprefix("listening on ")
         sys.exit(0 if asyncio.run(run(options, origin, Path(name))) else 1)

@@ -24,8 +24,8 @@ settings.load_profile("tests")
 
 
 # Most of the time that these take is waiting: they start first, and each test by itself.
-LONG = ("faults", "e2e", "docs", "counting", "replicas")
-SPREAD = ("e2e", "docs")
+LONG = ("faults", "e2e", "docs", "counting", "replicas", "benchmarks")
+SPREAD = ("e2e", "docs", "benchmarks")
 
 
 @pytest.hookimpl(tryfirst=True)
