@@ -27,6 +27,7 @@ from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.targets import TargetMetrics
 from exporter.secret import Secret
+from exporter.webhook.post import Poster
 from exporter.webhook.routes import Route, route_of
 from exporter.webhook.sender import Sender
 
@@ -82,7 +83,7 @@ async def _sent(url: str, count: int) -> tuple[float, float]:
         await held.open(f"sqlite:///{folder}/ledger.db")
         held.store.routes = (route_of(_target(url)),)
         await held.call(finished, held.store, count, 0)
-        sender = Sender(_target(url), held, series)
+        sender = Sender(_target(url), held, series, Poster(_target(url)))
         cpu, wall = time.process_time(), time.perf_counter()
         running = asyncio.create_task(sender.run())
         while series.delivered.value < count:  # noqa: ASYNC110 - nobody tells

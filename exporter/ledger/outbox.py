@@ -1,25 +1,34 @@
 """Notifications that are still to be sent. Blocking, as `exporter.ledger.store` is.
 
 They are written with the finish that they tell of, in one transaction: whatever ends the process,
-both are there or neither is. Who sends some claims them for a time, by the ledger's clock; what is
+both are there or neither is. An exporter claims some for a time, by the ledger's clock; what is
 not settled by then is free for others, or for the next start.
+
+Those that were never refused and those that were are claimed apart, and each kind in turns from
+account to account: neither old retries nor another account's backlog delay a new event.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Collection, Iterable, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Final, NamedTuple
 
+from pydantic_core import from_json
 from sqlalchemy import (
+    Boolean,
+    ColumnElement,
     Connection,
     Float,
+    ScalarSelect,
     and_,
     bindparam,
     case,
     delete,
+    false,
     func,
     insert,
     literal,
@@ -50,31 +59,67 @@ _LABELS: Final = listed(label_sets.c.id, label_sets.c.labels).where(
     label_sets.c.id.in_(select(item(_rows, label_sets.c.id)))
 )
 _QUEUE: Final = insert(notifications).from_select(
-    ["target", "event_id", "event", "give_up_at", "queued_at", "due_at", "attempts"],
+    [
+        *("target", "account", "event_id", "event", "give_up_at", "queued_at", "due_at"),
+        *("attempts", "retry"),
+    ],
     select(
         field(_rows, 0, _columns.target),
-        field(_rows, 1, _columns.event_id),
-        field(_rows, 2, _columns.event),
-        _now + field(_rows, 3, _columns.give_up_at),
+        field(_rows, 1, _columns.account),
+        field(_rows, 2, _columns.event_id),
+        field(_rows, 3, _columns.event),
+        _now + field(_rows, 4, _columns.give_up_at),
         _now,
         _now,
         literal(0),
+        false(),
     )
     .select_from(_rows)
     # Without a condition, SQLite takes what follows for a part of the join.
     .where(true()),
     include_defaults=False,
 )
-_DUE: Final = (
+
+_of_kind: Final = and_(
+    _columns.target == _target, _columns.retry == bindparam("retry", type_=Boolean())
+)
+
+
+def _account_after(account: ColumnElement[str]) -> ScalarSelect[str]:
+    following = select(func.min(_columns.account)).where(_of_kind, _columns.account > account)
+    return following.scalar_subquery()
+
+
+# From one account to the next by the index, however many notifications each of them has.
+_first: Final = select(
+    _account_after(bindparam("after", type_=_columns.account.type)).label("account")
+).cte("pending", recursive=True)
+_pending: Final = _first.union_all(
+    select(_account_after(_first.c.account)).where(_first.c.account.is_not(None))
+)
+_ACCOUNTS: Final = (
+    select(_pending.c.account)
+    .where(
+        _pending.c.account.not_in(select(item(_rows, _columns.account))),
+        select(_columns.id)
+        .where(_of_kind, _columns.account == _pending.c.account, _columns.due_at <= _now)
+        .exists(),
+    )
+    .limit(bindparam("limit"))
+)
+_due: Final = (
     select(_columns.id, _columns.attempts, _columns.event_id, _columns.event)
-    .where(_columns.target == _target, _columns.due_at <= _now)
+    .where(_of_kind, _columns.account == item(_rows, _columns.account), _columns.due_at <= _now)
     .order_by(_columns.due_at)
-    .limit(bindparam("most"))
+    .limit(bindparam("limit"))
     # Of two exporters that ask at the same time, each gets others.
     .with_for_update(skip_locked=True)
+    .correlate(_rows)
     .subquery()
 )
-_CLAIMABLE: Final = listed(*_DUE.c)
+_CLAIMABLE: Final = select(
+    item(_rows, _columns.account), listed(*_due.c).scalar_subquery()
+).select_from(_rows)
 _IS_GIVEN: Final = _columns.id.in_(select(item(_rows, _columns.id)))
 _CLAIM: Final = (
     update(notifications)
@@ -90,8 +135,11 @@ _again_at: Final = _now + field(_rows, 2, _columns.due_at)
 _PUT_OFF: Final = (
     update(notifications)
     .where(_IS_STILL_MINE)
-    # One last attempt when the time is over.
-    .values(due_at=case((_again_at < _columns.give_up_at, _again_at), else_=_columns.give_up_at))
+    .values(
+        # One last attempt when the time is over.
+        due_at=case((_again_at < _columns.give_up_at, _again_at), else_=_columns.give_up_at),
+        retry=true(),
+    )
 )
 _RELEASE: Final = (
     update(notifications).where(_IS_STILL_MINE).values(due_at=_now, attempts=_columns.attempts - 1)
@@ -101,7 +149,12 @@ _DELETE: Final = delete(notifications).where(_IS_GIVEN)
 _DELETE_OVERDUE: Final = _DELETE.where(_columns.give_up_at <= _now)
 _OVERDUE: Final = (
     select(_columns.id)
-    .where(_columns.target == _target, _columns.give_up_at <= _now)
+    .where(
+        _columns.target == _target,
+        _columns.give_up_at > _now - bindparam("longest", type_=Float()),
+        _columns.give_up_at <= _now - bindparam("least", type_=Float()),
+        _columns.due_at <= _now,  # else it is under way
+    )
     .limit(CHUNK)
     .with_for_update(skip_locked=True)
     .subquery()
@@ -135,12 +188,32 @@ class Notification(NamedTuple):
         attempts: how often it was claimed, this time included; also says whose claim it is.
         event: the event's id.
         body: what is to be sent.
+        account: of the call.
+        retry: it has been refused before.
     """
 
     id: int
     attempts: int
     event: str
     body: str
+    account: str
+    retry: bool
+
+
+class Claim(NamedTuple):
+    """What is to be claimed.
+
+    Attributes:
+        retry: those that were refused before, or the others.
+        limit: how many at most; accounts have equal shares of them.
+        full: accounts of which no more are wanted.
+        avoid: the id of an event that is claimed only if there is no other.
+    """
+
+    retry: bool
+    limit: int
+    full: Collection[str] = ()
+    avoid: str | None = None
 
 
 class Settled(NamedTuple):
@@ -199,7 +272,7 @@ def queue(
     labels = {row: json.loads(text) for row, text in found}
     targets = set()
 
-    def events() -> Iterable[tuple[str, str, str, float]]:
+    def events() -> Iterable[tuple[str, str, str, str, float]]:
         for account, row, call, finished, at in finishes:
             takers = [route for route in routes if route.takes(account, finished, labels[row])]
             if not takers:
@@ -207,7 +280,7 @@ def queue(
             event = finished_event(account, call, finished, at, labels[row])
             for route in takers:
                 targets.add(route.target)
-                yield route.target, event.id, event.body, route.give_up_after
+                yield route.target, account, event.id, event.body, route.give_up_after
 
     rows = iter(events())
     now = _clock(connection)
@@ -225,33 +298,92 @@ class Outbox:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._last: dict[tuple[str, bool], str] = {}  # the account whose turn was last
 
     def step(
-        self, target: str, settled: Settled, most: int, lease: float, *, failing: bool
+        self,
+        target: str,
+        settled: Settled,
+        claims: Sequence[Claim],
+        lease: float,
+        limit: float = math.inf,
     ) -> Step:
         """Settle what was claimed, and claim more.
 
         Args:
             target: whose notifications.
             settled: what became of those that were claimed.
-            most: how many to claim.
+            claims: what to claim, the most wanted first.
             lease: seconds for which they are claimed.
-            failing: the target does not answer: up to `CHUNK` of those whose time is over are
-                given up, tried or not.
+            limit: how many to claim at most, of all kinds.
         """
 
         def work(connection: Connection) -> Step:
             now = _clock(connection)
             delivered, gave_up = _settle(connection, settled, now)
-            if failing:
-                parameters = {"this_target": target, "now": now}
-                gave_up += connection.execute(_DELETE_ALL_OVERDUE, parameters).rowcount
-            claimed = _claim(connection, target, most, lease, now)
+            claimed: list[Notification] = []
+            for claim in claims:
+                due_at = connection.scalar(_NEXT, {"this_target": target})
+                if due_at is None or due_at > now:
+                    break
+                room = int(min(claim.limit, limit - len(claimed)))
+                if room > 0:
+                    found = self._due(connection, target, claim._replace(limit=room), now)
+                    rows = packed(one.id for one in found)
+                    connection.execute(_CLAIM, {"rows": rows, "now": now, "lease": lease})
+                    claimed += found
             due_at = connection.scalar(_NEXT, {"this_target": target})
             due_in = None if due_at is None else max(0.0, due_at - now)
             return Step(delivered, gave_up, claimed, due_in)
 
         return self._database.run(work)
+
+    def give_up(self, target: str, least: float, longest: float) -> int:
+        """Delete notifications whose time is over, tried or not, but for those under way.
+
+        Args:
+            target: whose notifications.
+            least: seconds for which it has been over, at least.
+            longest: seconds for which it has been over, at most.
+
+        Returns:
+            How many; at most `CHUNK`.
+        """
+
+        def work(connection: Connection) -> int:
+            ages = {"least": least, "longest": longest}
+            parameters = {"this_target": target, "now": _clock(connection), **ages}
+            return connection.execute(_DELETE_ALL_OVERDUE, parameters).rowcount
+
+        return self._database.run(work)
+
+    def _due(
+        self, connection: Connection, target: str, claim: Claim, now: float
+    ) -> list[Notification]:
+        """Return what is due, from one account to the next after the one whose turn was last."""
+        kind = {"this_target": target, "retry": claim.retry, "now": now}
+        last = self._last.get((target, claim.retry), "")
+        accounts: list[str] = []
+        for after in dict.fromkeys((last, "")):
+            if len(accounts) < claim.limit:
+                given = {"after": after, "limit": claim.limit, "rows": packed(claim.full)}
+                accounts += connection.scalars(_ACCOUNTS, {**kind, **given})
+        accounts = list(dict.fromkeys(accounts))[: claim.limit]
+        if not accounts:
+            return []
+        self._last[target, claim.retry] = accounts[-1]
+        share = math.ceil(claim.limit / len(accounts))
+        # One more, where one is to be avoided.
+        parameters = {**kind, "limit": share + 1, "rows": packed(accounts)}
+        by_account = [
+            [
+                Notification(row, attempts + 1, event, body, account, claim.retry)
+                for row, attempts, event, body in sorted(from_json(rows))
+            ]
+            for account, rows in connection.execute(_CLAIMABLE, parameters)
+        ]
+        rounds = (one for turn in zip_longest(*by_account) for one in turn if one)
+        return sorted(rounds, key=lambda one: one.event == claim.avoid)[: claim.limit]
 
     def free(self) -> None:
         """Have all be due that wait for something, if nobody shares the ledger.
@@ -322,18 +454,3 @@ def _settle(connection: Connection, settled: Settled, now: float) -> tuple[int, 
         rows = packed((one.id, one.attempts) for one in settled.released)
         connection.execute(_RELEASE, {"rows": rows, "now": now})
     return delivered, gave_up
-
-
-def _claim(
-    connection: Connection, target: str, most: int, lease: float, now: float
-) -> list[Notification]:
-    if not most:
-        return []
-    found = fetch(connection, _CLAIMABLE, this_target=target, most=most, now=now)
-    if not found:
-        return []
-    rows = packed(row for row, *_ in found)
-    connection.execute(_CLAIM, {"rows": rows, "now": now, "lease": lease})
-    return [
-        Notification(row, attempts + 1, event, body) for row, attempts, event, body in sorted(found)
-    ]

@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0007"
+HEAD: Final = "0008"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
@@ -188,7 +188,12 @@ notifications: Final = Table(
     Column("give_up_at", Float, nullable=False),
     Column("due_at", Float, nullable=False),  # or, once it is claimed, when that ends
     Column("attempts", Integer, nullable=False),
+    # `?` for those that exporters of the revision before write.
+    Column("account", String(64), nullable=False, server_default="?"),
+    Column("retry", Boolean, nullable=False, server_default=false()),  # it has been refused
     Index("notifications_due", "target", "due_at"),
+    Index("notifications_turns", "target", "retry", "account", "due_at"),
+    Index("notifications_overdue", "target", "give_up_at"),
     # Never used again: what is settled late cannot hit another one.
     sqlite_autoincrement=True,
 )

@@ -14,6 +14,7 @@ from exporter.ledger.outbox import Outbox
 from exporter.ledger.records import CHUNK
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.targets import TargetMetrics, remove_target
+from exporter.webhook.post import Poster
 from exporter.webhook.routes import route_of
 from exporter.webhook.sender import Sender
 
@@ -66,7 +67,8 @@ class Notifications:
         for name, config in wanted.items():
             if name not in self._senders:
                 series = TargetMetrics(self._metrics, name)
-                sender = self._senders[name] = Sender(config, self._ledger, series)
+                sender = Sender(config, self._ledger, series, Poster(config))
+                self._senders[name] = sender
                 self._spawn(sender.run())
 
     def wake(self, names: frozenset[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum, auto
 from http import HTTPStatus
@@ -68,8 +69,8 @@ class Reply(NamedTuple):
     Attributes:
         outcome: for the metrics.
         fate: of the notification.
-        well: whether others may be sent at once; where not, the target is given a rest.
-        wait: seconds for which the target asks not to be told anything, if it does.
+        well: whether the target answers as it should; where not, the circuit breaker counts it.
+        wait: seconds for which the target asks not to be sent anything, if it does.
         problem: what is wrong, for the log; nothing of it is secret.
     """
 
@@ -118,7 +119,7 @@ class Poster:
                 )
         except Exception as error:  # noqa: BLE001 - its text and traceback may hold the URL
             return _failed(error)
-        reply = _answered(response)
+        reply = answered(response.status, response.headers, time.time())
         await self._finish(response)
         return reply
 
@@ -151,17 +152,21 @@ def _failed(error: Exception) -> Reply:
     return Reply(outcome, Fate.AGAIN, problem=str(told))
 
 
-def _answered(response: aiohttp.ClientResponse) -> Reply:
-    status = response.status
+def answered(status: int, headers: Mapping[str, str], now: float) -> Reply:
+    """Return what an answer means.
+
+    Args:
+        status: of HTTP.
+        headers: of the answer.
+        now: Unix time.
+    """
     if 200 <= status < 300:
         return Reply(PostOutcome.OK, Fate.DELIVERED, well=True)
     problem = f"the answer has the status {status}"
     if status == HTTPStatus.GONE:
         return Reply(PostOutcome.GONE, Fate.REFUSED, well=True, problem=problem)
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        given = response.headers
-        said = read_refusal(status, given.get("Retry-After"), time.time(), given.get("Date"))
-        wait = said.retry_after
-        return Reply(PostOutcome.THROTTLED, Fate.AGAIN, wait=wait, problem=problem)
+        said = read_refusal(status, headers.get("Retry-After"), now, headers.get("Date"))
+        return Reply(PostOutcome.THROTTLED, Fate.AGAIN, wait=said.retry_after, problem=problem)
     well = status in _ABOUT_THE_EVENT
     return Reply(PostOutcome.HTTP_ERROR, Fate.AGAIN, well=well, problem=problem)

@@ -1,10 +1,10 @@
-"""Sends one target what it is to be told, at its own pace."""
+"""Sends one target its notifications: new events first, retries after a back-off."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,9 +14,12 @@ import structlog
 from exporter.config.notify import NotifyConfig
 from exporter.errors import LedgerError
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.outbox import Notification, Outbox, Settled, Step
+from exporter.ledger.outbox import Claim, Notification, Outbox, Settled, Step
+from exporter.ledger.records import CHUNK
 from exporter.metrics.targets import TargetMetrics
+from exporter.webhook.breaker import LONGEST, CircuitBreaker, State, back_off
 from exporter.webhook.post import Fate, Poster, Reply
+from exporter.webhook.queue import SendQueue
 
 AHEAD: Final = 4
 """How many times `max_concurrency` are claimed at a time: what is not sent soon, others may."""
@@ -25,7 +28,8 @@ _GATHER: Final = 0.05
 """Seconds that outcomes gather before they are written: a commit has to reach the disk."""
 
 _LOOK_EVERY: Final = 5.0
-"""Seconds after which it is looked for what another exporter left, or a clock made due."""
+"""Seconds after which it is looked for what another exporter left, or a clock made due, and for
+what is to be given up."""
 
 _COUNT_EVERY: Final = 10.0
 _COUNT_SHARE: Final = 0.01
@@ -33,26 +37,15 @@ _COUNT_SHARE: Final = 0.01
 
 _LEDGER_RETRY: Final = 2.0
 
-LONGEST: Final = 900.0
-"""Seconds after which a notification is tried again at the latest, whatever the target asks for."""
+_LAST_ATTEMPT: Final = 30.0
+"""Seconds that a notification has for its last attempt, once its time is over."""
 
 _FIRST: Final = 5.0
-_REST_FIRST: Final = 1.0
-_REST_LONGEST: Final = 60.0
+
+_LOG_EVERY: Final = 60.0
+"""Seconds after which the failure of a single notification is logged again."""
 
 _log = structlog.get_logger(__name__)
-
-
-def back_off(attempts: int, first: float, longest: float, chance: float) -> float:
-    """Return how long to wait, in seconds, after a number of failures in a row: twice as long each.
-
-    Args:
-        attempts: at least 1.
-        first: seconds after the first failure.
-        longest: seconds.
-        chance: from 0 to 1; takes up to a quarter off, so that not all come at the same time.
-    """
-    return float(min(longest, first * 2.0 ** min(attempts - 1, 32))) * (1 - chance / 4)
 
 
 @dataclass(slots=True)
@@ -72,40 +65,48 @@ class _Outcomes:
 
 
 class Sender:
-    """Tells one target of finished calls, for as long as `run` runs.
+    """Sends one target its notifications, for as long as `run` runs.
 
-    What is to be told is claimed from the ledger in small batches. While a target does not answer,
-    one notification after the other is tried, with longer and longer rests; with the first that is
-    taken, the rest follows as fast as the target takes it.
+    They are claimed from the ledger in small batches. An event that is not taken backs off by
+    itself; the target is paused when different events are refused in a row.
 
     Args:
         config: of the target.
         ledger: open.
         metrics: the target's series.
+        poster: sends requests; closed with `stop`.
 
     Must be made inside a running loop, and ended with `stop`.
     """
 
-    def __init__(self, config: NotifyConfig, ledger: Ledger, metrics: TargetMetrics) -> None:
+    def __init__(
+        self, config: NotifyConfig, ledger: Ledger, metrics: TargetMetrics, poster: Poster
+    ) -> None:
         self.config = config
         self._ledger = ledger
         self._outbox = Outbox(ledger.database)
         self._metrics = metrics
-        self._poster = Poster(config)
+        self._poster = poster
         self._loop = asyncio.get_running_loop()
-        self._ready: deque[Notification] = deque()
+        self._queue = SendQueue(config.max_concurrency)
+        self._breaker = CircuitBreaker(random.random)
+        # An event that is refused again says nothing new of the target. Without this one, a target
+        # that is down would get all retries after a restart.
+        self._retries = CircuitBreaker(random.random)
         self._sending: set[asyncio.Task[None]] = set()
+        self._leases: dict[int, float] = {}  # their ends, by the rows of those that wait
         self._outcomes = _Outcomes()
         self._awake = asyncio.Event()
         self._stopping = False
-        self._failures = 0  # in a row, each after a rest
-        self._rest_until = 0.0
+        self._steady_since = self._loop.time()  # without a failure of the ledger
         self._count_at = 0.0
+        self._give_up_at = 0.0
+        self._log_at = 0.0
         self._running: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
 
     def wake(self) -> None:
-        """Look for what is to be told, now."""
+        """Look for what is to be sent, now."""
         self._awake.set()
 
     async def run(self) -> None:
@@ -141,7 +142,7 @@ class Sender:
             task.cancel()
         # They hand back what they were about to send.
         await asyncio.gather(*late, return_exceptions=True)
-        self._let_go()
+        self._let_go(False, True)
         try:
             async with asyncio.timeout(max(0.1, deadline - self._loop.time())):
                 if self._outcomes:
@@ -159,49 +160,78 @@ class Sender:
         try:
             if self._loop.time() >= self._count_at:
                 await self._count()
-            rest = self._rest_until - self._loop.time()
-            if rest > 0 and not self._outcomes:
-                return rest  # however often calls finish meanwhile
+            if self._loop.time() >= self._give_up_at:
+                await self._give_up()
+            pause = self._breaker.wait(self._loop.time())
+            if pause > 0 and not self._outcomes:
+                return self._bounded(pause)  # however often calls finish meanwhile
             step = await self._step()
         except LedgerError:
+            self._steady_since = self._loop.time()
             return _LEDGER_RETRY  # counted, and logged by whoever commits
-        self._ready.extend(step.claimed)
-        rest = self._rest_until - self._loop.time()
-        if self._stopping or rest > 0:  # since it was asked for these
-            self._let_go()
-            return 0.0 if self._outcomes else rest
+        if self._breaker.state(self._loop.time()) is State.OPEN:  # since it was asked for these
+            self._let_go(False, True)
         self._send()
-        if self._sending or step.due_in is None:
-            return _LOOK_EVERY  # each request that ends wakes this, and so does each commit
-        return min(_LOOK_EVERY, step.due_in)
+        now = self._loop.time()
+        if self._outcomes:
+            return 0.0
+        trial = self._breaker.on_trial or self._retries.on_trial
+        if step.due_in is None or trial or self._queue:
+            return self._bounded(_LOOK_EVERY)  # each request that ends wakes this
+        return self._bounded(max(step.due_in, self._breaker.wait(now), self._retries.wait(now)))
+
+    def _bounded(self, wait: float) -> float:
+        return max(0.0, min(wait, _LOOK_EVERY, self._give_up_at - self._loop.time()))
 
     async def _step(self) -> Step:
         outcomes, self._outcomes = self._outcomes, _Outcomes()
-        most = self._room()
+        claims = self._claims()
+        on_trial = self._breaker.state(self._loop.time()) is State.HALF_OPEN
+        # Most are sent long before; see `_send`.
+        lease = (AHEAD + 1) * self.config.timeout + 30.0
+        ends = self._loop.time() + lease
         try:
             step = await self._ledger.call(
                 self._outbox.step,
                 self.config.name,
                 outcomes.settled(),
-                most,
-                # Each of those ahead may take the whole time-out.
-                (AHEAD + 1) * self.config.timeout + 30.0,
-                failing=self._failures > 0,
+                claims,
+                lease,
+                1 if on_trial else math.inf,
             )
         except LedgerError:
             self._keep(outcomes)
             raise
-        self._count_settled(step)
+        self._count_settled(step.delivered, step.gave_up)
+        self._queue.add(step.claimed)
+        self._leases.update((one.id, ends) for one in step.claimed)
         return step
 
     async def _settle(self) -> None:
-        self._count_settled(await self._ledger.call(self._outbox.settle, self._outcomes.settled()))
+        step = await self._ledger.call(self._outbox.settle, self._outcomes.settled())
+        self._count_settled(step.delivered, step.gave_up)
 
-    def _count_settled(self, step: Step) -> None:
-        self._metrics.delivered.value += step.delivered
-        self._metrics.gave_up.value += step.gave_up
-        if step.gave_up:
-            _log.warning("notifications given up", target=self.config.name, count=step.gave_up)
+    async def _give_up(self) -> None:
+        """Give up some of those whose time is over, whatever becomes of the others.
+
+        While the target is paused, nothing is tried any more. Otherwise each has its last attempt,
+        and what was overdue when this began, because nothing was sent for long, has all the time
+        that it takes.
+        """
+        now = self._loop.time()
+        ages = (_LAST_ATTEMPT, now - self._steady_since)
+        if self._breaker.state(now) is not State.CLOSED:
+            ages = (0.0, math.inf)
+        gave_up = await self._ledger.call(self._outbox.give_up, self.config.name, *ages)
+        self._count_settled(0, gave_up)
+        # More of them the next time, after what is to be sent.
+        self._give_up_at = now if gave_up == CHUNK else self._loop.time() + _LOOK_EVERY
+
+    def _count_settled(self, delivered: int, gave_up: int) -> None:
+        self._metrics.delivered.value += delivered
+        self._metrics.gave_up.value += gave_up
+        if gave_up:
+            _log.warning("notifications given up", target=self.config.name, count=gave_up)
 
     def _keep(self, outcomes: _Outcomes) -> None:
         """Settle the next time what could not be settled now."""
@@ -219,22 +249,55 @@ class Sender:
         self._metrics.pending.value = float(backlog.pending)
         self._metrics.oldest.value = backlog.oldest or 0.0
 
-    def _room(self) -> int:
-        """Return how many may be claimed now."""
-        if self._stopping or self._loop.time() < self._rest_until:
-            return 0
-        if self._failures:
-            return 0 if self._sending or self._ready else 1
-        held = len(self._ready) + len(self._sending)
+    def _claims(self) -> list[Claim]:
+        """Return what may be claimed now."""
+        now = self._loop.time()
+        state, retries = self._breaker.state(now), self._retries.state(now)
+        if self._stopping or state is State.OPEN:
+            return []
+        if state is State.HALF_OPEN:
+            if self._breaker.on_trial or self._queue:
+                return []
+            return [Claim(kind, 1, (), self._breaker.last) for kind in (False, True)]
         most = self.config.max_concurrency
-        return AHEAD * most - held if len(self._ready) < most else 0
+        claims = [self._claim(AHEAD * most, retry=False)]
+        if retries is State.CLOSED:
+            claims.append(self._claim(most, retry=True))
+        elif retries is State.HALF_OPEN and not (
+            self._retries.on_trial or self._queue.waiting(retry=True)
+        ):
+            claims.append(Claim(True, 1, (), self._retries.last))
+        return claims
+
+    def _claim(self, most: int, *, retry: bool) -> Claim:
+        waiting = self._queue.waiting(retry=retry)
+        held = sum(waiting.values())
+        # One account's backlog does not take the room of others.
+        enough = self.config.max_concurrency
+        full = [name for name, count in waiting.items() if count >= enough]
+        room = max(enough, most - held - len(self._sending))
+        return Claim(retry, min(room, 2 * most - held), full)
 
     # Requests.
 
     def _send(self) -> None:
-        at_once = 1 if self._failures else self.config.max_concurrency
-        while self._ready and len(self._sending) < at_once:
-            task = self._loop.create_task(self._tell(self._ready.popleft()))
+        while not self._stopping:
+            now = self._loop.time()
+            state = self._breaker.state(now)
+            if state is State.OPEN or (state is State.HALF_OPEN and self._breaker.on_trial):
+                return
+            one = self._queue.next(now)
+            if one is None:
+                return
+            if now + self.config.timeout > self._leases.pop(one.id):
+                # It waited for so long that others may soon claim it.
+                self._queue.done(one, 0.0, now)
+                self._outcomes.released.append(one)
+                continue
+            self._breaker.sent(one.event, now)
+            if one.retry:
+                self._retries.sent(one.event, now)
+            task = self._loop.create_task(self._deliver(one))
             self._sending.add(task)
             task.add_done_callback(self._sent)
 
@@ -243,11 +306,10 @@ class Sender:
         if not task.cancelled():
             self._broken = self._broken or task.exception()
         if not self._stopping:
-            if self._loop.time() >= self._rest_until:
-                self._send()
+            self._send()
             self.wake()
 
-    async def _tell(self, one: Notification) -> None:
+    async def _deliver(self, one: Notification) -> None:
         started = self._loop.time()
         try:
             reply = await self._poster.post(one.event, one.body)
@@ -255,11 +317,13 @@ class Sender:
             # Nobody knows whether it arrived: it is sent again, at once.
             self._outcomes.released.append(one)
             raise
+        now = self._loop.time()
         self._metrics.requests[reply.outcome].value += 1
-        self._metrics.duration.observe(self._loop.time() - started)
-        self._judge(one, reply)
+        self._metrics.duration.observe(now - started)
+        self._queue.done(one, now - started, now)
+        self._judge(one, reply, started, now)
 
-    def _judge(self, one: Notification, reply: Reply) -> None:
+    def _judge(self, one: Notification, reply: Reply, sent_at: float, now: float) -> None:
         if reply.fate is Fate.DELIVERED:
             self._outcomes.delivered.append(one)
         elif reply.fate is Fate.REFUSED:
@@ -267,32 +331,29 @@ class Sender:
         else:
             wait = back_off(one.attempts, _FIRST, LONGEST, random.random())  # noqa: S311
             self._outcomes.put_off.append((one, max(wait, min(LONGEST, reply.wait or 0.0))))
-        resting = self._loop.time() < self._rest_until
-        if not reply.well:
-            self._rest(reply, longer=resting)
-        elif self._failures and not resting:
-            _log.info("target takes notifications again", target=self.config.name)
-            self._failures = 0
-
-    def _rest(self, reply: Reply, *, longer: bool) -> None:
-        now = self._loop.time()
-        asked = min(LONGEST, reply.wait or 0.0)
-        if longer:  # one of many that were under way, and are one failure together
-            self._rest_until = max(self._rest_until, now + asked)
+            if now >= self._log_at:
+                self._log_at = now + _LOG_EVERY
+                self._warn("notification failed", reply)
+        if reply.well:
+            self._retries.succeeded(now)
+            if self._breaker.succeeded(now):
+                _log.info("target resumed", target=self.config.name)
             return
-        if not self._failures:
-            _log.warning(
-                "target takes no notifications",
-                target=self.config.name,
-                reason=reply.outcome.value,
-                problem=reply.problem,
-            )
-        self._failures += 1
-        wait = back_off(self._failures, _REST_FIRST, _REST_LONGEST, random.random())  # noqa: S311
-        self._rest_until = now + max(wait, asked)
-        self._let_go()
+        if one.retry and self._retries.failed(one.event, reply.wait, sent_at, now):
+            self._let_go(True)
+        if one.retry and self._breaker.state(now) is State.CLOSED:
+            return
+        if self._breaker.failed(one.event, reply.wait, sent_at, now):
+            self._warn("target paused", reply)
+            self._let_go(False, True)
 
-    def _let_go(self) -> None:
+    def _warn(self, event: str, reply: Reply) -> None:
+        reason = reply.outcome.value
+        _log.warning(event, target=self.config.name, reason=reason, problem=reply.problem)
+
+    def _let_go(self, *kinds: bool) -> None:
         """Leave to the next try, whoever makes it, what is claimed and not sent yet."""
-        self._outcomes.released += self._ready
-        self._ready.clear()
+        for retry in kinds:
+            for one in self._queue.clear(retry=retry):
+                del self._leases[one.id]
+                self._outcomes.released.append(one)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, insert, select
 
 from exporter.calls import CallState, Finished, PollAgain, ReferenceId, Result, Status
 from exporter.errors import LedgerError
 from exporter.ledger import outbox as module
 from exporter.ledger.engine import Database, open_database
-from exporter.ledger.outbox import FARTHEST, Backlog, Notification, Outbox, Settled
+from exporter.ledger.outbox import FARTHEST, Backlog, Claim, Notification, Outbox, Settled
 from exporter.ledger.records import CHUNK, NewCall, Observation, StoredCall
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store
@@ -60,10 +61,13 @@ def finish(store: Store, stored: list[StoredCall], verdict: Finished = BUSY) -> 
     return committed.notify
 
 
-def claim(
-    outbox: Outbox, most: int = 10, settled: Settled = NOTHING, *, failing: bool = False
-) -> list[Notification]:
-    return outbox.step("t", settled, most, 60.0, failing=failing).claimed
+def both(most: int) -> list[Claim]:
+    """Claim new ones, and those that were refused before."""
+    return [Claim(retry=False, limit=most), Claim(retry=True, limit=most)]
+
+
+def claim(outbox: Outbox, most: int = 10, settled: Settled = NOTHING) -> list[Notification]:
+    return outbox.step("t", settled, both(most), 60.0, most).claimed
 
 
 def named(found: list[Notification]) -> list[str]:
@@ -122,7 +126,7 @@ def test_each_target_is_told_what_it_wants(store: Store, outbox: Outbox) -> None
     assert finish(store, push(store, "a")) == {"all"}
     assert finish(store, push(store, "b", campaign="otp"), FAILED) == {"all", "bad", "otp"}
     found = {
-        target: named(outbox.step(target, NOTHING, 9, 60.0, failing=False).claimed)
+        target: named(outbox.step(target, NOTHING, both(9), 60.0).claimed)
         for target in ("all", "bad", "otp")
     }
     assert found == {"all": ["a", "b"], "bad": ["b"], "otp": ["b"]}
@@ -140,7 +144,7 @@ def test_what_is_claimed_is_nobody_elses_until_the_claim_ends(
     finish(store, push(store, "a", "b", "c"))
     assert named(claim(outbox, 2)) == ["a", "b"]
     assert named(claim(outbox)) == ["c"]
-    assert outbox.step("t", NOTHING, 1, 60.0, failing=False).due_in == 60
+    assert outbox.step("t", NOTHING, both(1), 60.0).due_in == 60
     clock.now += 61
     again = claim(outbox)
     assert [(one.attempts, *named([one])) for one in again] == [(2, "a"), (2, "b"), (2, "c")]
@@ -153,7 +157,7 @@ def test_what_is_done_with_is_counted_once(store: Store, outbox: Outbox, outcome
     delivered = outcome == "delivered"
     settled = Settled(delivered=found) if delivered else Settled(refused=found)
     for expected in (2, 0):  # as from another exporter, whose claim had ended
-        step = outbox.step("t", settled, 9, 60.0, failing=False)
+        step = outbox.step("t", settled, both(9), 60.0)
         counted = step.delivered if delivered else step.gave_up
         assert (counted, step.claimed, step.due_in) == (expected, [], None)
 
@@ -207,9 +211,96 @@ def test_an_old_one_is_tried_before_it_is_given_up(
     finish(store, push(store, "a", "b"))
     clock.now += 2 * DAY
     (a,) = claim(outbox, 1)
-    step = outbox.step("t", Settled(put_off=[(a, 5.0)]), 0, 60.0, failing=True)
-    # One by its failure, the other because there is nobody who could take it.
-    assert (step.gave_up, step.due_in) == (2, None)
+    assert outbox.settle(Settled(put_off=[(a, 5.0)])).gave_up == 1
+    assert outbox.backlog("t").pending == 1
+
+
+def test_what_is_overdue_is_given_up_in_bulk_but_for_what_is_under_way(
+    store: Store, outbox: Outbox, clock: Clock
+) -> None:
+    names = [f"c{number}" for number in range(CHUNK + 100)]
+    finish(store, push(store, *names[:100]))
+    clock.now += DAY - 30
+    finish(store, push(store, *names[100:]))
+    (first,) = claim(outbox, 1)
+    assert outbox.give_up("t", 0.0, math.inf) == 0
+    clock.now += 35
+    assert outbox.give_up("another", 0.0, math.inf) == 0
+    assert outbox.give_up("t", 10.0, math.inf) == 0  # over for 5 s
+    assert outbox.give_up("t", 0.0, 4.0) == 0
+    assert outbox.give_up("t", 0.0, math.inf) == 99
+    assert outbox.settle(Settled(delivered=[first])).delivered == 1
+    clock.now += DAY
+    assert [outbox.give_up("t", 30.0, math.inf) for _ in range(2)] == [CHUNK, 0]
+    assert outbox.backlog("t") == Backlog(0, None)
+
+
+def test_new_ones_are_not_among_those_that_were_refused(
+    store: Store, outbox: Outbox, clock: Clock
+) -> None:
+    finish(store, push(store, "bad", "released"))
+    bad, released = claim(outbox)
+    outbox.settle(Settled(put_off=[(bad, 5.0)], released=[released]))
+    clock.now += 5
+    finish(store, push(store, "new"))
+
+    def kind(*, retry: bool) -> list[str]:
+        return named(outbox.step("t", NOTHING, [Claim(retry, 9)], 0.0).claimed)
+
+    assert sorted(kind(retry=False)) == ["new", "released"]
+    assert kind(retry=True) == ["bad"]
+    # In the order in which they are asked for, up to the limit.
+    step = outbox.step("t", NOTHING, [Claim(True, 9), Claim(False, 9)], 60.0, 2)
+    assert named(step.claimed)[0] == "bad"
+    assert len(step.claimed) == 2
+
+
+def test_accounts_share_what_is_claimed(store: Store, outbox: Outbox) -> None:
+    finish(store, push(store, *(f"a{number}" for number in range(50)), account="a"))
+    for account in "bcdef":
+        finish(store, push(store, account, f"{account}{account}", account=account))
+    assert {name[0] for name in named(claim(outbox, 6))} == set("abcdef")
+    assert [one.account for one in claim(outbox, 6)][:6] == list("abcdef")
+    assert {name[0] for name in named(claim(outbox, 5))} == {"a"}
+
+
+def test_accounts_take_turns_where_few_are_claimed(store: Store, outbox: Outbox) -> None:
+    for account in "abc":
+        finish(store, push(store, *(f"{account}{number}" for number in range(3)), account=account))
+    found = [named(claim(outbox, 2)) for _ in range(4)]
+    assert [sorted(name[0] for name in names) for names in found] == [
+        *(["a", "b"], ["a", "c"], ["b", "c"], ["a", "b"])
+    ]
+    # An account that has enough has no turn.
+    step = outbox.step("t", NOTHING, [Claim(False, 9, full=["c"])], 60.0)
+    assert step.claimed == []
+    assert named(outbox.step("t", NOTHING, [Claim(False, 9)], 60.0).claimed) == ["c2"]
+
+
+def test_another_event_goes_before_the_one_that_failed_last(
+    store: Store, outbox: Outbox, clock: Clock
+) -> None:
+    finish(store, push(store, "a", "b"))
+    a, b = claim(outbox)
+    outbox.settle(Settled(put_off=[(a, 5.0), (b, 6.0)]))
+    clock.now += 6
+    found = [
+        named(outbox.step("t", NOTHING, [Claim(True, 1, avoid=a.event)], 60.0).claimed)
+        for _ in range(2)
+    ]
+    assert found == [["b"], ["a"]]
+
+
+def test_what_an_exporter_of_the_version_before_writes(
+    database: Database, store: Store, outbox: Outbox, clock: Clock
+) -> None:
+    finish(store, push(store, "a"))
+    old = ("target", "event_id", "event", "give_up_at", "queued_at", "due_at", "attempts")
+    row = dict(zip(old, ("t", "e", '{"data": {"reference_id": "old"}}'), strict=False))
+    times = {"give_up_at": clock.now + DAY, "queued_at": clock.now, "due_at": clock.now}
+    with database.begin() as connection:
+        connection.execute(insert(notifications).values(**row, **times, attempts=0))
+    assert sorted(named(claim(outbox))) == ["a", "old"]
 
 
 def test_the_backlog(store: Store, outbox: Outbox, clock: Clock) -> None:

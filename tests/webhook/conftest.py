@@ -7,23 +7,23 @@ import pytest
 import pytest_asyncio
 
 from exporter.simulator import Account, Simulator
-from exporter.webhook import sender
+from exporter.webhook import breaker, sender
 from tests.webhook.bench import Bench, target
 from tests.webhook.receiver import Receiver
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look, count and try again within moments."""
-    for name, seconds in (
-        ("_LOOK_EVERY", 0.3),
-        ("_COUNT_EVERY", 0.1),
-        ("_LEDGER_RETRY", 0.1),
-        ("_FIRST", 0.2),
-        ("_REST_FIRST", 0.2),
-        ("_REST_LONGEST", 0.5),
+    for module, name, seconds in (
+        (sender, "_LOOK_EVERY", 0.3),
+        (sender, "_COUNT_EVERY", 0.1),
+        (sender, "_LEDGER_RETRY", 0.1),
+        (sender, "_FIRST", 0.2),
+        (breaker, "_PAUSE_FIRST", 0.2),
+        (breaker, "_PAUSE_LONGEST", 0.5),
     ):
-        monkeypatch.setattr(sender, name, seconds)
+        monkeypatch.setattr(module, name, seconds)
 
 
 @pytest_asyncio.fixture
@@ -33,7 +33,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest_asyncio.fixture
-async def bench(receiver: Receiver, tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench(quick: None, receiver: Receiver, tmp_path: Path) -> AsyncIterator[Bench]:
     async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
         bench = Bench(simulator, tmp_path, target("t", receiver))
         await bench.start()
