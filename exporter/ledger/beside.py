@@ -25,6 +25,7 @@ class _BesideSqlite(SqliteDatabase):
 
     def __init__(self, url: str) -> None:
         self.path = Path(os.path.realpath(make_url(url).database or ""))
+        self._opening = True  # by a command: its user is told the path, whatever fails
         self.engine = self._make_engine(url)
         with self.begin() as connection:
             found = revision(connection)

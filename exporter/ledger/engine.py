@@ -32,11 +32,6 @@ class Database(ABC):
     shared: ClassVar[bool]
     engine: Engine
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What it is called in messages: nothing of it is secret."""
-
     @abstractmethod
     def explain(self, error: BaseException) -> str:
         """Return what is wrong, and what a person can do about it, for what the driver raised."""
@@ -106,9 +101,9 @@ class Database(ABC):
         """Return the error that stands for what the driver raised."""
         return self.failed(self.explain(error))
 
-    def failed(self, problem: str) -> LedgerError:
-        """Return the error that says what is wrong with it."""
-        return LedgerError(f"ledger {self.name}: {problem}")
+    def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
+        """Return the error that says what is wrong: its message is shown to anybody."""
+        return kind(f"ledger: {problem}")
 
 
 def open_database(url: str) -> Database:

@@ -104,20 +104,13 @@ class PostgresqlDatabase(Database):
     shared = True
 
     def __init__(self, url: str) -> None:
-        parsed = database_url(Secret(url))
-        self._name = _name(parsed)
-        self.engine = _make_engine(parsed)
+        self.engine = _make_engine(database_url(Secret(url)))
         try:
             with self.translated(), self.engine.begin() as connection:
                 self._upgrade(connection)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def name(self) -> str:
-        """Where it is; no user and no password."""
-        return self._name
 
     @contextmanager
     def read(self, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
@@ -153,9 +146,9 @@ class PostgresqlDatabase(Database):
 
     def failure(self, error: BaseException) -> LedgerError:
         """Return the error that stands for what the driver raised."""
-        failed = super().failure(error)
         state = getattr(error, "sqlstate", None) or ""
-        return LedgerConflictError(str(failed)) if state.startswith(_CONFLICTS) else failed
+        conflict = state.startswith(_CONFLICTS)
+        return self.failed(self.explain(error), LedgerConflictError if conflict else LedgerError)
 
     def _upgrade(self, connection: Connection) -> None:
         version = connection.scalar(text("SELECT current_setting('server_version_num')::int"))
@@ -168,12 +161,6 @@ class PostgresqlDatabase(Database):
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADING})
         upgrade(self, connection)
-
-
-def _name(url: URL) -> str:
-    # Without a host, libpq looks at its environment, or takes the socket.
-    host = f"{url.host}:{url.port}" if url.port else url.host or "localhost"
-    return f"{host}/{url.database or ''}"
 
 
 def _make_engine(url: URL) -> Engine:

@@ -63,6 +63,7 @@ class SqliteDatabase(Database):
             raise LedgerError("ledger: expected a file, as in `sqlite:///esms-exporter.db`")
         self.path = Path(os.path.realpath(path))
         self._lock_path = self.path.with_name(self.path.name + ".lock")
+        self._opening = True
         self._lock = self._take_lock()
         try:
             self.engine = self._make_engine(url)
@@ -72,11 +73,7 @@ class SqliteDatabase(Database):
         except BaseException:
             self.close()
             raise
-
-    @property
-    def name(self) -> str:
-        """The path."""
-        return str(self.path)
+        self._opening = False
 
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
         """Have the ledger remember what a clock says, and the clock go on where it was."""
@@ -138,6 +135,10 @@ class SqliteDatabase(Database):
         except sqlite3.Error as error:  # past SQLAlchemy: a copy that is made
             raise self.failed(self.explain(error)) from None
 
+    def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
+        """Return the error that says what is wrong; only who opens the file is told its path."""
+        return kind(f"ledger {self.path}: {problem}" if self._opening else f"ledger: {problem}")
+
     def explain(self, error: BaseException) -> str:
         """Return what is wrong, for what the driver raised."""
         code = getattr(error, "sqlite_errorcode", None)
@@ -152,17 +153,16 @@ class SqliteDatabase(Database):
         try:
             descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise LedgerError(
-                f"ledger {self.path}: cannot be opened ({error.strerror}); "
-                "make sure its folder exists and is writable"
+            raise self.failed(
+                f"cannot be opened ({error.strerror}); make sure its folder exists and is writable"
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
-            raise LedgerBusyError(
-                f"ledger {self.path}: is in use by another esms-exporter; "
-                "end it, or name another file in `ledger.url`"
+            raise self.failed(
+                "is in use by another esms-exporter; end it, or name another file in `ledger.url`",
+                LedgerBusyError,
             ) from None
         return descriptor
 
@@ -183,13 +183,11 @@ class SqliteDatabase(Database):
         except FileNotFoundError:
             self._write_anew()
         except OSError as error:
-            raise LedgerError(
-                f"ledger {self.path}: cannot be seen any more ({error.strerror})"
-            ) from None
+            raise self.failed(f"cannot be seen any more ({error.strerror})") from None
         else:
-            raise LedgerError(
-                f"ledger {self.path}: another file was put in its place; restart the exporter to "
-                "go on with that one, or put the old one back"
+            raise self.failed(
+                "another file was put in its place; restart the exporter to go on with that one, "
+                "or put the old one back"
             )
 
     def _keep_lock(self) -> None:
@@ -230,12 +228,12 @@ class SqliteDatabase(Database):
             copy.rename(self.path)
             self._file = self._identity()
         except OSError as error:
-            raise LedgerError(
-                f"ledger {self.path}: was deleted, and cannot be written anew ({error.strerror})"
+            raise self.failed(
+                f"was deleted, and cannot be written anew ({error.strerror})"
             ) from None
         # The next connection is one to the new file.
         self.engine.dispose()
-        _log.warning("ledger file was gone, and was written anew", file=str(self.path))
+        _log.warning("ledger file was gone, and was written anew")
 
     def _make_engine(self, url: str) -> Engine:
         # A new file holds ids and labels: only its owner is to read it.

@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from exporter.config.databases import database_url
 from exporter.secret import Secret
-from exporter.sources.database_errors import translated
+from exporter.sources.database_errors import parts_of, translated
 
 CONNECT_TIMEOUT: Final = 10
 
@@ -54,8 +54,9 @@ class Database:
             SourceError: the database failed, here or later; the message holds nothing of its
                 address.
         """
-        with translated():
-            with translated(connecting=True):
+        hidden = parts_of(database_url(self._url))
+        with translated(hidden):
+            with translated(hidden, connecting=True):
                 connection = self._connect()
             with connection:
                 raw = connection.connection.dbapi_connection

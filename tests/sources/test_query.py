@@ -179,7 +179,9 @@ def test_nothing_is_written(table: File | Server, statement: str) -> None:
 def test_a_query_that_cannot_be_used(table: File | Server, query: str, expected: str) -> None:
     with pytest.raises(SourceError, match=f"(?i){expected}") as error:
         read(config(table, query))
-    assert PASSWORD not in str(error.value)
+    url = make_url(table.url)
+    for part in (PASSWORD, "postgres", "'app", url.host, str(url.port), url.database):
+        assert not part or part not in str(error.value)
 
 
 def test_a_query_that_takes_too_long(table: File | Server) -> None:

@@ -1,0 +1,61 @@
+"""A database that goes away: nothing of its address is shown or logged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from exporter.config import LedgerConfig, SqlConfig
+from exporter.secret import Secret
+from tests.databases import PASSWORD, postgresql
+from tests.waiting import until
+from tests.web.api_bench import Bench, serving
+
+
+async def shown(bench: Bench) -> str:
+    """Return all that is said to those who look, with a token and without."""
+    texts = []
+    for path in ("/-/ready", "/", "/metrics", "/api/v1/status", "/api/v1/calls/main/a"):
+        for headers in ({}, {"Authorization": "Bearer token-all"}):
+            async with bench.http.get(f"{bench.url}{path}", headers=headers) as answer:
+                texts.append(await answer.text())
+    return "\n".join(texts)
+
+
+async def test_a_server_that_goes_away(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with postgresql() as server, server.database() as url:
+        ledger = LedgerConfig(url=Secret(url.replace("+psycopg", "")))
+        query = SqlConfig.model_validate(
+            {"name": "orders", "url": ledger.url, "query": "SELECT '' AS reference_id",
+             "interval": 1.0}
+        )  # fmt: skip
+        async with serving(tmp_path, ledger=ledger) as bench:
+            watch = bench.config.watch.model_copy(update={"sql": (query,)})
+            bench.config = bench.config.model_copy(update={"watch": watch})
+            await bench.service.reload()
+            server.stop()
+            await until(lambda: bool(bench.service.not_ready()), 60)
+            await until(lambda: "sql:orders" in bench.service.metrics.troubles, 60)
+            texts = await shown(bench)
+            server.start()
+    logged = "".join(capfd.readouterr())
+    assert "nobody listens there" in texts
+    assert "ledger: nobody listens there" in logged
+    parsed = make_url(url)
+    assert parsed.database
+    assert parsed.username
+    for part in (PASSWORD, str(parsed.port), parsed.database, parsed.username, "://postgres"):
+        assert part not in texts
+        assert part not in logged
+
+
+async def test_a_file_that_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async with serving(tmp_path) as bench:
+        (tmp_path / "other").write_bytes(b"")
+        (tmp_path / "other").rename(tmp_path / "ledger.db")
+        await until(lambda: bool(bench.service.not_ready()), 60)
+        texts = await shown(bench)
+    assert "another file was put in its place" in texts
+    assert str(tmp_path) not in texts + "".join(capfd.readouterr())
