@@ -229,7 +229,7 @@ def _reference_id(value: Value, place: _Place, key: str | None = None) -> Refere
     if isinstance(value, str):
         # A copy, because the ids outlive the document: in between its objects they would keep
         # most of its memory from being given back.
-        copy = str(value.encode("utf-8", "replace"), "utf-8")
+        copy = str(value.encode("utf-8", "surrogatepass"), "utf-8", "surrogatepass")
         try:
             return reference_id(copy)
         except ValueError:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 import exporter
+from exporter.calls import reference_id
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import LedgerError, NoRoomError
 from exporter.ledger.ledger import Ledger
@@ -202,10 +203,14 @@ class Api:
         return web.Response(status=204)
 
     async def _found(self, client: _Client, request: web.Request) -> CallRecord:
-        account, reference_id = request.match_info["account"], request.match_info["reference_id"]
+        account, text = request.match_info["account"], request.match_info["reference_id"]
+        try:
+            name = reference_id(text)
+        except ValueError:
+            raise ProblemError(400, f"expected {bodies.ID_WORDS}") from None
         ledger = self._service.ledger
         if account in client.accounts:
-            found = await ledger.call(ledger.store.find, account, reference_id)
+            found = await ledger.call(ledger.store.find, account, name)
             if found and found.state != DELETED:
                 return found
         raise ProblemError(404, "no such call")

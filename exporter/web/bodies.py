@@ -58,11 +58,17 @@ class Envelope(_Body):
     calls: Annotated[list[Any], Field(max_length=MAX_CALLS)]  # Any: whatever was sent
 
 
+ID_PATTERN: Final = f"^{_BLANK}[!-~]{{1,{MAX_REFERENCE_ID_LENGTH}}}{_BLANK}$"
+
+ID_WORDS: Final = (
+    f"an id of 1 to {MAX_REFERENCE_ID_LENGTH} printable ASCII characters without blanks"
+)
+
 _ReferenceId = Annotated[
     str,
-    Field(pattern=f"^{_BLANK}[!-~]{{1,{MAX_REFERENCE_ID_LENGTH}}}{_BLANK}$"),
+    Field(pattern=ID_PATTERN),
     AfterValidator(reference_id),
-    Words(f"an id of 1 to {MAX_REFERENCE_ID_LENGTH} printable ASCII characters without blanks"),
+    Words(ID_WORDS),
 ]
 _LabelValue = Annotated[
     str,

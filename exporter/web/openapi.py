@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 import exporter
 from exporter.web.bodies import (
+    ID_PATTERN,
     Accepted,
     CallDetails,
     ExporterStatus,
@@ -70,8 +71,8 @@ def openapi(requests: Requests) -> dict[str, Any]:  # Any: JSON
         }
 
     place = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        for name in ("account", "reference_id")
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", **kind}}
+        for name, kind in (("account", {"minLength": 1}), ("reference_id", {"pattern": ID_PATTERN}))
     ]
     return {
         "openapi": "3.1.0",
@@ -104,13 +105,16 @@ def openapi(requests: Requests) -> dict[str, Any]:  # Any: JSON
             "/api/v1/calls/{account}/{reference_id}": {
                 "parameters": place,
                 "get": operation(
-                    "showCall", "Show a call.", {200: answer("The call.", CallDetails)}, 404
+                    "showCall",
+                    "Show a call.",
+                    {200: answer("The call.", CallDetails)},
+                    *(400, 404),
                 ),
                 "delete": operation(
                     "deleteCall",
                     "Stop watching a call; it is not counted.",
                     {204: {"description": "It is not watched any more."}},
-                    *(404, 409),
+                    *(400, 404, 409),
                 ),
             },
             "/api/v1/status": {

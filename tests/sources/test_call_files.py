@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from exporter.config.calls import CallConfig
+from exporter.config.calls import CallConfig, CallReader
 from exporter.config.problems import Problems
 from exporter.errors import ConfigError, Problem
 from exporter.sources.call_files import MAX_FILE, read_calls
 
 OTP = {"campaign": "otp"}
+NO_ID = "expected an id of 1 to 128 printable ASCII characters without blanks"
+NO_LABEL = "expected at most 128 characters, and no control characters"
 
 
 def read_all(
@@ -112,6 +114,21 @@ def test_a_list_of_ids(tmp_path: Path) -> None:
                 "a.csv:4: [2].reference_id: missing required key",
                 "a.csv:5: [3].labels.?: expected one of the names in `watch.labels`",
             ],
+        ),
+        (
+            "a.json",
+            (
+                '[{"reference_id": "a\\u0000b", "account": "b"},\n'
+                '{"reference_id": "Y", "account": "b", "labels": {"campaign": "a\\u0000b"}}]'
+            ),
+            0,
+            [f"a.json:1: [0].reference_id: {NO_ID}", f"a.json:2: [1].labels.campaign: {NO_LABEL}"],
+        ),
+        (
+            "a.csv",
+            "reference_id,account,campaign\na\1b,b,\nX,b,a\1b\n",
+            0,
+            [f"a.csv:2: [0].reference_id: {NO_ID}", f"a.csv:3: [1].labels.campaign: {NO_LABEL}"],
         ),
     ],
 )
@@ -260,3 +277,9 @@ def test_what_stands_before_a_bad_byte_is_read(tmp_path: Path) -> None:
     assert next(calls).reference_id == "a"
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         list(calls)
+
+
+def test_a_surrogate_of_a_variable_is_not_replaced_by_what_an_id_can_have() -> None:
+    problems = Problems("config.yaml")
+    calls = list(CallReader(["b"], [], problems).read([(1, "a\udcffb")]))
+    assert (calls, problems.total) == ([], 1)

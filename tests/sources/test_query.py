@@ -83,6 +83,20 @@ def test_a_bad_row_does_not_stop_the_others(table: File | Server) -> None:
     ]
 
 
+@pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)
+def test_nul_bytes(table: File | Server) -> None:
+    nul = "char(0)"
+    insert(table, (1, "A", "main", "otp", None))
+    for column in ("reference_id", "account", "campaign"):
+        others = {"reference_id", "account", "campaign"} - {column}
+        query = f"SELECT {', '.join(others)}, concat('a', {nul}, 'b') AS {column} FROM calls"
+        if isinstance(table, File):
+            query = query.replace(f"concat('a', {nul}, 'b')", f"'a' || {nul} || 'b'")
+        calls, problems = read(config(table, query))
+        assert (calls, len(problems)) == ([], 1)
+        assert f"{column}: expected" in problems[0]
+
+
 def test_a_call_that_has_no_id_yet_is_no_mistake(table: File | Server) -> None:
     insert(table, (1, None, "main", None, None), (2, "", "main", None, None))
     assert read(config(table)) == ([], [])
