@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
@@ -40,6 +41,9 @@ _GAP: Final = 2
 _LEAST: Final = 12
 """Columns of a terminal that the last column of a table needs, to be read."""
 
+# With `'` in front it gets one more, so that the text can be told from the field.
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
 _Row = Any  # a dataclass or a model, whose fields are the columns
 
 
@@ -49,11 +53,23 @@ def json_line(row: _Row) -> str:
 
 
 def csv_line(row: _Row) -> str:
-    """Return a row as a line of CSV; what there is not is empty, a mapping is JSON."""
-    return _csv(
-        to_json(value).decode() if isinstance(value, dict) else value
-        for value in to_jsonable_python(row).values()
-    )
+    """Return a row as a line of CSV; what there is not is empty, a mapping is JSON.
+
+    A spreadsheet would run a text that begins like a formula: it gets a `'` in front, as OWASP
+    advises (CSV injection). Numbers stay as they are.
+    """
+    return _csv(map(_csv_value, to_jsonable_python(row).values()))
+
+
+def _csv_value(value: object) -> object:
+    if isinstance(value, dict):
+        return to_json(value).decode()
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def csv_text(field: str) -> str:
+    """Return the text that `csv_line` has written as this field."""
+    return field[1:] if field.startswith("'") and _FORMULA.match(field) else field
 
 
 def csv_header(columns: Iterable[str]) -> str:
@@ -63,8 +79,9 @@ def csv_header(columns: Iterable[str]) -> str:
 
 def _csv(values: Iterable[object]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+    # Python quotes the characters of what ends a line, and no other that does.
+    csv.writer(line, lineterminator="\r\n").writerow(values)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 class Lines:

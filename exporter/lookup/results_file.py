@@ -20,7 +20,7 @@ from exporter.errors import ResultsError
 from exporter.esms.codes import Outcome
 from exporter.lookup.line import COLUMNS, CallName, Line
 from exporter.polling.pace import GOOD
-from exporter.rows import csv_header, csv_line, json_line
+from exporter.rows import csv_header, csv_line, csv_text, json_line
 
 ENDINGS: Final = (".csv", ".json", ".jsonl", ".ndjson")
 
@@ -117,7 +117,7 @@ class ResultsFile:
         try:
             if self._csv:
                 (row,) = csv.reader([data.decode().rstrip("\n")], strict=True)
-                fields = dict(zip(COLUMNS, row, strict=True))
+                fields = dict(zip(COLUMNS, map(csv_text, row), strict=True))
             else:
                 fields = from_json(data)
             name = fields["account"], reference_key(fields["reference_id"])

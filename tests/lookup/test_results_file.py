@@ -47,6 +47,21 @@ def test_what_is_there_is_kept_and_the_rest_cut_off(tmp_path: Path, ending: str,
     assert os.listdir(tmp_path) == [path.name]  # noqa: PTH208
 
 
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_ids_that_look_like_formulas_are_known_again(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"results.{ending}"
+    odd = ("=1+1", "'=1+1", "-5", "@a", "'a")
+    before = written(path, *(replace(GOOD, reference_id=reference_id(name)) for name in odd))
+    file = ResultsFile(path, names(*odd))
+    assert file.answered == names(*odd)
+    file.close()
+    assert path.read_bytes() == before
+    if ending == "csv":
+        assert [line.split(b",")[0] for line in before.splitlines()[1:]] == [
+            b"'=1+1", b"''=1+1", b"'-5", b"'@a", b"'a",
+        ]  # fmt: skip
+
+
 def test_a_line_without_an_answer_goes_when_it_is_asked_for_again(tmp_path: Path) -> None:
     path = tmp_path / "real.csv"
     link = tmp_path / "results.csv"
