@@ -35,11 +35,15 @@ async def test_a_server_that_goes_away(tmp_path: Path, capfd: pytest.CaptureFixt
             watch = bench.config.watch.model_copy(update={"sql": (query,)})
             bench.config = bench.config.model_copy(update={"watch": watch})
             await bench.service.reload()
+            metrics = bench.service.metrics
+            await until(lambda: metrics.source_last_success.labels("sql:orders").value > 0, 60)
             server.stop()
-            await until(lambda: bool(bench.service.not_ready()), 60)
-            await until(lambda: "sql:orders" in bench.service.metrics.troubles, 60)
-            texts = await shown(bench)
-            server.start()
+            try:
+                await until(lambda: bool(bench.service.not_ready()), 60)
+                await until(lambda: "sql:orders" in metrics.troubles, 60)
+                texts = await shown(bench)
+            finally:
+                server.start()
     logged = "".join(capfd.readouterr())
     assert "nobody listens there" in texts
     assert "ledger: nobody listens there" in logged
