@@ -36,11 +36,11 @@ async def test_a_server_that_goes_away(tmp_path: Path, capfd: pytest.CaptureFixt
             bench.config = bench.config.model_copy(update={"watch": watch})
             await bench.service.reload()
             metrics = bench.service.metrics
-            await until(lambda: metrics.source_last_success.labels("sql:orders").value > 0, 60)
+            await until(lambda: metrics.source_last_success.labels("sql:orders").value > 0)
             server.stop()
             try:
-                await until(lambda: bool(bench.service.not_ready()), 60)
-                await until(lambda: "sql:orders" in metrics.troubles, 60)
+                await until(lambda: bool(bench.service.not_ready()))
+                await until(lambda: "sql:orders" in metrics.troubles)
                 texts = await shown(bench)
             finally:
                 server.start()
@@ -59,7 +59,7 @@ async def test_a_file_that_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixt
     async with serving(tmp_path) as bench:
         (tmp_path / "other").write_bytes(b"")
         (tmp_path / "other").rename(tmp_path / "ledger.db")
-        await until(lambda: bool(bench.service.not_ready()), 60)
+        await until(lambda: bool(bench.service.not_ready()))
         texts = await shown(bench)
     assert "another file was put in its place" in texts
     assert str(tmp_path) not in texts + "".join(capfd.readouterr())
