@@ -43,10 +43,12 @@ bench: $(VENV)/.dev
 bench-pace: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.pace
 
-# Figures for docs/reliability.md; half an hour, or `make soak MINUTES=3`.
+# Figures for docs/reliability.md; three times half an hour, or `make soak MINUTES=3`.
 MINUTES ?= 30
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --life sqlite
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --life postgresql
 
 # The references in docs/, from the models of the configuration and the catalogue of metrics.
 docs: $(VENV)/.dev

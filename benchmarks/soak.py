@@ -3,6 +3,8 @@
 A real exporter polls the stand-in API, where faults are switched on and off at random, while calls
 are placed all the time. In the end every call has to be counted as the provider says it ended.
 Memory, open files and threads are sampled on the way, and have to stay flat.
+
+With `--life`, a random life in its place: see `tests/e2e/life.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.processes import BASE_PATH, Exporter, process
 from benchmarks.troubles import Troubles
+from tests.databases import postgresql
+from tests.e2e.life import live
 
 ACCOUNTS: Final = [f"account-{number}" for number in range(8)]
 TOKEN: Final = "made-up"
@@ -276,7 +280,16 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=10, help="seconds that a trouble lasts")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same troubles")
     parser.add_argument("--speed", type=float, default=1, help="how much faster calls live")
+    parser.add_argument(
+        "--life", choices=("sqlite", "postgresql"), help="a random life on this engine"
+    )
     options = parser.parse_args()
+    if options.life:
+        server = postgresql() if options.life == "postgresql" else nullcontext()
+        with tempfile.TemporaryDirectory() as name, server as running:
+            seconds = options.minutes * 60
+            asyncio.run(live(Path(name), running, seed=options.seed, seconds=seconds))
+        return
     accounts = [f"--account={name}:k-{name}:s" for name in ACCOUNTS]
     simulate = (
         *("exporter", "simulate", "--listen=127.0.0.1:0", "--unknown-ids=not_found"),

@@ -21,8 +21,6 @@ LEAST_STEP: Final = 1.0
 reading one clock and the other, as a rule, and less than any age that matters."""
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
-# The time that the machine was suspended counts, too, where there is such a clock.
-_STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 _log = structlog.get_logger(__name__)
 
@@ -46,10 +44,14 @@ Clocks = Callable[[], Moment]
 
 def machine_clocks() -> Clocks:
     """Return what reads this machine's clocks."""
-    boot = ""
+    steady, boot = time.CLOCK_MONOTONIC, ""
+    # It counts the time that the machine is suspended, too. Not every system has it.
+    with suppress(AttributeError, OSError):
+        time.clock_gettime(time.CLOCK_BOOTTIME)
+        steady = time.CLOCK_BOOTTIME
     with suppress(OSError):
         boot = _BOOT.read_text().strip()
-    return lambda: Moment(time.time(), time.clock_gettime(_STEADY), boot)
+    return lambda: Moment(time.time(), time.clock_gettime(steady), boot)
 
 
 class Mark(NamedTuple):

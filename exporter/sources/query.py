@@ -63,7 +63,7 @@ class Query:
         self._rules = rules
         self._database = Database(config.url, config.timeout)
         url = database_url(config.url).set(password=None).render_as_string()
-        asked = [config.query, config.account, url, list(rules.accounts), list(rules.labels)]
+        asked = [config.query, config.account, url, sorted(rules.accounts), sorted(rules.labels)]
         self.digest = hashlib.sha256(to_json(asked)).hexdigest()
         self.asked_at: float | None = None
 

@@ -1,0 +1,522 @@
+"""A random life of exporters: calls come from everywhere and go again, exporters end in every way.
+
+An oracle says of each call what may have become of it in the end: it was counted once, as the
+provider says that it ended, or deleted, or let go. Several outcomes are possible only where the
+order of events decides, such as a deletion of a call that a file names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from exporter.simulator import Account, Plan, Simulator
+from tests.databases import Server
+from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
+from tests.e2e.processes import Exporter, total
+from tests.e2e.sharing import HEARTBEAT, TOKEN, UNMEASURED
+from tests.faults.scene import environment
+
+ACCOUNTS: Final = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
+FILES: Final = 3
+SETTLES_WITHIN: Final = 240.0
+"""Seconds after which all calls have ended, once nothing happens any more; a deadline."""
+
+COUNTED, DELETED, LET_GO = "counted", "deleted", "let go"
+DAY: Final = 86_400.0
+CLOCKS: Final = (0.0, 0.0, 5.0, -5.0, 3600.0, -3600.0, 4 * DAY, -4 * DAY)
+"""Seconds by which the clock of an exporter's machine is wrong, for a while."""
+
+
+@dataclass(eq=False)
+class Call:
+    """A call, what has been done with it, and so what may become of it.
+
+    Attributes:
+        ways: where it comes from: `push` `file` `config` `sql` `callback`.
+        ending: how it is to be counted: result and status.
+        price: what its callback says that it has cost.
+        taken: its source has been told that the ledger has it; unset for those that tell nobody.
+        delete_sent: a deletion was asked for, answered or not.
+        deleted: it was deleted, with that answer, after its pushes were all answered.
+        dropped: its file or configuration does not name it any more.
+    """
+
+    name: str
+    account: str
+    campaign: str
+    ways: frozenset[str]
+    plan: Plan
+    ending: tuple[str, str]
+    price: float | None = None
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
+    delete_sent: bool = False
+    deleted: bool = False
+    had_finished: bool = False
+    dropped: bool = False
+
+    @property
+    def outcomes(self) -> set[str]:
+        """What may have become of it."""
+        if self.had_finished:
+            return {COUNTED}
+        reread = self.ways & {"file", "config"}  # they bring back what was deleted
+        if self.deleted and not reread:
+            return {DELETED}
+        outcomes = {COUNTED}
+        if self.delete_sent:
+            outcomes.add(DELETED)
+        if self.dropped and self.ways <= {"file", "config"}:
+            outcomes.add(LET_GO)
+        return outcomes
+
+    @property
+    def story(self) -> str:
+        """What has been done with it."""
+        done = [
+            *sorted(self.ways),
+            *(["deleted"] if self.deleted else ["deletion asked for"] if self.delete_sent else []),
+            *(["dropped"] if self.dropped else []),
+        ]
+        return ", ".join(done)
+
+
+class Life:
+    """Exporters, where their calls come from, and all that happens to them.
+
+    Args:
+        folder: for everything.
+        simulator: the provider.
+        ledger: the URL of the ledger.
+        server: of PostgreSQL, which several exporters share; None for a ledger in a file.
+        chance: what happens, and when.
+        spread: seconds that a call takes, at most.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        simulator: Simulator,
+        ledger: str,
+        server: Server | None,
+        chance: random.Random,
+        spread: float,
+    ) -> None:
+        self.calls: list[Call] = []
+        self.happened = Counter[str]()
+        self.tracebacks: list[str] = []
+        self._simulator, self._server, self._chance = simulator, server, chance
+        self._ledger, self._spread, self._folder = ledger, spread, folder
+        self._trust = chance.choice(("verify", "accept"))
+        self._named: dict[str, list[Call]] = {"config": []}
+        self._away: set[str] = set()
+        self._orders = folder / "orders.db"
+        with closing(sqlite3.connect(self._orders)) as orders, orders:
+            orders.execute("CREATE TABLE calls (reference_id, account, campaign, placed_at)")
+        (folder / "calls").mkdir()
+        names = [f"exporter-{number}" for number in range(3 if server else 1)]
+        self._configs = [folder / f"{name}.yaml" for name in names]
+        self._write_config()
+        self.exporters = []
+        for config in self._configs:
+            clock = config.with_suffix(".clock")
+            self._write(clock, "0.0")
+            environ = UNMEASURED | environment(clock=clock)
+            self.exporters.append(Exporter(config, environ=environ))
+        self.scrapes = [Scrapes() for _ in self.exporters]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handed = list[asyncio.Task[None]]()
+        self._stopped = set[Exporter]()
+
+    # The world around them.
+
+    def _write(self, path: Path, content: str) -> None:
+        new = path.with_name(f".{path.name}.new")
+        new.write_text(content)
+        new.rename(path)
+
+    def _write_config(self) -> None:
+        labels = self._chance.choice(("[campaign]", "[campaign, team]"))
+        accounts = "".join(
+            f"  - {{name: {account.name}, api_key: {account.api_key}, secret_key: s, "
+            f"base_url: '{self._simulator.url}', rate_limit: 200, callback_token: {TOKEN}}}\n"
+            for account in ACCOUNTS
+        )
+        named = "".join(
+            f"    - {{reference_id: {call.name}, account: {call.account}, "
+            f"labels: {{{f'campaign: {call.campaign}' if call.campaign else ''}}}}}\n"
+            for call in self._named["config"]
+        )
+        for config in self._configs:
+            self._write(
+                config,
+                f"accounts:\n{accounts}"
+                "polling: {pace: growing, interval: 1s, max_interval: 1s, timeout: 5s}\n"
+                f"balance: {{interval: 0}}\nshutdown_timeout: 5s\n"
+                f"ledger: {{url: '{self._ledger}', heartbeat: {HEARTBEAT:.0f}s}}\n"
+                f"watch:\n  labels: {labels}\n  files: ['calls/*.csv']\n"
+                f"  callback: {{trust: {self._trust}}}\n"
+                f"  api: {{tokens: [{{name: life, token: {TOKEN}}}]}}\n"
+                f"  sql:\n    - name: orders\n      url: 'sqlite:///{self._orders}'\n"
+                "      interval: 1s\n      query: SELECT reference_id, account, campaign"
+                " FROM calls WHERE placed_at >= :since\n"
+                f"  calls:\n{named or '    []'}\n",
+            )
+
+    def _write_file(self, name: str) -> None:
+        path = self._folder / "calls" / name
+        if name in self._away:
+            path.unlink(missing_ok=True)
+            return
+        lines = [f"{c.name},{c.account},{c.campaign}\n" for c in self._named[name]]
+        self._write(path, "".join(["reference_id,account,campaign\n", *lines]))
+
+    # Calls come and go.
+
+    async def place(self) -> None:
+        """Place calls until cancelled, each from where it comes, and lose some of them again."""
+        while True:
+            for _ in range(self._chance.randrange(1, 6)):
+                self._place_one()
+            if self._chance.random() < 0.3:
+                self._later(self._be_away(self._chance.choice(sorted(self._named))))
+            await asyncio.sleep(self._chance.uniform(0.1, 0.6))
+
+    def _place_one(self) -> None:
+        chance, number = self._chance, len(self.calls)
+        options, ending = chance.choice(ENDS)
+        when = {"approval" if "rejected" in options else "queued": chance.uniform(0, self._spread)}
+        plan = Plan(unknown_for=chance.uniform(0, 1), **when, **options)  # type: ignore[arg-type]
+        called_back = chance.random() < 0.3
+        ways = set(chance.choices(("push", "file", "config", "sql"), (6, 4, 1, 3), k=2))
+        if called_back and chance.random() < 0.3:
+            ways = set()
+        call = Call(
+            f"call-{number}",
+            chance.choice(ACCOUNTS).name,
+            # One that is called back may be known by that first, without labels.
+            "" if called_back else chance.choice(("otp", "reminder")),
+            frozenset(ways | ({"callback"} if called_back else set())),
+            plan,
+            ending,
+            chance.choice((None, 350.0, 420.5)) if called_back else None,
+        )
+        self.calls.append(call)
+        self._simulator.add_call(call.account, call.name, plan)
+        if "sql" in ways:
+            with closing(sqlite3.connect(self._orders, timeout=30)) as orders, orders:
+                row = (call.name, call.account, call.campaign)
+                orders.execute("INSERT INTO calls VALUES (?, ?, ?, datetime('now'))", row)
+        if "file" in ways:
+            file = f"{chance.randrange(FILES)}.csv"
+            self._named.setdefault(file, []).append(call)
+            self._write_file(file)
+        if "config" in ways:
+            self._named["config"].append(call)
+            self._write_config()
+        self._handed.append(self._later(self._hand_over(call)))
+        if chance.random() < 0.25:
+            self._later(self._lose(call))
+
+    async def _hand_over(self, call: Call) -> None:
+        if "push" in call.ways:
+            labels = {"campaign": call.campaign} if call.campaign else {}
+            body = {"reference_id": call.name, "account": call.account, "labels": labels}
+            for _ in range(self._chance.choice((1, 1, 2))):
+                await self._ask("POST", "/api/v1/calls", (202,), json={"calls": [body]})
+        call.taken.set()
+        if "callback" in call.ways:
+            plan = call.plan
+            await asyncio.sleep(plan.unknown_for + plan.approval + plan.queued + 0.5)
+            said = {
+                "ReferenceId": call.name,
+                "SendStatus": "4" if plan.rejected else "5",
+                "SentResult": str(plan.sent_result),
+                "CallStatus": plan.call_status or "",
+                "CallDuration": str(plan.duration),
+                "Ivr": plan.ivr,
+                **({} if call.price is None else {"Price": str(call.price)}),
+            }
+            for _ in range(self._chance.choice((1, 1, 2))):
+                await self._ask("GET", f"/callback/{call.account}/{TOKEN}", (200,), params=said)
+
+    async def _lose(self, call: Call) -> None:
+        """Delete a call, or have its file or the configuration name it no more."""
+        await asyncio.sleep(self._chance.uniform(0, self._spread))
+        place = next((name for name, calls in self._named.items() if call in calls), None)
+        if place is not None and self._chance.random() < 0.4:
+            call.dropped = True
+            self._named[place].remove(call)
+            self._write_config() if place == "config" else self._write_file(place)
+            return
+        handed_over = call.taken.is_set() and "callback" not in call.ways
+        call.delete_sent = True
+        path = f"/api/v1/calls/{call.account}/{call.name}"
+        status = await self._ask("DELETE", path, (204, 404, 409), timeout=10)
+        call.deleted = status == 204 and handed_over
+        call.had_finished = status == 409
+
+    async def _be_away(self, name: str) -> None:
+        if name == "config" or name in self._away:
+            return
+        self.happened["files away"] += 1
+        self._away.add(name)
+        self._write_file(name)
+        await asyncio.sleep(self._chance.uniform(0.5, 4))
+        self._away.discard(name)
+        self._write_file(name)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        good: tuple[int, ...],
+        timeout: float | None = None,  # noqa: ASYNC109 - where it is given up
+        **options: Any,  # Any: of aiohttp
+    ) -> int | None:
+        """Ask one exporter or another until one answers as it is to; None where none does."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        limit = aiohttp.ClientTimeout(total=5)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout), aiohttp.ClientSession(timeout=limit) as http:
+                while True:
+                    url = self._chance.choice(self.exporters).url
+                    with suppress(aiohttp.ClientError, TimeoutError, OSError):
+                        if url:
+                            async with http.request(
+                                method, f"{url}{path}", headers=headers, **options
+                            ) as answer:
+                                if answer.status in good:
+                                    return answer.status
+                                assert answer.status in {404, 429, 503}, await answer.text()
+                    await asyncio.sleep(0.1)
+        return None
+
+    # Exporters and servers end, and come back.
+
+    async def start(self) -> None:
+        """Start every exporter, and scrape each all the time."""
+        for exporter, scrapes in zip(self.exporters, self.scrapes, strict=True):
+            await self._start(exporter)
+            self._later(scrape_for_ever(exporter, scrapes, 0.3))
+        for exporter in self.exporters:
+            await exporter.ready()
+
+    async def _start(self, exporter: Exporter) -> None:
+        if exporter._output.exists() and "Traceback" in exporter.output:
+            self.tracebacks.append(exporter.output)
+        await exporter.start()
+        self._later(self._find(exporter))
+
+    async def _find(self, exporter: Exporter) -> None:
+        with suppress(AssertionError, TimeoutError):  # it has ended before
+            await exporter.listening()
+
+    async def trouble(self) -> None:
+        """Make one trouble after the other until cancelled."""
+        kinds: list[tuple[str, Callable[[Exporter], Awaitable[None]]]] = [
+            ("kills", self._kill),
+            ("stops", self._stop),
+            ("standstills", self._stand_still),
+            ("wrong clocks", self._go_wrong),
+            ("reloads", self._reload),
+        ]
+        if self._server:
+            kinds.append(("server crashes", self._crash))
+        while True:
+            # Each comes once before any comes again, and kills twice.
+            for name, happen in self._chance.sample([*kinds, kinds[0]], len(kinds) + 1):
+                await asyncio.sleep(self._chance.uniform(0.3, 2.0))
+                self.happened[name] += 1
+                # One that finds no server ends by itself.
+                with suppress(ProcessLookupError):
+                    await happen(self._chance.choice(self.exporters))
+                await self._start_again()
+
+    async def _start_again(self) -> None:
+        for exporter in self.exporters:
+            if exporter.running.returncode is not None:
+                await self._start(exporter)
+
+    async def _kill(self, exporter: Exporter) -> None:
+        await exporter.kill()
+
+    async def _stop(self, exporter: Exporter) -> None:
+        await exporter.stop()
+
+    async def _stand_still(self, exporter: Exporter) -> None:
+        exporter.send(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(self._chance.uniform(0.5, 1.5 * HEARTBEAT))
+        finally:
+            with suppress(ProcessLookupError):
+                exporter.send(signal.SIGCONT)
+
+    async def _go_wrong(self, exporter: Exporter) -> None:
+        clock = self._configs[self.exporters.index(exporter)].with_suffix(".clock")
+        self._write(clock, str(self._chance.choice(CLOCKS)))
+
+    async def _reload(self, _exporter: Exporter) -> None:
+        self._write_config()
+
+    async def _crash(self, _exporter: Exporter) -> None:
+        assert self._server
+        await asyncio.to_thread(self._server.stop, signal.SIGQUIT)
+        try:
+            await asyncio.sleep(self._chance.uniform(0.1, 2.0))
+        finally:
+            await asyncio.to_thread(self._server.start)
+
+    # How it ends.
+
+    async def settle(self) -> None:
+        """Return once every call has come to its end; fail where that takes too long."""
+        late: list[str] = []
+        await self._all_ready()
+        try:
+            async with asyncio.timeout(SETTLES_WITHIN):
+                await asyncio.gather(*self._handed)
+                while late := await asyncio.to_thread(self._late):
+                    await asyncio.sleep(0.5)
+                    await self._start_again()
+        except TimeoutError:
+            output = self.exporters[0].output[-2000:]
+            raise AssertionError(f"not settled: {late or 'handing over'}\n{output}") from None
+        await self._all_ready()
+        await asyncio.sleep(2.5)  # what would be counted twice would be counted now
+
+    async def _all_ready(self) -> None:
+        await self._start_again()
+        for exporter in self.exporters:
+            await exporter.ready()
+
+    def _late(self) -> list[str]:
+        """Return what is still to end, and what is still to be taken in."""
+        try:
+            found = {name: result for name, result, *_ in self.rows()}
+        except SQLAlchemyError as error:
+            return [str(error)]
+        missing = [
+            f"{call.name}: unknown; {call.story}"
+            for call in self.calls
+            if call.name not in found and LET_GO not in call.outcomes
+        ]
+        return missing + [f"{name}: open" for name, result in found.items() if result is None]
+
+    def rows(self) -> list[tuple[Any, ...]]:  # Any: of several types
+        """Return the name, result, status, and price of all calls, as the ledger has them."""
+        url = self._ledger.replace("postgresql:", "postgresql+psycopg:")
+        with create_engine(url, poolclass=NullPool).begin() as connection:
+            query = "SELECT reference_id, result, status, price FROM calls"
+            return [tuple(row) for row in connection.execute(text(query))]
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is not as it has to be, by what the ledger and the last scrapes say."""
+        found = {name: rest for name, *rest in self.rows()}
+        expected, prices = Counts(), 0.0
+        for call in self.calls:
+            result, status, price = found.get(call.name, (None, None, None))
+            if problem := _problem(call, result, status, price):
+                yield f"{call.name}: {problem}; {call.story}"
+            if _outcome(result) == COUNTED:
+                expect(expected, call.account, call.campaign, call.plan, call.ending)
+                prices += price or 0.0
+        for exporter, scrapes in zip(self.exporters, self.scrapes, strict=True):
+            shown, name = scrapes.newest, exporter._output.stem
+            if (told := counted(shown)) != expected:
+                yield f"{name}: shows {told - expected}, lacks {expected - told}"
+            if (paid := total(shown, "esms_call_price_vnd_total")) != prices:
+                yield f"{name}: shows {paid} VND in place of {prices}"
+            if scrapes.backwards:
+                yield f"{name}: went backwards: {scrapes.backwards[:3]}"
+            if "Traceback" in exporter.output:
+                yield exporter.output
+        yield from self.tracebacks
+
+    def report(self) -> str:
+        """Return what has happened, and what has become of the calls that chance decided about."""
+        found = {name: result for name, result, *_ in self.rows()}
+        unsure = Counter[str]()
+        for call in self.calls:
+            if len(call.outcomes) > 1 or call.delete_sent or call.dropped:
+                unsure[f"{call.story}: {_outcome(found.get(call.name))}"] += 1
+        lines = [
+            f"{len(self.calls)} calls; {', '.join(f'{n} {k}' for k, n in self.happened.items())}"
+        ]
+        return "\n".join(lines + [f"{count:6} {what}" for what, count in sorted(unsure.items())])
+
+    def _later(self, work: Any) -> asyncio.Task[None]:  # Any: a coroutine
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def end(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for exporter in self.exporters:
+            await exporter.kill()
+
+
+def _outcome(result: str | None) -> str:
+    return DELETED if result == "deleted" else COUNTED if result else LET_GO
+
+
+def _problem(call: Call, result: str | None, status: str | None, price: float | None) -> str | None:
+    """Return what is not as it has to be of a call, as the ledger has it."""
+    if (outcome := _outcome(result)) not in call.outcomes:
+        return f"{outcome} ({result})"
+    if outcome == COUNTED and (result, status) != call.ending:
+        return f"{result} {status} in place of {call.ending}"
+    if price != call.price and call.outcomes == {COUNTED}:
+        return f"cost {price} in place of {call.price}"
+    return None
+
+
+async def live(
+    folder: Path, server: Server | None, *, seed: int, seconds: float, spread: float = 8.0
+) -> Life:
+    """Have a life of some seconds, and settle; returns it for `faults` and `report`.
+
+    Args:
+        folder: for everything.
+        server: of PostgreSQL; None for one exporter on a file.
+        seed: chooses what happens.
+        seconds: how long things happen.
+        spread: seconds that a call takes, at most.
+    """
+    async with AsyncExitStack() as ends:
+        simulator = await ends.enter_async_context(Simulator(accounts=ACCOUNTS))
+        url = f"sqlite:///{folder}/ledger.db"
+        if server:
+            url = ends.enter_context(server.database()).replace("+psycopg", "")
+        life = Life(folder, simulator, url, server, random.Random(seed), spread)
+        ends.push_async_callback(life.end)
+        await life.start()
+        doing = [asyncio.create_task(work()) for work in (life.place, life.trouble)]
+        done, _ = await asyncio.wait(doing, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in doing:
+            task.cancel()
+        await asyncio.gather(*doing, return_exceptions=True)
+        for task in done:
+            task.result()
+        await life.settle()
+        for exporter, scrapes in zip(life.exporters, life.scrapes, strict=True):
+            scrapes.add(await exporter.scrape())
+        print(life.report())
+        assert list(life.faults()) == []
+        return life

@@ -1,0 +1,21 @@
+"""Whatever happens to calls and exporters, and in whatever order: each call is counted once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.databases import postgresql
+from tests.e2e.life import live
+
+SECONDS = 25.0
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+async def test_every_call_counts_once_in_a_random_life(tmp_path: Path, engine: str) -> None:
+    if engine == "sqlite":
+        await live(tmp_path, None, seed=12, seconds=SECONDS)
+        return
+    with postgresql() as server:
+        await live(tmp_path, server, seed=12, seconds=SECONDS)
