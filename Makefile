@@ -16,7 +16,7 @@ run: $(VENV)/.run
 WORKERS ?= 6
 test: lint
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m coverage run -m pytest -n $(WORKERS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

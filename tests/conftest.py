@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import subprocesses
 
@@ -23,23 +25,31 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
-# Most of the time that these take is waiting: they start first, and each test by itself.
+# Most of the time that these take is waiting: they start first.
 LONG = ("faults", "e2e", "docs", "counting", "replicas", "benchmarks")
-SPREAD = ("e2e", "docs", "benchmarks")
+# Tests of a file share servers and scenes, and stay on one worker; but for these.
+SPREAD = ("tests/e2e/", "tests/docs/", "tests/benchmarks/")
+TOGETHER = ("tests/e2e/test_dashboard_queries.py",)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist what it may spread over its workers, and in which order.
-
-    Tests of a file share servers and scenes, and stay on one worker.
-    """
-    folders = {item: item.path.relative_to(Path(__file__).parent).parts[0] for item in items}
-    for item, folder in folders.items():
-        if folder not in SPREAD and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if "PYTEST_XDIST_WORKER" in os.environ:
+        folders = {item: item.path.relative_to(Path(__file__).parent).parts[0] for item in items}
         items.sort(key=lambda item: (*LONG, folders[item]).index(folders[item]))
+
+
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc] # which has no types
+    """Hands the tests of a file, or single ones, to the next worker that has nothing to do."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        alone = nodeid.startswith(SPREAD) and not nodeid.startswith(TOGETHER)
+        return nodeid if alone else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduler:
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
 
 
 def pytest_sessionstart() -> None:

@@ -18,7 +18,7 @@ from tests.dashboards import FILES, Json, Target, read, substituted, targets
 from tests.e2e.processes import Exporter
 from tests.e2e.prometheus import Prometheus
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("dashboards")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 VALUES = {
     "job": ".+",
