@@ -20,6 +20,7 @@ from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.home_assistant.telling import HomeAssistant
 from exporter.ledger.clock import Clocks
+from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.records import CHUNK, NewCall, Snapshot
 from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
@@ -115,6 +116,7 @@ class Service:
             self._replica = Replica(
                 self.ledger, self.calls, self.accounts, self.metrics, config.ledger.heartbeat
             )
+        self.ledger.store.limits = _label_limits(config)
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
         self.calls.states.configure(config.metrics.per_call.shown)
         await self.calls.recall()
@@ -252,6 +254,7 @@ class Service:
         # Whatever fails from here on, what the ledger has taken in is watched.
         self.calls.max_calls = config.watch.max_calls
         self.ledger.store.memory = config.memory
+        self.ledger.store.limits = _label_limits(config)
         taken = await self.calls.watch(CONFIG_SOURCE, calls)
         # At the start, `open` has shown them.
         if old is not None and _shown(old) != _shown(config):
@@ -328,9 +331,8 @@ class Service:
         metrics = CallMetrics(
             (account.name for account in config.accounts),
             config.watch.labels,
-            config.watch.max_label_values,
         )
-        for row, labels in sorted(snapshot.label_sets.items()):
+        for row, labels in snapshot.label_sets.items():
             metrics.learn(row, labels)
         metrics.take_over(self.calls.call_metrics)
         metrics.add(snapshot.totals.items())
@@ -387,6 +389,7 @@ class Service:
             try:
                 while await self.ledger.call(self.ledger.store.prune, before) == CHUNK:
                     pass
+                await self.ledger.call(self.ledger.store.prune_labels)
                 await self._notify.tidy()
                 await self._canaries.prune(time.time() - memory)
                 if self._replica:
@@ -395,7 +398,12 @@ class Service:
                 _log.warning("old calls not pruned", problem=str(error))
 
 
+def _label_limits(config: Config) -> LabelLimits:
+    watch = config.watch
+    return LabelLimits(watch.labels, watch.max_label_values, watch.max_label_sets)
+
+
 def _shown(config: Config) -> tuple[object, ...]:
     """Return what the metrics of finished calls hang on."""
     names = frozenset(account.name for account in config.accounts)
-    return names, config.watch.labels, config.watch.max_label_values
+    return names, _label_limits(config)

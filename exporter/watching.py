@@ -31,6 +31,7 @@ from exporter.ledger.records import (
     Labels,
     NewCall,
     Observation,
+    Pushed,
     StoredCall,
     Taken,
     Tally,
@@ -78,7 +79,7 @@ class Watching:
         self._accounts = accounts
         self.ledger = Ledger(metrics, self._committed, clocks)
         self.inbox = Inbox(self._push)
-        self.call_metrics = CallMetrics((), (), 1)
+        self.call_metrics = CallMetrics((), ())
         self.histories = Histories()
         # Until their account is there to learn from them.
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
@@ -132,13 +133,13 @@ class Watching:
     async def _take_next(self, chunks: AsyncIterator[Taken]) -> Taken | None:
         taken = await anext(chunks, None)
         if taken is not None:
-            self._take_up(taken.added, taken.label_sets)
+            self._take_up(taken)
         return taken
 
     async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
         store, now = self.ledger.store, self.ledger.clock.now()
         pushed = await self.ledger.call(store.push, requests, now, self.max_calls)
-        self._take_up(pushed.added, pushed.label_sets)
+        self._take_up(pushed)
         return pushed.counts
 
     async def delete(self, row: int) -> bool:
@@ -319,13 +320,14 @@ class Watching:
         for account in self._accounts.values():
             account.poller.forget(call_id)
 
-    def _take_up(self, added: Iterable[StoredCall], label_sets: Mapping[int, Labels]) -> None:
-        self.learn(label_sets)
-        self.poll(added)
+    def _take_up(self, taken: Taken | Pushed) -> None:
+        self.learn(taken.label_sets)
+        self.call_metrics.fold(taken.folded)
+        self.poll(taken.added)
 
     def learn(self, label_sets: Mapping[int, Labels]) -> None:
         """Know sets of labels, by their rows."""
-        for row, labels in sorted(label_sets.items()):
+        for row, labels in label_sets.items():
             self.call_metrics.learn(row, labels)
 
     def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:

@@ -213,7 +213,12 @@ class WatchConfig(_Model):
     """The names of the labels that a watched call may carry."""
 
     max_label_values: Annotated[int, Count(1, 10_000)] = 100
-    """Distinct values of one label; further ones are shown as `other`."""
+    """Distinct values of one label in each account. Of more, the least recently used one is counted
+    as `other`."""
+
+    max_label_sets: Annotated[int, Count(1, 100_000)] = 1_000
+    """Sets of label values in each account. Of more, the least recently used one is counted as the
+    set in which every value is `other`."""
 
     max_calls: Annotated[int, Count(1, 10_000_000)] = 1_000_000
     """Calls of each account that may be watched at a time, from all sources."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, text, update
+from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, update
 
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
+from exporter.ledger.labels import COUNTED_AS, FOLDED, add_totals, keep_labels
 from exporter.ledger.outbox import Finish, queue
 from exporter.ledger.records import DELETED, Committed, Observation
-from exporter.ledger.schema import THIS_TRANSACTION, UNFINISHED_ROW, accounts, calls
+from exporter.ledger.schema import UNFINISHED_ROW, accounts, calls, folded_labels
 from exporter.ledger.totals import Cell, additions, price_added
 from exporter.webhook.routes import Route
 
@@ -30,17 +31,21 @@ _TEXT: Final = {
 _HELD: Final = (
     select(
         calls.c.id,
+        COUNTED_AS.label("counted_as"),
         calls.c.label_set_id,
         calls.c.price,
         accounts.c.id.label("account_id"),
         accounts.c.name,
     )
     .join_from(calls, accounts)
+    .outerjoin(folded_labels, FOLDED)
     .where(calls.c.id.in_(select(item(_rows, calls.c.id))), UNFINISHED_ROW)
     .order_by(calls.c.id)
     .with_for_update(of=calls, key_share=True)
     .subquery()
 )
+_ACCOUNT_OF: Final = select(accounts.c.id, accounts.c.name).join_from(calls, accounts)
+_SET_OF: Final = select(COUNTED_AS).select_from(calls).outerjoin(folded_labels, FOLDED)
 _UNFINISHED: Final = listed(*_HELD.c)
 
 
@@ -63,17 +68,6 @@ _FINISH: Final = (
         _given(calls.c.result, calls.c.status, calls.c.duration, calls.c.key, calls.c.finished_at)
     )
 )
-# Every engine writes it like this, and SQLAlchemy has a way of its own for each.
-_ADD: Final = """
-    INSERT INTO totals (account_id, label_set_id, total, cell, value, changed_in)
-    VALUES (:account_id, :label_set_id, :total, :cell, :value, {transaction})
-    ON CONFLICT (account_id, label_set_id, total, cell)
-    DO UPDATE SET value = totals.value + excluded.value, changed_in = excluded.changed_in
-"""
-_ADD_HERE: Final = {
-    "sqlite": text(_ADD.format(transaction="NULL")),
-    "postgresql": text(_ADD.format(transaction=THIS_TRANSACTION)),
-}
 
 
 def commit(
@@ -90,6 +84,7 @@ def commit(
     A call finishes once: one that has a result already, or is gone, adds nothing.
     """
     ids = [observation.call.id for observation in observations]
+    keep_labels(connection, {o.account for o in observations if isinstance(o.verdict, Finished)})
     held = {row: rest for row, *rest in fetch(connection, _UNFINISHED, rows=packed(ids))}
     states, finished, finishes = [], list[tuple[Any, ...]](), []
     added: defaultdict[Cell, float] = defaultdict(float)
@@ -101,19 +96,19 @@ def commit(
         if isinstance(verdict, PollAgain):
             states.append((call.id, _TEXT[verdict.state], at))
             continue
-        labels, price, account_id, account = held[call.id]
+        counted_as, labels, price, account_id, account = held[call.id]
         finished.append(_finish(call.id, verdict, at))
         if routes:
             told = replace(call, first_watched=call.first_watched - ahead) if ahead else call
             finishes.append(Finish(account, labels, told, verdict, at - ahead))
         account_ids[account] = account_id
-        for cell, amount in additions(account, labels, verdict, at - call.first_watched, price):
+        for cell, amount in additions(account, counted_as, verdict, at - call.first_watched, price):
             added[cell] += amount
     if states:
         connection.execute(_SET_STATE, {"rows": packed(states)})
     if finished:
         connection.execute(_FINISH, {"rows": packed(finished)})
-        _add(connection, added, account_ids)
+        add_totals(connection, added, account_ids)
     if finishes:
         notify = queue(connection, routes, finishes)
     by_account = Counter(held[row][-1] for row, *_ in finished)
@@ -129,36 +124,20 @@ def set_price(connection: Connection, row: int, price: float) -> dict[Cell, floa
     Returns:
         What it adds to the totals.
     """
+    account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()
+    if account is None:
+        return {}
+    keep_labels(connection, [account.name])
     none_added = and_(calls.c.result != DELETED, func.coalesce(calls.c.price, 0) == 0)
     open_still = or_(calls.c.result.is_(None), none_added)
     known = update(calls).where(calls.c.id == row, open_still).values(price=price)
-    columns = (calls.c.result, calls.c.label_set_id, calls.c.account_id)
-    found = connection.execute(known.returning(*columns)).first()
+    found = connection.execute(known.returning(calls.c.result)).first()
     if found is None or found.result is None:
         return {}
-    name = select(accounts.c.name).where(accounts.c.id == found.account_id)
-    cell, amount = price_added(connection.scalars(name).one(), found.label_set_id, price)
-    _add(connection, {cell: amount}, {cell.account: found.account_id})
+    counted_as = connection.scalars(_SET_OF.where(calls.c.id == row)).one()
+    cell, amount = price_added(account.name, counted_as, price)
+    add_totals(connection, {cell: amount}, {account.name: account.id})
     return {cell: amount}
-
-
-def _add(
-    connection: Connection, added: Mapping[Cell, float], account_ids: Mapping[str, int]
-) -> None:
-    connection.execute(
-        _ADD_HERE[connection.dialect.name],
-        # In the same order for every exporter, see above.
-        [
-            {
-                "account_id": account_ids[cell.account],
-                "label_set_id": cell.labels,
-                "total": cell.total.value,
-                "cell": cell.cell,
-                "value": amount,
-            }
-            for cell, amount in sorted(added.items())
-        ],
-    )
 
 
 def _finish(row: int, finished: Finished, at: float) -> tuple[Any, ...]:  # Any: of columns

@@ -35,11 +35,29 @@ class NewCall(NamedTuple):
 
 
 class StoredCall(NamedTuple):
-    """A call that has not finished, as the ledger holds it; `labels` is the row of its labels."""
+    """A call that has not finished, as the ledger holds it.
+
+    `labels` is the row of the set of labels that it is counted with.
+    """
 
     account: str
     labels: int
     call: WatchedCall
+
+
+class Folded(NamedTuple):
+    """Sets of labels that made room for others.
+
+    Attributes:
+        added: what that added to totals, below 0 for those of the sets themselves.
+        sets: their accounts and rows.
+    """
+
+    added: dict[Cell, float]
+    sets: list[tuple[str, int]]
+
+
+NONE_FOLDED: Final = Folded({}, [])
 
 
 class Taken(NamedTuple):
@@ -50,12 +68,15 @@ class Taken(NamedTuple):
         label_sets: of those, by row.
         rows: of all that are known now.
         refused: how many of each account there was no room for.
+        folded: sets of labels that made room for theirs; none where exporters share the ledger,
+            because each reads what all of them have folded.
     """
 
     added: list[StoredCall]
     label_sets: dict[int, Labels]
     rows: set[int]
     refused: Counter[str]
+    folded: Folded = NONE_FOLDED
 
 
 class Count(NamedTuple):
@@ -72,11 +93,13 @@ class Pushed(NamedTuple):
         added: the calls that were not known.
         label_sets: of those, by row.
         counts: of each request, or the account that has no room for its calls.
+        folded: as in `Taken`.
     """
 
     added: list[StoredCall]
     label_sets: dict[int, Labels]
     counts: list[Count | str]
+    folded: Folded = NONE_FOLDED
 
 
 class CallRecord(NamedTuple):
@@ -150,7 +173,7 @@ class Snapshot(NamedTuple):
     """Everything that the metrics of finished calls are made of.
 
     Attributes:
-        label_sets: every set of labels by its row, oldest first.
+        label_sets: the sets of labels that have totals of their own, by row.
         totals: every total, of any account.
         since: where others share the ledger: what changes after this is to be read again.
     """
@@ -164,11 +187,15 @@ class Changes(NamedTuple):
     """What has changed in a shared ledger.
 
     Attributes:
+        folded: accounts and rows of sets of labels that made room: other totals hold theirs.
+        begun: those whose totals have begun at 0, perhaps after they were folded.
         totals: those that have changed, as they are now.
         label_sets: of those, by row.
         since: what to ask for the next time.
     """
 
+    folded: list[tuple[str, int]]
+    begun: list[tuple[str, int]]
     totals: dict[Cell, float]
     label_sets: dict[int, Labels]
     since: int

@@ -26,7 +26,7 @@ HEAD: Final = "0008"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
-"""What `totals.changed_in` is set to on PostgreSQL, in 64 bits, which never wrap."""
+"""What `totals.changed_in` and the like are set to on PostgreSQL, in 64 bits, which never wrap."""
 
 metadata: Final = MetaData()
 
@@ -55,13 +55,42 @@ accounts: Final = Table(
     Column("next_slot", Float),
 )
 
-# Calls and totals share few sets of labels. Sets are kept whole, whatever `watch.labels` shows of
-# them, so that changing the names loses nothing.
+# Sets are kept whole, whatever `watch.labels` shows of them, so that changing the names loses
+# nothing; and as long as a call or a total refers to them.
 label_sets: Final = Table(
     "label_sets",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("labels", Text, nullable=False, unique=True),  # JSON object, keys sorted
+)
+
+# The sets of labels that have totals of their own, by account: within `watch.max_label_values` and
+# `watch.max_label_sets`.
+counted_labels: Final = Table(
+    "counted_labels",
+    metadata,
+    Column("label_set_id", Integer, ForeignKey("label_sets.id"), primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    # The order of their last use; no time, because clocks are set.
+    Column("used", BigInteger, nullable=False),
+    # The transaction in which its totals began at 0, as `totals.changed_in`.
+    Column("begun_in", BigInteger),
+    Index("counted_labels_used", "account_id", "used"),
+    Index("counted_labels_begun", "begun_in").ddl_if("postgresql"),
+    sqlite_with_rowid=False,
+)
+
+# The sets that made room: their calls are added to the totals of another set.
+folded_labels: Final = Table(
+    "folded_labels",
+    metadata,
+    Column("label_set_id", Integer, ForeignKey("label_sets.id"), primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    Column("into_id", Integer, ForeignKey("label_sets.id"), nullable=False),
+    Column("folded_in", BigInteger),  # as above
+    Index("folded_labels_into", "into_id", "account_id"),
+    Index("folded_labels_folded", "folded_in").ddl_if("postgresql"),
+    sqlite_with_rowid=False,
 )
 
 calls: Final = Table(
@@ -93,6 +122,7 @@ calls: Final = Table(
     UniqueConstraint("account_id", "reference_key"),
     Index("calls_unfinished", "account_id", "id", **_where("result IS NULL")),
     Index("calls_finished", "finished_at", **_where("result IS NOT NULL")),
+    Index("calls_labels", "label_set_id"),
     Index("calls_claimed", "account_id", "replica_id", **_where("result IS NULL")).ddl_if(
         "postgresql"
     ),
@@ -127,6 +157,7 @@ totals: Final = Table(
     # The transaction that wrote it last, where other exporters have to see what is new.
     Column("changed_in", BigInteger),
     Index("totals_changed", "changed_in").ddl_if("postgresql"),
+    Index("totals_labels", "label_set_id"),
     sqlite_with_rowid=False,
 )
 

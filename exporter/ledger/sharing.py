@@ -97,7 +97,12 @@ _CLAIM: Final = """
     )
     UPDATE calls c SET replica_id = :replica FROM chosen WHERE c.id = chosen.id
     RETURNING
-        c.id, c.account_id, c.label_set_id, c.reference_id, c.first_watched, c.state, c.state_since
+        c.id, c.account_id,
+        coalesce((
+            SELECT into_id FROM folded_labels f
+            WHERE f.label_set_id = c.label_set_id AND f.account_id = c.account_id
+        ), c.label_set_id),
+        c.reference_id, c.first_watched, c.state, c.state_since
 """
 _CLAIM_FREE: Final = text(_CLAIM.format(held="replica_id IS NULL"))
 _CLAIM_ENDED: Final = text(_CLAIM.format(held="replica_id = ANY(:ended)"))
@@ -123,6 +128,16 @@ _CHANGED: Final = _sql(
     SELECT a.name, t.label_set_id, t.total, t.cell, t.value
     FROM totals t JOIN accounts a ON a.id = t.account_id
     WHERE t.changed_in >= :since AND t.changed_in < {xmax}
+    """
+)
+_NEW_SETS: Final = _sql(
+    """
+    SELECT a.name, t.label_set_id, t.begins FROM (
+        SELECT account_id, label_set_id, false AS begins FROM folded_labels
+        WHERE folded_in >= :since AND folded_in < {xmax}
+        UNION ALL SELECT account_id, label_set_id, true FROM counted_labels
+        WHERE begun_in >= :since AND begun_in < {xmax}
+    ) t JOIN accounts a ON a.id = t.account_id
     """
 )
 # The clock once the rows are locked. Whoever takes calls in refers to the accounts, and need not
@@ -294,8 +309,15 @@ class Sharing:
         with self._database.begin() as connection:
             # Every transaction before that one has ended by now: read first, it misses nothing.
             now = snapshot_number(connection)
-            # Less than before: the server has lost transactions, as at a failover.
-            since = since if since <= now else 0
+            # Less than before: the server has lost transactions, as at a failover. What is shown
+            # stays, where it is more.
+            lost = since > now
+            since = 0 if lost else since
+            new_sets = [] if lost else connection.execute(_NEW_SETS, {"since": since}).all()
+            folded, begun = (
+                [(name, labels) for name, labels, begins in new_sets if begins is kind]
+                for kind in (False, True)
+            )
             changed = {
                 Cell(name, labels, Total(total), cell): value
                 for name, labels, total, cell, value in connection.execute(
@@ -303,7 +325,7 @@ class Sharing:
                 )
             }
             new = {cell.labels for cell in changed}.difference(known)
-            return Changes(changed, label_sets_of(connection, new), now)
+            return Changes(folded, begun, changed, label_sets_of(connection, new), now)
 
     def reserve(self, wishes: Sequence[Wish], lead: float) -> list[Grant]:
         """Reserve requests to accounts, in turns with all other exporters.

@@ -23,12 +23,15 @@ from exporter.ledger.bulk import fetch, listed
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
+from exporter.ledger.label_limits import NO_LIMITS
+from exporter.ledger.labels import COUNTED_AS, FOLDED, limit_labels, prune_labels
 from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
 from exporter.ledger.listing import RECORD, label_sets_of, records
 from exporter.ledger.open_calls import OpenCalls
 from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
+    NONE_FOLDED,
     CallRecord,
     Committed,
     Ended,
@@ -44,7 +47,9 @@ from exporter.ledger.schema import (
     accounts,
     call_sources,
     calls,
+    counted_labels,
     cursors,
+    folded_labels,
     label_sets,
     totals,
 )
@@ -69,9 +74,10 @@ _UNFINISHED_PAGE: Final = (
         calls.c.first_watched,
         calls.c.state,
         calls.c.state_since,
-        calls.c.label_set_id,
+        COUNTED_AS.label("counted_as"),
     )
-    .join(accounts)
+    .join_from(calls, accounts)
+    .outerjoin(folded_labels, FOLDED)
     .where(
         accounts.c.name == bindparam("account"),
         calls.c.result.is_(None),
@@ -103,6 +109,7 @@ class Store:
         replica: the number of this exporter among them, of which the calls are that it takes in.
         routes: who is to be told of calls that finish.
         memory: seconds for which a finished call is remembered.
+        limits: of the labels of each account.
     """
 
     def __init__(self, database: Database, clock: LedgerClock | None = None) -> None:
@@ -113,6 +120,8 @@ class Store:
         self._seconds: dict[float, float] = {}
         self.routes: Collection[Route] = ()
         self.memory = math.inf
+        self.limits = NO_LIMITS
+        self._seen = 0  # what sets of labels had been folded at the last pruning
         self._open = OpenCalls(database)
         self.recount = self._open.recount
 
@@ -121,7 +130,11 @@ class Store:
         self._database.close()
 
     def snapshot(self) -> Snapshot:
-        """Return all that the metrics of finished calls are made of."""
+        """Return all that the metrics of finished calls are made of, within the limits."""
+        with self._database.begin() as connection:
+            known = connection.execute(select(accounts.c.name, accounts.c.id)).all()
+        for name, row in known:
+            self._database.run(partial(limit_labels, account=name, row=row, limits=self.limits))
         # Row by row: SQLite would round the values in a text, and a counter would go backwards.
         query = select(
             accounts.c.name,
@@ -214,10 +227,12 @@ class Store:
         """
         room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
         taken = self._database.run(
-            lambda connection: take(connection, source, new, now, room, self.replica, lately)
+            lambda connection: take(
+                connection, source, new, now, room, self.replica, lately, self.limits
+            )
         )
         self._open.add(taken.added)
-        return taken
+        return taken._replace(folded=NONE_FOLDED) if self.shared else taken
 
     def push(
         self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
@@ -231,10 +246,12 @@ class Store:
         """
         room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
         pushed = self._database.run(
-            lambda connection: push(connection, requests, now, room, self.replica, lately)
+            lambda connection: push(
+                connection, requests, now, room, self.replica, lately, self.limits
+            )
         )
         self._open.add(pushed.added)
-        return pushed
+        return pushed._replace(folded=NONE_FOLDED) if self.shared else pushed
 
     def recent(self, since: float) -> Past:
         """Return what has finished since a Unix time; see `exporter.ledger.recent`."""
@@ -334,9 +351,21 @@ class Store:
         """
         return self._database.run(lambda connection: prune(connection, before))
 
+    def prune_labels(self) -> None:
+        """Forget the sets of labels that no call and no total refers to.
+
+        What was folded since the last time stays known: other exporters have to see it.
+        """
+        with self._database.begin() as connection:
+            now = snapshot_number(connection) if self.shared else 1
+        while self._database.run(partial(prune_labels, seen=self._seen)) == CHUNK:
+            pass
+        self._seen = now
+
 
 def _label_sets(connection: Connection) -> dict[int, Labels]:
-    query = listed(label_sets.c.id, label_sets.c.labels)
+    used = select(totals.c.label_set_id).union(select(counted_labels.c.label_set_id))
+    query = listed(label_sets.c.id, label_sets.c.labels).where(label_sets.c.id.in_(used))
     return {row: json.loads(labels) for row, labels in sorted(fetch(connection, query))}
 
 

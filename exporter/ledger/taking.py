@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
@@ -28,8 +27,19 @@ from sqlalchemy import (
 from exporter.calls import CallState, WatchedCall, reference_key
 from exporter.errors import LedgerConflictError
 from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, packed
-from exporter.ledger.records import DELETED, Count, Labels, NewCall, Pushed, StoredCall, Taken
-from exporter.ledger.schema import accounts, call_sources, calls, label_sets, replicas
+from exporter.ledger.label_limits import NO_LIMITS, LabelLimits, canonical
+from exporter.ledger.labels import count_labels
+from exporter.ledger.records import (
+    DELETED,
+    Count,
+    Folded,
+    Labels,
+    NewCall,
+    Pushed,
+    StoredCall,
+    Taken,
+)
+from exporter.ledger.schema import accounts, call_sources, calls, replicas
 
 _NAMED_LATELY: Final = 600.0
 
@@ -142,6 +152,7 @@ def take(
     room: Room,
     replica: int | None = None,
     lately: float = _NAMED_LATELY,
+    limits: LabelLimits = NO_LIMITS,
 ) -> Taken:
     """Take calls in for a source; see `Store.watch`.
 
@@ -153,6 +164,7 @@ def take(
         room: how many may be new, of accounts by their rows; those beyond are refused.
         replica: who polls the new ones, where several exporters share the ledger.
         lately: see `named_lately`.
+        limits: of the labels of each account.
     """
     ids = _account_rows(connection, new)
     wanted: dict[tuple[int, str], NewCall] = {}
@@ -164,13 +176,13 @@ def take(
     missing = [(key, call) for key, call in wanted.items() if key not in known]
     missing, refused = _fitting(missing, room(connection, ids))
     _forget(connection, [revived[key] for key, _ in missing if key in revived])
-    inserted = _insert(connection, missing, now, replica, pushed=source is None)
+    inserted = _insert(connection, missing, now, replica, limits, pushed=source is None)
     rows = {*known.values(), *inserted.rows}
     if source is None:
         _push(connection, known.values(), now, lately, replica)
     else:
         connection.execute(_NAME, {"source": source, "rows": packed(sorted(rows))})
-    return Taken(inserted.mine, inserted.label_sets, rows, refused)
+    return Taken(inserted.mine, inserted.label_sets, rows, refused, inserted.folded)
 
 
 def push(
@@ -180,6 +192,7 @@ def push(
     room: Room,
     replica: int | None = None,
     lately: float = _NAMED_LATELY,
+    limits: LabelLimits = NO_LIMITS,
 ) -> Pushed:
     """Take the calls of requests in; see `Store.push`.
 
@@ -191,6 +204,7 @@ def push(
             refused.
         replica: see `take`.
         lately: see `named_lately`.
+        limits: of the labels of each account.
     """
     ids = _account_rows(connection, chain.from_iterable(requests))
     keyed = [
@@ -219,9 +233,10 @@ def push(
         named.update(known[key] for key, _ in request if key in known)
         counts.append(Count(len(new), len(request) - len(new)))
     _forget(connection, [revived[key] for key in missing if key in revived])
-    inserted = _insert(connection, list(missing.items()), now, replica, pushed=True)
+    missed = list(missing.items())
+    inserted = _insert(connection, missed, now, replica, limits, pushed=True)
     _push(connection, named, now, lately, replica)
-    return Pushed(inserted.mine, inserted.label_sets, counts)
+    return Pushed(inserted.mine, inserted.label_sets, counts, inserted.folded)
 
 
 def _fitting(
@@ -287,32 +302,37 @@ class _Inserted(NamedTuple):
         mine: those that are to be polled here.
         label_sets: of those, by row.
         rows: of all of them: another exporter may have been faster with some.
+        folded: sets of labels that made room for theirs.
     """
 
     mine: list[StoredCall]
     label_sets: dict[int, Labels]
     rows: list[int]
+    folded: Folded
 
 
 def _insert(
     connection: Connection,
-    missing: Sequence[tuple[tuple[int, str], NewCall]],
+    missing: Sequence[tuple[_Key, NewCall]],
     now: float,
     replica: int | None,
+    limits: LabelLimits,
     *,
     pushed: bool,
 ) -> _Inserted:
     if not missing:
-        return _Inserted([], {}, [])
-    texts = {key: _canonical(call.labels) for key, call in missing}
-    labels = _label_rows(connection, texts.values())
+        return _Inserted([], {}, [], Folded({}, []))
+    sets = {key: (call.account, canonical(call.labels)) for key, call in missing}
+    wanted = {sets[key]: call.labels for key, call in missing}
+    rows_of_accounts = {call.account: key[0] for key, call in missing}
+    counted = count_labels(connection, rows_of_accounts, wanted, limits)
     if replica is not None:
         # In one order for every exporter, so that two do not wait for each other in a circle.
         missing = sorted(missing, key=itemgetter(0))
-    rows = packed((*key, call.reference_id, labels[texts[key]]) for key, call in missing)
+    rows = packed((*key, call.reference_id, counted.sets[sets[key]][0]) for key, call in missing)
     parameters = {"rows": rows, "pushed": pushed, "now": now, "replica": replica}
     keys = packed(key for key, _ in missing)
-    found: dict[tuple[int, str], tuple[int, int | None]] = {}
+    found: dict[_Key, tuple[int, int | None]] = {}
     # Again where another exporter was faster, and has deleted what it had taken in since.
     while len(found) < len(missing):
         connection.execute(_INSERT, parameters)
@@ -320,27 +340,19 @@ def _insert(
             (account, key): (row, holder)
             for account, key, row, holder in fetch(connection, _FIND, keys=keys)
         }
-    mine, sets = [], {}
+    mine = []
     for key, call in missing:
         row, holder = found[key]
-        if holder != replica:
-            continue
-        label_set = labels[texts[key]]
-        watched = WatchedCall(row, call.reference_id, now, CallState.NEW, now)
-        mine.append(StoredCall(call.account, label_set, watched))
-        sets[label_set] = call.labels
-    return _Inserted(mine, sets, [row for row, _ in found.values()])
+        if holder == replica:
+            watched = WatchedCall(row, call.reference_id, now, CallState.NEW, now)
+            mine.append(StoredCall(call.account, counted.sets[sets[key]][1], watched))
+    return _Inserted(mine, counted.labels, [row for row, _ in found.values()], counted.folded)
 
 
 def _account_rows(connection: Connection, new: Iterable[NewCall]) -> dict[str, int]:
     """Return the rows of the accounts of calls, making those that there are not."""
     names = sorted({call.account for call in new})
     return {name: row_of(connection, accounts.c.name, name) for name in names}
-
-
-def _label_rows(connection: Connection, texts: Iterable[str]) -> dict[str, int]:
-    """Return the rows of sets of labels, making those that there are not."""
-    return {text: row_of(connection, label_sets.c.labels, text) for text in sorted(set(texts))}
 
 
 def _find(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], int]:
@@ -356,7 +368,3 @@ def row_of(connection: Connection, column: Column[str], value: str) -> int:
     while (row := connection.scalar(query)) is None:
         connection.execute(OrIgnore(table).values({column: value}).inline())
     return int(row)
-
-
-def _canonical(labels: Labels) -> str:
-    return json.dumps(dict(sorted(labels.items())), separators=(",", ":"))

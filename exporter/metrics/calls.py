@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from exporter.calls import ENDINGS, Key
+from exporter.ledger.records import Folded
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, Cell, Total
 from exporter.metrics.families import Buckets, Family, counter, histogram
-
-OTHER: Final = "other"
-"""Shown for a label's value beyond `watch.max_label_values`."""
 
 
 class CallMetrics:
@@ -19,18 +18,19 @@ class CallMetrics:
     Args:
         accounts: the accounts that are configured; others are not shown.
         names: `watch.labels`, in that order.
-        max_values: distinct values of one label that are shown.
 
-    Made anew when any of them changes: the ledger's totals keep the whole sets of labels.
+    Made anew when any of them changes. The ledger's totals keep the whole sets of labels, within
+    `watch.max_label_values` and `watch.max_label_sets`.
     """
 
-    def __init__(self, accounts: Iterable[str], names: tuple[str, ...], max_values: int) -> None:
+    def __init__(self, accounts: Iterable[str], names: tuple[str, ...]) -> None:
         self._accounts = frozenset(accounts)
         self._names = names
-        self._max_values = max_values
-        self._shown: tuple[set[str], ...] = tuple(set() for _ in names)
         self._started: set[tuple[str, int | None]] = set()
         self._by_row: dict[int, tuple[str, ...]] = {}
+        # The values of the sets that have series, by account and row, and how many have the same.
+        self._shown_as: dict[tuple[str, int | None], tuple[str, ...]] = {}
+        self._alike = Counter[tuple[str, tuple[str, ...]]]()
         survives = "Kept in the ledger: survives restarts."
         self.finished = counter(
             "esms_calls_total",
@@ -85,30 +85,15 @@ class CallMetrics:
         yield from (self.finished, self.duration, self.keypresses, self.result_delay, self.price)
 
     def learn(self, row: int, labels: Mapping[str, str]) -> None:
-        """Take in a set of labels. The first `max_values` values of a label are shown.
-
-        Sets have to come in the order of their rows, so that a restart shows the same values.
-        """
-        if row in self._by_row:
-            return
-        values = []
-        for name, shown in zip(self._names, self._shown, strict=True):
-            value = labels.get(name, "")
-            # A call without the label shows none; that is no value, and takes no room.
-            if value and value not in shown:
-                if len(shown) < self._max_values:
-                    shown.add(value)
-                else:
-                    value = OTHER
-            values.append(value)
-        self._by_row[row] = tuple(values)
+        """Know a set of labels by its row."""
+        self._by_row[row] = tuple(labels.get(name, "") for name in self._names)
 
     def start(self, account: str, row: int | None = None) -> None:
         """Make the series of an account's calls with that set of labels, or with none, at 0."""
         if (account, row) in self._started:
             return
         self._started.add((account, row))
-        values = self._values(row)
+        values = self._values(account, row)
         for result, status in ENDINGS:
             self.finished.labels(account, result.value, status.value, *values)
         self.duration.labels(account, *values)
@@ -119,15 +104,29 @@ class CallMetrics:
     def take_over(self, other: CallMetrics) -> None:
         """Make the series that another one has, for the same calls by other names."""
         for account, row in other._started:
-            if account in self._accounts:
+            if account in self._accounts and (row is None or row in self._by_row):
                 self.start(account, row)
+
+    def fold(self, folded: Folded) -> None:
+        """Show the totals of sets of labels as those of the sets that they were folded into."""
+        self.add(folded.added.items())
+        for account, row in folded.sets:
+            self._started.discard((account, row))
+            values = self._shown_as.pop((account, row), None)
+            if values is not None:
+                self._alike[account, values] -= 1
+                if not self._alike[account, values]:
+                    del self._alike[account, values]
+                    self._drop(account, values)
+            if not any((other, row) in self._shown_as for other in self._accounts):
+                self._by_row.pop(row, None)
 
     def add(self, cells: Iterable[tuple[Cell, float]]) -> None:
         """Add what finished calls added to the ledger's totals."""
         for (account, row, total, cell), amount in cells:
             if account not in self._accounts:
                 continue
-            values = self._values(row)
+            values = self._shown_as.get((account, row)) or self._values(account, row)
             if total is Total.CALLS:
                 result, status = cell.split("/")
                 self.finished.labels(account, result, status, *values).value += amount
@@ -140,8 +139,20 @@ class CallMetrics:
             else:
                 _add(self.result_delay.labels(account), cell, amount)
 
-    def _values(self, row: int | None) -> tuple[str, ...]:
-        return self._by_row[row] if row is not None else ("",) * len(self._names)
+    def _values(self, account: str, row: int | None) -> tuple[str, ...]:
+        if (values := self._shown_as.get((account, row))) is None:
+            values = self._by_row[row] if row is not None else ("",) * len(self._names)
+            self._shown_as[account, row] = values
+            self._alike[account, values] += 1
+        return values
+
+    def _drop(self, account: str, values: tuple[str, ...]) -> None:
+        for result, status in ENDINGS:
+            self.finished.drop(account, result.value, status.value, *values)
+        self.duration.drop(account, *values)
+        self.price.drop(account, *values)
+        for key in Key:
+            self.keypresses.drop(account, key.value, *values)
 
 
 def _add(series: Buckets, cell: str, amount: float) -> None:

@@ -111,6 +111,10 @@ class Family(Generic[Series]):
         """Yield every series with its label values."""
         yield from self._series.items()
 
+    def drop(self, *values: str) -> None:
+        """Drop the series with these label values, if it is there."""
+        self._series.pop(values, None)
+
     def remove(self, name: str, value: str) -> None:
         """Drop every series whose label `name` has this value."""
         if name in self.label_names:

@@ -227,12 +227,6 @@ class Driven:
             for row in self._rows(query)
         ]
 
-    def label_sets(self) -> list[dict[str, str]]:
-        """Return every set of labels, in the order in which they came."""
-        return [
-            json.loads(text) for (text,) in self._rows("SELECT labels FROM label_sets ORDER BY id")
-        ]
-
     def unfinished(self, account: str) -> dict[int, tuple[str, float]]:
         """Return state, and since when, of an account's calls in the ledger."""
         query = (

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from exporter.calls import Finished
 from exporter.ledger.taking import named_lately
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS
-from exporter.metrics.calls import OTHER
 
 KEEP_FINISHED: Final = 30 * 86_400.0
 
@@ -185,35 +184,18 @@ class Model:
 
     # What is shown.
 
-    def shown(
-        self,
-        accounts: Iterable[str],
-        names: Sequence[str],
-        max_values: int,
-        sets: Iterable[Mapping[str, str]],
-    ) -> dict[Series, float]:
-        """Return what is shown of the totals, without zeros.
+    def shown(self, accounts: Iterable[str], names: Sequence[str]) -> dict[Series, float]:
+        """Return what is shown of the totals where no labels make room, without zeros.
 
         Args:
             accounts: those that are configured.
             names: `watch.labels`.
-            max_values: `watch.max_label_values`.
-            sets: every set of labels, in the order in which they came.
         """
-        first: dict[str, dict[str, None]] = {name: {} for name in names}
-        for labels in sets:
-            for name in names:
-                if labels.get(name) and len(first[name]) < max_values:
-                    first[name][labels[name]] = None
         found: defaultdict[Series, float] = defaultdict(float)
         for (account, labels_, metric, cell), amount in self.totals.items():
             if account in accounts:
                 labels = dict(labels_)
-                values = [labels.get(name, "") for name in names]
-                shown = [
-                    value if not value or value in first[name] else OTHER
-                    for name, value in zip(names, values, strict=True)
-                ]
+                shown = [labels.get(name, "") for name in names]
                 if metric == "esms_call_result_delay_seconds":
                     shown = []
                 found[metric, (account, cell, *shown)] += amount

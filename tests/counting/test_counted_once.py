@@ -33,6 +33,7 @@ from exporter.calls import Finished, WatchedCall, reference_id, verdict
 from exporter.errors import LedgerError, NoRoomError, RequestError
 from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ledger.engine import open_database
+from exporter.ledger.label_limits import OTHER
 from exporter.sources.callback import take
 from tests.counting.answers import CALLBACKS, REPLIES, Reply
 from tests.counting.driven import Asked, Clock, Driven, HeldClient, QuietAccount
@@ -67,6 +68,14 @@ _WHICH = st.integers(0, 15)
 _SELDOM = st.sampled_from([False, False, False, True])
 
 
+def sums(shown: dict[Series, float]) -> dict[tuple[str, ...], float]:
+    """Return what is shown of accounts, whatever the labels are."""
+    found: defaultdict[tuple[str, ...], float] = defaultdict(float)
+    for (metric, (account, cell, *_)), value in shown.items():
+        found[metric, account, cell] += value
+    return dict(found)
+
+
 class Counting(RuleBasedStateMachine):
     """One exporter's life.
 
@@ -89,6 +98,7 @@ class Counting(RuleBasedStateMachine):
         self.asked: dict[Asked, Call] = {}
         self.highest: defaultdict[tuple[object, ...], dict[Series, float]] = defaultdict(dict)
         self.model = Model(self.wish.max_calls)
+        self.limited = False  # whether labels had to make room
         self.real = Driven(loop, folder, self.wish.config(folder), clock)
 
     def teardown(self) -> None:
@@ -300,12 +310,22 @@ class Counting(RuleBasedStateMachine):
     @invariant()
     def what_is_shown_was_counted_and_stays(self) -> None:
         wish, shown = self.wish, self.real.shown()
-        sets = self.real.label_sets()
-        assert shown == self.model.shown(wish.accounts, wish.labels, wish.max_values, sets)
-        highest = self.highest[wish.labels, wish.max_values]
+        counted = self.model.shown(wish.accounts, wish.labels)
+        self.limited |= wish.max_values == 1
+        assert sums(shown) == sums(counted)
+        assert self.limited or shown == counted
+        for number in range(len(wish.labels)):
+            values = {(key[0], key[2 + number]) for _, key in shown if len(key) > 2}
+            values -= {(account, value) for account in ACCOUNTS for value in ("", OTHER)}
+            assert all(
+                sum(account == name for name, _ in values) <= wish.max_values
+                for account in ACCOUNTS
+            )
+        highest = self.highest[wish.labels]
         for series, value in highest.items():
-            account = series[1][0]
-            assert account not in wish.accounts or shown.get(series, 0.0) >= value
+            account, _, *labels = series[1]
+            stays = not self.limited or set(labels) == {OTHER}
+            assert not stays or account not in wish.accounts or shown.get(series, 0.0) >= value
         highest |= shown
 
     @invariant()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import metadata
@@ -73,6 +74,14 @@ def database(url: str) -> Iterator[Database]:
 @pytest.fixture
 def store(database: Database) -> Store:
     return Store(database)
+
+
+@pytest.fixture
+def statements(database: Database) -> list[str]:
+    """The statements that are sent to the database."""
+    sent: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    return sent
 
 
 @pytest.fixture

@@ -22,7 +22,12 @@ from exporter.ledger.records import NewCall
 from exporter.ledger.schema import HEAD, metadata
 from exporter.ledger.store import Store
 
-SHARED_INDEXES = {"calls_claimed", "totals_changed"}
+SHARED_INDEXES = {
+    "calls_claimed",
+    "totals_changed",
+    "counted_labels_begun",
+    "folded_labels_folded",
+}
 
 
 def url(path: Path) -> str:
@@ -209,8 +214,11 @@ def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
         for table in (
             *("compatibility", "replicas", "replica_messages", "notifications"),
             *("canary_runs", "canary_totals", "canaries", "clock_marks", "cursors"),
+            *("counted_labels", "folded_labels"),
         ):
             old.execute(f"DROP TABLE {table}")
+        for index in ("calls_labels", "totals_labels"):
+            old.execute(f"DROP INDEX {index}")
         old.execute("UPDATE alembic_version SET version_num = '0001'")
     store = Store(open_database(f"sqlite:///{path}"))
     stored, ahead = store.unfinished("main")

@@ -39,7 +39,7 @@ def bounced(bouncer: Server, empty_url: str) -> str:
 def test_everything_that_one_exporter_does(bounced: str) -> None:
     database = open_database(bounced)
     store = joined(database)
-    (a, b), _, _, _ = store.watch("file:a", [new("a", OTP), new("b")], NOW)
+    (a, b), *_ = store.watch("file:a", [new("a", OTP), new("b")], NOW)
     assert store.push([[new("A"), new("c")]], NOW).counts == [(1, 1)]
     store.commit([observed(a, BUSY), observed(b, PollAgain(CallState.QUEUED))])
     store.set_price(a.call.id, 350.0)

@@ -92,9 +92,9 @@ def test_a_new_call_is_stored_as_it_came(store: Store) -> None:
 
 @pytest.mark.parametrize("source", [None, "config"])
 def test_a_call_is_watched_once(store: Store, source: str | None) -> None:
-    first, _, held, _ = store.watch(source, [new("Ab"), new("aB"), new(" AB "), new("x")], NOW)
+    first, _, held, *_ = store.watch(source, [new("Ab"), new("aB"), new(" AB "), new("x")], NOW)
     assert sorted(text.strip().lower() for text in ids(first)) == ["ab", "x"]
-    again, _, held_again, _ = store.watch(source, [new("AB"), new("y")], NOW + 9)
+    again, _, held_again, *_ = store.watch(source, [new("AB"), new("y")], NOW + 9)
     assert ids(again) == ["y"]
     assert held_again - held == {again[0].call.id}
     for other in ("other file", None):
@@ -191,7 +191,7 @@ def test_a_clock_that_was_put_back_gives_no_negative_delay(store: Store) -> None
 
 
 def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
-    named, _, rows_named, _ = store.watch("config", [new("a"), new("b"), new("c"), new("d")], NOW)
+    named, _, rows_named, *_ = store.watch("config", [new("a"), new("b"), new("c"), new("d")], NOW)
     a, b, _, d = named
     store.watch("other file", [new("b")], NOW)
     push(store, new("c"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from exporter.calls import ENDINGS, Finished, Key, Result, Status
+from exporter.ledger.records import Folded
 from exporter.ledger.totals import Cell, Total, additions
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.families import Buckets, Family, Value
@@ -17,7 +18,7 @@ def counts(family: Family[Buckets]) -> dict[tuple[str, ...], tuple[float, float]
 
 
 def test_every_series_of_an_account_is_there_from_the_start() -> None:
-    metrics = CallMetrics(("a", "b"), ("campaign",), 10)
+    metrics = CallMetrics(("a", "b"), ("campaign",))
     assert set(metrics.finished._series) == {
         (account, result.value, status.value, "")
         for account in ("a", "b")
@@ -29,7 +30,7 @@ def test_every_series_of_an_account_is_there_from_the_start() -> None:
 
 
 def test_a_finished_call() -> None:
-    metrics = CallMetrics(("a",), ("campaign",), 10)
+    metrics = CallMetrics(("a",), ("campaign",))
     metrics.learn(7, {"campaign": "otp", "team": "billing"})
     metrics.add(additions("a", 7, ANSWERED, 20.0))
     assert values(metrics.finished) == {("a", "success", "answered", "otp"): 1}
@@ -39,30 +40,47 @@ def test_a_finished_call() -> None:
 
 
 def test_an_account_that_is_not_configured_is_not_shown() -> None:
-    metrics = CallMetrics(("a",), (), 10)
+    metrics = CallMetrics(("a",), ())
     metrics.learn(7, {})
     metrics.add(additions("gone", 7, ANSWERED, 20.0))
     assert values(metrics.finished) == {}
     assert len(metrics.duration._series) == 1
 
 
-def test_too_many_values_of_a_label_are_other() -> None:
-    metrics = CallMetrics(("a",), ("x", "y"), 2)
-    for row, (x, y) in enumerate([("1", "p"), ("2", "p"), ("3", ""), ("1", "q"), ("4", "r")]):
-        metrics.learn(row, {"x": x, "y": y})
-        metrics.learn(row, {"x": "known already", "y": ""})
-        metrics.add([(Cell("a", row, Total.CALLS, "success/busy"), 1.0)])
-    assert {labels[3:]: number for labels, number in values(metrics.finished).items()} == {
-        ("1", "p"): 1,
-        ("2", "p"): 1,
-        ("other", ""): 1,
-        ("1", "q"): 1,
-        ("other", "other"): 1,
+def test_a_set_that_is_folded_takes_its_series_along() -> None:
+    metrics = CallMetrics(("a", "b"), ("x",))
+    for row, labels in enumerate([{"x": "1"}, {"x": "2"}, {"x": "1", "gone": "y"}, {"x": "other"}]):
+        metrics.learn(row, labels)
+        metrics.start("a", row)
+        metrics.add(additions("a", row, ANSWERED, 20.0, 350.0))
+    metrics.add(additions("b", 0, ANSWERED, 20.0))
+    moved = {
+        cell._replace(labels=row): sign * amount
+        for cell, amount in additions("a", 1, ANSWERED, 20.0, 350.0)
+        for row, sign in ((1, -1), (3, 1))
     }
+    metrics.fold(Folded(moved, [("a", 1)]))
+    assert values(metrics.finished) == {
+        ("a", "success", "answered", "1"): 2,
+        ("a", "success", "answered", "other"): 2,
+        ("b", "success", "answered", "1"): 1,
+    }
+    assert values(metrics.price) == {("a", "1"): 700, ("a", "other"): 700}
+    assert counts(metrics.duration)["a", "other"] == (2, 26)
+    for family in (metrics.finished, metrics.keypresses, metrics.price, metrics.duration):
+        assert {labels[-1] for labels, _ in family.series()} == {"", "1", "other"}
+    # One of two that are shown alike leaves the series to the other.
+    metrics.fold(Folded({}, [("a", 2), ("c", 9)]))
+    assert ("a", "1") in dict(metrics.price.series())
+    assert set(metrics.label_sets) == {0, 3}
+    # And one that returns begins at 0.
+    metrics.learn(1, {"x": "2"})
+    metrics.start("a", 1)
+    assert dict(metrics.price.series())["a", "2"].value == 0
 
 
 def test_sets_that_look_alike_share_a_series() -> None:
-    metrics = CallMetrics(("a",), ("x",), 2)
+    metrics = CallMetrics(("a",), ("x",))
     for row, team in enumerate(["billing", "sales"]):
         metrics.learn(row, {"x": "1", "team": team})
         metrics.start("a", row)

@@ -149,7 +149,7 @@ def test_counters_are_shown_by_what_they_grow() -> None:
 
 
 def test_every_metric_is_shown_and_every_query_asks_for_one_that_exists() -> None:
-    always = (*Catalogue().families(), *CallMetrics([], (), 1).families())
+    always = (*Catalogue().families(), *CallMetrics([], ()).families())
     families = (*always, state_family(), omitted_family())
     existing = {family.name for family in families}
     asked = {name for target in targets() for name in re.findall(r"(\w+)\{", target.expression)}

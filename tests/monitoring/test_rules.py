@@ -159,7 +159,7 @@ def test_no_label_of_the_users_is_taken_for_one_of_the_rules() -> None:
 
 
 def test_rules_ask_for_metrics_that_there_are() -> None:
-    calls = CallMetrics(("main",), (), 1)
+    calls = CallMetrics(("main",), ())
     exposed = {
         family.name + suffix
         for family in (*Catalogue().families(), *calls.families())

@@ -51,7 +51,7 @@ counters and histograms, their `rate` or `increase`. The PromQL for it is in
 
 def page() -> str:
     """Return the whole page."""
-    catalogue, calls = Catalogue(), CallMetrics(["main"], (USER_LABEL,), 1)
+    catalogue, calls = Catalogue(), CallMetrics(["main"], (USER_LABEL,))
     AccountMetrics(catalogue, "main")
     RequestMetrics(catalogue, "main", GET_BALANCE)
     for family in (catalogue.balance, catalogue.balance_timestamp, catalogue.balance_warning):

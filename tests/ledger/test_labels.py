@@ -1,0 +1,234 @@
+"""Totals by sets of labels, within limits."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from exporter.ledger.engine import Database
+from exporter.ledger.label_limits import LabelLimits
+from exporter.ledger.listing import page
+from exporter.ledger.records import Folded, NewCall
+from exporter.ledger.sharing import Sharing
+from exporter.ledger.store import Store
+from exporter.ledger.totals import Cell, Total
+from tests.ledger.racing import joined, together
+from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed, push, rows
+
+
+def limited(store: Store, max_values: float, max_sets: float = 99, names: str = "ab") -> Store:
+    store.limits = LabelLimits(tuple(names), max_values, max_sets)
+    return store
+
+
+def count(store: Store, *labels: str, account: str = "main") -> None:
+    """Push and finish a call for each set of labels, written as `a1 b2`."""
+    finish(store, *push(store, *calls(*labels, account=account)))
+
+
+def calls(*labels: str, account: str = "main") -> list[NewCall]:
+    return [
+        new(f"{next(_numbers)}", {pair[0]: pair[1:] for pair in one.split()}, account)
+        for one in labels
+    ]
+
+
+_numbers = iter(range(10**9))
+
+
+def counted(store: Store, account: str = "main", names: str = "ab") -> dict[str, float]:
+    """Return how many calls were counted, by their labels."""
+    snapshot = store.snapshot()
+    found: defaultdict[str, float] = defaultdict(float)
+    for cell, value in snapshot.totals.items():
+        if cell.account == account and cell.total is Total.CALLS:
+            labels = snapshot.label_sets[cell.labels]
+            found[" ".join(f"{n}{labels[n]}" for n in names if n in labels)] += value
+    return dict(found)
+
+
+def test_the_value_that_was_used_least_recently_makes_room(store: Store) -> None:
+    limited(store, 2)
+    count(store, "a1", "a2", "a1")
+    count(store, "a2", "")
+    count(store, "a3", "a3")
+    assert counted(store) == {"aother": 2, "a2": 2, "a3": 2, "": 1}
+    # It returns, and begins at 0; what was folded stays where it is.
+    count(store, "a1")
+    assert counted(store) == {"aother": 4, "a1": 1, "a3": 2, "": 1}
+
+
+def test_an_account_makes_no_room_in_another_one(store: Store) -> None:
+    limited(store, 2)
+    count(store, "a1", account="b")
+    for n in range(5):
+        count(store, *(f"a{n}{m}" for m in range(9)))
+    count(store, "a2", "a1", account="b")
+    assert counted(store, "b") == {"a1": 2, "a2": 1}
+    assert counted(store)["aother"] == 43
+
+
+def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> None:
+    limited(store, 2)
+    early = push(store, *calls("a1 b1", "a1 b2", "a2 b1"))
+    count(store, "a3 b1")
+    held = {call.labels for call in store.unfinished("main")}
+    finish(store, *early, verdict=ANSWERED)
+    store.set_price(early[0].call.id, 350.0)
+    assert counted(store) == {"aother b1": 1, "aother b2": 1, "a2 b1": 1, "a3 b1": 1}
+    snapshot = store.snapshot()
+    (price,) = (cell for cell in snapshot.totals if cell.total is Total.PRICE)
+    assert snapshot.label_sets[price.labels] == {"a": "other", "b": "1"}
+    assert held <= snapshot.label_sets.keys()
+    # Their own labels stay theirs.
+    assert [call.labels for call in page(store._database, ["main"]).records][:2] == [
+        {"a": "1", "b": "1"},
+        {"a": "1", "b": "2"},
+    ]
+
+
+def test_sets_are_limited(store: Store) -> None:
+    limited(store, 99, 3)
+    count(store, *(f"a{n} b{n}" for n in range(10)))
+    assert counted(store) == {f"a{n} b{n}": 1 for n in (7, 8, 9)} | {"aother bother": 7}
+
+
+def test_what_is_told_is_what_was_moved(store: Store) -> None:
+    """For those who show what each transaction has changed."""
+    limited(store, 2)
+    shown: Counter[Cell] = Counter()
+    for labels in ("a1 b1", "a2 b1", "a3 b1", "a1 b1", "a4 b2", "a5 b3"):
+        taken = store.watch(None, calls(labels), NOW)
+        shown.update(taken.folded.added)
+        for account, row in taken.folded.sets:
+            assert not any(shown[cell] for cell in shown if cell[:2] == (account, row))
+        committed = store.commit([observed(call, ANSWERED) for call in taken.added])
+        shown.update(committed.added)
+        if store.shared:
+            assert (taken.folded, committed.added) == (Folded({}, []), {})
+    if not store.shared:
+        assert {c: v for c, v in shown.items() if v} == store.snapshot().totals
+
+
+@pytest.mark.parametrize("names", ["ab", "a", "b", "bx", "x", ""])
+@pytest.mark.parametrize("limits", [(1, 99), (2, 2), (9, 1), (9, 9)])
+def test_limits_and_labels_that_change(store: Store, names: str, limits: tuple[int, int]) -> None:
+    limited(store, 9, 9)
+    count(store, "a1 b1", "a2 b1", "a3 b2", "a3", "")
+    before = counted(store, names=names)
+    limited(store, *limits, names=names)
+    after = counted(store, names=names)
+    assert sum(after.values()) == 5
+    # A series grows, or disappears.
+    for series, value in before.items():
+        assert after.get(series, value) >= value
+    assert (
+        len({s for s in after if s and set(s.split()) != {f"{n}other" for n in names}}) <= limits[1]
+    )
+    # Raised again, nothing that was shown goes backwards.
+    limited(store, 99, 99, names)
+    assert counted(store, names=names) == after
+    count(store, *(f"{n}9" for n in names))
+    for series, value in counted(store, names=names).items():
+        assert value >= after.get(series, 0)
+
+
+def test_names_that_change_there_and_back_lose_nothing(store: Store) -> None:
+    limited(store, 9, 9)
+    count(store, "a1 b1", "a2 b1")
+    before = store.snapshot()
+    limited(store, 9, 9, "x")
+    store.snapshot()
+    count(store, "x1")
+    limited(store, 9, 9)
+    after = store.snapshot()
+    assert after.totals.items() >= before.totals.items()
+
+
+def test_many_sets_are_written_at_once(store: Store, statements: list[str]) -> None:
+    limited(store, 100, 1000)
+    numbers = []
+    for size in (1, 1_000):
+        wanted = calls(*(f"a{size}x{n}" for n in range(size)))
+        del statements[:]
+        store.push([wanted], NOW)
+        numbers.append(len(statements))
+    assert numbers[1] <= numbers[0] + 10
+
+
+def test_what_nothing_refers_to_is_forgotten(store: Store) -> None:
+    limited(store, 2)
+    for n in range(3):
+        count(store, *(f"a{n}{m}" for m in range(1_000)))
+    assert rows(store, "SELECT count(*) FROM label_sets") == [(3_001,)]
+    store.prune_labels()
+    assert rows(store, "SELECT count(*) FROM label_sets") == [(3_001,)]
+    while store.prune(NOW + 10):
+        pass
+    for _ in range(2):  # once more, so that others could see what was folded
+        store.prune_labels()
+    assert rows(store, "SELECT count(*) FROM label_sets") == [(3,)]
+    assert rows(store, "SELECT count(*) FROM folded_labels") == [(0,)]
+    assert sum(counted(store).values()) == 3_000
+    count(store, "a00")
+    assert counted(store)["a00"] == 1
+
+
+# Exporters that share a ledger.
+
+
+class Follower:
+    """Knows of the totals what it is told of changes."""
+
+    def __init__(self, database: Database, store: Store) -> None:
+        self.sharing = Sharing(database)
+        snapshot = store.snapshot()
+        self.since, self.totals = snapshot.since, dict(snapshot.totals)
+
+    def look(self) -> Mapping[Cell, float]:
+        changes = self.sharing.changes(self.since, [])
+        self.since = changes.since
+        begun = {*changes.folded, *changes.begun}
+        kept = {c: v for c, v in self.totals.items() if (c.account, c.labels) not in begun}
+        self.totals = kept | changes.totals
+        return self.totals
+
+
+def test_others_see_what_was_folded(shared: Callable[[], Database]) -> None:
+    a, b = limited(joined(shared()), 2), limited(joined(shared()), 2)
+    follower = Follower(b._database, b)
+    for labels in (["a1"], ["a2"], ["a3", "a4"], ["a1"], ["a2", "a1"], ["a1"], ["a3"]):
+        count(a, *labels)
+        count(b, *labels)
+        assert follower.look() == b.snapshot().totals
+    # Folded, and back, between two looks.
+    for one in ("a5", "a6", "a3"):
+        count(a, one)
+    assert follower.look() == b.snapshot().totals
+
+
+def test_exporters_that_make_room_at_the_same_time_count_each_call_once(
+    shared: Callable[[], Database],
+) -> None:
+    stores = [limited(joined(shared()), 2, 3) for _ in range(3)]
+    follower = Follower(stores[0]._database, stores[0])
+
+    def work(store: Store, number: int) -> int:
+        for n in range(30):
+            stored = push(store, *calls(f"a{(n * number) % 5} b{n % 3}", f"a{n % 4}"))
+            store.set_price(stored[0].call.id, 1.0)
+            finish(store, *stored)
+            store.set_price(stored[1].call.id, 1.0)
+        return 60
+
+    def run(number: int) -> Callable[[], int]:
+        return lambda: work(stores[number], number + 1)
+
+    assert sum(together(*(run(number) for number in range(3)))) == 180
+    assert sum(counted(stores[0]).values()) == 180
+    prices = (v for c, v in stores[0].snapshot().totals.items() if c.total is Total.PRICE)
+    assert sum(prices) == 180
+    assert follower.look() == stores[0].snapshot().totals
+    assert len(rows(stores[0], "SELECT * FROM counted_labels")) <= 5
