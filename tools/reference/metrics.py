@@ -30,8 +30,9 @@ from tools.reference.meanings import (
 _INTRODUCTION: Final = """# Metrics
 
 Every metric of the exporter's own, in the order of `/metrics`. LABELS stands for the names in
-`watch.labels`, in that order; a call without one of them shows it empty, and values beyond
-`watch.max_label_values` are `other`. Times are in seconds; points in time are Unix times, and 0
+`watch.labels`, in that order; a call without one of them shows it empty, and what is beyond
+`watch.max_label_values` and `watch.max_label_sets` is counted as `other`
+([Labels](sources.md#labels)). Times are in seconds; points in time are Unix times, and 0
 where there has been none.
 
 A series is there at 0 before anything happens, so that the first failure is an increase: those of
