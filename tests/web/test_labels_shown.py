@@ -49,7 +49,7 @@ async def finish(bench: Bench, account: str, *campaigns: str, region: str = "n")
         bench.simulator.add_call(account, name, Plan())
         status, _ = await bench.watch(name, account=account, campaign=campaign, region=region)
         assert status == 202
-        await until(lambda: not bench.service.calls.count, seconds=60)
+        await until(lambda: not bench.service.calls.count)
     async with asyncio.timeout(60):
         while sum((await counted(bench)).values()) < before + len(campaigns):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
