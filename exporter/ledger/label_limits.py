@@ -65,9 +65,9 @@ class CountedSets:
         self.folded: dict[str, str] = {}
         self.known: dict[str, Labels] = {}
 
-    def use(self, labels: Labels) -> None:
-        """Note that a call with these labels was added."""
-        name = canonical(labels)
+    def use(self, labels: Labels, name: str | None = None) -> None:
+        """Note that a call with these labels, whose canonical name may be known, was added."""
+        name = name or canonical(labels)
         self._add(name, labels)
         self._touch(name)
         for label, values in self._values.items():

@@ -299,11 +299,11 @@ def _begin(
     sets, held, newest = CountedSets(limits), dict[str, int](), 0  # the newest is read last
     if not used:
         for row, labels in connection.execute(_UNLIMITED, this):
-            sets.use(json.loads(labels))
+            sets.use(json.loads(labels), labels)
             held[labels] = row
     beyond = set(held)
     for row, labels, last in connection.execute(_HELD, this):
-        sets.use(json.loads(labels))
+        sets.use(json.loads(labels), labels)
         held[labels], newest = row, last
     for set_ in used:
         sets.use(set_)
