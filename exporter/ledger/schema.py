@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0008"
+HEAD: Final = "0009"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
