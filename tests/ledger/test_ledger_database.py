@@ -15,12 +15,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from exporter.calls import reference_id
+from exporter.calls import Finished, Result, Status, reference_id
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.engine import open_database
-from exporter.ledger.records import NewCall
+from exporter.ledger.label_limits import LabelLimits
+from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.schema import HEAD, metadata
 from exporter.ledger.store import Store
+from exporter.ledger.totals import Total
 
 SHARED_INDEXES = {
     "calls_claimed",
@@ -225,4 +227,40 @@ def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
     assert (stored.call.reference_id, stored.call.first_watched) == ("A", 1.0)
     assert ahead.call.first_watched == ahead.call.state_since <= time.time()
     assert store.set_price(stored.call.id, 5.0) == {}
+    store.close()
+
+
+def test_a_ledger_without_limits_shows_what_it_showed(path: Path) -> None:
+    """The values that came first were shown, and the others were `other`."""
+    store = Store(open_database(f"sqlite:///{path}"))
+    names = [f"c{number}" for number in range(5)]
+    done = Finished(Result.SUCCESS, Status.BUSY)
+    for account in ("main", "b"):
+        wanted = [NewCall(account, reference_id(name), {"campaign": name}) for name in names]
+        taken = store.watch(None, wanted, 1.0)
+        store.commit([Observation(account, one.call, done, 2.0) for one in taken.added[:4]])
+    store.close()
+    with closing(sqlite3.connect(path)) as old, old:
+        for table in ("counted_labels", "folded_labels"):
+            old.execute(f"DROP TABLE {table}")
+        for index in ("calls_labels", "totals_labels"):
+            old.execute(f"DROP INDEX {index}")
+        old.execute("UPDATE alembic_version SET version_num = '0008'")
+    store = Store(open_database(f"sqlite:///{path}"))
+    store.limits = LabelLimits(("campaign",), 2, 9)
+
+    def counted() -> dict[tuple[str, str], float]:
+        snapshot = store.snapshot()
+        return {
+            (cell.account, snapshot.label_sets[cell.labels]["campaign"]): value
+            for cell, value in snapshot.totals.items()
+            if cell.total is Total.CALLS
+        }
+
+    shown = {"c0": 1.0, "c1": 1.0, "other": 2.0}
+    assert counted() == {(name, one): v for name in ("main", "b") for one, v in shown.items()}
+    # A call of before counts within the limits.
+    (call,) = store.unfinished("main")
+    store.commit([Observation("main", call.call, done, 2.0)])
+    assert counted()["main", "other"] == 3
     store.close()
