@@ -101,9 +101,11 @@ _ACCOUNTS: Final = (
     select(_pending.c.account)
     .where(
         _pending.c.account.not_in(select(item(_rows, _columns.account))),
-        select(_columns.id)
-        .where(_of_kind, _columns.account == _pending.c.account, _columns.due_at <= _now)
-        .exists(),
+        # Not as EXISTS: PostgreSQL would join, and read all that is due.
+        select(func.min(_columns.due_at))
+        .where(_of_kind, _columns.account == _pending.c.account)
+        .scalar_subquery()
+        <= _now,
     )
     .limit(bindparam("limit"))
 )
