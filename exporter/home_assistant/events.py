@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from exporter.metrics.mqtt import MqttKind, MqttMetrics, MqttOutcome
 
@@ -16,8 +16,18 @@ AT_A_TIME: Final = 100
 """Calls that are taken at a time."""
 
 
+class Waiting(NamedTuple):
+    """A finished call that waits: its account, its row in the ledger, and how often it failed."""
+
+    account: str
+    row: int
+    failures: int = 0
+
+
 class Events:
-    """Finished calls that are to be told of, by their rows in the ledger: the newest of them.
+    """Finished calls that are to be told of: the newest of them.
+
+    Accounts share the room and the turns: one whose calls finish and finish costs others nothing.
 
     Args:
         metrics: where those that are dropped are counted.
@@ -25,31 +35,42 @@ class Events:
 
     def __init__(self, metrics: MqttMetrics) -> None:
         self._metrics = metrics
-        self._rows: deque[int] = deque()
+        self._waiting: dict[str, deque[Waiting]] = {}
         self.come = asyncio.Event()
 
-    def add(self, row: int) -> None:
-        """Have a call told of; where too many wait, the oldest is dropped."""
-        if len(self._rows) >= MOST:
-            self._rows.popleft()
-            self.drop(1)
-        self._rows.append(row)
+    def add(self, call: Waiting) -> None:
+        """Have a call told of; of too many, the oldest of the busiest account is dropped."""
+        self._waiting.setdefault(call.account, deque()).append(call)
+        self._make_room()
         self.come.set()
 
-    def take(self) -> list[int]:
-        """Return the oldest of them, which wait no more; empty where there are none."""
-        taken = [self._rows.popleft() for _ in range(min(AT_A_TIME, len(self._rows)))]
-        if not self._rows:
+    def take(self) -> list[Waiting]:
+        """Return the oldest of each account in turns, which wait no more; empty for none."""
+        taken: list[Waiting] = []
+        while self._waiting and len(taken) < AT_A_TIME:
+            account = next(iter(self._waiting))
+            calls = self._waiting.pop(account)
+            taken.append(calls.popleft())
+            if calls:
+                self._waiting[account] = calls  # after the others
+        if not self._waiting:
             self.come.clear()
         return taken
 
-    def put_back(self, rows: Sequence[int]) -> None:
-        """Have calls wait again, before all others."""
-        room = MOST - len(self._rows)
-        kept = rows[max(0, len(rows) - room) :]
-        self.drop(len(rows) - len(kept))
-        self._rows.extendleft(reversed(kept))
+    def put_back(self, calls: Sequence[Waiting]) -> None:
+        """Have calls wait again, before others of their accounts."""
+        for call in reversed(calls):
+            self._waiting.setdefault(call.account, deque()).appendleft(call)
+        self._make_room()
 
     def drop(self, calls: int) -> None:
         """Count calls that nobody will be told of."""
         self._metrics.count(MqttKind.EVENT, MqttOutcome.DROPPED, calls)
+
+    def _make_room(self) -> None:
+        for _ in range(sum(map(len, self._waiting.values())) - MOST):
+            account = max(self._waiting, key=lambda name: len(self._waiting[name]))
+            self._waiting[account].popleft()
+            if not self._waiting[account]:
+                del self._waiting[account]
+            self.drop(1)

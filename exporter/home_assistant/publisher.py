@@ -15,7 +15,7 @@ from exporter.errors import BrokerError, LedgerError
 from exporter.home_assistant.accounts import ShownAccounts
 from exporter.home_assistant.broker import AT_A_TIME, Broker, Message, connected
 from exporter.home_assistant.discovery import FINISHED, OFFLINE, ONLINE, device_of
-from exporter.home_assistant.events import Events
+from exporter.home_assistant.events import Events, Waiting
 from exporter.home_assistant.states import finished
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.listing import records_of
@@ -33,6 +33,9 @@ _STEADY: Final = 60.0
 
 _LEDGER_AGAIN: Final = 5.0
 """Seconds after which a ledger that could not be read is tried again."""
+
+_TRIES: Final = 3
+"""Times that a call is told of, where the connection breaks each time."""
 
 _SAY_AGAIN: Final = b"?"
 """Stands for what is kept of a topic, and is to be said again; no message is like it."""
@@ -77,6 +80,7 @@ class Publisher:
         self._stopping = asyncio.Event()
         self._take_back = False
         self._problem: str | None = None
+        self._failed: set[str] = set()  # topics on which nothing could be said the last time
 
     def stop(self, *, take_back: bool) -> None:
         """Have `run` end once what waits is told, or at once where the broker is away.
@@ -188,14 +192,22 @@ class Publisher:
             devices = {topic for topic in gone if self._topics.kind(topic) is MqttKind.DEVICE}
             # States the next time: entities that are there still would complain of an empty one.
             messages += [Message(topic, b"", retained=True) for topic in sorted(devices or gone)]
-        for start in range(0, len(messages), AT_A_TIME):
-            part = messages[start : start + AT_A_TIME]
+        # What failed goes last, and alone: it may be what breaks the connection.
+        messages.sort(key=lambda message: message.topic in self._failed)
+        while messages:
+            size = _batch_size([message.topic in self._failed for message in messages])
+            part, messages = messages[:size], messages[size:]
             # Before it is known: what others say meanwhile is newer. Where it fails, all is lost.
             for topic, payload, _ in part:
                 self._kept[topic] = payload
                 if not payload:
                     del self._kept[topic]
-            await self._publish(broker, part)
+            self._failed.update(message.topic for message in part)
+            problems = await self._publish(broker, part)
+            for message, problem in zip(part, problems, strict=True):
+                if not problem:
+                    self._failed.discard(message.topic)
+            _raise_first(problems)
 
     async def _tell_events(self, broker: Broker) -> bool:
         """Tell of some of the calls that wait, so that states get their turn.
@@ -203,27 +215,44 @@ class Publisher:
         Returns:
             Whether there were any.
         """
-        rows = self._events.take()
-        if not rows:
+        calls = self._events.take()
+        if not calls:
             return False
         try:
+            rows = [call.row for call in calls]
             known = {call.id: call for call in await self._records(rows)}
-            while rows:
-                part = [known[row] for row in rows[:AT_A_TIME] if row in known]
-                self._events.drop(len(rows[:AT_A_TIME]) - len(part))
-                messages = [
-                    Message(
-                        self._topics.of(device_of(call.account), FINISHED),
-                        finished(call),
-                        retained=False,
-                    )
-                    for call in part
-                ]
-                await self._publish(broker, messages)
-                del rows[:AT_A_TIME]
+            while calls:
+                await self._tell_batch(broker, calls, known)
         finally:
-            self._events.put_back(rows)
+            self._events.put_back(calls)
         return True
+
+    async def _tell_batch(
+        self, broker: Broker, calls: list[Waiting], known: Mapping[int, CallRecord]
+    ) -> None:
+        """Tell of the first of the calls, which wait no more unless the broker may take them later.
+
+        One that failed goes alone: it may be what breaks the connection.
+        """
+        size = _batch_size([call.failures > 0 for call in calls])
+        batch = [call for call in calls[:size] if call.row in known]
+        self._events.drop(size - len(batch))
+        messages = []
+        for call in batch:
+            topic = self._topics.of(device_of(call.account), FINISHED)
+            messages.append(Message(topic, finished(known[call.row]), retained=False))
+        del calls[:size]
+        failed = batch  # until the broker has acknowledged them: this may be cancelled
+        try:
+            problems = await self._publish(broker, messages)
+            failed = [call for call, problem in zip(batch, problems, strict=True) if problem]
+        finally:
+            for call in failed:
+                if call.failures + 1 < _TRIES:
+                    self._events.add(call._replace(failures=call.failures + 1))
+                else:
+                    self._events.drop(1)
+        _raise_first(problems)
 
     async def _records(self, rows: Sequence[int]) -> Sequence[CallRecord]:
         """Return calls as the ledger holds them, as soon as it can be read."""
@@ -233,19 +262,15 @@ class Publisher:
                 return list(map(self._ledger.shown, found))
             await asyncio.sleep(_LEDGER_AGAIN)
 
-    async def _publish(self, broker: Broker, messages: Sequence[Message]) -> None:
-        """Say up to `AT_A_TIME` things.
-
-        Raises:
-            BrokerError: the broker is not known to have all of them.
-        """
+    async def _publish(
+        self, broker: Broker, messages: Sequence[Message]
+    ) -> list[BrokerError | None]:
+        """Say up to `AT_A_TIME` things; returns what `Broker.publish` does."""
         problems = await broker.publish(messages)
         for message, problem in zip(messages, problems, strict=True):
             outcome = MqttOutcome.FAILED if problem else MqttOutcome.PUBLISHED
             self._metrics.count(self._topics.kind(message.topic), outcome)
-        for problem in problems:
-            if problem:
-                raise problem
+        return problems
 
     def _note(self, problem: str | None) -> None:
         if problem is not None:
@@ -255,3 +280,15 @@ class Publisher:
         else:
             _log.info("MQTT broker connected")
         self._problem = problem
+
+
+def _raise_first(problems: Sequence[BrokerError | None]) -> None:
+    for problem in problems:
+        if problem:
+            raise problem
+
+
+def _batch_size(failed: Sequence[bool]) -> int:
+    """Return how many of some messages go together, of which these failed the last time."""
+    first = list(failed[:AT_A_TIME])
+    return max(1, first.index(True)) if True in first else len(first)

@@ -10,7 +10,7 @@ from exporter.account import Account
 from exporter.balances import Balance
 from exporter.config import Config, HomeAssistantConfig
 from exporter.home_assistant.accounts import ShownAccounts
-from exporter.home_assistant.events import Events
+from exporter.home_assistant.events import Events, Waiting
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.mqtt import MqttMetrics, hide_mqtt
 from exporter.replicas.replica import Replica
@@ -93,7 +93,7 @@ class HomeAssistant:
 
     def _finished(self, account: str, row: int) -> None:
         if self._events and self._shown and self._shown.shows(account):
-            self._events.add(row)
+            self._events.add(Waiting(account, row))
 
     def _leads(self) -> bool:
         replica = self._replica()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -315,3 +316,49 @@ async def test_an_exporter_that_is_killed_is_not_available_and_comes_back(
             await until(lambda: listener.kept.get(AVAILABILITY) == b"offline")
             assert PASSWORD not in exporter.output
             assert "Traceback" not in exporter.output
+
+
+@asynccontextmanager
+async def cutting(port: int, poison: bytes) -> AsyncIterator[int]:
+    """Stand before a broker, and cut each connection on which this is said."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while (data := await reader.read(65536)) and poison not in data:
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
+        pumps = [pump(reader, to_writer), pump(to_reader, writer)]
+        tasks = [asyncio.ensure_future(one) for one in pumps]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for end in (writer, to_writer):
+            end.transport.abort()
+        await asyncio.gather(*tasks)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_an_event_that_breaks_the_connection_blocks_no_other_one(
+    simulator: Simulator, broker: Mosquitto, tmp_path: Path
+) -> None:
+    async with cutting(broker.port, b'"reference_id":"poison","status"') as port:
+        config = HomeAssistantConfig(url=f"mqtt://127.0.0.1:{port}")
+        async with (
+            listening(broker.port) as listener,
+            telling(simulator, tmp_path, config) as bench,
+        ):
+            await until(lambda: bench.connected == 1)
+            names = ["poison", *(f"call-{number}" for number in range(25))]
+            for name in names:
+                await bench.finish(name)
+            await until(
+                lambda: {event["reference_id"] for event in listener.said(EVENTS)} == {*names[1:]}
+            )
+            await until(lambda: bench.messages("event", "dropped") == 1)
+            await until(lambda: STATE in listener.kept)
+            await until(lambda: listener.json(STATE)["success_today"] == len(names))

@@ -10,6 +10,8 @@ from exporter.home_assistant import events, publisher
 from exporter.home_assistant.discovery import device_of
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import records_of
+from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.mqtt import MqttMetrics
 from exporter.simulator import Account, AccountState, Plan
 from tests.brokers import Mosquitto, listening
 from tests.home_assistant.bench import Bench
@@ -203,6 +205,18 @@ async def test_too_many_calls_that_wait_are_dropped(
         await until(lambda: len(listener.said(EVENTS)) == 5)
         told = [event["reference_id"] for event in listener.said(EVENTS)]
     assert told == [f"call-{number}" for number in range(3, 8)]
+
+
+def test_accounts_share_the_room_for_calls_that_wait() -> None:
+    waiting = events.Events(MqttMetrics(Catalogue()))
+    for row in range(events.MOST):
+        waiting.add(events.Waiting("busy", row))
+    waiting.add(events.Waiting("quiet", -1))
+    for row in range(events.MOST):
+        waiting.add(events.Waiting("busy", row))
+    first, second, *_ = waiting.take()
+    assert {first.account, second.account} == {"busy", "quiet"}
+    assert events.Waiting("quiet", -1) in (first, second)
 
 
 async def test_calls_that_the_ledger_has_forgotten_are_counted_as_dropped(bench: Bench) -> None:
