@@ -15,7 +15,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from benchmarks import virtual_time
-from benchmarks.lives import KINDS, Life, day
+from benchmarks.lives import KINDS, Life, day, ringing
 from exporter.calls import Finished, Patience, PollAgain, ReferenceId, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
@@ -87,7 +87,9 @@ class Account:
         return _BUSY if now >= call.life.placed + call.life.lives else _QUEUED
 
 
-async def _follow(way: Way, lives: Sequence[Life], chance: random.Random) -> list[Asked]:
+async def _follow(
+    way: Way, lives: Sequence[Life], chance: random.Random, label_sets: Sequence[int] | None = None
+) -> list[Asked]:
     """Have the calls of an account polled until all have finished."""
     loop = asyncio.get_running_loop()
     account = Account()
@@ -108,7 +110,8 @@ async def _follow(way: Way, lives: Sequence[Life], chance: random.Random) -> lis
         await asyncio.sleep(life.placed - loop.time())
         name = ReferenceId(f"c{row}")
         account.asked[name] = Asked(life)
-        poller.watch(WatchedCall(row, name, virtual_time.EPOCH + life.placed))
+        call = WatchedCall(row, name, virtual_time.EPOCH + life.placed)
+        poller.watch(call, label_sets[row] if label_sets else 0)
         poller.wake()
         if (
             way.called_back
@@ -170,8 +173,33 @@ def _run(way: Way, lives: Sequence[Life], seed: int) -> list[Asked]:
         return virtual_time.run(_follow(way, lives, random.Random(seed)))
 
 
+def _campaign(way: Way, share: float, seed: int) -> tuple[float, float, float]:
+    """Have a campaign placed at once beside a stream of passwords that have another label.
+
+    Returns:
+        The delays of the passwords' results, p50 and p95, and after how long the campaign is done.
+    """
+    chance = random.Random(seed)
+    passwords = [Life(number / 2, ringing(chance)) for number in range(round(3_000 * share))]
+    begin = passwords[-1].placed / 5
+    campaign = [Life(begin, ringing(chance)) for _ in range(round(10_000 * share))]
+    both = sorted([(life, 1) for life in passwords] + [(life, 2) for life in campaign])
+    lives, label_sets = [life for life, _ in both], [labels for _, labels in both]
+    random.seed(seed)
+    calls = virtual_time.run(_follow(way, lives, random.Random(seed), label_sets))
+    ends = [
+        (labels, call.life.placed, call.delay, call.life.placed + call.life.lives + call.delay)
+        for call, labels in zip(calls, label_sets, strict=True)
+        if call.delay is not None
+    ]
+    delays = [delay for labels, placed, delay, _ in ends if labels == 1 and placed >= begin]
+    hundredths = statistics.quantiles(delays, n=100, method="inclusive")
+    done = max(end for labels, _, _, end in ends if labels == 2)
+    return hundredths[49], hundredths[94], done - begin
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="of the calls of a day")
@@ -197,6 +225,15 @@ def main() -> None:
                 print(f"| {name} | {fixed.name} | {_figures(calls)} |", flush=True)
     for way_name, calls in whole.items():
         print(f"| all | {way_name} | {_figures(calls)} |")
+    print(
+        "\n2 passwords a second and a campaign of 10,000 calls at once, 20 requests a second\n\n"
+        "| pace | delay of passwords p50, s | p95, s | campaign done after, s |\n"
+        + "|---" * 4
+        + "|"
+    )
+    for way in WAYS[1:3]:
+        p50, p95, done = _campaign(way, options.share, options.seed)
+        print(f"| {way.name} | {p50:.1f} | {p95:.1f} | {done:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

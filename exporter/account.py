@@ -16,7 +16,7 @@ from exporter.esms.codes import Outcome
 from exporter.esms.placing import CallRequest, Placed, place
 from exporter.metrics.accounts import AccountMetrics
 from exporter.polling.aside import ask
-from exporter.polling.pace import Limit, RateLimit
+from exporter.polling.limiter import Limit, RateLimiter
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
 
@@ -35,6 +35,7 @@ class AccountStatus:
         code: the result code that came with the pause, if any.
         message: what was said then, by the provider or by the request that failed.
         last_success: when an answer was good (Unix time); 0 before the first.
+        lagging: the row of the labels of the call that has been due for longest; None for none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class AccountStatus:
     code: str | None = None
     message: str = ""
     last_success: float = 0.0
+    lagging: int | None = None
 
 
 class Account:
@@ -69,7 +71,7 @@ class Account:
         wish: AccountConfig,
         metrics: AccountMetrics,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
-        limit: Callable[[float], Limit] = RateLimit,
+        limit: Callable[[float], Limit] = RateLimiter,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._connection = _connection(config, wish)
@@ -82,18 +84,19 @@ class Account:
     @property
     def status(self) -> AccountStatus:
         """The account's line of the status page."""
-        poller = self.poller
-        said = poller.standing.paused_by if poller.standing.paused else None
+        poller, backlog = self.poller, self.poller.backlog()
+        said = poller.health.paused_by if poller.health.paused else None
         return AccountStatus(
             poller.account,
-            poller.standing.authorized,
+            poller.health.authorized,
             {state: int(series.value) for state, series in self.metrics.watched.items()},
-            *poller.overdue(),
-            poller.standing.paused,
-            poller.standing.paused_until,
+            *backlog[:2],
+            poller.health.paused,
+            poller.health.paused_until,
             said.code if said else None,
             said.message if said else "",
             self.metrics.last_success.value,
+            backlog.label_set,
         )
 
     def change(self, config: Config, wish: AccountConfig) -> Coroutine[None, None, None] | None:
@@ -133,7 +136,7 @@ class Account:
             wish = self._wish
             return await place(wish.base_url, wish.api_key, wish.secret_key, request, self._timeout)
 
-        return await ask(self.poller, placed, lambda placed: placed.answer, within, wanted)
+        return await ask(self.poller, "place", placed, lambda placed: placed.answer, within, wanted)
 
     async def look_up(self, reference_id: ReferenceId, within: float) -> Answer | None:
         """Ask for a call that is not watched, at the account's pace.
@@ -152,7 +155,7 @@ class Account:
             except RequestError as error:
                 return Answer(error.outcome, message=str(error))
 
-        asked = await ask(self.poller, answered, lambda answer: answer, within)
+        asked = await ask(self.poller, "look_up", answered, lambda answer: answer, within)
         if asked is None:
             return None
         answer, seconds = asked

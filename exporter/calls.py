@@ -181,6 +181,7 @@ class WatchedCall:
         polls: how often it was asked for since it is watched here.
         last_polled: when it was last answered (Unix time, to the second); 0 before the first time.
         tick: when it is due, in ticks of the schedule; -1 while it is not scheduled.
+        label_set: the row of its labels in the ledger.
     """
 
     id: int
@@ -191,6 +192,7 @@ class WatchedCall:
     polls: int = 0
     last_polled: float = 0.0
     tick: int = -1
+    label_set: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,7 @@ class BackOff:
 
 @dataclass(frozen=True, slots=True)
 class PauseAccount:
-    """The account may not be asked for a while; the call is untouched.
+    """The provider refuses the account, or only this call: others show which.
 
     Attributes:
         outcome: `auth` or `throttled`.
@@ -268,19 +270,19 @@ def verdict(call: WatchedCall, answer: Answer, now: float, patience: Patience) -
         if now - since >= patience.not_found_grace:
             return Finished(Result.UNKNOWN, Status.NOT_FOUND)
         return EXPIRED if age >= patience.give_up_after else _STILL_UNKNOWN
+    if age >= patience.give_up_after:
+        return EXPIRED
     if outcome is Outcome.AUTH or outcome is Outcome.THROTTLED:
         return PauseAccount(outcome, answer.retry_after)
-    # Where the provider said nothing, a call is given up only once the provider would not know it
-    # any more: after days of outage the first answer still counts.
-    limit = patience.give_up_after if outcome is Outcome.API_ERROR else PROVIDER_MEMORY
-    return EXPIRED if age >= limit else BackOff(outcome)
+    return BackOff(outcome)
 
 
 def _told(call: WatchedCall, answer: Answer, now: float, patience: Patience) -> Verdict:
     named, asked = answer.reference_id, call.reference_id
     # As written, nearly always; if not, as ids are compared.
     if named is not None and named != asked and reference_key(named) != reference_key(asked):
-        return BackOff(Outcome.BAD_RESPONSE)
+        expired = now - call.first_watched >= patience.give_up_after
+        return EXPIRED if expired else BackOff(Outcome.BAD_RESPONSE)
     if answer.send_status == _FINISHED:
         return _finished(answer)
     if answer.send_status == _REJECTED:

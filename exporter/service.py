@@ -27,7 +27,7 @@ from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
 from exporter.metrics.per_call import Candidates
-from exporter.polling.pace import RateLimit
+from exporter.polling.limiter import RateLimiter
 from exporter.replicas.replica import Replica
 from exporter.sources.api import SOURCE as API_SOURCE
 from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
@@ -312,7 +312,7 @@ class Service:
                     self._in_background(rest)
                 continue
             metrics = AccountMetrics(self.metrics, name)
-            limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimit
+            limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimiter
             observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
             account = Account(config, wish, metrics, observe, limit, now)
             self._in_background(account.failure())

@@ -335,7 +335,7 @@ class Watching:
         for account, labels, call in added:
             if known := self._accounts.get(account):
                 self.call_metrics.start(account, labels)
-                known.poller.watch(call, within)
+                known.poller.watch(call, labels, within)
                 self._unfrozen += 1
         for known in self._accounts.values():
             known.poller.wake()

@@ -7,9 +7,11 @@ import heapq
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from exporter.calls import ReferenceId
@@ -19,13 +21,14 @@ from exporter.esms.answers import Answer
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
 from exporter.lookup.line import Line, line_of
-from exporter.polling.pace import Pace
+from exporter.polling.breaker import Change, CircuitBreaker, Witness
 
 TRIES: Final = 3
 """How often a call is asked for where nothing is learnt of it."""
 
-PAUSES: Final = 4
-"""Pauses in a row, without a good answer in between, with which an account is given up."""
+PAUSES: Final = 12
+"""Pauses in a row, without a good answer in between, with which an account is given up: at least a
+minute. Before that, `OUTAGE` calls failed, and a different one after each pause."""
 
 _RETRY: Final = 1.0
 """Seconds until the second try; they double for each further one."""
@@ -35,8 +38,8 @@ _SAID: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND, Outcome.AUTH, Outcome.A
 
 
 @dataclass(order=True, slots=True)
-class _Waiting:
-    """A call that has no line yet: new ones in their order, then those to be tried again."""
+class _Call:
+    """A call without a line: new, or to be asked for again."""
 
     due: float
     number: int
@@ -47,8 +50,8 @@ class _Waiting:
 class Asker:
     """Asks for calls of one account.
 
-    As in the exporter, a single request goes ahead until an answer is good. Refused credentials
-    end it at once; so do `PAUSES` in a row.
+    As in the exporter, a single request goes ahead until an answer is good. Credentials that are
+    refused for two calls in a row end it; so do `PAUSES` in a row.
 
     Args:
         account: whose calls they are.
@@ -73,9 +76,11 @@ class Asker:
         self._timeout = timeout
         self._tell = tell
         self._pausing = pausing
-        self._waiting = [_Waiting(-math.inf, n, call) for n, call in enumerate(calls)]
+        self._new = deque(_Call(-math.inf, n, call) for n, call in enumerate(calls))
+        self._retries: list[_Call] = []
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(account.rate_limit, lambda: random.uniform(0.9, 1.1))  # noqa: S311 - no secret hangs on it
+        jitter = partial(random.uniform, 0.9, 1.1)
+        self._breaker = CircuitBreaker(account.rate_limit, jitter)
         self._under_way = 0
         self._changed = asyncio.Event()
         self._pauses = 0  # in a row
@@ -95,18 +100,18 @@ class Asker:
             while call := await self._next():
                 requests.create_task(self._ask(client, call))
         if why := self._given_up:
-            for call in sorted(self._waiting):
+            for call in sorted([*self._new, *self._retries]):
                 self._tell(replace(why, reference_id=call.reference_id, asked_at=None))
 
-    async def _next(self) -> _Waiting | None:
+    async def _next(self) -> _Call | None:
         """Return the next call once it may be asked for; None when no more are to be."""
-        while not self._given_up and (self._waiting or self._under_way):
+        while not self._given_up and (self._new or self._retries or self._under_way):
             now = self._loop.time()
             wait = self._wait(now)
             if wait <= 0:
-                self._pace.sent(now)
+                self._breaker.sent(now)
                 self._under_way += 1
-                return heapq.heappop(self._waiting)
+                return self._pop()
             self._changed.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if wait == math.inf else wait):
@@ -115,11 +120,23 @@ class Asker:
 
     def _wait(self, now: float) -> float:
         """Return the seconds until a request may be sent; infinite where an answer has to come."""
-        if not self._waiting or self._under_way >= self._account.max_concurrency:
+        if self._under_way >= self._account.max_concurrency:
             return math.inf
-        return max(self._pace.wait(now), self._waiting[0].due - now)
+        if not self._new and not self._retries:
+            return math.inf
+        due = -math.inf if self._new else self._retries[0].due
+        return max(self._breaker.wait(now), due - now)
 
-    async def _ask(self, client: Client, call: _Waiting) -> None:
+    def _pop(self) -> _Call:
+        """Return the next call; after failures any new one: bad ids may stand side by side."""
+        if not self._new:
+            return heapq.heappop(self._retries)
+        if self._breaker.doubtful:
+            number = random.randrange(len(self._new))  # noqa: S311 - no secret depends on it
+            self._new[0], self._new[number] = self._new[number], self._new[0]
+        return self._new.popleft()
+
+    async def _ask(self, client: Client, call: _Call) -> None:
         sent_at = self._loop.time()
         try:
             answer = await client.send_status(call.reference_id)
@@ -127,28 +144,29 @@ class Asker:
             answer = Answer(error.outcome, message=str(error))
         now = self._loop.time()
         line = line_of(self._account.name, call.reference_id, answer, time.time())
-        pauses = self._pace.answered(line.outcome, answer.retry_after, sent_at, now)
-        self._go_on(line, now, pauses=pauses)
+        # Where no new call is left, a second failure of one says as much as that of another.
+        witness = Witness.SICK if call.failures and self._new else Witness.NEW
+        change = self._breaker.answered(line.outcome, answer.retry_after, sent_at, now, witness)
+        self._go_on(line, now, opened=change is Change.OPENED)
         self._settle(call, line, now)
         self._under_way -= 1
         self._changed.set()
 
-    def _go_on(self, line: Line, now: float, *, pauses: bool) -> None:
+    def _go_on(self, line: Line, now: float, *, opened: bool) -> None:
         """Decide whether the account may be asked further."""
         if line.answered:
             self._pauses = 0
-        self._pauses += pauses
-        if line.outcome is Outcome.AUTH or self._pauses >= PAUSES:
+        self._pauses += opened
+        if opened and (line.outcome is Outcome.AUTH or self._pauses >= PAUSES):
             self._given_up = self._given_up or line
-        elif pauses:
-            self._pausing(self._account.name, line, self._pace.paused_until - now)
+        elif opened:
+            self._pausing(self._account.name, line, self._breaker.paused_until - now)
 
-    def _settle(self, call: _Waiting, line: Line, now: float) -> None:
+    def _settle(self, call: _Call, line: Line, now: float) -> None:
         """Tell of a call, or see to its next try."""
-        # What was throttled was not tried.
-        call.failures += line.outcome is not Outcome.THROTTLED
+        call.failures += 1
         if line.outcome in _SAID or call.failures >= TRIES:
             self._tell(line)
             return
-        call.due = now + _RETRY * 2.0 ** (call.failures - 1) if call.failures else now
-        heapq.heappush(self._waiting, call)
+        call.due = now + _RETRY * 2.0 ** (call.failures - 1)
+        heapq.heappush(self._retries, call)

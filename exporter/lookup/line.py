@@ -22,7 +22,7 @@ from exporter.calls import (
 )
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.polling.pace import GOOD
+from exporter.polling.breaker import GOOD
 
 FINISHED: Final = "finished"
 

@@ -19,7 +19,7 @@ from exporter.calls import reference_key
 from exporter.errors import ResultsError
 from exporter.esms.codes import Outcome
 from exporter.lookup.line import COLUMNS, CallName, Line
-from exporter.polling.pace import GOOD
+from exporter.polling.breaker import GOOD
 from exporter.rows import csv_header, csv_line, csv_text, json_line
 
 ENDINGS: Final = (".csv", ".json", ".jsonl", ".ndjson")

@@ -64,6 +64,5 @@ class AccountMetrics:
             self.result_codes[code].value += 1
             if outcome is _AUTH:
                 self.auth_failures[code].value += 1
-            self.authorized.value = 0.0 if outcome is _AUTH else 1.0
         if outcome is _OK or outcome is _NOT_FOUND:
             self.last_success.value = wall

@@ -80,6 +80,11 @@ class CallMetrics:
         """The rows of the sets of labels that were learnt."""
         return self._by_row.keys()
 
+    def labels(self, row: int) -> Mapping[str, str]:
+        """Return a set of labels as it is shown, by its row; nothing where it is not known."""
+        labels = zip(self._names, self._by_row.get(row, ()), strict=False)
+        return {name: value for name, value in labels if value}
+
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield the metrics."""
         yield from (self.finished, self.duration, self.keypresses, self.result_delay, self.price)

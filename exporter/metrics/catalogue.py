@@ -94,8 +94,8 @@ class Catalogue:
         )
         self.authorized = gauge(
             "esms_account_authorized",
-            "1 where the last answer to a poll that could tell accepted the credentials, 0 where "
-            "it refused them; 0 before the first answer.",
+            "1 when the provider has accepted the credentials, 0 when it refuses two calls "
+            "in a row; 0 before that is known.",
             "account",
         )
         self.paused_until = gauge(

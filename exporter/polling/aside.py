@@ -24,6 +24,7 @@ _CUT_OFF: Final = Answer(Outcome.CONNECTION, message="cut off")
 
 async def ask(
     poller: Poller,
+    name: str,
     request: Callable[[], Awaitable[T]],
     answer_of: Callable[[T], Answer],
     within: float,
@@ -33,6 +34,7 @@ async def ask(
 
     Args:
         poller: of the account.
+        name: of the request; one that keeps failing alone says nothing about the account.
         request: sends it.
         answer_of: what the provider said, or the failure, in what `request` returns.
         within: seconds to wait for a turn, at most.
@@ -60,5 +62,5 @@ async def ask(
         done = await request()
         answer = answer_of(done)
     finally:
-        poller.answered(answer, sent_at)
+        poller.answered(name, answer, sent_at)
     return done, loop.time() - sent_at

@@ -6,14 +6,17 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice, takewhile
 from typing import Final, Protocol
 
 import structlog
 
 from exporter.calls import (
+    EXPIRED,
     BackOff,
+    CallState,
     Finished,
     Patience,
     PauseAccount,
@@ -25,11 +28,13 @@ from exporter.calls import (
 )
 from exporter.errors import RequestError
 from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
 from exporter.metrics.accounts import AccountMetrics
-from exporter.polling.pace import GOOD, Limit, RateLimit
-from exporter.polling.schedule import TICK, Schedule
+from exporter.polling.breaker import GOOD, MAX_PAUSE
+from exporter.polling.health import AccountHealth
+from exporter.polling.limiter import Limit, RateLimiter
+from exporter.polling.schedule import FAILING, TICK, Backlog, Schedule
 from exporter.polling.settings import PollingSettings
-from exporter.polling.standing import Standing
 from exporter.polling.timing import Timing
 from exporter.polling.together import Together
 from exporter.polling.way import Way
@@ -38,6 +43,15 @@ _log = structlog.get_logger(__name__)
 
 # uvloop's clock has whole milliseconds; a shorter wait would only turn the loop once more.
 _TIMER_GRAIN: Final = 0.001
+
+# Priorities of calls that are due; those that failed come after all others.
+_HINTED, _FRESH, _OFTEN_POLLED, _NOT_FOUND = range(FAILING)
+
+# Calls with a good answer that are remembered as witnesses.
+_WITNESSES: Final = 16
+
+# A call that was polled so often without news is less likely to have ended than a newer one.
+_OFTEN: Final = 4
 
 
 class Provider(Protocol):
@@ -69,7 +83,7 @@ class Poller:
         settings: PollingSettings,
         metrics: AccountMetrics,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
-        limit: Callable[[float], Limit] = RateLimit,
+        limit: Callable[[float], Limit] = RateLimiter,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.account = account
@@ -79,10 +93,10 @@ class Poller:
         self._metrics = metrics
         self._observe = observe
         self._loop = asyncio.get_running_loop()
-        self._schedule = Schedule()
+        self._schedule = Schedule(self._priority)
         self.timing = Timing(settings)
-        self.standing = Standing(account, settings.rate_limit, limit, metrics)
-        self._pace = self.standing.pace
+        self.health = AccountHealth(account, settings.rate_limit, limit, metrics, self.calls)
+        self._breaker = self.health.breaker
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -92,6 +106,7 @@ class Poller:
         self._second = 0.0
         self._clock = clock or time.time
         self._answers = Together(self._loop, self._learn_all)
+        self._answered: deque[WatchedCall] = deque(maxlen=_WITNESSES)
         self._hastened: set[int] = set()  # to be asked for again, by calls that are being asked for
         self.failed = asyncio.Event()
 
@@ -101,41 +116,49 @@ class Poller:
         """Change the pace; calls that are scheduled keep their time."""
         self._settings = settings
         self.timing.configure(settings)
-        self._pace.set_rate_limit(settings.rate_limit)
+        self._breaker.set_rate_limit(settings.rate_limit)
         self.wake()
 
     def retry(self) -> None:
         """End a pause, because the credentials or the address have changed."""
-        self.standing.retry()
+        self._poll_again(self.health.reset())
         self.wake()
 
-    def watch(self, call: WatchedCall, within: float = math.inf) -> None:
+    def watch(self, call: WatchedCall, label_set: int = 0, within: float = math.inf) -> None:
         """Poll a call from now on; see `Timing.first`.
 
         Args:
             call: the call.
-            within: seconds in which it is to be asked for, at most.
+            label_set: the row of its labels: the turns of an account are shared between them.
+            within: seconds in which it is to be polled, at most.
         """
         if call.id in self.calls:
             return
+        call.label_set = label_set
         self.calls[call.id] = call
+        self.health.added()
         self._metrics.watched[call.state].value += 1
         now = self._loop.time()
         wait = self.timing.first(call, now, self._clock())
+        if self._schedule.ready > self._settings.rate_limit * self._settings.interval:
+            # A first poll at once would find nothing, and be missing where calls have ended.
+            wait = max(wait, self.timing.again(call, self._clock()))
         if wait > within:
-            wait = within * random.random()  # noqa: S311 - no secret hangs on it
+            wait = within * random.random()  # noqa: S311 - no secret depends on it
+        self._schedule.advance(now)
         self._schedule.add(call, now + wait)
 
     def hasten(self, call_id: int) -> None:
-        """Ask for a call now, or once more, if it is asked for already."""
+        """Poll a call next of those with its labels, or once more, if it is being polled."""
         if (call := self.calls.get(call_id)) is None:
             return
-        now = self._loop.time()
-        self.timing.told(call_id)
         if call.tick < 0:
+            self.timing.hinted.add(call_id)
             self._hastened.add(call_id)
-        elif call.tick * TICK > now:
-            # One that is due already keeps its place before those that became due after it.
+        elif call_id not in self.timing.hinted:
+            self.timing.hinted.add(call_id)
+            now = self._loop.time()
+            self._schedule.advance(now)
             self._schedule.add(call, now)
             self.wake()
 
@@ -144,16 +167,18 @@ class Poller:
         if call := self.calls.pop(call_id, None):
             self._schedule.discard(call)
             self._hastened.discard(call_id)
-            self.timing.not_ended(call_id)
-            self.timing.answered(call_id)
+            self.timing.hinted.discard(call_id)
+            self.health.forget(call_id)
             self._metrics.watched[call.state].value -= 1
 
     def clear(self) -> None:
         """Stop polling all calls; answers that are under way mean nothing any more."""
-        self.calls = {}
-        self._schedule = Schedule()
+        self.calls.clear()
+        self._schedule = Schedule(self._priority)
         self._hastened.clear()
-        self.timing.forget()
+        self._answered.clear()
+        self.timing.hinted.clear()
+        self.health.forget_all()
         for watched in self._metrics.watched.values():
             watched.value = 0.0
 
@@ -216,9 +241,9 @@ class Poller:
             return None
         return time.time() + call.tick * TICK - self._loop.time()
 
-    def overdue(self) -> tuple[int, float]:
-        """Return how many calls are due and not asked for yet, and for how many seconds."""
-        return self._schedule.overdue(self._loop.time())
+    def backlog(self) -> Backlog:
+        """Return which calls are due and not polled yet."""
+        return self._schedule.backlog(self._loop.time())
 
     # Requests that are not polls: see `exporter.polling.aside`.
 
@@ -235,17 +260,17 @@ class Poller:
             there may be one, infinite where that is not known.
         """
         now = self._loop.time()
-        wait = math.inf if self._stopping else self._pace.wait(now)
+        wait = math.inf if self._stopping else self._breaker.wait(now)
         if wait <= 0:
-            self._pace.sent(now)
+            self._breaker.sent(now)
             self._way.given()
         else:
             self._way.wanted(now, wait)
         return max(0.0, wait)
 
-    def answered(self, answer: Answer, sent_at: float) -> None:
+    def answered(self, request: str, answer: Answer, sent_at: float) -> None:
         """Account for the answer to such a request, which was sent at a time of the loop."""
-        self.standing.heard(answer, sent_at, self._loop.time(), time.time())
+        self.health.heard(request, answer, sent_at, self._loop.time(), time.time())
         self.wake()
 
     # The loop.
@@ -274,21 +299,35 @@ class Poller:
         if (due := self._schedule.next_due()) is None:
             return None
         # The pace is asked where a call is due alone: it may reserve turns, which others wait for.
-        if (wait := due - now if due > now else self._pace.wait(now)) > 0:
+        if (wait := due - now if due > now else self._breaker.wait(now)) > 0:
             self._wake_at(now + wait)
             return None
-        if now < self._way.until and not self._pace.on_trial:
+        if now < self._way.until and not self._breaker.half_open:
             self._wake_at(self._way.until)
             return None
-        if (found := self._schedule.pop(now)) is None:
+        doubtful = self._breaker.doubtful
+        if doubtful and self._breaker.half_open and (witness := self._witness()):
+            self._schedule.discard(witness)
+            found: tuple[WatchedCall, float] | None = (witness, now)
+        else:
+            found = self._schedule.pop(now, trial=doubtful)
+        if found is None:
             if (due := self._schedule.next_due()) is not None:
                 self._wake_at(due)
             return None
         call, due = found
-        self._pace.sent(now)
+        self._breaker.sent(now)
         self._way.polled()
         self._metrics.lag.observe(now - due if now > due else 0.0)
         return call
+
+    def _witness(self) -> WatchedCall | None:
+        """Return a call that was answered lately, due or not: it shows best how the account is."""
+        for call in random.sample(self._answered, len(self._answered)):
+            still_watched = self.calls.get(call.id) is call
+            if still_watched and call.tick >= 0 and call.id not in self.health.failures:
+                return call
+        return None
 
     def _wake_at(self, when: float) -> None:
         if when == math.inf:
@@ -312,7 +351,7 @@ class Poller:
         except RequestError as error:
             answer = Answer(error.outcome, message=str(error))
         self._answers.add((call, answer, sent_at))
-        if not (self._pace.well and answer.outcome in GOOD):
+        if not (self._breaker.healthy and answer.outcome in GOOD):
             # Whatever is not well is to hold up the very next request.
             self._answers.flush()
 
@@ -337,36 +376,75 @@ class Poller:
         call.last_polled = self._second
         decided = verdict(call, answer, wall, self._settings.patience)
         outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
-        self.standing.answered(answer, outcome, sent_at, now, time.time())
-        self._follow(call, decided, before, now, wall)
+        failed = call.id in self.health.failures
+        self._poll_again(self.health.answered(call, answer, outcome, sent_at, now, time.time()))
+        if self.calls.get(call.id) is call:
+            self._apply(call, decided, before, now, wall, failed=failed)
+        elif call.id not in self.calls:
+            self.health.forget(call.id)  # removed while it was polled
+        self._expire(now, wall)
 
-    def _follow(
-        self, call: WatchedCall, decided: Verdict, before: float, now: float, wall: float
+    def _poll_again(self, rows: Iterable[int]) -> None:
+        """Poll calls now that failed because of their account."""
+        now = self._loop.time()
+        for row in rows:
+            if (call := self.calls.get(row)) and call.tick >= 0:
+                self._schedule.add(call, now)
+
+    def _expire(self, now: float, wall: float) -> None:
+        """Give up old calls of an account whose credentials have been refused for long."""
+        since = self._breaker.open_since
+        if self._breaker.reason is not Outcome.AUTH or since is None or now - since < MAX_PAUSE:
+            return
+        limit = wall - self._settings.patience.give_up_after
+        # The oldest come first.
+        old = takewhile(lambda call: call.first_watched <= limit, self.calls.values())
+        for call in list(old):
+            if call.tick >= 0:
+                self._schedule.discard(call)
+                self._observe(call, EXPIRED, wall)
+
+    def _apply(
+        self,
+        call: WatchedCall,
+        decided: Verdict,
+        before: float,
+        now: float,
+        wall: float,
+        *,
+        failed: bool,
     ) -> None:
-        if self.calls.get(call.id) is not call:
-            return  # let go while it was asked for, and perhaps taken up again as another object
         if isinstance(decided, Finished):
-            self.timing.learn(call, decided, before, wall)
+            self.timing.learn(call, decided, before, wall, failed=failed)
             self._observe(call, decided, wall)
             if decided.bad_duration:
                 _log.warning(
                     "bad call duration", account=self.account, reference_id=call.reference_id
                 )
             return
-        if isinstance(decided, PauseAccount):
-            # Due still, as soon as the account may be asked again.
-            self._schedule.add(call, now)
-            return
         if isinstance(decided, PollAgain):
-            self.timing.answered(call.id)
             # To the second, as `last_polled`: calls share the number, and in the ledger too.
             self._observe(call, decided, call.last_polled)
-        else:
-            self.timing.failed(call.id)
-        wait = self.timing.again(call, wall)
+            self._answered.append(call)
+        wait = self.timing.again(call, wall, self.health.failures.get(call.id, 0))
+        if isinstance(decided, PauseAccount):
+            wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
+            if self.health.all_failed:
+                wait = 0.0  # no other call can show whether the account may be polled
         if call.id in self._hastened:
             self._hastened.discard(call.id)
             wait = 0.0
         else:
-            self.timing.not_ended(call.id)
+            self.timing.hinted.discard(call.id)
         self._schedule.add(call, now + wait)
+
+    def _priority(self, call: WatchedCall) -> int:
+        failures = self.health.failures.get(call.id, 0)
+        hinted = call.id in self.timing.hinted
+        if failures:
+            return FAILING + (0 if hinted else min(failures, 3))
+        if hinted:
+            return _HINTED
+        if call.state is CallState.NOT_FOUND:
+            return _NOT_FOUND
+        return _FRESH if call.polls < _OFTEN else _OFTEN_POLLED

@@ -1,15 +1,26 @@
-"""Which call is due: a timing wheel, whose cost for a call does not grow with their number."""
+"""Which call is polled next: a timing wheel for calls to come, fair queues for those that are due.
+
+The cost for a call does not grow with the number of calls.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, NamedTuple
 
-from exporter.calls import WatchedCall
+from exporter.calls import CallState, WatchedCall
+from exporter.polling.fair_queue import FairQueue
 
 TICK: Final = 0.05
 """Seconds; calls that are due within the same tick are due together."""
+
+FAILING: Final = 4
+"""The priority from which on calls are polled after all others: they failed the last time."""
+
+# Of ten turns, calls that failed get one while others wait.
+_FAILING_EVERY: Final = 10
 
 
 class _Bucket(list[WatchedCall]):
@@ -22,62 +33,134 @@ class _Bucket(list[WatchedCall]):
         self.tick = tick
 
 
-class Schedule:
-    """The calls of one account in the order in which they are due.
+class Backlog(NamedTuple):
+    """The calls that are due and not polled yet.
 
-    A call stands in it at most once: the entry that agrees with its `tick`. Others are left over
-    from a call that was moved or taken out, and are skipped when their time comes.
+    Attributes:
+        calls: how many.
+        lag: for how many seconds the first of them has been due.
+        label_set: the row of its labels; None where no call is due.
     """
 
-    def __init__(self) -> None:
+    calls: int
+    lag: float
+    label_set: int | None
+
+
+class Schedule:
+    """The calls of one account, by the time at which they are due.
+
+    A call has at most one valid entry: in the bucket of its `tick`, or, once that is past, in a
+    fair queue. Other entries are left over from a call that was moved or removed.
+
+    Args:
+        priority: of a call that becomes due: 0 comes first. From `FAILING` on, a call has one turn
+            in ten while others wait.
+    """
+
+    def __init__(self, priority: Callable[[WatchedCall], int]) -> None:
+        self._priority = priority
         self._buckets: dict[int, _Bucket] = {}
         self._ticks: list[int] = []  # a heap of the buckets' keys
-        self._due: deque[WatchedCall] = deque()
-        self._due_tick = -1
+        self._now_tick = -1
+        self._healthy = FairQueue(self._is_ready)
+        self._failing = FairQueue(self._is_ready)
+        self._ready = 0
+        self._turns = 0
 
     def add(self, call: WatchedCall, due: float) -> None:
-        """Put a call in, or move it; `due` in seconds of the monotonic clock."""
+        """Add a call, or move it; `due` in seconds of the monotonic clock."""
         tick = int(due / TICK)
-        if tick == call.tick:
-            return
-        bucket = self._buckets.get(tick)
-        if bucket is None:
-            bucket = self._buckets[tick] = _Bucket(tick)
-            heappush(self._ticks, tick)
-        # Not the `tick` of above: a number of its own would be a tenth of what a call takes.
-        call.tick = bucket.tick
-        bucket.append(call)
+        if tick <= self._now_tick:
+            if not self._is_ready(call):
+                self._ready += 1
+                # Not the `tick` of above: a number of its own would be a tenth of a call's memory.
+                call.tick = self._now_tick if tick == self._now_tick else tick
+            self._push(call)
+        elif tick != call.tick:
+            self.discard(call)
+            bucket = self._buckets.get(tick)
+            if bucket is None:
+                bucket = self._buckets[tick] = _Bucket(tick)
+                heappush(self._ticks, tick)
+            call.tick = bucket.tick
+            bucket.append(call)
 
     def discard(self, call: WatchedCall) -> None:
-        """Take a call out."""
+        """Remove a call."""
+        self._ready -= self._is_ready(call)
         call.tick = -1
 
-    def pop(self, now: float) -> tuple[WatchedCall, float] | None:
-        """Take out the call that has been due for longest, and say since when.
+    def advance(self, now: float) -> None:
+        """Queue the calls that have become due."""
+        tick = int(now / TICK)
+        tick += (tick + 1) * TICK <= now  # the division may be off by one
+        if tick <= self._now_tick:
+            return
+        self._now_tick = tick
+        while self._ticks and self._ticks[0] <= self._now_tick:
+            tick = heappop(self._ticks)
+            # A call that was moved away and back stands in its bucket twice.
+            for call in dict.fromkeys(self._buckets.pop(tick)):
+                if call.tick == tick:
+                    self._ready += 1
+                    self._push(call)
 
-        Returns None where none is due; `next_due` says when one is.
+    def pop(self, now: float, *, trial: bool = False) -> tuple[WatchedCall, float] | None:
+        """Remove the call to poll now, and return it with the time since which it is due.
+
+        Args:
+            now: seconds of the monotonic clock.
+            trial: whether its answer decides about the account: then it is a random call that did
+                not fail, if possible one that was answered before; else one that failed least.
+
+        Returns:
+            None where no call is due; `next_due` returns when one is.
         """
-        while True:
-            while self._due:
-                call = self._due.popleft()
-                if call.tick == self._due_tick:
-                    call.tick = -1
-                    return call, self._due_tick * TICK
-            if not self._ticks or self._ticks[0] * TICK > now:
-                return None
-            self._due_tick = heappop(self._ticks)
-            self._due.extend(self._buckets.pop(self._due_tick))
+        self.advance(now)
+        if not self._ready:
+            return None
+        self._turns += 1
+        first, second = self._healthy, self._failing
+        if trial:
+            call = first.pop_best(_was_never_answered) or second.pop_best(self._priority)
+        else:
+            if not self._turns % _FAILING_EVERY:
+                first, second = second, first
+            call = first.pop() or second.pop()
+        if call is None:
+            raise RuntimeError("a call is due and in no queue")
+        due = call.tick * TICK
+        self.discard(call)
+        return call, due
+
+    @property
+    def ready(self) -> int:
+        """How many calls are due."""
+        return self._ready
 
     def next_due(self) -> float | None:
         """Return when the next call is due, in seconds of the monotonic clock; None for never."""
-        if self._due:
-            return self._due_tick * TICK
+        if self._ready:
+            return -math.inf
         return self._ticks[0] * TICK if self._ticks else None
 
-    def overdue(self, now: float) -> tuple[int, float]:
-        """Return how many calls are due, and for how many seconds the first of them is."""
-        ticks = [tick for tick in self._ticks if tick * TICK <= now]
-        calls = sum(call.tick == tick for tick in ticks for call in self._buckets[tick])
-        calls += sum(call.tick == self._due_tick for call in self._due)
-        first = self.next_due()
-        return calls, max(0.0, now - first) if calls and first is not None else 0.0
+    def backlog(self, now: float) -> Backlog:
+        """Return which calls are due."""
+        self.advance(now)
+        waiting = (self._healthy.longest_waiting(), self._failing.longest_waiting())
+        first = min((call for call in waiting if call), key=lambda call: call.tick, default=None)
+        if first is None:
+            return Backlog(0, 0.0, None)
+        return Backlog(self._ready, max(0.0, now - first.tick * TICK), first.label_set)
+
+    def _is_ready(self, call: WatchedCall) -> bool:
+        return 0 <= call.tick <= self._now_tick
+
+    def _push(self, call: WatchedCall) -> None:
+        priority = self._priority(call)
+        (self._healthy if priority < FAILING else self._failing).push(call, priority)
+
+
+def _was_never_answered(call: WatchedCall) -> int:
+    return call.state is CallState.NEW

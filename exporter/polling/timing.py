@@ -19,15 +19,14 @@ class Timing:
 
     Attributes:
         pace: what it goes by.
+        hinted: calls that are polled because of a hint that they have ended.
     """
 
     def __init__(self, settings: PollingSettings) -> None:
         self._settings = settings
         # One that learns nothing is the growing pace.
         self.pace = AdaptivePace(settings.interval, settings.max_interval)
-        self._told: set[int] = set()  # calls that are asked for because somebody told of them
-        # Polls in a row that brought nothing, of the few calls of which there are any.
-        self._failures: dict[int, int] = {}
+        self.hinted: set[int] = set()
         self._watched_at = -math.inf
 
     def configure(self, settings: PollingSettings) -> None:
@@ -58,33 +57,16 @@ class Timing:
         age = max(0.0, wall - call.first_watched)
         return self.pace.first_wait(age, random.random())  # noqa: S311 - no secret hangs on it
 
-    def again(self, call: WatchedCall, wall: float) -> float:
-        """Return after how many seconds to ask for a call again; `wall` is the Unix time."""
+    def again(self, call: WatchedCall, wall: float, failures: int = 0) -> float:
+        """Return after how many seconds to poll a call again.
+
+        Args:
+            call: the call.
+            wall: Unix time.
+            failures: polls in a row that failed.
+        """
         age = max(0.0, wall - call.first_watched)
-        failures = self._failures.get(call.id, 0) if self._failures else 0
         return self.pace.wait(age, failures, random.random())  # noqa: S311 - as above
-
-    def failed(self, call_id: int) -> None:
-        """Know that a poll of a call brought nothing."""
-        self._failures[call_id] = self._failures.get(call_id, 0) + 1
-
-    def answered(self, call_id: int) -> None:
-        """Know that a poll of a call brought something, or that it is not watched any more."""
-        if self._failures:
-            self._failures.pop(call_id, None)
-
-    def forget(self) -> None:
-        """Know that no call is watched any more."""
-        self._told.clear()
-        self._failures.clear()
-
-    def told(self, call_id: int) -> None:
-        """Know that a call is asked for because somebody told of its end."""
-        self._told.add(call_id)
-
-    def not_ended(self, call_id: int) -> None:
-        """Know that a call goes on, or is not watched any more."""
-        self._told.discard(call_id)
 
     def learn(
         self,
@@ -94,6 +76,7 @@ class Timing:
         at: float,
         *,
         told: bool = False,
+        failed: bool = False,
     ) -> None:
         """Learn from a call that has ended.
 
@@ -103,11 +86,11 @@ class Timing:
             before: when a poll was answered for the last time before that one which found out
                 (Unix time); 0 for never.
             at: when its end was known (Unix time).
-            told: whether somebody told of it; calls that are asked for therefore are known.
+            told: whether a callback said so; calls that are polled because of a hint are known.
+            failed: whether the poll before failed: it did not see whether the call had ended.
         """
-        # A poll that failed did not see whether the call had ended.
-        seen = max(call.state_since, 0.0 if call.id in self._failures else before)
-        told = told or call.id in self._told
+        seen = max(call.state_since, 0.0 if failed else before)
+        told = told or call.id in self.hinted
         age = at - call.first_watched
         # A call that the provider does not know says nothing of how long others live.
         if not self._settings.adaptive or found.status is Status.NOT_FOUND:

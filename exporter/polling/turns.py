@@ -39,7 +39,7 @@ class Lease:
 
 
 class Turns:
-    """The turns of one exporter in asking one account; see `exporter.polling.pace.Limit`.
+    """The turns of one exporter in asking one account; see `exporter.polling.limiter.Limit`.
 
     Args:
         lease: nothing is asked once it has ended.

@@ -39,7 +39,7 @@ async def answer(  # noqa: PLR0911 - the way of a request, with its exits in ord
     name = account.name if account is not None else NOBODY
     reference_id = shown_id(params.get("ReferenceId", ""))
     with sim.traffic.request(name, reference_id):
-        late, fault = sim.faults.draw(name, operation)
+        late, fault = sim.faults.draw(name, operation, reference_id)
         if late is not None:
             await asyncio.sleep(late.seconds)
         if fault is not None and fault.kind not in damage.ALTERING:

@@ -56,6 +56,7 @@ class Fault:
         probability: share of the matching requests that it hits, 0 to 1.
         account: the only account that it hits; None for all.
         operation: the only operation that it hits, such as `GetSendStatus`; None for all.
+        reference_id: the only call that it hits, in upper case; None for all requests.
         count: requests that it still hits; None for no limit.
         seconds: how late (`latency`), or how long the body takes (`trickle`).
         status: HTTP status of `status`, `redirect` and `raw`; 0 for the kind's own default.
@@ -71,6 +72,7 @@ class Fault:
     probability: float = 1.0
     account: str | None = None
     operation: str | None = None
+    reference_id: str | None = None
     count: int | None = None
     seconds: float = 1.0
     status: int = 0
@@ -123,7 +125,9 @@ class Faults:
     def __contains__(self, name: str) -> bool:
         return name in self._faults
 
-    def draw(self, account: str, operation: str) -> tuple[Fault | None, Fault | None]:
+    def draw(
+        self, account: str, operation: str, reference_id: str = ""
+    ) -> tuple[Fault | None, Fault | None]:
         """What hits a request: a latency, if any, and one other fault, the first that was set."""
         if not self._faults:
             return None, None
@@ -131,7 +135,7 @@ class Faults:
         for name, fault in tuple(self._faults.items()):
             late = fault.kind is FaultKind.LATENCY
             if (latency if late else other) is not None or not self._hits(
-                fault, account, operation
+                fault, account, operation, reference_id
             ):
                 continue
             self._spend(name, fault)
@@ -141,10 +145,11 @@ class Faults:
                 other = fault
         return latency, other
 
-    def _hits(self, fault: Fault, account: str, operation: str) -> bool:
+    def _hits(self, fault: Fault, account: str, operation: str, reference_id: str) -> bool:
         return (
             fault.account in (None, account)
             and fault.operation in (None, operation)
+            and fault.reference_id in (None, reference_id)
             and (fault.probability >= 1 or self._rng.random() < fault.probability)
         )
 

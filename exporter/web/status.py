@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from exporter.account import AccountStatus
@@ -41,11 +41,12 @@ class Visitor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AccountView:
-    """An account: how it stands, what has become of its calls, and its balance, if it is known."""
+    """An account: its status, its recent results, its balance, and the labels that lag most."""
 
     status: AccountStatus
     recent: Recent
     balance: Balance | None = None
+    lagging: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def results(self) -> Chart:
@@ -145,7 +146,14 @@ def gather(service: Service, visitor: Visitor, now: float) -> StatusView:
         now,
         service.not_ready(),
         [
-            AccountView(status, recent, service.balances.known.get(status.name))
+            AccountView(
+                status,
+                recent,
+                service.balances.known.get(status.name),
+                service.calls.call_metrics.labels(status.lagging)
+                if status.lagging is not None
+                else {},
+            )
             for status, recent in recents
         ],
         newest(call for _, recent in recents for call in recent.failures),

@@ -286,7 +286,7 @@ async def test_a_call_that_waits_is_placed_with_the_keys_of_then(
     tmp_path: Path, clock: Clock
 ) -> None:
     async with scene(tmp_path) as there:
-        there.service.accounts["main"].poller._pace.paused_until = float("inf")
+        there.service.accounts["main"].poller._breaker.paused_until = float("inf")
         clock.set(NOON + 1)
         await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
         there.provider.put_account(replace(ACCOUNT, api_key="key-new"))
@@ -302,7 +302,7 @@ async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(
 ) -> None:
     async with scene(tmp_path) as there:
         there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
-        pace = there.service.accounts["main"].poller._pace
+        pace = there.service.accounts["main"].poller._breaker
         clock.set(NOON + 1)
         await there.until(lambda: pace._trial_under_way)  # it is sent
         config = tmp_path / "config.yaml"
@@ -320,7 +320,7 @@ async def test_a_call_that_waits_is_placed_as_it_is_configured_then(
     tmp_path: Path, clock: Clock
 ) -> None:
     async with scene(tmp_path) as there:
-        pace = there.service.accounts["main"].poller._pace
+        pace = there.service.accounts["main"].poller._breaker
         pace.paused_until = float("inf")
         clock.set(NOON + 1)
         await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))

@@ -161,8 +161,18 @@ class Driven:
 
     def in_schedule(self, poller: Poller) -> set[int]:
         """Return the rows of the calls that a poller will come to, known to it or not."""
-        buckets = poller._schedule._buckets.items()
-        return {call.id for tick, calls in buckets for call in calls if call.tick == tick}
+        schedule = poller._schedule
+        rows = {
+            call.id
+            for tick, calls in schedule._buckets.items()
+            for call in calls
+            if call.tick == tick
+        }
+        for queue in (schedule._healthy, schedule._failing):
+            for labels in queue._label_sets.values():
+                for calls in labels.levels.values():
+                    rows |= {call.id for call in calls if schedule._is_ready(call)}
+        return rows
 
     def ask(self, poller: Poller, call: WatchedCall) -> Asked:
         """Begin a poll, as the poller does when a call is due."""

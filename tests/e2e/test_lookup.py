@@ -16,7 +16,7 @@ import pytest_asyncio
 from click.testing import CliRunner
 
 from exporter.cli import commands
-from exporter.lookup.asking import PAUSES, TRIES
+from exporter.lookup.asking import TRIES
 from exporter.lookup.line import COLUMNS
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from tests import subprocesses
@@ -182,7 +182,7 @@ def test_wrong_usage(
 @pytest.mark.parametrize(
     ("state", "code"), [(AccountState.REVOKED, "101"), (AccountState.IP_BLOCKED, "140")]
 )
-async def test_refused_credentials_cost_one_request(
+async def test_refused_credentials_cost_two_requests(
     tmp_path: Path, simulator: Simulator, state: AccountState, code: str
 ) -> None:
     configure(tmp_path, simulator.url, "main", "b")
@@ -196,7 +196,7 @@ async def test_refused_credentials_cost_one_request(
         (row["account"], row["outcome"], row["code"]) for row in in_csv(found.output)
     )
     assert outcomes == {("main", "auth", code): 100, ("b", "not_found", "105"): 1}
-    assert simulator.traffic.total("main") == 1
+    assert simulator.traffic.total("main") == 2
 
 
 async def test_throttling_is_obeyed_but_not_for_ever(tmp_path: Path, simulator: Simulator) -> None:
@@ -204,13 +204,13 @@ async def test_throttling_is_obeyed_but_not_for_ever(tmp_path: Path, simulator: 
     ids = place(simulator, 20)
     rows = [*(f"{name},main" for name in ids), "x,b", "y,b"]
     (tmp_path / "ids.csv").write_text("\n".join(["reference_id,account", *rows]))
-    once = Fault(FaultKind.STATUS, account="main", status=429, retry_after="6", count=1)
-    simulator.faults.set("once", once)
+    twice = Fault(FaultKind.STATUS, account="main", status=429, retry_after="6", count=2)
+    simulator.faults.set("twice", twice)
     simulator.faults.set("ever", Fault(FaultKind.STATUS, account="b", status=503, retry_after="1"))
     asked: list[float] = []
     loop = asyncio.get_running_loop()
     process = await start(tmp_path, "lookup", "--from-file=ids.csv", CONFIG, "--output=csv")
-    for total in (1, 2):
+    for total in (2, 3):
         await until(lambda total=total: simulator.traffic.total("main") >= total)  # type: ignore[misc]
         asked.append(loop.time())
     assert asked[1] - asked[0] > 5.9
@@ -221,8 +221,32 @@ async def test_throttling_is_obeyed_but_not_for_ever(tmp_path: Path, simulator: 
     assert told[-1] == "20 of 22 calls answered; not: 2 throttled"
     outcomes = Counter((row["account"], row["outcome"]) for row in in_csv(found.output))
     assert outcomes == {("main", "ok"): 20, ("b", "throttled"): 2}
-    # One request after each pause, and the first.
-    assert (simulator.traffic.total("main"), simulator.traffic.total("b")) == (21, PAUSES)
+    assert (simulator.traffic.total("main"), simulator.traffic.total("b")) == (22, 2 * TRIES)
+
+
+BAD_IDS = {
+    "http_error": Fault(FaultKind.STATUS, status=500),
+    "bad_response": Fault(FaultKind.HTML),
+    "throttled": Fault(FaultKind.STATUS, status=503, retry_after="900"),
+}
+
+
+@pytest.mark.parametrize("outcome", BAD_IDS)
+async def test_bad_ids_do_not_hold_up_good_ones(
+    tmp_path: Path, simulator: Simulator, outcome: str
+) -> None:
+    configure(tmp_path, simulator.url, "main")
+    good = place(simulator, 40)
+    bad = [f"BAD-{number}" for number in range(1 if outcome == "throttled" else 10)]
+    for name in bad:
+        simulator.add_call("main", name, Plan())
+        simulator.faults.set(name, replace(BAD_IDS[outcome], reference_id=name))
+    (tmp_path / "ids.txt").write_text("\n".join([*bad, *good]))
+    found = await run(
+        tmp_path, "lookup", "--account=main", "--from-file=ids.txt", CONFIG, "--output=csv"
+    )
+    outcomes = Counter(row["outcome"] for row in in_csv(found.output))
+    assert outcomes == {"ok": len(good), outcome: len(bad)}
 
 
 FAULTS = {

@@ -18,6 +18,7 @@ from tests.e2e.processes import total
 from tests.faults.scene import Scene
 from tests.faults.switches import Switch, answers, down, in_seconds, revoked, says, shows, throttled
 from tests.faults.together import Outcomes, judge, run_together
+from tests.waiting import until
 
 LASTS = 4.0  # seconds
 CALM = "calm"
@@ -127,16 +128,21 @@ async def withstand(scene: Scene, name: str, case: Case, served: asyncio.Event) 
         await scene.until_requests(name, case.outcome, before)
         await served.wait()
         assert await scene.ask("/-/ready") == (200, "esms-exporter is ready.\n")
+        if case.ended_by_user:
+            await until(lambda: paused_until(scene, name) > 0)  # a second call confirms it
     scene.place(name, "after")
     if case.ended_by_user:
         await end_pause(scene, name)
     await scene.until_counted(name)
 
 
+def paused_until(scene: Scene, name: str) -> float:
+    return total(scene.newest(name), "esms_account_paused_until_timestamp_seconds")
+
+
 async def end_pause(scene: Scene, name: str) -> None:
     """See that a pause ends by itself, if only in a quarter of an hour; and end it now."""
-    until = total(scene.newest(name), "esms_account_paused_until_timestamp_seconds")
-    assert 0 < until - time.time() <= 900
+    assert 0 < paused_until(scene, name) - time.time() <= 900
     config = scene.config.read_text()
     mine = f"name: {name}, "
     scene.config.write_text(config.replace(mine, f"{mine} max_concurrency: 9, "))

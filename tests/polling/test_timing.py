@@ -79,21 +79,15 @@ def test_what_a_poll_can_have_seen(
     for row in range(400):
         watched = call(row, age=60)
         watched.state_since = since
-        for _ in range(failures):
-            timing.failed(row)
-        if row in told:
-            timing.told(row)
-        timing.learn(watched, BUSY, WALL - 30, WALL)
-        timing.not_ended(row)
+        timing.hinted = told
+        timing.learn(watched, BUSY, WALL - 30, WALL, failed=failures > 0)
     assert timing.pace.lives.ended([20.0])[0] == pytest.approx(ended_by_20, abs=0.1)
 
 
 def test_what_was_told_of_is_known() -> None:
     timing = Timing(ADAPTIVE)
-    timing.told(1)
+    timing.hinted.add(1)
     timing.learn(call(1, age=60), BUSY, 0.0, WALL)
-    timing.told(2)
-    timing.not_ended(2)
     timing.learn(call(2, age=60), BUSY, WALL - 3, WALL)
     timing.learn(call(3, age=60), BUSY, 0.0, WALL, told=True)
     assert timing.pace.lives.calls == 3

@@ -132,8 +132,12 @@ def test_a_balance_that_is_known(template: Template, language: str, shown: str) 
 
 
 def test_an_account_that_is_behind(template: Template) -> None:
-    text = draw(template, with_account(overdue=1200, lag=75.0)).text
-    assert "Behind: 1,200 due, the first for 1 min 15 s." in text
+    page = with_account(overdue=1200, lag=75.0)
+    behind = "Behind: 1,200 calls are due; one has waited for 1 min 15 s."
+    assert behind in draw(template, page).text
+    (view,) = page.accounts
+    page = replace(page, accounts=[replace(view, lagging={"campaign": "<spring>"})])
+    assert f"{behind} campaign=<spring>" in draw(template, page).text
     assert "Behind" not in draw(template, with_account(overdue=3, lag=0.2)).text
 
 

@@ -1,0 +1,139 @@
+"""An account and its provider in virtual time, some of whose calls are never answered properly."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import virtual_time
+from exporter.calls import (
+    CallState,
+    Finished,
+    Patience,
+    PollAgain,
+    ReferenceId,
+    WatchedCall,
+)
+from exporter.errors import RequestError
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from exporter.metrics.accounts import AccountMetrics
+from exporter.metrics.catalogue import Catalogue
+from exporter.polling.poller import Poller
+from exporter.polling.settings import PollingSettings
+
+QUEUED = Answer(Outcome.OK, "100", send_status=2)
+BUSY = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
+NOT_FOUND = Answer(Outcome.NOT_FOUND, "105")
+SETTINGS = PollingSettings(15.0, 300.0, Patience(600.0, 259_200.0), 20.0, 32)
+LATENCY = 0.05
+
+Reply = Answer | RequestError
+
+
+@dataclass(slots=True)
+class Scene:
+    """An account, its poller and its provider; to be made inside `run`.
+
+    Attributes:
+        settings: how the account is polled.
+        replies: what the provider answers for some ids, always.
+        for_all: what it answers for every id now, if anything.
+        allowed: requests per second, beyond which it throttles.
+        lives: for how many seconds each call is queued.
+        asked: when each id was asked for.
+        finished: when each call finished, and how.
+    """
+
+    settings: PollingSettings = SETTINGS
+    replies: dict[str, Reply] = field(default_factory=dict)
+    for_all: Reply | None = None
+    allowed: float = float("inf")
+    lives: dict[str, float] = field(default_factory=dict)
+    placed: dict[str, float] = field(default_factory=dict)
+    asked: dict[str, list[float]] = field(default_factory=dict)
+    finished: dict[str, tuple[float, Finished]] = field(default_factory=dict)
+    metrics: AccountMetrics = field(init=False)
+    poller: Poller = field(init=False)
+    _second: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        self.metrics = AccountMetrics(Catalogue(), "main")
+        self.poller = Poller("main", self, self.settings, self.metrics, self._observe)
+
+    async def send_status(self, reference_id: ReferenceId) -> Answer:
+        """Answer as the provider."""
+        now = asyncio.get_running_loop().time()
+        self.asked.setdefault(reference_id, []).append(now)
+        second, requests = self._second
+        self._second = int(now), requests + 1 if int(now) == second else 1
+        await asyncio.sleep(LATENCY)
+        reply: Reply
+        if self.for_all:
+            reply = self.for_all
+        elif self._second[1] > self.allowed:
+            reply = Answer(Outcome.THROTTLED, "160")
+        elif reference_id in self.replies:
+            reply = self.replies[reference_id]
+        else:
+            ended = now >= self.placed[reference_id] + self.lives.get(reference_id, 0.0)
+            reply = BUSY if ended else QUEUED
+        if isinstance(reply, RequestError):
+            raise reply
+        return reply
+
+    def watch(
+        self, *names: str, label_set: int = 0, state: CallState = CallState.NEW, age: float = 0.0
+    ) -> None:
+        """Have calls watched from now on."""
+        now = asyncio.get_running_loop().time()
+        for name in names:
+            self.placed[name] = now
+            watched = virtual_time.EPOCH + now - age
+            call = WatchedCall(len(self.placed), ReferenceId(name), watched, state, watched)
+            self.poller.watch(call, label_set)
+        self.poller.wake()
+
+    async def until(self, condition: Callable[[], bool]) -> float:
+        """Wait for a condition; returns when it held."""
+        while not condition():  # noqa: ASYNC110 - conditions of any kind
+            await asyncio.sleep(1.0)  # of virtual time
+        return asyncio.get_running_loop().time()
+
+    async def until_finished(self, *names: str) -> float:
+        """Wait until calls have finished; returns when the last of them did."""
+        await self.until(lambda: all(name in self.finished for name in names))
+        return max(self.finished[name][0] for name in names)
+
+    def requests(self, begin: float = 0.0, end: float = float("inf"), prefix: str = "") -> int:
+        """Return how many requests were sent for calls with a prefix, from and until a time."""
+        return sum(
+            begin <= at < end
+            for name, times in self.asked.items()
+            if name.startswith(prefix)
+            for at in times
+        )
+
+    def delays(self, prefix: str, placed_from: float = 0.0) -> list[float]:
+        """Return how many seconds after their end the results of calls were known, sorted."""
+        return sorted(
+            at - self.placed[name] - self.lives[name]
+            for name, (at, _) in self.finished.items()
+            if name.startswith(prefix) and self.placed[name] >= placed_from
+        )
+
+    def _observe(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
+        if isinstance(found, Finished) or found.state is not call.state:  # as the ledger does
+            self.poller.settle(call, found, at)
+        if isinstance(found, Finished):
+            assert call.reference_id not in self.finished
+            self.finished[call.reference_id] = asyncio.get_running_loop().time(), found
+
+
+def run(play: Callable[[], Coroutine[Any, Any, Any]], seed: int = 1) -> Any:  # Any: whatever it is
+    """Run a coroutine function in virtual time."""
+    random.seed(seed)  # the poller's choices
+    return virtual_time.run(play())

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from exporter.esms.codes import Outcome
+from exporter.polling.breaker import (
+    MAX_PAUSE,
+    OUTAGE,
+    RECHECK,
+    Change,
+    CircuitBreaker,
+    Witness,
+)
+
+BAD = [Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.TLS, Outcome.HTTP_ERROR, Outcome.BAD_RESPONSE,
+       Outcome.API_ERROR]  # fmt: skip
+REFUSED = [Outcome.AUTH, Outcome.THROTTLED]
+
+
+def make(rate: float = 100.0, jitter: Callable[[], float] = lambda: 1.0) -> CircuitBreaker:
+    return CircuitBreaker(rate, jitter)
+
+
+def ask(
+    breaker: CircuitBreaker,
+    now: float,
+    outcome: Outcome,
+    retry_after: float | None = None,
+    witness: Witness = Witness.RELIABLE,
+) -> Change | None:
+    """Send a request that is answered at once."""
+    assert breaker.wait(now) <= 0
+    breaker.sent(now)
+    return breaker.answered(outcome, retry_after, now, now, witness)
+
+
+def closed() -> CircuitBreaker:
+    breaker = make()
+    ask(breaker, 0.0, Outcome.OK)
+    return breaker
+
+
+def pauses(
+    breaker: CircuitBreaker, outcome: Outcome, count: int, witness: Witness = Witness.RELIABLE
+) -> list[float]:
+    """Fail each time that the account may be polled; returns the lengths of the pauses."""
+    now = max(1.0, breaker.paused_until)
+    lengths: list[float] = []
+    while len(lengths) < count:
+        if ask(breaker, now, outcome, witness=witness):
+            lengths.append(breaker.paused_until - now)
+        now = max(now + 0.1, breaker.paused_until)
+    return lengths
+
+
+def test_one_request_tries_an_account() -> None:
+    breaker = make()
+    assert breaker.half_open
+    assert breaker.wait(0.0) <= 0
+    breaker.sent(0.0)
+    assert breaker.wait(100.0) == math.inf
+    assert breaker.answered(Outcome.NOT_FOUND, None, 0.0, 0.5) is None
+    assert not breaker.half_open
+    assert breaker.wait(0.5) <= 0
+
+
+def test_a_trial_that_fails_is_followed_by_another() -> None:
+    breaker = make()
+    assert ask(breaker, 0.0, Outcome.TIMEOUT) is None
+    assert breaker.half_open
+    assert breaker.wait(1.0) <= 0
+
+
+@pytest.mark.parametrize("outcome", REFUSED)
+def test_one_refusal_stops_an_account_until_another_call_is_tried(outcome: Outcome) -> None:
+    breaker = closed()
+    assert ask(breaker, 1.0, outcome, 900.0) is None
+    assert breaker.reason is None
+    assert breaker.half_open
+    assert breaker.wait(1.0) == RECHECK
+    assert ask(breaker, 1.0 + RECHECK, Outcome.OK) is None
+    assert not breaker.half_open
+    assert breaker.wait(1.1 + RECHECK) <= 0
+
+
+@pytest.mark.parametrize("outcome", REFUSED)
+def test_a_refusal_that_a_different_kind_of_failure_follows_is_not_confirmed(
+    outcome: Outcome,
+) -> None:
+    breaker = closed()
+    ask(breaker, 1.0, outcome)
+    assert ask(breaker, 5.0, Outcome.TIMEOUT) is None
+    assert breaker.half_open
+    assert ask(breaker, 6.0, outcome) is Change.OPENED
+
+
+def test_refused_credentials_pause_longer_and_longer() -> None:
+    breaker = closed()
+    assert pauses(breaker, Outcome.AUTH, 7) == [30, 60, 120, 240, 480, 900, 900]
+    assert breaker.reason is Outcome.AUTH
+
+
+def test_pauses_do_not_grow_while_only_calls_fail_that_were_never_answered() -> None:
+    breaker = make()
+    assert pauses(breaker, Outcome.AUTH, 60, Witness.NEW) == [30] * 60
+    assert pauses(breaker, Outcome.AUTH, 6, Witness.NEW) == [30, 60, 120, 240, 480, 900]
+
+
+@pytest.mark.parametrize("outcome", BAD)
+def test_different_calls_that_fail_in_a_row_open_it(outcome: Outcome) -> None:
+    breaker = closed()
+    for number in range(OUTAGE - 1):
+        assert ask(breaker, 1.0 + number, outcome) is None
+    assert breaker.half_open  # the last one is asked for alone
+    assert ask(breaker, 8.0, outcome) is Change.OPENED
+    assert breaker.paused_until == 13.0
+    # After a pause one failure is enough.
+    assert pauses(breaker, outcome, 6) == [10, 20, 40, 80, 120, 120]
+    now = breaker.paused_until
+    assert ask(breaker, now, Outcome.OK) is Change.CLOSED
+    assert breaker.reason is None
+    assert breaker.wait(now + 1) <= 0
+
+
+@pytest.mark.parametrize("outcome", BAD + REFUSED)
+def test_a_sick_call_says_nothing_about_the_account(outcome: Outcome) -> None:
+    breaker = closed()
+    for number in range(100):
+        assert ask(breaker, 1.0 + number, outcome, witness=Witness.SICK) is None
+        assert not breaker.half_open
+
+
+@pytest.mark.parametrize("outcome", BAD + REFUSED)
+def test_good_answers_in_between_keep_it_closed(outcome: Outcome) -> None:
+    breaker, now = closed(), 1.0
+    for _ in range(100):
+        assert ask(breaker, now, outcome, witness=Witness.NEW) is None
+        now += RECHECK
+        assert ask(breaker, now, Outcome.OK) is None
+        now += 1
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, *REFUSED])
+def test_an_account_whose_calls_often_fail_needs_longer_runs(outcome: Outcome) -> None:
+    breaker, now = closed(), 0.0
+
+    def run(length: int) -> Change | None:
+        nonlocal now
+        change = None
+        for _ in range(length):
+            now = max(now + 1, breaker.paused_until)
+            change = ask(breaker, now, outcome, witness=Witness.NEW)
+        return change
+
+    assert run(OUTAGE) is Change.OPENED
+    ask(breaker, breaker.paused_until, Outcome.OK)
+    now = 1000.0
+    assert run(2 * OUTAGE) is None
+    # It is forgotten with further good answers.
+    for _ in range(60):
+        now += 1
+        ask(breaker, max(now, breaker.paused_until), Outcome.OK)
+    now = 2000.0
+    assert run(OUTAGE) is Change.OPENED
+
+
+def test_a_long_outage_is_no_reason_to_wait_longer_the_next_time() -> None:
+    breaker = closed()
+    pauses(breaker, Outcome.CONNECTION, 500)
+    now = breaker.paused_until
+    ask(breaker, now, Outcome.OK)
+    failures = 1
+    while ask(breaker, now := now + 1, Outcome.CONNECTION) is None:
+        failures += 1
+    assert failures <= 65
+
+
+def test_jitter_keeps_accounts_apart_but_within_the_bound() -> None:
+    breaker = make(jitter=lambda: 1.1)
+    assert pauses(breaker, Outcome.AUTH, 7) == pytest.approx([33, 66, 132, 264, 528, 900, 900])
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause"),
+    [(None, 5.0), (0.0, 5.0), (17.0, 17.0), (86_400.0, MAX_PAUSE), (math.inf, MAX_PAUSE)],
+)
+def test_a_confirmed_retry_after_is_kept(retry_after: float | None, pause: float) -> None:
+    breaker = closed()
+    ask(breaker, 10.0, Outcome.THROTTLED, retry_after)
+    assert breaker.paused_until == 13.0
+    assert ask(breaker, 13.0, Outcome.THROTTLED) is Change.OPENED
+    assert breaker.paused_until == 13.0 + pause
+    assert breaker.reason is Outcome.THROTTLED
+
+
+def sustained(breaker: CircuitBreaker, now: float, seconds: float = 1.0) -> float:
+    count, end = 0, now + seconds
+    while now < end:
+        breaker.sent(now)
+        count += 1
+        now += max(0.0, breaker.wait(now))
+    return count / seconds
+
+
+def throttle(breaker: CircuitBreaker, now: float) -> None:
+    ask(breaker, now, Outcome.THROTTLED)
+    assert ask(breaker, now + RECHECK, Outcome.THROTTLED) is Change.OPENED
+
+
+def test_a_throttled_account_is_polled_more_slowly_for_a_while() -> None:
+    breaker = closed()
+    throttle(breaker, 10.0)
+    ask(breaker, 18.0, Outcome.OK)
+    assert sustained(breaker, 19.0) == pytest.approx(50, rel=0.05)
+    for at in range(40, 320, 10):
+        ask(breaker, at, Outcome.OK)
+    assert sustained(breaker, 321.0) == pytest.approx(100, rel=0.05)
+    throttle(breaker, 330.0)
+    pauses(breaker, Outcome.THROTTLED, 20)
+    now = breaker.paused_until
+    ask(breaker, now, Outcome.OK)
+    # Down to a twentieth, and two minutes of growing back in the pause.
+    assert sustained(breaker, now + 1, 10) == pytest.approx(25, rel=0.1)
+
+
+def test_a_throttled_call_that_is_answered_later_shows_that_the_account_was_throttled() -> None:
+    breaker = closed()
+    for _ in range(10):  # those of one burst lower the rate once
+        breaker.throttled_at(10.0, 20.0)
+    assert sustained(breaker, 21.0) == pytest.approx(50, rel=0.05)
+    breaker.throttled_at(21.0, 30.0)
+    assert sustained(breaker, 31.0) == pytest.approx(25, rel=0.05)
+
+
+def test_a_new_rate_counts_at_once_and_keeps_the_share() -> None:
+    breaker = closed()
+    breaker.set_rate_limit(10.0)
+    assert sustained(breaker, 5.0, 10) == pytest.approx(10, rel=0.1)
+    throttle(breaker, 100.0)
+    breaker.set_rate_limit(100.0)
+    ask(breaker, 108.0, Outcome.OK)
+    assert sustained(breaker, 109.0) == pytest.approx(50, rel=0.05)
+
+
+def test_answers_to_what_was_sent_before_a_pause_do_not_change_it() -> None:
+    breaker = closed()
+    for _ in range(3):
+        breaker.sent(1.0)
+    assert breaker.answered(Outcome.AUTH, None, 1.0, 2.0) is None
+    assert breaker.answered(Outcome.AUTH, None, 1.0, 2.1) is None
+    assert breaker.answered(Outcome.OK, None, 1.0, 2.2) is None
+    assert breaker.wait(2.2) == pytest.approx(2.8)
+    assert ask(breaker, 5.0, Outcome.AUTH) is Change.OPENED
+    assert breaker.answered(Outcome.OK, None, 1.0, 5.1) is None
+    assert breaker.reason is Outcome.AUTH
+    assert breaker.paused_until == 35.0
+
+
+def test_new_credentials_end_a_pause() -> None:
+    breaker = closed()
+    pauses(breaker, Outcome.AUTH, 1)
+    now = breaker.paused_until - 29.0
+    breaker.reset(now)
+    assert breaker.reason is None
+    assert breaker.half_open
+    breaker.sent(now)
+    # What was asked with the old ones says nothing of the new.
+    assert breaker.answered(Outcome.AUTH, None, now - 0.5, now + 0.2) is None
+    assert breaker.wait(now + 0.3) == math.inf
+    assert breaker.answered(Outcome.AUTH, None, now, now + 0.5) is None
+    assert breaker.wait(now + 0.5) == RECHECK
+
+
+def test_a_pause_can_be_ended() -> None:
+    breaker = closed()
+    pauses(breaker, Outcome.AUTH, 3)
+    now = breaker.paused_until - 100.0
+    breaker.end_pause()
+    assert breaker.half_open
+    assert ask(breaker, now, Outcome.AUTH) is Change.OPENED
+    assert breaker.paused_until == now + 240
+
+
+def test_an_account_is_healthy_where_a_good_answer_changes_nothing() -> None:
+    breaker = make()
+    assert not breaker.healthy
+    ask(breaker, 0.0, Outcome.OK)
+    assert breaker.healthy
+    ask(breaker, 1.0, Outcome.TIMEOUT)
+    assert not breaker.healthy
+    ask(breaker, 2.0, Outcome.NOT_FOUND)
+    assert not breaker.healthy  # the run of failures is remembered
+    ask(breaker, 3.0, Outcome.OK)
+    assert breaker.healthy
+    throttle(breaker, 4.0)
+    ask(breaker, breaker.paused_until, Outcome.OK)
+    assert not breaker.healthy  # its share has not grown back yet
+    for at in range(1_000, 1_100):
+        ask(breaker, at, Outcome.OK)
+    assert breaker.healthy
+    breaker.reset(1_101.0)
+    assert not breaker.healthy

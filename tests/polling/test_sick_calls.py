@@ -1,0 +1,327 @@
+"""Calls that the provider never answers properly, beside healthy ones, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from exporter.calls import CallState, Patience, Status
+from exporter.errors import ConnectionFailedError, RequestTimeoutError, TLSError
+from exporter.esms.answers import Answer
+from exporter.esms.codes import CODES, Outcome
+from exporter.polling.breaker import MAX_PAUSE
+from tests.polling.scene import BUSY, QUEUED, SETTINGS, Reply, Scene, run
+
+ADAPTIVE = replace(SETTINGS, adaptive=True)
+HEALTHY = 60
+
+AUTH = Answer(Outcome.AUTH, "101")
+DOWN = ConnectionFailedError("no connection")
+SICK: dict[str, Reply] = {
+    "timeout": RequestTimeoutError("timed out"),
+    "connection": DOWN,
+    "tls": TLSError("bad certificate"),
+    "http_500": Answer(Outcome.HTTP_ERROR),
+    "garbage": Answer(Outcome.BAD_RESPONSE),
+    "another_id": BUSY._replace(reference_id="another"),
+    "unknown_code": Answer(Outcome.API_ERROR, "other"),
+    "http_429": Answer(Outcome.THROTTLED),
+    "http_503_retry_after": Answer(Outcome.THROTTLED, retry_after=900.0),
+    **{
+        f"code_{code}": Answer(outcome, code)
+        for code, outcome in CODES.items()
+        if outcome not in (Outcome.OK, Outcome.NOT_FOUND)
+    },
+}
+SHARES = {"one": 1, "5 %": 3, "50 %": HEALTHY, "90 %": 9 * HEALTHY}
+
+
+def _play(kind: str | None, sick: int, *, adaptive: bool) -> float:
+    """Return after how many seconds all healthy calls were counted."""
+
+    async def play() -> float:
+        chance = random.Random(3)
+        scene = Scene(ADAPTIVE if adaptive else SETTINGS)
+        healthy = [f"healthy-{number}" for number in range(HEALTHY)]
+        scene.lives = {name: chance.uniform(10, 600) for name in healthy}
+        if kind:
+            names = [f"sick-{number}" for number in range(sick)]
+            scene.replies = dict.fromkeys(names, SICK[kind])
+            scene.watch(*names)
+        # Where the provider answers with `Retry-After`, the account is one that it has answered:
+        # else two new calls that agree are all that can be known.
+        known = kind is not None and "retry_after" in kind
+        scene.watch(*healthy, state=CallState.QUEUED if known else CallState.NEW)
+        counted = await scene.until_finished(*healthy)
+        assert {found.status for _, found in scene.finished.values()} == {Status.BUSY}
+        await scene.poller.stop(1)
+        return counted
+
+    return float(run(play))
+
+
+@cache
+def _alone(*, adaptive: bool) -> float:
+    return _play(None, 0, adaptive=adaptive)
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["growing", "adaptive"])
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("kind", SICK)
+def test_healthy_calls_are_counted_nearly_as_fast(kind: str, share: str, *, adaptive: bool) -> None:
+    within = 3 if share == "90 %" else 1.5
+    took = _play(kind, SHARES[share], adaptive=adaptive)
+    assert took <= within * _alone(adaptive=adaptive)
+
+
+@pytest.mark.parametrize("kind", SICK)
+def test_sick_calls_back_off_and_expire(kind: str) -> None:
+    async def play() -> Any:
+        scene = Scene(replace(SETTINGS, patience=Patience(600.0, 7_200.0)))
+        scene.replies["sick"] = SICK[kind]
+        scene.lives = {f"healthy-{number}": 9_000.0 for number in range(5)}
+        scene.watch("sick", *scene.lives)
+        await scene.until_finished("sick")
+        await scene.poller.stop(1)
+        return scene.finished["sick"], scene.asked["sick"]
+
+    (at, found), asked = run(play)
+    assert found.status is Status.EXPIRED
+    assert 7_200 <= at <= 7_200 + 300 * 1.1
+    waits = [after - before for before, after in pairwise(asked)]
+    assert all(wait >= 270 for wait in waits[6:])
+    assert len(asked) <= 40
+
+
+@pytest.mark.parametrize("kind", SICK)
+def test_sick_calls_take_a_tenth_of_the_rate_while_others_wait(kind: str) -> None:
+    """Each call is due all the time: 100 of either kind, where 20 a second can be polled."""
+
+    async def play() -> Any:
+        scene = Scene(replace(SETTINGS, interval=1.0, max_interval=1.0))
+        names = [f"sick-{number}" for number in range(100)]
+        scene.replies = dict.fromkeys(names, SICK[kind])
+        scene.lives = {f"healthy-{number}": 1e9 for number in range(100)}
+        scene.watch(*scene.lives)
+        await asyncio.sleep(60)
+        scene.watch(*names)
+        await asyncio.sleep(240)
+        await scene.poller.stop(1)
+        return scene.requests(180, 300, "sick"), scene.requests(180, 300)
+
+    sick, all_of_them = run(play)
+    assert all_of_them >= 0.9 * 120 * 20
+    assert sick <= 0.11 * all_of_them
+    if "retry_after" not in kind:
+        assert sick >= 0.08 * all_of_them
+
+
+@pytest.mark.parametrize("known", [CallState.QUEUED, CallState.NEW])
+def test_refused_keys_cost_two_requests_and_then_one_for_each_pause(known: CallState) -> None:
+    async def play() -> Any:
+        scene = Scene()
+        scene.for_all = AUTH
+        names = [f"call-{number}" for number in range(200)]
+        scene.watch(*names, state=known)
+        await asyncio.sleep(20)
+        first = scene.requests()
+        assert scene.poller.health.paused is Outcome.AUTH
+        await asyncio.sleep(4 * 3600 - 20)
+        later = scene.requests()
+        scene.for_all = None
+        await scene.until_finished(*names)
+        await scene.poller.stop(1)
+        return first, later, scene
+
+    first, later, scene = run(play)
+    assert first == 2
+    assert later <= (25 if known is CallState.QUEUED else 85)
+    counted = max(at for at, _ in scene.finished.values())
+    assert counted <= 4 * 3600 + MAX_PAUSE * 1.1 + 60
+    assert scene.metrics.authorized.value == 1
+
+
+@pytest.mark.parametrize("reply", [DOWN, Answer(Outcome.HTTP_ERROR), Answer(Outcome.THROTTLED)])
+def test_an_outage_costs_one_request_for_each_pause(reply: Reply) -> None:
+    async def play() -> Any:
+        scene = Scene()
+        scene.lives = {f"call-{number}": 1_800.0 for number in range(200)}
+        scene.watch(*scene.lives)
+        await asyncio.sleep(120)
+        scene.for_all = reply
+        await asyncio.sleep(3_600)
+        sent = scene.requests(180, 3_720)
+        scene.for_all = None
+        counted = await scene.until_finished(*scene.lives)
+        await scene.poller.stop(1)
+        return sent, counted
+
+    sent, counted = run(play)
+    assert sent <= 3_600 / (120 * 0.9) + 8
+    assert counted <= 3_720 + 120 * 1.1 + 60
+
+
+def test_throttling_slows_the_account_until_nothing_is_refused() -> None:
+    """The provider takes 8 requests a second, and 20 are configured."""
+
+    async def play() -> Any:
+        scene = Scene(replace(SETTINGS, interval=1.0, max_interval=5.0))
+        scene.allowed = 8
+        scene.lives = {f"call-{number}": 1e9 for number in range(200)}
+        scene.watch(*scene.lives)
+        await asyncio.sleep(600)
+        await scene.poller.stop(1)
+        outcomes = scene.metrics.requests
+        return outcomes[Outcome.OK].value, outcomes[Outcome.THROTTLED].value
+
+    good, throttled = run(play)
+    assert throttled <= 0.1 * good
+    assert good >= 600 * 2
+
+
+def test_a_retry_after_that_a_second_call_confirms_is_kept() -> None:
+    async def play() -> Any:
+        scene = Scene()
+        scene.lives = {f"call-{number}": 1e9 for number in range(200)}
+        scene.watch(*scene.lives)
+        await asyncio.sleep(60)
+        scene.for_all = Answer(Outcome.THROTTLED, retry_after=600.0)
+        await asyncio.sleep(90)
+        begun = scene.poller.health.paused_until
+        sent = scene.requests(150, 640)
+        await asyncio.sleep(500)
+        await scene.poller.stop(1)
+        return begun, sent, scene.requests(150, 640)
+
+    begun, before, sent = run(play)
+    assert begun is not None
+    assert (before, sent) == (0, 0)
+
+
+def test_one_sick_call_left_alone_does_not_pause_its_account_for_those_to_come() -> None:
+    async def play() -> Any:
+        scene = Scene()
+        scene.replies["sick"] = AUTH
+        scene.watch("sick")
+        await asyncio.sleep(5 * 3600)
+        assert scene.poller.health.paused is Outcome.AUTH
+        began = asyncio.get_running_loop().time()
+        scene.watch("healthy")
+        counted = await scene.until_finished("healthy")
+        await scene.poller.stop(1)
+        return counted - began
+
+    assert run(play) < 20
+
+
+def test_old_calls_of_an_account_that_is_refused_for_long_expire_unasked() -> None:
+    async def play() -> Any:
+        scene = Scene(replace(SETTINGS, patience=Patience(600.0, 7_200.0)))
+        scene.for_all = AUTH
+        names = [f"call-{number}" for number in range(500)]
+        scene.watch(*names, state=CallState.QUEUED)
+        await asyncio.sleep(3_600)
+        scene.watch("young")
+        await scene.until_finished(*names)
+        await scene.poller.stop(1)
+        return scene
+
+    scene = run(play)
+    assert "young" not in scene.finished
+    assert {found.status for _, found in scene.finished.values()} == {Status.EXPIRED}
+    assert 7_200 <= max(at for at, _ in scene.finished.values()) <= 7_200 + MAX_PAUSE * 1.1 + 300
+    assert scene.requests() < 30
+
+
+def test_calls_that_failed_with_their_account_are_polled_again_with_it() -> None:
+    """They do not wait for their own back-off, which has grown meanwhile."""
+
+    async def play() -> Any:
+        scene = Scene()
+        scene.lives = {f"call-{number}": 1_000.0 for number in range(3)}
+        scene.watch(*scene.lives)
+        await asyncio.sleep(60)
+        scene.for_all = DOWN
+        await asyncio.sleep(3_600)
+        scene.for_all = None
+        counted = await scene.until_finished(*scene.lives)
+        await scene.poller.stop(1)
+        return counted
+
+    assert run(play) <= 3_660 + 300 * 1.1 + 5
+
+
+def test_another_request_that_keeps_failing_says_nothing_about_the_account() -> None:
+    async def play() -> Any:
+        scene = Scene()
+        scene.lives = {f"call-{number}": 600.0 for number in range(20)}
+        scene.watch(*scene.lives)
+        await asyncio.sleep(60)
+        loop = asyncio.get_running_loop()
+        for _ in range(100):
+            if not scene.poller.take_turn():
+                scene.poller.answered("place", AUTH, loop.time())
+            await asyncio.sleep(5)
+            assert scene.poller.health.paused is None
+        counted = await scene.until_finished(*scene.lives)
+        await scene.poller.stop(1)
+        return counted
+
+    assert run(play) < 600 + 300 * 1.1
+
+
+def test_a_sick_call_does_not_show_the_credentials_as_refused() -> None:
+    async def play() -> Any:
+        scene = Scene()
+        scene.replies["sick"] = AUTH
+        scene.lives = {f"call-{number}": 9_000.0 for number in range(20)}
+        scene.watch("sick", *scene.lives)
+        shown = set()
+        for _ in range(100):
+            await asyncio.sleep(30)
+            shown.add((scene.metrics.authorized.value, scene.poller.health.authorized))
+        await scene.poller.stop(1)
+        return shown, scene.metrics.auth_failures["101"].value
+
+    shown, failures = run(play)
+    assert shown == {(1.0, True)}
+    assert failures > 5
+
+
+def test_what_is_logged_of_a_pause() -> None:
+    async def play() -> Any:
+        scene = Scene()
+        scene.watch("a", "b", "c", state=CallState.QUEUED)
+        scene.for_all = AUTH
+        await asyncio.sleep(300)
+        scene.for_all = QUEUED
+        await scene.until(lambda: scene.poller.health.paused is None)
+        await scene.poller.stop(1)
+        return scene.metrics.paused_until.value
+
+    with capture_logs() as logs:
+        assert run(play) == 0
+    assert [line["event"] for line in logs] == ["account paused", "account resumed"]
+
+
+def test_calls_that_failed_are_polled_again_with_new_credentials() -> None:
+    async def play() -> Any:
+        scene = Scene()
+        scene.for_all = Answer(Outcome.THROTTLED, retry_after=900.0)
+        names = [f"call-{number}" for number in range(3)]
+        scene.watch(*names)
+        await asyncio.sleep(60)
+        scene.for_all = None
+        scene.poller.retry()
+        counted = await scene.until_finished(*names)
+        await scene.poller.stop(1)
+        return counted
+
+    assert run(play) < 90
