@@ -140,8 +140,7 @@ class AccountHealth:
             The rows of calls that are to be polled again: they failed because of the account.
         """
         self._metrics.answered(outcome, answer.code, now - sent_at, wall)
-        good = outcome in GOOD
-        if good:
+        if outcome in GOOD:
             if self.breaker.healthy and not self.failures:
                 return _NONE
             throttled_at = self._throttled.pop(call.id, None)
@@ -151,17 +150,11 @@ class AccountHealth:
             witness = Witness.RELIABLE
         else:
             witness = self._fail(call, outcome, now)
-        change = self._adapt(answer, outcome, sent_at, now, wall, witness)
-        if not good or self.breaker.half_open:
-            return _NONE
-        suspects, self._suspects = self._suspects, []
-        if change is not Change.CLOSED:
-            return _NONE  # others were answered: it was the calls' own fault
-        for row in suspects:
-            self.forget(row)
-        return suspects
+        return self._adapt(answer, outcome, sent_at, now, wall, witness)
 
-    def heard(self, request: str, answer: Answer, sent_at: float, now: float, wall: float) -> None:
+    def heard(
+        self, request: str, answer: Answer, sent_at: float, now: float, wall: float
+    ) -> list[int]:
         """Account for the answer to another request than a poll, which is counted elsewhere.
 
         Args:
@@ -170,6 +163,9 @@ class AccountHealth:
             sent_at: when it was sent, by the loop's clock.
             now: that clock.
             wall: Unix time.
+
+        Returns:
+            As `answered`.
         """
         witness = Witness.RELIABLE
         if answer.outcome in GOOD:
@@ -178,7 +174,7 @@ class AccountHealth:
             if request in self._failing_requests and not self.all_failed:
                 witness = Witness.SICK
             self._failing_requests.add(request)
-        self._adapt(answer, answer.outcome, sent_at, now, wall, witness)
+        return self._adapt(answer, answer.outcome, sent_at, now, wall, witness)
 
     def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Witness:
         failures = self.failures.get(call.id, 0)
@@ -203,7 +199,7 @@ class AccountHealth:
         now: float,
         wall: float,
         witness: Witness,
-    ) -> Change | None:
+    ) -> list[int]:
         breaker = self.breaker
         was = breaker.reason
         change = breaker.answered(outcome, answer.retry_after, sent_at, now, witness)
@@ -228,7 +224,14 @@ class AccountHealth:
         elif change is Change.CLOSED and was is not None:
             self._metrics.paused_until.value = 0.0
             _log.info("account resumed", account=self._account, reason=was.value)
-        return change
+        if outcome not in GOOD or breaker.half_open:
+            return _NONE
+        suspects, self._suspects = self._suspects, []
+        if change is not Change.CLOSED:
+            return _NONE  # others were answered: it was the calls' own fault
+        for row in suspects:
+            self.forget(row)
+        return suspects
 
 
 def _jitter() -> float:

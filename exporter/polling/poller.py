@@ -270,7 +270,8 @@ class Poller:
 
     def answered(self, request: str, answer: Answer, sent_at: float) -> None:
         """Account for the answer to such a request, which was sent at a time of the loop."""
-        self.health.heard(request, answer, sent_at, self._loop.time(), time.time())
+        now = self._loop.time()
+        self._poll_again(self.health.heard(request, answer, sent_at, now, time.time()))
         self.wake()
 
     # The loop.
