@@ -125,6 +125,8 @@ class Life:
         self._away: set[str] = set()
         self._orders = folder / "orders.db"
         with closing(sqlite3.connect(self._orders)) as orders, orders:
+            # An exporter that stands still while it reads must not lock this process out.
+            orders.execute("PRAGMA journal_mode = WAL")
             orders.execute("CREATE TABLE calls (reference_id, account, campaign, placed_at)")
         (folder / "calls").mkdir()
         names = [f"exporter-{number}" for number in range(3 if server else 1)]
