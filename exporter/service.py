@@ -334,7 +334,8 @@ class Service:
         )
         for row, labels in snapshot.label_sets.items():
             metrics.learn(row, labels)
-        metrics.take_over(self.calls.call_metrics)
+        for account, row in snapshot.begun:
+            metrics.start(account, row)
         metrics.add(snapshot.totals.items())
         self.calls.call_metrics = metrics
         if self._replica:

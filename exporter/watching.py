@@ -322,7 +322,7 @@ class Watching:
 
     def _take_up(self, taken: Taken | Pushed) -> None:
         self.learn(taken.label_sets)
-        self.call_metrics.fold(taken.folded)
+        self.call_metrics.change_series(taken.series)
         self.poll(taken.added)
 
     def learn(self, label_sets: Mapping[int, Labels]) -> None:

@@ -38,20 +38,20 @@ def canonical(labels: Labels) -> str:
 class CountedSets:
     """The sets of labels of one account that have totals of their own.
 
-    A set that makes room is folded into another one, whose totals take its own over:
+    A set that makes room is evicted, and its calls are counted as another one from then on:
 
     - The least recently used value of a label becomes `other` in each of its sets.
     - Sets that are shown like the least recently used one become one set: they differ in labels
       that are not in `names` any more.
     - The least recently used set becomes the one in which every value is `other`.
 
-    So a series disappears or grows, and never decreases. The set in which every value is `other`
-    and the one without labels are always there and take no room.
+    So the series of what makes room disappear, and others stay as they are. The set in which every
+    value is `other` and the one without labels are always there and take no room.
 
     Attributes:
-        folded: sets that made room, and the ones that they were folded into; both by their
+        folded: sets that made room, and the ones as which they are counted; both by their
             canonical names.
-        known: the labels of every set that was used or folded into.
+        known: the labels of all of them, and of every set that was used.
     """
 
     def __init__(self, limits: LabelLimits) -> None:
@@ -83,6 +83,10 @@ class CountedSets:
         while (into := self.folded.get(name)) is not None:
             name = into
         return name
+
+    def keeps_series(self, name: str) -> bool:
+        """Say whether a set and the one as which it is counted are shown by the same series."""
+        return self._shown(self.known[name]) == self._shown(self.known[self.counted_as(name)])
 
     @property
     def counted(self) -> list[str]:

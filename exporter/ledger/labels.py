@@ -1,8 +1,9 @@
 """Sets of labels: their rows, and which of them have totals of their own.
 
-The totals of a finished call are added to those of its set of labels, or of the set into which that
-was folded; see `exporter.ledger.label_limits`. Folding moves totals in one transaction: nothing is
-lost, and what they are moved to only grows.
+The totals of a finished call are added to those of its set of labels, or of the set as which it is
+counted since that was evicted; see `exporter.ledger.label_limits`. The totals of an evicted set are
+deleted: Prometheus has counted its calls, and would count them again in another series. Only what
+the same series shows before and after is moved.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sqlalchemy import (
 
 from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, packed
 from exporter.ledger.label_limits import CountedSets, LabelLimits, canonical
-from exporter.ledger.records import CHUNK, Folded, Labels
+from exporter.ledger.records import CHUNK, Labels, SeriesChanges
 from exporter.ledger.schema import (
     THIS_TRANSACTION,
     calls,
@@ -193,7 +194,7 @@ _ADD_HERE: Final = {
     "postgresql": text(_ADD.format(transaction=THIS_TRANSACTION)),
 }
 
-# Whoever adds to an account's totals keeps others from folding them meanwhile.
+# Whoever adds to an account's totals keeps others from evicting them meanwhile.
 _LOCK: Final = """
     SELECT pg_advisory_xact_lock{kind}(1699958100, hashtext(value))
     FROM json_array_elements_text(CAST(:names AS json))
@@ -228,12 +229,12 @@ class Counted(NamedTuple):
         sets: by account and canonical name: the row of the set, and that of the one whose totals
             its calls are added to.
         labels: the labels of the latter.
-        folded: what was folded to make room for them.
+        series: what changed to make room for them.
     """
 
     sets: dict[tuple[str, str], tuple[int, int]]
     labels: dict[int, Labels]
-    folded: Folded
+    series: SeriesChanges
 
 
 def count_labels(
@@ -253,7 +254,7 @@ def count_labels(
     rows = _set_rows(connection, {name for _, name in wanted})
     pairs = packed((accounts[account], rows[name]) for account, name in wanted)
     counted = {(account, row) for account, row in fetch(connection, _COUNTED, rows=pairs)}
-    found = Counted({}, {}, Folded({}, []))
+    found = Counted({}, {}, SeriesChanges([], []))
     used, new = defaultdict[str, list[Labels]](list), set[str]()
     for (account, name), labels in wanted.items():
         used[account].append(labels)
@@ -262,7 +263,7 @@ def count_labels(
     _lock(connection, _EXCLUDE, new)
     for account in sorted(new):
         _begin(connection, account, accounts[account], used[account], limits, found)
-    # Last: others may be folding what is locked by this.
+    # Last: others may be evicting what is locked by this.
     known = {key: labels for key, labels in wanted.items() if key[0] not in new}
     for (account, name), labels in known.items():
         found.sets[account, name] = rows[name], rows[name]
@@ -274,7 +275,7 @@ def count_labels(
 
 
 def limit_labels(connection: Connection, account: str, row: int, limits: LabelLimits) -> None:
-    """Fold what an account has beyond its limits, as where they were lowered.
+    """Evict what an account has beyond its limits, as where they were lowered.
 
     Args:
         connection: in a transaction.
@@ -283,7 +284,7 @@ def limit_labels(connection: Connection, account: str, row: int, limits: LabelLi
         limits: the limits.
     """
     _lock(connection, _EXCLUDE, [account])
-    _begin(connection, account, row, [], limits, Counted({}, {}, Folded({}, [])))
+    _begin(connection, account, row, [], limits, Counted({}, {}, SeriesChanges([], [])))
 
 
 def _begin(
@@ -294,7 +295,7 @@ def _begin(
     limits: LabelLimits,
     found: Counted,
 ) -> None:
-    """Begin the totals of the new ones of used sets, and fold those that make room for them."""
+    """Begin the totals of the new ones of used sets, and evict those that make room for them."""
     this = {"account": account_row}
     sets, held, newest = CountedSets(limits), dict[str, int](), 0  # the newest is read last
     if not used:
@@ -310,9 +311,9 @@ def _begin(
     begun = [name for name in sets.counted if name not in held or name in beyond]
     wanted = {canonical(labels) for labels in used}
     rows = held | _set_rows(connection, wanted.union(begun) - held.keys())
-    # What was folded into, and then folded itself, never came to be.
-    folded = {
-        rows[name]: rows[sets.counted_as(name)]
+    # What others were to be counted as, and was then evicted itself, never came to be.
+    evicted = {
+        rows[name]: (rows[sets.counted_as(name)], sets.keeps_series(name))
         for name in sets.folded
         if name in held or name in wanted
     }
@@ -320,8 +321,10 @@ def _begin(
         counted_as = sets.counted_as(name)
         found.sets[account, name] = rows[name], rows[counted_as]
         found.labels[rows[counted_as]] = sets.known[counted_as]
-    if folded:
-        _fold(connection, account, account_row, folded, found.folded)
+    found.series.begun.extend((account, rows[name]) for name in begun)
+    found.series.evicted.extend((account, row) for row in evicted)
+    if evicted:
+        _evict(connection, account, account_row, evicted)
     new = wanted.union(begun)
     newer = (rows[name] for name in sets.counted if name in new)
     numbered = {"rows": packed((row, n) for n, row in enumerate(newer, newest + 1)), **this}
@@ -330,25 +333,23 @@ def _begin(
     connection.execute(_NUMBER, numbered)
 
 
-def _fold(
-    connection: Connection, account: str, row: int, folded: Mapping[int, int], told: Folded
+def _evict(
+    connection: Connection, account: str, row: int, evicted: Mapping[int, tuple[int, bool]]
 ) -> None:
-    """Move the totals of sets, and what is to be added to them, to the sets of other rows."""
-    which = {"rows": packed(folded), "account": row}
-    added: defaultdict[Cell, float] = defaultdict(float)
+    """Delete the totals of sets; their calls count as other ones, by row and `keeps_series`."""
+    which = {"rows": packed(evicted), "account": row}
+    moved: defaultdict[Cell, float] = defaultdict(float)
     for set_row, total, cell, value in connection.execute(_TOTALS, which):
-        added[Cell(account, folded[set_row], Total(total), cell)] += value
-        told.added[Cell(account, set_row, Total(total), cell)] = -value
-    told.added.update(added)
-    told.sets.extend((account, set_row) for set_row in folded)
-    if added:
-        connection.execute(_DELETE_TOTALS, which)
-        add_totals(connection, added, {account: row})
-    for statement in (_UNCOUNT, _UNFOLD):
+        into, keeps_series = evicted[set_row]
+        if keeps_series or total == Total.DELAY:  # whose series have no labels but the account
+            moved[Cell(account, into, Total(total), cell)] += value
+    for statement in (_DELETE_TOTALS, _UNCOUNT, _UNFOLD):
         connection.execute(statement, which)
-    moved = {"rows": packed(folded.items()), "account": row}
-    connection.execute(_FOLD_ON, moved)
-    connection.execute(_FOLD[connection.dialect.name], moved)
+    if moved:
+        add_totals(connection, moved, {account: row})
+    counted_as = {"rows": packed((row, into) for row, (into, _) in evicted.items()), "account": row}
+    connection.execute(_FOLD_ON, counted_as)
+    connection.execute(_FOLD[connection.dialect.name], counted_as)
 
 
 def add_totals(
@@ -378,7 +379,7 @@ def add_totals(
 
 
 def keep_labels(connection: Connection, accounts: Iterable[str]) -> None:
-    """Keep other exporters from folding sets of labels of accounts until the transaction ends."""
+    """Keep other exporters from evicting sets of labels of accounts until the transaction ends."""
     _lock(connection, _SHARE, accounts)
 
 
@@ -394,7 +395,7 @@ def prune_labels(connection: Connection, seen: int) -> int:
 
     Args:
         connection: in a transaction.
-        seen: sets that were folded since this transaction stay: other exporters have to see it.
+        seen: sets that were evicted since this transaction stay: other exporters have to see it.
     """
     connection.execute(_PRUNE_FOLDED, {"seen": seen})
     return connection.execute(_PRUNE).rowcount

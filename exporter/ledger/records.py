@@ -45,19 +45,19 @@ class StoredCall(NamedTuple):
     call: WatchedCall
 
 
-class Folded(NamedTuple):
-    """Sets of labels that made room for others.
+class SeriesChanges(NamedTuple):
+    """The sets of labels whose series change, by account and row.
 
     Attributes:
-        added: what that added to totals, below 0 for those of the sets themselves.
-        sets: their accounts and rows.
+        begun: those that have series from now on.
+        evicted: those that had, and made room.
     """
 
-    added: dict[Cell, float]
-    sets: list[tuple[str, int]]
+    begun: list[tuple[str, int]]
+    evicted: list[tuple[str, int]]
 
 
-NONE_FOLDED: Final = Folded({}, [])
+NO_SERIES_CHANGES: Final = SeriesChanges([], [])
 
 
 class Taken(NamedTuple):
@@ -68,15 +68,15 @@ class Taken(NamedTuple):
         label_sets: of those, by row.
         rows: of all that are known now.
         refused: how many of each account there was no room for.
-        folded: sets of labels that made room for theirs; none where exporters share the ledger,
-            because each reads what all of them have folded.
+        series: what changed to make room for their labels; nothing where exporters share the
+            ledger, because each reads what all of them have changed.
     """
 
     added: list[StoredCall]
     label_sets: dict[int, Labels]
     rows: set[int]
     refused: Counter[str]
-    folded: Folded = NONE_FOLDED
+    series: SeriesChanges = NO_SERIES_CHANGES
 
 
 class Count(NamedTuple):
@@ -93,13 +93,13 @@ class Pushed(NamedTuple):
         added: the calls that were not known.
         label_sets: of those, by row.
         counts: of each request, or the account that has no room for its calls.
-        folded: as in `Taken`.
+        series: as in `Taken`.
     """
 
     added: list[StoredCall]
     label_sets: dict[int, Labels]
     counts: list[Count | str]
-    folded: Folded = NONE_FOLDED
+    series: SeriesChanges = NO_SERIES_CHANGES
 
 
 class CallRecord(NamedTuple):
@@ -175,11 +175,13 @@ class Snapshot(NamedTuple):
     Attributes:
         label_sets: the sets of labels that have totals of their own, by row.
         totals: every total, of any account.
+        begun: the accounts and rows of the sets that have series.
         since: where others share the ledger: what changes after this is to be read again.
     """
 
     label_sets: dict[int, Labels]
     totals: dict[Cell, float]
+    begun: set[tuple[str, int]]
     since: int = 0
 
 
@@ -187,15 +189,14 @@ class Changes(NamedTuple):
     """What has changed in a shared ledger.
 
     Attributes:
-        folded: accounts and rows of sets of labels that made room: other totals hold theirs.
-        begun: those whose totals have begun at 0, perhaps after they were folded.
+        series: those of sets whose totals have begun at 0, perhaps after they were evicted, and of
+            sets that were evicted.
         totals: those that have changed, as they are now.
-        label_sets: of those, by row.
+        label_sets: of both, by row.
         since: what to ask for the next time.
     """
 
-    folded: list[tuple[str, int]]
-    begun: list[tuple[str, int]]
+    series: SeriesChanges
     totals: dict[Cell, float]
     label_sets: dict[int, Labels]
     since: int

@@ -14,7 +14,7 @@ from exporter.calls import CallState, ReferenceId, WatchedCall
 from exporter.ledger.bulk import packed
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import label_sets_of
-from exporter.ledger.records import CHUNK, Changes, Claimed, StoredCall
+from exporter.ledger.records import CHUNK, Changes, Claimed, SeriesChanges, StoredCall
 from exporter.ledger.schema import accounts
 from exporter.ledger.taking import row_of
 from exporter.ledger.totals import Cell, Total
@@ -120,6 +120,8 @@ _RELEASE_ACCOUNT: Final = text(
 # Every transaction before `xmin` has ended. One after the newest that is seen, and so on the disk,
 # may be lost in a crash of the server, and its number be given away again. Where a dump of another
 # server was restored, there are numbers that were not given away yet.
+# What is read after it is of one moment: a total that is moved is never read in both places.
+_ONE_MOMENT: Final = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 _SINCE: Final = _sql(
     "SELECT least({xmin}, 1 + coalesce(max(changed_in), 0)) FROM totals WHERE changed_in < {xmax}"
 )
@@ -314,18 +316,18 @@ class Sharing:
             lost = since > now
             since = 0 if lost else since
             new_sets = [] if lost else connection.execute(_NEW_SETS, {"since": since}).all()
-            folded, begun = (
-                [(name, labels) for name, labels, begins in new_sets if begins is kind]
-                for kind in (False, True)
-            )
+            series = SeriesChanges([], [])
+            for name, labels, begins in new_sets:
+                (series.begun if begins else series.evicted).append((name, labels))
             changed = {
                 Cell(name, labels, Total(total), cell): value
                 for name, labels, total, cell, value in connection.execute(
                     _CHANGED, {"since": since}
                 )
             }
-            new = {cell.labels for cell in changed}.difference(known)
-            return Changes(folded, begun, changed, label_sets_of(connection, new), now)
+            new = {cell.labels for cell in changed}.union(row for _, row in series.begun)
+            new_labels = label_sets_of(connection, new.difference(known))
+            return Changes(series, changed, new_labels, now)
 
     def reserve(self, wishes: Sequence[Wish], lead: float) -> list[Grant]:
         """Reserve requests to accounts, in turns with all other exporters.
@@ -353,7 +355,11 @@ class Sharing:
 
 
 def snapshot_number(connection: Connection) -> int:
-    """Return the number from which on changes are new to whoever reads after this."""
+    """Return the number from which on changes are new to whoever reads after this.
+
+    To be called first in a transaction, which reads everything as it is at this moment.
+    """
+    connection.execute(_ONE_MOMENT)
     return int(connection.execute(_SINCE).scalar_one())
 
 

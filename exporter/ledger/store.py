@@ -31,7 +31,7 @@ from exporter.ledger.open_calls import OpenCalls
 from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
-    NONE_FOLDED,
+    NO_SERIES_CHANGES,
     CallRecord,
     Committed,
     Ended,
@@ -91,6 +91,10 @@ _UNFINISHED_PAGE: Final = (
 )
 _UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
 
+_BEGUN: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from(
+    counted_labels, accounts
+)
+
 _MOVE_CURSOR: Final = text(
     "INSERT INTO cursors (source, query, read_until) VALUES (:source, :query, :read_until) "
     "ON CONFLICT (source) DO UPDATE SET query = excluded.query, read_until = excluded.read_until"
@@ -121,7 +125,7 @@ class Store:
         self.routes: Collection[Route] = ()
         self.memory = math.inf
         self.limits = NO_LIMITS
-        self._seen = 0  # what sets of labels had been folded at the last pruning
+        self._seen = 0  # what sets of labels had been evicted at the last pruning
         self._open = OpenCalls(database)
         self.recount = self._open.recount
 
@@ -149,8 +153,8 @@ class Store:
                 Cell(name, labels, Total(total), cell): value
                 for name, labels, total, cell, value in connection.execute(query)
             }
-            # After the totals, so that there is a set for each.
-            return Snapshot(_label_sets(connection), found, since)
+            begun = {(name, labels) for name, labels in connection.execute(_BEGUN)}
+            return Snapshot(_label_sets(connection), found, begun, since)
 
     def label_sets(self, rows: Collection[int]) -> dict[int, Labels]:
         """Return sets of labels by their rows, oldest first."""
@@ -232,7 +236,7 @@ class Store:
             )
         )
         self._open.add(taken.added)
-        return taken._replace(folded=NONE_FOLDED) if self.shared else taken
+        return taken._replace(series=NO_SERIES_CHANGES) if self.shared else taken
 
     def push(
         self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
@@ -251,7 +255,7 @@ class Store:
             )
         )
         self._open.add(pushed.added)
-        return pushed._replace(folded=NONE_FOLDED) if self.shared else pushed
+        return pushed._replace(series=NO_SERIES_CHANGES) if self.shared else pushed
 
     def recent(self, since: float) -> Past:
         """Return what has finished since a Unix time; see `exporter.ledger.recent`."""
@@ -354,7 +358,7 @@ class Store:
     def prune_labels(self) -> None:
         """Forget the sets of labels that no call and no total refers to.
 
-        What was folded since the last time stays known: other exporters have to see it.
+        What was evicted since the last time stays known: other exporters have to see it.
         """
         with self._database.begin() as connection:
             now = snapshot_number(connection) if self.shared else 1

@@ -31,11 +31,12 @@ from exporter.ledger.label_limits import NO_LIMITS, LabelLimits, canonical
 from exporter.ledger.labels import count_labels
 from exporter.ledger.records import (
     DELETED,
+    NO_SERIES_CHANGES,
     Count,
-    Folded,
     Labels,
     NewCall,
     Pushed,
+    SeriesChanges,
     StoredCall,
     Taken,
 )
@@ -182,7 +183,7 @@ def take(
         _push(connection, known.values(), now, lately, replica)
     else:
         connection.execute(_NAME, {"source": source, "rows": packed(sorted(rows))})
-    return Taken(inserted.mine, inserted.label_sets, rows, refused, inserted.folded)
+    return Taken(inserted.mine, inserted.label_sets, rows, refused, inserted.series)
 
 
 def push(
@@ -236,7 +237,7 @@ def push(
     missed = list(missing.items())
     inserted = _insert(connection, missed, now, replica, limits, pushed=True)
     _push(connection, named, now, lately, replica)
-    return Pushed(inserted.mine, inserted.label_sets, counts, inserted.folded)
+    return Pushed(inserted.mine, inserted.label_sets, counts, inserted.series)
 
 
 def _fitting(
@@ -302,13 +303,13 @@ class _Inserted(NamedTuple):
         mine: those that are to be polled here.
         label_sets: of those, by row.
         rows: of all of them: another exporter may have been faster with some.
-        folded: sets of labels that made room for theirs.
+        series: what changed to make room for their labels.
     """
 
     mine: list[StoredCall]
     label_sets: dict[int, Labels]
     rows: list[int]
-    folded: Folded
+    series: SeriesChanges
 
 
 def _insert(
@@ -321,7 +322,7 @@ def _insert(
     pushed: bool,
 ) -> _Inserted:
     if not missing:
-        return _Inserted([], {}, [], Folded({}, []))
+        return _Inserted([], {}, [], NO_SERIES_CHANGES)
     sets = {key: (call.account, canonical(call.labels)) for key, call in missing}
     wanted = {sets[key]: call.labels for key, call in missing}
     rows_of_accounts = {call.account: key[0] for key, call in missing}
@@ -346,7 +347,7 @@ def _insert(
         if holder == replica:
             watched = WatchedCall(row, call.reference_id, now, CallState.NEW, now)
             mine.append(StoredCall(call.account, counted.sets[sets[key]][1], watched))
-    return _Inserted(mine, counted.labels, [row for row, _ in found.values()], counted.folded)
+    return _Inserted(mine, counted.labels, [row for row, _ in found.values()], counted.series)
 
 
 def _account_rows(connection: Connection, new: Iterable[NewCall]) -> dict[str, int]:

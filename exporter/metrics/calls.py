@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from exporter.calls import ENDINGS, Key
-from exporter.ledger.records import Folded
+from exporter.ledger.records import SeriesChanges
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, Cell, Total
 from exporter.metrics.families import Buckets, Family, counter, histogram
 
@@ -95,7 +95,7 @@ class CallMetrics:
 
     def start(self, account: str, row: int | None = None) -> None:
         """Make the series of an account's calls with that set of labels, or with none, at 0."""
-        if (account, row) in self._started:
+        if account not in self._accounts or (account, row) in self._started:
             return
         self._started.add((account, row))
         values = self._values(account, row)
@@ -106,16 +106,14 @@ class CallMetrics:
         for key in Key:
             self.keypresses.labels(account, key.value, *values)
 
-    def take_over(self, other: CallMetrics) -> None:
-        """Make the series that another one has, for the same calls by other names."""
-        for account, row in other._started:
-            if account in self._accounts and (row is None or row in self._by_row):
-                self.start(account, row)
+    def change_series(self, changes: SeriesChanges) -> None:
+        """Make the series of sets that have begun, and drop those of sets that were evicted.
 
-    def fold(self, folded: Folded) -> None:
-        """Show the totals of sets of labels as those of the sets that they were folded into."""
-        self.add(folded.added.items())
-        for account, row in folded.sets:
+        A series that a set still has stays.
+        """
+        for account, row in changes.begun:
+            self.start(account, row)
+        for account, row in changes.evicted:
             self._started.discard((account, row))
             values = self._shown_as.pop((account, row), None)
             if values is not None:

@@ -97,7 +97,7 @@ class Replica:
         self._gave_up = 0  # looks for which calls that are free are left to others
         self._left = False  # whether some were left to them at the last look
         self.totals = SharedTotals(
-            lambda since, known: self._call(self._sharing.changes, since, known), calls, accounts
+            lambda since, known: self._call(self._sharing.changes, since, known), calls
         )
         self.reserving = Reserving(self._reserve, accounts, self._lease)
         self._errors = 0.0  # of the ledger, of which the consequences were seen to

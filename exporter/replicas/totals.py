@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from itertools import chain
 from typing import Final
 
-from exporter.account import Account
 from exporter.calls import Result, Status
-from exporter.ledger.records import Changes, Folded, Snapshot
+from exporter.ledger.records import Changes, Snapshot
 from exporter.ledger.totals import Cell, Total
+from exporter.metrics.calls import CallMetrics
 from exporter.watching import Watching
 
 _LATE: Final = 60.0
@@ -18,7 +19,10 @@ _LATE: Final = 60.0
 call that failed to be found."""
 
 _FORGOTTEN: Final = 1_800.0
-"""Seconds after which what was folded may be forgotten: all totals are read again then."""
+"""Seconds after which what was evicted may be forgotten: all totals are read again then."""
+
+_Ended = tuple[str, str, tuple[tuple[str, str], ...]]
+"""An account, how calls ended, and the labels of their series."""
 
 Read = Callable[[int, Collection[int]], Awaitable[Changes]]
 
@@ -29,13 +33,11 @@ class SharedTotals:
     Args:
         read: see `Sharing.changes`.
         calls: where it is shown.
-        accounts: the accounts that are shown; whoever changes them has it seen here.
     """
 
-    def __init__(self, read: Read, calls: Watching, accounts: Mapping[str, Account]) -> None:
+    def __init__(self, read: Read, calls: Watching) -> None:
         self._read = read
         self._calls = calls
-        self._accounts = accounts
         # By account and set of labels.
         self._shown: defaultdict[tuple[str, int], dict[Cell, float]] = defaultdict(dict)
         self._since = 0
@@ -64,7 +66,7 @@ class SharedTotals:
             return  # begun anew meanwhile, from a snapshot that does not know these sets of labels
         self._since, self._followed = changes.since, asked
         if not since:
-            changes.folded.extend(self._unknown(changes))
+            changes.series.evicted.extend(self._unknown(changes))
         self._show(changes)
         if self._failed:
             self._failed = False
@@ -82,57 +84,66 @@ class SharedTotals:
         snapshot = await ledger.call(ledger.store.snapshot)
         # Others went on meanwhile, and what they did may be shown already.
         changes = await self._read(snapshot.since, snapshot.label_sets)
-        begun = {*changes.folded, *changes.begun}
+        begun, evicted = changes.series
+        changed = {*begun, *evicted}
         totals = {
             cell: value
             for cell, value in snapshot.totals.items()
-            if (cell.account, cell.labels) not in begun
+            if (cell.account, cell.labels) not in changed
         }
         newest = Changes(
-            changes.folded,
-            changes.begun,
+            changes.series,
             totals | changes.totals,
             snapshot.label_sets | changes.label_sets,
             changes.since,
         )
-        newest.folded.extend(self._unknown(newest))
+        series = snapshot.begun.difference(evicted).union(begun)
+        evicted.extend(self._unknown(newest))
         self._show(newest)
-        return Snapshot(newest.label_sets, newest.totals, newest.since)
+        return Snapshot(newest.label_sets, newest.totals, series, newest.since)
 
     def _unknown(self, complete: Changes) -> set[tuple[str, int]]:
         """Return the sets that are shown, and of which there is no total any more."""
-        return self._shown.keys() - {(cell.account, cell.labels) for cell in complete.totals}
+        totals = {(cell.account, cell.labels) for cell in complete.totals}
+        return self._shown.keys() - totals.union(complete.series.begun)
 
     def _show(self, changes: Changes) -> None:
         metrics = self._calls.call_metrics
         self._calls.learn(changes.label_sets)
+        removed: dict[Cell, float] = {}
+        for key in chain(*changes.series):
+            removed |= self._shown.pop(key, {})
+        before = _finished(removed, metrics)
+        metrics.add((cell, -value) for cell, value in removed.items())
+        metrics.change_series(changes.series)
         added: dict[Cell, float] = {}
-        for key in (*changes.folded, *changes.begun):
-            for cell, value in self._shown.pop(key, {}).items():
-                added[cell] = -value
-        metrics.fold(Folded(added, changes.folded))
         for cell, value in changes.totals.items():
             key = cell.account, cell.labels
             amount = value - self._shown[key].get(cell, 0.0)
             if amount <= 0:
                 continue
             self._shown[key][cell] = value
-            if cell.account in self._accounts:
-                metrics.start(*key)
-            metrics.add([(cell, amount)])
-            added[cell] = added.get(cell, 0.0) + amount
-        self._count(added)
+            metrics.start(*key)
+            added[cell] = amount
+        metrics.add(added.items())
+        self._count(before, _finished(added, metrics))
 
-    def _count(self, added: Mapping[Cell, float]) -> None:
+    def _count(self, before: Counter[_Ended], after: Counter[_Ended]) -> None:
         """Have people see the calls that finished."""
-        finished: Counter[tuple[str, str]] = Counter()
-        for cell, amount in added.items():
-            if cell.total is Total.CALLS:
-                finished[cell.account, cell.cell] += int(amount)
         now = time.time()
-        # What was folded was counted before.
-        for (account, ending), number in finished.items():
-            if number > 0:
+        for (account, ending, labels), number in after.items():
+            shown = before[account, ending, labels]
+            # As Prometheus does: a set that was evicted and returned has begun at 0.
+            if finished := number - shown if number >= shown else number:
                 result, status = map(str, ending.split("/"))
                 self._failed |= result != Result.SUCCESS
-                self._calls.histories.count(account, Result(result), Status(status), number, now)
+                self._calls.histories.count(account, Result(result), Status(status), finished, now)
+
+
+def _finished(totals: Mapping[Cell, float], metrics: CallMetrics) -> Counter[_Ended]:
+    found = Counter[_Ended]()
+    for cell, value in totals.items():
+        if cell.total is Total.CALLS:
+            labels = tuple(metrics.labels(cell.labels).items())
+            found[cell.account, cell.cell, labels] += int(value)
+    return found

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from exporter.calls import ENDINGS, Finished, Key, Result, Status
-from exporter.ledger.records import Folded
+from exporter.ledger.records import SeriesChanges
 from exporter.ledger.totals import Cell, Total, additions
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.families import Buckets, Family, Value
@@ -47,32 +47,31 @@ def test_an_account_that_is_not_configured_is_not_shown() -> None:
     assert len(metrics.duration._series) == 1
 
 
-def test_a_set_that_is_folded_takes_its_series_along() -> None:
+def test_a_set_that_is_evicted_takes_its_series_along() -> None:
     metrics = CallMetrics(("a", "b"), ("x",))
     for row, labels in enumerate([{"x": "1"}, {"x": "2"}, {"x": "1", "gone": "y"}, {"x": "other"}]):
         metrics.learn(row, labels)
         metrics.start("a", row)
         metrics.add(additions("a", row, ANSWERED, 20.0, 350.0))
     metrics.add(additions("b", 0, ANSWERED, 20.0))
-    moved = {
-        cell._replace(labels=row): sign * amount
-        for cell, amount in additions("a", 1, ANSWERED, 20.0, 350.0)
-        for row, sign in ((1, -1), (3, 1))
-    }
-    metrics.fold(Folded(moved, [("a", 1)]))
+    metrics.learn(4, {"x": "3"})
+    metrics.change_series(SeriesChanges([("a", 4), ("c", 4)], [("a", 1)]))
     assert values(metrics.finished) == {
         ("a", "success", "answered", "1"): 2,
-        ("a", "success", "answered", "other"): 2,
+        ("a", "success", "answered", "other"): 1,
         ("b", "success", "answered", "1"): 1,
     }
-    assert values(metrics.price) == {("a", "1"): 700, ("a", "other"): 700}
-    assert counts(metrics.duration)["a", "other"] == (2, 26)
+    assert values(metrics.price) == {("a", "1"): 700, ("a", "other"): 350}
+    assert counts(metrics.duration)["a", "other"] == (1, 13)
+    # Its delays stay: they have no labels but the account.
+    assert counts(metrics.result_delay)["a",] == (4, 80)
     for family in (metrics.finished, metrics.keypresses, metrics.price, metrics.duration):
-        assert {labels[-1] for labels, _ in family.series()} == {"", "1", "other"}
+        assert {labels[-1] for labels, _ in family.series()} == {"", "1", "3", "other"}
     # One of two that are shown alike leaves the series to the other.
-    metrics.fold(Folded({}, [("a", 2), ("c", 9)]))
+    metrics.change_series(SeriesChanges([], [("a", 2), ("c", 9)]))
     assert ("a", "1") in dict(metrics.price.series())
-    assert set(metrics.label_sets) == {0, 3}
+    assert set(metrics.label_sets) == {0, 3, 4}
+    assert values(metrics.price)["a", "1"] == 700
     # And one that returns begins at 0.
     metrics.learn(1, {"x": "2"})
     metrics.start("a", 1)

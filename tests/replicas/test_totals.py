@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -71,6 +72,32 @@ async def test_each_shows_what_all_have_counted(scene: Scene) -> None:
             (Result.FAILURE, Status.BUSY): 3,
         }
         assert failures(exporter) == names(3, "bad")
+
+
+def in_series(exporters: list[Exporter], campaign: str) -> bool:
+    return all(
+        any(labels[-1] == campaign for labels, _ in one.service.calls.call_metrics.price.series())
+        for one in exporters
+    )
+
+
+def seen(exporters: list[Exporter], answered: int) -> bool:
+    return all(today(one) == {(Result.SUCCESS, Status.ANSWERED): answered} for one in exporters)
+
+
+async def test_people_see_each_call_though_labels_make_room(scene: Scene) -> None:
+    exporters = [await scene.exporter(name) for name in ("first", "second")]
+    for exporter in exporters:
+        watch = exporter.config.watch.model_copy(update={"max_label_values": 1})
+        await exporter.configure(watch=watch)
+    for number, campaign in enumerate(("otp", "reminder", "otp", "otp", "reminder"), 1):
+        calls = names(2, f"{campaign}-{number}")
+        await exporters[number % 2].push(*calls, campaign=campaign)
+        # The series of a call are there at 0, wherever it is polled, before it finishes.
+        await until(partial(in_series, exporters, campaign))
+        scene.finish(*calls, answer=ANSWERED)
+        await until(partial(seen, exporters, 2 * number))
+    assert exporters[0].shown() == exporters[1].shown()
 
 
 async def test_labels_change_while_others_finish_calls(
