@@ -51,7 +51,7 @@ class Asker:
     """Asks for calls of one account.
 
     As in the exporter, a single request goes ahead until an answer is good. Credentials that are
-    refused for two calls in a row end it; so do `PAUSES` in a row.
+    refused for two calls before any answer is good end it; so do `PAUSES` in a row.
 
     Args:
         account: whose calls they are.
@@ -84,6 +84,7 @@ class Asker:
         self._under_way = 0
         self._changed = asyncio.Event()
         self._pauses = 0  # in a row
+        self._answered = False  # for any call
         self._given_up: Line | None = None
 
     async def run(self) -> None:
@@ -145,7 +146,7 @@ class Asker:
         now = self._loop.time()
         line = line_of(self._account.name, call.reference_id, answer, time.time())
         # Where no new call is left, a second failure of one says as much as that of another.
-        witness = Witness.SICK if call.failures and self._new else Witness.NEW
+        witness = Witness.SICK if call.failures and self._new else Witness.WEAK
         change = self._breaker.answered(line.outcome, answer.retry_after, sent_at, now, witness)
         self._go_on(line, now, opened=change is Change.OPENED)
         self._settle(call, line, now)
@@ -155,9 +156,11 @@ class Asker:
     def _go_on(self, line: Line, now: float, *, opened: bool) -> None:
         """Decide whether the account may be asked further."""
         if line.answered:
+            self._answered = True
             self._pauses = 0
         self._pauses += opened
-        if opened and (line.outcome is Outcome.AUTH or self._pauses >= PAUSES):
+        refused = line.outcome is Outcome.AUTH and not self._answered
+        if opened and (refused or self._pauses >= PAUSES):
             self._given_up = self._given_up or line
         elif opened:
             self._pausing(self._account.name, line, self._breaker.paused_until - now)

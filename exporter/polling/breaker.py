@@ -8,6 +8,7 @@ other tell the two apart. Times are seconds of the monotonic clock.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -35,9 +36,15 @@ _WEAK_TRIALS: Final = 60
 # A longer run of failures was an outage.
 _LONGEST_RUN: Final = 30
 
-# The longest run of failures that ended with a good answer is forgotten by this share with each
-# further good answer.
-_FORGETTING: Final = 0.1
+# Seconds in which half of the longest run of failures that ended with a good answer is forgotten.
+_HALF_LIFE: Final = 300.0
+
+_QUIET: Final = 60.0
+
+# Throttled calls that were answered later, within so many seconds, which show that the account was
+# throttled.
+_THROTTLED_CALLS: Final = 5
+_THROTTLED_WITHIN: Final = 60.0
 
 # A throttled account's rate is halved, down to this share, and grows back in ten minutes.
 _LEAST_SHARE: Final = 0.05
@@ -71,12 +78,12 @@ class Witness(Enum):
 
     Attributes:
         SICK: nothing: the call had failed before, while others were answered.
-        NEW: little: the call was never answered, and may be sick itself.
-        RELIABLE: much: the call was answered before, or no other call is left to ask for.
+        WEAK: little: the call may be sick itself.
+        RELIABLE: much: the call was answered lately, or no other call is left to ask for.
     """
 
     SICK = 0
-    NEW = 1
+    WEAK = 1
     RELIABLE = 2
 
 
@@ -87,14 +94,43 @@ class Change(Enum):
     CLOSED = 1
 
 
+class _Run:
+    """Different calls that failed in a row, with no good answer in between."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.reliable = 0
+        self._refused: Counter[tuple[Outcome, bool]] = Counter()
+
+    @property
+    def weak(self) -> int:
+        """How many of them may be sick themselves."""
+        return self.failed - self.reliable
+
+    def add(self, outcome: Outcome, *, reliable: bool) -> None:
+        """Add a call."""
+        self.failed += 1
+        self.reliable += reliable
+        if outcome in REFUSED:
+            self._refused[outcome, reliable] += 1
+
+    def refused(self, outcome: Outcome | None = None, *, reliable: bool | None = None) -> int:
+        """Return how many were refused, with this outcome and by calls of this kind."""
+        return sum(
+            number
+            for (each, kind), number in self._refused.items()
+            if outcome in (None, each) and reliable in (None, kind)
+        )
+
+
 class CircuitBreaker:
     """Decides whether an account is polled: closed, open (paused), or half-open (on trial).
 
     It starts half-open: a single request is sent, and another one only when that is answered, until
     an answer is good. It opens when `REFUSAL` different calls in a row were refused, or `OUTAGE`
-    failed in any way; the last of them is a trial, and so is the request after each pause. An
-    account whose calls often fail needs longer runs of failures: by twice the longest that lately
-    ended with a good answer.
+    failed in any way; the last of them is a trial, and so is the request after each pause. Where
+    runs of failures have lately ended with a good answer, calls that may be sick themselves open it
+    only in a longer run, by twice the longest of those.
 
     Args:
         rate_limit: requests per second.
@@ -119,13 +155,14 @@ class CircuitBreaker:
         self._jitter = jitter
         self._share = 1.0
         self._share_since = 0.0
-        self._lowered_at = -math.inf
         self._half_open = True
         self._trial_under_way = False
-        self._failed = 0  # different calls in a row
-        self._refused = dict.fromkeys(REFUSED, 0)  # of those, by outcome
+        self._run = _Run()
         self._retry_after = 0.0  # the longest that any of those asked for
         self._usual = 0.0  # the longest run of failures that lately ended with a good answer
+        self._good_at = -math.inf  # when the last good answer came
+        self._contradicted_at = -math.inf  # when another call showed that a refused one was sick
+        self._recovered: dict[int, float] = {}  # when throttled calls were answered after all
         self._level = 0
         self._trials = 0  # that failed since it is open
         self._stopped_at = -math.inf
@@ -169,7 +206,7 @@ class CircuitBreaker:
     @property
     def doubtful(self) -> bool:
         """Whether failures in a row make it matter which call is polled next."""
-        return self._failed >= (1 if self._half_open else REFUSAL)
+        return self._run.failed >= (1 if self._half_open else REFUSAL)
 
     def sent(self, now: float) -> None:
         """Account for a request that is sent now."""
@@ -203,10 +240,11 @@ class CircuitBreaker:
         if outcome in GOOD:
             return self._succeeded(now)
         self.healthy = False
+        if sent_at < self._good_at:
+            witness = Witness.SICK  # others were answered meanwhile, as where a call hangs
         if witness is not Witness.SICK:
-            self._failed += 1
-            if outcome in REFUSED:
-                self._refused[outcome] += 1
+            self._run.add(outcome, reliable=witness is Witness.RELIABLE)
+            if outcome is Outcome.THROTTLED:
                 self._retry_after = max(self._retry_after, retry_after or 0.0)
         if self.open_since is not None:
             self._trials += 1
@@ -216,17 +254,34 @@ class CircuitBreaker:
             return self._suspect(outcome, now)
         return None
 
-    def throttled_at(self, failed_at: float, now: float) -> None:
-        """Lower the rate: a call that was throttled at `failed_at` has a good answer now.
+    def good(self, now: float) -> None:
+        """Account for a good answer of a healthy account, which changes nothing."""
+        self._good_at = now
 
-        So the account was throttled, and not the call alone.
+    def is_quiet(self, now: float) -> bool:
+        """Return whether no answer has been good for a minute."""
+        return now - self._good_at > _QUIET
+
+    def recovered(self, call_id: int, now: float) -> None:
+        """Account for a good answer to a call that was throttled the last time.
+
+        If several calls have one, the account was throttled, and not the calls: lower the rate.
         """
-        if failed_at > self._lowered_at:
+        self._recovered[call_id] = now
+        since = now - _THROTTLED_WITHIN
+        self._recovered = {row: at for row, at in self._recovered.items() if at >= since}
+        if len(self._recovered) >= _THROTTLED_CALLS:
             self._lower_rate(now)
 
+    def _usually(self, now: float) -> float:
+        return self._usual * math.pow(0.5, (now - self._good_at) / _HALF_LIFE)
+
     def _succeeded(self, now: float) -> Change | None:
-        run = float(min(self._failed, _LONGEST_RUN))
-        self._usual = max(run, self._usual * (1 - _FORGETTING))
+        run = float(min(self._run.weak, _LONGEST_RUN))  # a longer one was an outage
+        self._usual = max(run, self._usually(now))
+        self._good_at = now
+        if self._run.refused():
+            self._contradicted_at = now
         was_open = self.open_since is not None
         self._close()
         self._half_open = False
@@ -236,16 +291,19 @@ class CircuitBreaker:
 
     def _suspect(self, outcome: Outcome, now: float) -> Change | None:
         """Open where enough different calls have failed; go on trial where one is missing."""
-        more = 2 * int(self._usual)
-        refused = self._refused.get(outcome, 0) - REFUSAL - more
-        failed = self._failed - OUTAGE - more
-        if refused >= 0 or failed >= 0:
+        run, more = self._run, 2 * int(self._usually(now))
+        refused, reliable = run.refused(outcome), run.refused(outcome, reliable=True)
+        # Where others were just answered, two refused calls may well be sick both.
+        needed = REFUSAL if self.is_quiet(now) else OUTAGE
+        opens = refused >= needed + more or reliable >= REFUSAL
+        if opens or run.failed >= OUTAGE + more or run.reliable >= OUTAGE:
             self.open_since = now
             return self._open(outcome, now)
-        if refused == -1 or failed == -1:
+        if refused == 1 or run.failed == OUTAGE - 1:
             self._half_open = True
             self._stopped_at = now
-            self.paused_until = now + (RECHECK * self._jitter() if refused == -1 else 0.0)
+            if refused == 1 and now - self._contradicted_at > _HALF_LIFE:
+                self.paused_until = now + RECHECK * self._jitter()
         return None
 
     def _open(self, outcome: Outcome, now: float) -> Change:
@@ -262,15 +320,16 @@ class CircuitBreaker:
         return Change.OPENED
 
     def _close(self) -> None:
-        self._failed = self._level = self._trials = 0
-        self._refused = dict.fromkeys(REFUSED, 0)
+        self._run = _Run()
+        self._level = self._trials = 0
         self._retry_after = 0.0
         self.open_since = self.reason = None
         self.paused_until = -math.inf
 
     def _lower_rate(self, now: float) -> None:
         self._share = max(_LEAST_SHARE, self._share / 2)
-        self._share_since = self._lowered_at = now
+        self._share_since = now
+        self._recovered.clear()
         self._limit.set(self._rate_limit * self._share)
 
     def _raise_rate(self, now: float) -> None:

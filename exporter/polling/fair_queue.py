@@ -18,8 +18,9 @@ from exporter.calls import WatchedCall
 _LONGEST_WAIT_EVERY: Final = 10
 
 
-# Calls of a level of a set of labels that are looked at for the best one.
-_SAMPLE: Final = 200
+# Label sets, and calls of each of their levels, that are drawn to find the best call.
+_SETS: Final = 20
+_CALLS: Final = 10
 
 
 class _LabelSet:
@@ -34,6 +35,12 @@ class _LabelSet:
 
     def pop(self, is_ready: Callable[[WatchedCall], bool]) -> WatchedCall | None:
         self.turns += 1
+        if len(self.levels) == 1:  # where there is no backlog, as a rule
+            (waiting,) = self.levels.values()
+            while waiting:
+                if is_ready(call := waiting.popleft()):
+                    return call
+            return None
         while levels := [level for level in self.levels if self._first(level, is_ready)]:
             if self.turns % _LONGEST_WAIT_EVERY:
                 level = min(levels)
@@ -83,27 +90,33 @@ class FairQueue:
         while self._round:
             calls = self._round[0]
             if call := calls.pop(self._is_ready):
-                self._round.rotate(-1)
+                if len(self._round) > 1:
+                    self._round.rotate(-1)
                 return call
             self._round.popleft()
             del self._label_sets[calls.label_set]
         return None
+
+    def compact(self) -> None:
+        """Remove the entries of calls that are not ready."""
+        for calls in self._round:
+            for level, waiting in calls.levels.items():
+                calls.levels[level] = deque(filter(self._is_ready, waiting))
 
     def pop_best(self, key: Callable[[WatchedCall], int]) -> WatchedCall | None:
         """Remove and return a call with the lowest key, at random where several have the same.
 
         Where very many calls wait, it is the best of a sample.
         """
-        queues = [waiting for calls in self._round for waiting in calls.levels.values()]
-        sample = [
-            waiting[number]
-            for waiting in queues
-            for number in random.sample(range(len(waiting)), min(len(waiting), _SAMPLE))
-        ]
+        sample: list[WatchedCall] = []
+        for _ in range(_SETS if self._round else 0):
+            calls = random.choice(self._round)  # noqa: S311 - no secret depends on it
+            for waiting in calls.levels.values():
+                numbers = random.sample(range(len(waiting)), min(len(waiting), _CALLS))
+                sample.extend(waiting[number] for number in numbers)
         random.shuffle(sample)
-        ready = filter(self._is_ready, sample)
         # Its entry stays, and is skipped once the call is not ready any more.
-        return min(ready, key=key, default=None) or self.pop()
+        return min(filter(self._is_ready, sample), key=key, default=None) or self.pop()
 
     def longest_waiting(self) -> WatchedCall | None:
         """Return the call that has been due for longest."""

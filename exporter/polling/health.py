@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
 
-from exporter.calls import CallState, WatchedCall
+from exporter.calls import WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.metrics.accounts import AccountMetrics
@@ -29,6 +30,8 @@ _log = structlog.get_logger(__name__)
 
 _NONE: Final[list[int]] = []
 
+_WITNESSES: Final = 16
+
 
 class AccountHealth:
     """Feeds the circuit breaker; shows and logs when the account is paused and when it is resumed.
@@ -43,6 +46,7 @@ class AccountHealth:
     Attributes:
         breaker: whether the account may be polled now.
         failures: polls in a row that failed, by row, of calls of which there are any.
+        answered_lately: calls with a good answer that have not finished: the best witnesses.
         authorized: whether the credentials are good; None before that is known.
         paused_by: the answer that the last pause began with.
     """
@@ -61,7 +65,8 @@ class AccountHealth:
         self._loop = asyncio.get_running_loop()
         self.breaker = CircuitBreaker(rate_limit, _jitter, limit)
         self.failures: dict[int, int] = {}
-        self._throttled: dict[int, float] = {}  # when calls were, whose last poll was throttled
+        self._throttled: set[int] = set()  # calls whose last poll was throttled
+        self.answered_lately: deque[WatchedCall] = deque(maxlen=_WITNESSES)
         self._suspects: list[int] = []  # calls that began to fail since the last good answer
         self._failing_requests: set[str] = set()  # those that are no polls
         self.authorized: bool | None = None
@@ -104,18 +109,20 @@ class AccountHealth:
         reason = self.breaker.reason
         if reason and len(self._suspects) < (REFUSAL if reason in REFUSED else OUTAGE):
             self.breaker.end_pause()
+            self._metrics.paused_until.value = time.time()
 
     def forget(self, call_id: int) -> None:
         """Forget a call that is not watched any more."""
         if self.failures:
             self.failures.pop(call_id, None)
-            self._throttled.pop(call_id, None)
+            self._throttled.discard(call_id)
 
     def forget_all(self) -> None:
         """Forget all calls."""
         self.failures.clear()
         self._throttled.clear()
         self._suspects.clear()
+        self.answered_lately.clear()
 
     def answered(
         self,
@@ -142,11 +149,12 @@ class AccountHealth:
         self._metrics.answered(outcome, answer.code, now - sent_at, wall)
         if outcome in GOOD:
             if self.breaker.healthy and not self.failures:
+                self.breaker.good(now)
                 return _NONE
-            throttled_at = self._throttled.pop(call.id, None)
             self.failures.pop(call.id, None)
-            if throttled_at is not None:
-                self.breaker.throttled_at(throttled_at, now)
+            if call.id in self._throttled:
+                self._throttled.discard(call.id)
+                self.breaker.recovered(call.id, now)
             witness = Witness.RELIABLE
         else:
             witness = self._fail(call, outcome, now)
@@ -171,7 +179,8 @@ class AccountHealth:
         if answer.outcome in GOOD:
             self._failing_requests.discard(request)
         else:
-            if request in self._failing_requests and not self.all_failed:
+            quiet = self.all_failed and self.breaker.is_quiet(now)
+            if request in self._failing_requests and not quiet:
                 witness = Witness.SICK
             self._failing_requests.add(request)
         return self._adapt(answer, answer.outcome, sent_at, now, wall, witness)
@@ -180,16 +189,16 @@ class AccountHealth:
         failures = self.failures.get(call.id, 0)
         self.failures[call.id] = failures + 1
         if outcome is Outcome.THROTTLED:
-            self._throttled[call.id] = now
+            self._throttled.add(call.id)
         else:
-            self._throttled.pop(call.id, None)
+            self._throttled.discard(call.id)
         if not failures:
             self._suspects.append(call.id)
-        if self.all_failed:
+        if self.all_failed and self.breaker.is_quiet(now):
             return Witness.RELIABLE
         if failures:
             return Witness.SICK
-        return Witness.NEW if call.state is CallState.NEW else Witness.RELIABLE
+        return Witness.RELIABLE if call in self.answered_lately else Witness.WEAK
 
     def _adapt(
         self,
@@ -229,8 +238,7 @@ class AccountHealth:
         suspects, self._suspects = self._suspects, []
         if change is not Change.CLOSED:
             return _NONE  # others were answered: it was the calls' own fault
-        for row in suspects:
-            self.forget(row)
+        # Those that fail again are sick: they are witnesses no more, until they have a good answer.
         return suspects
 
 

@@ -6,7 +6,6 @@ import asyncio
 import math
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice, takewhile
 from typing import Final, Protocol
@@ -46,9 +45,6 @@ _TIMER_GRAIN: Final = 0.001
 
 # Priorities of calls that are due; those that failed come after all others.
 _HINTED, _FRESH, _OFTEN_POLLED, _NOT_FOUND = range(FAILING)
-
-# Calls with a good answer that are remembered as witnesses.
-_WITNESSES: Final = 16
 
 # A call that was polled so often without news is less likely to have ended than a newer one.
 _OFTEN: Final = 4
@@ -106,7 +102,6 @@ class Poller:
         self._second = 0.0
         self._clock = clock or time.time
         self._answers = Together(self._loop, self._learn_all)
-        self._answered: deque[WatchedCall] = deque(maxlen=_WITNESSES)
         self._hastened: set[int] = set()  # to be asked for again, by calls that are being asked for
         self.failed = asyncio.Event()
 
@@ -176,7 +171,6 @@ class Poller:
         self.calls.clear()
         self._schedule = Schedule(self._priority)
         self._hastened.clear()
-        self._answered.clear()
         self.timing.hinted.clear()
         self.health.forget_all()
         for watched in self._metrics.watched.values():
@@ -324,7 +318,7 @@ class Poller:
 
     def _witness(self) -> WatchedCall | None:
         """Return a call that was answered lately, due or not: it shows best how the account is."""
-        for call in random.sample(self._answered, len(self._answered)):
+        for call in random.sample(lately := self.health.answered_lately, len(lately)):
             still_watched = self.calls.get(call.id) is call
             if still_watched and call.tick >= 0 and call.id not in self.health.failures:
                 return call
@@ -378,12 +372,15 @@ class Poller:
         decided = verdict(call, answer, wall, self._settings.patience)
         outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
         failed = call.id in self.health.failures
-        self._poll_again(self.health.answered(call, answer, outcome, sent_at, now, time.time()))
+        again = self.health.answered(call, answer, outcome, sent_at, now, time.time())
+        if again:
+            self._poll_again(again)
         if self.calls.get(call.id) is call:
             self._apply(call, decided, before, now, wall, failed=failed)
         elif call.id not in self.calls:
             self.health.forget(call.id)  # removed while it was polled
-        self._expire(now, wall)
+        if not self._breaker.healthy:
+            self._expire(now, wall)
 
     def _poll_again(self, rows: Iterable[int]) -> None:
         """Poll calls now that failed because of their account."""
@@ -426,11 +423,11 @@ class Poller:
         if isinstance(decided, PollAgain):
             # To the second, as `last_polled`: calls share the number, and in the ledger too.
             self._observe(call, decided, call.last_polled)
-            self._answered.append(call)
+            self.health.answered_lately.append(call)
         wait = self.timing.again(call, wall, self.health.failures.get(call.id, 0))
         if isinstance(decided, PauseAccount):
             wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
-            if self.health.all_failed:
+            if self.health.all_failed and now < self._breaker.paused_until:
                 wait = 0.0  # no other call can show whether the account may be polled
         if call.id in self._hastened:
             self._hastened.discard(call.id)

@@ -23,6 +23,10 @@ FAILING: Final = 4
 _FAILING_EVERY: Final = 10
 
 
+# Entries of calls that were moved or removed, beyond which the queues are rebuilt.
+_SPARE: Final = 1_000
+
+
 class _Bucket(list[WatchedCall]):
     """The calls that are due in a tick, which they all hold as the same object."""
 
@@ -67,6 +71,7 @@ class Schedule:
         self._failing = FairQueue(self._is_ready)
         self._ready = 0
         self._turns = 0
+        self._left_over = 0  # entries in the queues, at most
 
     def add(self, call: WatchedCall, due: float) -> None:
         """Add a call, or move it; `due` in seconds of the monotonic clock."""
@@ -88,8 +93,14 @@ class Schedule:
 
     def discard(self, call: WatchedCall) -> None:
         """Remove a call."""
-        self._ready -= self._is_ready(call)
+        if self._is_ready(call):
+            self._ready -= 1
+            self._left_over += 1
         call.tick = -1
+        if self._left_over > self._ready + _SPARE:
+            self._left_over = 0
+            self._healthy.compact()
+            self._failing.compact()
 
     def advance(self, now: float) -> None:
         """Queue the calls that have become due."""
@@ -112,7 +123,7 @@ class Schedule:
         Args:
             now: seconds of the monotonic clock.
             trial: whether its answer decides about the account: then it is a random call that did
-                not fail, if possible one that was answered before; else one that failed least.
+                not fail, every other time one that was answered before; else one that failed least.
 
         Returns:
             None where no call is due; `next_due` returns when one is.
@@ -123,7 +134,9 @@ class Schedule:
         self._turns += 1
         first, second = self._healthy, self._failing
         if trial:
-            call = first.pop_best(_was_never_answered) or second.pop_best(self._priority)
+            rank = _was_never_answered if self._turns % 2 else _any
+            call = first.pop_best(rank) or second.pop_best(self._priority)
+            self._left_over += 1
         else:
             if not self._turns % _FAILING_EVERY:
                 first, second = second, first
@@ -131,7 +144,8 @@ class Schedule:
         if call is None:
             raise RuntimeError("a call is due and in no queue")
         due = call.tick * TICK
-        self.discard(call)
+        self._ready -= 1
+        call.tick = -1
         return call, due
 
     @property
@@ -160,6 +174,10 @@ class Schedule:
     def _push(self, call: WatchedCall) -> None:
         priority = self._priority(call)
         (self._healthy if priority < FAILING else self._failing).push(call, priority)
+
+
+def _any(_: WatchedCall) -> int:
+    return 0
 
 
 def _was_never_answered(call: WatchedCall) -> int:
