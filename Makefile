@@ -12,8 +12,9 @@ run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
 	else exec $(BIN)/python -m exporter demo; fi
 
-# More workers than cores: most of the time is waiting.
+# More workers than cores: most of the time is waiting. They share the bytecode of what they import.
 WORKERS ?= 6
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m coverage run -m pytest -n $(WORKERS)

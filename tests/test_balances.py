@@ -259,6 +259,7 @@ async def test_revoked_keys_are_tried_less_and_less_often(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LONGEST_WAIT", LONGEST_WAIT)
+    await bench.reload(balance=every(600))
     bench.put(state=AccountState.REVOKED)
     await bench.reload(balance=every(0.06))
     before, begun = bench.asked(), time.monotonic()

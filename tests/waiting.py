@@ -21,6 +21,8 @@ def deadline() -> asyncio.Timeout:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once the condition holds; fail when it does not in time."""
+    pause = 0.005
     async with deadline():
-        while not condition():  # noqa: ASYNC110 - nobody tells the test
-            await asyncio.sleep(0.005)
+        while not condition():
+            await asyncio.sleep(pause)
+            pause = min(0.1, 1.05 * pause)

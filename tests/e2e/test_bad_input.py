@@ -11,7 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from exporter.cli import commands
 from exporter.ledger.engine import open_database
 from tests import subprocesses
 from tests.e2e.processes import Exporter
@@ -72,11 +74,10 @@ def test_a_document_that_is_no_configuration(name: str, tmp_path: Path) -> None:
     content, expected = DOCUMENTS[name]
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    for command in ((), ("check",)):
-        code, lines = run(*command, f"--config.file={path}")
-        assert code == 1
-        assert len(lines) == 1, lines
-        assert re.match(rf"esms-exporter: \S*/{expected}", lines[0]), lines[0]
+    code, lines = run(f"--config.file={path}")
+    assert code == 1
+    assert len(lines) == 1, lines
+    assert re.match(rf"esms-exporter: \S*/{expected}", lines[0]), lines[0]
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
@@ -191,10 +192,15 @@ def test_an_address_in_use(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage(option: str, tmp_path: Path) -> None:
-    code, lines = run(f"--config.file={good(tmp_path)}", option)
+    ended = CliRunner().invoke(commands, [f"--config.file={good(tmp_path)}", option])
+    assert ended.exit_code == 2
+    assert ended.output.splitlines()[-1].startswith("Error: ")
+
+
+def test_wrong_usage_of_a_process() -> None:
+    code, lines = run("run")
     assert code == 2
     assert lines[-1].startswith("Error: ")
-    assert run("run")[0] == 2
 
 
 def test_the_good_file_is_good(tmp_path: Path) -> None:
