@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ SHARED = "--set=replicas.enabled=true,config.ledger.url_file=/run/esms-exporter/
 Manifests = dict[str, dict[str, Any]]  # Any: documents, by their kind
 
 
+@cache
 def _ran(*command: str) -> str:
     shown = subprocesses.run(*command)
     assert shown.returncode == 0, shown.stdout + shown.stderr
