@@ -520,5 +520,6 @@ async def live(
         for exporter, scrapes in zip(life.exporters, life.scrapes, strict=True):
             scrapes.add(await exporter.scrape())
         print(life.report())
-        assert list(life.faults()) == []
+        faults = list(life.faults())
+        assert not faults, "\n".join(faults)
         return life
