@@ -29,8 +29,8 @@ REFUSAL: Final = 2
 RECHECK: Final = 3.0
 """Seconds from the first refusal to the request for another call that confirms it or not."""
 
-# Trials that fail before the pause grows, while they are for calls that were never answered: with
-# nine sick calls in ten, so many different ones in a row have a chance of 1 in 500.
+# Trials that fail before the pause grows, while they are for calls that may be sick themselves:
+# with nine sick calls in ten, so many different ones in a row have a chance of 1 in 500.
 _WEAK_TRIALS: Final = 60
 
 # A longer run of failures was an outage.
@@ -39,6 +39,8 @@ _LONGEST_RUN: Final = 30
 # Seconds in which half of the longest run of failures that ended with a good answer is forgotten.
 _HALF_LIFE: Final = 300.0
 
+# Seconds without a good answer after which calls that failed before are evidence, where there are
+# no others.
 _QUIET: Final = 60.0
 
 # Throttled calls that were answered later, within so many seconds, which show that the account was
@@ -259,7 +261,7 @@ class CircuitBreaker:
         self._good_at = now
 
     def is_quiet(self, now: float) -> bool:
-        """Return whether no answer has been good for a minute."""
+        """Return whether no answer has been good for `_QUIET` seconds."""
         return now - self._good_at > _QUIET
 
     def recovered(self, call_id: int, now: float) -> None:
