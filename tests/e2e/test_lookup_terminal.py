@@ -80,7 +80,7 @@ class Screen:
 async def test_a_bar_and_then_the_table(tmp_path: Path, simulator: Simulator) -> None:
     configure(tmp_path, simulator.url, rate=100)
     (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 50)))
-    throttle = Fault(FaultKind.STATUS, status=429, retry_after="0", count=1)
+    throttle = Fault(FaultKind.STATUS, status=429, retry_after="0", count=2)
     simulator.faults.set("throttle", throttle)
     screen = Screen(tmp_path, 100)
     assert await screen.run("lookup", "--from-file=ids.txt", CONFIG) == 0

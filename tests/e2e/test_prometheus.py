@@ -89,9 +89,9 @@ async def test_prometheus_sees_what_became_of_the_calls(tmp_path: Path) -> None:
                 }
                 assert await query('sum(esms_call_duration_seconds_bucket{le="10.0"})') == {(): 4.0}
                 assert await query('sum(esms_call_keypresses_total{key="1"})') == {(): 2.0}
-                # Wrong keys cost one request, however many calls are watched.
+                # Wrong keys cost two requests, however many calls are watched.
                 assert await query("sum by (account, code) (esms_auth_failures_total) > 0") == {
-                    ("refused", "101"): 1.0
+                    ("refused", "101"): 2.0
                 }
                 assert await query("esms_account_authorized == 0") == {
                     ("esms_account_authorized", "refused", target, "esms"): 0.0
