@@ -19,7 +19,6 @@ from tests.faults.scene import Scene
 from tests.faults.switches import Switch, answers, down, in_seconds, revoked, says, shows, throttled
 from tests.faults.together import Outcomes, judge, run_together
 from tests.waiting import until
-from tests.waiting import until
 
 LASTS = 4.0  # seconds
 CALM = "calm"
