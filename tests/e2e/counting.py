@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import aiohttp
 
@@ -49,6 +50,17 @@ class Scrapes:
                 if value < (before := self.last.get(series, 0.0)):
                     self.backwards.append((series, before, value))
                 self.last[series] = value
+
+
+@asynccontextmanager
+async def scraped(exporter: Exporter, scrapes: Scrapes, pause: float = 0.02) -> AsyncIterator[None]:
+    """Scrape all the time; the last connection is closed at the end."""
+    task = asyncio.create_task(scrape_for_ever(exporter, scrapes, pause))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def scrape_for_ever(exporter: Exporter, scrapes: Scrapes, pause: float = 0.02) -> None:

@@ -88,6 +88,7 @@ async def test_every_call_counts_once_however_often_the_exporter_is_killed(tmp_p
             last = await exporter.scrape()
         finally:
             scraping.cancel()
+            await asyncio.gather(scraping, return_exceptions=True)
             await exporter.kill()
     assert scrapes.count > KILLS
     assert scrapes.backwards == []

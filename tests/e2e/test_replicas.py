@@ -15,7 +15,7 @@ import pytest
 
 from exporter.simulator import Plan
 from tests.databases import PASSWORD, Server, postgresql
-from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
+from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scraped
 from tests.e2e.processes import Exporter, total
 from tests.e2e.sharing import ACCOUNTS, RATE, Scene, number_of, push, scene
 from tests.waiting import until
@@ -98,8 +98,7 @@ async def test_every_call_counts_once_whatever_replicas_and_the_server_do(
             exporter = there.exporter(name, calls)
             ends.push_async_callback(exporter.kill)
             scrapes.append(Scrapes())
-            scraping = asyncio.create_task(scrape_for_ever(exporter, scrapes[-1], 0.2))
-            ends.callback(scraping.cancel)
+            await ends.enter_async_context(scraped(exporter, scrapes[-1], 0.2))
             await exporter.start()
             await exporter.ready()
             return exporter

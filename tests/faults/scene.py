@@ -17,7 +17,7 @@ from typing import Self
 import aiohttp
 
 from exporter.simulator import Account, Plan, Simulator
-from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
+from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scraped
 from tests.e2e.processes import Exporter, Series, total
 from tests.waiting import DEADLINE, deadline, until
 
@@ -100,10 +100,8 @@ class Scene:
         self.config.write_text(self._configuration())
         self._open.push_async_callback(self.exporter.kill)
         await self.start()
-        scraping = asyncio.create_task(
-            scrape_for_ever(self.exporter, self.scrapes, self._scrape_every)
-        )
-        self._open.callback(scraping.cancel)
+        scraping = scraped(self.exporter, self.scrapes, self._scrape_every)
+        await self._open.enter_async_context(scraping)
         return self
 
     async def __aexit__(
