@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -54,6 +55,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
 def pytest_sessionstart() -> None:
     subprocesses.adopt_orphans()
+    # A shell has what it runs in the background ignore these, and all programs that that starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     # Tests say how wide a terminal is; pytest-xdist would tell their programs something else.
     os.environ.pop("COLUMNS", None)
 
