@@ -175,7 +175,7 @@ def pgbouncer(behind: Server, connections: int) -> Iterator[Server]:
             """
         )
         url = to.set(port=port).render_as_string(hide_password=False)
-        server = Server([place, "-q", f"{folder}/settings"], user, url, signal.SIGQUIT)
+        server = Server([place, "-q", f"{folder}/settings"], user, url, signal.SIGKILL)
         try:
             server.start()
             yield server
