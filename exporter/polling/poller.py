@@ -426,9 +426,11 @@ class Poller:
             self.health.answered_lately.append(call)
         wait = self.timing.again(call, wall, self.health.failures.get(call.id, 0))
         if isinstance(decided, PauseAccount):
-            wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
+            if not self.health.all_failed or self._breaker.open_since is not None:
+                wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
+            # Else no other call can show whether the account may be polled.
             if self.health.all_failed and now < self._breaker.paused_until:
-                wait = 0.0  # no other call can show whether the account may be polled
+                wait = 0.0
         if call.id in self._hastened:
             self._hastened.discard(call.id)
             wait = 0.0

@@ -208,6 +208,34 @@ def test_a_retry_after_that_a_second_call_confirms_is_kept() -> None:
     assert (before, sent) == (0, 0)
 
 
+@pytest.mark.parametrize("calls", [2, 7, 40])
+@pytest.mark.parametrize("refused_before", [False, True])
+def test_calls_that_were_all_refused_at_once_show_that_the_account_was(
+    calls: int, *, refused_before: bool
+) -> None:
+    """Each is to wait for as long as the provider asks, and none is left to confirm it."""
+
+    async def play() -> Any:
+        scene = Scene(replace(SETTINGS, interval=1.0, max_interval=1.5, rate_limit=1000.0))
+        scene.lives = {f"call-{number}": 1e9 for number in range(calls)}
+        scene.watch(*scene.lives)
+        if refused_before:
+            await asyncio.sleep(60)
+            scene.replies["call-0"] = Answer(Outcome.THROTTLED)
+            await asyncio.sleep(10)
+            scene.replies.clear()
+        await asyncio.sleep(120)
+        begun = asyncio.get_running_loop().time()
+        scene.for_all = Answer(Outcome.THROTTLED, retry_after=900.0)
+        await asyncio.sleep(120)
+        await scene.poller.stop(1)
+        return scene.poller.health.paused_until, scene.requests(begun)
+
+    paused_until, sent = run(play)
+    assert paused_until is not None
+    assert sent <= calls + 60
+
+
 def test_one_sick_call_left_alone_does_not_pause_its_account_for_those_to_come() -> None:
     async def play() -> Any:
         scene = Scene()
