@@ -165,16 +165,20 @@ async def test_replicas_share_the_work_and_lose_nothing_when_one_is_killed(
         )
         told = await stack.enter_async_context(Receiver())
         ledger = f"url: '{url.replace('+psycopg', '')}', heartbeat: 6s"
-        calls = place(simulator, chance)
         exporters = []
         for number in range(3):
             config = tmp_path / f"{number}.yaml"
-            config.write_text(configuration(simulator, ledger, told, calls))
+            config.write_text(configuration(simulator, ledger, told, ""))
             exporters.append(Exporter(config, environ=UNMEASURED))
             stack.push_async_callback(exporters[-1].stop)
             await exporters[-1].start()
         for exporter in exporters:
             await exporter.ready()
+        # The calls finish while all are there to share them.
+        calls = place(simulator, chance)
+        for number, exporter in enumerate(exporters):
+            (tmp_path / f"{number}.yaml").write_text(configuration(simulator, ledger, told, calls))
+            exporter.send(signal.SIGHUP)
         engine = create_engine(url, poolclass=NullPool)
 
         def left() -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from exporter.sources.configuration import ConfigFile
 from exporter.web.config_file import load_web_config
 from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
-from tests.waiting import until
+from tests.waiting import deadline, until
 
 TOKENS = (
     TokenConfig(name="all", token=Secret("token-all")),
@@ -117,6 +118,14 @@ async def get(url: str, query: str = "", **headers: str) -> tuple[str, aiohttp.C
         http.get(f"{url}/{query}", headers=names) as answer,
     ):
         return await answer.text(), answer
+
+
+async def page_with(url: str, text: str, **headers: str) -> str:
+    """Return the page once it shows a text."""
+    async with deadline():
+        while text not in (page := (await get(url, **headers))[0]):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    return page
 
 
 def basic(credentials: str) -> str:
@@ -256,17 +265,12 @@ async def test_sources_with_their_health(bench: Bench) -> None:
     watch = bench.config.watch.model_copy(update={"files": (str(calls),)})
     bench.config = bench.config.model_copy(update={"watch": watch})
     await bench.service.reload()
-    await bench.service._files.look()
-    page, _ = await get(url, Authorization="Bearer token-all")
+    page = await page_with(url, f"{calls}:2", Authorization="Bearer token-all")
     assert "Source “Files”: not as it should be." in page
-    assert f"{calls}:2" in page
     page, _ = await get(url)
     assert str(calls) not in page
     calls.write_text("reference_id,account\ngood-id,main\n")
-    for _ in range(3):
-        await bench.service._files.look()
-    page, _ = await get(url)
-    assert "All is well." in page
+    await page_with(url, "All is well.")
     watch = watch.model_copy(update={"files": ()})
     bench.config = bench.config.model_copy(update={"watch": watch})
     await bench.service.reload()
