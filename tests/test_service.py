@@ -23,6 +23,7 @@ from exporter.config import (
     LedgerConfig,
     PollingConfig,
     WatchConfig,
+    load_config,
 )
 from exporter.errors import ConfigError, LedgerError
 from exporter.esms.answers import Answer
@@ -33,6 +34,7 @@ from exporter.polling.adaptive import ENOUGH
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
+from exporter.sources.configuration import ConfigFile
 from tests.waiting import DEADLINE, deadline, until
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
@@ -379,3 +381,32 @@ async def test_a_configuration_that_cannot_be_read_holds_up_no_file(
     await service.stop()
     free.set()
     assert loads == 2
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "key"])
+async def test_a_configuration_that_is_removed_stays_in_force(
+    simulator: Simulator, tmp_path: Path, name: str
+) -> None:
+    path, key = tmp_path / "config.yaml", tmp_path / "key"
+    key.write_text("key")
+    path.write_text(
+        f"accounts: [{{name: main, api_key_file: key, secret_key: s, base_url: {simulator.url}}}]\n"
+        f"balance: {{interval: 0}}\nshutdown_timeout: 1s\n"
+        f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
+    )
+    file = ConfigFile(path, lambda path, files: load_config(path, files=files))
+    service = Service(file.load, file.changed)
+    await service.open()
+    await service.start()
+    good, lost = service.metrics.reload_successful.labels(), tmp_path / name
+    try:
+        with capture_logs() as logs:
+            lost.rename(tmp_path / "away")
+            await until(lambda: good.value == 0)
+            assert list(service.accounts) == ["main"]
+            (tmp_path / "away").rename(lost)
+            await until(lambda: good.value == 1)
+    finally:
+        await service.stop()
+    (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]
+    assert str(lost) in told

@@ -115,7 +115,7 @@ class Credentials:
             try:
                 return self._files.read(self._folder / value, MAX_SECRET_FILE, secret=True)
             except FileProblemError as error:
-                self._problems.add(line, parts, f"the file {error}")
+                self._problems.add(line, parts, str(error))
         elif value is not BROKEN:
             self._problems.add(line, parts, "expected the path of a file")
         return BROKEN

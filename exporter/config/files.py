@@ -106,11 +106,15 @@ class NamedFiles:
         """Read one, as `read_text` does.
 
         Raises:
-            FileProblemError: as there.
+            FileProblemError: as there; the message names the file, whose path is no secret.
         """
         self.paths.add(path)
         self.before(path)
-        text = read_text(path, limit)
+        try:
+            text = read_text(path, limit)
+        except FileProblemError as error:
+            shown = "".join(c if c.isprintable() else "?" for c in os.path.abspath(path))  # noqa: PTH100 - keeps symlinks
+            raise FileProblemError(f"the file {shown} {error}") from None
         if secret and _exposed(path):
             self.exposed.add(path)
         return text

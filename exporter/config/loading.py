@@ -290,7 +290,7 @@ class _Loader:
             try:
                 problem = authorities_problem(self._files.read(path, MAX_AUTHORITIES))
             except FileProblemError as error:
-                problem = f"the file {error}"
+                problem = str(error)
             if problem:
                 where = (part, "ca_file")
                 self._problems.add(self._line(where), where, problem)

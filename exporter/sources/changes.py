@@ -45,6 +45,7 @@ def stamp_of(path: str) -> Stamp | None:
 
 
 _NEVER: Final = Stamp(0, 0, 0, 0, -1)
+_ABSENT: Final = Stamp(0, 0, 0, 0, -2)
 
 
 class Change(NamedTuple):
@@ -72,15 +73,15 @@ class Watched:
         """Look at files. Blocking, for as long as the file system takes.
 
         Args:
-            paths: all files that there are to be, whether or not they exist.
+            paths: all files that are expected; one that is missing, or that comes back, has
+                changed.
             wait: until a file lies still, but not for more than a few looks.
 
         Returns:
             The files that have changed since they were last read, which is when `read` was told
             of them.
         """
-        found = {path: stamp for path in paths if (stamp := stamp_of(path))}
-        return self.compare(found, wait=wait)
+        return self.compare({path: stamp_of(path) or _ABSENT for path in paths}, wait=wait)
 
     def compare(self, found: Mapping[str, Stamp], *, wait: bool = True) -> list[Change]:
         """Compare files with the last look.
@@ -113,8 +114,8 @@ class Watched:
 
     def note(self, path: str) -> None:
         """Take a file that was never read as read now."""
-        if path not in self._read and (stamp := stamp_of(path)):
-            self._seen[path] = self._read[path] = stamp
+        if path not in self._read:
+            self._seen[path] = self._read[path] = stamp_of(path) or _ABSENT
 
     def forget(self, path: str) -> None:
         """Have a file that was read be read again."""

@@ -81,14 +81,15 @@ def test_all_of_it(load: Load, tmp_path: Path) -> None:
         ("{url: 'mqtt://a', broker: x}", "home_assistant.broker: unknown key"),
         (
             "{url: 'mqtts://a', ca_file: missing}",
-            "home_assistant.ca_file: the file cannot be read: No such file or directory",
+            "home_assistant.ca_file: the file {folder}/missing cannot be read: No such file or",
         ),
         ("{url: 'mqtts://a', ca_file: config.yaml}", "home_assistant.ca_file: expected certificat"),
         ("{url: 'mqtts://a', ca_file: 5}", "home_assistant.ca_file: expected the path of a file"),
     ],
 )
-def test_what_is_wrong(problems: Tell, text: str, expected: str) -> None:
+def test_what_is_wrong(problems: Tell, tmp_path: Path, text: str, expected: str) -> None:
     (found,) = problems(HEAD + f"home_assistant: {text}\n")
+    expected = expected.replace("{folder}", str(tmp_path))
     assert found.startswith((f"2: {expected}", f"1: {expected}"))
 
 

@@ -314,12 +314,12 @@ def test_keys_come_from_files_beside_the_configuration(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "the file cannot be read: No such file or directory"),
+        (None, "the file {path} cannot be read: No such file or directory"),
         (b"", "expected a key, and it is empty"),
         (b"\n", "expected a key, and it is empty"),
         (b"k3y\nk3y\n", "expected a key: printable ASCII characters without blanks"),
-        (b"k3y\xff", "the file is not UTF-8 text"),
-        (b"k3y" * 30_000, "the file is larger than 64 KiB"),
+        (b"k3y\xff", "the file {path} is not UTF-8 text"),
+        (b"k3y" * 30_000, "the file {path} is larger than 64 KiB"),
     ],
 )
 def test_a_file_without_a_key_is_a_problem(
@@ -328,7 +328,8 @@ def test_a_file_without_a_key_is_a_problem(
     if content is not None:
         (tmp_path / "key").write_bytes(content)
     found = problems(FILES, {"FILE": "key"})
-    assert found == [f"3: accounts[0].api_key_file: {message}"]
+    told = message.replace("{path}", f"{tmp_path}/key")  # as it was resolved
+    assert found == [f"3: accounts[0].api_key_file: {told}"]
 
 
 @pytest.mark.parametrize("value", ["''", "5", "[]", ""])
@@ -337,9 +338,10 @@ def test_the_name_of_a_file_is_text(problems: Tell, value: str) -> None:
     assert found == ["1: accounts[0].api_key_file: expected the path of a file"]
 
 
-def test_the_name_of_a_file_may_be_odd(problems: Tell) -> None:
-    found = problems('accounts: [{name: a, api_key_file: "a\\0b", secret_key: s}]\n')
-    assert found == ["1: accounts[0].api_key_file: the file cannot be read: not a path"]
+def test_the_name_of_a_file_may_be_odd(problems: Tell, tmp_path: Path) -> None:
+    found = problems('accounts: [{name: a, api_key_file: "a\\0\\nb", secret_key: s}]\n')
+    told = f"the file {tmp_path}/a??b cannot be read: not a path"
+    assert found == [f"1: accounts[0].api_key_file: {told}"]
 
 
 def make_fifo(path: Path) -> None:

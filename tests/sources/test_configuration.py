@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,46 @@ def test_a_file_or_a_key_that_changes(path: Path, key: Path) -> None:
     assert looks(file) == [False, False, False]
     key.write_text("newer\n")
     assert looks(file) == [False, True, True]
+
+
+def renamed(path: Path) -> None:
+    path.rename(path.with_suffix(".away"))
+
+
+def made_a_folder(path: Path) -> None:
+    renamed(path)
+    path.mkdir()
+
+
+def with_its_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_suffix(".away"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "key"])
+@pytest.mark.parametrize("remove", [renamed, made_a_folder, with_its_folder])
+def test_a_file_that_is_removed_and_comes_back(
+    tmp_path: Path, name: str, remove: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    (folder / "key").write_text("old")
+    path = folder / "config.yaml"
+    path.write_text("accounts:\n  - {name: main, api_key_file: key, secret_key: s}\n")
+    file = ConfigFile(path, load)
+    file.load()
+    remove(folder / name)
+    assert looks(file) == [False, True, True]
+    with pytest.raises(ConfigError, match=r"cannot be read: (No such file|Is a directory)"):
+        file.load()
+    assert looks(file) == [False, False, False]  # it is told once
+    if (folder / name).is_dir():
+        (folder / name).rmdir()
+    for away in tmp_path.rglob("*.away"):
+        away.rename(folder / name if away.is_file() else folder)
+    # Also where it is the same file, with the times that it had.
+    assert looks(file) == [False, True, True]
+    assert file.load().accounts[0].api_key.reveal() == "old"
+    assert looks(file) == [False, False, False]
 
 
 def test_a_key_that_changes_while_it_is_read_for_the_first_time(path: Path, key: Path) -> None:

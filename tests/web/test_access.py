@@ -335,6 +335,24 @@ async def test_a_broken_change_changes_nothing(bench: Bench) -> None:
     assert "nonsense" not in str(logs)
 
 
+@pytest.mark.parametrize("name", ["server.crt", "server.key", "ca.crt", "web.yml"])
+async def test_a_file_that_is_removed_is_told_and_changes_nothing(bench: Bench, name: str) -> None:
+    await bench.start(
+        f"{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt}}\n"
+    )
+    good = bench.service.metrics.reload_successful.labels()
+    client, path = bench.certificates.client("prometheus.example.com"), bench.path.parent / name
+    with capture_logs() as logs:
+        path.rename(path.with_suffix(".away"))
+        await until(lambda: good.value == 0)
+        assert await bench.ask(client=client) == 200
+        path.with_suffix(".away").rename(path)
+        await until(lambda: good.value == 1)
+    (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]
+    assert f"{path}" in told
+    assert "cannot be read: No such file or directory" in told
+
+
 async def test_it_does_not_start_with_a_broken_file(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="unknown TLS version: TLS9"):
         await bench.start(f"{TLS}, min_version: TLS9}}\n")
