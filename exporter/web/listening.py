@@ -13,6 +13,8 @@ from exporter.errors import ListenError
 
 _FIRST_DESCRIPTOR: Final = 3
 _BACKLOG: Final = 511
+# As a kernel without IPv6 says it, and as one that was told not to use it.
+_NO_SUCH_VERSION: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def _bound(address: ListenAddress) -> Iterator[socket.socket]:
             bound += 1
         except OSError as error:
             # A name may have an address of a version that this machine does not have.
-            if error.errno != errno.EADDRNOTAVAIL:
+            if error.errno not in _NO_SUCH_VERSION:
                 raise
             missing = error
     if missing is not None and not bound:

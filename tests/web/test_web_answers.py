@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,7 +19,7 @@ from exporter.errors import ListenError
 from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
 from exporter.secret import Secret
 from exporter.service import Service
-from exporter.web.listening import ListenAddress
+from exporter.web.listening import ListenAddress, listen
 from exporter.web.server import WebOptions, WebServer
 
 LOOPBACK = ListenAddress("127.0.0.1", 0)
@@ -171,6 +174,34 @@ def test_what_is_no_listen_address(text: str) -> None:
 def test_no_header_is_too_odd(text: str) -> None:
     assert wants_openmetrics(text) in (True, False)
     assert accepts_gzip(text) in (True, False)
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_a_machine_without_ipv6_listens_on_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real, kind, resolve = socket.socket, socket.SOCK_STREAM, socket.getaddrinfo
+
+    class OnlyIPv4(real):  # type: ignore[misc, valid-type] # the class that is patched
+        def __init__(self, family: int = socket.AF_INET, *given: Any, **named: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(number, os.strerror(number))
+            super().__init__(family, *given, **named)
+
+    def with_ipv6_first(host: str, port: int, *given: Any, **named: Any) -> list[Any]:
+        if host != "localhost":
+            return resolve(host, port, *given, **named)
+        both = (socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))
+        return [(family, kind, 6, "", address) for family, address in both]
+
+    monkeypatch.setattr(socket, "socket", OnlyIPv4)
+    monkeypatch.setattr(socket, "getaddrinfo", with_ipv6_first)
+    for host, address in (("localhost", "127.0.0.1"), ("", "0.0.0.0")):
+        (listener,) = listen([ListenAddress(host, 0)])
+        with listener:
+            assert listener.getsockname()[0] == address
+    with pytest.raises(ListenError, match=r"^cannot listen on \[::1\]:0: "):
+        listen([ListenAddress("::1", 0)])
 
 
 async def test_every_address_gets_a_line(service: Service, http: aiohttp.ClientSession) -> None:
