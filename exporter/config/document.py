@@ -16,7 +16,7 @@ from typing import Final, TextIO, Union, final
 import yaml
 
 from exporter.config.files import FileProblemError
-from exporter.config.interpolation import InterpolationError, interpolate
+from exporter.config.interpolation import InterpolationError, Unresolved, interpolate
 from exporter.config.problems import Problems
 from exporter.config.scalars import Scalar, resolve
 
@@ -128,20 +128,28 @@ class _Open:
         return self.key is None and type(self.container) is YamlMapping
 
 
-def parse_document(text: str, environ: Mapping[str, str] | None, problems: Problems) -> Value:
+def parse_document(
+    text: str,
+    environ: Mapping[str, str] | None,
+    problems: Problems,
+    *,
+    scalars_as_text: bool = False,
+) -> Value:
     """Return the single document of `text`, or None for none.
 
     Args:
         text: YAML.
         environ: the variables for `${NAME}`; None to leave every `$` as it is.
         problems: takes what is wrong.
+        scalars_as_text: keep numbers and booleans as they are written, which a key that is not a
+            string may resolve.
 
     Problems that let the rest be read are added to `problems`.
 
     Raises:
         DocumentError: the text is not YAML, or more than is accepted here.
     """
-    builder = _Builder(environ, problems)
+    builder = _Builder(environ, problems, scalars_as_text=scalars_as_text)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
@@ -201,7 +209,10 @@ class _Builder:
         problems: Problems,
         item_nodes: int = MAX_NODES,
         anchors: int = MAX_NODES,
+        *,
+        scalars_as_text: bool = False,
     ) -> None:
+        self._scalars_as_text = scalars_as_text
         self.root: Value = None
         self._item_nodes = item_nodes
         self._max_anchors = anchors
@@ -314,7 +325,8 @@ class _Builder:
         # Many calls share their accounts and labels: one copy of each short word is enough.
         if type(value) is str and len(value) < _SHORT:
             return self._word(value)
-        return value
+        written = value is None or isinstance(value, str) or not self._scalars_as_text
+        return value if written else Unresolved(text)
 
     def _attach(self, value: Value, line: int, nodes: int) -> None:
         self._nodes += nodes

@@ -26,7 +26,7 @@ from yarl import URL
 from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.databases import database_url
 from exporter.config.durations import JSON_PATTERN, parse_duration
-from exporter.config.interpolation import Interpolated
+from exporter.config.interpolation import Unresolved
 from exporter.config.scalars import resolve
 from exporter.secret import Secret
 from exporter.webhook.addresses import forbidden, is_address
@@ -69,7 +69,7 @@ class Words:
 
 def _scalar(value: object) -> object:
     """Read `rate_limit: ${RATE}` as the number that it would be without the variable."""
-    return resolve(value) if isinstance(value, Interpolated) else value
+    return resolve(value) if isinstance(value, Unresolved) else value
 
 
 def _seconds(value: object) -> object:

@@ -11,8 +11,8 @@ _TOKEN = re.compile(rf"\$\$|{_REFERENCE}|\$\{{", re.ASCII)
 _WHOLE = re.compile(_REFERENCE, re.ASCII)
 
 
-class Interpolated(str):
-    """The text of a value that was a single `${NAME}` without quotes.
+class Unresolved(str):
+    """A plain scalar as text, such as the value of a single `${NAME}` without quotes.
 
     A key that is not a string may read it as a number; elsewhere it is text.
     """
@@ -56,4 +56,4 @@ def interpolate(text: str, environ: Mapping[str, str], *, plain: bool) -> str:
         return value or default or ""
 
     result = _TOKEN.sub(replacement, text)
-    return Interpolated(result) if plain and _WHOLE.fullmatch(text) else result
+    return Unresolved(result) if plain and _WHOLE.fullmatch(text) else result

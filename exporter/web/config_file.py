@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from exporter.config.calls import report_unknown_keys
 from exporter.config.document import BROKEN, YamlMapping, parse_document, told_to
-from exporter.config.fields import Words
+from exporter.config.fields import Count, Switch, Words
 from exporter.config.files import NamedFiles, read_text
 from exporter.config.problems import Problems
 from exporter.config.validation import validated
@@ -70,8 +70,6 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 def _interval(value: object) -> object:
-    if value == 0 and type(value) is int:
-        return 0.0
     if not isinstance(value, str) or not _DURATION.fullmatch(value):
         raise ValueError
     return float(sum(Decimal(n) * Decimal(_SECONDS[unit]) for n, unit in _PART.findall(value)))
@@ -95,13 +93,14 @@ def _user(name: str) -> str:
 
 _HeaderValue = Annotated[
     str,
+    BeforeValidator(lambda value: "" if value is None else value),
     Field(pattern=r"^[ -~]{0,4096}$"),
     Words("a text of printable ASCII characters"),
 ]
 
 
 class _HttpServer(_Model):
-    http2: Annotated[bool, Words("true or false")] = True  # for the toolkit's sake; there is none
+    http2: Switch = True  # for the toolkit's sake; there is none
     headers: Annotated[
         dict[Annotated[str, AfterValidator(_header)], _HeaderValue], AfterValidator(_headers)
     ] = Field(default_factory=dict)
@@ -116,7 +115,7 @@ class RateLimit(_Model):
         BeforeValidator(_interval),
         Words("a duration such as `100ms`, `1s` or `1m30s`, up to 24h; 0 for no limit"),
     ] = 0.0
-    burst: Annotated[int, Field(ge=1, le=1_000_000), Words("a number from 1 to 1000000")] = 1
+    burst: Annotated[int, Count(1, 1_000_000)] = 1
 
 
 class _File(_Model):
@@ -165,8 +164,10 @@ def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
     """
     problems = Problems(str(path))
     with told_to(problems):
-        # No variables: the toolkit knows none, and hashes are full of `$`.
-        document = parse_document(read_text(path, MAX_FILE), None, problems)
+        # No variables: the toolkit knows none, and hashes are full of `$`. Go's YAML takes any
+        # scalar where a text is expected, as it is written.
+        text = read_text(path, MAX_FILE)
+        document = parse_document(text, None, problems, scalars_as_text=True)
     if document is None:
         return WebConfig()
     if not isinstance(document, YamlMapping):

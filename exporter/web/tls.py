@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from exporter.config.document import Value
-from exporter.config.fields import Words
+from exporter.config.fields import Switch, Words
 from exporter.config.files import FileProblemError, NamedFiles
 from exporter.config.problems import Problems
 from exporter.config.validation import line_of
@@ -120,7 +120,7 @@ class TlsServerConfig(BaseModel):
     curve_preferences: list[Annotated[_Text, AfterValidator(_one_of(_CURVES, "unknown curve"))]] = (
         Field(default_factory=list)
     )
-    prefer_server_cipher_suites: Annotated[bool, Words("true or false")] = True
+    prefer_server_cipher_suites: Switch = True
 
 
 class Tls(NamedTuple):
@@ -245,7 +245,7 @@ class _Builder:
         try:
             return self._files.read(self._folder / file, MAX_PEM, secret=key == "key_file")
         except FileProblemError as error:
-            self._problem(key, f"failed to read {key}: the file {error}")
+            self._problem(key, f"failed to read {key}: {error}")
             return None
 
     def _load(self, context: ssl.SSLContext, certificate: str, key: str) -> None:

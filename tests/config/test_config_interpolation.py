@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.config.interpolation import Interpolated, InterpolationError, interpolate
+from exporter.config.interpolation import InterpolationError, Unresolved, interpolate
 
 ENVIRON = {"A": "one", "EMPTY": "", "NESTED": "${A} $$", "_b2": "two"}
 
@@ -58,8 +58,8 @@ def test_a_variable_that_is_not_set_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "plain", "kind"),
     [
-        ("${A}", True, Interpolated),
-        ("${NONE:-5}", True, Interpolated),
+        ("${A}", True, Unresolved),
+        ("${NONE:-5}", True, Unresolved),
         ("${A}", False, str),
         ("${A}0", True, str),
         ("${A}${A}", True, str),
