@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -246,10 +249,29 @@ def _run(work: Coroutine[Any, Any, None]) -> None:  # Any: what it yields and is
         runner.run(work)
 
 
+def _prepare_standard_streams() -> None:
+    """Open closed standard streams on the null device, and have none fail on a character.
+
+    Otherwise the next file or socket would become standard error, and be written to as such.
+    """
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main() -> None:
     """Run the command line; exit 0 when ended as asked, 1 when failed, 2 on wrong usage."""
+    _prepare_standard_streams()
     try:
         commands.main(prog_name="esms-exporter")
     except ExporterError as error:
-        click.echo(f"esms-exporter: {error}", err=True)
+        with suppress(OSError):  # the exit code tells it, too
+            click.echo(f"esms-exporter: {error}", err=True)
         sys.exit(1)

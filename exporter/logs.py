@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import select
 import sys
 import threading
 import traceback
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
@@ -19,7 +23,103 @@ LEVELS: Final = {
     "error": logging.ERROR,
 }
 
+_MAX_PENDING: Final = 1024 * 1024
+"""Bytes of lines that wait to be written; further lines are dropped."""
+
+_EXIT_TIMEOUT: Final = 1.0
+"""Seconds for which the end of the process waits for pending lines."""
+
+_log = structlog.get_logger(__name__)
+
 LogFormat = Literal["logfmt", "json"]
+
+
+class LogSink:
+    """Writes lines to a file descriptor in a thread of its own, and never blocks or raises.
+
+    A line that cannot be written is dropped and counted: the descriptor fails, or nobody reads the
+    pipe behind it and `_MAX_PENDING` bytes are pending. The first moment at which all lines are
+    written again, the number of dropped lines is logged.
+
+    `logging.handlers.QueueHandler` is not used: its listener waits for its thread at the end, and
+    prints its errors to standard error.
+
+    Args:
+        descriptor: blocking or not.
+
+    Attributes:
+        dropped: lines that were dropped so far.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        # Reentrant: a destructor that fails may log at any moment.
+        self._changed = threading.Condition(threading.RLock())
+        self._lines: deque[bytes] = deque()
+        self._pending = 0  # bytes, with those of the line that is being written
+        self.dropped = 0
+        self._reported = 0
+        self._cut = False  # the last line was written in part
+        self._started = False
+
+    def msg(self, line: str) -> None:
+        """Write a line, or drop it.
+
+        Raises:
+            RuntimeError: it is the first one, and no thread can be started.
+        """
+        encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+        data = f"{line}\n".encode(encoding, "replace")
+        with self._changed:
+            if not self._started:
+                threading.Thread(target=self._run, name="log", daemon=True).start()
+                atexit.register(self.drain, _EXIT_TIMEOUT)
+                self._started = True
+            if self._pending + len(data) > _MAX_PENDING:
+                self.dropped += 1
+                return
+            self._lines.append(data)
+            self._pending += len(data)
+            self._changed.notify_all()
+
+    debug = info = warning = error = critical = msg
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until nothing is pending; returns False if that takes longer than the timeout."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._pending, timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                line = self._lines.popleft()
+            written = self._write(line)
+            with self._changed:
+                self.dropped += not written
+                unreported = self.dropped - self._reported
+                if written and not self._lines and unreported > 0:
+                    self._reported = self.dropped
+                    _log.error("log lines dropped", lines=unreported)
+                self._pending -= len(line)
+                self._changed.notify_all()
+
+    def _write(self, line: bytes) -> bool:
+        left = b"\n" + line if self._cut else line
+        size = len(left)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
+            except OSError:
+                self._cut = self._cut or len(left) < size
+                return False
+        self._cut = False
+        return True
+
+
+STANDARD_ERROR: Final = LogSink(2)
 
 
 def configure_logging(level: str, log_format: LogFormat) -> None:
@@ -38,7 +138,7 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: STANDARD_ERROR,
         cache_logger_on_first_use=True,
     )
     # What libraries log (asyncio on a task that failed, aiohttp on a broken request) may hold the

@@ -22,6 +22,7 @@ from exporter.home_assistant.telling import HomeAssistant
 from exporter.ledger.clock import Clocks
 from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.records import CHUNK, NewCall, Snapshot
+from exporter.logs import STANDARD_ERROR
 from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
@@ -221,6 +222,7 @@ class Service:
         """Yield every metric as it stands."""
         for account in self.accounts.values():
             account.poller.refresh()
+        self.metrics.log_lines_dropped.labels().value = float(STANDARD_ERROR.dropped)
         yield from self.calls.call_metrics.families()
         yield from self.metrics.families()
 

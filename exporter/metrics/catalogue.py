@@ -261,6 +261,10 @@ class Catalogue:
             "esms_exporter_config_last_reload_success_timestamp_seconds",
             "When the configuration was last loaded with success.",
         )
+        self.log_lines_dropped = counter(
+            "esms_exporter_log_lines_dropped_total",
+            "Log lines that could not be written, because standard error failed or was not read.",
+        )
         alone: tuple[Family[Any], ...] = (  # Any: of values or of buckets
             self.commit_duration,
             self.ledger_errors,
@@ -270,6 +274,7 @@ class Catalogue:
             self.evictions,
             self.reload_successful,
             self.reload_timestamp,
+            self.log_lines_dropped,
         )
         for family in alone:
             family.labels()

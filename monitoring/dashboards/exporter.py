@@ -308,5 +308,16 @@ def _resources() -> Row:
                 "s",
                 {"{{instance}}": f"max by (instance) ({of_exporter('scrape_duration_seconds')})"},
             ).span(6),
+            series(
+                "Dropped log lines",
+                "Log lines per second that could not be written: the disk behind standard error "
+                "is full, or the pipe behind it is not read.",
+                "short",
+                {
+                    "{{instance}}": rate(
+                        of_exporter("esms_exporter_log_lines_dropped_total"), "instance"
+                    )
+                },
+            ).span(24),
         ),
     )

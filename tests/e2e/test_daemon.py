@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +18,10 @@ from prometheus_client.openmetrics.parser import (
 
 from exporter.metrics.exposition import OPENMETRICS, TEXT
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
-from tests.e2e.processes import Exporter, parsed, total
+from tests import subprocesses
+from tests.e2e.processes import Exporter, Series, parsed, total
+from tests.ports import free_port
+from tests.waiting import deadline
 
 LIVE = Plan(queued=10_000)
 
@@ -52,6 +58,7 @@ CATALOGUE = {
     "esms_exporter_build_info": ("gauge", {"version", "python_version"}),
     "esms_exporter_config_last_reload_successful": ("gauge", set()),
     "esms_exporter_config_last_reload_success_timestamp_seconds": ("gauge", set()),
+    "esms_exporter_log_lines_dropped": ("counter", set()),
 }
 
 
@@ -314,3 +321,76 @@ async def test_several_addresses(write: Write, http: aiohttp.ClientSession) -> N
             "http://127.0.0.1",
             "http://[::1]",
         }
+
+
+def _full() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def _not_read() -> int:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return write_end
+
+
+def _read_by_one_that_stands_still() -> int:
+    read_end, write_end = os.pipe()
+    os.dup(read_end)  # open as long as the tests run
+    os.set_blocking(write_end, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write_end, b"." * 512)
+    os.set_blocking(write_end, True)
+    return write_end
+
+
+@pytest.mark.parametrize(
+    ("standard_error", "closed"),
+    [
+        (_full, ""),
+        (_not_read, ""),
+        (_read_by_one_that_stands_still, ""),
+        (_full, "0<&- 1>&- 2>&-"),
+    ],
+    ids=["disk full", "no reader", "reader stands still", "closed"],
+)
+async def test_a_log_that_cannot_be_written_changes_nothing_else(
+    write: Write,
+    http: aiohttp.ClientSession,
+    simulator: Simulator,
+    standard_error: Callable[[], int],
+    closed: str,
+) -> None:
+    simulator.add_call("main", "a", Plan())
+    url, config = f"http://127.0.0.1:{(port := free_port())}", write(call("a"))
+    command = (
+        *("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "exporter"),
+        *(f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}"),
+    )
+    process = await subprocesses.start(*command, stderr=(descriptor := standard_error()))
+    os.close(descriptor)
+
+    async def scraped(condition: Callable[[dict[Series, float]], bool]) -> None:
+        found: dict[Series, float] = {}
+        async with deadline():
+            while not condition(found):
+                assert process.returncode is None
+                await asyncio.sleep(0.1)
+                with suppress(aiohttp.ClientConnectionError):
+                    async with http.get(f"{url}/metrics") as answer:
+                        found = parsed(await answer.text())
+
+    await scraped(lambda found: total(found, "esms_calls_total", result="success") == 1)
+    # Many problems make long lines: soon more than may be pending.
+    config.write_text("accounts:\n" + "".join(f"- {{name: '{n}'}}\n" for n in range(100)))
+    for _ in range(200 if standard_error is _read_by_one_that_stands_still else 1):
+        async with http.post(f"{url}/-/reload") as answer:
+            assert answer.status == 400
+    if not closed:
+        await scraped(lambda found: total(found, "esms_exporter_log_lines_dropped_total") > 0)
+    process.terminate()
+    async with deadline():
+        assert await process.wait() == 0
+    with sqlite3.connect(config.with_name("ledger.db")) as ledger:
+        assert ledger.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    ledger.close()

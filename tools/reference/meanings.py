@@ -40,6 +40,7 @@ OVER_REPLICAS: Final = {
     "esms_account_balance_warning_vnd": "the same on each: the largest, never the sum",
     "esms_poll_lag_seconds": "the sum",
     "esms_ledger_commit_duration_seconds": "the sum",
+    "esms_exporter_log_lines_dropped_total": "the sum",
     "esms_ledger_errors_total": "the sum",
     "esms_replicas": "the largest; where they differ, one is cut off",
     "esms_replica_last_heartbeat_timestamp_seconds": "each by itself",
