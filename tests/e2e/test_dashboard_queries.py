@@ -68,6 +68,7 @@ ZERO = {
     "esms-exporter.json: Calls that change hands": "the demo's ledger is not shared",
     "esms-exporter.json: Evictions": "as above",
     "esms-exporter.json: Errors of sources": "the demo's source is well",
+    "esms-exporter.json: Dropped log lines": "the log is read",
 }
 OF_EACH = {
     "Request rate by account",
