@@ -95,7 +95,9 @@ def full_pipe() -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_reader_that_stands_still_blocks_nothing(*, blocking: bool) -> None:
+def test_a_reader_that_stands_still_blocks_nothing(
+    capfd: pytest.CaptureFixture[str], *, blocking: bool
+) -> None:
     configure_logging("error", "logfmt")
     read_end, write_end = full_pipe()
     os.set_blocking(write_end, blocking)
@@ -112,6 +114,7 @@ def test_a_reader_that_stands_still_blocks_nothing(*, blocking: bool) -> None:
         assert pipe.readline() == "after\n"
         assert sink.drain(DEADLINE)
     os.close(write_end)
+    assert f'event="log lines dropped" lines={sink.dropped}' in logged(capfd)
 
 
 def unread() -> int:
