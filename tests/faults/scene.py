@@ -111,7 +111,6 @@ class Scene:
         traceback: TracebackType | None,
     ) -> None:
         await self._open.aclose()
-        await asyncio.sleep(0.5)  # in which the transports end that were closed just now
         if error is not None:
             print(self.exporter.output[-4000:])
 

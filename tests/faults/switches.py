@@ -67,10 +67,8 @@ def shows(
 
     @asynccontextmanager
     async def switch(simulator: Simulator, account: str) -> AsyncIterator[None]:
-        bad.configure_cert(context)
-        # The server does not know of connections, and cannot end them, whose handshake goes on.
-        await asyncio.sleep(1)
         await simulator.stop()
+        bad.configure_cert(context)
         await simulator.start()
         yield
         await simulator.stop()
