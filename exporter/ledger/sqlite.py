@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
+import struct
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +29,9 @@ _log = structlog.get_logger(__name__)
 
 BUSY_TIMEOUT: Final = 5.0
 """Seconds to wait for another program that holds the file, such as one that copies it."""
+
+# Far behind any byte that is written, and any that SQLite locks.
+_LOCKED_BYTE: Final = 1 << 62
 
 # What SQLite says, and what a person can do about it.
 _ADVICE: Final = {
@@ -62,12 +68,10 @@ class SqliteDatabase(Database):
         if not path:
             raise LedgerError("ledger: expected a file, as in `sqlite:///esms-exporter.db`")
         self.path = Path(os.path.realpath(path))
-        self._lock_path = self.path.with_name(self.path.name + ".lock")
         self._opening = True
-        self._lock = self._take_lock()
+        self._lock = self._lock_file()
         try:
             self.engine = self._make_engine(url)
-            self._file = self._identity()
             with self.translated(), self.engine.begin() as connection:
                 upgrade(self, connection)
         except BaseException:
@@ -147,28 +151,57 @@ class SqliteDatabase(Database):
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return f"{advice or 'failed'} ({name})"
 
-    def _take_lock(self) -> int:
-        # A file beside the database: closing any descriptor of the database itself would drop the
-        # locks that SQLite holds on it. The kernel lets go of it however the process ends.
+    def _lock_file(self) -> int:
+        """Open and lock the file that the path leads to; make it where there is none.
+
+        Raises:
+            LedgerBusyError: another exporter has it open, under whatever name.
+            LedgerError: it cannot be locked, or has two names: the `-wal` lies beside one of them.
+        """
         try:
-            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # A new file holds ids and labels: only its owner is to read it. SQLite gives the files
+            # beside it the same mode.
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except IsADirectoryError:
+            raise self.failed(
+                "is a directory; name a file in it (Docker makes a directory where a file that "
+                "is to be mounted does not exist)"
+            ) from None
         except OSError as error:
             raise self.failed(
-                f"cannot be opened ({error.strerror}); make sure its folder exists and is writable"
+                f"cannot be opened ({error.strerror}); "
+                "make sure its folder exists, and the file and its folder are writable"
             ) from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise self.failed("is not a file; name a file in `ledger.url`")
+            if found.st_nlink > 1:
+                raise self.failed(
+                    f"has {found.st_nlink} names (hard links), and its -wal lies beside one of "
+                    "them; delete the others, or copy the file"
+                )
+            if _mounted(self.path, descriptor):
+                raise self.failed(
+                    "is a mount of its own, and its -wal would lie outside; mount the folder"
+                )
+            _lock(descriptor)
+        except BlockingIOError:
             os.close(descriptor)
             raise self.failed(
                 "is in use by another esms-exporter; end it, or name another file in `ledger.url`",
                 LedgerBusyError,
             ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise self.failed(
+                f"cannot be locked ({error.strerror}); "
+                "put it on a file system with locks, such as a local disk"
+            ) from None
+        except LedgerError:
+            os.close(descriptor)
+            raise
         return descriptor
-
-    def _identity(self) -> tuple[int, int]:
-        found = os.stat(self.path)  # noqa: PTH116 - a third of the time, before each transaction
-        return found.st_dev, found.st_ino
 
     def _keep_file(self) -> None:
         """See that the path still leads to the open file: what is written to another is lost.
@@ -176,83 +209,93 @@ class SqliteDatabase(Database):
         Raises:
             LedgerError: it does not, and that cannot be mended.
         """
+        held = os.fstat(self._lock)
         try:
-            if self._identity() == self._file:
-                self._keep_lock()
-                return
+            found = os.stat(self.path)  # noqa: PTH116 - a third of the time, before each transaction
         except FileNotFoundError:
             self._write_anew()
         except OSError as error:
             raise self.failed(f"cannot be seen any more ({error.strerror})") from None
         else:
-            raise self.failed(
-                "another file was put in its place; restart the exporter to go on with that one, "
-                "or put the old one back"
-            )
-
-    def _keep_lock(self) -> None:
-        """See that the lock is still the one that others would take.
-
-        Raises:
-            LedgerBusyError: another exporter has it.
-        """
-        held = os.fstat(self._lock)
-        try:
-            found = os.stat(self._lock_path)  # noqa: PTH116 - as above
-            if (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino):
-                return
-        except OSError:
-            pass  # gone, or not to be seen: taking it anew tells
-        old, self._lock = self._lock, self._take_lock()
-        os.close(old)
+            if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+                raise self.failed(
+                    "another file was put in its place; restart the exporter to go on with that "
+                    "one, or put the old one back"
+                )
 
     def _write_anew(self) -> None:
-        """Put a copy where the file was deleted: all that it held can still be read."""
-        copy = self.path.with_name(self.path.name + ".copy")
+        """Write to a new file what the deleted one held: all of it can still be read."""
+        held, self._lock = self._lock, self._lock_file()
         try:
-            self._keep_lock()
-            copy.unlink(missing_ok=True)
-            os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            # Those of the old file would be taken for the new one's.
+            for part in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + part).unlink(missing_ok=True)
             with (
                 self.translated(),
-                closing(sqlite3.connect(copy)) as target,
+                closing(sqlite3.connect(self.path)) as target,
                 self.engine.connect() as source,
             ):
                 opened: Any = source.connection.driver_connection  # Any: whatever the driver's is
                 opened.backup(target)
-            with copy.open("rb") as file:
-                os.fsync(file.fileno())
-            # Those of the old file would be taken for the new one's.
-            for part in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + part).unlink(missing_ok=True)
-            copy.rename(self.path)
-            self._file = self._identity()
-        except OSError as error:
+        except (OSError, LedgerError) as error:
+            self.path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = held
+            if isinstance(error, LedgerError):
+                raise
             raise self.failed(
                 f"was deleted, and cannot be written anew ({error.strerror})"
             ) from None
         # The next connection is one to the new file.
         self.engine.dispose()
+        os.close(held)
         _log.warning("ledger file was gone, and was written anew")
 
     def _make_engine(self, url: str) -> Engine:
-        # A new file holds ids and labels: only its owner is to read it.
-        with_private_mode = os.umask(0o077)
-        try:
-            engine = create_engine(
-                url,
-                # One connection, used by one thread at a time; `check_same_thread` is about that.
-                poolclass=StaticPool,
-                connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT},
-                hide_parameters=True,
-            )
-            event.listen(engine, "connect", _configure)
-            event.listen(engine, "begin", _begin)
-            with self.translated(), engine.connect():
-                pass
-        finally:
-            os.umask(with_private_mode)
+        engine = create_engine(
+            url,
+            # One connection, used by one thread at a time; `check_same_thread` is about that.
+            poolclass=StaticPool,
+            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT},
+            hide_parameters=True,
+        )
+        event.listen(engine, "connect", _configure)
+        event.listen(engine, "begin", _begin)
+        with self.translated(), engine.connect():
+            pass
         return engine
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file of SQLite for as long as this descriptor is open, however the process ends.
+
+    The lock belongs to the file, not to a name, and is seen in other containers too. It leaves out
+    the bytes that SQLite locks, and is no lock of POSIX, which would end as soon as SQLite closes
+    any descriptor of the file. Closing this one ends SQLite's locks: SQLite has to be closed first.
+
+    Raises:
+        OSError: it cannot be locked; `BlockingIOError` where it is locked already.
+    """
+    if sys.platform == "linux":
+        # struct flock: type, whence, start, length, process.
+        wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _LOCKED_BYTE, 1, 0)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+    else:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _LOCKED_BYTE)
+
+
+def _mounted(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is a mount of its own; False where the system does not tell."""
+    mounts = set[str]()
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for opened in (folder, descriptor):
+                told = Path(f"/proc/self/fdinfo/{opened}").read_text()
+                mounts.update(line for line in told.splitlines() if line.startswith("mnt_id:"))
+        finally:
+            os.close(folder)
+    return len(mounts) > 1
 
 
 def _configure(connection: Any, _record: object) -> None:  # Any: whatever the driver's type is

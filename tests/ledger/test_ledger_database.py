@@ -68,7 +68,7 @@ def test_a_ledger_is_for_its_owner_and_is_durable(path: Path) -> None:
             for name in ("journal_mode", "synchronous", "foreign_keys")
         ]
     assert settings == ["wal", 2, 1]
-    for file in (path, path.with_name("ledger.db-wal"), path.with_name("ledger.db.lock")):
+    for file in (path, path.with_name("ledger.db-wal")):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     database.close()
 
@@ -148,14 +148,19 @@ def test_a_damaged_ledger(path: Path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert problem(tmp_path / "no" / "ledger.db") == (
-        "cannot be opened (No such file or directory); make sure its folder exists and is writable"
+        "cannot be opened (No such file or directory); make sure its folder exists, "
+        "and the file and its folder are writable"
     )
 
 
 def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "folder.db"
     folder.mkdir()
-    assert problem(folder).startswith("cannot be opened; make sure its folder exists")
+    assert problem(folder).startswith("is a directory; name a file in it")
+
+
+def test_a_device_instead_of_a_file() -> None:
+    assert problem(Path("/dev/null")) == "is not a file; name a file in `ledger.url`"
 
 
 @pytest.mark.parametrize("name", ["sqlite://", "sqlite:///"])
@@ -181,7 +186,6 @@ def test_a_ledger_that_may_not_be_written(file: int, folder: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, "ledger.db")
         open_database(url(path)).close()
-        path.with_name("ledger.db.lock").unlink()
         path.chmod(file)
         path.parent.chmod(folder)
         with nobody():

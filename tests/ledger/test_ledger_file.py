@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.engine import open_database
 from exporter.ledger.records import NewCall
 from exporter.ledger.store import Store
+from tests import subprocesses
+from tests.programs import unavailable
 
 
 def opened(path: Path) -> Store:
@@ -38,12 +43,7 @@ def move_away(path: Path) -> None:
     path.rename(path.with_name("elsewhere"))
 
 
-def delete_beside_a_broken_copy(path: Path) -> None:
-    path.unlink()
-    path.with_name("ledger.db.copy").write_bytes(b"half of it")
-
-
-@pytest.mark.parametrize("take", [Path.unlink, delete_all, move_away, delete_beside_a_broken_copy])
+@pytest.mark.parametrize("take", [Path.unlink, delete_all, move_away])
 def test_a_file_that_was_taken_away_is_written_anew(
     path: Path, take: Callable[[Path], None]
 ) -> None:
@@ -91,36 +91,104 @@ def test_a_folder_that_is_gone_and_comes_back(path: Path) -> None:
     store.close()
 
 
-def test_no_room_for_another_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_anew(path: Path) -> None:
     store = opened(path)
     watch(store, "before")
     path.unlink()
-
-    def fsync(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as full:
-        full.setattr(os, "fsync", fsync)
-        with pytest.raises(LedgerError, match="No space left on device"):
-            watch(store, "meanwhile")
+    in_the_way = path.with_name("ledger.db-journal")
+    in_the_way.mkdir()
+    with pytest.raises(LedgerError, match="cannot be"):
+        watch(store, "meanwhile")
     assert not path.exists()
+    in_the_way.rmdir()
     watch(store, "after")
     assert watched(store) == ["before", "after"]
     store.close()
 
 
-def test_a_lock_that_was_deleted_is_taken_again(path: Path) -> None:
+def test_a_file_that_another_exporter_made_in_its_place_is_left_to_it(path: Path) -> None:
     store = opened(path)
-    lock = path.with_name(path.name + ".lock")
-    lock.unlink()
-    store.snapshot()  # whatever comes next
-    with pytest.raises(LedgerBusyError):
-        open_database(f"sqlite:///{path}")
-    # Where somebody else was faster, nothing is written any more.
-    lock.unlink()
-    other = open_database(f"sqlite:///{path}")
-    with pytest.raises(LedgerBusyError):
-        store.snapshot()
+    watch(store, "before")
+    path.unlink()
+    other = opened(path)
+    watch(other, "of the other")
+    with pytest.raises(LedgerError, match="another file was put in its place"):
+        watch(store, "after")
+    assert watched(other) == ["of the other"]
     other.close()
-    store.snapshot()
     store.close()
+
+
+# One ledger under two names: its -wal lies beside one of them alone.
+
+
+def test_a_file_that_was_renamed_while_it_is_in_use(path: Path) -> None:
+    store = opened(path)
+    watch(store, "before")
+    renamed = path.rename(path.with_name("renamed.db"))
+    with pytest.raises(LedgerBusyError):
+        opened(renamed)
+    renamed.rename(path)
+    watch(store, "after")
+    assert watched(store) == ["before", "after"]
+    store.close()
+
+
+@pytest.mark.parametrize("in_use", [True, False])
+def test_a_file_with_two_names(path: Path, *, in_use: bool) -> None:
+    store = opened(path)
+    watch(store, "before")
+    if not in_use:
+        store.close()
+    link = path.with_name("link.db")
+    link.hardlink_to(path)
+    for name in (path, link):
+        with pytest.raises(LedgerError, match=r"has 2 names \(hard links\)"):
+            opened(name)
+    if in_use:
+        watch(store, "after")  # nobody writes under the other name
+        store.close()
+    link.unlink()
+    opened(path).close()
+
+
+def test_a_file_that_is_a_mount_of_its_own(path: Path, tmp_path: Path) -> None:
+    opened(path).close()
+    mounted = tmp_path / "elsewhere" / "with blanks.db"
+    mounted.parent.mkdir()
+    mounted.touch()
+    if subprocesses.run("unshare", "--mount", "true").returncode:
+        unavailable("needs a mount namespace: run it as root, outside of a container")
+    open_it = (
+        "import sys; from exporter.ledger.engine import open_database; "
+        "open_database(f'sqlite:///{sys.argv[1]}').close()"
+    )
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    inside = ["unshare", "--mount", "sh", "-c", script, "sh"]
+
+    def open_mounted(what: Path, where: Path, file: Path) -> str:
+        done = subprocesses.run(*inside, str(what), str(where), sys.executable, "-c", open_it, file)
+        return done.stderr
+
+    assert "is a mount of its own" in open_mounted(path, mounted, mounted)
+    # As a folder it is the same file, and in use or not.
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert open_mounted(path.parent, folder, folder / path.name) == ""
+    store = opened(path)
+    assert "LedgerBusyError" in open_mounted(path.parent, folder, folder / path.name)
+    store.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_that_cannot_be_locked_is_not_said_to_be_in_use(
+    path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for name in ("fcntl", "flock", "lockf"):
+        monkeypatch.setattr(fcntl, name, refuse)
+    with pytest.raises(LedgerError, match=os.strerror(number)) as caught:
+        opened(path)
+    assert not isinstance(caught.value, LedgerBusyError)
