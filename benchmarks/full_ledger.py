@@ -30,7 +30,7 @@ def fill(path: Path, calls: int, now: float) -> None:
         database.execute("INSERT INTO accounts (id, name) VALUES (1, 'main')")
         database.execute("INSERT INTO label_sets (id, labels) VALUES (1, '{}')")
         database.executemany(
-            "INSERT INTO calls (id, account_id, reference_key, reference_id, label_set_id, pushed,"
+            "INSERT INTO calls (id, account_id, normalized_id, reference_id, label_set_id, pushed,"
             " first_watched, state, state_since) VALUES (?, 1, ?, ?, 1, TRUE, ?, ?, ?)",
             _rows(calls, now),
         )

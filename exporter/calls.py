@@ -17,7 +17,7 @@ ReferenceId = NewType("ReferenceId", str)
 """A call's id as its source wrote it, without surrounding blanks: what the provider is asked."""
 
 ReferenceKey = NewType("ReferenceKey", str)
-"""The same id as it is compared: two ids that differ only in case name one call."""
+"""The same id as it is compared: without case, blanks and dashes, in which spellings differ."""
 
 MAX_REFERENCE_ID_LENGTH: Final = 128
 PROVIDER_MEMORY: Final = 7 * 86_400.0
@@ -45,8 +45,11 @@ def reference_id(text: str) -> ReferenceId:
 
 
 def reference_key(text: str) -> ReferenceKey:
-    """Return the form in which ids are compared."""
-    return ReferenceKey(text.strip().lower())
+    """Return the form in which ids are compared.
+
+    The documented `SMSID` of a placed call lacks a dash that its status has.
+    """
+    return ReferenceKey("".join(text.split()).replace("-", "").lower())
 
 
 # Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.

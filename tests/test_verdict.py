@@ -141,6 +141,8 @@ def test_the_documented_answers() -> None:
         ({"SendStatus": 1e300}, AGAIN),
         # the id
         ({"ReferenceId": f" {ID.lower()} "}, ANSWERED),
+        ({"ReferenceId": ID.replace("-", "")}, ANSWERED),
+        ({"ReferenceId": f"{ID[:20]} {ID[20:]}"}, ANSWERED),
         ({"ReferenceId": ...}, ANSWERED),
         ({"ReferenceId": ""}, ANSWERED),
         ({"ReferenceId": "8eb2af6d"}, BAD),
@@ -380,8 +382,18 @@ def test_what_is_no_id(text: str) -> None:
         reference_id(text)
 
 
-def test_ids_are_trimmed_and_compared_ignoring_case() -> None:
+def test_ids_are_trimmed_and_compared_without_case_blanks_and_dashes() -> None:
+    # The documented `SMSID` of a placed call: it lacks a dash, and ends in a blank.
     assert reference_id("8eb2af6d-fb4c4814-b9cc-4c0e3ed32edf ") == (
         "8eb2af6d-fb4c4814-b9cc-4c0e3ed32edf"
     )
-    assert reference_key(" ABC ") == reference_key("abc")
+    keys = {
+        reference_key(text)
+        for text in (
+            "8eb2af6d-fb4c4814-b9cc-4c0e3ed32edf ",
+            " 8EB2AF6D-FB4C-4814-B9CC-4C0E3ED32EDF",
+            "8eb2af6dfb4c4814b9cc4c0e3ed32edf",
+            "8eb2af6d fb4c 4814\tb9cc 4c0e3ed32edf",
+        )
+    }
+    assert keys == {"8eb2af6dfb4c4814b9cc4c0e3ed32edf"}

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
-from exporter.calls import ReferenceId, reference_id
+from exporter.calls import ReferenceId, ReferenceKey, reference_id, reference_key
 from exporter.config.document import BROKEN, Value, YamlMapping
 from exporter.config.problems import SHOWN, Problems
 
@@ -127,8 +127,8 @@ class CallReader:
         self._problems = problems
         self._shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
         self._repeats = repeats
-        # By account: ids in lower case, and the line where each was first.
-        self._seen: dict[str, dict[str, int]] = {}
+        # By account: ids as they are compared, and the line where each was first.
+        self._seen: dict[str, dict[ReferenceKey, int]] = {}
 
     def read(self, items: Iterable[tuple[int, Value]]) -> Iterator[CallConfig]:
         """Yield the calls that are as they should be.
@@ -214,9 +214,7 @@ class CallReader:
         return self._shared.setdefault(tuple(sorted(labels.items())), MappingProxyType(labels))
 
     def _note(self, call: CallConfig, place: _Place) -> None:
-        lowered = call.reference_id.lower()
-        # Half the memory where ids are in lower case already.
-        key = call.reference_id if lowered == call.reference_id else lowered
+        key = reference_key(call.reference_id)
         seen = self._seen.setdefault(call.account, {})
         if key in seen:
             message = f"the same call again; the first is on line {seen[key]}"

@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0009"
+HEAD: Final = "0010"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
@@ -98,7 +98,7 @@ calls: Final = Table(
     metadata,
     Column("id", _Row, primary_key=True),
     Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
-    Column("reference_key", String(128), nullable=False),  # as ids are compared
+    Column("normalized_id", String(128), nullable=False),  # as ids are compared
     Column("reference_id", String(128), nullable=False),  # as it was first written
     Column("label_set_id", Integer, ForeignKey("label_sets.id"), nullable=False),
     # Handed over by a source that says each call once, and does not take it back by silence.
@@ -119,7 +119,7 @@ calls: Final = Table(
     Column("price", Float),  # VND, as the provider's callback told it
     # The exporter that polls it, where several share the ledger; NULL for any that claims it.
     Column("replica_id", BigInteger),
-    UniqueConstraint("account_id", "reference_key"),
+    UniqueConstraint("account_id", "normalized_id"),
     Index("calls_unfinished", "account_id", "id", **_where("result IS NULL")),
     Index("calls_finished", "finished_at", **_where("result IS NOT NULL")),
     Index("calls_labels", "label_set_id"),

@@ -270,7 +270,7 @@ class Store:
     def find(self, account: str, reference_id: str) -> CallRecord | None:
         """Return a call, if it is known; also one that was deleted, with that as its state."""
         query = RECORD.where(
-            accounts.c.name == account, calls.c.reference_key == reference_key(reference_id)
+            accounts.c.name == account, calls.c.normalized_id == reference_key(reference_id)
         )
         with self._database.begin() as connection:
             return next(iter(records(connection, query)), None)

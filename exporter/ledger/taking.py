@@ -53,19 +53,19 @@ _keys: Final = given("keys")
 _rows: Final = given("rows")
 
 _FIND: Final = listed(
-    calls.c.account_id, calls.c.reference_key, calls.c.id, calls.c.replica_id
+    calls.c.account_id, calls.c.normalized_id, calls.c.id, calls.c.replica_id
 ).join_from(
     _keys,
     calls,
     and_(
         calls.c.account_id == field(_keys, 0, calls.c.account_id),
-        calls.c.reference_key == field(_keys, 1, calls.c.reference_key),
+        calls.c.normalized_id == field(_keys, 1, calls.c.normalized_id),
     ),
 )
 _NOW: Final = bindparam("now", type_=Float())
 _NEW: Final = (
     calls.c.account_id,
-    calls.c.reference_key,
+    calls.c.normalized_id,
     calls.c.reference_id,
     calls.c.label_set_id,
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeVar
 
-from exporter.calls import CallState, Result, WatchedCall
+from exporter.calls import CallState, Result, WatchedCall, reference_key
 from exporter.ledger.records import Ended
 from exporter.metrics.families import Family, Value, escape, gauge
 
@@ -75,7 +75,9 @@ class Candidates:
         """Return the lines of the exposition, in pieces; to be called in a thread."""
         # A series must not be there twice: of a call that finished again, the end that came last.
         finished = list(
-            {(call.account, call.reference_id): call for call in self.finished}.values()
+            {
+                (call.account, reference_key(call.reference_id)): call for call in self.finished
+            }.values()
         )
         finished = [call for call in finished if call.account in self.watched]
         chosen = _Newest([*self.watched.values(), finished], self.limit)

@@ -220,7 +220,7 @@ class Driven:
     def known(self) -> list[tuple[object, ...]]:
         """Return the ledger's calls as a model does."""
         query = (
-            "SELECT a.name, c.reference_key, c.reference_id, l.labels, c.first_watched, c.pushed,"
+            "SELECT a.name, c.normalized_id, c.reference_id, l.labels, c.first_watched, c.pushed,"
             " c.result, c.status, (SELECT json_group_array(source) FROM call_sources WHERE"
             " call_id = c.id) FROM calls c JOIN accounts a ON a.id = c.account_id JOIN label_sets l"
             " ON l.id = c.label_set_id ORDER BY 1, 2"

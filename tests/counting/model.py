@@ -30,7 +30,7 @@ class Named(NamedTuple):
 
     @property
     def place(self) -> Place:
-        return self.account, self.name.strip().lower()
+        return self.account, self.name.strip().lower().replace("-", "")
 
 
 @dataclass(eq=False)

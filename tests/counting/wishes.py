@@ -27,7 +27,7 @@ from tests.counting.model import KEEP_FINISHED, Model, Named
 ACCOUNTS: Final = ("main", "other")
 FILES: Final = ("a.csv", "b.csv")
 
-NAMES: Final = st.sampled_from(["Call-1", "CALL-1", "call-2", "Call-2", "call-3", "Call-4"])
+NAMES: Final = st.sampled_from(["Call-1", "CALL1", "call-2", "Ca-ll2", "call-3", "Call-4"])
 _LABELS: Final = st.sampled_from(
     [(), (("campaign", "otp"),), (("campaign", "sales"), ("team", "x")), (("team", "y"),)]
 ).map(frozenset)

@@ -225,6 +225,7 @@ def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
             old.execute(f"DROP TABLE {table}")
         for index in ("calls_labels", "totals_labels"):
             old.execute(f"DROP INDEX {index}")
+        old.execute("ALTER TABLE calls RENAME COLUMN normalized_id TO reference_key")
         old.execute("UPDATE alembic_version SET version_num = '0001'")
     store = Store(open_database(f"sqlite:///{path}"))
     stored, ahead = store.unfinished("main")
@@ -253,6 +254,7 @@ def test_a_ledger_without_limits_shows_what_it_showed(path: Path) -> None:
             old.execute(f"DROP TABLE {table}")
         for index in ("calls_labels", "totals_labels"):
             old.execute(f"DROP INDEX {index}")
+        old.execute("ALTER TABLE calls RENAME COLUMN normalized_id TO reference_key")
         old.execute("UPDATE alembic_version SET version_num = '0008'")
     store = Store(open_database(f"sqlite:///{path}"))
     store.limits = LabelLimits(("campaign",), 2, 9)

@@ -175,7 +175,7 @@ def test_one_call_is_found_by_an_index(database: Database) -> None:
         grow(database)
     ((_, plan),) = explained(database, statements(database, lambda: store.find("main", "C3")))
     # One of PostgreSQL, one of SQLite.
-    assert "Index Cond: ((account_id = " in plan or "(account_id=? AND reference_key=?)" in plan
+    assert "Index Cond: ((account_id = " in plan or "(account_id=? AND normalized_id=?)" in plan
     assert not re.search("Seq Scan on calls|SCAN calls", plan)
 
 
@@ -196,7 +196,7 @@ def grow(database: Database) -> None:
     with database.begin() as connection:
         connection.execute(
             text(
-                "INSERT INTO calls (account_id, reference_key, reference_id, label_set_id,"
+                "INSERT INTO calls (account_id, normalized_id, reference_id, label_set_id,"
                 " first_watched, state, state_since, result, finished_at)"
                 " SELECT min(account_id), 'g' || n, 'g' || n, min(label_set_id), 0, 'new', 0,"
                 " 'success', n FROM calls, generate_series(1, 20000) n GROUP BY n"

@@ -100,7 +100,7 @@ def test_known_calls_that_several_push_in_any_order(stores: list[Store]) -> None
 def test_accounts_and_labels_that_several_use_first(stores: list[Store]) -> None:
     for number in range(ROUNDS):
         wanted = [
-            new(f"c{number}-{n}", {"x": f"{number}-{n % 4}"}, f"a{number}-{n % 3}")
+            new(f"c{number}-{n:02}", {"x": f"{number}-{n % 4}"}, f"a{number}-{n % 3}")
             for n in range(12)
         ]
         together(*(partial(s.watch, None, shuffled(wanted, n), NOW) for n, s in enumerate(stores)))
@@ -143,7 +143,7 @@ def test_totals_of_all_add_up_exactly(stores: list[Store]) -> None:
     seconds, prices = 0.0, 0.0
     for number in range(ROUNDS):
         wanted = [
-            new(f"c{number}-{n}", {"n": str(n % 3)}, f"a{rng.randrange(4)}") for n in range(24)
+            new(f"c{number}-{n:02}", {"n": str(n % 3)}, f"a{rng.randrange(4)}") for n in range(24)
         ]
         stored = shuffled(stores[0].watch(None, wanted, NOW).added, number)
 

@@ -87,7 +87,7 @@ def test_a_new_call_is_stored_as_it_came(store: Store) -> None:
     assert isinstance(again.call, WatchedCall)
     for name in ("id", "reference_id", "first_watched", "state", "state_since"):
         assert getattr(again.call, name) == getattr(call, name)
-    assert rows(store, "SELECT reference_key, pushed, result FROM calls") == [("ab-1", 1, None)]
+    assert rows(store, "SELECT normalized_id, pushed, result FROM calls") == [("ab1", 1, None)]
 
 
 @pytest.mark.parametrize("source", [None, "config"])

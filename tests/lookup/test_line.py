@@ -42,7 +42,7 @@ def test_finished(
     assert (line.account, line.reference_id, line.code) == ("main", ID, "100")
     assert line.asked_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert line.answered
-    assert line.name == ("main", "call-1")
+    assert line.name == ("main", "call1")
 
 
 @pytest.mark.parametrize(

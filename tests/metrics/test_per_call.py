@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.calls import CallState, Result, Status, WatchedCall, reference_id
+from exporter.calls import CallState, Result, Status, WatchedCall, reference_id, reference_key
 from exporter.ledger.records import Ended
 from exporter.metrics import per_call
 from exporter.metrics.per_call import RECENT, CallStates, Candidates
@@ -88,7 +88,10 @@ def test_calls_are_shown_with_their_states() -> None:
 
 
 @given(
-    st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), unique=True)
+    st.lists(
+        st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1),
+        unique_by=reference_key,
+    )
 )
 def test_any_reference_id_is_read_as_it_was_written(names: list[str]) -> None:
     shown, _ = read(states(100).candidates({"main": watched(*names)}, NOW))

@@ -79,7 +79,7 @@ async def test_a_callback_reaches_the_one_that_polls_the_call(scene: Scene, pair
 async def test_what_is_handed_to_several_is_polled_by_one(scene: Scene, pair: Pair) -> None:
     first, second = pair
     for number in range(5):
-        names = [f"pushed-{number}-{place}" for place in range(20)]
+        names = [f"pushed-{number}-{place:02}" for place in range(20)]
         # In another order each: they must not wait for each other.
         await asyncio.gather(first.push(*names), second.push(*reversed(names)))
         held = [exporter.holds.intersection(names) for exporter in pair]

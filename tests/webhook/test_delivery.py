@@ -241,7 +241,7 @@ def test_giving_up_keeps_up_with_what_finishes(tmp_path: Path, answer: Answer, m
         world.start()
         pending = 0
         for second in range(120):
-            world.finish(*(f"c{second}-{n}" for n in range(100)))
+            world.finish(*(f"c{second}-{n:02}" for n in range(100)))
             await asyncio.sleep(1)
             pending = max(pending, outbox.backlog("t").pending)
         assert pending < most
