@@ -29,7 +29,7 @@ settings.load_profile("tests")
 # Most of the time that these take is waiting: they start first.
 LONG = ("faults", "e2e", "docs", "counting", "replicas", "benchmarks")
 # Tests of a file share servers and scenes, and stay on one worker; but for these.
-SPREAD = ("tests/e2e/", "tests/docs/", "tests/benchmarks/")
+SPREAD = ("tests/e2e/", "tests/docs/", "tests/benchmarks/", "tests/monitoring/")
 TOGETHER = ("tests/e2e/test_dashboard_queries.py",)
 
 

@@ -15,7 +15,7 @@ from exporter.web.config_file import load_web_config
 from tests import subprocesses
 from tests.docs import pages
 from tests.docs.pages import Block
-from tests.programs import program
+from tests.programs import every_prometheus, of_prometheus
 from tests.web.certificates import Certificates
 
 YAML = [block for page in pages.names() for block in pages.blocks(page) if block.language == "yaml"]
@@ -83,10 +83,13 @@ PROMETHEUS = [
 ]
 
 
+@every_prometheus
 @pytest.mark.parametrize(("block", "command"), PROMETHEUS)
-def test_configurations_of_prometheus(tmp_path: Path, block: Block, command: str) -> None:
+def test_configurations_of_prometheus(
+    tmp_path: Path, version: str, block: Block, command: str
+) -> None:
     (tmp_path / "file.yml").write_text(block.text)
-    promtool = program("promtool", "apt-get install prometheus")
+    promtool = of_prometheus("promtool", version)
     checked = subprocesses.run(promtool, "check", *command.split(), "file.yml", cwd=tmp_path)
     assert checked.returncode == 0, f"{block.place}: {checked.stdout}{checked.stderr}"
 

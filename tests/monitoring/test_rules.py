@@ -23,26 +23,39 @@ from tests.monitoring.rules import (
     RULES,
     series_of,
 )
-from tests.programs import program
+from tests.programs import every_prometheus, of_prometheus
 
 FIRES, SILENT = "fires", "stays silent"
 KINDS = (FIRES, SILENT, "survives a restart", "fires on the first failure")
 
 
-def promtool(*command: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    path = program("promtool", "apt-get install prometheus")
-    return subprocesses.run(path, *command, cwd=folder)
+def promtool(
+    version: str, *command: str | Path, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    return subprocesses.run(of_prometheus("promtool", version), *command, cwd=folder)
 
 
-def test_promtool_accepts_the_rules() -> None:
-    checked = promtool("check", "rules", "--lint=all", "--lint-fatal", *RULES)
+@every_prometheus
+def test_promtool_accepts_the_rules(version: str) -> None:
+    checked = promtool(version, "check", "rules", "--lint=all", "--lint-fatal", *RULES)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@every_prometheus
 @pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
-def test_cases(cases: Path) -> None:
-    tested = promtool("test", "rules", cases.name, folder=cases.parent)
+def test_cases(version: str, cases: Path) -> None:
+    tested = promtool(version, "test", "rules", cases.name, folder=cases.parent)
     assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_windows_are_the_same_on_every_version() -> None:
+    """Prometheus 3 leaves out the sample at the left edge of a window, which 2.42 takes in."""
+    windows = [
+        window for expression in EXPRESSIONS for window in re.findall(r"\[(.*?)\]", expression)
+    ]
+    assert len(windows) > 50
+    for window in windows:
+        assert re.fullmatch(r"\d+[smhdw]1ms", window), window
 
 
 def all_cases() -> dict[str, dict[str, Any]]:  # Any: as promtool has it

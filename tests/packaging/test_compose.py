@@ -12,7 +12,7 @@ from exporter.config import load_config
 from tests import subprocesses
 from tests.e2e.processes import Exporter, Process, total
 from tests.packaging.compose import FOLDER, project, variables
-from tests.programs import program
+from tests.programs import every_prometheus, of_prometheus, program
 
 DEMO = variables("demo.env")
 
@@ -71,9 +71,10 @@ def test_hosts_that_files_name_are_services() -> None:
     assert hosts <= services.keys()
 
 
-def test_prometheus_takes_its_configuration_and_the_rules(tmp_path: Path) -> None:
+@every_prometheus
+def test_prometheus_takes_its_configuration_and_the_rules(version: str, tmp_path: Path) -> None:
     service = project(DEMO)["services"]["prometheus"]
-    promtool = program("promtool", "apt-get install prometheus")
+    promtool = of_prometheus("promtool", version)
     text = inside(service, option(service, "--config.file")).read_text()
     (pattern,) = yaml.safe_load(text)["rule_files"]
     where = str(inside(service, pattern))

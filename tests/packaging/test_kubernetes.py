@@ -22,7 +22,7 @@ from tests.packaging.manifests import (
     problem,
     templated,
 )
-from tests.programs import program
+from tests.programs import every_prometheus, of_prometheus
 
 EVERYTHING = ("--set=serviceMonitor.enabled=true,prometheusRule.enabled=true",)
 OPERATOR = {"ServiceMonitor", "PrometheusRule"}
@@ -183,7 +183,10 @@ def test_the_operator_is_told_what_to_scrape(manifests: Manifests) -> None:
     assert endpoint["port"] == service["spec"]["ports"][0]["name"]
 
 
-def test_the_rules_are_those_of_monitoring(manifests: Manifests, tmp_path: Path) -> None:
+@every_prometheus
+def test_the_rules_are_those_of_monitoring(
+    version: str, manifests: Manifests, tmp_path: Path
+) -> None:
     for path, text in written().items():
         assert path.read_text() == text, "out of date: python -m deploy.rules"
     spec = manifests["PrometheusRule"]["spec"]
@@ -191,7 +194,7 @@ def test_the_rules_are_those_of_monitoring(manifests: Manifests, tmp_path: Path)
     assert spec == yaml.safe_load(text)
     rules = tmp_path / "rules.yaml"
     rules.write_text(yaml.safe_dump(spec))
-    promtool = program("promtool", "apt-get install prometheus")
+    promtool = of_prometheus("promtool", version)
     shown = subprocesses.run(promtool, "check", "rules", rules)
     assert shown.returncode == 0, shown.stdout + shown.stderr
 
