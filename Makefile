@@ -33,7 +33,6 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.watched
 	$(BIN)/python -m benchmarks.watched --calls 1000000 --full-ledger --interval 5m --seconds 120 --runs 1
 	$(BIN)/python -m benchmarks.scheduling
-	$(BIN)/python -m benchmarks.scrapes
 	$(BIN)/python -m benchmarks.pushed
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.notifications

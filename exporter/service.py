@@ -27,7 +27,6 @@ from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
-from exporter.metrics.per_call import Candidates
 from exporter.polling.limiter import RateLimiter
 from exporter.replicas.replica import Replica
 from exporter.sources.api import SOURCE as API_SOURCE
@@ -119,7 +118,6 @@ class Service:
             )
         self.ledger.store.limits = _label_limits(config)
         self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
-        self.calls.states.configure(config.metrics.per_call.shown)
         await self.calls.recall()
         if self._replica:
             await self._replica.join()  # from here on it has to beat
@@ -226,11 +224,6 @@ class Service:
         yield from self.calls.call_metrics.families()
         yield from self.metrics.families()
 
-    def call_states(self) -> Candidates | None:
-        """Take down the calls that are to be shown each; None where that is not wanted."""
-        watched = {name: account.poller.calls for name, account in self.accounts.items()}
-        return self.calls.states.candidates(watched, time.time())
-
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""
         reasons = [] if self.loaded else ["starting: the ledger is being read"]
@@ -279,7 +272,6 @@ class Service:
         if self._replica:
             self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
-        self.calls.states.configure(config.metrics.per_call.shown)
         self._notify.configure(config.notify, config.shutdown_timeout)
         self._change_accounts(config)
         self.balances.configure(config)

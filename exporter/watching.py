@@ -38,7 +38,6 @@ from exporter.ledger.records import (
 )
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import CallbackOutcome, Catalogue
-from exporter.metrics.per_call import CallStates
 from exporter.polling.lifetimes import WINDOW
 from exporter.sources.api import Inbox
 
@@ -83,7 +82,6 @@ class Watching:
         self.histories = Histories()
         # Until their account is there to learn from them.
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
-        self.states = CallStates()
         self.max_calls: float = math.inf
         self.tell_finished: Callable[[str, int], None] | None = None
         self._unfrozen = 0
@@ -104,7 +102,6 @@ class Watching:
         self.histories.recall(*past)
         for ended in past.calls:
             self._past[ended.account].append(ended)
-            self.states.add(ended)
 
     def teach(self, account: str) -> None:
         """Have the pace of an account learn from what has become of its calls lately."""
@@ -360,7 +357,6 @@ class Watching:
                 account.poller.settle(call, found, at)
                 if isinstance(found, Finished):
                     ended = self.ledger.shown(_ended(name, call, found, at))
-                    self.states.add(ended)
                     if self.tell_finished:
                         self.tell_finished(name, call.id)
                     if not self.ledger.store.shared:

@@ -79,7 +79,7 @@ def no_process_left_behind() -> Iterator[None]:
 # Programs of these are measured for coverage; it takes them half as long again.
 MEASURED = {
     *("test_called_back", "test_calls_command", "test_canary_command", "test_daemon", "test_demo"),
-    *("test_lookup", "test_lookup_terminal", "test_notified", "test_per_call_daemon"),
+    *("test_lookup", "test_lookup_terminal", "test_notified"),
     *("test_queries", "test_simulator_command", "test_stopping", "test_web_access"),
 }
 

@@ -32,7 +32,6 @@ from exporter.config.fields import (
     LabelName,
     LedgerUrl,
     Rate,
-    Switch,
     Words,
 )
 from exporter.config.home_assistant import HomeAssistantConfig
@@ -259,28 +258,6 @@ class LedgerConfig(_Model):
     share the ledger."""
 
 
-class PerCallConfig(_Model):
-    """A series for each call: `esms_call_state`, with the ReferenceId as a label."""
-
-    enabled: Switch = False
-    """Every call costs Prometheus some kilobytes: only for a few, or for a short time."""
-
-    limit: Annotated[int, Count(1, 1_000_000)] = 10_000
-    """Calls that are shown; of more, those that were watched last."""
-
-    @property
-    def shown(self) -> int:
-        """How many calls have a series of their own."""
-        return self.limit if self.enabled else 0
-
-
-class MetricsConfig(_Model):
-    """What is exposed beyond what always is."""
-
-    per_call: PerCallConfig = PerCallConfig()
-    """A series for each call: `esms_call_state`, with the ReferenceId as a label."""
-
-
 class Config(_Model):
     """The configuration of esms-exporter."""
 
@@ -298,9 +275,6 @@ class Config(_Model):
 
     ledger: LedgerConfig = LedgerConfig()
     """The durable record of calls and totals."""
-
-    metrics: MetricsConfig = MetricsConfig()
-    """What is exposed beyond what always is."""
 
     notify: Annotated[tuple[NotifyConfig, ...], Field(max_length=MAX_TARGETS)] = ()
     """Who is told of finished calls, by a POST for each."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, Final
 
 import structlog
@@ -64,19 +63,6 @@ def _quality(text: str) -> float:
     return quality if 0 <= quality <= 1 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Exposition:
-    """A rendered scrape; a long one in pieces, which nobody has to copy together."""
-
-    content_type: str
-    pieces: list[bytes]
-
-    @property
-    def size(self) -> int:
-        """How many bytes it has."""
-        return sum(map(len, self.pieces))
-
-
 class Renderer:
     """Renders families, followed by prometheus-client's own metrics of the process."""
 
@@ -92,16 +78,13 @@ class Renderer:
         families: Iterable[Family[Any]],  # Any: of values or of buckets
         *,
         openmetrics: bool,
-        further: Sequence[bytes] = (),
-    ) -> Exposition:
-        """Render one scrape; `further` is text that is ready, and comes after the families."""
+    ) -> bytes:
+        """Render one scrape."""
         lines = [line for family in families for line in family.lines(openmetrics=openmetrics)]
-        last = [self._process_metrics(openmetrics=openmetrics), "# EOF\n" if openmetrics else ""]
-        if further:
-            pieces = ["".join(lines).encode(), *further, "".join(last).encode()]
-        else:
-            pieces = ["".join(lines + last).encode()]
-        return Exposition(OPENMETRICS if openmetrics else TEXT, pieces)
+        lines.append(self._process_metrics(openmetrics=openmetrics))
+        if openmetrics:
+            lines.append("# EOF\n")
+        return "".join(lines).encode()
 
     def _process_metrics(self, *, openmetrics: bool) -> str:
         generate = generate_openmetrics if openmetrics else generate_latest
@@ -116,7 +99,6 @@ class Renderer:
         return text
 
 
-def compress(pieces: Iterable[bytes]) -> bytes:
+def compress(body: bytes) -> bytes:
     """Compress with gzip, at the level that costs least: a scrape is read once."""
-    gzip = zlib.compressobj(level=1, wbits=31)
-    return b"".join((*map(gzip.compress, pieces), gzip.flush()))
+    return zlib.compress(body, level=1, wbits=31)

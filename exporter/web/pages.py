@@ -9,7 +9,14 @@ from typing import Final
 
 from aiohttp import web
 
-from exporter.metrics.exposition import Renderer, accepts_gzip, compress, wants_openmetrics
+from exporter.metrics.exposition import (
+    OPENMETRICS,
+    TEXT,
+    Renderer,
+    accepts_gzip,
+    compress,
+    wants_openmetrics,
+)
 from exporter.service import Service
 from exporter.web.status import Visitor
 from exporter.web.status_page import StatusPage
@@ -57,35 +64,27 @@ class Pages:
             )
         self._scrapes += 1
         try:
-            headers, pieces = await self._exposition(request)
-            response = web.StreamResponse(headers=headers)
-            response.content_length = sum(map(len, pieces))
+            response = await self._exposition(request)
             # Here, so that an answer that waits for its reader counts.
             with suppress(ConnectionError):  # the scraper is gone
                 await response.prepare(request)
-                for piece in pieces if request.method == "GET" else ():
-                    await response.write(piece)
-                    # A reader that keeps up would have all of a long answer written at once.
-                    await asyncio.sleep(0)
                 await response.write_eof()
             return response
         finally:
             self._scrapes -= 1
 
-    async def _exposition(self, request: web.Request) -> tuple[dict[str, str], list[bytes]]:
+    async def _exposition(self, request: web.Request) -> web.Response:
         openmetrics = wants_openmetrics(",".join(request.headers.getall("Accept", [])))
-        calls = self._service.call_states()
-        further = await asyncio.to_thread(calls.render, openmetrics=openmetrics) if calls else ()
-        exposition = self._renderer.render(
-            self._service.families(), openmetrics=openmetrics, further=further
-        )
-        headers = {"Content-Type": exposition.content_type, "Vary": "Accept, Accept-Encoding"}
-        pieces = exposition.pieces
+        body = self._renderer.render(self._service.families(), openmetrics=openmetrics)
+        headers = {
+            "Content-Type": OPENMETRICS if openmetrics else TEXT,
+            "Vary": "Accept, Accept-Encoding",
+        }
         if accepts_gzip(",".join(request.headers.getall("Accept-Encoding", []))):
             headers["Content-Encoding"] = "gzip"
-            inline = exposition.size < _INLINE
-            pieces = [compress(pieces) if inline else await asyncio.to_thread(compress, pieces)]
-        return headers, pieces
+            inline = len(body) < _INLINE
+            body = compress(body) if inline else await asyncio.to_thread(compress, body)
+        return web.Response(headers=headers, body=body)
 
     async def _healthy(self, _request: web.Request) -> web.Response:
         return web.Response(text="esms-exporter is healthy.\n")

@@ -22,7 +22,6 @@ SMALLEST = {
     "pushed --rate 20 --seconds 2": 1,
     "replicas --replicas 2 --calls 20": 1,
     "scheduling --polls 100 --runs 1 --calls 10 100": 2,
-    "scrapes --calls 20 --runs 1 --scrapes 2 --settle 0.5": 8,
     "soak --minutes 0.1 --rate 20 --longest 0.5 --speed 20": 11,
     "watched --calls 1000 --seconds 1 --runs 1": 2,
     "watched --full-ledger --calls 2000 --seconds 1 --runs 1": 2,

@@ -109,7 +109,7 @@ def test_a_scrape_survives_that_the_process_cannot_be_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     renderer = Renderer()
-    assert b"process_cpu_seconds_total" in renderer.render([], openmetrics=False).pieces[0]
+    assert b"process_cpu_seconds_total" in renderer.render([], openmetrics=False)
 
     def fail(_registry: object) -> bytes:
         raise OSError(24, "Too many open files")
@@ -118,12 +118,12 @@ def test_a_scrape_survives_that_the_process_cannot_be_looked_at(
     family = gauge("g", "Help.")
     family.labels()
     for _ in range(2):
-        body = renderer.render([family], openmetrics=False).pieces[0]
+        body = renderer.render([family], openmetrics=False)
         assert body == b"# HELP g Help.\n# TYPE g gauge\ng 0.0\n"
     monkeypatch.undo()
-    assert b"process_cpu_seconds_total" in renderer.render([], openmetrics=False).pieces[0]
+    assert b"process_cpu_seconds_total" in renderer.render([], openmetrics=False)
 
 
 def test_compressing_makes_smaller() -> None:
     body = b'esms_calls_watched{account="main",state="new"} 0.0\n' * 100
-    assert len(compress([body])) < len(body) / 10
+    assert len(compress(body)) < len(body) / 10

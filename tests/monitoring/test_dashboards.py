@@ -12,7 +12,6 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.per_call import omitted_family, state_family
 from monitoring.dashboards import boards
 from monitoring.dashboards.promql import REPLICA
 from monitoring.links import HOME, RUNBOOKS
@@ -25,8 +24,6 @@ UNITS = {unit for unit in vars(units).values() if isinstance(unit, str)}
 OF_PROMETHEUS = {"up", "scrape_duration_seconds"}
 OF_THE_CLIENT_LIBRARY = re.compile("process_[a-z_]+")
 NOT_SHOWN = {
-    "esms_call_state",  # off unless it is asked for: no dashboard is about single calls
-    "esms_call_state_omitted_calls",
     "esms_exporter_config_last_reload_success_timestamp_seconds",  # the panel shows whether
 }
 
@@ -149,8 +146,7 @@ def test_counters_are_shown_by_what_they_grow() -> None:
 
 
 def test_every_metric_is_shown_and_every_query_asks_for_one_that_exists() -> None:
-    always = (*Catalogue().families(), *CallMetrics([], ()).families())
-    families = (*always, state_family(), omitted_family())
+    families = (*Catalogue().families(), *CallMetrics([], ()).families())
     existing = {family.name for family in families}
     asked = {name for target in targets() for name in re.findall(r"(\w+)\{", target.expression)}
     shown = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}

@@ -24,8 +24,6 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.metrics import exposition
-from exporter.metrics.exposition import TEXT as CONTENT_TYPE
-from exporter.metrics.exposition import Exposition
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.sources.configuration import ConfigFile
@@ -179,7 +177,7 @@ async def test_a_body_that_does_not_come(bench: Bench) -> None:
 
 @pytest.mark.usefixtures("soon")
 async def test_a_scraper_that_does_not_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    large = Exposition(CONTENT_TYPE, [b"# " + b"x" * 20_000_000 + b"\n"])
+    large = b"# " + b"x" * 20_000_000 + b"\n"
     monkeypatch.setattr(exposition.Renderer, "render", lambda *_, **__: large)
     monkeypatch.setattr(pages, "MAX_SCRAPES", 3)
     get = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -213,7 +211,7 @@ async def test_what_is_below_the_buffers_does_not_stay_for_ever(
     bench = Bench(tmp_path)
     await bench.start(tls=tls)
     size = 12_000_000 if tls else 2_800_000
-    large = Exposition(CONTENT_TYPE, [b"# " + b"x" * size + b"\n"])
+    large = b"# " + b"x" * size + b"\n"
     monkeypatch.setattr(exposition.Renderer, "render", lambda *_, **__: large)
     try:
         with socket.socket() as client:

@@ -24,8 +24,6 @@ OF_LEDGER: Final = "the same on each: the largest, never the sum"
 OVER_REPLICAS: Final = {
     "esms_calls_watched": "each shows the calls that it polls: the sum",
     "esms_oldest_watched_call_timestamp_seconds": "the least above 0",
-    "esms_call_state": "each shows the calls that it polls, or saw the end of: all of them",
-    "esms_call_state_omitted_calls": "the sum",
     "esms_api_requests_total": "the sum",
     "esms_api_result_codes_total": "the sum",
     "esms_api_request_duration_seconds": "the sum",
@@ -113,9 +111,6 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "awaiting_report": "it was placed, and the carrier has not reported yet (`SendStatus` 7)",
         "unknown": "the provider answers with a state that is not documented",
         "not_found": "the provider does not know it, or not yet",
-        "finished_success": "it has finished with the result `success`",
-        "finished_failure": "it has finished with the result `failure`",
-        "finished_unknown": "it has finished with the result `unknown`",
     },
     CANARY_RESULT: {
         "success": "it finished as expected",

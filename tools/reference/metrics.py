@@ -7,14 +7,13 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.calls import ENDINGS, CallState
+from exporter.calls import ENDINGS
 from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.canaries import CanaryMetrics
 from exporter.metrics.catalogue import GET_BALANCE, MAKE_CALL, Catalogue
 from exporter.metrics.families import Family
 from exporter.metrics.mqtt import MqttMetrics
-from exporter.metrics.per_call import FINISHED, omitted_family, state_family
 from exporter.metrics.requests import RequestMetrics
 from exporter.metrics.targets import TargetMetrics
 from tools.reference.markdown import NOTE, code, table
@@ -40,9 +39,8 @@ an account from the start, those of a set of user labels from the first call tha
 account has {account} series without the user's labels, and each set of user labels adds {labels}.
 
 What is marked as kept in the ledger goes on after a restart where it was; the others start at 0.
-ReferenceIds, phone numbers and texts of errors are never labels, but for the ReferenceIds of
-`esms_call_state`, which is there only where `metrics.per_call` asks for it. `process_*` and
-`python_*` come from Prometheus' client library for Python.
+ReferenceIds, phone numbers and texts of errors are never labels. `process_*` and `python_*` come
+from Prometheus' client library for Python.
 
 Where several exporters share a ledger, "over replicas" says how to put together what they show: of
 counters and histograms, their `rate` or `increase`. The PromQL for it is in
@@ -60,14 +58,10 @@ def page() -> str:
     TargetMetrics(catalogue, "crm")
     catalogue.show_source("config", shown=True)
     MqttMetrics(catalogue)
-    states = state_family()
-    for state in (*CallState, *FINISHED.values()):
-        states.labels("main", "505139D7", state)
-    always = (*calls.families(), *catalogue.families())
-    families = (*always, states, omitted_family())
+    families = (*calls.families(), *catalogue.families())
     sizes = {
-        "account": sum(_series(family, "account") for family in always),
-        "labels": sum(_series(family, USER_LABEL) for family in always),
+        "account": sum(_series(family, "account") for family in families),
+        "labels": sum(_series(family, USER_LABEL) for family in families),
     }
     # Only of accounts that place canary calls.
     CanaryMetrics(catalogue, "nightly")
