@@ -148,6 +148,13 @@ class Key(StrEnum):
     OTHER = "other"
 
 
+class OddField(StrEnum):
+    """A field whose value cannot be used: the label `field` of `esms_api_odd_values_total`."""
+
+    SENT_RESULT = "sent_result"
+    CALL_DURATION = "call_duration"
+
+
 _KEYS: Final = {
     **{key.value: key for key in Key if key.value.isdigit()},
     "*": Key.STAR,
@@ -205,14 +212,14 @@ class Finished:
     Attributes:
         duration: of an answered call, in seconds; None where there is none or it is absurd.
         key: the first key that the callee pressed, if any.
-        bad_duration: the provider gave a duration that cannot be one.
+        odd: the fields of the answer that could not be used.
     """
 
     result: Result
     status: Status
     duration: float | None = None
     key: Key | None = None
-    bad_duration: bool = False
+    odd: tuple[OddField, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,19 +306,21 @@ def _finished(answer: Answer) -> Finished:
     text = answer.call_status
     # As documented, nearly always.
     status = _STATUSES.get(text) or _STATUSES.get(text.translate(_IGNORED).upper(), Status.OTHER)
-    if answer.sent_result in (0, 1):
-        result = Result.SUCCESS if answer.sent_result else Result.FAILURE
-    else:
-        result = Result.SUCCESS if status is Status.ANSWERED else Result.FAILURE
+    odd: tuple[OddField, ...] = ()
+    success = answer.sent_result
+    if success is None:
+        odd, success = (OddField.SENT_RESULT,), status is Status.ANSWERED
     duration = answer.duration
     # Comparisons are false for NaN, so that it counts as absurd too.
     good = duration is not None and 0 <= duration <= MAX_CALL_DURATION
+    if answer.odd_duration or (duration is not None and not good):
+        odd += (OddField.CALL_DURATION,)
     return Finished(
-        result,
+        Result.SUCCESS if success else Result.FAILURE,
         status,
         duration if good and status is Status.ANSWERED else None,
         _key(answer.ivr),
-        bad_duration=answer.odd_duration or (duration is not None and not good),
+        odd,
     )
 
 

@@ -219,8 +219,7 @@ class Watching:
         if elsewhere:
             await self.ledger.call(self.ledger.store.tell, call.id, FORGET)
         account.poller.timing.learn(watched, decided, 0.0, now, told=True)
-        if decided.bad_duration:
-            _log.warning("bad call duration", account=call.account, reference_id=call.reference_id)
+        account.poller.report_odd(watched, decided)
         return CallbackOutcome.ACCEPTED
 
     async def _polled_elsewhere(self, call: CallRecord) -> WatchedCall | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from exporter.calls import (
     CallState,
     Finished,
     Key,
+    OddField,
     Patience,
     PauseAccount,
     PollAgain,
@@ -63,6 +65,7 @@ def told(**fields: object) -> Answer:
 
 
 ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0)
+NO_ANSWER = Finished(Result.SUCCESS, Status.NO_ANSWER)
 AGAIN = PollAgain(CallState.UNKNOWN)
 BAD = BackOff(Outcome.BAD_RESPONSE)
 ODD_DURATIONS: tuple[object, ...] = (
@@ -87,12 +90,26 @@ def test_the_documented_answers() -> None:
         ({"SentResult": "1", "SendStatus": "5", "CodeResponse": 100}, ANSWERED),
         ({"SentResult": 1.0, "SendStatus": " 5 "}, ANSWERED),
         ({"SentResult": 0}, Finished(Result.FAILURE, Status.ANSWERED, 13.0)),
-        ({"SentResult": ...}, ANSWERED),
-        ({"SentResult": None}, ANSWERED),
-        ({"SentResult": 2}, ANSWERED),
-        ({"SentResult": True}, ANSWERED),
-        ({"SentResult": "x", "CallStatus": "BUSY"}, Finished(Result.FAILURE, Status.BUSY)),
-        ({"SentResult": ..., "CallStatus": ...}, Finished(Result.FAILURE, Status.NONE)),
+        *(
+            ({"SentResult": yes, "CallStatus": "NO ANSWER"}, NO_ANSWER)
+            for yes in (True, "true", " TRUE ", "1.0")
+        ),
+        *(
+            ({"SentResult": no}, Finished(Result.FAILURE, Status.ANSWERED, 13.0))
+            for no in (False, "False", "false", "FALSE", 0.0)
+        ),
+        *(
+            ({"SentResult": value}, replace(ANSWERED, odd=(OddField.SENT_RESULT,)))
+            for value in (..., None, "", 2, -1, 0.5, "x", "yes", "truely", [], {}, 10**400)
+        ),
+        (
+            {"SentResult": "x", "CallStatus": "BUSY", "CallDuration": -1},
+            Finished(Result.FAILURE, Status.BUSY, odd=tuple(OddField)),
+        ),
+        (
+            {"SentResult": ..., "CallStatus": ...},
+            Finished(Result.FAILURE, Status.NONE, odd=(OddField.SENT_RESULT,)),
+        ),
         # delivered, and nobody answered
         ({"CallStatus": "NO ANSWER"}, Finished(Result.SUCCESS, Status.NO_ANSWER)),
         ({"CallStatus": "NOANSWERED"}, Finished(Result.SUCCESS, Status.NO_ANSWER)),
@@ -112,7 +129,10 @@ def test_the_documented_answers() -> None:
         ({"CallDuration": ""}, Finished(Result.SUCCESS, Status.ANSWERED)),
         ({"CallDuration": None}, Finished(Result.SUCCESS, Status.ANSWERED)),
         *(
-            ({"CallDuration": odd}, Finished(Result.SUCCESS, Status.ANSWERED, bad_duration=True))
+            (
+                {"CallDuration": odd},
+                Finished(Result.SUCCESS, Status.ANSWERED, odd=(OddField.CALL_DURATION,)),
+            )
             for odd in ODD_DURATIONS
         ),
         # keys

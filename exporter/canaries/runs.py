@@ -238,6 +238,7 @@ class Runs:
         asked = WatchedCall(run.id, reference_id, since, CallState.NEW, since)
         decided = verdict(asked, answer, now, _ALL_PATIENCE)
         if isinstance(decided, Finished):
+            account.poller.report_odd(asked, decided)
             result = after_end(decided, run.expect, run.expect_key)
             seconds = max(0.0, now - since)
             await self.end(run, result, status=decided.status.value, seconds=seconds)

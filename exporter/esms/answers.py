@@ -35,6 +35,9 @@ _API_ERROR: Final = Outcome.API_ERROR
 
 _DECIMAL: Final = re.compile("[0-9]{1,20}(?:[.][0-9]{1,20})?")
 
+# A sister call of the provider says `true` where this one says 1.
+_FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
+
 
 class Answer(NamedTuple):
     """One answer of `GetSendStatus`, or what came instead of it.
@@ -47,7 +50,7 @@ class Answer(NamedTuple):
         retry_after: seconds that a throttling provider asked for.
         reference_id: the id that the answer is about; None where it names none.
         send_status: 1, 2, 4, 5, 7; None where it is absent or no number.
-        sent_result: 0 or 1; None where it is absent or no number.
+        sent_result: 0 or 1, or as a boolean; None where it is absent or neither.
         call_status: as it came; empty where it is absent.
         duration: seconds, unchecked; None where it is absent or no number.
         odd_duration: a duration came that is not a number.
@@ -174,7 +177,7 @@ def _read_document(document: Mapping[str, object], hidden: Iterable[Secret]) -> 
         None,
         _text(document.get("ReferenceId")) or None,
         _integer(document.get("SendStatus")),
-        _integer(document.get("SentResult")),
+        _flag(document.get("SentResult")),
         _text(document.get("CallStatus")),
         seconds,
         seconds is None and duration is not None and duration != "",
@@ -215,6 +218,16 @@ def _integer(value: object) -> int | None:
         return value
     number = _number(value)
     return int(number) if number is not None and number.is_integer() else None
+
+
+def _flag(value: object) -> bool | None:
+    """Return a boolean, or the number or text that is one."""
+    if type(value) is bool:
+        return value
+    if type(value) is str and (flag := _FLAGS.get(value.strip().lower())) is not None:
+        return flag
+    number = _integer(value)
+    return bool(number) if number in (0, 1) else None
 
 
 def _message(value: object, hidden: Iterable[Secret]) -> str:

@@ -10,6 +10,7 @@ from typing import Final
 from exporter.calls import (
     Finished,
     Key,
+    OddField,
     Patience,
     PollAgain,
     ReferenceId,
@@ -35,6 +36,8 @@ _WORDS: Final = {
     Outcome.HTTP_ERROR: "the provider answered with an HTTP error",
     Outcome.THROTTLED: "the provider asks for fewer requests",
 }
+
+_GUESSED: Final = "without a SentResult: the result is taken from the status"
 
 CallName = tuple[str, ReferenceKey]
 """An account's name and an id as ids are compared: what a call is, however it is written."""
@@ -120,6 +123,7 @@ def line_of(account: str, asked: ReferenceId, answer: Answer, now: float) -> Lin
             status=decided.status,
             duration=decided.duration,
             key=decided.key,
+            message=_GUESSED if OddField.SENT_RESULT in decided.odd else "",
         )
     if isinstance(decided, PollAgain):
         return replace(line, state=decided.state)

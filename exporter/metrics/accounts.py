@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from exporter.calls import CallState
+from exporter.calls import CallState, OddField
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
 from exporter.metrics.catalogue import (
     AUTH_CODES,
@@ -31,6 +31,9 @@ class AccountMetrics:
         self.result_codes = {
             code: catalogue.result_codes.labels(account, GET_SEND_STATUS, code)
             for code in (*CODES, OTHER_CODE)
+        }
+        self.odd_values = {
+            field: catalogue.odd_values.labels(account, field.value) for field in OddField
         }
         self.request_duration = catalogue.request_duration.labels(account, GET_SEND_STATUS)
         self.auth_failures: dict[str, Value] = {

@@ -79,6 +79,14 @@ class Catalogue:
             "operation",
             "code",
         )
+        self.odd_values = counter(
+            "esms_api_odd_values_total",
+            "Fields of finished calls, in answers and callbacks, whose value cannot be used, or a "
+            "SentResult that is missing: an answered call then counts as success, another as "
+            "failure.",
+            "account",
+            "field",
+        )
         self.request_duration = histogram(
             "esms_api_request_duration_seconds",
             "Time from sending a request to the end of its answer or its failure.",

@@ -193,6 +193,17 @@ class Poller:
         held.state, held.state_since = found.state, at
         self._metrics.watched[held.state].value += 1
 
+    def report_odd(self, call: WatchedCall, finished: Finished) -> None:
+        """Log and count the fields of an answer that could not be used."""
+        for field in finished.odd:
+            self._metrics.odd_values[field].value += 1
+            _log.warning(
+                "odd value in the answer",
+                account=self.account,
+                reference_id=call.reference_id,
+                field=field.value,
+            )
+
     def refresh(self) -> None:
         """Bring the gauges up to date that are not worth it before a scrape."""
         oldest = next(iter(self.calls.values()), None)
@@ -415,10 +426,7 @@ class Poller:
         if isinstance(decided, Finished):
             self.timing.learn(call, decided, before, wall, failed=failed)
             self._observe(call, decided, wall)
-            if decided.bad_duration:
-                _log.warning(
-                    "bad call duration", account=self.account, reference_id=call.reference_id
-                )
+            self.report_odd(call, decided)
             return
         if isinstance(decided, PollAgain):
             # To the second, as `last_polled`: calls share the number, and in the ledger too.

@@ -37,6 +37,7 @@ CATALOGUE = {
     "esms_oldest_watched_call_timestamp_seconds": ("gauge", {"account"}),
     "esms_api_requests": ("counter", {"account", "operation", "outcome"}),
     "esms_api_result_codes": ("counter", {"account", "operation", "code"}),
+    "esms_api_odd_values": ("counter", {"account", "field"}),
     "esms_api_request_duration_seconds": ("histogram", {"account", "operation"}),
     "esms_auth_failures": ("counter", {"account", "code"}),
     "esms_account_authorized": ("gauge", {"account"}),

@@ -190,7 +190,9 @@ async def test_an_odd_duration_is_told(bench: Bench) -> None:
     with capture_logs() as logs:
         bench.watch("a")
         await until(lambda: not bench.poller.calls)
-    assert [(line["event"], line["reference_id"]) for line in logs] == [("bad call duration", "a")]
+    assert [(line["event"], line["reference_id"], line["field"]) for line in logs] == [
+        ("odd value in the answer", "a", "call_duration")
+    ]
 
 
 async def test_watching_twice_is_watching_once(bench: Bench) -> None:

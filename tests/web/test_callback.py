@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from exporter.calls import Finished, Result, Status, reference_id
+from exporter.calls import Finished, OddField, Result, Status, reference_id
 from exporter.errors import LedgerError
 from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
@@ -199,7 +199,23 @@ async def test_odd_values_end_a_call_as_they_would_in_an_answer(bench: Bench) ->
     with capture_logs() as logs:
         assert await bench.call_back(**odd) == 200
     assert bench.counted("other") == 1
-    assert [line["reference_id"] for line in logs if line["event"] == "bad call duration"] == ["a"]
+    told = [line for line in logs if line["event"] == "odd value in the answer"]
+    assert [(line["reference_id"], line["field"]) for line in told] == [
+        ("a", "sent_result"),
+        ("a", "call_duration"),
+    ]
+    counted = bench.service.metrics.odd_values
+    assert [counted.labels("main", field).value for field in OddField] == [1, 1]
+
+
+@pytest.mark.parametrize(("sent", "result"), [("TRUE", "success"), ("false", "failure")])
+async def test_a_result_in_words(bench: Bench, sent: str, result: str) -> None:
+    await bench.trust("accept")
+    await bench.watch("a", LIVE)
+    assert await bench.call_back(CallStatus="BUSY", SentResult=sent) == 200
+    found = await bench.service.calls.find("main", reference_id("a"))
+    assert found is not None
+    assert found.result == result
 
 
 @pytest.mark.parametrize("settled", [False, True])

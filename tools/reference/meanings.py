@@ -26,6 +26,7 @@ OVER_REPLICAS: Final = {
     "esms_oldest_watched_call_timestamp_seconds": "the least above 0",
     "esms_api_requests_total": "the sum",
     "esms_api_result_codes_total": "the sum",
+    "esms_api_odd_values_total": "the sum",
     "esms_api_request_duration_seconds": "the sum",
     "esms_auth_failures_total": "the sum",
     "esms_account_authorized": "0 also on one that polls no call of the account, and so was told"
@@ -199,5 +200,9 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "851": "the id is missing",
         "854": "no data was found",
         "other": "a code that is not documented",
+    },
+    "field": {
+        "sent_result": "`SentResult`: whether the carrier delivered the call",
+        "call_duration": "`CallDuration`: for how long it was answered; no duration is counted",
     },
 }
