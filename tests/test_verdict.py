@@ -68,6 +68,10 @@ ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0)
 NO_ANSWER = Finished(Result.SUCCESS, Status.NO_ANSWER)
 AGAIN = PollAgain(CallState.UNKNOWN)
 BAD = BackOff(Outcome.BAD_RESPONSE)
+ODD_RESULTS: tuple[object, ...] = (
+    *(..., None, "", 2, -1, 0.5, 10**400),
+    *("x", "yes", "truely", [], {}),
+)
 ODD_DURATIONS: tuple[object, ...] = (
     *(-1, 86_401, 10**30, 10**400),
     *("x", "nan", "inf", "1e999", "1_3", True, [], {}),
@@ -100,7 +104,7 @@ def test_the_documented_answers() -> None:
         ),
         *(
             ({"SentResult": value}, replace(ANSWERED, odd=(OddField.SENT_RESULT,)))
-            for value in (..., None, "", 2, -1, 0.5, "x", "yes", "truely", [], {}, 10**400)
+            for value in ODD_RESULTS
         ),
         (
             {"SentResult": "x", "CallStatus": "BUSY", "CallDuration": -1},

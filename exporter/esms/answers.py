@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -87,6 +88,15 @@ class BalanceAnswer(NamedTuple):
     balance: float | None = None
 
 
+def read_object(body: bytes) -> dict[str, object] | None:
+    """Return the JSON object of a body, after a byte order mark; None where it is none."""
+    try:
+        document = from_json(body.removeprefix(BOM_UTF8))
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
 def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     """Read the body of an answer of `GetSendStatus` that came with the status 200. Never raises.
 
@@ -95,13 +105,8 @@ def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
         hidden: texts that a message of the provider may not repeat in upper or lower case, such
             as the credentials; case-folded. A message that does is withheld.
     """
-    try:
-        document = from_json(body)
-    except ValueError:
-        return BAD_RESPONSE
-    if not isinstance(document, dict):
-        return BAD_RESPONSE
-    return _read_document(document, hidden)
+    document = read_object(body)
+    return BAD_RESPONSE if document is None else _read_document(document, hidden)
 
 
 def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> BalanceAnswer:
@@ -114,15 +119,11 @@ def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> BalanceAnswer:
         body: any bytes.
         hidden: see `read_answer`.
     """
-    try:
-        document = from_json(body)
-    except ValueError:
-        document = None
     # Its code and its message are where those of a call are.
-    said = _read_document(document, hidden) if isinstance(document, dict) else BAD_RESPONSE
+    said = read_answer(body, hidden)
     if said.outcome is not Outcome.OK:
         return BalanceAnswer(said.outcome, said.code, said.message)
-    balance = _number(document.get("Balance"))
+    balance = _number((read_object(body) or {}).get("Balance"))
     if balance is None or not 0 <= balance <= MAX_BALANCE:
         return BalanceAnswer(Outcome.BAD_RESPONSE, said.code)
     return BalanceAnswer(said.outcome, said.code, balance=balance)

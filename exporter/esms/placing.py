@@ -11,12 +11,11 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
-from pydantic_core import from_json
 from yarl import URL
 
 from exporter.calls import reference_id
 from exporter.errors import RequestError
-from exporter.esms.answers import BAD_RESPONSE, Answer, read_answer, read_refusal
+from exporter.esms.answers import BAD_RESPONSE, Answer, read_answer, read_object, read_refusal
 from exporter.esms.client import HEADERS, MAX_BODY, read_body, translate
 from exporter.esms.codes import Outcome
 from exporter.secret import Secret
@@ -165,7 +164,7 @@ def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     answer = read_answer(body, hidden)
     if answer.outcome is not Outcome.OK:
         return answer
-    sms_id = from_json(body).get("SMSID")
+    sms_id = (read_object(body) or {}).get("SMSID")
     try:
         found = reference_id(sms_id if isinstance(sms_id, str) else "")
     except ValueError:

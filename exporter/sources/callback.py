@@ -63,7 +63,9 @@ async def take(
         LedgerError: the ledger failed.
         NoRoomError: there are too many calls.
     """
-    fields = {name: value for name, value in fields.items() if name in _READ}
+    # The first name may come with a byte order mark.
+    named = ((name.lstrip("\ufeff"), value) for name, value in fields.items())
+    fields = {name: value for name, value in named if name in _READ}
     if (name := _name(fields)) is None:
         return CallbackOutcome.MALFORMED
     known = await calls.find(account, name)

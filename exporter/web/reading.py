@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
+from codecs import BOM_UTF8
 from typing import Any, Final
 
 from aiohttp import HttpVersion11, web
@@ -123,7 +124,7 @@ def read_calls(requests: Requests, body: bytes) -> list[NewCall]:
     if len(body) > _INLINE and _has_too_many_values(body):
         raise ProblemError(413, f"expected no more values than {MAX_CALLS} calls have")
     try:
-        document: Any = from_json(body)  # Any: JSON
+        document: Any = from_json(body.removeprefix(BOM_UTF8))  # Any: JSON
     except ValueError as error:
         raise ProblemError(400, f"the body is not JSON: {error}") from None
     try:

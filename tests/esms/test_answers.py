@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.esms.answers import BalanceAnswer, read_balance, read_price
+from exporter.esms.answers import BalanceAnswer, read_answer, read_balance, read_price
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
+from exporter.esms.placing import read_placed
 
 EXAMPLES = Path(__file__).parent / "examples"
 
@@ -84,3 +86,13 @@ def test_any_bytes_are_an_answer(body: bytes) -> None:
     answer = read_balance(body)
     assert (answer.outcome is Outcome.OK) == (answer.balance is not None)
     assert answer.balance is None or 0 <= answer.balance <= 1e15
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    answer = (EXAMPLES / "get-send-status.answered.json").read_bytes()
+    balance = (EXAMPLES / "get-balance.ok.json").read_bytes()
+    placed = b'{"CodeResult": "100", "SMSID": "8eb2af6d-fb4c4814-b9cc-4c0e3ed32edf "}'
+    assert read_answer(BOM_UTF8 + answer) == read_answer(answer)
+    assert read_balance(BOM_UTF8 + balance).balance == 36693
+    assert read_placed(BOM_UTF8 + placed).reference_id == "8eb2af6d-fb4c4814-b9cc-4c0e3ed32edf"
+    assert read_answer(b" " + BOM_UTF8 + answer).outcome is Outcome.BAD_RESPONSE

@@ -208,6 +208,13 @@ async def test_odd_values_end_a_call_as_they_would_in_an_answer(bench: Bench) ->
     assert [counted.labels("main", field).value for field in OddField] == [1, 1]
 
 
+async def test_a_byte_order_mark_before_the_parameters(bench: Bench) -> None:
+    await bench.trust("accept")
+    await bench.watch("marked", LIVE)
+    assert await bench.call_back(**{"\ufeffReferenceId": "marked"}) == 200
+    assert bench.outcomes == {"accepted": 1}
+
+
 @pytest.mark.parametrize(("sent", "result"), [("TRUE", "success"), ("false", "failure")])
 async def test_a_result_in_words(bench: Bench, sent: str, result: str) -> None:
     await bench.trust("accept")

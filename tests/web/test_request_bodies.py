@@ -7,6 +7,7 @@ import gzip
 import json
 import tracemalloc
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from exporter.web.reading import MAX_BODY
+from exporter.web.bodies import requests
+from exporter.web.reading import MAX_BODY, read_calls
 from tests.inflating import Inflated, compressed, counting_inflated
 from tests.web.api_bench import Bench, serving
 
@@ -250,3 +252,8 @@ async def test_a_bomb_that_is_wanted_is_unpacked_no_further_than_a_body_may_be(
     assert most < 3 * MAX_BODY + len(clients) * 3 * len(bomb)
     for client in clients:
         client.writer.close()
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    (call,) = read_calls(requests(("main",), ()), BOM_UTF8 + b'{"calls": [{"reference_id": "A"}]}')
+    assert call.reference_id == "A"
