@@ -19,12 +19,11 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
-from sqlalchemy.exc import SQLAlchemyError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from yarl import URL
 
 from exporter.config.calls import MAX_LABEL_VALUE
-from exporter.config.databases import database_url
+from exporter.config.databases import database_problem
 from exporter.config.durations import JSON_PATTERN, parse_duration
 from exporter.config.interpolation import Unresolved
 from exporter.config.scalars import resolve
@@ -44,7 +43,7 @@ RESERVED_LABELS = frozenset(
 LEDGER: Final = "sqlite:///esms-exporter.db"
 """The default of `ledger.url`."""
 
-_POSTGRESQL = re.compile(r"postgresql://[!-~]+\Z")
+_LEDGER_URL: Final = "sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
 _NO_CONTROLS = re.compile("[!-~](?:[ -~]*[!-~])?")
 
 
@@ -163,14 +162,12 @@ def _label_name(value: str) -> str:
 def _ledger_url(value: Secret) -> Secret:
     url = value.reveal()
     # SQLAlchemy would take what follows a question mark for options.
-    if re.fullmatch(r"sqlite:///[^\x00-\x1f\x7f?]+", url):
-        return value
-    if not _POSTGRESQL.match(url):
-        raise ValueError
-    try:
-        database_url(value)
-    except SQLAlchemyError:
-        raise ValueError from None
+    if not re.fullmatch(r"sqlite:///[^\x00-\x1f\x7f?]+|postgresql://.+", url):
+        problem: str | None = f"expected {_LEDGER_URL}"
+    else:
+        problem = database_problem(value)
+    if problem:
+        raise PydanticCustomError("expected", "{problem}", {"problem": problem})
     return value
 
 
@@ -234,8 +231,8 @@ LabelValues = Annotated[
 LedgerUrl = Annotated[
     Secret,
     Field(json_schema_extra={"pattern": "^(sqlite:///|postgresql://).+", "default": LEDGER}),
+    Words(_LEDGER_URL),
     AfterValidator(_ledger_url),
-    Words("sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"),
 ]
 ResultName = Annotated[
     Literal["success", "failure", "unknown"], Words("`success`, `failure` or `unknown`")

@@ -113,14 +113,10 @@ class _Loader:
         """
         data = self._section(self._document, Config, ())
         for section, model in _SECTIONS.items():
-            value = self._document.get(section)
-            if model in CREDENTIALS:
-                data[section] = self._with_secrets(value, model, (section,))
-            elif isinstance(value, YamlMapping):
-                data[section] = self._section(value, model, (section,))
-            if value is None:
-                # A section whose keys are all commented out.
-                data.pop(section, None)
+            value = data.get(section)
+            if isinstance(value, YamlMapping):
+                read = self._with_secrets if model in CREDENTIALS else self._section
+                data[section] = read(value, model, (section,))
         accounts = self._document.get("accounts")
         if accounts is not None:  # other lists may be left empty
             self._items(data, AccountConfig, ("accounts",), MAX_ACCOUNTS)
@@ -162,6 +158,8 @@ class _Loader:
         data = self._known(mapping, known or model.model_fields, parts)
         for key, field in model.model_fields.items():
             value = data.get(key)
+            if value is None and isinstance(field.default, BaseModel | tuple):
+                data.pop(key, None)  # a section, or a list, whose content is commented out
             # In a file, 15 is no duration: seconds or minutes? Only the text `0` needs no unit.
             if isinstance(value, bool | int | float) and is_duration(field):
                 data[key] = str(value)
@@ -188,26 +186,19 @@ class _Loader:
 
     def _watch(self, watch: dict[str, object], accounts: list[str] | None) -> None:
         labels = watch.get("labels", YamlSequence())
-        if labels is None:
-            del watch["labels"]
-            labels = YamlSequence()
         names = _strings(labels)
         if names is not None:
             self._unique_labels(names)
         if isinstance(labels, YamlSequence):
             watch["labels"] = labels[: MAX_LABELS + 1]
         files = watch.get("files")
-        if files is None:
-            watch.pop("files", None)
-        elif isinstance(files, YamlSequence):
+        if isinstance(files, YamlSequence):
             watch["files"] = [self._beside(pattern) for pattern in files[: MAX_PATTERNS + 1]]
         self._api(watch, accounts)
         self._sql(watch, accounts)
         callback = watch.get("callback")
         if isinstance(callback, YamlMapping):
             watch["callback"] = self._section(callback, CallbackConfig, ("watch", "callback"))
-        elif callback is None:
-            watch.pop("callback", None)
         calls = watch.pop("calls", None)
         if isinstance(calls, YamlSequence):
             reader = CallReader(accounts, names, self._problems)
@@ -218,8 +209,6 @@ class _Loader:
 
     def _api(self, watch: dict[str, object], accounts: list[str] | None) -> None:
         api = watch.get("api")
-        if api is None:
-            watch.pop("api", None)
         if not isinstance(api, YamlMapping):
             return
         data = watch["api"] = self._section(api, ApiConfig, ("watch", "api"))
@@ -304,8 +293,6 @@ class _Loader:
             The index of each, what is given, and what was read of it.
         """
         items = holder.get(parts[-1])
-        if items is None:
-            holder.pop(parts[-1], None)
         if not isinstance(items, YamlSequence):
             return iter(())
         # One too many is enough to be told.

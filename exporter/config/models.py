@@ -179,7 +179,8 @@ class SqlConfig(_Model):
     """Its name in metrics: the label `source` is `sql:NAME`. Unique."""
 
     url: Secret
-    """The database, as SQLAlchemy names it. Either this or `url_file`."""
+    """The database, as SQLAlchemy names it, with user and password percent-encoded. Either this or
+    `url_file`."""
 
     query: Annotated[
         str,
@@ -247,7 +248,7 @@ class LedgerConfig(_Model):
 
     url: LedgerUrl = Secret(LEDGER)
     """A file of SQLite; a relative path starts at the working directory. Or a database of
-    PostgreSQL, which any number of exporters share."""
+    PostgreSQL, which any number of exporters share; user and password are percent-encoded."""
 
     keep_finished: Annotated[float, Duration("1s", "10y")] = 2_592_000.0
     """How long a finished call is remembered, so as not to count it again, from when it was last

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from exporter.config import AccountConfig, Config, LedgerConfig, load_config
+from exporter.config.models import WatchConfig
 from exporter.errors import ConfigError
 from exporter.secret import Secret
 
@@ -59,6 +61,10 @@ def test_what_is_left_out_has_its_default(load: Load) -> None:
     sections = "polling:\nbalance:\nwatch:\nledger:\n"
     assert load(HEAD + sections) == Config(accounts=(account,))
     assert load(HEAD + "watch:\n  labels:\n  calls:\n") == Config(accounts=(account,))
+    for model, head in ((Config, ""), (WatchConfig, "watch:\n  ")):
+        for name, field in model.model_fields.items():
+            if isinstance(field.default, BaseModel | tuple) or name == "home_assistant":
+                assert load(f"{HEAD}{head}{name}:\n") == Config(accounts=(account,)), name
 
 
 def test_numbers_may_come_from_the_environment(load: Load) -> None:
@@ -206,9 +212,19 @@ def test_secrets_stay_text(load: Load) -> None:
             HEAD + "ledger: {url: 'sqlite:///x?mode=ro'}\n",
             LEDGER_URL,
         ),
+        *(
+            (
+                HEAD + f"ledger: {{url: '{name}'}}\n",
+                "5: ledger.url: expected the path of a file",
+            )
+            for name in [
+                *("sqlite:///:memory:", "sqlite:///file::memory:", "sqlite:///file:x.db"),
+                *("sqlite:////data/", "sqlite:///..", "sqlite:////data/."),
+            ]
+        ),
         (HEAD + "ledger: {url: 5}\n", "5: ledger.url: expected text"),
         (HEAD + "ledger: {url: a, url_file: b}\n", "5: ledger.url_file: expected either `url` or"),
-        (HEAD + "ledger: {url: 'postgresql://h:x/d'}\n", LEDGER_URL),
+        (HEAD + "ledger: {url: 'postgresql://h:x/d'}\n", "5: ledger.url: expected a URL such as"),
         (HEAD + "watch: {labels: x}\n", "5: watch.labels: expected a list"),
         (
             HEAD + "watch: {labels: [a, b, c, d, e, f]}\n",

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import quote, unquote
 
 import pytest
+from sqlalchemy import make_url
 
 from exporter.config import Config
+from exporter.errors import ConfigError
 
 Load = Callable[..., Config]
 Tell = Callable[..., list[str]]
@@ -54,6 +57,13 @@ def test_queries(load: Load, query: str) -> None:
             block("").replace("sqlite:////nowhere/x.db", "nonsense"),
             "5: watch.sql[0].url: expected a URL such as",
         ),
+        *(
+            (
+                block("").replace("sqlite:////nowhere/x.db", f"'{name}'"),
+                "5: watch.sql[0].url: expected the path of a file",
+            )
+            for name in ["sqlite://", "sqlite:///:memory:", "sqlite+pysqlite:////data/"]
+        ),
         (
             block("") + "      account: nobody\n",
             "9: watch.sql[0].account: expected the name of one of the accounts",
@@ -64,3 +74,32 @@ def test_one_mistake_is_one_problem(problems: Tell, text: str, expected: str) ->
     found = problems(text)
     assert len(found) == 1, found
     assert found[0].startswith(expected)
+
+
+LEDGER = "accounts: [{name: main, api_key: k, secret_key: s}]\nledger:\n  url: ${URL}\n"
+SQL = block("").replace("sqlite:////nowhere/x.db", "${URL}")
+
+
+@pytest.mark.parametrize("text", [LEDGER, SQL])
+@pytest.mark.parametrize("reserved", [*"@/?#[]%", "@@", "@/", "/@", "?x=@"])
+def test_passwords_are_percent_encoded(load: Load, text: str, reserved: str) -> None:
+    address = "postgresql://esms:{}@db.invalid:5432/esms"
+    password = f"f1rst{reserved}s3cond"
+    with pytest.raises(ConfigError) as caught:
+        load(text, {"URL": address.format(password)})
+    (problem,) = caught.value.problems
+    assert "percent-encode it" in problem.message
+    assert not any(part in str(caught.value) for part in ("f1rst", "s3cond", "invalid"))
+    for good in (quote(password, safe=""), "f1rst!$&'()*+,;=:-._~s3cond"):
+        config = load(text, {"URL": address.format(good)})
+        url = config.watch.sql[0].url if config.watch.sql else config.ledger.url
+        assert make_url(url.reveal()).password == unquote(good)
+
+
+@pytest.mark.parametrize(
+    "address", ["es/ms:s3cond@db.invalid/esms", "us@er:s3cond@db.invalid/esms", "s3c/ond@h/d"]
+)
+def test_users_are_percent_encoded(load: Load, address: str) -> None:
+    with pytest.raises(ConfigError, match="percent-encode it") as caught:
+        load(LEDGER, {"URL": f"postgresql://{address}"})
+    assert "s3c" not in str(caught.value)

@@ -144,7 +144,7 @@ def folder(path: Path) -> None:
         (no_sqlite, "is not an SQLite database; name another file"),
         (foreign, "is the database of another program; name another one"),
         (newer, "was written by a newer esms-exporter .* upgrade this one"),
-        (folder, "cannot be opened; make sure its folder exists"),
+        (folder, "is a directory; name a file in it"),
     ],
 )
 def test_a_ledger_that_cannot_be_used(
