@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -201,7 +202,9 @@ def check(config_file: Path, web_config: Path | None) -> None:
     files = NamedFiles()
     config = load_config(config_file, files=files)
     if web_config:
-        load_web_config(web_config, files)
+        tls = load_web_config(web_config, files).tls
+        if tls and (warning := tls.expiry_warning(time.time())):
+            click.echo(f"{web_config}: {warning}", err=True)
     for path in sorted(files.exposed):
         click.echo(f"{path}: can be read by anybody on the machine", err=True)
     names = [account.name for account in config.accounts]

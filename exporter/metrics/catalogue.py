@@ -40,6 +40,20 @@ class CallbackOutcome(StrEnum):
     ERROR = "error"  # it could not be stored; the provider sends it again
 
 
+class TlsFailure(StrEnum):
+    """Why a TLS handshake with a client failed."""
+
+    CLIENT_REFUSED = "client_refused"  # the client sent an alert
+    NO_CERTIFICATE = "no_certificate"
+    BAD_CERTIFICATE = "bad_certificate"
+    NOT_ALLOWED = "not_allowed"  # by `client_allowed_sans`
+    UNSUPPORTED = "unsupported"  # no common version, cipher or curve
+    NOT_TLS = "not_tls"
+    CLOSED = "closed"
+    TIMEOUT = "timeout"
+    OTHER = "other"
+
+
 class Catalogue:
     """The metrics of polling, of the ledger and of the exporter itself.
 
@@ -273,6 +287,16 @@ class Catalogue:
             "esms_exporter_log_lines_dropped_total",
             "Log lines that could not be written, because standard error failed or was not read.",
         )
+        self.tls_failures = counter(
+            "esms_exporter_tls_handshake_failures_total",
+            "TLS handshakes with clients of the exporter's web server that failed, by reason.",
+            "reason",
+        )
+        self.tls_expiry = gauge(
+            "esms_exporter_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of the exporter's web server, or the first one of its chain, "
+            "expires; 0 without TLS.",
+        )
         alone: tuple[Family[Any], ...] = (  # Any: of values or of buckets
             self.commit_duration,
             self.ledger_errors,
@@ -282,10 +306,13 @@ class Catalogue:
             self.evictions,
             self.reload_successful,
             self.reload_timestamp,
+            self.tls_expiry,
             self.log_lines_dropped,
         )
         for family in alone:
             family.labels()
+        for reason in TlsFailure:
+            self.tls_failures.labels(reason.value)
         self.replicas.labels().value = 1.0
         self.build_info.labels(exporter.__version__, platform.python_version()).value = 1.0
         self.not_loaded: dict[str, str] = {}

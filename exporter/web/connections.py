@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, cast
@@ -12,7 +13,8 @@ import structlog
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from exporter.web.tls import Tls
+from exporter.metrics.catalogue import Catalogue, TlsFailure
+from exporter.web.tls import ACCEPTED, Tls
 
 MAX_PER_ADDRESS: Final = 256
 """Connections of one address, or of one /64 of IPv6; of a proxy's clients all together."""
@@ -42,6 +44,25 @@ _ACCEPT_AGAIN: Final = 1.0
 # A scrape's request has some ten headers; a proxy adds a few.
 _MAX_HEADERS: Final = 64
 
+# Seconds after which a failed handshake is logged again, for each reason.
+_LOG_EVERY: Final = 60.0
+
+_TLS_FAILURES: Final = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": TlsFailure.NO_CERTIFICATE,
+    "CERTIFICATE_VERIFY_FAILED": TlsFailure.BAD_CERTIFICATE,
+    **dict.fromkeys(
+        ("UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW", "NO_SHARED_CIPHER", "NO_SHARED_GROUPS",
+         "NO_SUITABLE_KEY_SHARE", "NO_SUITABLE_SIGNATURE_ALGORITHM",
+         "NO_APPLICATION_PROTOCOL"),
+        TlsFailure.UNSUPPORTED,
+    ),
+    **dict.fromkeys(
+        ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL"),
+        TlsFailure.NOT_TLS,
+    ),
+}  # fmt: skip
+"""By the reasons that OpenSSL gives."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -55,6 +76,7 @@ class Connections:
         server: returns what answers the requests.
         tls: returns how connections to come are secured; None for plain HTTP.
         headers: what the answers to broken requests carry.
+        metrics: where handshakes that fail are counted.
     """
 
     def __init__(
@@ -62,8 +84,11 @@ class Connections:
         server: Callable[[], web.Server],
         tls: Callable[[], Tls | None],
         headers: dict[str, str],
+        metrics: Catalogue,
     ) -> None:
         self.headers = headers
+        self._failures = metrics.tls_failures
+        self._log_at: dict[TlsFailure, float] = {}
         self.loop = asyncio.get_running_loop()
         self._server = server
         self._tls = tls
@@ -94,7 +119,7 @@ class Connections:
                 # Below TLS, nobody else sees that a client does not read.
                 longest = int(STALL_TIMEOUT * 1000)
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, longest)
-            connection = Connection(self, self._server(), _address(peer), self._tls())
+            connection = Connection(self, self._server(), peer, self._tls())
             if self._admit(connection):
                 connection.open(accepted)
             else:
@@ -121,6 +146,20 @@ class Connections:
             del neighbours[connection]
             self._count -= 1
             self._drop_if_empty(connection.address)
+
+    def handshake_failed(self, reason: TlsFailure, peer: str, problem: str = "") -> None:
+        """Count a handshake that failed, and log it, once a minute for each reason at most."""
+        failures = self._failures.labels(reason.value)
+        failures.value += 1
+        if (now := self.loop.time()) >= self._log_at.get(reason, 0.0):
+            self._log_at[reason] = now + _LOG_EVERY
+            _log.warning(
+                "TLS handshake failed",
+                reason=reason.value,
+                peer=peer,
+                problem=problem,
+                failures=int(failures.value),
+            )
 
     async def run(self) -> None:
         """Close the connections that take too long, until it is cancelled."""
@@ -157,17 +196,21 @@ class Connection(web.RequestHandler):
     Args:
         connections: all of them.
         server: answers its requests.
-        address: of the client.
+        peer: address of the client, as the socket has it.
         tls: how it is secured; None for plain HTTP.
     """
 
     __slots__ = (
         "_ahead", "_answering", "_body", "_connections", "_head_since", "_opening", "_stalled",
-        "_tls", "_wire", "address", "since",
+        "_tls", "_wire", "address", "peer", "since",
     )  # fmt: skip
 
     def __init__(
-        self, connections: Connections, server: web.Server, address: str, tls: Tls | None
+        self,
+        connections: Connections,
+        server: web.Server,
+        peer: Any,  # Any: what asyncio has for this kind of socket
+        tls: Tls | None,
     ) -> None:
         super().__init__(
             server,
@@ -189,7 +232,8 @@ class Connection(web.RequestHandler):
         self._body: StreamReader = EMPTY_PAYLOAD
         self._ahead = 0
         self._stalled: tuple[float, int] | None = None
-        self.address = address
+        self.address = _address(peer)
+        self.peer = peer[0] if isinstance(peer, tuple) else ""
         self.since = connections.loop.time()
         self._head_since: float | None = self.since
 
@@ -210,6 +254,8 @@ class Connection(web.RequestHandler):
     def check(self, now: float) -> None:
         """Close it if it takes too long."""
         if self._head_since is not None and now - self._head_since > HEAD_TIMEOUT:
+            if self._tls and self._opening:
+                self._connections.handshake_failed(TlsFailure.TIMEOUT, self.peer)
             self.abort()
         elif self._stalled is not None and self._wire is not None:
             since, left = self._stalled
@@ -232,15 +278,20 @@ class Connection(web.RequestHandler):
 
     async def _open(self, accepted: socket.socket) -> None:
         context = self._tls.context if self._tls else None
+        ACCEPTED.set(accepted)
         try:
             await self._connections.loop.connect_accepted_socket(
                 lambda: self,
                 accepted,
                 ssl=context,
-                ssl_handshake_timeout=HEAD_TIMEOUT if context else None,
+                # Not reached: `check` closes it before.
+                ssl_handshake_timeout=2 * HEAD_TIMEOUT if context else None,
             )
         except OSError as error:  # and those of TLS
-            _log.debug("connection not opened", error=type(error).__name__)
+            if context:
+                self._connections.handshake_failed(*_failure(error, self.peer))
+            else:
+                _log.debug("connection not opened", error=type(error).__name__)
         finally:
             self._opening = None
             if self._wire is None:
@@ -253,8 +304,9 @@ class Connection(web.RequestHandler):
         """Begin with HTTP."""
         self._wire = cast("asyncio.Transport", transport)  # uvloop's own is none by name
         if self._tls and not self._tls.admits(transport.get_extra_info("peercert")):
-            _log.debug("certificate of a client is not allowed")
-            self._wire.abort()
+            self._connections.handshake_failed(TlsFailure.NOT_ALLOWED, self.peer)
+            self.force_close()
+            self._wire.close()
             return
         super().connection_made(transport)
 
@@ -311,6 +363,19 @@ class Connection(web.RequestHandler):
         )
         response.force_close()
         return response
+
+
+def _failure(error: OSError, peer: str) -> tuple[TlsFailure, str, str]:
+    """Return why a handshake failed, with whom, and what OpenSSL says."""
+    if not isinstance(error, ssl.SSLError):
+        return TlsFailure.CLOSED, peer, ""
+    reason = error.reason or ""
+    if "_ALERT_" in reason:
+        kind = TlsFailure.CLIENT_REFUSED
+    else:
+        kind = _TLS_FAILURES.get(reason, TlsFailure.OTHER)
+    problem = getattr(error, "verify_message", "") or reason.lower().replace("_", " ")
+    return kind, peer, problem
 
 
 def _address(peer: Any) -> str:  # Any: what asyncio has for this kind of socket

@@ -92,7 +92,9 @@ class WebServer:
         self._runner = web.AppRunner(
             application, access_log=None, handle_signals=False, shutdown_timeout=_DRAIN
         )
-        self._connections = Connections(self._server, lambda: self._access.config.tls, _HEADERS)
+        self._connections = Connections(
+            self._server, lambda: self._access.config.tls, _HEADERS, service.metrics
+        )
         self._listeners: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._threads = DetachedThreads(_WEB_LOAD_TIMEOUT)
@@ -112,7 +114,7 @@ class WebServer:
             ListenError: one cannot be listened on.
         """
         if self._config is not None:
-            self._access.use(await self._threads.run(self._config, self._config.load))
+            self._use(await self._threads.run(self._config, self._config.load))
             self._in_background(self._look_for_changes())
         await self._runner.setup()
         options = self._options
@@ -179,7 +181,7 @@ class WebServer:
                 if not changed and not self._web_unread:
                     changed = await self._threads.run(config, config.changed)
                 if changed or self._web_unread:
-                    self._access.use(await self._threads.run(config, config.load))
+                    self._use(await self._threads.run(config, config.load))
                     self._web_unread = False
                     self._service.metrics.loaded("web configuration")
                     _log.info("web configuration reloaded")
@@ -189,6 +191,13 @@ class WebServer:
                 self._service.metrics.loaded("web configuration", problem=str(error))
                 _log.error("web configuration not reloaded", problems=str(error))
                 raise
+
+    def _use(self, config: WebConfig) -> None:
+        self._access.use(config)
+        tls = config.tls
+        self._service.metrics.tls_expiry.labels().value = tls.expires_at if tls else 0.0
+        if tls and (warning := tls.expiry_warning(time.time())):
+            _log.warning(warning)
 
     async def _look_for_changes(self) -> None:
         while True:

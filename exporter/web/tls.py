@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import socket
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
@@ -56,6 +60,12 @@ _VERIFY: Final = {
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
+_SOON: Final = 14 * 86_400.0
+_CERTIFICATE: Final = re.compile(
+    "-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
+)
+# Two times in DER, each as UTCTime or as GeneralizedTime.
+_VALIDITY: Final = re.compile(rb"(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))" * 2)
 _UNVERIFIED: Final = ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert")
 
 
@@ -123,17 +133,67 @@ class TlsServerConfig(BaseModel):
     prefer_server_cipher_suites: Switch = True
 
 
+ACCEPTED: Final[ContextVar[socket.socket]] = ContextVar("accepted")
+"""The socket of the connection that is being opened."""
+
+
+class _Handshake(ssl.SSLObject):
+    """Sends the alert of a handshake that fails: the event loop closes the connection without."""
+
+    outgoing: ssl.MemoryBIO
+    accepted: socket.socket
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            with suppress(OSError):
+                self.accepted.send(self.outgoing.read())
+            raise
+
+
+class _Context(ssl.SSLContext):
+    sslobject_class = _Handshake
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        *args: Any,  # Any: the event loop's
+        **options: Any,
+    ) -> ssl.SSLObject:
+        handshake = super().wrap_bio(incoming, outgoing, *args, **options)
+        assert isinstance(handshake, _Handshake)  # noqa: S101 - by `sslobject_class`
+        handshake.outgoing, handshake.accepted = outgoing, ACCEPTED.get()
+        return handshake
+
+
 class Tls(NamedTuple):
     """How connections are secured.
 
     Attributes:
-        context: for connections to come.
+        context: for connections to come, each opened with its socket in `ACCEPTED`.
         allowed_sans: alternative names of which a client's certificate has to hold one; empty for
             any.
+        expires_at: when the first certificate of the server's chain expires (Unix time).
+        warn_at: from when on that is soon: 14 days before, or a fifth of the certificate's
+            lifetime where that is shorter.
     """
 
     context: ssl.SSLContext
     allowed_sans: frozenset[str]
+    expires_at: float
+    warn_at: float
+
+    def expiry_warning(self, now: float) -> str | None:
+        """Return a warning where the certificate has expired or expires soon."""
+        if now < self.warn_at:
+            return None
+        when = datetime.fromtimestamp(self.expires_at, UTC)
+        verb = "expired" if now >= self.expires_at else "expires soon,"
+        return f"the certificate of the web server {verb} at {when:%Y-%m-%dT%H:%M:%SZ}"
 
     def admits(self, certificate: Any) -> bool:  # Any: `ssl.SSLSocket.getpeercert`'s own
         """Tell whether a client with this verified certificate, or None, may come in."""
@@ -189,7 +249,7 @@ class _Builder:
 
     def tls(self) -> Tls | None:
         before, config = self._problems.total, self._config
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = _Context(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["http/1.1"])
         self._offer(context)
         certificate = self._pem("cert", config.cert, config.cert_file)
@@ -197,9 +257,9 @@ class _Builder:
         if certificate is not None and key is not None:
             self._load(context, certificate, key)
         self._verify(context)
-        if self._problems.total > before:
+        if self._problems.total > before or certificate is None:
             return None
-        return Tls(context, frozenset(config.client_allowed_sans))
+        return Tls(context, frozenset(config.client_allowed_sans), *_validity(certificate))
 
     def _problem(self, key: str, message: str) -> None:
         parts = (_SECTION, key)
@@ -277,6 +337,22 @@ class _Builder:
                 context.load_verify_locations(cadata=text.encode("ascii", "replace").decode())
             except (OSError, ValueError):
                 self._problem(key, "holds no certificate in PEM")
+
+
+def _validity(pem: str) -> tuple[float, float]:
+    """Return when the first of some certificates expires, and from when on that is soon."""
+    ends = []
+    for block in _CERTIFICATE.findall(pem):
+        # No certificate has anything like its validity before it (RFC 5280, section 4.1).
+        if found := _VALIDITY.search(ssl.PEM_cert_to_DER_cert(block)):
+            begin, end = (_time(*found.group(n, n + 1)) for n in (1, 3))
+            ends.append((end, end - min(_SOON, (end - begin) / 5)))
+    return min(ends, default=(math.inf, math.inf))
+
+
+def _time(short: bytes | None, long: bytes | None) -> float:
+    text, form = (short, "%y%m%d%H%M%SZ") if short else (long or b"", "%Y%m%d%H%M%SZ")
+    return datetime.strptime(text.decode(), form).replace(tzinfo=UTC).timestamp()
 
 
 @contextmanager

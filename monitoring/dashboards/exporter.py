@@ -40,6 +40,7 @@ def exporter() -> models.Dashboard:
             _replicas(),
             _ledger(),
             _sources(),
+            _tls(),
             notifications(),
             home_assistant(),
             _resources(),
@@ -270,6 +271,29 @@ def _sources() -> Row:
             )
             .links(runbooks("EsmsSourceFailing"))
             .span(12),
+        ),
+    )
+
+
+def _tls() -> Row:
+    expiry = of_exporter("esms_exporter_tls_certificate_expiry_timestamp_seconds")
+    failures = of_exporter("esms_exporter_tls_handshake_failures_total")
+    return Row(
+        "TLS of the exporter's web server",
+        (
+            series(
+                "Certificate expires in",
+                "Time until the certificate of the web server, or the first one of its chain, "
+                "expires; nothing without TLS.",
+                "s",
+                {"{{instance}}": f"min by (instance) ({expiry} > 0) - time()"},
+            ).span(12),
+            series(
+                "Failed TLS handshakes",
+                "Handshakes with clients a minute that failed, by reason. The log names the peer.",
+                "cpm",
+                {"{{instance}} {{reason}}": "60 * " + rate(failures, "instance, reason")},
+            ).span(12),
         ),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import datetime
 from pathlib import Path
 
 import trustme
@@ -20,8 +21,10 @@ class Certificates:
         """Write a new certificate and key for the server."""
         self.write(self.authority)
 
-    def write(self, authority: trustme.CA) -> None:
-        server = authority.issue_cert("localhost", "127.0.0.1")
+    def write(
+        self, authority: trustme.CA, begin: datetime | None = None, end: datetime | None = None
+    ) -> None:
+        server = authority.issue_cert("localhost", "127.0.0.1", not_before=begin, not_after=end)
         self._put("server.crt", b"".join(pem.bytes() for pem in server.cert_chain_pems))
         self._put("server.key", server.private_key_pem.bytes())
         self._put("ca.crt", self.authority.cert_pem.bytes())

@@ -3,9 +3,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
@@ -32,7 +34,7 @@ from exporter.web import passwords as module
 from exporter.web.config_file import load_web_config
 from exporter.web.listening import ListenAddress, systemd_sockets
 from exporter.web.server import WebOptions, WebServer
-from tests.waiting import deadline, until
+from tests.waiting import DEADLINE, deadline, until
 from tests.web.certificates import Certificates
 
 TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
@@ -315,6 +317,80 @@ async def test_certificates_of_clients(bench: Bench) -> None:
     for bad in (client(), client("b.example.com")):
         with pytest.raises(aiohttp.ClientError):
             await bench.ask(client=bad)
+
+
+def raw(bench: Bench, client: ssl.SSLContext | bytes | None) -> str:
+    """Connect, send nothing or some bytes, and return what the client is told at the end."""
+    address = ("127.0.0.1", int(bench.url.rpartition(":")[2]))
+    with socket.create_connection(address, timeout=DEADLINE) as stream:
+        if client is None:
+            return ""
+        if isinstance(client, bytes):
+            stream.sendall(client)
+            return str(stream.recv(100))
+        try:
+            with client.wrap_socket(stream, server_hostname="localhost") as wrapped:
+                return str(wrapped.recv(100))
+        except ssl.SSLError as error:
+            return str(error.reason)
+
+
+async def test_a_refused_handshake_says_why(bench: Bench) -> None:
+    given = f"{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt"
+    await bench.start(f"{given}, client_allowed_sans: [a.example.com]}}\n")
+    make, authority = bench.certificates.client, bench.certificates.authority
+    expired, old = make(), make("a.example.com")
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    authority.issue_cert("a.example.com", not_after=yesterday).configure_cert(expired)
+    old.set_ciphers("AES256-SHA")
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    distrusting = ssl.create_default_context()
+    cases: list[tuple[ssl.SSLContext | bytes | None, str, str, str]] = [
+        (make(), "TLSV13_ALERT_CERTIFICATE_REQUIRED", "no_certificate", "peer did not return"),
+        (make("a.example.com", authority=trustme.CA()), "TLSV1_ALERT_UNKNOWN_CA",
+         "bad_certificate", "unable to get local issuer certificate"),
+        (expired, "SSLV3_ALERT_CERTIFICATE_EXPIRED", "bad_certificate", "has expired"),
+        (old, "SSLV3_ALERT_HANDSHAKE_FAILURE", "unsupported", "no shared cipher"),
+        (distrusting, "CERTIFICATE_VERIFY_FAILED", "client_refused", "tlsv1 alert unknown ca"),
+        (make("b.example.com"), "b''", "not_allowed", ""),
+        (b"GET / HTTP/1.1\r\n\r\n", "b''", "not_tls", "http request"),
+        (b"\x16\x03\x01\x00\x05\x01\xff\xff\xff\xff", r"b'\x15\x03", "other", ""),
+        (None, "", "closed", ""),
+    ]  # fmt: skip
+    counted = bench.service.metrics.tls_failures
+    for client, told, reason, problem in cases:
+        before = counted.labels(reason).value
+        with capture_logs() as logs:
+            assert (await asyncio.to_thread(raw, bench, client)).startswith(told), reason
+            await until(lambda: counted.labels(reason).value == before + 1)  # noqa: B023
+        lines = [line for line in logs if line["event"] == "TLS handshake failed"]
+        # Once a minute for each reason.
+        assert [(line["reason"], line["peer"]) for line in lines] == (
+            [] if before else [(reason, "127.0.0.1")]
+        )
+        assert all(problem in line["problem"] for line in lines)
+    assert await bench.ask(client=make("a.example.com")) == 200
+    assert sum(series.value for _, series in counted.series()) == len(cases)
+
+
+@pytest.mark.parametrize(
+    ("begun", "left", "warned"),
+    [(80, 30, None), (80, 10, "expires soon"), (4, 2, None), (80, -1, "expired")],
+)
+async def test_a_certificate_that_expires_is_told(
+    bench: Bench, begun: int, left: int, warned: str | None
+) -> None:
+    now, day = datetime.now(UTC).replace(microsecond=0), timedelta(days=1)
+    end = now + left * day
+    bench.certificates.write(bench.certificates.authority, now - begun * day, end)
+    with capture_logs() as logs:
+        await bench.start(f"{TLS}}}\n")
+    told = [line["event"] for line in logs if "certificate" in line["event"]]
+    assert len(told) == (1 if warned else 0)
+    assert all(f" {warned}" in event and f"{end:%Y-%m-%dT%H:%M:%SZ}" in event for event in told)
+    assert bench.service.metrics.tls_expiry.labels().value == end.timestamp()
+    await reload(bench, "")
+    assert bench.service.metrics.tls_expiry.labels().value == 0
 
 
 async def test_a_broken_change_changes_nothing(bench: Bench) -> None:

@@ -364,6 +364,9 @@ async def test_a_handshake_that_does_not_come(tmp_path: Path) -> None:
         for stream in streams:
             assert b"200 OK" not in await ends(stream)
         await until(lambda: bench.open == 0)
+        failures = bench.service.metrics.tls_failures
+        told = {reason: series.value for (reason,), series in failures.series() if series.value}
+        assert told == {"timeout": 3, "not_tls": 1}
         assert await bench.healthy()
     finally:
         await bench.server.stop()

@@ -66,6 +66,9 @@ OVER_REPLICAS: Final = {
     "esms_exporter_build_info": "each by itself",
     "esms_exporter_config_last_reload_successful": "each by itself",
     "esms_exporter_config_last_reload_success_timestamp_seconds": "each by itself",
+    "esms_exporter_tls_handshake_failures_total": "each by itself",
+    "esms_exporter_tls_certificate_expiry_timestamp_seconds": "each by itself; the least above 0"
+    " expires first",
 }
 """What to do with a metric over exporters that share a ledger; of finished calls: `OF_LEDGER`."""
 
@@ -181,6 +184,19 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "published": "the broker has it",
         "failed": "the broker is not known to have it; it is sent again",
         "dropped": "an event: too many waited for the broker, or the ledger had forgotten the call",
+    },
+    "reason": {
+        "client_refused": "the client refused the server's certificate or parameters, and said so;"
+        " the log tells why",
+        "no_certificate": "the client has no certificate, and one is required",
+        "bad_certificate": "the client's certificate could not be verified: its authority is not"
+        " known, or it has expired",
+        "not_allowed": "the client's certificate holds none of `client_allowed_sans`",
+        "unsupported": "client and server have no version, cipher or curve in common",
+        "not_tls": "the client did not speak TLS, but plain HTTP for example",
+        "closed": "the client closed the connection before the end, as checks of the port do",
+        "timeout": "the handshake took more than 10 s",
+        "other": "anything else; the log tells what",
     },
     "code": {
         "100": "good",
