@@ -53,6 +53,9 @@ RETRY_SOON: Final = 5.0
 # Seconds that reading the configuration may take: with a million calls it takes some 30.
 _LOAD_TIMEOUT: Final = 120.0
 _PRUNE_EVERY: Final = 3600.0
+# Seconds that targets and the MQTT broker have for what is under way when the exporter ends. What a
+# target has not taken by then is sent again.
+_GOODBYE: Final = 2.0
 _log = structlog.get_logger(__name__)
 
 
@@ -189,13 +192,39 @@ class Service:
             raise ConfigError((Problem("configuration", 0, "", message),)) from None
 
     async def stop(self) -> None:
-        """Wait for requests under way, commit what was observed, close everything."""
+        """Give up what others take over, commit what was observed, close everything.
+
+        The parts stop side by side: none that hangs delays another.
+        """
         within = self.config.shutdown_timeout if self.config else 1.0
         deadline = time.monotonic() + within
+        await asyncio.gather(
+            self._leave(within),
+            self.balances.stop(),
+            self._notify.stop(min(_GOODBYE, within * 0.8)),
+            self._drain(within),
+        )
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(account.close() for account in self.accounts.values()))
+        self._files.close()
+        self._threads.close()
         if self._replica:
-            self._replica.draining = True
-        await self.balances.stop()
-        stops = [self._notify.stop, self._canaries.stop, *(a.stop for a in self.accounts.values())]
+            self._replica.close()
+        await self.ledger.close(max(1.0, deadline - time.monotonic()))
+
+    async def _leave(self, within: float) -> None:
+        """Hand the calls over to those that share the ledger."""
+        if self._replica:
+            for task in self._sharing:
+                task.cancel()  # or it would find that it has ended, and begin anew
+            await self._replica.leave(within)
+
+    async def _drain(self, within: float) -> None:
+        """Wait for requests under way, commit what they brought, and tell Home Assistant of it."""
+        deadline = time.monotonic() + within
+        stops = [self._canaries.stop, *(account.stop for account in self.accounts.values())]
         await asyncio.gather(*(stop(within * 0.8) for stop in stops))
         self.ledger.close_soon()
         if self._committer:
@@ -203,18 +232,7 @@ class Service:
             _, late = await asyncio.wait([self._committer], timeout=left)
             if late:
                 _log.error("ledger not written in time", problem=self.ledger.problem)
-        await self._home_assistant.stop(max(0.1, deadline - time.monotonic()))
-        if self._replica:
-            for task in self._sharing:
-                task.cancel()  # or it would find that it has ended, and begin anew
-            await self._replica.leave(max(0.1, deadline - time.monotonic()))
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        await asyncio.gather(*(account.close() for account in self.accounts.values()))
-        self._files.close()
-        self._threads.close()
-        await self.ledger.close(max(1.0, deadline - time.monotonic()))
+        await self._home_assistant.stop(max(0.1, min(_GOODBYE, deadline - time.monotonic())))
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield every metric as it stands."""

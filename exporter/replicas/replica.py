@@ -148,13 +148,20 @@ class Replica:
             await asyncio.sleep(self._look_every)
 
     async def leave(self, within: float) -> None:
-        """End: the others take over at once what this one polled."""
+        """Have the others take over at once what this one polls.
+
+        Nothing is polled from here on; other requests to the accounts still get turns.
+        """
+        self.draining = True
         try:
             async with asyncio.timeout(within):
                 await self._call(self._sharing.leave, self._id)
         except (LedgerError, TimeoutError) as error:
             # They find out by themselves.
             _log.warning("others not told of the end", problem=str(error) or "no answer in time")
+
+    def close(self) -> None:
+        """End the thread, once what it is at is done."""
         self._thread.close()
 
     async def give_up_account(self, name: str) -> None:

@@ -131,27 +131,32 @@ class Sender:
         deadline = self._loop.time() + within
         self._stopping = True
         self.wake()
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                if self._running is not None:
-                    await asyncio.wait([self._running])
-                if self._sending:
-                    await asyncio.wait(self._sending)
+        if self._running is not None:
+            await asyncio.wait([self._running], timeout=within)
+        self._let_go(False, True)
+        await self._settle(deadline)  # now: others may send it
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=max(0.0, deadline - self._loop.time()))
         late = set(self._sending)
         for task in late:
             task.cancel()
         # They hand back what they were about to send.
         await asyncio.gather(*late, return_exceptions=True)
-        self._let_go(False, True)
+        await self._settle(deadline)
+        await self._poster.close()
+
+    async def _settle(self, deadline: float) -> None:
+        if not self._outcomes:
+            return
+        outcomes, self._outcomes = self._outcomes, _Outcomes()
         try:
             async with asyncio.timeout(max(0.1, deadline - self._loop.time())):
-                if self._outcomes:
-                    await self._settle()
+                step = await self._ledger.call(self._outbox.settle, outcomes.settled())
+                self._count_settled(step.delivered, step.gave_up)
         except (LedgerError, TimeoutError) as error:
             # Whoever comes next sends again what is not known to have arrived.
             problem = str(error) or "no answer in time"
             _log.warning("notifications not settled", target=self.config.name, problem=problem)
-        await self._poster.close()
 
     # Between the ledger and the requests.
 
@@ -206,10 +211,6 @@ class Sender:
         self._queue.add(step.claimed)
         self._leases.update((one.id, ends) for one in step.claimed)
         return step
-
-    async def _settle(self) -> None:
-        step = await self._ledger.call(self._outbox.settle, self._outcomes.settled())
-        self._count_settled(step.delivered, step.gave_up)
 
     async def _give_up(self) -> None:
         """Give up some of those whose time is over, whatever becomes of the others.

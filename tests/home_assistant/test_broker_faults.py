@@ -231,6 +231,7 @@ async def test_a_broker_that_stands_still_delays_nothing(
 ) -> None:
     monkeypatch.setattr(module, "_TIMEOUT", 1000.0)
     async with telling(simulator, tmp_path, HomeAssistantConfig(url=broker.url)) as bench:
+        await bench.change(shutdown_timeout=1e6)
         await until(lambda: bench.connected == 1)
         await bench.pause(1)
         broker.signal(signal.SIGSTOP)

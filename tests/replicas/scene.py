@@ -56,6 +56,7 @@ class Provider:
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.answers: dict[str, Answer] = {}
+        self.answered: dict[str, asyncio.Event] = {}  # what those wait for that are not, by exporter
 
     def client(self, url: str, *_: object, **__: object) -> Client:
         return Client(self, url)
@@ -75,6 +76,8 @@ class Client:
     async def send_status(self, name: str) -> Answer:
         now = asyncio.get_running_loop().time()
         self._provider.asked.append(Asked(now, self._by, name))
+        if (answered := self._provider.answered.get(self._by)) is not None:
+            await answered.wait()
         return self._provider.answers.get(name, QUEUED)
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.replicas.scene import HEARTBEAT, Scene, names
-from tests.waiting import until
+from tests.waiting import deadline, until
 
 
 async def test_who_joins_gets_a_share_and_who_leaves_hands_it_over_at_once(scene: Scene) -> None:
@@ -26,6 +26,29 @@ async def test_who_joins_gets_a_share_and_who_leaves_hands_it_over_at_once(scene
     stopped = scene.clock()
     await until(lambda: all(scene.provider.by(name, stopped) for name in handed))
     await scene.settled(calls, first, second)
+
+
+async def test_who_waits_for_answers_at_its_end_has_handed_everything_over(scene: Scene) -> None:
+    calls = names(40)
+    first = await scene.exporter("first", calls)
+    second = await scene.exporter("second", calls)
+    await scene.settled(calls, first, second)
+    await second.configure(shutdown_timeout=3600.0)
+    answered = scene.provider.answered["second"] = asyncio.Event()
+    since = scene.clock()
+    await until(lambda: any(scene.provider.by(name, since)["second"] for name in calls))
+    handed = second.holds
+    stopping = asyncio.create_task(second.stop())
+    stopped = scene.clock()
+    await until(lambda: all(scene.provider.by(name, stopped)["first"] for name in handed))
+    assert not stopping.done()
+    # Answers that come yet count, once.
+    scene.finish(*calls)
+    answered.set()
+    async with deadline():
+        await stopping
+    await until(lambda: first.counted() == len(calls))
+    assert await scene.rows("SELECT sum(value) FROM totals WHERE total = 'calls'") == [(40,)]
 
 
 @pytest.mark.parametrize("how", ["stall", "refuse"])

@@ -241,8 +241,9 @@ async def test_nobody_waits_for_a_target_that_hangs(bench: Bench, receiver: Rece
 
     hanging.answer = hang
     async with hanging:
-        slow = target("slow", hanging, timeout=60.0, max_concurrency=3)
+        slow = target("slow", hanging, max_concurrency=3).model_copy(update={"timeout": 1e6})
         bench.notify(target("t", receiver), slow)
+        bench.config = bench.config.model_copy(update={"shutdown_timeout": 1e6})
         await bench.running.reload()
         names = [f"c{number}" for number in range(200)]
         await bench.finish(*names)
