@@ -28,7 +28,7 @@ from exporter.commands.options import config_file
 from exporter.config import Config, NamedFiles, json_schema, load_config
 from exporter.demo import demo
 from exporter.errors import ExporterError
-from exporter.logs import LEVELS, LogFormat, configure_logging
+from exporter.logs import EXIT_TIMEOUT, LEVELS, STANDARD_ERROR, LogFormat, configure_logging
 from exporter.run import limit_process, serve
 from exporter.simulator.command import simulate
 from exporter.sources.configuration import ConfigFile
@@ -250,6 +250,9 @@ def _run(work: Coroutine[Any, Any, None]) -> None:  # Any: what it yields and is
     limit_process()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
+        # All is done. A thread that hangs, such as in a look-up of a name, is not waited for.
+        STANDARD_ERROR.drain(EXIT_TIMEOUT)
+        os._exit(0)
 
 
 def _prepare_standard_streams() -> None:

@@ -26,7 +26,7 @@ LEVELS: Final = {
 _MAX_PENDING: Final = 1024 * 1024
 """Bytes of lines that wait to be written; further lines are dropped."""
 
-_EXIT_TIMEOUT: Final = 1.0
+EXIT_TIMEOUT: Final = 1.0
 """Seconds for which the end of the process waits for pending lines."""
 
 _log = structlog.get_logger(__name__)
@@ -73,7 +73,7 @@ class LogSink:
         with self._changed:
             if not self._started:
                 threading.Thread(target=self._run, name="log", daemon=True).start()
-                atexit.register(self.drain, _EXIT_TIMEOUT)
+                atexit.register(self.drain, EXIT_TIMEOUT)
                 self._started = True
             if self._pending + len(data) > _MAX_PENDING:
                 self.dropped += 1

@@ -84,3 +84,25 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             assert exporter.running.returncode is None
             exporter.send(signal.SIGTERM)
             assert await exporter.wait() == 1
+
+
+async def test_a_thread_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket, time\n"
+        "def hang(host, *rest, real=socket.getaddrinfo, **more):\n"
+        "    while host == 'hangs.invalid':\n"
+        "        print('hangs', flush=True)\n"
+        "        time.sleep(1e6)\n"
+        "    return real(host, *rest, **more)\n"
+        "socket.getaddrinfo = hang\n"
+    )
+    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
+        config = configure(
+            tmp_path, simulator, 1, "home_assistant: {url: 'mqtt://hangs.invalid'}\n"
+        )
+        async with Exporter(config, environ={"PYTHONPATH": str(tmp_path)}) as exporter:
+            await exporter.says("hangs")
+            await exporter.ready()
+            exporter.send(signal.SIGTERM)
+            assert await exporter.wait() == 0, exporter.output
+        assert "event=stopped" in exporter.output

@@ -56,7 +56,7 @@ class Provider:
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.answers: dict[str, Answer] = {}
-        self.answered: dict[str, asyncio.Event] = {}  # what those wait for that are not, by exporter
+        self.answered: dict[str, asyncio.Event] = {}  # by exporter: answers wait for it
 
     def client(self, url: str, *_: object, **__: object) -> Client:
         return Client(self, url)
