@@ -28,6 +28,7 @@ from exporter.commands.options import config_file
 from exporter.config import Config, NamedFiles, json_schema, load_config
 from exporter.demo import demo
 from exporter.errors import ExporterError
+from exporter.ledger.beside import back_up
 from exporter.logs import EXIT_TIMEOUT, LEVELS, STANDARD_ERROR, LogFormat, configure_logging
 from exporter.run import limit_process, serve
 from exporter.simulator.command import simulate
@@ -211,6 +212,18 @@ def check(config_file: Path, web_config: Path | None) -> None:
     in_files = check_files(Settings(config.watch.files, names, config.watch.labels))
     calls = len(config.watch.calls) + in_files
     click.echo(f"{config_file}: good: {len(config.accounts)} accounts, {calls} calls")
+
+
+@commands.command()
+@config_file
+@click.argument("file", type=click.Path(path_type=Path))
+def backup(config_file: Path, file: Path) -> None:
+    """Copy the ledger to a new FILE, also while the exporter runs.
+
+    For a ledger in a file of SQLite; PostgreSQL has `pg_dump`.
+    """
+    calls = back_up(load_config(config_file).ledger.url.reveal(), file)
+    click.echo(f"{file}: {calls} calls")
 
 
 @commands.command("callback-url")

@@ -1,18 +1,20 @@
-"""A ledger opened by a command, beside the exporter that runs on it, if one does."""
+"""A ledger opened or copied by a command, beside the exporter that runs on it, if one does."""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, make_url
 
-from exporter.errors import LedgerBusyError
+from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import HEAD
-from exporter.ledger.sqlite import SqliteDatabase
+from exporter.ledger.sqlite import CLOSED, SqliteDatabase
 from exporter.ledger.upgrading import revision
 
 
@@ -29,11 +31,15 @@ class _BesideSqlite(SqliteDatabase):
         self.engine = self._make_engine(url)
         with self.begin() as connection:
             found = revision(connection)
+            closed = connection.exec_driver_sql("PRAGMA user_version").scalar() == CLOSED
         if found != HEAD:
             self.close()
             raise self.failed(
                 "is in use by an exporter of another version; use the command of that one"
             )
+
+        if closed:
+            self._mark(0)  # no exporter has it open, and this may be killed
 
     def close(self) -> None:
         """Close the file."""
@@ -44,6 +50,62 @@ class _BesideSqlite(SqliteDatabase):
         # Past what looks after the lock.
         with super(SqliteDatabase, self)._begin() as connection:
             yield connection
+
+
+class _BackedUp(SqliteDatabase):
+    """A file that is only read, whether an exporter has it open or not."""
+
+    def __init__(self, url: str) -> None:
+        self.path = Path(os.path.realpath(make_url(url).database or ""))
+        self._opening = True
+        os.close(self._open_file(os.O_RDONLY | os.O_NONBLOCK))
+        self.engine = self._reader
+
+    def copy(self, target: Path) -> int:
+        """Write what is committed now to a new file; returns how many calls that holds."""
+        with (
+            self.translated(),
+            closing(sqlite3.connect(target)) as copy,
+            self.engine.begin() as connection,
+        ):
+            if revision(connection) is None:
+                raise self.failed("holds no ledger")
+            opened: Any = connection.connection.driver_connection  # Any: whatever the driver's is
+            opened.backup(copy)
+            # In one file, which can be read where nothing can be written.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            copy.execute(f"PRAGMA user_version = {CLOSED}")
+            (count,) = copy.execute("SELECT count(*) FROM calls").fetchone()
+        return int(count)
+
+
+def back_up(url: str, target: Path) -> int:
+    """Copy a ledger in a file of SQLite to a new file, also while an exporter writes to it.
+
+    Returns:
+        How many calls the copy holds.
+
+    Raises:
+        LedgerError: it cannot be copied; nothing is left behind.
+    """
+    if make_url(url).get_backend_name() == "postgresql":
+        raise LedgerError("ledger: is a database of PostgreSQL; back it up with `pg_dump`")
+    source = _BackedUp(url)
+    for part in ("", "-wal", "-journal"):
+        if os.path.lexists(f"{target}{part}"):
+            raise LedgerError(f"{target}{part}: exists already; name another file")
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    try:
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch(0o600, exist_ok=False)
+        count = source.copy(unfinished)
+        unfinished.rename(target)
+    except OSError as error:
+        raise LedgerError(f"{target}: cannot be written ({error.strerror})") from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+    return count
 
 
 def open_beside(url: str) -> Database:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import sqlite3
 import stat
 import struct
@@ -32,6 +33,15 @@ BUSY_TIMEOUT: Final = 5.0
 
 # Far behind any byte that is written, and any that SQLite locks.
 _LOCKED_BYTE: Final = 1 << 62
+
+CLOSED: Final = 1
+"""The `PRAGMA user_version` of a backup, and of a file that an exporter has closed, which leaves no
+-wal. While an exporter has it open, it is a random number above. 0 says nothing."""
+
+_DIRECTORY: Final = (
+    "is a directory; name a file in it (Docker makes a directory where a file that is to be "
+    "mounted does not exist)"
+)
 
 # What SQLite says, and what a person can do about it.
 _ADVICE: Final = {
@@ -70,10 +80,14 @@ class SqliteDatabase(Database):
         self.path = Path(os.path.realpath(path))
         self._opening = True
         self._lock = self._lock_file()
+        odd = _oddity(self._lock, self.path)
+        if odd:
+            _log.warning("ledger may be incomplete", path=str(self.path), problem=odd)
         try:
             self.engine = self._make_engine(url)
             with self.translated(), self.engine.begin() as connection:
                 upgrade(self, connection)
+            self._mark(CLOSED + 1 + secrets.randbelow(1 << 30))
         except BaseException:
             self.close()
             raise
@@ -93,6 +107,9 @@ class SqliteDatabase(Database):
     def close(self) -> None:
         """Close the database and let others open it."""
         if hasattr(self, "engine"):
+            if not self._opening:
+                with suppress(LedgerError):  # it could not be written before, either
+                    self._mark(CLOSED)
             super().close()
         os.close(self._lock)
 
@@ -151,40 +168,51 @@ class SqliteDatabase(Database):
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return f"{advice or 'failed'} ({name})"
 
-    def _lock_file(self) -> int:
-        """Open and lock the file that the path leads to; make it where there is none.
+    def _open_file(self, flags: int) -> int:
+        """Open the file that the path leads to, past SQLite.
+
+        Closing the descriptor ends the locks that SQLite holds in this process.
 
         Raises:
-            LedgerBusyError: another exporter has it open, under whatever name.
-            LedgerError: it cannot be locked, or has two names: the `-wal` lies beside one of them.
+            LedgerError: it cannot be opened, or has two names: the `-wal` lies beside one of them.
         """
         try:
             # A new file holds ids and labels: only its owner is to read it. SQLite gives the files
             # beside it the same mode.
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
         except IsADirectoryError:
-            raise self.failed(
-                "is a directory; name a file in it (Docker makes a directory where a file that "
-                "is to be mounted does not exist)"
-            ) from None
+            raise self.failed(_DIRECTORY) from None
         except OSError as error:
             raise self.failed(
                 f"cannot be opened ({error.strerror}); "
                 "make sure its folder exists, and the file and its folder are writable"
             ) from None
+        found, problem = os.fstat(descriptor), None
+        if stat.S_ISDIR(found.st_mode):
+            problem = _DIRECTORY
+        elif not stat.S_ISREG(found.st_mode):
+            problem = "is not a file; name a file in `ledger.url`"
+        elif found.st_nlink > 1:
+            problem = (
+                f"has {found.st_nlink} names (hard links), and its -wal lies beside one of them; "
+                "delete the others, or copy the file"
+            )
+        elif _mounted(self.path, descriptor):
+            problem = "is a mount of its own, and its -wal would lie outside; mount the folder"
+        if problem:
+            os.close(descriptor)
+            raise self.failed(problem)
+        return descriptor
+
+    def _lock_file(self) -> int:
+        """Open and lock the file that the path leads to; make it where there is none.
+
+        Raises:
+            LedgerBusyError: another exporter has it open, under whatever name.
+            LedgerError: it cannot be opened or locked.
+        """
+        descriptor = self._open_file(os.O_RDWR | os.O_CREAT)
         try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise self.failed("is not a file; name a file in `ledger.url`")
-            if found.st_nlink > 1:
-                raise self.failed(
-                    f"has {found.st_nlink} names (hard links), and its -wal lies beside one of "
-                    "them; delete the others, or copy the file"
-                )
-            if _mounted(self.path, descriptor):
-                raise self.failed(
-                    "is a mount of its own, and its -wal would lie outside; mount the folder"
-                )
             _lock(descriptor)
         except BlockingIOError:
             os.close(descriptor)
@@ -198,10 +226,14 @@ class SqliteDatabase(Database):
                 f"cannot be locked ({error.strerror}); "
                 "put it on a file system with locks, such as a local disk"
             ) from None
-        except LedgerError:
-            os.close(descriptor)
-            raise
         return descriptor
+
+    def _mark(self, number: int) -> None:
+        """Have the file itself, not its -wal, say whether it is in use; see `CLOSED`."""
+        with self.translated(), self.engine.connect() as connection:
+            opened: Any = connection.connection.driver_connection  # Any: whatever the driver's is
+            opened.execute(f"PRAGMA user_version = {number}")
+            opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _keep_file(self) -> None:
         """See that the path still leads to the open file: what is written to another is lost.
@@ -264,6 +296,40 @@ class SqliteDatabase(Database):
         with self.translated(), engine.connect():
             pass
         return engine
+
+
+def _oddity(descriptor: int, path: Path) -> str | None:
+    """Return what is odd about a file and its -wal, before SQLite sees them; None if nothing is.
+
+    SQLite writes any -wal that lies there into the file.
+    """
+    header = os.pread(descriptor, 64, 0)
+    pages, mark = int.from_bytes(header[28:32]), int.from_bytes(header[60:64])
+    wal = _marks(path.with_name(path.name + "-wal"))
+    if wal is None:
+        if mark > CLOSED:
+            return "it was in use when it was copied, and has no -wal: what was new is missing"
+        if header and not mark and pages <= 1:
+            return "it is empty, but not new: was it copied without its -wal?"
+    elif wal and (not header or mark == CLOSED or (mark and mark not in wal and wal != {0})):
+        return "its -wal is that of another file: before a backup is restored, delete -wal and -shm"
+    return None
+
+
+def _marks(wal: Path) -> set[int] | None:
+    """Return the marks in what a -wal holds, 0 for pages without; None where there is no -wal."""
+    marks = set[int]()
+    try:
+        with wal.open("rb") as file:
+            size = int.from_bytes(file.read(32)[8:12])  # of a page
+            # Each has 24 bytes before it, the first four of which are its number.
+            while size >= 512 and len(start := file.read(24 + 64)) == 24 + 64:
+                first = int.from_bytes(start[:4]) == 1
+                marks.add(int.from_bytes(start[24 + 60 :]) if first else 0)
+                file.seek(size - 64, os.SEEK_CUR)
+    except OSError:
+        return None
+    return marks
 
 
 def _lock(descriptor: int) -> None:

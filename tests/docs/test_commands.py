@@ -25,6 +25,8 @@ NOT_RUN = {
     "helm install": "needs a cluster; tests/packaging checks the chart",
     "esms-exporter canary hotline --config.file=config.yaml --now": "calls somebody",
     "# ": "changes the machine, as root",
+    "pg_dump": "needs a ledger on PostgreSQL",
+    "pg_restore": "needs a ledger on PostgreSQL",
     "mosquitto_sub": "listens until it is ended",
     "esms-exporter calls --url=https://exporter.example.com": "is no host of ours",
 }
