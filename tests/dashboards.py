@@ -52,5 +52,6 @@ def targets() -> list[Target]:
 def substituted(text: str, values: Mapping[str, str]) -> str:
     """Put values in the place of variables, as Grafana does; the longest name first."""
     for name in sorted(values, key=len, reverse=True):
-        text = text.replace(f"${name}", values[name])
+        for written in (f"${name}", f"${{{name}}}"):
+            text = text.replace(written, values[name])
     return text

@@ -17,7 +17,7 @@ from monitoring.dashboards.panels import (
     stacked,
     timeline,
 )
-from monitoring.dashboards.promql import age, of_account, quantile, rate, ratio
+from monitoring.dashboards.promql import age, distribution, of_account, quantile, rate, ratio
 
 POLLS: Final = 'operation="get_send_status"'
 REQUESTS: Final = of_account("esms_api_requests_total", POLLS)
@@ -212,14 +212,14 @@ def _latency() -> Row:
             heat(
                 "Latency of requests",
                 "Requests a second by the time to the end of their answer or their failure.",
-                rate(LATENCY, "le"),
+                distribution(LATENCY),
             ),
             series(
                 "Latency by account",
                 "The time that half of the requests, and 99 of 100, took at most.",
                 "s",
                 {
-                    f"{{{{account}}}} {name}": quantile(part, rate(LATENCY, "account, le"))
+                    f"{{{{account}}}} {name}": quantile(part, LATENCY, "account")
                     for name, part in (("half", 0.5), ("99 of 100", 0.99))
                 },
             ).span(12),

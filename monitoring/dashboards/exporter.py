@@ -12,6 +12,7 @@ from monitoring.dashboards.notifications import notifications
 from monitoring.dashboards.panels import heat, runbooks, series, single, stacked, timeline
 from monitoring.dashboards.promql import (
     age,
+    distribution,
     held,
     of_account,
     of_exporter,
@@ -121,14 +122,14 @@ def _backlog() -> Row:
                 "Poll lag",
                 "Polls a second by the time from the moment a call was due to the moment its "
                 "request was sent. An exporter that falls behind shows here first.",
-                rate(LAG, "le"),
+                distribution(LAG),
             ),
             series(
                 "Poll lag by account",
                 "The lag that half of the polls, and 99 of 100, had at most.",
                 "s",
                 {
-                    f"{{{{account}}}} {name}": quantile(part, rate(LAG, "account, le"))
+                    f"{{{{account}}}} {name}": quantile(part, LAG, "account")
                     for name, part in (("half", 0.5), ("99 of 100", 0.99))
                 },
             )
@@ -218,14 +219,14 @@ def _ledger() -> Row:
             heat(
                 "Duration of commits",
                 "Commits a second by the time they took. Results are committed in groups.",
-                rate(COMMITS, "le"),
+                distribution(COMMITS),
             ),
             series(
                 "Commits",
                 "The time that half of the commits, and 99 of 100, took at most.",
                 "s",
                 {
-                    name: quantile(part, rate(COMMITS, "le"))
+                    name: quantile(part, COMMITS)
                     for name, part in (("half", 0.5), ("99 of 100", 0.99))
                 },
             ).span(6),

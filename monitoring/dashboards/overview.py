@@ -149,9 +149,7 @@ def _answered() -> Row:
                 "The duration below which half, and nine of ten, answered calls are.",
                 "s",
                 {
-                    name: quantile(
-                        part, call_rate(of_account("esms_call_duration_seconds_bucket"), "le")
-                    )
+                    name: quantile(part, of_account("esms_call_duration_seconds_bucket"))
                     for name, part in (("half", 0.5), ("nine of ten", 0.9))
                 },
             )
@@ -218,7 +216,7 @@ def _by_account() -> Row:
                 "ten, and of 99 of 100 calls.",
                 "s",
                 {
-                    name: quantile(part, call_rate(DELAYS, "le"))
+                    name: quantile(part, DELAYS)
                     for name, part in (("half", 0.5), ("nine of ten", 0.9), ("99 of 100", 0.99))
                 },
             )

@@ -4,10 +4,14 @@ Totals of finished calls come from the ledger. Replicas that share one show the 
 over them would count each call once a replica. So the largest is taken first (`max without`), and
 only then is summed over accounts, results and labels. What a replica does by itself - requests,
 commits, resources, the calls that it polls - differs from what the others do, and is summed.
+
+Histograms are classic ones. Prometheus 3 may be told to convert them to native histograms, without
+series for buckets, sum and count: queries for these ask for the native histogram as well.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 REPLICA: Final = "instance, pod, container, endpoint, node"
@@ -36,11 +40,8 @@ def held(selector: str, by: str = "") -> str:
 
 
 def call_rate(selector: str, by: str = "") -> str:
-    """Return the rate of what the ledger counts, per second.
-
-    Of buckets, too: the larger of two sets of buckets that grow with `le` grows with it as well.
-    """
-    return _sum(_shared(f"rate({selector}[$__rate_interval])"), by)
+    """Return the rate of what the ledger counts, per second."""
+    return _sum(_shared(_or_native("rate({}[$__rate_interval])", selector)), by)
 
 
 def call_total(selector: str, by: str = "") -> str:
@@ -48,9 +49,10 @@ def call_total(selector: str, by: str = "") -> str:
 
     The largest is taken first: a replica that took another's place in that time has only seen a
     part of it. It is a total, and survives restarts. Where the largest goes away for a moment, the
-    next may be a little less, which `increase` would take for a counter that began anew.
+    next may be a little less, which `increase` would take for a counter that began anew. The
+    millisecond includes the total at the start of that time, which Prometheus 3 would leave out.
     """
-    totals = f"{_shared(selector)}[$__range:$__interval]"
+    totals = f"{_shared(_or_native('{}', selector))}[${{__range}}1ms:$__interval]"
     return _sum(f"last_over_time({totals}) - min_over_time({totals})", by)
 
 
@@ -59,14 +61,36 @@ def ratio(part: str, whole: str) -> str:
     return f"{part} / ({whole} > 0)"
 
 
-def quantile(share: float, buckets: str) -> str:
-    """Return the value below which that share of the observations is."""
-    return f"histogram_quantile({share:g}, {buckets})"
+def quantile(share: float, buckets: str, by: str = "") -> str:
+    """Return the value below which that share of the observations is.
+
+    Replicas that show the same histogram do not change it.
+    """
+    classic = rate(buckets, f"{by}, le" if by else "le")
+    native = rate(_native(buckets), by)
+    return f"histogram_quantile({share:g}, {classic}) or histogram_quantile({share:g}, {native})"
+
+
+def distribution(buckets: str) -> str:
+    """Return the rates of a histogram's buckets, per second."""
+    return f"{rate(buckets, 'le')} or on () {rate(_native(buckets))}"
 
 
 def age(timestamps: str) -> str:
     """Return how long ago that was, in seconds; nothing where it never was."""
     return f"time() - ({timestamps} > 0)"
+
+
+def _native(selector: str) -> str:
+    return re.sub(r"_(bucket|sum|count)\{", "{", selector)
+
+
+def _or_native(query: str, selector: str) -> str:
+    """Return a query; of a histogram's sum or count, also what a native histogram says."""
+    classic, part = query.format(selector), re.search(r"_(sum|count)\{", selector)
+    if part is None:
+        return classic
+    return f"{classic} or histogram_{part[1]}({query.format(_native(selector))})"
 
 
 def _shared(vector: str) -> str:

@@ -66,8 +66,9 @@ class Scene:
     Whatever listens does so on a free port: those that the pages name are replaced.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prometheus: str = "prometheus") -> None:
         self.folder = folder / "esms-exporter"
+        self._prometheus = shutil.which(prometheus)
         self.ports = {lasting.port: free_port() for lasting in LASTING}
         self._state = folder / "environ.sh"
         self._bin = folder / "bin"
@@ -207,9 +208,9 @@ class Scene:
             f'exec {python} "$@"',
         )
         _script(self._bin / "pip", f'exec {python} -m pip "$@"')
-        if prometheus := shutil.which("prometheus"):
+        if self._prometheus:
             address = f"{listen}{self.ports[9090]}"
-            _script(self._bin / "prometheus", f'exec {prometheus} "$@" {address}')
+            _script(self._bin / "prometheus", f'exec {self._prometheus} "$@" {address}')
         (self._bin / "python3").symlink_to(self._bin / "python")
         self._strict.mkdir()
         (self._bin.parent / ".curlrc").write_text("silent\nshow-error\n")

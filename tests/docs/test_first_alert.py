@@ -9,12 +9,14 @@ import aiohttp
 
 from tests.docs import pages
 from tests.docs.scene import Scene
+from tests.programs import every_prometheus, of_prometheus
 from tests.waiting import deadline
 
 
-async def test_the_first_alert_comes_in_five_minutes(tmp_path: Path) -> None:
+@every_prometheus
+async def test_the_first_alert_comes_in_five_minutes(version: str, tmp_path: Path) -> None:
     sections = ("Try it", "The first alert in five minutes")
-    async with Scene(tmp_path) as scene:
+    async with Scene(tmp_path, of_prometheus("prometheus", version)) as scene:
         for block in pages.blocks("README.md"):
             if block.section not in sections:
                 continue

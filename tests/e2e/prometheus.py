@@ -1,26 +1,37 @@
-"""A real Prometheus for tests."""
+"""Real Prometheus servers for tests."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
 from tests.e2e.processes import Process
 from tests.ports import free_port
-from tests.programs import program
+from tests.programs import of_prometheus
 from tests.waiting import deadline
+
+KINDS: Final = {
+    "2": "",
+    "3": "",
+    "3 with native histograms": (
+        "    scrape_native_histograms: true\n    convert_classic_histograms_to_nhcb: true\n"
+    ),
+}
+"""Kinds of servers, which begin with their major version, and what their scrapes are told."""
 
 
 class Prometheus(Process):
     """A real Prometheus that scrapes one target every second.
 
     Args:
+        kind: one of `KINDS`.
         folder: where it works.
         target: what it scrapes.
         scrape: more lines of its scrape configuration.
@@ -28,19 +39,26 @@ class Prometheus(Process):
     """
 
     def __init__(
-        self, folder: Path, target: str, scrape: str = "", rules: Iterable[Path] = ()
+        self,
+        kind: str,
+        folder: Path,
+        target: str,
+        scrape: str = "",
+        rules: Iterable[Path] = (),
     ) -> None:
         self.address = f"127.0.0.1:{free_port()}"
+        folder = folder / f"prometheus {kind}"
+        folder.mkdir(parents=True)
         config = folder / "prometheus.yml"
         config.write_text(
             "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\n"
             f"rule_files: {json.dumps([str(path) for path in rules])}\n"
-            "scrape_configs:\n  - job_name: esms\n    static_configs:\n"
+            f"scrape_configs:\n  - job_name: esms\n{KINDS[kind]}    static_configs:\n"
             f"      - targets: ['{target}']\n{scrape}"
         )
         super().__init__(
             [
-                program("prometheus", "apt-get install prometheus"),
+                of_prometheus("prometheus", kind[0]),
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'tsdb'}",
                 f"--web.listen-address={self.address}",
@@ -83,3 +101,15 @@ class Prometheus(Process):
                 except aiohttp.ClientConnectionError:
                     assert self.running.returncode is None, self.output
                 await asyncio.sleep(0.2)
+
+
+@contextlib.asynccontextmanager
+async def every_kind(
+    folder: Path, target: str, scrape: str = "", rules: Iterable[Path] = ()
+) -> AsyncIterator[list[Prometheus]]:
+    """Run a server of each kind, all of which scrape the same target."""
+    async with contextlib.AsyncExitStack() as running:
+        yield [
+            await running.enter_async_context(Prometheus(kind, folder, target, scrape, rules))
+            for kind in KINDS
+        ]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from exporter.simulator import Account, AccountState, Plan, Simulator
 from tests.e2e.processes import Exporter
-from tests.e2e.prometheus import Prometheus
+from tests.e2e.prometheus import every_kind
 from tests.monitoring.rules import RULES
 
 MAIN, HOTLINE = Account("main", "key-main", "s"), Account("hotline", "key-hotline", "s")
@@ -33,7 +34,7 @@ def configure(folder: Path, simulator: Simulator, calls: dict[str, str]) -> Path
     return config
 
 
-def documented() -> list[str]:
+def documented_queries() -> list[str]:
     """Return the queries that the pages on alerts advise."""
     docs = RULES[0].parents[2] / "docs"
     text = "\n".join(page.read_text() for page in (*docs.glob("runbooks/*.md"), docs / "alerts.md"))
@@ -52,17 +53,24 @@ async def test_alerts_fire_where_there_is_trouble(tmp_path: Path) -> None:
             simulator.add_call(account, name, Plan(queued=600))
         async with Exporter(configure(tmp_path, simulator, calls)) as exporter:
             target = (await exporter.ready()).removeprefix("http://")
-            async with Prometheus(tmp_path, target, rules=RULES) as prometheus:
-                await prometheus.until(
+            async with every_kind(tmp_path, target, rules=RULES) as servers:
+
+                async def on_each(
+                    expression: str, holds: Callable[[dict[tuple[str, ...], float]], bool]
+                ) -> None:
+                    for prometheus in servers:
+                        await prometheus.until(expression, holds)
+
+                await on_each(
                     "sum by (account) (esms_account_authorized) "
                     "and on () global:esms_call_success:objective",
                     lambda found: found == {("main",): 1.0, ("hotline",): 1.0},
                 )
-                await prometheus.until("ALERTS", lambda found: not found)
+                await on_each("ALERTS", lambda found: not found)
 
                 simulator.put_account(replace(HOTLINE, state=AccountState.REVOKED))
                 refused = ("hotline", "EsmsCredentialsRefused", "critical")
-                await prometheus.until(FIRING, lambda found: found.keys() == {refused})
+                await on_each(FIRING, lambda found: found.keys() == {refused})
 
                 # Enough of them to be taken seriously.
                 calls |= {f"fails-{number}": "main" for number in range(30)}
@@ -72,29 +80,28 @@ async def test_alerts_fire_where_there_is_trouble(tmp_path: Path) -> None:
                 failed = ("main", "EsmsCallFailed", "otp", "info")
                 failing = ("main", "EsmsCallsFailing", "critical")
                 burning = ("main", "EsmsCallSuccessBudgetBurn", "critical")
-                await prometheus.until(
-                    FIRING, lambda found: found.keys() >= {refused, failed, failing}
-                )
-                assert (await prometheus.query(FIRING)).keys() <= {
-                    refused, failed, failing, burning
-                }  # fmt: skip
-
-                assert await prometheus.query("account:esms_calls_success:ratio_increase30m") == {
-                    ("account:esms_calls_success:ratio_increase30m", "main", "esms"): 0.0
-                }
-                kept = 'account_labels:esms_calls_success:ratio_increase30m{campaign="otp"}'
-                assert await prometheus.query(f"sum by (account, campaign) ({kept})") == {
-                    ("main", "otp"): 0.0
-                }
-                for rule in await prometheus.rules():
-                    assert not rule.get("lastError"), rule
-                for query in documented():
-                    await prometheus.query(query)
+                await on_each(FIRING, lambda found: found.keys() >= {refused, failed, failing})
+                for prometheus in servers:
+                    assert (await prometheus.query(FIRING)).keys() <= {
+                        refused, failed, failing, burning
+                    }  # fmt: skip
+                    query = prometheus.query
+                    assert await query("account:esms_calls_success:ratio_increase30m") == {
+                        ("account:esms_calls_success:ratio_increase30m", "main", "esms"): 0.0
+                    }
+                    kept = 'account_labels:esms_calls_success:ratio_increase30m{campaign="otp"}'
+                    assert await query(f"sum by (account, campaign) ({kept})") == {
+                        ("main", "otp"): 0.0
+                    }
+                    for rule in await prometheus.rules():
+                        assert not rule.get("lastError"), rule
+                    for documented in documented_queries():
+                        await query(documented)
 
                 # What fires stays while the exporter is away for a moment.
                 await exporter.kill()
-                await prometheus.until(
+                await on_each(
                     "count_over_time((up == 0)[10s:1s])",
                     lambda found: max(found.values(), default=0) >= 3,
                 )
-                assert (await prometheus.query(FIRING)).keys() >= {refused, failed, failing}
+                await on_each(FIRING, lambda found: found.keys() >= {refused, failed, failing})

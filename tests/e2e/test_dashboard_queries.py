@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from tests.dashboards import FILES, Json, Target, read, substituted, targets
 from tests.e2e.processes import Exporter
-from tests.e2e.prometheus import Prometheus
+from tests.e2e.prometheus import KINDS, every_kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -116,12 +116,21 @@ class Scene:
             data = await self.get(
                 "query_range", query=query, start=str(now - 20), end=str(now), step="5s"
             )
-            samples = [sample for series in data["result"] for sample in series["values"]]
+            samples = [
+                *(sample for series in data["result"] for sample in series.get("values", ())),
+                # Of native histograms, how many were counted.
+                *(
+                    (at, histogram["count"])
+                    for series in data["result"]
+                    for at, histogram in series.get("histograms", ())
+                ),
+            ]
         return [number for _, text in samples if not math.isnan(number := float(text))]
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+async def scenes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Scene]]:
+    """Yield one demo as each kind of server sees it."""
     folder = tmp_path_factory.mktemp("dashboards")
     demo = Exporter(folder / "none.yaml")
     demo._command = (sys.executable, "-m", "exporter", "demo", "--web.listen-address=127.0.0.1:0")
@@ -133,12 +142,21 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
             f"      - targets: ['{address}']\n        labels: {{instance: '{SECOND}'}}\n"
         )
         async with (
-            Prometheus(folder, address, replicas) as prometheus,
+            every_kind(folder, address, replicas) as servers,
             aiohttp.ClientSession() as http,
         ):
-            for expression in LIVELY:
-                await prometheus.until(expression, bool)
-            yield Scene(prometheus.address, http)
+            for prometheus in servers:
+                for expression in LIVELY:
+                    await prometheus.until(expression, bool)
+            yield {
+                kind: Scene(prometheus.address, http)
+                for kind, prometheus in zip(KINDS, servers, strict=True)
+            }
+
+
+@pytest.fixture(params=KINDS)
+def scene(request: pytest.FixtureRequest, scenes: dict[str, Scene]) -> Scene:
+    return scenes[request.param]
 
 
 async def test_every_query_shows_what_the_demo_does(scene: Scene) -> None:

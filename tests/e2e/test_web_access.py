@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -18,7 +17,7 @@ import pytest
 
 from tests import subprocesses
 from tests.e2e.processes import Exporter, Process
-from tests.e2e.prometheus import Prometheus
+from tests.e2e.prometheus import every_kind
 from tests.waiting import deadline
 from tests.web.certificates import Certificates
 
@@ -53,9 +52,9 @@ async def test_prometheus_comes_in_with_a_password_over_tls(tmp_path: Path) -> N
         target = (await exporter.ready()).removeprefix("https://")
         for password, up in (("wrong", 0), ("right", 1)):
             lines = scrape.replace("PASSWORD", password)
-            async with Prometheus(tmp_path, target, lines) as prometheus:
-                await prometheus.until("up", lambda found, up=up: [*found.values()] == [up])  # type: ignore[misc]
-            shutil.rmtree(tmp_path / "tsdb")
+            async with every_kind(tmp_path / password, target, lines) as servers:
+                for prometheus in servers:
+                    await prometheus.until("up", lambda found, up=up: [*found.values()] == [up])  # type: ignore[misc]
         context = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
         async with (
             aiohttp.ClientSession() as http,

@@ -1,12 +1,16 @@
-"""The rule files, read."""
+"""The rule files, read, and promtool, which runs them."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests import subprocesses
+from tests.programs import of_prometheus
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "monitoring" / "rules").glob("*.yaml"))
@@ -29,3 +33,9 @@ EXPRESSIONS = [str(rule["expr"]) for rule in _rules()]
 def series_of(expression: str) -> set[str]:
     """Return the names of the exporter's and of recorded series in an expression."""
     return set(re.findall(r"\b(?:\w+:)?esms_\w+(?::\w+)?", expression))
+
+
+def promtool(
+    version: str, *command: str | Path, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    return subprocesses.run(of_prometheus("promtool", version), *command, cwd=folder)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models import units
@@ -13,9 +14,12 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from monitoring.dashboards import boards
-from monitoring.dashboards.promql import REPLICA
+from monitoring.dashboards.calls import FINISHED
+from monitoring.dashboards.promql import REPLICA, call_total
 from monitoring.links import HOME, RUNBOOKS
-from tests.dashboards import FILES, FOLDER, panels, read, targets
+from tests.dashboards import FILES, FOLDER, panels, read, substituted, targets
+from tests.monitoring.rules import promtool
+from tests.programs import every_prometheus
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 
@@ -127,7 +131,10 @@ def test_queries_choose_by_the_variables() -> None:
 
 def test_counters_are_shown_by_what_they_grow() -> None:
     # A counter, a histogram's among them: what comes before it, and the window after it.
-    counter = re.compile(r"(.{0,80})\b\w+_(?:total|bucket|sum|count)\{.*?\}(\)?\[.*?\]|\) > 0)?")
+    counter = re.compile(
+        r"(.{0,80})\b\w+_(?:total|bucket|sum|count)\{.*?\}"
+        r"(?: or histogram_\w+\(\w+\{.*?\}\))?(\)?\[.*?\]|\) > 0)?"
+    )
     found = 0
     for target in targets():
         for before, window in counter.findall(target.expression):
@@ -141,8 +148,25 @@ def test_counters_are_shown_by_what_they_grow() -> None:
             else:
                 taken = re.compile(rf"(last|min)_over_time\(max without \({REPLICA}\) \($")
                 assert taken.search(before), target
-                assert window == ")[$__range:$__interval]", target
+                assert window == ")[${__range}1ms:$__interval]", target
     assert found > 50
+
+
+@every_prometheus
+def test_a_total_holds_all_of_the_time_that_is_shown(version: str, tmp_path: Path) -> None:
+    values = dict.fromkeys(("job", "instance", "account"), ".+")
+    query = substituted(call_total(FINISHED), {**values, "__range": "1h", "__interval": "1m"})
+    replicas = [f'esms_calls_total{{job="esms", instance="{n}", account="main"}}' for n in "ab"]
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": series, "values": "0+1x90"} for series in replicas],
+        "promql_expr_test": [
+            {"expr": query, "eval_time": "90m", "exp_samples": [{"labels": "{}", "value": 60}]}
+        ],
+    }
+    (tmp_path / "case.yaml").write_text(yaml.safe_dump({"tests": [case]}))
+    tested = promtool(version, "test", "rules", "case.yaml", folder=tmp_path)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 def test_every_metric_is_shown_and_every_query_asks_for_one_that_exists() -> None:

@@ -67,6 +67,29 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         ("", TEXT),
         ("*/*", TEXT),
         ("text/html", TEXT),
+        # What Prometheus 3 sends: by default, with native histograms, and with one protocol alone.
+        (
+            (
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.7,"
+                "application/openmetrics-text;version=0.0.1;q=0.6,"
+                "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.4,"
+                "*/*;q=0.3"
+            ),
+            OPENMETRICS,
+        ),
+        (
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;"
+                "encoding=delimited;q=0.7,"
+                "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,"
+                "application/openmetrics-text;version=0.0.1;q=0.5,"
+                "text/plain;version=1.0.0;escaping=underscores;q=0.4,text/plain;version=0.0.4;q=0.3,"
+                "*/*;q=0.2"
+            ),
+            OPENMETRICS,
+        ),
+        ("application/openmetrics-text;version=2.0.0;escaping=values;q=0.7,*/*;q=0.6", TEXT),
+        ("text/plain;version=1.0.0;escaping=allow-utf-8;q=0.7,*/*;q=0.6", TEXT),
         ("application/openmetrics-text", OPENMETRICS),
         ("application/openmetrics-text; version=abc", TEXT),
         ("application/openmetrics-text;version=2.0.0", TEXT),
