@@ -6,6 +6,7 @@ are Unix times, because ages have to survive a restart.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NewType, TypeAlias
@@ -28,19 +29,38 @@ PROVIDER_MEMORY: Final = 7 * 86_400.0
 MAX_CALL_DURATION: Final = 86_400.0
 
 
+ID_PATTERN: Final = rf"[A-Za-z0-9][A-Za-z0-9!#$%&*./:?@\\^_~-]{{0,{MAX_REFERENCE_ID_LENGTH - 1}}}"
+"""What an id looks like. Not `[!-~]+`: what spreadsheets make of ids is refused, not polled."""
+
+_ID: Final = re.compile(ID_PATTERN)
+_NAMES: Final = frozenset({"reference_id", "referenceid", "smsid"})
+_NULLS: Final = frozenset({"null", "none", "nan", "undefined"})
+_LOOKS_LIKE: Final = (
+    (r"[0-9]+([.,][0-9]+)?[eE]\+[0-9]+$", "looks like a number that a spreadsheet has rounded"),
+    ("=", "looks like a formula"),
+    (".*[\t,;|]", "looks like a row of CSV"),
+    (".*[\"'`]", "looks quoted; write the id alone"),
+    ("", "holds a character that no id has, or begins with one that none begins with"),
+)
+
+
 def reference_id(text: str) -> ReferenceId:
     """Return `text` as an id: trimmed, since the documented `SMSID` ends in a blank.
 
     Raises:
-        ValueError: it is empty, too long, or holds blanks or characters that no id has.
+        ValueError: it cannot be one; the message says what it looks like.
     """
     trimmed = text.strip()
     if not trimmed:
         raise ValueError("is empty")
     if len(trimmed) > MAX_REFERENCE_ID_LENGTH:
         raise ValueError(f"is longer than {MAX_REFERENCE_ID_LENGTH} characters")
-    if not (trimmed.isascii() and trimmed.isprintable()) or " " in trimmed:
-        raise ValueError("holds a blank or a character that no id has")
+    if not _ID.fullmatch(trimmed):
+        raise ValueError(next(words for like, words in _LOOKS_LIKE if re.match(like, trimmed)))
+    if trimmed.lower() in _NAMES:
+        raise ValueError("looks like the name of a column")
+    if trimmed.lower() in _NULLS:
+        raise ValueError("is a word for no value")
     return ReferenceId(trimmed)
 
 

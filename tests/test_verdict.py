@@ -400,10 +400,51 @@ def test_each_interval_is_half_as_long_again() -> None:
     assert waits == pytest.approx([22.5 * 1.5**n for n in range(5)])
 
 
-@pytest.mark.parametrize("text", ["", "  ", "x" * 129, "a b", "a\nb", "\u00e9", "a\x00"])
-def test_what_is_no_id(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is empty|is longer|holds a blank"):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *((text, "is empty") for text in ("", "  ")),
+        ("x" * 129, "is longer than 128"),
+        *(
+            (text, "holds a character that no id has")
+            for text in ("a b", "a\nb", "\u00e9", "a\x00", "-", "--", "#N/A", "<id>", "{ID}", "x+y")
+        ),
+        *(
+            (text, "looks like a row of CSV")
+            for text in (f"{ID},", f"{ID};otp", f"{ID}\totp", "a|b")
+        ),
+        *((text, "looks like a row of CSV") for text in (f'"{ID}",otp', "reference_id,campaign")),
+        *((text, "looks quoted") for text in (f'"{ID}"', f"'{ID}", f"`{ID}`")),
+        *((text, "looks like a formula") for text in (f'="{ID}"', "=A1", '="1",x')),
+        *(
+            (text, "looks like a number that a spreadsheet has rounded")
+            for text in ("1.23E+17", "1,23E+17", "1E+17", "1.23457e+17 ")
+        ),
+        *((text, "looks like the name of a column") for text in ("reference_id", "SMSID")),
+        *((text, "is a word for no value") for text in ("null", "None", "NaN", "undefined")),
+    ],
+)
+def test_what_is_no_id(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         reference_id(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(ID, "8eb2af6d-fb4c4814-b9cc-4c0e3ed32edf", "d8e0f1f0702544b2acb456ca9ccfd111250"),
+        *(
+            "dc712784-9c5f-4c69-b9a8-ea69d56adc9a87",
+            "1",
+            "12e45678",
+            "9E17",
+            "a_b.c:d/e~f",
+            "x" * 128,
+        ),
+    ],
+)
+def test_what_is_an_id(text: str) -> None:
+    assert reference_id(f" {text}\n") == text
 
 
 def test_ids_are_trimmed_and_compared_without_case_blanks_and_dashes() -> None:

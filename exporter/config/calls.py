@@ -230,9 +230,8 @@ def _reference_id(value: Value, place: _Place, key: str | None = None) -> Refere
         copy = str(value.encode("utf-8", "surrogatepass"), "utf-8", "surrogatepass")
         try:
             return reference_id(copy)
-        except ValueError:
-            message = "expected an id of 1 to 128 printable ASCII characters without blanks"
-            place.problem(message, key)
+        except ValueError as error:
+            place.problem(f"expected an id; the text {error}", key)
     elif isinstance(value, bool | int | float):
         place.problem("expected text; an id that looks like a number needs quotes", key)
     elif value is not BROKEN:

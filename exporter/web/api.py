@@ -206,8 +206,8 @@ class Api:
         account, text = request.match_info["account"], request.match_info["reference_id"]
         try:
             name = reference_id(text)
-        except ValueError:
-            raise ProblemError(400, f"expected {bodies.ID_WORDS}") from None
+        except ValueError as error:
+            raise ProblemError(400, f"expected an id; the text {error}") from None
         ledger = self._service.ledger
         if account in client.accounts:
             found = await ledger.call(ledger.store.find, account, name)

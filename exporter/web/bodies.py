@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from exporter.calls import MAX_REFERENCE_ID_LENGTH, CallState, Key, Result, Status, reference_id
+from exporter.calls import ID_PATTERN, CallState, Key, ReferenceId, Result, Status, reference_id
 from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.fields import Words
 from exporter.esms.codes import Outcome
@@ -58,18 +58,17 @@ class Envelope(_Body):
     calls: Annotated[list[Any], Field(max_length=MAX_CALLS)]  # Any: whatever was sent
 
 
-ID_PATTERN: Final = f"^{_BLANK}[!-~]{{1,{MAX_REFERENCE_ID_LENGTH}}}{_BLANK}$"
+ID_SCHEMA: Final = {"pattern": f"^{_BLANK}{ID_PATTERN}{_BLANK}$"}
 
-ID_WORDS: Final = (
-    f"an id of 1 to {MAX_REFERENCE_ID_LENGTH} printable ASCII characters without blanks"
-)
 
-_ReferenceId = Annotated[
-    str,
-    Field(pattern=ID_PATTERN),
-    AfterValidator(reference_id),
-    Words(ID_WORDS),
-]
+def _reference_id(text: str) -> ReferenceId:
+    try:
+        return reference_id(text)
+    except ValueError as error:
+        raise PydanticCustomError("expected", f"expected an id; the text {error}") from None
+
+
+_ReferenceId = Annotated[str, Field(json_schema_extra=ID_SCHEMA), AfterValidator(_reference_id)]
 _LabelValue = Annotated[
     str,
     Field(max_length=MAX_LABEL_VALUE, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"),

@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 import exporter
 from exporter.web.bodies import (
-    ID_PATTERN,
+    ID_SCHEMA,
     Accepted,
     CallDetails,
     ExporterStatus,
@@ -72,7 +72,7 @@ def openapi(requests: Requests) -> dict[str, Any]:  # Any: JSON
 
     place = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", **kind}}
-        for name, kind in (("account", {"minLength": 1}), ("reference_id", {"pattern": ID_PATTERN}))
+        for name, kind in (("account", {"minLength": 1}), ("reference_id", ID_SCHEMA))
     ]
     return {
         "openapi": "3.1.0",

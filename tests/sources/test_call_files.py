@@ -15,7 +15,10 @@ from exporter.errors import ConfigError, Problem
 from exporter.sources.call_files import MAX_FILE, read_calls
 
 OTP = {"campaign": "otp"}
-NO_ID = "expected an id of 1 to 128 printable ASCII characters without blanks"
+NO_ID = (
+    "expected an id; the text holds a character that no id has, or begins with one that none begins"
+    " with"
+)
 NO_LABEL = "expected at most 128 characters, and no control characters"
 
 
@@ -61,8 +64,8 @@ def read(
         # What programs write does not read the exporter's environment.
         (
             "a.yaml",
-            "- {reference_id: '${HOME}', account: main}",
-            [("main", "${HOME}", {})],
+            "- {reference_id: X, account: main, labels: {campaign: '${HOME}'}}",
+            [("main", "X", {"campaign": "${HOME}"})],
         ),
     ],
 )
@@ -107,10 +110,7 @@ def test_a_list_of_ids(tmp_path: Path) -> None:
             "reference_id,account\nX,main\nbad id,main\n,main\nY,main,extra\n",
             1,
             [
-                (
-                    "a.csv:3: [1].reference_id: expected an id of 1 to 128 printable ASCII"
-                    " characters without blanks"
-                ),
+                f"a.csv:3: [1].reference_id: {NO_ID}",
                 "a.csv:4: [2].reference_id: missing required key",
                 "a.csv:5: [3].labels.?: expected one of the names in `watch.labels`",
             ],
@@ -130,6 +130,19 @@ def test_a_list_of_ids(tmp_path: Path) -> None:
             0,
             [f"a.csv:2: [0].reference_id: {NO_ID}", f"a.csv:3: [1].labels.campaign: {NO_LABEL}"],
         ),
+        (
+            "a.csv",
+            'reference_id,account\n"=""X""",b\nX;otp,b\n1.23E+17,b\nY,b\n',
+            1,
+            [
+                "a.csv:2: [0].reference_id: expected an id; the text looks like a formula",
+                "a.csv:3: [1].reference_id: expected an id; the text looks like a row of CSV",
+                (
+                    "a.csv:4: [2].reference_id: expected an id; the text looks like a number that"
+                    " a spreadsheet has rounded"
+                ),
+            ],
+        ),
     ],
 )
 def test_what_is_wrong_does_not_stop_the_others(
@@ -137,6 +150,29 @@ def test_what_is_wrong_does_not_stop_the_others(
 ) -> None:
     calls, told = read(tmp_path, name, text)
     assert (len(calls), told) == (good, problems)
+
+
+def test_a_list_of_what_a_spreadsheet_made_of_ids(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(
+        "# copied from a spreadsheet\n"
+        '"8eb2af6d-fb4c-4814-b9cc-4c0e3ed32edf"\n'
+        "505139D7-54F8-48A9-88FA-9460A78731DD,\n"
+        "066107ee-6ec4-4283-b595-aa74977c65c5;otp\n"
+        '="434a124c-7818-4f45-bdf2-7f7b07fff210"\n'
+        "1.23457E+17\n"
+        "reference_id\nX\n"
+    )
+    calls, problems = read_all(path)
+    assert [call.reference_id for call in calls] == ["X"]
+    assert [(problem.line, problem.message.partition("the text ")[2]) for problem in problems] == [
+        (2, "looks quoted; write the id alone"),
+        (3, "looks like a row of CSV"),
+        (4, "looks like a row of CSV"),
+        (5, "looks like a formula"),
+        (6, "looks like a number that a spreadsheet has rounded"),
+        (7, "looks like the name of a column"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield bench
 
 
-@pytest.mark.parametrize("name", ["{a}", "a/b", "a%2Fb", "a?b#c", "{", "a{x:.*}b", '"<a>"'])
+@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "a?b#c", "a..", "a\\b^~"])
 async def test_any_id_has_its_path(bench: Bench, name: str) -> None:
     assert await bench.watch(name) == (202, {"added": 1, "known": 0})
     path = f"/calls/main/{quote(name, safe='')}"

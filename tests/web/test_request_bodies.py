@@ -17,6 +17,7 @@ import pytest_asyncio
 from yarl import URL
 
 from exporter.web.bodies import requests
+from exporter.web.problems import ProblemError
 from exporter.web.reading import MAX_BODY, read_calls
 from tests.inflating import Inflated, compressed, counting_inflated
 from tests.web.api_bench import Bench, serving
@@ -257,3 +258,16 @@ async def test_a_bomb_that_is_wanted_is_unpacked_no_further_than_a_body_may_be(
 def test_a_byte_order_mark_is_skipped() -> None:
     (call,) = read_calls(requests(("main",), ()), BOM_UTF8 + b'{"calls": [{"reference_id": "A"}]}')
     assert call.reference_id == "A"
+
+
+def test_what_is_no_id_is_refused_with_what_it_looks_like() -> None:
+    ids = ['="a"', "a;otp", "1.23E+17"]
+    body = json.dumps({"calls": [{"reference_id": name} for name in ids]}).encode()
+    with pytest.raises(ProblemError) as caught:
+        read_calls(requests(("main",), ()), body)
+    errors = json.loads(caught.value.response().text or "")["errors"]
+    assert [(one["pointer"], one["detail"].partition("the text ")[2]) for one in errors] == [
+        ("/calls/0/reference_id", "looks like a formula"),
+        ("/calls/1/reference_id", "looks like a row of CSV"),
+        ("/calls/2/reference_id", "looks like a number that a spreadsheet has rounded"),
+    ]

@@ -106,7 +106,8 @@ def _call_rows() -> Iterator[tuple[str, str, str, str]]:
     schema: Any = CALL_SCHEMA  # Any: JSON
     long_form = schema["anyOf"][1]
     takes = {
-        "reference_id": "1 to 128 printable ASCII characters without blanks; case does not matter",
+        "reference_id": "1 to 128 ASCII letters, digits and signs such as `-`; no blanks, quotes,"
+        " commas or semicolons; case and dashes do not matter",
         "account": "the name of one of the accounts",
         "labels": f"a mapping of names to text of up to {MAX_LABEL_VALUE} characters",
     }
