@@ -75,7 +75,7 @@ class Account:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._connection = _connection(config, wish)
-        self._wish, self._timeout = wish, config.polling.timeout
+        self._wish, self._timeout, self._tls = wish, config.polling.timeout, config.tls
         self.metrics = metrics
         self._client = _client(config, wish)
         settings = _settings(config, wish)
@@ -113,6 +113,7 @@ class Account:
             return None
         rest = _close_after(self._client, self._timeout)
         self._connection, self._timeout = connection, config.polling.timeout
+        self._tls = config.tls
         self._client = self.poller.provider = _client(config, wish)
         self.poller.retry()
         return rest
@@ -134,7 +135,8 @@ class Account:
         async def placed() -> Placed:
             # As it is when there is a turn: old keys would pause an account that has new ones.
             wish = self._wish
-            return await place(wish.base_url, wish.api_key, wish.secret_key, request, self._timeout)
+            keys = wish.api_key, wish.secret_key
+            return await place(wish.base_url, *keys, request, self._timeout, tls=self._tls)
 
         return await ask(self.poller, "place", placed, lambda placed: placed.answer, within, wanted)
 
@@ -192,6 +194,7 @@ def _connection(config: Config, wish: AccountConfig) -> tuple[object, ...]:
         wish.secret_key,
         wish.max_concurrency,
         config.polling.timeout,
+        config.authorities,
     )
 
 
@@ -202,6 +205,7 @@ def _client(config: Config, wish: AccountConfig) -> Client:
         wish.secret_key,
         timeout=config.polling.timeout,
         max_connections=wish.max_concurrency,
+        tls=config.tls,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from exporter.config import Config
+from exporter.config.authorities import Authorities
 from exporter.errors import RequestError
 from exporter.esms.answers import BalanceAnswer
 from exporter.esms.balance import BalanceClient
@@ -57,6 +58,7 @@ class _Wish:
     purse: _Purse
     interval: float
     timeout: float
+    authorities: Authorities | None
 
 
 def wait_after(failures: int, interval: float, retry_after: float | None) -> float:
@@ -160,8 +162,9 @@ class Balances:
     async def _ask(self, wish: _Wish, counted: RequestMetrics) -> BalanceAnswer:
         self._client = self._client or BalanceClient()
         begun = time.monotonic()
+        tls = wish.authorities.context if wish.authorities else True
         try:
-            answer = await self._client.get_balance(*wish.purse, within=wish.timeout)
+            answer = await self._client.get_balance(*wish.purse, within=wish.timeout, tls=tls)
         except RequestError as error:
             answer = BalanceAnswer(error.outcome, message=str(error))
         counted.count(answer.outcome, answer.code, time.monotonic() - begun)
@@ -183,6 +186,7 @@ def _wishes(config: Config) -> Mapping[str, _Wish]:
             _Purse(account.balance_url, account.api_key, account.secret_key),
             interval,
             config.polling.timeout,
+            config.authorities,
         )
         for account in config.accounts
     }

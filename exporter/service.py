@@ -290,7 +290,7 @@ class Service:
         if self._replica:
             self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
-        self._notify.configure(config.notify, config.shutdown_timeout)
+        self._notify.configure(config.notify, config.shutdown_timeout, config.authorities)
         self._change_accounts(config)
         self.balances.configure(config)
         self._canaries.configure(config)

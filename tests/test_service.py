@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import trustme
 from structlog.testing import capture_logs
 
 from exporter import service as module
@@ -28,6 +30,7 @@ from exporter.config import (
 from exporter.errors import ConfigError, LedgerError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.esms.placing import CallRequest
 from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
 from exporter.metrics.catalogue import CallbackOutcome
 from exporter.polling.adaptive import ENOUGH
@@ -36,6 +39,7 @@ from exporter.service import Service
 from exporter.simulator import Account, Plan, Simulator
 from exporter.sources.configuration import ConfigFile
 from tests.waiting import DEADLINE, deadline, until
+from tests.webhook.receiver import SECRET
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 
@@ -381,6 +385,66 @@ async def test_a_configuration_that_cannot_be_read_holds_up_no_file(
     await service.stop()
     free.set()
     assert loads == 2
+
+
+async def test_a_new_bundle_of_authorities_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, bundle = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "bundle.pem"
+    bundle.write_bytes("# Chứng chỉ\n".encode("utf-16"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    path = tmp_path / "config.yaml"
+    file = ConfigFile(path, lambda path, files: load_config(path, files=files))
+    async with Simulator(accounts=[Account("main", "key", "s")], ssl_context=server) as simulator:
+        path.write_text(
+            f"accounts: [{{name: main, api_key: key, secret_key: s, base_url: {simulator.url},"
+            f" balance_url: {simulator.url}}}]\n"
+            "balance: {interval: 1s}\npolling: {interval: 100ms, pace: growing}\n"
+            f"notify: [{{name: crm, url: '{simulator.origin}/x', secret: {SECRET}}}]\n"
+            f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\nshutdown_timeout: 1s\n"
+        )
+        with pytest.raises(ConfigError, match=f"SSL_CERT_FILE: the file {bundle} holds no certif"):
+            file.load()
+        service = Service(file.load, file.changed)
+        posts = service.metrics.notification_requests
+
+        def changed_from(version: object) -> bool:
+            return service.config is not None and service.config.authorities != version
+
+        async def everything_works(call: str) -> None:
+            """Serve with another authority, and see that it is trusted once the bundle has it."""
+            authority = trustme.CA()
+            authority.issue_cert("127.0.0.1").configure_cert(server)
+            authority.cert_pem.write_to_path(str(bundle))
+            if service.config is None:
+                await service.open()
+                await service.start()
+            else:
+                version = service.config.authorities
+                await until(lambda: changed_from(version))
+            service.balances.known.clear()
+            posts_before = posts.labels("crm", "http_error").value
+            simulator.add_call("main", call, Plan())
+            labels: dict[str, str] = {}
+            await service.calls.watch(None, [NewCall("main", reference_id(call), labels)])
+            await until(lambda: service.calls.count == 0)
+            request = CallRequest(Secret("0900000000"), f"canary-{call}", template="1")
+            placed = await service.accounts["main"].place(request, 60, lambda: True)
+            assert placed is not None
+            assert placed[0].answer.outcome is Outcome.OK
+            await until(lambda: "main" in service.balances.known)
+            # There is no such page; but that could be said.
+            await until(lambda: posts.labels("crm", "http_error").value > posts_before)
+
+        try:
+            await everything_works("a")
+            await everything_works("b")
+            bundle.unlink()  # what was read last stays in force
+            await until(lambda: service.metrics.reload_successful.labels().value == 0)
+            await everything_works("c")
+            assert service.metrics.reload_successful.labels().value == 1
+        finally:
+            await service.stop()
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "key"])

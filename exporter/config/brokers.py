@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from importlib.util import find_spec
 from typing import Final
 
@@ -14,13 +13,4 @@ def client_problem() -> str | None:
     """Return what is missing to speak MQTT; None if nothing is."""
     if find_spec("aiomqtt") is None:
         return "the MQTT client is not installed: `pip install 'esms-exporter[home-assistant]'`"
-    return None
-
-
-def authorities_problem(pem: str) -> str | None:
-    """Return what is wrong with certificates of authorities; None if they will do."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
-    except (ssl.SSLError, ValueError):
-        return "expected certificates as PEM, between `BEGIN CERTIFICATE` and `END CERTIFICATE`"
     return None

@@ -102,14 +102,18 @@ class NamedFiles:
     exposed: set[Path] = field(default_factory=set)
     before: Callable[[Path], None] = lambda _: None
 
+    def note(self, path: Path) -> None:
+        """Take down one that is about to be read."""
+        self.paths.add(path)
+        self.before(path)
+
     def read(self, path: Path, limit: int, *, secret: bool = False) -> str:
         """Read one, as `read_text` does.
 
         Raises:
             FileProblemError: as there; the message names the file, whose path is no secret.
         """
-        self.paths.add(path)
-        self.before(path)
+        self.note(path)
         try:
             text = read_text(path, limit)
         except FileProblemError as error:

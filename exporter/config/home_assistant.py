@@ -6,9 +6,10 @@ import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from exporter.config.authorities import Trusting
 from exporter.config.fields import AccountName, Words
 from exporter.secret import Secret
 
@@ -50,7 +51,7 @@ UserName = Annotated[
 ]
 
 
-class HomeAssistantConfig(BaseModel):
+class HomeAssistantConfig(Trusting):
     """What Home Assistant is told of the accounts, through an MQTT broker."""
 
     model_config = ConfigDict(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from exporter.config.brokers import MAX_AUTHORITIES, authorities_problem, client_problem
+from exporter.config.authorities import Authorities, authorities_of, system_authorities
+from exporter.config.brokers import MAX_AUTHORITIES, client_problem
 from exporter.config.calls import CallReader, report_unknown_keys
 from exporter.config.canaries import MAX_CANARIES, CanaryConfig, phone_problem
 from exporter.config.credentials import CREDENTIALS, NO_SECRET, Credentials, file_keys
@@ -104,6 +105,7 @@ class _Loader:
         self._problems = problems
         self._files = files
         self._credentials = Credentials(folder, problems, files)
+        self._broker: Authorities | None = None
 
     def load(self) -> Config:
         """Return the configuration.
@@ -131,8 +133,16 @@ class _Loader:
         config = validated(Config, data, self._document, self._problems)
         if config is not None:
             self._count(config.watch)
+        authorities: Authorities | None = None
+        try:
+            authorities = system_authorities(self._files)
+        except FileProblemError as error:
+            self._problems.add(0, ("SSL_CERT_FILE",), str(error))
         if config is None or self._problems.total:
             self._problems.fail()
+        if config.home_assistant:
+            config.home_assistant.trust(self._broker)
+        config.trust(authorities)
         return config
 
     def _count(self, watch: WatchConfig) -> None:
@@ -277,12 +287,10 @@ class _Loader:
             path = self._folder / named
             broker["ca_file"] = str(path)
             try:
-                problem = authorities_problem(self._files.read(path, MAX_AUTHORITIES))
+                self._broker = authorities_of(self._files.read(path, MAX_AUTHORITIES))
             except FileProblemError as error:
-                problem = str(error)
-            if problem:
                 where = (part, "ca_file")
-                self._problems.add(self._line(where), where, problem)
+                self._problems.add(self._line(where), where, str(error))
 
     def _items(
         self, holder: dict[str, object], model: type[BaseModel], parts: tuple[str, ...], most: int

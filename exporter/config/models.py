@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from exporter.config.authorities import Trusting
 from exporter.config.calls import CALL_SCHEMA, CallConfig
 from exporter.config.canaries import MAX_CANARIES, CanaryConfig
 from exporter.config.databases import query_problem
@@ -259,7 +260,7 @@ class LedgerConfig(_Model):
     share the ledger."""
 
 
-class Config(_Model):
+class Config(_Model, Trusting):
     """The configuration of esms-exporter."""
 
     accounts: Annotated[tuple[AccountConfig, ...], Field(min_length=1, max_length=MAX_ACCOUNTS)]

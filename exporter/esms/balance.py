@@ -23,20 +23,16 @@ _OPERATION: Final = "GetBalance_json"
 class BalanceClient:
     """Asks for the balances of any accounts, whose keys are handed over with each request.
 
-    Args:
-        ssl_context: see `exporter.esms.client.Client`.
-
     Must be made inside a running loop, and closed.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 # Whoever asks for an account does so once at a time, and waits for no other one.
                 limit=0,
                 # By the next request, the provider would have closed a connection that was kept.
                 force_close=True,
-                ssl=ssl_context or True,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={**HEADERS, "Content-Type": "application/json"},
@@ -45,7 +41,13 @@ class BalanceClient:
         )
 
     async def get_balance(
-        self, url: str, api_key: Secret, secret_key: Secret, *, within: float
+        self,
+        url: str,
+        api_key: Secret,
+        secret_key: Secret,
+        *,
+        within: float,
+        tls: ssl.SSLContext | bool = True,
     ) -> BalanceAnswer:
         """Ask for the balance of an account: one `GetBalance_json` request.
 
@@ -54,6 +56,7 @@ class BalanceClient:
             api_key: goes into the body of the request; so does `secret_key`.
             secret_key: see `api_key`.
             within: seconds from connect to the last byte.
+            tls: see `exporter.esms.client.Client`.
 
         Raises:
             RequestError: no answer came that could be read; see its subclasses.
@@ -65,6 +68,7 @@ class BalanceClient:
                 response = await self._session.post(
                     URL(f"{URL(url)}/{_OPERATION}", encoded=True),
                     data=body.encode(),
+                    ssl=tls,
                     # The target of a redirect would be handed the credentials.
                     allow_redirects=False,
                 )

@@ -53,8 +53,8 @@ class Client:
         secret_key: see `api_key`.
         timeout: seconds from connect to the last byte.
         max_connections: connections held at once.
-        ssl_context: for TLS; by default certificates are verified against the system's, or
-            against those that the environment variable `SSL_CERT_FILE` names.
+        tls: verifies certificates; by default against the system's authorities, or those that the
+            environment variable `SSL_CERT_FILE` names, as they were when the process started.
 
     Must be made inside a running loop, and closed.
     """
@@ -67,7 +67,7 @@ class Client:
         *,
         timeout: float,
         max_connections: int,
-        ssl_context: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | bool = True,
     ) -> None:
         key, secret = (quote(held.reveal(), safe="") for held in (api_key, secret_key))
         # All of the URL but the id, encoded and taken apart once: that costs a fifth of a request.
@@ -88,7 +88,7 @@ class Client:
                 keepalive_timeout=_KEEPALIVE,
                 # True is aiohttp's own context, made once: to read the system's certificates takes
                 # as long as hundreds of requests.
-                ssl=ssl_context or True,
+                ssl=tls,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=HEADERS,

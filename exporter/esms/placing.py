@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -68,7 +69,13 @@ class Placed(NamedTuple):
 
 
 async def place(
-    base_url: str, api_key: Secret, secret_key: Secret, request: CallRequest, within: float
+    base_url: str,
+    api_key: Secret,
+    secret_key: Secret,
+    request: CallRequest,
+    within: float,
+    *,
+    tls: ssl.SSLContext | bool = True,
 ) -> Placed:
     """Place a call. Sends one request at most, on a connection of its own; never raises.
 
@@ -78,6 +85,7 @@ async def place(
         secret_key: see `api_key`.
         request: the call.
         within: seconds from connecting to the last byte.
+        tls: see `exporter.esms.client.Client`.
     """
     connected = False
 
@@ -90,7 +98,7 @@ async def place(
     try:
         async with (
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True),
+                connector=aiohttp.TCPConnector(force_close=True, ssl=tls),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=HEADERS,
                 timeout=aiohttp.ClientTimeout(total=None),

@@ -111,7 +111,7 @@ async def connected(config: HomeAssistantConfig, last_will: Message) -> AsyncIte
     """
     url = urlsplit(config.url)
     with _translated():
-        tls = await asyncio.to_thread(_context, config.ca_file) if url.scheme == "mqtts" else None
+        tls = await asyncio.to_thread(_context, config) if url.scheme == "mqtts" else None
         client = aiomqtt.Client(
             url.hostname or "",
             url.port or (_TLS_PORT if tls else _PORT),
@@ -149,8 +149,11 @@ def _cut(client: aiomqtt.Client) -> None:
     client._client._sock_close()  # noqa: SLF001
 
 
-def _context(ca_file: str | None) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=ca_file)
+def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
+    # As the configuration was last loaded with success, whatever has become of the file since.
+    if config.authorities:
+        return config.authorities.context
+    return ssl.create_default_context(cafile=config.ca_file)
 
 
 @contextmanager

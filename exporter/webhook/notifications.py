@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import structlog
 
+from exporter.config.authorities import Authorities
 from exporter.config.notify import NotifyConfig
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Outbox
@@ -37,6 +38,7 @@ class Notifications:
         self._metrics = metrics
         self._spawn = spawn
         self._senders: dict[str, Sender] = {}
+        self._authorities: Authorities | None = None
 
     async def open(self) -> None:
         """Take up what is pending in the ledger.
@@ -46,7 +48,12 @@ class Notifications:
         """
         await self._ledger.call(Outbox(self._ledger.database).free)
 
-    def configure(self, targets: Sequence[NotifyConfig], within: float) -> None:
+    def configure(
+        self,
+        targets: Sequence[NotifyConfig],
+        within: float,
+        authorities: Authorities | None = None,
+    ) -> None:
         """Go over to other targets; those that have not changed go on.
 
         What is pending for a target that is gone stays in the ledger until its time is over, and is
@@ -55,11 +62,14 @@ class Notifications:
         Args:
             targets: all that there are.
             within: seconds for which requests of those that change may go on.
+            authorities: that certificates are verified against; None for the system's.
         """
+        tls = authorities.context if authorities else True
+        changed, self._authorities = authorities != self._authorities, authorities
         self._ledger.store.routes = tuple(map(route_of, targets))
         wanted = {config.name: config for config in targets}
         for name, sender in list(self._senders.items()):
-            if sender.config != wanted.get(name):
+            if changed or sender.config != wanted.get(name):
                 del self._senders[name]
                 self._spawn(sender.stop(within))
                 if name not in wanted:
@@ -67,7 +77,7 @@ class Notifications:
         for name, config in wanted.items():
             if name not in self._senders:
                 series = TargetMetrics(self._metrics, name)
-                sender = Sender(config, self._ledger, series, Poster(config))
+                sender = Sender(config, self._ledger, series, Poster(config, tls=tls))
                 self._senders[name] = sender
                 self._spawn(sender.run())
 

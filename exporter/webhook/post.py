@@ -33,10 +33,6 @@ _HEADERS: Final = {
     "User-Agent": f"esms-exporter/{exporter.__version__}",
 }
 
-TLS: ssl.SSLContext | bool = True
-"""aiohttp's own context, made once; verifies certificates against the system's, or against those
-that the environment variable `SSL_CERT_FILE` names."""
-
 _ABOUT_THE_EVENT: Final = frozenset(
     {
         HTTPStatus.BAD_REQUEST,
@@ -87,10 +83,14 @@ class Poster:
     Redirects are not followed, certificates are verified, and where a name leads is looked at when
     it is connected to, see `exporter.webhook.addresses`.
 
+    Args:
+        config: of the target.
+        tls: see `exporter.esms.client.Client`.
+
     Must be made inside a running loop, and closed.
     """
 
-    def __init__(self, config: NotifyConfig) -> None:
+    def __init__(self, config: NotifyConfig, *, tls: ssl.SSLContext | bool = True) -> None:
         self._url = URL(config.url.reveal())
         self._key = signing_key(config.secret)
         self._timeout = config.timeout
@@ -100,7 +100,7 @@ class Poster:
                 limit=config.max_concurrency,
                 resolver=self._names,
                 socket_factory=guarded_socket,
-                ssl=TLS,
+                ssl=tls,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,

@@ -35,7 +35,7 @@ def test_all_of_it(load: Load, tmp_path: Path) -> None:
         "  password_file: password\n  ca_file: ca.pem\n  discovery_prefix: ha\n"
         "  topic_prefix: voice/one\n  accounts: [main]\n"
     )
-    assert load(HEAD + text).home_assistant == HomeAssistantConfig(
+    expected = HomeAssistantConfig(
         url="mqtts://[::1]:8884",
         username="Nguyễn An",
         password=Secret("made-up"),
@@ -44,6 +44,9 @@ def test_all_of_it(load: Load, tmp_path: Path) -> None:
         topic_prefix="voice/one",
         accounts=("main",),
     )
+    found = load(HEAD + text).home_assistant
+    assert found is not None
+    assert dict(found) == dict(expected)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,18 @@ def test_what_is_wrong(problems: Tell, tmp_path: Path, text: str, expected: str)
     (found,) = problems(HEAD + f"home_assistant: {text}\n")
     expected = expected.replace("{folder}", str(tmp_path))
     assert found.startswith((f"2: {expected}", f"1: {expected}"))
+
+
+def test_authorities_of_a_broker_that_change(load: Load, tmp_path: Path) -> None:
+    text, seen = HEAD + "home_assistant: {url: 'mqtts://a', ca_file: ca.pem}\n", []
+    first, second = trustme.CA().cert_pem.bytes(), trustme.CA().cert_pem.bytes()
+    for pem in (first, "# Chứng chỉ\n".encode() + first, second):
+        (tmp_path / "ca.pem").write_bytes(pem)
+        seen.append(load(text).home_assistant)
+    assert seen[0] == seen[1] != seen[2]  # which makes the connection anew
+    assert seen[2] is not None
+    assert seen[2].authorities is not None
+    assert len(seen[2].authorities.context.get_ca_certs()) == 1
 
 
 def test_certificates_need_tls(problems: Tell, tmp_path: Path) -> None:

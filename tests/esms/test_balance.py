@@ -51,8 +51,8 @@ def says(*parts: bytes, requests: list[tuple[bytes, bytes]] | None = None) -> Se
 
 
 @asynccontextmanager
-async def client(context: ssl.SSLContext | None = None) -> AsyncIterator[BalanceClient]:
-    client = BalanceClient(context)
+async def client() -> AsyncIterator[BalanceClient]:
+    client = BalanceClient()
     try:
         yield client
     finally:
@@ -65,10 +65,16 @@ async def ask(serve: Serve, within: float = 5) -> BalanceAnswer:
 
 
 async def of(
-    asker: BalanceClient, port: int, within: float = 5, scheme: str = "http"
+    asker: BalanceClient,
+    port: int,
+    within: float = 5,
+    scheme: str = "http",
+    tls: ssl.SSLContext | None = None,
 ) -> BalanceAnswer:
     url = f"{scheme}://127.0.0.1:{port}/MainService.svc/json"
-    return await asker.get_balance(url, Secret(API_KEY), Secret(SECRET_KEY), within=within)
+    return await asker.get_balance(
+        url, Secret(API_KEY), Secret(SECRET_KEY), within=within, tls=tls or True
+    )
 
 
 async def failure(work: Awaitable[object], kind: type[RequestError]) -> None:
@@ -191,11 +197,11 @@ async def test_certificates_are_verified() -> None:
     ):
         theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         issuer.issue_cert(name).configure_cert(theirs)
-        async with peer(says(response(GOOD)), tls=theirs) as port, client(ours) as asker:
+        async with peer(says(response(GOOD)), tls=theirs) as port, client() as asker:
             if good:
-                assert await of(asker, port, scheme="https") == TOLD
+                assert await of(asker, port, scheme="https", tls=ours) == TOLD
             else:
-                await failure(of(asker, port, scheme="https"), TLSError)
+                await failure(of(asker, port, scheme="https", tls=ours), TLSError)
 
 
 @pytest.mark.parametrize(

@@ -327,12 +327,12 @@ async def test_certificates_are_verified() -> None:
         return context
 
     async with peer(good, tls=server(authority, "127.0.0.1")) as port:
-        async with make(port, ssl_context=ours) as client:
+        async with make(port, tls=ours) as client:
             assert (await client.send_status(ID)).send_status == 5
-        async with make(port, ssl_context=ssl.create_default_context()) as client:
+        async with make(port, tls=ssl.create_default_context()) as client:
             await failure(client.send_status(ID), TLSError)
     for wrong in (server(authority, "voiceapi.example"), server(stranger, "127.0.0.1")):
-        async with peer(good, tls=wrong) as port, make(port, ssl_context=ours) as client:
+        async with peer(good, tls=wrong) as port, make(port, tls=ours) as client:
             await failure(client.send_status(ID), TLSError)
 
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -340,7 +340,7 @@ async def test_certificates_are_verified() -> None:
         writer.write(response(GOOD))
         writer.close()
 
-    async with peer(plain) as port, make(port, ssl_context=ours) as client:
+    async with peer(plain) as port, make(port, tls=ours) as client:
         with pytest.raises(RequestError) as caught:
             await client.send_status(ID)
         assert caught.value.outcome in (Outcome.TLS, Outcome.CONNECTION)

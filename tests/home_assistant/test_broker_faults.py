@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from exporter.config import HomeAssistantConfig
+from exporter.config.authorities import authorities_of
 from exporter.errors import LedgerError
 from exporter.home_assistant import broker as module
 from exporter.home_assistant import publisher
@@ -81,6 +82,9 @@ async def test_tls_and_a_password(
         password=Secret(PASSWORD),
         ca_file=str(tmp_path / "ca.crt"),
     )
+    # As they were loaded, whatever has become of the file since.
+    config.trust(authorities_of(certificates.text("ca.crt")))
+    (tmp_path / "ca.crt").unlink()
     options = {"username": "exporter", "password": PASSWORD, "tls_context": certificates.client()}
     async with (
         telling(simulator, tmp_path, config) as bench,

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,8 +40,10 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield receiver
 
 
-async def post(config: NotifyConfig, times: int = 1) -> list[Reply]:
-    poster = Poster(config)
+async def post(
+    config: NotifyConfig, times: int = 1, *, tls: ssl.SSLContext | bool = True
+) -> list[Reply]:
+    poster = Poster(config, tls=tls)
     try:
         return [await poster.post(EVENT, BODY) for _ in range(times)]
     finally:
@@ -199,17 +200,14 @@ async def test_what_is_no_answer(speak: Speak, outcome: Is) -> None:
 
 @pytest.mark.parametrize("trusted", [True, False])
 @pytest.mark.parametrize("name", ["localhost", "other.example"])
-async def test_certificates_are_verified(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, *, trusted: bool
-) -> None:
+async def test_certificates_are_verified(name: str, *, trusted: bool) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(name).configure_cert(context)
     known = ssl.create_default_context()
     (authority if trusted else stranger).configure_trust(known)
-    monkeypatch.setattr("exporter.webhook.post.TLS", known)
     async with speaks(says(b"HTTP/1.1 204 No Content\r\n\r\n"), context) as port:
-        (reply,) = await post(target(f"https://localhost:{port}/"))
+        (reply,) = await post(target(f"https://localhost:{port}/"), tls=known)
     assert (reply.outcome is Is.OK) is (trusted and name == "localhost")
     assert reply.outcome in (Is.OK, Is.TLS)
 
