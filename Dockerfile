@@ -26,7 +26,6 @@ VOLUME /data
 USER 65534:65534
 EXPOSE 10375
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-c", \
-    "import urllib.request as r; r.urlopen('http://127.0.0.1:10375/-/healthy', timeout=4)"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["esms-exporter", "health"]
 ENTRYPOINT ["esms-exporter"]
 CMD ["--config.file=/etc/esms-exporter/config.yaml"]

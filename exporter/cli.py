@@ -17,12 +17,14 @@ from urllib.parse import quote, urlsplit
 
 import click
 import uvloop
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 import exporter
 from exporter.commands.calls import calls
 from exporter.commands.canary import canary
 from exporter.commands.completion import completion
+from exporter.commands.health import check_listener, options_of, schemes_of
 from exporter.commands.lookup import lookup
 from exporter.commands.options import config_file
 from exporter.config import Config, NamedFiles, json_schema, load_config
@@ -224,6 +226,30 @@ def backup(config_file: Path, file: Path) -> None:
     """
     calls = back_up(load_config(config_file).ledger.url.reveal(), file)
     click.echo(f"{file}: {calls} calls")
+
+
+@commands.command(context_settings={"ignore_unknown_options": True})
+@_listen
+@_web_config
+@click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[OTHER OPTIONS OF run]")
+@click.pass_context
+def health(
+    ctx: click.Context, addresses: Sequence[ListenAddress], web_config: Path | None, others: object
+) -> None:
+    """Check that an exporter on this machine answers: exit 0, or 1 and why not.
+
+    Takes the options that the exporter was started with. Without any, those of the first process
+    are taken, which in a container is the exporter. Neither a proxy nor a password is used.
+    """
+    given = {ctx.get_parameter_source(name) for name in ("addresses", "web_config")}
+    if not others and given == {ParameterSource.DEFAULT}:
+        with suppress(OSError):
+            started = options_of(Path("/proc/1/cmdline").read_bytes())
+            options = health.make_context("health", started).params
+            addresses, web_config = options["addresses"], options["web_config"]
+    for address in addresses:
+        check_listener(address, schemes_of(web_config))
+    click.echo("healthy")
 
 
 @commands.command("callback-url")

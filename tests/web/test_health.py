@@ -1,0 +1,124 @@
+"""The command `health`, against real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import bcrypt
+import pytest
+import pytest_asyncio
+from click.testing import CliRunner, Result
+
+from exporter.cli import commands
+from exporter.config import Config
+from exporter.errors import AskedExporterError
+from exporter.service import Service
+from exporter.sources.configuration import ConfigFile
+from exporter.web.config_file import load_web_config
+from exporter.web.listening import ListenAddress
+from exporter.web.server import WebOptions, WebServer
+from tests import subprocesses
+from tests.e2e.processes import Process
+from tests.ports import free_port
+from tests.programs import program
+from tests.waiting import DEADLINE
+from tests.web.certificates import Certificates
+
+TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
+CLIENTS = ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt"
+USERS = f"basic_auth_users: {{a: {bcrypt.hashpw(b'right', bcrypt.gensalt(4)).decode()}}}\n"
+
+
+@pytest_asyncio.fixture
+async def service() -> AsyncIterator[Service]:
+    service = Service(lambda: Config(accounts=()))
+    yield service
+    await service.stop()
+
+
+async def health(*options: str) -> Result:
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy"), "http://127.0.0.1:9")
+    return await asyncio.to_thread(
+        CliRunner().invoke, commands, ["health", *options], env={**proxies, "NO_PROXY": ""}
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "web", "file"),
+    [
+        ("127.0.0.1", "", ""),
+        ("::1", "", ""),
+        ("", "", ""),
+        ("localhost", "", ""),
+        ("", USERS, USERS),
+        ("", "rate_limit: {interval: 1h, burst: 1}\n", ""),
+        ("::1", f"{TLS}}}\n", f"{TLS}}}\n"),
+        ("", f"{TLS}}}\n{USERS}", f"{TLS}}}\n"),
+        ("", f"{TLS}{CLIENTS}}}\n", f"{TLS}}}\n"),
+        ("", f"{TLS}{CLIENTS}, max_version: TLS12}}\n", f"{TLS}}}\n"),
+        # What is in force may be older than the file.
+        ("", f"{TLS}}}\n", "broken: yes"),
+        ("", f"{TLS}}}\n", ""),
+        ("127.0.0.1", "", f"{TLS}}}\n"),
+    ],
+)
+async def test_every_listener_is_known(
+    service: Service, tmp_path: Path, host: str, web: str, file: str
+) -> None:
+    Certificates(tmp_path)
+    path = tmp_path / "web.yml"
+    path.write_text(web)
+    address = ListenAddress(host, free_port())
+    options = WebOptions([address], config=ConfigFile(path, load_web_config))
+    server = WebServer(service, options)
+    await server.start()
+    asked = (f"--web.listen-address={address}", f"--web.config.file={path}", "--log.level=debug")
+    path.write_text(file)
+    for _ in range(2):
+        assert (await health(*asked)).output.endswith("healthy\n")
+    await server.stop()
+    ended = await health(*asked)
+    assert isinstance(ended.exception, AskedExporterError)
+    assert str(ended.exception) == f"{address}: no answer (Connection refused)"
+
+
+async def test_something_else_that_answers_is_no_exporter() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        ended = await health(f"--web.listen-address=127.0.0.1:{port}")
+    assert str(ended.exception) == f"127.0.0.1:{port}: what answers is no exporter"
+
+
+async def test_in_a_container_the_options_are_those_of_the_first_process(tmp_path: Path) -> None:
+    unshare, nsenter = (program(name, "Debian's util-linux") for name in ("unshare", "nsenter"))
+    isolated = (unshare, "--pid", "--fork", "--mount-proc", "--kill-child")
+    if subprocesses.run(*isolated, "true").returncode:
+        pytest.skip("needs the right to make namespaces")
+    started = tmp_path / "esms-exporter"
+    started.write_text(f"#!{sys.executable}\nfrom exporter.cli import main\nmain()\n")
+    started.chmod(0o755)
+    environ = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    options = ("demo", f"--web.listen-address=127.0.0.1:{free_port()}")
+    command = (*isolated, str(started), *options)
+    async with Process(command, tmp_path / "log", environ) as exporter:
+        await exporter.says("event=ready")
+        (first,) = (
+            pid
+            for pid, what in subprocesses.descendants().items()
+            if f"{started} demo" in what and "unshare" not in what
+        )
+        inside = (nsenter, f"--target={first}", "--pid", "--mount", "--", str(started), "health")
+        ended = subprocesses.run(*inside, env={**os.environ, **environ}, timeout=DEADLINE)
+        assert (ended.returncode, ended.stdout) == (0, "healthy\n"), ended.stderr
+        os.kill(first, signal.SIGTERM)
+        await exporter.wait()
