@@ -31,7 +31,7 @@ from tests.web.certificates import Certificates
 
 TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
 CLIENTS = ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt"
-USERS = f"basic_auth_users: {{a: {bcrypt.hashpw(b'right', bcrypt.gensalt(4)).decode()}}}\n"
+USERS = f"basic_auth_users: {{a: {bcrypt.hashpw(b'right', b'$2b$04$abcdefghijklmnopqrstuu').decode()}}}\n"
 
 
 @pytest_asyncio.fixture
