@@ -31,7 +31,8 @@ from tests.web.certificates import Certificates
 
 TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
 CLIENTS = ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt"
-USERS = f"basic_auth_users: {{a: {bcrypt.hashpw(b'right', b'$2b$04$abcdefghijklmnopqrstuu').decode()}}}\n"
+HASH = bcrypt.hashpw(b"right", b"$2b$04$abcdefghijklmnopqrstuu").decode()
+USERS = f"basic_auth_users: {{a: {HASH}}}\n"
 
 
 @pytest_asyncio.fixture
