@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class _Bounded(io.RawIOBase):
 
 @contextmanager
 def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
-    """Open a regular file of at most `limit` bytes of UTF-8 text, without a byte order mark.
+    """Open a regular file of at most `limit` bytes of text: UTF-8, or UTF-16 with its mark.
 
     Args:
         path: the file.
@@ -47,8 +48,8 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
         newline: where lines end, as of `open`; not translated.
 
     Raises:
-        FileProblemError: it cannot be read, is not regular, too large or not UTF-8; also while it
-            is read within the block.
+        FileProblemError: it cannot be read, is not regular, too large or no such text; also
+            while it is read within the block.
     """
     try:
         # Opened before it is looked at, so that nothing can be swapped in between; without
@@ -65,10 +66,13 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
             if found.st_size > limit:
                 raise _too_large(limit)
             raw = io.BufferedReader(_Bounded(file, limit))
-            yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline)
+            # Excel's "Unicode text", and what PowerShell redirects.
+            wide = raw.peek(2)[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
+            encoding = "utf-16" if wide else "utf-8-sig"
+            yield io.TextIOWrapper(raw, encoding=encoding, newline=newline)
     except OSError as error:
         raise FileProblemError(f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise FileProblemError("is not UTF-8 text") from None
     except ValueError:
         raise FileProblemError("cannot be read: not a path") from None

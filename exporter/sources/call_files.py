@@ -6,7 +6,9 @@ Files are read as a stream: what is held does not grow with them.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -14,6 +16,7 @@ from exporter.config.calls import CallConfig, CallReader
 from exporter.config.document import DocumentError, Value, parse_items, told_to
 from exporter.config.files import open_text
 from exporter.config.problems import Problems
+from exporter.sources.json_items import json_items
 from exporter.sources.tables import as_item, header_problem
 
 MAX_FILE: Final = 64 << 20
@@ -21,6 +24,10 @@ MAX_FILE: Final = 64 << 20
 
 MAX_LINE: Final = 1 << 20
 """Characters of a line, and of a row of CSV, which may have several lines."""
+
+_DELIMITERS: Final = ",;\t|"
+# What Excel obeys, and some programs write for it.
+_SEPARATOR_LINE: Final = re.compile('["\']?sep=([^"\r\n])["\']?[,;\t]*\r?\n?', re.IGNORECASE)
 
 Items = Iterator[tuple[int, Value]]
 """Items as they would be in YAML, each with its line."""
@@ -62,6 +69,8 @@ def _items(
         return _ids(_lines(file, whole=whole))
     if path.endswith(".csv"):
         return _rows(_lines(file, whole=whole), labels)
+    if path.endswith(".json"):
+        return json_items(file, problems)
     # No variables: what other programs write is not to read the exporter's environment.
     return parse_items(file, problems)
 
@@ -82,37 +91,53 @@ def _ids(lines: Iterator[tuple[int, str]]) -> Items:
             yield number, content
 
 
-def _table(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+def _table(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of CSV, each with the line where it ends."""
-    size = 0  # of a row
+    size = number = 0  # of a row
 
     def measured() -> Iterator[str]:
-        nonlocal size
+        nonlocal size, number
         for number, line in lines:
             size += len(line)
             if size > MAX_LINE:
                 raise _too_long(number)
             yield line
 
-    reader = csv.reader(measured(), strict=True)
+    reader = csv.reader(measured(), strict=True, delimiter=delimiter)
     try:
         for row in reader:
             size = 0
-            yield reader.line_num, row
+            yield number, row
     except csv.Error as error:
-        raise DocumentError(reader.line_num, [], f"is not valid CSV: {error}") from None
+        raise DocumentError(number, [], f"is not valid CSV: {error}") from None
 
 
 def _rows(lines: Iterator[tuple[int, str]], labels: Sequence[str]) -> Items:
-    rows = _table(lines)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    if not any(header) and not any(field.strip() for _, row in rows for field in row):
+    first = next(lines, (1, ""))
+    if separator := _SEPARATOR_LINE.fullmatch(first[1]):
+        delimiter, first = separator[1], next(lines, (2, ""))
+    else:
+        # Not `csv.Sniffer`, which guesses: the name of the one column that has to be there tells.
+        found = (one for one in _DELIMITERS if "reference_id" in _names(first[1].split(one)))
+        delimiter = next(found, ",")
+    rows = _table(chain([first], lines), delimiter)
+    line, names = next(rows, (1, []))
+    header = _names(names)
+    while header and not header[-1]:
+        header.pop()
+    if not header and not any(field.strip() for _, row in rows for field in row):
         return
     if problem := header_problem(header, labels):
-        raise DocumentError(1, [], problem)
+        separated = "; columns are separated by `,`, `;`, tabs, or as a first line `sep=` says"
+        known = "reference_id" in header
+        raise DocumentError(line, [], problem if known else problem + separated)
     for line, row in rows:
         if any(field.strip() for field in row):
             yield line, as_item(header, row, line)
+
+
+def _names(fields: Sequence[str]) -> list[str]:
+    return [field.strip().strip('"') for field in fields]
 
 
 def _too_long(line: int) -> DocumentError:

@@ -62,13 +62,13 @@ async def watch(url: str, *calls: Mapping[str, object]) -> None:
 
 async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
     simulator.add_call("b", "ended", Plan(duration=7, ivr="*"))
-    simulator.add_call("b", "[red]queued", Plan(queued=1000))
+    simulator.add_call("b", "queued", Plan(queued=1000))
     async with Exporter(configuration(tmp_path, simulator)) as exporter:
         url = await exporter.ready()
         await watch(
             url,
             {"reference_id": "ended", "account": "b", "labels": {"campaign": "otp, x"}},
-            {"reference_id": "[red]queued", "account": "b", "labels": {"campaign": "a"}},
+            {"reference_id": "queued", "account": "b", "labels": {"campaign": "[red]a"}},
             *({"reference_id": f"c{n}", "account": "main"} for n in range(COUNT)),
         )
         await exporter.until(lambda found: total(found, "esms_calls_total", account="b") == 1)
@@ -81,10 +81,10 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
         assert (found.code, found.errors) == (0, "")
         lines = in_json(found.output)
         assert [line["reference_id"] for line in lines] == [
-            "[red]queued",
+            "queued",
             *(f"c{number}" for number in range(COUNT)),
         ]
-        assert lines[0]["labels"] == {"campaign": "a"}
+        assert lines[0]["labels"] == {"campaign": "[red]a"}
         assert datetime.fromisoformat(lines[0]["first_watched"]).tzinfo
 
         # The token of the environment is not looked at where there is a file.
@@ -114,7 +114,7 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
             assert row.split()[:6] == ["ended", "b", "success", "answered", "7", "s"]
             assert row.rstrip().endswith("campaign=otp, x")
         found = await listed("--account=b", "--state=queued")
-        assert "[red]queued" in found.output
+        assert "campaign=[red]a" in found.output
         assert "c0" not in found.output
 
         assert await listed("--account=b", "--state=awaiting_report", "--output=json") == (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.calls import reference_id, reference_key
+from exporter.calls import ReferenceId, reference_id, reference_key
 from exporter.errors import ResultsError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
@@ -51,7 +51,7 @@ def test_what_is_there_is_kept_and_the_rest_cut_off(tmp_path: Path, ending: str,
 def test_ids_that_look_like_formulas_are_known_again(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"results.{ending}"
     odd = ("=1+1", "'=1+1", "-5", "@a", "'a")
-    before = written(path, *(replace(GOOD, reference_id=reference_id(name)) for name in odd))
+    before = written(path, *(replace(GOOD, reference_id=ReferenceId(name)) for name in odd))
     file = ResultsFile(path, names(*odd))
     assert file.answered == names(*odd)
     file.close()

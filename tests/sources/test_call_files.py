@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import socket
 import tracemalloc
@@ -54,6 +55,19 @@ def read(
         ("a.yaml", "# none yet\n", []),
         ("a.yaml", "[]", []),
         ("a.json", '[{"reference_id": "X", "account": "b"}]', [("b", "X", {})]),
+        (
+            "a.json",
+            '[{"reference_id": "X", "account": "b",\t"labels"\n: {"campaign": "\\ud83d\\udcde"}}]',
+            [("b", "X", {"campaign": "\N{TELEPHONE RECEIVER}"})],
+        ),
+        ("a.json", "\ufeff[ ]", []),
+        ("a.json", " \n", []),
+        ("a.csv", "reference_id;account;campaign\nX;b;a,b\n", [("b", "X", {"campaign": "a,b"})]),
+        ("a.csv", "account\treference_id\nb\tX\n", [("b", "X", {})]),
+        ("a.csv", '"account"|"reference_id"\nb|X\n', [("b", "X", {})]),
+        ("a.csv", "sep=,\r\nreference_id,account,,\r\nX,b,,\r\n", [("b", "X", {})]),
+        ("a.csv", "SEP=:\nreference_id:account\nX:b\n", [("b", "X", {})]),
+        ("a.csv", 'account;reference_id\nb;"X"\n', [("b", "X", {})]),
         ("a.csv", "reference_id,account,campaign\nX,main,otp\n", [("main", "X", OTP)]),
         ("a.csv", "\ufeffaccount,reference_id\r\nb, X \r\n\r\n", [("b", "X", {})]),
         ("a.csv", 'account,reference_id,campaign\nmain,"X",\n', [("main", "X", {})]),
@@ -152,6 +166,37 @@ def test_what_is_wrong_does_not_stop_the_others(
     assert (len(calls), told) == (good, problems)
 
 
+def test_problems_of_json_have_the_lines_of_their_keys(tmp_path: Path) -> None:
+    document = [
+        {"reference_id": "X", "account": "b", "labels": {"campaign": "account", "team": "x"}},
+        {"account": "nobody", "reference_id": 5},
+    ]
+    text = json.dumps(document, indent=1).replace('"account": "b"', '"account": "b", "account": 1')
+    text = text.replace(": 5", f": {'5' * 5000}")
+    calls, problems = read(tmp_path, "a.json", text)
+    assert calls == []
+    assert [problem.split(": ")[:2] for problem in problems] == [
+        ["a.json:2", "[0].account"],
+        ["a.json:7", "[0].labels.team"],
+        ["a.json:11", "[1].account"],
+        ["a.json:12", "[1].reference_id"],
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_what_excel_calls_unicode_text(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.csv"
+    text = "\ufeffreference_id\tcampaign\r\nX\tnh\u1eafc l\u1ecbch\r\n"
+    path.write_bytes(text.encode(encoding))
+    ((call,), problems) = read_all(path, "campaign")
+    assert (call.reference_id, dict(call.labels), problems) == (
+        "X", {"campaign": "nh\u1eafc l\u1ecbch"}, ()
+    )  # fmt: skip
+    path.write_bytes(text.encode(encoding)[:-1])
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read_all(path, "campaign")
+
+
 def test_a_list_of_what_a_spreadsheet_made_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(
@@ -179,7 +224,21 @@ def test_a_list_of_what_a_spreadsheet_made_of_ids(tmp_path: Path) -> None:
     ("name", "text", "expected"),
     [
         ("a.yaml", "calls: []", "a.yaml:1: expected a list of calls, as in `watch.calls`"),
-        ("a.json", '[{"a": 1', "a.json:2: [0]: is not valid YAML"),
+        ("a.json", '[{"a": 1', "a.json:1: [0]: is not valid JSON: Expecting ',' delimiter"),
+        ("a.json", '["X",\n "Y', "a.json:2: [1]: is not valid JSON: Unterminated string"),
+        ("a.json", '["X",\n]', "a.json:2: [1]: is not valid JSON: Expecting value"),
+        ("a.json", '["X",\n\n"Y" "Z"]', "a.json:3: [2]: expected `,` or `]`"),
+        ("a.json", '["X"]\n["Y"]', "a.json:2: [1]: expected nothing after the list"),
+        ("a.json", "[\nNaN]", "a.json:2: [0]: is not valid JSON: NaN is no value of it"),
+        ("a.json", '["X", # one\n"Y"]', "a.json:1: [1]: is not valid JSON: Expecting value"),
+        ("a.json", "[" * 100_000, "a.json:1: [0]: is nested too deeply"),
+        ("a.json", f'["{"x" * (1 << 21)}"]', "a.json:1: [0]: is longer than 1048576 characters"),
+        ("a.json", f'[{{"a" 1}},{"0," * (1 << 20)}]', "a.json:1: [0]: is not valid JSON"),
+        ("a.json", '{"calls": []}', "a.json:1: expected a list of calls, as in `watch.calls`"),
+        (
+            *("a.csv", "reference_id:account\n"),
+            "a.csv:1: expected a column `reference_id`, and each name once; columns are separated",
+        ),
         ("a.csv", "id,account\n", "a.csv:1: expected a column `reference_id`, and each name once"),
         ("a.csv", "reference_id,reference_id\n", "a.csv:1: expected a column `reference_id`"),
         ("a.csv", "reference_id,phone\n", "a.csv:1: expected no columns but `reference_id`,"),
@@ -191,7 +250,11 @@ def test_a_list_of_what_a_spreadsheet_made_of_ids(tmp_path: Path) -> None:
         ("a.csv", "reference_id\n" + ",\n" * 9 + "," * (1 << 21), "a.csv:11: is longer than"),
         ("a.csv", "reference_id\n" + '"\n",' * 400_000, "a.csv:262146: is longer than"),
         ("a.yaml", "- x\n- [" + "a," * 101 + "]", "a.yaml:2: [1][100]: holds more than 100 values"),
-        ("a.json", '["x", {' + ",".join(f'"k{n}":1' for n in range(200)) + "}]", "a.json:1: [1].k"),
+        (
+            "a.json",
+            '["x", {' + ",".join(f'"k{n}":1' for n in range(200)) + "}]",
+            "a.json:1: [1]: holds more",
+        ),
         ("a.yaml", "".join(f"- &a{n} x\n" for n in range(1001)), "a.yaml:1001: [1001]: holds"),
         ("a.yaml", "{a: [1", "a.yaml:1: expected a list of calls"),
         ("a.json", '"x"', "a.json:1: expected a list of calls"),
