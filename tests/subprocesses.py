@@ -9,21 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
+import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
+from tests.forked import MAX_MESSAGE
 from tests.programs import program
 from tests.waiting import DEADLINE, deadline
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_STARTED: Final[list[asyncio.subprocess.Process]] = []
+_STARTED: Final[list[asyncio.subprocess.Process | Forked]] = []
 _STARTER: Final = ThreadPoolExecutor(1)
+_SERVER: Final = contextlib.ExitStack()
+_ROOT: Final = Path(__file__).parent.parent
 
 Argument = str | os.PathLike[str]
 Child = subprocess.Popen[Any]
@@ -71,6 +78,58 @@ async def start(*command: Argument, **options: Any) -> asyncio.subprocess.Proces
     process = await asyncio.create_subprocess_exec(
         *_tied(command), start_new_session=True, **options
     )
+    _STARTED.append(process)
+    return process
+
+
+class Forked:
+    """A forked exporter, as `asyncio.subprocess.Process` shows one; in a group of its own."""
+
+    def __init__(
+        self, arguments: Sequence[str], output: BinaryIO, environ: Mapping[str, str]
+    ) -> None:
+        message = json.dumps([list(arguments), dict(environ), str(Path.cwd())]).encode()
+        assert len(message) < MAX_MESSAGE
+        server = _server()
+        socket.send_fds(server, [message], [output.fileno()])
+        self.pid = int(server.recv(MAX_MESSAGE))
+        self._returncode: int | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if self._returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._returncode = os.waitstatus_to_exitcode(status)
+        return self._returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to it, unless it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Return what the process listens to that exporters are forked from."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    measured = {"COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"}
+    with there:
+        program = popen(
+            *(sys.executable, "-m", "tests.forked"),
+            stdin=there,
+            stdout=subprocess.DEVNULL,
+            cwd=_ROOT,
+            env={name: value for name, value in os.environ.items() if name not in measured},
+        )
+        _SERVER.enter_context(program)
+    return _SERVER.enter_context(here)
+
+
+def fork(arguments: Sequence[str], output: BinaryIO, environ: Mapping[str, str]) -> Forked:
+    """Start an exporter in a group of its own, that ends with the test at the latest."""
+    process = Forked(arguments, output, environ)
     _STARTED.append(process)
     return process
 
@@ -125,6 +184,8 @@ def descendants() -> dict[int, str]:
 
 def kill_descendants(seconds: float) -> list[str]:
     """Wait until no descendant runs; kill those that do not end, and return who they were."""
+    _SERVER.close()
+    _server.cache_clear()
     end = time.monotonic() + seconds
     while (left := descendants()) and time.monotonic() < end:
         time.sleep(0.05)

@@ -11,7 +11,7 @@ from typing import Any
 
 from exporter.simulator import Account, Mix, Simulator
 from exporter.simulator.replies import Operation, Reply
-from tests.e2e.processes import Exporter, Series, total
+from tests.e2e.processes import UNMEASURED, Exporter, Series, total
 
 PHONE = "0912345678"
 ACCOUNT = Account("main", "key-main", "s", balance=1e9)
@@ -20,8 +20,6 @@ ANSWERED = Mix(
 )
 UNANSWERED = Mix(answered=0, unanswered=1, busy=0, failed=0, silent=0, rejected=0)
 MAKE_CALL = (Operation.MAKE_CALL_RECORD, Operation.MAKE_CALL_TEMPLATE)
-# Coverage would be lost with a process that is killed, and makes it start slowly.
-UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 
 class Hastened(Exporter):

@@ -26,8 +26,8 @@ from sqlalchemy.pool import NullPool
 from exporter.simulator import Account, Plan, Simulator
 from tests.databases import Server
 from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
-from tests.e2e.processes import Exporter, total
-from tests.e2e.sharing import HEARTBEAT, TOKEN, UNMEASURED
+from tests.e2e.processes import UNMEASURED, Exporter, total
+from tests.e2e.sharing import HEARTBEAT, TOKEN
 from tests.faults.scene import environment
 
 ACCOUNTS: Final = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))

@@ -17,15 +17,13 @@ from sqlalchemy.pool import NullPool
 from exporter.simulator import Account, Simulator
 from exporter.simulator.replies import Operation, Reply
 from tests.databases import Server
-from tests.e2e.processes import Exporter
+from tests.e2e.processes import UNMEASURED, Exporter
 from tests.waiting import deadline
 
 HEARTBEAT = 6.0
 RATE = 150
 ACCOUNTS = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
 TOKEN = "made-up-token"
-# Coverage would be lost with a process that is killed, and makes it start slowly.
-UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 
 class Scene:

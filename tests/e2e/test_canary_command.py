@@ -9,7 +9,6 @@ from exporter.simulator import Fault, FaultKind
 from tests.canaries.scene import (
     PHONE,
     UNANSWERED,
-    UNMEASURED,
     Hastened,
     Placed,
     configured,
@@ -18,7 +17,7 @@ from tests.canaries.scene import (
     simulator,
 )
 from tests.e2e.commands import Ended, end, run, start
-from tests.e2e.processes import total
+from tests.e2e.processes import UNMEASURED, total
 from tests.waiting import until
 
 TEMPLATE = "template: '1', variables: [Trung], max_per_day: 2, within: 60s"

@@ -18,7 +18,7 @@ from tests.e2e.counting import (
     expect,
     scrape_for_ever,
 )
-from tests.e2e.processes import Exporter, total
+from tests.e2e.processes import UNMEASURED, Exporter, total
 
 KILLS = 22
 CALLS = 2_000
@@ -65,9 +65,7 @@ async def test_every_call_counts_once_however_often_the_exporter_is_killed(tmp_p
             f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
             f"watch:\n  labels: [campaign]\n  calls:\n{calls}"
         )
-        # Coverage would be lost with the process, and makes it start slowly.
-        unmeasured = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
-        exporter = Exporter(config, environ=unmeasured)
+        exporter = Exporter(config, environ=UNMEASURED)
         scraping = asyncio.create_task(scrape_for_ever(exporter, scrapes))
         try:
             for kill in range(KILLS):

@@ -18,7 +18,7 @@ from exporter.simulator import Account, Plan, Simulator
 from exporter.webhook.sender import AHEAD
 from tests.databases import postgresql
 from tests.e2e.counting import ENDS
-from tests.e2e.processes import Exporter, total
+from tests.e2e.processes import UNMEASURED, Exporter, total
 from tests.faults.scene import environment
 from tests.waiting import deadline, until
 from tests.webhook.receiver import SECRET, Receiver
@@ -31,8 +31,6 @@ TARGETS = 2
 MAX_CONCURRENCY = 8  # the default
 SPREAD = 12.0  # seconds over which the calls finish
 KILLS = 8
-# Coverage would be lost with a process that is killed, and makes it start slowly.
-UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 
 def place(simulator: Simulator, chance: random.Random, spread: float = SPREAD) -> str:

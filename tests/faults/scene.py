@@ -18,7 +18,7 @@ import aiohttp
 
 from exporter.simulator import Account, Plan, Simulator
 from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scraped
-from tests.e2e.processes import Exporter, Series, total
+from tests.e2e.processes import UNMEASURED, Exporter, Series, total
 from tests.waiting import DEADLINE, deadline, until
 
 PHASES = ("before", "during", "after")
@@ -27,9 +27,6 @@ CAMPAIGNS = ("otp", "reminder")
 
 MEMORY = 24 << 20
 """Bytes that a fault may cost at its worst moment: less than what any bomb would take."""
-
-# Coverage would be lost with a process that is killed, and makes it start slowly.
-UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 
 def own_account(name: str) -> Account:
