@@ -11,6 +11,7 @@ from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, selec
 
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
+from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.labels import COUNTED_AS, FOLDED, add_totals, keep_labels
 from exporter.ledger.outbox import Finish, queue
 from exporter.ledger.records import DELETED, Committed, Observation
@@ -74,15 +75,16 @@ def commit(
     connection: Connection,
     observations: Sequence[Observation],
     routes: Collection[Route] = (),
-    ahead: float = 0.0,
+    clock: LedgerClock | None = None,
 ) -> Committed:
     """Write a group of observations, of distinct calls, and who is to be told of those that finish.
 
-    Those are told of times as the machine's clock has them: the ledger's is `ahead` of it, in
-    seconds.
+    Those are told of times as the machine's clock has them.
 
     A call finishes once: one that has a result already, or is gone, adds nothing.
     """
+    clock = clock or LedgerClock(machine_clocks())
+    ahead = clock.ahead
     ids = [observation.call.id for observation in observations]
     keep_labels(connection, {o.account for o in observations if isinstance(o.verdict, Finished)})
     held = {row: rest for row, *rest in fetch(connection, _UNFINISHED, rows=packed(ids))}
@@ -110,7 +112,7 @@ def commit(
         connection.execute(_FINISH, {"rows": packed(finished)})
         add_totals(connection, added, account_ids)
     if finishes:
-        notify = queue(connection, routes, finishes)
+        notify = queue(connection, routes, finishes, clock)
     by_account = Counter(held[row][-1] for row, *_ in finished)
     return Committed(dict(added), frozenset(ids) - held.keys(), by_account, notify)
 

@@ -178,7 +178,7 @@ class Ledger:
 
     async def run(self) -> None:
         """Commit what is observed, in groups, until `close`."""
-        delay, keep_time_at = _RETRY_FIRST, 0.0
+        delay, keep_time_at, ahead = _RETRY_FIRST, 0.0, self.clock.ahead
         while not (self._closing and not self._pending):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PROVE_EVERY):
@@ -187,9 +187,13 @@ class Ledger:
                 await asyncio.sleep(_GATHER)
             if await self._flush():
                 delay = _RETRY_FIRST
-                if time.monotonic() >= keep_time_at:
+                self.clock.now()
+                # At once where it was set: a reboot would tell nothing of that.
+                if time.monotonic() >= keep_time_at or self.clock.ahead != ahead:
                     with suppress(LedgerError):  # what fails shows at the next commit
+                        noticed = self.clock.ahead
                         await self.call(self.database.keep_time, self.clock)
+                        ahead = noticed
                     keep_time_at = time.monotonic() + _KEEP_TIME_EVERY
             else:
                 await asyncio.sleep(delay)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice, zip_longest
 from typing import Final, NamedTuple
@@ -40,6 +39,7 @@ from sqlalchemy import (
 
 from exporter.calls import Finished, WatchedCall
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
+from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.engine import Database
 from exporter.ledger.records import CHUNK
 from exporter.ledger.schema import label_sets, notifications
@@ -263,7 +263,10 @@ class Backlog(NamedTuple):
 
 
 def queue(
-    connection: Connection, routes: Collection[Route], finishes: Sequence[Finish]
+    connection: Connection,
+    routes: Collection[Route],
+    finishes: Sequence[Finish],
+    clock: LedgerClock,
 ) -> frozenset[str]:
     """Write what is to be told of finished calls, in the transaction that finishes them.
 
@@ -285,7 +288,7 @@ def queue(
                 yield route.target, account, event.id, event.body, route.give_up_after
 
     rows = iter(events())
-    now = _clock(connection)
+    now = _time(connection, clock)
     while chunk := list(islice(rows, CHUNK)):
         connection.execute(_QUEUE, {"rows": packed(chunk), "now": now})
     return frozenset(targets)
@@ -296,10 +299,12 @@ class Outbox:
 
     Args:
         database: the ledger's.
+        clock: the ledger's; the machine's by default.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: LedgerClock | None = None) -> None:
         self._database = database
+        self._clock = clock or LedgerClock(machine_clocks())
         self._last: dict[tuple[str, bool], str] = {}  # the account whose turn was last
 
     def step(
@@ -321,7 +326,7 @@ class Outbox:
         """
 
         def work(connection: Connection) -> Step:
-            now = _clock(connection)
+            now = _time(connection, self._clock)
             delivered, gave_up = _settle(connection, settled, now)
             claimed: list[Notification] = []
             for claim in claims:
@@ -354,7 +359,7 @@ class Outbox:
 
         def work(connection: Connection) -> int:
             ages = {"least": least, "longest": longest}
-            parameters = {"this_target": target, "now": _clock(connection), **ages}
+            parameters = {"this_target": target, "now": _time(connection, self._clock), **ages}
             return connection.execute(_DELETE_ALL_OVERDUE, parameters).rowcount
 
         return self._database.run(work)
@@ -394,19 +399,19 @@ class Outbox:
         """
         if not self._database.shared:
             with self._database.begin() as connection:
-                connection.execute(_FREE, {"now": _clock(connection)})
+                connection.execute(_FREE, {"now": _time(connection, self._clock)})
 
     def settle(self, settled: Settled) -> Step:
         """Settle what was claimed, and claim nothing."""
         delivered, gave_up = self._database.run(
-            lambda connection: _settle(connection, settled, _clock(connection))
+            lambda connection: _settle(connection, settled, _time(connection, self._clock))
         )
         return Step(delivered, gave_up, [], None)
 
     def backlog(self, target: str) -> Backlog:
         """Return what a target has not been told yet; what a clock put off for ages is due."""
         with self._database.begin() as connection:
-            parameters = {"this_target": target, "now": _clock(connection)}
+            parameters = {"this_target": target, "now": _time(connection, self._clock)}
             connection.execute(_HASTEN, parameters)
             return Backlog(*connection.execute(_COUNT, parameters).one())
 
@@ -424,18 +429,18 @@ class Outbox:
                 select(_columns.id)
                 .where(
                     _columns.target.not_in(list(known)),
-                    _columns.give_up_at <= _clock(connection),
+                    _columns.give_up_at <= _time(connection, self._clock),
                 )
                 .limit(CHUNK)
             )
             return connection.execute(delete(notifications).where(_columns.id.in_(gone))).rowcount
 
 
-def _clock(connection: Connection) -> float:
-    """Return the time by which exporters that share the ledger agree (Unix time)."""
+def _time(connection: Connection, clock: LedgerClock) -> float:
+    """Return the ledger's time, on which exporters that share it agree exactly (Unix time)."""
     if connection.dialect.name == "postgresql":
         return float(connection.execute(_CLOCK).scalar_one())
-    return time.time()
+    return clock.now()
 
 
 def _settle(connection: Connection, settled: Settled, now: float) -> tuple[int, int]:

@@ -317,9 +317,8 @@ class Store:
 
     def commit(self, observations: Sequence[Observation]) -> Committed:
         """Write what polls found out; see `exporter.ledger.commit`."""
-        ahead = self._clock.ahead
         committed = self._database.run(
-            lambda connection: commit(connection, observations, self.routes, ahead)
+            lambda connection: commit(connection, observations, self.routes, self._clock)
         )
         if self.shared:
             committed = replace(committed, added={})

@@ -46,7 +46,7 @@ class Notifications:
         Raises:
             LedgerError: the ledger failed.
         """
-        await self._ledger.call(Outbox(self._ledger.database).free)
+        await self._ledger.call(Outbox(self._ledger.database, self._ledger.clock).free)
 
     def configure(
         self,
@@ -97,7 +97,7 @@ class Notifications:
         Raises:
             LedgerError: the ledger failed.
         """
-        outbox = Outbox(self._ledger.database)
+        outbox = Outbox(self._ledger.database, self._ledger.clock)
         while gone := await self._ledger.call(outbox.forget, list(self._senders)):
             _log.warning("notifications of targets that are gone dropped", count=gone)
             if gone < CHUNK:

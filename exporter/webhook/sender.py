@@ -84,7 +84,7 @@ class Sender:
     ) -> None:
         self.config = config
         self._ledger = ledger
-        self._outbox = Outbox(ledger.database)
+        self._outbox = Outbox(ledger.database, ledger.clock)
         self._metrics = metrics
         self._poster = poster
         self._loop = asyncio.get_running_loop()
@@ -248,7 +248,8 @@ class Sender:
         now = self._loop.time()
         self._count_at = now + max(_COUNT_EVERY, (now - started) / _COUNT_SHARE)
         self._metrics.pending.value = float(backlog.pending)
-        self._metrics.oldest.value = backlog.oldest or 0.0
+        ahead = self._ledger.clock.ahead
+        self._metrics.oldest.value = backlog.oldest - ahead if backlog.oldest else 0.0
 
     def _claims(self) -> list[Claim]:
         """Return what may be claimed now."""

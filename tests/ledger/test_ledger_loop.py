@@ -18,11 +18,13 @@ from exporter.config.databases import database_url
 from exporter.errors import LedgerError
 from exporter.ledger import ledger as module
 from exporter.ledger import postgresql
+from exporter.ledger.clock import Clocks
 from exporter.ledger.engine import Database
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, StoredCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.secret import Secret
+from tests.ledger.machine import Machine
 from tests.waiting import deadline, until
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
@@ -32,11 +34,11 @@ QUEUED = PollAgain(CallState.QUEUED)
 class Bench:
     """A ledger, and what it said was committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, clocks: Clocks | None = None) -> None:
         self.metrics = Catalogue()
         self.groups: list[list[Observation]] = []
         self.counted = 0.0
-        self.ledger = Ledger(self.metrics, self._committed)
+        self.ledger = Ledger(self.metrics, self._committed, clocks)
 
     def _committed(self, group: Iterable[Observation], committed: Committed) -> None:
         self.groups.append(list(group))
@@ -199,3 +201,30 @@ async def test_an_idle_ledger_is_looked_at(path: Path, monkeypatch: pytest.Monke
     bench.ledger.close_soon()
     await running
     await bench.ledger.close()
+
+
+@pytest.mark.parametrize("set_by", [4 * 86_400.0, -4 * 86_400.0])
+async def test_a_clock_that_is_set_is_known_after_a_reboot_that_follows_at_once(
+    path: Path, set_by: float
+) -> None:
+    machine = Machine(1_764_000_000.0)
+    bench = Bench(machine)
+    await bench.ledger.open(f"sqlite:///{path}")
+    running = asyncio.create_task(bench.ledger.run())
+    for name in "ab":
+        (stored,) = await bench.push(name)
+        bench.observe(stored, BUSY)
+        await until(lambda: len(bench.groups) == "ab".index(name) + 1)  # noqa: B023 - used at once
+    machine.pass_time(10.0)
+    machine.wall += set_by
+    began = bench.ledger.clock.now()
+    bench.ledger.close_soon()
+    async with deadline():
+        await running
+    await bench.ledger.close()
+    machine.restart(after=10.0)
+    again = Bench(machine)
+    await again.ledger.open(f"sqlite:///{path}")
+    # Where the clock went back, only that no time has passed can be told.
+    assert again.ledger.clock.now() == pytest.approx(began + 10.0, abs=10.1)
+    await again.ledger.close()

@@ -40,7 +40,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "_clock", lambda _: clock.now)
+    monkeypatch.setattr(module, "_time", lambda *_: clock.now)
     return clock
 
 

@@ -22,6 +22,8 @@ KINDS = {
     "429": refuses(429),
 }
 
+DAYS = 4 * 86_400.0
+
 
 def sick(answer: Answer) -> Callable[[str, float], Answer]:
     return lambda name, _: answer if name.startswith("bad") else OK
@@ -236,7 +238,7 @@ def test_giving_up_keeps_up_with_what_finishes(tmp_path: Path, answer: Answer, m
 
     async def main() -> None:
         world = World(tmp_path, give_up_after=1.0)
-        outbox = Outbox(world.database)
+        outbox = Outbox(world.database, world.clock)
         world.answer = lambda _, __: answer
         world.start()
         pending = 0
@@ -333,12 +335,31 @@ def test_a_restart_does_not_send_everything_to_a_dead_target(tmp_path: Path) -> 
         world.start()
         await finishing(world, [f"bad-{n}" for n in range(1_000)], 100.0)
         await world.stop()
-        Outbox(world.database).free()
+        Outbox(world.database, world.clock).free()
         world.answer = sick(refuses(500))
         world.start()
         start = world.now
         await asyncio.sleep(300)
         assert len(world.requests(start, world.now)) < 30
+        await world.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("set_by", [DAYS, -DAYS])
+def test_a_clock_that_is_set_gives_nothing_up_and_puts_nothing_off(
+    tmp_path: Path, set_by: float
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path, give_up_after=86_400.0)
+        world.answer = lambda _, now: refuses(500) if now < 100 else OK
+        world.start()
+        world.finish("a", "b")
+        await asyncio.sleep(60)
+        world.set_by = set_by
+        await asyncio.sleep(600)
+        assert world.delivered.keys() == {"a", "b"}
+        assert world.metrics.gave_up.value == 0
         await world.stop()
 
     run(main())

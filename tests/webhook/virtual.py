@@ -8,13 +8,12 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar, cast
-from unittest import mock
 
 from benchmarks.virtual_time import EPOCH, VirtualLoop
 from exporter.calls import Finished, Result, Status, reference_id
 from exporter.config.notify import NotifyConfig
+from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import open_database
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import NewCall, Observation
@@ -63,6 +62,7 @@ class World:
         sent: when a call's event was sent (virtual seconds), and the call, in this order.
         delivered: when a call's event was taken.
         finished: when a call finished.
+        set_by: seconds by which the wall clock was set since the start.
     """
 
     def __init__(self, folder: Path, **options: Any) -> None:  # Any: keys of `notify`
@@ -74,7 +74,9 @@ class World:
         raw = self.database.engine.raw_connection()
         raw.cursor().execute("PRAGMA synchronous = OFF")
         raw.close()
-        self.store = Store(self.database)
+        self.set_by = 0.0
+        self.clock = LedgerClock(lambda: Moment(EPOCH + self.set_by + self.now, self.now, ""))
+        self.store = Store(self.database, self.clock)
         self.store.routes = (route_of(self.config),)
         self.metrics = TargetMetrics(Catalogue(), "t")
         self.answer: Callable[[str, float], Answer] = lambda _, __: OK
@@ -142,9 +144,5 @@ def run(main: Coroutine[Any, Any, R]) -> R:
     """Run a coroutine in virtual time; returns what it returns."""
     loop = VirtualLoop()
     random.seed(7)
-    clock = SimpleNamespace(time=lambda: EPOCH + loop.time())
-    with (
-        mock.patch("exporter.ledger.outbox.time", clock),
-        asyncio.Runner(loop_factory=lambda: loop) as runner,
-    ):
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(main)
