@@ -143,7 +143,7 @@ async def output(process: asyncio.subprocess.Process) -> tuple[str, str]:
         _kill_group(process.pid)
         await process.wait()
         raise
-    return said.decode(), (errors or b"").decode()
+    return said.decode(errors="replace"), (errors or b"").decode(errors="replace")
 
 
 @contextlib.contextmanager
