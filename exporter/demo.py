@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import click
+import structlog
 
 from exporter.calls import reference_id
 from exporter.config import (
@@ -20,14 +23,17 @@ from exporter.config import (
     PollingConfig,
     WatchConfig,
 )
+from exporter.esms.codes import Outcome
+from exporter.esms.placing import CallRequest, place
 from exporter.ledger.records import NewCall
 from exporter.run import serve
 from exporter.secret import Secret
 from exporter.service import Service
 from exporter.simulator import Account, AccountState, Simulator
-from exporter.simulator.caller import Caller, Campaign
 from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions
+
+_log = structlog.get_logger(__name__)
 
 # A call a second costs each of them some 2 million VND an hour: enough for a day.
 ACCOUNTS: Final = (
@@ -35,12 +41,10 @@ ACCOUNTS: Final = (
     Account("hotline", "demo-key-hotline", "demo-secret-hotline", balance=50_000_000),
 )
 REFUSED: Final = Account("old-keys", "demo-key-old", "demo-secret-old", state=AccountState.REVOKED)
-CAMPAIGNS: Final = (
-    Campaign(labels={"campaign": "otp"}, recording="1", share=6),
-    Campaign(labels={"campaign": "reminder"}, recording="2", share=3, max_retry=1, wait_retry=20),
-    Campaign(labels={"campaign": "emergency"}, recording="3", share=1),
-)
+CAMPAIGNS: Final = {"otp": 6, "reminder": 3, "emergency": 1}
+"""How often calls are placed for each."""
 CALLS_PER_SECOND: Final = 2.0
+TIMEOUT: Final = 5.0  # seconds, to place a call
 SPEED: Final = 5.0
 """Nobody watches a demo for a minute until the first call has rung, was answered and reported."""
 
@@ -79,7 +83,7 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
 
             async def beside(service: Service, listening: Sequence[str]) -> AsyncIterator[None]:
                 click.echo(_where_to_look(listening, simulator))
-                calls = asyncio.create_task(_place_calls(service, simulator, seed))
+                calls = asyncio.create_task(_place_calls(service, simulator.url, seed))
                 try:
                     yield
                 finally:
@@ -90,14 +94,28 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
             await serve(lambda: config, WebOptions(addresses), beside=beside)
 
 
-async def _place_calls(service: Service, simulator: Simulator, seed: int) -> None:
-    async def watch(account: str, text: str, labels: Mapping[str, str]) -> None:
-        await service.calls.watch(None, [NewCall(account, reference_id(text), labels)])
+async def _place_calls(service: Service, url: str, seed: int) -> None:
+    """Place calls until cancelled, as a program of the user does."""
 
-    # A call of the refused account was placed before its keys were.
-    await watch(REFUSED.name, "505139D7-54F8-48A9-88FA-9460A78731DD", {"campaign": "otp"})
-    caller = Caller(simulator.url, ACCOUNTS, CAMPAIGNS, watch, rate=CALLS_PER_SECOND, seed=seed)
-    await caller.run()
+    async def watch(account: Account, text: str, campaign: str) -> None:
+        call = NewCall(account.name, reference_id(text), {"campaign": campaign})
+        await service.calls.watch(None, [call])
+
+    # A call of the refused account was placed before its keys were revoked.
+    await watch(REFUSED, "505139D7-54F8-48A9-88FA-9460A78731DD", "otp")
+    rng, outcome = random.Random(seed), Outcome.OK  # noqa: S311 - the same calls each time
+    for account in itertools.cycle(ACCOUNTS):
+        (campaign,) = rng.choices(list(CAMPAIGNS), list(CAMPAIGNS.values()))
+        phone = Secret(f"09000{rng.randrange(100_000):05}")  # no number of this form is in use
+        request = CallRequest(phone, f"{rng.getrandbits(128):x}", recording="1")
+        keys = Secret(account.api_key), Secret(account.secret_key)
+        answer = (await place(url, *keys, request, TIMEOUT)).answer
+        if answer.reference_id:
+            await watch(account, answer.reference_id, campaign)
+        if answer.outcome is not outcome:
+            outcome = answer.outcome
+            _log.warning("placing calls", account=account.name, outcome=outcome)
+        await asyncio.sleep(1 / CALLS_PER_SECOND)
 
 
 def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:

@@ -4,7 +4,6 @@ It knows nothing of the exporter: it is somebody else's service.
 """
 
 from exporter.simulator.accounts import Account, AccountState
-from exporter.simulator.caller import Caller, Campaign
 from exporter.simulator.faults import Fault, FaultKind, Faults
 from exporter.simulator.life import Call, Plan, SendStatus
 from exporter.simulator.mix import Mix
@@ -15,8 +14,6 @@ __all__ = [
     "Account",
     "AccountState",
     "Call",
-    "Caller",
-    "Campaign",
     "Fault",
     "FaultKind",
     "Faults",
