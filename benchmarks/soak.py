@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -175,12 +175,13 @@ class Soak:
         return ends
 
 
-def _end(call: Mapping[str, object]) -> tuple[str, str]:
+def _end(call: Mapping[str, Any]) -> tuple[str, str]:
     if not call["finished"]:
         return "unfinished", ""
-    if call["send_status"] == 4:
+    answer = call["last_answer"]
+    if answer["SendStatus"] == 4:
         return "failure", "rejected"
-    return "success" if call["sent_result"] else "failure", STATUSES[str(call["call_status"])]
+    return "success" if answer["SentResult"] else "failure", STATUSES[answer["CallStatus"]]
 
 
 def configuration(folder: Path, base_url: str) -> Path:

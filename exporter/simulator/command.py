@@ -5,86 +5,66 @@ from __future__ import annotations
 import asyncio
 import signal
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
 import click
 
-from exporter.simulator.accounts import Account
-from exporter.simulator.control import PATHS
-from exporter.simulator.provider import UnknownIds
-from exporter.simulator.server import Simulator
+from exporter.simulator.provider import TEMPLATES, Account
+from exporter.simulator.server import ACCOUNT, Simulator, describe
 
+LISTEN: Final = "127.0.0.1:10376"
 # Made up, and recognisably so.
-DEFAULT_ACCOUNTS = (
+DEFAULT_ACCOUNTS: Final = (
     Account("main", "SIMULATED-API-KEY-MAIN", "SIMULATED-SECRET-KEY-MAIN", tps=20),
     Account("backup", "SIMULATED-API-KEY-BACKUP", "SIMULATED-SECRET-KEY-BACKUP", tps=5),
 )
+ACCOUNT_FORMAT: Final = "NAME:API_KEY:SECRET_KEY[:TPS]"
 
 
-class ListenAddress(click.ParamType[tuple[str, int]]):
-    """`:10376`, `127.0.0.1:10376` or `[::1]:10376`."""
-
-    name = "address"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Host (empty for every interface) and port."""
-        host, colon, port = str(value).rpartition(":")
-        if colon and port.isascii() and port.isdigit() and int(port) < 1 << 16:
-            if host.startswith("[") and host.endswith("]"):
-                return host[1:-1], int(port)
-            if ":" not in host:
-                return host, int(port)
-        raise click.BadParameter(
-            f"{value!r} is not HOST:PORT, such as :10376 or [::1]:10376", ctx, param
-        )
+def _address(_: click.Context, __: click.Parameter, value: str) -> tuple[str, int]:
+    """Return the host, empty for every interface, and the port."""
+    try:
+        parts = urlsplit(f"//{value}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    if port is None:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, such as :10376 or [::1]:10376")
+    return host, port
 
 
-class AccountOption(click.ParamType[Account]):
-    """`NAME:API_KEY:SECRET_KEY[:TPS]`."""
-
-    name = "account"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Account:
-        """The account."""
-        if isinstance(value, Account):
-            return value
-        # No message holds the value itself, which holds a secret.
-        expected = "expected NAME:API_KEY:SECRET_KEY[:TPS]"
-        parts = str(value).split(":")
-        if not 3 <= len(parts) <= 4:
-            raise click.BadParameter(f"{expected}, not {len(parts)} parts", ctx, param)
-        try:
-            tps = float(parts[3]) if len(parts) == 4 else None
-        except ValueError:
-            raise click.BadParameter(f"{expected}, with a number as TPS", ctx, param) from None
-        try:
-            return Account(parts[0], parts[1], parts[2], tps=tps)
-        except ValueError as error:
-            raise click.BadParameter(f"{expected}: {error}", ctx, param) from None
+def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[Account]:
+    names = ("name", "api_key", "secret_key", "tps")
+    try:
+        accounts = [
+            ACCOUNT.validate_python(dict(zip(names, value.split(":", 3), strict=False)))
+            for value in values
+        ]
+    except ValueError as error:  # without the value itself, which holds a secret
+        raise click.BadParameter(f"expected {ACCOUNT_FORMAT}: {describe(error)}") from None
+    for name in ("name", "api_key"):
+        if len({getattr(account, name) for account in accounts}) < len(accounts):
+            raise click.BadParameter(f"two accounts have the same {name}")
+    return accounts
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.option(
-    "--listen",
-    type=ListenAddress(),
-    default="127.0.0.1:10376",
-    show_default=True,
-    help="Where to listen.",
+    "--listen", callback=_address, metavar="ADDRESS", default=LISTEN, help="Where to listen."
 )
 @click.option(
     "--account",
     "accounts",
-    type=AccountOption(),
-    metavar="NAME:API_KEY:SECRET_KEY[:TPS]",
+    callback=_accounts,
+    metavar=ACCOUNT_FORMAT,
     multiple=True,
     help="An account, and its requests per second; may be repeated.  [default: two made-up ones]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same calls.")
-@click.option("--tls-cert-file", type=click.Path(path_type=Path), help="Speak HTTPS.")
+@click.option("--seed", type=int, default=0, help="Same seed, same calls.")
+@click.option("--tls-cert-file", type=click.Path(path_type=Path), help="Serve HTTPS.")
 @click.option(
     "--tls-key-file",
     type=click.Path(path_type=Path),
@@ -94,20 +74,18 @@ class AccountOption(click.ParamType[Account]):
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
-    show_default=True,
-    help="How much faster than the clock calls live.",
+    help="How many times faster than the clock calls run.",
 )
 @click.option(
     "--unknown-ids",
-    type=click.Choice([choice.value for choice in UnknownIds]),
-    default=UnknownIds.FOUND.value,
-    show_default=True,
+    type=click.Choice(["found", "not_found"]),
+    default="found",
     help="Whether any well-formed ReferenceId is a call, or only those that were placed.",
 )
 def simulate(
     *,
     listen: tuple[str, int],
-    accounts: tuple[Account, ...],
+    accounts: Sequence[Account],
     seed: int,
     tls_cert_file: Path | None,
     tls_key_file: Path | None,
@@ -116,31 +94,23 @@ def simulate(
 ) -> None:
     """Run a stand-in for the provider's API, to try things out against."""
     host, port = listen
-    names = [account.name for account in accounts]
-    if len(set(names)) < len(names):
-        raise click.UsageError("--account: a name is given twice")
-    tls = _tls(tls_cert_file, tls_key_file)
+    simulator = Simulator(
+        accounts=accounts or DEFAULT_ACCOUNTS,
+        seed=seed,
+        host=host,
+        port=port,
+        ssl_context=_ssl_context(tls_cert_file, tls_key_file),
+        find_unknown_ids=unknown_ids == "found",
+        speed=speed,
+    )
     try:
-        sim = Simulator(
-            accounts=accounts or DEFAULT_ACCOUNTS,
-            seed=seed,
-            # Every interface with any port would be a port of its own for each of IPv4 and IPv6.
-            host=host or ("" if port else "0.0.0.0"),  # noqa: S104 - asked for
-            port=port,
-            ssl_context=tls,
-            unknown_ids=UnknownIds(unknown_ids),
-            speed=speed,
-        )
-    except ValueError as error:
-        raise click.UsageError(f"--account: {error}") from None
-    try:
-        asyncio.run(_serve(sim))
+        asyncio.run(_serve(simulator))
     except OSError as error:
         reason = error.strerror or error
         raise click.ClickException(f"cannot listen on {host}:{port}: {reason}") from None
 
 
-def _tls(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | None:
+def _ssl_context(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | None:
     if cert_file is None:
         if key_file is not None:
             raise click.UsageError("--tls-key-file needs --tls-cert-file")
@@ -154,38 +124,32 @@ def _tls(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | None
     return context
 
 
-async def _serve(sim: Simulator) -> None:
+async def _serve(simulator: Simulator) -> None:
     """Serve until a signal comes."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    # Before it says that it listens, because whoever reads that may send one at once.
-    for number in signals:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        async with sim:
-            click.echo(_banner(sim))
-            await stop.wait()
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
+    # Before it prints that it listens, because a reader may send a signal at once.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with simulator:
+        click.echo(_banner(simulator))
+        await stop.wait()
 
 
-def _banner(sim: Simulator) -> str:
+def _banner(simulator: Simulator) -> str:
     accounts = [
         f"  {account.name}: api_key={account.api_key} secret_key={account.secret_key}"
         + ("" if account.tps is None else f" ({account.tps:g} requests/s)")
-        for account in sim.provider.accounts.values()
+        for account in simulator.provider.accounts.values()
     ]
     return "\n".join(
         [
-            f"listening on {sim.origin}",
-            f"base_url: {sim.url}",
-            f"balance_url: {sim.url}",
+            f"listening on {simulator.origin}",
+            f"base_url: {simulator.url}",
+            f"balance_url: {simulator.url}",
             "accounts (none of this is secret, none of it is real):",
             *accounts,
-            f"templates and recordings: {', '.join(sorted(sim.provider.templates))}",
+            f"templates and recordings: {', '.join(TEMPLATES)}",
             "control:",
-            *(f"  {path}" for path in PATHS),
+            *(f"  {path}" for path in simulator.control_paths),
         ]
     )

@@ -1,149 +1,186 @@
-"""Faults that can be switched on and off while the stand-in runs."""
+"""Faults that are switched on and off while the stand-in runs, and how each looks on the wire."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import gzip
+import json
 import math
 import random
-from dataclasses import asdict, dataclass, replace
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import StrEnum
+from typing import Annotated, Final
 
-MAX_SIZE = 256 << 20
+from aiohttp import web
+from pydantic import Field, StringConstraints
+from pydantic.dataclasses import dataclass
+
+from exporter.simulator.calls import CONFIG
+
+JSON: Final = "application/json; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
+# The page that a WCF service shows in place of an answer in JSON.
+ERROR_PAGE: Final = (
+    "<!DOCTYPE html><html><head><title>Request Error</title></head><body>"
+    "<p>The server encountered an error processing the request.</p></body></html>"
+)
+
+Header = Annotated[str, StringConstraints(pattern="^[ -~]*$")]
 
 
 class FaultKind(StrEnum):
-    """What goes wrong. In brackets: the parameters of `Fault` that matter."""
+    """What goes wrong; in brackets, the parameters of `Fault` that matter."""
 
-    LATENCY = "latency"
-    """The answer comes late (seconds)."""
-    HANG = "hang"
-    """No answer ever comes; the connection stays open."""
-    RESET = "reset"
-    """The connection is reset (RST) in place of an answer."""
-    STATUS = "status"
-    """An HTTP status with an HTML body (status, retry_after, date, body)."""
-    HTML = "html"
-    """An HTML page with HTTP 200 (body)."""
-    EMPTY = "empty"
-    """HTTP 200 with an empty body."""
-    TRUNCATED = "truncated"
-    """The first half of the real answer, as if it were all."""
-    WRONG_TYPES = "wrong_types"
-    """The real answer's fields, each with a value of another type."""
-    NOT_OBJECT = "not_object"
-    """JSON that is a list, null, a number, a text or a boolean (body chooses one)."""
-    NAN = "nan"
-    """The real answer with NaN for its CallDuration, and a Price that is NaN."""
-    HUGE = "huge"
-    """The real answer with padding: correct JSON of more than `size` bytes."""
-    TRICKLE = "trickle"
-    """The real answer byte by byte (seconds, for the whole body)."""
-    GZIP_BOMB = "gzip_bomb"
-    """A small gzip body that grows to `size` bytes."""
-    WRONG_ID = "wrong_id"
-    """The real answer for another ReferenceId."""
-    REDIRECT = "redirect"
-    """A redirect to `location` (status 3xx, else 302)."""
-    RAW = "raw"
-    """Any body with any status (body, status, content_type, retry_after, date)."""
+    LATENCY = "latency"  # the answer comes late (seconds); may be combined with another fault
+    HANG = "hang"  # no answer ever comes; the connection stays open
+    RESET = "reset"  # the connection is reset (RST)
+    STATUS = "status"  # an HTTP status with an HTML body (status, retry_after, date, body)
+    HTML = "html"  # an HTML page with HTTP 200 (body)
+    EMPTY = "empty"  # HTTP 200 with an empty body
+    TRUNCATED = "truncated"  # the first half of the real answer, as if it were all
+    WRONG_TYPES = "wrong_types"  # the real answer's fields, each with a value of another type
+    NOT_OBJECT = "not_object"  # JSON that is no object (body, else `[]`)
+    NAN = "nan"  # the real answer with NaN for its CallDuration, and a Price that is NaN
+    HUGE = "huge"  # the real answer with padding of `size` bytes: correct JSON
+    TRICKLE = "trickle"  # the real answer in small pieces (seconds, for the whole body)
+    GZIP_BOMB = "gzip_bomb"  # a small gzip body that grows to `size` bytes
+    WRONG_ID = "wrong_id"  # the real answer for another ReferenceId
+    REDIRECT = "redirect"  # a redirect (location, status)
+    RAW = "raw"  # any body with any status (body, status, retry_after, date)
 
 
-@dataclass(frozen=True, slots=True)
+_STATUS: Final = {FaultKind.STATUS: 500, FaultKind.REDIRECT: 302}
+
+
+@dataclass(frozen=True, slots=True, config=CONFIG)
 class Fault:
-    """One fault.
-
-    Attributes:
-        kind: what goes wrong.
-        probability: share of the matching requests that it hits, 0 to 1.
-        account: the only account that it hits; None for all.
-        operation: the only operation that it hits, such as `GetSendStatus`; None for all.
-        reference_id: the only call that it hits, in upper case; None for all requests.
-        count: requests that it still hits; None for no limit.
-        seconds: how late (`latency`), or how long the body takes (`trickle`).
-        status: HTTP status of `status`, `redirect` and `raw`; 0 for the kind's own default.
-        retry_after: the `Retry-After` header of `status` and `raw`.
-        date: the `Date` header of `status` and `raw`; None for the right one.
-        body: the body of `status`, `html`, `not_object` and `raw`.
-        content_type: of `raw`.
-        size: bytes, of `huge` and `gzip_bomb`.
-        location: where `redirect` leads; None for the same address again, for ever.
-    """
+    """What goes wrong, and with which requests: None for all of them."""
 
     kind: FaultKind
-    probability: float = 1.0
+    probability: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the matching requests
     account: str | None = None
-    operation: str | None = None
-    reference_id: str | None = None
-    count: int | None = None
-    seconds: float = 1.0
-    status: int = 0
-    retry_after: str | None = None
-    date: str | None = None
+    operation: str | None = None  # such as `GetSendStatus`
+    reference_id: str | None = None  # in upper case
+    count: Annotated[int, Field(ge=1)] | None = None  # of requests that it still hits
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    status: Annotated[int, Field(ge=200, le=599)] | None = None
+    retry_after: Header | None = None
+    date: Header | None = None  # None for the right one
     body: str | None = None
-    content_type: str = "application/json; charset=utf-8"
-    size: int = 1_000_000
-    location: str | None = None
+    size: Annotated[int, Field(ge=0, le=256 << 20)] = 1_000_000  # bytes
+    location: Header | None = None  # None for the same address again, for ever
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError("probability: expected a number from 0 to 1")
-        if self.count is not None and self.count < 1:
-            raise ValueError("count: expected a number above 0, or null for no limit")
-        if not 0 <= self.seconds < math.inf:
-            raise ValueError("seconds: expected a number that is not negative")
-        if self.status and not 200 <= self.status <= 599:
-            raise ValueError("status: expected 200 to 599")
-        if not 0 <= self.size <= MAX_SIZE:
-            raise ValueError(f"size: expected 0 to {MAX_SIZE} bytes")
-        for name in ("retry_after", "date", "content_type", "location"):
-            if any(ord(character) < 32 for character in getattr(self, name) or ""):
-                raise ValueError(f"{name}: expected a text of one line")
-        for name in ("retry_after", "date", "content_type", "location", "body"):
-            # Raises a ValueError of its own where a text can't be sent (a lone surrogate).
-            (getattr(self, name) or "").encode()
+
+def to_json(fields: Mapping[str, object]) -> bytes:
+    """Return the body of an answer, compact as WCF writes it."""
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+async def respond(  # noqa: C901, PLR0912 - one case for each kind of fault
+    fault: Fault, request: web.Request, answer: Callable[[], Mapping[str, object]]
+) -> web.StreamResponse:
+    """Answer a request as the fault says. `answer`, the real one, is called where it is sent."""
+    headers, body = {"Content-Type": JSON}, b""
+    match fault.kind:
+        case FaultKind.HANG | FaultKind.RESET:
+            if fault.kind is FaultKind.RESET:
+                _reset(request)
+            # Until the client has gone or the server stops: either cancels the request.
+            await asyncio.Event().wait()
+        case FaultKind.STATUS | FaultKind.HTML | FaultKind.REDIRECT:
+            headers["Content-Type"], body = HTML, (fault.body or ERROR_PAGE).encode()
+            if fault.kind is FaultKind.REDIRECT:
+                headers["Location"] = fault.location or request.path_qs
+        case FaultKind.NOT_OBJECT:
+            body = (fault.body or "[]").encode()
+        case FaultKind.RAW:
+            body = (fault.body or "").encode()
+        case FaultKind.GZIP_BOMB:
+            headers["Content-Encoding"], body = "gzip", _gzip_bomb(fault.size)
+        case FaultKind.TRUNCATED:
+            body = to_json(answer())
+            body = body[: len(body) // 2]
+        case FaultKind.WRONG_TYPES:
+            fields = answer().items()
+            body = to_json({k: {"value": v} if isinstance(v, str) else [v] for k, v in fields})
+        case FaultKind.NAN:
+            body = to_json({**answer(), "CallDuration": math.nan, "Price": math.nan})
+        case FaultKind.HUGE:
+            body = to_json({**answer(), "Padding": "x" * fault.size})
+        case FaultKind.WRONG_ID:
+            body = to_json({**answer(), "ReferenceId": "00000000-0000-4000-8000-000000000000"})
+        case FaultKind.TRICKLE:
+            return await _trickle(request, to_json(answer()), fault.seconds)
+    if fault.retry_after is not None:
+        headers["Retry-After"] = fault.retry_after
+    if fault.date is not None:
+        headers["Date"] = fault.date
+    status = fault.status or _STATUS.get(fault.kind, 200)
+    return web.Response(status=status, headers=headers, body=body)
+
+
+@functools.lru_cache(maxsize=2)
+def _gzip_bomb(size: int) -> bytes:
+    return gzip.compress(to_json({"CodeResponse": "100", "Padding": "x" * size}))
+
+
+async def _trickle(request: web.Request, body: bytes, seconds: float) -> web.StreamResponse:
+    """Send a body in small pieces, spread over so many seconds."""
+    response = web.StreamResponse(headers={"Content-Type": JSON})
+    response.content_length = len(body)
+    await response.prepare(request)
+    step = max(1, -(-len(body) // 50))
+    for at in range(0, len(body), step):
+        await asyncio.sleep(seconds * step / len(body))
+        await response.write(body[at : at + step])
+    return response
+
+
+def _reset(request: web.Request) -> None:
+    """Reset the connection: the client gets an RST, not an orderly end."""
+    if request.transport is not None:
+        connection: socket.socket = request.transport.get_extra_info("socket")
+        # A linger time of 0 is what makes the kernel send an RST.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.transport.abort()
 
 
 class Faults:
     """The faults that are switched on, by name."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._faults: dict[str, Fault] = {}
+        self.active: dict[str, Fault] = {}
         # Not for secrets, but for the same run with the same seed.
         self._rng = random.Random(f"faults:{seed}")  # noqa: S311
 
     def set(self, name: str, fault: Fault) -> None:
         """Switch a fault on, in place of one of the same name."""
-        self._faults[name] = fault
+        self.active[name] = fault
 
-    def clear(self, name: str | None = None) -> bool:
-        """Switch a fault off, or all of them; tells whether there was one."""
-        if name is not None:
-            return self._faults.pop(name, None) is not None
-        found = bool(self._faults)
-        self._faults.clear()
-        return found
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._faults
+    def clear(self, name: str | None = None) -> None:
+        """Switch a fault off, or all of them."""
+        for each in [name] if name else list(self.active):
+            self.active.pop(each, None)
 
     def draw(
         self, account: str, operation: str, reference_id: str = ""
     ) -> tuple[Fault | None, Fault | None]:
-        """What hits a request: a latency, if any, and one other fault, the first that was set."""
-        if not self._faults:
-            return None, None
-        latency = other = None
-        for name, fault in tuple(self._faults.items()):
-            late = fault.kind is FaultKind.LATENCY
-            if (latency if late else other) is not None or not self._hits(
-                fault, account, operation, reference_id
-            ):
+        """Return the faults of a request: a latency, and another one, the first that was set."""
+        hits: dict[bool, Fault] = {}
+        for name, fault in tuple(self.active.items()):
+            is_latency = fault.kind is FaultKind.LATENCY
+            if is_latency in hits or not self._hits(fault, account, operation, reference_id):
                 continue
-            self._spend(name, fault)
-            if late:
-                latency = fault
-            else:
-                other = fault
-        return latency, other
+            hits[is_latency] = fault
+            if fault.count == 1:
+                del self.active[name]
+            elif fault.count is not None:
+                self.active[name] = replace(fault, count=fault.count - 1)
+        return hits.get(True), hits.get(False)
 
     def _hits(self, fault: Fault, account: str, operation: str, reference_id: str) -> bool:
         return (
@@ -152,15 +189,3 @@ class Faults:
             and fault.reference_id in (None, reference_id)
             and (fault.probability >= 1 or self._rng.random() < fault.probability)
         )
-
-    def _spend(self, name: str, fault: Fault) -> None:
-        if fault.count is None:
-            return
-        if fault.count <= 1:
-            del self._faults[name]
-        else:
-            self._faults[name] = replace(fault, count=fault.count - 1)
-
-    def state(self) -> dict[str, object]:
-        """All of them, for JSON."""
-        return {name: asdict(fault) for name, fault in self._faults.items()}

@@ -1,52 +1,88 @@
-"""The stand-in provider: its accounts, its calls, and its answers. No I/O; time is given."""
+"""The stand-in provider: its accounts, its calls, and its answers. No I/O; time is a parameter."""
 
 from __future__ import annotations
 
 import random
 import re
+import time
+import uuid
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import field, replace
 from enum import StrEnum
+from typing import Annotated, Final
 
-from exporter.simulator import placing
-from exporter.simulator.accounts import Account, AccountState
-from exporter.simulator.life import Call, Plan, shown_id
-from exporter.simulator.mix import Mix
-from exporter.simulator.replies import Operation, Reply, refused
-from exporter.simulator.traffic import Window
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-MAX_CALLS = 1_000_000
-_REFUSALS = {
-    AccountState.REVOKED: "101",
-    AccountState.IP_BLOCKED: "140",
-    AccountState.LOCKED: "143",
-}
+from exporter.simulator.calls import CONFIG, PRICE_PER_MINUTE, Call, Mix, Plan, normalize_id
+from exporter.simulator.traffic import count_recent
+
+# The oldest call is forgotten when there are more.
+MAX_CALLS: Final = 1_000_000
+# "a RequestId blocks for 24 h" (api/README.md).
+REQUEST_ID_BLOCKS: Final = 24 * 3600.0
+TEMPLATES: Final = ("1", "2", "3")
+"""Ids of templates and of recordings that exist."""
+_PHONE: Final = re.compile(r"(?:0|\+?84)[1-9][0-9]{8,9}")
 # A GUID, with or without each of its dashes: the documented SMSID lacks one.
-_ID = re.compile(r"(?:[0-9A-F]-?){31}[0-9A-F]")
+_ID: Final = re.compile(r"(?:[0-9A-F]-?){31}[0-9A-F]")
+
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
-class UnknownIds(StrEnum):
-    """What GetSendStatus says to a well-formed id of which nobody has told it."""
+class Operation(StrEnum):
+    """Operations, named as in the URL."""
 
-    FOUND = "found"
-    """It is given a plan of its own, drawn from the seed and the id."""
-    NOT_FOUND = "not_found"
-    """105."""
+    GET_SEND_STATUS = "GetSendStatus"
+    MAKE_CALL_RECORD = "MakeCallRecord_V2"
+    MAKE_CALL_TEMPLATE = "MakeCallTemplate_V2"
+    GET_BALANCE = "GetBalance_json"
+
+
+class AccountState(StrEnum):
+    """Whether the requests of an account are answered, or the reason for which all are refused."""
+
+    OK = "ok"
+    REVOKED = "revoked"
+    IP_BLOCKED = "ip_blocked"
+    LOCKED = "locked"
+
+
+_REFUSALS: Final = {
+    AccountState.REVOKED: ("101", "Authorize Failed"),
+    AccountState.IP_BLOCKED: ("140", "IP not in whitelist"),
+    AccountState.LOCKED: ("143", "Account is locked"),
+}
+
+
+@dataclass(frozen=True, slots=True, config=CONFIG)
+class Account:
+    """A set of credentials that the stand-in accepts."""
+
+    name: NotEmpty
+    api_key: NotEmpty = field(repr=False)
+    secret_key: NotEmpty = field(repr=False)
+    # Requests per second, a fraction counting as a whole one; None for no limit.
+    tps: Annotated[float, Field(gt=0)] | None = None
+    state: AccountState = AccountState.OK
+    balance: Annotated[float, Field(allow_inf_nan=False)] = 1_000_000  # VND
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer: its result code, which is also the outcome in the counters, and its body."""
+
+    code: str
+    fields: Mapping[str, object]
 
 
 class Provider:
-    """Accounts, calls and answers.
+    """Accounts, calls and answers; see `Simulator` for the arguments.
 
-    Args:
-        accounts: the accounts at the start.
-        seed: the same seed and the same requests bring the same calls.
-        clock: seconds; only differences count.
-        today: the date, for `SendDate`.
-        speed: how much faster than the clock the calls live; limits per second keep to the clock.
-        unknown_ids: what to say of ids that nobody has placed.
-        mix: what becomes of calls that have no explicit plan.
-        templates: ids of templates and of recordings that exist.
+    Attributes:
+        accounts: by name.
+        calls: by the account's name and the normalized id.
     """
 
     def __init__(
@@ -54,25 +90,21 @@ class Provider:
         accounts: Iterable[Account] = (),
         *,
         seed: int = 0,
-        clock: Callable[[], float],
-        today: Callable[[], datetime],
+        clock: Callable[[], float] = time.monotonic,
         speed: float = 1.0,
-        unknown_ids: UnknownIds = UnknownIds.NOT_FOUND,
+        find_unknown_ids: bool = False,
         mix: Mix | None = None,
-        templates: Iterable[str] = ("1", "2", "3"),
     ) -> None:
         self.accounts: dict[str, Account] = {}
         self.calls: dict[tuple[str, str], Call] = {}
-        self._by_key: dict[str, Account] = {}
-        self._windows: dict[str, Window] = {}
-        self._request_ids = placing.RequestIds()
+        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
+        # When each was used, the oldest first.
+        self._request_ids: dict[tuple[str, str], float] = {}
         self._seed = seed
         self._clock = clock
-        self._today = today
         self._speed = speed
-        self._unknown_ids = unknown_ids
+        self._find_unknown_ids = find_unknown_ids
         self._mix = mix or Mix()
-        self.templates = frozenset(templates)
         # Not for secrets, but for the same calls with the same seed.
         self._rng = random.Random(f"calls:{seed}")  # noqa: S311
         for account in accounts:
@@ -80,114 +112,115 @@ class Provider:
 
     @property
     def now(self) -> float:
-        """The time in which calls live, seconds."""
+        """The clock of calls, seconds."""
         return self._clock() * self._speed
 
     def account_of(self, api_key: str) -> Account | None:
-        """The account with this key."""
-        return self._by_key.get(api_key)
+        """Return the account with this key."""
+        return next((it for it in self.accounts.values() if it.api_key == api_key), None)
 
     def put_account(self, account: Account) -> None:
-        """Create an account, or alter the one of the same name.
+        """Create an account, or replace the one of the same name.
 
         Raises:
             ValueError: another account has the same key.
         """
-        other = self._by_key.get(account.api_key)
+        other = self.account_of(account.api_key)
         if other is not None and other.name != account.name:
             raise ValueError(f"api_key: the account {other.name} has the same")
-        old = self.accounts.get(account.name)
-        if old is not None:
-            del self._by_key[old.api_key]
-        self.accounts[account.name] = self._by_key[account.api_key] = account
-        self._windows.setdefault(account.name, Window())
+        self.accounts[account.name] = account
 
     def add_call(self, account: str, reference_id: str, plan: Plan | None = None) -> Call:
         """Place a call now, or place it anew, with a plan or one drawn for this id.
 
         Raises:
-            ValueError: there is no such account, no id, or no room for another call.
+            ValueError: there is no such account, or the id is blank.
         """
         if account not in self.accounts:
-            raise ValueError(f"account: there is none named {account!r}")
-        shown = shown_id(reference_id)
-        if not shown:
+            raise ValueError(f"account: expected one of {', '.join(self.accounts)}")
+        reference_id = normalize_id(reference_id)
+        if not reference_id:
             raise ValueError("reference_id: expected a text that is not blank")
-        if (account, shown) not in self.calls and len(self.calls) >= MAX_CALLS:
-            raise ValueError(f"no room for more than {MAX_CALLS} calls")
-        call = Call(account, shown, self.now, plan or self._drawn(shown))
-        self.calls[account, shown] = call
+        if plan is None:
+            rng = random.Random(f"{self._seed}:{reference_id}")  # noqa: S311 - as above
+            plan = self._mix.draw(rng)
+        call = Call(account, reference_id, self.now, plan)
+        self.calls[account, reference_id] = call
+        if len(self.calls) > MAX_CALLS:
+            del self.calls[next(iter(self.calls))]
         return call
 
     def answer(
         self, operation: Operation, account: Account | None, params: Mapping[str, str]
     ) -> Reply:
-        """The answer to one request.
-
-        Args:
-            operation: what is asked for.
-            account: whose key was given, see `account_of`; None where nobody has it.
-            params: the query, or the body of GetBalance.
-        """
+        """Answer a request of the account of its `ApiKey`, with the parameters given."""
         if account is None or params.get("SecretKey") != account.secret_key:
-            return refused(operation, "101")
+            return _refused(operation, *_REFUSALS[AccountState.REVOKED])
         if account.state is not AccountState.OK:
-            return refused(operation, _REFUSALS[account.state])
+            return _refused(operation, *_REFUSALS[account.state])
         if account.tps is not None:
-            window, now = self._windows[account.name], self._clock()
-            if window.count(now) >= account.tps:
-                return self._over_limit(operation, account)
-            window.add(now)
+            recent, now = self._recent[account.name], self._clock()
+            if count_recent(recent, now) >= account.tps:
+                return _refused(operation, "160", "TPS limit exceeded")
+            recent.append(now)
         match operation:
             case Operation.GET_SEND_STATUS:
-                return self._status(account, params.get("ReferenceId", ""))
+                return self._status(account, normalize_id(params.get("ReferenceId", "")))
             case Operation.GET_BALANCE:
-                balance = round(account.balance)
-                return Reply(
-                    "100",
-                    {"Balance": balance, "CodeResponse": "100", "UserID": account.user_id},
-                )
+                fields = {"Balance": round(account.balance), "CodeResponse": "100", "UserID": 9999}
+                return Reply("100", fields)
             case _:
                 return self._place(operation, account, params)
 
-    def _over_limit(self, operation: Operation, account: Account) -> Reply:
-        reply = refused(operation, "160")
-        if account.http_429:
-            return replace(reply, code="429", status=429, retry_after=account.retry_after)
-        return reply
-
     def _status(self, account: Account, reference_id: str) -> Reply:
-        shown = shown_id(reference_id)
-        if not shown:
-            return refused(Operation.GET_SEND_STATUS, "851")
-        call = self.calls.get((account.name, shown))
-        if (
-            call is None
-            and self._unknown_ids is UnknownIds.FOUND
-            and _ID.fullmatch(shown)
-            and len(self.calls) < MAX_CALLS
-        ):
-            call = self.add_call(account.name, shown)
-        fields = call.answer(self.now) if call is not None else None
+        if not reference_id:
+            return _refused(Operation.GET_SEND_STATUS, "851", "ReferenceId is required")
+        call = self.calls.get((account.name, reference_id))
+        if call is None and self._find_unknown_ids and _ID.fullmatch(reference_id):
+            call = self.add_call(account.name, reference_id)
+        fields = None if call is None else call.answer(self.now)
         if fields is None:
-            return refused(Operation.GET_SEND_STATUS, "105")
+            return _refused(Operation.GET_SEND_STATUS, "105", "ReferenceId not found")
         return Reply("100", fields)
 
     def _place(self, operation: Operation, account: Account, params: Mapping[str, str]) -> Reply:
-        code = placing.complaint(operation, params, templates=self.templates)
-        plan = placing.planned(self._mix, self._rng, params, self._today())
-        # A call must be affordable before anybody knows how it will end.
-        if code is None and account.balance < max(plan.price, self._mix.price):
-            code = "103"
-        if code is None and self._request_ids.repeated(account.name, params, self.now):
-            code = "124"
-        if code is not None:
-            return refused(operation, code)
+        plan = self._mix.draw(self._rng)
+        # The provider's pages of the two operations spell the name differently.
+        request_id = (params.get("RequestID") or params.get("RequestId", "")).strip()
+        if params.get("TemplateId", "").strip() not in TEMPLATES:
+            if operation is Operation.MAKE_CALL_RECORD:
+                return _refused(operation, "106", "Record not found")
+            return _refused(operation, "104", "Template not found")
+        if not _PHONE.fullmatch(params.get("Phone", "").strip()):
+            return _refused(operation, "108", "Phone number invalid")
+        # The balance must cover a call whose end is not known yet.
+        if account.balance < max(plan.price, PRICE_PER_MINUTE):
+            return _refused(operation, "103", "Balance not enough")
+        if request_id and self._is_repeated(account.name, request_id):
+            return _refused(operation, "124", "RequestId already exists")
         self.put_account(replace(account, balance=account.balance - plan.price))
-        reference_id = placing.new_id(self._rng)
+        # Lower case and a blank at the end are documented; GetSendStatus has it in upper case.
+        reference_id = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
         self.add_call(account.name, reference_id, plan)
-        # The blank at the end is documented.
         return Reply("100", {"CodeResult": "100", "SMSID": reference_id + " "})
 
-    def _drawn(self, reference_id: str) -> Plan:
-        return self._mix.draw(random.Random(f"{self._seed}:{reference_id}"))  # noqa: S311
+    def _is_repeated(self, account: str, request_id: str) -> bool:
+        used, now, key = self._request_ids, self.now, (account, request_id)
+        while used and used[oldest := next(iter(used))] <= now - REQUEST_ID_BLOCKS:
+            del used[oldest]
+        repeated = key in used
+        used.setdefault(key, now)
+        return repeated
+
+
+def _refused(operation: Operation, code: str, message: str) -> Reply:
+    """Return a failure, in the form of the operation (api/examples).
+
+    The messages of 101 and 104 are documented; the others are made up in their manner.
+    """
+    error = {"ErrorMessage": message}
+    if operation is Operation.GET_BALANCE:
+        return Reply(code, {"Balance": 0, "CodeResponse": code, **error})
+    if operation is Operation.GET_SEND_STATUS or code == "101":
+        return Reply(code, {"CodeResult": code, "CountRegenerate": 0, **error})
+    return Reply(code, {"CodeResult": code, **error})

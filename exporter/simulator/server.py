@@ -1,54 +1,71 @@
-"""The stand-in provider as an HTTP server."""
+"""The stand-in provider as an HTTP server: its API, and the control of the stand-in itself."""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final, Self
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
+from pydantic import TypeAdapter, ValidationError
+from yarl import URL
 
-from exporter.simulator import api, control
-from exporter.simulator.accounts import Account
-from exporter.simulator.faults import Faults
-from exporter.simulator.life import Call, Plan
-from exporter.simulator.mix import Mix
-from exporter.simulator.provider import Provider, UnknownIds
+from exporter.simulator.calls import Mix, Plan, normalize_id
+from exporter.simulator.faults import ERROR_PAGE, JSON, Fault, Faults, respond, to_json
+from exporter.simulator.provider import Account, Operation, Provider, Reply
 from exporter.simulator.traffic import Traffic
 
-# Requests that are still under way when the server stops get so many seconds to end by themselves.
-_DRAIN = 0.05
+BASE_PATH: Final = "/MainService.svc/json"
+CONTROL_PATH: Final = "/_simulator"
+# Seconds that open requests have to end by themselves when the server stops.
+SHUTDOWN_TIMEOUT: Final = 0.05
 # Where to reach a server that listens on every interface.
-_REACHED = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
+_REACHABLE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound
+SESSION_COOKIE: Final = "ASP.NET_SessionId=1m2a3d4e5u6p; path=/; HttpOnly"
+
+ACCOUNT: Final = TypeAdapter(Account)
+_FAULT: Final = TypeAdapter(Fault)
+_PLAN: Final = TypeAdapter(Plan)
+_OBJECT: Final = TypeAdapter(dict[str, Any])  # a JSON object, that one of the above is read from
+_OBJECTS: Final = TypeAdapter(list[dict[str, Any]])
+_CREDENTIALS: Final = TypeAdapter(dict[str, str])
+
+# The operation, the name of the account or `-`, the parameters and the reply.
+Listener = Callable[[Operation, str, Mapping[str, str], Reply], None]
 
 
 class Simulator:
     """A stand-in for the eSMS voice API on a socket of its own.
 
-    Use it as `async with Simulator(...) as sim`, and poll `sim.url`.
+    Use it as `async with Simulator(...) as simulator`, and poll `simulator.url`.
 
     Args:
         accounts: the accounts at the start.
         seed: the same seed and the same requests bring the same calls and faults.
         host: the address to listen on; empty for every interface.
         port: 0 for any that is free.
-        ssl_context: speak HTTPS with it.
-        unknown_ids: what GetSendStatus says of ids that nobody has placed.
-        mix: what becomes of calls that have no explicit plan.
-        speed: how much faster than the clock the calls live.
-        clock: seconds; only differences count.
-        templates: ids of templates and of recordings that exist.
+        ssl_context: serve HTTPS with it.
+        find_unknown_ids: GetSendStatus answers for any well-formed id, as for a call that is placed
+            at the first request, drawn from the seed and the id; else with 105.
+        mix: how calls without an explicit plan end.
+        speed: how many times faster than the clock calls run.
 
     Attributes:
+        origin: scheme, host and port, known once it has started.
+        url: the `base_url` of the API.
+        control_url: the base URL of the control API.
         provider: accounts and calls.
+        put_account, add_call: methods of the provider.
         faults: the faults that are switched on.
-        traffic: what the clients did.
+        traffic: counters of requests.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a choice of its own, and named at the call
+    def __init__(
         self,
         *,
         accounts: Iterable[Account] = (),
@@ -56,46 +73,41 @@ class Simulator:
         host: str = "127.0.0.1",
         port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
-        unknown_ids: UnknownIds = UnknownIds.NOT_FOUND,
+        find_unknown_ids: bool = False,
         mix: Mix | None = None,
         speed: float = 1.0,
-        clock: Callable[[], float] = time.monotonic,
-        templates: Iterable[str] = ("1", "2", "3"),
     ) -> None:
         self.provider = Provider(
-            accounts,
-            seed=seed,
-            clock=clock,
-            today=lambda: datetime.now(UTC),
-            speed=speed,
-            unknown_ids=unknown_ids,
-            mix=mix,
-            templates=templates,
+            accounts, seed=seed, speed=speed, find_unknown_ids=find_unknown_ids, mix=mix
         )
+        self.put_account = self.provider.put_account
+        self.add_call = self.provider.add_call
         self.faults = Faults(seed)
-        self.traffic = Traffic(clock)
+        self.traffic = Traffic(time.monotonic)
+        self.origin = self.url = self.control_url = ""
         self._host = host
         self._port = port
         self._ssl = ssl_context
-        self._runner: web.ServerRunner | None = None
+        self._runner: web.AppRunner | None = None
+        self._listeners: list[Listener] = []
+        self._control_routes = [
+            web.get(f"{CONTROL_PATH}/state", self._get_state),
+            web.get(f"{CONTROL_PATH}/calls", self._get_calls),
+            web.post(f"{CONTROL_PATH}/calls", self._add_calls),
+            web.put(f"{CONTROL_PATH}/accounts/{{name}}", self._put_account),
+            web.put(f"{CONTROL_PATH}/faults/{{name}}", self._put_fault),
+            web.delete(f"{CONTROL_PATH}/faults/{{name}}", self._delete_faults),
+            web.delete(f"{CONTROL_PATH}/faults", self._delete_faults),
+        ]
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call a listener with each request that reaches the provider, and with its reply."""
+        self._listeners.append(listener)
 
     @property
-    def origin(self) -> str:
-        """Scheme, host and port, such as `http://127.0.0.1:10376`; known once it has started."""
-        scheme = "http" if self._ssl is None else "https"
-        host = _REACHED.get(self._host, self._host)
-        host = f"[{host}]" if ":" in host else host
-        return f"{scheme}://{host}:{self._port}"
-
-    @property
-    def url(self) -> str:
-        """The `base_url` of the API."""
-        return self.origin + api.BASE_PATH
-
-    @property
-    def control_url(self) -> str:
-        """Where it is controlled over HTTP, such as `.../_simulator`."""
-        return self.origin + control.PREFIX
+    def control_paths(self) -> list[str]:
+        """Methods and paths of the control API."""
+        return [f"{route.method:7}{route.path}" for route in self._control_routes]
 
     async def start(self) -> None:
         """Listen.
@@ -103,24 +115,30 @@ class Simulator:
         Raises:
             OSError: the address cannot be listened on.
         """
-        # The plain server spares each request the router, the middlewares and the access log of an
-        # application. A client that goes away ends its request, so that none hangs on for nobody.
-        server = web.Server(self._answer, handler_cancellation=True, access_log=None)
-        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=_DRAIN)
+        app = web.Application(middlewares=[self._errors], client_max_size=64 << 20)
+        for operation in Operation:
+            method = "POST" if operation is Operation.GET_BALANCE else "GET"
+            handler = partial(self._answer, operation)
+            app.router.add_route(method, f"{BASE_PATH}/{operation}", handler)
+        app.router.add_routes(self._control_routes)
+        # A client that goes away ends its request, so that none hangs on without one.
+        runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT
+        )
         await runner.setup()
         site = web.TCPSite(runner, self._host or None, self._port, ssl_context=self._ssl)
-        try:
-            await site.start()
-        except OSError:
-            await runner.cleanup()
-            raise
+        await site.start()
         self._runner = runner
         # An IPv4 address has two parts, an IPv6 one four. Port 0 is a port for each of them, and
         # `origin` names the first family.
         self._port = min(runner.addresses, key=len)[1]
+        host = _REACHABLE.get(self._host, self._host)
+        scheme = "http" if self._ssl is None else "https"
+        self.origin = str(URL.build(scheme=scheme, host=host, port=self._port))
+        self.url, self.control_url = self.origin + BASE_PATH, self.origin + CONTROL_PATH
 
     async def stop(self) -> None:
-        """Stop listening, and cut off whatever is still under way."""
+        """Stop listening, and cut off the requests under way."""
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -129,23 +147,120 @@ class Simulator:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def put_account(self, account: Account) -> None:
-        """Create an account, or alter the one of the same name: see `Provider.put_account`."""
-        self.provider.put_account(account)
+    # The API.
 
-    def add_call(self, account: str, reference_id: str, plan: Plan | None = None) -> Call:
-        """Place a call now: see `Provider.add_call`."""
-        return self.provider.add_call(account, reference_id, plan)
+    async def _answer(self, operation: Operation, request: web.Request) -> web.StreamResponse:
+        """Answer as the provider does: HTTP 200, with the error in the body."""
+        if operation is Operation.GET_BALANCE:
+            try:
+                params = _CREDENTIALS.validate_json(await request.read())
+            except ValidationError:
+                raise web.HTTPBadRequest from None
+        else:
+            params = dict(request.query)
+        reference_id = normalize_id(params.get("ReferenceId", ""))
+        account = self.provider.account_of(params.get("ApiKey", ""))
+        name = "-" if account is None else account.name
+        with self.traffic.request(name, reference_id):
+            latency, fault = self.faults.draw(name, operation, reference_id)
+            if latency is not None:
+                await asyncio.sleep(latency.seconds)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.path.startswith(control.PREFIX + "/"):
-            return await control.answer(self, request)
-        return await api.answer(self, request)
+            def answer() -> Reply:
+                # Looked up anew, because the account may have changed during the latency.
+                account = self.provider.account_of(params.get("ApiKey", ""))
+                reply = self.provider.answer(operation, account, params)
+                for listener in self._listeners:
+                    listener(operation, name, params, reply)
+                return reply
+
+            if fault is not None:
+                self.traffic.requests[name, operation, fault.kind] += 1
+                return await respond(fault, request, lambda: answer().fields)
+            reply = answer()
+            self.traffic.requests[name, operation, reply.code] += 1
+            headers = {"Content-Type": JSON, "Set-Cookie": SESSION_COOKIE}
+            return web.Response(headers=headers, body=to_json(reply.fields))
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer errors with JSON in the control API, and else with a page as WCF does."""
+        is_control = request.path.startswith(CONTROL_PATH)
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            status, reason = error.status, error.reason
+        except ValueError as error:
+            if not is_control:
+                raise
+            status, reason = 400, describe(error)
+        if is_control:
+            return web.json_response({"error": reason, "paths": self.control_paths}, status=status)
+        return web.Response(status=status, text=ERROR_PAGE, content_type="text/html")
+
+    # The control API.
+
+    async def _get_state(self, _: web.Request) -> web.Response:
+        accounts = {
+            name: {key: value for key, value in asdict(account).items() if not key.endswith("_key")}
+            for name, account in self.provider.accounts.items()
+        }
+        active = {name: asdict(fault) for name, fault in self.faults.active.items()}
+        calls = len(self.provider.calls)
+        return web.json_response(
+            {"accounts": accounts, "faults": active, "calls": calls, **self.traffic.state()}
+        )
+
+    async def _get_calls(self, request: web.Request) -> web.Response:
+        now, account = self.provider.now, request.query.get("account")
+        calls = [
+            {
+                "account": call.account,
+                "finished": call.finished(now),
+                "last_answer": call.answer(),
+            }
+            for call in self.provider.calls.values()
+            if account in (None, call.account)
+        ]
+        return web.json_response(calls)
+
+    async def _add_calls(self, request: web.Request) -> web.Response:
+        calls = _OBJECTS.validate_json(await request.read())
+        accounts = list(self.provider.accounts)
+        default = accounts[0] if len(accounts) == 1 else ""
+        for call in calls:
+            account, reference_id = call.pop("account", default), call.pop("reference_id", "")
+            # Without a word about its course, a call gets a plan drawn from the seed.
+            plan = _PLAN.validate_python(call) if call else None
+            self.add_call(str(account), str(reference_id), plan)
+        return web.json_response({"added": len(calls)})
+
+    async def _put_account(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        old = self.provider.accounts.get(name)
+        changes = _OBJECT.validate_json(await request.read())
+        fields = {**(asdict(old) if old else {}), **changes, "name": name}
+        self.put_account(ACCOUNT.validate_python(fields))
+        return web.json_response({"account": name})
+
+    async def _put_fault(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        # A fault that is named like a kind is of that kind.
+        fields = {"kind": name, **_OBJECT.validate_json(await request.read() or b"{}")}
+        self.faults.set(name, _FAULT.validate_python(fields))
+        return web.json_response({"fault": name})
+
+    async def _delete_faults(self, request: web.Request) -> web.Response:
+        self.faults.clear(request.match_info.get("name"))
+        return web.json_response({"faults": list(self.faults.active)})
+
+
+def describe(error: ValueError) -> str:
+    """Return what is wrong with an input, on one line and without the input."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problems = ((".".join(map(str, it["loc"])), it["msg"]) for it in error.errors())
+    return "; ".join(f"{place}: {problem}" if place else problem for place, problem in problems)

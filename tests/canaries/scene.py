@@ -9,8 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from exporter.simulator import Account, Mix, Simulator
-from exporter.simulator.replies import Operation, Reply
+from exporter.simulator import Account, Mix, Operation, Reply, Simulator
 from tests.e2e.processes import UNMEASURED, Exporter, Series, total
 
 PHONE = "0912345678"
@@ -41,18 +40,12 @@ class Placed:
     def __init__(self, simulator: Simulator) -> None:
         self.requests: list[Mapping[str, str]] = []
         self.codes: list[str] = []
-        answer = simulator.provider.answer
+        simulator.subscribe(self._add)
 
-        def taken_down(
-            operation: Operation, account: Account | None, params: Mapping[str, str]
-        ) -> Reply:
-            reply = answer(operation, account, params)
-            if operation in MAKE_CALL:
-                self.requests.append(params)
-                self.codes.append(reply.code)
-            return reply
-
-        simulator.provider.answer = taken_down  # type: ignore[method-assign]
+    def _add(self, operation: str, _: str, params: Mapping[str, str], reply: Reply) -> None:
+        if operation in MAKE_CALL:
+            self.requests.append(params)
+            self.codes.append(reply.code)
 
     @property
     def request_ids(self) -> list[str]:

@@ -14,8 +14,7 @@ import aiohttp
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from exporter.simulator import Account, Simulator
-from exporter.simulator.replies import Operation, Reply
+from exporter.simulator import Account, Reply, Simulator
 from tests.databases import Server
 from tests.e2e.processes import UNMEASURED, Exporter
 from tests.waiting import deadline
@@ -38,17 +37,12 @@ class Scene:
         self._engine = create_engine(
             url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool
         )
-        answer = simulator.provider.answer
+        simulator.subscribe(self._add)
 
-        def taken_down(
-            operation: Operation, account: Account | None, params: Mapping[str, str]
-        ) -> Reply:
-            now = time.monotonic()
-            self.asked[account.name if account else ""].append(now)
-            self.asked_for[params.get("ReferenceId", "")].append(now)
-            return answer(operation, account, params)
-
-        simulator.provider.answer = taken_down  # type: ignore[method-assign]
+    def _add(self, _: str, account: str, params: Mapping[str, str], __: Reply) -> None:
+        now = time.monotonic()
+        self.asked[account].append(now)
+        self.asked_for[params.get("ReferenceId", "")].append(now)
 
     def exporter(
         self, name: str, calls: str, rate: float = RATE, more: str = "", url: str = ""

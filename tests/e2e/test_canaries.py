@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.simulator import Fault, FaultKind
-from exporter.simulator.replies import Operation
+from exporter.simulator import Fault, FaultKind, Operation
 from tests.canaries.scene import (
     MAKE_CALL,
     PHONE,

@@ -3,10 +3,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,23 +55,13 @@ def test_it_says_where_it_listens_and_ends_as_asked(number: signal.Signals) -> N
         assert (process.returncode, errors) == (0, "")
 
 
-def test_in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
-    certificate.cert_chain_pems[0].write_to_path(cert_file)
-    certificate.private_key_pem.write_to_path(key_file)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    result = CliRunner().invoke(
-        simulate,
-        ["--listen=:0", f"--tls-cert-file={cert_file}", f"--tls-key-file={key_file}"],
-    )
-    timer.join()
-    assert result.exit_code == 0, result.output
-    assert result.output.startswith("listening on https://127.0.0.1:")
-    assert "main: api_key=SIMULATED-API-KEY-MAIN" in result.output
-    assert ssl.create_default_context().verify_mode is ssl.CERT_REQUIRED
+def test_https_on_every_interface_with_the_default_accounts(tmp_path: Path) -> None:
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "cert.pem")
+    with running("--listen=:0", f"--tls-cert-file={tmp_path / 'cert.pem'}") as (_, lines):
+        assert lines[0].startswith("listening on https://127.0.0.1:")
+        keys = "api_key=SIMULATED-API-KEY-MAIN secret_key=SIMULATED-SECRET-KEY-MAIN"
+        assert f"  main: {keys} (20 requests/s)" in lines
 
 
 def test_an_address_in_use() -> None:
@@ -92,12 +80,13 @@ def test_an_address_in_use() -> None:
         (["--listen=127.0.0.1:65536"], 2, "not HOST:PORT"),
         (["--listen=::1:80"], 2, "not HOST:PORT"),
         (["--listen=[::1]:x"], 2, "not HOST:PORT"),
-        (["--account=a:hidden"], 2, "not 2 parts"),
-        (["--account=a:hidden:hidden:x"], 2, "a number as TPS"),
-        (["--account=a:hidden:hidden:0"], 2, "tps: expected"),
-        (["--account=a::hidden"], 2, "api_key: expected"),
-        (["--account=a:b:c", "--account=a:d:e"], 2, "a name is given twice"),
-        (["--account=a:b:c", "--account=d:b:c"], 2, "api_key: the account a has the same"),
+        (["--account=a:hidden"], 2, "secret_key: Field required"),
+        (["--account=a:b:c:7:hidden"], 2, "tps: Input should be a valid number"),
+        (["--account=a:hidden:hidden:x"], 2, "tps: Input should be a valid number"),
+        (["--account=a:hidden:hidden:0"], 2, "tps: Input should be greater than 0"),
+        (["--account=a::hidden"], 2, "api_key: String should have"),
+        (["--account=a:b:c", "--account=a:d:e"], 2, "two accounts have the same name"),
+        (["--account=a:b:c", "--account=d:b:c"], 2, "two accounts have the same api_key"),
         (["--tls-key-file=x"], 2, "--tls-key-file needs --tls-cert-file"),
         (["--tls-cert-file=/nowhere"], 1, "cannot use the certificate /nowhere: No such file"),
         (["--speed=0"], 2, "--speed"),

@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 import trustme
 
-from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
-from tests.waiting import deadline, until
+from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
+from tests.waiting import DEADLINE, deadline, until
 
 ID = "505139D7-54F8-48A9-88FA-9460A78731DD"
 KEYS = {"ApiKey": "key", "SecretKey": "secret"}
@@ -29,7 +29,7 @@ async def sim() -> AsyncIterator[Simulator]:
 
 @pytest_asyncio.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=2)
+    timeout = aiohttp.ClientTimeout(total=DEADLINE)
     async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
         yield session
 
@@ -52,67 +52,41 @@ async def status(http: aiohttp.ClientSession, sim: Simulator, **params: str) -> 
 async def test_the_documented_answers(sim: Simulator, http: aiohttp.ClientSession) -> None:
     response, body = await ask(http, sim, ReferenceId=f" {ID.lower()}")
     assert response.headers["Content-Type"] == "application/json; charset=utf-8"
-    assert json.loads(body)["ReferenceId"] == ID
     assert response.headers["Set-Cookie"].startswith("ASP.NET_SessionId=")
+    assert body.startswith(b'{"CallDuration":13,"CallStatus":"ANSWERED","CodeResponse":"100",')
     assert await status(http, sim, SecretKey="other") == {
         "CodeResult": "101",
         "CountRegenerate": 0,
         "ErrorMessage": "Authorize Failed",
     }
-    assert sim.traffic.total("main", "100") == 1
-    assert sim.traffic.total("main", "101") == 1
-
-
-async def test_a_session_gets_one_cookie(sim: Simulator, http: aiohttp.ClientSession) -> None:
-    cookie = {"Cookie": "ASP.NET_SessionId=1"}
-    url = f"{sim.url}/GetSendStatus"
-    async with http.get(url, params=KEYS, headers=cookie) as response:
-        assert "Set-Cookie" not in response.headers
-
-
-async def test_unknown_keys_belong_to_nobody(sim: Simulator, http: aiohttp.ClientSession) -> None:
-    assert (await status(http, sim, ApiKey="other"))["CodeResult"] == "101"
-    assert sim.traffic.total("-", "101") == 1
-
-
-async def test_a_call_lives(sim: Simulator, http: aiohttp.ClientSession) -> None:
-    sim.add_call("main", "live", Plan(unknown_for=0.1, queued=0.2, ivr="1"))
-    assert (await status(http, sim, ReferenceId="live"))["CodeResult"] == "105"
-    await asyncio.sleep(0.12)
-    assert (await status(http, sim, ReferenceId="live"))["SendStatus"] == 2
-    await asyncio.sleep(0.2)
-    assert (await status(http, sim, ReferenceId="live"))["Ivr"] == "1"
+    assert (await status(http, sim, ApiKey="unknown"))["CodeResult"] == "101"
+    requests = {("main", "100"): 1, ("main", "101"): 1, ("-", "101"): 1}
+    assert {key: sim.traffic.total(*key) for key in requests} == requests
 
 
 async def test_placing_a_call(sim: Simulator, http: aiohttp.ClientSession) -> None:
     query = {**KEYS, "TemplateId": "1", "Phone": "0900000001"}
-    for operation, missing in (("MakeCallRecord_V2", "106"), ("MakeCallTemplate_V2", "104")):
+    for operation in ("MakeCallRecord_V2", "MakeCallTemplate_V2"):
         async with http.get(f"{sim.url}/{operation}", params=query) as response:
-            assert (await response.json())["SMSID"].endswith(" ")
-        params = {**query, "TemplateId": "no"}
-        async with http.get(f"{sim.url}/{operation}", params=params) as response:
-            assert (await response.json())["CodeResult"] == missing
+            reference_id = (await response.json())["SMSID"].strip().upper()
+        assert ("main", reference_id) in sim.provider.calls
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "code"),
+    ("body", "status", "start"),
     [
-        (json.dumps(KEYS), 200, "100"),
-        (json.dumps({**KEYS, "SecretKey": 1}), 200, "101"),
-        ("{", 400, None),
-        ("[]", 400, None),
+        (json.dumps(KEYS), 200, b'{"Balance":1000000,"CodeResponse":"100",'),
+        (json.dumps({**KEYS, "SecretKey": "x"}), 200, b'{"Balance":0,"CodeResponse":"101",'),
+        ("{", 400, b"<!DOCTYPE html>"),
+        ("[]", 400, b"<!DOCTYPE html>"),
     ],
 )
 async def test_balance(
-    sim: Simulator, http: aiohttp.ClientSession, body: str, status: int, code: str | None
+    sim: Simulator, http: aiohttp.ClientSession, body: str, status: int, start: bytes
 ) -> None:
     async with http.post(f"{sim.url}/GetBalance_json", data=body) as response:
         assert response.status == status
-        answer = await response.read()
-    if code is None:
-        assert answer.startswith(b"<!DOCTYPE html>")
-    else:
-        assert json.loads(answer)["CodeResponse"] == code
+        assert (await response.read()).startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -131,39 +105,32 @@ async def test_pages_instead_of_answers(
         assert response.content_type == "text/html"
 
 
-async def test_the_limit_over_http(sim: Simulator, http: aiohttp.ClientSession) -> None:
-    sim.put_account(Account("main", "key", "secret", tps=1, http_429=True, retry_after="3"))
-    await ask(http, sim)
-    response, _ = await ask(http, sim)
-    assert (response.status, response.headers["Retry-After"]) == (429, "3")
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+JSON = {"Content-Type": "application/json; charset=utf-8"}
+PAST = "Wed, 21 Oct 2015 07:28:00 GMT"
 
 
 @pytest.mark.parametrize(
     ("fault", "status", "body", "headers"),
     [
-        (Fault(FaultKind.STATUS), 500, b"<!DOCTYPE", {"Content-Type": "text/html; charset=utf-8"}),
+        (Fault(FaultKind.STATUS), 500, b"<!DOCTYPE", HTML),
         (Fault(FaultKind.STATUS, status=503, retry_after="9"), 503, b"<", {"Retry-After": "9"}),
-        (Fault(FaultKind.HTML), 200, b"<!DOCTYPE", {"Content-Type": "text/html; charset=utf-8"}),
-        (Fault(FaultKind.HTML, body="<p>"), 200, b"<p>", {}),
-        (Fault(FaultKind.EMPTY), 200, b"", {"Content-Length": "0"}),
-        (Fault(FaultKind.TRUNCATED), 200, b'{"CallDuration":13,', {}),
-        (Fault(FaultKind.WRONG_TYPES), 200, b'{"CallDuration":[13],"CallStatus":{"value":', {}),
-        (Fault(FaultKind.NOT_OBJECT), 200, b"[]", {}),
-        (Fault(FaultKind.NOT_OBJECT, body="null"), 200, b"null", {}),
-        (Fault(FaultKind.NAN), 200, b'{"CallDuration":NaN,', {}),
-        (Fault(FaultKind.HUGE, size=100_000), 200, b'{"CallDuration":13,', {}),
-        (Fault(FaultKind.TRICKLE, seconds=0.05), 200, b'{"CallDuration":13,', {}),
-        (Fault(FaultKind.LATENCY, seconds=0.05), 200, b'{"CallDuration":13,', {}),
+        (Fault(FaultKind.HTML), 200, b"<!DOCTYPE", HTML),
+        (Fault(FaultKind.HTML, body="<p>"), 200, b"<p>", HTML),
+        (Fault(FaultKind.EMPTY), 200, b"", JSON | {"Content-Length": "0"}),
+        (Fault(FaultKind.TRUNCATED), 200, b'{"CallDuration":13,', JSON),
+        (Fault(FaultKind.WRONG_TYPES), 200, b'{"CallDuration":[13],"CallStatus":{"value":', JSON),
+        (Fault(FaultKind.NOT_OBJECT), 200, b"[]", JSON),
+        (Fault(FaultKind.NOT_OBJECT, body="null"), 200, b"null", JSON),
+        (Fault(FaultKind.NAN), 200, b'{"CallDuration":NaN,', JSON),
+        (Fault(FaultKind.HUGE, size=100_000), 200, b'{"CallDuration":13,', JSON),
+        (Fault(FaultKind.TRICKLE, seconds=0.05), 200, b'{"CallDuration":13,', JSON),
+        (Fault(FaultKind.LATENCY, seconds=0.05), 200, b'{"CallDuration":13,', JSON),
         (Fault(FaultKind.GZIP_BOMB, size=100_000), 200, b"\x1f", {"Content-Encoding": "gzip"}),
-        (Fault(FaultKind.REDIRECT, location="/x"), 302, b"", {"Location": "/x"}),
-        (Fault(FaultKind.REDIRECT, status=307), 307, b"", {}),
-        (
-            Fault(FaultKind.RAW, body="hi", status=418, content_type="text/plain"),
-            418,
-            b"hi",
-            {"Content-Type": "text/plain"},
-        ),
-        (Fault(FaultKind.RAW), 200, b"", {}),
+        (Fault(FaultKind.REDIRECT, location="/x"), 302, b"<", {"Location": "/x"}),
+        (Fault(FaultKind.REDIRECT, status=307), 307, b"<", {}),
+        (Fault(FaultKind.RAW, body="hi", status=418, date=PAST), 418, b"hi", {"Date": PAST}),
+        (Fault(FaultKind.RAW), 200, b"", JSON),
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
@@ -246,12 +213,6 @@ async def test_stopping_does_not_wait(
     assert not caplog.records
 
 
-async def test_an_address_in_use(sim: Simulator) -> None:
-    port = int(sim.origin.rpartition(":")[2])
-    with pytest.raises(OSError, match="in use"):
-        await Simulator(port=port).start()
-
-
 @pytest.mark.parametrize(
     ("host", "reached"),
     [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")],
@@ -277,3 +238,105 @@ async def test_https(http: aiohttp.ClientSession) -> None:
         sim.faults.set("it", Fault(FaultKind.RESET))
         with pytest.raises(aiohttp.ClientError):
             await http.get(f"{sim.url}/GetSendStatus", ssl=client)
+
+
+async def control(
+    http: aiohttp.ClientSession, sim: Simulator, method: str, path: str, body: object = None
+) -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body)
+    async with http.request(method, sim.control_url + path, data=data) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_state_holds_no_secret(sim: Simulator, http: aiohttp.ClientSession) -> None:
+    sim.faults.set("slow", Fault(FaultKind.LATENCY, seconds=0))
+    await ask(http, sim)
+    code, state = await control(http, sim, "GET", "/state")
+    assert code == 200
+    shown = {"name": "main", "tps": None, "state": "ok", "balance": 1e6}
+    assert state["accounts"] == {"main": shown}
+    assert state["faults"]["slow"]["kind"] == "latency"
+    assert state["calls"] == 1
+    assert state["requests"] == {"main GetSendStatus 100": 1}
+
+
+async def test_control_of_faults(sim: Simulator, http: aiohttp.ClientSession) -> None:
+    fault = {"kind": "raw", "body": "x", "count": 3}
+    assert await control(http, sim, "PUT", "/faults/a%2Fb", fault) == (200, {"fault": "a/b"})
+    assert (await control(http, sim, "PUT", "/faults/hang", b""))[0] == 200
+    assert sim.faults.active == {
+        "a/b": Fault(FaultKind.RAW, body="x", count=3),
+        "hang": Fault(FaultKind.HANG),
+    }
+    assert await control(http, sim, "DELETE", "/faults/a%2Fb") == (200, {"faults": ["hang"]})
+    assert await control(http, sim, "DELETE", "/faults") == (200, {"faults": []})
+
+
+async def test_control_of_accounts(sim: Simulator, http: aiohttp.ClientSession) -> None:
+    assert (await control(http, sim, "PUT", "/accounts/main", {"state": "revoked"}))[0] == 200
+    main = sim.provider.accounts["main"]
+    assert (main.state, main.api_key) == (AccountState.REVOKED, "key")
+    new = {"api_key": "k2", "secret_key": "s2", "tps": 3, "name": "ignored"}
+    assert (await control(http, sim, "PUT", "/accounts/second", new))[0] == 200
+    assert sim.provider.accounts["second"] == Account("second", "k2", "s2", tps=3)
+    assert (await control(http, sim, "PUT", "/accounts/third", new))[0] == 400
+
+
+async def test_control_of_calls(sim: Simulator, http: aiohttp.ClientSession) -> None:
+    calls = [
+        {"reference_id": "a", "queued": 30, "duration": 7, "ivr": "1"},
+        {"reference_id": "b", "account": "main", "rejected": True},
+        {"reference_id": "drawn"},
+        *({"reference_id": f"id{number}"} for number in range(2_000)),
+    ]
+    assert await control(http, sim, "POST", "/calls", calls) == (200, {"added": 2_003})
+    assert sim.provider.calls["main", "A"].plan == Plan(queued=30, duration=7, ivr="1")
+    _, listed = await control(http, sim, "GET", "/calls?account=main")
+    assert len(listed) == 2_004
+    assert [(call["account"], call["finished"]) for call in listed[1:3]] == [
+        ("main", False),
+        ("main", True),
+    ]
+    assert [call["last_answer"]["SendStatus"] for call in listed[:3]] == [5, 5, 4]
+    assert await control(http, sim, "GET", "/calls?account=other") == (200, [])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "error"),
+    [
+        ("PUT", "/faults/x", b"{", "Invalid JSON"),
+        ("PUT", "/faults/x", b"\xff", "Invalid JSON"),
+        ("PUT", "/faults/x", b"[" * 100_000, "Invalid JSON"),
+        ("PUT", "/faults/x", {}, "kind: Input should be 'latency', 'hang'"),
+        ("PUT", "/faults/x", {"kind": "hang", "count": 0}, "count: Input should be greater"),
+        ("PUT", "/faults/hang", {"colour": 1}, "colour: Unexpected"),
+        ("PUT", "/accounts/main", {"state": "gone"}, "state: Input should be 'ok'"),
+        ("PUT", "/accounts/main", [], "Input should be an object"),
+        ("PUT", "/accounts/new", {}, "api_key: Field required; secret_key: Field required"),
+        ("POST", "/calls", {}, "Input should be a valid array"),
+        ("POST", "/calls", [{"reference_id": "a"}, 1], "1: Input should be an object"),
+        ("POST", "/calls", [{"reference_id": " "}], "reference_id: expected"),
+        ("POST", "/calls", [{"account": "x", "reference_id": "a"}], "account: expected one of"),
+        ("POST", "/calls", [{"reference_id": "a", "queued": -1}], "queued: Input should be"),
+    ],
+)
+async def test_input_that_control_refuses(
+    sim: Simulator, http: aiohttp.ClientSession, method: str, path: str, body: Any, error: str
+) -> None:
+    code, answer = await control(http, sim, method, path, body)
+    assert code == 400
+    assert answer["error"].startswith(error)
+    assert len(sim.provider.calls) == 1
+    assert not sim.faults.active
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/", 404), ("POST", "/state", 405), ("PUT", "/faults/", 404)],
+)
+async def test_paths_that_control_does_not_have(
+    sim: Simulator, http: aiohttp.ClientSession, method: str, path: str, status: int
+) -> None:
+    code, answer = await control(http, sim, method, path)
+    assert code == status
+    assert "GET    /_simulator/state" in answer["paths"]
