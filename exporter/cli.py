@@ -95,6 +95,29 @@ _listen = click.option(
     show_default=True,
     help="Where to listen; may be given several times.",
 )
+
+
+def web_paths(external_url: str, route_prefix: str) -> tuple[str, str]:
+    """Return what paths begin with for clients, and here; as Prometheus reads its options.
+
+    Raises:
+        click.BadParameter: there is no such path.
+    """
+
+    def path(text: str, option: str, expected: str) -> str:
+        path = f"/{text.strip('/')}".rstrip("/")
+        if not re.fullmatch(r"(/(?!\.{1,2}(/|\Z))[\w.~-]+)*", path, re.ASCII):
+            raise click.BadParameter(f"expected {expected}", param_hint=option)
+        return path
+
+    beyond_host = re.sub(r"\Ahttps?://[^/?#]+", "", external_url)
+    expected = "`https://HOST/PATH`, or a path such as `/esms`"
+    external = path(beyond_host, "--web.external-url", expected)
+    prefix = path(route_prefix, "--web.route-prefix", "a path such as `/esms`")
+    prefix = prefix if route_prefix else external
+    return external if external_url else prefix, prefix
+
+
 _web_config = click.option(
     "--web.config.file",
     "web_config",
@@ -150,6 +173,18 @@ def commands() -> None:
     help="Answer /-/healthy and /-/ready without a password.",
 )
 @click.option(
+    "--web.external-url",
+    "external_url",
+    default="",
+    help="The URL under which clients reach the exporter, such as that of a reverse proxy.",
+)
+@click.option(
+    "--web.route-prefix",
+    "route_prefix",
+    default="",
+    help="What all paths begin with; by default the path of --web.external-url.",
+)
+@click.option(
     "--config.auto-reload/--no-config.auto-reload",
     "auto_reload",
     default=True,
@@ -169,16 +204,21 @@ def run(  # noqa: PLR0913 - an argument for each option
     auto_reload: bool,
     systemd_socket: bool,
     open_probes: bool,
+    external_url: str,
+    route_prefix: str,
 ) -> None:
     """Run the exporter (the default command)."""
     configure_logging(log_level, log_format)
     file = ConfigFile(config_file, _load)
+    external_path, prefix = web_paths(external_url, route_prefix)
     web = WebOptions(
         addresses,
         telemetry_path,
         ConfigFile(web_config, load_web_config) if web_config else None,
         systemd_socket,
         open_probes,
+        prefix,
+        external_path,
     )
     _run(serve(file.load, web, changed=file.changed if auto_reload else None))
 

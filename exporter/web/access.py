@@ -51,12 +51,18 @@ class Access:
     Args:
         open_paths: paths that need no password and are not limited.
         own_locks: beginnings of paths that ask for credentials of their own.
+        route_prefix: what all of these paths begin with.
         clock: seconds that only grow.
     """
 
     def __init__(
-        self, open_paths: Collection[str], own_locks: tuple[str, ...], clock: Callable[[], float]
+        self,
+        open_paths: Collection[str],
+        own_locks: tuple[str, ...],
+        route_prefix: str,
+        clock: Callable[[], float],
     ) -> None:
+        self._route_prefix = route_prefix
         self._open_paths = open_paths
         self._own_locks = own_locks
         self._clock = clock
@@ -80,7 +86,7 @@ class Access:
         """
         # As the router has understood it, so that no spelling of a path gets around this.
         resource = request.match_info.route.resource
-        path = resource.canonical if resource else ""
+        path = resource.canonical.removeprefix(self._route_prefix) if resource else ""
         if path in self._open_paths:
             return await handler(request)
         if self._bucket is not None and not self._bucket.take(self._clock()):

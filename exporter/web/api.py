@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from pydantic import BaseModel
 from pydantic_core import to_json
 
@@ -81,10 +82,12 @@ class Api:
 
     Args:
         service: takes calls in, and knows them.
+        external_path: what the paths begin with for clients.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, external_path: str = "") -> None:
         self._service = service
+        self._external_path = external_path
         self._reader = Reader()
         self._listings = Counter[str]()  # those under way, by the name of the token
         self._models = _Models()
@@ -243,25 +246,31 @@ class Api:
 
     async def _openapi(self, client: _Client, _request: web.Request) -> web.Response:
         return web.Response(
-            body=to_json(openapi(client.requests), indent=2), content_type="application/json"
+            body=to_json(openapi(client.requests, self._external_path), indent=2),
+            content_type="application/json",
         )
 
 
-@web.middleware
-async def as_problems(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Say in the API's own way what the HTTP server says of its paths and methods."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        if not request.path.startswith(f"{PREFIX}/"):
-            raise
-        kept = {name: error.headers[name] for name in _KEPT if name in error.headers}
-        where = f"see {PREFIX}/openapi.json for what there is"
-        if error.status not in {404, 405}:
-            where = (error.text or "").strip()
-        return ProblemError(error.status, where, headers=kept).response()
+def as_problems(route_prefix: str) -> Middleware:
+    """Return what says in the API's own way what the HTTP server says of paths and methods."""
+    api = f"{route_prefix}{PREFIX}"
+
+    @web.middleware
+    async def answer(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            if not request.path.startswith(f"{api}/"):
+                raise
+            kept = {name: error.headers[name] for name in _KEPT if name in error.headers}
+            where = f"see {api}/openapi.json for what there is"
+            if error.status not in {404, 405}:
+                where = (error.text or "").strip()
+            return ProblemError(error.status, where, headers=kept).response()
+
+    return answer
 
 
 def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:

@@ -32,8 +32,13 @@ _PROBLEMS: Final = {
 }
 
 
-def openapi(requests: Requests) -> dict[str, Any]:  # Any: JSON
-    """Return the document, with what the models of requests name."""
+def openapi(requests: Requests, external_path: str = "") -> dict[str, Any]:  # Any: JSON
+    """Return the document, with what the models of requests name.
+
+    Args:
+        requests: the models.
+        external_path: what the paths begin with for clients.
+    """
     answers = (Accepted, Page, CallDetails, ExporterStatus, ProblemDetails)
     references, definitions = models_json_schema(
         [
@@ -81,6 +86,7 @@ def openapi(requests: Requests) -> dict[str, Any]:  # Any: JSON
             "summary": "Watch voice calls placed through the eSMS voice API.",
             "version": exporter.__version__,
         },
+        **({"servers": [{"url": external_path}]} if external_path else {}),
         "security": [{"token": []}],
         "paths": {
             "/api/v1/calls": {

@@ -50,6 +50,8 @@ class WebOptions:
         config: the web configuration file; None for plain HTTP without users.
         systemd_socket: listen on the sockets of systemd instead.
         open_probes: let `/-/healthy` and `/-/ready` be asked without a password.
+        route_prefix: what all paths begin with, such as `/esms`.
+        external_path: what they begin with for clients, where a proxy changes it.
     """
 
     addresses: Sequence[ListenAddress] = ()
@@ -57,6 +59,8 @@ class WebOptions:
     config: ConfigFile[WebConfig] | None = None
     systemd_socket: bool = False
     open_probes: bool = False
+    route_prefix: str = ""
+    external_path: str = ""
 
 
 class WebServer:
@@ -71,20 +75,25 @@ class WebServer:
         self._service = service
         self._options = options
         self._config = options.config
+        prefix = options.route_prefix
         self._access = Access(
             PROBES if options.open_probes else (),
             (f"{API_PREFIX}/", f"{CALLBACK_PATH}/"),
+            prefix,
             time.monotonic,
         )
         application = web.Application(
-            client_max_size=64 * 1024, middlewares=[_tracked, as_problems, self._guarded]
+            client_max_size=64 * 1024, middlewares=[_tracked, as_problems(prefix), self._guarded]
         )
         routes = [
             *Pages(service, options.telemetry_path, self._visitor).routes(),
             web.post("/-/reload", self._reload),
-            *Api(service).routes(),
+            *Api(service, options.external_path).routes(),
             *Callback(service).routes(),
         ]
+        routes = [web.RouteDef(r.method, prefix + r.path, r.handler, r.kwargs) for r in routes]
+        if prefix:
+            routes += [web.get("/", _redirect(prefix)), web.get(prefix, _redirect(prefix))]
         for route in routes:
             route.kwargs["expect_handler"] = _await_access
         application.add_routes(routes)
@@ -243,6 +252,16 @@ class WebServer:
         except ExporterError as error:
             return web.Response(status=500, text=f"{error}\n")
         return web.Response(text="configuration reloaded\n")
+
+
+def _redirect(prefix: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Return what leads to the page: relative, as outside of a proxy the path may be another."""
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        where = prefix if request.path == "/" else prefix[prefix.rindex("/") :]
+        raise web.HTTPFound(f".{where}/")
+
+    return redirect
 
 
 async def _await_access(_request: web.Request) -> None:

@@ -116,6 +116,24 @@ async def test_without_sockets_of_systemd(tmp_path: Path) -> None:
     assert "no socket activation file descriptors found" in exporter.output
 
 
+@pytest.mark.parametrize(
+    ("options", "prefix"),
+    [
+        (("--web.external-url=https://example.com/esms/",), "/esms"),
+        (("--web.external-url=/esms", "--web.route-prefix=/"), ""),
+    ],
+)
+async def test_options_for_a_proxy_with_a_path(
+    tmp_path: Path, options: tuple[str, ...], prefix: str
+) -> None:
+    async with Exporter(configuration(tmp_path), *options) as exporter:
+        url = await exporter.ready()
+        async with aiohttp.ClientSession() as http:
+            for path in ("", "/esms"):
+                async with http.get(f"{url}{path}/-/ready") as answer:
+                    assert answer.status == (200 if path == prefix else 404)
+
+
 async def test_five_hundred_slow_clients_keep_no_scrape_out(tmp_path: Path) -> None:
     async with Exporter(configuration(tmp_path)) as exporter:
         url = await exporter.ready()

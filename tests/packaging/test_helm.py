@@ -118,6 +118,17 @@ def test_every_value_arrives(tmp_path: Path) -> None:
     assert manifests["ServiceMonitor"]["spec"]["endpoints"][0]["scheme"] == "https"
 
 
+@pytest.mark.parametrize("prefix", ["esms", "/esms", "/esms/"])
+def test_a_route_prefix_arrives_wherever_a_path_is_named(prefix: str) -> None:
+    manifests = templated(f"--set=routePrefix={prefix}", "--set=serviceMonitor.enabled=true")
+    (container,) = manifests["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert "--web.route-prefix=/esms" in container["args"]
+    probes = ("startupProbe", "livenessProbe", "readinessProbe")
+    paths = [container[probe]["httpGet"]["path"] for probe in probes]
+    assert paths == ["/esms/-/healthy", "/esms/-/healthy", "/esms/-/ready"]
+    assert manifests["ServiceMonitor"]["spec"]["endpoints"][0]["path"] == "/esms/metrics"
+
+
 def test_a_number_of_replicas_arrives() -> None:
     assert templated(SHARED, "--set=replicas.count=5")["Deployment"]["spec"]["replicas"] == 5
 
@@ -136,6 +147,7 @@ def test_what_is_off_is_not_there() -> None:
         "config.accounts=[]",
         'persistence.size="much"',
         'scheme="ftp"',
+        'routePrefix="/a b"',
         "service.port=0",
         "terminationGracePeriodSeconds=0",
         "replicas.count=0",

@@ -17,3 +17,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
+
+{{- define "esms-exporter.prefix" -}}
+{{- with .Values.routePrefix | trimAll "/" }}/{{ . }}{{ end }}
+{{- end -}}

@@ -63,6 +63,9 @@ spec:
         - --config.file=/etc/esms-exporter/config.yaml
         - --web.open-probes
         - --log.format=json
+        {{- with include "esms-exporter.prefix" . }}
+        - --web.route-prefix={{ . }}
+        {{- end }}
         {{- with .Values.extraArgs }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -85,7 +88,7 @@ spec:
       # Opening a ledger of an older version may take minutes.
       startupProbe:
         httpGet:
-          path: /-/healthy
+          path: {{ include "esms-exporter.prefix" . }}/-/healthy
           port: http
           scheme: {{ upper .Values.scheme }}
         timeoutSeconds: 5
@@ -93,7 +96,7 @@ spec:
         failureThreshold: 120
       livenessProbe:
         httpGet:
-          path: /-/healthy
+          path: {{ include "esms-exporter.prefix" . }}/-/healthy
           port: http
           scheme: {{ upper .Values.scheme }}
         timeoutSeconds: 5
@@ -101,7 +104,7 @@ spec:
         failureThreshold: 6
       readinessProbe:
         httpGet:
-          path: /-/ready
+          path: {{ include "esms-exporter.prefix" . }}/-/ready
           port: http
           scheme: {{ upper .Values.scheme }}
         timeoutSeconds: 5
