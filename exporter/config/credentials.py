@@ -34,7 +34,15 @@ NO_SECRET: Final = Secret("?")
 """Stands in for a credential that is wrong, so that it is told once; no Config is made of it."""
 
 _CREDENTIAL: Final = re.compile("[!-~]{1,1024}")
-_TEXT: Final = re.compile(".{1,4096}", re.DOTALL)
+# Of databases, receivers and brokers: blanks and letters of any language may stand there.
+_URL: Final = re.compile("[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}")
+_PASSWORD: Final = re.compile("[^\ud800-\udfff]{1,4096}")
+_FORMS: Final[dict[type[BaseModel], re.Pattern[str]]] = {
+    SqlConfig: _URL,
+    LedgerConfig: _URL,
+    NotifyConfig: _URL,
+    HomeAssistantConfig: _PASSWORD,
+}
 
 
 def file_keys(model: type[BaseModel]) -> tuple[str, ...]:
@@ -73,8 +81,7 @@ class Credentials:
             parts: the keys that lead to it.
             line: where it stands.
         """
-        # The path of a file may hold blanks; what it may be is said by the model.
-        form = _TEXT if model is LedgerConfig else _CREDENTIAL
+        form = _FORMS.get(model, _CREDENTIAL)
         for key in CREDENTIALS[model]:
             file_key = f"{key}_file"
             data.pop(file_key, None)
@@ -98,15 +105,20 @@ class Credentials:
     ) -> Secret:
         if value is BROKEN:
             return NO_SECRET
-        text = value.strip() if isinstance(value, str) else ""
+        text = value if isinstance(value, str) else ""
+        # Somebody else's password may begin or end with blanks; of a file, its last line break does
+        # not belong to it.
+        text = re.sub(r"\r?\n\Z", "", text) if form is _PASSWORD else text.strip()
         if form.fullmatch(text):
             return Secret(text)
         if isinstance(value, bool | int | float):
             message = "expected text; a key that looks like a number needs quotes"
         elif not text:
             message = "expected a key, and it is empty"
-        else:
+        elif form is _CREDENTIAL:
             message = "expected a key: printable ASCII characters without blanks"
+        else:
+            message = "expected at most 4096 characters, and none that no text has"
         self._problems.add(line, parts, message)
         return NO_SECRET
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum, auto
@@ -91,7 +92,12 @@ class Poster:
     """
 
     def __init__(self, config: NotifyConfig, *, tls: ssl.SSLContext | bool = True) -> None:
-        self._url = URL(config.url.reveal())
+        url = URL(config.url.reveal())
+        self._url = url.with_user(None)
+        # Not left to aiohttp, which cannot encode most letters that a password may hold.
+        shown = b64encode(f"{url.user or ''}:{url.password or ''}".encode()).decode()
+        known = url.user is not None or url.password is not None
+        self._auth = {"Authorization": f"Basic {shown}"} if known else {}
         self._key = signing_key(config.secret)
         self._timeout = config.timeout
         self._names = Resolver()
@@ -115,7 +121,7 @@ class Poster:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._session.post(
-                    self._url, data=data, headers=signed, allow_redirects=False
+                    self._url, data=data, headers={**signed, **self._auth}, allow_redirects=False
                 )
         except Exception as error:  # noqa: BLE001 - its text and traceback may hold the URL
             return _failed(error)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,23 @@ def test_all_of_it(load: Load, tmp_path: Path) -> None:
     found = load(HEAD + text).home_assistant
     assert found is not None
     assert dict(found) == dict(expected)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [" two words ", "m\u1eadt kh\u1ea9u", "a\tb", "x" * 4096, "q\"uo'ted", "\u3000", " "],
+)
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_password_of_a_broker_is_taken_as_it_is(
+    load: Load, tmp_path: Path, password: str, end: str
+) -> None:
+    (tmp_path / "password").write_bytes(f"{password}{end}".encode())
+    inline = json.dumps(password)
+    for form in ("password_file: password", f"password: {inline}", "password: ${SHOWN}"):
+        text = f"home_assistant:\n  url: mqtt://a\n  username: u\n  {form}\n"
+        found = load(HEAD + text, {"SHOWN": password}).home_assistant
+        assert found is not None
+        assert found.password == Secret(password), form
 
 
 @pytest.mark.parametrize(

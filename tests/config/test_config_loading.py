@@ -381,7 +381,7 @@ def make_link_to_device(path: Path) -> None:
         (make_fifo, "cannot be read: not a regular file"),
         (make_link_to_device, "cannot be read: not a regular file"),
         (make_loop, "cannot be read: Too many levels of symbolic links"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00\x80"), "is not UTF-8 text"),
+        (lambda path: path.write_bytes(b"\xff\x00\x80"), "is not UTF-8 text"),
         (lambda path: path.write_bytes(b"accounts: \0\n"), "is not YAML text"),
     ],
 )

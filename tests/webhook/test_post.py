@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import ssl
 import struct
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
@@ -319,3 +321,14 @@ async def test_no_problem_says_where_it_goes() -> None:
         assert reply.outcome is Is.CONNECTION
         assert "made-up" not in reply.problem
         assert "127.0.0.1" not in reply.problem
+
+
+@pytest.mark.parametrize("password", ["two words", "m\u1eadt kh\u1ea9u", "a%20b:c", ""])
+async def test_a_password_of_a_receiver(receiver: Receiver, password: str) -> None:
+    written = {quote(password, safe=""), password.replace("%", "%25")}
+    for form in written:
+        url = receiver.url.replace("://", f"://esms:{form}@")
+        (reply,) = await post(target(url))
+        assert reply.outcome is Is.OK
+        shown = receiver.told[-1].headers["Authorization"].removeprefix("Basic ")
+        assert base64.b64decode(shown).decode() == f"esms:{password}"

@@ -21,6 +21,10 @@ from tools.reference.markdown import NOTE, code, table
 
 _HEAD: Final = ("key", "takes", "default", "what it is")
 _PRINTABLE: Final = "printable ASCII without blanks, up to 1024 characters"
+_SECRETS: Final = {
+    "password": "text of up to 4096 characters, taken as it is",
+    "url": "an address of up to 4096 characters",
+}
 
 _INTRODUCTION: Final = """# Configuration
 
@@ -140,7 +144,7 @@ def _in_words(takes: _Takes, path: str) -> str:
     if takes.model:
         return _link(path)
     if takes.kind is Secret:
-        return _PRINTABLE
+        return _SECRETS.get(path.rpartition(".")[2], _PRINTABLE)
     for item in takes.metadata:
         match item:
             case Words(expected):
