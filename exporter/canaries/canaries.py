@@ -79,7 +79,6 @@ class Canaries:
         self._anew: set[str] = set()  # whose due times have changed: they begin anew, too
         self._state: State | None = None
         self._read_at = -math.inf
-        self._deadlines: dict[int, float] = {}  # of runs, by the loop's clock
         self._following: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._placing: set[asyncio.Task[None]] = set()
@@ -106,7 +105,8 @@ class Canaries:
     async def run(self) -> None:
         """Place calls, and follow them, until cancelled."""
         statements = CanaryRuns(self._ledger.database)
-        runs = Runs(self._ledger.call, statements, self._accounts, self._metrics)
+        clock = self._ledger.clock.now
+        runs = Runs(self._ledger.call, statements, self._accounts, self._metrics, clock)
         while True:
             with suppress(LedgerError):  # counted, and shown, by the ledger
                 await self._look(runs, statements)
@@ -125,7 +125,7 @@ class Canaries:
             LedgerError: the ledger failed.
         """
         statements = CanaryRuns(self._ledger.database)
-        await self._ledger.call(statements.prune, before, time.time())
+        await self._ledger.call(statements.prune, before, self._ledger.clock.now())
 
     # What is to be done now.
 
@@ -152,7 +152,7 @@ class Canaries:
         await self._read(statements)
         await self._count_missed(statements, now)
         if not self._stopping:
-            self._go_on(runs, now)
+            self._go_on(runs)
 
     def _due(self, now: float) -> Iterator[tuple[CanaryConfig, int]]:
         """Yield the calls that are to be placed."""
@@ -200,7 +200,8 @@ class Canaries:
             series = self._series.get(name) or CanaryMetrics(self._metrics, name)
             self._series[name] = series
             series.success.value = float(bool(past.success))
-            series.last_success.value = past.last_success_at or 0.0
+            ahead = self._ledger.clock.ahead
+            series.last_success.value = past.last_success_at - ahead if past.last_success_at else 0
             series.stages[CanaryStage.ACCEPTED].value = past.accepted_seconds or 0.0
             series.stages[CanaryStage.FINISHED].value = past.finished_seconds or 0.0
             for result, shown in series.runs.items():
@@ -228,28 +229,23 @@ class Canaries:
                 _log.warning("canary calls missed", canary=name, missed=missed)
             self._read_at = -math.inf
 
-    def _go_on(self, runs: Runs, now: float) -> None:
+    def _go_on(self, runs: Runs) -> None:
         """See to the calls that have not ended."""
         if self._state is None or self._config is None:
             return
         timeout = self._config.polling.timeout
-        going_on = self._state.going_on
-        steady = self._loop.time()
-        # By the steady clock, from the first sight on: the wall clock may be set.
-        self._deadlines = {
-            run.id: self._deadlines.get(run.id, steady + run.deadline_at - now) for run in going_on
-        }
-        for run in going_on:
+        now = self._ledger.clock.now()
+        for run in self._state.going_on:
             if run.id in runs.placing or run.id in self._following:
                 continue
             if run.reference_id is None:
                 # Nobody tells whether the request was sent, and it is not sent again.
                 if now > run.started_at + WAIT_FOR_TURN + timeout + _SPARE:
                     self._begin(self._end(runs, run, CanaryResult.UNSURE), self._tasks)
-            elif steady > self._deadlines[run.id] + _SPARE + timeout:
+            elif now > run.deadline_at + _SPARE + timeout:
                 self._begin(self._end(runs, run, CanaryResult.LATE), self._tasks)
             elif not now < run.ask_at <= now + _ASK_EVERY:
-                overdue = steady >= self._deadlines[run.id]
+                overdue = now >= run.deadline_at
                 self._begin(self._follow(runs, run, overdue=overdue), self._tasks)
 
     async def _follow(self, runs: Runs, run: Run, *, overdue: bool) -> None:

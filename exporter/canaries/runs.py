@@ -88,6 +88,7 @@ class Runs:
         statements: what is to be run.
         accounts: who places calls, and asks for them; whoever changes them has it seen here.
         metrics: where requests are counted.
+        clock: the ledger's, by which every time of a run is told but the one when it is due.
         told: told of each stage that a call reaches: its row, the stage, and more about it.
     """
 
@@ -97,12 +98,14 @@ class Runs:
         statements: CanaryRuns,
         accounts: Mapping[str, Account],
         metrics: Catalogue,
+        clock: Callable[[], float],
         told: Callable[[int, str, Mapping[str, object]], None] = lambda *_: None,
     ) -> None:
         self._call = call
         self._statements = statements
         self._accounts = accounts
         self._metrics = metrics
+        self._clock = clock
         self._told = told
         self.placing: set[int] = set()  # rows of calls whose request may be under way here
 
@@ -132,7 +135,7 @@ class Runs:
             LedgerError: nothing was placed; or, with a broken connection to the ledger, nobody
                 will place it.
         """
-        account, now = self._accounts[name], time.time()
+        account, now = self._accounts[name], self._clock()
         request = call_request(canary, name, due)
         key = key_named(canary.expect_key)
         intent = Intent(
@@ -168,11 +171,10 @@ class Runs:
         self, canary: CanaryConfig, row: int, due: int, *, by_hand: bool
     ) -> int | None:
         """Give up the right to place a call that was not sent; see `place`."""
-        now = time.time()
-        if by_hand or now <= due + grace(canary.schedule, due):
+        if by_hand or time.time() <= due + grace(canary.schedule, due):
             await self._call(self._statements.withdraw, row)
             return None
-        await self._call(self._statements.end, row, CanaryResult.MISSED, now)
+        await self._call(self._statements.end, row, CanaryResult.MISSED, self._clock())
         return row
 
     async def _placed(
@@ -188,13 +190,13 @@ class Runs:
             try:
                 if result is None:
                     reference_id = answer.reference_id or ""
-                    accepted = self._statements.accept, row, reference_id, time.time(), seconds
+                    accepted = self._statements.accept, row, reference_id, self._clock(), seconds
                     if not await self._call(*accepted):
                         _log.warning("canary call accepted too late", canary=canary)
                         return
                 else:
                     await self._call(
-                        self._statements.end, row, result, time.time(), code=answer.code
+                        self._statements.end, row, result, self._clock(), code=answer.code
                     )
                 break
             except LedgerError:
@@ -223,7 +225,7 @@ class Runs:
         Raises:
             LedgerError: the ledger failed.
         """
-        now = time.time()
+        now = self._clock()
         account = self._accounts.get(run.account)
         if account is None or run.reference_id is None:
             return
@@ -233,7 +235,7 @@ class Runs:
         answer = await account.look_up(reference_id, apart)
         if answer is None:
             return
-        now = time.time()
+        now = self._clock()
         since = run.accepted_at or now
         asked = WatchedCall(run.id, reference_id, since, CallState.NEW, since)
         decided = verdict(asked, answer, now, _ALL_PATIENCE)
@@ -259,7 +261,7 @@ class Runs:
             LedgerError: the ledger failed.
         """
         written = await self._call(
-            self._statements.end, run.id, result, time.time(), status=status, seconds=seconds
+            self._statements.end, run.id, result, self._clock(), status=status, seconds=seconds
         )
         if not written:
             return

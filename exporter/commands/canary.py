@@ -23,6 +23,7 @@ from exporter.config import CanaryConfig, Config, load_config
 from exporter.errors import ExporterError
 from exporter.ledger.beside import open_beside
 from exporter.ledger.canary_runs import CanaryRuns, NotBegun, Run
+from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.engine import Database
 from exporter.logs import configure_logging
 from exporter.metrics.accounts import AccountMetrics
@@ -92,8 +93,10 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     url = config.ledger.url.reveal()
     database = await thread.submit(partial(open_beside, url))
     account = _account(config, config.account_of(canary))
+    clock = LedgerClock(machine_clocks())
     try:
-        return await _Calling(thread, database, account, config, canary).run()
+        await thread.submit(partial(database.keep_time, clock, opened=True))
+        return await _Calling(thread, database, account, config, canary, clock).run()
     finally:
         await account.close()
         await thread.submit(database.close)
@@ -115,7 +118,9 @@ class _Calling:
         account: Account,
         config: Config,
         canary: CanaryConfig,
+        clock: LedgerClock,
     ) -> None:
+        self._clock = clock
         self._thread = thread
         self._statements = CanaryRuns(database)
         self._name = account.poller.account
@@ -123,16 +128,19 @@ class _Calling:
         self._apart = min(_ASK_EVERY, config.polling.interval)
         self._ended = False
         accounts = {self._name: account}
-        self._runs = Runs(self._ask_ledger, self._statements, accounts, Catalogue(), self._told)
+        self._runs = Runs(
+            self._ask_ledger, self._statements, accounts, Catalogue(), clock.now, self._told
+        )
 
     async def run(self) -> str | None:
         _say("placing", canary=self._canary.name, account=self._name)
         row = await self._place()
         while (run := await self._going_on(row)) is not None:
-            overdue = time.time() >= run.deadline_at
-            if time.time() >= run.deadline_at + _GIVE_UP:
+            now = self._clock.now()
+            overdue = now >= run.deadline_at
+            if now >= run.deadline_at + _GIVE_UP:
                 await self._runs.end(run, CanaryResult.LATE)
-            elif not time.time() < run.ask_at <= time.time() + self._apart:
+            elif not now < run.ask_at <= now + self._apart:
                 await self._runs.follow(run, self._apart, overdue=overdue)
             await asyncio.sleep(_LOOK_EVERY)
         result, status = await self._ask_ledger(self._statements.find, row)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from exporter.canaries import canaries, runs, schedule
-from exporter.config import Config, load_config
+from exporter.config import load_config
 from exporter.ledger.canary_runs import CanaryRuns
 from exporter.service import Service
 from exporter.simulator import Fault, FaultKind, Simulator
@@ -77,20 +77,21 @@ async def scene(folder: Path, canary: str = RECORDING) -> AsyncIterator[Scene]:
         config = folder / "config.yaml"
         config.write_text(config_text(provider.url, f"sqlite:///{folder}/ledger.db", canary))
 
-        def load() -> Config:
-            return load_config(config)
-
-        service = Service(load)
-        await service.open()
-        await service.start()
-        there = Scene(folder, provider, service)
+        there = Scene(folder, provider, await started(config))
         # What was due before it was configured would not be placed.
-        await there.until(lambda: bool(list(service.metrics.canary_runs.series())))
+        await there.until(lambda: bool(list(there.service.metrics.canary_runs.series())))
         try:
             yield there
         finally:
-            await service.stop()
-            assert not service.failed.done()
+            await there.service.stop()
+            assert not there.service.failed.done()
+
+
+async def started(config: Path) -> Service:
+    service = Service(lambda: load_config(config))
+    await service.open()
+    await service.start()
+    return service
 
 
 async def test_a_call_is_placed_when_it_is_due(tmp_path: Path, clock: Clock) -> None:
@@ -123,7 +124,10 @@ async def test_a_clock_that_is_set_calls_nobody_twice(tmp_path: Path, clock: Clo
         assert len(there.placed.codes) == 3
 
 
-async def test_a_call_is_not_late_because_a_clock_was_set(tmp_path: Path, clock: Clock) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_call_is_not_late_because_a_clock_was_set(
+    tmp_path: Path, clock: Clock, *, restarted: bool
+) -> None:
     async with scene(tmp_path) as there:
         there.provider.faults.set("x", Fault(FaultKind.HANG, operation="GetSendStatus"))
         clock.set(NOON + 1)
@@ -131,6 +135,10 @@ async def test_a_call_is_not_late_because_a_clock_was_set(tmp_path: Path, clock:
         await asyncio.sleep(0.5)
         clock.set(NOON + 300)
         await asyncio.sleep(0.5)
+        if restarted:
+            await there.service.stop()
+            clock.set(NOON + 300_000)
+            there.service = await started(tmp_path / "config.yaml")
         there.provider.faults.clear()
         await there.until(lambda: there.total("success") == 1)
         assert there.total("late") == 0
