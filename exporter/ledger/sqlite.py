@@ -144,6 +144,7 @@ class SqliteDatabase(Database):
             poolclass=NullPool,
             hide_parameters=True,
         )
+        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA temp_store = MEMORY"))
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         return engine
 
@@ -372,6 +373,8 @@ def _configure(connection: Any, _record: object) -> None:  # Any: whatever the d
     # Survives a power cut; in groups it costs some 10 microseconds a row.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
+    # The ledger's folder may be the only one that can be written.
+    cursor.execute("PRAGMA temp_store = MEMORY")
     # 8 MiB of cache, whatever the size of the ledger.
     cursor.execute("PRAGMA cache_size = -8192")
     cursor.close()

@@ -160,6 +160,8 @@ def _settings(dialect: Dialect, timeout: float) -> list[str]:
 
 def _limit(timeout: float) -> Any:  # Any: SQLAlchemy's own signature of a listener
     def listener(connection: sqlite3.Connection, _record: object) -> None:
+        # No folder but the ledger's may be writable.
+        connection.execute("PRAGMA temp_store = MEMORY")
         end = time.monotonic() + timeout
         connection.set_progress_handler(lambda: int(time.monotonic() > end), 10_000)
 
