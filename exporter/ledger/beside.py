@@ -14,7 +14,7 @@ from sqlalchemy import Connection, make_url
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import HEAD
-from exporter.ledger.sqlite import CLOSED, SqliteDatabase
+from exporter.ledger.sqlite import SqliteDatabase, new_mark
 from exporter.ledger.upgrading import revision
 
 
@@ -31,7 +31,7 @@ class _BesideSqlite(SqliteDatabase):
         self.engine = self._make_engine(url)
         with self.begin() as connection:
             found = revision(connection)
-            closed = connection.exec_driver_sql("PRAGMA user_version").scalar() == CLOSED
+            closed = connection.exec_driver_sql("PRAGMA user_version").scalar_one() % 2 == 1
         if found != HEAD:
             self.close()
             raise self.failed(
@@ -74,7 +74,7 @@ class _BackedUp(SqliteDatabase):
             opened.backup(copy)
             # In one file, which can be read where nothing can be written.
             copy.execute("PRAGMA journal_mode = DELETE")
-            copy.execute(f"PRAGMA user_version = {CLOSED}")
+            copy.execute(f"PRAGMA user_version = {new_mark(closed=True)}")
             (count,) = copy.execute("SELECT count(*) FROM calls").fetchone()
         return int(count)
 

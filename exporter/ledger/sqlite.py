@@ -34,9 +34,8 @@ BUSY_TIMEOUT: Final = 5.0
 # Far behind any byte that is written, and any that SQLite locks.
 _LOCKED_BYTE: Final = 1 << 62
 
-CLOSED: Final = 1
-"""The `PRAGMA user_version` of a backup, and of a file that an exporter has closed, which leaves no
--wal. While an exporter has it open, it is a random number above. 0 says nothing."""
+_RETRIES: Final = 1000
+"""Marks that may follow each other in one -wal: two for each start beside the same reader."""
 
 _DIRECTORY: Final = (
     "is a directory; name a file in it (Docker makes a directory where a file that is to be "
@@ -87,7 +86,7 @@ class SqliteDatabase(Database):
             self.engine = self._make_engine(url)
             with self.translated(), self.engine.begin() as connection:
                 upgrade(self, connection)
-            self._mark(CLOSED + 1 + secrets.randbelow(1 << 30))
+            self._mark_open()
         except BaseException:
             self.close()
             raise
@@ -109,7 +108,7 @@ class SqliteDatabase(Database):
         if hasattr(self, "engine"):
             if not self._opening:
                 with suppress(LedgerError):  # it could not be written before, either
-                    self._mark(CLOSED)
+                    self._mark(self._number + 1)
             super().close()
         os.close(self._lock)
 
@@ -229,12 +228,26 @@ class SqliteDatabase(Database):
             ) from None
         return descriptor
 
-    def _mark(self, number: int) -> None:
-        """Have the file itself, not its -wal, say whether it is in use; see `CLOSED`."""
+    def _mark_open(self) -> None:
+        """Mark the file as in use."""
+        with self.translated(), self.engine.connect() as connection:
+            number = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        self._number = number + 2 - number % 2
+        if self._mark(self._number):
+            self._number = new_mark(closed=False)
+            self._mark(self._number)
+
+    def _mark(self, number: int) -> bool:
+        """Have the file itself, not its -wal, say whether it is in use; see `new_mark`.
+
+        Returns:
+            Whether it does: another program that reads holds the -wal as it is.
+        """
         with self.translated(), self.engine.connect() as connection:
             opened: Any = connection.connection.driver_connection  # Any: whatever the driver's is
             opened.execute(f"PRAGMA user_version = {number}")
-            opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            busy, *_ = opened.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     def _keep_file(self) -> None:
         """See that the path still leads to the open file: what is written to another is lost.
@@ -299,6 +312,16 @@ class SqliteDatabase(Database):
         return engine
 
 
+def new_mark(*, closed: bool) -> int:
+    """Return a random `PRAGMA user_version` of a ledger.
+
+    It is even while an exporter has the file open, and odd in a backup and once the file was
+    closed, which leaves no -wal. 0 says nothing. Where the file itself cannot be marked, because
+    another program reads, the next number in the -wal says that it belongs to the file.
+    """
+    return 2 * (secrets.randbelow(1 << 29) + 1) + closed
+
+
 def _oddity(descriptor: int, path: Path) -> str | None:
     """Return what is odd about a file and its -wal, before SQLite sees them; None if nothing is.
 
@@ -307,12 +330,16 @@ def _oddity(descriptor: int, path: Path) -> str | None:
     header = os.pread(descriptor, 64, 0)
     pages, mark = int.from_bytes(header[28:32]), int.from_bytes(header[60:64])
     wal = _marks(path.with_name(path.name + "-wal"))
+    closed = mark % 2 == 1
     if wal is None:
-        if mark > CLOSED:
+        if mark and not closed:
             return "it was in use when it was copied, and has no -wal: what was new is missing"
         if header and not mark and pages <= 1:
             return "it is empty, but not new: was it copied without its -wal?"
-    elif wal and (not header or mark == CLOSED or (mark and mark not in wal and wal != {0})):
+    elif wal and (
+        not header
+        or (mark and (closed or wal != {0}) and wal.isdisjoint(range(mark, mark + _RETRIES)))
+    ):
         return "its -wal is that of another file: before a backup is restored, delete -wal and -shm"
     return None
 

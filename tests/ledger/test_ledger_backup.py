@@ -161,6 +161,36 @@ def test_what_is_restored_badly_is_told(
     store.close()
 
 
+def test_a_reader_that_holds_the_wal_is_no_fault(path: Path, tmp_path: Path) -> None:
+    """The file says nothing new then, at the start or at the end: its -wal alone does."""
+    opened(path).close()
+    left: list[Path] = []
+
+    def leave() -> None:
+        left.append(tmp_path / f"left-{len(left)}.db")
+        copied_with_its_wal(path, left[-1])
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM calls")
+        store = opened(path)
+        watch(store, "A")
+        leave()  # as if killed
+        reader.execute("COMMIT")
+        store.close()
+        store = opened(path)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM calls")
+        store.close()
+        leave()
+    for place in left:
+        with capture_logs() as logs:
+            store = opened(place)
+        assert logs == []
+        assert watched(store) == ["A"]
+        store.close()
+
+
 def test_a_ledger_that_was_not_closed_is_as_it_should_be(path: Path) -> None:
     script = (
         "import os, sys; from tests.ledger.test_ledger_backup import *; "
