@@ -51,6 +51,7 @@ NOTHING = {
     "esms-exporter.json: MQTT broker": "the demo tells no Home Assistant",
     "esms-exporter.json: MQTT connection errors": "as above",
     "esms-exporter.json: MQTT messages": "as above",
+    "esms-exporter.json: Certificate expires in": "the demo has no TLS",
     "esms-overview.json: Last canary call": "the demo places no canary calls",
     "esms-overview.json: Time since a canary call was good": "as above",
     "esms-overview.json: Canary calls": "as above",
@@ -69,6 +70,7 @@ ZERO = {
     "esms-exporter.json: Evictions": "as above",
     "esms-exporter.json: Errors of sources": "the demo's source is well",
     "esms-exporter.json: Dropped log lines": "the log is read",
+    "esms-exporter.json: Failed TLS handshakes": "the demo has no TLS",
 }
 OF_EACH = {
     "Request rate by account",
