@@ -193,14 +193,16 @@ def _requests() -> Row:
             stacked(
                 "Result codes",
                 "Answers a second by the provider's result code; 100 is a good one. Codes that "
-                "never came are left out. `odd` are fields of finished calls that cannot be used.",
+                "never came are left out.",
                 "reqps",
-                {
-                    "{{code}}": f"{rate(of_account('esms_api_result_codes_total'), 'code')} > 0",
-                    "odd {{field}}": rate(of_account("esms_api_odd_values_total"), "field")
-                    + " > 0",
-                },
-            ).span(12),
+                {"{{code}}": f"{rate(of_account('esms_api_result_codes_total'), 'code')} > 0"},
+            ).span(6),
+            series(
+                "Odd values",
+                "Fields of finished calls a minute whose value cannot be used.",
+                "cpm",
+                {"{{field}}": f"60 * {rate(of_account('esms_api_odd_values_total'), 'field')}"},
+            ).span(6),
         ),
     )
 

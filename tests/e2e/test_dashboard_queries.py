@@ -63,6 +63,7 @@ ZERO = {
     "esms-overview.json: Price by $split": "as above",
     "esms-api.json: Failed requests by account": "the stand-in's faults are off",
     "esms-api.json: Throttled requests": "the demo stays below the limit",
+    "esms-api.json: Odd values": "the stand-in's faults are off",
     "esms-api.json: Callbacks of the provider": "the demo has none",
     "esms-exporter.json: Ledger errors": "the disk is well",
     "esms-exporter.json: Ledger errors by instance": "the disk is well",
