@@ -6,17 +6,30 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from sqlalchemy import Connection, CursorResult, Dialect, Engine, TextClause, create_engine, event
+from sqlalchemy import (
+    URL,
+    Connection,
+    CursorResult,
+    Dialect,
+    Engine,
+    TextClause,
+    create_engine,
+    event,
+)
 from sqlalchemy.pool import NullPool
 
 from exporter.config.databases import database_url
+from exporter.errors import SourceError
 from exporter.secret import Secret
 from exporter.sources.database_errors import parts_of, translated
 
 CONNECT_TIMEOUT: Final = 10
+
+_REFUSED: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 # Seconds since 1970 by the clocks of databases, within a session in UTC.
 _MYSQL: Final = "SELECT unix_timestamp(now(6))"
@@ -40,6 +53,8 @@ class Database:
         self._url = url
         self._timeout = timeout
         self._engine: Engine | None = None
+        # Of a file of SQLite that is read without locks.
+        self._frozen: _State | None = None
 
     @contextmanager
     def ask(
@@ -74,11 +89,53 @@ class Database:
                     found.close()
                 # Nothing that the query may have changed stays.
                 connection.rollback()
+                if self._frozen and self._frozen != _state(database_url(self._url)):
+                    raise SourceError("the file was changed while it was read; it is read again")
 
     def _connect(self) -> Connection:
         if self._engine is None:
-            self._engine = _engine(self._url, self._timeout)
+            self._engine = self._make_engine()
         return self._engine.connect()
+
+    def _make_engine(self) -> Engine:
+        url = database_url(self._url)
+        options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True}  # Any: by driver
+        sqlite = url.get_backend_name() == "sqlite"
+        if sqlite:
+            options["creator"] = lambda: self._open_file(url)
+        options["connect_args"] = _patience(url.get_driver_name(), self._timeout)
+        engine = create_engine(url, **options)
+        if sqlite:
+            event.listen(engine, "connect", _limit(self._timeout))
+        return engine
+
+    def _open_file(self, url: URL) -> sqlite3.Connection:
+        """Open a file of SQLite read-only; one that is not there is an error, not a new database.
+
+        In WAL mode, SQLite wants to make files beside it, also to read. Where it may not, and no
+        other program has it open, it is read as it lies there.
+        """
+        name = f"file:{quote(url.database or '')}?mode=ro"
+        self._frozen = None
+        connection = sqlite3.connect(name, uri=True, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError as error:
+            connection.close()
+            refused = error.sqlite_errorcode & 0xFF in _REFUSED
+            if not refused or not _in_wal_mode(Path(url.database or "")):
+                raise
+            state = _state(url)
+            if state.unmerged:
+                raise SourceError(
+                    "the file is in WAL mode, and files that belong to it cannot be read; let the "
+                    "exporter's user read those that end in `-wal` and `-shm`, or write to the "
+                    "folder"
+                ) from None
+            self._frozen = state
+            name += "&immutable=1"
+            return sqlite3.connect(name, uri=True, check_same_thread=False)
+        return connection
 
 
 def _time(connection: Connection) -> float:
@@ -98,23 +155,24 @@ def _forget_result(raw: object) -> None:
         result.unbuffered_active = False
 
 
-def _engine(address: Secret, timeout: float) -> Engine:
-    url = database_url(address)
-    options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True}  # Any: by driver
-    kind = url.get_backend_name()
-    if kind == "sqlite":
-        path = url.database or ""
+class _State(NamedTuple):
+    """What tells whether a file of SQLite was changed: its times and sizes, in ns and bytes."""
 
-        def connect() -> sqlite3.Connection:
-            # A file that is not there is an error, not a new database.
-            return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, check_same_thread=False)
+    changed: int
+    size: int
+    unmerged: int
 
-        options["creator"] = connect
-    options["connect_args"] = _patience(url.get_driver_name(), timeout)
-    engine = create_engine(url, **options)
-    if kind == "sqlite":
-        event.listen(engine, "connect", _limit(timeout))
-    return engine
+
+def _in_wal_mode(path: Path) -> bool:
+    """Whether a file of SQLite says so (https://www.sqlite.org/fileformat2.html, offset 18)."""
+    with path.open("rb") as file:
+        return file.read(19)[18:] == b"\x02"
+
+
+def _state(url: URL) -> _State:
+    path = Path(url.database or "")
+    found, log = path.stat(), path.with_name(f"{path.name}-wal")
+    return _State(found.st_mtime_ns, found.st_size, log.stat().st_size if log.exists() else 0)
 
 
 def _patience(driver: str, timeout: float) -> dict[str, int]:

@@ -80,6 +80,15 @@ def test_a_ledger_is_opened_again(path: Path) -> None:
         store.close()
 
 
+def test_how_far_a_query_has_read_survives_a_restart(path: Path) -> None:
+    for last in (None, 1.5, 2.5):
+        store = Store(open_database(url(path)))
+        assert store.cursor("sql:orders", "digest") == last
+        assert store.cursor("sql:orders", "another digest") is None
+        store.move_cursor("sql:orders", "digest", (last or 0.5) + 1)
+        store.close()
+
+
 def test_one_exporter_has_it_at_a_time(path: Path, tmp_path: Path) -> None:
     database = open_database(url(path))
     link = tmp_path / "link.db"
