@@ -17,9 +17,9 @@ from exporter.config import Config, load_config
 from exporter.config.problems import Problems
 from exporter.errors import ConfigError, Problem
 from exporter.logs import configure_logging
+from exporter.lookup.asking import look_up
 from exporter.lookup.line import COLUMNS, CallName, Line
 from exporter.lookup.results_file import ENDINGS, ResultsFile
-from exporter.lookup.running import look_up
 from exporter.rows import Lines, Output, print_table
 from exporter.run import limit_process
 from exporter.sources.call_files import read_calls
@@ -74,7 +74,7 @@ def lookup(
     Nothing is counted, and no ledger is touched. Exit code 0: the provider has answered for all of
     them; 1: not for all, and why; 2: wrong usage.
     """
-    configure_logging("warning", "logfmt")
+    configure_logging("error", "logfmt")
     limit_process()
     as_told = _output(output, output_file)
     if not reference_ids and from_file is None:

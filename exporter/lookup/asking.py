@@ -1,64 +1,63 @@
-"""Asks for the calls of one account, at its pace, until each has its line."""
+"""Looks calls up: polls each until there is a line for it, and counts nothing."""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import math
-import random
+import os
+import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
-from exporter.calls import ReferenceId
-from exporter.config import AccountConfig
+import uvloop
+
+from exporter.calls import Patience, ReferenceId, WatchedCall
+from exporter.config import AccountConfig, Config
 from exporter.errors import RequestError
 from exporter.esms.answers import Answer
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
-from exporter.lookup.line import Line, line_of
-from exporter.polling.breaker import Change, CircuitBreaker, Witness
+from exporter.lookup.line import CallName, Line, line_of
+from exporter.metrics.accounts import AccountMetrics
+from exporter.metrics.catalogue import Catalogue
+from exporter.polling.poller import Poller
+from exporter.polling.settings import PollingSettings
 
 TRIES: Final = 3
-"""How often a call is asked for where nothing is learnt of it."""
+"""How often a call is polled where nothing is learnt of it."""
 
 PAUSES: Final = 12
-"""Pauses in a row, without a good answer in between, with which an account is given up: at least a
-minute. Before that, `OUTAGE` calls failed, and a different one after each pause."""
+"""Pauses in a row, without a good answer in between, with which an account is given up."""
 
 _RETRY: Final = 1.0
-"""Seconds until the second try; they double for each further one."""
+"""Seconds until a call is polled again, at most."""
+
+_LOOK_EVERY: Final = 0.05
+"""Seconds after which it is looked whether the account is paused, or all is done."""
 
 # What the provider says of a call or of the credentials is not asked for twice.
 _SAID: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND, Outcome.AUTH, Outcome.API_ERROR})
 
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-@dataclass(order=True, slots=True)
-class _Call:
-    """A call without a line: new, or to be asked for again."""
-
-    due: float
-    number: int
-    reference_id: ReferenceId = field(compare=False)
-    failures: int = field(default=0, compare=False)
+Pausing = Callable[[str, Line, float], None]
+"""Told of a pause: the account, why, and for how many seconds."""
 
 
 class Asker:
-    """Asks for calls of one account.
+    """Looks up calls of one account, with the exporter's own poller.
 
-    As in the exporter, a single request goes ahead until an answer is good. Credentials that are
-    refused for two calls before any answer is good end it; so do `PAUSES` in a row.
+    Credentials that are refused before any answer was good end it; so do `PAUSES` in a row.
 
     Args:
         account: whose calls they are.
         calls: their ids, each once.
         timeout: of one request, in seconds.
         tell: takes the line of each call, in the order in which they are known.
-        pausing: told of a pause: the account, why, and for how many seconds.
+        pausing: see `Pausing`.
 
     Must be made inside a running loop.
     """
@@ -70,106 +69,169 @@ class Asker:
         *,
         timeout: float,
         tell: Callable[[Line], None],
-        pausing: Callable[[str, Line, float], None],
+        pausing: Pausing,
     ) -> None:
         self._account = account
-        self._timeout = timeout
+        self._rows = {call: row for row, call in enumerate(calls)}
         self._tell = tell
         self._pausing = pausing
-        self._new = deque(_Call(-math.inf, n, call) for n, call in enumerate(calls))
-        self._retries: list[_Call] = []
-        self._loop = asyncio.get_running_loop()
-        jitter = partial(random.uniform, 0.9, 1.1)
-        self._breaker = CircuitBreaker(account.rate_limit, jitter)
-        self._under_way = 0
-        self._changed = asyncio.Event()
-        self._pauses = 0  # in a row
+        self._tries: Counter[ReferenceId] = Counter()
         self._answered = False  # for any call
-        self._given_up: Line | None = None
-
-    async def run(self) -> None:
-        """Ask for all of them."""
-        account = self._account
-        client = Client(
+        self._pauses = 0  # in a row
+        self._failed: Line | None = None  # the last line without an answer
+        self._client = Client(
             account.base_url,
             account.api_key,
             account.secret_key,
-            timeout=self._timeout,
+            timeout=timeout,
             max_connections=account.max_concurrency,
         )
-        async with client, asyncio.TaskGroup() as requests:
-            while call := await self._next():
-                requests.create_task(self._ask(client, call))
-        if why := self._given_up:
-            for call in sorted([*self._new, *self._retries]):
-                self._tell(replace(why, reference_id=call.reference_id, asked_at=None))
+        never = Patience(float("inf"), float("inf"))
+        settings = PollingSettings(
+            _RETRY, _RETRY, never, account.rate_limit, account.max_concurrency
+        )
+        metrics = AccountMetrics(Catalogue(), account.name)
+        self._poller = Poller(account.name, self, settings, metrics, lambda *_: None)
 
-    async def _next(self) -> _Call | None:
-        """Return the next call once it may be asked for; None when no more are to be."""
-        while not self._given_up and (self._new or self._retries or self._under_way):
-            now = self._loop.time()
-            wait = self._wait(now)
-            if wait <= 0:
-                self._breaker.sent(now)
-                self._under_way += 1
-                return self._pop()
-            self._changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if wait == math.inf else wait):
-                    await self._changed.wait()
-        return None
+    async def run(self) -> None:
+        """Look all of them up."""
+        loop = asyncio.get_running_loop()
+        health = self._poller.health
+        paused_until = health.breaker.paused_until
+        async with self._client:
+            for call, row in self._rows.items():
+                self._poller.watch(WatchedCall(row, call, time.time()))
+            self._poller.wake()
+            retry_at = loop.time() + _RETRY
+            while self._poller.calls and not self._poller.failed.is_set():
+                await asyncio.sleep(_LOOK_EVERY)
+                if loop.time() >= retry_at:
+                    retry_at += _RETRY
+                    self._retry()
+                paused_until, before = health.breaker.paused_until, paused_until
+                if health.paused and self._failed and paused_until != before:
+                    self._pauses += 1
+                    refused = health.paused is Outcome.AUTH and not self._answered
+                    if refused or self._pauses >= PAUSES:
+                        break
+                    seconds = paused_until - loop.time()
+                    self._pausing(self._account.name, self._failed, seconds)
+            left = [call.reference_id for call in self._poller.calls.values()]
+            await self._poller.stop(0)
+        if error := self._poller.failure:
+            raise error
+        for call in left:
+            if self._failed:
+                self._tell(replace(self._failed, reference_id=call, asked_at=None))
 
-    def _wait(self, now: float) -> float:
-        """Return the seconds until a request may be sent; infinite where an answer has to come."""
-        if self._under_way >= self._account.max_concurrency:
-            return math.inf
-        if not self._new and not self._retries:
-            return math.inf
-        due = -math.inf if self._new else self._retries[0].due
-        return max(self._breaker.wait(now), due - now)
+    def _retry(self) -> None:
+        """Poll what failed again; one call is not to wait for a `Retry-After` that is its own."""
+        if not self._poller.health.paused and not self._poller.backlog().calls:
+            for call in self._poller.spare(len(self._rows)):
+                self._poller.hasten(call.id)
 
-    def _pop(self) -> _Call:
-        """Return the next call; after failures any new one: bad ids may stand side by side."""
-        if not self._new:
-            return heapq.heappop(self._retries)
-        if self._breaker.doubtful:
-            number = random.randrange(len(self._new))  # noqa: S311 - no secret depends on it
-            self._new[0], self._new[number] = self._new[number], self._new[0]
-        return self._new.popleft()
-
-    async def _ask(self, client: Client, call: _Call) -> None:
-        sent_at = self._loop.time()
+    async def send_status(self, reference_id: ReferenceId) -> Answer:
+        """Poll a call for the poller, whose `Provider` this is."""
         try:
-            answer = await client.send_status(call.reference_id)
+            answer = await self._client.send_status(reference_id)
         except RequestError as error:
             answer = Answer(error.outcome, message=str(error))
-        now = self._loop.time()
-        line = line_of(self._account.name, call.reference_id, answer, time.time())
-        # Where no new call is left, a second failure of one says as much as that of another.
-        witness = Witness.SICK if call.failures and self._new else Witness.WEAK
-        change = self._breaker.answered(line.outcome, answer.retry_after, sent_at, now, witness)
-        self._go_on(line, now, opened=change is Change.OPENED)
-        self._settle(call, line, now)
-        self._under_way -= 1
-        self._changed.set()
-
-    def _go_on(self, line: Line, now: float, *, opened: bool) -> None:
-        """Decide whether the account may be asked further."""
+        line = line_of(self._account.name, reference_id, answer, time.time())
+        self._tries[reference_id] += 1
         if line.answered:
-            self._answered = True
-            self._pauses = 0
-        self._pauses += opened
-        refused = line.outcome is Outcome.AUTH and not self._answered
-        if opened and (refused or self._pauses >= PAUSES):
-            self._given_up = self._given_up or line
-        elif opened:
-            self._pausing(self._account.name, line, self._breaker.paused_until - now)
-
-    def _settle(self, call: _Call, line: Line, now: float) -> None:
-        """Tell of a call, or see to its next try."""
-        call.failures += 1
-        if line.outcome in _SAID or call.failures >= TRIES:
+            self._answered, self._pauses = True, 0
+        else:
+            self._failed = line
+        if line.outcome in _SAID or self._tries[reference_id] >= TRIES:
+            self._poller.forget(self._rows[reference_id])
             self._tell(line)
-            return
-        call.due = now + _RETRY * 2.0 ** (call.failures - 1)
-        heapq.heappush(self._retries, call)
+        return answer
+
+
+def look_up(
+    config: Config,
+    calls: Mapping[CallName, ReferenceId],
+    write: Callable[[Sequence[Line]], None],
+    pausing: Pausing,
+) -> bool:
+    """Look calls up, those of each account at its own pace.
+
+    Args:
+        config: the accounts.
+        calls: what to ask for.
+        write: takes lines as they come, in a thread: it may block, and what it raises ends all.
+        pausing: see `Pausing`.
+
+    Returns:
+        False where a signal ended it: what had come by then is written.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_look_up(config, calls, write, pausing))
+
+
+async def _look_up(
+    config: Config,
+    calls: Mapping[CallName, ReferenceId],
+    write: Callable[[Sequence[Line]], None],
+    pausing: Pausing,
+) -> bool:
+    lines: asyncio.Queue[Line | None] = asyncio.Queue()
+    askers = [
+        Asker(
+            account,
+            [asked for (name, _), asked in calls.items() if name == account.name],
+            timeout=config.polling.timeout,
+            tell=lines.put_nowait,
+            pausing=pausing,
+        )
+        for account in config.accounts
+    ]
+    asking = asyncio.create_task(_all(askers))
+    writing = asyncio.create_task(_write(lines, write))
+    writing.add_done_callback(lambda _: asking.cancel())
+    with _ended_by_signals(asking):
+        await asyncio.wait({asking})
+        lines.put_nowait(None)
+        await writing
+    if asking.cancelled():
+        return False
+    asking.result()
+    return True
+
+
+async def _all(askers: Sequence[Asker]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for asker in askers:
+            tasks.create_task(asker.run())
+
+
+async def _write(
+    lines: asyncio.Queue[Line | None], write: Callable[[Sequence[Line]], None]
+) -> None:
+    # In a thread: who reads the output slowly, or not at all, makes no request late.
+    last = False
+    while not last:
+        batch = [await lines.get()]
+        while not lines.empty():
+            batch.append(lines.get_nowait())
+        last = batch[-1] is None
+        await asyncio.to_thread(write, [line for line in batch if line is not None])
+
+
+@contextmanager
+def _ended_by_signals(asking: asyncio.Task[None]) -> Iterator[None]:
+    """Have a signal end the asking; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if asking.done() or asking.cancelling():
+            os._exit(1)
+        asking.cancel()
+
+    for number in _ENDING:
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number in _ENDING:
+            loop.remove_signal_handler(number)
