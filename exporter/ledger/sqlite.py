@@ -328,6 +328,8 @@ def _oddity(descriptor: int, path: Path) -> str | None:
     SQLite writes any -wal that lies there into the file.
     """
     header = os.pread(descriptor, 64, 0)
+    if header and not header.startswith(b"SQLite format 3\0"):
+        return None  # SQLite says so
     pages, mark = int.from_bytes(header[28:32]), int.from_bytes(header[60:64])
     wal = _marks(path.with_name(path.name + "-wal"))
     closed = mark % 2 == 1

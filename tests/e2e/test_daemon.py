@@ -60,6 +60,8 @@ CATALOGUE = {
     "esms_exporter_config_last_reload_successful": ("gauge", set()),
     "esms_exporter_config_last_reload_success_timestamp_seconds": ("gauge", set()),
     "esms_exporter_log_lines_dropped": ("counter", set()),
+    "esms_exporter_tls_handshake_failures": ("counter", {"reason"}),
+    "esms_exporter_tls_certificate_expiry_timestamp_seconds": ("gauge", set()),
 }
 
 
