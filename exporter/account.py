@@ -136,7 +136,9 @@ class Account:
             # As it is when there is a turn: old keys would pause an account that has new ones.
             wish = self._wish
             keys = wish.api_key, wish.secret_key
-            return await place(wish.base_url, *keys, request, self._timeout, tls=self._tls)
+            return await place(
+                wish.base_url, *keys, request, self._timeout, tls=self._tls, proxy=wish.proxy_url
+            )
 
         return await ask(self.poller, "place", placed, lambda placed: placed.answer, within, wanted)
 
@@ -192,6 +194,7 @@ def _connection(config: Config, wish: AccountConfig) -> tuple[object, ...]:
         wish.base_url,
         wish.api_key,
         wish.secret_key,
+        wish.proxy_url,
         wish.max_concurrency,
         config.polling.timeout,
         config.authorities,
@@ -206,6 +209,7 @@ def _client(config: Config, wish: AccountConfig) -> Client:
         timeout=config.polling.timeout,
         max_connections=wish.max_concurrency,
         tls=config.tls,
+        proxy=wish.proxy_url,
     )
 
 

@@ -59,6 +59,7 @@ class _Wish:
     interval: float
     timeout: float
     authorities: Authorities | None
+    proxy: Secret | None
 
 
 def wait_after(failures: int, interval: float, retry_after: float | None) -> float:
@@ -164,7 +165,9 @@ class Balances:
         begun = time.monotonic()
         tls = wish.authorities.context if wish.authorities else True
         try:
-            answer = await self._client.get_balance(*wish.purse, within=wish.timeout, tls=tls)
+            answer = await self._client.get_balance(
+                *wish.purse, within=wish.timeout, tls=tls, proxy=wish.proxy
+            )
         except RequestError as error:
             answer = BalanceAnswer(error.outcome, message=str(error))
         counted.count(answer.outcome, answer.code, time.monotonic() - begun)
@@ -187,6 +190,7 @@ def _wishes(config: Config) -> Mapping[str, _Wish]:
             interval,
             config.polling.timeout,
             config.authorities,
+            account.proxy_url,
         )
         for account in config.accounts
     }

@@ -20,7 +20,7 @@ from exporter.secret import Secret
 MAX_SECRET_FILE: Final = 64 << 10
 
 CREDENTIALS: Final[dict[type[BaseModel], tuple[str, ...]]] = {
-    AccountConfig: ("api_key", "secret_key", "callback_token"),
+    AccountConfig: ("api_key", "secret_key", "callback_token", "proxy_url"),
     TokenConfig: ("token",),
     SqlConfig: ("url",),
     LedgerConfig: ("url",),

@@ -197,6 +197,21 @@ def _signing_key(value: Secret) -> Secret:
     return value
 
 
+def _proxy_url(value: Secret) -> Secret:
+    text = value.reveal()
+    url = URL(text)
+    plain = bool(_NO_CONTROLS.fullmatch(text)) and url.scheme in {"http", "https"} and url.host
+    if not plain or url.path not in {"", "/"} or re.search(r"[ ?#]", text) or text.count("@") > 1:
+        raise ValueError
+    return value
+
+
+ProxyUrl = Annotated[
+    Secret,
+    Field(json_schema_extra={"pattern": "^https?://"}),
+    AfterValidator(_proxy_url),
+    Words("a URL `http://HOST:PORT`; user and password before the host percent-encoded"),
+]
 AccountName = Annotated[
     str,
     Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$"),

@@ -32,6 +32,7 @@ from exporter.config.fields import (
     FilePattern,
     LabelName,
     LedgerUrl,
+    ProxyUrl,
     Rate,
     Words,
 )
@@ -74,6 +75,11 @@ class AccountConfig(_Model):
     balance_url: BaseUrl = "https://rest.esms.vn/MainService.svc/json"
     """Where the balance is asked for, without the name of the operation: another host of the
     provider's."""
+
+    proxy_url: ProxyUrl | None = None
+    """An HTTP proxy for all requests of this account: `http://USER:PASSWORD@HOST:PORT`, with user
+    and password percent-encoded. Either this or `proxy_url_file`. Without it there is none: the
+    environment variables `HTTP_PROXY` and `HTTPS_PROXY` are not used."""
 
     balance_warning: Amount | None = None
     """The balance, in VND, below which it is low."""

@@ -14,7 +14,7 @@ from yarl import URL
 
 from exporter.errors import UnreadableAnswerError
 from exporter.esms.answers import BalanceAnswer, read_balance, read_refusal
-from exporter.esms.client import HEADERS, MAX_BODY, read_body, translate
+from exporter.esms.client import HEADERS, MAX_BODY, proxy_of, read_body, translate
 from exporter.secret import Secret
 
 _OPERATION: Final = "GetBalance_json"
@@ -48,6 +48,7 @@ class BalanceClient:
         *,
         within: float,
         tls: ssl.SSLContext | bool = True,
+        proxy: Secret | None = None,
     ) -> BalanceAnswer:
         """Ask for the balance of an account: one `GetBalance_json` request.
 
@@ -57,6 +58,7 @@ class BalanceClient:
             secret_key: see `api_key`.
             within: seconds from connect to the last byte.
             tls: see `exporter.esms.client.Client`.
+            proxy: see there.
 
         Raises:
             RequestError: no answer came that could be read; see its subclasses.
@@ -69,6 +71,7 @@ class BalanceClient:
                     URL(f"{URL(url)}/{_OPERATION}", encoded=True),
                     data=body.encode(),
                     ssl=tls,
+                    proxy=proxy_of(proxy),
                     # The target of a redirect would be handed the credentials.
                     allow_redirects=False,
                 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from types import TracebackType
@@ -23,6 +25,7 @@ from exporter.errors import (
     UnreadableAnswerError,
 )
 from exporter.esms.answers import Answer, read_answer, read_refusal
+from exporter.esms.codes import Outcome
 from exporter.esms.deadline import Deadlines
 from exporter.secret import Secret
 
@@ -44,6 +47,68 @@ HEADERS: Final = {
 }
 
 
+MAX_AGES: Final = (300.0, 30.0)
+"""Seconds for which connections are used: while the answers are good, and after a bad one."""
+
+
+class RenewedSession:
+    """A session that is replaced when its connections are old, or the answers on them are bad.
+
+    A name may have moved to another address while the old address still answers.
+
+    Args:
+        make: makes a session.
+        timeout: seconds after which requests on a replaced session have ended.
+        max_ages: seconds for which a session is used, and after a bad answer.
+
+    Must be made inside a running loop, and closed.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], aiohttp.ClientSession],
+        timeout: float,
+        max_ages: tuple[float, float] = MAX_AGES,
+    ) -> None:
+        self._make = make
+        self._timeout = timeout
+        self._max_ages = max_ages
+        self._loop = asyncio.get_running_loop()
+        self._made_at = self._until = 0.0
+        self._replaced: set[asyncio.Task[None]] = set()
+        self._begin()
+
+    def get(self) -> aiohttp.ClientSession:
+        """Return the session for a request that begins now."""
+        if self._loop.time() >= self._until:
+            task = self._loop.create_task(self._close_later(self._session))
+            self._replaced.add(task)
+            task.add_done_callback(self._replaced.discard)
+            self._begin()
+        return self._session
+
+    def distrust(self) -> None:
+        """Replace the session soon: an answer was bad, or there was none."""
+        self._until = min(self._until, self._made_at + self._max_ages[1])
+
+    async def close(self) -> None:
+        """Close all connections; requests under way fail."""
+        for task in self._replaced:
+            task.cancel()
+        await asyncio.gather(self._session.close(), *self._replaced, return_exceptions=True)
+
+    def _begin(self) -> None:
+        self._session = self._make()
+        self._made_at = self._loop.time()
+        self._until = self._made_at + self._max_ages[0]
+
+    async def _close_later(self, session: aiohttp.ClientSession) -> None:
+        try:
+            await asyncio.sleep(self._timeout + 1)
+        finally:
+            await session.close()
+
+
 class Client:
     """Asks the provider with the credentials of one account.
 
@@ -55,6 +120,8 @@ class Client:
         max_connections: connections held at once.
         tls: verifies certificates; by default against the system's authorities, or those that the
             environment variable `SSL_CERT_FILE` names, as they were when the process started.
+        proxy: the URL of an HTTP proxy; those that the environment names are not used.
+        max_ages: see `RenewedSession`.
 
     Must be made inside a running loop, and closed.
     """
@@ -68,6 +135,8 @@ class Client:
         timeout: float,
         max_connections: int,
         tls: ssl.SSLContext | bool = True,
+        proxy: Secret | None = None,
+        max_ages: tuple[float, float] = MAX_AGES,
     ) -> None:
         key, secret = (quote(held.reveal(), safe="") for held in (api_key, secret_key))
         # All of the URL but the id, encoded and taken apart once: that costs a fifth of a request.
@@ -82,19 +151,24 @@ class Client:
         self._query = Secret(f"ApiKey={key}&SecretKey={secret}&ReferenceId=")
         hidden = (api_key.reveal(), secret_key.reveal(), key, secret, "ApiKey=", "SecretKey=")
         self._hidden = [Secret(text.casefold()) for text in hidden]
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=max_connections,
-                keepalive_timeout=_KEEPALIVE,
-                # True is aiohttp's own context, made once: to read the system's certificates takes
-                # as long as hundreds of requests.
-                ssl=tls,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=HEADERS,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # see Deadlines
-            auto_decompress=False,
-        )
+        self._proxy = proxy_of(proxy)
+
+        def make() -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=max_connections,
+                    keepalive_timeout=_KEEPALIVE,
+                    # True is aiohttp's own context, made once: to read the system's certificates
+                    # takes as long as hundreds of requests.
+                    ssl=tls,
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=HEADERS,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # see Deadlines
+                auto_decompress=False,
+            )
+
+        self._session = RenewedSession(make, timeout, max_ages)
         self._deadlines = Deadlines(timeout)
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
@@ -103,6 +177,16 @@ class Client:
         Raises:
             RequestError: no answer came that could be read; see its subclasses.
         """
+        try:
+            answer = await self._send_status(reference_id)
+        except RequestError:
+            self._session.distrust()
+            raise
+        if answer.outcome is not Outcome.OK:
+            self._session.distrust()
+        return answer
+
+    async def _send_status(self, reference_id: ReferenceId) -> Answer:
         encoded: str = reference_id
         # Letters, digits and hyphens stand for themselves, and nearly every id has no others.
         if not (reference_id.isascii() and reference_id.replace("-", "").isalnum()):
@@ -111,7 +195,8 @@ class Client:
         try:
             with self._deadlines.begin():
                 # Redirects are not followed: their target would be handed the credentials.
-                response = await self._session.get(url, allow_redirects=False)
+                session = self._session.get()
+                response = await session.get(url, allow_redirects=False, proxy=self._proxy)
                 try:
                     content = response.content
                     # Nearly always, all of it has come with the headers.
@@ -148,6 +233,11 @@ class Client:
         await self.close()
 
 
+def proxy_of(url: Secret | None) -> URL | None:
+    """Return the address of a proxy, as aiohttp takes it."""
+    return URL(url.reveal()) if url else None
+
+
 async def read_body(response: aiohttp.ClientResponse, most: int = MAX_BODY) -> bytes:
     """Read to the end, but not much more than `most` bytes."""
     content = response.content
@@ -170,6 +260,8 @@ def translate(error: Exception) -> RequestError:
         return RequestTimeoutError("no complete answer in time")
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
         return TLSError(f"the peer could not be authenticated ({kind})")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return ConnectionFailedError(f"the proxy refused the connection ({kind})")
     if isinstance(error, aiohttp.ClientPayloadError):
         return ConnectionFailedError(f"the connection broke within the answer ({kind})")
     if isinstance(error, aiohttp.ClientConnectionError | OSError):

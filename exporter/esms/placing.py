@@ -17,7 +17,7 @@ from yarl import URL
 from exporter.calls import reference_id
 from exporter.errors import RequestError
 from exporter.esms.answers import BAD_RESPONSE, Answer, read_answer, read_object, read_refusal
-from exporter.esms.client import HEADERS, MAX_BODY, read_body, translate
+from exporter.esms.client import HEADERS, MAX_BODY, proxy_of, read_body, translate
 from exporter.esms.codes import Outcome
 from exporter.secret import Secret
 
@@ -76,6 +76,7 @@ async def place(
     within: float,
     *,
     tls: ssl.SSLContext | bool = True,
+    proxy: Secret | None = None,
 ) -> Placed:
     """Place a call. Sends one request at most, on a connection of its own; never raises.
 
@@ -86,6 +87,7 @@ async def place(
         request: the call.
         within: seconds from connecting to the last byte.
         tls: see `exporter.esms.client.Client`.
+        proxy: see there.
     """
     connected = False
 
@@ -109,6 +111,7 @@ async def place(
             session.get(
                 _url(base_url, api_key, secret_key, request),
                 allow_redirects=False,
+                proxy=proxy_of(proxy),
                 middlewares=(_once,),
             ) as response,
         ):

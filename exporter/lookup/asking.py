@@ -85,6 +85,7 @@ class Asker:
             account.secret_key,
             timeout=timeout,
             max_connections=account.max_concurrency,
+            proxy=account.proxy_url,
         )
         never = Patience(float("inf"), float("inf"))
         settings = PollingSettings(

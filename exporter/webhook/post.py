@@ -18,7 +18,7 @@ from yarl import URL
 import exporter
 from exporter.config.notify import NotifyConfig
 from exporter.esms.answers import read_refusal
-from exporter.esms.client import translate
+from exporter.esms.client import RenewedSession, translate
 from exporter.esms.codes import Outcome
 from exporter.metrics.targets import PostOutcome
 from exporter.webhook.addresses import ForbiddenAddressError, guarded_socket
@@ -101,18 +101,22 @@ class Poster:
         self._key = signing_key(config.secret)
         self._timeout = config.timeout
         self._names = Resolver()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=config.max_concurrency,
-                resolver=self._names,
-                socket_factory=guarded_socket,
-                ssl=tls,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=_HEADERS,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-            auto_decompress=False,
-        )
+
+        def make() -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=config.max_concurrency,
+                    resolver=self._names,
+                    socket_factory=guarded_socket,
+                    ssl=tls,
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=_HEADERS,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                auto_decompress=False,
+            )
+
+        self._session = RenewedSession(make, config.timeout)
 
     async def post(self, event: str, body: str) -> Reply:
         """Send an event once. Never raises what is the target's or the network's doing."""
@@ -120,13 +124,16 @@ class Poster:
         signed = headers(self._key, event, time.time(), data)
         try:
             async with asyncio.timeout(self._timeout):
-                response = await self._session.post(
+                response = await self._session.get().post(
                     self._url, data=data, headers={**signed, **self._auth}, allow_redirects=False
                 )
         except Exception as error:  # noqa: BLE001 - its text and traceback may hold the URL
+            self._session.distrust()
             return _failed(error)
         reply = answered(response.status, response.headers, time.time())
         await self._finish(response)
+        if not reply.well:
+            self._session.distrust()
         return reply
 
     async def close(self) -> None:

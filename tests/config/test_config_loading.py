@@ -418,3 +418,26 @@ def test_the_environment_of_the_process_is_the_default(
     path = tmp_path / "config.yaml"
     path.write_text(HEAD.replace("main", "${CONFIG_TEST_NAME}"))
     assert load_config(path).accounts[0].name == "from-process"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("proxy:3128", "socks5://proxy:1080", "http://", "http://:3128", "http://proxy:x"),
+        *("http://u:hunter2@x@proxy:3128", "http://u:hunter2/x@proxy", "http://u:hunter2#@proxy"),
+        *("http://proxy/path", "http://proxy?hunter2"),
+    ],
+)
+def test_the_address_of_a_proxy_is_refused_without_telling_its_password(
+    problems: Tell, url: str
+) -> None:
+    (found,) = problems(f"{HEAD}    proxy_url: '{url}'\n")
+    assert "proxy_url: expected a URL `http://HOST:PORT`" in found
+    assert "hunter2" not in found
+
+
+def test_the_address_of_a_proxy_is_a_secret(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "proxy").write_text("http://u:hunter2%40@proxy:3128/\n")
+    config = load(f"{HEAD}    proxy_url_file: proxy\n")
+    assert config.accounts[0].proxy_url == Secret("http://u:hunter2%40@proxy:3128/")
+    assert "hunter2" not in repr(config) + str(config)

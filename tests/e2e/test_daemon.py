@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.parser import (
 from exporter.metrics.exposition import OPENMETRICS, TEXT
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from tests import subprocesses
+from tests.e2e.commands import run
 from tests.e2e.processes import Exporter, Series, parsed, total
 from tests.ports import free_port
 from tests.waiting import deadline
@@ -196,6 +197,30 @@ async def test_refused_credentials_pause_and_recover(
         assert total(samples, until) == 0
         assert total(samples, "esms_account_authorized", account="main") == 1
         assert total(samples, "esms_auth_failures_total") == 2
+
+
+async def test_the_proxy_of_an_account_is_used_for_everything(
+    write: Write, simulator: Simulator, tmp_path: Path
+) -> None:
+    simulator.add_call("main", "a", LIVE)
+    config = write(call("a"), balance="1s")
+    closed = "secret_key: s, proxy_url: 'http://u:hunter2@127.0.0.1:9',"
+    config.write_text(config.read_text().replace("secret_key: s,", closed))
+    async with Exporter(config, "--log.level=debug") as exporter:
+        await exporter.ready()
+        name, failed = "esms_api_requests_total", {"account": "main", "outcome": "connection"}
+        await exporter.until(
+            lambda found: (
+                total(found, name, operation="get_send_status", **failed) > 0
+                and total(found, name, operation="get_balance", **failed) > 0
+            )
+        )
+        assert "hunter2" not in exporter.output
+    ended = await run(tmp_path, "lookup", "a", "--account=main", f"--config.file={config}")
+    assert ended.code == 1
+    assert "connection" in ended.errors
+    assert "hunter2" not in ended.errors + ended.output
+    assert simulator.traffic.total("main") == 0
 
 
 async def test_reload_takes_calls_in_and_lets_others_go(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import socket
@@ -11,11 +12,13 @@ import struct
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import pytest
 import trustme
+from yarl import URL
 
 from exporter.calls import reference_id
 from exporter.errors import (
@@ -26,8 +29,10 @@ from exporter.errors import (
     UnreadableAnswerError,
 )
 from exporter.esms.answers import Answer, read_answer
+from exporter.esms.balance import BalanceClient
 from exporter.esms.client import MAX_BODY, Client, translate
 from exporter.esms.codes import Outcome
+from exporter.esms.placing import CallRequest, place
 from exporter.secret import Secret
 
 API_KEY = "key&with=odd/characters ?#%"
@@ -64,7 +69,9 @@ def says(*parts: bytes, close: bool = True, requests: list[bytes] | None = None)
 
 
 @asynccontextmanager
-async def peer(serve: Serve, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+async def peer(
+    serve: Serve, *, tls: ssl.SSLContext | None = None, at: tuple[str, int] = ("127.0.0.1", 0)
+) -> AsyncIterator[int]:
     """Run a server on loopback; yields its port."""
 
     serving: set[asyncio.Task[object]] = set()
@@ -77,7 +84,7 @@ async def peer(serve: Serve, *, tls: ssl.SSLContext | None = None) -> AsyncItera
             await serve(reader, writer)
         writer.close()
 
-    server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(guarded, *at, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -87,8 +94,8 @@ async def peer(serve: Serve, *, tls: ssl.SSLContext | None = None) -> AsyncItera
         await asyncio.gather(*serving, return_exceptions=True)
 
 
-def make(port: int, timeout: float = 5, **options: ssl.SSLContext) -> Client:
-    scheme = "https" if options else "http"
+def make(port: int, timeout: float = 5, **options: Any) -> Client:  # Any: of `Client`
+    scheme = "https" if "tls" in options else "http"
     return Client(
         f"{scheme}://127.0.0.1:{port}/MainService.svc/json",
         Secret(API_KEY),
@@ -415,3 +422,121 @@ def test_every_exception_of_aiohttp_has_its_translation(kind: type[Exception]) -
 def test_so_has_anything_else(error: Exception, kind: type[RequestError]) -> None:
     assert type(translate(error)) is kind
     assert "ApiKey" not in str(translate(error))
+
+
+@pytest.mark.parametrize(
+    ("max_ages", "first"),
+    [((0.0, 0.0), GOOD), ((1e6, 0.0), GOOD.replace(b'"100"', b'"104"')), ((1e6, 0.0), b"?")],
+    ids=["age", "bad answer", "unreadable answer"],
+)
+async def test_a_name_that_moves_is_followed(
+    monkeypatch: pytest.MonkeyPatch, max_ages: tuple[float, float], first: bytes
+) -> None:
+    asked: list[bytes] = []
+    old = says(response(first), close=False)
+    new = says(response(GOOD), close=False, requests=asked)
+    async with peer(old) as port, peer(new, at=("127.0.0.2", port)):
+        addresses = ["127.0.0.2", "127.0.0.1"]
+
+        def getaddrinfo(*_: object, **__: object) -> list[tuple[Any, ...]]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (addresses.pop(), port))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        async with Client(
+            f"http://provider.example:{port}/json",
+            Secret("k"),
+            Secret("s"),
+            timeout=5,
+            max_connections=4,
+            max_ages=max_ages,
+        ) as client:
+            await client.send_status(ID)
+            assert not asked
+            assert (await client.send_status(ID)).send_status == 5
+        assert len(asked) == 1
+
+
+PROXY_USER = "Basic " + base64.b64encode(b"user:p@ss").decode()
+
+
+@asynccontextmanager
+async def proxy() -> AsyncIterator[tuple[str, list[str]]]:
+    """Run a proxy that knows one user; yields its address, and the targets of its requests."""
+    targets: list[str] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        method, target, _ = head.split(" ", 2)
+        if f"Proxy-Authorization: {PROXY_USER}\r\n" not in head:
+            writer.write(response(b"", "407 Proxy Authentication Required"))
+            return
+        targets.append(f"{method} {target}")
+        to = URL(f"//{target}" if method == "CONNECT" else target)
+        up_reader, up_writer = await asyncio.open_connection(to.host, to.port)
+        if method == "CONNECT":
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        else:
+            up_writer.write(head.replace(target, to.raw_path_qs, 1).encode())
+        try:
+            await asyncio.gather(pump(reader, up_writer), pump(up_reader, writer))
+        finally:
+            up_writer.close()
+
+    async with peer(serve) as port:
+        yield f"http://user:p%40ss@127.0.0.1:{port}", targets
+
+
+async def test_polls_balances_and_placed_calls_go_through_the_proxy_of_their_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority = trustme.CA()
+    server, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(trust)
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    keys = Secret(API_KEY), Secret(SECRET_KEY)
+    request = CallRequest(Secret("0901234567"), "made-up", template="1")
+    serve = says(response(GOOD), close=False)
+    async with (
+        proxy() as (url, targets),
+        peer(serve, tls=server) as secured,
+        peer(serve) as plain,
+        make(secured, tls=trust, proxy=Secret(url)) as client,
+        make(plain, proxy=Secret(url)) as plain_client,
+        make(plain) as direct,
+    ):
+        assert (await direct.send_status(ID)).send_status == 5
+        assert targets == []
+        assert (await client.send_status(ID)).send_status == 5
+        assert (await plain_client.send_status(ID)).send_status == 5
+        base = f"https://127.0.0.1:{secured}/json"
+        options: Any = {"tls": trust, "proxy": Secret(url)}  # Any: of both
+        balances = BalanceClient()
+        await balances.get_balance(base, *keys, within=5, **options)
+        await balances.close()
+        assert (await place(base, *keys, request, 5, **options)).connected
+    assert targets[0] == f"CONNECT 127.0.0.1:{secured}"
+    assert targets[1].startswith(f"GET http://127.0.0.1:{plain}/")
+    assert targets[2:] == targets[:1] * 2
+
+
+@pytest.mark.parametrize("secured", [True, False])
+async def test_a_proxy_that_refuses_is_told_without_its_address(*, secured: bool) -> None:
+    options: Any = {"tls": ssl.create_default_context()} if secured else {}  # Any: of `make`
+    async with proxy() as (url, _):
+        wrong = Secret(url.replace("p%40ss", "wrong"))
+        async with make(9, proxy=wrong, **options) as client:
+            if secured:
+                told = await failure(client.send_status(ID), ConnectionFailedError)
+                assert str(told).startswith("the proxy refused the connection")
+            else:
+                assert (await client.send_status(ID)).outcome is Outcome.HTTP_ERROR
+    async with make(9, proxy=Secret("http://user:wrong@127.0.0.1:9"), **options) as client:
+        told = await failure(client.send_status(ID), ConnectionFailedError)
+        assert "wrong" not in str(told)
