@@ -203,6 +203,8 @@ def _proxy_url(value: Secret) -> Secret:
     plain = bool(_NO_CONTROLS.fullmatch(text)) and url.scheme in {"http", "https"} and url.host
     if not plain or url.path not in {"", "/"} or re.search(r"[ ?#]", text) or text.count("@") > 1:
         raise ValueError
+    if ":" in (url.user or ""):  # which no proxy could tell from the password's beginning
+        raise ValueError
     return value
 
 

@@ -71,7 +71,7 @@ class BalanceClient:
                     URL(f"{URL(url)}/{_OPERATION}", encoded=True),
                     data=body.encode(),
                     ssl=tls,
-                    proxy=proxy_of(proxy),
+                    **proxy_of(proxy),
                     # The target of a redirect would be handed the credentials.
                     allow_redirects=False,
                 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -196,7 +197,7 @@ class Client:
             with self._deadlines.begin():
                 # Redirects are not followed: their target would be handed the credentials.
                 session = self._session.get()
-                response = await session.get(url, allow_redirects=False, proxy=self._proxy)
+                response = await session.get(url, allow_redirects=False, **self._proxy)
                 try:
                     content = response.content
                     # Nearly always, all of it has come with the headers.
@@ -233,9 +234,17 @@ class Client:
         await self.close()
 
 
-def proxy_of(url: Secret | None) -> URL | None:
-    """Return the address of a proxy, as aiohttp takes it."""
-    return URL(url.reveal()) if url else None
+def proxy_of(secret: Secret | None) -> dict[str, Any]:  # Any: arguments of a request
+    """Return the address of a proxy, and who asks it, as aiohttp takes them."""
+    if secret is None:
+        return {}
+    url = URL(secret.reveal())
+    if url.user is None and url.password is None:
+        return {"proxy": url}
+    # Left to itself, aiohttp cannot encode most letters that a password may hold. It makes of this
+    # header the `Proxy-Authorization` of the request, or of the CONNECT before it.
+    shown = b64encode(f"{url.user or ''}:{url.password or ''}".encode()).decode()
+    return {"proxy": url.with_user(None), "proxy_headers": {"Authorization": f"Basic {shown}"}}
 
 
 async def read_body(response: aiohttp.ClientResponse, most: int = MAX_BODY) -> bytes:

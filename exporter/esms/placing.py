@@ -111,7 +111,7 @@ async def place(
             session.get(
                 _url(base_url, api_key, secret_key, request),
                 allow_redirects=False,
-                proxy=proxy_of(proxy),
+                **proxy_of(proxy),
                 middlewares=(_once,),
             ) as response,
         ):

@@ -59,6 +59,10 @@ class _BackedUp(SqliteDatabase):
         self.path = Path(os.path.realpath(make_url(url).database or ""))
         self._opening = True
         os.close(self._open_file(os.O_RDONLY | os.O_NONBLOCK))
+        # SQLite makes a -wal where there is none, and removes it only where it may write. One that
+        # is there stays as it is: an exporter that was killed has to find it.
+        if not self.path.with_name(self.path.name + "-wal").exists():
+            self._read_mode = "rw"
         self.engine = self._reader
 
     def copy(self, target: Path) -> int:

@@ -71,6 +71,7 @@ class SqliteDatabase(Database):
     """
 
     shared = False
+    _read_mode = "ro"
 
     def __init__(self, url: str) -> None:
         path = make_url(url).database
@@ -134,7 +135,7 @@ class SqliteDatabase(Database):
         engine = create_engine(
             "sqlite://",
             creator=lambda: sqlite3.connect(
-                f"{self.path.as_uri()}?mode=ro",
+                f"{self.path.as_uri()}?mode={self._read_mode}",
                 uri=True,
                 timeout=BUSY_TIMEOUT,
                 isolation_level=None,

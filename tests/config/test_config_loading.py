@@ -425,7 +425,7 @@ def test_the_environment_of_the_process_is_the_default(
     [
         *("proxy:3128", "socks5://proxy:1080", "http://", "http://:3128", "http://proxy:x"),
         *("http://u:hunter2@x@proxy:3128", "http://u:hunter2/x@proxy", "http://u:hunter2#@proxy"),
-        *("http://proxy/path", "http://proxy?hunter2"),
+        *("http://proxy/path", "http://proxy?hunter2", "http://u%3Ahunter2:x@proxy"),
     ],
 )
 def test_the_address_of_a_proxy_is_refused_without_telling_its_password(

@@ -456,7 +456,7 @@ async def test_a_name_that_moves_is_followed(
         assert len(asked) == 1
 
 
-PROXY_USER = "Basic " + base64.b64encode(b"user:p@ss").decode()
+PROXY_USER = "Basic " + base64.b64encode("user:p@ss ạ".encode()).decode()
 
 
 @asynccontextmanager
@@ -488,7 +488,7 @@ async def proxy() -> AsyncIterator[tuple[str, list[str]]]:
             up_writer.close()
 
     async with peer(serve) as port:
-        yield f"http://user:p%40ss@127.0.0.1:{port}", targets
+        yield f"http://user:p%40ss%20%E1%BA%A1@127.0.0.1:{port}", targets
 
 
 async def test_polls_balances_and_placed_calls_go_through_the_proxy_of_their_account(
@@ -530,7 +530,7 @@ async def test_polls_balances_and_placed_calls_go_through_the_proxy_of_their_acc
 async def test_a_proxy_that_refuses_is_told_without_its_address(*, secured: bool) -> None:
     options: Any = {"tls": ssl.create_default_context()} if secured else {}  # Any: of `make`
     async with proxy() as (url, _):
-        wrong = Secret(url.replace("p%40ss", "wrong"))
+        wrong = Secret(url.replace("p%40ss%20%E1%BA%A1", "wrong"))
         async with make(9, proxy=wrong, **options) as client:
             if secured:
                 told = await failure(client.send_status(ID), ConnectionFailedError)

@@ -57,6 +57,8 @@ def test_a_ledger_is_backed_up_while_it_is_in_use(path: Path, tmp_path: Path) ->
     assert watched(store) == ["before", "after"]
     store.close()
     assert backed_up(f"sqlite:///{path}", tmp_path / "second.db").endswith(": 2 calls\n")
+    # An exporter of another user could not use files that were left beside the ledger.
+    assert [file.name for file in path.parent.glob(f"{path.name}*")] == [path.name]
     assert target.stat().st_mode & 0o777 == 0o600
     with capture_logs() as logs:
         restored = opened(target)
