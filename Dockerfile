@@ -15,9 +15,9 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && python -m compileall -q /opt/esms-exporter
 
 FROM python:${PYTHON}-slim
-# Neither pip nor a package manager's lists are needed to run.
+# Neither pip nor a package manager's lists are needed to run. OpenShift runs it as any user of group 0.
 RUN pip uninstall --yes --quiet --root-user-action=ignore pip \
-    && install -d -o 65534 -g 65534 -m 0700 /data
+    && install -d -o 65534 -g 0 -m 0770 /data
 COPY --from=build /opt/esms-exporter /opt/esms-exporter
 ENV PATH=/opt/esms-exporter/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # The ledger's default, `esms-exporter.db`, is relative to the working directory.

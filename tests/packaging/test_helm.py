@@ -86,6 +86,32 @@ def test_the_chart_says_the_same_as_the_base(folder: Path, options: tuple[str, .
     assert configs[0] == configs[1]
 
 
+@pytest.mark.parametrize("options", [(), (SHARED,)], ids=["one", "several"])
+def test_the_security_contexts_can_be_changed(options: tuple[str, ...]) -> None:
+    users = ("runAsUser", "runAsGroup", "fsGroup")
+    unset = (f"--set=podSecurityContext.{key}=null" for key in users)
+    changed = (
+        "--set=podSecurityContext.seLinuxOptions.level=s0",
+        "--set=securityContext.runAsUser=7",
+    )
+    manifests = templated(*options, *unset, *changed)
+    (workload,) = (m for kind, m in manifests.items() if kind in {"StatefulSet", "Deployment"})
+    assert problem(workload) is None
+    pod = workload["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "seLinuxOptions": {"level": "s0"},
+    }
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsUser": 7,
+    }
+
+
 def test_every_value_arrives(tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(VALUES)

@@ -38,3 +38,5 @@ def test_it_runs_without_privileges_and_stops_in_good_order() -> None:
     for line in ("USER 65534:65534", "STOPSIGNAL SIGTERM", "VOLUME /data", "EXPOSE 10375"):
         assert f"\n{line}\n" in last
     assert 'CMD ["esms-exporter", "health"]\n' in last
+    # As any user of group 0, too.
+    assert "install -d -o 65534 -g 0 -m 0770 /data" in last
