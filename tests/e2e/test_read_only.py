@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ async def test_only_the_folder_of_the_ledger_is_written(tmp_path: Path) -> None:
         async with Exporter(config, *options, inside=inside) as exporter:
             assert (await exporter.ready()).startswith("https://")
             await exporter.says("event=ready.* calls=")
-            exporter.running.terminate()
+            exporter.send(signal.SIGTERM)
             assert await exporter.wait() == 0, exporter.output
         async with Exporter(config, inside=inside) as exporter:
             await exporter.ready()
