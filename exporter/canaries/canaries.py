@@ -72,6 +72,7 @@ class Canaries:
         self._loop = asyncio.get_running_loop()
         self._config: Config | None = None
         self._canaries: dict[str, CanaryConfig] = {}
+        self._placed_by: dict[str, str] = {}  # the accounts, by name
         self._series: dict[str, CanaryMetrics] = {}
         self._begun: dict[str, int] = {}  # the last due time that was seen to, by name
         self._checked: dict[str, tuple[float, float]] = {}  # when nothing more is due, by name
@@ -88,9 +89,12 @@ class Canaries:
         """Go over to a configuration."""
         self._config = config
         wanted = {canary.name: canary for canary in config.canaries}
-        for name in self._series.keys() - wanted.keys():
-            del self._series[name]
-            remove_canary(self._metrics, name)
+        placed_by = {name: config.account_of(canary) for name, canary in wanted.items()}
+        for name in list(self._series):
+            if placed_by.get(name) != self._placed_by[name]:
+                del self._series[name]
+                remove_canary(self._metrics, name)
+        self._placed_by = placed_by
         for canary in wanted.values():
             RequestMetrics(self._metrics, config.account_of(canary), MAKE_CALL)
             # What its new times would have been was not due, and so not missed.
@@ -197,7 +201,9 @@ class Canaries:
             if name not in self._canaries:
                 continue  # not any more
             # Not before its totals are known: a counter must not begin at 0 again.
-            series = self._series.get(name) or CanaryMetrics(self._metrics, name)
+            series = self._series.get(name) or CanaryMetrics(
+                self._metrics, self._placed_by[name], name
+            )
             self._series[name] = series
             series.success.value = float(bool(past.success))
             ahead = self._ledger.clock.ahead

@@ -18,15 +18,17 @@ class CanaryStage(StrEnum):
 class CanaryMetrics:
     """The series of one canary, made at 0."""
 
-    def __init__(self, catalogue: Catalogue, canary: str) -> None:
-        self.success = catalogue.canary_success.labels(canary)
+    def __init__(self, catalogue: Catalogue, account: str, canary: str) -> None:
+        self.success = catalogue.canary_success.labels(account, canary)
         self.runs = {
-            result: catalogue.canary_runs.labels(canary, result.value) for result in CanaryResult
+            result: catalogue.canary_runs.labels(account, canary, result.value)
+            for result in CanaryResult
         }
         self.stages = {
-            stage: catalogue.canary_stages.labels(canary, stage.value) for stage in CanaryStage
+            stage: catalogue.canary_stages.labels(account, canary, stage.value)
+            for stage in CanaryStage
         }
-        self.last_success = catalogue.canary_last_success.labels(canary)
+        self.last_success = catalogue.canary_last_success.labels(account, canary)
 
 
 def remove_canary(catalogue: Catalogue, canary: str) -> None:

@@ -235,12 +235,14 @@ class Catalogue:
             "esms_canary_success",
             "1 where the last canary call ended as expected, else 0; 0 before the first. Due times "
             "at which none was placed do not count.",
+            "account",
             "canary",
         )
         self.canary_runs = counter(
             "esms_canary_runs_total",
             "Canary calls that were due, by what became of them, counted at their end. They are "
             "not counted in esms_calls_total.",
+            "account",
             "canary",
             "result",
         )
@@ -248,12 +250,14 @@ class Catalogue:
             "esms_canary_stage_duration_seconds",
             "How long a stage of the last canary call that went through it took; 0 before the "
             "first.",
+            "account",
             "canary",
             "stage",
         )
         self.canary_last_success = gauge(
             "esms_canary_last_success_timestamp_seconds",
             "When a canary call last ended as expected; 0 before the first.",
+            "account",
             "canary",
         )
         self.mqtt_connected = gauge(

@@ -58,11 +58,11 @@ class Scene:
         self.service = service
 
     def total(self, result: str) -> float:
-        return self.service.metrics.canary_runs.labels("hourly", result).value
+        return self.service.metrics.canary_runs.labels("main", "hourly", result).value
 
     @property
     def success(self) -> float:
-        return self.service.metrics.canary_success.labels("hourly").value
+        return self.service.metrics.canary_success.labels("main", "hourly").value
 
     async def until(self, condition: Callable[[], bool]) -> None:
         await until(condition)
@@ -197,6 +197,21 @@ async def test_a_canary_comes_and_goes_with_the_configuration(tmp_path: Path, cl
         assert (there.total("success"), there.total("missed")) == (1, 0)
         clock.set(NOON + HOUR + 601)
         await there.until(lambda: there.total("success") == 2)
+
+
+async def test_a_canary_shows_the_account_that_places_it(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path) as there:
+        clock.set(NOON + 1)
+        await there.until(lambda: there.total("success") == 1)
+        config = tmp_path / "config.yaml"
+        config.write_text(config.read_text().replace("name: main", "name: hotline"))
+        await there.service.reload()
+
+        def shown() -> dict[tuple[str, ...], float]:
+            series = there.service.metrics.canary_runs.series()
+            return {labels: value.value for labels, value in series if labels[-1] == "success"}
+
+        await there.until(lambda: shown() == {("hotline", "hourly", "success"): 1})
 
 
 async def test_other_times_were_not_missed_before_they_were_configured(

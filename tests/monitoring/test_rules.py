@@ -19,6 +19,7 @@ from tests.monitoring.rules import (
     RECORDED,
     ROOT,
     RULES,
+    Rule,
     promtool,
     series_of,
 )
@@ -145,6 +146,35 @@ def test_thresholds_are_in_one_place() -> None:
         assert set(compared) <= {"0"}, rule["alert"]
 
 
+def causes(rule: Rule) -> set[str]:
+    """Return the alerts that silence one."""
+    found = re.findall(r'ALERTS\{\s*alertname=~?\s*"([\w|]+)"', str(rule["expr"]))
+    return {name for names in found for name in names.split("|")}
+
+
+def test_the_table_of_causes() -> None:
+    page = (ROOT / "docs" / "alerts.md").read_text()
+    listed = {
+        (cause, symptom)
+        for first, second in re.findall(r"^\| (Esms[^|]+) \| (Esms[^|]+) \|", page, re.MULTILINE)
+        for cause in re.findall(r"Esms\w+", first)
+        for symptom in re.findall(r"Esms\w+", second)
+    }
+    assert listed == {(cause, rule["alert"]) for rule in ALERTS for cause in causes(rule)}
+
+
+def test_only_alerts_that_fire_silence_others() -> None:
+    """Otherwise a symptom could stay silent while no alert fires."""
+    places = {name: index for index, name in enumerate(dict.fromkeys(r["alert"] for r in ALERTS))}
+    for rule in ALERTS:
+        for selector in re.findall(r"ALERTS\{(.*?)\}", str(rule["expr"])):
+            assert 'alertstate="firing"' in selector or (
+                rule["alert"] == "EsmsCanaryFailed" and 'alertstate="pending"' in selector
+            )
+        for cause in causes(rule) - {rule["alert"]}:
+            assert places[cause] < places[rule["alert"]], "causes come first"
+
+
 def test_the_list_of_recording_rules() -> None:
     page = (ROOT / "docs" / "alerts.md").read_text().partition("## Recording rules\n")[2]
     page = page.partition("\n## ")[0]
@@ -168,6 +198,7 @@ def test_no_label_of_the_users_is_taken_for_one_of_the_rules() -> None:
         for label in labels.split(", ")
     }
     assert {"cluster", "pod", "code"} < named
+    named -= {"", "target"}  # metrics of targets carry no label of the users
     assert named | {label for rule in ALERTS for label in rule["labels"]} <= RESERVED_LABELS
 
 

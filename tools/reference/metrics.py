@@ -64,7 +64,7 @@ def page() -> str:
         "labels": sum(_series(family, USER_LABEL) for family in families),
     }
     # Only of accounts that place canary calls.
-    CanaryMetrics(catalogue, "nightly")
+    CanaryMetrics(catalogue, "main", "nightly")
     RequestMetrics(catalogue, "main", MAKE_CALL)
     used = {label: set[str]() for label in MEANINGS}
     over = {family.name: OF_LEDGER for family in calls.families()} | OVER_REPLICAS
