@@ -333,9 +333,9 @@ def _oddity(descriptor: int, path: Path) -> str | None:
         return None  # SQLite says so
     pages, mark = int.from_bytes(header[28:32]), int.from_bytes(header[60:64])
     wal = _marks(path.with_name(path.name + "-wal"))
-    closed = mark % 2 == 1
+    closed, in_wal_mode = mark % 2 == 1, header[18:19] == b"\2"
     if wal is None:
-        if mark and not closed:
+        if mark and not closed and in_wal_mode:
             return "it was in use when it was copied, and has no -wal: what was new is missing"
         if header and not mark and pages <= 1:
             return "it is empty, but not new: was it copied without its -wal?"

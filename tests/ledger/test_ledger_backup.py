@@ -127,10 +127,19 @@ def without_content(_: Path, place: Path) -> None:
         made.execute("PRAGMA journal_mode = WAL")
 
 
+def killed_without_a_wal(_: Path, place: Path) -> None:
+    """As on a file system that has no shared memory: SQLite keeps a journal instead."""
+    opened(place).close()
+    with closing(sqlite3.connect(place)) as killed:
+        killed.execute("PRAGMA journal_mode = DELETE")
+        killed.execute("PRAGMA user_version = 2")
+
+
 @pytest.mark.parametrize(
     ("put", "said"),
     [
         (copied, WITHOUT),
+        (killed_without_a_wal, None),
         (copied_with_its_wal, None),
         (only_the_wal, FOREIGN),
         (backup_beside_the_wal, FOREIGN),
