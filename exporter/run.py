@@ -7,9 +7,10 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -88,12 +89,13 @@ async def serve(
     server = WebServer(service, web)
     async with stop.listening(), _telling(service) as notifier:
         try:
-            listening = await _start(service, server)
-            notifier.ready(_summary(service))
-            if beside is None:
-                await _until_stopped(service, server, stop, notifier)
-            else:
-                async with asynccontextmanager(beside)(service, listening):
+            listening = await _unless_stopped(_start(service, server), stop)
+            if listening is not None:
+                notifier.ready(_summary(service))
+                async with AsyncExitStack() as stack:
+                    if beside:
+                        running = asynccontextmanager(beside)(service, listening)
+                        await stack.enter_async_context(running)
                     await _until_stopped(service, server, stop, notifier)
             _log.info("stopping")
         finally:
@@ -114,6 +116,21 @@ async def _telling(service: Service) -> AsyncIterator[Notifier]:
     finally:
         beat.cancel()
         notifier.close()
+
+
+async def _unless_stopped(
+    start: Coroutine[Any, Any, list[str]], stop: Stop
+) -> list[str] | None:  # Any: what it yields and is sent is asyncio's
+    """Return what a start returns; cancel it and return None when told to stop before."""
+    starting = asyncio.create_task(start)
+    stopped = asyncio.create_task(stop.stopping.wait())
+    await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if starting.done():
+        return starting.result()
+    starting.cancel()
+    await asyncio.wait([starting])
+    return None
 
 
 async def _start(service: Service, server: WebServer) -> list[str]:

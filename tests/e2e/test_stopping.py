@@ -106,3 +106,26 @@ async def test_a_thread_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
             exporter.send(signal.SIGTERM)
             assert await exporter.wait() == 0, exporter.output
         assert "event=stopped" in exporter.output
+
+
+async def test_a_start_that_hangs_can_be_stopped(tmp_path: Path) -> None:
+    connected = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        while await reader.read(65536):
+            pass
+        writer.close()
+
+    config = tmp_path / "config.yaml"
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        config.write_text(
+            "accounts: [{name: main, api_key: key, secret_key: s}]\nbalance: {interval: 0}\n"
+            f"ledger: {{url: 'postgresql://u:p@127.0.0.1:{port}/d'}}\n"
+        )
+        async with Exporter(config) as exporter:
+            async with deadline():
+                await connected.wait()
+            exporter.send(signal.SIGTERM)
+            assert await exporter.wait() == 0, exporter.output
