@@ -75,7 +75,8 @@ async def test_every_listener_is_known(
     path = tmp_path / "web.yml"
     path.write_text(web)
     address = ListenAddress(host, free_port())
-    options = WebOptions([address], config=ConfigFile(path, load_web_config))
+    config = ConfigFile(path, load_web_config)
+    options = WebOptions([address], config=config, route_prefix="/esms")
     server = WebServer(service, options)
     await server.start()
     asked = (f"--web.listen-address={address}", f"--web.config.file={path}", "--log.level=debug")
