@@ -29,14 +29,21 @@ PROVIDER_MEMORY: Final = 7 * 86_400.0
 MAX_CALL_DURATION: Final = 86_400.0
 
 
-ID_PATTERN: Final = rf"[A-Za-z0-9][A-Za-z0-9!#$%&*./:?@\\^_~-]{{0,{MAX_REFERENCE_ID_LENGTH - 1}}}"
-"""What an id looks like. Not `[!-~]+`: what spreadsheets make of ids is refused, not polled."""
+ID_PATTERN: Final = (
+    r"(?![0-9]+[.][0-9]*([eE][0-9]+)?(\s|$))"
+    rf"[A-Za-z0-9][A-Za-z0-9!#$%&*./:?@\\^_~-]{{0,{MAX_REFERENCE_ID_LENGTH - 1}}}"
+)
+"""What an id looks like. Not `[!-~]+`: what spreadsheets, scripts and columns of floating-point
+numbers make of ids is refused, not polled."""
 
 _ID: Final = re.compile(ID_PATTERN)
 _NAMES: Final = frozenset({"reference_id", "referenceid", "smsid"})
 _NULLS: Final = frozenset({"null", "none", "nan", "undefined"})
 _LOOKS_LIKE: Final = (
-    (r"[0-9]+([.,][0-9]+)?[eE]\+[0-9]+$", "looks like a number that a spreadsheet has rounded"),
+    (
+        r"[0-9]+([.][0-9]*|([.,][0-9]+)?[eE]\+?[0-9]+)$",
+        "looks like a number that a spreadsheet has rounded",
+    ),
     ("=", "looks like a formula"),
     (".*[\t,;|]", "looks like a row of CSV"),
     (".*[\"'`]", "looks quoted; write the id alone"),

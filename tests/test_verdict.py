@@ -418,7 +418,7 @@ def test_each_interval_is_half_as_long_again() -> None:
         *((text, "looks like a formula") for text in (f'="{ID}"', "=A1", '="1",x')),
         *(
             (text, "looks like a number that a spreadsheet has rounded")
-            for text in ("1.23E+17", "1,23E+17", "1E+17", "1.23457e+17 ")
+            for text in ("1.23E+17", "1,23E+17", "1E+17", "1.23457e+17 ", "1.23E17", "12.0")
         ),
         *((text, "looks like the name of a column") for text in ("reference_id", "SMSID")),
         *((text, "is a word for no value") for text in ("null", "None", "NaN", "undefined")),
@@ -439,6 +439,8 @@ def test_what_is_no_id(text: str, why: str) -> None:
             "12e45678",
             "9E17",
             "a_b.c:d/e~f",
+            "1.2.3",
+            "1.5x",
             "x" * 128,
         ),
     ],
