@@ -41,11 +41,13 @@ class ConfigFile(Generic[T]):
         for change in self._watched.look(self._files, wait=False):
             self._watched.read(change)
         others = NamedFiles(before=lambda path: self._watched.note(str(path)))
+        named = set(self._files)  # where it is wrong, it may not name what it takes to be right
         try:
-            return self._read(self._path, others)
+            loaded = self._read(self._path, others)
+            named = {str(self._path)}
+            return loaded
         finally:
-            if others.paths:
-                self._files = [str(self._path), *map(str, others.paths)]
+            self._files = [*named.union(map(str, others.paths))]
             for path in sorted(others.exposed - self._exposed):
                 _log.warning(
                     "file of a secret can be read by anybody on the machine", file=str(path)
