@@ -6,6 +6,7 @@ That costs a second of CPU, which is most of what many tests cost.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -50,6 +51,10 @@ def _serve() -> None:
     os.environ.update(environ)
     time.tzset()
     sys.argv[1:] = arguments
+    if "PYTHONPATH" in environ:
+        sys.path.insert(0, environ["PYTHONPATH"])
+        sys.modules.pop("sitecustomize", None)
+        importlib.import_module("sitecustomize")  # as Python does at its start
 
 
 if __name__ == "__main__":

@@ -206,11 +206,11 @@ class Ledger:
 
     async def close(self, within: float | None = None) -> None:
         """Close the database; one that does not answer is waited for `within` seconds at most."""
-        if self._store is not None:
+        store, self._store = self._store, None  # at once: who comes later is told that it is closed
+        if store is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(within):
-                    await self._run(self._store.close)
-            self._store = None
+                    await self._run(store.close)
         self._thread.close()
         self._reader.close()
 

@@ -62,11 +62,14 @@ class Process:
 
     @property
     def _may_be_forked(self) -> bool:
-        """Whether it is an exporter that does not depend on its environment, nor is measured."""
-        changed = self._environ.items() - os.environ.items()
+        """Whether it is an exporter that is not measured, in an environment that makes no odds.
+
+        What libraries find in it when they are imported does, as `SSL_CERT_FILE`.
+        """
+        changed = {name for name, _ in self._environ.items() - os.environ.items()}
         return (
             tuple(self._command[: len(ESMS_EXPORTER)]) == ESMS_EXPORTER
-            and changed <= UNMEASURED.items()
+            and all(name.startswith(("COVERAGE_", "FAULT_", "PYTHONPATH")) for name in changed)
             and not any(self._environ.get(name) for name in UNMEASURED)
         )
 

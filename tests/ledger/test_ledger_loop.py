@@ -172,6 +172,16 @@ async def test_closing_writes_what_was_observed(url: str) -> None:
         _ = bench.ledger.store
 
 
+async def test_who_comes_while_it_is_closed_is_told(path: Path) -> None:
+    ledger = Bench().ledger
+    await ledger.open(f"sqlite:///{path}")
+    closing = asyncio.create_task(ledger.close())
+    await asyncio.sleep(0)
+    with pytest.raises(LedgerError, match="not open"):
+        await ledger.call(ledger.store.sources)
+    await closing
+
+
 async def test_a_ledger_that_cannot_be_opened(tmp_path: Path) -> None:
     ledger = Bench().ledger
     assert ledger.problem == "the ledger is not open yet"
