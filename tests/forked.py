@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +55,8 @@ def _serve() -> None:
     if "PYTHONPATH" in environ:
         sys.path.insert(0, environ["PYTHONPATH"])
         sys.modules.pop("sitecustomize", None)
-        importlib.import_module("sitecustomize")  # as Python does at its start
+        with suppress(ImportError):
+            importlib.import_module("sitecustomize")  # as Python does at its start
 
 
 if __name__ == "__main__":
