@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exporter import cli
+from exporter.commands import run as command
 
 _EVERY = 0.005
 _FIRST = 1 + int(os.environ.get("HEARTBEAT_SKIPS", "0"))
@@ -71,8 +72,8 @@ async def _with_pulse(work: Coroutine[Any, Any, None]) -> None:  # Any: as async
 
 
 def main() -> None:
-    run = cli._run  # noqa: SLF001 - the one place where the command line starts the loop
-    cli._run = lambda work: run(_with_pulse(work))  # noqa: SLF001
+    run = command._run  # noqa: SLF001 - the one place where the command line starts the loop
+    command._run = lambda work: run(_with_pulse(work))  # noqa: SLF001
     cli.main()
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from itertools import product
 from pathlib import Path
 from typing import Final
 
+import click
+from click.core import ParameterSource
+
+from exporter.commands import options
 from exporter.errors import AskedExporterError, ConfigError
-from exporter.web.config_file import load_web_config
 from exporter.web.listening import ListenAddress
 
 PROGRAM: Final = "esms-exporter"
@@ -38,6 +41,9 @@ def schemes_of(web_config: Path | None) -> Sequence[str]:
     """
     if web_config is None:
         return ("http",)
+    # A check that is made every half minute is not to take a second each time.
+    from exporter.web.config_file import load_web_config  # noqa: PLC0415
+
     try:
         secured = load_web_config(web_config).tls is not None
     except ConfigError:
@@ -80,3 +86,27 @@ def _server_at(host: str, port: int, scheme: str) -> str | None:
     with closing(connection):
         connection.request("GET", "/-/healthy")
         return connection.getresponse().headers.get("Server")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@options.listen
+@options.web_config
+@click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[OTHER OPTIONS OF run]")
+@click.pass_context
+def health(
+    ctx: click.Context, addresses: Sequence[ListenAddress], web_config: Path | None, others: object
+) -> None:
+    """Check that an exporter on this machine answers: exit 0, or 1 and why not.
+
+    Takes the options that the exporter was started with. Without any, those of the first process
+    are taken, which in a container is the exporter. Neither a proxy nor a password is used.
+    """
+    given = {ctx.get_parameter_source(name) for name in ("addresses", "web_config")}
+    if not others and given == {ParameterSource.DEFAULT}:
+        with suppress(OSError):
+            started = options_of(Path("/proc/1/cmdline").read_bytes())
+            params = health.make_context("health", started).params
+            addresses, web_config = params["addresses"], params["web_config"]
+    for address in addresses:
+        check_listener(address, schemes_of(web_config))
+    click.echo("healthy")

@@ -3,19 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
-from exporter.config.document import YamlMapping, YamlSequence, parse_document, told_to
-from exporter.config.files import read_text
-from exporter.config.problems import Problems
 from exporter.errors import ConfigError
-from exporter.rows import Output
+from exporter.web.listening import ListenAddress
 
 _MAX_FILE: Final = 1 << 20
 """Bytes; whoever waits for a completion does not wait for more."""
+
+
+class _Address(click.ParamType[ListenAddress]):
+    name = "ADDRESS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ListenAddress:  # Any: click's own signature
+        try:
+            return value if isinstance(value, ListenAddress) else ListenAddress.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+listen = click.option(
+    "--web.listen-address",
+    "addresses",
+    type=_Address(),
+    multiple=True,
+    default=(":10375",),
+    show_default=True,
+    help="Where to listen; may be given several times.",
+)
+
+
+web_config = click.option(
+    "--web.config.file",
+    "web_config",
+    type=click.Path(path_type=Path),
+    help="TLS, users and limits, in the format of the Prometheus exporter-toolkit.",
+)
+log_level = click.option(
+    "--log.level",
+    "log_level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Log events of at least this level.",
+)
+log_format = click.option(
+    "--log.format",
+    "log_format",
+    type=click.Choice(["logfmt", "json"]),
+    default="logfmt",
+    show_default=True,
+    help="How log lines look.",
+)
 
 config_file = click.option(
     "--config.file",
@@ -27,7 +71,7 @@ config_file = click.option(
 
 output = click.option(
     "--output",
-    type=click.Choice([output.value for output in Output]),
+    type=click.Choice(["table", "json", "csv"]),
     help="A table for people, lines of JSON or CSV for machines.  [default: table]",
 )
 
@@ -46,6 +90,16 @@ def account_names(path: Path) -> list[str]:
 
     Without the environment and without the files of keys: neither is needed to name an account.
     """
+    # Most commands need nothing of it, and it takes half a second.
+    from exporter.config.document import (  # noqa: PLC0415
+        YamlMapping,
+        YamlSequence,
+        parse_document,
+        told_to,
+    )
+    from exporter.config.files import read_text  # noqa: PLC0415
+    from exporter.config.problems import Problems  # noqa: PLC0415
+
     problems = Problems(str(path))
     try:
         with told_to(problems):

@@ -11,7 +11,7 @@ import bcrypt
 import click
 import pytest
 
-from exporter.cli import web_paths
+from exporter.commands.run import web_paths
 from exporter.config import (
     AccountConfig,
     ApiConfig,
