@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from exporter.backoff import ExponentialBackoff
 from exporter.config import Config
 from exporter.config.authorities import Authorities
 from exporter.errors import RequestError
@@ -70,8 +71,10 @@ def wait_after(failures: int, interval: float, retry_after: float | None) -> flo
         interval: the seconds from one request to the next while all is well.
         retry_after: what a throttling provider asked for, in seconds.
     """
-    wait = max(interval * 2.0 ** min(failures, 64), retry_after or 0.0)
-    return min(wait, max(interval, LONGEST_WAIT))
+    longest = max(interval, LONGEST_WAIT)
+    return max(
+        ExponentialBackoff(interval, longest).wait(failures + 1), min(longest, retry_after or 0.0)
+    )
 
 
 class Balances:

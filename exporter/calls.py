@@ -362,7 +362,7 @@ def _key(ivr: str) -> Key | None:
     return _KEYS.get(pressed[0], Key.OTHER) if pressed else None
 
 
-def next_poll(age: float, failures: int, interval: float, max_interval: float) -> float:
+def next_poll(age: float, interval: float, max_interval: float) -> float:
     """Return how long to wait, in seconds, before a call is asked for again (without jitter).
 
     Until the age of ten intervals a call is asked for every `interval`. From then on its interval
@@ -371,13 +371,9 @@ def next_poll(age: float, failures: int, interval: float, max_interval: float) -
 
     Args:
         age: seconds since the call was first watched.
-        failures: polls in a row that brought nothing; each doubles the wait.
         interval: `polling.interval`, in seconds.
         max_interval: `polling.max_interval`, in seconds.
     """
     steady = 10 * interval
     wait = interval if age < steady else 1.5 * interval + (age - steady) / 2
-    if failures:
-        # 2.0**64 is beyond any max_interval, and beyond no float.
-        wait *= 2.0 ** min(failures, 64)
     return min(max_interval, wait)

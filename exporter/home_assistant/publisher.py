@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from exporter.backoff import ExponentialBackoff
 from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerError, LedgerError
 from exporter.home_assistant.accounts import ShownAccounts
@@ -25,7 +26,8 @@ from exporter.metrics.mqtt import MqttKind, MqttMetrics, MqttOutcome
 _SETTLE: Final = 0.5
 """Seconds for which what the broker has kept is awaited: nothing tells that it was the last."""
 
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
+# Several exporters are not to come back together.
+_BACK_OFF = ExponentialBackoff(1.0, 60.0, jitter=0.5)
 """Seconds before a connection that broke is made again, the first time and at most."""
 
 _STEADY: Final = 60.0
@@ -105,10 +107,9 @@ class Publisher:
                 self._note(str(error))
             finally:
                 self._metrics.connected.value = 0.0
-            wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(failures - 1, 16))
+            wait = _BACK_OFF.wait(failures, random.random())  # noqa: S311
             with suppress(TimeoutError):
-                # Several exporters are not to come back together.
-                async with asyncio.timeout(wait * random.uniform(0.5, 1.0)):  # noqa: S311
+                async with asyncio.timeout(wait):
                     await self._stopping.wait()
 
     async def _connect(self) -> None:

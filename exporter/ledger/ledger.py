@@ -13,6 +13,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
+from exporter.backoff import ExponentialBackoff
 from exporter.calls import Finished, PollAgain, WatchedCall
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.clock import Clocks, LedgerClock, machine_clocks
@@ -42,8 +43,7 @@ _GATHER: Final = 0.1
 _PROVE_EVERY: Final = 5.0
 # Seconds after which the ledger's clock is looked after.
 _KEEP_TIME_EVERY: Final = 60.0
-_RETRY_FIRST: Final = 0.5
-_RETRY_LONGEST: Final = 30.0
+_RETRY: Final = ExponentialBackoff(0.5, 30.0)
 # Seconds after which a ledger that was asked something is taken for one that cannot be used.
 _SLOW: Final = 10.0
 
@@ -178,7 +178,7 @@ class Ledger:
 
     async def run(self) -> None:
         """Commit what is observed, in groups, until `close`."""
-        delay, keep_time_at, ahead = _RETRY_FIRST, 0.0, self.clock.ahead
+        failures, keep_time_at, ahead = 0, 0.0, self.clock.ahead
         while not (self._closing and not self._pending):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PROVE_EVERY):
@@ -186,7 +186,7 @@ class Ledger:
             if self._pending and not self._closing and len(self._pending) < CHUNK:
                 await asyncio.sleep(_GATHER)
             if await self._flush():
-                delay = _RETRY_FIRST
+                failures = 0
                 self.clock.now()
                 # At once where it was set: a reboot would tell nothing of that.
                 if time.monotonic() >= keep_time_at or self.clock.ahead != ahead:
@@ -196,8 +196,8 @@ class Ledger:
                         ahead = noticed
                     keep_time_at = time.monotonic() + _KEEP_TIME_EVERY
             else:
-                await asyncio.sleep(delay)
-                delay = min(_RETRY_LONGEST, delay * 2)
+                failures += 1
+                await asyncio.sleep(_RETRY.wait(failures))
 
     def close_soon(self) -> None:
         """Have `run` end as soon as everything that was observed is committed."""

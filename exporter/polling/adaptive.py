@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from exporter.backoff import ExponentialBackoff
 from exporter.calls import next_poll
 from exporter.polling.lifetimes import WINDOW, Lifetimes
 
@@ -261,10 +262,9 @@ class AdaptivePace:
         if plan is not None and (n := bisect_right(plan.ages, age)) < len(plan.ages):
             wait = plan.waits[n]
         else:
-            wait = next_poll(age, 0, self._interval, self._max_interval)
+            wait = next_poll(age, self._interval, self._max_interval)
         if failures:
-            # 2.0**64 is beyond any max_interval, and beyond no float.
-            wait *= 2.0 ** min(failures, 64)
+            wait = ExponentialBackoff(wait, self._max_interval).wait(failures + 1)
         wait *= 1 - _JITTER + 2 * _JITTER * chance
         return min(self._max_interval, wait)
 

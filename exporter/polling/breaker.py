@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from exporter.backoff import ExponentialBackoff
 from exporter.esms.codes import Outcome
 from exporter.polling.limiter import Limit, RateLimiter
 
@@ -53,20 +53,8 @@ _LEAST_SHARE: Final = 0.05
 _REGROWTH: Final = 1 / 600
 
 
-@dataclass(frozen=True, slots=True)
-class BackOffRange:
-    """A pause that doubles, in seconds."""
-
-    first: float
-    longest: float
-
-    def pause(self, level: int) -> float:
-        """Return the length of the pause after `level` earlier ones in a row."""
-        return min(self.longest, self.first * 2.0 ** min(level, 64))
-
-
-_AUTH: Final = BackOffRange(30.0, 900.0)
-_DOWN: Final = BackOffRange(5.0, 120.0)
+_AUTH: Final = ExponentialBackoff(30.0, 900.0)
+_DOWN: Final = ExponentialBackoff(5.0, 120.0)
 
 GOOD: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND})
 """Outcomes that show that the account can be polled."""
@@ -309,7 +297,8 @@ class CircuitBreaker:
         return None
 
     def _open(self, outcome: Outcome, now: float) -> Change:
-        pause = (_AUTH if outcome is Outcome.AUTH else _DOWN).pause(self._level) * self._jitter()
+        back_off = _AUTH if outcome is Outcome.AUTH else _DOWN
+        pause = back_off.wait(self._level + 1) * self._jitter()
         if outcome is Outcome.THROTTLED:
             self._lower_rate(now)
             if self._retry_after:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
+from exporter.backoff import ExponentialBackoff
+
 LONGEST: Final = 900.0
 """Seconds after which a notification is tried again at the latest, whatever the target asks for."""
 
@@ -24,8 +26,7 @@ _RUNS: Final = 5.0
 _FORGET: Final = 0.98
 _MOST: Final = 100
 
-_PAUSE_FIRST: Final = 1.0
-_PAUSE_LONGEST: Final = 60.0
+_PAUSE: Final = ExponentialBackoff(1.0, 60.0, jitter=0.25)
 
 
 class State(Enum):
@@ -34,18 +35,6 @@ class State(Enum):
     CLOSED = auto()  # everything is sent
     OPEN = auto()  # nothing is: paused
     HALF_OPEN = auto()  # one event is: on trial
-
-
-def back_off(attempts: int, first: float, longest: float, chance: float) -> float:
-    """Return how long to wait, in seconds, after a number of failures in a row: twice as long each.
-
-    Args:
-        attempts: at least 1.
-        first: seconds after the first failure.
-        longest: seconds.
-        chance: from 0 to 1; takes up to a quarter off, so that not all come at the same time.
-    """
-    return float(min(longest, first * 2.0 ** min(attempts - 1, 32))) * (1 - chance / 4)
 
 
 class CircuitBreaker:
@@ -140,7 +129,7 @@ class CircuitBreaker:
         begins = self._kept_until > now or len(self._failed) >= self._enough(FAILURES_BEFORE_PAUSE)
         if trial or (state is State.CLOSED and begins):
             self._pauses += 1
-            pause = back_off(self._pauses, _PAUSE_FIRST, _PAUSE_LONGEST, self._chance())
+            pause = _PAUSE.wait(self._pauses, self._chance())
             self._until = now + pause
         self._until = max(self._until, self._kept_until)
         return state is State.CLOSED and begins

@@ -11,13 +11,14 @@ from typing import Final
 
 import structlog
 
+from exporter.backoff import ExponentialBackoff
 from exporter.config.notify import NotifyConfig
 from exporter.errors import LedgerError
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Claim, Notification, Outbox, Settled, Step
 from exporter.ledger.records import CHUNK
 from exporter.metrics.targets import TargetMetrics
-from exporter.webhook.breaker import LONGEST, CircuitBreaker, State, back_off
+from exporter.webhook.breaker import LONGEST, CircuitBreaker, State
 from exporter.webhook.post import Fate, Poster, Reply
 from exporter.webhook.queue import SendQueue
 
@@ -40,7 +41,7 @@ _LEDGER_RETRY: Final = 2.0
 _LAST_ATTEMPT: Final = 30.0
 """Seconds that a notification has for its last attempt, once its time is over."""
 
-_FIRST: Final = 5.0
+_RETRIES: Final = ExponentialBackoff(5.0, LONGEST, jitter=0.25)
 
 _LOG_EVERY: Final = 60.0
 """Seconds after which the failure of a single notification is logged again."""
@@ -331,7 +332,7 @@ class Sender:
         elif reply.fate is Fate.REFUSED:
             self._outcomes.refused.append(one)
         else:
-            wait = back_off(one.attempts, _FIRST, LONGEST, random.random())  # noqa: S311
+            wait = _RETRIES.wait(one.attempts, random.random())  # noqa: S311
             self._outcomes.put_off.append((one, max(wait, min(LONGEST, reply.wait or 0.0))))
             if now >= self._log_at:
                 self._log_at = now + _LOG_EVERY

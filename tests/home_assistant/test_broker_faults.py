@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from exporter.backoff import ExponentialBackoff
 from exporter.config import HomeAssistantConfig
 from exporter.config.authorities import authorities_of
 from exporter.errors import LedgerError
@@ -117,8 +118,7 @@ async def test_what_is_wrong_is_told_once_and_counted(
     change: dict[str, object],
     problem: str,
 ) -> None:
-    monkeypatch.setattr(publisher, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(publisher, "_LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(publisher, "_BACK_OFF", ExponentialBackoff(0.01, 0.1))
     monkeypatch.setattr(module, "_TIMEOUT", 1.0)
     config = HomeAssistantConfig(
         url=f"mqtts://localhost:{secured.port}",
@@ -203,8 +203,7 @@ Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
 async def test_peers_that_are_no_good_brokers(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: Peer
 ) -> None:
-    monkeypatch.setattr(publisher, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(publisher, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(publisher, "_BACK_OFF", ExponentialBackoff(0.01, 0.05))
     monkeypatch.setattr(module, "_TIMEOUT", 0.3)
     writers = []
 
@@ -250,7 +249,7 @@ async def test_a_broker_that_stood_still_is_caught_up_with(
     simulator: Simulator, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_TIMEOUT", 0.5)
-    monkeypatch.setattr(publisher, "_LONGEST_WAIT", 1.0)
+    monkeypatch.setattr(publisher, "_BACK_OFF", ExponentialBackoff(1.0, 1.0))
     config = HomeAssistantConfig(url=broker.url)
     async with listening(broker.port) as listener, telling(simulator, tmp_path, config) as bench:
         await until(lambda: STATE in listener.kept)

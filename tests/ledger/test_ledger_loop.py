@@ -13,6 +13,7 @@ import pytest_asyncio
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from exporter.backoff import ExponentialBackoff
 from exporter.calls import CallState, Finished, PollAgain, ReferenceId, Result, Status
 from exporter.config.databases import database_url
 from exporter.errors import LedgerError
@@ -131,7 +132,7 @@ def wait_briefly(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_ledger_that_is_locked_delays_but_loses_nothing(
     bench: Bench, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_FIRST", 0.05)
+    monkeypatch.setattr(module, "_RETRY", ExponentialBackoff(0.05, 30.0))
     a, b, c = await bench.push("a", "b", "c")
     await bench.ledger.call(wait_briefly, bench.ledger.store._database, monkeypatch)
     with locked(url):
@@ -198,7 +199,7 @@ def put_another_in_its_place(path: Path) -> Path:
 
 async def test_an_idle_ledger_is_looked_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PROVE_EVERY", 0.05)
-    monkeypatch.setattr(module, "_RETRY_FIRST", 0.05)
+    monkeypatch.setattr(module, "_RETRY", ExponentialBackoff(0.05, 30.0))
     bench = Bench()
     await bench.ledger.open(f"sqlite:///{path}")
     running = asyncio.create_task(bench.ledger.run())

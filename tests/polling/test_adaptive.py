@@ -74,7 +74,8 @@ def test_before_enough_is_learnt_it_is_the_growing_pace(age: float, failures: in
     for _ in range(ENOUGH - 1):
         pace.ended(10.0, 20.0, 0.0)
     assert pace.first_wait(age, 0.5) == 0
-    assert pace.wait(age, failures, 0.5) == next_poll(age, failures, INTERVAL, MAX_INTERVAL)
+    growing = next_poll(age, INTERVAL, MAX_INTERVAL)
+    assert pace.wait(age, failures, 0.5) == min(MAX_INTERVAL, growing * 2**failures)
     pace.ended(10.0, 20.0, 0.0)
     assert pace.first_wait(0.0, 0.5) > 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from exporter.backoff import ExponentialBackoff
 from exporter.simulator import Account, Simulator
 from exporter.webhook import breaker, sender
 from tests.webhook.bench import Bench, target
@@ -15,15 +16,14 @@ from tests.webhook.receiver import Receiver
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look, count and try again within moments."""
-    for module, name, seconds in (
+    for module, name, value in (
         (sender, "_LOOK_EVERY", 0.3),
         (sender, "_COUNT_EVERY", 0.1),
         (sender, "_LEDGER_RETRY", 0.1),
-        (sender, "_FIRST", 0.2),
-        (breaker, "_PAUSE_FIRST", 0.2),
-        (breaker, "_PAUSE_LONGEST", 0.5),
+        (sender, "_RETRIES", ExponentialBackoff(0.2, 900.0, jitter=0.25)),
+        (breaker, "_PAUSE", ExponentialBackoff(0.2, 0.5, jitter=0.25)),
     ):
-        monkeypatch.setattr(module, name, seconds)
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest_asyncio.fixture

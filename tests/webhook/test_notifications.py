@@ -18,21 +18,12 @@ from exporter.ledger.outbox import Settled
 from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import CallbackOutcome
 from exporter.simulator import Plan
-from exporter.webhook.breaker import back_off
 from exporter.webhook.sender import AHEAD
 from tests.waiting import DEADLINE, deadline, until
 from tests.webhook.bench import Bench, target
 from tests.webhook.receiver import SECRET, Receiver, ok
 
 BUSY = Plan(duration=0, call_status="BUSY", sent_result=0)
-
-
-@pytest.mark.parametrize(
-    ("attempts", "expected"), [(1, 5), (2, 10), (3, 20), (8, 640), (9, 900), (10**6, 900)]
-)
-def test_each_wait_is_twice_as_long_up_to_a_quarter_less(attempts: int, expected: float) -> None:
-    assert back_off(attempts, 5.0, 900.0, 0.0) == expected
-    assert back_off(attempts, 5.0, 900.0, 1.0) == 0.75 * expected
 
 
 async def test_a_finished_call_is_told_at_once(bench: Bench, receiver: Receiver) -> None:
