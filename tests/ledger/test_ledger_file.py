@@ -185,7 +185,10 @@ def test_only_the_folder_of_the_ledger_can_be_written(path: Path) -> None:
     """SQLite would put what it sorts, and journals of statements, into a temporary file."""
     if subprocesses.run("unshare", "--mount", "true").returncode:
         unavailable("needs a mount namespace: run it as root, outside of a container")
-    read_only = "".join(f"mount -t tmpfs -o ro none {name} && " for name in ("/var/tmp", "/tmp"))
+    read_only = "".join(
+        f"mount --bind {name} {name} && mount -o remount,bind,ro {name} && "
+        for name in ("/var/tmp", "/tmp")
+    )
     # The last that SQLite tries is the working directory.
     script = f'mount --bind "$1" /mnt && {read_only} cd /proc && shift && exec "$@"'
     work = """
