@@ -150,7 +150,7 @@ def _cut(client: aiomqtt.Client) -> None:
 
 
 def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
-    # As the configuration was last loaded with success, whatever has become of the file since.
+    # As the configuration was last loaded with success, whatever has happened to the file since.
     if config.authorities:
         return config.authorities.context
     return ssl.create_default_context(cafile=config.ca_file)

@@ -206,7 +206,7 @@ class Ledger:
 
     async def close(self, within: float | None = None) -> None:
         """Close the database; one that does not answer is waited for `within` seconds at most."""
-        store, self._store = self._store, None  # at once: who comes later is told that it is closed
+        store, self._store = self._store, None  # at once: later calls find it closed
         if store is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(within):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import pytest
-
 from exporter.simulator import Account, Plan, Simulator
 from tests import subprocesses
 from tests.e2e.processes import Exporter, total
-from tests.programs import program
+from tests.programs import program, unavailable
 from tests.web.certificates import Certificates
 
 CALLS = 10_000
@@ -19,7 +17,7 @@ CALLS = 10_000
 async def test_only_the_folder_of_the_ledger_is_written(tmp_path: Path) -> None:
     isolated = (program("unshare", "Debian's util-linux"), "--mount")
     if subprocesses.run(*isolated, "true").returncode:
-        pytest.skip("needs the right to make namespaces")
+        unavailable("needs namespaces: run it as root, outside of a container")
     ledger = tmp_path / "data"
     ledger.mkdir()
     Certificates(tmp_path)

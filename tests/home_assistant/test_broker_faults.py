@@ -83,7 +83,7 @@ async def test_tls_and_a_password(
         password=Secret(PASSWORD),
         ca_file=str(tmp_path / "ca.crt"),
     )
-    # As they were loaded, whatever has become of the file since.
+    # As they were loaded, whatever has happened to the file since.
     config.trust(authorities_of(certificates.text("ca.crt")))
     (tmp_path / "ca.crt").unlink()
     options = {"username": "exporter", "password": PASSWORD, "tls_context": certificates.client()}

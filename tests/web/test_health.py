@@ -25,7 +25,7 @@ from exporter.web.server import WebOptions, WebServer
 from tests import subprocesses
 from tests.e2e.processes import Process
 from tests.ports import free_port
-from tests.programs import program
+from tests.programs import program, unavailable
 from tests.waiting import DEADLINE
 from tests.web.certificates import Certificates
 
@@ -105,7 +105,7 @@ async def test_in_a_container_the_options_are_those_of_the_first_process(tmp_pat
     unshare, nsenter = (program(name, "Debian's util-linux") for name in ("unshare", "nsenter"))
     isolated = (unshare, "--pid", "--fork", "--mount-proc", "--kill-child")
     if subprocesses.run(*isolated, "true").returncode:
-        pytest.skip("needs the right to make namespaces")
+        unavailable("needs namespaces: run it as root, outside of a container")
     started = tmp_path / "esms-exporter"
     started.write_text(f"#!{sys.executable}\nfrom exporter.cli import main\nmain()\n")
     started.chmod(0o755)
