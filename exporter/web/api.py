@@ -201,9 +201,10 @@ class Api:
 
     async def _delete(self, client: _Client, request: web.Request) -> web.Response:
         record = await self._found(client, request)
-        if record.state == FINISHED or not await self._service.calls.delete(record.id):
-            raise ProblemError(409, "the call has finished")
-        return web.Response(status=204)
+        if record.state != FINISHED and await self._service.calls.delete(record.id):
+            return web.Response(status=204)
+        await self._found(client, request)  # unless another request has just deleted it
+        raise ProblemError(409, "the call has finished")
 
     async def _found(self, client: _Client, request: web.Request) -> CallRecord:
         account, text = request.match_info["account"], request.match_info["reference_id"]

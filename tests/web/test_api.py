@@ -134,6 +134,15 @@ async def test_a_call_that_is_deleted_is_not_counted(bench: Bench) -> None:
     assert await bench.watch("a") == (202, {"added": 1, "known": 0})
 
 
+async def test_of_two_that_delete_a_call_one_is_told_that_it_is_gone(bench: Bench) -> None:
+    await bench.watch("a")
+    # Both are to find it before either deletes it.
+    busy = asyncio.create_task(bench.service.ledger.call(time.sleep, 0.5))
+    answers = await asyncio.gather(*(bench.ask("DELETE", "/calls/main/a") for _ in range(2)))
+    await busy
+    assert sorted(status for status, _ in answers) == [204, 404]
+
+
 async def test_a_token_of_one_account(bench: Bench) -> None:
     body = {"calls": [{"reference_id": "x"}]}
     # Its only account may be left out.
