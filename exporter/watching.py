@@ -63,7 +63,6 @@ class Watching:
         inbox: gathers what programs push; to be run.
         call_metrics: what is shown of finished calls; replaced with the configuration.
         histories: what has become of calls lately.
-        states: what is needed to show each call, where that is wanted.
         max_calls: how many calls of an account may be watched at a time.
         notify: called with the targets that are to be told of calls that have finished.
         tell_finished: is told of each call that has finished, by its account and its row.
