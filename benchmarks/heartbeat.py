@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exporter import cli
-from exporter.commands import run as command
+from exporter.cli import run as command
 
 _EVERY = 0.005
 _FIRST = 1 + int(os.environ.get("HEARTBEAT_SKIPS", "0"))

@@ -26,10 +26,10 @@ from exporter.ledger.records import CHUNK, NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.targets import TargetMetrics
-from exporter.secret import Secret
-from exporter.webhook.post import Poster
-from exporter.webhook.routes import Route, route_of
-from exporter.webhook.sender import Sender
+from exporter.notify.post import Poster
+from exporter.notify.routes import Route, route_of
+from exporter.notify.sender import Sender
+from exporter.secrets import Secret
 
 TARGETS = (0, 1, 3)
 CONCURRENCY = 8

@@ -24,7 +24,7 @@ from exporter.esms.answers import BalanceAnswer
 from exporter.esms.balance import BalanceClient
 from exporter.metrics.catalogue import GET_BALANCE, Catalogue
 from exporter.metrics.requests import RequestMetrics, remove_operation
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 LONGEST_WAIT: Final = 900.0
 """Seconds that failures, or a `Retry-After`, make the wait for the next request, at most; the

@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import Final, TypeVar
 
 from exporter.errors import SourceError
-from exporter.worker import Worker
 
 R = TypeVar("R")
 
@@ -37,6 +39,67 @@ def ready_threads() -> ThreadPoolExecutor:
     return pool
 
 
+class SerialThread:
+    """A thread that does one piece of work after another, for the event loop it was made in.
+
+    The end of the process does not wait for it, as it would for those of an executor: a database
+    may take its time.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._name = name
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._started = False
+
+    def submit(self, work: Callable[[], R]) -> asyncio.Future[R]:
+        """Have work done after what was submitted before, also if nobody waits for it.
+
+        Who waits gets a `SourceError` where the machine has no thread left.
+        """
+        done: asyncio.Future[R] = self._loop.create_future()
+        try:
+            self._start()
+        except RuntimeError:
+            done.set_exception(SourceError("no thread can be started"))
+            done.exception()  # asked for, so that nobody complains where nobody waits
+        else:
+            self._work.put(partial(self._do, work, done))
+        return done
+
+    def _start(self) -> None:
+        if not self._started:
+            threading.Thread(target=self._run, daemon=True, name=self._name).start()
+            self._started = True
+
+    def close(self) -> None:
+        """End the thread once everything that was submitted is done."""
+        self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+    def _do(self, work: Callable[[], R], done: asyncio.Future[R]) -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self._tell(done, partial(done.set_exception, error))
+        else:
+            self._tell(done, partial(done.set_result, result))
+
+    def _tell(self, done: asyncio.Future[R], end: Callable[[], None]) -> None:
+        def tell() -> None:
+            if not done.cancelled():
+                end()
+
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(tell)
+
+
 class DetachedThreads:
     """Runs blocking work that may never end, in threads of its own.
 
@@ -50,7 +113,7 @@ class DetachedThreads:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._running: set[Hashable] = set()
-        self._idle: list[Worker] = []
+        self._idle: list[SerialThread] = []
 
     def hangs(self, key: Hashable) -> bool:
         """Tell whether work that was started under a key still runs."""
@@ -69,7 +132,7 @@ class DetachedThreads:
         """
         if key in self._running:
             raise SourceError("no answer")
-        worker = self._idle.pop() if self._idle else Worker("detached")
+        worker = self._idle.pop() if self._idle else SerialThread("detached")
         done = worker.submit(work)
         self._running.add(key)
         done.add_done_callback(lambda _: self._running.discard(key))

@@ -63,8 +63,10 @@ if __name__ == "__main__":
     import alembic.command  # noqa: F401
     import sqlalchemy.dialects.sqlite  # noqa: F401
 
-    from exporter.cli import main
-    from exporter.commands import run  # noqa: F401
+    from exporter.cli import (
+        main,
+        run,  # noqa: F401
+    )
 
     _serve()
     main()

@@ -15,13 +15,13 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from exporter import balances as module
+from exporter.app import App
 from exporter.balances import LONGEST_WAIT, wait_after
 from exporter.calls import reference_id
 from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig, PollingConfig
 from exporter.esms.codes import CODES, Outcome
 from exporter.ledger.records import NewCall
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from exporter.web.status import Visitor, gather
 from tests.e2e.processes import Series, parsed
@@ -61,7 +61,7 @@ class Bench:
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
             shutdown_timeout=1,
         )
-        self.service = Service(lambda: self.config)
+        self.service = App(lambda: self.config)
 
     def account(self, name: str, **changes: object) -> AccountConfig:
         values = {

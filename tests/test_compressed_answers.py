@@ -19,10 +19,10 @@ from exporter.esms.answers import Answer, BalanceAnswer
 from exporter.esms.balance import BalanceClient
 from exporter.esms.client import Client
 from exporter.esms.placing import CallRequest, place
-from exporter.secret import Secret
-from exporter.webhook.post import Poster
+from exporter.notify.post import Poster
+from exporter.secrets import Secret
 from tests.inflating import compressed, counting_inflated
-from tests.webhook.receiver import SECRET
+from tests.notify.receiver import SECRET
 
 KEYS = Secret("made-up-key"), Secret("made-up-secret")
 ENDLESS = 1 << 30

@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 
 from exporter.errors import SourceError
-from exporter.worker import Worker
+from exporter.threads import SerialThread
 from tests.waiting import DEADLINE
 
 
 async def test_work_is_done_in_order_in_one_thread_also_where_nobody_waits() -> None:
-    worker, done = Worker("test"), list[tuple[int, threading.Thread]]()
+    worker, done = SerialThread("test"), list[tuple[int, threading.Thread]]()
     go_on = threading.Event()
     first = worker.submit(lambda: go_on.wait(DEADLINE))
     for number in range(3):
@@ -31,7 +31,7 @@ async def test_work_is_done_in_order_in_one_thread_also_where_nobody_waits() -> 
 
 
 async def test_what_work_raises_is_raised_where_it_is_waited_for() -> None:
-    worker = Worker("test")
+    worker = SerialThread("test")
     with pytest.raises(ZeroDivisionError):
         await worker.submit(lambda: 1 / 0)
     assert await worker.submit(lambda: 1) == 1
@@ -42,7 +42,7 @@ def test_work_that_outlives_the_loop_ends_in_silence() -> None:
     go_on, threads = threading.Event(), list[threading.Thread]()
 
     async def leave() -> None:
-        worker = Worker("test")
+        worker = SerialThread("test")
         await worker.submit(lambda: threads.append(threading.current_thread()))
         worker.submit(lambda: go_on.wait(DEADLINE))
         worker.close()
@@ -59,7 +59,7 @@ async def test_a_machine_without_threads_is_told_to_who_waits(
     def start(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    worker = Worker("test")
+    worker = SerialThread("test")
     with monkeypatch.context() as none_left:
         none_left.setattr(threading.Thread, "start", start)
         with pytest.raises(SourceError, match="no thread can be started"):

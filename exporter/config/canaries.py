@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from exporter.canaries.schedule import Cron, Every, Schedule, is_cron
 from exporter.config.fields import AccountName, Count, Duration, Words
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 MAX_CANARIES: Final = 100
 MAX_VARIABLES: Final = 20

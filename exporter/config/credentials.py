@@ -15,7 +15,7 @@ from exporter.config.home_assistant import HomeAssistantConfig
 from exporter.config.models import AccountConfig, LedgerConfig, SqlConfig, TokenConfig
 from exporter.config.notify import NotifyConfig
 from exporter.config.problems import Problems
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 MAX_SECRET_FILE: Final = 64 << 10
 

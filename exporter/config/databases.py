@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 # The drivers that the extras install, in place of those that SQLAlchemy would take.
 _DRIVERS: Final = {

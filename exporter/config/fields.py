@@ -27,9 +27,9 @@ from exporter.config.databases import database_problem
 from exporter.config.durations import JSON_PATTERN, parse_duration
 from exporter.config.interpolation import Unresolved
 from exporter.config.scalars import resolve
-from exporter.secret import Secret
-from exporter.webhook.addresses import forbidden, is_address
-from exporter.webhook.event import signing_key
+from exporter.notify.addresses import forbidden, is_address
+from exporter.notify.event import signing_key
+from exporter.secrets import Secret
 
 # What the exporter itself puts on series, what Prometheus and Kubernetes put on targets, and what
 # alerts put on theirs: there, a label of the user's would be renamed, added over or written over.

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from exporter.config.authorities import Trusting
 from exporter.config.fields import AccountName, Words
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 _MOST_ACCOUNTS = 1000
 

@@ -47,7 +47,7 @@ from exporter.config.models import (
 from exporter.config.notify import MAX_TARGETS, NotifyConfig
 from exporter.config.problems import Problems
 from exporter.config.validation import line_of, validated
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 MAX_FILE = 64 << 20
 

@@ -38,7 +38,7 @@ from exporter.config.fields import (
 )
 from exporter.config.home_assistant import HomeAssistantConfig
 from exporter.config.notify import MAX_TARGETS, NotifyConfig
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 MAX_ACCOUNTS = 1000
 MAX_LABELS = 5

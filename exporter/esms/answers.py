@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from pydantic_core import from_json
 
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 MAX_MESSAGE_LENGTH: Final = 200
 

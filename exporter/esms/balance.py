@@ -15,7 +15,7 @@ from yarl import URL
 from exporter.errors import UnreadableAnswerError
 from exporter.esms.answers import BalanceAnswer, read_balance, read_refusal
 from exporter.esms.client import HEADERS, MAX_BODY, proxy_of, read_body, translate
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 _OPERATION: Final = "GetBalance_json"
 

@@ -28,7 +28,7 @@ from exporter.errors import (
 from exporter.esms.answers import Answer, read_answer, read_refusal
 from exporter.esms.codes import Outcome
 from exporter.esms.deadline import Deadlines
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 MAX_BODY: Final = 64 * 1024
 """Bytes that an answer may have; a real one has some 200."""

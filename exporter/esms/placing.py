@@ -19,7 +19,7 @@ from exporter.errors import RequestError
 from exporter.esms.answers import BAD_RESPONSE, Answer, read_answer, read_object, read_refusal
 from exporter.esms.client import HEADERS, MAX_BODY, proxy_of, read_body, translate
 from exporter.esms.codes import Outcome
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 _SEPARATOR: Final = "||"
 

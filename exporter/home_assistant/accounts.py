@@ -14,7 +14,7 @@ from exporter.errors import LedgerError
 from exporter.home_assistant.discovery import STATE, Topics, device_of, discovery
 from exporter.home_assistant.states import state
 from exporter.ledger.listing import count_unfinished
-from exporter.watching import Watching
+from exporter.tracker import CallTracker
 
 _EVERY: Final = 1.0
 """Seconds after which it is looked at what has changed, at least."""
@@ -44,7 +44,7 @@ class ShownAccounts:
         self,
         config: HomeAssistantConfig,
         accounts: Mapping[str, Account],
-        calls: Watching,
+        calls: CallTracker,
         leads: Callable[[], bool],
         balances: Mapping[str, Balance],
     ) -> None:

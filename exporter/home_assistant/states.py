@@ -12,8 +12,8 @@ from typing import Any, Final
 from exporter.account import AccountStatus
 from exporter.calls import Result
 from exporter.esms.codes import Outcome
-from exporter.history import Recent
 from exporter.ledger.records import CallRecord
+from exporter.recent_results import Recent
 
 # Pauses of an account that is reached: it was answered.
 _REACHED: Final = frozenset({Outcome.AUTH, Outcome.THROTTLED})

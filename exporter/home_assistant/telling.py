@@ -14,7 +14,7 @@ from exporter.home_assistant.events import Events, Waiting
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.mqtt import MqttMetrics, hide_mqtt
 from exporter.replicas.replica import Replica
-from exporter.watching import Watching
+from exporter.tracker import CallTracker
 
 if TYPE_CHECKING:
     from exporter.home_assistant.publisher import Publisher
@@ -38,7 +38,7 @@ class HomeAssistant:
     def __init__(
         self,
         accounts: Mapping[str, Account],
-        calls: Watching,
+        calls: CallTracker,
         metrics: Catalogue,
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         balances: Mapping[str, Balance],

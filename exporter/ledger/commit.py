@@ -17,7 +17,7 @@ from exporter.ledger.outbox import Finish, queue
 from exporter.ledger.records import DELETED, Committed, Observation
 from exporter.ledger.schema import UNFINISHED_ROW, accounts, calls, folded_labels
 from exporter.ledger.totals import Cell, additions, price_added
-from exporter.webhook.routes import Route
+from exporter.notify.routes import Route
 
 _rows: Final = given("rows")
 

@@ -30,7 +30,7 @@ from exporter.ledger.records import (
 )
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
-from exporter.worker import Worker
+from exporter.threads import SerialThread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,8 +71,8 @@ class Ledger:
         clocks: Clocks | None = None,
     ) -> None:
         self.clock = LedgerClock(clocks or machine_clocks())
-        self._thread = Worker("ledger")
-        self._reader = Worker("ledger reader")
+        self._thread = SerialThread("ledger")
+        self._reader = SerialThread("ledger reader")
         self._asked = deque[float]()  # when what the thread has still to do was asked for
         self._store: Store | None = None
         self._committed = committed

@@ -43,8 +43,8 @@ from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.engine import Database
 from exporter.ledger.records import CHUNK
 from exporter.ledger.schema import label_sets, notifications
-from exporter.webhook.event import finished_event
-from exporter.webhook.routes import Route
+from exporter.notify.event import finished_event
+from exporter.notify.routes import Route
 
 FARTHEST: Final = 1_200.0
 """Seconds beyond which nothing is put off: what seems to be was written before the clock was set

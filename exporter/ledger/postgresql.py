@@ -15,7 +15,7 @@ from exporter.errors import LedgerConflictError, LedgerError
 from exporter.ledger.clock import LEAST_STEP, LedgerClock
 from exporter.ledger.engine import READ_TIMEOUT, Database
 from exporter.ledger.upgrading import upgrade
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 _log = structlog.get_logger(__name__)
 

@@ -56,7 +56,7 @@ from exporter.ledger.schema import (
 from exporter.ledger.sharing import snapshot_number
 from exporter.ledger.taking import keep, named_lately, push, take
 from exporter.ledger.totals import Cell, Total
-from exporter.webhook.routes import Route
+from exporter.notify.routes import Route
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ from exporter.calls import reference_key
 from exporter.errors import ResultsError
 from exporter.esms.codes import Outcome
 from exporter.lookup.line import COLUMNS, CallName, Line
+from exporter.output import csv_header, csv_line, csv_text, json_line
 from exporter.polling.breaker import GOOD
-from exporter.rows import csv_header, csv_line, csv_text, json_line
 
 ENDINGS: Final = (".csv", ".json", ".jsonl", ".ndjson")
 

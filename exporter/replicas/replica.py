@@ -24,8 +24,8 @@ from exporter.polling.turns import Lease
 from exporter.replicas.reserving import Reserving
 from exporter.replicas.shares import excess, leads, peers_of, share
 from exporter.replicas.totals import SharedTotals
-from exporter.watching import Watching
-from exporter.worker import Worker
+from exporter.threads import SerialThread
+from exporter.tracker import CallTracker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,7 +75,7 @@ class Replica:
     def __init__(
         self,
         ledger: Ledger,
-        calls: Watching,
+        calls: CallTracker,
         accounts: Mapping[str, Account],
         metrics: Catalogue,
         heartbeat: float,
@@ -87,7 +87,7 @@ class Replica:
         self.heartbeat = heartbeat
         self._sharing = Sharing(ledger.database)
         # Beside the ledger's: to beat is not to wait for anything.
-        self._thread = Worker("replica")
+        self._thread = SerialThread("replica")
         self._loop = asyncio.get_running_loop()
         self._id = 0
         self._lease = Lease()

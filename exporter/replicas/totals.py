@@ -12,7 +12,7 @@ from exporter.calls import Result, Status
 from exporter.ledger.records import Changes, Snapshot
 from exporter.ledger.totals import Cell, Total
 from exporter.metrics.calls import CallMetrics
-from exporter.watching import Watching
+from exporter.tracker import CallTracker
 
 _LATE: Final = 60.0
 """Seconds by which the clocks of exporters may differ, and a result may be committed late, for a
@@ -35,7 +35,7 @@ class SharedTotals:
         calls: where it is shown.
     """
 
-    def __init__(self, read: Read, calls: Watching) -> None:
+    def __init__(self, read: Read, calls: CallTracker) -> None:
         self._read = read
         self._calls = calls
         # By account and set of labels.

@@ -23,7 +23,7 @@ _READ: Final = frozenset(
 
 
 class Calls(Protocol):
-    """Who knows the calls: `exporter.watching.Watching`."""
+    """Who knows the calls: `exporter.tracker.CallTracker`."""
 
     async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
         """Return a call, if it is known."""

@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from exporter.config.databases import database_url
 from exporter.errors import SourceError
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.sources.database_errors import parts_of, translated
 
 CONNECT_TIMEOUT: Final = 10

@@ -50,7 +50,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Intake(Protocol):
-    """Who takes calls in: `exporter.watching.Watching`."""
+    """Who takes calls in: `exporter.tracker.CallTracker`."""
 
     async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
         """Watch calls, in the name of a source."""

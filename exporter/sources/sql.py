@@ -20,7 +20,7 @@ from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.sources.files import Intake
 from exporter.sources.query import Query, Rules, source_name
-from exporter.worker import Worker
+from exporter.threads import SerialThread
 
 OVERLAP: Final = 600.0
 """Seconds: a row is committed some time after the moment that stands in it."""
@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SqlIntake(Intake, Protocol):
-    """Who takes calls in, and remembers what was read: `exporter.watching.Watching`."""
+    """Who takes calls in, and remembers what was read: `exporter.tracker.CallTracker`."""
 
     async def cursor(self, source: str, query: str) -> float | None:
         """Return up to when a query has read, if it was read before."""
@@ -116,10 +116,12 @@ class SqlSources:
                 self._running[config] = rules, task
 
     async def _run(self, config: SqlConfig, rules: Rules) -> None:
-        with closing(Worker(source_name(config))) as worker:
+        with closing(SerialThread(source_name(config))) as worker:
             await self._repeat(Query(config, rules), worker, config.interval, rules.memory)
 
-    async def _repeat(self, query: Query, worker: Worker, interval: float, memory: float) -> None:
+    async def _repeat(
+        self, query: Query, worker: SerialThread, interval: float, memory: float
+    ) -> None:
         last, said = await self._resume(query, interval), frozenset[str]()
         while True:
             begun = time.monotonic()
@@ -145,7 +147,9 @@ class SqlSources:
             except LedgerError:  # counted, and told, where it happened
                 await asyncio.sleep(interval)
 
-    async def _once(self, query: Query, worker: Worker, since: Callable[[float], float]) -> _End:
+    async def _once(
+        self, query: Query, worker: SerialThread, since: Callable[[float], float]
+    ) -> _End:
         problems, refused = Problems(query.source), Counter[str]()
         batches = query.batches(since, problems)
         try:

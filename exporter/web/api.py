@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 import exporter
+from exporter.app import App
 from exporter.calls import reference_id
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import LedgerError, NoRoomError
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.listing import FINISHED, page
 from exporter.ledger.records import DELETED, CallRecord
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.sources.api import SOURCE
 from exporter.web import bodies
 from exporter.web.access import credentials
@@ -85,7 +85,7 @@ class Api:
         external_path: what the paths begin with for clients.
     """
 
-    def __init__(self, service: Service, external_path: str = "") -> None:
+    def __init__(self, service: App, external_path: str = "") -> None:
         self._service = service
         self._external_path = external_path
         self._reader = Reader()

@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from exporter.app import App
 from exporter.errors import LedgerError, NoRoomError
 from exporter.metrics.catalogue import CallbackOutcome
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.sources.callback import SOURCE, take
 from exporter.web.problems import LEDGER_RETRY, STARTING_RETRY
 
@@ -37,7 +37,7 @@ class Callback:
         service: knows the calls.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: App) -> None:
         self._service = service
 
     def routes(self) -> list[web.RouteDef]:

@@ -22,7 +22,7 @@ from exporter.config.fields import Count, Switch, Words
 from exporter.config.files import NamedFiles, read_text
 from exporter.config.problems import Problems
 from exporter.config.validation import validated
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.web.tls import Tls, TlsServerConfig, server_tls
 
 MAX_FILE: Final = 1 << 20

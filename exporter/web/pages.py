@@ -9,6 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
+from exporter.app import App
 from exporter.metrics.exposition import (
     OPENMETRICS,
     TEXT,
@@ -17,7 +18,6 @@ from exporter.metrics.exposition import (
     compress,
     wants_openmetrics,
 )
-from exporter.service import Service
 from exporter.web.status import Visitor
 from exporter.web.status_page import StatusPage
 
@@ -38,7 +38,7 @@ class Pages:
     """
 
     def __init__(
-        self, service: Service, telemetry_path: str, visitor: Callable[[web.Request], Visitor]
+        self, service: App, telemetry_path: str, visitor: Callable[[web.Request], Visitor]
     ) -> None:
         self._service = service
         self._telemetry_path = telemetry_path

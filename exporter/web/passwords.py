@@ -11,8 +11,8 @@ from typing import Final
 
 import bcrypt
 
-from exporter.secret import Secret
-from exporter.worker import Worker
+from exporter.secrets import Secret
+from exporter.threads import SerialThread
 
 CACHED: Final = 100
 """Verdicts that are remembered, of each kind."""
@@ -52,7 +52,7 @@ class Passwords:
 
     def __init__(self) -> None:
         # One that the end of the process does not wait for, and that is there before it is needed.
-        self._worker = Worker("passwords")
+        self._worker = SerialThread("passwords")
         self._worker.submit(int)
         self._turn = asyncio.Lock()
         self._waiting = 0

@@ -13,8 +13,8 @@ from typing import Final
 import structlog
 from aiohttp import HttpVersion10, web
 
+from exporter.app import App
 from exporter.errors import ConfigError, ExporterError, Problem, SourceError
-from exporter.service import Service
 from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.configuration import ConfigFile
 from exporter.threads import DetachedThreads
@@ -71,7 +71,7 @@ class WebServer:
         options: where, and to whom.
     """
 
-    def __init__(self, service: Service, options: WebOptions) -> None:
+    def __init__(self, service: App, options: WebOptions) -> None:
         self._service = service
         self._options = options
         self._config = options.config

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from exporter.account import AccountStatus
+from exporter.app import CONFIG_SOURCE, App
 from exporter.balances import Balance
 from exporter.calls import Status as CallStatus
-from exporter.history import Recent
 from exporter.ledger.records import Ended
-from exporter.service import CONFIG_SOURCE, Service
+from exporter.recent_results import Recent
 from exporter.web.charts import Chart, chart
 
 FAILURES: Final = 20
@@ -137,7 +137,7 @@ def lines(text: str) -> list[str]:
     return [_NUMBER.sub("•••", line) for line in text.splitlines() if line.strip()]
 
 
-def gather(service: Service, visitor: Visitor, now: float) -> StatusView:
+def gather(service: App, visitor: Visitor, now: float) -> StatusView:
     """Take down how everything stands; in the event loop."""
     histories, metrics = service.calls.histories, service.metrics
     recents = [(status, histories.recent(status.name, now)) for status in service.status()]

@@ -16,8 +16,8 @@ from aiohttp import web
 from markupsafe import Markup
 
 import exporter
+from exporter.app import App
 from exporter.calls import CallState, Result, Status
-from exporter.service import Service
 from exporter.web.languages import DEFAULT, choose, load, local
 from exporter.web.status import LINES, StatusView, Visitor, gather, lines
 
@@ -105,7 +105,7 @@ class StatusPage:
     """
 
     def __init__(
-        self, service: Service, telemetry_path: str, visitor: Callable[[web.Request], Visitor]
+        self, service: App, telemetry_path: str, visitor: Callable[[web.Request], Visitor]
     ) -> None:
         self._service = service
         self._telemetry_path = telemetry_path

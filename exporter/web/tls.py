@@ -24,7 +24,7 @@ from exporter.config.fields import Switch, Words
 from exporter.config.files import FileProblemError, NamedFiles
 from exporter.config.problems import Problems
 from exporter.config.validation import line_of
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 MAX_PEM: Final = 1 << 20
 

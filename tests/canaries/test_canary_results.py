@@ -10,7 +10,7 @@ from exporter.canaries.runs import call_request, day_of, request_id
 from exporter.config import CanaryConfig
 from exporter.esms.answers import Answer
 from exporter.esms.codes import CODES, Outcome
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from tests.canaries.test_canary_schedule import BERLIN, at
 
 

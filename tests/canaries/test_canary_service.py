@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from exporter.app import App
 from exporter.canaries import canaries, runs, schedule
 from exporter.config import load_config
 from exporter.ledger.canary_runs import CanaryRuns
-from exporter.service import Service
 from exporter.simulator import Fault, FaultKind, Simulator
 from tests.canaries.scene import ACCOUNT, PHONE, Placed, config_text, rows, simulator
 from tests.waiting import DEADLINE, until
@@ -51,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Scene:
     """An exporter, and the provider that it calls."""
 
-    def __init__(self, folder: Path, provider: Simulator, service: Service) -> None:
+    def __init__(self, folder: Path, provider: Simulator, service: App) -> None:
         self.folder = folder
         self.provider = provider
         self.placed = Placed(provider)
@@ -87,8 +87,8 @@ async def scene(folder: Path, canary: str = RECORDING) -> AsyncIterator[Scene]:
             assert not there.service.failed.done()
 
 
-async def started(config: Path) -> Service:
-    service = Service(lambda: load_config(config))
+async def started(config: Path) -> App:
+    service = App(lambda: load_config(config))
     await service.open()
     await service.start()
     return service

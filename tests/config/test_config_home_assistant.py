@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from exporter.config import Config, HomeAssistantConfig, brokers
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 Load = Callable[..., Config]
 Tell = Callable[..., list[str]]

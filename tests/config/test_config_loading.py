@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from exporter.config import AccountConfig, Config, LedgerConfig, load_config
 from exporter.config.models import WatchConfig
 from exporter.errors import ConfigError
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 Load = Callable[..., Config]
 Tell = Callable[..., list[str]]

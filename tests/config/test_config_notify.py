@@ -9,7 +9,7 @@ import pytest
 from exporter.calls import Result, Status
 from exporter.config import Config
 from exporter.config.fields import ResultName, StatusName
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 Load = Callable[..., Config]
 Tell = Callable[..., list[str]]

@@ -9,7 +9,7 @@ import pytest
 
 from exporter.config import AccountConfig, Config, json_schema, load_config
 from exporter.config.durations import parse_duration
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 SCHEMA: dict[str, Any] = json_schema()  # Any: JSON

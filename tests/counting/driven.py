@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from exporter.account import Account
+from exporter.app import App
 from exporter.calls import WatchedCall
 from exporter.config import Config
 from exporter.errors import RequestError
@@ -19,7 +20,6 @@ from exporter.esms.answers import Answer
 from exporter.ledger.clock import Moment
 from exporter.metrics.families import Buckets
 from exporter.polling.poller import Poller
-from exporter.service import Service
 from tests.counting.model import Series
 
 T = TypeVar("T")
@@ -110,8 +110,8 @@ class Driven:
         self.run(self._start())
 
     async def _start(self) -> None:
-        # As `Service.start`, but for what works by the clock: commits, looks at files, prunes.
-        self.service = Service(lambda: self.config, clocks=self._clock.moment)
+        # As `App.start`, but for what works by the clock: commits, looks at files, prunes.
+        self.service = App(lambda: self.config, clocks=self._clock.moment)
         await self.service.open()
         await self.service.ledger.call(self._wait_for_no_lock)
         await self.service._apply(self.service._loaded.pop())

@@ -380,7 +380,7 @@ def test_whatever_happens_each_call_is_counted_once(
     open_database(f"sqlite:///{empty}").close()
     monkeypatch.setattr("time.time", clock.wall)
     monkeypatch.setattr("exporter.account.Client", HeldClient)
-    monkeypatch.setattr("exporter.service.Account", QuietAccount)
+    monkeypatch.setattr("exporter.app.Account", QuietAccount)
     monkeypatch.setattr("exporter.ledger.ledger._GATHER", 0.0)
     # A file that was written just now lies still: nobody else writes.
     monkeypatch.setattr("exporter.sources.changes._STILL", -(10**18))

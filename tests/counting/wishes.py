@@ -21,7 +21,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.ledger.records import NewCall
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from tests.counting.model import KEEP_FINISHED, Model, Named
 
 ACCOUNTS: Final = ("main", "other")

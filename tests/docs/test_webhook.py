@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exporter.calls import Finished, Key, Result, Status, WatchedCall, reference_id
-from exporter.secret import Secret
-from exporter.webhook.event import finished_event, headers, signing_key
+from exporter.notify.event import finished_event, headers, signing_key
+from exporter.secrets import Secret
 from tests.docs import pages
 
 PAGE = "docs/webhook.md"

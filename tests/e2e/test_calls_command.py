@@ -18,7 +18,7 @@ from aiohttp import web
 from click.testing import CliRunner
 
 from exporter.cli import commands
-from exporter.commands.calls import COLUMNS
+from exporter.cli.calls import COLUMNS
 from exporter.simulator import Account, Plan, Simulator
 from tests import subprocesses
 from tests.e2e.commands import PYTHONPATH, Ended, end, run

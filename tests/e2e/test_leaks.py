@@ -18,7 +18,7 @@ import pytest
 from yarl import URL
 
 from exporter.esms.codes import Outcome
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from exporter.web.callback import callback_url
 from tests.databases import postgresql

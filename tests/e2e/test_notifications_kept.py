@@ -14,14 +14,14 @@ from aiohttp import web
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from exporter.notify.sender import AHEAD
 from exporter.simulator import Account, Plan, Simulator
-from exporter.webhook.sender import AHEAD
 from tests.databases import postgresql
 from tests.e2e.counting import ENDS
 from tests.e2e.processes import UNMEASURED, Exporter, total
 from tests.faults.scene import environment
+from tests.notify.receiver import SECRET, Receiver
 from tests.waiting import deadline, until
-from tests.webhook.receiver import SECRET, Receiver
 
 CALLS = 400
 BOUNDARIES = range(9, 21)

@@ -25,7 +25,7 @@ from exporter.esms.answers import BalanceAnswer
 from exporter.esms.balance import BalanceClient
 from exporter.esms.client import MAX_BODY
 from exporter.esms.codes import Outcome
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from tests.esms.test_client import API_KEY, SECRET_KEY, Serve, peer, response
 
 GOOD = json.dumps({"Balance": 36693, "CodeResponse": "100", "UserID": 9999}).encode()

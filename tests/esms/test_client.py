@@ -33,7 +33,7 @@ from exporter.esms.balance import BalanceClient
 from exporter.esms.client import MAX_BODY, Client, translate
 from exporter.esms.codes import Outcome
 from exporter.esms.placing import CallRequest, place
-from exporter.secret import Secret
+from exporter.secrets import Secret
 
 API_KEY = "key&with=odd/characters ?#%"
 SECRET_KEY = "sécret+key"

@@ -10,7 +10,7 @@ from exporter.calls import reference_key
 from exporter.canaries.results import CanaryResult, after_placing
 from exporter.esms.codes import Outcome
 from exporter.esms.placing import CallRequest, place, read_placed
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.simulator import Account, Fault, FaultKind, Simulator
 
 ACCOUNT = Account("main", "key with blank", "secret&key", balance=1e9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from exporter.app import App
 from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
@@ -15,8 +16,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.ledger.records import NewCall
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator
 
 
@@ -34,7 +34,7 @@ class Bench:
             home_assistant=config,
             shutdown_timeout=3,
         )
-        self.service = Service(lambda: self.config)
+        self.service = App(lambda: self.config)
 
     def account(self, name: str, key: str) -> AccountConfig:
         return AccountConfig(

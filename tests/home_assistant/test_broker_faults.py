@@ -20,7 +20,7 @@ from exporter.home_assistant import broker as module
 from exporter.home_assistant import publisher
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import records_of
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.simulator import Simulator
 from tests import subprocesses
 from tests.brokers import PASSWORD, Mosquitto, listening, mosquitto

@@ -12,10 +12,10 @@ import pytest
 from exporter.account import AccountStatus
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
-from exporter.history import Minute, Recent
 from exporter.home_assistant.discovery import Topics, device_of, discovery
 from exporter.home_assistant.states import finished, state
 from exporter.ledger.records import CallRecord, Ended
+from exporter.recent_results import Minute, Recent
 
 TOPICS = Topics("homeassistant", "voice/one")
 

@@ -24,7 +24,7 @@ from exporter.ledger.engine import Database
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, StoredCall
 from exporter.metrics.catalogue import Catalogue
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from tests.ledger.machine import Machine
 from tests.waiting import deadline, until
 

@@ -17,7 +17,7 @@ from exporter.ledger.outbox import FARTHEST, Backlog, Claim, Notification, Outbo
 from exporter.ledger.records import CHUNK, NewCall, Observation, StoredCall
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store
-from exporter.webhook.routes import Route
+from exporter.notify.routes import Route
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 FAILED = Finished(Result.FAILURE, Status.FAILED)

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
+from exporter.app import App
 from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
@@ -27,8 +28,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ledger.records import NewCall
 from exporter.replicas.replica import Replica
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from tests.replicas.proxy import Proxy
 from tests.waiting import deadline, until
 
@@ -91,7 +91,7 @@ class Exporter:
         self.name = name
         self.proxy = proxy
         self.config = config
-        self.service = Service(lambda: self.config)
+        self.service = App(lambda: self.config)
         self.stopped = False
 
     async def start(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
+from exporter.app import App
 from exporter.calls import reference_id
 from exporter.config import AccountConfig, Config, LedgerConfig
 from exporter.esms.answers import Answer
@@ -16,8 +17,7 @@ from exporter.esms.codes import Outcome
 from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import CallbackOutcome
 from exporter.replicas.replica import Replica
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from tests.databases import Server, postgresql
 from tests.waiting import until
 
@@ -29,14 +29,14 @@ def server() -> Iterator[Server]:
 
 
 @pytest_asyncio.fixture
-async def service(server: Server) -> AsyncIterator[Service]:
+async def service(server: Server) -> AsyncIterator[App]:
     with server.database() as url:
         config = Config(
             accounts=(AccountConfig(name="main", api_key=Secret("key"), secret_key=Secret("s")),),
             ledger=LedgerConfig(url=Secret(url.replace("+psycopg", "")), heartbeat=4),
             shutdown_timeout=1,
         )
-        service = Service(lambda: config)
+        service = App(lambda: config)
         try:
             await service.open()
             await service.start()
@@ -45,12 +45,12 @@ async def service(server: Server) -> AsyncIterator[Service]:
             await service.stop()
 
 
-def _replica(service: Service) -> Replica:
+def _replica(service: App) -> Replica:
     assert service._replica is not None
     return service._replica
 
 
-async def test_it_beats_while_the_ledger_has_much_to_do(service: Service) -> None:
+async def test_it_beats_while_the_ledger_has_much_to_do(service: App) -> None:
     replica, loop = _replica(service), asyncio.get_running_loop()
     await until(lambda: replica._lease.until > loop.time())
     busy = asyncio.create_task(service.ledger.call(time.sleep, 6))
@@ -72,7 +72,7 @@ async def test_it_beats_while_the_ledger_has_much_to_do(service: Service) -> Non
 
 
 async def test_nobody_is_told_of_a_callback_whose_call_is_polled_here(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = service.ledger.store
     monkeypatch.setattr(service.accounts["main"].poller, "wake", lambda: None)

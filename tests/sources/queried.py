@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from exporter.config import SqlConfig
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.sources.query import Rules
 from tests.databases import Server
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from sqlalchemy import text
 
 from exporter.errors import SourceError
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.sources.database import Database
 
 PASSWORD = "made-up password"

@@ -13,7 +13,7 @@ from exporter.config import SqlConfig
 from exporter.config.databases import database_problem
 from exporter.config.problems import Problems
 from exporter.errors import SourceError
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.sources import database as module
 from exporter.sources.query import Query, Rules
 from tests.databases import PASSWORD, Server

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from exporter.errors import SourceError
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.sources.database import Database
 
 USER = os.geteuid()

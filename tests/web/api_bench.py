@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from exporter.app import App
 from exporter.config import (
     AccountConfig,
     ApiConfig,
@@ -24,8 +25,7 @@ from exporter.config import (
     TokenConfig,
     WatchConfig,
 )
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.simulator import Account, Simulator
 from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
@@ -59,7 +59,7 @@ class Bench:
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
             shutdown_timeout=1,
         )
-        self.service = Service(lambda: self.config)
+        self.service = App(lambda: self.config)
         self.url = ""
 
     async def ask(

@@ -7,6 +7,7 @@ from pathlib import Path
 import aiohttp
 from yarl import URL
 
+from exporter.app import App
 from exporter.calls import WatchedCall, reference_id
 from exporter.config import (
     AccountConfig,
@@ -18,8 +19,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.ledger.records import NewCall
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator
 from exporter.web.callback import callback_url
 from tests.waiting import until
@@ -65,7 +65,7 @@ class Bench:
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
             shutdown_timeout=1,
         )
-        self.service = Service(lambda: self.config)
+        self.service = App(lambda: self.config)
         self.url = ""
         self.retry_after: str | None = None
 

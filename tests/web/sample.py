@@ -10,8 +10,8 @@ from exporter.account import AccountStatus
 from exporter.balances import Balance
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
-from exporter.history import Histories
 from exporter.ledger.records import Ended
+from exporter.recent_results import Histories
 from exporter.web.status import (
     AccountView,
     SourceView,

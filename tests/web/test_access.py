@@ -17,6 +17,7 @@ import pytest_asyncio
 import trustme
 from structlog.testing import capture_logs
 
+from exporter.app import App
 from exporter.config import (
     AccountConfig,
     ApiConfig,
@@ -27,8 +28,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.errors import ConfigError, ListenError
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.sources.configuration import ConfigFile
 from exporter.web import passwords as module
 from exporter.web.config_file import load_web_config
@@ -64,7 +64,7 @@ class Bench:
         ledger = LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}")
         balance = BalanceConfig(interval=0.0)
         self.config = Config(accounts=(account,), balance=balance, watch=watch, ledger=ledger)
-        self.service = Service(lambda: self.config)
+        self.service = App(lambda: self.config)
         self.server: WebServer | None = None
         self.url = ""
 

@@ -16,7 +16,7 @@ from exporter.calls import Finished, OddField, Result, Status, reference_id
 from exporter.errors import LedgerError
 from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
 from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer

@@ -14,6 +14,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exporter.app import App
 from exporter.config import (
     AccountConfig,
     ApiConfig,
@@ -24,8 +25,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.metrics import exposition
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.sources.configuration import ConfigFile
 from exporter.web import connections, pages, reading
 from exporter.web.config_file import load_web_config
@@ -47,7 +47,7 @@ class Bench:
         watch = WatchConfig(api=ApiConfig(tokens=(token,)))
         balance = BalanceConfig(interval=0.0)
         config = Config(accounts=(account,), balance=balance, watch=watch, ledger=ledger)
-        self.service = Service(lambda: config)
+        self.service = App(lambda: config)
         self.folder = folder
         self.certificates: Certificates | None = None
         self.url = ""

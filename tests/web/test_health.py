@@ -14,10 +14,10 @@ import pytest
 import pytest_asyncio
 from click.testing import CliRunner, Result
 
+from exporter.app import App
 from exporter.cli import commands
 from exporter.config import Config
 from exporter.errors import AskedExporterError
-from exporter.service import Service
 from exporter.sources.configuration import ConfigFile
 from exporter.web.config_file import load_web_config
 from exporter.web.listening import ListenAddress
@@ -36,8 +36,8 @@ USERS = f"basic_auth_users: {{a: {HASH}}}\n"
 
 
 @pytest_asyncio.fixture
-async def service() -> AsyncIterator[Service]:
-    service = Service(lambda: Config(accounts=()))
+async def service() -> AsyncIterator[App]:
+    service = App(lambda: Config(accounts=()))
     yield service
     await service.stop()
 
@@ -69,7 +69,7 @@ async def health(*options: str) -> Result:
     ],
 )
 async def test_every_listener_is_known(
-    service: Service, tmp_path: Path, host: str, web: str, file: str
+    service: App, tmp_path: Path, host: str, web: str, file: str
 ) -> None:
     Certificates(tmp_path)
     path = tmp_path / "web.yml"

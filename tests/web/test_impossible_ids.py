@@ -11,7 +11,7 @@ import pytest_asyncio
 from yarl import URL
 
 from exporter.config import LedgerConfig
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from tests.databases import postgresql
 from tests.web.api_bench import Bench, serving
 

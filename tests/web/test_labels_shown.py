@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.config import ApiConfig, LedgerConfig, WatchConfig
 from exporter.ledger.label_limits import OTHER
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.simulator import Plan
 from tests.databases import Server, postgresql
 from tests.increases import Increases

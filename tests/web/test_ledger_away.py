@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import make_url
 
 from exporter.config import LedgerConfig, SqlConfig
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from tests.databases import PASSWORD, postgresql
 from tests.waiting import until
 from tests.web.api_bench import Bench, serving

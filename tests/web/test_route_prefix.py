@@ -11,7 +11,8 @@ import bcrypt
 import click
 import pytest
 
-from exporter.commands.run import web_paths
+from exporter.app import App
+from exporter.cli.run import web_paths
 from exporter.config import (
     AccountConfig,
     ApiConfig,
@@ -21,8 +22,7 @@ from exporter.config import (
     TokenConfig,
     WatchConfig,
 )
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.sources.configuration import ConfigFile
 from exporter.web.config_file import load_web_config
 from exporter.web.listening import ListenAddress
@@ -91,7 +91,7 @@ def configuration(folder: Path) -> Config:
 
 @pytest.mark.parametrize("prefix", ["", "/esms", "/monitoring/esms"])
 async def test_everything_is_under_the_prefix(tmp_path: Path, prefix: str) -> None:
-    service = Service(lambda: configuration(tmp_path))
+    service = App(lambda: configuration(tmp_path))
     await service.open()
     await service.start()
     (tmp_path / "web.yml").write_text(f"basic_auth_users: {{a: {HASH}}}\n")
@@ -158,7 +158,7 @@ async def test_everything_is_under_the_prefix(tmp_path: Path, prefix: str) -> No
 
 async def test_a_proxy_that_takes_a_path_away_is_followed(tmp_path: Path) -> None:
     """Redirects are relative: the prefix may be another one outside."""
-    service = Service(lambda: configuration(tmp_path))
+    service = App(lambda: configuration(tmp_path))
     await service.open()
     server = WebServer(
         service, WebOptions([ListenAddress("127.0.0.1", 0)], route_prefix="/inside/esms")

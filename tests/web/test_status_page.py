@@ -12,6 +12,7 @@ import bcrypt
 import pytest
 import pytest_asyncio
 
+from exporter.app import App
 from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
@@ -25,8 +26,7 @@ from exporter.config import (
 )
 from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.ledger.records import NewCall
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Plan, Simulator
 from exporter.sources.configuration import ConfigFile
 from exporter.web.config_file import load_web_config
@@ -63,7 +63,7 @@ class Bench:
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
             shutdown_timeout=1,
         )
-        self.service = Service(self.load)
+        self.service = App(self.load)
         self.servers: list[WebServer] = []
 
     def load(self) -> Config:
@@ -201,7 +201,7 @@ async def test_what_has_happened_is_there_after_a_restart(
         await server.stop()
     await bench.service.stop()
     bench.servers = []
-    bench.service = Service(bench.load)
+    bench.service = App(bench.load)
     await bench.service.open()
     await bench.service.start()
     after = await get(await bench.serve())

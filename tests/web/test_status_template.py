@@ -11,8 +11,8 @@ import pytest
 from exporter.balances import Balance
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
-from exporter.history import Recent
 from exporter.ledger.records import Ended
+from exporter.recent_results import Recent
 from exporter.web.languages import load
 from exporter.web.status import AccountView, SourceView, StatusView, Visitor, newest
 from exporter.web.status_page import LANGUAGES, Template

@@ -14,11 +14,11 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.app import App
 from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig
 from exporter.errors import ListenError
 from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
-from exporter.secret import Secret
-from exporter.service import Service
+from exporter.secrets import Secret
 from exporter.web.listening import ListenAddress, listen
 from exporter.web.server import WebOptions, WebServer
 
@@ -37,16 +37,16 @@ def configuration(folder: Path) -> Config:
 
 
 @pytest_asyncio.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[App]:
     config = configuration(tmp_path)
-    service = Service(lambda: config)
+    service = App(lambda: config)
     await service.open()
     yield service
     await service.stop()
 
 
 @pytest_asyncio.fixture
-async def shared(service: Service, tmp_path: Path) -> AsyncIterator[str]:
+async def shared(service: App, tmp_path: Path) -> AsyncIterator[str]:
     """Yield the address of a server."""
     server = WebServer(service, WebOptions([LOOPBACK]))
     (url,) = await server.start()
@@ -149,9 +149,7 @@ async def test_the_other_paths(shared: str, http: aiohttp.ClientSession) -> None
     assert ">other</h3>" in page
 
 
-async def test_not_ready_before_it_has_started(
-    service: Service, http: aiohttp.ClientSession
-) -> None:
+async def test_not_ready_before_it_has_started(service: App, http: aiohttp.ClientSession) -> None:
     server = WebServer(service, WebOptions([LOOPBACK]))
     (url,) = await server.start()
     async with http.get(f"{url}/-/ready") as answer:
@@ -163,7 +161,7 @@ async def test_not_ready_before_it_has_started(
     await server.stop()
 
 
-async def test_an_address_in_use(service: Service, shared: str) -> None:
+async def test_an_address_in_use(service: App, shared: str) -> None:
     address = ListenAddress.parse(shared.removeprefix("http://"))
     server = WebServer(service, WebOptions([address]))
     with pytest.raises(ListenError, match=rf"^cannot listen on 127\.0\.0\.1:{address.port}: "):
@@ -227,7 +225,7 @@ def test_a_machine_without_ipv6_listens_on_what_there_is(
         listen([ListenAddress("::1", 0)])
 
 
-async def test_every_address_gets_a_line(service: Service, http: aiohttp.ClientSession) -> None:
+async def test_every_address_gets_a_line(service: App, http: aiohttp.ClientSession) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     addresses = [LOOPBACK, ListenAddress("localhost", 0), ListenAddress("", port)]

@@ -9,7 +9,7 @@ import pytest
 
 from exporter.config import NamedFiles
 from exporter.errors import ConfigError
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from exporter.web.config_file import WebConfig, load_web_config
 from tests.web.certificates import Certificates
 

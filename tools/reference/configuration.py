@@ -16,7 +16,7 @@ from exporter.config.credentials import CREDENTIALS
 from exporter.config.durations import format_duration
 from exporter.config.fields import Count, Duration, Words, is_duration
 from exporter.config.models import Config
-from exporter.secret import Secret
+from exporter.secrets import Secret
 from tools.reference.markdown import NOTE, code, table
 
 _HEAD: Final = ("key", "takes", "default", "what it is")

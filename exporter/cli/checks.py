@@ -1,0 +1,78 @@
+"""The commands about a configuration: `check`, `schema` and `callback-url`, and `backup`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import click
+
+from exporter.cli import options
+from exporter.config import NamedFiles, json_schema, load_config
+from exporter.errors import ExporterError
+from exporter.ledger.beside import back_up
+from exporter.sources.files import Settings, check_files
+from exporter.web.callback import callback_url as url_of
+from exporter.web.config_file import load_web_config
+
+
+@click.command()
+@options.config_file
+@options.web_config
+def check(config_file: Path, web_config: Path | None) -> None:
+    """Check the configuration, and the files of calls: exit 0, or 1 with every problem."""
+    files = NamedFiles()
+    config = load_config(config_file, files=files)
+    if web_config:
+        tls = load_web_config(web_config, files).tls
+        if tls and (warning := tls.expiry_warning(time.time())):
+            click.echo(f"{web_config}: {warning}", err=True)
+    for path in sorted(files.exposed):
+        click.echo(f"{path}: can be read by anybody on the machine", err=True)
+    names = [account.name for account in config.accounts]
+    in_files = check_files(Settings(config.watch.files, names, config.watch.labels))
+    calls = len(config.watch.calls) + in_files
+    click.echo(f"{config_file}: good: {len(config.accounts)} accounts, {calls} calls")
+
+
+@click.command()
+@options.config_file
+@click.argument("file", type=click.Path(path_type=Path))
+def backup(config_file: Path, file: Path) -> None:
+    """Copy the ledger to a new FILE, also while the exporter runs.
+
+    For a ledger in a file of SQLite; PostgreSQL has `pg_dump`.
+    """
+    calls = back_up(load_config(config_file).ledger.url.reveal(), file)
+    click.echo(f"{file}: {calls} calls")
+
+
+@click.command("callback-url")
+@options.config_file
+@click.option("--url", required=True, help="Where the provider reaches the exporter.")
+@click.option("--account", "name", help="Of this account alone.")
+def callback_url(config_file: Path, url: str, name: str | None) -> None:
+    """Print each account's `CallbackUrl`, percent-encoded as MakeCall* wants it.
+
+    It holds the account's token: who knows it can call back.
+    """
+    base = urlsplit(url)
+    if base.scheme not in {"http", "https"} or not base.hostname or base.query or base.fragment:
+        raise click.BadParameter("expected `https://HOST...`", param_hint="--url")
+    tokens = {
+        account.name: account.callback_token
+        for account in load_config(config_file).accounts
+        if account.callback_token and name in {None, account.name}
+    }
+    if not tokens:
+        raise ExporterError("no such account has a `callback_token`")
+    for account, token in tokens.items():
+        click.echo(quote(url_of(url, account, token), safe=""))
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration."""
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))

@@ -1,0 +1,132 @@
+"""The exporter on the stand-in API, from nothing: no key, no file, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import click
+import structlog
+
+from exporter.app import App
+from exporter.calls import reference_id
+from exporter.config import (
+    AccountConfig,
+    BalanceConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+)
+from exporter.daemon import serve
+from exporter.esms.codes import Outcome
+from exporter.esms.placing import CallRequest, place
+from exporter.ledger.records import NewCall
+from exporter.secrets import Secret
+from exporter.simulator import Account, AccountState, Simulator
+from exporter.web.listening import ListenAddress
+from exporter.web.server import WebOptions
+
+_log = structlog.get_logger(__name__)
+
+# A call a second costs each of them some 2 million VND an hour: enough for a day.
+ACCOUNTS: Final = (
+    Account("main", "demo-key-main", "demo-secret-main", balance=50_000_000),
+    Account("hotline", "demo-key-hotline", "demo-secret-hotline", balance=50_000_000),
+)
+REFUSED: Final = Account("old-keys", "demo-key-old", "demo-secret-old", state=AccountState.REVOKED)
+CAMPAIGNS: Final = {"otp": 6, "reminder": 3, "emergency": 1}
+"""How often calls are placed for each."""
+CALLS_PER_SECOND: Final = 2.0
+TIMEOUT: Final = 5.0  # seconds, to place a call
+SPEED: Final = 5.0
+"""Nobody watches a demo for a minute until the first call has rung, was answered and reported."""
+
+
+def configuration(url: str, folder: Path) -> Config:
+    """Return the demo's configuration, for a stand-in API at `url`."""
+    return Config(
+        accounts=tuple(
+            AccountConfig(
+                name=account.name,
+                api_key=Secret(account.api_key),
+                secret_key=Secret(account.secret_key),
+                base_url=url,
+                balance_url=url,
+                balance_warning=1_000_000.0,
+            )
+            for account in (*ACCOUNTS, REFUSED)
+        ),
+        # Livelier than the defaults: nobody watches a demo for a quarter of an hour.
+        polling=PollingConfig(interval=2.0, max_interval=10.0, not_found_grace=30.0),
+        balance=BalanceConfig(interval=10.0),
+        watch=WatchConfig(labels=("campaign",)),
+        ledger=LedgerConfig(url=f"sqlite:///{folder / 'demo.db'}"),
+    )
+
+
+async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
+    """Run the stand-in API, a program that places calls on it, and the exporter.
+
+    Raises:
+        ExporterError: it could not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="esms-exporter-demo-") as folder:
+        async with Simulator(accounts=(*ACCOUNTS, REFUSED), seed=seed, speed=SPEED) as simulator:
+            config = configuration(simulator.url, Path(folder))
+
+            async def beside(service: App, listening: Sequence[str]) -> AsyncIterator[None]:
+                click.echo(_where_to_look(listening, simulator))
+                calls = asyncio.create_task(_place_calls(service, simulator.url, seed))
+                try:
+                    yield
+                finally:
+                    calls.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await calls
+
+            await serve(lambda: config, WebOptions(addresses), beside=beside)
+
+
+async def _place_calls(service: App, url: str, seed: int) -> None:
+    """Place calls until cancelled, as a program of the user does."""
+
+    async def watch(account: Account, text: str, campaign: str) -> None:
+        call = NewCall(account.name, reference_id(text), {"campaign": campaign})
+        await service.calls.watch(None, [call])
+
+    # A call of the refused account was placed before its keys were revoked.
+    await watch(REFUSED, "505139D7-54F8-48A9-88FA-9460A78731DD", "otp")
+    rng, outcome = random.Random(seed), Outcome.OK  # noqa: S311 - the same calls each time
+    for account in itertools.cycle(ACCOUNTS):
+        (campaign,) = rng.choices(list(CAMPAIGNS), list(CAMPAIGNS.values()))
+        phone = Secret(f"09000{rng.randrange(100_000):05}")  # no number of this form is in use
+        request = CallRequest(phone, f"{rng.getrandbits(128):x}", recording="1")
+        keys = Secret(account.api_key), Secret(account.secret_key)
+        answer = (await place(url, *keys, request, TIMEOUT)).answer
+        if answer.reference_id:
+            await watch(account, answer.reference_id, campaign)
+        if answer.outcome is not outcome:
+            outcome = answer.outcome
+            _log.warning("placing calls", account=account.name, outcome=outcome)
+        await asyncio.sleep(1 / CALLS_PER_SECOND)
+
+
+def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:
+    places = "\n".join(
+        f"  {url}/          what is going on\n  {url}/metrics   what Prometheus scrapes"
+        for url in listening
+    )
+    return (
+        f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second on a stand-in for the eSMS API,\n"
+        f"whose time runs {SPEED:g} times as fast\n"
+        f"{places}\n"
+        f"  {simulator.control_url}/state   the stand-in API and its faults\n"
+        "Ctrl-C ends it; nothing is left behind."
+    )

@@ -1,0 +1,112 @@
+"""Whether an exporter on this machine answers: for the health checks of containers."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import click
+from click.core import ParameterSource
+
+from exporter.cli import options
+from exporter.errors import AskedExporterError, ConfigError
+from exporter.web.listening import ListenAddress
+
+PROGRAM: Final = "esms-exporter"
+
+_TIMEOUT: Final = 4.0
+"""Seconds for an answer; also those after which the event loop counts as hanging."""
+
+
+def options_of(command_line: bytes) -> list[str]:
+    """Return the options of the exporter that a command line starts; none for another program.
+
+    Args:
+        command_line: as in `/proc/PID/cmdline`; an init or an interpreter may stand before it.
+    """
+    words = command_line.decode(errors="surrogateescape").split("\0")[:-1]
+    names = [Path(word).name for word in words]
+    return words[names.index(PROGRAM) + 1 :] if PROGRAM in names else []
+
+
+def schemes_of(web_config: Path | None) -> Sequence[str]:
+    """Return the schemes to try, the likely one first.
+
+    The exporter may run with an earlier web configuration than the one in the file.
+    """
+    if web_config is None:
+        return ("http",)
+    # A check that is made every half minute is not to take a second each time.
+    from exporter.web.config_file import load_web_config  # noqa: PLC0415
+
+    try:
+        secured = load_web_config(web_config).tls is not None
+    except ConfigError:
+        secured = True
+    return ("https", "http") if secured else ("http", "https")
+
+
+def check_listener(address: ListenAddress, schemes: Sequence[str]) -> None:
+    """Return if an exporter answers at an address, whatever it says: also 401 and a TLS alert.
+
+    Raises:
+        AskedExporterError: none does.
+    """
+    hosts = [address.host] if address.host else ["127.0.0.1", "::1"]
+    problem = ""
+    for host, scheme in product(hosts, schemes):
+        try:
+            if _server_at(host, address.port, scheme) == PROGRAM:
+                return
+            problem = "what answers is no exporter"
+        except ssl.SSLError as error:
+            # For want of a client certificate: another exporter's listener sends alerts, too.
+            if "ALERT" in (error.reason or ""):
+                return
+            problem = problem or f"TLS failed ({error.reason})"
+        except (OSError, HTTPException) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+            problem = problem or f"no answer ({reason})"
+    raise AskedExporterError(f"{address}: {problem}")
+
+
+def _server_at(host: str, port: int, scheme: str) -> str | None:
+    """Return which server answers; nothing secret is sent, so that its certificate is not asked."""
+    if scheme == "http":
+        connection = HTTPConnection(host, port, timeout=_TIMEOUT)
+    else:
+        trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+        connection = HTTPSConnection(host, port, timeout=_TIMEOUT, context=trust)
+    with closing(connection):
+        connection.request("GET", "/-/healthy")
+        return connection.getresponse().headers.get("Server")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@options.listen
+@options.web_config
+@click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[OTHER OPTIONS OF run]")
+@click.pass_context
+def health(
+    ctx: click.Context, addresses: Sequence[ListenAddress], web_config: Path | None, others: object
+) -> None:
+    """Check that an exporter on this machine answers: exit 0, or 1 and why not.
+
+    Takes the options that the exporter was started with. Without any, those of the first process
+    are taken, which in a container is the exporter. Neither a proxy nor a password is used.
+    """
+    given = {ctx.get_parameter_source(name) for name in ("addresses", "web_config")}
+    if not others and given == {ParameterSource.DEFAULT}:
+        with suppress(OSError):
+            started = options_of(Path("/proc/1/cmdline").read_bytes())
+            params = health.make_context("health", started).params
+            addresses, web_config = params["addresses"], params["web_config"]
+    for address in addresses:
+        check_listener(address, schemes_of(web_config))
+    click.echo("healthy")

@@ -1,0 +1,369 @@
+"""The calls that are watched: how they come, how they are let go, and what is shown of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from exporter.account import Account
+from exporter.calls import Finished, ReferenceId, WatchedCall, verdict
+from exporter.esms.answers import Answer
+from exporter.ledger.clock import Clocks
+from exporter.ledger.ledger import Ledger
+from exporter.ledger.records import (
+    CHUNK,
+    FORGET,
+    HASTEN,
+    CallRecord,
+    Claimed,
+    Committed,
+    Count,
+    Ended,
+    Labels,
+    NewCall,
+    Observation,
+    Pushed,
+    StoredCall,
+    Taken,
+    Tally,
+)
+from exporter.metrics.calls import CallMetrics
+from exporter.metrics.catalogue import CallbackOutcome, Catalogue
+from exporter.polling.lifetimes import WINDOW
+from exporter.recent_results import Histories
+from exporter.sources.api import Inbox
+
+# Calls after which Python's collector of cycles is told that they stay. It would look at each of
+# them every now and then, and find nothing: an event loop with a million stands still for 0.1 s.
+_FREEZE_EVERY: Final = 50_000
+
+_log = structlog.get_logger(__name__)
+
+
+class CallTracker:
+    """Between the sources, the ledger, the pollers and the metrics of finished calls.
+
+    Whatever is done to a call is done in the ledger first, and then shown.
+
+    Args:
+        accounts: the accounts that are polled; whoever changes them has it seen here.
+        metrics: where commits and errors of the ledger are counted.
+        clocks: reads those of the machine.
+
+    Attributes:
+        ledger: the durable record.
+        inbox: gathers what programs push; to be run.
+        call_metrics: what is shown of finished calls; replaced with the configuration.
+        histories: what has become of calls lately.
+        max_calls: how many calls of an account may be watched at a time.
+        notify: called with the targets that are to be told of calls that have finished.
+        tell_finished: is told of each call that has finished, by its account and its row.
+    """
+
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        metrics: Catalogue,
+        clocks: Clocks | None = None,
+    ) -> None:
+        self._accounts = accounts
+        self.ledger = Ledger(metrics, self._committed, clocks)
+        self.inbox = Inbox(self._push)
+        self.call_metrics = CallMetrics((), ())
+        self.histories = Histories()
+        # Until their account is there to learn from them.
+        self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self.max_calls: float = math.inf
+        self.tell_finished: Callable[[str, int], None] | None = None
+        self._unfrozen = 0
+        self.notify: Callable[[frozenset[str]], None] = lambda _: None
+
+    @property
+    def count(self) -> int:
+        """How many calls are polled."""
+        return sum(len(account.poller.calls) for account in self._accounts.values())
+
+    async def recall(self) -> None:
+        """Take up what has become of calls lately; before anything is committed.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        past = await self.ledger.recent(self.histories.start(time.time()))
+        self.histories.recall(*past)
+        for ended in past.calls:
+            self._past[ended.account].append(ended)
+
+    def teach(self, account: str) -> None:
+        """Have the pace of an account learn from what has become of its calls lately."""
+        self._accounts[account].poller.timing.recall(
+            (ended.status, ended.finished_at - ended.first_watched)
+            for ended in self._past.pop(account, ())
+        )
+
+    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+        """Take calls in and poll the new ones; see `Store.watch`.
+
+        Where this is cancelled, what the ledger is taking in at that moment is polled nevertheless.
+
+        Raises:
+            LedgerError: the ledger failed; what it took in before is watched.
+        """
+        added, rows, refused = 0, set[int](), Counter[str]()
+        chunks = self.ledger.watch(source, calls, self.max_calls)
+        # The ledger's thread cannot be stopped: what it commits would be polled by nobody.
+        while (taken := await asyncio.shield(self._take_next(chunks))) is not None:
+            rows |= taken.rows
+            refused += taken.refused
+            added += len(taken.added)
+        return Tally(added, rows, refused)
+
+    async def _take_next(self, chunks: AsyncIterator[Taken]) -> Taken | None:
+        taken = await anext(chunks, None)
+        if taken is not None:
+            self._take_up(taken)
+        return taken
+
+    async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
+        store, now = self.ledger.store, self.ledger.clock.now()
+        pushed = await self.ledger.call(store.push, requests, now, self.max_calls)
+        self._take_up(pushed)
+        return pushed.counts
+
+    async def delete(self, row: int) -> bool:
+        """Stop watching a call, by its row, without counting it; returns whether it was watched.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        now = self.ledger.clock.now()
+        deleted = await self.ledger.call(self.ledger.store.delete, row, now)
+        # Whether or not: it may be tried again, because the first answer was lost.
+        self._forget(row)
+        return deleted
+
+    async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
+        """Return a call, if it is known.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.find, account, name)
+
+    async def push(self, call: NewCall) -> None:
+        """Watch a call; returns once that is durable.
+
+        Raises:
+            LedgerError: the ledger failed.
+            NoRoomError: there are too many calls.
+        """
+        await self.inbox.put([call])
+
+    async def price(self, row: int, price: float) -> None:
+        """Keep what a call has cost, in VND; returns once that is durable.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        added = await self.ledger.call(self.ledger.store.set_price, row, price)
+        self.call_metrics.add(added.items())
+
+    async def keep(self, row: int) -> bool:
+        """Watch a call even if nothing names it any more, or remember it if it has finished.
+
+        Returns:
+            Whether it is there still.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.keep, row)
+
+    async def accept(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
+        """Finish a call, if that is what an answer means; returns once that is durable.
+
+        Returns:
+            `accepted`; `repeated` where the call has finished already; `hint` where the answer
+            ends nothing, or nobody polls the call.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        account = self._accounts.get(call.account)
+        watched = account.poller.calls.get(call.id) if account else None
+        elsewhere = watched is None and self.ledger.store.shared
+        if account is not None and elsewhere:
+            watched = await self._polled_elsewhere(call)
+        if account is None or watched is None:
+            known = await self.find(call.account, ReferenceId(call.reference_id))
+            ended = known is not None and known.result is not None
+            return CallbackOutcome.REPEATED if ended else CallbackOutcome.HINT
+        now = self.ledger.clock.now()
+        decided = verdict(watched, answer, now, account.poller.patience)
+        if not isinstance(decided, Finished):
+            return CallbackOutcome.HINT
+        observed = [Observation(call.account, watched, decided, now)]
+        committed = await self.ledger.call(self.ledger.store.commit, observed)
+        self._committed(observed, committed)
+        if not committed.finished:
+            return CallbackOutcome.REPEATED  # by a poll, which was first
+        if elsewhere:
+            await self.ledger.call(self.ledger.store.tell, call.id, FORGET)
+        account.poller.timing.learn(watched, decided, 0.0, now, told=True)
+        account.poller.report_odd(watched, decided)
+        return CallbackOutcome.ACCEPTED
+
+    async def _polled_elsewhere(self, call: CallRecord) -> WatchedCall | None:
+        """Return a call that another exporter polls, if it has not finished."""
+        known = await self.find(call.account, ReferenceId(call.reference_id))
+        if known is None or known.result is not None:
+            return None
+        name = ReferenceId(known.reference_id)
+        # What an answer that ends a call means does not hang on its state.
+        return WatchedCall(known.id, name, known.first_watched)
+
+    async def hasten(self, account: str, row: int) -> None:
+        """Ask the provider about a call now, or have the exporter do it that polls the call.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        known = self._accounts.get(account)
+        if known and row in known.poller.calls:
+            known.poller.hasten(row)
+        elif self.ledger.store.shared:
+            await self.ledger.call(self.ledger.store.tell, row, HASTEN)
+
+    # What others do that share the ledger.
+
+    async def load(self, account: str) -> AsyncIterator[int]:
+        """Poll the calls of an account that the ledger holds for this exporter.
+
+        Yields:
+            How many, chunk by chunk.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        last = 0
+        store = self.ledger.store
+        while page := await self.ledger.call(store.unfinished, account, last):
+            last = page[-1].call.id
+            # Some may be new: what was taken in before an answer was lost.
+            if new := {call.labels for call in page}.difference(self.call_metrics.label_sets):
+                self.learn(await self.ledger.call(store.label_sets, new))
+            for start in range(0, len(page), CHUNK):
+                self.poll(page[start : start + CHUNK])
+                await asyncio.sleep(0)  # answers and scrapes get their turn
+            yield len(page)
+
+    def take_over(self, claimed: Claimed, within: float) -> None:
+        """Poll calls that nobody polled, each within some seconds."""
+        self.learn(claimed.label_sets)
+        self.poll(claimed.calls, within)
+
+    def told(self, row: int, *, hasten: bool) -> None:
+        """Ask for a call now, because another exporter says so, or ask for it no more."""
+        for account in self._accounts.values():
+            if hasten:
+                account.poller.hasten(row)
+            else:
+                account.poller.forget(row)
+
+    async def keep_only(self, source: str, rows: set[int]) -> None:
+        """Let go of the calls that a source named before, but for these rows.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        for call_id in await self.ledger.call(self.ledger.store.keep_only, source, rows):
+            self._forget(call_id)
+
+    async def sources(self) -> list[str]:
+        """Return every source that names a call.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.sources)
+
+    async def cursor(self, source: str, query: str) -> float | None:
+        """Return up to when a query of a source has read, if it has; see `Store.cursor`.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        return await self.ledger.call(self.ledger.store.cursor, source, query)
+
+    async def move_cursor(self, source: str, query: str, read_until: float) -> None:
+        """Remember up to when a query of a source has read; see `Store.move_cursor`.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        await self.ledger.call(self.ledger.store.move_cursor, source, query, read_until)
+
+    def _forget(self, call_id: int) -> None:
+        for account in self._accounts.values():
+            account.poller.forget(call_id)
+
+    def _take_up(self, taken: Taken | Pushed) -> None:
+        self.learn(taken.label_sets)
+        self.call_metrics.change_series(taken.series)
+        self.poll(taken.added)
+
+    def learn(self, label_sets: Mapping[int, Labels]) -> None:
+        """Know sets of labels, by their rows."""
+        for row, labels in label_sets.items():
+            self.call_metrics.learn(row, labels)
+
+    def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:
+        """Poll calls that the ledger holds, those that are not new within some seconds."""
+        for account, labels, call in added:
+            if known := self._accounts.get(account):
+                self.call_metrics.start(account, labels)
+                known.poller.watch(call, labels, within)
+                self._unfrozen += 1
+        for known in self._accounts.values():
+            known.poller.wake()
+        if self._unfrozen >= _FREEZE_EVERY:
+            self._unfrozen = 0
+            if gc.isenabled():  # else what is being read in is to be looked at neither
+                gc.collect()
+            gc.freeze()
+
+    def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
+        """Count and show what has become durable."""
+        self.call_metrics.add(committed.added.items())
+        self.notify(committed.notify)
+        # Asked once: a line that is not written costs as much as the rest of this loop.
+        debug = _log.is_enabled_for(logging.DEBUG)
+        for name, call, found, at in observations:
+            if (account := self._accounts.get(name)) is None:
+                continue
+            if call.id in committed.gone:
+                account.poller.forget(call.id)
+            else:
+                account.poller.settle(call, found, at)
+                if isinstance(found, Finished):
+                    ended = self.ledger.shown(_ended(name, call, found, at))
+                    if self.tell_finished:
+                        self.tell_finished(name, call.id)
+                    if not self.ledger.store.shared:
+                        self.histories.add(ended)
+                if debug:
+                    _log.debug(
+                        "observed", account=name, reference_id=call.reference_id, found=found
+                    )
+
+
+def _ended(account: str, call: WatchedCall, found: Finished, at: float) -> Ended:
+    return Ended(account, call.reference_id, found.result, found.status, call.first_watched, at)

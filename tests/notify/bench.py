@@ -1,0 +1,99 @@
+"""A whole service that tells a receiver of the calls of a stand-in for the provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter.app import App
+from exporter.calls import reference_id
+from exporter.config import (
+    AccountConfig,
+    BalanceConfig,
+    Config,
+    LedgerConfig,
+    NotifyConfig,
+    PollingConfig,
+    WatchConfig,
+)
+from exporter.ledger.records import NewCall
+from exporter.notify.sender import Sender
+from exporter.secrets import Secret
+from exporter.simulator import Plan, Simulator
+from tests.notify.receiver import SECRET, Receiver
+from tests.waiting import until
+
+
+def target(name: str, receiver: Receiver, **more: Any) -> NotifyConfig:  # Any: of its keys
+    options = {"timeout": 1.0, **more}
+    return NotifyConfig(name=name, url=Secret(receiver.url), secret=Secret(SECRET), **options)
+
+
+class Bench:
+    """A service that tells a receiver of the calls of a simulator."""
+
+    def __init__(self, simulator: Simulator, folder: Path, *targets: NotifyConfig) -> None:
+        self.simulator = simulator
+        account = AccountConfig(
+            name="main",
+            api_key=Secret("key"),
+            secret_key=Secret("s"),
+            base_url=simulator.url,
+            rate_limit=10_000,
+        )
+        self.config = Config(
+            accounts=(account,),
+            balance=BalanceConfig(interval=0.0),
+            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
+            watch=WatchConfig(labels=("campaign",)),
+            ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
+            shutdown_timeout=3.0,
+            notify=targets,
+        )
+        self.service: App | None = None
+
+    @property
+    def running(self) -> App:
+        assert self.service is not None
+        return self.service
+
+    async def start(self) -> None:
+        self.service = App(lambda: self.config)
+        await self.service.open()
+        await self.service.start()
+
+    async def stop(self) -> None:
+        if self.service is not None:
+            service, self.service = self.service, None
+            await service.stop()
+            assert not service.failed.done()
+
+    def notify(self, *targets: NotifyConfig) -> None:
+        """Tell others from the next reload on."""
+        self.config = self.config.model_copy(update={"notify": targets})
+
+    async def finish(self, *names: str, plan: Plan | None = None, campaign: str = "otp") -> None:
+        """Have calls end, and be counted."""
+        before = self.counted
+        for name in names:
+            self.simulator.add_call("main", name, plan or Plan())
+        labels = {"campaign": campaign}
+        new = [NewCall("main", reference_id(name), labels) for name in names]
+        await self.running.calls.watch(None, new)
+        await until(lambda: self.counted == before + len(names))
+
+    @property
+    def counted(self) -> float:
+        return sum(s.value for _, s in self.running.calls.call_metrics.finished.series())
+
+    def sender(self, name: str = "t") -> Sender:
+        return self.running._notify._senders[name]
+
+    def done(self, outcome: str = "delivered", name: str = "t") -> float:
+        return self.running.metrics.notifications.labels(name, outcome).value
+
+    def requests(self, outcome: str, name: str = "t") -> float:
+        return self.running.metrics.notification_requests.labels(name, outcome).value
+
+    def pending(self, name: str = "t") -> float:
+        return self.running.metrics.notifications_pending.labels(name).value

@@ -1,0 +1,365 @@
+"""One sick event, account or kind of events delays no other one: in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from exporter.ledger.outbox import Outbox
+from tests.notify.virtual import HANGS, OK, Answer, World, refuses, run
+
+EVENTS = 240
+KINDS = {
+    **{f"{status}": refuses(status) for status in (302, 400, 404, 422, 500, 502)},
+    "503": refuses(503),
+    "429": refuses(429),
+}
+
+DAYS = 4 * 86_400.0
+
+
+def sick(answer: Answer) -> Callable[[str, float], Answer]:
+    return lambda name, _: answer if name.startswith("bad") else OK
+
+
+async def finishing(world: World, names: list[str], rate: float) -> None:
+    """Have calls finish, one after the other, some a second."""
+    for name in names:
+        world.finish(name)
+        await asyncio.sleep(1 / rate)
+
+
+def mixed(good: int, share: float) -> list[str]:
+    """Return names of good calls, and of bad ones that are this share of all, in a random order."""
+    names = [f"good-{number}" for number in range(good)]
+    names += [f"bad-{number}" for number in range(round(good * share / (1 - share)))]
+    random.Random(3).shuffle(names)
+    return names
+
+
+def latest(world: World, start: str = "good") -> float:
+    return max(world.late(name) for name in world.finished if name.startswith(start))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.005, 0.13, 0.5])
+def test_bad_events_delay_no_good_ones(tmp_path: Path, kind: str, share: float) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = sick(KINDS[kind])
+        world.start()
+        await finishing(world, mixed(EVENTS, share), 2.0)
+        await asyncio.sleep(30)
+        assert latest(world) < 1.0
+        await world.stop()
+
+    run(main())
+
+
+def test_events_that_hang_delay_good_ones_by_a_time_out_at_most(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = sick(HANGS)
+        world.start()
+        await finishing(world, mixed(EVENTS, 0.13), 2.0)
+        await asyncio.sleep(30)
+        late = [world.late(name) for name in world.finished if name.startswith("good")]
+        assert max(late) < world.config.timeout + 1.0
+        assert sum(late) / EVENTS < 1.0
+        await world.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("share", [0.13, 0.5])
+def test_events_with_retry_after_pause_the_target_at_most_once(
+    tmp_path: Path, share: float
+) -> None:
+    """Two of them that come in a row are taken for the target's word; the first time."""
+
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = sick(refuses(503, 20))
+        world.start()
+        await finishing(world, mixed(2 * EVENTS, share), 2.0)
+        await asyncio.sleep(90)
+        assert len(world.delivered) >= 2 * EVENTS
+        await world.stop()
+
+    with capture_logs() as logs:
+        run(main())
+    assert [log["event"] for log in logs].count("target paused") <= 1
+
+
+def test_many_bad_events_beside_a_backlog(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = sick(refuses(500))
+        world.finish(*mixed(EVENTS, 0.13))
+        world.start()
+        await asyncio.sleep(10)
+        assert latest(world) < 3.0
+        await world.stop()
+
+    run(main())
+
+
+def test_refusals_that_pile_up_delay_nothing_else(tmp_path: Path) -> None:
+    """20 events a second that are refused for ever, and 2 good ones, for a minute and a half."""
+
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = sick(refuses(400))
+        world.start()
+        names = [f"{'good' if n % 11 == 0 else 'bad'}-{n}" for n in range(22 * 90)]
+        await finishing(world, names, 22)
+        assert latest(world) < 1.0
+        await world.stop()
+
+    run(main())
+
+
+def test_the_first_event_is_poisonous(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        for answer in (refuses(500), refuses(503, 900), HANGS):
+            bad, good = f"bad-{len(world.sent)}", [f"good-{len(world.sent)}-{n}" for n in range(9)]
+            world.answer = sick(answer)
+            world.finish(bad, *good)
+            world.start()
+            await asyncio.sleep(20)
+            assert max(world.late(name) for name in good) < 0.5
+            assert bad not in world.delivered
+            await world.stop()
+
+    run(main())
+
+
+def test_a_dead_target_gets_one_request_for_each_pause(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = lambda _, __: refuses(500)
+        world.start()
+        await finishing(world, [f"c{n}" for n in range(600)], 1.0)
+        first = world.requests(0, 60)
+        later = world.requests(300, 600)
+        assert 5 <= len(first) <= 20
+        assert 4 <= len(later) <= 8  # one in 45 to 60 s
+        # Never the same one: it may be to blame.
+        assert len(set(later)) == len(later)
+        world.answer = lambda _, __: OK
+        back = world.now
+        await asyncio.sleep(70)
+        assert len(world.delivered) == 600
+        assert len(set(world.requests(back, math.inf))) == 600
+        await world.stop()
+
+    run(main())
+
+
+def test_a_poisonous_event_does_not_keep_a_target_paused(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = lambda name, now: refuses(500) if now < 120 or name == "bad" else OK
+        world.finish("bad", *(f"good-{n}" for n in range(50)))
+        world.start()
+        await asyncio.sleep(120 + 65)
+        assert latest(world) < 120 + 65
+        assert len(world.delivered) == 50
+        await world.stop()
+
+    run(main())
+
+
+def test_a_single_retry_after_is_not_the_targets(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = sick(refuses(429, 60))
+        world.start()
+        world.finish("bad-1")
+        await asyncio.sleep(1)
+        await finishing(world, [f"good-{n}" for n in range(50)], 1.0)
+        assert latest(world) < 1.0
+        assert [name for name in world.requests(0, 60) if name == "bad-1"] == ["bad-1"]
+        world.answer = lambda _, __: OK
+        await asyncio.sleep(40)
+        assert 60 <= world.late("bad-1") < 75
+        await world.stop()
+
+    run(main())
+
+
+def test_a_retry_after_that_a_second_event_confirms_is_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = lambda _, now: refuses(503, 60) if now < 90 else OK
+        world.start()
+        await finishing(world, [f"c{n}" for n in range(200)], 1.0)
+        assert world.requests(0, 60) == ["c0", "c1"]
+        # Again after that, by one that has not failed yet.
+        assert len(world.requests(60, 121)) == 1
+        await asyncio.sleep(5)
+        assert len(world.delivered) == 200
+        await world.stop()
+
+    run(main())
+
+
+def test_what_was_under_way_does_not_end_a_confirmed_pause(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        throttled = {name: refuses(429, 60) for name in ("a", "b")}
+        world.answer = lambda name, now: throttled.get(name, Answer(after=5.0)) if now < 60 else OK
+        world.start()
+        world.finish("c", "d", "a", "b")
+        await asyncio.sleep(1)
+        world.finish("later")
+        await asyncio.sleep(100)
+        assert world.late("c") < 6
+        assert 58 < world.late("later") < 62
+        await world.stop()
+
+    run(main())
+
+
+# A target that takes some has half a minute for the last attempt of each.
+@pytest.mark.parametrize(
+    ("answer", "most"), [(refuses(500), 1_000), (HANGS, 2_500), (Answer(after=1.0), 4_500)]
+)
+def test_giving_up_keeps_up_with_what_finishes(tmp_path: Path, answer: Answer, most: int) -> None:
+    """100 finishes a second for two minutes."""
+
+    async def main() -> None:
+        world = World(tmp_path, give_up_after=1.0)
+        outbox = Outbox(world.database, world.clock)
+        world.answer = lambda _, __: answer
+        world.start()
+        pending = 0
+        for second in range(120):
+            world.finish(*(f"c{second}-{n:02}" for n in range(100)))
+            await asyncio.sleep(1)
+            pending = max(pending, outbox.backlog("t").pending)
+        assert pending < most
+        await asyncio.sleep(60)
+        assert outbox.backlog("t").pending == 0
+        assert world.metrics.gave_up.value + world.metrics.delivered.value == 12_000
+        await world.stop()
+
+    run(main())
+
+
+def test_accounts_share_a_target_that_hangs_for_one_of_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = sick(HANGS)
+        world.finish(*(f"bad-{n}" for n in range(900)), account="sick")
+        world.start()
+        await finishing(world, [f"good-{n}" for n in range(EVENTS)], 2.0)
+        late = [world.late(name) for name in world.finished if name.startswith("good")]
+        assert max(late) < world.config.timeout + 1.0  # what is under way ends
+        assert sum(late) / EVENTS < 1.0
+        await world.stop()
+
+    run(main())
+
+
+def test_a_backlog_of_one_account_is_not_before_another_accounts_events(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path, max_concurrency=2)
+        world.answer = lambda _, __: Answer(after=0.1)
+        world.finish(*(f"a{n}" for n in range(900)), account="a")
+        world.start()
+        await asyncio.sleep(5)
+        for account in "bcdefg":
+            world.finish(*(f"{account}{n}" for n in range(5)), account=account)
+        await asyncio.sleep(5)
+        assert len([name for name in world.delivered if name[0] in "bcdefg"]) == 30
+        turns = Counter(name[0] for name in world.requests(5.5, 6.5))
+        assert max(turns.values()) - min(turns.values()) <= 2
+        await world.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_retries_have_a_share_beside_more_new_events_than_are_taken(
+    tmp_path: Path, most: int
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path, max_concurrency=most)
+        world.answer = lambda name, now: (
+            refuses(500) if name == "bad" and now < 20 else Answer(after=0.1)
+        )
+        world.start()
+        world.finish("bad", *(f"new-{n}" for n in range(1_000 * most)))
+        await asyncio.sleep(60)
+        assert world.delivered["bad"] < 45
+        assert len(world.delivered) < 1_000 * most  # there were new ones all the time
+        await world.stop()
+
+    run(main())
+
+
+def test_old_retries_delay_no_new_event(tmp_path: Path) -> None:
+    """Few events, and many that have been refused for long: they say nothing of the target."""
+
+    async def main() -> None:
+        world = World(tmp_path)
+        world.answer = sick(refuses(500))
+        world.start()
+        for n in range(60):
+            world.finish(f"bad-{n}", f"good-first-{n}")
+            await asyncio.sleep(1)
+        await asyncio.sleep(900)
+        for n in range(60):
+            await asyncio.sleep(10)
+            world.finish(f"good-{n}")
+        assert latest(world) < 1.0
+        assert len(world.requests(world.now - 900, world.now)) > 60 + 50
+        await world.stop()
+
+    run(main())
+
+
+def test_a_restart_does_not_send_everything_to_a_dead_target(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path, give_up_after=86_400.0)
+        world.answer = sick(refuses(400))
+        world.start()
+        await finishing(world, [f"bad-{n}" for n in range(1_000)], 100.0)
+        await world.stop()
+        Outbox(world.database, world.clock).free()
+        world.answer = sick(refuses(500))
+        world.start()
+        start = world.now
+        await asyncio.sleep(300)
+        assert len(world.requests(start, world.now)) < 30
+        await world.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("set_by", [DAYS, -DAYS])
+def test_a_clock_that_is_set_gives_nothing_up_and_puts_nothing_off(
+    tmp_path: Path, set_by: float
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path, give_up_after=86_400.0)
+        world.answer = lambda _, now: refuses(500) if now < 100 else OK
+        world.start()
+        world.finish("a", "b")
+        await asyncio.sleep(60)
+        world.set_by = set_by
+        await asyncio.sleep(600)
+        assert world.delivered.keys() == {"a", "b"}
+        assert world.metrics.gave_up.value == 0
+        await world.stop()
+
+    run(main())

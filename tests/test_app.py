@@ -1,0 +1,473 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import trustme
+from structlog.testing import capture_logs
+
+from exporter import app as module
+from exporter import tracker
+from exporter.app import App
+from exporter.calls import Finished, Result, Status, WatchedCall, reference_id
+from exporter.config import (
+    AccountConfig,
+    BalanceConfig,
+    CallConfig,
+    Config,
+    LedgerConfig,
+    PollingConfig,
+    WatchConfig,
+    load_config,
+)
+from exporter.errors import ConfigError, LedgerError
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from exporter.esms.placing import CallRequest
+from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
+from exporter.metrics.catalogue import CallbackOutcome
+from exporter.polling.adaptive import ENOUGH
+from exporter.secrets import Secret
+from exporter.simulator import Account, Plan, Simulator
+from exporter.sources.configuration import ConfigFile
+from tests.notify.receiver import SECRET
+from tests.waiting import DEADLINE, deadline, until
+
+BUSY = Finished(Result.SUCCESS, Status.BUSY)
+
+
+@pytest_asyncio.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(accounts=[Account("main", "key", "s"), Account("b", "kb", "s")]) as it:
+        yield it
+
+
+class Bench:
+    """A service, and the configuration that it loads."""
+
+    def __init__(self, simulator: Simulator, folder: Path) -> None:
+        self.config = Config(
+            accounts=(account(simulator, "main", "key"),),
+            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
+            balance=BalanceConfig(interval=0.0),
+            watch=WatchConfig(labels=("campaign",)),
+            ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}", keep_finished=1),
+        )
+        self.service = App(lambda: self.config)
+
+    def counted(self, **labels: str) -> float:
+        family = self.service.calls.call_metrics.finished
+        return sum(
+            series.value
+            for values, series in family._series.items()
+            if labels.items() <= dict(zip(family.label_names, values, strict=True)).items()
+        )
+
+    async def push(self, *names: str, account: str = "main", campaign: str = "otp") -> None:
+        labels = {"campaign": campaign}
+        calls = [NewCall(account, reference_id(name), labels) for name in names]
+        await self.service.calls.watch(None, calls)
+
+
+def account(simulator: Simulator, name: str, key: str) -> AccountConfig:
+    return AccountConfig(
+        name=name, api_key=Secret(key), secret_key=Secret("s"), base_url=simulator.url
+    )
+
+
+@pytest_asyncio.fixture
+async def bench(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(simulator, tmp_path)
+    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1})
+    await bench.service.open()
+    await bench.service.start()
+    yield bench
+    await bench.service.stop()
+
+
+async def test_calls_that_are_pushed_are_polled_and_shown(
+    bench: Bench, simulator: Simulator
+) -> None:
+    simulator.add_call("main", "a", Plan())
+    await bench.push("a", "later")
+    assert bench.service.calls.count == 2
+    # The series are there before the first result, so that the first failure can be alerted on.
+    assert (
+        "main",
+        "failure",
+        "no_answer",
+        "otp",
+    ) in bench.service.calls.call_metrics.finished._series
+    await until(lambda: bench.counted(campaign="otp", status="answered") == 1)
+    await until(lambda: bench.service.calls.count == 1)
+    await bench.push("a", "A ", "later", campaign="other")
+    assert bench.service.calls.count == 1
+    status = bench.service.status()
+    assert [(line.name, sum(line.watched.values()), line.paused) for line in status] == [
+        ("main", 1, None)
+    ]
+
+
+async def test_calls_are_polled_though_nobody_waits_for_their_commit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, begun, go_on = bench.service.ledger.store, threading.Event(), threading.Event()
+    watch = store.watch
+
+    def slow(*args: Any, **kwargs: Any) -> Taken:  # Any: whatever the store is given
+        begun.set()
+        assert go_on.wait(DEADLINE)
+        return watch(*args, **kwargs)
+
+    monkeypatch.setattr(store, "watch", slow)
+    task = asyncio.create_task(bench.push("a", "b"))
+    await until(begun.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await until(lambda: bench.service.calls.count == 2)
+
+
+async def test_the_calls_of_an_account_wait_for_it(bench: Bench, simulator: Simulator) -> None:
+    simulator.add_call("b", "x", Plan())
+    await bench.push("x", account="b")
+    assert bench.service.calls.count == 0
+    both = (*bench.config.accounts, account(simulator, "b", "kb"))
+    bench.config = bench.config.model_copy(update={"accounts": both})
+    await bench.service.reload()
+    await until(lambda: bench.counted(account="b", status="answered") == 1)
+    # Gone, and its series with it; back, and its counts with it.
+    bench.config = bench.config.model_copy(update={"accounts": both[:1]})
+    await bench.service.reload()
+    assert bench.counted(account="b") == 0
+    bench.config = bench.config.model_copy(update={"accounts": both})
+    await bench.service.reload()
+    assert bench.counted(account="b", status="answered") == 1
+
+
+async def test_nothing_is_left_of_an_account_that_is_gone(
+    bench: Bench, simulator: Simulator
+) -> None:
+    one = bench.config
+    running = len(bench.service._background)
+    two = (*one.accounts, account(simulator, "b", "kb"))
+    for accounts in (two, one.accounts) * 2:
+        bench.config = one.model_copy(update={"accounts": accounts})
+        await bench.service.reload()
+    await until(lambda: len(bench.service._background) == running)
+
+
+async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:
+    await bench.push("a")
+    ((row, call),) = bench.service.accounts["main"].poller.calls.items()
+    bench.service.ledger.observe("gone", call, BUSY, call.first_watched + 1)
+    await until(lambda: bench.counted(status="busy") == 1)
+    # A second finish of the same call counts nothing, and the call is let go.
+    await until(lambda: row in bench.service.accounts["main"].poller.calls)
+    again = [Observation("main", call, BUSY, call.first_watched + 2)]
+    ledger = bench.service.ledger
+    bench.service.calls._committed(again, await ledger.call(ledger.store.commit, again))
+    assert bench.counted(status="busy") == 1
+    assert bench.service.calls.count == 0
+
+
+async def test_a_callback_whose_account_leaves_meanwhile_finishes_nothing(bench: Bench) -> None:
+    await bench.push("a")
+    call = await bench.service.calls.find("main", reference_id("a"))
+    assert call is not None
+    ended = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
+    gone = bench.service.accounts.pop("main")
+    assert await bench.service.calls.accept(call, ended) is CallbackOutcome.HINT
+    assert bench.counted() == 0
+    bench.service.accounts["main"] = gone
+
+
+async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
+    def fail() -> Config:
+        raise ConfigError(())
+
+    good, bench.service.load = bench.service.load, fail
+    with pytest.raises(ConfigError):
+        await bench.service.reload()
+    assert bench.service.metrics.reload_successful.labels().value == 0
+    bench.service.load = good
+    await bench.service.reload()
+    assert bench.service.metrics.reload_successful.labels().value == 1
+
+
+async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
+    bench: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
+    service, store = bench.service, bench.service.ledger.store
+    service._in_background(service._look_for_changes())
+    await bench.push(*"xyz", account="b")
+    both = (*bench.config.accounts, account(simulator, "b", "kb"))
+    bench.config = bench.config.model_copy(update={"accounts": both})
+    # First before the account is there, then while its calls are read.
+    for method in ("keep_only", "unfinished"):
+
+        def fail(*_: object) -> None:
+            raise LedgerError("ledger: is locked")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(store, method, fail)
+            with pytest.raises(LedgerError):
+                await service.reload()
+        assert service._reload_at < time.monotonic() + module.RETRY_SOON + 1
+    assert service.calls.count == 0
+    service._reload_at = 0.0  # the time has come
+    await until(lambda: service.metrics.reload_successful.labels().value == 1)
+    assert service.calls.count == 3
+
+
+async def test_configured_calls_wait_for_room(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_EVERY", 0.1)
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
+    bench = Bench(simulator, tmp_path)
+
+    def configure(*names: str) -> None:
+        calls = tuple(CallConfig(reference_id(name), "main") for name in names)
+        watch = WatchConfig(labels=("campaign",), calls=calls, max_calls=2)
+        bench.config = bench.config.model_copy(update={"watch": watch})
+
+    bench.service._changed = lambda: False
+    configure("a", "b")
+    await bench.service.open()
+    await bench.service.start()
+    try:
+        # Others in their place find the room that they leave.
+        configure("c", "d")
+        await bench.service.reload()
+        poller = bench.service.accounts["main"].poller
+
+        def watched() -> set[str]:
+            return {call.reference_id for call in poller.calls.values()}
+
+        await until(lambda: watched() == {"c", "d"})
+        assert bench.counted() == 0
+    finally:
+        await bench.service.stop()
+
+
+async def test_old_calls_are_pruned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PRUNE_EVERY", 0.05)
+    pruned: list[float] = []
+    fails = [True]
+
+    def prune(before: float) -> int:
+        pruned.append(before)
+        if fails.pop() if fails else False:
+            raise LedgerError("ledger: is locked")
+        return CHUNK if len(pruned) == 2 else 3
+
+    monkeypatch.setattr(bench.service.ledger.store, "prune", prune)
+    with capture_logs() as logs:
+        bench.service._in_background(bench.service._prune())
+        await until(lambda: len(pruned) >= 4)
+    assert [line["event"] for line in logs] == ["old calls not pruned"]
+
+
+async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simulator) -> None:
+    async def bug(reference_id: str) -> None:
+        raise ZeroDivisionError(reference_id)
+
+    bench.service.accounts["main"].poller.provider = type("P", (), {"send_status": bug})  # type: ignore[assignment]
+    await bench.push("a")
+    async with deadline():
+        with pytest.raises(ZeroDivisionError):
+            await bench.service.failed
+
+
+async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(simulator, tmp_path)
+    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1})
+    await bench.service.open()
+    await bench.service.start()
+    await bench.push("a")
+
+    def locked(_observations: object) -> None:
+        raise LedgerError("ledger: is locked")
+
+    monkeypatch.setattr(bench.service.ledger.store, "commit", locked)
+    ((_, call),) = bench.service.accounts["main"].poller.calls.items()
+    bench.service.ledger.observe("main", call, BUSY, call.first_watched + 1)
+    with capture_logs() as logs:
+        await until(lambda: bench.service.not_ready() == ["ledger: is locked"])
+        async with deadline():
+            await bench.service.stop()
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == [
+        "ledger cannot be written",
+        "ledger not written in time",
+    ]
+
+
+async def test_the_pace_goes_on_where_it_was(
+    bench: Bench, simulator: Simulator, tmp_path: Path
+) -> None:
+    names = [f"c{n}" for n in range(ENOUGH)]
+    for name in names:
+        simulator.add_call("main", name, Plan())
+    await bench.push(*names)
+    await until(lambda: bench.counted(status="answered") == ENOUGH)
+    await bench.service.stop()
+    again = Bench(simulator, tmp_path)
+    await again.service.open()
+    await again.service.start()
+    try:
+        pace = again.service.accounts["main"].poller.timing.pace
+        assert pace.lives.calls == ENOUGH
+        assert pace.plan
+    finally:
+        await again.service.stop()
+
+
+async def test_the_collector_does_not_look_at_calls_that_stay(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "_FREEZE_EVERY", 3)
+    gc.unfreeze()
+    try:
+        await bench.push("a", "b")
+        assert gc.get_freeze_count() == 0
+        await bench.push("c")
+        assert gc.get_freeze_count() > 3
+        frozen = gc.get_objects()
+        assert not [call for call in frozen if isinstance(call, WatchedCall)]
+    finally:
+        gc.unfreeze()
+
+
+async def test_a_configuration_that_cannot_be_read_holds_up_no_file(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    bench = Bench(simulator, tmp_path)
+    watch = bench.config.watch.model_copy(update={"files": (f"{tmp_path}/*.txt",)})
+    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1, "watch": watch})
+    hangs, free = threading.Event(), threading.Event()
+    loads = 0
+
+    def load() -> Config:
+        nonlocal loads
+        loads += 1
+        if hangs.is_set():
+            assert free.wait(120)
+        return bench.config
+
+    service = App(load, changed=hangs.is_set)
+    await service.open()
+    await service.start()
+    hangs.set()
+    await until(lambda: loads == 2)
+    (tmp_path / "a.txt").write_text("a\n")
+    await until(lambda: service.calls.count == 1)
+    # Nor the end; who asks for a reload meanwhile waits for the same.
+    reload = asyncio.create_task(service.reload())
+    (tmp_path / "a.txt").write_text("a\nb\n")
+    await until(lambda: service.calls.count == 2)
+    reload.cancel()
+    await service.stop()
+    free.set()
+    assert loads == 2
+
+
+async def test_a_new_bundle_of_authorities_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, bundle = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "bundle.pem"
+    bundle.write_bytes("# Chứng chỉ\n".encode("utf-16"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    path = tmp_path / "config.yaml"
+    file = ConfigFile(path, lambda path, files: load_config(path, files=files))
+    async with Simulator(accounts=[Account("main", "key", "s")], ssl_context=server) as simulator:
+        path.write_text(
+            f"accounts: [{{name: main, api_key: key, secret_key: s, base_url: {simulator.url},"
+            f" balance_url: {simulator.url}}}]\n"
+            "balance: {interval: 1s}\npolling: {interval: 100ms, pace: growing}\n"
+            f"notify: [{{name: crm, url: '{simulator.origin}/x', secret: {SECRET}}}]\n"
+            f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\nshutdown_timeout: 1s\n"
+        )
+        with pytest.raises(ConfigError, match=f"SSL_CERT_FILE: the file {bundle} holds no certif"):
+            file.load()
+        service = App(file.load, file.changed)
+        posts = service.metrics.notification_requests
+
+        def changed_from(version: object) -> bool:
+            return service.config is not None and service.config.authorities != version
+
+        async def everything_works(call: str) -> None:
+            """Serve with another authority, and see that it is trusted once the bundle has it."""
+            authority = trustme.CA()
+            authority.issue_cert("127.0.0.1").configure_cert(server)
+            authority.cert_pem.write_to_path(str(bundle))
+            if service.config is None:
+                await service.open()
+                await service.start()
+            else:
+                version = service.config.authorities
+                await until(lambda: changed_from(version))
+            service.balances.known.clear()
+            posts_before = posts.labels("crm", "http_error").value
+            simulator.add_call("main", call, Plan())
+            labels: dict[str, str] = {}
+            await service.calls.watch(None, [NewCall("main", reference_id(call), labels)])
+            await until(lambda: service.calls.count == 0)
+            request = CallRequest(Secret("0900000000"), f"canary-{call}", template="1")
+            placed = await service.accounts["main"].place(request, 60, lambda: True)
+            assert placed is not None
+            assert placed[0].answer.outcome is Outcome.OK
+            await until(lambda: "main" in service.balances.known)
+            # There is no such page; but that could be said.
+            await until(lambda: posts.labels("crm", "http_error").value > posts_before)
+
+        try:
+            await everything_works("a")
+            await everything_works("b")
+            bundle.unlink()  # what was read last stays in force
+            await until(lambda: service.metrics.reload_successful.labels().value == 0)
+            await everything_works("c")
+            assert service.metrics.reload_successful.labels().value == 1
+        finally:
+            await service.stop()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "key"])
+async def test_a_configuration_that_is_removed_stays_in_force(
+    simulator: Simulator, tmp_path: Path, name: str
+) -> None:
+    path, key = tmp_path / "config.yaml", tmp_path / "key"
+    key.write_text("key")
+    path.write_text(
+        f"accounts: [{{name: main, api_key_file: key, secret_key: s, base_url: {simulator.url}}}]\n"
+        f"balance: {{interval: 0}}\nshutdown_timeout: 1s\n"
+        f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
+    )
+    file = ConfigFile(path, lambda path, files: load_config(path, files=files))
+    service = App(file.load, file.changed)
+    await service.open()
+    await service.start()
+    good, lost = service.metrics.reload_successful.labels(), tmp_path / name
+    try:
+        with capture_logs() as logs:
+            lost.rename(tmp_path / "away")
+            await until(lambda: good.value == 0)
+            assert list(service.accounts) == ["main"]
+            (tmp_path / "away").rename(lost)
+            await until(lambda: good.value == 1)
+    finally:
+        await service.stop()
+    (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]
+    assert str(lost) in told

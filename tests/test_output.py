@@ -1,0 +1,51 @@
+"""Rows as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.output import csv_line, csv_text
+
+
+@dataclass
+class Row:
+    text: str
+    number: float | None = None
+
+
+def fields(line: str) -> list[str]:
+    (row,) = csv.reader(io.StringIO(line, newline=""), strict=True)
+    return row
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("=1+1", '=HYPERLINK("http://x";"y")', "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"),
+        *("\uff1d1", "\uff0b1", "\uff0d1", "\uff20x", "'=1", "''-"),
+    ],
+)
+def test_a_text_that_begins_like_a_formula_is_none(text: str) -> None:
+    assert fields(csv_line(Row(text)))[0] == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["a=1", "505139D7-54F8", "'a", "1-2", " =1", '{"a": "=1"}', "'"])
+def test_other_texts_stay_as_they_are(text: str) -> None:
+    assert fields(csv_line(Row(text)))[0] == text
+
+
+def test_numbers_stay_numbers() -> None:
+    assert csv_line(Row("a", -1.5)) == "a,-1.5\n"
+
+
+@given(st.text(st.sampled_from("'=+-@\t\r\n,\"a1\uff1d"), max_size=6))
+def test_the_text_comes_back(text: str) -> None:
+    (field, _) = fields(csv_line(Row(text)))
+    assert csv_text(field) == text
+    assert field[:1] not in set("=+-@\t\r\n\uff1d")
