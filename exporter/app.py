@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from exporter.account import Account, AccountStatus
+from exporter.account import Account
 from exporter.balances import Balances
 from exporter.canaries.canaries import Canaries
 from exporter.config import Config
@@ -33,6 +33,7 @@ from exporter.replicas.replica import Replica
 from exporter.sources.api import SOURCE as API_SOURCE
 from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
 from exporter.sources.changes import LOOK_EVERY
+from exporter.sources.configuration import SOURCE as CONFIG_SOURCE
 from exporter.sources.files import CallFiles, Settings
 from exporter.sources.query import Rules
 from exporter.sources.sql import SqlSources
@@ -40,9 +41,6 @@ from exporter.threads import DetachedThreads, ready_threads
 from exporter.tracker import CallTracker
 
 R = TypeVar("R")
-
-CONFIG_SOURCE: Final = "config"
-"""The name of the configuration as a watch source."""
 
 RETRY_EVERY: Final = 60.0
 """Seconds after which configured calls that there was no room for are tried again."""
@@ -247,10 +245,6 @@ class App:
         reasons = [] if self.loaded else ["starting: the ledger is being read"]
         problem = self.ledger.problem or (self._replica and self._replica.problem)
         return reasons + ([problem] if problem else [])
-
-    def status(self) -> list[AccountStatus]:
-        """Return a line on each account."""
-        return [account.status for account in self.accounts.values()]
 
     # Going over to a configuration.
 

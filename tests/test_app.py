@@ -110,7 +110,7 @@ async def test_calls_that_are_pushed_are_polled_and_shown(
     await until(lambda: bench.service.calls.count == 1)
     await bench.push("a", "A ", "later", campaign="other")
     assert bench.service.calls.count == 1
-    status = bench.service.status()
+    status = [account.status for account in bench.service.accounts.values()]
     assert [(line.name, sum(line.watched.values()), line.paused) for line in status] == [
         ("main", 1, None)
     ]

@@ -23,7 +23,7 @@ from exporter.esms.codes import CODES, Outcome
 from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
-from exporter.web.status import Visitor, gather
+from exporter.web.status import Viewer, gather
 from tests.e2e.processes import Series, parsed
 from tests.waiting import deadline, until
 
@@ -140,7 +140,7 @@ async def test_balances_are_shown_and_go_with_the_provider(bench: Bench) -> None
     assert told is not None
     assert begun <= told <= time.time()
     assert bench.service.balances.known["main"] == (36_693, told)
-    page = gather(bench.service, Visitor(), time.time())
+    page = gather(bench.service, Viewer(), time.time())
     assert [one.balance and one.balance.vnd for one in page.accounts] == [36_693, 0]
     bench.put(balance=20_000)
     await until(lambda: bench.balance() == 20_000)
@@ -201,7 +201,7 @@ async def test_an_account_that_is_paused_is_asked_for_its_balance(bench: Bench) 
     fault = Fault(FaultKind.STATUS, operation="GetSendStatus", status=429, retry_after="600")
     bench.simulator.faults.set("throttled", fault)
     await bench.service.calls.watch(None, [NewCall("main", reference_id("call"), {})])
-    await until(lambda: bench.service.status()[0].paused is Outcome.THROTTLED)
+    await until(lambda: bench.service.accounts["main"].status.paused is Outcome.THROTTLED)
     bench.put(balance=1)
     await until(lambda: bench.balance() == 1)
 

@@ -26,7 +26,7 @@ from exporter.ledger.listing import FINISHED, MAX_PAGE, WATCHED
 from exporter.logs import configure_logging
 from exporter.output import Lines, Output, print_table
 from exporter.secrets import Secret
-from exporter.web import bodies
+from exporter.web import schemas
 from exporter.web.problems import ProblemDetails
 
 _ALL: Final = "all"
@@ -46,7 +46,7 @@ _MAX_PAGE: Final = 16 << 20
 _MAX_TOKEN: Final = 4096
 
 
-class _Call(bodies.Call):
+class _Call(schemas.Call):
     model_config = ConfigDict(extra="ignore")  # what newer versions tell besides
 
 

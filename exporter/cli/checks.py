@@ -15,7 +15,7 @@ from exporter.errors import ExporterError
 from exporter.ledger.beside import back_up
 from exporter.sources.files import Settings, check_files
 from exporter.web.callback import callback_url as url_of
-from exporter.web.config_file import load_web_config
+from exporter.web.web_config import load_web_config
 
 
 @click.command()

@@ -30,8 +30,8 @@ from exporter.esms.placing import CallRequest, place
 from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Simulator
-from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions
+from exporter.web.sockets import ListenAddress
 
 _log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from exporter.cli import options
 from exporter.errors import AskedExporterError, ConfigError
-from exporter.web.listening import ListenAddress
+from exporter.web.sockets import ListenAddress
 
 PROGRAM: Final = "esms-exporter"
 
@@ -42,7 +42,7 @@ def schemes_of(web_config: Path | None) -> Sequence[str]:
     if web_config is None:
         return ("http",)
     # A check that is made every half minute is not to take a second each time.
-    from exporter.web.config_file import load_web_config  # noqa: PLC0415
+    from exporter.web.web_config import load_web_config  # noqa: PLC0415
 
     try:
         secured = load_web_config(web_config).tls is not None

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from exporter.errors import ConfigError
-from exporter.web.listening import ListenAddress
+from exporter.web.sockets import ListenAddress
 
 _MAX_FILE: Final = 1 << 20
 """Bytes; whoever waits for a completion does not wait for more."""

@@ -18,9 +18,9 @@ from exporter.config import Config, NamedFiles, load_config
 from exporter.daemon import limit_process, serve
 from exporter.logs import EXIT_TIMEOUT, STANDARD_ERROR, LogFormat, configure_logging
 from exporter.sources.configuration import ConfigFile
-from exporter.web.config_file import load_web_config
-from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions
+from exporter.web.sockets import ListenAddress
+from exporter.web.web_config import load_web_config
 
 TAKEN: Final = ("/-/", "/api/", "/callback/")
 """Beginnings of paths that have a meaning, and perhaps a lock, of their own."""

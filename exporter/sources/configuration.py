@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 
 from exporter.config import NamedFiles
 from exporter.sources.changes import Watched
+
+SOURCE: Final = "config"
+"""The source's name in metrics."""
 
 T = TypeVar("T")
 

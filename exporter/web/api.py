@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 import exporter
-from exporter.app import App
 from exporter.calls import reference_id
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import LedgerError, NoRoomError
@@ -23,7 +22,7 @@ from exporter.ledger.listing import FINISHED, page
 from exporter.ledger.records import DELETED, CallRecord
 from exporter.secrets import Secret
 from exporter.sources.api import SOURCE
-from exporter.web import bodies
+from exporter.web import schemas
 from exporter.web.access import credentials
 from exporter.web.openapi import openapi
 from exporter.web.problems import (
@@ -32,7 +31,8 @@ from exporter.web.problems import (
     ProblemError,
     retry_later,
 )
-from exporter.web.reading import Reader, read_query
+from exporter.web.request_body import Reader, read_query
+from exporter.web.status import App
 
 PREFIX: Final = "/api/v1"
 
@@ -55,7 +55,7 @@ class _Client:
         self._models = models
 
     @property
-    def requests(self) -> bodies.Requests:
+    def requests(self) -> schemas.Requests:
         return self._models.of(self.accounts)
 
 
@@ -64,16 +64,16 @@ class _Models:
 
     def __init__(self, accounts: tuple[str, ...] = (), labels: tuple[str, ...] = ()) -> None:
         self._made_for = accounts, labels
-        self._made: dict[tuple[str, ...], bodies.Requests] = {}
+        self._made: dict[tuple[str, ...], schemas.Requests] = {}
 
     def for_(self, accounts: tuple[str, ...], labels: tuple[str, ...]) -> _Models:
         """Return these, or new ones where accounts or labels have changed."""
         return self if self._made_for == (accounts, labels) else _Models(accounts, labels)
 
-    def of(self, accounts: tuple[str, ...]) -> bodies.Requests:
+    def of(self, accounts: tuple[str, ...]) -> schemas.Requests:
         """Return the models for a token of these accounts."""
         if accounts not in self._made:
-            self._made[accounts] = bodies.requests(accounts, self._made_for[1])
+            self._made[accounts] = schemas.requests(accounts, self._made_for[1])
         return self._made[accounts]
 
 
@@ -81,12 +81,12 @@ class Api:
     """Answers the requests of programs that hold a token.
 
     Args:
-        service: takes calls in, and knows them.
+        app: takes calls in, and knows them.
         external_path: what the paths begin with for clients.
     """
 
-    def __init__(self, service: App, external_path: str = "") -> None:
-        self._service = service
+    def __init__(self, app: App, external_path: str = "") -> None:
+        self._app = app
         self._external_path = external_path
         self._reader = Reader()
         self._listings = Counter[str]()  # those under way, by the name of the token
@@ -118,7 +118,7 @@ class Api:
         return guarded
 
     def _client(self, request: web.Request) -> _Client:
-        config = self._service.config
+        config = self._app.config
         if config is None:
             raise retry_later(503, "the exporter is starting", STARTING_RETRY)
         if not config.watch.api.tokens:
@@ -139,10 +139,10 @@ class Api:
     # Calls.
 
     async def _watch(self, client: _Client, request: web.Request) -> web.Response:
-        metrics = self._service.metrics
+        metrics = self._app.metrics
         try:
             calls = await self._reader.calls(request, client.requests)
-            count = await self._service.calls.inbox.put(calls)
+            count = await self._app.calls.inbox.put(calls)
         except NoRoomError as error:
             metrics.source_errors.labels(SOURCE).value += 1
             raise retry_later(429, str(error), error.retry_after) from None
@@ -150,13 +150,13 @@ class Api:
             metrics.source_errors.labels(SOURCE).value += 1
             raise
         metrics.source_last_success.labels(SOURCE).value = time.time()
-        return _json(bodies.Accepted(added=count.added, known=count.known), 202)
+        return _json(schemas.Accepted(added=count.added, known=count.known), 202)
 
     async def _list(self, client: _Client, request: web.Request) -> web.Response:
         query = read_query(client.requests.query, request)
         if self._listings[client.name] >= MAX_LISTINGS:
             raise retry_later(429, f"expected at most {MAX_LISTINGS} listings at a time", 1)
-        ledger = self._service.ledger
+        ledger = self._app.ledger
         listing = asyncio.create_task(
             ledger.read(
                 _page,
@@ -184,24 +184,24 @@ class Api:
             raise retry_later(503, "the listing takes too long", LEDGER_RETRY) from None
 
     async def _show(self, client: _Client, request: web.Request) -> web.Response:
-        ledger = self._service.ledger
+        ledger = self._app.ledger
         record = await self._found(client, request)
-        account = self._service.accounts.get(record.account)
+        account = self._app.accounts.get(record.account)
         call = account.poller.calls.get(record.id) if account else None
         details: dict[str, Any] = {}  # Any: of several types
         if account is not None and call is not None:
             details = {
                 "polls": call.polls,
-                "last_polled": bodies.when(
+                "last_polled": schemas.when(
                     (call.last_polled and call.last_polled - ledger.clock.ahead) or None
                 ),
-                "next_due": bodies.when(account.poller.next_due(call)),
+                "next_due": schemas.when(account.poller.next_due(call)),
             }
-        return _json(bodies.CallDetails(**_without_id(ledger.shown(record)), **details))
+        return _json(schemas.CallDetails(**_without_id(ledger.shown(record)), **details))
 
     async def _delete(self, client: _Client, request: web.Request) -> web.Response:
         record = await self._found(client, request)
-        if record.state != FINISHED and await self._service.calls.delete(record.id):
+        if record.state != FINISHED and await self._app.calls.delete(record.id):
             return web.Response(status=204)
         await self._found(client, request)  # unless another request has just deleted it
         raise ProblemError(409, "the call has finished")
@@ -212,7 +212,7 @@ class Api:
             name = reference_id(text)
         except ValueError as error:
             raise ProblemError(400, f"expected an id; the text {error}") from None
-        ledger = self._service.ledger
+        ledger = self._app.ledger
         if account in client.accounts:
             found = await ledger.call(ledger.store.find, account, name)
             if found and found.state != DELETED:
@@ -222,25 +222,24 @@ class Api:
     # The exporter.
 
     async def _status(self, client: _Client, _request: web.Request) -> web.Response:
-        service = self._service
-        problems = service.not_ready()
-        status = bodies.ExporterStatus(
+        app = self._app
+        problems = app.not_ready()
+        status = schemas.ExporterStatus(
             version=exporter.__version__,
             ready=not problems,
             problems=problems,
-            watched=service.calls.count,
+            watched=app.calls.count,
             accounts=[
-                bodies.AccountStatus(
+                schemas.AccountStatus(
                     name=line.name,
                     authorized=line.authorized,
                     paused=line.paused,
-                    paused_until=bodies.when(line.paused_until),
+                    paused_until=schemas.when(line.paused_until),
                     watched=line.watched,
                     overdue=line.overdue,
                     lag_seconds=line.lag,
                 )
-                for line in service.status()
-                if line.name in client.accounts
+                for line in (app.accounts[name].status for name in client.accounts)
             ],
         )
         return _json(status)
@@ -283,7 +282,7 @@ def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
 
 
 def _without_id(record: CallRecord) -> dict[str, Any]:  # Any: of several types
-    fields = bodies.as_call(record)
+    fields = schemas.as_call(record)
     del fields["id"]
     return fields
 
@@ -291,8 +290,8 @@ def _without_id(record: CallRecord) -> dict[str, Any]:  # Any: of several types
 def _page(ledger: Ledger, *query: Any) -> bytes:  # Any: as of `page`
     # Made here: a thousand calls take the event loop 10 ms.
     records, last = page(ledger.database, *query)
-    calls = [bodies.Call(**_without_id(ledger.shown(record))) for record in records]
-    return to_json(bodies.Page(calls=calls, next=None if last is None else str(last)))
+    calls = [schemas.Call(**_without_id(ledger.shown(record))) for record in records]
+    return to_json(schemas.Page(calls=calls, next=None if last is None else str(last)))
 
 
 def _json(body: BaseModel | bytes, status: int = 200) -> web.Response:

@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from exporter.app import App
 from exporter.errors import LedgerError, NoRoomError
 from exporter.metrics.catalogue import CallbackOutcome
 from exporter.secrets import Secret
 from exporter.sources.callback import SOURCE, take
 from exporter.web.problems import LEDGER_RETRY, STARTING_RETRY
+from exporter.web.status import App
 
 PATH: Final = "/callback"
 _NOBODY: Final = Secret("")
@@ -34,11 +34,11 @@ class Callback:
     """Answers the provider.
 
     Args:
-        service: knows the calls.
+        app: knows the calls.
     """
 
-    def __init__(self, service: App) -> None:
-        self._service = service
+    def __init__(self, app: App) -> None:
+        self._app = app
 
     def routes(self) -> list[web.RouteDef]:
         """Return the path and its handler."""
@@ -47,23 +47,23 @@ class Callback:
         return [web.get(path, self._answer, allow_head=False)]
 
     async def _answer(self, request: web.Request) -> web.Response:
-        service, name = self._service, request.match_info["account"]
-        if service.config is None:
+        app, name = self._app, request.match_info["account"]
+        if app.config is None:
             return _retry_later(503, STARTING_RETRY)
-        accounts = service.config.accounts
+        accounts = app.config.accounts
         known = next((account for account in accounts if account.name == name), None)
         token = (known.callback_token if known else None) or _NOBODY
         # Compared in any case, so that the time does not tell which accounts there are.
         good = token == Secret(request.match_info["token"])
-        if name not in service.accounts:
+        if name not in app.accounts:
             return web.Response(status=404, text="not found\n")
-        outcomes = service.accounts[name].metrics.callbacks
+        outcomes = app.accounts[name].metrics.callbacks
         if not good:
             outcomes[CallbackOutcome.FORBIDDEN].value += 1
             return web.Response(status=404, text="not found\n")
-        errors = service.metrics.source_errors.labels(SOURCE)
+        errors = app.metrics.source_errors.labels(SOURCE)
         try:
-            outcome = await take(service.calls, service.config.watch.callback, name, request.query)
+            outcome = await take(app.calls, app.config.watch.callback, name, request.query)
         except (LedgerError, NoRoomError) as error:
             outcomes[CallbackOutcome.ERROR].value += 1
             errors.value += 1
@@ -73,7 +73,7 @@ class Callback:
         if outcome is CallbackOutcome.MALFORMED:
             errors.value += 1
             return web.Response(status=400, text="expected a ReferenceId\n")
-        service.metrics.source_last_success.labels(SOURCE).value = time.time()
+        app.metrics.source_last_success.labels(SOURCE).value = time.time()
         return web.Response(text="ok\n")
 
 

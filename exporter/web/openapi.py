@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import exporter
-from exporter.web.bodies import (
+from exporter.web.problems import ProblemDetails
+from exporter.web.schemas import (
     ID_SCHEMA,
     Accepted,
     CallDetails,
@@ -16,7 +17,6 @@ from exporter.web.bodies import (
     Page,
     Requests,
 )
-from exporter.web.problems import ProblemDetails
 
 _SCHEMAS: Final = "#/components/schemas/{model}"
 _PROBLEMS: Final = {

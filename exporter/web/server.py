@@ -13,7 +13,6 @@ from typing import Final
 import structlog
 from aiohttp import HttpVersion10, web
 
-from exporter.app import App
 from exporter.errors import ConfigError, ExporterError, Problem, SourceError
 from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.configuration import ConfigFile
@@ -23,11 +22,11 @@ from exporter.web.api import PREFIX as API_PREFIX
 from exporter.web.api import Api, as_problems, token_of
 from exporter.web.callback import PATH as CALLBACK_PATH
 from exporter.web.callback import Callback
-from exporter.web.config_file import WebConfig
 from exporter.web.connections import Connection, Connections
-from exporter.web.listening import ListenAddress, listen, systemd_sockets, url_of
-from exporter.web.pages import Pages
-from exporter.web.status import Visitor
+from exporter.web.sockets import ListenAddress, listen, systemd_sockets, url_of
+from exporter.web.status import App, Viewer
+from exporter.web.views import Pages
+from exporter.web.web_config import WebConfig
 
 # Seconds that answers under way may still take when the exporter ends.
 _DRAIN: Final = 1.0
@@ -67,12 +66,12 @@ class WebServer:
     """Serves the metrics, the probes, the API and the page.
 
     Args:
-        service: what is shown.
+        app: what is shown.
         options: where, and to whom.
     """
 
-    def __init__(self, service: App, options: WebOptions) -> None:
-        self._service = service
+    def __init__(self, app: App, options: WebOptions) -> None:
+        self._app = app
         self._options = options
         self._config = options.config
         prefix = options.route_prefix
@@ -86,10 +85,10 @@ class WebServer:
             client_max_size=64 * 1024, middlewares=[_tracked, as_problems(prefix), self._guarded]
         )
         routes = [
-            *Pages(service, options.telemetry_path, self._visitor).routes(),
+            *Pages(app, options.telemetry_path, self._viewer).routes(),
             web.post("/-/reload", self._reload),
-            *Api(service, options.external_path).routes(),
-            *Callback(service).routes(),
+            *Api(app, options.external_path).routes(),
+            *Callback(app).routes(),
         ]
         routes = [web.RouteDef(r.method, prefix + r.path, r.handler, r.kwargs) for r in routes]
         if prefix:
@@ -102,7 +101,7 @@ class WebServer:
             application, access_log=None, handle_signals=False, shutdown_timeout=_DRAIN
         )
         self._connections = Connections(
-            self._server, lambda: self._access.config.tls, _HEADERS, service.metrics
+            self._server, lambda: self._access.config.tls, _HEADERS, app.metrics
         )
         self._listeners: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -167,7 +166,7 @@ class WebServer:
             self._next_reload = None
             problems: list[Problem] = []
             other: ExporterError | None = None
-            for reload in (self._service.reload, self._reload_web):
+            for reload in (self._app.reload, self._reload_web):
                 try:
                     await reload()
                 except ConfigError as error:
@@ -192,19 +191,19 @@ class WebServer:
                 if changed or self._web_unread:
                     self._use(await self._threads.run(config, config.load))
                     self._web_unread = False
-                    self._service.metrics.loaded("web configuration")
+                    self._app.metrics.loaded("web configuration")
                     _log.info("web configuration reloaded")
             except (ConfigError, SourceError) as error:
                 # Where there was no answer, no change may be seen later.
                 self._web_unread = isinstance(error, SourceError)
-                self._service.metrics.loaded("web configuration", problem=str(error))
+                self._app.metrics.loaded("web configuration", problem=str(error))
                 _log.error("web configuration not reloaded", problems=str(error))
                 raise
 
     def _use(self, config: WebConfig) -> None:
         self._access.use(config)
         tls = config.tls
-        self._service.metrics.tls_expiry.labels().value = tls.expires_at if tls else 0.0
+        self._app.metrics.tls_expiry.labels().value = tls.expires_at if tls else 0.0
         if tls and (warning := tls.expiry_warning(time.time())):
             _log.warning(warning)
 
@@ -217,7 +216,7 @@ class WebServer:
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.append(task)
-        self._service.guard(task)
+        self._app.guard(task)
 
     def _server(self) -> web.Server:
         assert self._runner.server is not None  # noqa: S101 - there is one since the start
@@ -227,14 +226,14 @@ class WebServer:
     async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         return await self._access.answer(request, handler)
 
-    def _visitor(self, request: web.Request) -> Visitor:
+    def _viewer(self, request: web.Request) -> Viewer:
         if self._access.config.users:
-            return Visitor(known=True, accounts=None)  # else they would not have come so far
-        config = self._service.config
+            return Viewer(known=True, accounts=None)  # else they would not have come so far
+        config = self._app.config
         if config is None or (token := token_of(config.watch.api, request)) is None:
-            return Visitor()
+            return Viewer()
         accounts = None if token.accounts is None else frozenset(token.accounts)
-        return Visitor(known=True, accounts=accounts)
+        return Viewer(known=True, accounts=accounts)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)

@@ -2,28 +2,83 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
-from exporter.account import AccountStatus
-from exporter.app import CONFIG_SOURCE, App
-from exporter.balances import Balance
+from exporter.account import Account, AccountStatus
+from exporter.balances import Balance, Balances
 from exporter.calls import Status as CallStatus
+from exporter.config import Config
+from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import Ended
+from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.families import Family
 from exporter.recent_results import Recent
-from exporter.web.charts import Chart, chart
+from exporter.sources.configuration import SOURCE as CONFIG_SOURCE
+from exporter.tracker import CallTracker
 
 FAILURES: Final = 20
 LINES: Final = 20
 """Lines of problems that are shown of one thing."""
 
+STEP: Final = 6
+HEIGHT: Final = 72
+_BAR: Final = 4
+_LEAST: Final = 2.0
+"""Height of the smallest bar: one that is there has to be seen."""
+
 # What may be a telephone number, in the words of others.
 _NUMBER: Final = re.compile(r"\+?\d(?:[ .()-]*\d){6,}")
 
 
-class Visitor(NamedTuple):
+class App(Protocol):
+    """What the HTTP server uses of the exporter: `exporter.app.App`."""
+
+    @property
+    def accounts(self) -> Mapping[str, Account]:
+        """The accounts that are polled, by name."""
+
+    @property
+    def balances(self) -> Balances:
+        """The last known balances."""
+
+    @property
+    def calls(self) -> CallTracker:
+        """The calls that are watched."""
+
+    @property
+    def config(self) -> Config | None:
+        """The configuration in force; None until the exporter has started."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The durable record."""
+
+    @property
+    def metrics(self) -> Catalogue:
+        """The exporter's own metrics."""
+
+    def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
+        """Yield every metric."""
+
+    def guard(self, task: asyncio.Task[None]) -> None:
+        """End the exporter if a background task fails."""
+
+    def not_ready(self) -> list[str]:
+        """Return the reasons why the exporter does not do its work; empty when it does."""
+
+    async def reload(self) -> None:
+        """Load the configuration again.
+
+        Raises:
+            ExporterError: it stays as it was.
+        """
+
+
+class Viewer(NamedTuple):
     """Who looks.
 
     Attributes:
@@ -37,6 +92,53 @@ class Visitor(NamedTuple):
     def sees(self, account: str) -> bool:
         """Tell whether ReferenceIds of an account are shown."""
         return self.known and (self.accounts is None or account in self.accounts)
+
+
+class Chart(NamedTuple):
+    """Bars above a line and below it: which side tells what, not the colour alone.
+
+    Attributes:
+        width: of the whole, in units of SVG; `height` likewise.
+        line: where the line is, from the top.
+        above: the path of the bars above it; empty where there are none. `below` likewise.
+        most: the largest sum of both at one place.
+    """
+
+    width: int
+    height: int
+    line: float
+    above: str
+    below: str
+    most: int
+
+
+def chart(above: Sequence[int], below: Sequence[int]) -> Chart:
+    """Draw two rows of numbers of the same length, none negative."""
+    high, low = max(above, default=0), max(below, default=0)
+    # Both sides have one scale, and room for the smallest bar.
+    room = HEIGHT - 2 * _LEAST
+    scale = room / (high + low) if high + low else 0.0
+    line = round(_LEAST + (high * scale if high + low else room), 1)
+    return Chart(
+        STEP * len(above),
+        HEIGHT,
+        line,
+        "".join(_bar(i, line - _height(n, scale), _height(n, scale)) for i, n in _there(above)),
+        "".join(_bar(i, line, _height(n, scale)) for i, n in _there(below)),
+        max((up + down for up, down in zip(above, below, strict=True)), default=0),
+    )
+
+
+def _there(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    return [(place, number) for place, number in enumerate(numbers) if number]
+
+
+def _height(number: int, scale: float) -> float:
+    return max(_LEAST, number * scale)
+
+
+def _bar(place: int, top: float, height: float) -> str:
+    return f"M{place * STEP + 1} {top:.1f}h{_BAR}v{height:.1f}h-{_BAR}z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +206,7 @@ class StatusView:
     sources: Sequence[SourceView]
     loaded_at: float
     problems: Sequence[str]
-    visitor: Visitor
+    viewer: Viewer
 
     @property
     def attention(self) -> Sequence[tuple[str, Mapping[str, str]]]:
@@ -137,22 +239,22 @@ def lines(text: str) -> list[str]:
     return [_NUMBER.sub("•••", line) for line in text.splitlines() if line.strip()]
 
 
-def gather(service: App, visitor: Visitor, now: float) -> StatusView:
+def gather(app: App, viewer: Viewer, now: float) -> StatusView:
     """Take down how everything stands; in the event loop."""
-    histories, metrics = service.calls.histories, service.metrics
-    recents = [(status, histories.recent(status.name, now)) for status in service.status()]
+    histories, metrics = app.calls.histories, app.metrics
+    recents = [
+        (account.status, histories.recent(name, now)) for name, account in app.accounts.items()
+    ]
     errors = {name: series.value for (name,), series in metrics.source_errors.series()}
     return StatusView(
         now,
-        service.not_ready(),
+        app.not_ready(),
         [
             AccountView(
                 status,
                 recent,
-                service.balances.known.get(status.name),
-                service.calls.call_metrics.labels(status.lagging)
-                if status.lagging is not None
-                else {},
+                app.balances.known.get(status.name),
+                app.calls.call_metrics.labels(status.lagging) if status.lagging is not None else {},
             )
             for status, recent in recents
         ],
@@ -163,11 +265,11 @@ def gather(service: App, visitor: Visitor, now: float) -> StatusView:
                 series.value,
                 int(errors.get(name, 0)),
                 name in metrics.troubles or name in metrics.not_loaded,
-                lines(metrics.troubles.get(name, "")) if visitor.known else [],
+                lines(metrics.troubles.get(name, "")) if viewer.known else [],
             )
             for (name,), series in sorted(metrics.source_last_success.series())
         ],
         metrics.reload_timestamp.labels().value,
         lines("\n".join(metrics.not_loaded.values())),
-        visitor,
+        viewer,
     )

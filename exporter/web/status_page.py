@@ -16,10 +16,9 @@ from aiohttp import web
 from markupsafe import Markup
 
 import exporter
-from exporter.app import App
 from exporter.calls import CallState, Result, Status
-from exporter.web.languages import DEFAULT, choose, load, local
-from exporter.web.status import LINES, StatusView, Visitor, gather, lines
+from exporter.web.i18n import DEFAULT, choose, load, local
+from exporter.web.status import LINES, App, StatusView, Viewer, gather, lines
 
 MAX_WAITING: Final = 32
 """Pages that may wait to be drawn."""
@@ -99,17 +98,17 @@ class StatusPage:
     """Answers `/`.
 
     Args:
-        service: what is shown.
+        app: what is shown.
         telemetry_path: where the metrics are.
-        visitor: tells who asks.
+        viewer: tells who asks.
     """
 
     def __init__(
-        self, service: App, telemetry_path: str, visitor: Callable[[web.Request], Visitor]
+        self, app: App, telemetry_path: str, viewer: Callable[[web.Request], Viewer]
     ) -> None:
-        self._service = service
+        self._app = app
         self._telemetry_path = telemetry_path
-        self._visitor = visitor
+        self._viewer = viewer
         self._template = Template()
         self._drawing = asyncio.Lock()
         self._waiting = 0
@@ -134,19 +133,19 @@ class StatusPage:
         if "refresh" not in query:
             headers["Refresh"] = str(REFRESH)
         # In a thread, which the polls do not feel; one at a time, so that the others are free.
-        visitor = self._visitor(request)
+        viewer = self._viewer(request)
         if self._waiting >= MAX_WAITING:
             raise web.HTTPServiceUnavailable(text="try again later\n", headers={"Retry-After": "1"})
         self._waiting += 1
         try:
-            page = await self._drawn(visitor, language, query)
+            page = await self._drawn(viewer, language, query)
         finally:
             self._waiting -= 1
         return web.Response(text=page, content_type="text/html", headers=headers)
 
-    async def _drawn(self, visitor: Visitor, language: str, query: Mapping[str, str]) -> str:
+    async def _drawn(self, viewer: Viewer, language: str, query: Mapping[str, str]) -> str:
         async with self._drawing:
-            view = gather(self._service, visitor, time.time())
+            view = gather(self._app, viewer, time.time())
             return await asyncio.to_thread(
                 self._template.render,
                 view,

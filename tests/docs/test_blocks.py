@@ -11,7 +11,7 @@ import trustme
 import yaml
 
 from exporter.config import Config, load_config
-from exporter.web.config_file import load_web_config
+from exporter.web.web_config import load_web_config
 from tests import subprocesses
 from tests.docs import pages
 from tests.docs.pages import Block

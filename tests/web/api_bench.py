@@ -27,8 +27,8 @@ from exporter.config import (
 )
 from exporter.secrets import Secret
 from exporter.simulator import Account, Simulator
-from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
+from exporter.web.sockets import ListenAddress
 from tests.waiting import DEADLINE
 
 TOKENS = (

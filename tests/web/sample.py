@@ -16,7 +16,7 @@ from exporter.web.status import (
     AccountView,
     SourceView,
     StatusView,
-    Visitor,
+    Viewer,
     lines,
     newest,
 )
@@ -25,7 +25,7 @@ VIETNAM = timezone(timedelta(hours=7), "+07")
 NOW = datetime(2025, 3, 14, 7, 32, 20, tzinfo=UTC).timestamp()
 RATES = {"main": 9.0, "hotline": 2.5}
 BALANCES = {"main": Balance(4_812_350, NOW - 74), "hotline": Balance(36_693, NOW - 209)}
-KNOWN = Visitor(known=True, accounts=None)
+KNOWN = Viewer(known=True, accounts=None)
 
 _MIX = (
     (Result.SUCCESS, Status.ANSWERED, 74),
@@ -79,7 +79,7 @@ def account(name: str, **changes: object) -> AccountStatus:
     return AccountStatus(**{**values, **changes})  # type: ignore[arg-type] # a table of tests
 
 
-def sample(visitor: Visitor = KNOWN) -> StatusView:
+def sample(viewer: Viewer = KNOWN) -> StatusView:
     """Return the page that the documentation shows."""
     made = histories()
     accounts = (
@@ -111,11 +111,11 @@ def sample(visitor: Visitor = KNOWN) -> StatusView:
                 NOW - 312,
                 1,
                 bad=True,
-                trouble=lines(trouble) if visitor.known else (),
+                trouble=lines(trouble) if viewer.known else (),
             ),
             SourceView("sql:orders", NOW - 11, 0, bad=False, trouble=()),
         ],
         NOW - 26_000,
         (),
-        visitor,
+        viewer,
     )

@@ -30,10 +30,10 @@ from exporter.config import (
 from exporter.errors import ConfigError, ListenError
 from exporter.secrets import Secret
 from exporter.sources.configuration import ConfigFile
-from exporter.web import passwords as module
-from exporter.web.config_file import load_web_config
-from exporter.web.listening import ListenAddress, systemd_sockets
+from exporter.web import access as module
 from exporter.web.server import WebOptions, WebServer
+from exporter.web.sockets import ListenAddress, systemd_sockets
+from exporter.web.web_config import load_web_config
 from tests.waiting import DEADLINE, deadline, until
 from tests.web.certificates import Certificates
 

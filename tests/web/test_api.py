@@ -22,7 +22,7 @@ from exporter.errors import LedgerError
 from exporter.ledger.store import Store
 from exporter.simulator import Plan
 from exporter.sources import api as source
-from exporter.web import bodies, reading
+from exporter.web import request_body, schemas
 from exporter.web.api import MAX_LISTINGS
 from tests.waiting import until
 from tests.web.api_bench import Bench, serving
@@ -184,7 +184,7 @@ async def test_limits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     # All of a request or nothing; what is known needs no room.
     assert await bench.watch("a", "b") == (202, {"added": 0, "known": 2})
     assert await bench.watch("c") == (202, {"added": 1, "known": 0})
-    monkeypatch.setattr(reading, "MAX_BODY", 1000)
+    monkeypatch.setattr(request_body, "MAX_BODY", 1000)
     assert (await bench.watch("x" * 999))[0] == 413
 
 
@@ -229,13 +229,13 @@ async def test_models_are_made_once_for_each_scope(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[str, ...]] = []
-    make = bodies.requests
+    make = schemas.requests
 
-    def counted(accounts: tuple[str, ...], labels: tuple[str, ...]) -> bodies.Requests:
+    def counted(accounts: tuple[str, ...], labels: tuple[str, ...]) -> schemas.Requests:
         made.append(accounts)
         return make(accounts, labels)
 
-    monkeypatch.setattr(bodies, "requests", counted)
+    monkeypatch.setattr(schemas, "requests", counted)
     for _ in range(3):
         for token in ("all", "b"):
             await bench.ask("POST", "/calls", {"calls": []}, token=token)

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from exporter.calls import ReferenceId
 from exporter.ledger.records import NewCall
-from exporter.web import bodies, reading
+from exporter.web import request_body, schemas
 from exporter.web.problems import ProblemError
 from tests.web.api_bench import Bench, serving
 
@@ -123,7 +123,7 @@ async def test_a_request_with_a_problem_changes_nothing(
 
 
 def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:
-    requests = bodies.requests(("main",), ("campaign",))
+    requests = schemas.requests(("main",), ("campaign",))
     names = b",".join(b'"%x":""' % number for number in range(1_000_000))
     call = b'{"reference_id":"a","labels":{%b}}' % names
     for body in (
@@ -136,7 +136,7 @@ def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:
     ):
         tracemalloc.start()
         with pytest.raises(ProblemError, match=r"^expected no more values than 10000 calls have$"):
-            reading.read_calls(requests, body)
+            request_body.read_calls(requests, body)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert most < 2 * len(body)
@@ -144,12 +144,14 @@ def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:
 
 def test_as_much_as_calls_can_have_is_read() -> None:
     labels = tuple(f"label_{number}" for number in range(5))
-    requests = bodies.requests(("main", "b"), labels)
+    requests = schemas.requests(("main", "b"), labels)
     calls = [
         {"reference_id": f"{n} ", "account": "b", "labels": dict.fromkeys(labels, '{",[\\"')}
-        for n in range(bodies.MAX_CALLS)
+        for n in range(schemas.MAX_CALLS)
     ]
-    found = reading.read_calls(requests, json.dumps({"calls": calls}, indent=2).encode() + b"\n")
+    found = request_body.read_calls(
+        requests, json.dumps({"calls": calls}, indent=2).encode() + b"\n"
+    )
     assert found == [
         NewCall("b", ReferenceId(str(n)), call["labels"])  # type: ignore[arg-type]
         for n, call in enumerate(calls)
@@ -177,13 +179,13 @@ async def test_paths_and_methods_that_there_are_not(bench: Bench) -> None:
 async def test_a_large_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{n:036}" for n in range(10_000)]
     threads = []
-    read = reading.read_calls
+    read = request_body.read_calls
 
-    def traced(requests: bodies.Requests, body: bytes) -> list[NewCall]:
+    def traced(requests: schemas.Requests, body: bytes) -> list[NewCall]:
         threads.append(threading.current_thread())
         return read(requests, body)
 
-    monkeypatch.setattr(reading, "read_calls", traced)
+    monkeypatch.setattr(request_body, "read_calls", traced)
     assert await bench.watch(*names, campaign="otp") == (202, {"added": 10_000, "known": 0})
     assert await bench.watch(*names) == (202, {"added": 0, "known": 10_000})
     assert bench.service.calls.count == 10_000

@@ -18,8 +18,8 @@ from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
-from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
+from exporter.web.sockets import ListenAddress
 from tests.waiting import DEADLINE, until
 from tests.web.callback_bench import LIVE, OTP, TOKEN, Bench
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from exporter.web.charts import HEIGHT, STEP, chart
+from exporter.web.status import HEIGHT, STEP, chart
 
 BAR = re.compile(r"M([\d.]+) ([\d.]+)h4v([\d.]+)h-4z")
 

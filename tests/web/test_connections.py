@@ -27,11 +27,11 @@ from exporter.config import (
 from exporter.metrics import exposition
 from exporter.secrets import Secret
 from exporter.sources.configuration import ConfigFile
-from exporter.web import connections, pages, reading
-from exporter.web.config_file import load_web_config
+from exporter.web import connections, request_body, views
 from exporter.web.connections import _address
-from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
+from exporter.web.sockets import ListenAddress
+from exporter.web.web_config import load_web_config
 from tests.waiting import DEADLINE, deadline, until
 from tests.web.certificates import Certificates
 
@@ -114,7 +114,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_TIMEOUT", "STALL_TIMEOUT", "LINGER"):
         monkeypatch.setattr(connections, name, 0.3)
     monkeypatch.setattr(connections, "SWEEP_EVERY", 0.05)
-    monkeypatch.setattr(reading, "BODY_TIMEOUT", 0.3)
+    monkeypatch.setattr(request_body, "BODY_TIMEOUT", 0.3)
 
 
 async def ends(stream: Stream) -> bytes:
@@ -179,7 +179,7 @@ async def test_a_body_that_does_not_come(bench: Bench) -> None:
 async def test_a_scraper_that_does_not_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     large = b"# " + b"x" * 20_000_000 + b"\n"
     monkeypatch.setattr(exposition.Renderer, "render", lambda *_, **__: large)
-    monkeypatch.setattr(pages, "MAX_SCRAPES", 3)
+    monkeypatch.setattr(views, "MAX_SCRAPES", 3)
     get = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
     silent = [await bench.connect(get) for _ in range(3)]
     await until(lambda: bench.open == 3)

@@ -19,9 +19,9 @@ from exporter.cli import commands
 from exporter.config import Config
 from exporter.errors import AskedExporterError
 from exporter.sources.configuration import ConfigFile
-from exporter.web.config_file import load_web_config
-from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
+from exporter.web.sockets import ListenAddress
+from exporter.web.web_config import load_web_config
 from tests import subprocesses
 from tests.e2e.processes import Process
 from tests.ports import free_port

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
-from exporter.web.languages import Language, choose, load
+from exporter.web.i18n import Language, choose, load
 from exporter.web.status_page import LANGUAGES
 
 NOW = datetime(2025, 3, 14, 7, 32, 20, tzinfo=UTC).timestamp()

@@ -16,9 +16,9 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from exporter.web.bodies import requests
 from exporter.web.problems import ProblemError
-from exporter.web.reading import MAX_BODY, read_calls
+from exporter.web.request_body import MAX_BODY, read_calls
+from exporter.web.schemas import requests
 from tests.inflating import Inflated, compressed, counting_inflated
 from tests.web.api_bench import Bench, serving
 

@@ -24,9 +24,9 @@ from exporter.config import (
 )
 from exporter.secrets import Secret
 from exporter.sources.configuration import ConfigFile
-from exporter.web.config_file import load_web_config
-from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
+from exporter.web.sockets import ListenAddress
+from exporter.web.web_config import load_web_config
 
 TOKEN = Secret("made-up-token")
 HASH = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()

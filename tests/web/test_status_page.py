@@ -29,9 +29,9 @@ from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Plan, Simulator
 from exporter.sources.configuration import ConfigFile
-from exporter.web.config_file import load_web_config
-from exporter.web.listening import ListenAddress
 from exporter.web.server import WebOptions, WebServer
+from exporter.web.sockets import ListenAddress
+from exporter.web.web_config import load_web_config
 from tests.waiting import deadline, until
 
 TOKENS = (

@@ -13,8 +13,8 @@ from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
 from exporter.ledger.records import Ended
 from exporter.recent_results import Recent
-from exporter.web.languages import load
-from exporter.web.status import AccountView, SourceView, StatusView, Visitor, newest
+from exporter.web.i18n import load
+from exporter.web.status import AccountView, SourceView, StatusView, Viewer, newest
 from exporter.web.status_page import LANGUAGES, Template
 from tests.web.sample import KNOWN, NOW, VIETNAM, account, sample
 
@@ -168,23 +168,23 @@ def test_only_the_newest_failures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visitor", "seen"),
+    ("viewer", "seen"),
     [
-        (Visitor(), set()),
-        (Visitor(known=True, accounts=frozenset({"main"})), {"main"}),
+        (Viewer(), set()),
+        (Viewer(known=True, accounts=frozenset({"main"})), {"main"}),
         (KNOWN, {"main", "hotline"}),
     ],
 )
-def test_who_sees_reference_ids(template: Template, visitor: Visitor, seen: set[str]) -> None:
-    view = sample(visitor)
+def test_who_sees_reference_ids(template: Template, viewer: Viewer, seen: set[str]) -> None:
+    view = sample(viewer)
     text = draw(template, view).text
     for call in view.failures:
         assert (call.reference_id in text) is (call.account in seen)
-    assert ("ReferenceId" in text.replace("ReferenceIds are shown to", "")) is visitor.known
-    assert ("ReferenceIds are shown to those who log in." in text) is not visitor.known
+    assert ("ReferenceId" in text.replace("ReferenceIds are shown to", "")) is viewer.known
+    assert ("ReferenceIds are shown to those who log in." in text) is not viewer.known
     # Nor what the provider says, and what is in files: it may be an id too.
-    assert ("Authorize Failed" in text) is visitor.known
-    assert ("calls/today.csv" in text) is visitor.known
+    assert ("Authorize Failed" in text) is viewer.known
+    assert ("calls/today.csv" in text) is viewer.known
 
 
 def test_telephone_numbers_are_left_out(template: Template) -> None:

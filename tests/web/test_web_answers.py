@@ -19,8 +19,8 @@ from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig
 from exporter.errors import ListenError
 from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
 from exporter.secrets import Secret
-from exporter.web.listening import ListenAddress, listen
 from exporter.web.server import WebOptions, WebServer
+from exporter.web.sockets import ListenAddress, listen
 
 LOOPBACK = ListenAddress("127.0.0.1", 0)
 

@@ -10,7 +10,7 @@ import pytest
 from exporter.config import NamedFiles
 from exporter.errors import ConfigError
 from exporter.secrets import Secret
-from exporter.web.config_file import WebConfig, load_web_config
+from exporter.web.web_config import WebConfig, load_web_config
 from tests.web.certificates import Certificates
 
 HASH = "$2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi"

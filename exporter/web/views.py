@@ -9,7 +9,6 @@ from typing import Final
 
 from aiohttp import web
 
-from exporter.app import App
 from exporter.metrics.exposition import (
     OPENMETRICS,
     TEXT,
@@ -18,7 +17,7 @@ from exporter.metrics.exposition import (
     compress,
     wants_openmetrics,
 )
-from exporter.web.status import Visitor
+from exporter.web.status import App, Viewer
 from exporter.web.status_page import StatusPage
 
 MAX_SCRAPES: Final = 100
@@ -32,19 +31,19 @@ class Pages:
     """Answers those who look.
 
     Args:
-        service: what is shown.
+        app: what is shown.
         telemetry_path: where the metrics are.
-        visitor: tells who asks for the status page.
+        viewer: tells who asks for the status page.
     """
 
     def __init__(
-        self, service: App, telemetry_path: str, visitor: Callable[[web.Request], Visitor]
+        self, app: App, telemetry_path: str, viewer: Callable[[web.Request], Viewer]
     ) -> None:
-        self._service = service
+        self._app = app
         self._telemetry_path = telemetry_path
         self._renderer = Renderer()
         self._scrapes = 0
-        self._status_page = StatusPage(service, telemetry_path, visitor)
+        self._status_page = StatusPage(app, telemetry_path, viewer)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the paths and their handlers."""
@@ -75,7 +74,7 @@ class Pages:
 
     async def _exposition(self, request: web.Request) -> web.Response:
         openmetrics = wants_openmetrics(",".join(request.headers.getall("Accept", [])))
-        body = self._renderer.render(self._service.families(), openmetrics=openmetrics)
+        body = self._renderer.render(self._app.families(), openmetrics=openmetrics)
         headers = {
             "Content-Type": OPENMETRICS if openmetrics else TEXT,
             "Vary": "Accept, Accept-Encoding",
@@ -90,6 +89,6 @@ class Pages:
         return web.Response(text="esms-exporter is healthy.\n")
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        if reasons := self._service.not_ready():
+        if reasons := self._app.not_ready():
             return web.Response(status=503, text="".join(f"{reason}\n" for reason in reasons))
         return web.Response(text="esms-exporter is ready.\n")

@@ -14,8 +14,8 @@ from pydantic_core import from_json
 
 from exporter.config.models import MAX_LABELS
 from exporter.ledger.records import NewCall
-from exporter.web.bodies import MAX_CALLS, Envelope, Requests
 from exporter.web.problems import SHOWN, ItemProblem, ProblemError, invalid, problems_of
+from exporter.web.schemas import MAX_CALLS, Envelope, Requests
 
 MAX_BODY: Final = 16 << 20
 """Bytes, as sent and as unpacked; 10,000 calls with five long labels each."""
