@@ -6,78 +6,22 @@ are Unix times, because ages have to survive a restart.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NewType, TypeAlias
+from typing import Final, TypeAlias
 
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import ID_PATTERN, ReferenceId, ReferenceKey, reference_id, reference_key
 
-ReferenceId = NewType("ReferenceId", str)
-"""A call's id as its source wrote it, without surrounding blanks: what the provider is asked."""
+__all__ = ["ID_PATTERN", "ReferenceId", "ReferenceKey", "reference_id", "reference_key"]
 
-ReferenceKey = NewType("ReferenceKey", str)
-"""The same id as it is compared: without case, blanks and dashes, in which spellings differ."""
-
-MAX_REFERENCE_ID_LENGTH: Final = 128
 PROVIDER_MEMORY: Final = 7 * 86_400.0
 """Seconds after which the provider does not know a call any more (its public documentation)."""
 
 # The longest call that can be meant: one day. The provider's field is documented wrongly, so odd
 # values are expected; the sum of durations must not be spoilt by one of them.
 MAX_CALL_DURATION: Final = 86_400.0
-
-
-ID_PATTERN: Final = (
-    r"(?![0-9]+[.][0-9]*([eE][0-9]+)?(\s|$))"
-    rf"[A-Za-z0-9][A-Za-z0-9!#$%&*./:?@\\^_~-]{{0,{MAX_REFERENCE_ID_LENGTH - 1}}}"
-)
-"""What an id looks like. Not `[!-~]+`: what spreadsheets, scripts and columns of floating-point
-numbers make of ids is refused, not polled."""
-
-_ID: Final = re.compile(ID_PATTERN)
-_NAMES: Final = frozenset({"reference_id", "referenceid", "smsid"})
-_NULLS: Final = frozenset({"null", "none", "nan", "undefined"})
-_LOOKS_LIKE: Final = (
-    (
-        r"[0-9]+([.][0-9]*|([.,][0-9]+)?[eE]\+?[0-9]+)$",
-        "looks like a number that a spreadsheet has rounded",
-    ),
-    ("=", "looks like a formula"),
-    (".*[\t,;|]", "looks like a row of CSV"),
-    (".*[\"'`]", "looks quoted; write the id alone"),
-    ("", "holds a character that no id has, or begins with one that none begins with"),
-)
-
-
-def reference_id(text: str) -> ReferenceId:
-    """Return `text` as an id: trimmed, since the documented `SMSID` ends in a blank.
-
-    Raises:
-        ValueError: it cannot be one; the message says what it looks like.
-    """
-    trimmed = text.strip()
-    if not trimmed:
-        raise ValueError("is empty")
-    if len(trimmed) > MAX_REFERENCE_ID_LENGTH:
-        raise ValueError(f"is longer than {MAX_REFERENCE_ID_LENGTH} characters")
-    if not _ID.fullmatch(trimmed):
-        raise ValueError(next(words for like, words in _LOOKS_LIKE if re.match(like, trimmed)))
-    if trimmed.lower() in _NAMES:
-        raise ValueError("looks like the name of a column")
-    if trimmed.lower() in _NULLS:
-        raise ValueError("is a word for no value")
-    return ReferenceId(trimmed)
-
-
-def reference_key(text: str) -> ReferenceKey:
-    """Return the form in which ids are compared.
-
-    The documented `SMSID` of a placed call lacks a dash that its status has.
-    """
-    return ReferenceKey("".join(text.split()).replace("-", "").lower())
-
 
 # Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
 _OK: Final = Outcome.OK

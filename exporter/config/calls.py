@@ -13,9 +13,9 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
-from exporter.calls import ReferenceId, ReferenceKey, reference_id, reference_key
 from exporter.config.document import BROKEN, Value, YamlMapping
 from exporter.config.problems import SHOWN, Problems
+from exporter.ids import ReferenceId, ReferenceKey, reference_id, reference_key
 
 MAX_LABEL_VALUE = 128
 

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import Connection
 
 from exporter.calls import (
-    MAX_REFERENCE_ID_LENGTH,
     CallState,
     Finished,
     Key,
@@ -21,6 +20,7 @@ from exporter.calls import (
 )
 from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.models import MAX_LABELS
+from exporter.ids import MAX_REFERENCE_ID_LENGTH
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import page
