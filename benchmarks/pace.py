@@ -19,11 +19,10 @@ from benchmarks.lives import KINDS, Life, day, ringing
 from exporter.calls import Finished, Patience, PollAgain, ReferenceId, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.metrics.accounts import AccountMetrics
-from exporter.metrics.catalogue import Catalogue
 from exporter.polling.adaptive import AdaptivePace
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
+from exporter.polling.stats import AccountStats
 
 INTERVAL = 15.0
 PATIENCE = Patience(600.0, 259_200.0)
@@ -104,8 +103,7 @@ async def _follow(
             asked = account.asked[call.reference_id]
             asked.delay = loop.time() - asked.life.placed - asked.life.lives
 
-    series = AccountMetrics(Catalogue(), "main")
-    poller = Poller("main", account, way.settings, series, observe)
+    poller = Poller("main", account, way.settings, AccountStats(), observe)
     for row, life in enumerate(lives):
         await asyncio.sleep(life.placed - loop.time())
         name = ReferenceId(f"c{row}")

@@ -14,11 +14,12 @@ from exporter.esms.answers import Answer
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
 from exporter.esms.placing import CallRequest, Placed, place
-from exporter.metrics.accounts import AccountMetrics
 from exporter.polling.aside import ask
+from exporter.polling.breaker import GOOD
 from exporter.polling.limiter import Limit, RateLimiter
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
+from exporter.polling.stats import AccountStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,12 @@ class Account:
     Args:
         config: the whole configuration.
         wish: the account's part of it.
-        metrics: the account's series.
         observe: takes what polls find out; see `Poller`.
         limit: makes what keeps to the account's rate.
         clock: tells the time by which calls have their ages; see `Poller`.
+
+    Attributes:
+        stats: what is counted of it and its polls.
 
     Must be made inside a running loop; `stop` and then `close` end it.
     """
@@ -69,17 +72,16 @@ class Account:
         self,
         config: Config,
         wish: AccountConfig,
-        metrics: AccountMetrics,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         limit: Callable[[float], Limit] = RateLimiter,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._connection = _connection(config, wish)
         self._wish, self._timeout, self._tls = wish, config.polling.timeout, config.tls
-        self.metrics = metrics
+        self.stats = AccountStats()
         self._client = _client(config, wish)
         settings = _settings(config, wish)
-        self.poller = Poller(wish.name, self._client, settings, metrics, observe, limit, clock)
+        self.poller = Poller(wish.name, self._client, settings, self.stats, observe, limit, clock)
 
     @property
     def status(self) -> AccountStatus:
@@ -88,14 +90,14 @@ class Account:
         said = poller.health.paused_by if poller.health.paused else None
         return AccountStatus(
             poller.account,
-            poller.health.authorized,
-            {state: int(series.value) for state, series in self.metrics.watched.items()},
+            self.stats.authorized,
+            dict(self.stats.open_calls),
             *backlog[:2],
             poller.health.paused,
             poller.health.paused_until,
             said.code if said else None,
             said.message if said else "",
-            self.metrics.last_success.value,
+            self.stats.last_success,
             backlog.label_set,
         )
 
@@ -163,7 +165,9 @@ class Account:
         if asked is None:
             return None
         answer, seconds = asked
-        self.metrics.answered(answer.outcome, answer.code, seconds, time.time())
+        self.stats.polls.count(answer.outcome, answer.code, seconds)
+        if answer.outcome in GOOD:
+            self.stats.last_success = time.time()
         return answer
 
     async def failure(self) -> None:

@@ -76,6 +76,7 @@ class App:
         self._changed = changed
         self.metrics = Catalogue()
         self.accounts: dict[str, Account] = {}
+        self.account_metrics: dict[str, AccountMetrics] = {}
         self.calls = CallTracker(self.accounts, self.metrics, clocks)
         self.ledger = self.calls.ledger
         self._files = CallFiles(self.calls, self.metrics)
@@ -236,6 +237,7 @@ class App:
         """Yield every metric as it stands."""
         for account in self.accounts.values():
             account.poller.refresh()
+            self.account_metrics[account.poller.account].collect()
         self.metrics.log_lines_dropped.labels().value = float(STANDARD_ERROR.dropped)
         yield from self.calls.call_metrics.families()
         yield from self.metrics.families()
@@ -309,6 +311,7 @@ class App:
         wanted = {account.name: account for account in config.accounts}
         for name in self.accounts.keys() - wanted.keys():
             account = self.accounts.pop(name)
+            del self.account_metrics[name]
             self.metrics.remove_account(name)
             self._to_load.discard(name)
             self._in_background(self._retire(account, config.polling.timeout))
@@ -317,12 +320,12 @@ class App:
                 if rest := known.change(config, wish):
                     self._in_background(rest)
                 continue
-            metrics = AccountMetrics(self.metrics, name)
             limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimiter
             observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
-            account = Account(config, wish, metrics, observe, limit, now)
+            account = Account(config, wish, observe, limit, now)
             self._in_background(account.failure())
             self.accounts[name] = account
+            self.account_metrics[name] = AccountMetrics(self.metrics, name, account.stats)
             self._to_load.add(name)
 
     async def _retire(self, account: Account, within: float) -> None:

@@ -27,7 +27,6 @@ from exporter.ledger.canary_runs import CanaryRuns, NotBegun, Run
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.engine import Database
 from exporter.logs import configure_logging
-from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.threads import SerialThread
 
@@ -105,7 +104,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
 
 def _account(config: Config, name: str) -> Account:
     wish = next(item for item in config.accounts if item.name == name)
-    return Account(config, wish, AccountMetrics(Catalogue(), name), lambda *_: None)
+    return Account(config, wish, lambda *_: None)
 
 
 class _Calling:

@@ -21,10 +21,9 @@ from exporter.esms.answers import Answer
 from exporter.esms.client import Client
 from exporter.esms.codes import Outcome
 from exporter.lookup.line import CallName, Line, line_of
-from exporter.metrics.accounts import AccountMetrics
-from exporter.metrics.catalogue import Catalogue
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
+from exporter.polling.stats import AccountStats
 
 TRIES: Final = 3
 """How often a call is polled where nothing is learnt of it."""
@@ -91,8 +90,7 @@ class Asker:
         settings = PollingSettings(
             _RETRY, _RETRY, never, account.rate_limit, account.max_concurrency
         )
-        metrics = AccountMetrics(Catalogue(), account.name)
-        self._poller = Poller(account.name, self, settings, metrics, lambda *_: None)
+        self._poller = Poller(account.name, self, settings, AccountStats(), lambda *_: None)
 
     async def run(self) -> None:
         """Look all of them up."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 import exporter
 from exporter.esms.codes import CODES, Outcome
 from exporter.metrics.families import Family, counter, gauge, histogram
+from exporter.polling.stats import LAG_BUCKETS, REQUEST_BUCKETS
 
 MAKE_CALL: Final = "make_call"
 """The operation of placing a canary call, in the label `operation`."""
@@ -20,8 +21,6 @@ GET_SEND_STATUS: Final = "get_send_status"
 GET_BALANCE: Final = "get_balance"
 """The operation of asking for an account's balance."""
 
-REQUEST_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
 COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 AUTH_CODES: Final = tuple(code for code, outcome in CODES.items() if outcome is Outcome.AUTH)

@@ -14,7 +14,6 @@ import structlog
 from exporter.calls import WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.metrics.accounts import AccountMetrics
 from exporter.polling.breaker import (
     GOOD,
     OUTAGE,
@@ -25,6 +24,7 @@ from exporter.polling.breaker import (
     Witness,
 )
 from exporter.polling.limiter import Limit
+from exporter.polling.stats import AccountStats
 
 _log = structlog.get_logger(__name__)
 
@@ -40,14 +40,13 @@ class AccountHealth:
         account: its name.
         rate_limit: requests per second.
         limit: makes the rate limiter.
-        metrics: the account's series.
+        stats: where polls are counted.
         calls: the calls that are watched, by row: a live mapping, shared by reference.
 
     Attributes:
         breaker: whether the account may be polled now.
         failures: polls in a row that failed, by row, of calls of which there are any.
         answered_lately: calls with a good answer that have not finished: the best witnesses.
-        authorized: whether the credentials are good; None before that is known.
         paused_by: the answer that the last pause began with.
     """
 
@@ -56,11 +55,11 @@ class AccountHealth:
         account: str,
         rate_limit: float,
         limit: Callable[[float], Limit],
-        metrics: AccountMetrics,
+        stats: AccountStats,
         calls: Mapping[int, WatchedCall],
     ) -> None:
         self._account = account
-        self._metrics = metrics
+        self._stats = stats
         self._calls = calls
         self._loop = asyncio.get_running_loop()
         self.breaker = CircuitBreaker(rate_limit, _jitter, limit)
@@ -69,7 +68,6 @@ class AccountHealth:
         self.answered_lately: deque[WatchedCall] = deque(maxlen=_WITNESSES)
         self._suspects: list[int] = []  # calls that began to fail since the last good answer
         self._failing_requests: set[str] = set()  # those that are no polls
-        self.authorized: bool | None = None
         self.paused_by: Answer | None = None
 
     @property
@@ -96,7 +94,7 @@ class AccountHealth:
             The rows of the calls that failed with the old ones.
         """
         self.breaker.reset(self._loop.time())
-        self._metrics.paused_until.value = 0.0
+        self._stats.paused_until = 0.0
         failing = list(self.failures)
         self.forget_all()
         return failing
@@ -109,7 +107,7 @@ class AccountHealth:
         reason = self.breaker.reason
         if reason and len(self._suspects) < (REFUSAL if reason in REFUSED else OUTAGE):
             self.breaker.end_pause()
-            self._metrics.paused_until.value = time.time()
+            self._stats.paused_until = time.time()
 
     def forget(self, call_id: int) -> None:
         """Forget a call that is not watched any more."""
@@ -146,8 +144,9 @@ class AccountHealth:
         Returns:
             The rows of calls that are to be polled again: they failed because of the account.
         """
-        self._metrics.answered(outcome, answer.code, now - sent_at, wall)
+        self._stats.polls.count(outcome, answer.code, now - sent_at)
         if outcome in GOOD:
+            self._stats.last_success = wall
             if self.breaker.healthy and not self.failures:
                 self.breaker.good(now)
                 return _NONE
@@ -213,14 +212,12 @@ class AccountHealth:
         was = breaker.reason
         change = breaker.answered(outcome, answer.retry_after, sent_at, now, witness)
         if answer.code is not None and Outcome.AUTH not in (outcome, breaker.reason):
-            self.authorized = True
-            self._metrics.authorized.value = 1.0
+            self._stats.authorized = True
         if change is Change.OPENED:
             self.paused_by = answer
             if outcome is Outcome.AUTH:
-                self.authorized = False
-                self._metrics.authorized.value = 0.0
-            self._metrics.paused_until.value = wall + breaker.paused_until - now
+                self._stats.authorized = False
+            self._stats.paused_until = wall + breaker.paused_until - now
             if was is not breaker.reason:
                 _log.warning(
                     "account paused",
@@ -231,7 +228,7 @@ class AccountHealth:
                     seconds=round(breaker.paused_until - now, 1),
                 )
         elif change is Change.CLOSED and was is not None:
-            self._metrics.paused_until.value = 0.0
+            self._stats.paused_until = 0.0
             _log.info("account resumed", account=self._account, reason=was.value)
         if outcome not in GOOD or breaker.half_open:
             return _NONE

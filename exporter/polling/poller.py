@@ -28,12 +28,12 @@ from exporter.calls import (
 from exporter.errors import RequestError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.metrics.accounts import AccountMetrics
 from exporter.polling.breaker import GOOD, MAX_PAUSE
 from exporter.polling.health import AccountHealth
 from exporter.polling.limiter import Limit, RateLimiter
 from exporter.polling.schedule import FAILING, TICK, Backlog, Schedule
 from exporter.polling.settings import PollingSettings
+from exporter.polling.stats import AccountStats
 from exporter.polling.timing import Timing
 from exporter.polling.together import Together
 from exporter.polling.way import Way
@@ -64,7 +64,7 @@ class Poller:
         account: its name.
         provider: who is asked; may be replaced by assignment while requests are under way.
         settings: the pace; may be replaced with `configure`.
-        metrics: the account's series.
+        stats: where polls are counted.
         observe: takes what was found out about a call, and when (Unix time), to be committed;
             `settle` comes back once it is.
         limit: makes what keeps to the account's rate.
@@ -77,7 +77,7 @@ class Poller:
         account: str,
         provider: Provider,
         settings: PollingSettings,
-        metrics: AccountMetrics,
+        stats: AccountStats,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         limit: Callable[[float], Limit] = RateLimiter,
         clock: Callable[[], float] | None = None,
@@ -86,12 +86,12 @@ class Poller:
         self.provider = provider
         self.calls: dict[int, WatchedCall] = {}
         self._settings = settings
-        self._metrics = metrics
+        self.stats = stats
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._schedule = Schedule(self._priority)
         self.timing = Timing(settings)
-        self.health = AccountHealth(account, settings.rate_limit, limit, metrics, self.calls)
+        self.health = AccountHealth(account, settings.rate_limit, limit, stats, self.calls)
         self._breaker = self.health.breaker
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -132,7 +132,7 @@ class Poller:
         call.label_set = label_set
         self.calls[call.id] = call
         self.health.added()
-        self._metrics.watched[call.state].value += 1
+        self.stats.open_calls[call.state] += 1
         now = self._loop.time()
         wait = self.timing.first(call, now, self._clock())
         if self._schedule.ready > self._settings.rate_limit * self._settings.interval:
@@ -164,7 +164,7 @@ class Poller:
             self._hastened.discard(call_id)
             self.timing.hinted.discard(call_id)
             self.health.forget(call_id)
-            self._metrics.watched[call.state].value -= 1
+            self.stats.open_calls[call.state] -= 1
 
     def clear(self) -> None:
         """Stop polling all calls; answers that are under way mean nothing any more."""
@@ -173,8 +173,7 @@ class Poller:
         self._hastened.clear()
         self.timing.hinted.clear()
         self.health.forget_all()
-        for watched in self._metrics.watched.values():
-            watched.value = 0.0
+        self.stats.open_calls.update(dict.fromkeys(CallState, 0))
 
     def spare(self, most: int) -> list[WatchedCall]:
         """Return up to `most` calls that are not being asked for."""
@@ -189,14 +188,14 @@ class Poller:
         if isinstance(found, Finished):
             self.forget(call.id)
             return
-        self._metrics.watched[held.state].value -= 1
+        self.stats.open_calls[held.state] -= 1
         held.state, held.state_since = found.state, at
-        self._metrics.watched[held.state].value += 1
+        self.stats.open_calls[held.state] += 1
 
     def report_odd(self, call: WatchedCall, finished: Finished) -> None:
         """Log and count the fields of an answer that could not be used."""
         for field in finished.odd:
-            self._metrics.odd_values[field].value += 1
+            self.stats.odd_values[field] += 1
             _log.warning(
                 "odd value in the answer",
                 account=self.account,
@@ -205,11 +204,11 @@ class Poller:
             )
 
     def refresh(self) -> None:
-        """Bring the gauges up to date that are not worth it before a scrape."""
+        """Bring the stats up to date that are not worth it before a scrape."""
         oldest = next(iter(self.calls.values()), None)
         # As the machine's clock has it, which may be another one.
         behind = round(time.time() - self._clock())
-        self._metrics.oldest.value = oldest.first_watched + behind if oldest else 0.0
+        self.stats.oldest_open = oldest.first_watched + behind if oldest else 0.0
 
     def wake(self) -> None:
         """Start as many requests as may be sent now, and see to the next ones."""
@@ -324,7 +323,7 @@ class Poller:
         call, due = found
         self._breaker.sent(now)
         self._way.polled()
-        self._metrics.lag.observe(now - due if now > due else 0.0)
+        self.stats.lags.observe(now - due if now > due else 0.0)
         return call
 
     def _witness(self) -> WatchedCall | None:

@@ -57,7 +57,7 @@ class Callback:
         good = token == Secret(request.match_info["token"])
         if name not in app.accounts:
             return web.Response(status=404, text="not found\n")
-        outcomes = app.accounts[name].metrics.callbacks
+        outcomes = app.account_metrics[name].callbacks
         if not good:
             outcomes[CallbackOutcome.FORBIDDEN].value += 1
             return web.Response(status=404, text="not found\n")

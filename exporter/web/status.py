@@ -14,6 +14,7 @@ from exporter.calls import Status as CallStatus
 from exporter.config import Config
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import Ended
+from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
 from exporter.recent_results import Recent
@@ -40,6 +41,10 @@ class App(Protocol):
     @property
     def accounts(self) -> Mapping[str, Account]:
         """The accounts that are polled, by name."""
+
+    @property
+    def account_metrics(self) -> Mapping[str, AccountMetrics]:
+        """Their metrics, by name."""
 
     @property
     def balances(self) -> Balances:

@@ -353,8 +353,8 @@ class Counting(RuleBasedStateMachine):
             polled = account.poller.calls
             assert held == {row: (call.state, call.state_since) for row, call in polled.items()}
             states = [state for state, _ in held.values()]
-            gauges = {state: series.value for state, series in account.metrics.watched.items()}
-            assert gauges == {state: states.count(state) for state in gauges}
+            counted = account.stats.open_calls
+            assert counted == {state: states.count(state) for state in counted}
 
     @invariant()
     def every_call_will_be_asked_for_and_no_other(self) -> None:

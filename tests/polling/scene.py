@@ -20,10 +20,9 @@ from exporter.calls import (
 from exporter.errors import RequestError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.metrics.accounts import AccountMetrics
-from exporter.metrics.catalogue import Catalogue
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
+from exporter.polling.stats import AccountStats
 
 QUEUED = Answer(Outcome.OK, "100", send_status=2)
 BUSY = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
@@ -56,13 +55,12 @@ class Scene:
     placed: dict[str, float] = field(default_factory=dict)
     asked: dict[str, list[float]] = field(default_factory=dict)
     finished: dict[str, tuple[float, Finished]] = field(default_factory=dict)
-    metrics: AccountMetrics = field(init=False)
+    stats: AccountStats = field(default_factory=AccountStats)
     poller: Poller = field(init=False)
     _second: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        self.metrics = AccountMetrics(Catalogue(), "main")
-        self.poller = Poller("main", self, self.settings, self.metrics, self._observe)
+        self.poller = Poller("main", self, self.settings, self.stats, self._observe)
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
         """Answer as the provider."""

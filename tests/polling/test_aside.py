@@ -10,11 +10,10 @@ import pytest_asyncio
 from exporter.calls import CallState, Patience, WatchedCall, reference_id
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.metrics.accounts import AccountMetrics
-from exporter.metrics.catalogue import Catalogue
 from exporter.polling.aside import ask
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
+from exporter.polling.stats import AccountStats
 from tests.waiting import deadline, until
 
 GOOD = Answer(Outcome.OK, "100")
@@ -28,8 +27,7 @@ class NoProvider:
 @pytest_asyncio.fixture
 async def poller() -> AsyncIterator[Poller]:
     settings = PollingSettings(0.05, 0.2, Patience(60, 600), 20, 4)
-    metrics = AccountMetrics(Catalogue(), "main")
-    poller = Poller("main", NoProvider(), settings, metrics, lambda *_: None)
+    poller = Poller("main", NoProvider(), settings, AccountStats(), lambda *_: None)
     yield poller
     await poller.stop(1)
 
@@ -55,11 +53,11 @@ async def test_there_is_no_turn_in_a_pause(poller: Poller) -> None:
     for _ in range(2):
         assert await asked(poller, refused, within=60) is refused
     assert poller.health.paused is Outcome.AUTH
-    assert poller.health.authorized is False
+    assert poller.stats.authorized is False
     assert await asked(poller, within=0.2) is None
     poller.retry()
     assert await asked(poller) is GOOD
-    assert poller.health.authorized is True
+    assert poller.stats.authorized is True
 
 
 async def test_the_first_request_is_waited_for(poller: Poller) -> None:
@@ -109,8 +107,7 @@ async def test_a_request_gets_every_other_turn_of_an_account_that_is_overloaded(
             return Answer(Outcome.OK, "100", reference_id=name, send_status=1)
 
     settings = PollingSettings(0.05, 0.05, Patience(1e9, 1e9), 10, 4)
-    metrics = AccountMetrics(Catalogue(), "main")
-    poller = Poller("main", Provider(), settings, metrics, lambda *_: None)
+    poller = Poller("main", Provider(), settings, AccountStats(), lambda *_: None)
     now = time.time()
     for row in range(100):
         name = reference_id(f"call-{row}")

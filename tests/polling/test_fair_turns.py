@@ -140,7 +140,7 @@ def test_what_lags_is_shown() -> None:
         await asyncio.sleep(20)
         backlog = scene.poller.backlog()
         await scene.poller.stop(1)
-        return backlog, scene.metrics.lag
+        return backlog, scene.stats.lags
 
     backlog, lag = run(play)
     assert backlog.calls > 100

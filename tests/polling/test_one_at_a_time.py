@@ -6,18 +6,16 @@ import time
 from dataclasses import replace
 
 from exporter.calls import WatchedCall, reference_id
-from exporter.metrics.accounts import AccountMetrics
-from exporter.metrics.catalogue import Catalogue
 from exporter.polling.poller import Poller
+from exporter.polling.stats import AccountStats
 from tests.polling.test_poller import FAST, Provider
 from tests.waiting import deadline, until
 
 
 async def test_one_call_is_asked_for_again_and_again() -> None:
     provider = Provider()
-    series = AccountMetrics(Catalogue(), "main")
     one = replace(FAST, max_concurrency=1)
-    poller = Poller("main", provider, one, series, lambda *_: None)
+    poller = Poller("main", provider, one, AccountStats(), lambda *_: None)
     poller.watch(WatchedCall(1, reference_id("a"), time.time()))
     poller.wake()
     try:

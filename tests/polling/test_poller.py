@@ -22,12 +22,11 @@ from exporter.calls import (
 from exporter.errors import ConnectionFailedError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.metrics.accounts import AccountMetrics
-from exporter.metrics.catalogue import Catalogue
 from exporter.polling.adaptive import ENOUGH
 from exporter.polling.poller import Poller
 from exporter.polling.schedule import TICK
 from exporter.polling.settings import PollingSettings
+from exporter.polling.stats import AccountStats
 from tests.waiting import deadline, until
 
 AUTH = Answer(Outcome.AUTH, "101", message="Authorize Failed")
@@ -66,10 +65,9 @@ class Bench:
 
     def __init__(self) -> None:
         self.provider = Provider()
-        self.metrics = Catalogue()
-        self.series = AccountMetrics(self.metrics, "main")
+        self.stats = AccountStats()
         self.observed: list[tuple[str, Finished | PollAgain]] = []
-        self.poller = Poller("main", self.provider, FAST, self.series, self._observe)
+        self.poller = Poller("main", self.provider, FAST, self.stats, self._observe)
 
     def _observe(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
         self.observed.append((call.reference_id, found))
@@ -82,8 +80,8 @@ class Bench:
             self.poller.watch(call)
         self.poller.wake()
 
-    def requests(self, outcome: Outcome) -> float:
-        return self.series.requests[outcome].value
+    def requests(self, outcome: Outcome) -> int:
+        return self.stats.polls.outcomes[outcome]
 
 
 @pytest_asyncio.fixture
@@ -96,17 +94,17 @@ async def bench() -> AsyncIterator[Bench]:
 async def test_a_call_is_asked_for_until_it_has_finished(bench: Bench) -> None:
     bench.watch("a")
     await until(lambda: len(bench.provider.asked) >= 3)
-    assert bench.series.watched[CallState.QUEUED].value == 1
+    assert bench.stats.open_calls[CallState.QUEUED] == 1
     bench.provider.answer = BUSY
     await until(lambda: not bench.poller.calls)
     assert bench.observed[-1] == ("a", Finished(Result.SUCCESS, Status.BUSY))
     asked = len(bench.provider.asked)
     await asyncio.sleep(0.3)
     assert len(bench.provider.asked) == asked
-    assert bench.requests(Outcome.OK) == asked == sum(bench.series.request_duration.counts)
-    assert sum(bench.series.lag.counts) == asked
-    assert [value.value for value in bench.series.watched.values()] == [0] * len(CallState)
-    assert bench.series.last_success.value == pytest.approx(time.time(), abs=2)
+    assert bench.requests(Outcome.OK) == asked == sum(bench.stats.polls.durations.counts)
+    assert sum(bench.stats.lags.counts) == asked
+    assert list(bench.stats.open_calls.values()) == [0] * len(CallState)
+    assert bench.stats.last_success == pytest.approx(time.time(), abs=2)
 
 
 async def test_one_request_tries_the_account_first(bench: Bench) -> None:
@@ -131,17 +129,17 @@ async def test_refused_credentials_cost_two_requests_and_no_call(bench: Bench) -
     assert [(line["event"], line["code"], line["message"]) for line in logs] == [
         ("account paused", "101", "Authorize Failed")
     ]
-    assert bench.series.auth_failures["101"].value == 2
-    assert bench.series.authorized.value == 0
-    assert bench.poller.health.authorized is False
-    assert bench.series.paused_until.value > time.time()
+    assert bench.stats.polls.codes["101"] == 2
+    assert bench.stats.authorized is False
+    assert bench.stats.authorized is False
+    assert bench.stats.paused_until > time.time()
     assert len(bench.poller.calls) == 8
     assert bench.observed == []
     bench.provider.answer = BUSY
     bench.poller.retry()
-    assert bench.series.paused_until.value == 0
+    assert bench.stats.paused_until == 0
     await until(lambda: len(bench.observed) == 8)
-    assert bench.series.authorized.value == 1
+    assert bench.stats.authorized is True
 
 
 async def test_failures_pause_and_the_pause_is_told_of_once(bench: Bench) -> None:
@@ -156,12 +154,12 @@ async def test_failures_pause_and_the_pause_is_told_of_once(bench: Bench) -> Non
         bench.provider.answer = QUEUED
         await until(lambda: len(bench.observed) >= 8)
     assert [line["event"] for line in logs] == ["account paused"]
-    assert bench.poller.health.authorized is True
+    assert bench.stats.authorized is True
 
 
 async def test_a_call_that_is_let_go_means_nothing_any_more(bench: Bench) -> None:
     bench.watch("a")
-    await until(lambda: bench.series.watched[CallState.QUEUED].value == 1)
+    await until(lambda: bench.stats.open_calls[CallState.QUEUED] == 1)
     bench.provider.hold = asyncio.Event()
     await until(lambda: bench.provider.under_way == 1)
     before = list(bench.observed)
@@ -171,10 +169,10 @@ async def test_a_call_that_is_let_go_means_nothing_any_more(bench: Bench) -> Non
     bench.provider.hold.set()
     await asyncio.sleep(0.1)
     assert bench.observed == before
-    assert [value.value for value in bench.series.watched.values()] == [0] * len(CallState)
+    assert list(bench.stats.open_calls.values()) == [0] * len(CallState)
     gone = WatchedCall(1, reference_id("a"), 0.0)
     bench.poller.settle(gone, PollAgain(CallState.QUEUED), 1.0)
-    assert bench.series.watched[CallState.QUEUED].value == 0
+    assert bench.stats.open_calls[CallState.QUEUED] == 0
 
 
 async def test_the_answer_for_another_call_is_a_bad_response(bench: Bench) -> None:
@@ -201,12 +199,12 @@ async def test_watching_twice_is_watching_once(bench: Bench) -> None:
     (call,) = bench.poller.calls.values()
     bench.poller.watch(WatchedCall(call.id, call.reference_id, 0.0))
     assert list(bench.poller.calls.values()) == [call]
-    assert bench.series.watched[CallState.NEW].value == 1
+    assert bench.stats.open_calls[CallState.NEW] == 1
     bench.poller.refresh()
-    assert bench.series.oldest.value == call.first_watched
+    assert bench.stats.oldest_open == call.first_watched
     bench.poller.forget(call.id)
     bench.poller.refresh()
-    assert bench.series.oldest.value == 0
+    assert bench.stats.oldest_open == 0
     bench.provider.hold.set()
 
 

@@ -82,7 +82,7 @@ class Bench:
     @property
     def polls(self) -> float:
         """How often the provider was asked."""
-        return sum(series.value for _, series in self.service.metrics.requests.series())
+        return sum(self.service.accounts["main"].stats.polls.durations.counts)
 
     async def watch(self, name: str, plan: Plan) -> None:
         """Watch a call, and wait until it was asked for once."""
@@ -108,7 +108,7 @@ class Bench:
 
     @property
     def outcomes(self) -> dict[str, float]:
-        series = self.service.accounts["main"].metrics.callbacks
+        series = self.service.account_metrics["main"].callbacks
         return {outcome.value: value.value for outcome, value in series.items() if value.value}
 
     def counted(self, status: str) -> float:

@@ -16,6 +16,7 @@ from exporter.metrics.families import Family
 from exporter.metrics.mqtt import MqttMetrics
 from exporter.metrics.requests import RequestMetrics
 from exporter.metrics.targets import TargetMetrics
+from exporter.polling.stats import AccountStats
 from tools.reference.markdown import NOTE, code, table
 from tools.reference.meanings import (
     MEANINGS,
@@ -51,7 +52,7 @@ counters and histograms, their `rate` or `increase`. The PromQL for it is in
 def page() -> str:
     """Return the whole page."""
     catalogue, calls = Catalogue(), CallMetrics(["main"], (USER_LABEL,))
-    AccountMetrics(catalogue, "main")
+    AccountMetrics(catalogue, "main", AccountStats())
     RequestMetrics(catalogue, "main", GET_BALANCE)
     for family in (catalogue.balance, catalogue.balance_timestamp, catalogue.balance_warning):
         family.labels("main")

@@ -1,0 +1,94 @@
+"""What is counted of one account, in plain numbers: metrics and the status page read them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+from exporter.calls import CallState, OddField
+from exporter.esms.codes import CODES, OTHER_CODE, Outcome
+
+REQUEST_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
+
+
+class Distribution:
+    """Counts of values by upper bound, not cumulated; the last count is of values above them all.
+
+    Attributes:
+        bounds: the upper bounds, ascending.
+        counts: one more than `bounds`.
+        sum: of all values.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class RequestStats:
+    """Requests of one operation.
+
+    Attributes:
+        outcomes: how many requests had an outcome.
+        codes: how many answers had a result code.
+        durations: seconds from sending a request to the end of its answer or its failure.
+    """
+
+    __slots__ = ("codes", "durations", "outcomes")
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.codes = dict.fromkeys((*CODES, OTHER_CODE), 0)
+        self.durations = Distribution(REQUEST_BUCKETS)
+
+    def count(self, outcome: Outcome, code: str | None, seconds: float) -> None:
+        """Count a request, the result code of its answer if it had one, and its duration."""
+        self.outcomes[outcome] += 1
+        self.durations.observe(seconds)
+        if code is not None:
+            self.codes[code] += 1
+
+
+class AccountStats:
+    """What is counted of one account and its polls; all begins at 0.
+
+    Attributes:
+        polls: requests for the status of calls.
+        odd_values: fields of finished calls that could not be used.
+        open_calls: calls that have not finished, by their state at the last answer.
+        oldest_open: when the oldest of them was added (Unix time); 0 for none.
+        lags: seconds from the moment a call was due to its request.
+        authorized: whether the credentials are accepted; None before that is known.
+        paused_until: when the account may be polled again (Unix time); 0 while it is not paused.
+        last_success: when the provider last gave a good answer (Unix time); 0 before the first.
+    """
+
+    __slots__ = (
+        "authorized",
+        "lags",
+        "last_success",
+        "odd_values",
+        "oldest_open",
+        "open_calls",
+        "paused_until",
+        "polls",
+    )
+
+    def __init__(self) -> None:
+        self.polls = RequestStats()
+        self.odd_values = dict.fromkeys(OddField, 0)
+        self.open_calls = dict.fromkeys(CallState, 0)
+        self.oldest_open = 0.0
+        self.lags = Distribution(LAG_BUCKETS)
+        self.authorized: bool | None = None
+        self.paused_until = 0.0
+        self.last_success = 0.0
