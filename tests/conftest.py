@@ -76,25 +76,6 @@ def no_process_left_behind() -> Iterator[None]:
     assert not left, left
 
 
-# Programs of these are measured for coverage; it takes them half as long again.
-MEASURED = {
-    *("test_called_back", "test_calls_command", "test_canary_command", "test_daemon", "test_demo"),
-    *("test_lookup", "test_lookup_terminal", "test_notified"),
-    *("test_queries", "test_simulator_command", "test_stopping", "test_web_access"),
-}
-
-
-@pytest.fixture(autouse=True)
-def programs_are_measured_where_needed(request: pytest.FixtureRequest) -> Iterator[None]:
-    name = "COVERAGE_PROCESS_CONFIG"
-    measured = os.environ.get(name)
-    if measured and request.path.stem not in MEASURED:
-        del os.environ[name]
-    yield
-    if measured:
-        os.environ[name] = measured
-
-
 @pytest.fixture(autouse=True)
 def processes_end_with_their_test() -> Iterator[None]:
     with subprocesses.ended_with_test():
