@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from exporter.calls import CallState, Finished, Key, PollAgain, ReferenceId, Result, Status
+from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
+from exporter.ids import ReferenceId
 from exporter.ledger.engine import open_database
 from exporter.ledger.records import CHUNK, NewCall, Observation, StoredCall
 from exporter.ledger.store import Store

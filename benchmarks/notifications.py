@@ -18,8 +18,9 @@ import uvloop
 from aiohttp import web
 
 from benchmarks.processes import process
-from exporter.calls import Finished, Key, ReferenceId, Result, Status
+from exporter.calls import Finished, Key, Result, Status
 from exporter.config import NotifyConfig
+from exporter.ids import ReferenceId
 from exporter.ledger.engine import open_database
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, NewCall, Observation

@@ -12,7 +12,8 @@ import random
 import statistics
 import time
 
-from exporter.calls import ReferenceId, WatchedCall
+from exporter.calls import WatchedCall
+from exporter.ids import ReferenceId
 from exporter.polling.schedule import Schedule
 
 INTERVAL = 300.0

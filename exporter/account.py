@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from exporter.calls import CallState, Finished, Patience, PollAgain, ReferenceId, WatchedCall
+from exporter.calls import CallState, Finished, Patience, PollAgain, WatchedCall
 from exporter.config import AccountConfig, Config
-from exporter.errors import RequestError
-from exporter.esms.answers import Answer
-from exporter.esms.client import Client
+from exporter.esms.answers import Answer, BalanceAnswer
+from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.esms.codes import Outcome
-from exporter.esms.placing import CallRequest, Placed, place
+from exporter.ids import ReferenceId
 from exporter.polling.aside import ask
 from exporter.polling.breaker import GOOD
 from exporter.polling.limiter import Limit, RateLimiter
@@ -77,7 +76,7 @@ class Account:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._connection = _connection(config, wish)
-        self._wish, self._timeout, self._tls = wish, config.polling.timeout, config.tls
+        self._timeout = config.polling.timeout
         self.stats = AccountStats()
         self._client = _client(config, wish)
         settings = _settings(config, wish)
@@ -109,20 +108,18 @@ class Account:
             the requests on the old ones have ended.
         """
         self.poller.configure(_settings(config, wish))
-        self._wish = wish
         connection = _connection(config, wish)
         if connection == self._connection:
             return None
         rest = _close_after(self._client, self._timeout)
         self._connection, self._timeout = connection, config.polling.timeout
-        self._tls = config.tls
         self._client = self.poller.provider = _client(config, wish)
         self.poller.retry()
         return rest
 
     async def place(
         self, request: CallRequest, within: float, wanted: Callable[[], bool]
-    ) -> tuple[Placed, float] | None:
+    ) -> tuple[PlacedCall, float] | None:
         """Place a call, at the account's pace: one request, which is never sent again.
 
         Args:
@@ -133,16 +130,15 @@ class Account:
         Returns:
             What came of it, and the seconds that it took; None where nothing was sent.
         """
-
-        async def placed() -> Placed:
-            # As it is when there is a turn: old keys would pause an account that has new ones.
-            wish = self._wish
-            keys = wish.api_key, wish.secret_key
-            return await place(
-                wish.base_url, *keys, request, self._timeout, tls=self._tls, proxy=wish.proxy_url
-            )
-
-        return await ask(self.poller, "place", placed, lambda placed: placed.answer, within, wanted)
+        # The client as it is when there is a turn: old keys would pause an account with new ones.
+        return await ask(
+            self.poller,
+            "place",
+            lambda: self._client.place_call(request),
+            lambda placed: placed.answer,
+            within,
+            wanted,
+        )
 
     async def look_up(self, reference_id: ReferenceId, within: float) -> Answer | None:
         """Ask for a call that is not watched, at the account's pace.
@@ -154,14 +150,13 @@ class Account:
         Returns:
             The answer, or the failure; None where there was no turn.
         """
-
-        async def answered() -> Answer:
-            try:
-                return await self._client.send_status(reference_id)
-            except RequestError as error:
-                return Answer(error.outcome, message=str(error))
-
-        asked = await ask(self.poller, "look_up", answered, lambda answer: answer, within)
+        asked = await ask(
+            self.poller,
+            "look_up",
+            lambda: self._client.send_status(reference_id),
+            lambda answer: answer,
+            within,
+        )
         if asked is None:
             return None
         answer, seconds = asked
@@ -169,6 +164,10 @@ class Account:
         if answer.outcome in GOOD:
             self.stats.last_success = time.time()
         return answer
+
+    async def balance(self) -> BalanceAnswer:
+        """Ask for the account's balance."""
+        return await self._client.balance()
 
     async def failure(self) -> None:
         """Wait until a request ends in a way that it must not, which is a bug; raise it.
@@ -199,19 +198,19 @@ def _connection(config: Config, wish: AccountConfig) -> tuple[object, ...]:
         wish.api_key,
         wish.secret_key,
         wish.proxy_url,
-        wish.max_concurrency,
+        wish.balance_url,
         config.polling.timeout,
         config.authorities,
     )
 
 
-def _client(config: Config, wish: AccountConfig) -> Client:
-    return Client(
+def _client(config: Config, wish: AccountConfig) -> EsmsClient:
+    return EsmsClient(
         wish.base_url,
         wish.api_key,
         wish.secret_key,
         timeout=config.polling.timeout,
-        max_connections=wish.max_concurrency,
+        balance_url=wish.balance_url,
         tls=config.tls,
         proxy=wish.proxy_url,
     )
@@ -229,7 +228,7 @@ def _settings(config: Config, wish: AccountConfig) -> PollingSettings:
     )
 
 
-async def _close_after(client: Client, seconds: float) -> None:
+async def _close_after(client: EsmsClient, seconds: float) -> None:
     # By then the requests under way have ended, by their own time-out at the latest.
     try:
         await asyncio.sleep(seconds + 1)

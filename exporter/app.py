@@ -81,7 +81,7 @@ class App:
         self.ledger = self.calls.ledger
         self._files = CallFiles(self.calls, self.metrics)
         self._sql = SqlSources(self.calls, self.metrics, self._in_background)
-        self.balances = Balances(self.metrics, self._in_background)
+        self.balances = Balances(self.accounts, self.metrics, self._in_background)
         self._notify = Notifications(self.ledger, self.metrics, self._in_background)
         self.calls.notify = self._notify.wake
         self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self._in_background)

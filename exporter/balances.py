@@ -16,12 +16,10 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from exporter.account import Account
 from exporter.backoff import ExponentialBackoff
 from exporter.config import Config
 from exporter.config.authorities import Authorities
-from exporter.errors import RequestError
-from exporter.esms.answers import BalanceAnswer
-from exporter.esms.balance import BalanceClient
 from exporter.metrics.catalogue import GET_BALANCE, Catalogue
 from exporter.metrics.requests import RequestMetrics, remove_operation
 from exporter.secrets import Secret
@@ -30,7 +28,7 @@ LONGEST_WAIT: Final = 900.0
 """Seconds that failures, or a `Retry-After`, make the wait for the next request, at most; the
 interval where that is longer."""
 
-FIRST_WITHIN: Final = 0.1
+FIRST_SHARE: Final = 0.1
 """The share of the interval within which an account is first asked for: many of them, or many
 exporters that start together, do not ask at once."""
 
@@ -44,19 +42,15 @@ class Balance(NamedTuple):
     told_at: float
 
 
-class _Purse(NamedTuple):
-    """Whose balance is asked for, and where."""
-
-    url: str
-    api_key: Secret
-    secret_key: Secret
-
-
 @dataclass(frozen=True, slots=True)
-class _Wish:
-    """How an account is to be asked for; times in seconds."""
+class _Settings:
+    """How an account's balance is asked for; times in seconds.
 
-    purse: _Purse
+    Attributes:
+        account: whose balance it is: the address and the keys.
+    """
+
+    account: tuple[str, Secret, Secret]
     interval: float
     timeout: float
     authorities: Authorities | None
@@ -83,42 +77,42 @@ class Balances:
     Exporters that share a ledger each ask for themselves: what one may not ask, another may.
 
     Args:
+        accounts: live mapping, shared by reference; changed before `configure` is called.
         metrics: where balances and requests are shown.
         spawn: runs a coroutine in the background, until it is cancelled.
 
     Attributes:
         known: the balances that the provider has told, by account.
-
-    Must be made inside a running loop, and stopped.
     """
 
     def __init__(
         self,
+        accounts: Mapping[str, Account],
         metrics: Catalogue,
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
         self.known: dict[str, Balance] = {}
+        self._accounts = accounts
         self._metrics = metrics
         self._spawn = spawn
-        self._asking: dict[str, tuple[_Wish, asyncio.Task[None]]] = {}
-        self._client: BalanceClient | None = None
+        self._tasks: dict[str, tuple[_Settings, asyncio.Task[None]]] = {}
 
     def configure(self, config: Config) -> None:
         """Go over to another configuration; what has not changed goes on."""
-        wanted = _wishes(config)
-        for name, (wish, task) in list(self._asking.items()):
-            if wish != wanted.get(name):
+        wanted = _settings(config)
+        for name, (settings, task) in list(self._tasks.items()):
+            if settings != wanted.get(name):
                 task.cancel()
-                del self._asking[name]
-                # What another account holds says nothing of this one.
-                if name not in wanted or wish.purse != wanted[name].purse:
+                del self._tasks[name]
+                # The balance of another account says nothing about this one.
+                if name not in wanted or settings.account != wanted[name].account:
                     self._forget(name)
         if not wanted:
             remove_operation(self._metrics, GET_BALANCE)
-        for name, wish in wanted.items():
+        for name, settings in wanted.items():
             self._metrics.balance_timestamp.labels(name)
-            if name not in self._asking:
-                self._asking[name] = wish, self._spawn(self._ask_again_and_again(name, wish))
+            if name not in self._tasks:
+                self._tasks[name] = settings, self._spawn(self._run(name, settings.interval))
         for account in config.accounts:
             self._metrics.balance_warning.remove("account", account.name)
             if wanted and account.balance_warning is not None:
@@ -126,25 +120,26 @@ class Balances:
                 warning.value = account.balance_warning
 
     async def stop(self) -> None:
-        """Ask no more; a request under way is given up."""
-        tasks = [task for _, task in self._asking.values()]
+        """Ask no more; requests under way are given up."""
+        tasks = [task for _, task in self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._client:
-            await self._client.close()
 
     def _forget(self, account: str) -> None:
         self.known.pop(account, None)
         for family in (self._metrics.balance, self._metrics.balance_timestamp):
             family.remove("account", account)
 
-    async def _ask_again_and_again(self, account: str, wish: _Wish) -> None:
-        counted = RequestMetrics(self._metrics, account, GET_BALANCE)
-        await asyncio.sleep(wish.interval * FIRST_WITHIN * random.random())  # noqa: S311 - no secret
+    async def _run(self, account: str, interval: float) -> None:
+        """Ask for an account's balance again and again."""
+        requests = RequestMetrics(self._metrics, account, GET_BALANCE)
+        await asyncio.sleep(interval * FIRST_SHARE * random.random())  # noqa: S311 - no secret
         failures = 0
         while True:
-            answer = await self._ask(wish, counted)
+            begun = time.monotonic()
+            answer = await self._accounts[account].balance()
+            requests.count(answer.outcome, answer.code, time.monotonic() - begun)
             if answer.balance is None:
                 failures += 1
             else:
@@ -160,21 +155,8 @@ class Balances:
                     code=answer.code,
                     message=answer.message,
                 )
-            wait = wait_after(failures, wish.interval, answer.retry_after)
+            wait = wait_after(failures, interval, answer.retry_after)
             await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
-
-    async def _ask(self, wish: _Wish, counted: RequestMetrics) -> BalanceAnswer:
-        self._client = self._client or BalanceClient()
-        begun = time.monotonic()
-        tls = wish.authorities.context if wish.authorities else True
-        try:
-            answer = await self._client.get_balance(
-                *wish.purse, within=wish.timeout, tls=tls, proxy=wish.proxy
-            )
-        except RequestError as error:
-            answer = BalanceAnswer(error.outcome, message=str(error))
-        counted.count(answer.outcome, answer.code, time.monotonic() - begun)
-        return answer
 
     def _show(self, account: str, vnd: float) -> None:
         now = time.time()
@@ -183,13 +165,13 @@ class Balances:
         self._metrics.balance_timestamp.labels(account).value = now
 
 
-def _wishes(config: Config) -> Mapping[str, _Wish]:
+def _settings(config: Config) -> Mapping[str, _Settings]:
     interval = config.balance.interval
     if not interval:
         return {}
     return {
-        account.name: _Wish(
-            _Purse(account.balance_url, account.api_key, account.secret_key),
+        account.name: _Settings(
+            (account.balance_url, account.api_key, account.secret_key),
             interval,
             config.polling.timeout,
             config.authorities,

@@ -11,11 +11,11 @@
     ├── ResultsError             a file of results cannot be used
     ├── BrokerError              the MQTT broker cannot be spoken to
     ├── AskedExporterError       a running exporter cannot be asked, or refuses to answer
-    └── RequestError             a request got no answer that could be read; `outcome` says why
-        ├── RequestTimeoutError  no complete answer within the time-out
+    └── RequestError             an HTTP request to another server got no usable response
+        ├── RequestTimeoutError  no complete response within the time-out
         ├── ConnectionFailedError  no connection, or one that broke
         ├── TLSError             the peer could not be authenticated
-        └── UnreadableAnswerError  what came back is not HTTP, or larger than allowed
+        └── InvalidResponseError   the response is not HTTP, or larger than allowed
 
 No message of any of them holds a credential, a phone number or the URL of a request.
 """
@@ -23,8 +23,7 @@ No message of any of them holds a credential, a phone number or the URL of a req
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from exporter.esms.codes import Outcome
+from typing import ClassVar
 
 
 class ExporterError(Exception):
@@ -110,30 +109,36 @@ class AskedExporterError(ExporterError):
 
 
 class RequestError(ExporterError):
-    """A request to the provider brought no answer that could be read."""
+    """An HTTP request to another server got no usable response.
 
-    outcome: Outcome
+    Attributes:
+        reason: the kind of failure, as metrics name it.
+        sent: whether the request may have reached the server.
+    """
+
+    reason: ClassVar[str]
+    sent = True
 
 
 class RequestTimeoutError(RequestError):
     """The last byte had not come when the time-out ended."""
 
-    outcome = Outcome.TIMEOUT
+    reason = "timeout"
 
 
 class ConnectionFailedError(RequestError):
-    """No connection could be made, or it broke before the answer was whole."""
+    """No connection could be made, or it broke before the response was complete."""
 
-    outcome = Outcome.CONNECTION
+    reason = "connection"
 
 
 class TLSError(RequestError):
     """The TLS handshake failed or the certificate is not to be trusted."""
 
-    outcome = Outcome.TLS
+    reason = "tls"
 
 
-class UnreadableAnswerError(RequestError):
-    """The peer did not speak HTTP, or sent more than an answer may hold."""
+class InvalidResponseError(RequestError):
+    """The peer did not speak HTTP, or its response was too large."""
 
-    outcome = Outcome.BAD_RESPONSE
+    reason = "bad_response"

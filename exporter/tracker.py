@@ -14,8 +14,9 @@ from typing import Final
 import structlog
 
 from exporter.account import Account
-from exporter.calls import Finished, ReferenceId, WatchedCall, verdict
+from exporter.calls import Finished, WatchedCall, verdict
 from exporter.esms.answers import Answer
+from exporter.ids import ReferenceId
 from exporter.ledger.clock import Clocks
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (

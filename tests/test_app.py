@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from exporter import app as module
 from exporter import tracker
 from exporter.app import App
-from exporter.calls import Finished, Result, Status, WatchedCall, reference_id
+from exporter.calls import Finished, Result, Status, WatchedCall
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -30,8 +30,9 @@ from exporter.config import (
 )
 from exporter.errors import ConfigError, LedgerError
 from exporter.esms.answers import Answer
+from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
-from exporter.esms.placing import CallRequest
+from exporter.ids import reference_id
 from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
 from exporter.metrics.catalogue import CallbackOutcome
 from exporter.polling.adaptive import ENOUGH

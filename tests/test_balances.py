@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 from exporter import balances as module
 from exporter.app import App
 from exporter.balances import LONGEST_WAIT, wait_after
-from exporter.calls import reference_id
 from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig, PollingConfig
 from exporter.esms.codes import CODES, Outcome
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
@@ -276,11 +276,11 @@ async def test_revoked_keys_are_tried_less_and_less_often(
 
 async def test_a_reload_that_changes_nothing_of_it_asks_no_more_often(bench: Bench) -> None:
     await bench.reload(balance=every(1000))
-    asking = dict(bench.service.balances._asking)
+    asking = dict(bench.service.balances._tasks)
     main, other = bench.config.accounts
     changed = main.model_copy(update={"rate_limit": 3.0, "balance_warning": 9.0})
     await bench.reload(accounts=(changed, other))
-    assert bench.service.balances._asking == asking
+    assert bench.service.balances._tasks == asking
     assert bench.value("esms_account_balance_warning_vnd") == 9
     await bench.reload(accounts=(main, other))
     assert bench.value("esms_account_balance_warning_vnd") is None

@@ -11,14 +11,10 @@ from functools import partial
 import pytest
 from click.testing import CliRunner
 
-from exporter.calls import reference_id
 from exporter.cli import commands
 from exporter.config.notify import NotifyConfig
-from exporter.errors import RequestError
-from exporter.esms.answers import Answer, BalanceAnswer
-from exporter.esms.balance import BalanceClient
-from exporter.esms.client import Client
-from exporter.esms.placing import CallRequest, place
+from exporter.esms.client import CallRequest, EsmsClient
+from exporter.ids import reference_id
 from exporter.notify.post import Poster
 from exporter.secrets import Secret
 from tests.inflating import compressed, counting_inflated
@@ -28,29 +24,20 @@ KEYS = Secret("made-up-key"), Secret("made-up-secret")
 ENDLESS = 1 << 30
 
 
-async def outcome(asked: Awaitable[Answer | BalanceAnswer]) -> str:
-    try:
-        return (await asked).outcome
-    except RequestError as error:
-        return error.outcome
-
-
 async def poll(url: str) -> None:
-    async with Client(url, *KEYS, timeout=30, max_connections=1) as client:
-        assert await outcome(client.send_status(reference_id("a"))) == "bad_response"
+    async with EsmsClient(url, *KEYS, timeout=30) as client:
+        assert (await client.send_status(reference_id("a"))).outcome == "bad_response"
 
 
 async def balance(url: str) -> None:
-    client = BalanceClient()
-    try:
-        assert await outcome(client.get_balance(url, *KEYS, within=30)) == "bad_response"
-    finally:
-        await client.close()
+    async with EsmsClient(url, *KEYS, timeout=30) as client:
+        assert (await client.balance()).outcome == "bad_response"
 
 
 async def canary(url: str) -> None:
-    placed = await place(url, *KEYS, CallRequest(Secret("0"), "id", "1"), 30)
-    assert placed.answer.outcome == "bad_response"
+    async with EsmsClient(url, *KEYS, timeout=30) as client:
+        placed = await client.place_call(CallRequest(Secret("0"), "id", "1"))
+        assert placed.answer.outcome == "bad_response"
 
 
 async def webhook(url: str) -> None:

@@ -20,13 +20,10 @@ from exporter.calls import (
     Patience,
     PauseAccount,
     PollAgain,
-    ReferenceId,
     Result,
     Status,
     WatchedCall,
     next_poll,
-    reference_id,
-    reference_key,
     verdict,
 )
 from exporter.esms.answers import (
@@ -37,6 +34,7 @@ from exporter.esms.answers import (
     read_retry_after,
 )
 from exporter.esms.codes import CODES, Outcome
+from exporter.ids import ReferenceId, reference_id, reference_key
 
 EXAMPLES = Path(__file__).parent / "esms" / "examples"
 ID = "505139D7-54F8-48A9-88FA-9460A78731DD"

@@ -27,16 +27,16 @@ TELLING: Final = frozenset(CanaryResult) - {CanaryResult.MISSED, CanaryResult.LI
 """Results that say something of the provider: `esms_canary_success` is about the last of them."""
 
 
-def after_placing(answer: Answer, *, connected: bool) -> CanaryResult | None:
+def after_placing(answer: Answer, *, sent: bool) -> CanaryResult | None:
     """Return how a call has ended that was to be placed; None where it goes on.
 
     Args:
         answer: of the request that places it, or the failure that came instead of one.
-        connected: whether there was a connection on which the request may have been sent.
+        sent: whether the request may have reached the provider.
     """
     if answer.outcome is Outcome.OK:
         return None
-    if not connected:
+    if not sent:
         return CanaryResult.UNREACHABLE
     # With a code it was the provider who refused; anything else may have come after the call was
     # placed.

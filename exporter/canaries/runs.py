@@ -14,20 +14,13 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from exporter.account import Account
-from exporter.calls import (
-    CallState,
-    Finished,
-    Patience,
-    ReferenceId,
-    WatchedCall,
-    key_named,
-    verdict,
-)
+from exporter.calls import CallState, Finished, Patience, WatchedCall, key_named, verdict
 from exporter.canaries.results import CanaryResult, after_end, after_placing
 from exporter.canaries.schedule import grace
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
-from exporter.esms.placing import CallRequest, Placed
+from exporter.esms.client import CallRequest, PlacedCall
+from exporter.ids import ReferenceId
 from exporter.ledger.canary_runs import CanaryRuns, Intent, NotBegun, Run
 from exporter.metrics.catalogue import MAKE_CALL, Catalogue
 from exporter.metrics.requests import RequestMetrics
@@ -178,14 +171,14 @@ class Runs:
         return row
 
     async def _placed(
-        self, canary: str, account: str, row: int, placed: Placed, seconds: float
+        self, canary: str, account: str, row: int, placed: PlacedCall, seconds: float
     ) -> None:
         """Write what came of the request; until that can be done."""
         answer = placed.answer
         if account in self._accounts:  # or the series of one that has gone would come back
             requests = RequestMetrics(self._metrics, account, MAKE_CALL)
             requests.count(answer.outcome, answer.code, seconds)
-        result = after_placing(answer, connected=placed.connected)
+        result = after_placing(answer, sent=placed.sent)
         while True:
             try:
                 if result is None:

@@ -11,17 +11,23 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-import aiohttp
 import click
 import uvloop
 from pydantic import BaseModel, ConfigDict, ValidationError
+from yarl import URL
 
 from exporter.calls import CallState, Result
 from exporter.cli import options
 from exporter.config.files import FileProblemError, read_text
 from exporter.daemon import limit_process
-from exporter.errors import AskedExporterError
-from exporter.esms.client import read_body
+from exporter.errors import (
+    AskedExporterError,
+    InvalidResponseError,
+    RequestError,
+    RequestTimeoutError,
+    TLSError,
+)
+from exporter.http import HttpClient
 from exporter.ledger.listing import FINISHED, MAX_PAGE, WATCHED
 from exporter.logs import configure_logging
 from exporter.output import Lines, Output, print_table
@@ -174,17 +180,9 @@ async def _pages(
     Raises:
         AskedExporterError: the exporter cannot be asked, or refuses to answer.
     """
-    connector = aiohttp.TCPConnector(ssl=trust)
-    headers = {"Authorization": f"Bearer {token.reveal()}", "Accept-Encoding": "identity"}
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
+    headers = {"Authorization": f"Bearer {token.reveal()}"}
     after = "0"
-    async with aiohttp.ClientSession(
-        connector=connector,
-        headers=headers,
-        timeout=timeout,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-    ) as http:
+    async with HttpClient(_TIMEOUT, headers, tls=trust) as http:
         while True:
             page = await _page(http, url, {**query, "after": after, "limit": str(MAX_PAGE)})
             yield page.calls
@@ -193,22 +191,19 @@ async def _pages(
             after = page.next
 
 
-async def _page(
-    http: aiohttp.ClientSession, url: str, query: dict[str, str], tries: int = _TRIES
-) -> _Page:
+async def _page(http: HttpClient, url: str, query: dict[str, str], tries: int = _TRIES) -> _Page:
     try:
-        # Redirects are not followed: their target would be handed the token.
-        async with http.get(url, params=query, allow_redirects=False) as answer:
-            status, body = answer.status, await read_body(answer, _MAX_PAGE)
-    except TimeoutError:
+        status, _, body = await http.request("GET", URL(url) % query, max_body=_MAX_PAGE)
+    except RequestTimeoutError:
         raise AskedExporterError(f"{url}: no answer within {_TIMEOUT:g} s") from None
-    except (aiohttp.ClientSSLError, ssl.SSLError):
+    except TLSError:
         raise AskedExporterError(
             f"{url}: its certificate is not to be trusted; --ca-file names an authority that is"
         ) from None
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
-        raise AskedExporterError(f"{url}: no connection ({reason})") from None
+    except InvalidResponseError:
+        raise AskedExporterError(f"{url}: what answers there is no exporter") from None
+    except RequestError as error:
+        raise AskedExporterError(f"{url}: {error}") from None
     if status == HTTPStatus.TOO_MANY_REQUESTS and tries > 1:
         await asyncio.sleep(1)
         return await _page(http, url, query, tries - 1)

@@ -15,7 +15,6 @@ import click
 import structlog
 
 from exporter.app import App
-from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -25,8 +24,9 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.daemon import serve
+from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
-from exporter.esms.placing import CallRequest, place
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Simulator
@@ -104,12 +104,17 @@ async def _place_calls(service: App, url: str, seed: int) -> None:
     # A call of the refused account was placed before its keys were revoked.
     await watch(REFUSED, "505139D7-54F8-48A9-88FA-9460A78731DD", "otp")
     rng, outcome = random.Random(seed), Outcome.OK  # noqa: S311 - the same calls each time
+    clients = {
+        account.name: EsmsClient(
+            url, Secret(account.api_key), Secret(account.secret_key), timeout=TIMEOUT
+        )
+        for account in ACCOUNTS
+    }
     for account in itertools.cycle(ACCOUNTS):
         (campaign,) = rng.choices(list(CAMPAIGNS), list(CAMPAIGNS.values()))
         phone = Secret(f"09000{rng.randrange(100_000):05}")  # no number of this form is in use
         request = CallRequest(phone, f"{rng.getrandbits(128):x}", recording="1")
-        keys = Secret(account.api_key), Secret(account.secret_key)
-        answer = (await place(url, *keys, request, TIMEOUT)).answer
+        answer = (await clients[account.name].place_call(request)).answer
         if answer.reference_id:
             await watch(account, answer.reference_id, campaign)
         if answer.outcome is not outcome:

@@ -10,13 +10,13 @@ from typing import Final
 
 import click
 
-from exporter.calls import ReferenceId, reference_id, reference_key
 from exporter.cli import options
 from exporter.cli.progress import watching
 from exporter.config import Config, load_config
 from exporter.config.problems import Problems
 from exporter.daemon import limit_process
 from exporter.errors import ConfigError, Problem
+from exporter.ids import ReferenceId, reference_id, reference_key
 from exporter.logs import configure_logging
 from exporter.lookup.asking import look_up
 from exporter.lookup.line import COLUMNS, CallName, Line

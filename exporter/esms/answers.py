@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from pydantic_core import from_json
 
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
+from exporter.ids import reference_id
 from exporter.secrets import Secret
 
 MAX_MESSAGE_LENGTH: Final = 200
@@ -127,6 +128,31 @@ def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> BalanceAnswer:
     if balance is None or not 0 <= balance <= MAX_BALANCE:
         return BalanceAnswer(Outcome.BAD_RESPONSE, said.code)
     return BalanceAnswer(said.outcome, said.code, balance=balance)
+
+
+def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
+    """Read the body of an answer of MakeCall* that came with the status 200. Never raises.
+
+    A good answer whose `SMSID` cannot be one is a bad response: a call was placed, and its id is
+    not known.
+
+    Args:
+        body: any bytes.
+        hidden: see `read_answer`.
+
+    Returns:
+        The answer; its `reference_id` is the `SMSID` of a call that was accepted.
+    """
+    # Its code and its message are where those of GetSendStatus are.
+    answer = read_answer(body, hidden)
+    if answer.outcome is not Outcome.OK:
+        return answer
+    sms_id = (read_object(body) or {}).get("SMSID")
+    try:
+        found = reference_id(sms_id if isinstance(sms_id, str) else "")
+    except ValueError:
+        return Answer(Outcome.BAD_RESPONSE, answer.code)
+    return Answer(Outcome.OK, answer.code, reference_id=found)
 
 
 def read_callback(fields: Mapping[str, str]) -> Answer:

@@ -1,128 +1,94 @@
-"""Requests to the provider: one session per account, one exception for each failure."""
+"""The one client of the provider: polls, placed calls and balances of one account."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 import ssl
 import time
-from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, NamedTuple, Self
 from urllib.parse import quote
 
-import aiohttp
 from yarl import URL
 
-import exporter
-from exporter.calls import ReferenceId
-from exporter.errors import (
-    ConnectionFailedError,
-    RequestError,
-    RequestTimeoutError,
-    TLSError,
-    UnreadableAnswerError,
+from exporter.errors import RequestError
+from exporter.esms.answers import (
+    Answer,
+    BalanceAnswer,
+    read_answer,
+    read_balance,
+    read_placed,
+    read_refusal,
 )
-from exporter.esms.answers import Answer, read_answer, read_refusal
 from exporter.esms.codes import Outcome
-from exporter.esms.deadline import Deadlines
+from exporter.http import MAX_AGES, HttpClient, Response
 from exporter.secrets import Secret
-
-MAX_BODY: Final = 64 * 1024
-"""Bytes that an answer may have; a real one has some 200."""
 
 # A member of an enumeration is looked up anew each time, which takes as long as a function's call.
 _OK: Final = int(HTTPStatus.OK)
-
-# Beyond the 15 s at which an account is polled by default, so that a quiet account keeps its
-# connection from poll to poll.
-_KEEPALIVE: Final = 75.0
-
-HEADERS: Final = {
-    "Accept": "application/json",
-    # Answers are small, and what is not compressed cannot be a decompression bomb.
-    "Accept-Encoding": "identity",
-    "User-Agent": f"esms-exporter/{exporter.__version__}",
-}
+_JSON: Final = {"Accept": "application/json"}
+_SEPARATOR: Final = "||"
 
 
-MAX_AGES: Final = (300.0, 30.0)
-"""Seconds for which connections are used: while the answers are good, and after a bad one."""
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """A call to be placed.
 
-
-class RenewedSession:
-    """A session that is replaced when its connections are old, or the answers on them are bad.
-
-    A name may have moved to another address while the old address still answers.
-
-    Args:
-        make: makes a session.
-        timeout: seconds after which requests on a replaced session have ended.
-        max_ages: seconds for which a session is used, and after a bad answer.
-
-    Must be made inside a running loop, and closed.
+    Attributes:
+        phone: the number to call.
+        request_id: the provider refuses a second request with it, for 24 h.
+        recording: its id; None for a template.
+        template: its id; None for a recording.
+        variables: values of the template's variables, in its order.
     """
 
-    def __init__(
-        self,
-        make: Callable[[], aiohttp.ClientSession],
-        timeout: float,
-        max_ages: tuple[float, float] = MAX_AGES,
-    ) -> None:
-        self._make = make
-        self._timeout = timeout
-        self._max_ages = max_ages
-        self._loop = asyncio.get_running_loop()
-        self._made_at = self._until = 0.0
-        self._replaced: set[asyncio.Task[None]] = set()
-        self._begin()
+    phone: Secret
+    request_id: str
+    recording: str | None = None
+    template: str | None = None
+    variables: tuple[str, ...] = ()
 
-    def get(self) -> aiohttp.ClientSession:
-        """Return the session for a request that begins now."""
-        if self._loop.time() >= self._until:
-            task = self._loop.create_task(self._close_later(self._session))
-            self._replaced.add(task)
-            task.add_done_callback(self._replaced.discard)
-            self._begin()
-        return self._session
+    @property
+    def operation(self) -> str:
+        """The provider's name of the operation."""
+        return "MakeCallTemplate_V2" if self.template else "MakeCallRecord_V2"
 
-    def distrust(self) -> None:
-        """Replace the session soon: an answer was bad, or there was none."""
-        self._until = min(self._until, self._made_at + self._max_ages[1])
-
-    async def close(self) -> None:
-        """Close all connections; requests under way fail."""
-        for task in self._replaced:
-            task.cancel()
-        await asyncio.gather(self._session.close(), *self._replaced, return_exceptions=True)
-
-    def _begin(self) -> None:
-        self._session = self._make()
-        self._made_at = self._loop.time()
-        self._until = self._made_at + self._max_ages[0]
-
-    async def _close_later(self, session: aiohttp.ClientSession) -> None:
-        try:
-            await asyncio.sleep(self._timeout + 1)
-        finally:
-            await session.close()
+    def parameters(self) -> Mapping[str, str]:
+        """Return the parameters but for the credentials and the phone number."""
+        if self.template:
+            variables = _SEPARATOR.join(self.variables)
+            more = {"VariableListStr": variables} if variables else {}
+            return {"TemplateId": self.template, **more, "RequestId": self.request_id}
+        return {"TemplateId": self.recording or "", "RequestID": self.request_id}
 
 
-class Client:
-    """Asks the provider with the credentials of one account.
+class PlacedCall(NamedTuple):
+    """The outcome of a request that places a call.
+
+    Attributes:
+        answer: the provider's, with the call's `reference_id` if it was accepted, or the failure.
+        sent: whether the request may have reached the provider.
+    """
+
+    answer: Answer
+    sent: bool = True
+
+
+class EsmsClient:
+    """Sends requests with the credentials of one account. Its methods never raise.
 
     Args:
         base_url: such as `https://voiceapi.esms.vn/MainService.svc/json`.
         api_key: goes into the query string of each request; so does `secret_key`.
         secret_key: see `api_key`.
-        timeout: seconds from connect to the last byte.
-        max_connections: connections held at once.
-        tls: verifies certificates; by default against the system's authorities, or those that the
-            environment variable `SSL_CERT_FILE` names, as they were when the process started.
-        proxy: the URL of an HTTP proxy; those that the environment names are not used.
-        max_ages: see `RenewedSession`.
+        timeout: seconds from connecting to the last byte.
+        balance_url: such as `https://rest.esms.vn/MainService.svc/json`; by default `base_url`.
+        tls: see `exporter.http.HttpClient`, as for those that follow.
+        proxy: see there.
+        max_ages: see there.
 
     Must be made inside a running loop, and closed.
     """
@@ -134,145 +100,107 @@ class Client:
         secret_key: Secret,
         *,
         timeout: float,
-        max_connections: int,
+        balance_url: str | None = None,
         tls: ssl.SSLContext | bool = True,
         proxy: Secret | None = None,
         max_ages: tuple[float, float] = MAX_AGES,
     ) -> None:
-        key, secret = (quote(held.reveal(), safe="") for held in (api_key, secret_key))
-        # All of the URL but the id, encoded and taken apart once: that costs a fifth of a request.
+        self._base_url, self._balance_url = base_url, balance_url or base_url
+        self._keys = {"ApiKey": api_key, "SecretKey": secret_key}
+        self._http = HttpClient(timeout, _JSON, tls=tls, proxy=proxy, max_ages=max_ages)
+        # All of a poll's URL but the id, encoded and taken apart once: that costs a fifth of it.
         url = URL(f"{URL(base_url)}/GetSendStatus", encoded=True)
-        self._url = partial(
+        self._poll_url = partial(
             URL.build,
             scheme=url.scheme,
             authority=url.raw_authority,
             path=url.raw_path,
             encoded=True,
         )
-        self._query = Secret(f"ApiKey={key}&SecretKey={secret}&ReferenceId=")
-        hidden = (api_key.reveal(), secret_key.reveal(), key, secret, "ApiKey=", "SecretKey=")
-        self._hidden = [Secret(text.casefold()) for text in hidden]
-        self._proxy = proxy_of(proxy)
+        self._poll_query = Secret(_query(self._keys) + "&ReferenceId=")
+        revealed = [key.reveal() for key in self._keys.values()]
+        self._hidden = _hidden(
+            *revealed,
+            *(quote(key, safe="") for key in revealed),
+            *(json.dumps(key)[1:-1] for key in revealed),
+            *(f"{name}=" for name in self._keys),
+            *(f'"{name}"' for name in self._keys),
+        )
 
-        def make() -> aiohttp.ClientSession:
-            return aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=max_connections,
-                    keepalive_timeout=_KEEPALIVE,
-                    # True is aiohttp's own context, made once: to read the system's certificates
-                    # takes as long as hundreds of requests.
-                    ssl=tls,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=HEADERS,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # see Deadlines
-                auto_decompress=False,
-            )
-
-        self._session = RenewedSession(make, timeout, max_ages)
-        self._deadlines = Deadlines(timeout)
-
-    async def send_status(self, reference_id: ReferenceId) -> Answer:
-        """Ask what became of a call: one `GetSendStatus` request.
-
-        Raises:
-            RequestError: no answer came that could be read; see its subclasses.
-        """
-        try:
-            answer = await self._send_status(reference_id)
-        except RequestError:
-            self._session.distrust()
-            raise
-        if answer.outcome is not Outcome.OK:
-            self._session.distrust()
-        return answer
-
-    async def _send_status(self, reference_id: ReferenceId) -> Answer:
-        encoded: str = reference_id
+    async def send_status(self, reference_id: str) -> Answer:
+        """Poll a call: one `GetSendStatus` request."""
+        encoded = reference_id
         # Letters, digits and hyphens stand for themselves, and nearly every id has no others.
         if not (reference_id.isascii() and reference_id.replace("-", "").isalnum()):
             encoded = quote(reference_id, safe="")
-        url = self._url(query_string=self._query.reveal() + encoded)
+        url = self._poll_url(query_string=self._poll_query.reveal() + encoded)
         try:
-            with self._deadlines.begin():
-                # Redirects are not followed: their target would be handed the credentials.
-                session = self._session.get()
-                response = await session.get(url, allow_redirects=False, **self._proxy)
-                try:
-                    content = response.content
-                    # Nearly always, all of it has come with the headers.
-                    body = content.read_nowait() if content.is_eof() else await read_body(response)
-                except BaseException:
-                    response.close()
-                    raise
-        except Exception as error:  # noqa: BLE001 - nothing of aiohttp's may escape
-            # `from None`: the original's text and traceback hold the URL, and so the keys.
-            raise translate(error) from None
-        if len(body) > MAX_BODY:
-            raise UnreadableAnswerError(f"the answer has more than {MAX_BODY} bytes")
-        if response.status == _OK:
-            return read_answer(body, self._hidden)
-        headers = response.headers
-        return read_refusal(
-            response.status, headers.get("Retry-After"), time.time(), headers.get("Date")
-        )
+            response = await self._http.request("GET", url)
+        except RequestError as error:
+            return _failure(error)
+        if response.status != _OK:
+            answer = _refusal(response)
+        else:
+            answer = read_answer(response.body, self._hidden)
+        if answer.outcome is not Outcome.OK:
+            self._http.distrust()
+        return answer
+
+    async def place_call(self, request: CallRequest) -> PlacedCall:
+        """Place a call: one request at most, on a connection of its own."""
+        phone = request.phone.reveal()
+        query = _query({**self._keys, "Phone": request.phone}, request.parameters())
+        url = URL(f"{URL(self._base_url)}/{request.operation}?{query}", encoded=True)
+        try:
+            response = await self._http.request_once(url)
+        except RequestError as error:
+            return PlacedCall(_failure(error), error.sent)
+        if response.status != _OK:
+            return PlacedCall(_refusal(response))
+        hidden = self._hidden + _hidden(phone, phone.lstrip("+0"), "Phone=")
+        return PlacedCall(read_placed(response.body, hidden))
+
+    async def balance(self) -> BalanceAnswer:
+        """Ask for the balance: one `GetBalance_json` request, on a host of its own."""
+        body = json.dumps({name: key.reveal() for name, key in self._keys.items()})
+        url = URL(f"{URL(self._balance_url)}/GetBalance_json", encoded=True)
+        headers = {"Content-Type": "application/json"}
+        try:
+            response = await self._http.request("POST", url, data=body.encode(), headers=headers)
+        except RequestError as error:
+            answer = _failure(error)
+        else:
+            if response.status == _OK:
+                return read_balance(response.body, self._hidden)
+            answer = _refusal(response)
+        return BalanceAnswer(answer.outcome, message=answer.message, retry_after=answer.retry_after)
 
     async def close(self) -> None:
         """Close the connections; requests under way fail."""
-        self._deadlines.close()
-        await self._session.close()
+        await self._http.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 
-def proxy_of(secret: Secret | None) -> dict[str, Any]:  # Any: arguments of a request
-    """Return the address of a proxy, and who asks it, as aiohttp takes them."""
-    if secret is None:
-        return {}
-    url = URL(secret.reveal())
-    if url.user is None and url.password is None:
-        return {"proxy": url}
-    # Left to itself, aiohttp cannot encode most letters that a password may hold. It makes of this
-    # header the `Proxy-Authorization` of the request, or of the CONNECT before it.
-    shown = b64encode(f"{url.user or ''}:{url.password or ''}".encode()).decode()
-    return {"proxy": url.with_user(None), "proxy_headers": {"Authorization": f"Basic {shown}"}}
+def _query(secrets: Mapping[str, Secret], more: Mapping[str, str] | None = None) -> str:
+    parameters = {**{name: held.reveal() for name, held in secrets.items()}, **(more or {})}
+    return "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
 
 
-async def read_body(response: aiohttp.ClientResponse, most: int = MAX_BODY) -> bytes:
-    """Read to the end, but not much more than `most` bytes."""
-    content = response.content
-    body = await content.readany()
-    while not content.at_eof():
-        if len(body) > most:
-            response.close()
-            break
-        body += await content.readany()
-    return body
+def _hidden(*texts: str) -> list[Secret]:
+    return [Secret(text.casefold()) for text in texts]
 
 
-def translate(error: Exception) -> RequestError:
-    """Return the project's exception for one of aiohttp's, of asyncio's or of the system's.
+def _failure(error: RequestError) -> Answer:
+    return Answer(Outcome(error.reason), message=str(error))
 
-    The message is made of the kind of failure alone, never of the original's text.
-    """
-    kind = type(error).__name__
-    if isinstance(error, TimeoutError):
-        return RequestTimeoutError("no complete answer in time")
-    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
-        return TLSError(f"the peer could not be authenticated ({kind})")
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return ConnectionFailedError(f"the proxy refused the connection ({kind})")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return ConnectionFailedError(f"the connection broke within the answer ({kind})")
-    if isinstance(error, aiohttp.ClientConnectionError | OSError):
-        return ConnectionFailedError(f"no connection, or one that broke ({kind})")
-    return UnreadableAnswerError(f"the answer could not be read ({kind})")
+
+def _refusal(response: Response) -> Answer:
+    headers = response.headers
+    return read_refusal(
+        response.status, headers.get("Retry-After"), time.time(), headers.get("Date")
+    )

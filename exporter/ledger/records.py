@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from exporter.calls import Finished, PollAgain, ReferenceId, Result, Status, WatchedCall
+from exporter.calls import Finished, PollAgain, Result, Status, WatchedCall
+from exporter.ids import ReferenceId
 from exporter.ledger.totals import Cell
 
 CHUNK: Final = 1_000

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, TextClause, select, text
 
-from exporter.calls import CallState, ReferenceId, WatchedCall
+from exporter.calls import CallState, WatchedCall
+from exporter.ids import ReferenceId
 from exporter.ledger.bulk import packed
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import label_sets_of

@@ -18,7 +18,8 @@ from sqlalchemy import (
     text,
 )
 
-from exporter.calls import CallState, WatchedCall, reference_key
+from exporter.calls import CallState, WatchedCall
+from exporter.ids import reference_key
 from exporter.ledger.bulk import fetch, listed
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.commit import commit, set_price

@@ -24,8 +24,9 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.calls import CallState, WatchedCall, reference_key
+from exporter.calls import CallState, WatchedCall
 from exporter.errors import LedgerConflictError
+from exporter.ids import reference_key
 from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, packed
 from exporter.ledger.label_limits import NO_LIMITS, LabelLimits, canonical
 from exporter.ledger.labels import count_labels

@@ -14,12 +14,12 @@ from typing import Final
 
 import uvloop
 
-from exporter.calls import Patience, ReferenceId, WatchedCall
+from exporter.calls import Patience, WatchedCall
 from exporter.config import AccountConfig, Config
-from exporter.errors import RequestError
 from exporter.esms.answers import Answer
-from exporter.esms.client import Client
+from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
+from exporter.ids import ReferenceId
 from exporter.lookup.line import CallName, Line, line_of
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
@@ -78,12 +78,11 @@ class Asker:
         self._answered = False  # for any call
         self._pauses = 0  # in a row
         self._failed: Line | None = None  # the last line without an answer
-        self._client = Client(
+        self._client = EsmsClient(
             account.base_url,
             account.api_key,
             account.secret_key,
             timeout=timeout,
-            max_connections=account.max_concurrency,
             proxy=account.proxy_url,
         )
         never = Patience(float("inf"), float("inf"))
@@ -131,10 +130,7 @@ class Asker:
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
         """Poll a call for the poller, whose `Provider` this is."""
-        try:
-            answer = await self._client.send_status(reference_id)
-        except RequestError as error:
-            answer = Answer(error.outcome, message=str(error))
+        answer = await self._client.send_status(reference_id)
         line = line_of(self._account.name, reference_id, answer, time.time())
         self._tries[reference_id] += 1
         if line.answered:

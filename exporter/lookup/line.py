@@ -13,16 +13,14 @@ from exporter.calls import (
     OddField,
     Patience,
     PollAgain,
-    ReferenceId,
-    ReferenceKey,
     Result,
     Status,
     WatchedCall,
-    reference_key,
     verdict,
 )
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import ReferenceId, ReferenceKey, reference_key
 from exporter.polling.breaker import GOOD
 
 FINISHED: Final = "finished"

@@ -15,9 +15,9 @@ from typing import BinaryIO, Final, NoReturn
 
 from pydantic_core import from_json
 
-from exporter.calls import reference_key
 from exporter.errors import ResultsError
 from exporter.esms.codes import Outcome
+from exporter.ids import reference_key
 from exporter.lookup.line import COLUMNS, CallName, Line
 from exporter.output import csv_header, csv_line, csv_text, json_line
 from exporter.polling.breaker import GOOD

@@ -11,6 +11,8 @@ import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
+from exporter.errors import RequestError
+
 _LINK_LOCAL: Final = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
 
 # Metadata services outside of the link-local range: those of AWS and Google by IPv6, Azure's,
@@ -30,7 +32,7 @@ _CARRIES_IPV4: Final = tuple(
 )
 
 
-class ForbiddenAddressError(OSError):
+class ForbiddenAddressError(RequestError, OSError):
     """Notifications do not go there."""
 
 

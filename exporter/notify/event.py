@@ -16,7 +16,8 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic_core import to_json
 
-from exporter.calls import Finished, WatchedCall, reference_key
+from exporter.calls import Finished, WatchedCall
+from exporter.ids import reference_key
 from exporter.secrets import Secret
 
 FINISHED: Final = "esms-exporter.call.finished"

@@ -20,14 +20,13 @@ from exporter.calls import (
     Patience,
     PauseAccount,
     PollAgain,
-    ReferenceId,
     Verdict,
     WatchedCall,
     verdict,
 )
-from exporter.errors import RequestError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import ReferenceId
 from exporter.polling.breaker import GOOD, MAX_PAUSE
 from exporter.polling.health import AccountHealth
 from exporter.polling.limiter import Limit, RateLimiter
@@ -51,10 +50,10 @@ _OFTEN: Final = 4
 
 
 class Provider(Protocol):
-    """Who is asked: `exporter.esms.client.Client`."""
+    """Who is asked: `exporter.esms.client.EsmsClient`."""
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
-        """Ask for a call; raises `RequestError`."""
+        """Ask for a call; a failure is an answer, too."""
 
 
 class Poller:
@@ -351,10 +350,7 @@ class Poller:
 
     async def _poll(self, call: WatchedCall) -> None:
         sent_at = self._loop.time()
-        try:
-            answer = await self.provider.send_status(call.reference_id)
-        except RequestError as error:
-            answer = Answer(error.outcome, message=str(error))
+        answer = await self.provider.send_status(call.reference_id)
         self._answers.add((call, answer, sent_at))
         if not (self._breaker.healthy and answer.outcome in GOOD):
             # Whatever is not well is to hold up the very next request.

@@ -18,10 +18,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from exporter.calls import ID_PATTERN, CallState, Key, ReferenceId, Result, Status, reference_id
+from exporter.calls import CallState, Key, Result, Status
 from exporter.config.calls import MAX_LABEL_VALUE
 from exporter.config.fields import Words
 from exporter.esms.codes import Outcome
+from exporter.ids import ID_PATTERN, ReferenceId, reference_id
 from exporter.ledger.listing import MAX_PAGE
 from exporter.ledger.records import CallRecord
 

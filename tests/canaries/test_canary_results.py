@@ -29,12 +29,12 @@ from tests.canaries.test_canary_schedule import BERLIN, at
     ],
 )
 def test_after_placing(answer: Answer, result: CanaryResult | None) -> None:
-    assert after_placing(answer, connected=True) is result
+    assert after_placing(answer, sent=True) is result
 
 
 @pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.TLS])
 def test_what_was_never_sent_was_not_placed(outcome: Outcome) -> None:
-    assert after_placing(Answer(outcome), connected=False) is CanaryResult.UNREACHABLE
+    assert after_placing(Answer(outcome), sent=False) is CanaryResult.UNREACHABLE
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from exporter.calls import ReferenceId
 from exporter.config import CallConfig, Config
+from exporter.ids import ReferenceId
 
 Load = Callable[..., Config]
 Tell = Callable[..., list[str]]

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from exporter.errors import (
-    ConnectionFailedError,
-    RequestError,
-    RequestTimeoutError,
-    UnreadableAnswerError,
-)
 from exporter.esms.answers import Answer, read_answer, read_refusal
+from exporter.esms.codes import Outcome
 
 _NAMED = {"same": "{}", "blank": " {} ", "none": None, "other": "{}-of-another"}
 
@@ -33,10 +28,10 @@ _FIELDS = st.fixed_dictionaries(
 class Reply:
     """What comes back for a request: the text of a body, a status, or a failure."""
 
-    body: str | int | RequestError
+    body: str | int | Answer
     named: str | None = None
 
-    def read(self, name: str) -> Answer | RequestError:
+    def read(self, name: str) -> Answer:
         """Read it as the answer to a request for a call of that name."""
         if isinstance(self.body, int):
             return read_refusal(self.body, "30", 0.0)
@@ -67,9 +62,10 @@ BROKEN = st.sampled_from(
     [
         *map(Reply, ("", "[]", "<html>", "{", '{"CodeResponse": null}')),
         *map(Reply, (429, 503, 500, 404)),
-        Reply(ConnectionFailedError("refused")),
-        Reply(RequestTimeoutError("too late")),
-        Reply(UnreadableAnswerError("too long")),
+        *(
+            Reply(Answer(outcome))
+            for outcome in (Outcome.CONNECTION, Outcome.TIMEOUT, Outcome.BAD_RESPONSE)
+        ),
     ]
 )
 # Half of them end a call: what has finished is what there is to count.

@@ -15,7 +15,6 @@ from exporter.account import Account
 from exporter.app import App
 from exporter.calls import WatchedCall
 from exporter.config import Config
-from exporter.errors import RequestError
 from exporter.esms.answers import Answer
 from exporter.ledger.clock import Moment
 from exporter.metrics.families import Buckets
@@ -187,12 +186,9 @@ class Driven:
         self.asked.append(asked)
         return asked
 
-    def answer(self, asked: Asked, answer: Answer | RequestError) -> None:
+    def answer(self, asked: Asked, answer: Answer) -> None:
         """End a poll."""
-        if isinstance(answer, RequestError):
-            asked.answer.set_exception(answer)
-        else:
-            asked.answer.set_result(answer)
+        asked.answer.set_result(answer)
         self.asked.remove(asked)
         self.run(_ended(asked.task))
 

@@ -29,9 +29,10 @@ from hypothesis.stateful import (
 )
 from structlog.testing import capture_logs
 
-from exporter.calls import Finished, WatchedCall, reference_id, verdict
-from exporter.errors import LedgerError, NoRoomError, RequestError
+from exporter.calls import Finished, WatchedCall, verdict
+from exporter.errors import LedgerError, NoRoomError
 from exporter.esms.answers import Answer, read_callback, read_price
+from exporter.ids import reference_id
 from exporter.ledger.engine import open_database
 from exporter.ledger.label_limits import OTHER
 from exporter.sources.callback import take
@@ -199,12 +200,11 @@ class Counting(RuleBasedStateMachine):
 
     def _answer(self, asked: Asked, reply: Reply) -> None:
         call = self.asked.pop(asked)
-        found = reply.read(asked.call.reference_id)
-        answer = Answer(found.outcome) if isinstance(found, RequestError) else found
+        answer = reply.read(asked.call.reference_id)
         end = verdict(asked.call, answer, self.clock.now, asked.poller.patience)
         if isinstance(end, Finished):
             self.model.observe(call, end, self.clock.now)
-        self.real.answer(asked, found)
+        self.real.answer(asked, answer)
 
     @rule(index=_WHICH, name=NAMES, fields=CALLBACKS, times=st.integers(1, 2))
     def callback(self, index: int, name: str, fields: dict[str, str], times: int) -> None:
@@ -379,7 +379,7 @@ def test_whatever_happens_each_call_is_counted_once(
     # Made once: to bring an empty file to the newest shape takes longer than an example.
     open_database(f"sqlite:///{empty}").close()
     monkeypatch.setattr("time.time", clock.wall)
-    monkeypatch.setattr("exporter.account.Client", HeldClient)
+    monkeypatch.setattr("exporter.account.EsmsClient", HeldClient)
     monkeypatch.setattr("exporter.app.Account", QuietAccount)
     monkeypatch.setattr("exporter.ledger.ledger._GATHER", 0.0)
     # A file that was written just now lies still: nobody else writes.

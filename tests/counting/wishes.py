@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 
 from hypothesis import strategies as st
 
-from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -20,6 +19,7 @@ from exporter.config import (
     PollingConfig,
     WatchConfig,
 )
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from tests.counting.model import KEEP_FINISHED, Model, Named

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from exporter.calls import Finished, Key, Result, Status, WatchedCall, reference_id
+from exporter.calls import Finished, Key, Result, Status, WatchedCall
+from exporter.ids import reference_id
 from exporter.notify.event import finished_event, headers, signing_key
 from exporter.secrets import Secret
 from tests.docs import pages

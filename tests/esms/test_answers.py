@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.esms.answers import BalanceAnswer, read_answer, read_balance, read_price
+from exporter.esms.answers import (
+    BalanceAnswer,
+    read_answer,
+    read_balance,
+    read_placed,
+    read_price,
+)
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
-from exporter.esms.placing import read_placed
+from exporter.secrets import Secret
 
 EXAMPLES = Path(__file__).parent / "examples"
 
@@ -86,6 +92,41 @@ def test_any_bytes_are_an_answer(body: bytes) -> None:
     answer = read_balance(body)
     assert (answer.outcome is Outcome.OK) == (answer.balance is not None)
     assert answer.balance is None or 0 <= answer.balance <= 1e15
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "reference_id"),
+    [
+        (b'{"CodeResult":"100","SMSID":"8eb2af6d-fb4c4814 "}', Outcome.OK, "8eb2af6d-fb4c4814"),
+        (b'{"CodeResult":100,"SMSID":"a"}', Outcome.OK, "a"),
+        (b'{"CodeResult":"100"}', Outcome.BAD_RESPONSE, None),
+        (b'{"CodeResult":"100","SMSID":null}', Outcome.BAD_RESPONSE, None),
+        (b'{"CodeResult":"100","SMSID":" "}', Outcome.BAD_RESPONSE, None),
+        (b'{"CodeResult":"100","SMSID":"a b"}', Outcome.BAD_RESPONSE, None),
+        (b'{"CodeResult":"104","ErrorMessage":"Template not found"}', Outcome.API_ERROR, None),
+        (b"[]", Outcome.BAD_RESPONSE, None),
+        (b"", Outcome.BAD_RESPONSE, None),
+    ],
+)
+def test_placed_calls(body: bytes, outcome: Outcome, reference_id: str | None) -> None:
+    answer = read_placed(body)
+    assert (answer.outcome, answer.reference_id) == (outcome, reference_id)
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("\x1b[31mno\nmoney\u202e" + "x" * 5000, "[31mnomoney" + "x" * 189),
+        ("0901234567 is blocked", "*** is blocked"),
+        ("(+84) 90-123.45.67: no", "(***: no"),
+        (f"{'x' * 195}0901234567", f"{'x' * 195}***"),
+        ("code 105, 123456 of 7", "code 105, 123456 of 7"),
+        ("0901234567b is a key", "(withheld: it repeats the request)"),
+    ],
+)
+def test_a_message_is_bounded_printable_and_without_phone_numbers(told: str, shown: str) -> None:
+    body = json.dumps({"CodeResult": "108", "ErrorMessage": told}).encode()
+    assert read_answer(body, [Secret("0901234567b")]).message == shown
 
 
 def test_a_byte_order_mark_is_skipped() -> None:

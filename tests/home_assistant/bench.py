@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from exporter.app import App
-from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -15,6 +14,7 @@ from exporter.config import (
     PollingConfig,
     WatchConfig,
 )
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from exporter.calls import ReferenceId
 from exporter.errors import LedgerError
+from exporter.ids import ReferenceId
 from exporter.ledger.beside import back_up
 from exporter.ledger.engine import open_database
 from exporter.ledger.records import NewCall

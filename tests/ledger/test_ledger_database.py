@@ -15,8 +15,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from exporter.calls import Finished, Result, Status, reference_id
+from exporter.calls import Finished, Result, Status
 from exporter.errors import LedgerBusyError, LedgerError
+from exporter.ids import reference_id
 from exporter.ledger.engine import open_database
 from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.records import NewCall, Observation

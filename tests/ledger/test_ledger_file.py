@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import exporter
-from exporter.calls import ReferenceId
 from exporter.errors import LedgerBusyError, LedgerError
+from exporter.ids import ReferenceId
 from exporter.ledger.engine import open_database
 from exporter.ledger.records import NewCall
 from exporter.ledger.store import Store

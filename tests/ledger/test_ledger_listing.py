@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text, update
 
-from exporter.calls import CallState, Finished, PollAgain, Result, Status, reference_id
+from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
+from exporter.ids import reference_id
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import page
 from exporter.ledger.records import CallRecord, NewCall, Observation

@@ -14,9 +14,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from exporter.backoff import ExponentialBackoff
-from exporter.calls import CallState, Finished, PollAgain, ReferenceId, Result, Status
+from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.config.databases import database_url
 from exporter.errors import LedgerError
+from exporter.ids import ReferenceId
 from exporter.ledger import ledger as module
 from exporter.ledger import postgresql
 from exporter.ledger.clock import Clocks

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import event, insert, select
 
-from exporter.calls import CallState, Finished, PollAgain, ReferenceId, Result, Status
+from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
+from exporter.ids import ReferenceId
 from exporter.ledger import outbox as module
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.outbox import FARTHEST, Backlog, Claim, Notification, Outbox, Settled

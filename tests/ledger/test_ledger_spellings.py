@@ -11,7 +11,8 @@ from alembic.config import Config
 from sqlalchemy import Connection, create_engine, text
 
 import exporter.ledger.migrations
-from exporter.calls import Finished, Result, Status, reference_id
+from exporter.calls import Finished, Result, Status
+from exporter.ids import reference_id
 from exporter.ledger.engine import open_database
 from exporter.ledger.records import DELETED, NewCall, Observation
 from exporter.ledger.store import Store

@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from exporter.calls import MAX_CALL_DURATION, CallState, Key, Result, Status, reference_id
+from exporter.calls import MAX_CALL_DURATION, CallState, Key, Result, Status
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import reference_id
 from exporter.lookup.line import line_of
 
 ID = reference_id("Call-1")

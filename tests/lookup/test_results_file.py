@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.calls import ReferenceId, reference_id, reference_key
 from exporter.errors import ResultsError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import ReferenceId, reference_id, reference_key
 from exporter.lookup.line import COLUMNS, CallName, Line, line_of
 from exporter.lookup.results_file import ResultsFile
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from exporter.app import App
-from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -16,6 +15,7 @@ from exporter.config import (
     PollingConfig,
     WatchConfig,
 )
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.notify.sender import Sender
 from exporter.secrets import Secret

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from exporter.calls import Finished, Key, Result, Status, WatchedCall, reference_id
+from exporter.calls import Finished, Key, Result, Status, WatchedCall
+from exporter.ids import reference_id
 from exporter.notify.event import finished_event, headers, signing_key
 from exporter.secrets import Secret
 from tests import subprocesses

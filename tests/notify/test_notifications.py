@@ -10,10 +10,10 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from exporter.calls import reference_id
 from exporter.config import PollingConfig
 from exporter.errors import LedgerError
 from exporter.esms.answers import read_callback
+from exporter.ids import reference_id
 from exporter.ledger.outbox import Settled
 from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import CallbackOutcome

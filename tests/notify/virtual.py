@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from benchmarks.virtual_time import EPOCH, VirtualLoop
-from exporter.calls import Finished, Result, Status, reference_id
+from exporter.calls import Finished, Result, Status
 from exporter.config.notify import NotifyConfig
+from exporter.ids import reference_id
 from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import open_database
 from exporter.ledger.ledger import Ledger

@@ -9,17 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import virtual_time
-from exporter.calls import (
-    CallState,
-    Finished,
-    Patience,
-    PollAgain,
-    ReferenceId,
-    WatchedCall,
-)
-from exporter.errors import RequestError
+from exporter.calls import CallState, Finished, Patience, PollAgain, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import ReferenceId
 from exporter.polling.poller import Poller
 from exporter.polling.settings import PollingSettings
 from exporter.polling.stats import AccountStats
@@ -30,7 +23,7 @@ NOT_FOUND = Answer(Outcome.NOT_FOUND, "105")
 SETTINGS = PollingSettings(15.0, 300.0, Patience(600.0, 259_200.0), 20.0, 32)
 LATENCY = 0.05
 
-Reply = Answer | RequestError
+Reply = Answer
 
 
 @dataclass(slots=True)
@@ -79,8 +72,6 @@ class Scene:
         else:
             ended = now >= self.placed[reference_id] + self.lives.get(reference_id, 0.0)
             reply = BUSY if ended else QUEUED
-        if isinstance(reply, RequestError):
-            raise reply
         return reply
 
     def watch(

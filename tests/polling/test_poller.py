@@ -8,20 +8,10 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from exporter.calls import (
-    CallState,
-    Finished,
-    Patience,
-    PollAgain,
-    ReferenceId,
-    Result,
-    Status,
-    WatchedCall,
-    reference_id,
-)
-from exporter.errors import ConnectionFailedError
+from exporter.calls import CallState, Finished, Patience, PollAgain, Result, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import ReferenceId, reference_id
 from exporter.polling.adaptive import ENOUGH
 from exporter.polling.poller import Poller
 from exporter.polling.schedule import TICK
@@ -143,7 +133,7 @@ async def test_refused_credentials_cost_two_requests_and_no_call(bench: Bench) -
 
 
 async def test_failures_pause_and_the_pause_is_told_of_once(bench: Bench) -> None:
-    bench.provider.answer = ConnectionFailedError("no connection")
+    bench.provider.answer = Answer(Outcome.CONNECTION, message="no connection")
     with capture_logs() as logs:
         bench.watch(*"abcdefgh")
         await until(lambda: bench.poller.health.paused is Outcome.CONNECTION)

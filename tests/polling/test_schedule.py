@@ -4,7 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from exporter.calls import WatchedCall, reference_id
+from exporter.calls import WatchedCall
+from exporter.ids import reference_id
 from exporter.polling.schedule import TICK, Schedule
 
 CALLS = st.integers(0, 7)

@@ -14,7 +14,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from exporter.calls import CallState, Patience, Status, WatchedCall
-from exporter.errors import ConnectionFailedError, RequestTimeoutError, TLSError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import CODES, Outcome
 from exporter.polling.breaker import MAX_PAUSE
@@ -24,11 +23,11 @@ ADAPTIVE = replace(SETTINGS, adaptive=True)
 HEALTHY = 60
 
 AUTH = Answer(Outcome.AUTH, "101")
-DOWN = ConnectionFailedError("no connection")
+DOWN = Answer(Outcome.CONNECTION)
 SICK: dict[str, Reply] = {
-    "timeout": RequestTimeoutError("timed out"),
+    "timeout": Answer(Outcome.TIMEOUT),
     "connection": DOWN,
-    "tls": TLSError("bad certificate"),
+    "tls": Answer(Outcome.TLS),
     "http_500": Answer(Outcome.HTTP_ERROR),
     "garbage": Answer(Outcome.BAD_RESPONSE),
     "another_id": BUSY._replace(reference_id="another"),

@@ -2,16 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.calls import (
-    EXPIRED,
-    CallState,
-    Finished,
-    Patience,
-    Result,
-    Status,
-    WatchedCall,
-    reference_id,
-)
+from exporter.calls import EXPIRED, CallState, Finished, Patience, Result, Status, WatchedCall
+from exporter.ids import reference_id
 from exporter.polling.adaptive import ENOUGH
 from exporter.polling.settings import PollingSettings
 from exporter.polling.timing import Timing

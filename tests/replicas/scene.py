@@ -14,7 +14,6 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from exporter.app import App
-from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -26,6 +25,7 @@ from exporter.config import (
 )
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.replicas.replica import Replica
 from exporter.secrets import Secret
@@ -67,7 +67,7 @@ class Provider:
 
 
 class Client:
-    """Stands where `exporter.esms.client.Client` does."""
+    """Stands where `exporter.esms.client.EsmsClient` does."""
 
     def __init__(self, provider: Provider, url: str) -> None:
         self._provider = provider
@@ -155,7 +155,7 @@ class Scene:
         self._engine = create_engine(url, poolclass=NullPool)
         self._ends = AsyncExitStack()
         self.provider = Provider()
-        monkeypatch.setattr("exporter.account.Client", self.provider.client)
+        monkeypatch.setattr("exporter.account.EsmsClient", self.provider.client)
 
     async def __aenter__(self) -> Self:
         return self

@@ -10,10 +10,10 @@ import pytest
 import pytest_asyncio
 
 from exporter.app import App
-from exporter.calls import reference_id
 from exporter.config import AccountConfig, Config, LedgerConfig
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.metrics.catalogue import CallbackOutcome
 from exporter.replicas.replica import Replica

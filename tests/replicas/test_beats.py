@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from exporter.calls import WatchedCall, reference_id
+from exporter.calls import WatchedCall
 from exporter.errors import LedgerError
+from exporter.ids import reference_id
 from exporter.ledger.records import Claimed, StoredCall
 from exporter.ledger.sharing import Member
 from exporter.metrics.catalogue import Catalogue

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest_asyncio
 
-from exporter.calls import reference_id
 from exporter.config import CallbackConfig, CallConfig
+from exporter.ids import reference_id
 from exporter.metrics.catalogue import CallbackOutcome
 from exporter.sources.callback import take
 from tests.replicas.scene import Exporter, Scene

@@ -8,7 +8,7 @@ import aiohttp
 from yarl import URL
 
 from exporter.app import App
-from exporter.calls import WatchedCall, reference_id
+from exporter.calls import WatchedCall
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -18,6 +18,7 @@ from exporter.config import (
     PollingConfig,
     WatchConfig,
 )
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator

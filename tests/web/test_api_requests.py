@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from exporter.calls import ReferenceId
+from exporter.ids import ReferenceId
 from exporter.ledger.records import NewCall
 from exporter.web import request_body, schemas
 from exporter.web.problems import ProblemError

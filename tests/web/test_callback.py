@@ -12,8 +12,9 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from exporter.calls import Finished, OddField, Result, Status, reference_id
+from exporter.calls import Finished, OddField, Result, Status
 from exporter.errors import LedgerError
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.secrets import Secret

@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 
 from exporter.app import App
-from exporter.calls import reference_id
 from exporter.config import (
     AccountConfig,
     ApiConfig,
@@ -25,6 +24,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.errors import ConfigError, LedgerError, Problem
+from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Plan, Simulator
