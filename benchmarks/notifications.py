@@ -26,10 +26,9 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import CHUNK, NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.targets import TargetMetrics
 from exporter.notify.post import Poster
 from exporter.notify.routes import Route, route_of
-from exporter.notify.sender import Sender
+from exporter.notify.sender import Sender, TargetMetrics
 from exporter.secrets import Secret
 
 TARGETS = (0, 1, 3)
@@ -79,7 +78,7 @@ async def _sent(url: str, count: int) -> tuple[float, float]:
     """Send a backlog; returns CPU seconds per 1,000, and how many a second."""
     metrics = Catalogue()
     series = TargetMetrics(metrics, "t")
-    held = Ledger(metrics, lambda *_: None)
+    held = Ledger(lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
         await held.open(f"sqlite:///{folder}/ledger.db")
         held.store.routes = (route_of(_target(url)),)

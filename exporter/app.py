@@ -30,6 +30,7 @@ from exporter.metrics.families import Family
 from exporter.notify.notifications import Notifications
 from exporter.polling.limiter import RateLimiter
 from exporter.replicas.replica import Replica
+from exporter.source_status import ConfigStatus, SourceStatuses
 from exporter.sources.api import SOURCE as API_SOURCE
 from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
 from exporter.sources.changes import LOOK_EVERY
@@ -75,12 +76,14 @@ class App:
         self.load = load
         self._changed = changed
         self.metrics = Catalogue()
+        self.source_statuses = SourceStatuses()
+        self.config_status = ConfigStatus()
         self.accounts: dict[str, Account] = {}
         self.account_metrics: dict[str, AccountMetrics] = {}
-        self.calls = CallTracker(self.accounts, self.metrics, clocks)
+        self.calls = CallTracker(self.accounts, clocks, self.metrics.commit_duration.observe)
         self.ledger = self.calls.ledger
-        self._files = CallFiles(self.calls, self.metrics)
-        self._sql = SqlSources(self.calls, self.metrics, self._in_background)
+        self._files = CallFiles(self.calls, self.source_statuses)
+        self._sql = SqlSources(self.calls, self.source_statuses, self._in_background)
         self.balances = Balances(self.accounts, self.metrics, self._in_background)
         self._notify = Notifications(self.ledger, self.metrics, self._in_background)
         self.calls.notify = self._notify.wake
@@ -169,8 +172,8 @@ class App:
         _log.info("configuration reloaded", accounts=len(self.accounts), calls=self.calls.count)
 
     def _not_reloaded(self, error: ConfigError | LedgerError) -> None:
-        self.metrics.loaded(CONFIG_SOURCE, problem=str(error))
-        self.metrics.source_errors.labels(CONFIG_SOURCE).value += 1
+        self.config_status.failed(CONFIG_SOURCE, str(error))
+        self.source_statuses[CONFIG_SOURCE].errors += 1
         _log.error("configuration not reloaded", problems=str(error))
 
     async def _load(self) -> Config:
@@ -238,7 +241,9 @@ class App:
         for account in self.accounts.values():
             account.poller.refresh()
             self.account_metrics[account.poller.account].collect()
-        self.metrics.log_lines_dropped.labels().value = float(STANDARD_ERROR.dropped)
+        self.metrics.refresh(self.source_statuses, self.config_status)
+        self.metrics.ledger_errors.set(self.ledger.errors)
+        self.metrics.log_lines_dropped.set(STANDARD_ERROR.dropped)
         yield from self.calls.call_metrics.families()
         yield from self.metrics.families()
 
@@ -295,15 +300,14 @@ class App:
             async for _ in self.calls.load(name):
                 pass
             self._to_load.discard(name)
-        self.metrics.loaded(CONFIG_SOURCE)
-        self.metrics.reload_timestamp.labels().value = time.time()
-        self.metrics.source_errors.labels(CONFIG_SOURCE)
-        self.metrics.source_last_success.labels(CONFIG_SOURCE).value = time.time()
-        self.metrics.show_source(API_SOURCE, shown=bool(config.watch.api.tokens))
+        self.config_status.loaded(CONFIG_SOURCE)
+        self.config_status.loaded_at = time.time()
+        self.source_statuses[CONFIG_SOURCE].succeeded()
+        self.source_statuses.configure(API_SOURCE, used=bool(config.watch.api.tokens))
         rules = Rules(names, config.watch.labels, config.memory)
         self._sql.configure(config.watch.sql, rules)
         called_back = any(account.callback_token for account in config.accounts)
-        self.metrics.show_source(CALLBACK_SOURCE, shown=called_back)
+        self.source_statuses.configure(CALLBACK_SOURCE, used=called_back)
         self._home_assistant.configure(config)
 
     def _change_accounts(self, config: Config) -> None:
@@ -312,7 +316,7 @@ class App:
         for name in self.accounts.keys() - wanted.keys():
             account = self.accounts.pop(name)
             del self.account_metrics[name]
-            self.metrics.remove_account(name)
+            self.metrics.remove("account", name)
             self._to_load.discard(name)
             self._in_background(self._retire(account, config.polling.timeout))
         for name, wish in wanted.items():

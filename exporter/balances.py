@@ -21,7 +21,7 @@ from exporter.backoff import ExponentialBackoff
 from exporter.config import Config
 from exporter.config.authorities import Authorities
 from exporter.metrics.catalogue import GET_BALANCE, Catalogue
-from exporter.metrics.requests import RequestMetrics, remove_operation
+from exporter.metrics.requests import RequestMetrics
 from exporter.secrets import Secret
 
 LONGEST_WAIT: Final = 900.0
@@ -108,7 +108,7 @@ class Balances:
                 if name not in wanted or settings.account != wanted[name].account:
                     self._forget(name)
         if not wanted:
-            remove_operation(self._metrics, GET_BALANCE)
+            self._metrics.remove("operation", GET_BALANCE)
         for name, settings in wanted.items():
             self._metrics.balance_timestamp.labels(name)
             if name not in self._tasks:
@@ -117,7 +117,7 @@ class Balances:
             self._metrics.balance_warning.remove("account", account.name)
             if wanted and account.balance_warning is not None:
                 warning = self._metrics.balance_warning.labels(account.name)
-                warning.value = account.balance_warning
+                warning.set(account.balance_warning)
 
     async def stop(self) -> None:
         """Ask no more; requests under way are given up."""
@@ -161,8 +161,8 @@ class Balances:
     def _show(self, account: str, vnd: float) -> None:
         now = time.time()
         self.known[account] = Balance(vnd, now)
-        self._metrics.balance.labels(account).value = vnd
-        self._metrics.balance_timestamp.labels(account).value = now
+        self._metrics.balance.labels(account).set(vnd)
+        self._metrics.balance_timestamp.labels(account).set(now)
 
 
 def _settings(config: Config) -> Mapping[str, _Settings]:

@@ -126,6 +126,19 @@ class OddField(StrEnum):
     CALL_DURATION = "call_duration"
 
 
+class CallbackOutcome(StrEnum):
+    """The outcome of a callback: the label `outcome` of `esms_callbacks_total`."""
+
+    HINT = "hint"  # the call is polled now
+    ACCEPTED = "accepted"  # the callback finished the call
+    WATCHED = "watched"  # the call was not watched; now it is polled
+    IGNORED = "ignored"  # the call is not watched
+    REPEATED = "repeated"  # the call had finished before
+    MALFORMED = "malformed"  # no usable ReferenceId
+    FORBIDDEN = "forbidden"  # not the account's token
+    ERROR = "error"  # could not be stored; the provider sends it again
+
+
 _KEYS: Final = {
     **{key.value: key for key in Key if key.value.isdigit()},
     "*": Key.STAR,

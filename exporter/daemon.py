@@ -148,7 +148,7 @@ def _summary(service: App) -> str:
     """Return in a line how the exporter is."""
     if reasons := service.not_ready():
         return "; ".join(reasons)
-    bad = "" if service.metrics.reload_successful.labels().value else "; configuration not reloaded"
+    bad = "; configuration not reloaded" if service.config_status.problems else ""
     return f"{service.calls.count} calls of {len(service.accounts)} accounts watched{bad}"
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from exporter.account import Account
-from exporter.calls import Finished, WatchedCall, verdict
+from exporter.calls import CallbackOutcome, Finished, WatchedCall, verdict
 from exporter.esms.answers import Answer
 from exporter.ids import ReferenceId
 from exporter.ledger.clock import Clocks
@@ -37,7 +37,6 @@ from exporter.ledger.records import (
     Tally,
 )
 from exporter.metrics.calls import CallMetrics
-from exporter.metrics.catalogue import CallbackOutcome, Catalogue
 from exporter.polling.lifetimes import WINDOW
 from exporter.recent_results import Histories
 from exporter.sources.api import Inbox
@@ -56,8 +55,8 @@ class CallTracker:
 
     Args:
         accounts: the accounts that are polled; whoever changes them has it seen here.
-        metrics: where commits and errors of the ledger are counted.
         clocks: reads those of the machine.
+        observe_commit: called with the seconds that each commit of the ledger took.
 
     Attributes:
         ledger: the durable record.
@@ -72,11 +71,11 @@ class CallTracker:
     def __init__(
         self,
         accounts: Mapping[str, Account],
-        metrics: Catalogue,
         clocks: Clocks | None = None,
+        observe_commit: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._accounts = accounts
-        self.ledger = Ledger(metrics, self._committed, clocks)
+        self.ledger = Ledger(self._committed, clocks, observe_commit)
         self.inbox = Inbox(self._push)
         self.call_metrics = CallMetrics((), ())
         self.histories = Histories()

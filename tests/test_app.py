@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from exporter import app as module
 from exporter import tracker
 from exporter.app import App
-from exporter.calls import Finished, Result, Status, WatchedCall
+from exporter.calls import CallbackOutcome, Finished, Result, Status, WatchedCall
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -34,7 +34,6 @@ from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
 from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
-from exporter.metrics.catalogue import CallbackOutcome
 from exporter.polling.adaptive import ENOUGH
 from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
@@ -199,10 +198,10 @@ async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
     good, bench.service.load = bench.service.load, fail
     with pytest.raises(ConfigError):
         await bench.service.reload()
-    assert bench.service.metrics.reload_successful.labels().value == 0
+    assert bench.service.config_status.problems
     bench.service.load = good
     await bench.service.reload()
-    assert bench.service.metrics.reload_successful.labels().value == 1
+    assert not bench.service.config_status.problems
 
 
 async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
@@ -227,7 +226,7 @@ async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
         assert service._reload_at < time.monotonic() + module.RETRY_SOON + 1
     assert service.calls.count == 0
     service._reload_at = 0.0  # the time has come
-    await until(lambda: service.metrics.reload_successful.labels().value == 1)
+    await until(lambda: not service.config_status.problems)
     assert service.calls.count == 3
 
 
@@ -438,9 +437,9 @@ async def test_a_new_bundle_of_authorities_is_trusted(
             await everything_works("a")
             await everything_works("b")
             bundle.unlink()  # what was read last stays in force
-            await until(lambda: service.metrics.reload_successful.labels().value == 0)
+            await until(lambda: bool(service.config_status.problems))
             await everything_works("c")
-            assert service.metrics.reload_successful.labels().value == 1
+            assert not service.config_status.problems
         finally:
             await service.stop()
 
@@ -460,14 +459,14 @@ async def test_a_configuration_that_is_removed_stays_in_force(
     service = App(file.load, file.changed)
     await service.open()
     await service.start()
-    good, lost = service.metrics.reload_successful.labels(), tmp_path / name
+    problems, lost = service.config_status.problems, tmp_path / name
     try:
         with capture_logs() as logs:
             lost.rename(tmp_path / "away")
-            await until(lambda: good.value == 0)
+            await until(lambda: bool(problems))
             assert list(service.accounts) == ["main"]
             (tmp_path / "away").rename(lost)
-            await until(lambda: good.value == 1)
+            await until(lambda: not problems)
     finally:
         await service.stop()
     (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
+from enum import StrEnum
 from itertools import islice, takewhile
 from typing import Any, Final
 
@@ -24,7 +25,6 @@ from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
 from exporter.ledger.canary_runs import CanaryRuns, NotBegun, Run, State
 from exporter.ledger.ledger import Ledger
-from exporter.metrics.canaries import CanaryMetrics, CanaryStage, remove_canary
 from exporter.metrics.catalogue import MAKE_CALL, Catalogue
 from exporter.metrics.requests import RequestMetrics
 
@@ -46,6 +46,29 @@ _MOST_MISSED: Final = 200
 which nothing is polled."""
 
 _log = structlog.get_logger(__name__)
+
+
+class CanaryStage(StrEnum):
+    """A stage of a canary call: the label `stage`."""
+
+    ACCEPTED = "accepted"
+    FINISHED = "finished"
+
+
+class CanaryMetrics:
+    """The series of one canary, made at 0."""
+
+    def __init__(self, catalogue: Catalogue, account: str, canary: str) -> None:
+        self.success = catalogue.canary_success.labels(account, canary)
+        self.runs = {
+            result: catalogue.canary_runs.labels(account, canary, result.value)
+            for result in CanaryResult
+        }
+        self.stages = {
+            stage: catalogue.canary_stages.labels(account, canary, stage.value)
+            for stage in CanaryStage
+        }
+        self.last_success = catalogue.canary_last_success.labels(account, canary)
 
 
 class Canaries:
@@ -93,7 +116,7 @@ class Canaries:
         for name in list(self._series):
             if placed_by.get(name) != self._placed_by[name]:
                 del self._series[name]
-                remove_canary(self._metrics, name)
+                self._metrics.remove("canary", name)
         self._placed_by = placed_by
         for canary in wanted.values():
             RequestMetrics(self._metrics, config.account_of(canary), MAKE_CALL)
@@ -205,11 +228,11 @@ class Canaries:
                 self._metrics, self._placed_by[name], name
             )
             self._series[name] = series
-            series.success.value = float(bool(past.success))
+            series.success.set(bool(past.success))
             ahead = self._ledger.clock.ahead
-            series.last_success.value = past.last_success_at - ahead if past.last_success_at else 0
-            series.stages[CanaryStage.ACCEPTED].value = past.accepted_seconds or 0.0
-            series.stages[CanaryStage.FINISHED].value = past.finished_seconds or 0.0
+            series.last_success.set(past.last_success_at - ahead if past.last_success_at else 0)
+            series.stages[CanaryStage.ACCEPTED].set(past.accepted_seconds or 0.0)
+            series.stages[CanaryStage.FINISHED].set(past.finished_seconds or 0.0)
             for result, shown in series.runs.items():
                 shown.value = float(state.totals.get((name, result.value), 0))
 

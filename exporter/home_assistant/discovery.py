@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 import exporter
 from exporter.calls import Result
-from exporter.metrics.mqtt import MqttKind
 
 ONLINE: Final = b"online"
 OFFLINE: Final = b"offline"
@@ -34,6 +34,14 @@ _TODAY: Final = {
     Result.FAILURE: ("Calls failed today", "mdi:phone-remove"),
     Result.UNKNOWN: ("Calls without a result today", "mdi:phone-alert"),
 }
+
+
+class MqttKind(StrEnum):
+    """What a message is about: the label `kind` of `esms_mqtt_messages_total`."""
+
+    DEVICE = "device"  # an account's device and its entities
+    STATE = "state"  # the state of all of them
+    EVENT = "event"  # a call that has finished
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,43 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Final, NamedTuple
 
-from exporter.metrics.mqtt import MqttKind, MqttMetrics, MqttOutcome
+from exporter.home_assistant.discovery import MqttKind
+from exporter.metrics.catalogue import Catalogue
 
 MOST: Final = 1_000
 """Calls that wait, for a broker that is away; of more, the oldest are dropped."""
 
 AT_A_TIME: Final = 100
 """Calls that are taken at a time."""
+
+
+class MqttOutcome(StrEnum):
+    """What became of a message: the label `outcome` of `esms_mqtt_messages_total`."""
+
+    PUBLISHED = "published"  # the broker has it
+    FAILED = "failed"  # it is sent again
+    DROPPED = "dropped"  # an event that waited for the broker behind too many others
+
+
+class MqttMetrics:
+    """The series of the broker, all at 0."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._messages = {
+            (kind, outcome): catalogue.mqtt_messages.labels(kind.value, outcome.value)
+            for kind in MqttKind
+            for outcome in MqttOutcome
+            if kind is MqttKind.EVENT or outcome is not MqttOutcome.DROPPED
+        }
+        self.connected = catalogue.mqtt_connected.labels()
+        self.connection_errors = catalogue.mqtt_errors.labels()
+
+    def count(self, kind: MqttKind, outcome: MqttOutcome, messages: int = 1) -> None:
+        """Count messages."""
+        self._messages[kind, outcome].inc(messages)
 
 
 class Waiting(NamedTuple):

@@ -15,13 +15,12 @@ from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerError, LedgerError
 from exporter.home_assistant.accounts import ShownAccounts
 from exporter.home_assistant.broker import AT_A_TIME, Broker, Message, connected
-from exporter.home_assistant.discovery import FINISHED, OFFLINE, ONLINE, device_of
-from exporter.home_assistant.events import Events, Waiting
+from exporter.home_assistant.discovery import FINISHED, OFFLINE, ONLINE, MqttKind, device_of
+from exporter.home_assistant.events import Events, MqttMetrics, MqttOutcome, Waiting
 from exporter.home_assistant.states import finished
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.listing import records_of
 from exporter.ledger.records import CallRecord
-from exporter.metrics.mqtt import MqttKind, MqttMetrics, MqttOutcome
 
 _SETTLE: Final = 0.5
 """Seconds for which what the broker has kept is awaited: nothing tells that it was the last."""
@@ -106,7 +105,7 @@ class Publisher:
                 failures = 1 if loop.time() - begun > _STEADY else failures + 1
                 self._note(str(error))
             finally:
-                self._metrics.connected.value = 0.0
+                self._metrics.connected.set(0)
             wait = _BACK_OFF.wait(failures, random.random())  # noqa: S311
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -115,7 +114,7 @@ class Publisher:
     async def _connect(self) -> None:
         last_will = Message(self._topics.availability, OFFLINE, retained=True)
         async with connected(self._config, last_will) as broker:
-            self._metrics.connected.value = 1.0
+            self._metrics.connected.set(1)
             self._note(None)
             tasks = [
                 asyncio.create_task(self._listen(broker)),
@@ -275,7 +274,7 @@ class Publisher:
 
     def _note(self, problem: str | None) -> None:
         if problem is not None:
-            self._metrics.connection_errors.value += 1
+            self._metrics.connection_errors.inc()
             if problem != self._problem:
                 _log.warning("MQTT broker not connected", problem=problem)
         else:

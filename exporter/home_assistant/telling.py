@@ -10,9 +10,8 @@ from exporter.account import Account
 from exporter.balances import Balance
 from exporter.config import Config, HomeAssistantConfig
 from exporter.home_assistant.accounts import ShownAccounts
-from exporter.home_assistant.events import Events, Waiting
+from exporter.home_assistant.events import Events, MqttMetrics, Waiting
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.mqtt import MqttMetrics, hide_mqtt
 from exporter.replicas.replica import Replica
 from exporter.tracker import CallTracker
 
@@ -69,7 +68,7 @@ class HomeAssistant:
         self._shown = self._publisher = None
         if wish is None:
             self._events = None
-            hide_mqtt(self._metrics)
+            self._metrics.remove_mqtt()
         else:
             # What it needs is installed where a broker is configured.
             from exporter.home_assistant.publisher import Publisher  # noqa: PLC0415
@@ -100,7 +99,8 @@ class HomeAssistant:
         return replica is None or replica.leads
 
     def _others(self) -> bool:
-        return self._metrics.replicas.labels().value > 1
+        replica = self._replica()
+        return replica is not None and replica.alive > 1
 
 
 def _place(config: HomeAssistantConfig | None) -> tuple[object, ...]:

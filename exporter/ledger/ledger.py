@@ -29,7 +29,6 @@ from exporter.ledger.records import (
     Taken,
 )
 from exporter.ledger.store import Store
-from exporter.metrics.catalogue import Catalogue
 from exporter.threads import SerialThread
 
 P = ParamSpec("P")
@@ -54,21 +53,22 @@ class Ledger:
     """The durable record of watched calls and totals.
 
     Args:
-        metrics: where commits and errors are counted.
         committed: called in the event loop with each group of observations once it is durable.
         clocks: reads those of the machine.
+        observe_commit: called with the seconds that each commit of observations took.
 
     Attributes:
         clock: by which every time in the ledger, and of the calls that it holds, is told.
+        errors: how many reads and writes failed.
 
     Observations that cannot be committed are kept and tried again; nothing else waits for them.
     """
 
     def __init__(
         self,
-        metrics: Catalogue,
         committed: Callable[[Iterable[Observation], Committed], None],
         clocks: Clocks | None = None,
+        observe_commit: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self.clock = LedgerClock(clocks or machine_clocks())
         self._thread = SerialThread("ledger")
@@ -76,8 +76,8 @@ class Ledger:
         self._asked = deque[float]()  # when what the thread has still to do was asked for
         self._store: Store | None = None
         self._committed = committed
-        self._commit_duration = metrics.commit_duration.labels()
-        self._errors = metrics.ledger_errors.labels()
+        self._observe_commit = observe_commit
+        self.errors = 0
         self._pending: dict[int, Observation] = {}
         self._observed = asyncio.Event()
         self._closing = False
@@ -117,8 +117,12 @@ class Ledger:
         try:
             return await self._run(lambda: function(*args, **kwargs))
         except LedgerError:
-            self._errors.value += 1
+            self.count_error()
             raise
+
+    def count_error(self) -> None:
+        """Count a read or a write that failed."""
+        self.errors += 1
 
     async def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a function that reads with `Database.read`, in a thread of its own.
@@ -241,7 +245,7 @@ class Ledger:
             _log.info("ledger can be written again")
         self._problem = None
         if group:
-            self._commit_duration.observe(time.perf_counter() - started)
+            self._observe_commit(time.perf_counter() - started)
             self._committed(group.values(), committed)
         return True
 

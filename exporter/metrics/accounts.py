@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from exporter.calls import CallbackOutcome
 from exporter.metrics.catalogue import (
     AUTH_CODES,
     GET_SEND_STATUS,
-    CallbackOutcome,
     Catalogue,
 )
 from exporter.polling.stats import AccountStats

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from enum import StrEnum
 from typing import Any, Final
 
 import exporter
 from exporter.esms.codes import CODES, Outcome
 from exporter.metrics.families import Family, counter, gauge, histogram
 from exporter.polling.stats import LAG_BUCKETS, REQUEST_BUCKETS
+from exporter.source_status import ConfigStatus, SourceStatuses
 
 MAKE_CALL: Final = "make_call"
 """The operation of placing a canary call, in the label `operation`."""
@@ -26,41 +26,10 @@ COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 AUTH_CODES: Final = tuple(code for code, outcome in CODES.items() if outcome is Outcome.AUTH)
 
 
-class CallbackOutcome(StrEnum):
-    """What was made of a callback: the label `outcome` of `esms_callbacks_total`."""
-
-    HINT = "hint"  # the call is asked for now
-    ACCEPTED = "accepted"  # the call has finished by it
-    WATCHED = "watched"  # nobody watched the call; now it is asked for
-    IGNORED = "ignored"  # nobody watches the call
-    REPEATED = "repeated"  # the call has finished
-    MALFORMED = "malformed"  # it names no call
-    FORBIDDEN = "forbidden"  # it does not hold the account's token
-    ERROR = "error"  # it could not be stored; the provider sends it again
-
-
-class TlsFailure(StrEnum):
-    """Why a TLS handshake with a client failed."""
-
-    CLIENT_REFUSED = "client_refused"  # the client sent an alert
-    NO_CERTIFICATE = "no_certificate"
-    BAD_CERTIFICATE = "bad_certificate"
-    NOT_ALLOWED = "not_allowed"  # by `client_allowed_sans`
-    UNSUPPORTED = "unsupported"  # no common version, cipher or curve
-    NOT_TLS = "not_tls"
-    CLOSED = "closed"
-    TIMEOUT = "timeout"
-    OTHER = "other"
-
-
 class Catalogue:
     """The metrics of polling, of the ledger and of the exporter itself.
 
     Those of finished calls are in `exporter.metrics.calls`: their labels are the user's.
-
-    Attributes:
-        not_loaded: what is wrong with a configuration that could not be loaded, by its name.
-        troubles: what is wrong with a watch source now, by its name.
     """
 
     def __init__(self) -> None:
@@ -314,49 +283,29 @@ class Catalogue:
         )
         for family in alone:
             family.labels()
-        for reason in TlsFailure:
-            self.tls_failures.labels(reason.value)
         self.replicas.labels().value = 1.0
         self.build_info.labels(exporter.__version__, platform.python_version()).value = 1.0
-        self.not_loaded: dict[str, str] = {}
-        self.troubles: dict[str, str] = {}
 
-    def loaded(self, what: str, problem: str | None = None) -> None:
-        """Note that a configuration was loaded, or could not be.
-
-        Args:
-            what: which one.
-            problem: what is wrong, where it could not.
-        """
-        _note(self.not_loaded, what, problem)
-        self.reload_successful.labels().value = float(not self.not_loaded)
-
-    def trouble(self, source: str, problem: str | None) -> None:
-        """Note what is wrong with a watch source now, or that nothing is."""
-        _note(self.troubles, source, problem)
+    def refresh(self, sources: SourceStatuses, config: ConfigStatus) -> None:
+        """Bring what is plain state elsewhere up to date, before a scrape."""
+        for family in (self.source_last_success, self.source_errors):
+            family.clear()
+        for name, status in sources.items():
+            self.source_last_success.labels(name).set(status.last_success)
+            self.source_errors.labels(name).set(status.errors)
+        self.reload_successful.set(not config.problems)
+        self.reload_timestamp.set(config.loaded_at)
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield every metric, in the order above."""
         yield from (family for family in vars(self).values() if isinstance(family, Family))
 
-    def show_source(self, source: str, *, shown: bool) -> None:
-        """Make the series of a watch source, at 0, or drop them."""
-        for family in (self.source_last_success, self.source_errors):
-            if shown:
-                family.labels(source)
-            else:
-                family.remove("source", source)
-        if not shown:
-            self.troubles.pop(source, None)
-
-    def remove_account(self, account: str) -> None:
-        """Drop an account's series."""
+    def remove(self, label: str, value: str) -> None:
+        """Remove every series whose label has that value: of an account that is gone, ..."""
         for family in self.families():
-            family.remove("account", account)
+            family.remove(label, value)
 
-
-def _note(problems: dict[str, str], name: str, problem: str | None) -> None:
-    if problem is None:
-        problems.pop(name, None)
-    else:
-        problems[name] = problem
+    def remove_mqtt(self) -> None:
+        """Remove the series of the MQTT broker: none is configured."""
+        for family in (self.mqtt_connected, self.mqtt_errors, self.mqtt_messages):
+            family.clear()

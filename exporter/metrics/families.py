@@ -24,6 +24,14 @@ class Value:
         self.value = 0.0
         self._prefix = f"{name}{{{labels}}} " if labels else f"{name} "
 
+    def inc(self, amount: float = 1.0) -> None:
+        """Add to it."""
+        self.value += amount
+
+    def set(self, value: float) -> None:
+        """Set it."""
+        self.value = float(value)
+
     def lines(self) -> Iterator[str]:
         """Yield the lines of the exposition."""
         yield f"{self._prefix}{self.value!r}\n"
@@ -106,6 +114,24 @@ class Family(Generic[Series]):
             rendered = ",".join(f'{name}="{escape(value)}"' for name, value in pairs)
             series = self._series[values] = self._make(self.name, rendered)
         return series
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Add to the only series of a metric without labels."""
+        series = self.labels()
+        assert isinstance(series, Value)  # noqa: S101
+        series.inc(amount)
+
+    def set(self, value: float) -> None:
+        """Set the only series of a metric without labels."""
+        series = self.labels()
+        assert isinstance(series, Value)  # noqa: S101
+        series.set(value)
+
+    def observe(self, value: float) -> None:
+        """Count one value in the only series of a histogram without labels."""
+        series = self.labels()
+        assert isinstance(series, Buckets)  # noqa: S101
+        series.observe(value)
 
     def series(self) -> Iterator[tuple[tuple[str, ...], Series]]:
         """Yield every series with its label values."""

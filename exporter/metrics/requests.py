@@ -32,9 +32,3 @@ class RequestMetrics:
         self._duration.observe(seconds)
         if code is not None:
             self._codes[code].value += 1
-
-
-def remove_operation(catalogue: Catalogue, operation: str) -> None:
-    """Drop the series of an operation, of all accounts."""
-    for family in catalogue.families():
-        family.remove("operation", operation)

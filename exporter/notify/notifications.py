@@ -14,10 +14,9 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Outbox
 from exporter.ledger.records import CHUNK
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.targets import TargetMetrics, remove_target
 from exporter.notify.post import Poster
 from exporter.notify.routes import route_of
-from exporter.notify.sender import Sender
+from exporter.notify.sender import Sender, TargetMetrics
 
 Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
@@ -73,7 +72,7 @@ class Notifications:
                 del self._senders[name]
                 self._spawn(sender.stop(within))
                 if name not in wanted:
-                    remove_target(self._metrics, name)
+                    self._metrics.remove("target", name)
         for name, config in wanted.items():
             if name not in self._senders:
                 series = TargetMetrics(self._metrics, name)

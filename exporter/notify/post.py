@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Mapping
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -15,7 +15,6 @@ from exporter.config.notify import NotifyConfig
 from exporter.errors import RequestError
 from exporter.esms.answers import read_refusal
 from exporter.http import HttpClient, basic_auth
-from exporter.metrics.targets import PostOutcome
 from exporter.notify.addresses import ForbiddenAddressError, guarded_socket
 from exporter.notify.event import CONTENT_TYPE, headers, signing_key
 from exporter.notify.names import Resolver
@@ -30,6 +29,20 @@ _ABOUT_THE_EVENT: Final = frozenset(
     }
 )
 """What refuses one event, but may take others."""
+
+
+class PostOutcome(StrEnum):
+    """The outcome of a request to a target: the label `outcome`."""
+
+    OK = "ok"
+    GONE = "gone"
+    THROTTLED = "throttled"
+    HTTP_ERROR = "http_error"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    TLS = "tls"
+    BAD_RESPONSE = "bad_response"
+    FORBIDDEN = "forbidden"
 
 
 class Fate(Enum):

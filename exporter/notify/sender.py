@@ -17,9 +17,9 @@ from exporter.errors import LedgerError
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Claim, Notification, Outbox, Settled, Step
 from exporter.ledger.records import CHUNK
-from exporter.metrics.targets import TargetMetrics
+from exporter.metrics.catalogue import Catalogue
 from exporter.notify.breaker import LONGEST, CircuitBreaker, State
-from exporter.notify.post import Fate, Poster, Reply
+from exporter.notify.post import Fate, Poster, PostOutcome, Reply
 from exporter.notify.queue import SendQueue
 
 AHEAD: Final = 4
@@ -63,6 +63,21 @@ class _Outcomes:
 
     def __bool__(self) -> bool:
         return bool(self.delivered or self.refused or self.put_off or self.released)
+
+
+class TargetMetrics:
+    """The series of one target of `notify`, each looked up once."""
+
+    def __init__(self, catalogue: Catalogue, target: str) -> None:
+        self.delivered = catalogue.notifications.labels(target, "delivered")
+        self.gave_up = catalogue.notifications.labels(target, "gave_up")
+        self.requests = {
+            outcome: catalogue.notification_requests.labels(target, outcome.value)
+            for outcome in PostOutcome
+        }
+        self.duration = catalogue.notification_duration.labels(target)
+        self.pending = catalogue.notifications_pending.labels(target)
+        self.oldest = catalogue.notifications_oldest.labels(target)
 
 
 class Sender:
@@ -230,8 +245,8 @@ class Sender:
         self._give_up_at = now if gave_up == CHUNK else self._loop.time() + _LOOK_EVERY
 
     def _count_settled(self, delivered: int, gave_up: int) -> None:
-        self._metrics.delivered.value += delivered
-        self._metrics.gave_up.value += gave_up
+        self._metrics.delivered.inc(delivered)
+        self._metrics.gave_up.inc(gave_up)
         if gave_up:
             _log.warning("notifications given up", target=self.config.name, count=gave_up)
 
@@ -248,9 +263,9 @@ class Sender:
         backlog = await self._ledger.call(self._outbox.backlog, self.config.name)
         now = self._loop.time()
         self._count_at = now + max(_COUNT_EVERY, (now - started) / _COUNT_SHARE)
-        self._metrics.pending.value = float(backlog.pending)
+        self._metrics.pending.set(backlog.pending)
         ahead = self._ledger.clock.ahead
-        self._metrics.oldest.value = backlog.oldest - ahead if backlog.oldest else 0.0
+        self._metrics.oldest.set(backlog.oldest - ahead if backlog.oldest else 0.0)
 
     def _claims(self) -> list[Claim]:
         """Return what may be claimed now."""
@@ -321,7 +336,7 @@ class Sender:
             self._outcomes.released.append(one)
             raise
         now = self._loop.time()
-        self._metrics.requests[reply.outcome].value += 1
+        self._metrics.requests[reply.outcome].inc()
         self._metrics.duration.observe(now - started)
         self._queue.done(one, now - started, now)
         self._judge(one, reply, started, now)

@@ -100,7 +100,7 @@ class Replica:
             lambda since, known: self._call(self._sharing.changes, since, known), calls
         )
         self.reserving = Reserving(self._reserve, accounts, self._lease)
-        self._errors = 0.0  # of the ledger, of which the consequences were seen to
+        self._errors = 0  # of the ledger, of which the consequences were seen to
         self._heard: list[int] = []  # messages that were followed
         self._recount_at = math.inf
         self.draining = False
@@ -112,6 +112,11 @@ class Replica:
         if self._problem is None and self._loop.time() >= self._lease.until:
             return "the ledger does not answer: others may poll by now"
         return self._problem
+
+    @property
+    def alive(self) -> int:
+        """How many exporters that share the ledger are alive, as this one last saw."""
+        return sum(member.alive for member in self._members)
 
     @property
     def leads(self) -> bool:
@@ -187,7 +192,7 @@ class Replica:
     async def _look(self) -> None:
         if await self._beat_in_time() and not self.draining:
             await self._even_out()
-        if (errors := self._metrics.ledger_errors.labels().value) != self._errors:
+        if (errors := self._ledger.errors) != self._errors:
             # What was not answered any more may have been done.
             await self._beating(self._load())
             self._errors = errors
@@ -257,8 +262,8 @@ class Replica:
         self._lease.until = asked + _TRUSTED * heartbeat
         self._next_beat = asked + heartbeat / _BEATS
         self._members = members
-        self._metrics.replicas.labels().value = float(sum(member.alive for member in members))
-        self._metrics.last_heartbeat.labels().value = time.time()
+        self._metrics.replicas.set(self.alive)
+        self._metrics.last_heartbeat.set(time.time())
         for account in self._accounts.values():
             account.poller.wake()  # the lease may have ended while the answer was awaited
         return True
@@ -274,8 +279,8 @@ class Replica:
         finally:
             for account in self._accounts.values():
                 account.poller.clear()
-            self._errors = -1.0  # what was taken in since, by the new one, is to be polled
-            self._metrics.evictions.labels().value += 1
+            self._errors = -1  # what was taken in since, by the new one, is to be polled
+            self._metrics.evictions.inc()
 
     @property
     def _look_every(self) -> float:
@@ -302,7 +307,7 @@ class Replica:
                 await self._call(self._sharing.release, self._id, strays)
             # Soon, as whoever asked for them before may have done so long ago.
             self._calls.take_over(claimed, within=self.heartbeat / 2)
-            self._metrics.claimed.labels().value += len(claimed.calls)
+            self._metrics.claimed.inc(len(claimed.calls))
             beyond = self._calls.count > self._share()
             if self._loop.time() >= self._next_beat or (beyond and not self._left):
                 self._left = beyond  # for the others, if they are there
@@ -327,7 +332,7 @@ class Replica:
         for call in spare:
             account.poller.forget(call.id)
         await self._call(self._sharing.release, self._id, [call.id for call in spare])
-        self._metrics.released.labels().value += len(spare)
+        self._metrics.released.inc(len(spare))
 
     # Beside the loop.
 
@@ -349,5 +354,5 @@ class Replica:
         try:
             return await self._thread.submit(partial(function, *args, **kwargs))
         except (LedgerError, SourceError) as error:
-            self._metrics.ledger_errors.labels().value += 1
+            self._ledger.count_error()
             raise LedgerError(str(error)) from None

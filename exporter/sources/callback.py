@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from exporter.calls import CallbackOutcome
 from exporter.config import CallbackConfig
 from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.records import DELETED, CallRecord, NewCall
-from exporter.metrics.catalogue import CallbackOutcome
 
 SOURCE: Final = "callback"
 """The source's name in metrics."""

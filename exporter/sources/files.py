@@ -18,7 +18,7 @@ from exporter.config.calls import CallConfig
 from exporter.config.problems import Problems
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.ledger.records import CHUNK, NewCall, Tally
-from exporter.metrics.catalogue import Catalogue
+from exporter.source_status import SourceStatuses
 from exporter.sources.call_files import read_calls
 from exporter.sources.changes import Change, Stamp, Watched, stamp_of
 from exporter.sources.patterns import covered, found, literals
@@ -190,7 +190,7 @@ class CallFiles:
 
     Args:
         intake: takes the calls.
-        metrics: where successes and failures are counted.
+        statuses: the state of each source.
         find: looks for the files of a pattern.
         read: reads a file, as `read_calls`.
         timeout: seconds that a look waits for a file system.
@@ -199,13 +199,13 @@ class CallFiles:
     def __init__(
         self,
         intake: Intake,
-        metrics: Catalogue,
+        statuses: SourceStatuses,
         find: Callable[[str], Found] = find_files,
         read: Callable[..., Calls] = read_calls,
         timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         self._intake = intake
-        self._metrics = metrics
+        self._statuses = statuses
         self._find = find
         self._read = read
         self._threads = DetachedThreads(timeout)
@@ -233,7 +233,7 @@ class CallFiles:
         if settings == self._settings:
             await self._look(wait=True)
             return
-        self._metrics.show_source(SOURCE, shown=bool(settings.patterns))
+        self._statuses.configure(SOURCE, used=bool(settings.patterns))
         self._watched = Watched()
         self._failing, self._full, self._readings = {}, {}, {}
         named = await self._intake.sources()
@@ -269,9 +269,11 @@ class CallFiles:
             if path not in there:
                 self._say(path, "cannot be read: no such file")
         if self._searches and not self._failing:
-            self._metrics.source_last_success.labels(SOURCE).value = time.time()
+            self._statuses[SOURCE].succeeded()
         troubles = islice(self._failing.items(), SHOWN)
-        self._metrics.trouble(SOURCE, "\n".join(starmap(_with_path, troubles)) or None)
+        problem = "\n".join(starmap(_with_path, troubles))
+        if self._searches:
+            self._statuses[SOURCE].problem = problem
 
     async def _search(self) -> tuple[dict[str, Stamp], set[str], bool]:
         """Return the files that there are, the patterns without an answer, and if these are all."""
@@ -396,7 +398,7 @@ class CallFiles:
                 _log.info("file of calls is good again", file=path)
         elif self._failing.get(path) != problem:
             self._failing[path] = problem
-            self._metrics.source_errors.labels(SOURCE).value += 1
+            self._statuses[SOURCE].errors += 1
             _log.warning("file of calls is not as it should be", file=path, problem=problem)
 
 

@@ -17,7 +17,7 @@ from exporter.config import SqlConfig
 from exporter.config.problems import Problems
 from exporter.errors import LedgerError, Problem, SourceError
 from exporter.ledger.records import NewCall
-from exporter.metrics.catalogue import Catalogue
+from exporter.source_status import SourceStatuses
 from exporter.sources.files import Intake
 from exporter.sources.query import Query, Rules, source_name
 from exporter.threads import SerialThread
@@ -91,13 +91,13 @@ class SqlSources:
 
     Args:
         intake: takes the calls.
-        metrics: where successes and failures are counted.
+        statuses: the state of each source.
         spawn: runs a coroutine in the background, until it is cancelled.
     """
 
-    def __init__(self, intake: SqlIntake, metrics: Catalogue, spawn: Spawn) -> None:
+    def __init__(self, intake: SqlIntake, statuses: SourceStatuses, spawn: Spawn) -> None:
         self._intake = intake
-        self._metrics = metrics
+        self._statuses = statuses
         self._spawn = spawn
         self._running: dict[SqlConfig, tuple[Rules, asyncio.Task[None]]] = {}
 
@@ -108,10 +108,10 @@ class SqlSources:
                 task.cancel()
                 del self._running[config]
                 if source_name(config) not in map(source_name, configs):
-                    self._metrics.show_source(source_name(config), shown=False)
+                    self._statuses.configure(source_name(config), used=False)
         for config in configs:
             if config not in self._running:
-                self._metrics.show_source(source_name(config), shown=True)
+                self._statuses.configure(source_name(config), used=True)
                 task = self._spawn(self._run(config, rules))
                 self._running[config] = rules, task
 
@@ -128,10 +128,10 @@ class SqlSources:
             end = await self._once(query, worker, partial(asked_since, last, memory))
             if end.whole:
                 last = query.asked_at
-                self._metrics.source_last_success.labels(query.source).value = time.time()
-            self._metrics.trouble(query.source, end.problem or None)
+                self._statuses[query.source].succeeded()
+            self._statuses[query.source].problem = end.problem
             if end.problem:
-                self._metrics.source_errors.labels(query.source).value += 1
+                self._statuses[query.source].errors += 1
                 if not end.kinds <= said:
                     event = "rows refused" if end.whole else "query failed"
                     _log.warning(event, source=query.source, problem=end.problem)

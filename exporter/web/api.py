@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -139,17 +138,17 @@ class Api:
     # Calls.
 
     async def _watch(self, client: _Client, request: web.Request) -> web.Response:
-        metrics = self._app.metrics
+        status = self._app.source_statuses[SOURCE]
         try:
             calls = await self._reader.calls(request, client.requests)
             count = await self._app.calls.inbox.put(calls)
         except NoRoomError as error:
-            metrics.source_errors.labels(SOURCE).value += 1
+            status.errors += 1
             raise retry_later(429, str(error), error.retry_after) from None
         except (ProblemError, LedgerError):
-            metrics.source_errors.labels(SOURCE).value += 1
+            status.errors += 1
             raise
-        metrics.source_last_success.labels(SOURCE).value = time.time()
+        status.succeeded()
         return _json(schemas.Accepted(added=count.added, known=count.known), 202)
 
     async def _list(self, client: _Client, request: web.Request) -> web.Response:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 from urllib.parse import quote
 
 from aiohttp import web
 
+from exporter.calls import CallbackOutcome
 from exporter.errors import LedgerError, NoRoomError
-from exporter.metrics.catalogue import CallbackOutcome
 from exporter.secrets import Secret
 from exporter.sources.callback import SOURCE, take
 from exporter.web.problems import LEDGER_RETRY, STARTING_RETRY
@@ -59,21 +58,21 @@ class Callback:
             return web.Response(status=404, text="not found\n")
         outcomes = app.account_metrics[name].callbacks
         if not good:
-            outcomes[CallbackOutcome.FORBIDDEN].value += 1
+            outcomes[CallbackOutcome.FORBIDDEN].inc()
             return web.Response(status=404, text="not found\n")
-        errors = app.metrics.source_errors.labels(SOURCE)
+        status = app.source_statuses[SOURCE]
         try:
             outcome = await take(app.calls, app.config.watch.callback, name, request.query)
         except (LedgerError, NoRoomError) as error:
-            outcomes[CallbackOutcome.ERROR].value += 1
-            errors.value += 1
+            outcomes[CallbackOutcome.ERROR].inc()
+            status.errors += 1
             seconds = error.retry_after if isinstance(error, NoRoomError) else LEDGER_RETRY
             return _retry_later(429 if isinstance(error, NoRoomError) else 503, seconds)
-        outcomes[outcome].value += 1
+        outcomes[outcome].inc()
         if outcome is CallbackOutcome.MALFORMED:
-            errors.value += 1
+            status.errors += 1
             return web.Response(status=400, text="expected a ReferenceId\n")
-        app.metrics.source_last_success.labels(SOURCE).value = time.time()
+        status.succeeded()
         return web.Response(text="ok\n")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
+from enum import StrEnum
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, cast
 
@@ -13,7 +15,7 @@ import structlog
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from exporter.metrics.catalogue import Catalogue, TlsFailure
+from exporter.metrics.catalogue import Catalogue
 from exporter.web.tls import ACCEPTED, Tls
 
 MAX_PER_ADDRESS: Final = 256
@@ -46,6 +48,21 @@ _MAX_HEADERS: Final = 64
 
 # Seconds after which a failed handshake is logged again, for each reason.
 _LOG_EVERY: Final = 60.0
+
+
+class TlsFailure(StrEnum):
+    """Why a TLS handshake with a client failed: the label `reason`."""
+
+    CLIENT_REFUSED = "client_refused"  # the client sent an alert
+    NO_CERTIFICATE = "no_certificate"
+    BAD_CERTIFICATE = "bad_certificate"
+    NOT_ALLOWED = "not_allowed"  # by `client_allowed_sans`
+    UNSUPPORTED = "unsupported"  # no common version, cipher or curve
+    NOT_TLS = "not_tls"
+    CLOSED = "closed"
+    TIMEOUT = "timeout"
+    OTHER = "other"
+
 
 _TLS_FAILURES: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": TlsFailure.NO_CERTIFICATE,
@@ -87,7 +104,10 @@ class Connections:
         metrics: Catalogue,
     ) -> None:
         self.headers = headers
-        self._failures = metrics.tls_failures
+        self._failures = {
+            reason: metrics.tls_failures.labels(reason.value) for reason in TlsFailure
+        }
+        self._failed = Counter[TlsFailure]()
         self._log_at: dict[TlsFailure, float] = {}
         self.loop = asyncio.get_running_loop()
         self._server = server
@@ -149,8 +169,8 @@ class Connections:
 
     def handshake_failed(self, reason: TlsFailure, peer: str, problem: str = "") -> None:
         """Count a handshake that failed, and log it, once a minute for each reason at most."""
-        failures = self._failures.labels(reason.value)
-        failures.value += 1
+        self._failures[reason].inc()
+        self._failed[reason] += 1
         if (now := self.loop.time()) >= self._log_at.get(reason, 0.0):
             self._log_at[reason] = now + _LOG_EVERY
             _log.warning(
@@ -158,7 +178,7 @@ class Connections:
                 reason=reason.value,
                 peer=peer,
                 problem=problem,
-                failures=int(failures.value),
+                failures=self._failed[reason],
             )
 
     async def run(self) -> None:

@@ -32,6 +32,7 @@ from exporter.web.web_config import WebConfig
 _DRAIN: Final = 1.0
 # Seconds that reading the web configuration may take.
 _WEB_LOAD_TIMEOUT: Final = 30.0
+_WEB_CONFIG: Final = "web configuration"
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Server": "esms-exporter"}
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -191,19 +192,19 @@ class WebServer:
                 if changed or self._web_unread:
                     self._use(await self._threads.run(config, config.load))
                     self._web_unread = False
-                    self._app.metrics.loaded("web configuration")
+                    self._app.config_status.loaded(_WEB_CONFIG)
                     _log.info("web configuration reloaded")
             except (ConfigError, SourceError) as error:
                 # Where there was no answer, no change may be seen later.
                 self._web_unread = isinstance(error, SourceError)
-                self._app.metrics.loaded("web configuration", problem=str(error))
+                self._app.config_status.failed(_WEB_CONFIG, str(error))
                 _log.error("web configuration not reloaded", problems=str(error))
                 raise
 
     def _use(self, config: WebConfig) -> None:
         self._access.use(config)
         tls = config.tls
-        self._app.metrics.tls_expiry.labels().value = tls.expires_at if tls else 0.0
+        self._app.metrics.tls_expiry.set(tls.expires_at if tls else 0.0)
         if tls and (warning := tls.expiry_warning(time.time())):
             _log.warning(warning)
 

@@ -18,6 +18,7 @@ from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
 from exporter.recent_results import Recent
+from exporter.source_status import ConfigStatus, SourceStatuses
 from exporter.sources.configuration import SOURCE as CONFIG_SOURCE
 from exporter.tracker import CallTracker
 
@@ -65,6 +66,14 @@ class App(Protocol):
     @property
     def metrics(self) -> Catalogue:
         """The exporter's own metrics."""
+
+    @property
+    def source_statuses(self) -> SourceStatuses:
+        """The state of each source."""
+
+    @property
+    def config_status(self) -> ConfigStatus:
+        """Which configuration files could not be loaded."""
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield every metric."""
@@ -246,11 +255,10 @@ def lines(text: str) -> list[str]:
 
 def gather(app: App, viewer: Viewer, now: float) -> StatusView:
     """Take down how everything stands; in the event loop."""
-    histories, metrics = app.calls.histories, app.metrics
+    histories, config = app.calls.histories, app.config_status
     recents = [
         (account.status, histories.recent(name, now)) for name, account in app.accounts.items()
     ]
-    errors = {name: series.value for (name,), series in metrics.source_errors.series()}
     return StatusView(
         now,
         app.not_ready(),
@@ -267,14 +275,14 @@ def gather(app: App, viewer: Viewer, now: float) -> StatusView:
         [
             SourceView(
                 name,
-                series.value,
-                int(errors.get(name, 0)),
-                name in metrics.troubles or name in metrics.not_loaded,
-                lines(metrics.troubles.get(name, "")) if viewer.known else [],
+                status.last_success,
+                status.errors,
+                bool(status.problem) or name in config.problems,
+                lines(status.problem) if viewer.known else [],
             )
-            for (name,), series in sorted(metrics.source_last_success.series())
+            for name, status in sorted(app.source_statuses.items())
         ],
-        metrics.reload_timestamp.labels().value,
-        lines("\n".join(metrics.not_loaded.values())),
+        config.loaded_at,
+        lines("\n".join(config.problems.values())),
         viewer,
     )

@@ -11,7 +11,6 @@ from exporter.home_assistant.discovery import device_of
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import records_of
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.mqtt import MqttMetrics
 from exporter.simulator import Account, AccountState, Plan
 from tests.brokers import Mosquitto, listening
 from tests.home_assistant.bench import Bench
@@ -208,7 +207,7 @@ async def test_too_many_calls_that_wait_are_dropped(
 
 
 def test_accounts_share_the_room_for_calls_that_wait() -> None:
-    waiting = events.Events(MqttMetrics(Catalogue()))
+    waiting = events.Events(events.MqttMetrics(Catalogue()))
     for row in range(events.MOST):
         waiting.add(events.Waiting("busy", row))
     waiting.add(events.Waiting("quiet", -1))

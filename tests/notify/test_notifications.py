@@ -10,13 +10,13 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from exporter.calls import CallbackOutcome
 from exporter.config import PollingConfig
 from exporter.errors import LedgerError
 from exporter.esms.answers import read_callback
 from exporter.ids import reference_id
 from exporter.ledger.outbox import Settled
 from exporter.ledger.records import NewCall
-from exporter.metrics.catalogue import CallbackOutcome
 from exporter.notify.sender import AHEAD
 from exporter.simulator import Plan
 from tests.notify.bench import Bench, target

@@ -21,8 +21,8 @@ import trustme
 from aiohttp import web
 
 from exporter.config.notify import NotifyConfig
-from exporter.metrics.targets import PostOutcome as Is
 from exporter.notify.post import Fate, Poster, Reply
+from exporter.notify.post import PostOutcome as Is
 from exporter.secrets import Secret
 from tests.notify.receiver import SECRET, Receiver
 from tests.waiting import DEADLINE, deadline

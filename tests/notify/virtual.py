@@ -20,10 +20,9 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.targets import PostOutcome, TargetMetrics
-from exporter.notify.post import Fate, Poster, Reply, answered
+from exporter.notify.post import Fate, Poster, PostOutcome, Reply, answered
 from exporter.notify.routes import route_of
-from exporter.notify.sender import Sender
+from exporter.notify.sender import Sender, TargetMetrics
 from exporter.secrets import Secret
 from tests.notify.receiver import SECRET
 

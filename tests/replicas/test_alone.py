@@ -10,12 +10,12 @@ import pytest
 import pytest_asyncio
 
 from exporter.app import App
+from exporter.calls import CallbackOutcome
 from exporter.config import AccountConfig, Config, LedgerConfig
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
-from exporter.metrics.catalogue import CallbackOutcome
 from exporter.replicas.replica import Replica
 from exporter.secrets import Secret
 from tests.databases import Server, postgresql
@@ -63,7 +63,7 @@ async def test_it_beats_while_the_ledger_has_much_to_do(service: App) -> None:
     # What an answer was lost of is looked up.
     busy = asyncio.create_task(service.ledger.call(time.sleep, 6))
     await asyncio.sleep(0)
-    service.metrics.ledger_errors.labels().value += 1
+    service.ledger.count_error()
     while not busy.done():
         await asyncio.sleep(0.05)
         assert replica._lease.until > loop.time()

@@ -66,7 +66,7 @@ class Poller:
 
 def _replica(ledger: Ledger, accounts: Any) -> Replica:
     count = sum(len(account.poller.calls) for account in accounts.values())
-    stub: Any = SimpleNamespace(database=None, count=count)
+    stub: Any = SimpleNamespace(database=None, count=count, count_error=lambda: None)
     replica = Replica(stub, stub, accounts, Catalogue(), 12)
     shared: Any = ledger
     replica._sharing = replica._loop = shared

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest_asyncio
 
+from exporter.calls import CallbackOutcome
 from exporter.config import CallbackConfig, CallConfig
 from exporter.ids import reference_id
-from exporter.metrics.catalogue import CallbackOutcome
 from exporter.sources.callback import take
 from tests.replicas.scene import Exporter, Scene
 from tests.waiting import until

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from exporter.config.calls import CallConfig
 from exporter.errors import ConfigError, LedgerError
 from exporter.ledger.records import NewCall, Tally
-from exporter.metrics.catalogue import Catalogue
+from exporter.source_status import SourceStatuses
 from exporter.sources import files as module
 from exporter.sources.call_files import read_calls
 from exporter.sources.files import CallFiles, Found, Settings, check_files, find_files
@@ -63,8 +63,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.intake = Intake()
-        self.metrics = Catalogue()
-        self.files = CallFiles(self.intake, self.metrics)
+        self.statuses = SourceStatuses()
+        self.files = CallFiles(self.intake, self.statuses)
 
     @property
     def named(self) -> dict[str, str]:
@@ -76,8 +76,8 @@ class Bench:
         }
 
     @property
-    def errors(self) -> float:
-        return self.metrics.source_errors.labels("files").value
+    def errors(self) -> int:
+        return self.statuses["files"].errors
 
     def write(self, name: str, *lines: str) -> Path:
         path = self.folder / name
@@ -106,7 +106,7 @@ async def test_what_is_there_at_start_is_taken_in_at_once(bench: Bench) -> None:
     bench.write("b.csv", "reference_id", "C")
     await bench.configure("*.txt", "b.csv")
     assert bench.named == {"a.txt": "AB", "b.csv": "C"}
-    assert bench.metrics.source_last_success.labels("files").value > 0
+    assert bench.statuses["files"].last_success > 0
     assert bench.errors == 0
 
 
@@ -140,11 +140,11 @@ async def test_a_file_with_a_bad_line_lets_go_of_nothing(bench: Bench) -> None:
     (line,) = [line for line in logs if line["log_level"] == "warning"]
     assert line["problem"].endswith("none begins with")
     assert bench.errors == 1
-    before = bench.metrics.source_last_success.labels("files").value
+    before = bench.statuses["files"].last_success
     bench.write("a.txt", "D")
     await bench.settle()
     assert bench.named == {"a.txt": "D"}
-    assert bench.metrics.source_last_success.labels("files").value > before
+    assert bench.statuses["files"].last_success > before
 
 
 @pytest.mark.parametrize("pattern", ["calls/a.txt", "calls/*.txt"])
@@ -157,7 +157,7 @@ async def test_a_folder_that_is_gone_takes_no_call_along(bench: Bench, pattern: 
     assert bench.named == {"calls/a.txt": "A"}
     assert bench.errors == 1
     # Not even by a restart meanwhile.
-    bench.files = CallFiles(bench.intake, bench.metrics)
+    bench.files = CallFiles(bench.intake, bench.statuses)
     await bench.configure(pattern)
     assert bench.named == {"calls/a.txt": "A"}
     aside.rename(path.parent)
@@ -183,7 +183,7 @@ async def test_what_was_removed_while_the_exporter_was_down_is_let_go(bench: Ben
     bench.write("b.txt", "B")
     await bench.configure("*.txt")
     (bench.folder / "a.txt").unlink()
-    bench.files = CallFiles(bench.intake, bench.metrics)
+    bench.files = CallFiles(bench.intake, bench.statuses)
     await bench.configure("*.txt")
     assert bench.named == {"a.txt": "A", "b.txt": "B"}  # it may be back in a moment
     await bench.settle()
@@ -191,7 +191,7 @@ async def test_what_was_removed_while_the_exporter_was_down_is_let_go(bench: Ben
     # As is what the configuration does not look for any more.
     await bench.configure()
     assert bench.named == {}
-    assert ("files",) not in bench.metrics.source_errors._series
+    assert not bench.statuses.items()
 
 
 async def test_a_file_that_is_written_all_the_time(bench: Bench) -> None:
@@ -381,7 +381,7 @@ async def test_a_pattern_whose_file_system_does_not_answer(bench: Bench) -> None
         bench.write(name, name[0].upper())
     hang = Hang(f"{bench.folder}/a/*.txt")
     hang.free.set()
-    bench.files = CallFiles(bench.intake, bench.metrics, find=hang.find, timeout=1)
+    bench.files = CallFiles(bench.intake, bench.statuses, find=hang.find, timeout=1)
     await bench.configure("a/*.txt", "b/*.txt")
     assert bench.named == {"a/1.txt": "A", "b/1.txt": "B"}
     hang.free.clear()
@@ -404,7 +404,7 @@ async def test_a_pattern_whose_file_system_does_not_answer(bench: Bench) -> None
     }
     hang.free.set()
     await looked(bench, lambda: "a/1.txt" not in bench.named)
-    assert bench.metrics.troubles == {}
+    assert bench.statuses["files"].problem == ""
 
 
 async def test_a_file_whose_file_system_does_not_answer(bench: Bench) -> None:
@@ -413,7 +413,7 @@ async def test_a_file_whose_file_system_does_not_answer(bench: Bench) -> None:
         bench.write(f"{name}.txt", name.upper())
     hang = Hang(f"{bench.folder}/a.txt")
     bench.intake.room = 2000
-    bench.files = CallFiles(bench.intake, bench.metrics, read=hang.read, timeout=1)
+    bench.files = CallFiles(bench.intake, bench.statuses, read=hang.read, timeout=1)
     with capture_logs() as logs:
         await bench.configure("*.txt")
         await looked(bench, lambda: bench.named == {"b.txt": "B", "c.txt": "C"})
@@ -424,7 +424,7 @@ async def test_a_file_whose_file_system_does_not_answer(bench: Bench) -> None:
     assert bench.errors == 1
     assert hang.reached.is_set()
     hang.free.set()
-    await looked(bench, lambda: "a.txt" in bench.named and not bench.metrics.troubles)
+    await looked(bench, lambda: "a.txt" in bench.named and not bench.statuses["files"].problem)
     assert len(bench.intake.named[f"file:{hang.path}"]) == 1501
 
 
@@ -438,12 +438,12 @@ async def test_a_search_that_is_slow_is_used_once_it_has_ended(bench: Bench) -> 
         searches += 1
         return hang.find(pattern)
 
-    bench.files = CallFiles(bench.intake, bench.metrics, find=find, timeout=1)
+    bench.files = CallFiles(bench.intake, bench.statuses, find=find, timeout=1)
     await bench.configure("*.txt")
     for _ in range(3):
         await bench.files.look()
     hang.free.set()
-    await looked(bench, lambda: bench.metrics.troubles == {})
+    await looked(bench, lambda: bench.statuses["files"].problem == "")
     assert searches == 1
     await bench.settle()
     assert bench.named == {"a.txt": "A"}
@@ -458,7 +458,7 @@ async def test_a_file_that_is_cut_off_while_it_is_read_lets_go_of_nothing(bench:
         yield from read_calls(path, *arguments, **more)
 
     cut = [path.read_text()]
-    bench.files = CallFiles(bench.intake, bench.metrics, read=read)
+    bench.files = CallFiles(bench.intake, bench.statuses, read=read)
     await bench.configure("a.txt")
     await bench.settle()
     assert bench.named == {"a.txt": "ABC"}
@@ -495,7 +495,7 @@ async def test_memory_is_that_of_the_calls_that_files_add(bench: Bench) -> None:
             assert len(rows) == different
 
     for different in (10, 100_000):
-        bench.files = CallFiles(Rows(), bench.metrics)
+        bench.files = CallFiles(Rows(), bench.statuses)
         bench.write("a.txt", *(f"{n % different:036d}" for n in range(100_000)))
         gc.collect()
         tracemalloc.start()

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from exporter.errors import LedgerError
 from exporter.ledger.records import NewCall, Tally
-from exporter.metrics.catalogue import Catalogue
+from exporter.source_status import SourceStatuses
 from exporter.sources.query import Rules
 from exporter.sources.sql import OVERLAP, SqlSources, asked_since
 from tests.databases import Server
@@ -85,35 +85,34 @@ def warnings(logs: Iterable[Mapping[str, object]]) -> list[object]:
 
 
 async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
-    file, intake, metrics = File(tmp_path / "calls.db"), Intake(), Catalogue()
-    sources = SqlSources(intake, metrics, asyncio.create_task)
+    file, intake, statuses = File(tmp_path / "calls.db"), Intake(), SourceStatuses()
+    sources = SqlSources(intake, statuses, asyncio.create_task)
     source = config(file, "SELECT reference_id FROM calls", account="main")
     source = source.model_copy(update={"interval": 0.05})
-    errors = metrics.source_errors.labels("sql:orders")
-    success = metrics.source_last_success.labels("sql:orders")
+    status = statuses["sql:orders"]
     with capture_logs() as logs:
         sources.configure([source], RULES)
-        await until(lambda: errors.value > 2)
-        assert metrics.troubles["sql:orders"].startswith("the database failed: ")
+        await until(lambda: status.errors > 2)
+        assert status.problem.startswith("the database failed: ")
         file.execute("CREATE TABLE calls (reference_id TEXT)", "INSERT INTO calls VALUES ('A')")
         await until(lambda: "A" in intake.calls)
         file.execute("INSERT INTO calls VALUES ('b a d')")
-        before = errors.value
-        await until(lambda: errors.value > before + 1)
+        before = status.errors
+        await until(lambda: status.errors > before + 1)
         # It has read what there is, and refused what has to be.
         now = time.time()
-        await until(lambda: success.value > now)
+        await until(lambda: status.last_success > now)
         # The same row as another one: nothing new.
         file.execute("DELETE FROM calls WHERE reference_id = 'A'")
-        before = errors.value
-        await until(lambda: errors.value > before + 1)
+        before = status.errors
+        await until(lambda: status.errors > before + 1)
         file.execute("DELETE FROM calls", "INSERT INTO calls VALUES ('A')")
         await until(lambda: logs[-1]["event"] == "query is good again")
-        assert metrics.troubles == {}
+        assert status.problem == ""
         now = time.time()
         intake.broken = True
-        before = errors.value
-        await until(lambda: errors.value > before + 1)
+        before = status.errors
+        await until(lambda: status.errors > before + 1)
         intake.broken, intake.room = False, 0
         await until(
             lambda: (
@@ -133,20 +132,19 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
     sources.configure([source], Rules(["main"], [], DAY))
     await asyncio.sleep(0)
     assert task.cancelled() or task.cancelling()
-    assert "sql:orders" in metrics.troubles
+    assert status.problem
     sources.configure([], RULES)
-    assert ("sql:orders",) not in metrics.source_errors._series
-    assert metrics.troubles == {}
+    assert not statuses.items()
 
 
 async def test_since_goes_on_with_what_was_read(tmp_path: Path) -> None:
-    file, intake, metrics = File(tmp_path / "calls.db"), Intake(), Catalogue()
+    file, intake, statuses = File(tmp_path / "calls.db"), Intake(), SourceStatuses()
     # Rows that are refused, or have no id yet, do not keep it from going on.
     file.execute("CREATE TABLE calls (id TEXT)", "INSERT INTO calls VALUES ('b a d'), (NULL)")
     query = "SELECT replace(:since, ' ', 'T') AS reference_id UNION ALL SELECT id FROM calls"
     source = config(file, query, account="main").model_copy(update={"interval": 0.05})
-    sources = SqlSources(intake, metrics, asyncio.create_task)
-    now, errors = time.time(), metrics.source_errors.labels("sql:orders")
+    sources = SqlSources(intake, statuses, asyncio.create_task)
+    now, status = time.time(), statuses["sql:orders"]
     sources.configure([source], RULES)
     await until(lambda: len(intake.calls) > 3)
     moments = [datetime.fromisoformat(f"{found}Z").timestamp() for found in intake.calls]
@@ -156,8 +154,8 @@ async def test_since_goes_on_with_what_was_read(tmp_path: Path) -> None:
     # Calls that could not be taken in have to be read again.
     for change in ({"broken": True}, {"broken": False, "room": 0}):
         vars(intake).update(change)
-        before = errors.value
-        await until(lambda: errors.value > before + 3)  # noqa: B023 - awaited here
+        before = status.errors
+        await until(lambda: status.errors > before + 3)  # noqa: B023 - awaited here
         assert intake.offered[-1] == intake.offered[-2]
     sources.configure([], RULES)
 
@@ -175,7 +173,7 @@ async def test_since_goes_on_after_a_restart(database: File | Server) -> None:
 
     async def first_of_a_life(query: str, rules: Rules = RULES) -> float:
         intake.calls.clear()
-        sources = SqlSources(intake, Catalogue(), asyncio.create_task)
+        sources = SqlSources(intake, SourceStatuses(), asyncio.create_task)
         source = config(database, query, account="main").model_copy(update={"interval": 0.05})
         sources.configure([source], rules)
         await until(lambda: len(intake.calls) > 1)  # once it is remembered, it goes on
@@ -202,7 +200,7 @@ async def test_the_loop_goes_on_when_a_run_is_ended(database: File | Server) -> 
     if isinstance(database, File):
         database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
     intake, gaps, threads = Intake(), [0.0], set(threading.enumerate())
-    sources = SqlSources(intake, Catalogue(), asyncio.create_task)
+    sources = SqlSources(intake, SourceStatuses(), asyncio.create_task)
     sources.configure([many(database)], RULES)
     await until(lambda: len(intake.calls) > 3000)
     sources.configure([], RULES)

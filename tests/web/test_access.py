@@ -395,15 +395,15 @@ async def test_a_certificate_that_expires_is_told(
 
 async def test_a_broken_change_changes_nothing(bench: Bench) -> None:
     await bench.start(users(prometheus="right"))
-    good = bench.service.metrics.reload_successful.labels()
-    assert good.value == 1
+    problems = bench.service.config_status.problems
+    assert not problems
     with capture_logs() as logs:
         bench.write("basic_auth_users: {prometheus: nonsense}\n")
-        await until(lambda: good.value == 0)
+        await until(lambda: bool(problems))
         assert await bench.ask(user="prometheus", password="right") == 200
         assert await bench.ask("/-/reload", "prometheus", "right", "POST") == 400
         bench.write(users(prometheus="other"))
-        await until(lambda: good.value == 1)
+        await until(lambda: not problems)
     assert await bench.ask(user="prometheus", password="right") == 401
     assert await bench.ask(user="prometheus", password="other") == 200
     errors = [line for line in logs if line["log_level"] == "error"]
@@ -416,14 +416,14 @@ async def test_a_file_that_is_removed_is_told_and_changes_nothing(bench: Bench, 
     await bench.start(
         f"{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt}}\n"
     )
-    good = bench.service.metrics.reload_successful.labels()
+    problems = bench.service.config_status.problems
     client, path = bench.certificates.client("prometheus.example.com"), bench.path.parent / name
     with capture_logs() as logs:
         path.rename(path.with_suffix(".away"))
-        await until(lambda: good.value == 0)
+        await until(lambda: bool(problems))
         assert await bench.ask(client=client) == 200
         path.with_suffix(".away").rename(path)
-        await until(lambda: good.value == 1)
+        await until(lambda: not problems)
     (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]
     assert f"{path}" in told
     assert "cannot be read: No such file or directory" in told

@@ -164,7 +164,7 @@ async def test_there_is_no_api_without_tokens(bench: Bench) -> None:
     bench.configure(api=ApiConfig())
     await bench.service.reload()
     assert (await bench.ask("GET", "/status"))[0] == 404
-    assert ("api",) not in bench.service.metrics.source_errors._series
+    assert "api" not in dict(bench.service.source_statuses.items())
 
 
 async def test_limits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

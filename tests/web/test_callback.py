@@ -183,7 +183,7 @@ async def test_malformed(bench: Bench, fields: dict[str, str]) -> None:
     await bench.trust("accept")
     assert await bench.call_back(**fields) == 400
     assert bench.outcomes == {"malformed": 1}
-    assert bench.service.metrics.source_errors.labels("callback").value == 1
+    assert bench.service.source_statuses["callback"].errors == 1
     assert not bench.calls
 
 

@@ -72,7 +72,7 @@ async def test_ids_and_labels_that_no_call_can_have(bench: Bench) -> None:
             # A value may hold any text that can be shown.
             allowed = label.startswith('{"campaign"') and name in {"blank", "no ASCII"}
             assert got == (202 if allowed else 400), (name, label)
-    assert bench.service.metrics.ledger_errors.labels().value == 0
+    assert bench.service.ledger.errors == 0
     assert bench.service.not_ready() == []
     _, page = await bench.ask("GET", "/calls")
     assert [call["reference_id"] for call in page["calls"]] == ["there", "a"]

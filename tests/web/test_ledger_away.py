@@ -35,12 +35,12 @@ async def test_a_server_that_goes_away(tmp_path: Path, capfd: pytest.CaptureFixt
             watch = bench.config.watch.model_copy(update={"sql": (query,)})
             bench.config = bench.config.model_copy(update={"watch": watch})
             await bench.service.reload()
-            metrics = bench.service.metrics
-            await until(lambda: metrics.source_last_success.labels("sql:orders").value > 0)
+            status = bench.service.source_statuses["sql:orders"]
+            await until(lambda: status.last_success > 0)
             server.stop()
             try:
                 await until(lambda: bool(bench.service.not_ready()))
-                await until(lambda: "sql:orders" in metrics.troubles)
+                await until(lambda: status.problem != "")
                 texts = await shown(bench)
             finally:
                 server.start()

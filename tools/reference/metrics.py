@@ -8,15 +8,16 @@ from typing import Any, Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.calls import ENDINGS
+from exporter.canaries.canaries import CanaryMetrics
+from exporter.home_assistant.events import MqttMetrics
 from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
-from exporter.metrics.canaries import CanaryMetrics
 from exporter.metrics.catalogue import GET_BALANCE, MAKE_CALL, Catalogue
 from exporter.metrics.families import Family
-from exporter.metrics.mqtt import MqttMetrics
 from exporter.metrics.requests import RequestMetrics
-from exporter.metrics.targets import TargetMetrics
+from exporter.notify.sender import TargetMetrics
 from exporter.polling.stats import AccountStats
+from exporter.web.connections import TlsFailure
 from tools.reference.markdown import NOTE, code, table
 from tools.reference.meanings import (
     MEANINGS,
@@ -57,7 +58,10 @@ def page() -> str:
     for family in (catalogue.balance, catalogue.balance_timestamp, catalogue.balance_warning):
         family.labels("main")
     TargetMetrics(catalogue, "crm")
-    catalogue.show_source("config", shown=True)
+    for family in (catalogue.source_last_success, catalogue.source_errors):
+        family.labels("config")
+    for reason in TlsFailure:
+        catalogue.tls_failures.labels(reason.value)
     MqttMetrics(catalogue)
     families = (*calls.families(), *catalogue.families())
     sizes = {
