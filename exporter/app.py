@@ -27,7 +27,9 @@ from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
-from exporter.notify.notifications import Notifications
+from exporter.notify.dispatcher import Dispatcher
+from exporter.notify.target import Target
+from exporter.notify.webhook import WebhookTarget
 from exporter.polling.limiter import RateLimiter
 from exporter.replicas.replica import Replica
 from exporter.source_status import ConfigStatus, SourceStatuses
@@ -85,7 +87,7 @@ class App:
         self._files = CallFiles(self.calls, self.source_statuses)
         self._sql = SqlSources(self.calls, self.source_statuses, self._in_background)
         self.balances = Balances(self.accounts, self.metrics, self._in_background)
-        self._notify = Notifications(self.ledger, self.metrics, self._in_background)
+        self._notify = Dispatcher(self.ledger, self.metrics, self._in_background)
         self.calls.notify = self._notify.wake
         self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self._in_background)
         parts = self.accounts, self.calls, self.metrics, self._in_background, self.balances.known
@@ -291,7 +293,7 @@ class App:
         if self._replica:
             self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
-        self._notify.configure(config.notify, config.shutdown_timeout, config.authorities)
+        self._notify.configure(self._targets(config), config.shutdown_timeout)
         self._change_accounts(config)
         self.balances.configure(config)
         self._canaries.configure(config)
@@ -309,6 +311,10 @@ class App:
         called_back = any(account.callback_token for account in config.accounts)
         self.source_statuses.configure(CALLBACK_SOURCE, used=called_back)
         self._home_assistant.configure(config)
+
+    def _targets(self, config: Config) -> list[Target]:
+        """Return where finished calls are notified to."""
+        return [WebhookTarget(webhook, config.authorities) for webhook in config.notify]
 
     def _change_accounts(self, config: Config) -> None:
         """Start, change and end accounts."""
@@ -404,7 +410,7 @@ class App:
                 while await self.ledger.call(self.ledger.store.prune, before) == CHUNK:
                     pass
                 await self.ledger.call(self.ledger.store.prune_labels)
-                await self._notify.tidy()
+                await self._notify.prune()
                 await self._canaries.prune(time.time() - memory)
                 if self._replica:
                     await self._replica.tidy()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
-from typing import Any, final
+from typing import Any, Final, final
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -72,3 +73,21 @@ class Secret:
     ) -> JsonSchemaValue:
         """Describe it as a string that tools hide."""
         return {"type": "string", "minLength": 1, "format": "password", "writeOnly": True}
+
+
+SIGNING_KEY_PREFIX: Final = "whsec_"
+
+
+def decode_signing_key(secret: Secret) -> bytes:
+    """Return the bytes of a key that is written as `whsec_BASE64`.
+
+    Raises:
+        ValueError: it is not, or has fewer than 24 or more than 64 bytes (Standard Webhooks).
+    """
+    text = secret.reveal()
+    if not text.startswith(SIGNING_KEY_PREFIX):
+        raise ValueError("has no prefix")
+    key = base64.b64decode(text.removeprefix(SIGNING_KEY_PREFIX), validate=True)
+    if not 24 <= len(key) <= 64:
+        raise ValueError("is too short or too long")
+    return key

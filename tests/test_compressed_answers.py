@@ -15,7 +15,8 @@ from exporter.cli import commands
 from exporter.config.notify import NotifyConfig
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.ids import reference_id
-from exporter.notify.post import Poster
+from exporter.ledger.outbox import CallFinished
+from exporter.notify.webhook import WebhookClient
 from exporter.secrets import Secret
 from tests.inflating import compressed, counting_inflated
 from tests.notify.receiver import SECRET
@@ -41,11 +42,13 @@ async def canary(url: str) -> None:
 
 
 async def webhook(url: str) -> None:
-    poster = Poster(NotifyConfig(name="t", url=Secret(url), secret=Secret(SECRET), timeout=30))
+    config = NotifyConfig(name="t", url=Secret(url), secret=Secret(SECRET), timeout=30)
+    client = WebhookClient(config)
+    call = CallFinished("main", "a", "success", "answered", 13.0, "1", {}, 5.0, 60.0)
     try:
-        assert (await poster.post("id", "{}")).outcome == "ok"
+        assert (await client.deliver(call)).outcome == "ok"
     finally:
-        await poster.close()
+        await client.close()
 
 
 async def calls(url: str) -> None:

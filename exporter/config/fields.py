@@ -27,9 +27,8 @@ from exporter.config.databases import database_problem
 from exporter.config.durations import JSON_PATTERN, parse_duration
 from exporter.config.interpolation import Unresolved
 from exporter.config.scalars import resolve
-from exporter.notify.addresses import forbidden, is_address
-from exporter.notify.event import signing_key
-from exporter.secrets import Secret
+from exporter.secrets import Secret, decode_signing_key
+from exporter.ssrf import is_forbidden, is_ip_address
 
 # What the exporter itself puts on series, what Prometheus and Kubernetes put on targets, and what
 # alerts put on theirs: there, a label of the user's would be renamed, added over or written over.
@@ -187,13 +186,13 @@ def _target_url(value: Secret) -> Secret:
     if not URL(value.reveal()).host:
         raise ValueError
     # A name is looked at when it is connected to; here, what can be seen to fail.
-    if is_address(url.hostname) and forbidden(url.hostname):
+    if is_ip_address(url.hostname) and is_forbidden(url.hostname):
         raise ValueError
     return value
 
 
 def _signing_key(value: Secret) -> Secret:
-    signing_key(value)
+    decode_signing_key(value)
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,11 +13,10 @@ from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.labels import COUNTED_AS, FOLDED, add_totals, keep_labels
-from exporter.ledger.outbox import Finish, queue
+from exporter.ledger.outbox import Finish, Outbox
 from exporter.ledger.records import DELETED, Committed, Observation
 from exporter.ledger.schema import UNFINISHED_ROW, accounts, calls, folded_labels
 from exporter.ledger.totals import Cell, additions, price_added
-from exporter.notify.routes import Route
 
 _rows: Final = given("rows")
 
@@ -74,12 +73,12 @@ _FINISH: Final = (
 def commit(
     connection: Connection,
     observations: Sequence[Observation],
-    routes: Collection[Route] = (),
+    outbox: Outbox | None = None,
     clock: LedgerClock | None = None,
 ) -> Committed:
-    """Write a group of observations, of distinct calls, and who is to be told of those that finish.
+    """Write a group of observations, of distinct calls, and the notifications of those that finish.
 
-    Those are told of times as the machine's clock has them.
+    Notifications hold times as the machine's clock has them.
 
     A call finishes once: one that has a result already, or is gone, adds nothing.
     """
@@ -100,9 +99,9 @@ def commit(
             continue
         counted_as, labels, price, account_id, account = held[call.id]
         finished.append(_finish(call.id, verdict, at))
-        if routes:
-            told = replace(call, first_watched=call.first_watched - ahead) if ahead else call
-            finishes.append(Finish(account, labels, told, verdict, at - ahead))
+        if outbox and outbox.routes:
+            shown = replace(call, first_watched=call.first_watched - ahead) if ahead else call
+            finishes.append(Finish(account, labels, shown, verdict, at - ahead))
         account_ids[account] = account_id
         for cell, amount in additions(account, counted_as, verdict, at - call.first_watched, price):
             added[cell] += amount
@@ -111,8 +110,8 @@ def commit(
     if finished:
         connection.execute(_FINISH, {"rows": packed(finished)})
         add_totals(connection, added, account_ids)
-    if finishes:
-        notify = queue(connection, routes, finishes, clock)
+    if outbox and finishes:
+        notify = outbox.add(connection, finishes)
     by_account = Counter(held[row][-1] for row, *_ in finished)
     return Committed(dict(added), frozenset(ids) - held.keys(), by_account, notify)
 

@@ -1,22 +1,24 @@
-"""Notifications that are still to be sent. Blocking, as `exporter.ledger.store` is.
+"""The outbox: notifications of finished calls that are not delivered yet. Blocking.
 
-They are written with the finish that they tell of, in one transaction: whatever ends the process,
-both are there or neither is. An exporter claims some for a time, by the ledger's clock; what is
-not settled by then is free for others, or for the next start.
+A notification is written in the transaction of the finish that it is about: whatever ends the
+process, both are there or neither is. It holds the call as it finished, so that pruning the call
+loses nothing; its target renders it when it is sent. An exporter claims notifications for some
+seconds of the ledger's clock; those that it has not settled by then may be claimed again.
 
-Those that were never refused and those that were are claimed apart, and each kind in turns from
-account to account: neither old retries nor another account's backlog delay a new event.
+New ones and retries are claimed apart, and each kind in turns from account to account: neither old
+retries nor another account's backlog delay a new one.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import islice, zip_longest
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from sqlalchemy import (
     Boolean,
     ColumnElement,
@@ -38,17 +40,16 @@ from sqlalchemy import (
 )
 
 from exporter.calls import Finished, WatchedCall
-from exporter.ledger.bulk import fetch, field, given, item, listed, packed
+from exporter.ledger.bulk import fetch, given, item, listed, packed
+from exporter.ledger.bulk import field as field_of
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.engine import Database
 from exporter.ledger.records import CHUNK
 from exporter.ledger.schema import label_sets, notifications
-from exporter.notify.event import finished_event
-from exporter.notify.routes import Route
 
-FARTHEST: Final = 1_200.0
-"""Seconds beyond which nothing is put off: what seems to be was written before the clock was set
-back, and is due."""
+LONGEST_WAIT: Final = 1_200.0
+"""Seconds for which a notification is put off at most. One that seems to wait longer was written
+before the clock was set back, and is due."""
 
 _rows: Final = given("rows")
 _columns: Final = notifications.c
@@ -58,17 +59,16 @@ _now: Final = bindparam("now", type_=Float())
 _LABELS: Final = listed(label_sets.c.id, label_sets.c.labels).where(
     label_sets.c.id.in_(select(item(_rows, label_sets.c.id)))
 )
-_QUEUE: Final = insert(notifications).from_select(
+_INSERT: Final = insert(notifications).from_select(
     [
-        *("target", "account", "event_id", "event", "give_up_at", "queued_at", "due_at"),
-        *("attempts", "retry"),
+        *("target", "account", "call", "give_up_at"),
+        *("queued_at", "due_at", "attempts", "retry"),
     ],
     select(
-        field(_rows, 0, _columns.target),
-        field(_rows, 1, _columns.account),
-        field(_rows, 2, _columns.event_id),
-        field(_rows, 3, _columns.event),
-        _now + field(_rows, 4, _columns.give_up_at),
+        field_of(_rows, 0, _columns.target),
+        field_of(_rows, 1, _columns.account),
+        field_of(_rows, 2, _columns.call),
+        _now + field_of(_rows, 3, _columns.give_up_at),
         _now,
         _now,
         literal(0),
@@ -110,30 +110,28 @@ _ACCOUNTS: Final = (
     .limit(bindparam("limit"))
 )
 _due: Final = (
-    select(_columns.id, _columns.attempts, _columns.event_id, _columns.event)
+    select(_columns.id, _columns.attempts, _columns.call)
     .where(_of_kind, _columns.account == item(_rows, _columns.account), _columns.due_at <= _now)
     .order_by(_columns.due_at)
     .limit(bindparam("limit"))
-    # Of two exporters that ask at the same time, each gets others.
+    # Of two exporters that claim at the same time, each gets others.
     .with_for_update(skip_locked=True)
     .correlate(_rows)
     .subquery()
 )
-_CLAIMABLE: Final = select(
-    item(_rows, _columns.account), listed(*_due.c).scalar_subquery()
-).select_from(_rows)
+_CLAIMABLE: Final = select(listed(*_due.c).scalar_subquery()).select_from(_rows)
 _IS_GIVEN: Final = _columns.id.in_(select(item(_rows, _columns.id)))
 _CLAIM: Final = (
     update(notifications)
     .where(_IS_GIVEN)
     .values(due_at=_now + bindparam("lease", type_=Float()), attempts=_columns.attempts + 1)
 )
-# Not if it was claimed anew since: somebody else is at it.
+# Not if it was claimed again since.
 _IS_STILL_MINE: Final = and_(
-    _columns.id == field(_rows, 0, _columns.id),
-    _columns.attempts == field(_rows, 1, _columns.attempts),
+    _columns.id == field_of(_rows, 0, _columns.id),
+    _columns.attempts == field_of(_rows, 1, _columns.attempts),
 )
-_again_at: Final = _now + field(_rows, 2, _columns.due_at)
+_again_at: Final = _now + field_of(_rows, 2, _columns.due_at)
 _PUT_OFF: Final = (
     update(notifications)
     .where(_IS_STILL_MINE)
@@ -146,30 +144,47 @@ _PUT_OFF: Final = (
 _RELEASE: Final = (
     update(notifications).where(_IS_STILL_MINE).values(due_at=_now, attempts=_columns.attempts - 1)
 )
-_FREE: Final = update(notifications).where(_columns.due_at > _now).values(due_at=_now)
+_RELEASE_ALL: Final = update(notifications).where(_columns.due_at > _now).values(due_at=_now)
 _DELETE: Final = delete(notifications).where(_IS_GIVEN)
 _DELETE_OVERDUE: Final = _DELETE.where(_columns.give_up_at <= _now)
-_OVERDUE: Final = (
+_overdue: Final = (
     select(_columns.id)
     .where(
         _columns.target == _target,
         _columns.give_up_at > _now - bindparam("longest", type_=Float()),
-        _columns.give_up_at <= _now - bindparam("least", type_=Float()),
+        _columns.give_up_at <= _now - bindparam("shortest", type_=Float()),
         _columns.due_at <= _now,  # else it is under way
     )
     .limit(CHUNK)
     .with_for_update(skip_locked=True)
     .subquery()
 )
-_DELETE_ALL_OVERDUE: Final = delete(notifications).where(_columns.id.in_(select(_OVERDUE.c.id)))
+_GIVE_UP: Final = delete(notifications).where(_columns.id.in_(select(_overdue.c.id)))
 _NEXT: Final = select(func.min(_columns.due_at)).where(_columns.target == _target)
 _COUNT: Final = select(func.count(), func.min(_columns.queued_at)).where(_columns.target == _target)
-_HASTEN: Final = (
+_CUT_WAITS: Final = (
     update(notifications)
-    .where(_columns.target == _target, _columns.due_at > _now + FARTHEST)
+    .where(_columns.target == _target, _columns.due_at > _now + LONGEST_WAIT)
     .values(due_at=_now)
 )
 _CLOCK: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
+
+
+class CallFinished(NamedTuple):
+    """The event that a call has finished. Times are Unix times, as the machine's clock has them.
+
+    Its fields are those of the JSON in the column `call`.
+    """
+
+    account: str
+    reference_id: str
+    result: str
+    status: str
+    duration: float | None
+    key: str | None
+    labels: Mapping[str, str]
+    first_watched: float
+    finished_at: float
 
 
 class Finish(NamedTuple):
@@ -182,65 +197,97 @@ class Finish(NamedTuple):
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The finished calls that a target is notified of. None stands for any.
+
+    Attributes:
+        target: its name.
+        give_up_after: seconds after a call's finish for which delivery is tried.
+        labels: by name, the values that a call's label may have; a missing label is empty.
+    """
+
+    target: str
+    give_up_after: float
+    accounts: Collection[str] | None = None
+    results: Collection[str] | None = None
+    statuses: Collection[str] | None = None
+    labels: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def matches(self, call: CallFinished) -> bool:
+        """Tell whether the target is notified of a call."""
+        return (
+            (self.accounts is None or call.account in self.accounts)
+            and (self.results is None or call.result in self.results)
+            and (self.statuses is None or call.status in self.statuses)
+            and all(call.labels.get(name, "") in values for name, values in self.labels.items())
+        )
+
+
 class Notification(NamedTuple):
     """A claimed notification.
 
     Attributes:
-        id: its row.
-        attempts: how often it was claimed, this time included; also says whose claim it is.
-        event: the event's id.
-        body: what is to be sent.
-        account: of the call.
-        retry: it has been refused before.
+        id: its row; the same at each attempt.
+        attempts: how often it was claimed, this time included; also tells this claim from others.
+        retry: an earlier attempt failed.
+        call: the event.
     """
 
     id: int
     attempts: int
-    event: str
-    body: str
-    account: str
     retry: bool
+    call: CallFinished
 
 
 class Claim(NamedTuple):
-    """What is to be claimed.
+    """What to claim.
 
     Attributes:
-        retry: those that were refused before, or the others.
+        retry: retries, or new notifications.
         limit: how many at most; accounts have equal shares of them.
         full: accounts of which no more are wanted.
-        avoid: the id of an event that is claimed only if there is no other.
+        avoid: the row of a notification that is claimed only if there is no other.
     """
 
     retry: bool
     limit: int
     full: Collection[str] = ()
-    avoid: str | None = None
+    avoid: int | None = None
 
 
-class Settled(NamedTuple):
-    """What became of claimed notifications.
+@dataclass(slots=True)
+class DeliveryResults:
+    """The results of claimed notifications that are not recorded yet.
 
     Attributes:
-        delivered: they are done with.
-        refused: they are not wanted, ever.
-        put_off: they are to be tried again, each after some seconds, unless their time is over.
-        released: they were not tried.
+        delivered: to be deleted, and counted as delivered.
+        rejected: to be deleted, and counted as given up.
+        put_off: to be tried again, each after some seconds, unless their time is over.
+        released: not tried; due at once.
     """
 
-    delivered: Sequence[Notification] = ()
-    refused: Sequence[Notification] = ()
-    put_off: Sequence[tuple[Notification, float]] = ()
-    released: Sequence[Notification] = ()
+    delivered: list[Notification] = field(default_factory=list)
+    rejected: list[Notification] = field(default_factory=list)
+    put_off: list[tuple[Notification, float]] = field(default_factory=list)
+    released: list[Notification] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.delivered or self.rejected or self.put_off or self.released)
+
+    def extend(self, other: Self) -> None:
+        """Add other results."""
+        for each in fields(self):
+            getattr(self, each.name).extend(getattr(other, each.name))
 
 
-class Step(NamedTuple):
-    """What a step brought.
+class ClaimResult(NamedTuple):
+    """The outcome of `Outbox.claim`.
 
     Attributes:
-        delivered: how many were, that nobody had settled before.
-        gave_up: how many will never be.
-        claimed: what is to be sent now.
+        delivered: how many were newly recorded as delivered.
+        gave_up: how many were given up.
+        claimed: to be sent now.
         due_in: seconds until the next one is due that is left; None where there is none.
     """
 
@@ -251,10 +298,10 @@ class Step(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What a target has not been told yet.
+    """The notifications of a target that are pending.
 
     Attributes:
-        pending: how many notifications.
+        pending: how many.
         oldest: when the first of them was written (Unix time); None where there is none.
     """
 
@@ -262,72 +309,97 @@ class Backlog(NamedTuple):
     oldest: float | None
 
 
-def queue(
-    connection: Connection,
-    routes: Collection[Route],
-    finishes: Sequence[Finish],
-    clock: LedgerClock,
-) -> frozenset[str]:
-    """Write what is to be told of finished calls, in the transaction that finishes them.
-
-    Returns:
-        The targets that are to be told something.
-    """
-    found = fetch(connection, _LABELS, rows=packed({finish.labels for finish in finishes}))
-    labels = {row: json.loads(text) for row, text in found}
-    targets = set()
-
-    def events() -> Iterable[tuple[str, str, str, str, float]]:
-        for account, row, call, finished, at in finishes:
-            takers = [route for route in routes if route.takes(account, finished, labels[row])]
-            if not takers:
-                continue
-            event = finished_event(account, call, finished, at, labels[row])
-            for route in takers:
-                targets.add(route.target)
-                yield route.target, account, event.id, event.body, route.give_up_after
-
-    rows = iter(events())
-    now = _time(connection, clock)
-    while chunk := list(islice(rows, CHUNK)):
-        connection.execute(_QUEUE, {"rows": packed(chunk), "now": now})
-    return frozenset(targets)
+def ledger_time(connection: Connection, clock: LedgerClock) -> float:
+    """Return the ledger's time, on which exporters that share it agree exactly (Unix time)."""
+    if connection.dialect.name == "postgresql":
+        return float(connection.execute(_CLOCK).scalar_one())
+    return clock.now()
 
 
 class Outbox:
-    """The statements of whoever sends notifications. Each method is one transaction.
+    """Statements about notifications. Each method but `add` is one transaction.
 
     Args:
         database: the ledger's.
         clock: the ledger's; the machine's by default.
+        time_of: returns the ledger's time.
+
+    Attributes:
+        routes: which targets are notified of which calls.
     """
 
-    def __init__(self, database: Database, clock: LedgerClock | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: LedgerClock | None = None,
+        time_of: Callable[[Connection, LedgerClock], float] = ledger_time,
+    ) -> None:
         self._database = database
         self._clock = clock or LedgerClock(machine_clocks())
+        self._time_of = time_of
+        self.routes: Collection[Route] = ()
         self._last: dict[tuple[str, bool], str] = {}  # the account whose turn was last
 
-    def step(
+    def set_routes(self, routes: Collection[Route]) -> None:
+        """Change which targets are notified of calls that finish from now on."""
+        self.routes = routes
+
+    def add(self, connection: Connection, finishes: Sequence[Finish]) -> frozenset[str]:
+        """Write the notifications of finished calls, in the transaction that finishes them.
+
+        Returns:
+            The targets that have new ones.
+        """
+        rows = packed({finish.labels for finish in finishes})
+        labels = {row: json.loads(text) for row, text in fetch(connection, _LABELS, rows=rows)}
+        targets = set()
+
+        def new() -> Iterator[tuple[str, str, str, float]]:
+            for account, row, call, finished, at in finishes:
+                event = CallFinished(
+                    account,
+                    call.reference_id,
+                    finished.result,
+                    finished.status,
+                    finished.duration,
+                    finished.key,
+                    labels[row],
+                    call.first_watched,
+                    at,
+                )
+                matching = [route for route in self.routes if route.matches(event)]
+                content = to_json(event._asdict()).decode() if matching else ""
+                for route in matching:
+                    targets.add(route.target)
+                    yield route.target, account, content, route.give_up_after
+
+        pending = new()
+        now = self._time(connection)
+        while chunk := list(islice(pending, CHUNK)):
+            connection.execute(_INSERT, {"rows": packed(chunk), "now": now})
+        return frozenset(targets)
+
+    def claim(
         self,
         target: str,
-        settled: Settled,
+        results: DeliveryResults,
         claims: Sequence[Claim],
         lease: float,
         limit: float = math.inf,
-    ) -> Step:
-        """Settle what was claimed, and claim more.
+    ) -> ClaimResult:
+        """Record results, and claim more notifications.
 
         Args:
             target: whose notifications.
-            settled: what became of those that were claimed.
+            results: those of notifications that were claimed before.
             claims: what to claim, the most wanted first.
             lease: seconds for which they are claimed.
             limit: how many to claim at most, of all kinds.
         """
 
-        def work(connection: Connection) -> Step:
-            now = _time(connection, self._clock)
-            delivered, gave_up = _settle(connection, settled, now)
+        def work(connection: Connection) -> ClaimResult:
+            now = self._time(connection)
+            delivered, gave_up = _record(connection, results, now)
             claimed: list[Notification] = []
             for claim in claims:
                 due_at = connection.scalar(_NEXT, {"this_target": target})
@@ -335,32 +407,13 @@ class Outbox:
                     break
                 room = int(min(claim.limit, limit - len(claimed)))
                 if room > 0:
-                    found = self._due(connection, target, claim._replace(limit=room), now)
-                    rows = packed(one.id for one in found)
+                    due = self._due(connection, target, claim._replace(limit=room), now)
+                    rows = packed(one.id for one in due)
                     connection.execute(_CLAIM, {"rows": rows, "now": now, "lease": lease})
-                    claimed += found
+                    claimed += due
             due_at = connection.scalar(_NEXT, {"this_target": target})
             due_in = None if due_at is None else max(0.0, due_at - now)
-            return Step(delivered, gave_up, claimed, due_in)
-
-        return self._database.run(work)
-
-    def give_up(self, target: str, least: float, longest: float) -> int:
-        """Delete notifications whose time is over, tried or not, but for those under way.
-
-        Args:
-            target: whose notifications.
-            least: seconds for which it has been over, at least.
-            longest: seconds for which it has been over, at most.
-
-        Returns:
-            How many; at most `CHUNK`.
-        """
-
-        def work(connection: Connection) -> int:
-            ages = {"least": least, "longest": longest}
-            parameters = {"this_target": target, "now": _time(connection, self._clock), **ages}
-            return connection.execute(_DELETE_ALL_OVERDUE, parameters).rowcount
+            return ClaimResult(delivered, gave_up, claimed, due_in)
 
         return self._database.run(work)
 
@@ -384,80 +437,88 @@ class Outbox:
         parameters = {**kind, "limit": share + 1, "rows": packed(accounts)}
         by_account = [
             [
-                Notification(row, attempts + 1, event, body, account, claim.retry)
-                for row, attempts, event, body in sorted(from_json(rows))
+                Notification(row, attempts + 1, claim.retry, CallFinished(**from_json(call)))
+                for row, attempts, call in sorted(from_json(rows))
             ]
-            for account, rows in connection.execute(_CLAIMABLE, parameters)
+            for rows in connection.scalars(_CLAIMABLE, parameters)
         ]
         rounds = (one for turn in zip_longest(*by_account) for one in turn if one)
-        return sorted(rounds, key=lambda one: one.event == claim.avoid)[: claim.limit]
+        return sorted(rounds, key=lambda one: one.id == claim.avoid)[: claim.limit]
 
-    def free(self) -> None:
-        """Have all be due that wait for something, if nobody shares the ledger.
-
-        What a process had claimed that was killed, the next one sends at once.
-        """
-        if not self._database.shared:
-            with self._database.begin() as connection:
-                connection.execute(_FREE, {"now": _time(connection, self._clock)})
-
-    def settle(self, settled: Settled) -> Step:
-        """Settle what was claimed, and claim nothing."""
-        delivered, gave_up = self._database.run(
-            lambda connection: _settle(connection, settled, _time(connection, self._clock))
+    def record(self, results: DeliveryResults) -> tuple[int, int]:
+        """Record results; returns how many were delivered, and how many given up."""
+        return self._database.run(
+            lambda connection: _record(connection, results, self._time(connection))
         )
-        return Step(delivered, gave_up, [], None)
 
-    def backlog(self, target: str) -> Backlog:
-        """Return what a target has not been told yet; what a clock put off for ages is due."""
-        with self._database.begin() as connection:
-            parameters = {"this_target": target, "now": _time(connection, self._clock)}
-            connection.execute(_HASTEN, parameters)
-            return Backlog(*connection.execute(_COUNT, parameters).one())
-
-    def forget(self, known: Collection[str]) -> int:
-        """Drop what nobody sends any more, once its time is over.
+    def give_up(self, target: str, shortest: float, longest: float) -> int:
+        """Delete notifications whose time is over, tried or not, but for those under way.
 
         Args:
-            known: the names of the targets that there are.
+            target: whose notifications.
+            shortest: seconds for which it has been over, at least.
+            longest: seconds for which it has been over, at most.
 
         Returns:
             How many; at most `CHUNK`.
         """
+
+        def work(connection: Connection) -> int:
+            ages = {"shortest": shortest, "longest": longest}
+            parameters = {"this_target": target, "now": self._time(connection), **ages}
+            return connection.execute(_GIVE_UP, parameters).rowcount
+
+        return self._database.run(work)
+
+    def release_all(self) -> None:
+        """Make all notifications due, if no other exporter shares the ledger.
+
+        Those that a killed process had claimed are sent at once by the next one.
+        """
+        if not self._database.shared:
+            with self._database.begin() as connection:
+                connection.execute(_RELEASE_ALL, {"now": self._time(connection)})
+
+    def backlog(self, target: str) -> Backlog:
+        """Return what is pending for a target; end waits that a clock set back made endless."""
         with self._database.begin() as connection:
-            gone = (
+            parameters = {"this_target": target, "now": self._time(connection)}
+            connection.execute(_CUT_WAITS, parameters)
+            pending, oldest = connection.execute(_COUNT, parameters).one()
+        return Backlog(pending, None if oldest is None else oldest - self._clock.ahead)
+
+    def prune(self, targets: Collection[str]) -> int:
+        """Delete overdue notifications of other targets; returns how many, at most `CHUNK`."""
+        with self._database.begin() as connection:
+            old = (
                 select(_columns.id)
                 .where(
-                    _columns.target.not_in(list(known)),
-                    _columns.give_up_at <= _time(connection, self._clock),
+                    _columns.target.not_in(list(targets)),
+                    _columns.give_up_at <= self._time(connection),
                 )
                 .limit(CHUNK)
             )
-            return connection.execute(delete(notifications).where(_columns.id.in_(gone))).rowcount
+            return connection.execute(delete(notifications).where(_columns.id.in_(old))).rowcount
+
+    def _time(self, connection: Connection) -> float:
+        return self._time_of(connection, self._clock)
 
 
-def _time(connection: Connection, clock: LedgerClock) -> float:
-    """Return the ledger's time, on which exporters that share it agree exactly (Unix time)."""
-    if connection.dialect.name == "postgresql":
-        return float(connection.execute(_CLOCK).scalar_one())
-    return clock.now()
-
-
-def _settle(connection: Connection, settled: Settled, now: float) -> tuple[int, int]:
+def _record(connection: Connection, results: DeliveryResults, now: float) -> tuple[int, int]:
     """Return how many were delivered, and how many given up."""
     delivered = gave_up = 0
-    if settled.delivered:
-        rows = packed(one.id for one in settled.delivered)
+    if results.delivered:
+        rows = packed(one.id for one in results.delivered)
         delivered = connection.execute(_DELETE, {"rows": rows}).rowcount
-    if settled.refused:
-        rows = packed(one.id for one in settled.refused)
+    if results.rejected:
+        rows = packed(one.id for one in results.rejected)
         gave_up = connection.execute(_DELETE, {"rows": rows}).rowcount
-    if settled.put_off:
-        rows = packed(one.id for one, _ in settled.put_off)
+    if results.put_off:
+        rows = packed(one.id for one, _ in results.put_off)
         gave_up += connection.execute(_DELETE_OVERDUE, {"rows": rows, "now": now}).rowcount
-        rows = packed((one.id, one.attempts, wait) for one, wait in settled.put_off)
+        rows = packed((one.id, one.attempts, wait) for one, wait in results.put_off)
         connection.execute(_PUT_OFF, {"rows": rows, "now": now})
-    if settled.released:
-        rows = packed((one.id, one.attempts) for one in settled.released)
+    if results.released:
+        rows = packed((one.id, one.attempts) for one in results.released)
         connection.execute(_RELEASE, {"rows": rows, "now": now})
     return delivered, gave_up

@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0010"
+HEAD: Final = "0011"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
@@ -207,21 +207,19 @@ replica_messages: Final = Table(
     Column("message", String(16), nullable=False),
 )
 
-# What is still to be told of finished calls, and to whom; see `exporter.ledger.outbox`.
+# Notifications of finished calls that are not delivered yet; see `exporter.ledger.outbox`.
 notifications: Final = Table(
     "notifications",
     metadata,
     Column("id", _Row, primary_key=True),
     Column("target", String(64), nullable=False),
-    Column("event_id", String(64), nullable=False),
-    Column("event", Text, nullable=False),  # JSON, as it is sent
+    Column("call", Text, nullable=False),  # JSON, as it finished
     Column("queued_at", Float, nullable=False),  # by the ledger's clock, as below
     Column("give_up_at", Float, nullable=False),
     Column("due_at", Float, nullable=False),  # or, once it is claimed, when that ends
     Column("attempts", Integer, nullable=False),
-    # `?` for those that exporters of the revision before write.
     Column("account", String(64), nullable=False, server_default="?"),
-    Column("retry", Boolean, nullable=False, server_default=false()),  # it has been refused
+    Column("retry", Boolean, nullable=False, server_default=false()),  # an attempt has failed
     Index("notifications_due", "target", "due_at"),
     Index("notifications_turns", "target", "retry", "account", "due_at"),
     Index("notifications_overdue", "target", "give_up_at"),

@@ -29,6 +29,7 @@ from exporter.ledger.labels import COUNTED_AS, FOLDED, limit_labels, prune_label
 from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
 from exporter.ledger.listing import RECORD, label_sets_of, records
 from exporter.ledger.open_calls import OpenCalls
+from exporter.ledger.outbox import Outbox
 from exporter.ledger.recent import Past, failures, recent
 from exporter.ledger.records import (
     CHUNK,
@@ -57,7 +58,6 @@ from exporter.ledger.schema import (
 from exporter.ledger.sharing import snapshot_number
 from exporter.ledger.taking import keep, named_lately, push, take
 from exporter.ledger.totals import Cell, Total
-from exporter.notify.routes import Route
 
 T = TypeVar("T")
 
@@ -108,22 +108,27 @@ class Store:
     Args:
         database: open.
         clock: tells the time where a method is not told it; the machine's by default.
+        outbox: the notifications of calls that finish.
 
     Attributes:
         shared: whether other exporters may use the ledger at the same time.
         replica: the number of this exporter among them, of which the calls are that it takes in.
-        routes: who is to be told of calls that finish.
         memory: seconds for which a finished call is remembered.
         limits: of the labels of each account.
     """
 
-    def __init__(self, database: Database, clock: LedgerClock | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: LedgerClock | None = None,
+        outbox: Outbox | None = None,
+    ) -> None:
         self._database = database
         self._clock = clock or LedgerClock(machine_clocks())
         self.shared = database.shared
         self.replica: int | None = None
         self._seconds: dict[float, float] = {}
-        self.routes: Collection[Route] = ()
+        self.outbox = outbox or Outbox(database, self._clock)
         self.memory = math.inf
         self.limits = NO_LIMITS
         self._seen = 0  # what sets of labels had been evicted at the last pruning
@@ -319,7 +324,7 @@ class Store:
     def commit(self, observations: Sequence[Observation]) -> Committed:
         """Write what polls found out; see `exporter.ledger.commit`."""
         committed = self._database.run(
-            lambda connection: commit(connection, observations, self.routes, self._clock)
+            lambda connection: commit(connection, observations, self.outbox, self._clock)
         )
         if self.shared:
             committed = replace(committed, added={})

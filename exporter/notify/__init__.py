@@ -1,1 +1,1 @@
-"""Telling others of finished calls: a signed POST for each, at least once."""
+"""Notifications of finished calls: one dispatcher, and a module for each kind of target."""

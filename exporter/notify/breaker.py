@@ -1,6 +1,6 @@
 """Whether a target is sent anything: a circuit breaker. Pure: time comes in.
 
-Times are seconds of the monotonic clock.
+Times are seconds of the monotonic clock. Events are told apart by the rows of their notifications.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from typing import Final
 
 from exporter.backoff import ExponentialBackoff
 
-LONGEST: Final = 900.0
-"""Seconds after which a notification is tried again at the latest, whatever the target asks for."""
+MAX_PAUSE: Final = 900.0
+"""Seconds after which anything is tried again at the latest, whatever the target asks for."""
 
-FAILURES_BEFORE_PAUSE: Final = 5
+PAUSES: Final = ExponentialBackoff(1.0, 60.0, jitter=0.25)
+"""Of a target that fails."""
+
+_MIN_FAILED: Final = 5
 """Different events that fail in a row and so pause a target."""
 
-_WITNESSES: Final = 2
-"""Different events that a target has to answer in a row with `Retry-After`, to be given that."""
+_MIN_THROTTLED: Final = 2
+"""Different events in a row to which a target has to answer `Retry-After` before it applies."""
 
 # Where bad events are many, more of them come in a row though nothing is wrong with the target.
-_RUNS: Final = 5.0
-_FORGET: Final = 0.98
-_MOST: Final = 100
-
-_PAUSE: Final = ExponentialBackoff(1.0, 60.0, jitter=0.25)
+_RUN_FACTOR: Final = 5.0
+_RUN_DECAY: Final = 0.98
+_MAX_EVENTS: Final = 100
 
 
 class State(Enum):
@@ -45,22 +46,24 @@ class CircuitBreaker:
 
     Args:
         chance: returns a number from 0 to 1, for the length of pauses.
+        pauses: their lengths.
 
     Attributes:
-        last: the id of the event that failed last; another one is to be tried next.
+        last: the event that failed last; another one is to be tried next.
     """
 
-    def __init__(self, chance: Callable[[], float]) -> None:
+    def __init__(self, chance: Callable[[], float], pauses: ExponentialBackoff = PAUSES) -> None:
         self._chance = chance
-        self._failed: set[str] = set()  # since the last good answer
-        self._throttled: set[str] = set()
+        self._backoff = pauses
+        self._failed: set[int] = set()  # since the last good answer
+        self._throttled: set[int] = set()
         self._pauses = 0  # in a row
         self._until = -math.inf
-        self._kept_until = -math.inf  # a `Retry-After` that is confirmed
-        self._good_at = -math.inf
-        self._run = 0.0  # failures that came in a row though the target was well
-        self._trial: str | None = None
-        self.last: str | None = None
+        self._throttled_until = -math.inf  # a `Retry-After` that is confirmed
+        self._succeeded_at = -math.inf
+        self._run = 0.0  # failures that came in a row though the target was healthy
+        self._trial: int | None = None
+        self.last: int | None = None
 
     def state(self, now: float) -> State:
         """Return what may be sent now."""
@@ -77,34 +80,35 @@ class CircuitBreaker:
         """Return the seconds until a pause ends; 0 where there is none."""
         return max(0.0, self._until - now) if self._pauses else 0.0
 
-    def sent(self, event: str, now: float) -> None:
-        """Account for an event that is sent now."""
+    def sent(self, event: int, now: float) -> None:
+        """Record that an event is sent now."""
         if self.state(now) is State.HALF_OPEN:
             self._trial = event
 
-    def succeeded(self, now: float) -> bool:
-        """Account for a good answer.
+    def released(self, event: int) -> None:
+        """Record that an event could not be sent after all."""
+        if self._trial == event:
+            self._trial = None
 
-        Returns:
-            Whether a pause ends with it.
-        """
-        self._good_at = now
-        if now < self._kept_until:
+    def succeeded(self, now: float) -> bool:
+        """Record a good answer; returns whether a pause ends with it."""
+        self._succeeded_at = now
+        if now < self._throttled_until:
             return False  # it was under way when the target asked for the pause
         paused = self._pauses > 0
         if not paused:
-            self._run = max(self._run * _FORGET, len(self._failed))
+            self._run = max(self._run * _RUN_DECAY, len(self._failed))
         self._failed.clear()
         self._throttled.clear()
         self._pauses = 0
         self._trial = None
         return paused
 
-    def failed(self, event: str, retry_after: float | None, sent_at: float, now: float) -> bool:
-        """Account for an event that was not taken.
+    def failed(self, event: int, retry_after: float | None, sent_at: float, now: float) -> bool:
+        """Record an event that failed.
 
         Args:
-            event: its id.
+            event: which.
             retry_after: seconds for which the target asks not to be sent anything, if it does.
             sent_at: when it was sent: one from before the last good answer proves nothing.
             now: when the answer came.
@@ -116,23 +120,22 @@ class CircuitBreaker:
         trial = self._trial == event
         if trial:
             self._trial = None
-        elif sent_at < self._good_at:
+        elif sent_at < self._succeeded_at:
             return False
-        if len(self._failed) < _MOST:
+        if len(self._failed) < _MAX_EVENTS:
             self._failed.add(event)
         if retry_after is not None:
-            if len(self._throttled) < _MOST:
+            if len(self._throttled) < _MAX_EVENTS:
                 self._throttled.add(event)
-            if len(self._throttled) >= self._enough(_WITNESSES):
-                kept = now + min(LONGEST, retry_after)
-                self._kept_until = max(self._kept_until, kept)
-        begins = self._kept_until > now or len(self._failed) >= self._enough(FAILURES_BEFORE_PAUSE)
+            if len(self._throttled) >= self._needed(_MIN_THROTTLED):
+                until = now + min(MAX_PAUSE, retry_after)
+                self._throttled_until = max(self._throttled_until, until)
+        begins = self._throttled_until > now or len(self._failed) >= self._needed(_MIN_FAILED)
         if trial or (state is State.CLOSED and begins):
             self._pauses += 1
-            pause = _PAUSE.wait(self._pauses, self._chance())
-            self._until = now + pause
-        self._until = max(self._until, self._kept_until)
+            self._until = now + self._backoff.wait(self._pauses, self._chance())
+        self._until = max(self._until, self._throttled_until)
         return state is State.CLOSED and begins
 
-    def _enough(self, different: int) -> float:
-        return max(different, min(_MOST, _RUNS * self._run))
+    def _needed(self, different: int) -> float:
+        return max(different, min(_MAX_EVENTS, _RUN_FACTOR * self._run))

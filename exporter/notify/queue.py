@@ -1,4 +1,4 @@
-"""Which of the claimed notifications is sent next: fair turns on a target's connections. Pure.
+"""Which claimed notification is sent next: fair turns on a target's connections. Pure.
 
 Times are seconds of the monotonic clock.
 """
@@ -25,7 +25,7 @@ class SendQueue:
     is for one that holds none: events that hang leave others their share.
 
     Args:
-        connections: how many requests may be under way.
+        connections: attempts that may be under way.
     """
 
     def __init__(self, connections: int) -> None:
@@ -38,9 +38,9 @@ class SendQueue:
         self._turn = 0
 
     def add(self, claimed: Iterable[Notification]) -> None:
-        """Have notifications wait."""
+        """Add claimed notifications."""
         for one in claimed:
-            self._waiting[one.retry].setdefault(one.account, deque()).append(one)
+            self._waiting[one.retry].setdefault(one.call.account, deque()).append(one)
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -51,7 +51,7 @@ class SendQueue:
         return {account: len(queue) for account, queue in self._waiting[retry].items()}
 
     def next(self, now: float) -> Notification | None:
-        """Return the notification that is to be sent now, which waits no more; None for none."""
+        """Remove and return the notification to send now; None for none."""
         free = self._connections - self._under_way.total()
         if free <= 0:
             return None
@@ -74,14 +74,14 @@ class SendQueue:
         return one
 
     def done(self, one: Notification, seconds: float, now: float) -> None:
-        """Account for a request that has ended, and for how long it took."""
-        self._under_way[one.account] -= 1
+        """Record that an attempt has ended, and how long it took."""
+        self._under_way[one.call.account] -= 1
         self._retries -= one.retry
         if one.retry:
             share = max(1.0, _RETRIES / self._connections)
             self._retry_at = now + (share - 1) * seconds
 
     def clear(self, *, retry: bool) -> list[Notification]:
-        """Return those that wait, which do so no more."""
+        """Remove and return those that wait."""
         queues, self._waiting[retry] = self._waiting[retry], {}
         return [one for queue in queues.values() for one in queue]

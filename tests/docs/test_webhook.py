@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from exporter.calls import Finished, Key, Result, Status, WatchedCall
-from exporter.ids import reference_id
-from exporter.notify.event import finished_event, headers, signing_key
-from exporter.secrets import Secret
+from exporter.ledger.outbox import CallFinished
+from exporter.notify.events import CloudEvent, cloud_event, signature_headers
+from exporter.secrets import Secret, decode_signing_key
 from tests.docs import pages
 
 PAGE = "docs/webhook.md"
@@ -25,9 +24,9 @@ def block(language: str) -> str:
 
 
 def test_the_event_has_the_same_keys_and_types() -> None:
-    call = WatchedCall(1, reference_id("505139D7-54F8-48A9-88FA-9460A78731DD"), 5.0)
-    answered = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
-    event = json.loads(finished_event("main", call, answered, 60.0, {"campaign": "otp"}).body)
+    name, labels = "505139D7-54F8-48A9-88FA-9460A78731DD", {"campaign": "otp"}
+    call = CallFinished("main", name, "success", "answered", 13.0, "1", labels, 5.0, 60.0)
+    event = json.loads(cloud_event(call).body)
     shown = json.loads(block("json"))
 
     def shape(value: Any) -> object:  # Any: JSON
@@ -46,12 +45,12 @@ def test_the_receiver_takes_what_is_signed_and_nothing_else() -> None:
     exec(block("python"), space)
     verified: Verified = space["verified"]
     body = b'{"data": 1}'
-    key, now = signing_key(Secret(KEY)), time.time()
-    good = headers(key, "id-1", now, body)
+    key, event, now = decode_signing_key(Secret(KEY)), CloudEvent("id-1", body), time.time()
+    good = signature_headers(key, event, now)
     assert verified(KEY, good, body)
     both = {**good, "webhook-signature": f"v1,AAAA {good['webhook-signature']}"}
     assert verified(KEY, both, body)
     assert not verified(KEY, good, body + b" ")
     assert not verified(KEY, {**good, "webhook-id": "id-2"}, body)
     assert not verified(KEY.replace("M", "N"), good, body)
-    assert not verified(KEY, headers(key, "id-1", now - 400, body), body)
+    assert not verified(KEY, signature_headers(key, event, now - 400), body)

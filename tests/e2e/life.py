@@ -286,7 +286,7 @@ class Life:
         method: str,
         path: str,
         good: tuple[int, ...],
-        timeout: float | None = None,  # noqa: ASYNC109 - where it is given up
+        timeout: float | None = None,
         **options: Any,  # Any: of aiohttp
     ) -> int | None:
         """Ask one exporter or another until one answers as it is to; None where none does."""

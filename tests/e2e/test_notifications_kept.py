@@ -14,7 +14,7 @@ from aiohttp import web
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from exporter.notify.sender import AHEAD
+from exporter.notify.dispatcher import AHEAD
 from exporter.simulator import Account, Plan, Simulator
 from tests.databases import postgresql
 from tests.e2e.counting import ENDS

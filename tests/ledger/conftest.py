@@ -64,6 +64,14 @@ def url(request: pytest.FixtureRequest, path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def old_url(request: pytest.FixtureRequest, path: Path) -> str:
+    """The address of an empty database, on every engine."""
+    if request.param == "sqlite":
+        return f"sqlite:///{path}"
+    return str(request.getfixturevalue("empty_url"))
+
+
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
     database = open_database(url)

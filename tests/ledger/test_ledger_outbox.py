@@ -1,29 +1,40 @@
-"""What is to be told of finished calls: written with the finish, and claimed by one at a time."""
+"""Notifications: written with the finish, and claimed by one exporter at a time."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping
 
 import pytest
-from sqlalchemy import event, insert, select
+from sqlalchemy import Connection, select, text
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
-from exporter.ledger import outbox as module
+from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import Database, open_database
-from exporter.ledger.outbox import FARTHEST, Backlog, Claim, Notification, Outbox, Settled
+from exporter.ledger.outbox import (
+    LONGEST_WAIT,
+    Backlog,
+    CallFinished,
+    Claim,
+    DeliveryResults,
+    Notification,
+    Outbox,
+    Route,
+)
 from exporter.ledger.records import CHUNK, NewCall, Observation, StoredCall
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store
-from exporter.notify.routes import Route
+from exporter.notify.events import cloud_event
+from tests.ledger.old_ledgers import ledger_at
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 FAILED = Finished(Result.FAILURE, Status.FAILED)
 DAY = 86_400.0
-NOTHING = Settled()
+NOTHING = DeliveryResults()
 
 
 def route(target: str, results: tuple[str, ...] | None = None, **labels: str) -> Route:
@@ -39,16 +50,20 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "_time", lambda *_: clock.now)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
-def outbox(database: Database, store: Store, clock: Clock) -> Outbox:
-    store.routes = (route("t"),)
-    return Outbox(database)
+def outbox(database: Database, clock: Clock) -> Outbox:
+    outbox = Outbox(database, time_of=lambda *_: clock.now)
+    outbox.set_routes([route("t")])
+    return outbox
+
+
+@pytest.fixture
+def store(database: Database, outbox: Outbox) -> Store:
+    return Store(database, outbox=outbox)
 
 
 def push(store: Store, *names: str, account: str = "main", **labels: str) -> list[StoredCall]:
@@ -67,19 +82,18 @@ def both(most: int) -> list[Claim]:
     return [Claim(retry=False, limit=most), Claim(retry=True, limit=most)]
 
 
-def claim(outbox: Outbox, most: int = 10, settled: Settled = NOTHING) -> list[Notification]:
-    return outbox.step("t", settled, both(most), 60.0, most).claimed
+def claim(outbox: Outbox, most: int = 10, results: DeliveryResults = NOTHING) -> list[Notification]:
+    return outbox.claim("t", results, both(most), 60.0, most).claimed
 
 
 def named(found: list[Notification]) -> list[str]:
-    return [json.loads(one.body)["data"]["reference_id"] for one in found]
+    return [one.call.reference_id for one in found]
 
 
-def test_what_is_not_told_costs_nothing(database: Database, store: Store) -> None:
-    statements: list[str] = []
-    event.listen(
-        database.engine, "before_cursor_execute", lambda *given: statements.append(given[2])
-    )
+def test_without_targets_nothing_is_written(
+    statements: list[str], store: Store, outbox: Outbox
+) -> None:
+    outbox.set_routes([])
     finish(store, push(store, "a"))
     assert not [text for text in statements if "notifications" in text]
 
@@ -88,27 +102,59 @@ def test_a_finish_and_what_is_told_of_it_are_one(store: Store, outbox: Outbox) -
     assert finish(store, push(store, "a", "B", campaign="otp")) == {"t"}
     found = claim(outbox)
     assert named(found) == ["a", "B"]
-    assert json.loads(found[0].body)["id"] == found[0].event
-    assert json.loads(found[0].body)["data"]["labels"] == {"campaign": "otp"}
+    labels = {"campaign": "otp"}
+    assert found[0].call == CallFinished(
+        "main", "a", "success", "busy", None, None, labels, 1.0, 5.0
+    )
 
 
 def test_neither_is_written_where_the_other_cannot_be(
-    database: Database, store: Store, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+    database: Database, store: Store, outbox: Outbox
 ) -> None:
+    class Broken(Route):
+        def matches(self, call: CallFinished) -> bool:
+            raise LedgerError("it breaks after the finish")
+
     stored = push(store, "a")
-
-    def broken(*_: object) -> frozenset[str]:
-        raise LedgerError("it breaks after the finish")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("exporter.ledger.commit.queue", broken)
-        with pytest.raises(LedgerError):
-            finish(store, stored)
+    outbox.set_routes([Broken("t", DAY)])
+    with pytest.raises(LedgerError):
+        finish(store, stored)
     with database.begin() as connection:
         assert connection.scalars(select(calls.c.result)).all() == [None]
         assert connection.scalars(select(notifications.c.id)).all() == []
+    outbox.set_routes([route("t")])
     finish(store, stored)
     assert named(claim(outbox)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("accounts", "results", "statuses", "labels", "matches"),
+    [
+        (None, None, None, {}, True),
+        (("main", "b"), None, None, {}, True),
+        (("b",), None, None, {}, False),
+        (None, ("success",), None, {}, True),
+        (None, ("failure", "unknown"), None, {}, False),
+        (None, None, ("busy", "failed"), {}, True),
+        (None, None, ("failed",), {}, False),
+        (None, None, None, {"campaign": {"otp", "x"}}, True),
+        (None, None, None, {"campaign": {"otp"}, "team": {"b"}}, False),
+        (None, None, None, {"absent": {""}}, True),
+        (None, None, None, {"absent": {"x"}}, False),
+        (("main",), ("success",), ("busy",), {"team": {"a"}}, True),
+        (("main",), ("success",), ("busy",), {"team": {"b"}}, False),
+    ],
+)
+def test_a_call_has_to_match_everything_that_a_route_names(
+    accounts: Collection[str] | None,
+    results: Collection[str] | None,
+    statuses: Collection[str] | None,
+    labels: Mapping[str, Collection[str]],
+    matches: bool,  # noqa: FBT001 - a column of a table
+) -> None:
+    of_call = {"campaign": "otp", "team": "a"}
+    call = CallFinished("main", "a", "success", "busy", None, None, of_call, 1.0, 5.0)
+    assert Route("t", 1.0, accounts, results, statuses, labels).matches(call) is matches
 
 
 def test_only_what_counts_is_told(store: Store, outbox: Outbox) -> None:
@@ -119,22 +165,22 @@ def test_only_what_counts_is_told(store: Store, outbox: Outbox) -> None:
     store.commit([Observation("main", stored[2].call, PollAgain(CallState.QUEUED), 5.0)])
     (found,) = claim(outbox)
     assert named([found]) == ["twice"]
-    assert json.loads(found.body)["data"]["result"] == "success"
+    assert found.call.result == "success"
 
 
 def test_each_target_is_told_what_it_wants(store: Store, outbox: Outbox) -> None:
-    store.routes = (route("all"), route("bad", ("failure",)), route("otp", campaign="otp"))
+    outbox.set_routes([route("all"), route("bad", ("failure",)), route("otp", campaign="otp")])
     assert finish(store, push(store, "a")) == {"all"}
     assert finish(store, push(store, "b", campaign="otp"), FAILED) == {"all", "bad", "otp"}
     found = {
-        target: named(outbox.step(target, NOTHING, both(9), 60.0).claimed)
+        target: named(outbox.claim(target, NOTHING, both(9), 60.0).claimed)
         for target in ("all", "bad", "otp")
     }
     assert found == {"all": ["a", "b"], "bad": ["b"], "otp": ["b"]}
 
 
 def test_many_targets_of_many_calls(store: Store, outbox: Outbox) -> None:
-    store.routes = tuple(route(f"t{number}") for number in range(3))
+    outbox.set_routes([route(f"t{number}") for number in range(3)])
     finish(store, push(store, *(f"c{number}" for number in range(CHUNK))))
     assert [outbox.backlog(f"t{number}").pending for number in range(3)] == [CHUNK] * 3
 
@@ -145,20 +191,20 @@ def test_what_is_claimed_is_nobody_elses_until_the_claim_ends(
     finish(store, push(store, "a", "b", "c"))
     assert named(claim(outbox, 2)) == ["a", "b"]
     assert named(claim(outbox)) == ["c"]
-    assert outbox.step("t", NOTHING, both(1), 60.0).due_in == 60
+    assert outbox.claim("t", NOTHING, both(1), 60.0).due_in == 60
     clock.now += 61
     again = claim(outbox)
     assert [(one.attempts, *named([one])) for one in again] == [(2, "a"), (2, "b"), (2, "c")]
 
 
-@pytest.mark.parametrize("outcome", ["delivered", "refused"])
+@pytest.mark.parametrize("outcome", ["delivered", "rejected"])
 def test_what_is_done_with_is_counted_once(store: Store, outbox: Outbox, outcome: str) -> None:
     finish(store, push(store, "a", "b"))
     found = claim(outbox)
     delivered = outcome == "delivered"
-    settled = Settled(delivered=found) if delivered else Settled(refused=found)
+    results = DeliveryResults(delivered=found) if delivered else DeliveryResults(rejected=found)
     for expected in (2, 0):  # as from another exporter, whose claim had ended
-        step = outbox.step("t", settled, both(9), 60.0)
+        step = outbox.claim("t", results, both(9), 60.0)
         counted = step.delivered if delivered else step.gave_up
         assert (counted, step.claimed, step.due_in) == (expected, [], None)
 
@@ -166,7 +212,7 @@ def test_what_is_done_with_is_counted_once(store: Store, outbox: Outbox, outcome
 def test_what_failed_comes_again_later(store: Store, outbox: Outbox, clock: Clock) -> None:
     finish(store, push(store, "a", "b"))
     a, b = claim(outbox)
-    assert claim(outbox, settled=Settled(put_off=[(a, 5.0), (b, 10.0)])) == []
+    assert claim(outbox, results=DeliveryResults(put_off=[(a, 5.0), (b, 10.0)])) == []
     clock.now += 5
     assert named(claim(outbox)) == ["a"]
     clock.now += 5
@@ -176,7 +222,7 @@ def test_what_failed_comes_again_later(store: Store, outbox: Outbox, clock: Cloc
 def test_what_was_not_tried_comes_again_at_once(store: Store, outbox: Outbox) -> None:
     finish(store, push(store, "a"))
     (a,) = claim(outbox)
-    assert claim(outbox, settled=Settled(released=[a])) == [a]
+    assert claim(outbox, results=DeliveryResults(released=[a])) == [a]
 
 
 def test_who_is_late_does_not_touch_a_newer_claim(
@@ -186,11 +232,11 @@ def test_who_is_late_does_not_touch_a_newer_claim(
     (late,) = claim(outbox)
     clock.now += 61
     (newer,) = claim(outbox)
-    for settled in (Settled(put_off=[(late, 1.0)]), Settled(released=[late])):
-        assert claim(outbox, settled=settled) == []
+    for settled in (DeliveryResults(put_off=[(late, 1.0)]), DeliveryResults(released=[late])):
+        assert claim(outbox, results=settled) == []
     clock.now += 2
     assert claim(outbox) == []
-    assert outbox.settle(Settled(delivered=[newer])).delivered == 1
+    assert outbox.record(DeliveryResults(delivered=[newer]))[0] == 1
 
 
 def test_the_last_attempt_is_when_the_time_is_over(
@@ -199,10 +245,10 @@ def test_the_last_attempt_is_when_the_time_is_over(
     finish(store, push(store, "a"))
     (a,) = claim(outbox)
     clock.now += DAY - 30
-    outbox.settle(Settled(put_off=[(a, 900.0)]))
+    outbox.record(DeliveryResults(put_off=[(a, 900.0)]))
     clock.now += 30
     (a,) = claim(outbox)
-    assert outbox.settle(Settled(put_off=[(a, 900.0)])).gave_up == 1
+    assert outbox.record(DeliveryResults(put_off=[(a, 900.0)]))[1] == 1
     assert outbox.backlog("t") == Backlog(0, None)
 
 
@@ -212,7 +258,7 @@ def test_an_old_one_is_tried_before_it_is_given_up(
     finish(store, push(store, "a", "b"))
     clock.now += 2 * DAY
     (a,) = claim(outbox, 1)
-    assert outbox.settle(Settled(put_off=[(a, 5.0)])).gave_up == 1
+    assert outbox.record(DeliveryResults(put_off=[(a, 5.0)]))[1] == 1
     assert outbox.backlog("t").pending == 1
 
 
@@ -230,7 +276,7 @@ def test_what_is_overdue_is_given_up_in_bulk_but_for_what_is_under_way(
     assert outbox.give_up("t", 10.0, math.inf) == 0  # over for 5 s
     assert outbox.give_up("t", 0.0, 4.0) == 0
     assert outbox.give_up("t", 0.0, math.inf) == 99
-    assert outbox.settle(Settled(delivered=[first])).delivered == 1
+    assert outbox.record(DeliveryResults(delivered=[first]))[0] == 1
     clock.now += DAY
     assert [outbox.give_up("t", 30.0, math.inf) for _ in range(2)] == [CHUNK, 0]
     assert outbox.backlog("t") == Backlog(0, None)
@@ -241,17 +287,17 @@ def test_new_ones_are_not_among_those_that_were_refused(
 ) -> None:
     finish(store, push(store, "bad", "released"))
     bad, released = claim(outbox)
-    outbox.settle(Settled(put_off=[(bad, 5.0)], released=[released]))
+    outbox.record(DeliveryResults(put_off=[(bad, 5.0)], released=[released]))
     clock.now += 5
     finish(store, push(store, "new"))
 
     def kind(*, retry: bool) -> list[str]:
-        return named(outbox.step("t", NOTHING, [Claim(retry, 9)], 0.0).claimed)
+        return named(outbox.claim("t", NOTHING, [Claim(retry, 9)], 0.0).claimed)
 
     assert sorted(kind(retry=False)) == ["new", "released"]
     assert kind(retry=True) == ["bad"]
     # In the order in which they are asked for, up to the limit.
-    step = outbox.step("t", NOTHING, [Claim(True, 9), Claim(False, 9)], 60.0, 2)
+    step = outbox.claim("t", NOTHING, [Claim(True, 9), Claim(False, 9)], 60.0, 2)
     assert named(step.claimed)[0] == "bad"
     assert len(step.claimed) == 2
 
@@ -261,7 +307,7 @@ def test_accounts_share_what_is_claimed(store: Store, outbox: Outbox) -> None:
     for account in "bcdef":
         finish(store, push(store, account, f"{account}{account}", account=account))
     assert {name[0] for name in named(claim(outbox, 6))} == set("abcdef")
-    assert [one.account for one in claim(outbox, 6)][:6] == list("abcdef")
+    assert [one.call.account for one in claim(outbox, 6)][:6] == list("abcdef")
     assert {name[0] for name in named(claim(outbox, 5))} == {"a"}
 
 
@@ -273,9 +319,9 @@ def test_accounts_take_turns_where_few_are_claimed(store: Store, outbox: Outbox)
         *(["a", "b"], ["a", "c"], ["b", "c"], ["a", "b"])
     ]
     # An account that has enough has no turn.
-    step = outbox.step("t", NOTHING, [Claim(False, 9, full=["c"])], 60.0)
+    step = outbox.claim("t", NOTHING, [Claim(False, 9, full=["c"])], 60.0)
     assert step.claimed == []
-    assert named(outbox.step("t", NOTHING, [Claim(False, 9)], 60.0).claimed) == ["c2"]
+    assert named(outbox.claim("t", NOTHING, [Claim(False, 9)], 60.0).claimed) == ["c2"]
 
 
 def test_another_event_goes_before_the_one_that_failed_last(
@@ -283,25 +329,54 @@ def test_another_event_goes_before_the_one_that_failed_last(
 ) -> None:
     finish(store, push(store, "a", "b"))
     a, b = claim(outbox)
-    outbox.settle(Settled(put_off=[(a, 5.0), (b, 6.0)]))
+    outbox.record(DeliveryResults(put_off=[(a, 5.0), (b, 6.0)]))
     clock.now += 6
     found = [
-        named(outbox.step("t", NOTHING, [Claim(True, 1, avoid=a.event)], 60.0).claimed)
+        named(outbox.claim("t", NOTHING, [Claim(True, 1, avoid=a.id)], 60.0).claimed)
         for _ in range(2)
     ]
     assert found == [["b"], ["a"]]
 
 
-def test_what_an_exporter_of_the_version_before_writes(
-    database: Database, store: Store, outbox: Outbox, clock: Clock
-) -> None:
-    finish(store, push(store, "a"))
-    old = ("target", "event_id", "event", "give_up_at", "queued_at", "due_at", "attempts")
-    row = dict(zip(old, ("t", "e", '{"data": {"reference_id": "old"}}'), strict=False))
-    times = {"give_up_at": clock.now + DAY, "queued_at": clock.now, "due_at": clock.now}
-    with database.begin() as connection:
-        connection.execute(insert(notifications).values(**row, **times, attempts=0))
-    assert sorted(named(claim(outbox))) == ["a", "old"]
+def test_notifications_of_the_version_before_are_delivered(old_url: str) -> None:
+    """They held the event as it is sent, and some no account; their calls may be gone."""
+    data = {
+        "account": "main",
+        "reference_id": "A-1",
+        "result": "success",
+        "status": "answered",
+        "duration": 13.0,
+        "key": "1",
+        "labels": {"campaign": "c\u1ea5p c\u1ee9u"},
+        "first_watched": "2023-11-14T22:13:20.250Z",
+        "finished_at": "2023-11-14T22:14:20.357Z",
+    }
+    event = {"specversion": "1.0", "id": "e", "subject": "A-1", "data": data}
+
+    def fill(connection: Connection) -> None:
+        row = {"event": json.dumps(event, ensure_ascii=False), "now": time.time()}
+        for account, attempts in (("main", 3), ("?", 0)):
+            connection.execute(
+                text(
+                    "INSERT INTO notifications (target, account, event_id, event, queued_at, "
+                    "give_up_at, due_at, attempts, retry) VALUES ('t', :account, 'e', :event, "
+                    ":now, :now + 9999, :now - 1, :attempts, :retry)"
+                ),
+                {**row, "account": account, "attempts": attempts, "retry": attempts > 0},
+            )
+
+    ledger_at("0010", old_url, fill)
+    database = open_database(old_url)
+    found = claim(Outbox(database))
+    times = {"first_watched": 1_700_000_000.25, "finished_at": 1_700_000_060.357}
+    call = CallFinished(**{**data, **times})  # type: ignore[arg-type]
+    assert [(one.attempts, one.retry, one.call) for one in found] == [
+        (1, False, call),
+        (4, True, call),
+    ]
+    sent = json.loads(cloud_event(found[0].call).body)["data"]
+    assert sent == data
+    database.close()
 
 
 def test_the_backlog(store: Store, outbox: Outbox, clock: Clock) -> None:
@@ -317,7 +392,7 @@ def test_a_clock_that_is_set_back_puts_nothing_off(
     store: Store, outbox: Outbox, clock: Clock
 ) -> None:
     finish(store, push(store, "a"))
-    clock.now -= FARTHEST + 1
+    clock.now -= LONGEST_WAIT + 1
     assert claim(outbox) == []
     outbox.backlog("t")
     assert named(claim(outbox)) == ["a"]
@@ -328,7 +403,7 @@ def test_the_next_start_sends_at_once_what_was_claimed(
 ) -> None:
     finish(store, push(store, "a"))
     claim(outbox)
-    outbox.free()
+    outbox.release_all()
     # Where others share the ledger, one of them may be at it.
     assert named(claim(outbox)) == ([] if database.shared else ["a"])
 
@@ -337,10 +412,10 @@ def test_what_nobody_sends_is_kept_until_its_time_is_over(
     store: Store, outbox: Outbox, clock: Clock
 ) -> None:
     finish(store, push(store, "a"))
-    assert outbox.forget([]) == 0
+    assert outbox.prune([]) == 0
     clock.now += DAY
-    assert outbox.forget(["t", "u"]) == 0
-    assert outbox.forget(["u"]) == 1
+    assert outbox.prune(["t", "u"]) == 0
+    assert outbox.prune(["u"]) == 1
 
 
 @pytest.fixture
@@ -352,8 +427,9 @@ def other(shared_url: str) -> Iterator[Database]:
 
 def test_two_exporters_claim_different_ones(shared_url: str, other: Database) -> None:
     database = open_database(shared_url)
-    store, mine, theirs = Store(database), Outbox(database), Outbox(other)
-    store.routes = (route("t"),)
+    mine, theirs = Outbox(database), Outbox(other)
+    mine.set_routes([route("t")])
+    store = Store(database, outbox=mine)
     finish(store, push(store, *"abcdef"))
     with database.begin() as connection:  # a claim that is not committed yet
         query = select(notifications.c.id).order_by(notifications.c.id).limit(3)
@@ -365,11 +441,12 @@ def test_two_exporters_claim_different_ones(shared_url: str, other: Database) ->
     database.close()
 
 
-def test_the_servers_clock_counts(shared_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_clock_counts(shared_url: str) -> None:
     database = open_database(shared_url)
-    store, outbox = Store(database), Outbox(database)
-    store.routes = (route("t"),)
-    monkeypatch.setattr("time.time", lambda: 5.0)  # this machine's is wrong
+    wrong = LedgerClock(lambda: Moment(5.0, 5.0, ""))  # this machine's
+    outbox = Outbox(database, wrong)
+    outbox.set_routes([route("t")])
+    store = Store(database, wrong, outbox=outbox)
     finish(store, push(store, "a"))
     assert (outbox.backlog("t").oldest or 0) > 1_700_000_000
     assert named(claim(outbox)) == ["a"]

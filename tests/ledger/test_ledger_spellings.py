@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, text
 
-import exporter.ledger.migrations
 from exporter.calls import Finished, Result, Status
 from exporter.ids import reference_id
 from exporter.ledger.engine import open_database
 from exporter.ledger.records import DELETED, NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.ledger.totals import Total
+from tests.ledger.old_ledgers import ledger_at
 
 # The last revision that compared ids with their dashes.
 BEFORE = "0009"
@@ -24,30 +21,18 @@ BEFORE = "0009"
 PLAIN, DASHED, OTHER = "8eb2af6dfb4c", "8EB2af6d-fb4c", "8eb2-af6d-fb4c"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def old_url(request: pytest.FixtureRequest, path: Path) -> str:
-    """The address of an empty database, on every engine."""
-    if request.param == "sqlite":
-        return f"sqlite:///{path}"
-    return str(request.getfixturevalue("empty_url"))
-
-
 def old_ledger(url: str, fill: Callable[[Connection], None]) -> None:
     """Make a ledger as the version before did, and fill it."""
-    config = Config()
-    (folder,) = exporter.ledger.migrations.__path__
-    config.set_main_option("script_location", folder)
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, BEFORE)
+
+    def with_accounts(connection: Connection) -> None:
         for statement in (
             "INSERT INTO accounts (id, name) VALUES (1, 'main'), (2, 'b')",
             "INSERT INTO label_sets (id, labels) VALUES (1, '{}'), (2, '{\"campaign\": \"otp\"}')",
         ):
             connection.execute(text(statement))
         fill(connection)
-    engine.dispose()
+
+    ledger_at(BEFORE, url, with_accounts)
 
 
 def insert(connection: Connection, row: int, name: str, **columns: object) -> None:

@@ -1,7 +1,9 @@
-"""A whole service that tells a receiver of the calls of a stand-in for the provider."""
+"""A whole exporter that notifies a receiver of the calls of a stand-in for the provider."""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from exporter.config import (
 )
 from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
-from exporter.notify.sender import Sender
 from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator
 from tests.notify.receiver import SECRET, Receiver
@@ -30,10 +31,11 @@ def target(name: str, receiver: Receiver, **more: Any) -> NotifyConfig:  # Any: 
 
 
 class Bench:
-    """A service that tells a receiver of the calls of a simulator."""
+    """An exporter that notifies a receiver of the calls of a simulator."""
 
     def __init__(self, simulator: Simulator, folder: Path, *targets: NotifyConfig) -> None:
         self.simulator = simulator
+        self.ledger = folder / "ledger.db"
         account = AccountConfig(
             name="main",
             api_key=Secret("key"),
@@ -46,7 +48,7 @@ class Bench:
             balance=BalanceConfig(interval=0.0),
             polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
             watch=WatchConfig(labels=("campaign",)),
-            ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
+            ledger=LedgerConfig(url=f"sqlite:///{self.ledger}"),
             shutdown_timeout=3.0,
             notify=targets,
         )
@@ -86,14 +88,14 @@ class Bench:
     def counted(self) -> float:
         return sum(s.value for _, s in self.running.calls.call_metrics.finished.series())
 
-    def sender(self, name: str = "t") -> Sender:
-        return self.running._notify._senders[name]
-
     def done(self, outcome: str = "delivered", name: str = "t") -> float:
         return self.running.metrics.notifications.labels(name, outcome).value
 
     def requests(self, outcome: str, name: str = "t") -> float:
         return self.running.metrics.notification_requests.labels(name, outcome).value
 
-    def pending(self, name: str = "t") -> float:
-        return self.running.metrics.notifications_pending.labels(name).value
+    def in_ledger(self, which: str = "1 = 1") -> int:
+        """Return how many notifications are in the ledger."""
+        with closing(sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True)) as connection:
+            query = f"SELECT count(*) FROM notifications WHERE {which}"
+            return int(connection.execute(query).fetchone()[0])

@@ -18,11 +18,11 @@ def after(steps: str, pause: float = 0.0) -> tuple[CircuitBreaker, float]:
     breaker, now = CircuitBreaker(lambda: 0.0), 0.0
     for step in steps:
         now += 0.1 + pause
-        breaker.sent(step, now)
+        breaker.sent(ord(step), now)
         if step == ".":
             breaker.succeeded(now)
         else:
-            breaker.failed(step, 100.0 if step.isupper() else None, now, now)
+            breaker.failed(ord(step), 100.0 if step.isupper() else None, now, now)
     return breaker, now
 
 
@@ -62,7 +62,7 @@ def test_each_pause_is_twice_as_long_up_to_a_minute() -> None:
         waits.append(breaker.wait(now))
         now += waits[-1]
         assert breaker.state(now) is State.HALF_OPEN
-        event = f"e{number}"
+        event = number
         breaker.sent(event, now)
         assert breaker.on_trial
         assert not breaker.failed(event, None, now, now)
@@ -84,13 +84,13 @@ def test_a_confirmed_pause_is_kept() -> None:
     assert breaker.wait(now) == 100
     now += 100
     assert breaker.state(now) is State.HALF_OPEN
-    breaker.sent("C", now)
-    breaker.failed("C", 2_000.0, now, now)
+    breaker.sent(99, now)
+    breaker.failed(99, 2_000.0, now, now)
     assert breaker.wait(now) == 900  # the longest
 
 
 def test_a_failure_from_before_the_last_good_answer_proves_nothing() -> None:
     breaker, now = after(".")
-    for event in "abcdefgh":
+    for event in range(8):
         assert not breaker.failed(event, 100.0, now - 0.05, now)
     assert breaker.state(now) is State.CLOSED

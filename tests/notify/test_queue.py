@@ -6,13 +6,21 @@ from collections import Counter
 
 import pytest
 
-from exporter.ledger.outbox import Notification
+from exporter.ledger.outbox import CallFinished, Notification
 from exporter.notify.queue import SendQueue
 
 
 def some(account: str, count: int, *, retry: bool = False) -> list[Notification]:
     return [
-        Notification(number, 1, f"{account}{number}", "", account, retry) for number in range(count)
+        Notification(
+            number,
+            1,
+            retry,
+            CallFinished(
+                account, f"{account}{number}", "success", "busy", None, None, {}, 0.0, 0.0
+            ),
+        )
+        for number in range(count)
     ]
 
 
@@ -66,14 +74,14 @@ def test_retries_have_a_quarter_of_the_time(connections: int, seconds: float) ->
 def test_accounts_share_the_connections() -> None:
     queue = SendQueue(4)
     queue.add(some("hangs", 9))
-    assert Counter(one.account for one in sent(queue)) == {"hangs": 4}
+    assert Counter(one.call.account for one in sent(queue)) == {"hangs": 4}
     queue.add([*some("quick", 9), *some("other", 1)])
     for _ in range(2):
         queue.done(some("hangs", 1)[0], 10.0, 10.0)
     batches = []
     for _ in range(3):
         batch = sent(queue, 10.0)
-        batches.append([one.account for one in batch])
+        batches.append([one.call.account for one in batch])
         for one in batch:
             queue.done(one, 0.1, 10.0)
     assert batches == [["quick", "other"], ["quick"], ["quick"]]
@@ -82,9 +90,9 @@ def test_accounts_share_the_connections() -> None:
 def test_the_last_connection_is_for_an_account_that_holds_none() -> None:
     queue = SendQueue(4)
     queue.add([*some("a", 9), *some("b", 1)])
-    assert Counter(one.account for one in sent(queue)) == {"a": 2, "b": 1}
+    assert Counter(one.call.account for one in sent(queue)) == {"a": 2, "b": 1}
     queue.add(some("c", 9))
-    assert [one.account for one in sent(queue)] == ["c"]
+    assert [one.call.account for one in sent(queue)] == ["c"]
 
 
 def test_accounts_take_turns_on_a_single_connection() -> None:
@@ -93,7 +101,7 @@ def test_accounts_take_turns_on_a_single_connection() -> None:
     names = []
     for _ in range(6):
         (one,) = sent(queue)
-        names.append(one.account)
+        names.append(one.call.account)
         queue.done(one, 0.1, 0.1)
     assert names == list("ababab")
 
@@ -102,6 +110,6 @@ def test_those_that_wait_can_be_had_back() -> None:
     queue = SendQueue(1)
     queue.add([*some("a", 2), *some("b", 1), *some("b", 1, retry=True)])
     assert queue.waiting(retry=False) == {"a": 2, "b": 1}
-    assert [one.event for one in queue.clear(retry=False)] == ["a0", "a1", "b0"]
+    assert [one.call.reference_id for one in queue.clear(retry=False)] == ["a0", "a1", "b0"]
     assert queue.waiting(retry=False) == {}
     assert len(queue) == 1

@@ -1,30 +1,29 @@
-"""A sender in virtual time: a real outbox, and a receiver whose answers are up to the test."""
+"""A dispatcher in virtual time: a real outbox, and a target whose answers are up to the test."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from benchmarks.virtual_time import EPOCH, VirtualLoop
 from exporter.calls import Finished, Result, Status
-from exporter.config.notify import NotifyConfig
+from exporter.errors import LedgerError
 from exporter.ids import reference_id
 from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import open_database
 from exporter.ledger.ledger import Ledger
+from exporter.ledger.outbox import CallFinished, Route
 from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
-from exporter.notify.post import Fate, Poster, PostOutcome, Reply, answered
-from exporter.notify.routes import route_of
-from exporter.notify.sender import Sender, TargetMetrics
-from exporter.secrets import Secret
-from tests.notify.receiver import SECRET
+from exporter.notify.dispatcher import TargetMetrics, TargetWorker
+from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome
+from exporter.notify.webhook import interpret
 
 R = TypeVar("R")
 
@@ -48,6 +47,8 @@ class Answer:
 
 OK = Answer()
 HANGS = Answer(None)
+GOES = Answer(0)
+"""The target cannot be reached any more: nothing was sent."""
 
 
 def refuses(status: int, retry_after: int | None = None) -> Answer:
@@ -55,20 +56,29 @@ def refuses(status: int, retry_after: int | None = None) -> Answer:
 
 
 class World:
-    """One target, what finishes, and what is sent.
+    """A target, its worker, and what finishes.
 
     Attributes:
-        answer: says how the receiver answers for a call, at a time.
+        timeout: see `Target`; so are the next two.
+        answer: says how the target answers for a call, at a time.
+        ready: whether the target can be reached.
         sent: when a call's event was sent (virtual seconds), and the call, in this order.
         delivered: when a call's event was taken.
         finished: when a call finished.
+        ledger_fails: says whether a method of the outbox fails.
+        ledger_delay: seconds that each takes.
         set_by: seconds by which the wall clock was set since the start.
     """
 
-    def __init__(self, folder: Path, **options: Any) -> None:  # Any: keys of `notify`
-        self.config = NotifyConfig(
-            name="t", url=Secret("http://receiver.example/"), secret=Secret(SECRET), **options
-        )
+    timeout = 10.0
+    ready = True
+
+    def __init__(
+        self, folder: Path, *, max_concurrency: int = 8, give_up_after: float = 86_400.0
+    ) -> None:
+        self.max_concurrency = max_concurrency
+        self.max_attempts = math.inf
+        self.route = Route("t", give_up_after)
         self.database = open_database(f"sqlite:///{folder / 'ledger.db'}")
         # Nothing here has to survive a crash of the machine, and no test waits for its disk.
         raw = self.database.engine.raw_connection()
@@ -77,32 +87,43 @@ class World:
         self.set_by = 0.0
         self.clock = LedgerClock(lambda: Moment(EPOCH + self.set_by + self.now, self.now, ""))
         self.store = Store(self.database, self.clock)
-        self.store.routes = (route_of(self.config),)
+        self.outbox = self.store.outbox
+        self.outbox.set_routes([self.route])
         self.metrics = TargetMetrics(Catalogue(), "t")
+        self.ledger_delay = 0.0
+        self.ledger_fails: Callable[[str], bool] = lambda _: False
         self.answer: Callable[[str, float], Answer] = lambda _, __: OK
         self.sent: list[tuple[float, str]] = []
         self.delivered: dict[str, float] = {}
         self.finished: dict[str, float] = {}
-        self.sender: Sender | None = None
+        self.worker: TargetWorker | None = None
 
-    # What a sender uses of a ledger and of a poster.
+    # What a worker uses of a ledger, of a target and of a connection.
 
     async def call(self, function: Callable[..., R], /, *given: Any, **more: Any) -> R:  # Any: its
+        await asyncio.sleep(self.ledger_delay)
+        if self.ledger_fails(function.__name__):
+            raise LedgerError("locked")
         return function(*given, **more)
 
-    async def post(self, event: str, body: str) -> Reply:
-        del event
-        name = json.loads(body)["data"]["reference_id"]
+    def connect(self) -> Self:
+        return self
+
+    async def deliver(self, call: CallFinished) -> Delivery:
+        name = call.reference_id
         self.sent.append((self.now, name))
         answer = self.answer(name, self.now)
+        if answer is GOES:
+            self.ready = False
+            return Delivery(DeliveryOutcome.CONNECTION, DeliveryAction.RELEASE)
         if answer.status is None:
-            await asyncio.sleep(self.config.timeout)
-            return Reply(PostOutcome.TIMEOUT, Fate.AGAIN)
+            await asyncio.sleep(self.timeout)
+            return Delivery(DeliveryOutcome.TIMEOUT, DeliveryAction.RETRY)
         await asyncio.sleep(answer.after)
-        reply = answered(answer.status, answer.headers, EPOCH + self.now)
-        if reply.fate is Fate.DELIVERED:
+        delivery = interpret(answer.status, answer.headers, EPOCH + self.now)
+        if delivery.action is DeliveryAction.DONE:
             self.delivered.setdefault(name, self.now)
-        return reply
+        return delivery
 
     async def close(self) -> None:
         pass
@@ -118,19 +139,18 @@ class World:
         added, *_ = self.store.watch(None, new, EPOCH)
         self.store.commit([Observation(account, one.call, BUSY, EPOCH) for one in added])
         self.finished.update(dict.fromkeys(names, self.now))
-        if self.sender:
-            self.sender.wake()
+        if self.worker:
+            self.worker.wake()
 
     def start(self) -> None:
-        ledger, poster = cast("Ledger", self), cast("Poster", self)
-        self.sender = Sender(self.config, ledger, self.metrics, poster)
-        self._running = asyncio.create_task(self.sender.run())
+        self.worker = TargetWorker(self, cast("Ledger", self), self.metrics)
+        self.running = asyncio.create_task(self.worker.run())
 
-    async def stop(self) -> None:
-        assert self.sender
-        await self.sender.stop(1.0)
-        await self._running
-        self.sender = None
+    async def stop(self, timeout: float = 1.0) -> None:
+        assert self.worker
+        await self.worker.stop(timeout)
+        await self.running
+        self.worker = None
 
     def late(self, name: str) -> float:
         """Return how long a call's event took, so far if it was not taken."""

@@ -15,7 +15,7 @@ from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import GET_BALANCE, MAKE_CALL, Catalogue
 from exporter.metrics.families import Family
 from exporter.metrics.requests import RequestMetrics
-from exporter.notify.sender import TargetMetrics
+from exporter.notify.dispatcher import TargetMetrics
 from exporter.polling.stats import AccountStats
 from exporter.web.connections import TlsFailure
 from tools.reference.markdown import NOTE, code, table

@@ -1,4 +1,4 @@
-"""What is made of each answer, and of what is none."""
+"""What a webhook's answers mean, and where requests may go."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ import trustme
 from aiohttp import web
 
 from exporter.config.notify import NotifyConfig
-from exporter.notify.post import Fate, Poster, Reply
-from exporter.notify.post import PostOutcome as Is
+from exporter.ledger.outbox import CallFinished, Route
+from exporter.notify.target import Delivery
+from exporter.notify.target import DeliveryAction as Action
+from exporter.notify.target import DeliveryOutcome as Is
+from exporter.notify.webhook import WebhookClient, WebhookTarget
 from exporter.secrets import Secret
 from tests.notify.receiver import SECRET, Receiver
 from tests.waiting import DEADLINE, deadline
 
-EVENT = "5bd3c9c4-0000-5000-8000-000000000000"
-BODY = f'{{"id": "{EVENT}", "data": {{"reference_id": "a"}}}}'
+CALL = CallFinished("main", "a", "success", "answered", 13.0, "1", {}, 5.0, 60.0)
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -42,33 +44,49 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield receiver
 
 
-async def post(
+async def deliver(
     config: NotifyConfig, times: int = 1, *, tls: ssl.SSLContext | bool = True
-) -> list[Reply]:
-    poster = Poster(config, tls=tls)
+) -> list[Delivery]:
+    client = WebhookClient(config, tls=tls)
     try:
-        return [await poster.post(EVENT, BODY) for _ in range(times)]
+        return [await client.deliver(CALL) for _ in range(times)]
     finally:
-        await poster.close()
+        await client.close()
+
+
+def test_the_route_of_a_configuration() -> None:
+    config = NotifyConfig(
+        name="crm",
+        url=Secret("https://crm.example.com/x"),
+        secret=Secret(SECRET),
+        accounts=("main",),
+        results=("failure",),
+        statuses=("busy",),
+        labels={"campaign": "otp", "team": ("a", "b")},
+        give_up_after=7.0,
+    )
+    labels = {"campaign": frozenset({"otp"}), "team": frozenset({"a", "b"})}
+    route = Route("crm", 7.0, ("main",), ("failure",), ("busy",), labels)
+    assert WebhookTarget(config).route == route
 
 
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        *((status, (Is.OK, Fate.DELIVERED, True)) for status in (200, 201, 202, 204, 299)),
-        *((status, (Is.HTTP_ERROR, Fate.AGAIN, True)) for status in (400, 409, 413, 415, 422)),
-        *((status, (Is.HTTP_ERROR, Fate.AGAIN, False)) for status in (401, 403, 404, 500, 502)),
-        *((status, (Is.HTTP_ERROR, Fate.AGAIN, False)) for status in (300, 304, 418, 599)),
-        *((status, (Is.THROTTLED, Fate.AGAIN, False)) for status in (429, 503)),
-        (410, (Is.GONE, Fate.REFUSED, True)),
+        *((status, (Is.OK, Action.DONE, True)) for status in (200, 201, 202, 204, 299)),
+        *((status, (Is.HTTP_ERROR, Action.RETRY, True)) for status in (400, 409, 413, 415, 422)),
+        *((status, (Is.HTTP_ERROR, Action.RETRY, False)) for status in (401, 403, 404, 500, 502)),
+        *((status, (Is.HTTP_ERROR, Action.RETRY, False)) for status in (300, 304, 418, 599)),
+        *((status, (Is.THROTTLED, Action.RETRY, False)) for status in (429, 503)),
+        (410, (Is.GONE, Action.GIVE_UP, True)),
     ],
 )
-async def test_statuses(receiver: Receiver, status: int, expected: tuple[Is, Fate, bool]) -> None:
+async def test_statuses(receiver: Receiver, status: int, expected: tuple[Is, Action, bool]) -> None:
     receiver.answers(status)
-    (reply,) = await post(target(receiver.url))
-    assert (reply.outcome, reply.fate, reply.well) == expected
+    (delivery,) = await deliver(target(receiver.url))
+    assert (delivery.outcome, delivery.action, delivery.healthy) == expected
     assert (receiver.bad, len(receiver.told)) == ([], 1)
-    assert bool(reply.problem) is (reply.fate is not Fate.DELIVERED)
+    assert bool(delivery.problem) is (delivery.action is not Action.DONE)
 
 
 @pytest.mark.parametrize(
@@ -84,24 +102,24 @@ async def test_a_target_that_asks_for_a_rest(
     receiver: Receiver, status: int, headers: dict[str, str], least: float, most: float
 ) -> None:
     receiver.answers(status, **headers)
-    (reply,) = await post(target(receiver.url))
-    assert reply.wait is not None
-    assert least <= reply.wait <= most
+    (delivery,) = await deliver(target(receiver.url))
+    assert delivery.retry_after is not None
+    assert least <= delivery.retry_after <= most
 
 
 @pytest.mark.parametrize("said", ["", "soon", "-5", "1e9", "\x80"])
 async def test_what_asks_for_nothing(receiver: Receiver, said: str) -> None:
     receiver.answers(429, Retry_After=said)
-    (reply,) = await post(target(receiver.url))
-    assert (reply.outcome, reply.wait) == (Is.THROTTLED, None)
+    (delivery,) = await deliver(target(receiver.url))
+    assert (delivery.outcome, delivery.retry_after) == (Is.THROTTLED, None)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_are_not_followed(receiver: Receiver, status: int) -> None:
     async with Receiver() as other:
         receiver.answers(status, Location=other.url)
-        (reply,) = await post(target(receiver.url))
-        assert (reply.outcome, reply.fate) == (Is.HTTP_ERROR, Fate.AGAIN)
+        (delivery,) = await deliver(target(receiver.url))
+        assert (delivery.outcome, delivery.action) == (Is.HTTP_ERROR, Action.RETRY)
         assert other.told == []
     assert len(receiver.told) == 1
 
@@ -116,8 +134,8 @@ async def test_connections_are_used_again_and_cookies_forgotten(receiver: Receiv
         return web.Response(body=b"x" * 1000, headers={"Set-Cookie": "a=b"})
 
     receiver.answer = answer
-    replies = await post(target(receiver.url), 3)
-    assert {reply.fate for reply in replies} == {Fate.DELIVERED}
+    deliveries = await deliver(target(receiver.url), 3)
+    assert {delivery.action for delivery in deliveries} == {Action.DONE}
     assert len(peers) == 1
 
 
@@ -130,8 +148,8 @@ async def test_an_answer_that_never_ends_has_been_given(receiver: Receiver) -> N
 
     receiver.answer = answer
     async with deadline():
-        (reply,) = await post(target(receiver.url))
-    assert reply.fate is Fate.DELIVERED
+        (delivery,) = await deliver(target(receiver.url))
+    assert delivery.action is Action.DONE
 
 
 async def test_an_answer_that_does_not_come(receiver: Receiver) -> None:
@@ -140,8 +158,12 @@ async def test_an_answer_that_does_not_come(receiver: Receiver) -> None:
         raise AssertionError
 
     receiver.answer = answer
-    (reply,) = await post(target(receiver.url, 1.0))
-    assert (reply.outcome, reply.fate, reply.well) == (Is.TIMEOUT, Fate.AGAIN, False)
+    (delivery,) = await deliver(target(receiver.url, 1.0))
+    assert (delivery.outcome, delivery.action, delivery.healthy) == (
+        Is.TIMEOUT,
+        Action.RETRY,
+        False,
+    )
 
 
 Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -196,8 +218,8 @@ async def trickles(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 async def test_what_is_no_answer(speak: Speak, outcome: Is) -> None:
     async with speaks(speak) as port:
         timeout = 1.0 if outcome is Is.TIMEOUT else 60.0
-        (reply,) = await post(target(f"http://127.0.0.1:{port}/", timeout))
-    assert (reply.outcome, reply.fate, reply.well) == (outcome, Fate.AGAIN, False)
+        (delivery,) = await deliver(target(f"http://127.0.0.1:{port}/", timeout))
+    assert (delivery.outcome, delivery.action, delivery.healthy) == (outcome, Action.RETRY, False)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -209,9 +231,9 @@ async def test_certificates_are_verified(name: str, *, trusted: bool) -> None:
     known = ssl.create_default_context()
     (authority if trusted else stranger).configure_trust(known)
     async with speaks(says(b"HTTP/1.1 204 No Content\r\n\r\n"), context) as port:
-        (reply,) = await post(target(f"https://localhost:{port}/"), tls=known)
-    assert (reply.outcome is Is.OK) is (trusted and name == "localhost")
-    assert reply.outcome in (Is.OK, Is.TLS)
+        (delivery,) = await deliver(target(f"https://localhost:{port}/"), tls=known)
+    assert (delivery.outcome is Is.OK) is (trusted and name == "localhost")
+    assert delivery.outcome in (Is.OK, Is.TLS)
 
 
 # Where it leads.
@@ -238,9 +260,13 @@ async def test_a_name_that_leads_to_the_metadata_service(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolves_to(address))
-    (reply,) = await post(target("http://hooks.example/"))
-    assert (reply.outcome, reply.fate, reply.well) == (Is.FORBIDDEN, Fate.AGAIN, False)
-    assert address not in reply.problem
+    (delivery,) = await deliver(target("http://hooks.example/"))
+    assert (delivery.outcome, delivery.action, delivery.healthy) == (
+        Is.FORBIDDEN,
+        Action.RETRY,
+        False,
+    )
+    assert address not in delivery.problem
 
 
 @pytest.mark.parametrize(
@@ -253,21 +279,23 @@ async def test_a_name_that_leads_to_the_metadata_service(
 async def test_addresses_in_the_url_itself(host: str) -> None:
     # As where the configuration's own look at it were not there, or did not see it.
     config = target("http://x/").model_copy(update={"url": Secret(f"http://{host}/")})
-    (reply,) = await post(config)
+    (delivery,) = await deliver(config)
     # What is an address for the system's resolver alone is no host for aiohttp.
-    assert reply.outcome is Is.FORBIDDEN or (reply.outcome is Is.BAD_RESPONSE and host[0] in "012")
+    assert delivery.outcome is Is.FORBIDDEN or (
+        delivery.outcome is Is.BAD_RESPONSE and host[0] in "012"
+    )
 
 
 async def test_a_name_that_leads_elsewhere_the_second_time(
     monkeypatch: pytest.MonkeyPatch, receiver: Receiver
 ) -> None:
     receiver.answers(204, Connection="close")
-    poster = Poster(target(receiver.url.replace("127.0.0.1", "hooks.example")))
+    client = WebhookClient(target(receiver.url.replace("127.0.0.1", "hooks.example")))
     outcomes = []
     for address in ("127.0.0.1", "169.254.169.254"):
         monkeypatch.setattr(socket, "getaddrinfo", resolves_to(address))
-        outcomes.append((await poster.post(EVENT, BODY)).outcome)
-    await poster.close()
+        outcomes.append((await client.deliver(CALL)).outcome)
+    await client.close()
     assert outcomes == [Is.OK, Is.FORBIDDEN]
 
 
@@ -276,11 +304,11 @@ async def test_of_many_addresses_only_the_good_ones_are_tried(
 ) -> None:
     mixed = resolves_to("169.254.169.254", "fe80::1", "127.0.0.1")
     monkeypatch.setattr(socket, "getaddrinfo", mixed)
-    (reply,) = await post(target(receiver.url.replace("127.0.0.1", "hooks.example")))
-    assert reply.outcome is Is.OK
+    (delivery,) = await deliver(target(receiver.url.replace("127.0.0.1", "hooks.example")))
+    assert delivery.outcome is Is.OK
     monkeypatch.setattr(socket, "getaddrinfo", resolves_to("169.254.169.254", "fe80::1"))
-    (reply,) = await post(target(receiver.url.replace("127.0.0.1", "hooks.example")))
-    assert reply.outcome is Is.FORBIDDEN
+    (delivery,) = await deliver(target(receiver.url.replace("127.0.0.1", "hooks.example")))
+    assert delivery.outcome is Is.FORBIDDEN
 
 
 async def test_a_name_that_nobody_answers_for(
@@ -295,31 +323,31 @@ async def test_a_name_that_nobody_answers_for(
         return real(host, *given)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    hanging = [post(target(f"http://{name}.example/", 1.0)) for name in "abcdefghij"]
+    hanging = [deliver(target(f"http://{name}.example/", 1.0)) for name in "abcdefghij"]
     tasks = [asyncio.ensure_future(one) for one in hanging]
     await asyncio.sleep(0.2)
-    (reply,) = await post(target(receiver.url.replace("127.0.0.1", "localhost")))
-    assert reply.outcome is Is.OK
+    (delivery,) = await deliver(target(receiver.url.replace("127.0.0.1", "localhost")))
+    assert delivery.outcome is Is.OK
     assert await asyncio.get_running_loop().getaddrinfo("localhost", 80)
-    replies = [reply for (reply,) in await asyncio.gather(*tasks)]
+    deliveries = [delivery for (delivery,) in await asyncio.gather(*tasks)]
     stuck.set()
-    assert {reply.outcome for reply in replies} == {Is.TIMEOUT}
+    assert {delivery.outcome for delivery in deliveries} == {Is.TIMEOUT}
 
 
 async def test_proxies_of_the_environment_are_not_used(
     monkeypatch: pytest.MonkeyPatch, receiver: Receiver
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1/")
-    (reply,) = await post(target(receiver.url))
-    assert reply.outcome is Is.OK
+    (delivery,) = await deliver(target(receiver.url))
+    assert delivery.outcome is Is.OK
 
 
 async def test_no_problem_says_where_it_goes() -> None:
     for url in ("http://127.0.0.1:1/x?made-up-url-token", "http://made-up-host.invalid/"):
-        (reply,) = await post(target(url))
-        assert reply.outcome is Is.CONNECTION
-        assert "made-up" not in reply.problem
-        assert "127.0.0.1" not in reply.problem
+        (delivery,) = await deliver(target(url))
+        assert delivery.outcome is Is.CONNECTION
+        assert "made-up" not in delivery.problem
+        assert "127.0.0.1" not in delivery.problem
 
 
 @pytest.mark.parametrize("password", ["two words", "m\u1eadt kh\u1ea9u", "a%20b:c", ""])
@@ -327,7 +355,7 @@ async def test_a_password_of_a_receiver(receiver: Receiver, password: str) -> No
     written = {quote(password, safe=""), password.replace("%", "%25")}
     for form in written:
         url = receiver.url.replace("://", f"://esms:{form}@")
-        (reply,) = await post(target(url))
-        assert reply.outcome is Is.OK
+        (delivery,) = await deliver(target(url))
+        assert delivery.outcome is Is.OK
         shown = receiver.told[-1].headers["Authorization"].removeprefix("Basic ")
         assert base64.b64decode(shown).decode() == f"esms:{password}"

@@ -5,16 +5,22 @@ import json
 
 import pytest
 
-from exporter.calls import Finished, Key, Result, Status, WatchedCall
-from exporter.ids import reference_id
-from exporter.notify.event import finished_event, headers, signing_key
-from exporter.secrets import Secret
+from exporter.ledger.outbox import CallFinished
+from exporter.notify.events import (
+    CloudEvent,
+    cloud_event,
+    home_assistant_event,
+    signature_headers,
+)
+from exporter.secrets import Secret, decode_signing_key
 from tests import subprocesses
 from tests.programs import program
 
-CALL = WatchedCall(7, reference_id("505139D7-54f8"), 1_700_000_000.25)
-ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
 AT = 1_700_000_060.5
+LABELS = {"campaign": "cấp cứu"}
+CALL = CallFinished(
+    "main", "505139D7-54f8", "success", "answered", 13.0, "1", LABELS, 1_700_000_000.25, AT
+)
 
 # https://github.com/standard-webhooks/standard-webhooks has these in the tests of its libraries.
 VECTOR_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -27,7 +33,7 @@ VECTOR_BODY = b'{"test": 2432232314}'
 
 
 def test_the_event_is_a_cloud_event() -> None:
-    event = finished_event("main", CALL, ANSWERED, AT, {"campaign": "cấp cứu"})
+    event = cloud_event(CALL)
     assert json.loads(event.body) == {
         "specversion": "1.0",
         "id": event.id,
@@ -50,38 +56,45 @@ def test_the_event_is_a_cloud_event() -> None:
     }
 
 
-def test_what_there_is_not_is_null() -> None:
-    busy = Finished(Result.SUCCESS, Status.BUSY)
-    data = json.loads(finished_event("main", CALL, busy, AT, {}).body)["data"]
-    assert (data["duration"], data["key"], data["labels"]) == (None, None, {})
+def test_the_event_of_home_assistant() -> None:
+    busy = CALL._replace(result="failure", status="busy", duration=None, key=None)
+    assert json.loads(home_assistant_event(busy)) == {
+        "event_type": "failure",
+        "account": "main",
+        "reference_id": "505139D7-54f8",
+        "status": "busy",
+        "labels": LABELS,
+        "duration": None,
+        "key": None,
+        "finished_at": "2023-11-14T22:14:20+00:00",
+    }
 
 
-def test_the_id_is_that_of_the_call_whoever_tells_of_it_and_when() -> None:
-    first = finished_event("main", CALL, ANSWERED, AT, {}).id
-    again = WatchedCall(99, reference_id("505139d7-54F8"), 5.0)
-    other = WatchedCall(7, reference_id("505139d7-54F9"), 5.0)
-    unknown = Finished(Result.UNKNOWN, Status.EXPIRED)
-    assert finished_event("main", again, unknown, 6.0, {"a": "b"}).id == first
-    assert finished_event("other", CALL, ANSWERED, AT, {}).id != first
-    assert finished_event("main", other, ANSWERED, AT, {}).id != first
+def test_the_id_follows_from_the_account_and_the_reference_id_alone() -> None:
+    first = cloud_event(CALL).id
+    again = CallFinished("main", "505139d754F8", "unknown", "expired", None, None, {}, 5.0, 6.0)
+    assert cloud_event(again).id == first
+    assert cloud_event(CALL._replace(account="other")).id != first
+    assert cloud_event(CALL._replace(reference_id="505139d7-54F9")).id != first
     # What is signed is joined with full stops.
     assert "." not in first
 
 
 def test_the_signature_is_that_of_the_standard() -> None:
-    signed = headers(
-        signing_key(Secret(VECTOR_SECRET)), VECTOR["webhook-id"], 1614265330.9, VECTOR_BODY
-    )
-    assert signed == VECTOR
+    event = CloudEvent(VECTOR["webhook-id"], VECTOR_BODY)
+    key = decode_signing_key(Secret(VECTOR_SECRET))
+    assert signature_headers(key, event, 1614265330.9) == VECTOR
 
 
 def test_the_signature_is_what_openssl_computes() -> None:
     openssl = program("openssl", "Debian's openssl")
-    key = signing_key(Secret(VECTOR_SECRET))
-    body = finished_event("main", CALL, ANSWERED, AT, {"campaign": "cấp cứu"}).body.encode()
-    signed = headers(key, "id-1", AT, body)
+    key = decode_signing_key(Secret(VECTOR_SECRET))
+    event = cloud_event(CALL)
+    signed = signature_headers(key, event, AT)
     command = [openssl, "dgst", "-sha256", "-mac", "HMAC", "-macopt", f"hexkey:{key.hex()}"]
-    done = subprocesses.run(*command, input=f"id-1.{int(AT)}.{body.decode()}", check=True)
+    done = subprocesses.run(
+        *command, input=f"{event.id}.{int(AT)}.{event.body.decode()}", check=True
+    )
     signature = base64.b64encode(bytes.fromhex(done.stdout.split()[-1])).decode()
     assert signed["webhook-signature"] == f"v1,{signature}"
 
@@ -100,5 +113,5 @@ def test_the_signature_is_what_openssl_computes() -> None:
 )
 def test_a_key_that_is_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"^[A-Za-z0-9 ,-]*$") as caught:
-        signing_key(Secret(text))
+        decode_signing_key(Secret(text))
     assert text[6:] not in str(caught.value) or text == "whsec_"

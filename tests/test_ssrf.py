@@ -4,12 +4,7 @@ import socket
 
 import pytest
 
-from exporter.notify.addresses import (
-    ForbiddenAddressError,
-    forbidden,
-    guarded_socket,
-    is_address,
-)
+from exporter.ssrf import ForbiddenAddressError, is_forbidden, is_ip_address, ssrf_safe_socket
 
 
 @pytest.mark.parametrize(
@@ -25,11 +20,11 @@ from exporter.notify.addresses import (
     ],
 )
 def test_refused(address: str) -> None:
-    assert is_address(address)
-    assert forbidden(address)
+    assert is_ip_address(address)
+    assert is_forbidden(address)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with pytest.raises(ForbiddenAddressError):
-        guarded_socket((family, socket.SOCK_STREAM, 6, "", (address, 80)))
+        ssrf_safe_socket((family, socket.SOCK_STREAM, 6, "", (address, 80)))
 
 
 @pytest.mark.parametrize(
@@ -41,12 +36,12 @@ def test_refused(address: str) -> None:
     ],
 )
 def test_allowed(address: str) -> None:
-    assert not forbidden(address)
+    assert not is_forbidden(address)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     if family == socket.AF_INET or socket.has_ipv6:
-        guarded_socket((family, socket.SOCK_STREAM, 6, "", (address, 80))).close()
+        ssrf_safe_socket((family, socket.SOCK_STREAM, 6, "", (address, 80))).close()
 
 
 @pytest.mark.parametrize("host", ["localhost", "0xa9fea9fe", "169.254", "example.com", ""])
 def test_names_are_looked_at_when_they_are_connected_to(host: str) -> None:
-    assert not is_address(host)
+    assert not is_ip_address(host)

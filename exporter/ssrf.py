@@ -1,8 +1,8 @@
-"""Addresses that notifications never go to.
+"""Protection against server-side request forgery: addresses that notifications never go to.
 
-A URL, or what a name resolves to, may be chosen by somebody who must not reach what only this
-machine can: the metadata service of a cloud hands credentials to whoever asks from inside. It is
-looked at when the socket is made: whatever the name resolved to before, this is where it goes.
+A URL, or what its name resolves to, may be chosen by somebody who must not reach what only this
+machine can: the metadata service of a cloud hands out credentials to requests from inside. The
+address is checked when the socket is made, so that a second DNS answer changes nothing.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _METADATA: Final = frozenset(
     )
 )
 # IPv4 within IPv6, in its last 32 bits: compatible, translated (NAT64), and translated (SIIT).
-_CARRIES_IPV4: Final = tuple(
+_EMBEDS_IPV4: Final = tuple(
     map(ip_network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96"))
 )
 
 
 class ForbiddenAddressError(RequestError, OSError):
-    """Notifications do not go there."""
+    """Notifications are never sent to this address."""
 
 
-def is_address(host: str) -> bool:
-    """Tell whether a host is an IP address, and not a name."""
+def is_ip_address(host: str) -> bool:
+    """Tell an IP address from a name."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:
@@ -45,38 +45,38 @@ def is_address(host: str) -> bool:
     return True
 
 
-def forbidden(address: str) -> bool:
-    """Tell whether notifications never go to an IP address, such as `169.254.169.254`.
+def is_forbidden(address: str) -> bool:
+    """Tell whether notifications are never sent to an IP address, such as `169.254.169.254`.
 
     Raises:
         ValueError: it is no IP address.
     """
-    found = ip_address(address.partition("%")[0])
+    ip = ip_address(address.partition("%")[0])
     return any(
         one in _METADATA or any(one in network for network in _LINK_LOCAL)
-        for one in (found, *_within(found))
+        for one in (ip, *_embedded_ipv4(ip))
     )
 
 
-def _within(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...]:
+def _embedded_ipv4(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...]:
     """Return the IPv4 addresses that an IPv6 address may stand for."""
     if isinstance(address, IPv4Address):
         return ()
-    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if any(address in network for network in _CARRIES_IPV4):
-        found.append(IPv4Address(int(address) & 0xFFFFFFFF))
-    return tuple(one for one in found if one is not None)
+    embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _EMBEDS_IPV4):
+        embedded.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    return tuple(one for one in embedded if one is not None)
 
 
-def guarded_socket(
+def ssrf_safe_socket(
     info: tuple[Any, ...],  # Any: as getaddrinfo returns it: family, type, protocol, _, address
 ) -> socket.socket:
     """Make the socket for an address that is about to be connected to.
 
     Raises:
-        ForbiddenAddressError: notifications do not go there.
+        ForbiddenAddressError: notifications are never sent there.
     """
     family, kind, protocol, _, address = info
-    if forbidden(address[0]):
+    if is_forbidden(address[0]):
         raise ForbiddenAddressError("link-local and metadata addresses are refused")
     return socket.socket(family, kind, protocol)

@@ -1,0 +1,198 @@
+"""Webhooks: a signed POST for each event."""
+
+from __future__ import annotations
+
+import math
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import ClassVar, Final
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from exporter.config.authorities import Authorities
+from exporter.config.notify import NotifyConfig
+from exporter.errors import RequestError, SourceError
+from exporter.esms.answers import read_refusal
+from exporter.http import HttpClient, basic_auth
+from exporter.ledger.outbox import CallFinished, Route
+from exporter.notify.events import CONTENT_TYPE, cloud_event, signature_headers
+from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome
+from exporter.secrets import decode_signing_key
+from exporter.ssrf import ForbiddenAddressError, ssrf_safe_socket
+from exporter.threads import SerialThread
+
+# These refuse one event, but say nothing against others.
+_ABOUT_THE_EVENT: Final = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookTarget:
+    """A webhook, as the configuration describes it.
+
+    Args:
+        config: of the webhook.
+        authorities: that certificates are verified against; None for the system's.
+    """
+
+    config: NotifyConfig
+    authorities: Authorities | None = None
+    max_attempts: ClassVar = math.inf
+
+    @property
+    def route(self) -> Route:
+        """See `exporter.notify.target.Target`; so are all others here."""
+        config = self.config
+        return Route(
+            config.name,
+            config.give_up_after,
+            config.accounts,
+            config.results,
+            config.statuses,
+            config.label_values,
+        )
+
+    @property
+    def timeout(self) -> float:
+        """See `Target`."""
+        return self.config.timeout
+
+    @property
+    def max_concurrency(self) -> int:
+        """See `Target`."""
+        return self.config.max_concurrency
+
+    def connect(self) -> WebhookClient:
+        """See `Target`."""
+        tls = self.authorities.context if self.authorities else True
+        return WebhookClient(self.config, tls=tls)
+
+
+class WebhookClient:
+    """Sends events to one webhook, over connections of its own.
+
+    Redirects are not followed, certificates are verified, and addresses are checked when they are
+    connected to, see `exporter.ssrf`.
+
+    Args:
+        config: of the webhook.
+        tls: see `exporter.http.HttpClient`.
+
+    Must be made inside a running loop, and closed.
+    """
+
+    ready = True
+
+    def __init__(self, config: NotifyConfig, *, tls: ssl.SSLContext | bool = True) -> None:
+        url = URL(config.url.reveal())
+        self._url = url.with_user(None)
+        self._auth = basic_auth(url)
+        self._key = decode_signing_key(config.secret)
+        self._resolver = _Resolver()
+        self._http = HttpClient(
+            config.timeout,
+            {"Content-Type": CONTENT_TYPE},
+            tls=tls,
+            limit=config.max_concurrency,
+            resolver=self._resolver,
+            use_dns_cache=False,  # each connection is checked as it is made
+            socket_factory=ssrf_safe_socket,
+        )
+
+    async def deliver(self, call: CallFinished) -> Delivery:
+        """Send an event once. Never raises because of the webhook or the network."""
+        event = cloud_event(call)
+        signed = signature_headers(self._key, event, time.time())
+        try:
+            response = await self._http.request(
+                "POST",
+                self._url,
+                data=event.body,
+                headers={**signed, **self._auth},
+                discard_body=True,
+            )
+        except ForbiddenAddressError as error:
+            # The message names no address: what a name resolves to may be confidential.
+            return Delivery(DeliveryOutcome.FORBIDDEN, DeliveryAction.RETRY, problem=str(error))
+        except RequestError as error:
+            return Delivery(DeliveryOutcome(error.reason), DeliveryAction.RETRY, problem=str(error))
+        delivery = interpret(response.status, response.headers, time.time())
+        if not delivery.healthy:
+            self._http.distrust()
+        return delivery
+
+    async def close(self) -> None:
+        """Close the connections; requests under way fail."""
+        await self._http.close()
+        await self._resolver.close()
+
+
+def interpret(status: int, headers: Mapping[str, str], now: float) -> Delivery:
+    """Return what an answer means for the event.
+
+    Args:
+        status: of HTTP.
+        headers: of the answer.
+        now: Unix time.
+    """
+    if 200 <= status < 300:
+        return Delivery(DeliveryOutcome.OK, DeliveryAction.DONE, healthy=True)
+    problem = f"the answer has the status {status}"
+    if status == HTTPStatus.GONE:
+        return Delivery(DeliveryOutcome.GONE, DeliveryAction.GIVE_UP, healthy=True, problem=problem)
+    retry = DeliveryAction.RETRY
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        refusal = read_refusal(status, headers.get("Retry-After"), now, headers.get("Date"))
+        after = refusal.retry_after
+        return Delivery(DeliveryOutcome.THROTTLED, retry, retry_after=after, problem=problem)
+    healthy = status in _ABOUT_THE_EVENT
+    return Delivery(DeliveryOutcome.HTTP_ERROR, retry, healthy=healthy, problem=problem)
+
+
+class _Resolver(AbstractResolver):
+    """Resolves names in a thread of its own.
+
+    It may take half a minute where no name server answers. The event loop's few threads for that
+    also resolve the provider's name.
+    """
+
+    def __init__(self) -> None:
+        self._thread = SerialThread("names of a target")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of a host; raises `OSError` where there are none."""
+        try:
+            addresses = await self._thread.submit(
+                lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            )
+        except SourceError as error:
+            raise OSError(str(error)) from None
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=int(address[1]),
+                family=kind,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for kind, _, protocol, _, address in addresses
+        ]
+
+    async def close(self) -> None:
+        """End the thread, once it is idle."""
+        self._thread.close()
