@@ -21,7 +21,7 @@ from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.home_assistant.telling import HomeAssistant
 from exporter.ledger.clock import Clocks
 from exporter.ledger.label_limits import LabelLimits
-from exporter.ledger.records import CHUNK, NewCall, Snapshot
+from exporter.ledger.records import CHUNK, Snapshot
 from exporter.logs import STANDARD_ERROR
 from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
@@ -32,14 +32,11 @@ from exporter.notify.target import Target
 from exporter.notify.webhook import WebhookTarget
 from exporter.polling.limiter import RateLimiter
 from exporter.replicas.replica import Replica
-from exporter.source_status import ConfigStatus, SourceStatuses
-from exporter.sources.api import SOURCE as API_SOURCE
-from exporter.sources.callback import SOURCE as CALLBACK_SOURCE
-from exporter.sources.changes import LOOK_EVERY
-from exporter.sources.configuration import SOURCE as CONFIG_SOURCE
-from exporter.sources.files import CallFiles, Settings
-from exporter.sources.query import Rules
-from exporter.sources.sql import SqlSources
+from exporter.source_status import ConfigStatus
+from exporter.sources import Sources
+from exporter.sources.configuration import ConfigurationSource
+from exporter.sources.file_watcher import INTERVAL
+from exporter.sources.source import SourceContext
 from exporter.threads import DetachedThreads, ready_threads
 from exporter.tracker import CallTracker
 
@@ -78,14 +75,12 @@ class App:
         self.load = load
         self._changed = changed
         self.metrics = Catalogue()
-        self.source_statuses = SourceStatuses()
         self.config_status = ConfigStatus()
         self.accounts: dict[str, Account] = {}
         self.account_metrics: dict[str, AccountMetrics] = {}
         self.calls = CallTracker(self.accounts, clocks, self.metrics.commit_duration.observe)
         self.ledger = self.calls.ledger
-        self._files = CallFiles(self.calls, self.source_statuses)
-        self._sql = SqlSources(self.calls, self.source_statuses, self._in_background)
+        self.sources = Sources(self.calls)
         self.balances = Balances(self.accounts, self.metrics, self._in_background)
         self._notify = Dispatcher(self.ledger, self.metrics, self._in_background)
         self.calls.notify = self._notify.wake
@@ -143,9 +138,9 @@ class App:
         async with self._reloading:
             await self._apply(self._loaded.pop())
         self._in_background(self._look_for_changes())
-        self._in_background(self._look_for_files())
         self._in_background(self._canaries.run())
-        self._in_background(self.calls.inbox.run())
+        for source in self.sources:
+            self._in_background(source.run())
         self.loaded = True
 
     async def reload(self) -> None:
@@ -174,8 +169,8 @@ class App:
         _log.info("configuration reloaded", accounts=len(self.accounts), calls=self.calls.count)
 
     def _not_reloaded(self, error: ConfigError | LedgerError) -> None:
-        self.config_status.failed(CONFIG_SOURCE, str(error))
-        self.source_statuses[CONFIG_SOURCE].errors += 1
+        self.config_status.failed(ConfigurationSource.name, str(error))
+        self.sources[ConfigurationSource].not_loaded()
         _log.error("configuration not reloaded", problems=str(error))
 
     async def _load(self) -> Config:
@@ -189,7 +184,7 @@ class App:
     async def _read(self, work: Callable[[], R]) -> R:
         """Read files of the configuration, on a file system that may not answer."""
         try:
-            return await self._threads.run(CONFIG_SOURCE, work)
+            return await self._threads.run(ConfigurationSource.name, work)
         except SourceError as error:
             self._reload_at = time.monotonic()  # as soon as there is an answer
             message = f"cannot be read: {error}"
@@ -212,7 +207,6 @@ class App:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(*(account.close() for account in self.accounts.values()))
-        self._files.close()
         self._threads.close()
         if self._replica:
             self._replica.close()
@@ -243,7 +237,7 @@ class App:
         for account in self.accounts.values():
             account.poller.refresh()
             self.account_metrics[account.poller.account].collect()
-        self.metrics.refresh(self.source_statuses, self.config_status)
+        self.metrics.refresh(self.sources.statuses, self.config_status)
         self.metrics.ledger_errors.set(self.ledger.errors)
         self.metrics.log_lines_dropped.set(STANDARD_ERROR.dropped)
         yield from self.calls.call_metrics.families()
@@ -262,34 +256,29 @@ class App:
         if old is not None and old.ledger.url != config.ledger.url:
             message = "cannot change while the exporter runs; restart it"
             raise ConfigError((Problem("configuration", 0, "ledger.url", message),))
-        calls = (
-            NewCall(call.account, call.reference_id, call.labels) for call in config.watch.calls
-        )
-        # Nobody holds them any longer than `calls` does: they would be half of the memory.
-        config = config.model_copy(update={"watch": config.watch.model_copy(update={"calls": ()})})
-        # Whatever fails from here on, what the ledger has taken in is watched.
+        watch = config.watch
+        # Not held any longer than they are added: they would be half of the memory.
+        config = config.model_copy(update={"watch": watch.model_copy(update={"calls": ()})})
+        # Whatever fails from here on, calls that the ledger has added are watched.
         self.calls.max_calls = config.watch.max_calls
         self.ledger.store.memory = config.memory
         self.ledger.store.limits = _label_limits(config)
-        taken = await self.calls.watch(CONFIG_SOURCE, calls)
         # At the start, `open` has shown them.
         if old is not None and _shown(old) != _shown(config):
             store, replica = self.ledger.store, self._replica
             snapshot = replica.totals.catch_up() if replica else self.ledger.call(store.snapshot)
             self._show_totals(config, await snapshot)
-        # New ones first, so that a call that moves from one to the other is watched all the time.
-        names = [account.name for account in config.accounts]
-        await self._files.configure(Settings(config.watch.files, names, config.watch.labels))
-        await self.calls.keep_only(CONFIG_SOURCE, taken.rows)
-        if taken.refused:
-            # What was let go just now may have made room.
-            if self._changed is not None:
-                self._reload_at = time.monotonic() + RETRY_EVERY
-            _log.warning(
-                "configured calls are beyond watch.max_calls, and not watched",
-                calls=taken.refused.total(),
-                accounts=", ".join(sorted(taken.refused)),
-            )
+        context = SourceContext(
+            [account.name for account in config.accounts],
+            watch.labels,
+            config.memory,
+            any(account.callback_token for account in config.accounts),
+        )
+        await self.sources.configure(watch, context)
+        del watch
+        if self.sources[ConfigurationSource].refused and self._changed is not None:
+            # Calls that were removed just now may have made room.
+            self._reload_at = time.monotonic() + RETRY_EVERY
         if self._replica:
             self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
@@ -302,14 +291,9 @@ class App:
             async for _ in self.calls.load(name):
                 pass
             self._to_load.discard(name)
-        self.config_status.loaded(CONFIG_SOURCE)
+        self.config_status.loaded(ConfigurationSource.name)
         self.config_status.loaded_at = time.time()
-        self.source_statuses[CONFIG_SOURCE].succeeded()
-        self.source_statuses.configure(API_SOURCE, used=bool(config.watch.api.tokens))
-        rules = Rules(names, config.watch.labels, config.memory)
-        self._sql.configure(config.watch.sql, rules)
-        called_back = any(account.callback_token for account in config.accounts)
-        self.source_statuses.configure(CALLBACK_SOURCE, used=called_back)
+        self.sources[ConfigurationSource].loaded()
         self._home_assistant.configure(config)
 
     def _targets(self, config: Config) -> list[Target]:
@@ -381,9 +365,9 @@ class App:
     async def _look_for_changes(self) -> None:
         changed = self._changed
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(INTERVAL)
             async with self._loading:
-                if self._threads.hangs(CONFIG_SOURCE):
+                if self._threads.hangs(ConfigurationSource.name):
                     continue  # as was told
                 new = time.monotonic() >= self._reload_at
                 if not new and changed is not None:
@@ -394,12 +378,6 @@ class App:
                 if new:
                     with suppress(ConfigError, LedgerError):  # logged and counted there
                         await self._reload()
-
-    async def _look_for_files(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
-            async with self._reloading:
-                await self._files.look()
 
     async def _prune(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""How the sources of calls and the files of the configuration are: plain state.
+"""The status of the sources of calls and of the files of the configuration.
 
 The sources write it; the status page and the metrics read it.
 """
@@ -6,49 +6,93 @@ The sources write it; the status page and the metrics read it.
 from __future__ import annotations
 
 import time
-from collections.abc import ItemsView
-from dataclasses import dataclass
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final
+
+import structlog
+
+MAX_SHOWN: Final = 10
+"""Items of a source whose problems are shown at a time."""
+
+_log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
 class SourceStatus:
-    """The state of one source.
+    """The status of a source, for metrics, the status page and the log.
+
+    Args:
+        name: the label `source` in metrics.
 
     Attributes:
-        last_success: when it was last read without a problem (Unix time); 0 before that.
-        errors: how many readings failed, or found something that was refused.
-        problem: what is wrong with it now; empty for nothing.
+        shown: the source is configured.
+        errors: readings that failed, or that found something to refuse.
+        last_success: Unix time; 0 before the first success.
     """
 
-    last_success: float = 0.0
-    errors: int = 0
-    problem: str = ""
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.shown = False
+        self.errors = 0
+        self.last_success = 0.0
+        # By item (a file, a query): the text, and what must be new in it to be logged again.
+        self._problems: dict[str, tuple[str, frozenset[str]]] = {}
 
-    def succeeded(self) -> None:
-        """Note that it was read without a problem."""
+    @property
+    def problem(self) -> str:
+        """The current problems, one a line; empty where there are none."""
+        texts = (
+            text if text.startswith(item) else f"{item}: {text}"
+            for item, (text, _) in islice(self._problems.items(), MAX_SHOWN)
+        )
+        return "\n".join(texts)
+
+    def configure(self, *, shown: bool) -> None:
+        """Start anew with another configuration; the numbers of a source that stays go on."""
+        self._problems.clear()
+        if not shown:
+            self.errors, self.last_success = 0, 0.0
+        self.shown = shown
+
+    def succeed(self) -> None:
+        """Note that the source was read, now."""
         self.last_success = time.time()
 
+    def count_error(self) -> None:
+        """Count a reading that failed, or that found something to refuse."""
+        self.errors += 1
 
-class SourceStatuses:
-    """The state of each source that is configured, by its name."""
+    def has_problem(self, item: str) -> bool:
+        """Return whether the last report on an item was a problem."""
+        return item in self._problems
 
-    def __init__(self) -> None:
-        self._by_name: dict[str, SourceStatus] = {}
+    def forget(self, item: str) -> None:
+        """Drop what was reported on an item that is gone."""
+        self._problems.pop(item, None)
 
-    def __getitem__(self, source: str) -> SourceStatus:
-        """Return the state of a source; one that is not known yet begins here."""
-        return self._by_name.setdefault(source, SourceStatus())
+    def report(self, item: str, problem: str | None, kinds: Iterable[str] | None = None) -> bool:
+        """Report what is wrong with an item; it is logged once when it appears and once when gone.
 
-    def items(self) -> ItemsView[str, SourceStatus]:
-        """Return every source with its state."""
-        return self._by_name.items()
+        Args:
+            item: a file, a query, or empty for the source as a whole.
+            problem: None where nothing is wrong.
+            kinds: what is compared with the last report, in place of the text itself.
 
-    def configure(self, source: str, *, used: bool) -> None:
-        """Keep the state of a source that is in use; forget it otherwise."""
-        if used:
-            self[source]
-        else:
-            self._by_name.pop(source, None)
+        Returns:
+            Whether the problem is new, and was logged.
+        """
+        known = self._problems.get(item)
+        named = {"item": item} if item else {}
+        if problem is None:
+            if self._problems.pop(item, None):
+                _log.info("source recovered", source=self.name, **named)
+            return False
+        kinds = frozenset([problem] if kinds is None else kinds)
+        self._problems[item] = problem, kinds
+        if known and kinds <= known[1]:
+            return False
+        _log.warning("source problem", source=self.name, **named, problem=problem)
+        return True
 
 
 class ConfigStatus:

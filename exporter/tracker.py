@@ -39,7 +39,6 @@ from exporter.ledger.records import (
 from exporter.metrics.calls import CallMetrics
 from exporter.polling.lifetimes import WINDOW
 from exporter.recent_results import Histories
-from exporter.sources.api import Inbox
 
 # Calls after which Python's collector of cycles is told that they stay. It would look at each of
 # them every now and then, and find nothing: an event loop with a million stands still for 0.1 s.
@@ -60,7 +59,6 @@ class CallTracker:
 
     Attributes:
         ledger: the durable record.
-        inbox: gathers what programs push; to be run.
         call_metrics: what is shown of finished calls; replaced with the configuration.
         histories: what has become of calls lately.
         max_calls: how many calls of an account may be watched at a time.
@@ -76,7 +74,6 @@ class CallTracker:
     ) -> None:
         self._accounts = accounts
         self.ledger = Ledger(self._committed, clocks, observe_commit)
-        self.inbox = Inbox(self._push)
         self.call_metrics = CallMetrics((), ())
         self.histories = Histories()
         # Until their account is there to learn from them.
@@ -109,13 +106,15 @@ class CallTracker:
             for ended in self._past.pop(account, ())
         )
 
-    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
-        """Take calls in and poll the new ones; see `Store.watch`.
+    # For sources: `exporter.sources.source.CallSink` and `CallbackSink`.
 
-        Where this is cancelled, what the ledger is taking in at that moment is polled nevertheless.
+    async def add(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+        """Add calls and poll the new ones; see `Store.watch`.
+
+        Where this is cancelled, what the ledger is adding at that moment is polled nevertheless.
 
         Raises:
-            LedgerError: the ledger failed; what it took in before is watched.
+            LedgerError: the ledger failed; what it added before is watched.
         """
         added, rows, refused = 0, set[int](), Counter[str]()
         chunks = self.ledger.watch(source, calls, self.max_calls)
@@ -132,7 +131,12 @@ class CallTracker:
             self._take_up(taken)
         return taken
 
-    async def _push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
+    async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
+        """Add the calls of requests; see `Store.push`.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
         store, now = self.ledger.store, self.ledger.clock.now()
         pushed = await self.ledger.call(store.push, requests, now, self.max_calls)
         self._take_up(pushed)
@@ -158,17 +162,8 @@ class CallTracker:
         """
         return await self.ledger.call(self.ledger.store.find, account, name)
 
-    async def push(self, call: NewCall) -> None:
-        """Watch a call; returns once that is durable.
-
-        Raises:
-            LedgerError: the ledger failed.
-            NoRoomError: there are too many calls.
-        """
-        await self.inbox.put([call])
-
-    async def price(self, row: int, price: float) -> None:
-        """Keep what a call has cost, in VND; returns once that is durable.
+    async def set_price(self, row: int, price: float) -> None:
+        """Store what a call has cost, in VND; returns once that is durable.
 
         Raises:
             LedgerError: the ledger failed.
@@ -230,7 +225,7 @@ class CallTracker:
         # What an answer that ends a call means does not hang on its state.
         return WatchedCall(known.id, name, known.first_watched)
 
-    async def hasten(self, account: str, row: int) -> None:
+    async def poll_now(self, account: str, row: int) -> None:
         """Ask the provider about a call now, or have the exporter do it that polls the call.
 
         Raises:

@@ -74,7 +74,7 @@ class Bench:
     async def push(self, *names: str, account: str = "main", campaign: str = "otp") -> None:
         labels = {"campaign": campaign}
         calls = [NewCall(account, reference_id(name), labels) for name in names]
-        await self.service.calls.watch(None, calls)
+        await self.service.calls.add(None, calls)
 
 
 def account(simulator: Simulator, name: str, key: str) -> AccountConfig:
@@ -207,7 +207,6 @@ async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
 async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
     bench: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
     service, store = bench.service, bench.service.ledger.store
     service._in_background(service._look_for_changes())
     await bench.push(*"xyz", account="b")
@@ -234,7 +233,6 @@ async def test_configured_calls_wait_for_room(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RETRY_EVERY", 0.1)
-    monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
     bench = Bench(simulator, tmp_path)
 
     def configure(*names: str) -> None:
@@ -423,7 +421,7 @@ async def test_a_new_bundle_of_authorities_is_trusted(
             posts_before = posts.labels("crm", "http_error").value
             simulator.add_call("main", call, Plan())
             labels: dict[str, str] = {}
-            await service.calls.watch(None, [NewCall("main", reference_id(call), labels)])
+            await service.calls.add(None, [NewCall("main", reference_id(call), labels)])
             await until(lambda: service.calls.count == 0)
             request = CallRequest(Secret("0900000000"), f"canary-{call}", template="1")
             placed = await service.accounts["main"].place(request, 60, lambda: True)

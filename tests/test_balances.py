@@ -167,7 +167,7 @@ async def test_every_series_but_the_balance_is_there_before_the_first_answer(ben
 async def test_a_refusal_is_a_failure_and_no_balance(bench: Bench) -> None:
     await until(lambda: bench.balance() == 36_693)
     told = bench.value("esms_account_balance_timestamp_seconds")
-    await bench.service.calls.watch(None, [NewCall("main", reference_id("call"), {})])
+    await bench.service.calls.add(None, [NewCall("main", reference_id("call"), {})])
     simulator = bench.simulator
     with capture_logs() as logs:
         body = json.dumps({"Balance": 0, "CodeResponse": "101", "ErrorMessage": "Authorize Failed"})
@@ -200,7 +200,7 @@ async def test_a_refusal_is_a_failure_and_no_balance(bench: Bench) -> None:
 async def test_an_account_that_is_paused_is_asked_for_its_balance(bench: Bench) -> None:
     fault = Fault(FaultKind.STATUS, operation="GetSendStatus", status=429, retry_after="600")
     bench.simulator.faults.set("throttled", fault)
-    await bench.service.calls.watch(None, [NewCall("main", reference_id("call"), {})])
+    await bench.service.calls.add(None, [NewCall("main", reference_id("call"), {})])
     await until(lambda: bench.service.accounts["main"].status.paused is Outcome.THROTTLED)
     bench.put(balance=1)
     await until(lambda: bench.balance() == 1)

@@ -13,7 +13,7 @@ from exporter.cli import options
 from exporter.config import NamedFiles, json_schema, load_config
 from exporter.errors import ExporterError
 from exporter.ledger.beside import back_up
-from exporter.sources.files import Settings, check_files
+from exporter.sources.files import check_files
 from exporter.web.callback import callback_url as url_of
 from exporter.web.web_config import load_web_config
 
@@ -32,7 +32,7 @@ def check(config_file: Path, web_config: Path | None) -> None:
     for path in sorted(files.exposed):
         click.echo(f"{path}: can be read by anybody on the machine", err=True)
     names = [account.name for account in config.accounts]
-    in_files = check_files(Settings(config.watch.files, names, config.watch.labels))
+    in_files = check_files(config.watch.files, names, config.watch.labels)
     calls = len(config.watch.calls) + in_files
     click.echo(f"{config_file}: good: {len(config.accounts)} accounts, {calls} calls")
 

@@ -99,7 +99,7 @@ async def _place_calls(service: App, url: str, seed: int) -> None:
 
     async def watch(account: Account, text: str, campaign: str) -> None:
         call = NewCall(account.name, reference_id(text), {"campaign": campaign})
-        await service.calls.watch(None, [call])
+        await service.calls.add(None, [call])
 
     # A call of the refused account was placed before its keys were revoked.
     await watch(REFUSED, "505139D7-54F8-48A9-88FA-9460A78731DD", "otp")

@@ -22,7 +22,7 @@ from exporter.lookup.asking import look_up
 from exporter.lookup.line import COLUMNS, CallName, Line
 from exporter.lookup.results_file import ENDINGS, ResultsFile
 from exporter.output import Lines, Output, print_table
-from exporter.sources.call_files import read_calls
+from exporter.sources.tabular import read_calls
 
 _TABLE: Final = (
     *("reference_id", "account", "state", "status"),

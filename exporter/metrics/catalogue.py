@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import exporter
 from exporter.esms.codes import CODES, Outcome
 from exporter.metrics.families import Family, counter, gauge, histogram
 from exporter.polling.stats import LAG_BUCKETS, REQUEST_BUCKETS
-from exporter.source_status import ConfigStatus, SourceStatuses
+from exporter.source_status import ConfigStatus, SourceStatus
 
 MAKE_CALL: Final = "make_call"
 """The operation of placing a canary call, in the label `operation`."""
@@ -286,13 +286,13 @@ class Catalogue:
         self.replicas.labels().value = 1.0
         self.build_info.labels(exporter.__version__, platform.python_version()).value = 1.0
 
-    def refresh(self, sources: SourceStatuses, config: ConfigStatus) -> None:
+    def refresh(self, sources: Iterable[SourceStatus], config: ConfigStatus) -> None:
         """Bring what is plain state elsewhere up to date, before a scrape."""
         for family in (self.source_last_success, self.source_errors):
             family.clear()
-        for name, status in sources.items():
-            self.source_last_success.labels(name).set(status.last_success)
-            self.source_errors.labels(name).set(status.errors)
+        for source in sources:
+            self.source_last_success.labels(source.name).set(source.last_success)
+            self.source_errors.labels(source.name).set(source.errors)
         self.reload_successful.set(not config.problems)
         self.reload_timestamp.set(config.loaded_at)
 

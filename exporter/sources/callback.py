@@ -1,4 +1,4 @@
-"""The watch source of the provider's callback: `watch.callback`."""
+"""The source `callback`: the provider calls back when a call has ended."""
 
 from __future__ import annotations
 
@@ -6,89 +6,114 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from exporter.calls import CallbackOutcome
-from exporter.config import CallbackConfig
+from exporter.config import CallbackConfig, WatchConfig
+from exporter.errors import LedgerError, NoRoomError
 from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.records import DELETED, CallRecord, NewCall
-
-SOURCE: Final = "callback"
-"""The source's name in metrics."""
+from exporter.sources.api import PushQueue
+from exporter.sources.source import CallSink, Source, SourceContext
 
 MAX_FIELD: Final = 200
 """Characters of a parameter that is read; those of the provider have fewer than 40."""
 
-_READ: Final = frozenset(
+_FIELDS: Final = frozenset(
     {"ReferenceId", "SendStatus", "SentResult", "CallStatus", "CallDuration", "Ivr", "Price"}
 )
 
 
-class Calls(Protocol):
-    """Who knows the calls: `exporter.tracker.CallTracker`."""
+class CallbackSink(CallSink, Protocol):
+    """A `CallSink` that also knows its calls: `exporter.tracker.CallTracker`."""
 
     async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
         """Return a call, if it is known."""
 
-    async def push(self, call: NewCall) -> None:
-        """Watch a call; returns once that is durable."""
-
     async def keep(self, row: int) -> bool:
-        """Watch a call even if nothing names it any more, or remember it if it has finished.
+        """Watch a call even if no source names it any more, or remember it if it has finished.
 
         Returns:
-            Whether it is there still.
+            Whether it is still there.
         """
 
-    async def price(self, row: int, price: float) -> None:
-        """Keep what a call has cost, in VND; returns once that is durable."""
+    async def set_price(self, row: int, price: float) -> None:
+        """Store what a call has cost, in VND; return once that is durable."""
 
     async def accept(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
-        """Finish a call, if that is what the answer means; returns once that is durable."""
+        """Finish a call if the answer does so; return once that is durable."""
 
-    async def hasten(self, account: str, row: int) -> None:
-        """Ask the provider about a call now."""
-
-
-async def take(
-    calls: Calls, config: CallbackConfig, account: str, fields: Mapping[str, str]
-) -> CallbackOutcome:
-    """Make of a callback what the configuration wants; what it says is durable then.
-
-    Args:
-        calls: knows the calls.
-        config: whom to trust.
-        account: whose token the callback held.
-        fields: its parameters; those that nobody knows may be as long as they like.
-
-    Raises:
-        LedgerError: the ledger failed.
-        NoRoomError: there are too many calls.
-    """
-    # The first name may come with a byte order mark.
-    named = ((name.lstrip("\ufeff"), value) for name, value in fields.items())
-    fields = {name: value for name, value in named if name in _READ}
-    if (name := _name(fields)) is None:
-        return CallbackOutcome.MALFORMED
-    known = await calls.find(account, name)
-    if known is not None and not await calls.keep(known.id):
-        known = await calls.find(account, name)  # let go or forgotten meanwhile
-    if known is None and config.unknown == "watch":
-        await calls.push(NewCall(account, name, {}))
-    call = known or await calls.find(account, name)
-    if call is None or call.state == DELETED:
-        return CallbackOutcome.IGNORED
-    if (price := read_price(fields.get("Price", ""))) is not None:
-        await calls.price(call.id, price)
-    if call.result is not None:
-        return CallbackOutcome.REPEATED
-    if config.trust == "accept":
-        outcome = await calls.accept(call, read_callback(fields))
-        if outcome is not CallbackOutcome.HINT:
-            return outcome
-    await calls.hasten(account, call.id)
-    return CallbackOutcome.HINT if known else CallbackOutcome.WATCHED
+    async def poll_now(self, account: str, row: int) -> None:
+        """Poll a call as soon as possible."""
 
 
-def _name(fields: Mapping[str, str]) -> ReferenceId | None:
+class CallbackSource(Source):
+    """Takes the provider's callbacks."""
+
+    name = "callback"
+
+    def __init__(self, sink: CallbackSink) -> None:
+        super().__init__(sink)
+        self._calls = sink
+        self._config = CallbackConfig()
+        self._queue = PushQueue(sink)
+
+    async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
+        """Apply `watch.callback`; expose the metrics of the source where there are tokens."""
+        self._config = watch.callback
+        self._status.configure(shown=context.called_back)
+
+    async def run(self) -> None:
+        """Store unknown calls that were called back, until cancelled."""
+        await self._queue.run()
+
+    async def accept(self, account: str, fields: Mapping[str, str]) -> CallbackOutcome:
+        """Apply a callback as the configuration says; what it says is durable then.
+
+        Args:
+            account: whose token the callback held.
+            fields: its parameters; unknown ones may be of any length.
+
+        Raises:
+            LedgerError: the ledger failed.
+            NoRoomError: there are too many calls.
+        """
+        try:
+            outcome = await self._apply(account, fields)
+        except (LedgerError, NoRoomError):
+            self._status.count_error()
+            raise
+        if outcome is CallbackOutcome.MALFORMED:
+            self._status.count_error()
+        else:
+            self._status.succeed()
+        return outcome
+
+    async def _apply(self, account: str, fields: Mapping[str, str]) -> CallbackOutcome:
+        # The first name may come with a byte order mark.
+        named = ((name.lstrip("\ufeff"), value) for name, value in fields.items())
+        fields = {name: value for name, value in named if name in _FIELDS}
+        if (name := _reference_id(fields)) is None:
+            return CallbackOutcome.MALFORMED
+        known = await self._calls.find(account, name)
+        if known is not None and not await self._calls.keep(known.id):
+            known = await self._calls.find(account, name)  # removed or pruned meanwhile
+        if known is None and self._config.unknown == "watch":
+            await self._queue.push([NewCall(account, name, {})])
+        call = known or await self._calls.find(account, name)
+        if call is None or call.state == DELETED:
+            return CallbackOutcome.IGNORED
+        if (price := read_price(fields.get("Price", ""))) is not None:
+            await self._calls.set_price(call.id, price)
+        if call.result is not None:
+            return CallbackOutcome.REPEATED
+        if self._config.trust == "accept":
+            outcome = await self._calls.accept(call, read_callback(fields))
+            if outcome is not CallbackOutcome.HINT:
+                return outcome
+        await self._calls.poll_now(account, call.id)
+        return CallbackOutcome.HINT if known else CallbackOutcome.WATCHED
+
+
+def _reference_id(fields: Mapping[str, str]) -> ReferenceId | None:
     if any(len(value) > MAX_FIELD for value in fields.values()):
         return None
     try:

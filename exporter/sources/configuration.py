@@ -1,22 +1,63 @@
-"""The watch source of the configuration file: reading it, and whether it is to be read again."""
+"""The source `config`: `watch.calls` of the configuration file; and when to read a file again."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 
-from exporter.config import NamedFiles
-from exporter.sources.changes import Watched
-
-SOURCE: Final = "config"
-"""The source's name in metrics."""
+from exporter.config import NamedFiles, WatchConfig
+from exporter.ledger.records import NewCall
+from exporter.sources.file_watcher import FileWatcher
+from exporter.sources.source import CallSink, Source, SourceContext
 
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
+
+
+class ConfigurationSource(Source):
+    """Adds the calls that the configuration lists.
+
+    Attributes:
+        refused: how many calls of each account there was no room for.
+    """
+
+    name = "config"
+
+    def __init__(self, sink: CallSink) -> None:
+        super().__init__(sink)
+        self._rows: set[int] = set()
+        self.refused = Counter[str]()
+
+    async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
+        """Add the calls of `watch.calls`."""
+        calls = (NewCall(call.account, call.reference_id, call.labels) for call in watch.calls)
+        added = await self._sink.add(self.name, calls)
+        self._rows, self.refused = added.rows, added.refused
+
+    async def remove_missing(self) -> None:
+        """Remove the calls that `watch.calls` does not list any more."""
+        await self._sink.keep_only(self.name, self._rows)
+        self._rows = set()
+        if self.refused:
+            _log.warning(
+                "configured calls are beyond watch.max_calls, and not watched",
+                calls=self.refused.total(),
+                accounts=", ".join(sorted(self.refused)),
+            )
+
+    def loaded(self) -> None:
+        """Note that a configuration was loaded and applied."""
+        self._status.configure(shown=True)
+        self._status.succeed()
+
+    def not_loaded(self) -> None:
+        """Count a configuration that could not be loaded or applied."""
+        self._status.count_error()
 
 
 class ConfigFile(Generic[T]):
@@ -24,14 +65,14 @@ class ConfigFile(Generic[T]):
 
     Args:
         path: the file.
-        read: makes a configuration of it, and takes down the other files; raises `ConfigError`.
+        read: makes a configuration of it, and notes the other files; raises `ConfigError`.
     """
 
     def __init__(self, path: Path, read: Callable[[Path, NamedFiles], T]) -> None:
         self._path = path
         self._read = read
         self._files = [str(path)]
-        self._watched = Watched()
+        self._watcher = FileWatcher()
         self._exposed: set[Path] = set()
 
     def load(self) -> T:
@@ -41,10 +82,10 @@ class ConfigFile(Generic[T]):
             ConfigError: with every problem.
         """
         # Before it is read: what is written from now on is a change.
-        for change in self._watched.look(self._files, wait=False):
-            self._watched.read(change)
-        others = NamedFiles(before=lambda path: self._watched.note(str(path)))
-        named = set(self._files)  # where it is wrong, it may not name what it takes to be right
+        for change in self._watcher.look(self._files, wait=False):
+            self._watcher.mark_read(change)
+        others = NamedFiles(before=lambda path: self._watcher.note(str(path)))
+        named = set(self._files)  # a wrong configuration may not name all files of a right one
         try:
             loaded = self._read(self._path, others)
             named = {str(self._path)}
@@ -58,5 +99,5 @@ class ConfigFile(Generic[T]):
             self._exposed = others.exposed
 
     def changed(self) -> bool:
-        """Tell whether a file has changed since it was last read, and lies still."""
-        return any(change.settled for change in self._watched.look(self._files))
+        """Return whether a file has changed since it was last read, and is not being written."""
+        return any(change.settled for change in self._watcher.look(self._files))

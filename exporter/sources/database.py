@@ -1,7 +1,11 @@
-"""Asking a database of somebody else's: patiently, read-only, and for no longer than allowed."""
+"""Queries on databases of users: patient, read-only, and for no longer than allowed.
+
+What is reported of a database that fails holds nothing of its address or its users.
+"""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +22,13 @@ from sqlalchemy import (
     Engine,
     TextClause,
     create_engine,
-    event,
 )
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from exporter.config.databases import database_url
 from exporter.errors import SourceError
 from exporter.secrets import Secret
-from exporter.sources.database_errors import parts_of, translated
 
 CONNECT_TIMEOUT: Final = 10
 
@@ -41,6 +44,18 @@ _CLOCKS: Final = {
 }
 
 
+_USER: Final = re.compile(r"'[^']*'@'[^']*'|(?<=\buser )'[^']*'", re.IGNORECASE)
+"""As MySQL and MariaDB name users who may not: with their address, as the server sees it."""
+
+_PARTS: Final = frozenset(
+    {"host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "unix_socket"}
+)
+"""Options of drivers that name a database, its server or its user."""
+
+_NO_CONNECTION: Final = "it cannot be reached, or refuses the user"
+_BROKEN: Final = "the connection broke, or the driver does not say why"
+
+
 class Database:
     """A database, connected to anew for each question. Blocking.
 
@@ -50,11 +65,11 @@ class Database:
     """
 
     def __init__(self, url: Secret, timeout: float) -> None:
-        self._url = url
+        self._url = database_url(url)
         self._timeout = timeout
+        self._hidden = _address_pattern(self._url)
         self._engine: Engine | None = None
-        # Of a file of SQLite that is read without locks.
-        self._frozen: _State | None = None
+        self._frozen: _FileState | None = None  # of an SQLite file that is read without locks
 
     @contextmanager
     def ask(
@@ -66,17 +81,15 @@ class Database:
             query: makes it; may ask for the time by the database's clock (Unix time).
 
         Raises:
-            SourceError: the database failed, here or later; the message holds nothing of its
-                address.
+            SourceError: the database failed, here or later.
         """
-        hidden = parts_of(database_url(self._url))
-        with translated(hidden):
-            with translated(hidden, connecting=True):
+        with _translated(self._hidden):
+            with _translated(self._hidden, connecting=True):
                 connection = self._connect()
             with connection:
                 raw = connection.connection.dbapi_connection
-                for statement in _settings(connection.dialect, self._timeout):
-                    connection.exec_driver_sql(statement)
+                for setting in _session_settings(connection.dialect, self._timeout):
+                    connection.exec_driver_sql(setting)
                 asked = query(lambda: _time(connection))
                 found = connection.execution_options(stream_results=True).execute(asked)
                 try:
@@ -89,31 +102,34 @@ class Database:
                     found.close()
                 # Nothing that the query may have changed stays.
                 connection.rollback()
-                if self._frozen and self._frozen != _state(database_url(self._url)):
+                if self._frozen and self._frozen != _file_state(self._url):
                     raise SourceError("the file was changed while it was read; it is read again")
 
     def _connect(self) -> Connection:
         if self._engine is None:
-            self._engine = self._make_engine()
+            options: dict[str, Any] = {  # Any: by driver
+                "poolclass": NullPool,
+                "hide_parameters": True,
+                "connect_args": _timeouts(self._url.get_driver_name(), self._timeout),
+            }
+            if self._url.get_backend_name() == "sqlite":
+                options["creator"] = self._open_file
+            self._engine = create_engine(self._url, **options)
         return self._engine.connect()
 
-    def _make_engine(self) -> Engine:
-        url = database_url(self._url)
-        options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True}  # Any: by driver
-        sqlite = url.get_backend_name() == "sqlite"
-        if sqlite:
-            options["creator"] = lambda: self._open_file(url)
-        options["connect_args"] = _patience(url.get_driver_name(), self._timeout)
-        engine = create_engine(url, **options)
-        if sqlite:
-            event.listen(engine, "connect", _limit(self._timeout))
-        return engine
+    def _open_file(self) -> sqlite3.Connection:
+        connection = self._open_read_only(self._url)
+        # No folder but the ledger's may be writable.
+        connection.execute("PRAGMA temp_store = MEMORY")
+        end = time.monotonic() + self._timeout
+        connection.set_progress_handler(lambda: int(time.monotonic() > end), 10_000)
+        return connection
 
-    def _open_file(self, url: URL) -> sqlite3.Connection:
-        """Open a file of SQLite read-only; one that is not there is an error, not a new database.
+    def _open_read_only(self, url: URL) -> sqlite3.Connection:
+        """Open an SQLite file; one that does not exist is an error, not a new database.
 
         In WAL mode, SQLite wants to make files beside it, also to read. Where it may not, and no
-        other program has it open, it is read as it lies there.
+        other program has it open, the file alone is read.
         """
         name = f"file:{quote(url.database or '')}?mode=ro"
         self._frozen = None
@@ -125,7 +141,7 @@ class Database:
             refused = error.sqlite_errorcode & 0xFF in _REFUSED
             if not refused or not _in_wal_mode(Path(url.database or "")):
                 raise
-            state = _state(url)
+            state = _file_state(url)
             if state.unmerged:
                 raise SourceError(
                     "the file is in WAL mode, and files that belong to it cannot be read; let the "
@@ -155,8 +171,8 @@ def _forget_result(raw: object) -> None:
         result.unbuffered_active = False
 
 
-class _State(NamedTuple):
-    """What tells whether a file of SQLite was changed: its times and sizes, in ns and bytes."""
+class _FileState(NamedTuple):
+    """What changes when an SQLite file does: its time in nanoseconds, and sizes in bytes."""
 
     changed: int
     size: int
@@ -169,14 +185,14 @@ def _in_wal_mode(path: Path) -> bool:
         return file.read(19)[18:] == b"\x02"
 
 
-def _state(url: URL) -> _State:
+def _file_state(url: URL) -> _FileState:
     path = Path(url.database or "")
     found, log = path.stat(), path.with_name(f"{path.name}-wal")
-    return _State(found.st_mtime_ns, found.st_size, log.stat().st_size if log.exists() else 0)
+    return _FileState(found.st_mtime_ns, found.st_size, log.stat().st_size if log.exists() else 0)
 
 
-def _patience(driver: str, timeout: float) -> dict[str, int]:
-    """Return what has a driver give up on a server that is silent, as when its machine is gone."""
+def _timeouts(driver: str, timeout: float) -> dict[str, int]:
+    """Return what makes a driver give up on a server that does not answer any more."""
     longest = int(timeout) + CONNECT_TIMEOUT
     if driver == "psycopg":
         return {
@@ -195,7 +211,7 @@ def _patience(driver: str, timeout: float) -> dict[str, int]:
     return {}
 
 
-def _settings(dialect: Dialect, timeout: float) -> list[str]:
+def _session_settings(dialect: Dialect, timeout: float) -> list[str]:
     """Return what makes the transaction read-only, short and in UTC, where there is a way."""
     milliseconds = int(timeout * 1000)
     if dialect.name == "postgresql":
@@ -216,11 +232,56 @@ def _settings(dialect: Dialect, timeout: float) -> list[str]:
     return []
 
 
-def _limit(timeout: float) -> Any:  # Any: SQLAlchemy's own signature of a listener
-    def listener(connection: sqlite3.Connection, _record: object) -> None:
-        # No folder but the ledger's may be writable.
-        connection.execute("PRAGMA temp_store = MEMORY")
-        end = time.monotonic() + timeout
-        connection.set_progress_handler(lambda: int(time.monotonic() > end), 10_000)
+def _address_pattern(url: URL) -> re.Pattern[str]:
+    """Return what finds the parts of a database's address in a message."""
+    values = [url.host, url.username, url.password, url.database, url.port]
+    for name in _PARTS & url.query.keys():
+        value = url.query[name]
+        values += (value if isinstance(value, str) else ",".join(value)).split(",")
+    words = sorted({str(value) for value in values if value}, key=len, reverse=True)
+    # As whole words; with none, nothing is found.
+    found = "|".join(map(re.escape, words)) or "(?!)"
+    return re.compile(rf"(?<!\w)(?:{found})(?!\w)", re.IGNORECASE)
 
-    return listener
+
+@contextmanager
+def _translated(hidden: re.Pattern[str], *, connecting: bool = False) -> Iterator[None]:
+    """Turn whatever a database raises into a `SourceError`.
+
+    Args:
+        hidden: finds what a message may not repeat.
+        connecting: nothing has been asked yet; what is said then is all about addresses and users.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        raise SourceError(_message(error.orig or error, hidden, connecting=connecting)) from None
+    except SQLAlchemyError as error:
+        # Its own words may hold the statement or the address.
+        raise SourceError(f"the query cannot be run ({type(error).__name__})") from None
+    except SourceError:
+        raise
+    except Exception as error:  # noqa: BLE001 - drivers raise what they like, as for odd text
+        raise SourceError(f"the driver failed ({type(error).__name__})") from None
+
+
+def _message(error: BaseException, hidden: re.Pattern[str], *, connecting: bool) -> str:
+    """Return what a driver says, as far as it may be shown."""
+    number = next(iter(error.args), None)
+    name = type(error).__name__
+    if isinstance(number, int):  # PyMySQL
+        name = f"{name} {number}"
+    said = hidden.sub("***", _USER.sub("'***'", _raw_message(error).partition("\n")[0]))[:200]
+    if connecting and not isinstance(error, sqlite3.Error):  # which never says more than is wrong
+        said = _NO_CONNECTION
+    return f"the database failed: {said or _BROKEN} ({name})"
+
+
+def _raw_message(error: BaseException) -> str:
+    """Return what a server, or SQLite, says about a query."""
+    match error.args:
+        case (int(), str(message), *_):  # PyMySQL
+            return message
+    if isinstance(error, sqlite3.Error):
+        return str(error)
+    return getattr(getattr(error, "diag", None), "message_primary", None) or ""  # psycopg

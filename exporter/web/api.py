@@ -20,7 +20,7 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.listing import FINISHED, page
 from exporter.ledger.records import DELETED, CallRecord
 from exporter.secrets import Secret
-from exporter.sources.api import SOURCE
+from exporter.sources.api import ApiSource
 from exporter.web import schemas
 from exporter.web.access import credentials
 from exporter.web.openapi import openapi
@@ -138,17 +138,16 @@ class Api:
     # Calls.
 
     async def _watch(self, client: _Client, request: web.Request) -> web.Response:
-        status = self._app.source_statuses[SOURCE]
+        source = self._app.sources[ApiSource]
         try:
             calls = await self._reader.calls(request, client.requests)
-            count = await self._app.calls.inbox.put(calls)
-        except NoRoomError as error:
-            status.errors += 1
-            raise retry_later(429, str(error), error.retry_after) from None
-        except (ProblemError, LedgerError):
-            status.errors += 1
+        except ProblemError:
+            source.refused()
             raise
-        status.succeeded()
+        try:
+            count = await source.push(calls)
+        except NoRoomError as error:
+            raise retry_later(429, str(error), error.retry_after) from None
         return _json(schemas.Accepted(added=count.added, known=count.known), 202)
 
     async def _list(self, client: _Client, request: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ from aiohttp import web
 from exporter.calls import CallbackOutcome
 from exporter.errors import LedgerError, NoRoomError
 from exporter.secrets import Secret
-from exporter.sources.callback import SOURCE, take
+from exporter.sources.callback import CallbackSource
 from exporter.web.problems import LEDGER_RETRY, STARTING_RETRY
 from exporter.web.status import App
 
@@ -60,19 +60,15 @@ class Callback:
         if not good:
             outcomes[CallbackOutcome.FORBIDDEN].inc()
             return web.Response(status=404, text="not found\n")
-        status = app.source_statuses[SOURCE]
         try:
-            outcome = await take(app.calls, app.config.watch.callback, name, request.query)
+            outcome = await app.sources[CallbackSource].accept(name, request.query)
         except (LedgerError, NoRoomError) as error:
             outcomes[CallbackOutcome.ERROR].inc()
-            status.errors += 1
             seconds = error.retry_after if isinstance(error, NoRoomError) else LEDGER_RETRY
             return _retry_later(429 if isinstance(error, NoRoomError) else 503, seconds)
         outcomes[outcome].inc()
         if outcome is CallbackOutcome.MALFORMED:
-            status.errors += 1
             return web.Response(status=400, text="expected a ReferenceId\n")
-        status.succeeded()
         return web.Response(text="ok\n")
 
 

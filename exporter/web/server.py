@@ -14,8 +14,8 @@ import structlog
 from aiohttp import HttpVersion10, web
 
 from exporter.errors import ConfigError, ExporterError, Problem, SourceError
-from exporter.sources.changes import LOOK_EVERY
 from exporter.sources.configuration import ConfigFile
+from exporter.sources.file_watcher import INTERVAL
 from exporter.threads import DetachedThreads
 from exporter.web.access import PROBES, Access
 from exporter.web.api import PREFIX as API_PREFIX
@@ -210,7 +210,7 @@ class WebServer:
 
     async def _look_for_changes(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(INTERVAL)
             with suppress(ConfigError, SourceError):  # logged and counted where it happened
                 await self._reload_web(changed=False)
 

@@ -18,8 +18,9 @@ from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
 from exporter.recent_results import Recent
-from exporter.source_status import ConfigStatus, SourceStatuses
-from exporter.sources.configuration import SOURCE as CONFIG_SOURCE
+from exporter.source_status import ConfigStatus
+from exporter.sources import Sources
+from exporter.sources.configuration import ConfigurationSource
 from exporter.tracker import CallTracker
 
 FAILURES: Final = 20
@@ -68,8 +69,8 @@ class App(Protocol):
         """The exporter's own metrics."""
 
     @property
-    def source_statuses(self) -> SourceStatuses:
-        """The state of each source."""
+    def sources(self) -> Sources:
+        """The sources of calls."""
 
     @property
     def config_status(self) -> ConfigStatus:
@@ -237,7 +238,7 @@ class StatusView:
             *(
                 ("source", {"source": one.name})
                 for one in self.sources
-                if one.bad and one.name != CONFIG_SOURCE
+                if one.bad and one.name != ConfigurationSource.name
             ),
             *((("config", {}),) if self.problems else ()),
         ]
@@ -274,13 +275,13 @@ def gather(app: App, viewer: Viewer, now: float) -> StatusView:
         newest(call for _, recent in recents for call in recent.failures),
         [
             SourceView(
-                name,
-                status.last_success,
-                status.errors,
-                bool(status.problem) or name in config.problems,
-                lines(status.problem) if viewer.known else [],
+                source.name,
+                source.last_success,
+                source.errors,
+                bool(source.problem) or source.name in config.problems,
+                lines(source.problem) if viewer.known else [],
             )
-            for name, status in sorted(app.source_statuses.items())
+            for source in sorted(app.sources.statuses, key=lambda source: source.name)
         ],
         config.loaded_at,
         lines("\n".join(config.problems.values())),

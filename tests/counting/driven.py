@@ -19,6 +19,9 @@ from exporter.esms.answers import Answer
 from exporter.ledger.clock import Moment
 from exporter.metrics.families import Buckets
 from exporter.polling.poller import Poller
+from exporter.sources.api import ApiSource
+from exporter.sources.callback import CallbackSource
+from exporter.sources.files import FilesSource
 from tests.counting.model import Series
 
 T = TypeVar("T")
@@ -114,7 +117,8 @@ class Driven:
         await self.service.open()
         await self.service.ledger.call(self._wait_for_no_lock)
         await self.service._apply(self.service._loaded.pop())
-        self.service._in_background(self.service.calls.inbox.run())
+        for kind in (ApiSource, CallbackSource):
+            self.service._in_background(self.service.sources[kind].run())
 
     def _wait_for_no_lock(self) -> None:
         with self.service.ledger.store._database.engine.connect() as connection:
@@ -195,7 +199,7 @@ class Driven:
     def look(self) -> None:
         """Look for changes of files until those that lie still are read, as at every second."""
         for _ in range(2):
-            self.run(self.service._files.look())
+            self.run(self.service.sources[FilesSource].look())
 
     def commit(self) -> bool:
         """Write what was observed; returns whether that could be done."""

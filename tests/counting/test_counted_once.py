@@ -35,7 +35,8 @@ from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import reference_id
 from exporter.ledger.engine import open_database
 from exporter.ledger.label_limits import OTHER
-from exporter.sources.callback import take
+from exporter.sources.api import ApiSource
+from exporter.sources.callback import CallbackSource
 from tests.counting.answers import CALLBACKS, REPLIES, Reply
 from tests.counting.driven import Asked, Clock, Driven, HeldClient, QuietAccount
 from tests.counting.model import KEEP_FINISHED, Call, Model, Named, Series
@@ -121,9 +122,9 @@ class Counting(RuleBasedStateMachine):
     def push(self, *, calls: list[Named], locked: bool) -> None:
         if locked:
             with self.real.locked(), pytest.raises(LedgerError, match="is locked"):
-                self.real.run(self.real.service.calls.inbox.put(new_calls(calls)))
+                self.real.run(self.real.service.sources[ApiSource].push(new_calls(calls)))
             return
-        put = self.real.service.calls.inbox.put(new_calls(calls))
+        put = self.real.service.sources[ApiSource].push(new_calls(calls))
         if self.model.push(calls, self.clock.now):
             self.real.run(put)
         else:
@@ -132,7 +133,7 @@ class Counting(RuleBasedStateMachine):
 
     @rule(calls=CALLS)
     def query(self, calls: list[Named]) -> None:
-        tally = self.real.run(self.real.service.calls.watch(None, new_calls(calls)))
+        tally = self.real.run(self.real.service.calls.add(None, new_calls(calls)))
         assert (not tally.refused) == self.model.watch(None, calls, self.clock.now, meant=False)
 
     @rule(file=st.sampled_from(FILES), calls=st.none() | CALLS)
@@ -209,11 +210,11 @@ class Counting(RuleBasedStateMachine):
     @rule(index=_WHICH, name=NAMES, fields=CALLBACKS, times=st.integers(1, 2))
     def callback(self, index: int, name: str, fields: dict[str, str], times: int) -> None:
         account = self.wish.accounts[index % len(self.wish.accounts)]
-        watching, config = self.real.service.calls, self.real.config.watch.callback
+        source = self.real.service.sources[CallbackSource]
         said = {"ReferenceId": f" {name} ", **fields}
 
         async def at_once() -> list[object]:
-            taken = (take(watching, config, account, said) for _ in range(times))
+            taken = (source.accept(account, said) for _ in range(times))
             return await asyncio.gather(*taken, return_exceptions=True)
 
         for outcome in self.real.run(at_once()):
@@ -383,7 +384,7 @@ def test_whatever_happens_each_call_is_counted_once(
     monkeypatch.setattr("exporter.app.Account", QuietAccount)
     monkeypatch.setattr("exporter.ledger.ledger._GATHER", 0.0)
     # A file that was written just now lies still: nobody else writes.
-    monkeypatch.setattr("exporter.sources.changes._STILL", -(10**18))
+    monkeypatch.setattr("exporter.sources.file_watcher._SETTLED_AGE", -(10**18))
     with asyncio.Runner() as runner, capture_logs():
 
         class Life(Counting):

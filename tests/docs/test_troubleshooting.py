@@ -36,7 +36,7 @@ QUOTED = [*events(), *first_cells("message"), *first_cells("event")]
 
 
 def test_there_is_something_quoted() -> None:
-    assert {"account paused", "is in use by another esms-exporter", "query failed"} <= set(QUOTED)
+    assert {"account paused", "is in use by another esms-exporter", "source problem"} <= set(QUOTED)
 
 
 @pytest.mark.parametrize("quoted", sorted({*QUOTED} - {""}))

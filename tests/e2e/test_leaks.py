@@ -248,7 +248,7 @@ async def test_nothing_leaks(tmp_path: Path, log_format: str) -> None:
     assert log.count("account paused") >= len(DAMAGED) // 2
     assert log.count("balance not known") >= len(DAMAGED) // 2
     assert log.count("configuration not reloaded") >= 8
-    assert log.count("query failed") >= len(sources)
+    assert log.count("source problem") >= len(sources)
     assert log.count("notification failed") >= len(targets(simulator.url))
     assert "Traceback" not in log
     text = "\n".join(shown)

@@ -46,7 +46,7 @@ async def test_a_call_from_its_row_to_its_count(tmp_path: Path) -> None:
                 found = await exporter.until(lambda found: total(found, "esms_calls_total") == 1)
                 assert total(found, "esms_calls_total", campaign="otp") == 1
                 assert total(found, "esms_calls_watched") == 0
-                assert exporter.output.count("query failed") == 1
+                assert exporter.output.count("source problem") == 1
                 simulator.add_call("main", SECOND, Plan(queued=9e9))
                 database.execute(f"INSERT INTO calls VALUES ('{SECOND}', 'otp', now())")
                 await exporter.until(lambda found: total(found, "esms_calls_watched") == 1)
@@ -55,5 +55,5 @@ async def test_a_call_from_its_row_to_its_count(tmp_path: Path) -> None:
                 await exporter.says("the database failed: it cannot be reached")
                 assert total(await exporter.scrape(), "esms_calls_watched") == 1
                 await asyncio.to_thread(database.start)
-                await exporter.says("query is good again[^$]*query is good again")
+                await exporter.says("source recovered[^$]*source recovered")
                 assert PASSWORD not in exporter.output

@@ -65,7 +65,7 @@ class Bench:
 
     async def watch(self, name: str, **labels: str) -> None:
         """Have a call watched."""
-        await self.service.calls.watch(None, [NewCall("main", reference_id(name), labels)])
+        await self.service.calls.add(None, [NewCall("main", reference_id(name), labels)])
 
     async def pause(self, seconds: float) -> None:
         """Wait for what is not to happen."""

@@ -81,7 +81,7 @@ class Bench:
             self.simulator.add_call("main", name, plan or Plan())
         labels = {"campaign": campaign}
         new = [NewCall("main", reference_id(name), labels) for name in names]
-        await self.running.calls.watch(None, new)
+        await self.running.calls.add(None, new)
         await until(lambda: self.counted == before + len(names))
 
     @property

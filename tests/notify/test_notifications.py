@@ -46,7 +46,7 @@ async def test_however_a_call_ends_it_is_told(bench: Bench, receiver: Receiver) 
     )
     calls = bench.running.calls
     bench.simulator.add_call("main", "called-back", Plan(queued=1e9))
-    await calls.watch(None, [NewCall("main", reference_id("called-back"), {})])
+    await calls.add(None, [NewCall("main", reference_id("called-back"), {})])
     record = await calls.find("main", reference_id("called-back"))
     assert record is not None
     told_by = {"SMSID": "called-back", "SendStatus": "5", "SendSuccess": "1", "CallStatus": "BUSY"}

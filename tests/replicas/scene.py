@@ -29,6 +29,7 @@ from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
 from exporter.replicas.replica import Replica
 from exporter.secrets import Secret
+from exporter.sources.api import ApiSource
 from tests.replicas.proxy import Proxy
 from tests.waiting import deadline, until
 
@@ -142,7 +143,7 @@ class Exporter:
         return sum(value for key, value in self.shown().items() if key.startswith("esms_calls_t"))
 
     async def push(self, *names: str, account: str = "main", **labels: str) -> None:
-        await self.service.calls.inbox.put(
+        await self.service.sources[ApiSource].push(
             [NewCall(account, reference_id(name), labels) for name in names]
         )
 

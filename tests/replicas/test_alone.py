@@ -76,7 +76,7 @@ async def test_nobody_is_told_of_a_callback_whose_call_is_polled_here(
 ) -> None:
     store = service.ledger.store
     monkeypatch.setattr(service.accounts["main"].poller, "wake", lambda: None)
-    await service.calls.push(NewCall("main", reference_id("mine"), {}))
+    await service.calls.push([[NewCall("main", reference_id("mine"), {})]])
     call = await service.calls.find("main", reference_id("mine"))
     assert call
     told: list[int] = []

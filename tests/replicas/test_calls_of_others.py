@@ -7,9 +7,11 @@ import asyncio
 import pytest_asyncio
 
 from exporter.calls import CallbackOutcome
-from exporter.config import CallbackConfig, CallConfig
+from exporter.config import CallbackConfig, CallConfig, WatchConfig
 from exporter.ids import reference_id
-from exporter.sources.callback import take
+from exporter.sources.callback import CallbackSource
+from exporter.sources.source import SourceContext
+from exporter.tracker import CallTracker
 from tests.replicas.scene import Exporter, Scene
 from tests.waiting import until
 
@@ -39,6 +41,14 @@ async def test_what_is_watched_no_more_is_polled_no_more(scene: Scene, pair: Pai
     await until(lambda: first.holds == {"b", "c"})
     assert not second.holds
     assert first.counted() == 0
+
+
+async def take(
+    calls: CallTracker, config: CallbackConfig, account: str, fields: dict[str, str]
+) -> CallbackOutcome:
+    source = CallbackSource(calls)
+    await source.configure(WatchConfig(callback=config), SourceContext((), (), 0))
+    return await source.accept(account, fields)
 
 
 async def test_a_callback_reaches_the_one_that_polls_the_call(scene: Scene, pair: Pair) -> None:

@@ -9,11 +9,11 @@ from sqlalchemy.pool import NullPool
 
 from exporter.config import SqlConfig
 from exporter.secrets import Secret
-from exporter.sources.query import Rules
+from exporter.sources.source import SourceContext
 from tests.databases import Server
 
 DAY = 86_400.0
-RULES = Rules(["main", "b"], ["campaign"], 30 * DAY)
+CONTEXT = SourceContext(["main", "b"], ["campaign"], 30 * DAY)
 QUERY = "SELECT reference_id, account, campaign FROM calls ORDER BY id"
 
 
@@ -39,7 +39,7 @@ def config(table: File | Server, query: str = QUERY, **more: object) -> SqlConfi
 
 
 def many(database: File | Server, column: str = "reference_id") -> SqlConfig:
-    """Return a query with more rows than anybody wants to read."""
+    """Return a query with more rows than any test reads."""
     query = {
         "postgresql": f"SELECT 'c' || generate_series(1, 20000000) AS {column}",
         "mariadb": f"SELECT CONCAT('c', seq) AS {column} FROM seq_1_to_20000000",

@@ -14,10 +14,11 @@ from exporter.config.databases import database_problem
 from exporter.config.problems import Problems
 from exporter.errors import SourceError
 from exporter.secrets import Secret
-from exporter.sources import database as module
-from exporter.sources.query import Query, Rules
+from exporter.sources.database import Database
+from exporter.sources.source import SourceContext
+from exporter.sources.sql import Query
 from tests.databases import PASSWORD, Server
-from tests.sources.queried import RULES, File, config, kind, many
+from tests.sources.queried import CONTEXT, File, config, kind, many
 
 
 @pytest.fixture
@@ -37,15 +38,15 @@ def insert(table: File | Server, *rows: tuple[object, ...]) -> None:
 
 
 def read(
-    found: SqlConfig, since: float = 0.0, rules: Rules = RULES
+    found: SqlConfig, since: float = 0.0, context: SourceContext = CONTEXT
 ) -> tuple[list[tuple[str, str, dict[str, str]]], list[str]]:
     problems = Problems("sql:orders")
     calls = [
         (call.account, str(call.reference_id), dict(call.labels))
-        for batch in Query(found, rules).batches(lambda _: since, problems)
+        for batch in Query(found, context).batches(lambda _: since, problems)
         for call in batch
     ]
-    return calls, [str(problem) for problem in problems._found]
+    return calls, [str(problem) for problem in problems.told()]
 
 
 def test_rows_become_calls(table: File | Server) -> None:
@@ -110,23 +111,23 @@ def test_a_call_that_has_no_id_yet_is_no_mistake(table: File | Server) -> None:
 def test_many_rows_come_in_batches(table: File | Server) -> None:
     for start in range(1, 5001, 1000):
         insert(table, *((n, f"c{n}", "main", None, None) for n in range(start, start + 1000)))
-    batches = list(Query(config(table), RULES).batches(lambda now: now, Problems("")))
+    batches = list(Query(config(table), CONTEXT).batches(lambda now: now, Problems("")))
     assert [len(batch) for batch in batches] == [1000] * 5
 
 
 def test_what_is_left_of_rows_is_not_waited_for(database: File | Server) -> None:
     if isinstance(database, File):
         database.execute("CREATE TABLE IF NOT EXISTS calls (id INTEGER)")
-    batches = Query(many(database), RULES).batches(lambda now: now, Problems(""))
+    batches = Query(many(database), CONTEXT).batches(lambda now: now, Problems(""))
     next(batches)
     batches.close()
     with pytest.raises(SourceError, match="expected a column"):
-        next(Query(many(database, "id"), RULES).batches(lambda now: now, Problems("")))
+        next(Query(many(database, "id"), CONTEXT).batches(lambda now: now, Problems("")))
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 def test_a_connection_that_breaks(database: Server, caplog: pytest.LogCaptureFixture) -> None:
-    batches = Query(many(database), RULES).batches(lambda now: now, Problems(""))
+    batches = Query(many(database), CONTEXT).batches(lambda now: now, Problems(""))
     next(batches)
     others, end = {
         "postgresql": (
@@ -251,15 +252,15 @@ def test_who_may_not_read_is_not_named(database: Server) -> None:
         read(config(database, "SELECT user AS reference_id FROM mysql.global_priv"))
 
 
-def test_a_driver_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "odd")
-
-    monkeypatch.setattr(module, "_settings", fail)
+def test_a_driver_that_fails(tmp_path: Path) -> None:
     file = File(tmp_path / "x.db")
     file.execute("CREATE TABLE calls (reference_id TEXT)")
-    with pytest.raises(SourceError, match="the driver failed"):
-        read(config(file))
+    database, not_encodable = Database(Secret(file.url), 60), text("SELECT '\udcff'")
+    with (
+        pytest.raises(SourceError, match=r"^the driver failed \(UnicodeEncodeError\)$"),
+        database.ask(lambda _clock: not_encodable),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Bench:
     async def watch(self, name: str, plan: Plan) -> None:
         """Watch a call, and wait until it was asked for once."""
         self.simulator.add_call("main", name, plan)
-        await self.service.calls.push(NewCall("main", reference_id(name), OTP))
+        await self.service.calls.push([[NewCall("main", reference_id(name), OTP)]])
         await until(lambda: any(call.last_polled for call in self.calls.values()))
 
     def end(self, name: str, plan: Plan) -> None:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,7 +20,6 @@ from exporter.config import (
 from exporter.errors import LedgerError
 from exporter.ledger.store import Store
 from exporter.simulator import Plan
-from exporter.sources import api as source
 from exporter.web import request_body, schemas
 from exporter.web.api import MAX_LISTINGS
 from tests.waiting import until
@@ -164,7 +162,7 @@ async def test_there_is_no_api_without_tokens(bench: Bench) -> None:
     bench.configure(api=ApiConfig())
     await bench.service.reload()
     assert (await bench.ask("GET", "/status"))[0] == 404
-    assert "api" not in dict(bench.service.source_statuses.items())
+    assert [status.name for status in bench.service.sources.statuses] == ["config"]
 
 
 async def test_limits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,40 +239,6 @@ async def test_models_are_made_once_for_each_scope(
             await bench.ask("POST", "/calls", {"calls": []}, token=token)
         await bench.service.reload()
     assert sorted(made) == [("b",), ("main", "b")]
-
-
-async def test_waiting_has_an_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "MAX_WAITING", 5)
-    async with bench.ledger_held():
-        # One is with the ledger, two wait, and no more.
-        first = asyncio.create_task(bench.watch("a", "b"))
-        await until(lambda: bench.service.ledger._thread._work.qsize() == 1)
-        waiting = [asyncio.create_task(bench.watch("a", "b")) for _ in range(6)]
-        await until(lambda: sum(request.done() for request in waiting) == 4)
-        assert not first.done()
-    answers = [status for status, _ in await asyncio.gather(first, *waiting)]
-    assert sorted(answers) == [202] * 3 + [429] * 4
-
-
-async def test_many_requests_share_commits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = []
-    push = Store.push
-
-    def counted(self: Store, requests: Any, *more: Any) -> Any:
-        groups.append(len(requests))
-        return push(self, requests, *more)
-
-    monkeypatch.setattr(Store, "push", counted)
-    async with bench.ledger_held():
-        first = asyncio.create_task(bench.watch("same"))
-        await until(lambda: bench.service.ledger._thread._work.qsize() == 1)
-        rest = [asyncio.create_task(bench.watch(f"c{n}", "same")) for n in range(99)]
-        await until(lambda: len(bench.service.calls.inbox._waiting) == 99)
-    answers = await asyncio.gather(first, *rest)
-    assert sum(body["added"] for _, body in answers) == 100
-    assert sum(body["known"] for _, body in answers) == 99
-    assert groups == [1, 99]
-    assert bench.service.calls.count == 100
 
 
 async def test_a_ledger_that_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

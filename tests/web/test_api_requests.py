@@ -119,7 +119,7 @@ async def test_a_request_with_a_problem_changes_nothing(
     assert expected in f"{problem['detail']}\n{told}"
     assert len(problem.get("errors", ())) <= 100
     assert (await bench.ask("GET", "/calls"))[1]["calls"] == []
-    assert bench.service.source_statuses["api"].errors == 1
+    assert [s.errors for s in bench.service.sources.statuses if s.name == "api"] == [1]
 
 
 def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:

@@ -183,7 +183,7 @@ async def test_malformed(bench: Bench, fields: dict[str, str]) -> None:
     await bench.trust("accept")
     assert await bench.call_back(**fields) == 400
     assert bench.outcomes == {"malformed": 1}
-    assert bench.service.source_statuses["callback"].errors == 1
+    assert [s.errors for s in bench.service.sources.statuses if s.name == "callback"] == [1]
     assert not bench.calls
 
 
@@ -274,7 +274,7 @@ async def test_an_account_that_leaves_meanwhile(
 
 async def test_a_call_of_a_file_that_goes_stays_once_it_is_called_back(bench: Bench) -> None:
     named = [NewCall("main", reference_id(name), OTP) for name in "abc"]
-    await bench.service.calls.watch("calls.txt", named)
+    await bench.service.calls.add("calls.txt", named)
     assert await bench.call_back(ReferenceId="B") == 200
     await bench.service.calls.keep_only("calls.txt", set())
     assert [call.reference_id for call in bench.calls.values()] == ["b"]
@@ -283,7 +283,7 @@ async def test_a_call_of_a_file_that_goes_stays_once_it_is_called_back(bench: Be
 async def test_a_call_that_is_let_go_meanwhile_is_watched_anew(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await bench.service.calls.watch("calls.txt", [NewCall("main", reference_id("a"), OTP)])
+    await bench.service.calls.add("calls.txt", [NewCall("main", reference_id("a"), OTP)])
     ((row, _),) = bench.calls.items()
     keep = Store.keep
 

@@ -9,6 +9,7 @@ from sqlalchemy import make_url
 
 from exporter.config import LedgerConfig, SqlConfig
 from exporter.secrets import Secret
+from exporter.sources.sql import SqlSource
 from tests.databases import PASSWORD, postgresql
 from tests.waiting import until
 from tests.web.api_bench import Bench, serving
@@ -35,7 +36,7 @@ async def test_a_server_that_goes_away(tmp_path: Path, capfd: pytest.CaptureFixt
             watch = bench.config.watch.model_copy(update={"sql": (query,)})
             bench.config = bench.config.model_copy(update={"watch": watch})
             await bench.service.reload()
-            status = bench.service.source_statuses["sql:orders"]
+            (status,) = bench.service.sources[SqlSource].statuses
             await until(lambda: status.last_success > 0)
             server.stop()
             try:

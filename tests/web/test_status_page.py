@@ -101,7 +101,7 @@ async def bench(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(simulator, tmp_path)
     await bench.service.open()
     await bench.service.start()
-    await bench.service.calls.watch(
+    await bench.service.calls.add(
         None, [NewCall(account, reference_id(name), {}) for account, name in IDS.items()]
     )
     await until(lambda: bench.failures("main") == bench.failures("b") == 1)
@@ -194,7 +194,7 @@ async def test_what_has_happened_is_there_after_a_restart(
     bench: Bench, simulator: Simulator
 ) -> None:
     simulator.add_call("main", "third", Plan(duration=5))
-    await bench.service.calls.watch(None, [NewCall("main", reference_id("third"), {})])
+    await bench.service.calls.add(None, [NewCall("main", reference_id("third"), {})])
     await until(lambda: bench.service.calls.count == 0)
     before = await get(await bench.serve())
     for server in bench.servers:
@@ -223,7 +223,7 @@ async def test_a_call_counts_once_it_is_durable(
 
     with monkeypatch.context() as broken:
         broken.setattr(service.ledger.store, "commit", fail)
-        await service.calls.watch(None, [NewCall("main", reference_id("third"), {})])
+        await service.calls.add(None, [NewCall("main", reference_id("third"), {})])
         await until(lambda: service.ledger.problem is not None and bool(service.ledger._pending))
         page, _ = await get(url)
     assert "Not ready: disk full" in page
@@ -281,7 +281,7 @@ async def test_sources_with_their_health(bench: Bench) -> None:
 async def test_a_pause_with_its_reason(bench: Bench, simulator: Simulator) -> None:
     url = await bench.serve()
     simulator.put_account(Account("main", "key-main", "s", state=AccountState.REVOKED))
-    await bench.service.calls.watch(None, [NewCall("main", reference_id("third"), {})])
+    await bench.service.calls.add(None, [NewCall("main", reference_id("third"), {})])
     account = bench.service.accounts["main"]
     await until(lambda: account.status.paused is not None)
     said = account.status.message

@@ -2,69 +2,35 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import os
+import tempfile
 import threading
-import time
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from structlog.testing import capture_logs
 
+from exporter.config import WatchConfig
 from exporter.config.calls import CallConfig
-from exporter.errors import ConfigError, LedgerError
+from exporter.errors import ConfigError
 from exporter.ledger.records import NewCall, Tally
-from exporter.source_status import SourceStatuses
-from exporter.sources import files as module
-from exporter.sources.call_files import read_calls
-from exporter.sources.files import CallFiles, Found, Settings, check_files, find_files
-
-
-class Intake:
-    """Keeps what a source hands over, in place of the ledger."""
-
-    def __init__(self) -> None:
-        self.named: dict[str, set[str]] = {}
-        self.room = 1000
-        self.broken = False
-        self.watched = 0
-
-    async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
-        if self.broken:
-            raise LedgerError("the disk is full")
-        self.watched += 1
-        named = self.named.setdefault(source or "", set())
-        refused, rows = Counter[str](), set()
-        for name in (call.reference_id for call in calls):
-            if name not in named and sum(map(len, self.named.values())) >= self.room:
-                refused["main"] += 1
-                continue
-            named.add(name)
-            rows.add(hash(name))
-        return Tally(len(rows), rows, refused)
-
-    async def keep_only(self, source: str, rows: set[int]) -> None:
-        if self.broken:
-            raise LedgerError("the disk is full")
-        self.named[source] = {name for name in self.named[source] if hash(name) in rows}
-        if not self.named[source]:
-            del self.named[source]
-
-    async def sources(self) -> list[str]:
-        return ["config", *self.named]
+from exporter.source_status import SourceStatus
+from exporter.sources.files import FilesSource, Found, check_files, find_files
+from exporter.sources.source import SourceContext
+from exporter.sources.tabular import read_calls
+from tests.sources.sink import Sink
 
 
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.intake = Intake()
-        self.statuses = SourceStatuses()
-        self.files = CallFiles(self.intake, self.statuses)
+        self.sink = Sink()
+        self.files = FilesSource(self.sink)
 
     @property
     def named(self) -> dict[str, str]:
@@ -72,12 +38,13 @@ class Bench:
         prefix = f"file:{self.folder}/"
         return {
             source.removeprefix(prefix): "".join(sorted(ids))
-            for source, ids in self.intake.named.items()
+            for source, ids in self.sink.named.items()
+            if source and ids
         }
 
     @property
-    def errors(self) -> int:
-        return self.statuses["files"].errors
+    def status(self) -> SourceStatus:
+        return self.files.statuses[0]
 
     def write(self, name: str, *lines: str) -> Path:
         path = self.folder / name
@@ -86,19 +53,24 @@ class Bench:
         return path
 
     async def configure(self, *patterns: str) -> None:
-        beside = [f"{self.folder}/{pattern}" for pattern in patterns]
-        await self.files.configure(Settings(beside, ["main"], ["campaign"]))
+        files = tuple(f"{self.folder}/{pattern}" for pattern in patterns)
+        watch = WatchConfig.model_construct(files=files)
+        await self.files.configure(watch, SourceContext(["main"], ["campaign"], 0))
+        await self.files.remove_missing()
+
+    async def restart(self, *patterns: str, **options: Any) -> None:
+        """Begin anew, as another exporter on the same ledger."""
+        self.files = FilesSource(self.sink, **options)
+        await self.configure(*patterns)
 
     async def settle(self) -> None:
         for _ in range(2):
             await self.files.look()
 
 
-@pytest_asyncio.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path)
-    yield bench
-    bench.files.close()
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
 
 
 async def test_what_is_there_at_start_is_taken_in_at_once(bench: Bench) -> None:
@@ -106,8 +78,8 @@ async def test_what_is_there_at_start_is_taken_in_at_once(bench: Bench) -> None:
     bench.write("b.csv", "reference_id", "C")
     await bench.configure("*.txt", "b.csv")
     assert bench.named == {"a.txt": "AB", "b.csv": "C"}
-    assert bench.statuses["files"].last_success > 0
-    assert bench.errors == 0
+    assert bench.status.last_success > 0
+    assert bench.status.errors == 0
 
 
 async def test_calls_come_and_go_with_their_lines_and_files(bench: Bench) -> None:
@@ -125,7 +97,7 @@ async def test_calls_come_and_go_with_their_lines_and_files(bench: Bench) -> Non
     bench.write("calls/a.txt", "A")
     await bench.settle()
     assert bench.named == {"calls/a.txt": "A"}
-    assert bench.errors == 0
+    assert bench.status.errors == 0
 
 
 async def test_a_file_with_a_bad_line_lets_go_of_nothing(bench: Bench) -> None:
@@ -139,12 +111,12 @@ async def test_a_file_with_a_bad_line_lets_go_of_nothing(bench: Bench) -> None:
     assert bench.named == {"a.txt": "ABCD"}
     (line,) = [line for line in logs if line["log_level"] == "warning"]
     assert line["problem"].endswith("none begins with")
-    assert bench.errors == 1
-    before = bench.statuses["files"].last_success
+    assert bench.status.errors == 1
+    before = bench.status.last_success
     bench.write("a.txt", "D")
     await bench.settle()
     assert bench.named == {"a.txt": "D"}
-    assert bench.statuses["files"].last_success > before
+    assert bench.status.last_success > before
 
 
 @pytest.mark.parametrize("pattern", ["calls/a.txt", "calls/*.txt"])
@@ -155,10 +127,9 @@ async def test_a_folder_that_is_gone_takes_no_call_along(bench: Bench, pattern: 
     for _ in range(3):
         await bench.settle()
     assert bench.named == {"calls/a.txt": "A"}
-    assert bench.errors == 1
+    assert bench.status.errors == 1
     # Not even by a restart meanwhile.
-    bench.files = CallFiles(bench.intake, bench.statuses)
-    await bench.configure(pattern)
+    await bench.restart(pattern)
     assert bench.named == {"calls/a.txt": "A"}
     aside.rename(path.parent)
     bench.write("calls/a.txt", "B")
@@ -175,7 +146,7 @@ async def test_a_file_named_without_a_wildcard_is_missed(bench: Bench) -> None:
             await bench.settle()
     assert bench.named == {"a[1].txt": "A"}
     (line,) = [line for line in logs if line["log_level"] == "warning"]
-    assert (line["file"], line["problem"]) == (str(path), "cannot be read: no such file")
+    assert (line["item"], line["problem"]) == (str(path), "cannot be read: no such file")
 
 
 async def test_what_was_removed_while_the_exporter_was_down_is_let_go(bench: Bench) -> None:
@@ -183,15 +154,14 @@ async def test_what_was_removed_while_the_exporter_was_down_is_let_go(bench: Ben
     bench.write("b.txt", "B")
     await bench.configure("*.txt")
     (bench.folder / "a.txt").unlink()
-    bench.files = CallFiles(bench.intake, bench.statuses)
-    await bench.configure("*.txt")
+    await bench.restart("*.txt")
     assert bench.named == {"a.txt": "A", "b.txt": "B"}  # it may be back in a moment
     await bench.settle()
     assert bench.named == {"b.txt": "B"}
     # As is what the configuration does not look for any more.
     await bench.configure()
     assert bench.named == {}
-    assert not bench.statuses.items()
+    assert not bench.status.shown
 
 
 async def test_a_file_that_is_written_all_the_time(bench: Bench) -> None:
@@ -213,19 +183,19 @@ async def test_a_file_that_is_written_all_the_time(bench: Bench) -> None:
 async def test_a_ledger_that_fails_is_tried_again(bench: Bench) -> None:
     await bench.configure("*.txt")
     bench.write("a.txt", "A")
-    bench.intake.broken = True
+    bench.sink.broken = True
     with capture_logs() as logs:
         for _ in range(3):
             await bench.settle()
     assert [line["problem"] for line in logs] == ["the disk is full"]
-    bench.intake.broken = False
+    bench.sink.broken = False
     await bench.settle()
     assert bench.named == {"a.txt": "A"}
     (bench.folder / "a.txt").unlink()
-    bench.intake.broken = True
+    bench.sink.broken = True
     for _ in range(3):
         await bench.settle()
-    bench.intake.broken = False
+    bench.sink.broken = False
     await bench.settle()
     assert bench.named == {}
 
@@ -234,13 +204,13 @@ async def test_a_ledger_that_fails_loses_no_file(bench: Bench) -> None:
     gone = bench.write("z.txt", "Z")
     await bench.configure("*.txt")
     await bench.settle()
-    bench.intake.broken = True
+    bench.sink.broken = True
     for name in "abc":
         bench.write(f"{name}.txt", name.upper())
     gone.unlink()
     for _ in range(3):
         await bench.settle()
-    bench.intake.broken = False
+    bench.sink.broken = False
     await bench.settle()
     assert bench.named == {"a.txt": "A", "b.txt": "B", "c.txt": "C"}
 
@@ -249,11 +219,11 @@ async def test_a_reload_that_changes_nothing_reads_nothing(bench: Bench) -> None
     bench.write("a.txt", *"ABC")
     await bench.configure("*.txt")
     await bench.settle()
-    before = bench.intake.watched
+    before = bench.sink.added
     # Even while the file is written anew.
     (bench.folder / "a.txt").write_text("A\n")
     await bench.configure("*.txt")
-    assert (bench.named, bench.intake.watched) == ({"a.txt": "ABC"}, before)
+    assert (bench.named, bench.sink.added) == ({"a.txt": "ABC"}, before)
     await bench.configure("*.txt", "*.csv")
     assert bench.named == {"a.txt": "ABC"}
     await bench.settle()
@@ -270,33 +240,34 @@ async def test_a_name_that_is_no_text_is_told(bench: Bench) -> None:
     assert line["problem"] == "finds 1 files whose names are no printable text"
 
 
-async def test_a_folder_that_cannot_be_looked_into_takes_no_call_along(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench.write("calls/a.txt", "A")
-    await bench.configure("calls/**/*.txt")
-    await bench.settle()
-
-    def scandir(path: str | Path) -> object:
-        raise PermissionError
-
-    # As for another user than root, for whom there are no such folders.
-    monkeypatch.setattr(os, "scandir", scandir)
-    for _ in range(3):
+async def test_a_folder_that_cannot_be_listed_keeps_its_calls(bench: Bench) -> None:
+    user = os.geteuid()
+    # Not under `tmp_path`, which other users may not enter.
+    with tempfile.TemporaryDirectory() as folder:
+        bench.folder = Path(folder)
+        bench.folder.chmod(0o755)
+        calls = bench.write("calls/a.txt", "A").parent
+        await bench.configure("calls/**/*.txt")
         await bench.settle()
-    assert bench.named == {"calls/a.txt": "A"}
-    monkeypatch.undo()
-    (bench.folder / "calls").rename(bench.folder / "aside")
-    for _ in range(3):
-        await bench.settle()
-    assert bench.named == {"calls/a.txt": "A"}
+        calls.chmod(0)
+        if user == 0:  # who may list every folder
+            os.seteuid(65534)
+        try:
+            for _ in range(3):
+                await bench.settle()
+        finally:
+            os.seteuid(user)
+            calls.chmod(0o700)
+        assert bench.named == {"calls/a.txt": "A"}
+        calls.rename(calls.with_name("aside"))
+        for _ in range(3):
+            await bench.settle()
+        assert bench.named == {"calls/a.txt": "A"}
 
 
-async def test_calls_beyond_the_limit_are_refused(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_calls_beyond_the_limit_are_refused(bench: Bench) -> None:
     bench.write("a.txt", *"ABC")
-    bench.intake.room = 2
+    bench.sink.room = 2
     with capture_logs() as logs:
         await bench.configure("a.txt")
         await bench.settle()
@@ -312,33 +283,35 @@ async def test_calls_beyond_the_limit_are_refused(
     await bench.settle()
     assert bench.named == {"a.txt": "DE"}
     # And those that found none, the room that others leave.
-    bench.intake.room = 3
+    bench.sink.room = 3
     await bench.settle()
     assert bench.named == {"a.txt": "DE"}
-    monkeypatch.setattr(time, "monotonic", lambda: math.inf)
-    await bench.settle()
+    await bench.restart("a.txt", retry_interval=0)
     assert bench.named == {"a.txt": "DEF"}
+    bench.write("a.txt", "D", "E", "F", "G")
+    await bench.settle()
+    bench.sink.room = 4
+    await bench.settle()
+    assert bench.named == {"a.txt": "DEFG"}
 
 
-async def test_there_are_bounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_FILES", 2)
+async def test_there_are_bounds(bench: Bench) -> None:
     for name in "abc":
         bench.write(f"{name}.txt", name)
     (bench.folder / "folder.txt").mkdir()
     with capture_logs() as logs:
-        await bench.configure("**/*.txt")
+        await bench.restart("**/*.txt", find=partial(find_files, limit=2), limit=2)
     assert bench.named == {"a.txt": "a", "b.txt": "b"}
     assert logs[0]["problem"] == "finds over 2 files"
 
 
 def test_checking_reads_every_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A\nB\n")
-    settings = Settings([f"{tmp_path}/*.txt"], ["main"], [])
-    assert check_files(settings) == 2
+    patterns = [f"{tmp_path}/*.txt"]
+    assert check_files(patterns, ["main"], []) == 2
     (tmp_path / "b.txt").write_text("b a d\n")
-    missing = settings._replace(patterns=[*settings.patterns, f"{tmp_path}/c.csv"])
     with pytest.raises(ConfigError) as error:
-        check_files(missing)
+        check_files([*patterns, f"{tmp_path}/c.csv"], ["main"], [])
     assert [problem.file for problem in error.value.problems] == [
         f"{tmp_path}/b.txt",
         f"{tmp_path}/c.csv",
@@ -381,8 +354,7 @@ async def test_a_pattern_whose_file_system_does_not_answer(bench: Bench) -> None
         bench.write(name, name[0].upper())
     hang = Hang(f"{bench.folder}/a/*.txt")
     hang.free.set()
-    bench.files = CallFiles(bench.intake, bench.statuses, find=hang.find, timeout=1)
-    await bench.configure("a/*.txt", "b/*.txt")
+    await bench.restart("a/*.txt", "b/*.txt", find=hang.find, timeout=1)
     assert bench.named == {"a/1.txt": "A", "b/1.txt": "B"}
     hang.free.clear()
     (bench.folder / "a" / "1.txt").unlink()
@@ -404,7 +376,7 @@ async def test_a_pattern_whose_file_system_does_not_answer(bench: Bench) -> None
     }
     hang.free.set()
     await looked(bench, lambda: "a/1.txt" not in bench.named)
-    assert bench.statuses["files"].problem == ""
+    assert not bench.status.problem
 
 
 async def test_a_file_whose_file_system_does_not_answer(bench: Bench) -> None:
@@ -412,20 +384,18 @@ async def test_a_file_whose_file_system_does_not_answer(bench: Bench) -> None:
     for name in "bc":
         bench.write(f"{name}.txt", name.upper())
     hang = Hang(f"{bench.folder}/a.txt")
-    bench.intake.room = 2000
-    bench.files = CallFiles(bench.intake, bench.statuses, read=hang.read, timeout=1)
     with capture_logs() as logs:
-        await bench.configure("*.txt")
+        await bench.restart("*.txt", read=hang.read, timeout=1)
         await looked(bench, lambda: bench.named == {"b.txt": "B", "c.txt": "C"})
         bench.write("b.txt", "D")
         await looked(bench, lambda: bench.named == {"b.txt": "D", "c.txt": "C"})
     (line,) = [line for line in logs if line["log_level"] == "warning"]
-    assert (line["file"], line["problem"]) == (hang.path, "cannot be read: no answer within 1 s")
-    assert bench.errors == 1
+    assert (line["item"], line["problem"]) == (hang.path, "cannot be read: no answer within 1 s")
+    assert bench.status.errors == 1
     assert hang.reached.is_set()
     hang.free.set()
-    await looked(bench, lambda: "a.txt" in bench.named and not bench.statuses["files"].problem)
-    assert len(bench.intake.named[f"file:{hang.path}"]) == 1501
+    await looked(bench, lambda: "a.txt" in bench.named and not bench.status.problem)
+    assert len(bench.sink.named[f"file:{hang.path}"]) == 1501
 
 
 async def test_a_search_that_is_slow_is_used_once_it_has_ended(bench: Bench) -> None:
@@ -438,12 +408,11 @@ async def test_a_search_that_is_slow_is_used_once_it_has_ended(bench: Bench) -> 
         searches += 1
         return hang.find(pattern)
 
-    bench.files = CallFiles(bench.intake, bench.statuses, find=find, timeout=1)
-    await bench.configure("*.txt")
+    await bench.restart("*.txt", find=find, timeout=1)
     for _ in range(3):
         await bench.files.look()
     hang.free.set()
-    await looked(bench, lambda: bench.statuses["files"].problem == "")
+    await looked(bench, lambda: not bench.status.problem)
     assert searches == 1
     await bench.settle()
     assert bench.named == {"a.txt": "A"}
@@ -458,8 +427,7 @@ async def test_a_file_that_is_cut_off_while_it_is_read_lets_go_of_nothing(bench:
         yield from read_calls(path, *arguments, **more)
 
     cut = [path.read_text()]
-    bench.files = CallFiles(bench.intake, bench.statuses, read=read)
-    await bench.configure("a.txt")
+    await bench.restart("a.txt", read=read)
     await bench.settle()
     assert bench.named == {"a.txt": "ABC"}
     bench.write("a.txt", "A", "B", "C", "D")
@@ -480,14 +448,14 @@ async def test_what_is_no_file_is_told_and_holds_up_nothing(bench: Bench) -> Non
         for _ in range(3):
             await bench.settle()
     assert bench.named == {"a.txt": "A"}
-    told = {Path(line["file"]).name for line in logs if line["log_level"] == "warning"}
+    told = {Path(line["item"]).name for line in logs if line["log_level"] == "warning"}
     assert told == {"fifo.txt", "zero.txt"}
-    assert bench.errors == 2
+    assert bench.status.errors == 2
 
 
 async def test_memory_is_that_of_the_calls_that_files_add(bench: Bench) -> None:
-    class Rows(Intake):
-        async def watch(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+    class Rows(Sink):
+        async def add(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
             ids = {int(call.reference_id) for call in calls}
             return Tally(len(ids), ids, Counter())
 
@@ -495,7 +463,8 @@ async def test_memory_is_that_of_the_calls_that_files_add(bench: Bench) -> None:
             assert len(rows) == different
 
     for different in (10, 100_000):
-        bench.files = CallFiles(Rows(), bench.statuses)
+        bench.sink = Rows()
+        bench.files = FilesSource(bench.sink)
         bench.write("a.txt", *(f"{n % different:036d}" for n in range(100_000)))
         gc.collect()
         tracemalloc.start()
@@ -503,5 +472,4 @@ async def test_memory_is_that_of_the_calls_that_files_add(bench: Bench) -> None:
         await bench.settle()
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        bench.files.close()
         assert most < 100 * different + 2_000_000

@@ -13,7 +13,7 @@ import pytest
 from exporter.config.calls import CallConfig, CallReader
 from exporter.config.problems import Problems
 from exporter.errors import ConfigError, Problem
-from exporter.sources.call_files import MAX_FILE, read_calls
+from exporter.sources.tabular import MAX_FILE, read_calls
 
 OTP = {"campaign": "otp"}
 NO_ID = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.sources.patterns import covered, found, literals
+from exporter.sources.globs import find, literals, matches
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_what_a_pattern_finds(tree: Path, pattern: str, monkeypatch: pytest.Monk
     monkeypatch.chdir(tree)
     for name in (pattern, f"{tree}/{pattern}"):
         expected = files(glob.glob(name, recursive=True))  # noqa: PTH207 - compared
-        assert files(found(name)) == expected
+        assert files(find(name)) == expected
 
 
 def test_links_that_lead_in_circles_are_followed_once(tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_links_that_lead_in_circles_are_followed_once(tmp_path: Path) -> None:
         (folder / "c.txt").touch()
     every = ["a/b/c.txt", "a/c.txt", "c.txt"]
     for pattern in ("**/*.txt", "**/**/**/*.txt", "**/c.txt"):
-        paths = found(f"{tmp_path}/{pattern}")
+        paths = find(f"{tmp_path}/{pattern}")
         assert sorted(os.path.relpath(path, tmp_path) for path in paths) == every
     # Each part could multiply the paths.
-    paths = found(f"{tmp_path}/{'*/' * 100}c.txt")
+    paths = find(f"{tmp_path}/{'*/' * 100}c.txt")
     assert len({os.path.realpath(path) for path in paths}) == len(every)
 
 
@@ -89,8 +89,8 @@ def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path: Path) -> None:
     for name in ("z", "first"):
         (tmp_path / "calls" / name).symlink_to("../elsewhere")
     # By the first name of a folder; by its own, where it is found by that.
-    assert list(found(f"{tmp_path}/calls/**/*.txt")) == [f"{tmp_path}/calls/first/deep/a.txt"]
-    assert list(found(f"{tmp_path}/**/*.txt")) == [f"{tmp_path}/elsewhere/deep/a.txt"]
+    assert list(find(f"{tmp_path}/calls/**/*.txt")) == [f"{tmp_path}/calls/first/deep/a.txt"]
+    assert list(find(f"{tmp_path}/**/*.txt")) == [f"{tmp_path}/elsewhere/deep/a.txt"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_pattern_covers(pattern: str, path: str, *, expected: bool) -> None:
-    assert covered(path, [pattern]) is expected
+    assert matches(path, [pattern]) is expected
 
 
 def test_paths_without_a_wildcard() -> None:
