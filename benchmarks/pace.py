@@ -16,16 +16,16 @@ from unittest import mock
 
 from benchmarks import virtual_time
 from benchmarks.lives import KINDS, Life, day, ringing
-from exporter.calls import Finished, Patience, PollAgain, ReferenceId, Status, WatchedCall
+from exporter.calls import Finished, GiveUpPolicy, PollAgain, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.polling.adaptive import AdaptivePace
-from exporter.polling.poller import Poller
-from exporter.polling.settings import PollingSettings
+from exporter.ids import ReferenceId
+from exporter.polling.intervals import AdaptiveIntervals
+from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
 
 INTERVAL = 15.0
-PATIENCE = Patience(600.0, 259_200.0)
+GIVE_UP = GiveUpPolicy(600.0, 259_200.0)
 # A callback is sent by the provider's own servers, some of which are lost.
 CALLED_BACK = 0.98
 CALLED_BACK_AFTER = 1.0
@@ -46,7 +46,7 @@ class Way(NamedTuple):
 
 
 def _settings(max_interval: float, *, adaptive: bool = False) -> PollingSettings:
-    return PollingSettings(INTERVAL, max_interval, PATIENCE, 20.0, 32, adaptive)
+    return PollingSettings(INTERVAL, max_interval, GIVE_UP, 20.0, 32, adaptive)
 
 
 WAYS = (
@@ -96,27 +96,35 @@ async def _follow(
     ended = asyncio.Event()
 
     def observe(call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
-        poller.settle(call, found, at)
+        poller.apply_committed(call, found, at)
         if not poller.calls:
             ended.set()
         if isinstance(found, Finished) and found.status is not Status.EXPIRED:
             asked = account.asked[call.reference_id]
             asked.delay = loop.time() - asked.life.placed - asked.life.lives
 
-    poller = Poller("main", account, way.settings, AccountStats(), observe)
+    def fail(error: BaseException) -> None:
+        raise error
+
+    poller = Poller(
+        "main",
+        account,
+        way.settings,
+        AccountStats(),
+        observe,
+        fail,
+        virtual_time.wall,
+        virtual_time.wall,
+    )
     for row, life in enumerate(lives):
         await asyncio.sleep(life.placed - loop.time())
         name = ReferenceId(f"c{row}")
         account.asked[name] = Asked(life)
         call = WatchedCall(row, name, virtual_time.EPOCH + life.placed)
-        poller.watch(call, label_sets[row] if label_sets else 0)
+        poller.add(call, label_sets[row] if label_sets else 0)
         poller.wake()
-        if (
-            way.called_back
-            and chance.random() < CALLED_BACK
-            and life.lives < PATIENCE.give_up_after
-        ):
-            loop.call_later(life.lives + CALLED_BACK_AFTER, poller.hasten, row)
+        if way.called_back and chance.random() < CALLED_BACK and life.lives < GIVE_UP.give_up_after:
+            loop.call_later(life.lives + CALLED_BACK_AFTER, poller.poll_now, row)
     ended.clear()
     if poller.calls:
         await ended.wait()
@@ -160,13 +168,13 @@ def _fixed(p95: float) -> Way:
     """Return the fixed interval by which 95 % of the results are known within so many seconds."""
     interval = p95 / 0.925  # waits are a tenth shorter to none longer
     name = f"every {interval:.0f} s, as late as adaptive"
-    return Way(name, PollingSettings(interval, interval, PATIENCE, 20.0, 32))
+    return Way(name, PollingSettings(interval, interval, GIVE_UP, 20.0, 32))
 
 
 def _run(way: Way, lives: Sequence[Life], seed: int) -> list[Asked]:
     random.seed(seed)  # the poller's jitter
     # What the rule "a call is first polled at once" would cost.
-    first_wait = mock.patch.object(AdaptivePace, "first_wait", return_value=0.0)
+    first_wait = mock.patch.object(AdaptiveIntervals, "first", return_value=0.0)
     with first_wait if way.at_once else mock.MagicMock():
         return virtual_time.run(_follow(way, lives, random.Random(seed)))
 

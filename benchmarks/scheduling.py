@@ -14,7 +14,7 @@ import time
 
 from exporter.calls import WatchedCall
 from exporter.ids import ReferenceId
-from exporter.polling.schedule import Schedule
+from exporter.polling.timing_wheel import TimingWheel
 
 INTERVAL = 300.0
 
@@ -22,19 +22,19 @@ INTERVAL = 300.0
 def _measure(calls: int, polls: int) -> float:
     """Return the CPU microseconds of a poll."""
     chance = random.Random(1)
-    schedule = Schedule(lambda _: 0)
+    wheel = TimingWheel(lambda _: 0)
     for row in range(calls):
         call = WatchedCall(row, ReferenceId(f"{row:036d}"), 0.0)
-        schedule.add(call, INTERVAL * chance.random())
+        wheel.add(call, INTERVAL * chance.random())
     jitter = [INTERVAL * (0.9 + 0.2 * chance.random()) for _ in range(polls)]
     now = 0.0
     gc.collect()
     gc.freeze()  # as the exporter does
     began = time.process_time()
     for wait in jitter:
-        while (found := schedule.pop(now)) is None:
-            now = schedule.next_due() or now
-        schedule.add(found[0], now + wait)
+        while (found := wheel.pop(now)) is None:
+            now = wheel.next_due() or now
+        wheel.add(found[0], now + wait)
     return (time.process_time() - began) / polls * 1e6
 
 

@@ -6,7 +6,6 @@ import asyncio
 import selectors
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
-from unittest import mock
 
 R = TypeVar("R")
 
@@ -27,7 +26,7 @@ class _Selector(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop with a clock of its own, which is that of the poller too, inside `run`."""
+    """A loop with a clock of its own."""
 
     def __init__(self) -> None:
         self._virtual = _Selector()
@@ -38,22 +37,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
 
-class _Time:
-    """What the poller needs of the module `time`."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self.monotonic = loop.time
-        self._loop = loop
-
-    def time(self) -> float:
-        return EPOCH + self._loop.time()
+def wall() -> float:
+    """Return the virtual Unix time."""
+    return EPOCH + asyncio.get_running_loop().time()
 
 
 def run(main: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine, and the pollers that it makes, in virtual time; returns what it returns."""
-    loop = VirtualLoop()
-    with (
-        mock.patch("exporter.polling.poller.time", _Time(loop)),
-        asyncio.Runner(loop_factory=lambda: loop) as runner,
-    ):
+    """Run a coroutine in virtual time; return what it returns."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)

@@ -7,17 +7,15 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from exporter.calls import CallState, Finished, Patience, PollAgain, WatchedCall
+from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
 from exporter.config import AccountConfig, Config
 from exporter.esms.answers import Answer, BalanceAnswer
 from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
-from exporter.polling.aside import ask
-from exporter.polling.breaker import GOOD
-from exporter.polling.limiter import Limit, RateLimiter
-from exporter.polling.poller import Poller
-from exporter.polling.settings import PollingSettings
+from exporter.polling.circuit_breaker import GOOD
+from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
 
 
@@ -58,8 +56,9 @@ class Account:
         config: the whole configuration.
         wish: the account's part of it.
         observe: takes what polls find out; see `Poller`.
-        limit: makes what keeps to the account's rate.
-        clock: tells the time by which calls have their ages; see `Poller`.
+        fail: see `Poller`.
+        clock: see `Poller`.
+        limiter: makes what keeps to the account's rate.
 
     Attributes:
         stats: what is counted of it and its polls.
@@ -72,28 +71,31 @@ class Account:
         config: Config,
         wish: AccountConfig,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
-        limit: Callable[[float], Limit] = RateLimiter,
-        clock: Callable[[], float] | None = None,
+        fail: Callable[[BaseException], None],
+        clock: Callable[[], float] = time.time,
+        limiter: Callable[[float], RateLimiter] = RateLimiter,
     ) -> None:
         self._connection = _connection(config, wish)
         self._timeout = config.polling.timeout
         self.stats = AccountStats()
         self._client = _client(config, wish)
         settings = _settings(config, wish)
-        self.poller = Poller(wish.name, self._client, settings, self.stats, observe, limit, clock)
+        self.poller = Poller(
+            wish.name, self._client, settings, self.stats, observe, fail, clock, limiter=limiter
+        )
 
     @property
     def status(self) -> AccountStatus:
         """The account's line of the status page."""
         poller, backlog = self.poller, self.poller.backlog()
-        said = poller.health.paused_by if poller.health.paused else None
+        said = poller.health.paused_by if poller.paused else None
         return AccountStatus(
             poller.account,
             self.stats.authorized,
             dict(self.stats.open_calls),
             *backlog[:2],
-            poller.health.paused,
-            poller.health.paused_until,
+            poller.paused,
+            poller.paused_until,
             said.code if said else None,
             said.message if said else "",
             self.stats.last_success,
@@ -107,14 +109,15 @@ class Account:
             Where the connections have changed: what is left to do, beside everything else, until
             the requests on the old ones have ended.
         """
-        self.poller.configure(_settings(config, wish))
+        settings = _settings(config, wish)
         connection = _connection(config, wish)
         if connection == self._connection:
+            self.poller.configure(settings)
             return None
         rest = _close_after(self._client, self._timeout)
         self._connection, self._timeout = connection, config.polling.timeout
-        self._client = self.poller.provider = _client(config, wish)
-        self.poller.retry()
+        self._client = _client(config, wish)
+        self.poller.configure(settings, self._client)
         return rest
 
     async def place(
@@ -131,8 +134,7 @@ class Account:
             What came of it, and the seconds that it took; None where nothing was sent.
         """
         # The client as it is when there is a turn: old keys would pause an account with new ones.
-        return await ask(
-            self.poller,
+        return await self.poller.request(
             "place",
             lambda: self._client.place_call(request),
             lambda placed: placed.answer,
@@ -150,8 +152,7 @@ class Account:
         Returns:
             The answer, or the failure; None where there was no turn.
         """
-        asked = await ask(
-            self.poller,
+        asked = await self.poller.request(
             "look_up",
             lambda: self._client.send_status(reference_id),
             lambda answer: answer,
@@ -169,22 +170,9 @@ class Account:
         """Ask for the account's balance."""
         return await self._client.balance()
 
-    async def failure(self) -> None:
-        """Wait until a request ends in a way that it must not, which is a bug; raise it.
-
-        Returns when the account has been stopped.
-        """
-        await self.poller.failed.wait()
-        if self.poller.failure:
-            raise self.poller.failure
-
     async def stop(self, within: float) -> None:
         """Send nothing more, and wait up to `within` seconds for what is under way."""
-        try:
-            await self.poller.stop(within)
-        finally:
-            # Ends `failure`, which would hold on to the account and all its calls for ever.
-            self.poller.failed.set()
+        await self.poller.stop(within)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -221,7 +209,7 @@ def _settings(config: Config, wish: AccountConfig) -> PollingSettings:
     return PollingSettings(
         polling.interval,
         polling.max_interval,
-        Patience(polling.not_found_grace, polling.give_up_after),
+        GiveUpPolicy(polling.not_found_grace, polling.give_up_after),
         wish.rate_limit,
         wish.max_concurrency,
         adaptive=polling.pace == "adaptive",

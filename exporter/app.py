@@ -30,7 +30,7 @@ from exporter.metrics.families import Family
 from exporter.notify.dispatcher import Dispatcher
 from exporter.notify.target import Target
 from exporter.notify.webhook import WebhookTarget
-from exporter.polling.limiter import RateLimiter
+from exporter.polling.rate_limiter import RateLimiter
 from exporter.replicas.replica import Replica
 from exporter.source_status import ConfigStatus
 from exporter.sources import Sources
@@ -316,8 +316,7 @@ class App:
                 continue
             limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimiter
             observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
-            account = Account(config, wish, observe, limit, now)
-            self._in_background(account.failure())
+            account = Account(config, wish, observe, self._fail, now, limit)
             self.accounts[name] = account
             self.account_metrics[name] = AccountMetrics(self.metrics, name, account.stats)
             self._to_load.add(name)
@@ -358,8 +357,12 @@ class App:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) and not self.failed.done():
-            # A part that is gone would be missed by nobody: better that the process ends.
+        if not task.cancelled() and (error := task.exception()):
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        # A part died: better that the process ends than that it goes on without.
+        if not self.failed.done():
             self.failed.set_exception(error)
 
     async def _look_for_changes(self) -> None:

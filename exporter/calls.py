@@ -1,7 +1,6 @@
-"""Watched calls, and what an answer means for them.
+"""Calls, their results, and the verdict: what an answer means for a call.
 
-Pure: no I/O, no clock, no randomness. Time comes in as an argument, in seconds; wall-clock times
-are Unix times, because ages have to survive a restart.
+Pure: no I/O, no clock, no randomness. Times are Unix times, because ages have to survive a restart.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ __all__ = ["ID_PATTERN", "ReferenceId", "ReferenceKey", "reference_id", "referen
 PROVIDER_MEMORY: Final = 7 * 86_400.0
 """Seconds after which the provider does not know a call any more (its public documentation)."""
 
-# The longest call that can be meant: one day. The provider's field is documented wrongly, so odd
-# values are expected; the sum of durations must not be spoilt by one of them.
 MAX_CALL_DURATION: Final = 86_400.0
+"""The longest plausible call, in seconds. The provider's field is documented wrongly, and one odd
+value must not spoil the sum of durations."""
 
 # Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
 _OK: Final = Outcome.OK
@@ -29,7 +28,7 @@ _NOT_FOUND: Final = Outcome.NOT_FOUND
 
 
 class CallState(StrEnum):
-    """Where a call that has not finished stands: the label `state` of `esms_calls_watched`."""
+    """The state of an open call: the label `state` of `esms_calls_watched`."""
 
     NEW = "new"
     AWAITING_APPROVAL = "awaiting_approval"
@@ -40,7 +39,7 @@ class CallState(StrEnum):
 
 
 class Result(StrEnum):
-    """How a call ended: did the carrier deliver it."""
+    """Whether the carrier delivered a finished call."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -48,7 +47,7 @@ class Result(StrEnum):
 
 
 class Status(StrEnum):
-    """What the callee did, or why nothing is known of it."""
+    """What the callee did, or why that is not known."""
 
     ANSWERED = "answered"
     NO_ANSWER = "no_answer"
@@ -61,7 +60,7 @@ class Status(StrEnum):
     EXPIRED = "expired"
 
 
-_TOLD: Final = (
+_REPORTED: Final = (
     Status.ANSWERED,
     Status.NO_ANSWER,
     Status.BUSY,
@@ -71,13 +70,13 @@ _TOLD: Final = (
 )
 
 ENDINGS: Final[tuple[tuple[Result, Status], ...]] = (
-    *((Result.SUCCESS, status) for status in _TOLD),
-    *((Result.FAILURE, status) for status in _TOLD),
+    *((Result.SUCCESS, status) for status in _REPORTED),
+    *((Result.FAILURE, status) for status in _REPORTED),
     (Result.FAILURE, Status.REJECTED),
     (Result.UNKNOWN, Status.NOT_FOUND),
     (Result.UNKNOWN, Status.EXPIRED),
 )
-"""Every way in which a call can end: the combinations that `esms_calls_total` starts with."""
+"""Every way a call can end: the combinations that `esms_calls_total` starts with."""
 
 # CallStatus with case, blanks, `_` and `-` taken away.
 _STATUSES: Final = {
@@ -147,11 +146,11 @@ _KEYS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long an account's calls are asked for; all in seconds.
+class GiveUpPolicy:
+    """How long calls are polled; in seconds.
 
     Attributes:
-        not_found_grace: how long a call may stay unknown to the provider.
+        not_found_grace: how long the provider may not know a call.
         give_up_after: the age at which a call that does not finish is given up.
     """
 
@@ -161,20 +160,20 @@ class Patience:
 
 @dataclass(slots=True, eq=False)
 class WatchedCall:
-    """A call whose result is not known yet.
+    """An open call.
 
-    The one object of the project that changes. A million of them are held, so each holds as little
-    as it can: times and ticks are numbers that calls share, wherever they can.
+    The poller changes it in place. A million of them are held, so each holds as little as it can:
+    times and ticks are objects that calls share, wherever they can.
 
     Attributes:
         id: its row in the ledger.
-        reference_id: the id that the provider is asked for.
-        first_watched: when it was first watched (Unix time).
+        reference_id: the id to poll.
+        first_watched: when it was added (Unix time).
         state: as of the last answer that was committed.
         state_since: when that state began (Unix time, to the second once it was answered).
-        polls: how often it was asked for since it is watched here.
-        last_polled: when it was last answered (Unix time, to the second); 0 before the first time.
-        tick: when it is due, in ticks of the schedule; -1 while it is not scheduled.
+        polls: how many answers came since it was added here.
+        last_polled: when the last of them came (Unix time, to the second); 0 before the first.
+        tick: when it is due, in ticks of the timing wheel; -1 while it is not in the wheel.
         label_set: the row of its labels in the ledger.
     """
 
@@ -208,25 +207,25 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class PollAgain:
-    """The call goes on: ask again at its pace."""
+    """The call is still open: poll it again at its interval."""
 
     state: CallState
 
 
 @dataclass(frozen=True, slots=True)
 class BackOff:
-    """Nothing was learnt of the call: ask again, later and later."""
+    """Nothing was learnt of the call: poll it again, later and later."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class PauseAccount:
-    """The provider refuses the account, or only this call: others show which.
+    """The provider refuses the account, or only this call: answers to others show which.
 
     Attributes:
         outcome: `auth` or `throttled`.
-        retry_after: the seconds that the provider asked for, if it did.
+        retry_after: seconds that the provider asked for, if it did.
     """
 
     outcome: Outcome
@@ -238,52 +237,48 @@ Verdict: TypeAlias = Finished | PollAgain | BackOff | PauseAccount
 EXPIRED: Final = Finished(Result.UNKNOWN, Status.EXPIRED)
 
 # Made once, because nearly every poll ends in one of them.
-_GO_ON: Final = {state: PollAgain(state) for state in CallState}
-_STILL_UNKNOWN: Final = _GO_ON[CallState.NOT_FOUND]
-_UNCLEAR: Final = _GO_ON[CallState.UNKNOWN]
-_TO_GO_ON: Final = {number: _GO_ON[state] for number, state in _STATES.items()}
+_STILL_UNKNOWN: Final = PollAgain(CallState.NOT_FOUND)
+_UNCLEAR: Final = PollAgain(CallState.UNKNOWN)
+_POLL_AGAIN_AFTER: Final = {number: PollAgain(state) for number, state in _STATES.items()}
 
 
-def verdict(call: WatchedCall, answer: Answer, now: float, patience: Patience) -> Verdict:
+def verdict(call: WatchedCall, answer: Answer, now: float, policy: GiveUpPolicy) -> Verdict:
     """Decide what an answer means for a call. Total: every answer has exactly one verdict.
 
     Args:
-        call: the call that was asked for.
-        answer: what came back, or the failure that came instead of it.
+        call: the call that was polled.
+        answer: the response, or the failure that took its place.
         now: Unix time of the answer.
-        patience: how long the call may stay unknown or unfinished.
+        policy: how long the call may stay unknown or unfinished.
     """
     outcome = answer.outcome
+    expired = now - call.first_watched >= policy.give_up_after
     if outcome is _OK:
-        return _told(call, answer, now, patience)
-    age = now - call.first_watched
+        return _reported(call, answer, expired=expired)
     if outcome is _NOT_FOUND:
-        # From the first such answer on, not from the first watch: a call that was known yesterday,
-        # or was watched while the credentials were refused, gets the whole grace.
+        # The grace begins with the first such answer: a call that was known yesterday, or that was
+        # added while the credentials were refused, gets all of it.
         since = call.state_since if call.state is _STILL_UNKNOWN.state else now
-        if now - since >= patience.not_found_grace:
+        if now - since >= policy.not_found_grace:
             return Finished(Result.UNKNOWN, Status.NOT_FOUND)
-        return EXPIRED if age >= patience.give_up_after else _STILL_UNKNOWN
-    if age >= patience.give_up_after:
+        return EXPIRED if expired else _STILL_UNKNOWN
+    if expired:
         return EXPIRED
     if outcome is Outcome.AUTH or outcome is Outcome.THROTTLED:
         return PauseAccount(outcome, answer.retry_after)
     return BackOff(outcome)
 
 
-def _told(call: WatchedCall, answer: Answer, now: float, patience: Patience) -> Verdict:
+def _reported(call: WatchedCall, answer: Answer, *, expired: bool) -> Verdict:
     named, asked = answer.reference_id, call.reference_id
-    # As written, nearly always; if not, as ids are compared.
+    # Nearly always as written; if not, compare as ids are compared.
     if named is not None and named != asked and reference_key(named) != reference_key(asked):
-        expired = now - call.first_watched >= patience.give_up_after
         return EXPIRED if expired else BackOff(Outcome.BAD_RESPONSE)
     if answer.send_status == _FINISHED:
         return _finished(answer)
     if answer.send_status == _REJECTED:
         return Finished(Result.FAILURE, Status.REJECTED, key=_key(answer.ivr))
-    if now - call.first_watched >= patience.give_up_after:
-        return EXPIRED
-    return _TO_GO_ON.get(answer.send_status or 0, _UNCLEAR)
+    return EXPIRED if expired else _POLL_AGAIN_AFTER.get(answer.send_status or 0, _UNCLEAR)
 
 
 def _finished(answer: Answer) -> Finished:
@@ -296,13 +291,13 @@ def _finished(answer: Answer) -> Finished:
         odd, success = (OddField.SENT_RESULT,), status is Status.ANSWERED
     duration = answer.duration
     # Comparisons are false for NaN, so that it counts as absurd too.
-    good = duration is not None and 0 <= duration <= MAX_CALL_DURATION
-    if answer.odd_duration or (duration is not None and not good):
+    plausible = duration is not None and 0 <= duration <= MAX_CALL_DURATION
+    if answer.odd_duration or (duration is not None and not plausible):
         odd += (OddField.CALL_DURATION,)
     return Finished(
         Result.SUCCESS if success else Result.FAILURE,
         status,
-        duration if good and status is Status.ANSWERED else None,
+        duration if plausible and status is Status.ANSWERED else None,
         _key(answer.ivr),
         odd,
     )
@@ -317,20 +312,3 @@ def _key(ivr: str) -> Key | None:
     """Return the first key of `ivr`; blanks are no keys."""
     pressed = ivr.strip()
     return _KEYS.get(pressed[0], Key.OTHER) if pressed else None
-
-
-def next_poll(age: float, interval: float, max_interval: float) -> float:
-    """Return how long to wait, in seconds, before a call is asked for again (without jitter).
-
-    Until the age of ten intervals a call is asked for every `interval`. From then on its interval
-    grows by half each time: a geometric series, whose next member follows from the age alone, so
-    that a restart or a changed configuration goes on where it should.
-
-    Args:
-        age: seconds since the call was first watched.
-        interval: `polling.interval`, in seconds.
-        max_interval: `polling.max_interval`, in seconds.
-    """
-    steady = 10 * interval
-    wait = interval if age < steady else 1.5 * interval + (age - steady) / 2
-    return min(max_interval, wait)

@@ -37,7 +37,7 @@ from exporter.ledger.records import (
     Tally,
 )
 from exporter.metrics.calls import CallMetrics
-from exporter.polling.lifetimes import WINDOW
+from exporter.polling.durations import WINDOW
 from exporter.recent_results import Histories
 
 # Calls after which Python's collector of cycles is told that they stay. It would look at each of
@@ -101,7 +101,7 @@ class CallTracker:
 
     def teach(self, account: str) -> None:
         """Have the pace of an account learn from what has become of its calls lately."""
-        self._accounts[account].poller.timing.recall(
+        self._accounts[account].poller.learn_past(
             (ended.status, ended.finished_at - ended.first_watched)
             for ended in self._past.pop(account, ())
         )
@@ -202,7 +202,7 @@ class CallTracker:
             ended = known is not None and known.result is not None
             return CallbackOutcome.REPEATED if ended else CallbackOutcome.HINT
         now = self.ledger.clock.now()
-        decided = verdict(watched, answer, now, account.poller.patience)
+        decided = verdict(watched, answer, now, account.poller.give_up)
         if not isinstance(decided, Finished):
             return CallbackOutcome.HINT
         observed = [Observation(call.account, watched, decided, now)]
@@ -212,8 +212,8 @@ class CallTracker:
             return CallbackOutcome.REPEATED  # by a poll, which was first
         if elsewhere:
             await self.ledger.call(self.ledger.store.tell, call.id, FORGET)
-        account.poller.timing.learn(watched, decided, 0.0, now, told=True)
-        account.poller.report_odd(watched, decided)
+        account.poller.learn(watched, decided, now, notified=True)
+        account.poller.count_odd_values(watched, decided)
         return CallbackOutcome.ACCEPTED
 
     async def _polled_elsewhere(self, call: CallRecord) -> WatchedCall | None:
@@ -233,7 +233,7 @@ class CallTracker:
         """
         known = self._accounts.get(account)
         if known and row in known.poller.calls:
-            known.poller.hasten(row)
+            known.poller.poll_now(row)
         elif self.ledger.store.shared:
             await self.ledger.call(self.ledger.store.tell, row, HASTEN)
 
@@ -269,9 +269,9 @@ class CallTracker:
         """Ask for a call now, because another exporter says so, or ask for it no more."""
         for account in self._accounts.values():
             if hasten:
-                account.poller.hasten(row)
+                account.poller.poll_now(row)
             else:
-                account.poller.forget(row)
+                account.poller.remove(row)
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Let go of the calls that a source named before, but for these rows.
@@ -308,7 +308,7 @@ class CallTracker:
 
     def _forget(self, call_id: int) -> None:
         for account in self._accounts.values():
-            account.poller.forget(call_id)
+            account.poller.remove(call_id)
 
     def _take_up(self, taken: Taken | Pushed) -> None:
         self.learn(taken.label_sets)
@@ -325,7 +325,7 @@ class CallTracker:
         for account, labels, call in added:
             if known := self._accounts.get(account):
                 self.call_metrics.start(account, labels)
-                known.poller.watch(call, labels, within)
+                known.poller.add(call, labels, within)
                 self._unfrozen += 1
         for known in self._accounts.values():
             known.poller.wake()
@@ -345,9 +345,9 @@ class CallTracker:
             if (account := self._accounts.get(name)) is None:
                 continue
             if call.id in committed.gone:
-                account.poller.forget(call.id)
+                account.poller.remove(call.id)
             else:
-                account.poller.settle(call, found, at)
+                account.poller.apply_committed(call, found, at)
                 if isinstance(found, Finished):
                     ended = self.ledger.shown(_ended(name, call, found, at))
                     if self.tell_finished:

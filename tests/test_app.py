@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from exporter import app as module
 from exporter import tracker
 from exporter.app import App
-from exporter.calls import CallbackOutcome, Finished, Result, Status, WatchedCall
+from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, Result, Status, WatchedCall
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -34,7 +34,8 @@ from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
 from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
-from exporter.polling.adaptive import ENOUGH
+from exporter.polling.intervals import ENOUGH, AdaptiveIntervals
+from exporter.polling.poller import PollingSettings
 from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
 from exporter.sources.configuration import ConfigFile
@@ -278,10 +279,12 @@ async def test_old_calls_are_pruned(bench: Bench, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simulator) -> None:
-    async def bug(reference_id: str) -> None:
-        raise ZeroDivisionError(reference_id)
+    class Buggy:
+        async def send_status(self, reference_id: str) -> Answer:
+            raise ZeroDivisionError(reference_id)
 
-    bench.service.accounts["main"].poller.provider = type("P", (), {"send_status": bug})  # type: ignore[assignment]
+    settings = PollingSettings(1.0, 1.0, GiveUpPolicy(600, 600), 100, 1)
+    bench.service.accounts["main"].poller.configure(settings, Buggy())
     await bench.push("a")
     async with deadline():
         with pytest.raises(ZeroDivisionError):
@@ -326,8 +329,9 @@ async def test_the_pace_goes_on_where_it_was(
     await again.service.open()
     await again.service.start()
     try:
-        pace = again.service.accounts["main"].poller.timing.pace
-        assert pace.lives.calls == ENOUGH
+        pace = again.service.accounts["main"].poller.intervals
+        assert isinstance(pace, AdaptiveIntervals)
+        assert pace.durations.calls == ENOUGH
         assert pace.plan
     finally:
         await again.service.stop()

@@ -15,15 +15,14 @@ from exporter.calls import (
     BackOff,
     CallState,
     Finished,
+    GiveUpPolicy,
     Key,
     OddField,
-    Patience,
     PauseAccount,
     PollAgain,
     Result,
     Status,
     WatchedCall,
-    next_poll,
     verdict,
 )
 from exporter.esms.answers import (
@@ -39,7 +38,7 @@ from exporter.ids import ReferenceId, reference_id, reference_key
 EXAMPLES = Path(__file__).parent / "esms" / "examples"
 ID = "505139D7-54F8-48A9-88FA-9460A78731DD"
 NOW = 1_764_000_000.0
-PATIENCE = Patience(not_found_grace=600, give_up_after=259_200)
+POLICY = GiveUpPolicy(not_found_grace=600, give_up_after=259_200)
 DAY = 86_400.0
 
 
@@ -78,9 +77,9 @@ ODD_DURATIONS: tuple[object, ...] = (
 
 def test_the_documented_answers() -> None:
     answered = read_answer((EXAMPLES / "get-send-status.answered.json").read_bytes())
-    assert verdict(call(), answered, NOW, PATIENCE) == ANSWERED
+    assert verdict(call(), answered, NOW, POLICY) == ANSWERED
     refused = read_answer((EXAMPLES / "get-send-status.authorize-failed.json").read_bytes())
-    assert verdict(call(), refused, NOW, PATIENCE) == PauseAccount(Outcome.AUTH)
+    assert verdict(call(), refused, NOW, POLICY) == PauseAccount(Outcome.AUTH)
     assert (refused.code, refused.message) == ("101", "Authorize Failed")
 
 
@@ -189,7 +188,7 @@ def test_the_documented_answers() -> None:
     ],
 )
 def test_what_an_answer_means(fields: dict[str, object], expected: object) -> None:
-    assert verdict(call(), told(**fields), NOW, PATIENCE) == expected
+    assert verdict(call(), told(**fields), NOW, POLICY) == expected
 
 
 @pytest.mark.parametrize(
@@ -237,7 +236,7 @@ def test_what_an_answer_means(fields: dict[str, object], expected: object) -> No
     ],
 )
 def test_what_age_changes(watched: WatchedCall, answer: Answer, expected: object) -> None:
-    assert verdict(watched, answer, NOW, PATIENCE) == expected
+    assert verdict(watched, answer, NOW, POLICY) == expected
 
 
 @pytest.mark.parametrize(
@@ -307,7 +306,7 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
     ],
 )
 def test_what_is_no_answer(body: bytes) -> None:
-    assert verdict(call(), read_answer(body), NOW, PATIENCE) == BAD
+    assert verdict(call(), read_answer(body), NOW, POLICY) == BAD
 
 
 def test_a_message_is_bounded_and_printable() -> None:
@@ -344,7 +343,7 @@ CALLS = st.builds(
 
 
 def decide(watched: WatchedCall, answer: Answer) -> None:
-    found = verdict(watched, answer, NOW, PATIENCE)
+    found = verdict(watched, answer, NOW, POLICY)
     if isinstance(found, Finished):
         assert (found.result, found.status) in ENDINGS
         assert found.duration is None or 0 <= found.duration <= DAY
@@ -352,7 +351,7 @@ def decide(watched: WatchedCall, answer: Answer) -> None:
         assert found.outcome in Outcome
     else:
         assert isinstance(found, PollAgain | PauseAccount)
-    assert found == verdict(watched, answer, NOW, PATIENCE)
+    assert found == verdict(watched, answer, NOW, POLICY)
 
 
 @given(CALLS, DOCUMENTS | JSON)
@@ -377,21 +376,6 @@ def test_every_code_of_the_documentation_has_a_class() -> None:
     assert {code for code, outcome in CODES.items() if outcome is Outcome.AUTH} == {
         "101", "140", "143",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("age", "seconds"), [(0, 15), (149, 15), (150, 22.5), (172.5, 33.75), (1e9, 300), (-5, 15)]
-)
-def test_the_interval_grows(age: float, seconds: float) -> None:
-    assert next_poll(age, 15, 300) == pytest.approx(seconds)
-
-
-def test_each_interval_is_half_as_long_again() -> None:
-    age, waits = 150.0, []
-    for _ in range(5):
-        waits.append(next_poll(age, 15, 1e9))
-        age += waits[-1]
-    assert waits == pytest.approx([22.5 * 1.5**n for n in range(5)])
 
 
 @pytest.mark.parametrize(

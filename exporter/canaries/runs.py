@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from exporter.account import Account
-from exporter.calls import CallState, Finished, Patience, WatchedCall, key_named, verdict
+from exporter.calls import CallState, Finished, GiveUpPolicy, WatchedCall, key_named, verdict
 from exporter.canaries.results import CanaryResult, after_end, after_placing
 from exporter.canaries.schedule import grace
 from exporter.config.canaries import CanaryConfig
@@ -31,7 +31,7 @@ WAIT_FOR_TURN: Final = 30.0
 _WRITE_AGAIN: Final = 1.0
 """Seconds after which it is tried again to write how a call went."""
 
-_ALL_PATIENCE: Final = Patience(math.inf, math.inf)
+_ALL_PATIENCE: Final = GiveUpPolicy(math.inf, math.inf)
 
 _log = structlog.get_logger(__name__)
 
@@ -233,7 +233,7 @@ class Runs:
         asked = WatchedCall(run.id, reference_id, since, CallState.NEW, since)
         decided = verdict(asked, answer, now, _ALL_PATIENCE)
         if isinstance(decided, Finished):
-            account.poller.report_odd(asked, decided)
+            account.poller.count_odd_values(asked, decided)
             result = after_end(decided, run.expect, run.expect_key)
             seconds = max(0.0, now - since)
             await self.end(run, result, status=decided.status.value, seconds=seconds)

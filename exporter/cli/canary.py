@@ -104,7 +104,11 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
 
 def _account(config: Config, name: str) -> Account:
     wish = next(item for item in config.accounts if item.name == name)
-    return Account(config, wish, lambda *_: None)
+    return Account(config, wish, lambda *_: None, _fail)
+
+
+def _fail(error: BaseException) -> None:
+    raise error
 
 
 class _Calling:

@@ -14,15 +14,14 @@ from typing import Final
 
 import uvloop
 
-from exporter.calls import Patience, WatchedCall
+from exporter.calls import GiveUpPolicy, WatchedCall
 from exporter.config import AccountConfig, Config
 from exporter.esms.answers import Answer
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
 from exporter.lookup.line import CallName, Line, line_of
-from exporter.polling.poller import Poller
-from exporter.polling.settings import PollingSettings
+from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
 
 TRIES: Final = 3
@@ -78,6 +77,7 @@ class Asker:
         self._answered = False  # for any call
         self._pauses = 0  # in a row
         self._failed: Line | None = None  # the last line without an answer
+        self._bug: BaseException | None = None
         self._client = EsmsClient(
             account.base_url,
             account.api_key,
@@ -85,11 +85,16 @@ class Asker:
             timeout=timeout,
             proxy=account.proxy_url,
         )
-        never = Patience(float("inf"), float("inf"))
+        never = GiveUpPolicy(float("inf"), float("inf"))
         settings = PollingSettings(
             _RETRY, _RETRY, never, account.rate_limit, account.max_concurrency
         )
-        self._poller = Poller(account.name, self, settings, AccountStats(), lambda *_: None)
+        self._poller = Poller(
+            account.name, self, settings, AccountStats(), lambda *_: None, self._fail
+        )
+
+    def _fail(self, error: BaseException) -> None:
+        self._bug = error
 
     async def run(self) -> None:
         """Look all of them up."""
@@ -98,35 +103,35 @@ class Asker:
         paused_until = health.breaker.paused_until
         async with self._client:
             for call, row in self._rows.items():
-                self._poller.watch(WatchedCall(row, call, time.time()))
+                self._poller.add(WatchedCall(row, call, time.time()))
             self._poller.wake()
             retry_at = loop.time() + _RETRY
-            while self._poller.calls and not self._poller.failed.is_set():
+            while self._poller.calls and self._bug is None:
                 await asyncio.sleep(_LOOK_EVERY)
                 if loop.time() >= retry_at:
                     retry_at += _RETRY
                     self._retry()
                 paused_until, before = health.breaker.paused_until, paused_until
-                if health.paused and self._failed and paused_until != before:
+                if self._poller.paused and self._failed and paused_until != before:
                     self._pauses += 1
-                    refused = health.paused is Outcome.AUTH and not self._answered
+                    refused = self._poller.paused is Outcome.AUTH and not self._answered
                     if refused or self._pauses >= PAUSES:
                         break
                     seconds = paused_until - loop.time()
                     self._pausing(self._account.name, self._failed, seconds)
             left = [call.reference_id for call in self._poller.calls.values()]
             await self._poller.stop(0)
-        if error := self._poller.failure:
-            raise error
+        if self._bug:
+            raise self._bug
         for call in left:
             if self._failed:
                 self._tell(replace(self._failed, reference_id=call, asked_at=None))
 
     def _retry(self) -> None:
         """Poll what failed again; one call is not to wait for a `Retry-After` that is its own."""
-        if not self._poller.health.paused and not self._poller.backlog().calls:
-            for call in self._poller.spare(len(self._rows)):
-                self._poller.hasten(call.id)
+        if not self._poller.paused and not self._poller.backlog().calls:
+            for call in self._poller.idle_calls(len(self._rows)):
+                self._poller.poll_now(call.id)
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
         """Poll a call for the poller, whose `Provider` this is."""
@@ -138,7 +143,7 @@ class Asker:
         else:
             self._failed = line
         if line.outcome in _SAID or self._tries[reference_id] >= TRIES:
-            self._poller.forget(self._rows[reference_id])
+            self._poller.remove(self._rows[reference_id])
             self._tell(line)
         return answer
 

@@ -9,9 +9,9 @@ from typing import Final
 
 from exporter.calls import (
     Finished,
+    GiveUpPolicy,
     Key,
     OddField,
-    Patience,
     PollAgain,
     Result,
     Status,
@@ -21,12 +21,12 @@ from exporter.calls import (
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, ReferenceKey, reference_key
-from exporter.polling.breaker import GOOD
+from exporter.polling.circuit_breaker import GOOD
 
 FINISHED: Final = "finished"
 
 # Nobody waits here for what will become of a call: none is too old.
-_FOR_EVER: Final = Patience(math.inf, math.inf)
+_FOR_EVER: Final = GiveUpPolicy(math.inf, math.inf)
 
 # What is said where the provider's own words are missing.
 _WORDS: Final = {

@@ -20,7 +20,7 @@ from exporter.esms.codes import Outcome
 from exporter.ids import reference_key
 from exporter.lookup.line import COLUMNS, CallName, Line
 from exporter.output import csv_header, csv_line, csv_text, json_line
-from exporter.polling.breaker import GOOD
+from exporter.polling.circuit_breaker import GOOD
 
 ENDINGS: Final = (".csv", ".json", ".jsonl", ".ndjson")
 

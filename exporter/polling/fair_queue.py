@@ -10,57 +10,55 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Final
 
 from exporter.calls import WatchedCall
 
-# Every so many turns of a set of labels, the call that waits longest comes first: no level starves.
-_LONGEST_WAIT_EVERY: Final = 10
+# In every tenth turn of a set of labels, its longest waiting call comes first: no priority starves.
+_LONGEST_WAITING_EVERY: Final = 10
 
+# Label sets, and calls of each of their priorities, that are sampled to find the best call.
+_SAMPLED_SETS: Final = 20
+_SAMPLED_CALLS: Final = 10
 
-# Label sets, and calls of each of their levels, that are drawn to find the best call.
-_SETS: Final = 20
-_CALLS: Final = 10
+_tick: Final = attrgetter("tick")
 
 
 class _LabelSet:
-    """The calls of one set of labels, by level; the lowest level comes first."""
+    """The calls of one set of labels, by priority; the lowest number comes first."""
 
-    __slots__ = ("label_set", "levels", "turns")
+    __slots__ = ("label_set", "queues", "turns")
 
     def __init__(self, label_set: int) -> None:
         self.label_set = label_set
-        self.levels: dict[int, deque[WatchedCall]] = {}
+        self.queues: dict[int, deque[WatchedCall]] = {}  # in the order of the priorities
         self.turns = 0
+
+    def push(self, call: WatchedCall, priority: int) -> None:
+        if (queue := self.queues.get(priority)) is None:
+            self.queues[priority] = queue = deque()
+            self.queues = dict(sorted(self.queues.items()))
+        queue.append(call)
 
     def pop(self, is_ready: Callable[[WatchedCall], bool]) -> WatchedCall | None:
         self.turns += 1
-        if len(self.levels) == 1:  # where there is no backlog, as a rule
-            (waiting,) = self.levels.values()
-            while waiting:
-                if is_ready(call := waiting.popleft()):
-                    return call
+        if self.turns % _LONGEST_WAITING_EVERY or len(self.queues) == 1:
+            for queue in self.queues.values():
+                while queue:
+                    if is_ready(call := queue.popleft()):
+                        return call
             return None
-        while levels := [level for level in self.levels if self._first(level, is_ready)]:
-            if self.turns % _LONGEST_WAIT_EVERY:
-                level = min(levels)
-            else:
-                level = min(levels, key=lambda level: self.levels[level][0].tick)
-            return self.levels[level].popleft()
-        return None
+        if longest := self.longest_waiting(is_ready):
+            next(queue for queue in self.queues.values() if queue and queue[0] is longest).popleft()
+        return longest
 
     def longest_waiting(self, is_ready: Callable[[WatchedCall], bool]) -> WatchedCall | None:
-        first = [call for level in self.levels if (call := self._first(level, is_ready))]
-        return min(first, key=lambda call: call.tick, default=None)
-
-    def _first(self, level: int, is_ready: Callable[[WatchedCall], bool]) -> WatchedCall | None:
-        """Return the first call of a level that is still to be polled."""
-        waiting = self.levels[level]
-        while waiting:
-            if is_ready(waiting[0]):
-                return waiting[0]
-            waiting.popleft()
-        return None
+        for queue in self.queues.values():
+            while queue and not is_ready(queue[0]):
+                queue.popleft()
+        heads = (queue[0] for queue in self.queues.values() if queue)
+        return min(heads, key=_tick, default=None)
 
 
 class FairQueue:
@@ -76,14 +74,12 @@ class FairQueue:
         self._label_sets: dict[int, _LabelSet] = {}
         self._round: deque[_LabelSet] = deque()
 
-    def push(self, call: WatchedCall, level: int) -> None:
-        """Add a call behind those of its label set and level."""
+    def push(self, call: WatchedCall, priority: int) -> None:
+        """Add a call behind those of its label set and priority."""
         if (calls := self._label_sets.get(call.label_set)) is None:
             calls = self._label_sets[call.label_set] = _LabelSet(call.label_set)
             self._round.appendleft(calls)
-        if (waiting := calls.levels.get(level)) is None:
-            waiting = calls.levels[level] = deque()
-        waiting.append(call)
+        calls.push(call, priority)
 
     def pop(self) -> WatchedCall | None:
         """Remove and return the next call."""
@@ -100,8 +96,8 @@ class FairQueue:
     def compact(self) -> None:
         """Remove the entries of calls that are not ready."""
         for calls in self._round:
-            for level, waiting in calls.levels.items():
-                calls.levels[level] = deque(filter(self._is_ready, waiting))
+            for priority, queue in calls.queues.items():
+                calls.queues[priority] = deque(filter(self._is_ready, queue))
 
     def pop_best(self, key: Callable[[WatchedCall], int]) -> WatchedCall | None:
         """Remove and return a call with the lowest key, at random where several have the same.
@@ -109,16 +105,16 @@ class FairQueue:
         Where very many calls wait, it is the best of a sample.
         """
         sample: list[WatchedCall] = []
-        for _ in range(_SETS if self._round else 0):
+        for _ in range(_SAMPLED_SETS if self._round else 0):
             calls = random.choice(self._round)  # noqa: S311 - no secret depends on it
-            for waiting in calls.levels.values():
-                numbers = random.sample(range(len(waiting)), min(len(waiting), _CALLS))
-                sample.extend(waiting[number] for number in numbers)
+            for queue in calls.queues.values():
+                numbers = random.sample(range(len(queue)), min(len(queue), _SAMPLED_CALLS))
+                sample.extend(queue[number] for number in numbers)
         random.shuffle(sample)
         # Its entry stays, and is skipped once the call is not ready any more.
         return min(filter(self._is_ready, sample), key=key, default=None) or self.pop()
 
     def longest_waiting(self) -> WatchedCall | None:
         """Return the call that has been due for longest."""
-        first = (call for calls in self._round if (call := calls.longest_waiting(self._is_ready)))
-        return min(first, key=lambda call: call.tick, default=None)
+        heads = (call for calls in self._round if (call := calls.longest_waiting(self._is_ready)))
+        return min(heads, key=_tick, default=None)

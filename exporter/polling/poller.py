@@ -1,4 +1,4 @@
-"""The loop: takes the calls of one account that are due, asks, and hands on what was found out."""
+"""The loop: take the calls of one account that are due, poll them, apply the verdicts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice, takewhile
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
@@ -17,9 +18,10 @@ from exporter.calls import (
     BackOff,
     CallState,
     Finished,
-    Patience,
+    GiveUpPolicy,
     PauseAccount,
     PollAgain,
+    Status,
     Verdict,
     WatchedCall,
     verdict,
@@ -27,20 +29,23 @@ from exporter.calls import (
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
-from exporter.polling.breaker import GOOD, MAX_PAUSE
-from exporter.polling.health import AccountHealth
-from exporter.polling.limiter import Limit, RateLimiter
-from exporter.polling.schedule import FAILING, TICK, Backlog, Schedule
-from exporter.polling.settings import PollingSettings
+from exporter.polling.circuit_breaker import GOOD, MAX_PAUSE, AccountHealth
+from exporter.polling.intervals import AdaptiveIntervals, GrowingIntervals
+from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
-from exporter.polling.timing import Timing
-from exporter.polling.together import Together
-from exporter.polling.way import Way
+from exporter.polling.timing_wheel import FAILING, TICK, Backlog, TimingWheel
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
 # uvloop's clock has whole milliseconds; a shorter wait would only turn the loop once more.
 _TIMER_GRAIN: Final = 0.001
+
+# Seconds between two looks for a slot for another request: shortly while a trial is under way, and
+# never longer than this, because a pause may end before its time.
+_LOOK_INTERVAL: Final = 0.01
+_MAX_LOOK_INTERVAL: Final = 1.0
 
 # Priorities of calls that are due; those that failed come after all others.
 _HINTED, _FRESH, _OFTEN_POLLED, _NOT_FOUND = range(FAILING)
@@ -48,12 +53,36 @@ _HINTED, _FRESH, _OFTEN_POLLED, _NOT_FOUND = range(FAILING)
 # A call that was polled so often without news is less likely to have ended than a newer one.
 _OFTEN: Final = 4
 
+_CUT_OFF: Final = Answer(Outcome.CONNECTION, message="cut off")
+
 
 class Provider(Protocol):
-    """Who is asked: `exporter.esms.client.EsmsClient`."""
+    """What is polled: the eSMS client."""
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
-        """Ask for a call; a failure is an answer, too."""
+        """Poll a call; a failure is an answer, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class PollingSettings:
+    """How one account is polled; times in seconds.
+
+    Attributes:
+        interval: from one poll to the next while a call is young; where intervals are adaptive, 95
+            % of the results are to be known within it.
+        max_interval: the longest wait between two polls of a call.
+        give_up: how long calls are polled.
+        rate_limit: requests per second.
+        max_concurrency: how many requests may be under way.
+        adaptive: whether intervals follow what is learnt of the account's calls.
+    """
+
+    interval: float
+    max_interval: float
+    give_up: GiveUpPolicy
+    rate_limit: float
+    max_concurrency: int
+    adaptive: bool = False
 
 
 class Poller:
@@ -61,137 +90,135 @@ class Poller:
 
     Args:
         account: its name.
-        provider: who is asked; may be replaced by assignment while requests are under way.
-        settings: the pace; may be replaced with `configure`.
+        provider: what is polled; `configure` replaces it.
+        settings: intervals and limits; `configure` replaces them.
         stats: where polls are counted.
-        observe: takes what was found out about a call, and when (Unix time), to be committed;
-            `settle` comes back once it is.
-        limit: makes what keeps to the account's rate.
-        clock: tells the time of the ledger, by which calls have their ages (Unix time); the
-            machine's by default.
+        observe: takes what was learnt of a call, and when (Unix time), to be committed;
+            `apply_committed` is called once it is.
+        fail: takes an exception that ended a task: a bug, after which the process must not go on.
+        clock: tells the time of the ledger, by which calls have their ages (Unix time).
+        machine_clock: tells the time by which others see pauses and good answers (Unix time).
+
+    Attributes:
+        calls: the open calls, by their row, oldest first.
+        intervals: when calls are polled again, and what was learnt of their durations.
+        health: which calls fail, and whether the account may be polled.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917
         self,
         account: str,
         provider: Provider,
         settings: PollingSettings,
         stats: AccountStats,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
-        limit: Callable[[float], Limit] = RateLimiter,
-        clock: Callable[[], float] | None = None,
+        fail: Callable[[BaseException], None],
+        clock: Callable[[], float] = time.time,
+        machine_clock: Callable[[], float] = time.time,
+        limiter: Callable[[float], RateLimiter] = RateLimiter,
     ) -> None:
         self.account = account
-        self.provider = provider
-        self.calls: dict[int, WatchedCall] = {}
-        self._settings = settings
         self.stats = stats
+        self.calls: dict[int, WatchedCall] = {}
+        self.intervals = _intervals(settings)
+        self._provider = provider
+        self._settings = settings
         self._observe = observe
+        self._fail = fail
+        self._clock, self._machine_clock = clock, machine_clock
         self._loop = asyncio.get_running_loop()
-        self._schedule = Schedule(self._priority)
-        self.timing = Timing(settings)
-        self.health = AccountHealth(account, settings.rate_limit, limit, stats, self.calls)
+        self._wheel = TimingWheel(self._priority)
+        self._limiter = limiter(settings.rate_limit)
+        self.health = AccountHealth(account, self._limiter, stats, self.calls)
         self._breaker = self.health.breaker
+        self._answers: list[tuple[WatchedCall, Answer, float]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._way = Way()
-        self._failure: BaseException | None = None
         self._stopping = False
         self._second = 0.0
-        self._clock = clock or time.time
-        self._answers = Together(self._loop, self._learn_all)
-        self._hastened: set[int] = set()  # to be asked for again, by calls that are being asked for
-        self.failed = asyncio.Event()
+        self._last_added = -math.inf  # when a new call was added
+        self._hinted: set[int] = set()  # polled because of a hint that they have ended
+        self._poll_again: set[int] = set()  # hinted while they were being polled
 
-    # What the service does with it.
+    # Calls.
 
-    def configure(self, settings: PollingSettings) -> None:
-        """Change the pace; calls that are scheduled keep their time."""
-        self._settings = settings
-        self.timing.configure(settings)
-        self._breaker.set_rate_limit(settings.rate_limit)
-        self.wake()
+    def add(self, call: WatchedCall, label_set: int = 0, max_wait: float = math.inf) -> None:
+        """Poll a call from now on.
 
-    def retry(self) -> None:
-        """End a pause, because the credentials or the address have changed."""
-        self._poll_again(self.health.reset())
-        self.wake()
-
-    def watch(self, call: WatchedCall, label_set: int = 0, within: float = math.inf) -> None:
-        """Poll a call from now on; see `Timing.first`.
+        A new one is polled at once, or when it may have ended, where that is known of others; one
+        that was polled already, some time within its interval.
 
         Args:
             call: the call.
             label_set: the row of its labels: the turns of an account are shared between them.
-            within: seconds in which it is to be polled, at most.
+            max_wait: seconds in which it is to be polled, at most.
         """
         if call.id in self.calls:
             return
         call.label_set = label_set
         self.calls[call.id] = call
-        self.health.added()
+        self.health.added(self._machine_clock())
         self.stats.open_calls[call.state] += 1
         now = self._loop.time()
-        wait = self.timing.first(call, now, self._clock())
-        if self._schedule.ready > self._settings.rate_limit * self._settings.interval:
-            # A first poll at once would find nothing, and be missing where calls have ended.
-            wait = max(wait, self.timing.again(call, self._clock()))
-        if wait > within:
-            wait = within * random.random()  # noqa: S311 - no secret depends on it
-        self._schedule.advance(now)
-        self._schedule.add(call, now + wait)
+        wait = self._first_wait(call, now)
+        if self._wheel.ready > self._settings.rate_limit * self._settings.interval:
+            # Overloaded: a first poll at once would find nothing, and delay those of ended calls.
+            wait = max(wait, self._next_wait(call))
+        if wait > max_wait:
+            wait = max_wait * _chance()
+        self._wheel.advance(now)
+        self._wheel.add(call, now + wait)
 
-    def hasten(self, call_id: int) -> None:
+    def poll_now(self, call_id: int) -> None:
         """Poll a call next of those with its labels, or once more, if it is being polled."""
         if (call := self.calls.get(call_id)) is None:
             return
+        was_hinted = call_id in self._hinted
+        self._hinted.add(call_id)
         if call.tick < 0:
-            self.timing.hinted.add(call_id)
-            self._hastened.add(call_id)
-        elif call_id not in self.timing.hinted:
-            self.timing.hinted.add(call_id)
+            self._poll_again.add(call_id)
+        elif not was_hinted:
             now = self._loop.time()
-            self._schedule.advance(now)
-            self._schedule.add(call, now)
+            self._wheel.advance(now)
+            self._wheel.add(call, now)
             self.wake()
 
-    def forget(self, call_id: int) -> None:
-        """Stop polling a call; an answer that is under way means nothing any more."""
+    def remove(self, call_id: int) -> None:
+        """Stop polling a call; ignore an answer that is under way."""
         if call := self.calls.pop(call_id, None):
-            self._schedule.discard(call)
-            self._hastened.discard(call_id)
-            self.timing.hinted.discard(call_id)
+            self._wheel.discard(call)
+            self._poll_again.discard(call_id)
+            self._hinted.discard(call_id)
             self.health.forget(call_id)
             self.stats.open_calls[call.state] -= 1
 
     def clear(self) -> None:
-        """Stop polling all calls; answers that are under way mean nothing any more."""
+        """Stop polling all calls; ignore answers that are under way."""
         self.calls.clear()
-        self._schedule = Schedule(self._priority)
-        self._hastened.clear()
-        self.timing.hinted.clear()
+        self._wheel = TimingWheel(self._priority)
+        self._poll_again.clear()
+        self._hinted.clear()
         self.health.forget_all()
         self.stats.open_calls.update(dict.fromkeys(CallState, 0))
 
-    def spare(self, most: int) -> list[WatchedCall]:
-        """Return up to `most` calls that are not being asked for."""
-        idle = (call for call in self.calls.values() if call.tick >= 0)
-        return list(islice(idle, most))
+    def idle_calls(self, limit: int) -> list[WatchedCall]:
+        """Return up to `limit` calls that are not being polled."""
+        return list(islice((call for call in self.calls.values() if call.tick >= 0), limit))
 
-    def settle(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
+    def apply_committed(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
         """Show what has been committed: a call's new state, or that it has finished."""
-        # By its row: an account that went and came back holds the call as another object.
+        # By its row: an account that was removed and added holds the call as another object.
         if (held := self.calls.get(call.id)) is None:
             return
         if isinstance(found, Finished):
-            self.forget(call.id)
+            self.remove(call.id)
             return
         self.stats.open_calls[held.state] -= 1
         held.state, held.state_since = found.state, at
         self.stats.open_calls[held.state] += 1
 
-    def report_odd(self, call: WatchedCall, finished: Finished) -> None:
+    def count_odd_values(self, call: WatchedCall, finished: Finished) -> None:
         """Log and count the fields of an answer that could not be used."""
         for field in finished.odd:
             self.stats.odd_values[field] += 1
@@ -202,134 +229,226 @@ class Poller:
                 field=field.value,
             )
 
+    def next_due(self, call: WatchedCall) -> float | None:
+        """Return when a call is to be polled (Unix time); None while it is."""
+        if call.tick < 0:
+            return None
+        return self._machine_clock() + call.tick * TICK - self._loop.time()
+
+    # Durations.
+
+    def learn(
+        self,
+        call: WatchedCall,
+        finished: Finished,
+        at: float,
+        *,
+        last_seen: float = 0.0,
+        notified: bool = False,
+    ) -> None:
+        """Learn how long a call took.
+
+        Args:
+            call: the call.
+            finished: how it ended.
+            at: when its end was known (Unix time).
+            last_seen: when an answer last showed that it had not ended (Unix time); 0 for never.
+            notified: whether a callback reported its end; so it did for calls that were hinted.
+        """
+        age = at - call.first_watched
+        if finished.status is Status.EXPIRED:
+            self.intervals.learn_open(age, at)
+        # A call that the provider does not know says nothing about the durations of others.
+        elif finished.status is not Status.NOT_FOUND:
+            seen = max(call.state_since, last_seen) - call.first_watched
+            self.intervals.learn(seen, age, at, notified=notified or call.id in self._hinted)
+
+    def learn_past(self, ends: Iterable[tuple[Status, float]]) -> None:
+        """Learn from calls of the past, oldest first: how they ended, and at which age."""
+        self.intervals.learn_past(
+            (age, status is not Status.EXPIRED)
+            for status, age in ends
+            if status is not Status.NOT_FOUND
+        )
+
+    # The account.
+
+    @property
+    def give_up(self) -> GiveUpPolicy:
+        """How long calls are polled."""
+        return self._settings.give_up
+
+    @property
+    def paused(self) -> Outcome | None:
+        """Why the account is not polled now, if it is not."""
+        return self._breaker.reason
+
+    @property
+    def paused_until(self) -> float | None:
+        """When the pause ends (Unix time), if there is one."""
+        if self._breaker.reason is None:
+            return None
+        return self._machine_clock() + max(0.0, self._breaker.paused_until - self._loop.time())
+
+    def backlog(self) -> Backlog:
+        """Return which calls are due and not polled yet."""
+        return self._wheel.backlog(self._loop.time())
+
     def refresh(self) -> None:
         """Bring the stats up to date that are not worth it before a scrape."""
         oldest = next(iter(self.calls.values()), None)
-        # As the machine's clock has it, which may be another one.
-        behind = round(time.time() - self._clock())
+        behind = round(self._machine_clock() - self._clock())
         self.stats.oldest_open = oldest.first_watched + behind if oldest else 0.0
 
-    def wake(self) -> None:
-        """Start as many requests as may be sent now, and see to the next ones."""
-        while len(self._tasks) < self._settings.max_concurrency and (call := self._take()):
-            task = self._loop.create_task(self._work(call))
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+    def configure(self, settings: PollingSettings, provider: Provider | None = None) -> None:
+        """Change intervals and limits; calls that are scheduled keep their time.
 
-    async def stop(self, within: float) -> None:
-        """Send nothing more, and wait for what is under way, for `within` seconds at most."""
+        Args:
+            settings: the new ones.
+            provider: replaces the one that is polled: the credentials or the address have changed.
+        """
+        if settings.adaptive and isinstance(self.intervals, AdaptiveIntervals):
+            self.intervals.configure(settings.interval, settings.max_interval)
+        else:
+            self.intervals = _intervals(settings)
+        self._settings = settings
+        self._limiter.set_rate(settings.rate_limit)
+        if provider is not None:
+            self._provider = provider
+            self.retry()
+        self.wake()
+
+    def retry(self) -> None:
+        """End a pause, and poll the calls that failed."""
+        self._poll_all(self.health.reset(self._loop.time()))
+        self.wake()
+
+    async def request(
+        self,
+        name: str,
+        send: Callable[[], Awaitable[T]],
+        answer_of: Callable[[T], Answer],
+        timeout: float,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> tuple[T, float] | None:
+        """Send another request than a poll, within the account's rate and unless it is paused.
+
+        Args:
+            name: of the request; one that keeps failing alone says nothing about the account.
+            send: sends it.
+            answer_of: what the provider said, or the failure, in what `send` returns.
+            timeout: seconds to wait for a slot.
+            wanted: whether it is still to be sent; asked while it waits.
+
+        Returns:
+            What `send` returns, and the seconds that it took; None where nothing was sent.
+        """
+        until = self._loop.time() + timeout
+        while True:
+            if not wanted():
+                return None
+            now = self._loop.time()
+            if (wait := self._breaker.wait(now)) <= 0 and not self._stopping:
+                break
+            self._limiter.hold_slot(now, wait)
+            if now >= until or self._stopping:
+                return None
+            pause = _LOOK_INTERVAL if wait == math.inf else min(wait, _MAX_LOOK_INTERVAL)
+            await asyncio.sleep(min(until - now, pause))
+        self._limiter.sent(now, poll=False)
+        self._breaker.sent()
+        answer = _CUT_OFF
+        try:
+            result = await send()
+            answer = answer_of(result)
+        finally:
+            answered, wall = self._loop.time(), self._machine_clock()
+            self._poll_all(self.health.requested(name, answer, now, answered, wall))
+            self.wake()
+        return result, answered - now
+
+    async def stop(self, timeout: float) -> None:
+        """Send nothing more, and wait for what is under way, for `timeout` seconds at most."""
         self._stopping = True
         if self._timer:
             self._timer.cancel()
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=within)
+            _, late = await asyncio.wait(self._tasks, timeout=timeout)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        self._answers.flush()
-
-    @property
-    def failure(self) -> BaseException | None:
-        """What ended a request's task unexpectedly, which is a bug; `failed` is set then."""
-        return self._failure
-
-    @property
-    def patience(self) -> Patience:
-        """How long calls are asked for."""
-        return self._settings.patience
-
-    def next_due(self, call: WatchedCall) -> float | None:
-        """Return when a call is to be asked for (Unix time); None while it is."""
-        if call.tick < 0:
-            return None
-        return time.time() + call.tick * TICK - self._loop.time()
-
-    def backlog(self) -> Backlog:
-        """Return which calls are due and not polled yet."""
-        return self._schedule.backlog(self._loop.time())
-
-    # Requests that are not polls: see `exporter.polling.aside`.
-
-    @property
-    def stopping(self) -> bool:
-        """Whether nothing more is sent."""
-        return self._stopping
-
-    def take_turn(self) -> float:
-        """Take a turn for another request than a poll, if there is one now.
-
-        Returns:
-            0 where there is, and it is taken: `answered` has to follow. Else the seconds until
-            there may be one, infinite where that is not known.
-        """
-        now = self._loop.time()
-        wait = math.inf if self._stopping else self._breaker.wait(now)
-        if wait <= 0:
-            self._breaker.sent(now)
-            self._way.given()
-        else:
-            self._way.wanted(now, wait)
-        return max(0.0, wait)
-
-    def answered(self, request: str, answer: Answer, sent_at: float) -> None:
-        """Account for the answer to such a request, which was sent at a time of the loop."""
-        now = self._loop.time()
-        self._poll_again(self.health.heard(request, answer, sent_at, now, time.time()))
-        self.wake()
+        self._process_answers()
 
     # The loop.
 
-    async def _work(self, call: WatchedCall | None) -> None:
-        # One task goes on from call to call, for as long as one is due: making a task for each
-        # would cost more than all that is ours in a poll.
-        while call:
-            await self._poll(call)
-            call = self._take()
-        # Before its last answer is worked off, which may start another in its place.
+    def wake(self) -> None:
+        """Start as many requests as may be sent now, and set the timer for the next ones."""
+        while len(self._tasks) < self._settings.max_concurrency and (call := self._next_call()):
+            task = self._loop.create_task(self._poll_calls(call))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _poll_calls(self, call: WatchedCall | None) -> None:
+        # One task polls call after call, for as long as one is due: making a task for each would
+        # cost more than everything else in a poll.
+        try:
+            while call:
+                await self._poll(call)
+                call = self._next_call()
+        except Exception as error:  # noqa: BLE001 - a bug, and nothing awaits this
+            self._fail(error)
+        # Before its last answer is processed, which may start another in its place.
         if task := asyncio.current_task():
             self._tasks.discard(task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            self._failure = error
-            self.failed.set()
+    async def _poll(self, call: WatchedCall) -> None:
+        sent_at = self._loop.time()
+        answer = await self._provider.send_status(call.reference_id)
+        # Process the answers of one turn of the event loop together. One by one, between the steps
+        # of an HTTP client, takes twice as long: the processor's caches hold either the one or the
+        # other.
+        if not self._answers:
+            self._loop.call_soon(self._process_answers)
+        self._answers.append((call, answer, sent_at))
+        if not (self._breaker.healthy and answer.outcome in GOOD):
+            self._process_answers()  # a failure must hold up the very next request
 
-    def _take(self) -> WatchedCall | None:
-        """Return the call to ask for now; where there is none, see to being woken for the next."""
-        if self._stopping:
+    def _next_call(self) -> WatchedCall | None:
+        """Return the call to poll now; where there is none, set the timer for the next."""
+        if self._stopping or (due := self._wheel.next_due()) is None:
             return None
-        now = self._loop.time()
-        if (due := self._schedule.next_due()) is None:
-            return None
-        # The pace is asked where a call is due alone: it may reserve turns, which others wait for.
-        if (wait := due - now if due > now else self._breaker.wait(now)) > 0:
+        now, breaker = self._loop.time(), self._breaker
+        if due > now:
+            wait = due - now
+        elif breaker.half_open:
+            wait = breaker.wait(now)
+        else:
+            wait = self._limiter.wait_to_poll(now)
+        if wait > 0:
             self._wake_at(now + wait)
             return None
-        if now < self._way.until and not self._breaker.half_open:
-            self._wake_at(self._way.until)
-            return None
-        doubtful = self._breaker.doubtful
-        if doubtful and self._breaker.half_open and (witness := self._witness()):
-            self._schedule.discard(witness)
-            found: tuple[WatchedCall, float] | None = (witness, now)
+        if breaker.healthy or not breaker.doubtful:
+            found = self._wheel.pop(now)
+        elif breaker.half_open and (witness := self._witness()):
+            self._wheel.discard(witness)
+            found = witness, now
         else:
-            found = self._schedule.pop(now, trial=doubtful)
+            found = self._wheel.pop(now, trial=True)
         if found is None:
-            if (due := self._schedule.next_due()) is not None:
+            if (due := self._wheel.next_due()) is not None:
                 self._wake_at(due)
             return None
         call, due = found
-        self._breaker.sent(now)
-        self._way.polled()
+        self._limiter.sent(now, poll=True)
+        breaker.sent()
         self.stats.lags.observe(now - due if now > due else 0.0)
         return call
 
     def _witness(self) -> WatchedCall | None:
         """Return a call that was answered lately, due or not: it shows best how the account is."""
         for call in random.sample(lately := self.health.answered_lately, len(lately)):
-            still_watched = self.calls.get(call.id) is call
-            if still_watched and call.tick >= 0 and call.id not in self.health.failures:
+            is_open = self.calls.get(call.id) is call
+            if is_open and call.tick >= 0 and call.id not in self.health.failures:
                 return call
         return None
 
@@ -348,102 +467,108 @@ class Poller:
         self._timer = None
         self.wake()
 
-    async def _poll(self, call: WatchedCall) -> None:
-        sent_at = self._loop.time()
-        answer = await self.provider.send_status(call.reference_id)
-        self._answers.add((call, answer, sent_at))
-        if not (self._breaker.healthy and answer.outcome in GOOD):
-            # Whatever is not well is to hold up the very next request.
-            self._answers.flush()
-
-    def _learn_all(self, answers: list[tuple[WatchedCall, Answer, float]]) -> None:
-        now, wall = self._loop.time(), self._clock()
-        if (second := wall // 1) != self._second:
-            self._second = second
+    def _process_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        if not answers:
+            return
         try:
-            for call, answer, sent_at in answers:
-                self._learn(call, answer, sent_at, now, wall)
+            self._process(answers)
             # Calls have a new time, and a good answer may have opened the account to others.
             self.wake()
-        except Exception as error:  # noqa: BLE001 - a bug, and nobody awaits this
-            self._failure = error
-            self.failed.set()
+        except Exception as error:  # noqa: BLE001 - a bug, and nothing awaits this
+            self._fail(error)
 
-    def _learn(
-        self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
+    def _process(self, answers: list[tuple[WatchedCall, Answer, float]]) -> None:
+        now, wall, machine_wall = self._loop.time(), self._clock(), self._machine_clock()
+        # Calls share the number, to save memory.
+        if (second := wall // 1) != self._second:
+            self._second = second
+        health, breaker, stats = self.health, self._breaker, self.stats
+        for call, answer, sent_at in answers:
+            last_seen, call.last_polled = call.last_polled, self._second
+            call.polls += 1
+            decided = verdict(call, answer, wall, self._settings.give_up)
+            outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
+            stats.polls.count(outcome, answer.code, now - sent_at)
+            if good := outcome in GOOD:
+                stats.last_success = machine_wall
+            if good and breaker.healthy and not health.failures:
+                breaker.good_at = now
+            else:
+                if call.id in health.failures:
+                    last_seen = 0.0  # the last answer did not show whether the call had ended
+                self._poll_all(health.polled(call, answer, outcome, sent_at, now, machine_wall))
+            if self.calls.get(call.id) is call:
+                self._apply(call, decided, last_seen, now, wall)
+            elif call.id not in self.calls:
+                health.forget(call.id)  # removed while it was polled
+            if not breaker.healthy:
+                self._expire(now, wall)
+
+    def _apply(
+        self, call: WatchedCall, decided: Verdict, last_seen: float, now: float, wall: float
     ) -> None:
-        before = call.last_polled
-        call.polls += 1
-        call.last_polled = self._second
-        decided = verdict(call, answer, wall, self._settings.patience)
-        outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
-        failed = call.id in self.health.failures
-        again = self.health.answered(call, answer, outcome, sent_at, now, time.time())
-        if again:
-            self._poll_again(again)
-        if self.calls.get(call.id) is call:
-            self._apply(call, decided, before, now, wall, failed=failed)
-        elif call.id not in self.calls:
-            self.health.forget(call.id)  # removed while it was polled
-        if not self._breaker.healthy:
-            self._expire(now, wall)
+        if isinstance(decided, Finished):
+            self.learn(call, decided, wall, last_seen=last_seen)
+            self._observe(call, decided, wall)
+            self.count_odd_values(call, decided)
+            return
+        health = self.health
+        if isinstance(decided, PollAgain):
+            # To the second, as `last_polled`: calls share the number, and in the ledger too.
+            self._observe(call, decided, call.last_polled)
+            health.answered_lately.append(call)
+        wait = self._next_wait(call, health.failures.get(call.id, 0), wall)
+        if isinstance(decided, PauseAccount):
+            if not health.all_failed or self._breaker.open_since is not None:
+                wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
+            # Else no other call can show whether the account may be polled.
+            if health.all_failed and now < self._breaker.paused_until:
+                wait = 0.0
+        if self._hinted:
+            if call.id in self._poll_again:
+                self._poll_again.discard(call.id)
+                wait = 0.0
+            else:
+                self._hinted.discard(call.id)
+        self._wheel.add(call, now + wait)
 
-    def _poll_again(self, rows: Iterable[int]) -> None:
+    def _poll_all(self, rows: Iterable[int]) -> None:
         """Poll calls now that failed because of their account."""
         now = self._loop.time()
         for row in rows:
             if (call := self.calls.get(row)) and call.tick >= 0:
-                self._schedule.add(call, now)
+                self._wheel.add(call, now)
 
     def _expire(self, now: float, wall: float) -> None:
         """Give up old calls of an account whose credentials have been refused for long."""
         since = self._breaker.open_since
         if self._breaker.reason is not Outcome.AUTH or since is None or now - since < MAX_PAUSE:
             return
-        limit = wall - self._settings.patience.give_up_after
+        limit = wall - self._settings.give_up.give_up_after
         # The oldest come first.
         old = takewhile(lambda call: call.first_watched <= limit, self.calls.values())
         for call in list(old):
             if call.tick >= 0:
-                self._schedule.discard(call)
+                self._wheel.discard(call)
                 self._observe(call, EXPIRED, wall)
 
-    def _apply(
-        self,
-        call: WatchedCall,
-        decided: Verdict,
-        before: float,
-        now: float,
-        wall: float,
-        *,
-        failed: bool,
-    ) -> None:
-        if isinstance(decided, Finished):
-            self.timing.learn(call, decided, before, wall, failed=failed)
-            self._observe(call, decided, wall)
-            self.report_odd(call, decided)
-            return
-        if isinstance(decided, PollAgain):
-            # To the second, as `last_polled`: calls share the number, and in the ledger too.
-            self._observe(call, decided, call.last_polled)
-            self.health.answered_lately.append(call)
-        wait = self.timing.again(call, wall, self.health.failures.get(call.id, 0))
-        if isinstance(decided, PauseAccount):
-            if not self.health.all_failed or self._breaker.open_since is not None:
-                wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
-            # Else no other call can show whether the account may be polled.
-            if self.health.all_failed and now < self._breaker.paused_until:
-                wait = 0.0
-        if call.id in self._hastened:
-            self._hastened.discard(call.id)
-            wait = 0.0
-        else:
-            self.timing.hinted.discard(call.id)
-        self._schedule.add(call, now + wait)
+    def _first_wait(self, call: WatchedCall, now: float) -> float:
+        if call.state is not CallState.NEW:
+            return self._next_wait(call) * _chance()
+        silence, self._last_added = now - self._last_added, now
+        # The first call after a silence shows at once whether the account can be polled.
+        if silence >= self._settings.max_interval:
+            return 0.0
+        return self.intervals.first(max(0.0, self._clock() - call.first_watched), _chance())
+
+    def _next_wait(self, call: WatchedCall, failures: int = 0, wall: float | None = None) -> float:
+        age = (self._clock() if wall is None else wall) - call.first_watched
+        return self.intervals.next(age if age > 0 else 0.0, failures, _chance())
 
     def _priority(self, call: WatchedCall) -> int:
         failures = self.health.failures.get(call.id, 0)
-        hinted = call.id in self.timing.hinted
+        hinted = call.id in self._hinted
         if failures:
             return FAILING + (0 if hinted else min(failures, 3))
         if hinted:
@@ -451,3 +576,12 @@ class Poller:
         if call.state is CallState.NOT_FOUND:
             return _NOT_FOUND
         return _FRESH if call.polls < _OFTEN else _OFTEN_POLLED
+
+
+def _intervals(settings: PollingSettings) -> GrowingIntervals:
+    kind = AdaptiveIntervals if settings.adaptive else GrowingIntervals
+    return kind(settings.interval, settings.max_interval)
+
+
+def _chance() -> float:
+    return random.random()  # noqa: S311 - no secret depends on it

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from exporter.polling.rate_limiter import RateLimiter
+
 _LATE: Final = 0.025
 """How late a turn may be taken; later, it is lost. The interval is stretched by that share, so that
 no second sees more than the rate although one request is late and the next one is not."""
@@ -38,8 +40,8 @@ class Lease:
         self.until = -math.inf
 
 
-class Turns:
-    """The turns of one exporter in asking one account; see `exporter.polling.limiter.Limit`.
+class Turns(RateLimiter):
+    """The turns of one exporter in asking one account.
 
     Args:
         lease: nothing is asked once it has ended.
@@ -55,10 +57,11 @@ class Turns:
         self._turns: deque[tuple[float, float, int]] = deque()  # first, apart, how many
         self._size = 1
         self._missed = False
-        self.set(rate)
+        super().__init__(rate)
 
-    def set(self, rate: float) -> None:
+    def set_rate(self, rate: float) -> None:
         """Change the rate; what is reserved stays."""
+        self._rate, rate = rate, rate * self.share
         self._late = _LATE if rate <= _FAST else _LATE_IF_FAST
         self._apart = (1 + self._late) / rate
         self._most = max(1, int(rate * _AHEAD))
@@ -77,9 +80,16 @@ class Turns:
             self._ask()
         return self._turns[0][0] - now if self._turns else math.inf
 
-    def take(self, now: float) -> None:
-        """Account for a request that is sent now."""
+    def wait_to_poll(self, now: float) -> float:
+        """Return the seconds until a poll may be sent, after the slot that is held for others."""
+        return max(self.wait(now), self._held_until - now)
+
+    def sent(self, now: float, *, poll: bool) -> None:
+        """Count a request that is sent now."""
         del now
+        self._polls_next = not poll
+        if not poll:
+            self._held_until = -math.inf
         first, apart, left = self._turns.popleft()
         if left > 1:
             self._turns.appendleft((first + apart, apart, left - 1))

@@ -321,7 +321,7 @@ class Replica:
         self._gave_up = _PATIENCE
         for account in list(self._accounts.values()):
             of_it = math.ceil(over * len(account.poller.calls) / held)
-            while of_it > 0 and (spare := account.poller.spare(min(of_it, CHUNK))):
+            while of_it > 0 and (spare := account.poller.idle_calls(min(of_it, CHUNK))):
                 of_it -= len(spare)
                 await self._give_up(account, spare)
                 if self._loop.time() >= self._next_beat:
@@ -330,7 +330,7 @@ class Replica:
     async def _give_up(self, account: Account, spare: list[WatchedCall]) -> None:
         # First here: where the answer is lost, what is held still is polled again, see `_look`.
         for call in spare:
-            account.poller.forget(call.id)
+            account.poller.remove(call.id)
         await self._call(self._sharing.release, self._id, [call.id for call in spare])
         self._metrics.released.inc(len(spare))
 

@@ -168,8 +168,7 @@ async def test_a_paused_account_places_nothing(
     monkeypatch.setattr(schedule, "_LEAST_GRACE", 3.0)
     monkeypatch.setattr(schedule, "_GRACE", 0.0)
     async with scene(tmp_path) as there:
-        poller = there.service.accounts["main"].poller
-        monkeypatch.setattr(type(poller), "take_turn", lambda _: 60.0)
+        there.service.accounts["main"].poller._breaker.paused_until = float("inf")
         clock.set(NOON + 1)
         await there.until(lambda: there.total("missed") == 1)
         assert there.placed.codes == []

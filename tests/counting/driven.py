@@ -164,29 +164,26 @@ class Driven:
 
     def in_schedule(self, poller: Poller) -> set[int]:
         """Return the rows of the calls that a poller will come to, known to it or not."""
-        schedule = poller._schedule
+        wheel = poller._wheel
         rows = {
-            call.id
-            for tick, calls in schedule._buckets.items()
-            for call in calls
-            if call.tick == tick
+            call.id for tick, calls in wheel._buckets.items() for call in calls if call.tick == tick
         }
-        for queue in (schedule._healthy, schedule._failing):
+        for queue in (wheel._healthy, wheel._failing):
             for labels in queue._label_sets.values():
-                for calls in labels.levels.values():
-                    rows |= {call.id for call in calls if schedule._is_ready(call)}
+                for calls in labels.queues.values():
+                    rows |= {call.id for call in calls if wheel._is_ready(call)}
         return rows
 
     def ask(self, poller: Poller, call: WatchedCall) -> Asked:
         """Begin a poll, as the poller does when a call is due."""
-        poller._schedule.discard(call)
+        poller._wheel.discard(call)
         return self.run(self._ask(poller, call))
 
     async def _ask(self, poller: Poller, call: WatchedCall) -> Asked:
         task = asyncio.create_task(poller._poll(call))
         await asyncio.sleep(0)
-        assert isinstance(poller.provider, HeldClient)
-        asked = Asked(poller, call, poller.provider.asked.pop(), task)
+        assert isinstance(poller._provider, HeldClient)
+        asked = Asked(poller, call, poller._provider.asked.pop(), task)
         self.asked.append(asked)
         return asked
 

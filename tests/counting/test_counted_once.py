@@ -202,7 +202,7 @@ class Counting(RuleBasedStateMachine):
     def _answer(self, asked: Asked, reply: Reply) -> None:
         call = self.asked.pop(asked)
         answer = reply.read(asked.call.reference_id)
-        end = verdict(asked.call, answer, self.clock.now, asked.poller.patience)
+        end = verdict(asked.call, answer, self.clock.now, asked.poller.give_up)
         if isinstance(end, Finished):
             self.model.observe(call, end, self.clock.now)
         self.real.answer(asked, answer)
@@ -236,7 +236,7 @@ class Counting(RuleBasedStateMachine):
             self.model.pay(call, price)
         if self.wish.trust == "accept":
             held = WatchedCall(0, reference_id(call.named.name), call.watched)
-            patience = self.real.service.accounts[named.account].poller.patience
+            patience = self.real.service.accounts[named.account].poller.give_up
             if isinstance(end := verdict(held, answer, now, patience), Finished):
                 self.model.finish(call, end, now)
 

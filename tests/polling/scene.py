@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import virtual_time
-from exporter.calls import CallState, Finished, Patience, PollAgain, WatchedCall
+from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
-from exporter.polling.poller import Poller
-from exporter.polling.settings import PollingSettings
+from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
 
 QUEUED = Answer(Outcome.OK, "100", send_status=2)
 BUSY = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
 NOT_FOUND = Answer(Outcome.NOT_FOUND, "105")
-SETTINGS = PollingSettings(15.0, 300.0, Patience(600.0, 259_200.0), 20.0, 32)
+SETTINGS = PollingSettings(15.0, 300.0, GiveUpPolicy(600.0, 259_200.0), 20.0, 32)
 LATENCY = 0.05
 
 Reply = Answer
@@ -53,7 +52,16 @@ class Scene:
     _second: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        self.poller = Poller("main", self, self.settings, self.stats, self._observe)
+        self.poller = Poller(
+            "main",
+            self,
+            self.settings,
+            self.stats,
+            self._observe,
+            self._fail,
+            virtual_time.wall,
+            virtual_time.wall,
+        )
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
         """Answer as the provider."""
@@ -83,7 +91,7 @@ class Scene:
             self.placed[name] = now
             watched = virtual_time.EPOCH + now - age
             call = WatchedCall(len(self.placed), ReferenceId(name), watched, state, watched)
-            self.poller.watch(call, label_set)
+            self.poller.add(call, label_set)
         self.poller.wake()
 
     async def until(self, condition: Callable[[], bool]) -> float:
@@ -114,9 +122,12 @@ class Scene:
             if name.startswith(prefix) and self.placed[name] >= placed_from
         )
 
+    def _fail(self, error: BaseException) -> None:
+        raise error
+
     def _observe(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
         if isinstance(found, Finished) or found.state is not call.state:  # as the ledger does
-            self.poller.settle(call, found, at)
+            self.poller.apply_committed(call, found, at)
         if isinstance(found, Finished):
             assert call.reference_id not in self.finished
             self.finished[call.reference_id] = asyncio.get_running_loop().time(), found

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from exporter.esms.codes import Outcome
-from exporter.polling.breaker import (
+from exporter.polling.circuit_breaker import (
     MAX_PAUSE,
     OUTAGE,
     RECHECK,
@@ -14,6 +14,7 @@ from exporter.polling.breaker import (
     CircuitBreaker,
     Witness,
 )
+from exporter.polling.rate_limiter import RateLimiter
 
 BAD = [Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.TLS, Outcome.HTTP_ERROR, Outcome.BAD_RESPONSE,
        Outcome.API_ERROR]  # fmt: skip
@@ -21,7 +22,12 @@ REFUSED = [Outcome.AUTH, Outcome.THROTTLED]
 
 
 def make(rate: float = 100.0, jitter: Callable[[], float] = lambda: 1.0) -> CircuitBreaker:
-    return CircuitBreaker(rate, jitter)
+    return CircuitBreaker(RateLimiter(rate), jitter)
+
+
+def send(breaker: CircuitBreaker, now: float) -> None:
+    breaker.limiter.sent(now, poll=True)
+    breaker.sent()
 
 
 def ask(
@@ -33,7 +39,7 @@ def ask(
 ) -> Change | None:
     """Send a request that is answered at once."""
     assert breaker.wait(now) <= 0
-    breaker.sent(now)
+    send(breaker, now)
     return breaker.answered(outcome, retry_after, now, now, witness)
 
 
@@ -60,7 +66,7 @@ def test_one_request_tries_an_account() -> None:
     breaker = make()
     assert breaker.half_open
     assert breaker.wait(0.0) <= 0
-    breaker.sent(0.0)
+    send(breaker, 0.0)
     assert breaker.wait(100.0) == math.inf
     assert breaker.answered(Outcome.NOT_FOUND, None, 0.0, 0.5) is None
     assert not breaker.half_open
@@ -170,8 +176,8 @@ def test_an_account_whose_calls_often_fail_needs_longer_runs(outcome: Outcome) -
 def test_a_failure_that_was_sent_before_the_last_good_answer_is_no_evidence() -> None:
     breaker = closed()
     for _ in range(10):
-        breaker.sent(1.0)
-    breaker.sent(2.0)
+        send(breaker, 1.0)
+    send(breaker, 2.0)
     breaker.answered(Outcome.OK, None, 2.0, 2.1)
     for _ in range(10):
         assert breaker.answered(Outcome.TIMEOUT, None, 1.0, 11.0) is None
@@ -212,7 +218,7 @@ def test_a_confirmed_retry_after_is_kept(retry_after: float | None, pause: float
 def sustained(breaker: CircuitBreaker, now: float, seconds: float = 1.0) -> float:
     count, end = 0, now + seconds
     while now < end:
-        breaker.sent(now)
+        send(breaker, now)
         count += 1
         now += max(0.0, breaker.wait(now))
     return count / seconds
@@ -253,10 +259,10 @@ def test_throttled_calls_that_are_answered_later_show_that_the_account_was_throt
 
 def test_a_new_rate_counts_at_once_and_keeps_the_share() -> None:
     breaker = closed()
-    breaker.set_rate_limit(10.0)
+    breaker.limiter.set_rate(10.0)
     assert sustained(breaker, 5.0, 10) == pytest.approx(10, rel=0.1)
     throttle(breaker, 100.0)
-    breaker.set_rate_limit(100.0)
+    breaker.limiter.set_rate(100.0)
     ask(breaker, 108.0, Outcome.OK)
     assert sustained(breaker, 109.0) == pytest.approx(50, rel=0.05)
 
@@ -264,7 +270,7 @@ def test_a_new_rate_counts_at_once_and_keeps_the_share() -> None:
 def test_answers_to_what_was_sent_before_a_pause_do_not_change_it() -> None:
     breaker = closed()
     for _ in range(3):
-        breaker.sent(1.0)
+        send(breaker, 1.0)
     assert breaker.answered(Outcome.AUTH, None, 1.0, 2.0) is None
     assert breaker.answered(Outcome.AUTH, None, 1.0, 2.1) is None
     assert breaker.answered(Outcome.OK, None, 1.0, 2.2) is None
@@ -282,7 +288,7 @@ def test_new_credentials_end_a_pause() -> None:
     breaker.reset(now)
     assert breaker.reason is None
     assert breaker.half_open
-    breaker.sent(now)
+    send(breaker, now)
     # What was asked with the old ones says nothing of the new.
     assert breaker.answered(Outcome.AUTH, None, now - 0.5, now + 0.2) is None
     assert breaker.wait(now + 0.3) == math.inf

@@ -90,7 +90,7 @@ def test_a_hinted_call_is_polled_next() -> None:
             scene.lives[name] = 0.0
             row = list(scene.placed).index(name) + 1
             now = asyncio.get_running_loop().time()
-            scene.poller.hasten(row)
+            scene.poller.poll_now(row)
             assert await scene.until_finished(name) - now <= 2
         await scene.poller.stop(1)
 

@@ -8,21 +8,20 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from exporter.calls import CallState, Finished, Patience, PollAgain, Result, Status, WatchedCall
+from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, Result, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, reference_id
-from exporter.polling.adaptive import ENOUGH
-from exporter.polling.poller import Poller
-from exporter.polling.schedule import TICK
-from exporter.polling.settings import PollingSettings
+from exporter.polling.intervals import ENOUGH, AdaptiveIntervals
+from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
-from tests.waiting import deadline, until
+from exporter.polling.timing_wheel import TICK
+from tests.waiting import until
 
 AUTH = Answer(Outcome.AUTH, "101", message="Authorize Failed")
 QUEUED = Answer(Outcome.OK, "100", send_status=2)
 BUSY = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
-FAST = PollingSettings(0.05, 0.2, Patience(60, 600), 10_000, 4)
+FAST = PollingSettings(0.05, 0.2, GiveUpPolicy(60, 600), 10_000, 4)
 
 Reply = Callable[[ReferenceId], Awaitable[Answer]]
 
@@ -56,18 +55,21 @@ class Bench:
     def __init__(self) -> None:
         self.provider = Provider()
         self.stats = AccountStats()
+        self.failures: list[BaseException] = []
         self.observed: list[tuple[str, Finished | PollAgain]] = []
-        self.poller = Poller("main", self.provider, FAST, self.stats, self._observe)
+        self.poller = Poller(
+            "main", self.provider, FAST, self.stats, self._observe, self.failures.append
+        )
 
     def _observe(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
         self.observed.append((call.reference_id, found))
-        self.poller.settle(call, found, at)
+        self.poller.apply_committed(call, found, at)
 
     def watch(self, *names: str, state: CallState = CallState.NEW, age: float = 0) -> None:
         for name in names:
             row = len(self.poller.calls) + 1
             call = WatchedCall(row, reference_id(name), time.time() - age, state)
-            self.poller.watch(call)
+            self.poller.add(call)
         self.poller.wake()
 
     def requests(self, outcome: Outcome) -> int:
@@ -114,7 +116,7 @@ async def test_refused_credentials_cost_two_requests_and_no_call(bench: Bench) -
     bench.provider.answer = AUTH
     with capture_logs() as logs:
         bench.watch(*"abcdefgh")
-        await until(lambda: bench.poller.health.paused is Outcome.AUTH)
+        await until(lambda: bench.poller.paused is Outcome.AUTH)
     assert len(bench.provider.asked) == len(set(bench.provider.asked)) == 2
     assert [(line["event"], line["code"], line["message"]) for line in logs] == [
         ("account paused", "101", "Authorize Failed")
@@ -136,7 +138,7 @@ async def test_failures_pause_and_the_pause_is_told_of_once(bench: Bench) -> Non
     bench.provider.answer = Answer(Outcome.CONNECTION, message="no connection")
     with capture_logs() as logs:
         bench.watch(*"abcdefgh")
-        await until(lambda: bench.poller.health.paused is Outcome.CONNECTION)
+        await until(lambda: bench.poller.paused is Outcome.CONNECTION)
         await asyncio.sleep(0.05)
         assert len(bench.provider.asked) == 5
         assert bench.requests(Outcome.CONNECTION) == 5
@@ -153,15 +155,15 @@ async def test_a_call_that_is_let_go_means_nothing_any_more(bench: Bench) -> Non
     bench.provider.hold = asyncio.Event()
     await until(lambda: bench.provider.under_way == 1)
     before = list(bench.observed)
-    bench.poller.forget(1)
-    bench.poller.forget(1)
+    bench.poller.remove(1)
+    bench.poller.remove(1)
     bench.provider.answer = BUSY
     bench.provider.hold.set()
     await asyncio.sleep(0.1)
     assert bench.observed == before
     assert list(bench.stats.open_calls.values()) == [0] * len(CallState)
     gone = WatchedCall(1, reference_id("a"), 0.0)
-    bench.poller.settle(gone, PollAgain(CallState.QUEUED), 1.0)
+    bench.poller.apply_committed(gone, PollAgain(CallState.QUEUED), 1.0)
     assert bench.stats.open_calls[CallState.QUEUED] == 0
 
 
@@ -187,12 +189,12 @@ async def test_watching_twice_is_watching_once(bench: Bench) -> None:
     bench.provider.hold = asyncio.Event()
     bench.watch("a")
     (call,) = bench.poller.calls.values()
-    bench.poller.watch(WatchedCall(call.id, call.reference_id, 0.0))
+    bench.poller.add(WatchedCall(call.id, call.reference_id, 0.0))
     assert list(bench.poller.calls.values()) == [call]
     assert bench.stats.open_calls[CallState.NEW] == 1
     bench.poller.refresh()
     assert bench.stats.oldest_open == call.first_watched
-    bench.poller.forget(call.id)
+    bench.poller.remove(call.id)
     bench.poller.refresh()
     assert bench.stats.oldest_open == 0
     bench.provider.hold.set()
@@ -208,7 +210,7 @@ async def test_calls_that_are_answered_together_share_their_times(bench: Bench) 
 
 
 async def test_calls_that_are_known_already_are_spread_out(bench: Bench) -> None:
-    slow = PollingSettings(0.5, 0.5, FAST.patience, FAST.rate_limit, 50)
+    slow = PollingSettings(0.5, 0.5, FAST.give_up, FAST.rate_limit, 50)
     bench.poller.configure(slow)
     bench.watch(*(f"c{n}" for n in range(40)), state=CallState.QUEUED)
     await asyncio.sleep(0.25)
@@ -216,14 +218,14 @@ async def test_calls_that_are_known_already_are_spread_out(bench: Bench) -> None
     await until(lambda: set(bench.provider.asked) == {f"c{n}" for n in range(40)})
 
 
-SELDOM = PollingSettings(600, 600, FAST.patience, FAST.rate_limit, 1)
+SELDOM = PollingSettings(600, 600, FAST.give_up, FAST.rate_limit, 1)
 
 
 async def test_a_call_that_is_scheduled_for_later_is_hastened(bench: Bench) -> None:
     bench.poller.configure(SELDOM)
     bench.watch(*"ab")
     await until(lambda: all(call.last_polled for call in bench.poller.calls.values()))
-    bench.poller.hasten(2)
+    bench.poller.poll_now(2)
     await until(lambda: bench.provider.asked == ["a", "b", "b"])
 
 
@@ -240,7 +242,7 @@ async def test_a_call_that_is_hinted_at_comes_before_others_that_are_due(
     await until(lambda: bench.provider.under_way == 1)
     await asyncio.sleep(2 * TICK)  # so that now is another tick than theirs
     for row in hastened:
-        bench.poller.hasten(row)
+        bench.poller.poll_now(row)
     bench.provider.hold.set()
     await until(lambda: len(bench.provider.asked) == 4)
     assert bench.provider.asked == [*asked]
@@ -255,7 +257,7 @@ async def test_a_call_that_is_asked_for_is_asked_for_once_more(
     bench.watch("a")
     await until(lambda: bench.provider.under_way == 1)
     for _ in range(3):
-        bench.poller.hasten(row)
+        bench.poller.poll_now(row)
     bench.provider.hold.set()
     await until(lambda: bench.provider.asked == asked)
     await asyncio.sleep(3 * TICK)
@@ -267,9 +269,9 @@ async def test_a_hint_is_forgotten_with_its_call(bench: Bench) -> None:
     bench.provider.hold = asyncio.Event()
     bench.watch("a")
     await until(lambda: bench.provider.under_way == 1)
-    bench.poller.hasten(1)
-    bench.poller.forget(1)
-    bench.poller.hasten(1)
+    bench.poller.poll_now(1)
+    bench.poller.remove(1)
+    bench.poller.poll_now(1)
     bench.provider.hold.set()
     await until(lambda: bench.provider.under_way == 0)
     # Its account came back: the same row is another object.
@@ -300,18 +302,17 @@ async def test_stopping_waits_no_longer_than_it_may(bench: Bench) -> None:
     await until(lambda: bench.provider.under_way == 1)
     await bench.poller.stop(0.05)
     assert bench.provider.under_way == 0
-    assert bench.poller.failure is None
+    assert not bench.failures
 
 
 async def test_a_bug_is_noticed(bench: Bench) -> None:
     bench.provider.answer = ZeroDivisionError("a bug")
     bench.watch("a")
-    async with deadline():
-        await bench.poller.failed.wait()
-    assert isinstance(bench.poller.failure, ZeroDivisionError)
+    await until(lambda: bool(bench.failures))
+    assert isinstance(bench.failures[0], ZeroDivisionError)
 
 
-LEARNING = PollingSettings(0.05, 0.2, FAST.patience, FAST.rate_limit, 50, adaptive=True)
+LEARNING = PollingSettings(0.05, 0.2, FAST.give_up, FAST.rate_limit, 50, adaptive=True)
 
 
 async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
@@ -320,16 +321,17 @@ async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
     await until(lambda: len(bench.provider.asked) >= 3)
     bench.provider.answer = BUSY
     await until(lambda: not bench.poller.calls)
-    pace = bench.poller.timing.pace
-    assert pace.lives.calls == 1
+    intervals = bench.poller.intervals
+    assert isinstance(intervals, AdaptiveIntervals)
+    assert intervals.durations.calls == 1
     # That it lived for longer than an interval was seen; that it has ended, too.
-    before = pace.lives.ended([0.05, 5.0])
+    before = intervals.durations.ended([0.05, 5.0])
     for n in range(ENOUGH):
         bench.watch(f"b{n}")
     await until(lambda: not bench.poller.calls)
-    after = pace.lives.ended([0.05, 5.0])
-    assert pace.lives.calls == 1 + ENOUGH
-    assert pace.plan
+    after = intervals.durations.ended([0.05, 5.0])
+    assert intervals.durations.calls == 1 + ENOUGH
+    assert intervals.plan
     assert before[0] < after[0]
     # All had ended when they were watched: the next call has time, but not for long.
     asked = len(bench.provider.asked)
@@ -338,15 +340,17 @@ async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
 
 
 async def test_a_call_that_somebody_told_of_is_known_to_have_ended_then(bench: Bench) -> None:
-    bench.poller.configure(PollingSettings(600, 600, FAST.patience, 10_000, 4, adaptive=True))
+    bench.poller.configure(PollingSettings(600, 600, FAST.give_up, 10_000, 4, adaptive=True))
     bench.watch("a", age=300)
     await until(lambda: len(bench.provider.asked) == 1)
     for _ in range(2):  # the first is a hint that comes to nothing
-        bench.poller.hasten(1)
+        bench.poller.poll_now(1)
         await until(lambda: bench.poller.calls[1].polls == len(bench.provider.asked) > 1)
         bench.provider.answer = BUSY
     await until(lambda: not bench.poller.calls)
-    lives = bench.poller.timing.pace.lives
+    intervals = bench.poller.intervals
+    assert isinstance(intervals, AdaptiveIntervals)
+    lives = intervals.durations
     assert lives.ended([310.0])[0] - lives.ended([290.0])[0] > 0.01
 
 
@@ -356,9 +360,8 @@ async def test_a_bug_in_what_an_answer_means_is_noticed(
     bench.watch("a")
     await until(lambda: len(bench.observed) >= 2)  # the account is well
     monkeypatch.setattr("exporter.polling.poller.verdict", lambda *_: 1 / 0)
-    async with deadline():
-        await bench.poller.failed.wait()
-    assert isinstance(bench.poller.failure, ZeroDivisionError)
+    await until(lambda: bool(bench.failures))
+    assert isinstance(bench.failures[0], ZeroDivisionError)
 
 
 async def test_an_answer_that_came_last_is_observed_before_the_end(bench: Bench) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from exporter.calls import CallState, Patience, Status, WatchedCall
+from exporter.calls import CallState, GiveUpPolicy, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import CODES, Outcome
-from exporter.polling.breaker import MAX_PAUSE
+from exporter.polling.circuit_breaker import MAX_PAUSE
 from tests.polling.scene import BUSY, QUEUED, SETTINGS, Reply, Scene, run
 
 ADAPTIVE = replace(SETTINGS, adaptive=True)
@@ -86,7 +86,7 @@ def test_healthy_calls_are_counted_nearly_as_fast(kind: str, share: str, *, adap
 @pytest.mark.parametrize("kind", SICK)
 def test_sick_calls_back_off_and_expire(kind: str) -> None:
     async def play() -> Any:
-        scene = Scene(replace(SETTINGS, patience=Patience(600.0, 7_200.0)))
+        scene = Scene(replace(SETTINGS, give_up=GiveUpPolicy(600.0, 7_200.0)))
         scene.replies["sick"] = SICK[kind]
         scene.lives = {f"healthy-{number}": 9_000.0 for number in range(5)}
         scene.watch("sick", *scene.lives)
@@ -134,7 +134,7 @@ def test_refused_keys_cost_two_requests_and_then_one_for_each_pause(known: CallS
         scene.watch(*names, state=known)
         await asyncio.sleep(20)
         first = scene.requests()
-        assert scene.poller.health.paused is Outcome.AUTH
+        assert scene.poller.paused is Outcome.AUTH
         await asyncio.sleep(4 * 3600 - 20)
         later = scene.requests()
         scene.for_all = None
@@ -196,7 +196,7 @@ def test_a_retry_after_that_a_second_call_confirms_is_kept() -> None:
         await asyncio.sleep(60)
         scene.for_all = Answer(Outcome.THROTTLED, retry_after=600.0)
         await asyncio.sleep(90)
-        begun = scene.poller.health.paused_until
+        begun = scene.poller.paused_until
         sent = scene.requests(150, 640)
         await asyncio.sleep(500)
         await scene.poller.stop(1)
@@ -228,7 +228,7 @@ def test_calls_that_were_all_refused_at_once_show_that_the_account_was(
         scene.for_all = Answer(Outcome.THROTTLED, retry_after=900.0)
         await asyncio.sleep(120)
         await scene.poller.stop(1)
-        return scene.poller.health.paused_until, scene.requests(begun)
+        return scene.poller.paused_until, scene.requests(begun)
 
     paused_until, sent = run(play)
     assert paused_until is not None
@@ -241,7 +241,7 @@ def test_one_sick_call_left_alone_does_not_pause_its_account_for_those_to_come()
         scene.replies["sick"] = AUTH
         scene.watch("sick")
         await asyncio.sleep(5 * 3600)
-        assert scene.poller.health.paused is Outcome.AUTH
+        assert scene.poller.paused is Outcome.AUTH
         began = asyncio.get_running_loop().time()
         scene.watch("healthy")
         counted = await scene.until_finished("healthy")
@@ -253,7 +253,7 @@ def test_one_sick_call_left_alone_does_not_pause_its_account_for_those_to_come()
 
 def test_old_calls_of_an_account_that_is_refused_for_long_expire_unasked() -> None:
     async def play() -> Any:
-        scene = Scene(replace(SETTINGS, patience=Patience(600.0, 7_200.0)))
+        scene = Scene(replace(SETTINGS, give_up=GiveUpPolicy(600.0, 7_200.0)))
         scene.for_all = AUTH
         names = [f"call-{number}" for number in range(500)]
         scene.watch(*names, state=CallState.QUEUED)
@@ -294,12 +294,14 @@ def test_another_request_that_keeps_failing_says_nothing_about_the_account() -> 
         scene.lives = {f"call-{number}": 600.0 for number in range(20)}
         scene.watch(*scene.lives)
         await asyncio.sleep(60)
-        loop = asyncio.get_running_loop()
+
+        async def refused() -> Answer:
+            return AUTH
+
         for _ in range(100):
-            if not scene.poller.take_turn():
-                scene.poller.answered("place", AUTH, loop.time())
+            await scene.poller.request("place", refused, lambda answer: answer, 0.0)
             await asyncio.sleep(5)
-            assert scene.poller.health.paused is None
+            assert scene.poller.paused is None
         counted = await scene.until_finished(*scene.lives)
         await scene.poller.stop(1)
         return counted
@@ -332,7 +334,7 @@ def test_what_is_logged_of_a_pause() -> None:
         scene.for_all = AUTH
         await asyncio.sleep(300)
         scene.for_all = QUEUED
-        await scene.until(lambda: scene.poller.health.paused is None)
+        await scene.until(lambda: scene.poller.paused is None)
         await scene.poller.stop(1)
         return scene.stats.paused_until
 
@@ -422,7 +424,7 @@ def test_removed_calls_leave_nothing_behind_while_their_account_is_paused() -> N
         await asyncio.sleep(3_600)
         for number in range(20_000):
             scene.watch(f"removed-{number}")
-            scene.poller.forget(len(scene.placed))
+            scene.poller.remove(len(scene.placed))
         calls = [it for it in gc.get_objects() if isinstance(it, WatchedCall)]
         held = sum(call.reference_id.startswith("removed") for call in calls)
         await scene.poller.stop(1)

@@ -33,7 +33,7 @@ class Bench:
     def take(self, now: float) -> bool:
         if self.turns.wait(now) > 0:
             return False
-        self.turns.take(now)
+        self.turns.sent(now, poll=True)
         return True
 
 
@@ -67,7 +67,7 @@ def test_turns_are_taken_one_after_the_other() -> None:
     for _ in range(4):
         now += bench.turns.wait(now)
         taken.append(now)
-        bench.turns.take(now)
+        bench.turns.sent(now, poll=True)
     assert taken == pytest.approx([50.0, 50.01, 50.02, 60.0])
     assert bench.turns.wait(now) == math.inf
 
@@ -83,7 +83,7 @@ def test_the_next_ones_are_asked_for_when_half_are_taken() -> None:
             now = round_ * 10.0 + number * 0.01025
             assert bench.turns.wait(now) <= 0
             asked.append((slots - number, bench.asked - before))
-            bench.turns.take(now)
+            bench.turns.sent(now, poll=True)
     assert asked == [
         *((2, 0), (1, 1)),
         *((4, 0), (3, 0), (2, 1), (1, 0)),
@@ -157,12 +157,12 @@ def test_nothing_is_asked_after_the_end_of_the_lease() -> None:
 def test_another_rate_counts_from_the_next_turns_on() -> None:
     bench = Bench(100.0)
     bench.grant(0.0)
-    bench.turns.set(10.0)
-    bench.turns.take(0.0)
+    bench.turns.set_rate(10.0)
+    bench.turns.sent(0.0, poll=True)
     assert bench.turns.wait(0.0) == pytest.approx(0.01025)
-    bench.turns.take(0.01025)
+    bench.turns.sent(0.01025, poll=True)
     assert bench.turns.wish()[1] == pytest.approx(0.1025)
-    bench.turns.set(1000.0)
+    bench.turns.set_rate(1000.0)
     assert bench.turns.wish()[1] == pytest.approx(0.001025)
 
 
@@ -234,7 +234,7 @@ def test_no_second_sees_more_than_the_rate_of_all(
             replica.answers.append((ledger.reserve(slots, apart, now, lead), slots, apart))
         # As many as a poller that was held up sends at once.
         while replica.turns.wait(now) <= 0:
-            replica.turns.take(now)
+            replica.turns.sent(now, poll=True)
             sent.append(now)
     for number, start in enumerate(sent):
         # What is a second apart but for the rounding of a large clock is a second apart.

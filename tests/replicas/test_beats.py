@@ -54,10 +54,10 @@ class Poller:
     def __init__(self, calls: int) -> None:
         self.calls = {row: WatchedCall(row, reference_id(f"c{row}"), 0) for row in range(calls)}
 
-    def spare(self, most: int) -> list[WatchedCall]:
+    def idle_calls(self, most: int) -> list[WatchedCall]:
         return list(islice(self.calls.values(), most))
 
-    def forget(self, row: int) -> None:
+    def remove(self, row: int) -> None:
         del self.calls[row]
 
     def wake(self) -> None:

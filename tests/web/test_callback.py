@@ -17,6 +17,7 @@ from exporter.errors import LedgerError
 from exporter.ids import reference_id
 from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
+from exporter.polling.intervals import AdaptiveIntervals
 from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
 from exporter.web.server import WebOptions, WebServer
@@ -116,7 +117,9 @@ async def test_a_callback_that_is_trusted(bench: Bench) -> None:
     assert await bench.call_back(CallStatus="BUSY", SentResult="0", Price="1") == 200
     assert (bench.counted("busy"), bench.price) == (0, {"otp": 350.5})
     assert bench.outcomes == {"hint": 1, "accepted": 1, "repeated": 1}
-    assert bench.service.accounts["main"].poller.timing.pace.lives.calls == 1
+    intervals = bench.service.accounts["main"].poller.intervals
+    assert isinstance(intervals, AdaptiveIntervals)
+    assert intervals.durations.calls == 1
     key = ("main", "1", "otp")
     assert bench.service.calls.call_metrics.keypresses._series[key].value == 1
 
@@ -240,7 +243,7 @@ async def test_a_poll_that_was_first(
         busy = Finished(Result.SUCCESS, Status.BUSY)
         self.commit([Observation("main", call, busy, time.time())])
         if settled:
-            loop.call_soon_threadsafe(poller.forget, row)
+            loop.call_soon_threadsafe(poller.remove, row)
         return set_price(self, *arguments)
 
     monkeypatch.setattr(Store, "set_price", after_a_poll)

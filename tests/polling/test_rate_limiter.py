@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.polling.limiter import RateLimiter
+from exporter.polling.rate_limiter import RateLimiter
 
 
 @given(
@@ -18,7 +18,7 @@ def test_no_second_sees_more_than_the_rate(rate: float, late: list[float]) -> No
     for wait in late:
         # As a timer does: never early, late by anything.
         now += max(0.0, limit.wait(now)) + wait / rate
-        limit.take(now)
+        limit.sent(now, poll=True)
         sent.append(now)
     for first, start in enumerate(sent):
         window = [at for at in sent[first:] if at < start + 1]
@@ -28,7 +28,7 @@ def test_no_second_sees_more_than_the_rate(rate: float, late: list[float]) -> No
 def test_the_rate_is_reached_though_timers_are_late() -> None:
     limit, now, sent = RateLimiter(100.0), 0.0, 0
     while now < 60:
-        limit.take(now)
+        limit.sent(now, poll=True)
         sent += 1
         now += max(0.0, limit.wait(now)) + 0.001
     assert sent == pytest.approx(6000, rel=0.01)

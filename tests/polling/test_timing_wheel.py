@@ -6,37 +6,37 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from exporter.calls import WatchedCall
 from exporter.ids import reference_id
-from exporter.polling.schedule import TICK, Schedule
+from exporter.polling.timing_wheel import TICK, TimingWheel
 
 CALLS = st.integers(0, 7)
 AHEAD = st.floats(0, 300)
 
 
-class ScheduleMachine(RuleBasedStateMachine):
+class TimingWheelMachine(RuleBasedStateMachine):
     """A schedule does what a plain dict of due times would do, within a tick."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = [WatchedCall(n, reference_id(f"c{n}"), 0.0) for n in range(8)]
-        self.schedule = Schedule(lambda _: 0)
+        self.wheel = TimingWheel(lambda _: 0)
         self.due: dict[int, int] = {}
         self.now = 1000.0
 
     @rule(number=CALLS, ahead=AHEAD)
     def add(self, number: int, ahead: float) -> None:
         due = self.now + ahead
-        self.schedule.add(self.calls[number], due)
+        self.wheel.add(self.calls[number], due)
         self.due[number] = int(due / TICK)
 
     @rule(number=CALLS)
     def discard(self, number: int) -> None:
-        self.schedule.discard(self.calls[number])
+        self.wheel.discard(self.calls[number])
         self.due.pop(number, None)
 
     @rule(passed=AHEAD)
     def pop(self, passed: float) -> None:
         self.now = now = self.now + passed
-        found = self.schedule.pop(now)
+        found = self.wheel.pop(now)
         ready = {n: tick for n, tick in self.due.items() if tick * TICK <= now}
         if found is None:
             assert not ready
@@ -49,39 +49,39 @@ class ScheduleMachine(RuleBasedStateMachine):
     @rule(passed=AHEAD)
     def drain(self, passed: float) -> None:
         self.now += passed
-        while found := self.schedule.pop(self.now):
+        while found := self.wheel.pop(self.now):
             del self.due[found[0].id]  # fails for a call that comes twice
         assert not [n for n, tick in self.due.items() if tick * TICK <= self.now]
 
     @invariant()
     def nothing_is_forgotten(self) -> None:
-        when = self.schedule.next_due()
+        when = self.wheel.next_due()
         if self.due:
             # It may be early, for a call that has been moved: then the schedule is asked again.
             assert when is not None
             assert when <= min(self.due.values()) * TICK
 
 
-TestSchedule = ScheduleMachine.TestCase
-TestSchedule.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestTimingWheel = TimingWheelMachine.TestCase
+TestTimingWheel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 def test_calls_that_are_due_together_share_their_tick() -> None:
-    schedule = Schedule(lambda _: 0)
+    wheel = TimingWheel(lambda _: 0)
     one, other = (WatchedCall(n, reference_id(f"c{n}"), 0.0) for n in range(2))
-    schedule.add(one, 1000.01)
-    schedule.add(other, 1000.02)
+    wheel.add(one, 1000.01)
+    wheel.add(other, 1000.02)
     assert one.tick is other.tick
 
 
 def test_the_call_that_waits_longest_is_first() -> None:
-    schedule = Schedule(lambda _: 0)
+    wheel = TimingWheel(lambda _: 0)
     calls = [WatchedCall(n, reference_id(f"c{n}"), 0.0) for n in range(50)]
     for call in calls:
-        schedule.add(call, 50.0 - call.id)
-    assert schedule.next_due() == 1.0
-    assert schedule.pop(0.9) is None
-    order = [found[0].id for _ in calls if (found := schedule.pop(100.0))]
+        wheel.add(call, 50.0 - call.id)
+    assert wheel.next_due() == 1.0
+    assert wheel.pop(0.9) is None
+    order = [found[0].id for _ in calls if (found := wheel.pop(100.0))]
     assert order == list(range(49, -1, -1))
-    assert schedule.pop(100.0) is None
-    assert schedule.next_due() is None
+    assert wheel.pop(100.0) is None
+    assert wheel.next_due() is None

@@ -7,16 +7,18 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from exporter.calls import CallState, Patience, WatchedCall, reference_id
+from exporter.calls import CallState, GiveUpPolicy, WatchedCall, reference_id
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.polling.aside import ask
-from exporter.polling.poller import Poller
-from exporter.polling.settings import PollingSettings
+from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
 from tests.waiting import deadline, until
 
 GOOD = Answer(Outcome.OK, "100")
+
+
+def fail(error: BaseException) -> None:
+    raise error
 
 
 class NoProvider:
@@ -26,8 +28,8 @@ class NoProvider:
 
 @pytest_asyncio.fixture
 async def poller() -> AsyncIterator[Poller]:
-    settings = PollingSettings(0.05, 0.2, Patience(60, 600), 20, 4)
-    poller = Poller("main", NoProvider(), settings, AccountStats(), lambda *_: None)
+    settings = PollingSettings(0.05, 0.2, GiveUpPolicy(60, 600), 20, 4)
+    poller = Poller("main", NoProvider(), settings, AccountStats(), lambda *_: None, fail)
     yield poller
     await poller.stop(1)
 
@@ -36,7 +38,7 @@ async def asked(poller: Poller, answer: Answer = GOOD, within: float = 1.0) -> A
     async def request() -> Answer:
         return answer
 
-    done = await ask(poller, "place", request, lambda said: said, within)
+    done = await poller.request("place", request, lambda said: said, within)
     return done[0] if done else None
 
 
@@ -52,7 +54,7 @@ async def test_there_is_no_turn_in_a_pause(poller: Poller) -> None:
     refused = Answer(Outcome.AUTH, "101")
     for _ in range(2):
         assert await asked(poller, refused, within=60) is refused
-    assert poller.health.paused is Outcome.AUTH
+    assert poller.paused is Outcome.AUTH
     assert poller.stats.authorized is False
     assert await asked(poller, within=0.2) is None
     poller.retry()
@@ -68,7 +70,7 @@ async def test_the_first_request_is_waited_for(poller: Poller) -> None:
         await come.wait()
         return GOOD
 
-    first = asyncio.create_task(ask(poller, "place", request, lambda said: said, 1.0))
+    first = asyncio.create_task(poller.request("place", request, lambda said: said, 1.0))
     await asyncio.sleep(0.1)
     assert await asked(poller, within=0.1) is None
     come.set()
@@ -84,14 +86,14 @@ async def test_a_request_that_is_cut_off_holds_nobody_up(
         raise error
 
     with pytest.raises(error):
-        await ask(poller, "place", request, lambda said: said, 1.0)
+        await poller.request("place", request, lambda said: said, 1.0)
     assert await asked(poller) is GOOD
 
 
 async def test_nothing_is_sent_once_it_is_to_end(poller: Poller) -> None:
-    waiting = asyncio.create_task(asked(poller, within=1000))
-    await waiting
-    poller._breaker.paused_until = float("inf")
+    refused = Answer(Outcome.AUTH, "101")
+    for _ in range(2):
+        await asked(poller, refused, within=60)
     waiting = asyncio.create_task(asked(poller, within=1000))
     await poller.stop(1)
     async with deadline():
@@ -106,12 +108,12 @@ async def test_a_request_gets_every_other_turn_of_an_account_that_is_overloaded(
             polled.append(name)
             return Answer(Outcome.OK, "100", reference_id=name, send_status=1)
 
-    settings = PollingSettings(0.05, 0.05, Patience(1e9, 1e9), 10, 4)
-    poller = Poller("main", Provider(), settings, AccountStats(), lambda *_: None)
+    settings = PollingSettings(0.05, 0.05, GiveUpPolicy(1e9, 1e9), 10, 4)
+    poller = Poller("main", Provider(), settings, AccountStats(), lambda *_: None, fail)
     now = time.time()
     for row in range(100):
         name = reference_id(f"call-{row}")
-        poller.watch(WatchedCall(row, name, now, CallState.NEW, now), within=0.05)
+        poller.add(WatchedCall(row, name, now, CallState.NEW, now), max_wait=0.05)
     poller.wake()
     await until(lambda: len(polled) > 3)
     for _ in range(6):

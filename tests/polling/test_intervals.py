@@ -9,9 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.calls import next_poll
-from exporter.polling.adaptive import ENOUGH, EXPLORING, LATE, AdaptivePace, plan
-from exporter.polling.lifetimes import Lifetimes
+from exporter.polling.durations import DurationEstimator
+from exporter.polling.intervals import (
+    ENOUGH,
+    EXPLORING,
+    LATE,
+    AdaptiveIntervals,
+    GrowingIntervals,
+    plan,
+)
 
 INTERVAL, MAX_INTERVAL = 15.0, 300.0
 
@@ -43,18 +49,18 @@ class Followed(NamedTuple):
 
 
 def follow(
-    pace: AdaptivePace, lives: Lives, calls: int, seed: int = 1, every: float = 20.0
+    intervals: AdaptiveIntervals, lives: Lives, calls: int, seed: int = 1, every: float = 20.0
 ) -> list[Followed]:
     """Have calls polled at a pace, which learns from each as it ends; one comes every so often."""
     chance, found = random.Random(seed), []
     for number in range(calls):
         life, before, requests, longest = lives(chance), 0.0, 1, 0.0
-        age = longest = pace.first_wait(0.0, chance.random())
+        age = longest = intervals.first(0.0, chance.random())
         while age < life:
-            wait = pace.wait(age, 0, chance.random())
+            wait = intervals.next(age, 0, chance.random())
             longest, before, age = max(longest, wait), age, age + wait
             requests += 1
-        pace.ended(before, age, number * every)
+        intervals.learn(before, age, number * every)
         found.append(Followed(requests, age - life, longest))
     return found
 
@@ -67,17 +73,39 @@ def late(followed: list[Followed], than: float = INTERVAL * 1.1) -> float:
     return sum(call.delay > than for call in followed) / len(followed)
 
 
+@pytest.mark.parametrize(
+    ("age", "failures", "seconds"),
+    [
+        *((0, 0, 15), (149, 0, 15), (150, 0, 22.5), (172.5, 0, 33.75), (1e9, 0, 300), (-5, 0, 15)),
+        *((0, 1, 30), (0, 2, 60), (0, 9, 300), (1e9, 1, 300), (0, 10**6, 300)),
+    ],
+)
+def test_intervals_grow_with_age_and_failures(age: float, failures: int, seconds: float) -> None:
+    intervals = GrowingIntervals(INTERVAL, MAX_INTERVAL)
+    assert intervals.next(age, failures, 0.5) == pytest.approx(seconds)
+    assert intervals.next(age, failures, 0.0) == pytest.approx(0.9 * seconds)
+    assert intervals.next(age, failures, 1.0) == pytest.approx(min(MAX_INTERVAL, 1.1 * seconds))
+
+
+def test_each_growing_interval_is_half_as_long_again() -> None:
+    intervals, age, waits = GrowingIntervals(INTERVAL, 1e9), 150.0, []
+    for _ in range(5):
+        waits.append(intervals.next(age, 0, 0.5))
+        age += waits[-1]
+    assert waits == pytest.approx([22.5 * 1.5**n for n in range(5)])
+
+
 @pytest.mark.parametrize("age", [0.0, 10.0, 149.0, 200.0, 1e6])
 @pytest.mark.parametrize("failures", [0, 1, 3])
 def test_before_enough_is_learnt_it_is_the_growing_pace(age: float, failures: int) -> None:
-    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    intervals = AdaptiveIntervals(INTERVAL, MAX_INTERVAL)
     for _ in range(ENOUGH - 1):
-        pace.ended(10.0, 20.0, 0.0)
-    assert pace.first_wait(age, 0.5) == 0
-    growing = next_poll(age, INTERVAL, MAX_INTERVAL)
-    assert pace.wait(age, failures, 0.5) == min(MAX_INTERVAL, growing * 2**failures)
-    pace.ended(10.0, 20.0, 0.0)
-    assert pace.first_wait(0.0, 0.5) > 0
+        intervals.learn(10.0, 20.0, 0.0)
+    assert intervals.first(age, 0.5) == 0
+    growing = GrowingIntervals(INTERVAL, MAX_INTERVAL)
+    assert intervals.next(age, failures, 0.5) == growing.next(age, failures, 0.5)
+    intervals.learn(10.0, 20.0, 0.0)
+    assert intervals.first(0.0, 0.5) > 0
 
 
 @pytest.mark.parametrize(
@@ -91,7 +119,7 @@ def test_before_enough_is_learnt_it_is_the_growing_pace(age: float, failures: in
     ],
 )
 def test_what_a_result_costs(lives: Lives, most: float, share_late: float) -> None:
-    followed = follow(AdaptivePace(INTERVAL, MAX_INTERVAL), lives, 3000)[1000:]
+    followed = follow(AdaptiveIntervals(INTERVAL, MAX_INTERVAL), lives, 3000)[1000:]
     assert mean_requests(followed) <= most
     assert late(followed) <= share_late
     assert max(call.longest for call in followed) <= MAX_INTERVAL
@@ -113,82 +141,83 @@ def test_what_a_result_costs(lives: Lives, most: float, share_late: float) -> No
     ],
 )
 def test_what_has_changed_is_followed(before: Lives, after: Lives, within: int) -> None:
-    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
-    follow(pace, before, 2000)
-    assert late(follow(pace, after, within + 500, seed=2)[within:]) <= 0.12
+    intervals = AdaptiveIntervals(INTERVAL, MAX_INTERVAL)
+    follow(intervals, before, 2000)
+    assert late(follow(intervals, after, within + 500, seed=2)[within:]) <= 0.12
 
 
 def test_one_call_in_sixteen_comes_early_and_the_rest_with_jitter() -> None:
-    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    intervals = AdaptiveIntervals(INTERVAL, MAX_INTERVAL)
     for number in range(500):
-        pace.ended(60.0 + number % 30, 60.0 + number % 30, number * 20.0)
-    planned = pace.first_wait(0.0, EXPLORING + (1 - EXPLORING) / 2)
+        intervals.learn(60.0 + number % 30, 60.0 + number % 30, number * 20.0)
+    planned = intervals.first(0.0, EXPLORING + (1 - EXPLORING) / 2)
     assert 50 < planned < 75
     for chance, share in [
         (0.0, 0.0), (EXPLORING / 2, 0.5), (EXPLORING, 0.9), (1.0, 1.1),
     ]:  # fmt: skip
-        assert pace.first_wait(0.0, chance) == pytest.approx(share * planned)
-    assert pace.first_wait(20.0, EXPLORING) == pytest.approx(0.9 * planned - 20)
-    assert pace.first_wait(3600.0, EXPLORING) == 0
-    assert pace.wait(planned, 0, 1.0) == pytest.approx(pace.wait(planned, 0, 0.0) * 1.1 / 0.9)
+        assert intervals.first(0.0, chance) == pytest.approx(share * planned)
+    assert intervals.first(20.0, EXPLORING) == pytest.approx(0.9 * planned - 20)
+    assert intervals.first(3600.0, EXPLORING) == 0
+    longest = intervals.next(planned, 0, 0.0) * 1.1 / 0.9
+    assert intervals.next(planned, 0, 1.0) == pytest.approx(longest)
 
 
 def test_failures_in_a_row_double_the_wait() -> None:
-    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
-    follow(pace, ringing, 200)
-    waits = [pace.wait(40.0, failures, 0.5) for failures in (0, 1, 2, 10, 10**6)]
+    intervals = AdaptiveIntervals(INTERVAL, MAX_INTERVAL)
+    follow(intervals, ringing, 200)
+    waits = [intervals.next(40.0, failures, 0.5) for failures in (0, 1, 2, 10, 10**6)]
     assert waits[1:3] == pytest.approx([2 * waits[0], 4 * waits[0]])
     assert waits[3:] == [MAX_INTERVAL, MAX_INTERVAL]
 
 
 def test_where_ends_are_told_of_polls_are_fewer() -> None:
-    asked, told = (AdaptivePace(INTERVAL, MAX_INTERVAL) for _ in range(2))
+    asked, told = (AdaptiveIntervals(INTERVAL, MAX_INTERVAL) for _ in range(2))
     chance = random.Random(5)
     for number in range(1000):
         life = ringing(chance)
-        asked.ended(life, life, number * 20.0)
-        told.ended(0.0, life, number * 20.0, told=True)
+        asked.learn(life, life, number * 20.0)
+        told.learn(0.0, life, number * 20.0, notified=True)
     assert asked.plan
     assert told.plan
     assert told.plan.requests < 0.7 * asked.plan.requests
-    assert told.lives.ended([20, 60]) == asked.lives.ended([20, 60])
+    assert told.durations.ended([20, 60]) == asked.durations.ended([20, 60])
     # Where nobody tells any more, polls come back.
     assert late(follow(told, ringing, 800)[300:]) <= 0.1
 
 
 def test_a_plan_is_made_now_and_then() -> None:
-    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
+    intervals = AdaptiveIntervals(INTERVAL, MAX_INTERVAL)
     plans = set()
     for number in range(1000):
-        pace.ended(10.0, 20.0, number / 100)
-        plans.add(id(pace.plan))
+        intervals.learn(10.0, 20.0, number / 100)
+        plans.add(id(intervals.plan))
     assert len(plans) == 2  # none, and one in ten seconds
-    first = pace.plan
-    pace.ended(10.0, 20.0, -1e6)  # the clock was set
-    assert pace.plan is not first
+    first = intervals.plan
+    intervals.learn(10.0, 20.0, -1e6)  # the clock was set
+    assert intervals.plan is not first
 
 
 def test_another_aim_is_followed_at_once_and_nothing_is_forgotten() -> None:
-    pace = AdaptivePace(INTERVAL, MAX_INTERVAL)
-    follow(pace, ringing, 500)
-    punctual, learnt = pace.plan, pace.lives.calls
-    pace.configure(60.0, MAX_INTERVAL)
+    intervals = AdaptiveIntervals(INTERVAL, MAX_INTERVAL)
+    follow(intervals, ringing, 500)
+    punctual, learnt = intervals.plan, intervals.durations.calls
+    intervals.configure(60.0, MAX_INTERVAL)
     assert punctual
-    assert pace.plan
-    assert pace.plan.requests < punctual.requests
-    assert pace.lives.calls == learnt
+    assert intervals.plan
+    assert intervals.plan.requests < punctual.requests
+    assert intervals.durations.calls == learnt
 
 
 def test_a_plan_is_punctual_where_that_can_be_paid() -> None:
-    lives = Lifetimes(30.0)
+    lives = DurationEstimator(30.0)
     chance = random.Random(6)
     for _ in range(2000):
-        lives.learn(*[ringing(chance)] * 2)
+        lives.add(*[ringing(chance)] * 2)
     planned = plan(lives, INTERVAL, MAX_INTERVAL)
     assert planned.late <= LATE
     for _ in range(2000):
-        lives.learn(*[ringing(chance)] * 2)
-        lives.learn(*[hours(chance)] * 2)
+        lives.add(*[ringing(chance)] * 2)
+        lives.add(*[hours(chance)] * 2)
     # Half of them live for hours. To know that within 15 s would take 400 requests for a call.
     assert plan(lives, INTERVAL, MAX_INTERVAL).requests < 50
 
@@ -213,15 +242,15 @@ def test_any_history_has_a_wait(
     chance: float,
 ) -> None:
     most = min(86_400.0, interval * longer)
-    pace = AdaptivePace(interval, most)
+    intervals = AdaptiveIntervals(interval, most)
     for after, by, at, what in history:
         if what == "outlived":
-            pace.outlived(by, at)
+            intervals.learn_open(by, at)
         else:
-            pace.ended(after, by, at, told=what == "told")
-        assert pace.plan is None or pace.lives.calls >= ENOUGH
-    assert 0 <= pace.first_wait(age, chance) <= most
-    wait = pace.wait(age, failures, chance)
+            intervals.learn(after, by, at, notified=what == "told")
+        assert intervals.plan is None or intervals.durations.calls >= ENOUGH
+    assert 0 <= intervals.first(age, chance) <= most
+    wait = intervals.next(age, failures, chance)
     assert min(most, interval / 2) * 0.89 <= wait <= most
-    assert pace.wait(age, failures + 1, chance) >= wait
+    assert intervals.next(age, failures + 1, chance) >= wait
     assert not math.isnan(wait)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from exporter.calls import CallState, WatchedCall
@@ -22,9 +23,8 @@ FAILING: Final = 4
 # Of ten turns, calls that failed get one while others wait.
 _FAILING_EVERY: Final = 10
 
-
 # Entries of calls that were moved or removed, beyond which the queues are rebuilt.
-_SPARE: Final = 1_000
+_MAX_LEFT_OVER: Final = 1_000
 
 
 class _Bucket(list[WatchedCall]):
@@ -51,7 +51,7 @@ class Backlog(NamedTuple):
     label_set: int | None
 
 
-class Schedule:
+class TimingWheel:
     """The calls of one account, by the time at which they are due.
 
     A call has at most one valid entry: in the bucket of its `tick`, or, once that is past, in a
@@ -60,6 +60,9 @@ class Schedule:
     Args:
         priority: of a call that becomes due: 0 comes first. From `FAILING` on, a call has one turn
             in ten while others wait.
+
+    Attributes:
+        ready: how many calls are due.
     """
 
     def __init__(self, priority: Callable[[WatchedCall], int]) -> None:
@@ -69,7 +72,7 @@ class Schedule:
         self._now_tick = -1
         self._healthy = FairQueue(self._is_ready)
         self._failing = FairQueue(self._is_ready)
-        self._ready = 0
+        self.ready = 0
         self._turns = 0
         self._left_over = 0  # entries in the queues, at most
 
@@ -78,12 +81,13 @@ class Schedule:
         tick = int(due / TICK)
         if tick <= self._now_tick:
             if not self._is_ready(call):
-                self._ready += 1
+                self.ready += 1
                 # Not the `tick` of above: a number of its own would be a tenth of a call's memory.
                 call.tick = self._now_tick if tick == self._now_tick else tick
             self._push(call)
         elif tick != call.tick:
-            self.discard(call)
+            if call.tick >= 0:
+                self.discard(call)
             bucket = self._buckets.get(tick)
             if bucket is None:
                 bucket = self._buckets[tick] = _Bucket(tick)
@@ -94,10 +98,10 @@ class Schedule:
     def discard(self, call: WatchedCall) -> None:
         """Remove a call."""
         if self._is_ready(call):
-            self._ready -= 1
+            self.ready -= 1
             self._left_over += 1
         call.tick = -1
-        if self._left_over > self._ready + _SPARE:
+        if self._left_over > self.ready + _MAX_LEFT_OVER:
             self._left_over = 0
             self._healthy.compact()
             self._failing.compact()
@@ -109,12 +113,12 @@ class Schedule:
         if tick <= self._now_tick:
             return
         self._now_tick = tick
-        while self._ticks and self._ticks[0] <= self._now_tick:
-            tick = heappop(self._ticks)
+        while self._ticks and self._ticks[0] <= tick:
+            due = heappop(self._ticks)
             # A call that was moved away and back stands in its bucket twice.
-            for call in dict.fromkeys(self._buckets.pop(tick)):
-                if call.tick == tick:
-                    self._ready += 1
+            for call in dict.fromkeys(self._buckets.pop(due)):
+                if call.tick == due:
+                    self.ready += 1
                     self._push(call)
 
     def pop(self, now: float, *, trial: bool = False) -> tuple[WatchedCall, float] | None:
@@ -129,7 +133,7 @@ class Schedule:
             None where no call is due; `next_due` returns when one is.
         """
         self.advance(now)
-        if not self._ready:
+        if not self.ready:
             return None
         self._turns += 1
         first, second = self._healthy, self._failing
@@ -144,29 +148,24 @@ class Schedule:
         if call is None:
             raise RuntimeError("a call is due and in no queue")
         due = call.tick * TICK
-        self._ready -= 1
+        self.ready -= 1
         call.tick = -1
         return call, due
 
-    @property
-    def ready(self) -> int:
-        """How many calls are due."""
-        return self._ready
-
     def next_due(self) -> float | None:
         """Return when the next call is due, in seconds of the monotonic clock; None for never."""
-        if self._ready:
+        if self.ready:
             return -math.inf
         return self._ticks[0] * TICK if self._ticks else None
 
     def backlog(self, now: float) -> Backlog:
         """Return which calls are due."""
         self.advance(now)
-        waiting = (self._healthy.longest_waiting(), self._failing.longest_waiting())
-        first = min((call for call in waiting if call), key=lambda call: call.tick, default=None)
+        waiting = filter(None, (self._healthy.longest_waiting(), self._failing.longest_waiting()))
+        first = min(waiting, key=attrgetter("tick"), default=None)
         if first is None:
             return Backlog(0, 0.0, None)
-        return Backlog(self._ready, max(0.0, now - first.tick * TICK), first.label_set)
+        return Backlog(self.ready, max(0.0, now - first.tick * TICK), first.label_set)
 
     def _is_ready(self, call: WatchedCall) -> bool:
         return 0 <= call.tick <= self._now_tick

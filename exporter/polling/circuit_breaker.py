@@ -1,0 +1,462 @@
+"""Whether an account is polled at all.
+
+A failed request can be the fault of its call, which the provider never answers properly, or of the
+account: refused credentials, throttling, an outage. Only different calls that fail one after the
+other tell the two apart. Times are seconds of the monotonic clock, unless they are Unix times.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Final
+
+import structlog
+
+from exporter.backoff import ExponentialBackoff
+from exporter.calls import WatchedCall
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from exporter.polling.rate_limiter import RateLimiter
+from exporter.polling.stats import AccountStats
+
+MAX_PAUSE: Final = 900.0
+"""Seconds that any pause lasts at most, whatever a `Retry-After` says."""
+
+OUTAGE: Final = 5
+"""Different calls that fail in a row, with no good answer in between, before the breaker opens."""
+
+REFUSAL: Final = 2
+"""The same where the provider refuses the credentials or throttles: one call is no witness."""
+
+RECHECK: Final = 3.0
+"""Seconds from the first refusal to the request for another call that confirms it or not."""
+
+GOOD: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND})
+"""Outcomes that show that the account can be polled."""
+
+_REFUSED: Final = frozenset({Outcome.AUTH, Outcome.THROTTLED})
+
+# Trials that fail before the pause grows, while they are for calls that may be sick themselves:
+# with nine sick calls in ten, so many different ones in a row have a chance of 1 in 500.
+_WEAK_TRIALS: Final = 60
+
+# A longer run of failures was an outage.
+_LONGEST_RUN: Final = 30
+
+# Seconds in which half of the longest run of failures that ended with a good answer is forgotten.
+_HALF_LIFE: Final = 300.0
+
+# Seconds without a good answer after which calls that failed before are evidence, where there are
+# no others.
+_QUIET: Final = 60.0
+
+# Throttled calls that were answered later, within so many seconds, show that the account was
+# throttled.
+_RECOVERED_CALLS: Final = 5
+_RECOVERED_WITHIN: Final = 60.0
+
+_WITNESSES: Final = 16
+_NONE: Final[list[int]] = []
+_AUTH: Final = ExponentialBackoff(30.0, 900.0)
+_DOWN: Final = ExponentialBackoff(5.0, 120.0)
+
+_log = structlog.get_logger(__name__)
+
+
+class Witness(Enum):
+    """What a failed request for a call says about the account.
+
+    Attributes:
+        SICK: nothing: the call had failed before, while others were answered.
+        WEAK: little: the call may be sick itself.
+        RELIABLE: much: the call was answered lately, or there is no other call to poll.
+    """
+
+    SICK = 0
+    WEAK = 1
+    RELIABLE = 2
+
+
+class Change(Enum):
+    """What an answer changes about an account: a pause begins, also one after another, or ends."""
+
+    OPENED = 0
+    CLOSED = 1
+
+
+class CircuitBreaker:
+    """Decides whether an account is polled: closed, open (paused), or half-open (on trial). Pure.
+
+    It starts half-open: a single request is sent, and another one only when that is answered, until
+    an answer is good. It opens when `REFUSAL` different calls in a row were refused, or `OUTAGE`
+    failed in any way; the last of them is a trial, and so is the request after each pause. Where
+    runs of failures have lately ended with a good answer, calls that may be sick themselves open it
+    only in a longer run, by twice the longest of those.
+
+    Args:
+        limiter: slowed down where the provider throttles.
+        jitter: returns a factor around 1, so that the pauses of several accounts end apart.
+
+    Attributes:
+        limiter: as given.
+        half_open: whether one request at a time is sent, until an answer is good.
+        healthy: whether the account is closed, and a good answer changes nothing.
+        good_at: when the last good answer came.
+        open_since: when the first of the pauses in a row began; None while there is none.
+        paused_until: when the pause ends, or ended.
+        reason: why the breaker is open; None while it is not.
+    """
+
+    def __init__(self, limiter: RateLimiter, jitter: Callable[[], float]) -> None:
+        self.limiter = limiter
+        self._jitter = jitter
+        self.half_open = True
+        self.healthy = False
+        self.good_at = -math.inf
+        self.open_since: float | None = None
+        self.paused_until = -math.inf
+        self.reason: Outcome | None = None
+        self._trial_under_way = False
+        # Different calls that failed in a row, by outcome and whether they are reliable.
+        self._run: Counter[tuple[Outcome, bool]] = Counter()
+        self._retry_after = 0.0  # the longest that any of them asked for
+        self._longest_run = 0.0  # of those that lately ended with a good answer
+        self._contradicted_at = -math.inf  # when another call showed that a refused one was sick
+        self._recovered: dict[int, float] = {}  # when throttled calls were answered after all
+        self._level = 0
+        self._failed_trials = 0  # since it is open
+        self._answers_from = -math.inf  # answers to requests sent before decide nothing
+
+    def reset(self, now: float) -> None:
+        """Go on trial at once, because the credentials or the address have changed."""
+        self._close()
+        self._answers_from = now
+        self.half_open, self._trial_under_way = True, False
+        self.healthy = False
+
+    def end_pause(self) -> None:
+        """Go on trial at once, where there is a pause."""
+        self.paused_until = -math.inf
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until a request may be sent; 0 or less for now.
+
+        Infinite while the answer to a trial is awaited.
+        """
+        if self._trial_under_way:
+            return math.inf
+        return max(self.paused_until - now, self.limiter.wait(now))
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether failures in a row make it matter which call is polled next."""
+        return self._run.total() >= (1 if self.half_open else REFUSAL)
+
+    def sent(self) -> None:
+        """Account for a request that is sent now."""
+        self._trial_under_way = self.half_open
+
+    def answered(
+        self,
+        outcome: Outcome,
+        retry_after: float | None,
+        sent_at: float,
+        now: float,
+        witness: Witness = Witness.RELIABLE,
+    ) -> Change | None:
+        """Account for the outcome of a request.
+
+        Args:
+            outcome: of the request.
+            retry_after: the seconds that a throttling provider asked for.
+            sent_at: when the request was sent; one from before a trial decides nothing.
+            now: when the answer came.
+            witness: what a failure of this call says about the account.
+        """
+        if sent_at < self._answers_from:
+            return None
+        self._trial_under_way = False
+        if outcome in GOOD:
+            return self._succeeded(now)
+        self.healthy = False
+        if sent_at < self.good_at:
+            witness = Witness.SICK  # others were answered meanwhile, as where a call hangs
+        if witness is not Witness.SICK:
+            self._run[outcome, witness is Witness.RELIABLE] += 1
+            if outcome is Outcome.THROTTLED:
+                self._retry_after = max(self._retry_after, retry_after or 0.0)
+        if self.open_since is not None:
+            self._failed_trials += 1
+            self._level += witness is Witness.RELIABLE or self._failed_trials > _WEAK_TRIALS
+            return self._open(outcome, now)
+        if witness is not Witness.SICK:
+            return self._suspect(outcome, now)
+        return None
+
+    def is_quiet(self, now: float) -> bool:
+        """Return whether no answer has been good for `_QUIET` seconds."""
+        return now - self.good_at > _QUIET
+
+    def recovered(self, call_id: int, now: float) -> None:
+        """Account for a good answer to a call that was throttled the last time.
+
+        If several calls have one, the account was throttled, and not the calls: lower the rate.
+        """
+        self._recovered[call_id] = now
+        since = now - _RECOVERED_WITHIN
+        self._recovered = {row: at for row, at in self._recovered.items() if at >= since}
+        if len(self._recovered) >= _RECOVERED_CALLS:
+            self._throttled(now)
+
+    def _usual_run(self, now: float) -> float:
+        return self._longest_run * math.pow(0.5, (now - self.good_at) / _HALF_LIFE)
+
+    def _succeeded(self, now: float) -> Change | None:
+        weak = sum(number for (_, reliable), number in self._run.items() if not reliable)
+        self._longest_run = max(float(min(weak, _LONGEST_RUN)), self._usual_run(now))
+        self.good_at = now
+        if any(outcome in _REFUSED for outcome, _ in self._run):
+            self._contradicted_at = now
+        was_open = self.open_since is not None
+        self._close()
+        self.half_open = False
+        self.limiter.speed_up(now)
+        self.healthy = self.limiter.share == 1 and self._longest_run < 1
+        return Change.CLOSED if was_open else None
+
+    def _suspect(self, outcome: Outcome, now: float) -> Change | None:
+        """Open where enough different calls have failed; go on trial where one is missing."""
+        run, more = self._run, 2 * int(self._usual_run(now))
+        failed = run.total()
+        reliable = sum(number for (_, is_reliable), number in run.items() if is_reliable)
+        refused = run[outcome, True] + run[outcome, False] if outcome in _REFUSED else 0
+        # Where others were just answered, two refused calls may well be sick both.
+        needed = REFUSAL if self.is_quiet(now) else OUTAGE
+        if (
+            (refused and (refused >= needed + more or run[outcome, True] >= REFUSAL))
+            or failed >= OUTAGE + more
+            or reliable >= OUTAGE
+        ):
+            self.open_since = now
+            return self._open(outcome, now)
+        if refused == 1 or failed == OUTAGE - 1:
+            self.half_open = True
+            self._answers_from = now
+            if refused == 1 and now - self._contradicted_at > _HALF_LIFE:
+                self.paused_until = now + RECHECK * self._jitter()
+        return None
+
+    def _open(self, outcome: Outcome, now: float) -> Change:
+        back_off = _AUTH if outcome is Outcome.AUTH else _DOWN
+        pause = back_off.wait(self._level + 1) * self._jitter()
+        if outcome is Outcome.THROTTLED:
+            self._throttled(now)
+            if self._retry_after:
+                pause = max(self._retry_after, _DOWN.first)
+                self._retry_after = 0.0
+        self.reason = outcome
+        self.half_open = True
+        self._answers_from = now
+        self.paused_until = now + min(pause, MAX_PAUSE)
+        return Change.OPENED
+
+    def _close(self) -> None:
+        self._run.clear()
+        self._level = self._failed_trials = 0
+        self._retry_after = 0.0
+        self.open_since = self.reason = None
+        self.paused_until = -math.inf
+
+    def _throttled(self, now: float) -> None:
+        self._recovered.clear()
+        self.limiter.slow_down(now)
+
+
+class AccountHealth:
+    """Tell sick calls from a sick account: feed the circuit breaker, show and log its changes.
+
+    Args:
+        account: its name.
+        limiter: slowed down where the provider throttles.
+        stats: where `authorized` and `paused_until` are shown.
+        calls: the open calls, by row: a live mapping, shared by reference.
+
+    Attributes:
+        breaker: whether the account may be polled now.
+        failures: polls in a row that failed, by row, of calls of which there are any.
+        answered_lately: open calls with a good answer: the best witnesses.
+        paused_by: the answer that the last pause began with.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        limiter: RateLimiter,
+        stats: AccountStats,
+        calls: Mapping[int, WatchedCall],
+    ) -> None:
+        self._account = account
+        self._stats = stats
+        self._calls = calls
+        self.breaker = CircuitBreaker(limiter, _jitter)
+        self.failures: dict[int, int] = {}
+        self.answered_lately: deque[WatchedCall] = deque(maxlen=_WITNESSES)
+        self.paused_by: Answer | None = None
+        self._throttled: set[int] = set()  # calls whose last poll was throttled
+        self._suspects: list[int] = []  # calls that began to fail since the last good answer
+        self._failing_requests: set[str] = set()  # other than polls
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether there is no call left that did not fail."""
+        return len(self.failures) >= len(self._calls)
+
+    def reset(self, now: float) -> list[int]:
+        """End a pause, because the credentials or the address have changed.
+
+        Returns:
+            The rows of the calls that failed with the old ones.
+        """
+        self.breaker.reset(now)
+        self._stats.paused_until = 0.0
+        failing = list(self.failures)
+        self.forget_all()
+        return failing
+
+    def added(self, wall: float) -> None:
+        """Account for a call that was added, at a Unix time.
+
+        End a pause that began with too few different calls, because there were no others.
+        """
+        reason = self.breaker.reason
+        if reason and len(self._suspects) < (REFUSAL if reason in _REFUSED else OUTAGE):
+            self.breaker.end_pause()
+            self._stats.paused_until = wall
+
+    def forget(self, call_id: int) -> None:
+        """Forget a call that is not polled any more."""
+        if self.failures:
+            self.failures.pop(call_id, None)
+            self._throttled.discard(call_id)
+
+    def forget_all(self) -> None:
+        """Forget all calls."""
+        self.failures.clear()
+        self._throttled.clear()
+        self._suspects.clear()
+        self.answered_lately.clear()
+
+    def polled(
+        self,
+        call: WatchedCall,
+        answer: Answer,
+        outcome: Outcome,
+        sent_at: float,
+        now: float,
+        wall: float,
+    ) -> list[int]:
+        """Account for the answer to a poll of an account or a call that is not healthy.
+
+        Args:
+            call: the call.
+            answer: the provider's, or the failure.
+            outcome: of the request.
+            sent_at: when it was sent.
+            now: when it was answered.
+            wall: the same as Unix time.
+
+        Returns:
+            The rows of calls to poll again: they failed because of the account.
+        """
+        if outcome not in GOOD:
+            return self._changed(
+                answer, outcome, sent_at, now, wall, self._fail(call, outcome, now)
+            )
+        self.failures.pop(call.id, None)
+        if call.id in self._throttled:
+            self._throttled.discard(call.id)
+            self.breaker.recovered(call.id, now)
+        return self._changed(answer, outcome, sent_at, now, wall, Witness.RELIABLE)
+
+    def requested(
+        self, request: str, answer: Answer, sent_at: float, now: float, wall: float
+    ) -> list[int]:
+        """Account for the answer to another request than a poll; see `polled`.
+
+        Args:
+            request: which; one that keeps failing alone says nothing about the account.
+            answer: the provider's, or the failure.
+            sent_at: when it was sent.
+            now: when it was answered.
+            wall: the same as Unix time.
+        """
+        witness = Witness.RELIABLE
+        if answer.outcome in GOOD:
+            self._failing_requests.discard(request)
+        else:
+            quiet = self.all_failed and self.breaker.is_quiet(now)
+            if request in self._failing_requests and not quiet:
+                witness = Witness.SICK
+            self._failing_requests.add(request)
+        return self._changed(answer, answer.outcome, sent_at, now, wall, witness)
+
+    def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Witness:
+        failures = self.failures.get(call.id, 0)
+        self.failures[call.id] = failures + 1
+        if outcome is Outcome.THROTTLED:
+            self._throttled.add(call.id)
+        else:
+            self._throttled.discard(call.id)
+        if not failures:
+            self._suspects.append(call.id)
+        if self.all_failed and self.breaker.is_quiet(now):
+            return Witness.RELIABLE
+        if failures:
+            return Witness.SICK
+        return Witness.RELIABLE if call in self.answered_lately else Witness.WEAK
+
+    def _changed(
+        self,
+        answer: Answer,
+        outcome: Outcome,
+        sent_at: float,
+        now: float,
+        wall: float,
+        witness: Witness,
+    ) -> list[int]:
+        breaker, stats = self.breaker, self._stats
+        was = breaker.reason
+        change = breaker.answered(outcome, answer.retry_after, sent_at, now, witness)
+        if answer.code is not None and Outcome.AUTH not in (outcome, breaker.reason):
+            stats.authorized = True
+        if change is Change.OPENED:
+            self.paused_by = answer
+            if outcome is Outcome.AUTH:
+                stats.authorized = False
+            stats.paused_until = wall + breaker.paused_until - now
+            if was is not breaker.reason:
+                _log.warning(
+                    "account paused",
+                    account=self._account,
+                    reason=outcome.value,
+                    code=answer.code,
+                    message=answer.message,
+                    seconds=round(breaker.paused_until - now, 1),
+                )
+        elif change is Change.CLOSED and was is not None:
+            stats.paused_until = 0.0
+            _log.info("account resumed", account=self._account, reason=was.value)
+        if outcome not in GOOD or breaker.half_open:
+            return _NONE
+        suspects, self._suspects = self._suspects, []
+        # Where the breaker was closed, others were answered: the calls were at fault. Those that
+        # fail again after a pause are sick: no witnesses, until they have a good answer.
+        return suspects if change is Change.CLOSED else _NONE
+
+
+def _jitter() -> float:
+    return 0.9 + 0.2 * random.random()  # noqa: S311 - no secret depends on it
