@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
 
 from exporter.config import WatchConfig
 from exporter.errors import LedgerError, NoRoomError
@@ -14,6 +14,10 @@ from exporter.sources.source import CallSink, Source, SourceContext
 
 MAX_WAITING: Final = 100_000
 """Calls that may wait for the ledger; further requests are asked to come back."""
+
+STOPPING: Final = "the exporter is stopping"
+
+_Request: TypeAlias = "tuple[Sequence[NewCall], asyncio.Future[Count | str]]"
 
 
 class ApiSource(Source):
@@ -53,11 +57,6 @@ class ApiSource(Source):
         self._status.count_error()
 
 
-class _Request(NamedTuple):
-    calls: Sequence[NewCall]
-    done: asyncio.Future[Count]
-
-
 class PushQueue:
     """Groups the calls of requests that arrive while the ledger is busy with earlier ones.
 
@@ -77,21 +76,19 @@ class PushQueue:
         self._closed = False
 
     async def push(self, calls: Sequence[NewCall]) -> Count:
-        """Store calls, all of them or none; return once they are durable.
-
-        Raises:
-            NoRoomError: there are too many.
-            LedgerError: the ledger failed, or is closed.
-        """
+        """Store calls; see `ApiSource.push`."""
         if self._closed:
-            raise LedgerError("the exporter is stopping")
+            raise LedgerError(STOPPING)
         if self._size and self._size + len(calls) > self._limit:
             raise NoRoomError("the ledger cannot keep up", 1)
-        request = _Request(calls, asyncio.get_running_loop().create_future())
-        self._waiting.append(request)
+        done: asyncio.Future[Count | str] = asyncio.get_running_loop().create_future()
+        self._waiting.append((calls, done))
         self._size += len(calls)
         self._filled.set()
-        return await request.done
+        count = await done
+        if isinstance(count, str):
+            raise NoRoomError(f"account {count}: `watch.max_calls` is reached", 60)
+        return count
 
     async def run(self) -> None:
         """Store what is pushed, until cancelled; what waits then is refused."""
@@ -100,43 +97,32 @@ class PushQueue:
             while True:
                 await self._filled.wait()
                 group = self._next_group()
-                await self._store(group)
+                try:
+                    counts = await self._sink.push([calls for calls, _ in group])
+                except LedgerError as error:
+                    _fail(group, str(error))
+                    continue
+                for (_, done), count in zip(group, counts, strict=True):
+                    if not done.done():  # else the client is gone
+                        done.set_result(count)
         finally:
             self._closed = True
-            for request in (*group, *self._waiting):
-                _finish(request, LedgerError("the exporter is stopping"))
+            _fail([*group, *self._waiting], STOPPING)
 
     def _next_group(self) -> list[_Request]:
         group: list[_Request] = []
         size = 0
-        while self._waiting and (not group or size + len(self._waiting[0].calls) <= CHUNK):
+        while self._waiting and (not group or size + len(self._waiting[0][0]) <= CHUNK):
             group.append(self._waiting.popleft())
-            size += len(group[-1].calls)
+            size += len(group[-1][0])
         self._size -= size
         if not self._waiting:
             self._filled.clear()
         return group
 
-    async def _store(self, group: Sequence[_Request]) -> None:
-        try:
-            counts = await self._sink.push([request.calls for request in group])
-        except LedgerError as error:
-            for request in group:
-                # One each: a traceback is written into an exception where it is raised.
-                _finish(request, LedgerError(str(error)))
-            return
-        for request, count in zip(group, counts, strict=True):
-            if isinstance(count, str):
-                full = f"account {count}: `watch.max_calls` is reached"
-                _finish(request, NoRoomError(full, 60))
-            else:
-                _finish(request, count)
 
-
-def _finish(request: _Request, result: Count | Exception) -> None:
-    if request.done.done():
-        return  # the client is gone
-    if isinstance(result, Exception):
-        request.done.set_exception(result)
-    else:
-        request.done.set_result(result)
+def _fail(group: Iterable[_Request], problem: str) -> None:
+    for _, done in group:
+        if not done.done():
+            # One each: a traceback is written into an exception where it is raised.
+            done.set_exception(LedgerError(problem))

@@ -8,18 +8,10 @@ import re
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from enum import Enum, auto
 from fnmatch import fnmatchcase
-from operator import itemgetter
 from typing import Final
 
 _ESCAPED: Final = re.compile(r"\[([*?[])\]")
-
-
-class _Kind(Enum):
-    FOLDER = auto()
-    LINK = auto()
-    OTHER = auto()
 
 
 def find(pattern: str) -> Iterator[str]:
@@ -36,11 +28,11 @@ def find(pattern: str) -> Iterator[str]:
         folder, number = folders.popleft() if folders else links.popleft()
         if not _first_visit(folder, number, seen):
             continue
-        for path, following, kind in _step(folder, number, parts):
+        for path, following, is_link in _step(folder, number, parts):
             if following == len(parts):
                 yield path
             else:
-                (links if kind is _Kind.LINK else folders).append((path, following))
+                (links if is_link else folders).append((path, following))
 
 
 def _first_visit(folder: str, number: int, seen: set[tuple[int, int, int]]) -> bool:
@@ -56,41 +48,38 @@ def _first_visit(folder: str, number: int, seen: set[tuple[int, int, int]]) -> b
     return True
 
 
-def _step(folder: str, number: int, parts: Sequence[str]) -> Iterator[tuple[str, int, _Kind]]:
-    """Yield the paths that a part of a pattern leads to, each with the part that follows there."""
+def _step(folder: str, number: int, parts: Sequence[str]) -> Iterator[tuple[str, int, bool]]:
+    """Yield the paths that a part leads to, the number of the next part, and if by a link."""
     part, last = parts[number], number + 1 == len(parts)
     if not _is_magic(part):
         path = os.path.join(folder, _unescape(part))  # noqa: PTH118 - keeps `..`
         if not last or os.path.lexists(path):
-            yield path, number + 1, _Kind.FOLDER
+            yield path, number + 1, False
         return
     deep = part == "**"
     if deep and not last:
-        yield folder, number + 1, _Kind.FOLDER  # it also matches no folder at all
-    for name, kind in _entries(folder):
+        yield folder, number + 1, False  # it also matches no folder at all
+    for name, is_folder, is_link in _entries(folder):
         hidden = name.startswith(".") and not part.startswith(".")
         if hidden or not (deep or fnmatchcase(name, part)):
             continue
         path = os.path.join(folder, name)  # noqa: PTH118 - as above
         if last:
-            yield path, number + 1, kind
-        if kind is not _Kind.OTHER and (deep or not last):
-            yield path, number if deep else number + 1, kind
+            yield path, number + 1, is_link
+        if (is_folder or is_link) and (deep or not last):
+            yield path, number if deep else number + 1, is_link
 
 
-def _entries(folder: str) -> list[tuple[str, _Kind]]:
-    """Return what is in a folder, by name; nothing where it cannot be read."""
+def _entries(folder: str) -> list[tuple[str, bool, bool]]:
+    """Return the names in a folder, sorted, and whether each is a folder or a link."""
     try:
         with os.scandir(folder or ".") as entries:
-            return sorted(((entry.name, _kind(entry)) for entry in entries), key=itemgetter(0))
+            return sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink())
+                for entry in entries
+            )
     except OSError:
-        return []
-
-
-def _kind(entry: os.DirEntry[str]) -> _Kind:
-    if entry.is_symlink():
-        return _Kind.LINK
-    return _Kind.FOLDER if entry.is_dir(follow_symlinks=False) else _Kind.OTHER
+        return []  # it cannot be read
 
 
 def _is_magic(pattern: str) -> bool:
