@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
 
 from exporter.calls import Finished, Result, Status
 from exporter.errors import LedgerBusyError, LedgerError
@@ -24,6 +25,7 @@ from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.schema import HEAD, metadata
 from exporter.ledger.store import Store
 from exporter.ledger.totals import Total
+from tests.ledger.old_ledgers import ledger_at
 
 SHARED_INDEXES = {
     "calls_claimed",
@@ -217,56 +219,64 @@ def nobody() -> Iterator[None]:
         os.seteuid(was)
 
 
-def test_a_ledger_of_the_first_shape_keeps_its_calls(path: Path) -> None:
-    store = Store(open_database(f"sqlite:///{path}"))
-    store.watch(None, [NewCall("main", reference_id("A"), {})], 1.0)
-    store.watch(None, [NewCall("main", reference_id("B"), {})], 1e12)  # the clock was ahead
-    store.close()
-    with closing(sqlite3.connect(path)) as old, old:
-        for column in ("price", "named_at"):
-            old.execute(f"ALTER TABLE calls DROP COLUMN {column}")
-        for column in ("calls.replica_id", "totals.changed_in", "accounts.next_slot"):
-            old.execute("ALTER TABLE {} DROP COLUMN {}".format(*column.split(".")))
-        for table in (
-            *("compatibility", "replicas", "replica_messages", "notifications"),
-            *("canary_runs", "canary_totals", "canaries", "clock_marks", "cursors"),
-            *("counted_labels", "folded_labels"),
-        ):
-            old.execute(f"DROP TABLE {table}")
-        for index in ("calls_labels", "totals_labels"):
-            old.execute(f"DROP INDEX {index}")
-        old.execute("ALTER TABLE calls RENAME COLUMN normalized_id TO reference_key")
-        old.execute("UPDATE alembic_version SET version_num = '0001'")
-    store = Store(open_database(f"sqlite:///{path}"))
+def statements(connection: Connection, *texts: str) -> None:
+    for statement in texts:
+        connection.execute(text(statement))
+
+
+def old_call(row: int, name: str, account: int = 1, labels: int = 1, watched: float = 1.0) -> str:
+    return (
+        "INSERT INTO calls (id, account_id, reference_key, reference_id, label_set_id, pushed,"
+        f" first_watched, state, state_since) VALUES ({row}, {account}, '{name.lower()}', '{name}',"
+        f" {labels}, TRUE, {watched}, 'new', {watched})"
+    )
+
+
+def test_a_ledger_of_the_first_shape_keeps_its_calls(old_url: str) -> None:
+    def fill(connection: Connection) -> None:
+        statements(
+            connection,
+            "INSERT INTO accounts (id, name) VALUES (1, 'main')",
+            "INSERT INTO label_sets (id, labels) VALUES (1, '{}')",
+            old_call(1, "A"),
+            old_call(2, "B", watched=1e12),  # the clock was ahead
+        )
+
+    ledger_at("0001", old_url, fill)
+    store = Store(open_database(old_url))
     stored, ahead = store.unfinished("main")
     assert (stored.call.reference_id, stored.call.first_watched) == ("A", 1.0)
-    assert ahead.call.first_watched == ahead.call.state_since <= time.time()
+    assert max(ahead.call.first_watched, ahead.call.state_since) <= time.time() + 60
     assert store.set_price(stored.call.id, 5.0) == {}
     store.close()
 
 
-def test_a_ledger_without_limits_shows_what_it_showed(path: Path) -> None:
+def test_a_ledger_without_limits_shows_what_it_showed(old_url: str) -> None:
     """The values that came first keep their series.
 
     Which others `other` was made of, for all accounts together, the ledger does not know: of what
     is not the same sum, Prometheus would count all again.
     """
-    store = Store(open_database(f"sqlite:///{path}"))
-    names = [f"c{number}" for number in range(5)]
-    done = Finished(Result.SUCCESS, Status.BUSY)
-    for account in ("main", "b"):
-        wanted = [NewCall(account, reference_id(name), {"campaign": name}) for name in names]
-        taken = store.watch(None, wanted, 1.0)
-        store.commit([Observation(account, one.call, done, 2.0) for one in taken.added[:4]])
-    store.close()
-    with closing(sqlite3.connect(path)) as old, old:
-        for table in ("counted_labels", "folded_labels"):
-            old.execute(f"DROP TABLE {table}")
-        for index in ("calls_labels", "totals_labels"):
-            old.execute(f"DROP INDEX {index}")
-        old.execute("ALTER TABLE calls RENAME COLUMN normalized_id TO reference_key")
-        old.execute("UPDATE alembic_version SET version_num = '0008'")
-    store = Store(open_database(f"sqlite:///{path}"))
+
+    def fill(connection: Connection) -> None:
+        statements(connection, "INSERT INTO accounts (id, name) VALUES (1, 'main'), (2, 'b')")
+        for n in range(5):
+            labels = f"INSERT INTO label_sets (id, labels) VALUES ({n + 1}, :labels)"
+            connection.execute(text(labels), {"labels": f'{{"campaign": "c{n}"}}'})
+            for account in (1, 2):
+                statements(connection, old_call(5 * account + n, f"c{n}", account, n + 1))
+        # All but the last have finished.
+        statements(
+            connection,
+            "UPDATE calls SET result = 'success', status = 'busy', finished_at = 2"
+            " WHERE label_set_id < 5",
+            "INSERT INTO totals (account_id, label_set_id, total, cell, value)"
+            " SELECT account_id, label_set_id, 'calls', 'success/busy', 1 FROM calls"
+            " WHERE label_set_id < 5",
+        )
+
+    ledger_at("0008", old_url, fill)
+    store = Store(open_database(old_url))
     store.limits = LabelLimits(("campaign",), 2, 9)
 
     def counted() -> dict[tuple[str, str], float]:
@@ -281,6 +291,7 @@ def test_a_ledger_without_limits_shows_what_it_showed(path: Path) -> None:
     assert counted() == {(name, one): v for name in ("main", "b") for one, v in shown.items()}
     # A call of before counts within the limits.
     (call,) = store.unfinished("main")
+    done = Finished(Result.SUCCESS, Status.BUSY)
     store.commit([Observation("main", call.call, done, 2.0)])
     assert counted()["main", "other"] == 1
     store.close()
