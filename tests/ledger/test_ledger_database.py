@@ -224,10 +224,10 @@ def statements(connection: Connection, *texts: str) -> None:
         connection.execute(text(statement))
 
 
-def old_call(row: int, name: str, account: int = 1, labels: int = 1, watched: float = 1.0) -> str:
+def old_call(name: str, account: int = 1, labels: int = 1, watched: float = 1.0) -> str:
     return (
-        "INSERT INTO calls (id, account_id, reference_key, reference_id, label_set_id, pushed,"
-        f" first_watched, state, state_since) VALUES ({row}, {account}, '{name.lower()}', '{name}',"
+        "INSERT INTO calls (account_id, reference_key, reference_id, label_set_id, pushed,"
+        f" first_watched, state, state_since) VALUES ({account}, '{name.lower()}', '{name}',"
         f" {labels}, TRUE, {watched}, 'new', {watched})"
     )
 
@@ -236,10 +236,10 @@ def test_a_ledger_of_the_first_shape_keeps_its_calls(old_url: str) -> None:
     def fill(connection: Connection) -> None:
         statements(
             connection,
-            "INSERT INTO accounts (id, name) VALUES (1, 'main')",
-            "INSERT INTO label_sets (id, labels) VALUES (1, '{}')",
-            old_call(1, "A"),
-            old_call(2, "B", watched=1e12),  # the clock was ahead
+            "INSERT INTO accounts (name) VALUES ('main')",
+            "INSERT INTO label_sets (labels) VALUES ('{}')",
+            old_call("A"),
+            old_call("B", watched=1e12),  # the clock was ahead
         )
 
     ledger_at("0001", old_url, fill)
@@ -259,12 +259,12 @@ def test_a_ledger_without_limits_shows_what_it_showed(old_url: str) -> None:
     """
 
     def fill(connection: Connection) -> None:
-        statements(connection, "INSERT INTO accounts (id, name) VALUES (1, 'main'), (2, 'b')")
+        statements(connection, "INSERT INTO accounts (name) VALUES ('main'), ('b')")
         for n in range(5):
-            labels = f"INSERT INTO label_sets (id, labels) VALUES ({n + 1}, :labels)"
+            labels = "INSERT INTO label_sets (labels) VALUES (:labels)"
             connection.execute(text(labels), {"labels": f'{{"campaign": "c{n}"}}'})
             for account in (1, 2):
-                statements(connection, old_call(5 * account + n, f"c{n}", account, n + 1))
+                statements(connection, old_call(f"c{n}", account, n + 1))
         # All but the last have finished.
         statements(
             connection,
