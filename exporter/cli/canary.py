@@ -22,7 +22,7 @@ from exporter.cli.options import config_file
 from exporter.config import CanaryConfig, Config, load_config
 from exporter.daemon import limit_process
 from exporter.errors import ExporterError
-from exporter.ledger.beside import open_beside
+from exporter.ledger.access import open_for_command
 from exporter.ledger.canary_runs import CanaryRuns, NotBegun, Run
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.engine import Database
@@ -90,7 +90,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     """
     thread = SerialThread("ledger")
     url = config.ledger.url.reveal()
-    database = await thread.submit(partial(open_beside, url))
+    database = await thread.submit(partial(open_for_command, url))
     account = _account(config, config.account_of(canary))
     clock = LedgerClock(machine_clocks())
     try:

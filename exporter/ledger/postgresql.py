@@ -14,7 +14,7 @@ from exporter.config.databases import database_url
 from exporter.errors import LedgerConflictError, LedgerError
 from exporter.ledger.clock import LEAST_STEP, LedgerClock
 from exporter.ledger.engine import READ_TIMEOUT, Database
-from exporter.ledger.upgrading import upgrade
+from exporter.ledger.migrate import upgrade
 from exporter.secrets import Secret
 
 _log = structlog.get_logger(__name__)

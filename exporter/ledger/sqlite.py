@@ -23,8 +23,8 @@ from sqlalchemy.pool import NullPool, StaticPool
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.clock import LedgerClock, Mark, Moment, resumed
 from exporter.ledger.engine import READ_TIMEOUT, Database
+from exporter.ledger.migrate import upgrade
 from exporter.ledger.schema import clock_marks
-from exporter.ledger.upgrading import upgrade
 
 _log = structlog.get_logger(__name__)
 
@@ -59,39 +59,25 @@ _ADVICE: Final = {
 _STEPS: Final = 10_000
 
 
-class SqliteDatabase(Database):
-    """An open file.
+class SqliteFile(Database):
+    """A file of SQLite: how it is opened and read, and what its errors mean.
 
     Args:
         url: SQLAlchemy's, such as `sqlite:///esms-exporter.db`.
 
     Raises:
-        LedgerBusyError: another exporter has it open.
-        LedgerError: it cannot be used; the message says what to do.
+        LedgerError: it names no file.
     """
 
     shared = False
-    _read_mode = "ro"
 
     def __init__(self, url: str) -> None:
         path = make_url(url).database
         if not path:
             raise LedgerError("ledger: expected a file, as in `sqlite:///esms-exporter.db`")
         self.path = Path(os.path.realpath(path))
-        self._opening = True
-        self._lock = self._lock_file()
-        odd = _oddity(self._lock, self.path)
-        if odd:
-            _log.warning("ledger may be incomplete", path=str(self.path), problem=odd)
-        try:
-            self.engine = self._make_engine(url)
-            with self.translated(), self.engine.begin() as connection:
-                upgrade(self, connection)
-            self._mark_open()
-        except BaseException:
-            self.close()
-            raise
-        self._opening = False
+        self._opening = True  # errors name the path
+        self._read_mode = "ro"
 
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
         """Have the ledger remember what a clock says, and the clock go on where it was."""
@@ -103,21 +89,6 @@ class SqliteDatabase(Database):
             ahead, at = clock.mark()
             connection.execute(delete(clock_marks))
             connection.execute(insert(clock_marks).values(ahead=ahead, **at._asdict()))
-
-    def close(self) -> None:
-        """Close the database and let others open it."""
-        if hasattr(self, "engine"):
-            if not self._opening:
-                with suppress(LedgerError):  # it could not be written before, either
-                    self._mark(self._number + 1)
-            super().close()
-        os.close(self._lock)
-
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        self._keep_file()
-        with super()._begin() as connection:
-            yield connection
 
     @contextmanager
     def read(self, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
@@ -205,6 +176,75 @@ class SqliteDatabase(Database):
             raise self.failed(problem)
         return descriptor
 
+    def _mark(self, number: int) -> bool:
+        """Have the file itself, not its -wal, say whether it is in use; see `new_mark`.
+
+        Returns:
+            Whether it does: another program that reads holds the -wal as it is.
+        """
+        with self.translated(), self.engine.connect() as connection:
+            opened: Any = connection.connection.driver_connection  # Any: whatever the driver's is
+            opened.execute(f"PRAGMA user_version = {number}")
+            busy, *_ = opened.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    def _make_engine(self, url: str) -> Engine:
+        engine = create_engine(
+            url,
+            # One connection, used by one thread at a time; `check_same_thread` is about that.
+            poolclass=StaticPool,
+            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT},
+            hide_parameters=True,
+        )
+        event.listen(engine, "connect", _configure)
+        event.listen(engine, "begin", _begin)
+        with self.translated(), engine.connect():
+            pass
+        return engine
+
+
+class SqliteDatabase(SqliteFile):
+    """The open ledger of an exporter, locked against others.
+
+    Args:
+        url: as of `SqliteFile`.
+
+    Raises:
+        LedgerBusyError: another exporter has it open.
+        LedgerError: it cannot be used; the message says what to do.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._lock = self._lock_file()
+        odd = _oddity(self._lock, self.path)
+        if odd:
+            _log.warning("ledger may be incomplete", path=str(self.path), problem=odd)
+        try:
+            self.engine = self._make_engine(url)
+            with self.translated(), self.engine.begin() as connection:
+                upgrade(self, connection)
+            self._mark_open()
+        except BaseException:
+            self.close()
+            raise
+        self._opening = False
+
+    def close(self) -> None:
+        """Close the database and let others open it."""
+        if hasattr(self, "engine"):
+            if not self._opening:
+                with suppress(LedgerError):  # it could not be written before, either
+                    self._mark(self._number + 1)
+            super().close()
+        os.close(self._lock)
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        self._keep_file()
+        with super()._begin() as connection:
+            yield connection
+
     def _lock_file(self) -> int:
         """Open and lock the file that the path leads to; make it where there is none.
 
@@ -237,18 +277,6 @@ class SqliteDatabase(Database):
         if self._mark(self._number):
             self._number = new_mark(closed=False)
             self._mark(self._number)
-
-    def _mark(self, number: int) -> bool:
-        """Have the file itself, not its -wal, say whether it is in use; see `new_mark`.
-
-        Returns:
-            Whether it does: another program that reads holds the -wal as it is.
-        """
-        with self.translated(), self.engine.connect() as connection:
-            opened: Any = connection.connection.driver_connection  # Any: whatever the driver's is
-            opened.execute(f"PRAGMA user_version = {number}")
-            busy, *_ = opened.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        return not busy
 
     def _keep_file(self) -> None:
         """See that the path still leads to the open file: what is written to another is lost.
@@ -297,20 +325,6 @@ class SqliteDatabase(Database):
         self.engine.dispose()
         os.close(held)
         _log.warning("ledger file was gone, and was written anew")
-
-    def _make_engine(self, url: str) -> Engine:
-        engine = create_engine(
-            url,
-            # One connection, used by one thread at a time; `check_same_thread` is about that.
-            poolclass=StaticPool,
-            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT},
-            hide_parameters=True,
-        )
-        event.listen(engine, "connect", _configure)
-        event.listen(engine, "begin", _begin)
-        with self.translated(), engine.connect():
-            pass
-        return engine
 
 
 def new_mark(*, closed: bool) -> int:

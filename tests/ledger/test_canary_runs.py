@@ -10,7 +10,7 @@ from sqlalchemy import Connection, event
 
 from exporter.canaries.results import CanaryResult
 from exporter.errors import LedgerBusyError, LedgerError
-from exporter.ledger.beside import open_beside
+from exporter.ledger.access import open_for_command
 from exporter.ledger.canary_runs import CanaryRuns, Intent, NotBegun
 from exporter.ledger.engine import Database, open_database
 
@@ -196,18 +196,18 @@ def test_different_calls_at_the_same_time_keep_to_the_day(shared: Callable[[], D
 
 def test_a_command_opens_a_ledger_beside_its_exporter(path: Path) -> None:
     url = f"sqlite:///{path}"
-    beside = open_beside(url)  # nobody has made it yet
+    beside = open_for_command(url)  # nobody has made it yet
     row = begun(CanaryRuns(beside))
     exporter = open_database(url)
     with pytest.raises(LedgerBusyError):
         open_database(url)
-    also = open_beside(url)
+    also = open_for_command(url)
     assert CanaryRuns(also).begin(INTENT) is NotBegun.TAKEN
     assert CanaryRuns(exporter).end(row, CanaryResult.SUCCESS, 1.0)
     assert CanaryRuns(beside).find(row) == ("success", None)
     with exporter.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     with pytest.raises(LedgerError, match="of another version"):
-        open_beside(url)
+        open_for_command(url)
     for database in (beside, also, exporter):
         database.close()

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
-from exporter.ledger.beside import back_up
+from exporter.ledger.access import back_up
 from exporter.ledger.engine import open_database
 from exporter.ledger.records import NewCall
 from exporter.ledger.store import Store

@@ -1,33 +1,31 @@
-"""A ledger opened or copied by a command, beside the exporter that runs on it, if one does."""
+"""Ledgers opened and copied by commands, whether an exporter runs on them or not."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, make_url
+from sqlalchemy import make_url
 
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.engine import Database, open_database
+from exporter.ledger.migrate import revision
 from exporter.ledger.schema import HEAD
-from exporter.ledger.sqlite import SqliteDatabase, new_mark
-from exporter.ledger.upgrading import revision
+from exporter.ledger.sqlite import SqliteFile, new_mark
 
 
-class _BesideSqlite(SqliteDatabase):
-    """A file that an exporter may have open: SQLite has transactions wait for each other.
+class _Unlocked(SqliteFile):
+    """A ledger that an exporter may have open: SQLite makes transactions wait for each other.
 
     The lock that keeps a second exporter away is not taken, so that an exporter may start
-    meanwhile; what such a lock protects - calls that are polled - is not touched.
+    meanwhile; what it protects, the calls that are polled, is not touched.
     """
 
     def __init__(self, url: str) -> None:
-        self.path = Path(os.path.realpath(make_url(url).database or ""))
-        self._opening = True  # by a command: its user is told the path, whatever fails
+        super().__init__(url)
         self.engine = self._make_engine(url)
         with self.begin() as connection:
             found = revision(connection)
@@ -37,30 +35,18 @@ class _BesideSqlite(SqliteDatabase):
             raise self.failed(
                 "is in use by an exporter of another version; use the command of that one"
             )
-
         if closed:
             self._mark(0)  # no exporter has it open, and this may be killed
 
-    def close(self) -> None:
-        """Close the file."""
-        Database.close(self)
 
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        # Past what looks after the lock.
-        with super(SqliteDatabase, self)._begin() as connection:
-            yield connection
-
-
-class _BackedUp(SqliteDatabase):
-    """A file that is only read, whether an exporter has it open or not."""
+class _BackupSource(SqliteFile):
+    """A ledger that is only read, whether an exporter has it open or not."""
 
     def __init__(self, url: str) -> None:
-        self.path = Path(os.path.realpath(make_url(url).database or ""))
-        self._opening = True
+        super().__init__(url)
         os.close(self._open_file(os.O_RDONLY | os.O_NONBLOCK))
-        # SQLite makes a -wal where there is none, and removes it only where it may write. One that
-        # is there stays as it is: an exporter that was killed has to find it.
+        # SQLite makes a -wal where there is none, and removes it only where it may write. An
+        # existing one stays as it is: an exporter that was killed has to find it.
         if not self.path.with_name(self.path.name + "-wal").exists():
             self._read_mode = "rw"
         self.engine = self._reader
@@ -94,7 +80,7 @@ def back_up(url: str, target: Path) -> int:
     """
     if make_url(url).get_backend_name() == "postgresql":
         raise LedgerError("ledger: is a database of PostgreSQL; back it up with `pg_dump`")
-    source = _BackedUp(url)
+    source = _BackupSource(url)
     for part in ("", "-wal", "-journal"):
         if os.path.lexists(f"{target}{part}"):
             raise LedgerError(f"{target}{part}: exists already; name another file")
@@ -112,7 +98,7 @@ def back_up(url: str, target: Path) -> int:
     return count
 
 
-def open_beside(url: str) -> Database:
+def open_for_command(url: str) -> Database:
     """Open a ledger for a short while, whether an exporter runs on it or not.
 
     Args:
@@ -126,4 +112,4 @@ def open_beside(url: str) -> Database:
     with suppress(LedgerBusyError):
         # Where no exporter runs, it may have to be made, or brought to the newest shape.
         open_database(url).close()
-    return _BesideSqlite(url)
+    return _Unlocked(url)
