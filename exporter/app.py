@@ -6,7 +6,7 @@ import asyncio
 import gc
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -37,6 +37,7 @@ from exporter.sources import Sources
 from exporter.sources.configuration import ConfigurationSource
 from exporter.sources.file_watcher import INTERVAL
 from exporter.sources.source import SourceContext
+from exporter.supervisor import Supervisor
 from exporter.threads import DetachedThreads, ready_threads
 from exporter.tracker import CallTracker
 
@@ -74,6 +75,7 @@ class App:
     ) -> None:
         self.load = load
         self._changed = changed
+        self.supervisor = Supervisor()
         self.metrics = Catalogue()
         self.config_status = ConfigStatus()
         self.accounts: dict[str, Account] = {}
@@ -81,11 +83,11 @@ class App:
         self.calls = CallTracker(self.accounts, clocks, self.metrics.commit_duration.observe)
         self.ledger = self.calls.ledger
         self.sources = Sources(self.calls)
-        self.balances = Balances(self.accounts, self.metrics, self._in_background)
-        self._notify = Dispatcher(self.ledger, self.metrics, self._in_background)
+        self.balances = Balances(self.accounts, self.metrics, self.supervisor.start)
+        self._notify = Dispatcher(self.ledger, self.metrics, self.supervisor.start)
         self.calls.notify = self._notify.wake
-        self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self._in_background)
-        parts = self.accounts, self.calls, self.metrics, self._in_background, self.balances.known
+        self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
+        parts = self.accounts, self.calls, self.metrics, self.supervisor.start, self.balances.known
         self._home_assistant = HomeAssistant(*parts, lambda: self._replica)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
@@ -96,9 +98,7 @@ class App:
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
         self._replica: Replica | None = None  # where others share the ledger
         self._sharing: list[asyncio.Task[None]] = []
-        self._background: set[asyncio.Task[None]] = set()
         self._committer: asyncio.Task[None] | None = None
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.loaded = False
 
     # Start, reload, stop.
@@ -130,17 +130,17 @@ class App:
         Raises:
             LedgerError: the ledger failed.
         """
-        self._committer = self._in_background(self.ledger.run())
-        self._in_background(self._prune())
+        self._committer = self.supervisor.start(self.ledger.run())
+        self.supervisor.start(self._prune())
         if self._replica:
-            self._sharing.append(self._in_background(self._replica.run()))
-            self._in_background(self._replica.reserving.run())
+            self._sharing.append(self.supervisor.start(self._replica.run()))
+            self.supervisor.start(self._replica.reserving.run())
         async with self._reloading:
             await self._apply(self._loaded.pop())
-        self._in_background(self._look_for_changes())
-        self._in_background(self._canaries.run())
+        self.supervisor.start(self._look_for_changes())
+        self.supervisor.start(self._canaries.run())
         for source in self.sources:
-            self._in_background(source.run())
+            self.supervisor.start(source.run())
         self.loaded = True
 
     async def reload(self) -> None:
@@ -203,9 +203,7 @@ class App:
             self._notify.stop(min(_GOODBYE, within * 0.8)),
             self._drain(within),
         )
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.supervisor.stop()
         await asyncio.gather(*(account.close() for account in self.accounts.values()))
         self._threads.close()
         if self._replica:
@@ -308,15 +306,15 @@ class App:
             del self.account_metrics[name]
             self.metrics.remove("account", name)
             self._to_load.discard(name)
-            self._in_background(self._retire(account, config.polling.timeout))
+            self.supervisor.start(self._retire(account, config.polling.timeout))
         for name, wish in wanted.items():
             if known := self.accounts.get(name):
                 if rest := known.change(config, wish):
-                    self._in_background(rest)
+                    self.supervisor.start(rest)
                 continue
             limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimiter
             observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
-            account = Account(config, wish, observe, self._fail, now, limit)
+            account = Account(config, wish, observe, self.supervisor.fail, now, limit)
             self.accounts[name] = account
             self.account_metrics[name] = AccountMetrics(self.metrics, name, account.stats)
             self._to_load.add(name)
@@ -344,26 +342,6 @@ class App:
             self._replica.totals.begin_with(snapshot)
 
     # In the background.
-
-    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        self.guard(task)
-        return task
-
-    def guard(self, task: asyncio.Task[None]) -> None:
-        """End the exporter if a task fails."""
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()):
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        # A part died: better that the process ends than that it goes on without.
-        if not self.failed.done():
-            self.failed.set_exception(error)
 
     async def _look_for_changes(self) -> None:
         changed = self._changed

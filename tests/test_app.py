@@ -159,12 +159,12 @@ async def test_nothing_is_left_of_an_account_that_is_gone(
     bench: Bench, simulator: Simulator
 ) -> None:
     one = bench.config
-    running = len(bench.service._background)
+    running = len(asyncio.all_tasks())
     two = (*one.accounts, account(simulator, "b", "kb"))
     for accounts in (two, one.accounts) * 2:
         bench.config = one.model_copy(update={"accounts": accounts})
         await bench.service.reload()
-    await until(lambda: len(bench.service._background) == running)
+    await until(lambda: len(asyncio.all_tasks()) <= running)
 
 
 async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:
@@ -209,7 +209,7 @@ async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
     bench: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, store = bench.service, bench.service.ledger.store
-    service._in_background(service._look_for_changes())
+    service.supervisor.start(service._look_for_changes())
     await bench.push(*"xyz", account="b")
     both = (*bench.config.accounts, account(simulator, "b", "kb"))
     bench.config = bench.config.model_copy(update={"accounts": both})
@@ -273,7 +273,7 @@ async def test_old_calls_are_pruned(bench: Bench, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(bench.service.ledger.store, "prune", prune)
     with capture_logs() as logs:
-        bench.service._in_background(bench.service._prune())
+        bench.service.supervisor.start(bench.service._prune())
         await until(lambda: len(pruned) >= 4)
     assert [line["event"] for line in logs] == ["old calls not pruned"]
 
@@ -288,7 +288,7 @@ async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simu
     await bench.push("a")
     async with deadline():
         with pytest.raises(ZeroDivisionError):
-            await bench.service.failed
+            await bench.service.supervisor.wait_for(asyncio.Event())
 
 
 async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(

@@ -23,7 +23,7 @@ from exporter.config import (
     PollingConfig,
     WatchConfig,
 )
-from exporter.daemon import serve
+from exporter.daemon import Daemon
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
@@ -91,7 +91,7 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
                     with suppress(asyncio.CancelledError):
                         await calls
 
-            await serve(lambda: config, WebOptions(addresses), beside=beside)
+            await Daemon(lambda: config, WebOptions(addresses), beside=beside).run()
 
 
 async def _place_calls(service: App, url: str, seed: int) -> None:

@@ -15,7 +15,7 @@ import uvloop
 from exporter.cli import options
 from exporter.cli.demo import demo as serve_demo
 from exporter.config import Config, NamedFiles, load_config
-from exporter.daemon import limit_process, serve
+from exporter.daemon import Daemon, limit_process
 from exporter.logs import EXIT_TIMEOUT, STANDARD_ERROR, LogFormat, configure_logging
 from exporter.sources.configuration import ConfigFile
 from exporter.web.server import WebOptions
@@ -132,7 +132,11 @@ def run(  # noqa: PLR0913 - an argument for each option
         prefix,
         external_path,
     )
-    _run(serve(file.load, web, changed=file.changed if auto_reload else None))
+
+    async def serve() -> None:
+        await Daemon(file.load, web, changed=file.changed if auto_reload else None).run()
+
+    _run(serve())
 
 
 @click.command()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -23,6 +20,7 @@ from exporter.ids import ReferenceId
 from exporter.lookup.line import CallName, Line, line_of
 from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
+from exporter.signals import handled_signals
 
 TRIES: Final = 3
 """How often a call is polled where nothing is learnt of it."""
@@ -38,8 +36,6 @@ _LOOK_EVERY: Final = 0.05
 
 # What the provider says of a call or of the credentials is not asked for twice.
 _SAID: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND, Outcome.AUTH, Outcome.API_ERROR})
-
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Pausing = Callable[[str, Line, float], None]
 """Told of a pause: the account, why, and for how many seconds."""
@@ -189,7 +185,7 @@ async def _look_up(
     asking = asyncio.create_task(_all(askers))
     writing = asyncio.create_task(_write(lines, write))
     writing.add_done_callback(lambda _: asking.cancel())
-    with _ended_by_signals(asking):
+    with handled_signals(asking.cancel):
         await asyncio.wait({asking})
         lines.put_nowait(None)
         await writing
@@ -216,22 +212,3 @@ async def _write(
             batch.append(lines.get_nowait())
         last = batch[-1] is None
         await asyncio.to_thread(write, [line for line in batch if line is not None])
-
-
-@contextmanager
-def _ended_by_signals(asking: asyncio.Task[None]) -> Iterator[None]:
-    """Have a signal end the asking; a second one ends the process at once."""
-    loop = asyncio.get_running_loop()
-
-    def end() -> None:
-        if asking.done() or asking.cancelling():
-            os._exit(1)
-        asking.cancel()
-
-    for number in _ENDING:
-        loop.add_signal_handler(number, end)
-    try:
-        yield
-    finally:
-        for number in _ENDING:
-            loop.remove_signal_handler(number)

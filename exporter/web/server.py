@@ -217,7 +217,7 @@ class WebServer:
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.append(task)
-        self._app.guard(task)
+        self._app.supervisor.watch(task)
 
     def _server(self) -> web.Server:
         assert self._runner.server is not None  # noqa: S101 - there is one since the start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from exporter.recent_results import Recent
 from exporter.source_status import ConfigStatus
 from exporter.sources import Sources
 from exporter.sources.configuration import ConfigurationSource
+from exporter.supervisor import Supervisor
 from exporter.tracker import CallTracker
 
 FAILURES: Final = 20
@@ -65,6 +65,10 @@ class App(Protocol):
         """The durable record."""
 
     @property
+    def supervisor(self) -> Supervisor:
+        """Ends the process if a background task fails."""
+
+    @property
     def metrics(self) -> Catalogue:
         """The exporter's own metrics."""
 
@@ -78,9 +82,6 @@ class App(Protocol):
 
     def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
         """Yield every metric."""
-
-    def guard(self, task: asyncio.Task[None]) -> None:
-        """End the exporter if a background task fails."""
 
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""

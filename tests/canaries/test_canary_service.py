@@ -84,7 +84,7 @@ async def scene(folder: Path, canary: str = RECORDING) -> AsyncIterator[Scene]:
             yield there
         finally:
             await there.service.stop()
-            assert not there.service.failed.done()
+            assert there.service.supervisor.failure is None
 
 
 async def started(config: Path) -> App:

@@ -118,7 +118,7 @@ class Driven:
         await self.service.ledger.call(self._wait_for_no_lock)
         await self.service._apply(self.service._loaded.pop())
         for kind in (ApiSource, CallbackSource):
-            self.service._in_background(self.service.sources[kind].run())
+            self.service.supervisor.start(self.service.sources[kind].run())
 
     def _wait_for_no_lock(self) -> None:
         with self.service.ledger.store._database.engine.connect() as connection:
@@ -141,7 +141,8 @@ class Driven:
         self.run(self._crash())
 
     async def _crash(self) -> None:
-        await self._end(*self.service._background, *(asked.task for asked in self.asked))
+        await self.service.supervisor.stop()
+        await self._end(*(asked.task for asked in self.asked))
         await self.service.ledger.close()
 
     async def _end(self, *tasks: asyncio.Task[None]) -> None:

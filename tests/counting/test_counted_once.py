@@ -370,7 +370,7 @@ class Counting(RuleBasedStateMachine):
 
     @invariant()
     def nothing_has_failed(self) -> None:
-        assert not self.real.service.failed.done()
+        assert self.real.service.supervisor.failure is None
 
 
 def test_whatever_happens_each_call_is_counted_once(

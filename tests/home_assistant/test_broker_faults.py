@@ -43,7 +43,7 @@ async def telling(
     await bench.start()
     try:
         yield bench
-        assert not bench.service.failed.done()
+        assert bench.service.supervisor.failure is None
     finally:
         await bench.service.stop()
 

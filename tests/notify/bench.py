@@ -68,7 +68,7 @@ class Bench:
         if self.service is not None:
             service, self.service = self.service, None
             await service.stop()
-            assert not service.failed.done()
+            assert service.supervisor.failure is None
 
     def notify(self, *targets: NotifyConfig) -> None:
         """Tell others from the next reload on."""

@@ -103,7 +103,7 @@ class Exporter:
         if not self.stopped:
             self.stopped = True
             await self.service.stop()
-            assert not self.service.failed.done(), self.service.failed
+            assert self.service.supervisor.failure is None
 
     async def configure(self, **parts: Any) -> None:
         """Go over to a configuration with other parts."""

@@ -428,7 +428,7 @@ async def test_any_bytes(bench: Bench) -> None:
 
     await asyncio.to_thread(fuzz)
     assert await bench.healthy()
-    assert not bench.service.failed.done()
+    assert bench.service.supervisor.failure is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""Signals that end the process or have it reload."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def handled_signals(
+    stop: Callable[[], object], reload: Callable[[], object] | None = None
+) -> Iterator[None]:
+    """Call `stop` on SIGTERM and SIGINT while the block runs; a second one exits at once.
+
+    Args:
+        stop: begins to end what the block does.
+        reload: called on SIGHUP; where there is none, SIGHUP stops, too.
+    """
+    stopping = False
+
+    def stop_once() -> None:
+        nonlocal stopping
+        if stopping:
+            # What is committed stays; the rest is learnt again after the next start.
+            os._exit(1)
+        stopping = True
+        stop()
+
+    loop = asyncio.get_running_loop()
+    handlers = {
+        signal.SIGTERM: stop_once,
+        signal.SIGINT: stop_once,
+        signal.SIGHUP: reload or stop_once,
+    }
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
