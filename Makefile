@@ -29,6 +29,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Figures for docs/performance.md; takes some half an hour, on a machine that does nothing else.
 bench: $(VENV)/.dev
