@@ -19,7 +19,7 @@ import structlog
 from exporter.account import Account
 from exporter.backoff import ExponentialBackoff
 from exporter.config import Config
-from exporter.config.authorities import Authorities
+from exporter.config.files import Authorities
 from exporter.metrics.catalogue import GET_BALANCE, Catalogue
 from exporter.metrics.requests import RequestMetrics
 from exporter.secrets import Secret

@@ -13,7 +13,7 @@ import click
 from exporter.cli import options
 from exporter.cli.progress import watching
 from exporter.config import Config, load_config
-from exporter.config.problems import Problems
+from exporter.config.document import Problems
 from exporter.daemon import limit_process
 from exporter.errors import ConfigError, Problem
 from exporter.ids import ReferenceId, reference_id, reference_key
@@ -131,10 +131,10 @@ def _calls(
             raise click.BadParameter(
                 f"expected a name that ends in {', '.join(_FILES)}", param_hint="--from-file"
             )
-        told = Problems(from_file)
-        for call in read_calls(from_file, names, config.watch.labels, told, account=account):
+        found = Problems(from_file)
+        for call in read_calls(from_file, names, config.watch.labels, found, account=account):
             calls.setdefault((call.account, reference_key(call.reference_id)), call.reference_id)
-        problems = told.told()
+        problems = found.listed()
     if problems and not calls:
         raise ConfigError(problems)
     for problem in problems:

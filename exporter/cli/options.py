@@ -91,22 +91,13 @@ def account_names(path: Path) -> list[str]:
     Without the environment and without the files of keys: neither is needed to name an account.
     """
     # Most commands need nothing of it, and it takes half a second.
-    from exporter.config.document import (  # noqa: PLC0415
-        YamlMapping,
-        YamlSequence,
-        parse_document,
-        told_to,
-    )
-    from exporter.config.files import read_text  # noqa: PLC0415
-    from exporter.config.problems import Problems  # noqa: PLC0415
+    from exporter.config.document import Problems, YamlMapping, load_mapping  # noqa: PLC0415
 
-    problems = Problems(str(path))
     try:
-        with told_to(problems):
-            document = parse_document(read_text(path, _MAX_FILE), None, problems)
+        document = load_mapping(path, _MAX_FILE, None, Problems(str(path)), "accounts")
     except ConfigError:
         return []
-    accounts = document.get("accounts") if isinstance(document, YamlMapping) else None
-    items = accounts if isinstance(accounts, YamlSequence) else []
+    accounts = document.get("accounts") if document else None
+    items = accounts if isinstance(accounts, list) else []
     names = [item.get("name") for item in items if isinstance(item, YamlMapping)]
     return [name for name in names if isinstance(name, str)]

@@ -1,24 +1,19 @@
 """The configuration file: what it may say, and reading it with every problem at once."""
 
-from exporter.config.calls import CallConfig
+from exporter.config.accounts import AccountConfig, BalanceConfig, PollingConfig
 from exporter.config.canaries import CanaryConfig
+from exporter.config.databases import LedgerConfig, SqlConfig
 from exporter.config.files import NamedFiles
 from exporter.config.home_assistant import HomeAssistantConfig
-from exporter.config.loading import load_config
-from exporter.config.models import (
-    AccountConfig,
+from exporter.config.loading import Config, json_schema, load_config
+from exporter.config.notify import NotifyConfig
+from exporter.config.watch import (
     ApiConfig,
-    BalanceConfig,
     CallbackConfig,
-    Config,
-    LedgerConfig,
-    PollingConfig,
-    SqlConfig,
+    CallConfig,
     TokenConfig,
     WatchConfig,
 )
-from exporter.config.notify import NotifyConfig
-from exporter.config.schema import json_schema
 
 __all__ = [
     "AccountConfig",

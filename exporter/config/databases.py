@@ -1,14 +1,21 @@
-"""Addresses of databases and queries on them, as SQLAlchemy takes them."""
+"""The sections `ledger` and `watch.sql`, and addresses of databases as SQLAlchemy takes them."""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Annotated, Final
 
+from pydantic import AfterValidator, Field
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from exporter.config.types import Duration, Expected, KnownAccount, Name, SecretAddress
+from exporter.config.validation import Section, invalid
 from exporter.secrets import Secret
+
+MAX_QUERY: Final = 10_000
+_LEDGER_PATTERN: Final = "^(sqlite:///|postgresql://).+"
+DEFAULT_LEDGER: Final = "sqlite:///esms-exporter.db"
 
 # The drivers that the extras install, in place of those that SQLAlchemy would take.
 _DRIVERS: Final = {
@@ -16,7 +23,6 @@ _DRIVERS: Final = {
     "mysql": "mysql+pymysql",
     "mariadb": "mariadb+pymysql",
 }
-
 _UNENCODED: Final = re.compile(r"[^!-~]|[@/?#\[\]]|%(?![0-9A-Fa-f]{2})")
 
 
@@ -30,44 +36,103 @@ def database_url(secret: Secret) -> URL:
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
-def database_problem(secret: Secret) -> str | None:
-    """Return what is wrong with an address, without repeating any of it; None if it will do."""
-    text = secret.reveal()
-    rest = text.partition("://")[2]
+def _database_url(secret: Secret) -> Secret:
+    # No message repeats any of it.
+    rest = secret.reveal().partition("://")[2]
     # As a person means it. SQLAlchemy ends a password at the first `@`: the rest of it would become
     # a host, which is printed and looked up.
     user, at, _ = rest.rpartition("@")
     if at and not rest.startswith("/") and _UNENCODED.search(user):
-        return (
+        raise invalid(
             "the user or the password holds a reserved character (any of `@/?#[]%`) or one that is "
             "not ASCII; percent-encode it, such as `%40` for `@` and `%25` for `%`"
         )
     try:
         url = database_url(secret)
-        dialect = url.get_dialect()
-        dialect.import_dbapi()
+        url.get_dialect().import_dbapi()
     except (SQLAlchemyError, ValueError):
-        return "expected a URL such as `postgresql://USER:PASSWORD@HOST/DATABASE`"
+        raise invalid("expected a URL such as `postgresql://USER:PASSWORD@HOST/DATABASE`") from None
     except ImportError as error:
-        return f"the driver of this database is not installed: `{error.name}`"
+        raise invalid(f"the driver of this database is not installed: `{error.name}`") from None
     if url.get_backend_name() == "sqlite":
-        return _sqlite_problem(url.database or "")
-    return None
+        name = url.database or ""
+        if not name or name.startswith(("file:", ":memory:")):
+            raise invalid(
+                "expected the path of a file; a database in memory ends with its connection"
+            )
+        if name.endswith(("/", "/.", "/..")) or name in {".", ".."}:
+            raise invalid("expected the path of a file, not of a folder")
+    return secret
 
 
-def _sqlite_problem(name: str) -> str | None:
-    if not name or name.startswith(("file:", ":memory:")):
-        return "expected the path of a file; a database in memory ends with its connection"
-    if name.endswith(("/", "/.", "/..")) or name in {".", ".."}:
-        return "expected the path of a file, not of a folder"
-    return None
+def _ledger_url(secret: Secret) -> Secret:
+    # SQLAlchemy would take what follows a question mark for options.
+    if not re.fullmatch(r"sqlite:///[^\x00-\x1f\x7f?]+|postgresql://.+", secret.reveal()):
+        raise ValueError
+    return secret
 
 
-def query_problem(query: str) -> str | None:
-    """Return what is wrong with the parameters of a query; None if they will do."""
+def _query(query: str) -> str:
     if ":since::" in query:
         # SQLAlchemy takes it for no parameter, and the database for none of its own.
-        return "expected `CAST(:since AS TYPE)` in place of `:since::TYPE`"
+        raise invalid("expected `CAST(:since AS TYPE)` in place of `:since::TYPE`")
     if not text(query).compile().params.keys() <= {"since"}:
-        return "expected no parameter but `:since`; write `\\:` for a colon"
-    return None
+        raise invalid("expected no parameter but `:since`; write `\\:` for a colon")
+    return query
+
+
+DatabaseUrl = Annotated[SecretAddress, AfterValidator(_database_url)]
+LedgerUrl = Annotated[
+    SecretAddress,
+    Field(
+        json_schema_extra={"pattern": "^(sqlite:///|postgresql://).+", "default": DEFAULT_LEDGER}
+    ),
+    AfterValidator(_ledger_url),
+    Expected("sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"),
+    AfterValidator(_database_url),
+]
+Query = Annotated[
+    str,
+    Field(strict=True, min_length=1, max_length=MAX_QUERY),
+    Expected(f"a query of 1 to {MAX_QUERY} characters"),
+    AfterValidator(_query),
+]
+
+
+class LedgerConfig(Section):
+    """The durable record of calls and totals."""
+
+    url: LedgerUrl = Secret(DEFAULT_LEDGER)
+    """A file of SQLite; a relative path starts at the working directory. Or a database of
+    PostgreSQL, which any number of exporters share; user and password are percent-encoded."""
+
+    keep_finished: Annotated[float, Duration("1s", "10y")] = 2_592_000.0
+    """How long a finished call is remembered, so as not to count it again, from when it was last
+    named. At least for two runs of every query in `watch.sql`."""
+
+    heartbeat: Annotated[float, Duration("1s", "5m")] = 10.0
+    """For how long an exporter may be silent before the others take its calls over, where they
+    share the ledger."""
+
+
+class SqlConfig(Section):
+    """A query on a database of yours, which returns calls to watch."""
+
+    name: Name
+    """Its name in metrics: the label `source` is `sql:NAME`. Unique."""
+
+    url: DatabaseUrl
+    """The database, as SQLAlchemy names it, with user and password percent-encoded. Either this or
+    `url_file`."""
+
+    query: Query
+    """Returns `reference_id`, perhaps `account`, and names in `watch.labels`."""
+
+    interval: Annotated[float, Duration("1s", "1d")] = 30.0
+    """From the start of one run to the start of the next."""
+
+    timeout: Annotated[float, Duration("1s", "1h")] = 30.0
+    """How long the database may work on the query."""
+
+    account: KnownAccount | None = None
+    """The account of rows that name none; may be left out where there is one account."""

@@ -1,48 +1,92 @@
-"""YAML to plain values, each with the line it stands on.
+"""YAML to plain values with the line of each, and the problems of a file.
 
-Built from PyYAML's events, because its trees of nodes take ten times the memory, and its loaders
-forget the lines, accept duplicate keys and follow YAML 1.1.
+Values are composed from PyYAML's events: its trees of nodes take ten times the memory, and its
+loaders forget the lines, accept duplicate keys and follow YAML 1.1, where `no` is false, `010` is 8
+and `1:30` is 90: a name, an id or a label that looks like that would silently become another.
 """
 
 from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, TextIO, Union, final
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final, NoReturn, TextIO, Union, final
 
 import yaml
 
-from exporter.config.files import FileProblemError
-from exporter.config.interpolation import InterpolationError, Unresolved, interpolate
-from exporter.config.problems import Problems
-from exporter.config.scalars import Scalar, resolve
+from exporter.config.files import FileProblemError, read_text
+from exporter.errors import ConfigError, Problem
 
-MAX_DEPTH = 50
-# A million calls with all their labels are nine million; what aliases repeat counts each time.
-MAX_NODES = 10_000_000
+MAX_PROBLEMS: Final = 100
+"""Problems of a file that are shown one by one; the rest is counted."""
 
-# Of an item that is read as part of a stream, and of what all items may refer to: those are kept.
-MAX_ITEM_NODES = 100
-MAX_ANCHORS = 1_000
+MAX_DEPTH: Final = 50
+MAX_NODES: Final = 10_000_000
+"""Values of a document, with what aliases repeat. A million calls with all labels are nine million.
+"""
 
-# Words of which there is one copy.
-_MAX_WORDS = 10_000
+MAX_ITEM_NODES: Final = 100
+"""Values of one item of a list that is read as a stream."""
+
+MAX_ANCHORS: Final = 1_000
+"""Anchors of a list that is read as a stream; what they name is kept."""
+
+# Short strings of which one copy is kept: calls share their accounts and labels. Ids are longer.
+_MAX_SHARED_LENGTH: Final = 32
+_MAX_SHARED: Final = 10_000
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# Bounds what the copies themselves may cost where all words differ; ids of calls are longer.
-_SHORT = 33
-_STRING_TAGS = frozenset({"tag:yaml.org,2002:str", "!"})
+_STRING_TAGS: Final = frozenset({None, "tag:yaml.org,2002:str", "!"})
+
+Scalar = str | int | float | bool | None
+
+# The core schema of YAML 1.2.
+_WORDS: Final[dict[str, bool | None]] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+# Longer runs of digits become floats: nothing here needs them, and int() refuses very long ones.
+_INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
+_FLOAT: Final = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)"
+    r"|\.(?:nan|NaN|NAN)",
+    re.ASCII,
+)
+_NUMBER_STARTS: Final = frozenset("+-.0123456789")
+
+_REFERENCE: Final = r"\$\{([A-Za-z_][A-Za-z0-9_]{0,254})(?::-([^}]*))?\}"
+_TOKEN: Final = re.compile(rf"\$\$|{_REFERENCE}|\$\{{", re.ASCII)
+_WHOLE_REFERENCE: Final = re.compile(_REFERENCE, re.ASCII)
+
+# A value that was pasted in place of a key must not be shown: no key of ours is longer or has more
+# digits, and hardly a credential is as short or has as few.
+_SHOWN_KEY: Final = re.compile(r"[A-Za-z_-]{1,40}[0-9]{0,3}", re.ASCII)
 
 
 @final
-class Broken:
-    """Stands for a value whose problem was told already."""
+@dataclass(frozen=True, slots=True)
+class InvalidValue:
+    """Stands for a value that cannot be used.
+
+    Attributes:
+        message: what is wrong; empty where that was reported already.
+    """
+
+    message: str = ""
 
 
-BROKEN: Final = Broken()
+class Unresolved(str):
+    """A plain scalar as text, such as the value of a single `${NAME}` without quotes.
+
+    A key that is not a string may read it as a number; elsewhere it is text.
+    """
+
+    __slots__ = ()
 
 
 class YamlMapping(dict[str, "Value"]):
@@ -50,10 +94,6 @@ class YamlMapping(dict[str, "Value"]):
 
     __slots__ = ("lines",)
     lines: array[int]
-
-    def keys_with_lines(self) -> Iterator[tuple[str, int]]:
-        """Yield every key and the line it stands on."""
-        return zip(self, self.lines, strict=True)
 
     def line_of(self, key: str) -> int:
         """Return the line of a key that is there; looks through all of them."""
@@ -66,33 +106,76 @@ class YamlSequence(list["Value"]):
     __slots__ = ("lines",)
     lines: array[int]
 
-    def with_lines(self) -> Iterator[tuple[int, Value]]:
-        """Yield the line of every item, and the item."""
-        return zip(self.lines, self, strict=True)
 
-
-Value = Union[Scalar, YamlMapping, YamlSequence, Broken]  # noqa: UP007 - names what comes later
+Value = Union[Scalar, YamlMapping, YamlSequence, InvalidValue]  # noqa: UP007 - names what comes later
 
 
 class DocumentError(Exception):
-    """The file is no document that can be read further.
+    """The file is not a document that can be read further.
 
     Attributes:
         line: where, or 0.
-        parts: the keys and indices that lead there.
+        path: the keys and indices that lead there.
         message: what is wrong.
     """
 
-    def __init__(self, line: int, parts: list[str | int], message: str) -> None:
+    def __init__(self, line: int, path: Iterable[str | int], message: str) -> None:
         super().__init__(message)
         self.line = line
-        self.parts = parts
+        self.path = tuple(path)
         self.message = message
 
 
+class InterpolationError(ValueError):
+    """A reference cannot be replaced; the message holds the variable's name, never a value."""
+
+
+class Problems:
+    """The problems of one file; only the first `MAX_PROBLEMS` of the file are kept.
+
+    Attributes:
+        total: how many there are.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.total = 0
+        self._file = file
+        self._first: list[Problem] = []
+
+    def add(self, line: int, path: Iterable[str | int], message: str) -> None:
+        """Add a problem; `path` are the keys and indices that lead to it."""
+        self.total += 1
+        self._first.append(Problem(self._file, line, key_path(path), message))
+        if len(self._first) > 4 * MAX_PROBLEMS:
+            self._keep_first()
+
+    def add_hidden(self) -> None:
+        """Count a problem that is none of the first."""
+        self.total += 1
+
+    def _keep_first(self) -> None:
+        self._first.sort(key=lambda problem: problem.line)
+        del self._first[MAX_PROBLEMS:]
+
+    def listed(self) -> tuple[Problem, ...]:
+        """Return the problems in the order of the file, and how many more there are."""
+        self._keep_first()
+        more = self.total - len(self._first)
+        rest = [Problem(self._file, 0, "", f"and {more} more problems")] if more else []
+        return (*self._first, *rest)
+
+    def fail(self) -> NoReturn:
+        """Raise the problems.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(self.listed())
+
+
 @contextmanager
-def told_to(problems: Problems) -> Iterator[None]:
-    """Turn what keeps a file from being read at all into the last of its problems.
+def collect_errors(problems: Problems) -> Iterator[None]:
+    """Turn an error that keeps a file from being read into the last of its problems.
 
     Raises:
         ConfigError: with all of them.
@@ -103,29 +186,85 @@ def told_to(problems: Problems) -> Iterator[None]:
         problems.add(0, (), str(error))
         problems.fail()
     except DocumentError as error:
-        problems.add(error.line, error.parts, error.message)
+        problems.add(error.line, error.path, error.message)
         problems.fail()
 
 
-@dataclass(slots=True)
-class _Open:
-    """A mapping or sequence whose end has not come."""
+def key_path(path: Iterable[str | int]) -> str:
+    """Render keys and indices as `accounts[0].api_key`; what may not be a key becomes `?`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f"{'.' if text else ''}{part if _SHOWN_KEY.fullmatch(part) else '?'}"
+    return text
 
-    container: YamlMapping | YamlSequence
-    start: int
-    anchor: str | None
-    nodes: int = 1
-    key: str | None = None
-    """The key whose value comes next; None in a sequence, or where a key comes next."""
-    key_dropped: bool = False
-    lines: dict[str, int] = field(default_factory=dict)
-    """The lines of a mapping's keys, until it ends."""
-    taken: int = 0
-    """Items of a sequence that were taken out of it."""
 
-    @property
-    def awaits_key(self) -> bool:
-        return self.key is None and type(self.container) is YamlMapping
+def line_of(document: Value, path: Iterable[str | int]) -> int:
+    """Return the line of a key or item, or of the nearest one above it that is there."""
+    value, line = document, 1
+    for part in path:
+        if isinstance(value, YamlMapping) and isinstance(part, str) and part in value:
+            line, value = value.line_of(part), value[part]
+        elif isinstance(value, YamlSequence) and isinstance(part, int):
+            line, value = value.lines[part], value[part]
+        else:
+            break
+    return line
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """Return the problem of an unknown key, with the known one that is most like it."""
+    nearest = get_close_matches(key[:64].lower(), known, 1)
+    return f"unknown key; did you mean `{nearest[0]}`?" if nearest else "unknown key"
+
+
+def resolve(text: str) -> Scalar:
+    """Return the value of a plain scalar: null, a boolean, a number, else the text itself."""
+    if text[:1] not in _NUMBER_STARTS:
+        return _WORDS.get(text, text)
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        # Python spells infinity and not-a-number without YAML's dot.
+        return float(text.replace(".", "") if text[-1] in "fFnN" else text)
+    return text
+
+
+def interpolate(text: str, environ: Mapping[str, str], *, plain: bool) -> str:
+    """Replace `${NAME}` and `${NAME:-default}` once: what comes in is not looked at again.
+
+    As in a shell, the default also stands in for a variable that is empty. `$$` is a `$`, and
+    a `$` before anything but `$` and `{` is itself.
+
+    Args:
+        text: the value as the file has it.
+        environ: the variables.
+        plain: the value was written without quotes.
+
+    Raises:
+        InterpolationError: a variable is not set, or a reference is malformed.
+    """
+
+    def replacement(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        name, default = match[1], match[2]
+        if name is None or (default is not None and "${" in default):
+            raise InterpolationError(
+                "malformed `${`; expected `${NAME}` or `${NAME:-default}`, or `$$` for a `$`"
+            )
+        value = environ.get(name)
+        if value is None and default is None:
+            raise InterpolationError(
+                f"the environment variable `{name}` is not set;"
+                f" expected it, or a default as in `${{{name}:-default}}`"
+            )
+        return value or default or ""
+
+    result = _TOKEN.sub(replacement, text)
+    return Unresolved(result) if plain and _WHOLE_REFERENCE.fullmatch(text) else result
 
 
 def parse_document(
@@ -140,22 +279,48 @@ def parse_document(
     Args:
         text: YAML.
         environ: the variables for `${NAME}`; None to leave every `$` as it is.
-        problems: takes what is wrong.
+        problems: receives the problems that let the rest be read.
         scalars_as_text: keep numbers and booleans as they are written, which a key that is not a
             string may resolve.
-
-    Problems that let the rest be read are added to `problems`.
 
     Raises:
         DocumentError: the text is not YAML, or more than is accepted here.
     """
-    builder = _Builder(environ, problems, scalars_as_text=scalars_as_text)
-    try:
-        for event in yaml.parse(text, Loader=_LOADER):
-            builder.take(event)
-    except yaml.YAMLError as error:
-        raise _syntax_error(error, text, builder.path()) from None
-    return builder.root
+    composer = _Composer(text, environ, problems, scalars_as_text=scalars_as_text)
+    with composer.syntax_errors(text):
+        return composer.document()
+
+
+def load_mapping(
+    path: Path,
+    limit: int,
+    environ: Mapping[str, str] | None,
+    problems: Problems,
+    key: str,
+    *,
+    scalars_as_text: bool = False,
+) -> YamlMapping | None:
+    """Read a file of YAML that holds a mapping; return None where it holds nothing.
+
+    Args:
+        path: the file.
+        limit: the bytes that it may have.
+        environ: as of `parse_document`.
+        problems: likewise.
+        key: one that the mapping may have, for the message.
+        scalars_as_text: as of `parse_document`.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    with collect_errors(problems):
+        text = read_text(path, limit)
+        document = parse_document(text, environ, problems, scalars_as_text=scalars_as_text)
+    if document is not None and not isinstance(document, YamlMapping):
+        if not isinstance(document, InvalidValue):
+            problems.add(1, (), f"expected a mapping with the key `{key}`")
+        problems.fail()
+    return document
 
 
 def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]:
@@ -166,225 +331,205 @@ def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]
 
     Args:
         file: YAML.
-        problems: takes what is wrong with items.
+        problems: receives the problems of items.
 
     Raises:
         DocumentError: the rest is not YAML, not a list, or more than is accepted here.
     """
-    builder = _Builder(None, problems, MAX_ITEM_NODES, MAX_ANCHORS)
-    try:
-        for event in yaml.parse(file, Loader=_LOADER):
-            builder.take(event)
-            yield from builder.items()
-    except yaml.YAMLError as error:
-        raise _syntax_error(error, "", builder.path()) from None
-    if not isinstance(builder.root, YamlSequence | None):
-        raise DocumentError(1, [], "expected a list of calls, as in `watch.calls`")
+    composer = _Composer(file, None, problems)
+    with composer.syntax_errors(""):
+        yield from composer.items()
 
 
-def _syntax_error(error: yaml.YAMLError, text: str, parts: list[str | int]) -> DocumentError:
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return DocumentError(0, [], "is not YAML text: it holds characters that YAML forbids")
-    line = error.problem_mark.line + 1
-    # PyYAML's own scanner repeats words of the file, which may be part of a key.
-    reason = re.sub(r"'[^']{4,}'|\"[^\"]{4,}\"", "...", error.problem or "cannot be read")
-    lines = text.split("\n", line)
-    hint = ""
-    if line <= len(lines) and "${" in lines[line - 1]:
-        hint = "; between `{}` or `[]`, `${NAME}` needs quotes"
-    return DocumentError(line, parts, f"is not valid YAML: {reason}{hint}")
-
-
-def _line(event: yaml.Event) -> int:
-    # Without marks only where somebody makes events by hand.
-    return event.start_mark.line + 1 if event.start_mark is not None else 0
-
-
-class _Builder:
-    """Takes the events of a document one by one."""
+class _Composer:
+    """Composes values from the events of a document, depth first."""
 
     def __init__(
         self,
+        source: str | TextIO,
         environ: Mapping[str, str] | None,
         problems: Problems,
-        item_nodes: int = MAX_NODES,
-        anchors: int = MAX_NODES,
         *,
         scalars_as_text: bool = False,
     ) -> None:
-        self._scalars_as_text = scalars_as_text
-        self.root: Value = None
-        self._item_nodes = item_nodes
-        self._max_anchors = anchors
-        self._nodes_before = 0  # those of the items that were taken
+        self._events: Iterator[yaml.Event] = yaml.parse(source, Loader=_LOADER)
         self._environ = environ
         self._problems = problems
-        self._stack: list[_Open] = []
-        self._anchors: dict[str, tuple[Value, int] | None] = {}
-        self._words: dict[str, str] = {}
+        self._scalars_as_text = scalars_as_text
+        self._path: list[str | int] = []  # to the value that comes next
         self._nodes = 0
-        self._documents = 0
+        self._max_nodes = MAX_NODES
+        self._max_item_nodes = 0  # 0 where the document is not read item by item
+        self._anchors: dict[str, tuple[Value, int] | None] = {}  # None while it is composed
+        self._shared: dict[str, str] = {}
 
-    def path(self) -> list[str | int]:
-        """Return the keys and indices that lead to the current value."""
-        return [
-            frame.taken + len(frame.container) if frame.key is None else frame.key
-            for frame in self._stack
-            if not frame.awaits_key
-        ]
+    @contextmanager
+    def syntax_errors(self, text: str) -> Iterator[None]:
+        """Translate the errors of PyYAML, without words of the file: they may be part of a key."""
+        try:
+            yield
+        except yaml.YAMLError as error:
+            if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+                message = "is not YAML text: it holds characters that YAML forbids"
+                raise DocumentError(0, (), message) from None
+            line = error.problem_mark.line + 1
+            reason = re.sub(r"'[^']{4,}'|\"[^\"]{4,}\"", "...", error.problem or "cannot be read")
+            lines = text.split("\n", line)
+            hint = ""
+            if line <= len(lines) and "${" in lines[line - 1]:
+                hint = "; between `{}` or `[]`, `${NAME}` needs quotes"
+            message = f"is not valid YAML: {reason}{hint}"
+            raise DocumentError(line, self._path, message) from None
 
-    def take(self, event: yaml.Event) -> None:
-        """Take the next event.
-
-        Raises:
-            DocumentError: it is not accepted.
-        """
-        match event:
-            case yaml.ScalarEvent():
-                self._scalar(event)
-            case yaml.MappingStartEvent():
-                self._start(event, YamlMapping())
-            case yaml.SequenceStartEvent():
-                self._start(event, YamlSequence())
-            case yaml.CollectionEndEvent():
-                self._end()
-            case yaml.AliasEvent():
-                self._alias(event)
-            case yaml.DocumentStartEvent():
-                self._documents += 1
-                if self._documents > 1:
-                    raise self._error(event, "expected one document, and here a second one starts")
-            case _:
-                pass  # the ends of document and stream, which tell nothing
+    def document(self) -> Value:
+        """Compose the only document."""
+        root: Value = None
+        for event in self._roots():
+            root = self._value(event)
+        return root
 
     def items(self) -> Iterator[tuple[int, Value]]:
-        """Take the items that are complete out of the list that the document is."""
-        if len(self._stack) == 1:
-            frame = self._stack[0]
-            if not isinstance(frame.container, YamlSequence):
-                raise DocumentError(1, [], "expected a list of calls, as in `watch.calls`")
-            yield from frame.container.with_lines()
-            frame.taken += len(frame.container)
-            frame.container.clear()
-            del frame.container.lines[:]
-            self._nodes_before = self._nodes
+        """Compose the items of the only document, one by one."""
+        for root in self._roots():
+            if not isinstance(root, yaml.SequenceStartEvent):
+                if not isinstance(root, yaml.ScalarEvent) or self._value(root) is not None:
+                    raise DocumentError(1, (), "expected a list of calls, as in `watch.calls`")
+                continue
+            self._open(root)
+            self._path.append(0)
+            self._max_item_nodes = MAX_ITEM_NODES
+            index = 0
+            while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+                self._max_nodes = min(MAX_NODES, self._nodes + MAX_ITEM_NODES)
+                yield _line(event), self._value(event)
+                index += 1
+                self._path[0] = index
+            self._path.pop()
+
+    def _roots(self) -> Iterator[yaml.Event]:
+        documents = 0
+        for event in self._events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise self._error(event, "expected one document, and here a second one starts")
+            elif isinstance(event, yaml.NodeEvent):
+                yield event
 
     def _error(self, event: yaml.Event, message: str) -> DocumentError:
-        return DocumentError(_line(event), self.path(), message)
+        return DocumentError(_line(event), self._path, message)
 
-    def _awaits_key(self) -> bool:
-        return bool(self._stack) and self._stack[-1].awaits_key
-
-    def _scalar(self, event: yaml.ScalarEvent) -> None:
-        text, line = event.value, _line(event)
-        plain = event.implicit[0] and event.tag is None
-        if event.tag is not None and event.tag not in _STRING_TAGS:
-            raise self._error(event, "tags (`!name`) are not supported")
+    def _value(self, event: yaml.Event) -> Value:
+        before = self._nodes
         value: Value
-        if self._awaits_key():
-            value = self._word(text)
-            self._key(value, line, merge=plain and text == "<<")
+        if isinstance(event, yaml.ScalarEvent):
+            self._count(event, 1)
+            value = self._scalar(event)
+        elif isinstance(event, yaml.AliasEvent):
+            return self._alias(event)
         else:
-            value = self._resolved(text, line, plain=plain)
-            self._attach(value, line, 1)
+            assert isinstance(event, yaml.CollectionStartEvent)  # noqa: S101 - the others are ends
+            self._open(event)
+            is_mapping = isinstance(event, yaml.MappingStartEvent)
+            value = self._mapping() if is_mapping else self._sequence()
         if event.anchor is not None:
-            self._anchor(event, event.anchor, (value, 1))
+            self._anchor(event, (value, self._nodes - before))
+        return value
 
-    def _anchor(self, event: yaml.Event, name: str, anchored: tuple[Value, int] | None) -> None:
-        self._anchors[name] = anchored
-        if len(self._anchors) > self._max_anchors:
-            raise self._error(event, f"holds more than {self._max_anchors} anchors (`&name`)")
-
-    def _word(self, text: str) -> str:
-        """Return the one copy of a word."""
-        if len(self._words) >= _MAX_WORDS:
-            self._words.clear()
-        return self._words.setdefault(text, text)
-
-    def _key(self, key: str, line: int, *, merge: bool) -> None:
-        frame = self._stack[-1]
-        frame.key = key
-        first = frame.lines.get(key)
-        if merge:
-            self._problems.add(line, self.path(), "merge keys (`<<`) are not supported")
-        elif first is not None:
-            self._problems.add(line, self.path(), f"duplicate key; the first is on line {first}")
-        else:
-            frame.lines[key] = line
-            return
-        frame.key_dropped = True
-
-    def _resolved(self, text: str, line: int, *, plain: bool) -> Value:
-        if "$" in text and self._environ is not None:
-            try:
-                return interpolate(text, self._environ, plain=plain)
-            except InterpolationError as error:
-                self._problems.add(line, self.path(), str(error))
-                return BROKEN
-        value = resolve(text) if plain else text
-        # Many calls share their accounts and labels: one copy of each short word is enough.
-        if type(value) is str and len(value) < _SHORT:
-            return self._word(value)
-        written = value is None or isinstance(value, str) or not self._scalars_as_text
-        return value if written else Unresolved(text)
-
-    def _attach(self, value: Value, line: int, nodes: int) -> None:
-        self._nodes += nodes
-        for count, most in (
-            (self._nodes, MAX_NODES),
-            (self._nodes - self._nodes_before, self._item_nodes),
-        ):
-            if count > most:
-                message = f"holds more than {most} values, with what aliases repeat"
-                raise DocumentError(line, self.path(), message)
-        if not self._stack:
-            self.root = value
-            return
-        frame = self._stack[-1]
-        frame.nodes += nodes
-        container = frame.container
-        if isinstance(container, YamlSequence):
-            container.append(value)
-            container.lines.append(line)
-        else:
-            if not frame.key_dropped:
-                container[frame.key or ""] = value
-            frame.key, frame.key_dropped = None, False
-
-    def _start(
-        self,
-        event: yaml.MappingStartEvent | yaml.SequenceStartEvent,
-        container: YamlMapping | YamlSequence,
-    ) -> None:
-        if self._awaits_key():
-            raise self._error(event, "expected a key that is text")
+    def _open(self, event: yaml.CollectionStartEvent) -> None:
         if event.tag is not None:
             raise self._error(event, "tags (`!name`) are not supported")
-        if len(self._stack) >= MAX_DEPTH:
+        if len(self._path) >= MAX_DEPTH:
             raise self._error(event, f"is nested deeper than {MAX_DEPTH} levels")
+        self._count(event, 1)
         if event.anchor is not None:
-            self._anchor(event, event.anchor, None)
-        container.lines = array("I")
-        self._stack.append(_Open(container, _line(event), event.anchor))
+            self._anchor(event, None)
 
-    def _end(self) -> None:
-        frame = self._stack.pop()
-        if isinstance(frame.container, YamlMapping):
-            frame.container.lines = array("I", frame.lines.values())
-        if frame.anchor is not None:
-            self._anchors[frame.anchor] = (frame.container, frame.nodes)
-        # Its values were counted one by one; only aliases count them again.
-        self._attach(frame.container, frame.start, 1)
-        if self._stack:
-            self._stack[-1].nodes += frame.nodes - 1
+    def _count(self, event: yaml.Event, nodes: int) -> None:
+        self._nodes += nodes
+        if self._nodes > self._max_nodes:
+            of_item = self._max_item_nodes and self._nodes <= MAX_NODES
+            limit = self._max_item_nodes if of_item else MAX_NODES
+            message = f"holds more than {limit} values, with what aliases repeat"
+            raise self._error(event, message)
 
-    def _alias(self, event: yaml.AliasEvent) -> None:
-        if self._awaits_key():
-            raise self._error(event, "expected a key that is text")
+    def _anchor(self, event: yaml.NodeEvent, anchored: tuple[Value, int] | None) -> None:
+        self._anchors[event.anchor or ""] = anchored
+        if self._max_item_nodes and len(self._anchors) > MAX_ANCHORS:
+            raise self._error(event, f"holds more than {MAX_ANCHORS} anchors (`&name`)")
+
+    def _alias(self, event: yaml.AliasEvent) -> Value:
         if event.anchor not in self._anchors:
             raise self._error(event, "the alias (`*name`) has no anchor (`&name`) before it")
         anchored = self._anchors[event.anchor]
         if anchored is None:
             raise self._error(event, "the alias (`*name`) stands inside of what it repeats")
         value, nodes = anchored
-        self._attach(value, _line(event), nodes)
+        self._count(event, nodes)
+        return value
+
+    def _sequence(self) -> YamlSequence:
+        sequence, lines = YamlSequence(), array("I")
+        self._path.append(0)
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            lines.append(_line(event))
+            sequence.append(self._value(event))
+            self._path[-1] = len(sequence)
+        self._path.pop()
+        sequence.lines = lines
+        return sequence
+
+    def _mapping(self) -> YamlMapping:
+        mapping, lines = YamlMapping(), dict[str, int]()
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self._error(event, "expected a key that is text")
+            key, line = self._key(event), _line(event)
+            self._path.append(key)
+            first = lines.get(key)
+            if first is not None:
+                message = f"duplicate key; the first is on line {first}"
+                self._problems.add(line, self._path, message)
+            merge = key == "<<" and event.implicit[0] and event.tag is None
+            if merge:
+                self._problems.add(line, self._path, "merge keys (`<<`) are not supported")
+            value = self._value(next(self._events))
+            if first is None and not merge:
+                mapping[key], lines[key] = value, line
+            self._path.pop()
+        mapping.lines = array("I", lines.values())
+        return mapping
+
+    def _key(self, event: yaml.ScalarEvent) -> str:
+        if event.tag not in _STRING_TAGS:
+            raise self._error(event, "tags (`!name`) are not supported")
+        key = self._share(event.value)
+        if event.anchor is not None:
+            self._anchor(event, (key, 1))
+        return key
+
+    def _share(self, text: str) -> str:
+        """Return the one copy of a string."""
+        if len(self._shared) >= _MAX_SHARED:
+            self._shared.clear()
+        return self._shared.setdefault(text, text)
+
+    def _scalar(self, event: yaml.ScalarEvent) -> Value:
+        if event.tag not in _STRING_TAGS:
+            raise self._error(event, "tags (`!name`) are not supported")
+        text, plain = event.value, event.implicit[0] and event.tag is None
+        if "$" in text and self._environ is not None:
+            try:
+                return interpolate(text, self._environ, plain=plain)
+            except InterpolationError as error:
+                self._problems.add(_line(event), self._path, str(error))
+                return InvalidValue()
+        value = resolve(text) if plain else text
+        if type(value) is str:
+            return self._share(value) if len(value) <= _MAX_SHARED_LENGTH else value
+        return Unresolved(text) if self._scalars_as_text and value is not None else value
+
+
+def _line(event: yaml.Event) -> int:
+    # Only events that a program makes have no marks.
+    return event.start_mark.line + 1 if event.start_mark is not None else 0

@@ -1,14 +1,16 @@
-"""Reading files that a user named."""
+"""Files that a configuration names: texts, secrets and certificates of authorities."""
 
 from __future__ import annotations
 
 import io
 import os
+import ssl
 import stat
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -21,7 +23,7 @@ class FileProblemError(Exception):
 
 
 class _Bounded(io.RawIOBase):
-    """The bytes of a file; more than a limit of them are an error, also where it grows."""
+    """The bytes of a file; fails beyond a limit, also where the file grows."""
 
     def __init__(self, file: io.FileIO, limit: int) -> None:
         self._file = file
@@ -55,20 +57,19 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
         # Opened before it is looked at, so that nothing can be swapped in between; without
         # blocking, because opening a FIFO waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            folder = stat.S_ISDIR(found.st_mode)
-            raise FileProblemError(
-                f"cannot be read: {'Is a directory' if folder else 'not a regular file'}"
-            )
+            is_folder = stat.S_ISDIR(status.st_mode)
+            reason = "Is a directory" if is_folder else "not a regular file"
+            raise FileProblemError(f"cannot be read: {reason}")
         with os.fdopen(descriptor, "rb", buffering=0) as file:
-            if found.st_size > limit:
+            if status.st_size > limit:
                 raise _too_large(limit)
             raw = io.BufferedReader(_Bounded(file, limit))
             # Excel's "Unicode text", and what PowerShell redirects.
-            wide = raw.peek(2)[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
-            encoding = "utf-16" if wide else "utf-8-sig"
+            is_utf_16 = raw.peek(2)[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
+            encoding = "utf-16" if is_utf_16 else "utf-8-sig"
             yield io.TextIOWrapper(raw, encoding=encoding, newline=newline)
     except OSError as error:
         raise FileProblemError(f"cannot be read: {error.strerror}") from None
@@ -79,10 +80,10 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
 
 
 def read_text(path: Path, limit: int) -> str:
-    """Return the text of a small file; see `open_text`.
+    """Return the text of a file of at most `limit` bytes.
 
     Raises:
-        FileProblemError: as there.
+        FileProblemError: as of `open_text`.
     """
     with open_text(path, limit) as file:
         return file.read()
@@ -99,7 +100,7 @@ class NamedFiles:
     Attributes:
         paths: of all of them, also of those that cannot be read.
         exposed: of those that hold a secret and that anybody on the machine can read.
-        before: is told of each file before it is read.
+        before: called with each file before it is read.
     """
 
     paths: set[Path] = field(default_factory=set)
@@ -107,12 +108,12 @@ class NamedFiles:
     before: Callable[[Path], None] = lambda _: None
 
     def note(self, path: Path) -> None:
-        """Take down one that is about to be read."""
+        """Record a file that is about to be read."""
         self.paths.add(path)
         self.before(path)
 
     def read(self, path: Path, limit: int, *, secret: bool = False) -> str:
-        """Read one, as `read_text` does.
+        """Read a file, as `read_text` does.
 
         Raises:
             FileProblemError: as there; the message names the file, whose path is no secret.
@@ -123,13 +124,71 @@ class NamedFiles:
         except FileProblemError as error:
             shown = "".join(c if c.isprintable() else "?" for c in os.path.abspath(path))  # noqa: PTH100 - keeps symlinks
             raise FileProblemError(f"the file {shown} {error}") from None
-        if secret and _exposed(path):
+        if secret and _is_exposed(path):
             self.exposed.add(path)
         return text
 
 
-def _exposed(path: Path) -> bool:
+def _is_exposed(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & stat.S_IROTH)
     except OSError:
-        return False  # gone since it was read
+        return False  # removed since it was read
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """Authorities that certificates of servers are verified against; equal where nothing changed.
+
+    Attributes:
+        context: verifies against them.
+        version: digest of the certificates, and when their folder changed (in nanoseconds).
+    """
+
+    context: ssl.SSLContext = field(compare=False, repr=False)
+    version: tuple[bytes, int]
+
+
+def _authorities(context: ssl.SSLContext, folder: str | None = None) -> Authorities:
+    certificates = sorted(context.get_ca_certs(binary_form=True))
+    # Certificates of a folder are read when they are needed.
+    changed = os.stat(folder).st_mtime_ns if folder else 0  # noqa: PTH116 - a text
+    return Authorities(context, (sha256(b"".join(certificates)).digest(), changed))
+
+
+def system_authorities(files: NamedFiles) -> Authorities:
+    """Read the system's authorities, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+
+    Raises:
+        FileProblemError: the file of `SSL_CERT_FILE` cannot be used.
+    """
+    paths = ssl.get_default_verify_paths()
+    named = os.environ.get(paths.openssl_cafile_env)
+    file = Path(named or paths.openssl_cafile)
+    files.note(file)
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if named:  # OpenSSL overlooks a file that it cannot use
+        try:
+            context.load_verify_locations(file)
+        except ssl.SSLError:
+            raise FileProblemError(f"the file {file} holds no certificate in PEM") from None
+        except OSError as error:
+            raise FileProblemError(f"the file {file} cannot be read: {error.strerror}") from None
+    return _authorities(context, paths.capath)
+
+
+def authorities_of(pem: str) -> Authorities:
+    """Return the authorities of a text in PEM.
+
+    Raises:
+        FileProblemError: it holds none.
+    """
+    try:
+        # Comments may hold anything, and are no part of it.
+        text = pem.encode("ascii", "replace").decode()
+        return _authorities(ssl.create_default_context(cadata=text))
+    except (ssl.SSLError, ValueError):
+        raise FileProblemError(
+            "expected certificates as PEM, between `BEGIN CERTIFICATE` and `END CERTIFICATE`"
+        ) from None

@@ -1,19 +1,18 @@
-"""What a configuration says of Home Assistant, and of the MQTT broker that leads to it."""
+"""The section `home_assistant`: the MQTT broker that leads to it, and what is published there."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from importlib.util import find_spec
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
-from exporter.config.authorities import Trusting
-from exporter.config.fields import AccountName, Words
+from exporter.config.files import Authorities, FileProblemError, authorities_of
+from exporter.config.types import Expected, KnownAccounts, Password
+from exporter.config.validation import MAX_CERTIFICATES_FILE, LoadContext, Section, invalid
 from exporter.secrets import Secret
-
-_MOST_ACCOUNTS = 1000
 
 
 def _mqtt_url(value: str) -> str:
@@ -31,43 +30,37 @@ def _mqtt_url(value: str) -> str:
 MqttTopic = Annotated[
     str,
     Field(strict=True, pattern=r"^[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64}){0,7}$"),
-    Words("up to 8 levels of 1 to 64 letters, digits, `_` or `-`, with `/` between them"),
+    Expected("up to 8 levels of 1 to 64 letters, digits, `_` or `-`, with `/` between them"),
 ]
 MqttUrl = Annotated[
     str,
     Field(strict=True, json_schema_extra={"format": "uri", "pattern": "^mqtts?://[^/?#@]+/?$"}),
     AfterValidator(_mqtt_url),
-    Words("`mqtt://HOST[:PORT]`, or `mqtts://HOST[:PORT]` for TLS, without user and path"),
-]
-PathText = Annotated[
-    str,
-    Field(strict=True, min_length=1, max_length=4096),
-    Words("the path of a file"),
+    Expected("`mqtt://HOST[:PORT]`, or `mqtts://HOST[:PORT]` for TLS, without user and path"),
 ]
 UserName = Annotated[
     str,
     Field(strict=True, pattern=r"^[^\x00-\x1f\x7f]{1,1024}$"),
-    Words("a name of 1 to 1024 characters"),
+    Expected("a name of 1 to 1024 characters"),
+]
+FilePath = Annotated[
+    str, Field(strict=True, min_length=1, max_length=4096), Expected("the path of a file")
 ]
 
 
-class HomeAssistantConfig(Trusting):
-    """What Home Assistant is told of the accounts, through an MQTT broker."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
-    )
+class HomeAssistantConfig(Section):
+    """What is published to Home Assistant about the accounts, through an MQTT broker."""
 
     url: MqttUrl
     """The broker; the port is 1883, or 8883 with TLS, where none is named."""
 
     username: UserName | None = None
-    """Who the exporter is to the broker; without it, nobody in particular."""
+    """The user that connects to the broker; without it, an anonymous one."""
 
-    password: Secret | None = None
-    """What it shows beside `username`. Either this or `password_file`."""
+    password: Password | None = None
+    """The password of `username`. Either this or `password_file`."""
 
-    ca_file: PathText | None = None
+    ca_file: FilePath | None = None
     """Certificates of the authorities that the broker's may come from, as PEM; without it, those
     of the system."""
 
@@ -77,21 +70,49 @@ class HomeAssistantConfig(Trusting):
     topic_prefix: MqttTopic = "esms-exporter"
     """What the exporter's own topics begin with; another one for each ledger on a broker."""
 
-    accounts: (
-        Annotated[tuple[AccountName, ...], Field(min_length=1, max_length=_MOST_ACCOUNTS)] | None
-    ) = None
+    accounts: KnownAccounts | None = None
     """The accounts that are shown; all of them where this is left out."""
+
+    _authorities: Authorities | None = PrivateAttr(default=None)
+
+    @field_validator("url")
+    @classmethod
+    def _with_client(cls, value: str, info: ValidationInfo) -> str:
+        if info.context and find_spec("aiomqtt") is None:
+            install = "`pip install 'esms-exporter[home-assistant]'`"
+            raise invalid(f"the MQTT client is not installed: {install}")
+        return value
 
     @field_validator("password")
     @classmethod
-    def _of_somebody(cls, value: Secret | None, info: ValidationInfo) -> Secret | None:
+    def _with_username(cls, value: Secret | None, info: ValidationInfo) -> Secret | None:
         if value is not None and info.data.get("username", "") is None:
-            raise PydanticCustomError("expected", "expected `username` beside it")
+            raise invalid("expected `username` beside it")
         return value
 
     @field_validator("ca_file")
     @classmethod
     def _with_tls(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("url", "mqtts:").startswith("mqtt:"):
-            raise PydanticCustomError("expected", "expected `url` to begin with `mqtts://`")
+        if value is None:
+            return None
+        if info.data.get("url", "mqtts:").startswith("mqtt:"):
+            raise invalid("expected `url` to begin with `mqtts://`")
+        if isinstance(info.context, LoadContext):
+            path = info.context.folder / value
+            try:
+                pem = info.context.files.read(path, MAX_CERTIFICATES_FILE)
+                info.context.broker_authorities[str(path)] = authorities_of(pem)
+            except FileProblemError as error:
+                raise invalid(str(error)) from None
+            return str(path)
         return value
+
+    def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it
+        """Keep the authorities that were read with it."""
+        if self.ca_file and isinstance(context, LoadContext):
+            self._authorities = context.broker_authorities[self.ca_file]
+
+    @property
+    def authorities(self) -> Authorities | None:
+        """The authorities of `ca_file`; None for those of the system."""
+        return self._authorities

@@ -1,57 +1,236 @@
-"""From what a document says to a model, or to every problem with the line that it stands on."""
+"""From a document to a model, or to every problem with the line that it stands on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, Final, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from annotated_types import MaxLen
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from exporter.config.credentials import NO_SECRET
-from exporter.config.document import BROKEN, Value, YamlMapping, YamlSequence
-from exporter.config.problems import Problems
+from exporter.config.document import (
+    MAX_PROBLEMS,
+    InvalidValue,
+    Problems,
+    Value,
+    YamlMapping,
+    YamlSequence,
+    line_of,
+    unknown_key,
+)
+from exporter.config.files import Authorities, FileProblemError, NamedFiles
+from exporter.secrets import Secret
+
+MAX_SECRET_FILE: Final = 64 << 10
+MAX_CERTIFICATES_FILE: Final = 1 << 20
 
 M = TypeVar("M", bound=BaseModel)
 
 _MESSAGES: Final = {
     "missing": "missing required key",
+    "extra_forbidden": "unknown key",
     "model_type": "expected a mapping of keys to values",
     "dict_type": "expected a mapping of keys to values",
     "tuple_type": "expected a list",
+    "list_type": "expected a list",
     "too_short": "expected at least {min_length} item",
     "too_long": "expected at most {max_length} items",
 }
 
 
-def validated(
-    model: type[M], data: Mapping[str, object], document: Value, problems: Problems
-) -> M | None:
-    """Return the model that is made of `data`, or None where `problems` has been told why not."""
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What validators know while a file is loaded; there is none for models made by code.
+
+    Attributes:
+        folder: what paths are relative to.
+        problems: receives problems that pydantic does not carry.
+        files: reads the files that are named.
+        accounts: the names of the accounts; None where they cannot be read, to check none.
+        labels: the names in `watch.labels`; None where they cannot be read.
+        authorities: those that certificates of servers are verified against.
+        seen: what has to be unique, each with its kind.
+        broker_authorities: those of each `ca_file` that was read, by its path.
+    """
+
+    folder: Path
+    problems: Problems
+    files: NamedFiles = field(default_factory=NamedFiles)
+    accounts: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
+    authorities: Authorities | None = None
+    seen: set[tuple[object, str, object]] = field(default_factory=set)
+    broker_authorities: dict[str, Authorities] = field(default_factory=dict)
+
+
+def invalid(message: str) -> PydanticCustomError:
+    """Return the error that a validator raises."""
+    return PydanticCustomError("expected", "{message}", {"message": message})
+
+
+def invalid_at(key: str, message: str) -> ValidationError:
+    """Return the error that the validator of a model raises for one of its keys."""
+    error = InitErrorDetails(type=invalid(message), loc=(key,), input=None)
+    return ValidationError.from_exception_data("config", [error])
+
+
+def check_unique(value: object, info: ValidationInfo, kind: str, owner: object = None) -> None:
+    """Check that a file has no other value of a kind, such as the name of an account."""
+    if isinstance(info.context, LoadContext):
+        if (owner, kind, value) in info.context.seen:
+            raise invalid(f"expected a unique {kind}; an earlier item has the same")
+        info.context.seen.add((owner, kind, value))
+
+
+@cache
+def secret_keys(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the keys of a model whose values are secrets, each of which a file may hold instead.
+
+    Not those with a key for the file of their own.
+    """
+    fields = model.model_fields
+    return tuple(
+        key for key, about in fields.items() if _is_secret(about) and f"{key}_file" not in fields
+    )
+
+
+def _is_secret(about: FieldInfo) -> bool:
+    is_union = get_origin(about.annotation) in {Union, UnionType}
+    choices = get_args(about.annotation) if is_union else (about.annotation,)
+    return any(Secret in (choice, *get_args(choice)[:1]) for choice in choices)
+
+
+class Section(BaseModel):
+    """A mapping of the file. Its attributes' docstrings are the reference of its keys.
+
+    They are no `use_attribute_docstrings`, which reads the source at every start: see
+    `exporter.config.loading.descriptions`.
+
+    Attributes:
+        null_is_default: `key:` without a value leaves any key at its default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    null_is_default: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare(cls, data: Any, info: ValidationInfo) -> Any:  # Any: whatever is validated
+        """Read the files of secrets, and let pydantic carry the problems that it does not know."""
+        context = info.context
+        if not isinstance(data, YamlMapping) or not isinstance(context, LoadContext):
+            return data
+        found: dict[str, object] = dict(data)
+        secrets = secret_keys(cls)
+        known = {*cls.model_fields, *(f"{key}_file" for key in secrets)}
+        for number, key in enumerate([key for key in found if key not in known]):
+            # A file may have a million of them, and looking for the nearest known key is slow.
+            if number < MAX_PROBLEMS:
+                found[key] = InvalidValue(unknown_key(key, known))
+            else:
+                del found[key]
+                context.problems.add_hidden()
+        for key, about in cls.model_fields.items():
+            value = found.get(key, data)
+            if key in secrets:
+                _read_secret(found, key, required=about.is_required(), context=context)
+            elif value is None and (cls.null_is_default or _may_be_empty(about)):
+                del found[key]
+            elif isinstance(value, YamlSequence):
+                for limit in about.metadata:
+                    # One too many is enough to be a problem.
+                    if isinstance(limit, MaxLen) and len(value) > limit.max_length:
+                        found[key] = value[: limit.max_length + 1]
+        return found
+
+    @field_validator("name", "token", check_fields=False)
+    @classmethod
+    def _is_unique(cls, value: object, info: ValidationInfo) -> object:
+        check_unique(value, info, str(info.field_name), cls)
+        return value
+
+
+def _may_be_empty(about: FieldInfo) -> bool:
+    """Tell whether a key is a section or a list, whose content may be commented out."""
+    return isinstance(about.default, BaseModel | tuple)
+
+
+def _read_secret(
+    found: dict[str, object], key: str, *, required: bool, context: LoadContext
+) -> None:
+    """Put the content of the file that holds a secret in place of the file's path."""
+    file_key = f"{key}_file"
+    path = found.get(file_key)
+    if file_key not in found:
+        if key in found:
+            found[key] = "" if found[key] is None else found[key]
+        elif required:
+            found[key] = InvalidValue(f"missing; expected it or `{file_key}`")
+    elif key in found:
+        found[key] = InvalidValue()
+        found[file_key] = InvalidValue(f"expected either `{key}` or `{file_key}`, not both")
+    elif isinstance(path, str) and path:
+        del found[file_key]
+        try:
+            file = context.folder / path
+            found[key] = context.files.read(file, MAX_SECRET_FILE, secret=True)
+        except FileProblemError as error:
+            found[key] = InvalidValue(str(error))
+    else:
+        del found[file_key]
+        known = isinstance(path, InvalidValue)
+        found[key] = path if known else InvalidValue("expected the path of a file")
+
+
+def validate(model: type[M], document: YamlMapping, context: LoadContext) -> M | None:
+    """Return the model that a document makes, or None after adding why not to the problems."""
     try:
-        return model.model_validate(data)
+        return model.model_validate(document, context=context)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            # What is broken was told, and items that are wrong leave a list too short.
-            given = detail["input"]
-            told = given is BROKEN or given is NO_SECRET
-            told = told or (detail["type"] == "too_short" and bool(given))
-            if not told:
-                # A key that is wrong has pydantic's own mark behind it.
-                parts = [part for part in detail["loc"] if part != "[key]"]
-                message = _MESSAGES.get(detail["type"], detail["msg"])
-                message = message.format_map(detail.get("ctx", {}))
-                problems.add(line_of(document, parts), parts, message)
+            message = _message(detail)
+            if message:
+                path = _path_in(document, detail["loc"])
+                context.problems.add(line_of(document, path), path, message)
         return None
 
 
-def line_of(document: Value, parts: Iterable[str | int]) -> int:
-    """Return the line of a key or item, or of the nearest above it that is there."""
-    value, line = document, 1
-    for part in parts:
-        if isinstance(value, YamlMapping) and isinstance(part, str) and part in value:
-            line, value = value.line_of(part), value[part]
+def _message(detail: ErrorDetails) -> str:
+    """Return what is wrong in our words; empty where it was reported already."""
+    value = detail["input"]
+    if isinstance(value, InvalidValue):
+        return value.message
+    if detail["type"] == "too_short" and value:
+        return ""  # items that are wrong leave a list too short
+    if detail["type"] == "literal_error":
+        return f"expected {detail['ctx']['expected']}".replace("'", "`")
+    return _MESSAGES.get(detail["type"], detail["msg"]).format_map(detail.get("ctx", {}))
+
+
+def _path_in(document: Value, location: tuple[int | str, ...]) -> list[str | int]:
+    """Return where in the document a location of pydantic's is."""
+    value, path = document, list[str | int]()
+    for part in location:
+        key = part
+        if isinstance(value, YamlMapping) and isinstance(part, str):
+            if part not in value and f"{part}_file" in value:
+                key = f"{part}_file"
+            value = value.get(part)
         elif isinstance(value, YamlSequence) and isinstance(part, int):
-            line, value = value.lines[part], value[part]
-        else:
-            break
-    return line
+            value = value[part]
+        if key != "[key]":  # pydantic's mark behind a key that is wrong
+            path.append(key)
+    return path

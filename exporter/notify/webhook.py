@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from exporter.config.authorities import Authorities
+from exporter.config.files import Authorities
 from exporter.config.notify import NotifyConfig
 from exporter.errors import RequestError, SourceError
 from exporter.esms.answers import read_refusal

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, TypeVar, cast
 
-from exporter.config.models import WatchConfig
+from exporter.config.watch import WatchConfig
 from exporter.source_status import SourceStatus
 from exporter.sources.api import ApiSource
 from exporter.sources.callback import CallbackSink, CallbackSource

@@ -16,8 +16,8 @@ from typing import Final, Generic, NamedTuple, TypeVar
 import structlog
 
 from exporter.config import WatchConfig
-from exporter.config.calls import CallConfig
-from exporter.config.problems import Problems
+from exporter.config.document import Problems
+from exporter.config.watch import CallConfig
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.ledger.records import CHUNK, NewCall
 from exporter.sources import globs
@@ -315,7 +315,7 @@ class FilesSource(Source):
                 await self._sink.keep_only(source, reading.rows)
                 if reading.refused:
                     reading = await self._add_calls(change)
-            problem = "\n".join(map(str, reading.problems.told()))
+            problem = "\n".join(map(str, reading.problems.listed()))
         except ConfigError as error:
             reading = self._readings.pop(path)
             problem = str(error)
@@ -416,7 +416,7 @@ def check_files(patterns: Sequence[str], accounts: Sequence[str], labels: Sequen
         except ConfigError as error:
             found += error.problems
         else:
-            found += problems.told()
+            found += problems.listed()
     if found:
         raise ConfigError(tuple(found))
     return calls

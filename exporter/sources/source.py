@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
-from exporter.config.models import WatchConfig
+from exporter.config.watch import WatchConfig
 from exporter.ledger.records import Count, NewCall, Tally
 from exporter.source_status import SourceStatus
 

@@ -18,10 +18,9 @@ from sqlalchemy import DateTime, TextClause, bindparam, text
 
 from exporter.calls import PROVIDER_MEMORY
 from exporter.config import CallConfig, SqlConfig, WatchConfig
-from exporter.config.calls import CallReader
 from exporter.config.databases import database_url
-from exporter.config.document import YamlMapping
-from exporter.config.problems import Problems
+from exporter.config.document import Problems, YamlMapping
+from exporter.config.watch import CallReader
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.records import CHUNK, NewCall
 from exporter.source_status import SourceStatus
@@ -209,7 +208,7 @@ class SqlSource(Source):
             )
             failure = f"{refused.total()} {kind}"
         # Rows are numbered differently in each run: a problem is compared without its number.
-        bad_rows = problems.told()
+        bad_rows = problems.listed()
         kinds = {f"{row.key.partition(']')[2]}: {row.message}" for row in bad_rows if row.line}
         problem = failure or "\n".join(map(str, bad_rows))
         if problem:

@@ -15,17 +15,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Final, NoReturn, TextIO
 
-from exporter.config.calls import CallConfig, CallReader
 from exporter.config.document import (
     MAX_ITEM_NODES,
     DocumentError,
+    Problems,
     Value,
     YamlMapping,
+    collect_errors,
     parse_items,
-    told_to,
 )
 from exporter.config.files import open_text
-from exporter.config.problems import Problems
+from exporter.config.watch import CallConfig, CallReader
 
 MAX_FILE: Final = 64 << 20
 """Bytes; a million ids are 37 MB."""
@@ -73,7 +73,7 @@ def read_calls(
     """
     reader = CallReader(accounts, labels, problems, (), repeats=True, account=account)
     newline = "" if path.endswith(".csv") else "\n"
-    with told_to(problems), open_text(Path(path), MAX_FILE, newline) as file:
+    with collect_errors(problems), open_text(Path(path), MAX_FILE, newline) as file:
         if path.endswith(".txt"):
             items = _read_ids(_read_lines(file, whole=whole))
         elif path.endswith(".csv"):

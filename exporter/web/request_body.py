@@ -12,7 +12,7 @@ from aiohttp import HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from exporter.config.models import MAX_LABELS
+from exporter.config.watch import MAX_LABELS
 from exporter.ledger.records import NewCall
 from exporter.web.problems import SHOWN, ItemProblem, ProblemError, invalid, problems_of
 from exporter.web.schemas import MAX_CALLS, Envelope, Requests

@@ -19,8 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from exporter.calls import CallState, Key, Result, Status
-from exporter.config.calls import MAX_LABEL_VALUE
-from exporter.config.fields import Words
+from exporter.config.types import MAX_LABEL_VALUE, Expected
 from exporter.esms.codes import Outcome
 from exporter.ids import ID_PATTERN, ReferenceId, reference_id
 from exporter.ledger.listing import MAX_PAGE
@@ -73,7 +72,7 @@ _ReferenceId = Annotated[str, Field(json_schema_extra=ID_SCHEMA), AfterValidator
 _LabelValue = Annotated[
     str,
     Field(max_length=MAX_LABEL_VALUE, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"),
-    Words(f"text of at most {MAX_LABEL_VALUE} characters, and no control characters"),
+    Expected(f"text of at most {MAX_LABEL_VALUE} characters, and no control characters"),
 ]
 
 
@@ -165,7 +164,7 @@ def _one_of(names: Sequence[str], words: str) -> Any:  # Any: a type that is mad
     schema: dict[str, Any] = {"type": "string"}
     if names:
         schema["enum"] = list(names)
-    return Annotated[str, AfterValidator(check), WithJsonSchema(schema), Words(words)]
+    return Annotated[str, AfterValidator(check), WithJsonSchema(schema), Expected(words)]
 
 
 def _digits(length: int, least: int, most: int, words: str) -> Any:  # Any: as above
@@ -174,7 +173,7 @@ def _digits(length: int, least: int, most: int, words: str) -> Any:  # Any: as a
             return int(value) if len(value) <= length else None
         return value if isinstance(value, int) else None
 
-    return Annotated[int, Field(ge=least, le=most), BeforeValidator(read), Words(words)]
+    return Annotated[int, Field(ge=least, le=most), BeforeValidator(read), Expected(words)]
 
 
 class _Answer(BaseModel):

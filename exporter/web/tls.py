@@ -13,17 +13,15 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from exporter.config.document import Value
-from exporter.config.fields import Switch, Words
-from exporter.config.files import FileProblemError, NamedFiles
-from exporter.config.problems import Problems
-from exporter.config.validation import line_of
+from exporter.config.document import Value, line_of
+from exporter.config.files import FileProblemError
+from exporter.config.types import Expected, Switch
+from exporter.config.validation import LoadContext, Section
 from exporter.secrets import Secret
 
 MAX_PEM: Final = 1 << 20
@@ -103,20 +101,25 @@ def _unset(value: object) -> object:
     return value or None
 
 
-_Text = Annotated[str, Words("text")]
-_Path = Annotated[str | None, Words("the path of a file"), BeforeValidator(_unset)]
-_Pem = Annotated[str | None, Words("text in PEM"), BeforeValidator(_unset)]
+_Text = Annotated[str, Expected("text")]
+_Path = Annotated[str | None, Expected("the path of a file"), BeforeValidator(_unset)]
+_Pem = Annotated[str | None, Expected("text in PEM"), BeforeValidator(_unset)]
 _Version = Annotated[_Text, AfterValidator(_version)]
 
 
-class TlsServerConfig(BaseModel):
-    """`tls_server_config`, as the exporter-toolkit documents it."""
+class WebSection(Section):
+    """A mapping of the web configuration file; as in Go's YAML, `key:` leaves it at its default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
+    null_is_default = True
+
+
+class TlsServerConfig(WebSection):
+    """`tls_server_config`, as the exporter-toolkit documents it."""
 
     cert: _Pem = None
     cert_file: _Path = None
-    key: Annotated[Secret | None, Words("text in PEM"), BeforeValidator(_unset)] = None
+    key: Annotated[Secret | None, Expected("text in PEM"), BeforeValidator(_unset)] = None
     key_file: _Path = None
     client_auth_type: Annotated[_Text, AfterValidator(_client_auth)] = "NoClientCert"
     client_ca: _Pem = None
@@ -213,39 +216,24 @@ def _san(kind: str, name: str) -> str:
         return name
 
 
-def server_tls(
-    config: TlsServerConfig,
-    folder: Path,
-    document: Value,
-    problems: Problems,
-    files: NamedFiles,
-) -> Tls | None:
-    """Make the TLS that a configuration asks for; None where `problems` has been told why not.
+def server_tls(config: TlsServerConfig, document: Value, context: LoadContext) -> Tls | None:
+    """Make the TLS that a configuration asks for; None after adding why not to the problems.
 
     Args:
         config: what is asked for.
-        folder: what its files are relative to.
         document: where its lines are.
-        problems: takes what is wrong.
-        files: reads its files.
+        context: of the file that is loaded.
     """
-    return _Builder(config, folder, document, problems, files).tls()
+    return _Builder(config, document, context).tls()
 
 
 class _Builder:
-    def __init__(
-        self,
-        config: TlsServerConfig,
-        folder: Path,
-        document: Value,
-        problems: Problems,
-        files: NamedFiles,
-    ) -> None:
+    def __init__(self, config: TlsServerConfig, document: Value, context: LoadContext) -> None:
         self._config = config
-        self._folder = folder
         self._document = document
-        self._problems = problems
-        self._files = files
+        self._folder = context.folder
+        self._problems = context.problems
+        self._files = context.files
 
     def tls(self) -> Tls | None:
         before, config = self._problems.total, self._config

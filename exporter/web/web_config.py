@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from exporter.config.calls import report_unknown_keys
-from exporter.config.document import BROKEN, YamlMapping, parse_document, told_to
-from exporter.config.fields import Count, Switch, Words
-from exporter.config.files import NamedFiles, read_text
-from exporter.config.problems import Problems
-from exporter.config.validation import validated
+from exporter.config.document import Problems, load_mapping
+from exporter.config.files import NamedFiles
+from exporter.config.types import Count, Expected, Switch
+from exporter.config.validation import LoadContext, invalid_at, validate
 from exporter.secrets import Secret
-from exporter.web.tls import Tls, TlsServerConfig, server_tls
+from exporter.web.tls import Tls, TlsServerConfig, WebSection, server_tls
 
 MAX_FILE: Final = 1 << 20
 
@@ -44,10 +43,6 @@ _PART: Final = re.compile(rf"([0-9.]+)({_UNITS})", re.ASCII)
 # Costs above 20 take the better part of a minute for each new password.
 _BCRYPT: Final = re.compile(r"\$2[aby]\$(0[4-9]|1[0-9]|20)\$[./A-Za-z0-9]{53}")
 _SHORTEST_HASH: Final = 59
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def _header(name: str) -> str:
@@ -95,43 +90,42 @@ _HeaderValue = Annotated[
     str,
     BeforeValidator(lambda value: "" if value is None else value),
     Field(pattern=r"^[ -~]{0,4096}$"),
-    Words("a text of printable ASCII characters"),
+    Expected("a text of printable ASCII characters"),
 ]
 
 
-class _HttpServer(_Model):
+class _HttpServer(WebSection):
     http2: Switch = True  # for the toolkit's sake; there is none
     headers: Annotated[
         dict[Annotated[str, AfterValidator(_header)], _HeaderValue], AfterValidator(_headers)
     ] = Field(default_factory=dict)
 
 
-class RateLimit(_Model):
+class RateLimit(WebSection):
     """How many requests are answered: `burst` at once, and one more each `interval` seconds."""
 
     interval: Annotated[
         float,
         Field(ge=0, le=86_400),
         BeforeValidator(_interval),
-        Words("a duration such as `100ms`, `1s` or `1m30s`, up to 24h; 0 for no limit"),
+        Expected("a duration such as `100ms`, `1s` or `1m30s`, up to 24h; 0 for no limit"),
     ] = 0.0
     burst: Annotated[int, Count(1, 1_000_000)] = 1
 
+    @model_validator(mode="after")
+    def _with_burst(self) -> RateLimit:
+        if self.interval and "burst" not in self.model_fields_set:
+            raise invalid_at("burst", "missing required key")
+        return self
 
-class _File(_Model):
+
+class _File(WebSection):
     tls_server_config: TlsServerConfig = TlsServerConfig()
     http_server_config: _HttpServer = _HttpServer()
     basic_auth_users: dict[
         Annotated[str, AfterValidator(_user)], Annotated[Secret, AfterValidator(_hash)]
     ] = Field(default_factory=dict)
     rate_limit: RateLimit = RateLimit()
-
-
-_SECTIONS: Final[dict[str, type[BaseModel]]] = {
-    "tls_server_config": TlsServerConfig,
-    "http_server_config": _HttpServer,
-    "rate_limit": RateLimit,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,56 +151,33 @@ def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
     Args:
         path: a file of YAML; files that it names are relative to its folder. An empty one asks for
             nothing.
-        files: takes down the other files.
+        files: records the other files.
 
     Raises:
         ConfigError: with everything that is wrong.
     """
     problems = Problems(str(path))
-    with told_to(problems):
-        # No variables: the toolkit knows none, and hashes are full of `$`. Go's YAML takes any
-        # scalar where a text is expected, as it is written.
-        text = read_text(path, MAX_FILE)
-        document = parse_document(text, None, problems, scalars_as_text=True)
+    # No variables: the toolkit knows none, and hashes are full of `$`. Go's YAML takes any
+    # scalar where a text is expected, as it is written.
+    document = load_mapping(
+        path, MAX_FILE, None, problems, "tls_server_config", scalars_as_text=True
+    )
     if document is None:
         return WebConfig()
-    if not isinstance(document, YamlMapping):
-        if document is not BROKEN:
-            problems.add(1, (), "expected a mapping with keys such as `tls_server_config`")
-        problems.fail()
-    found = validated(_File, _known(document, problems), document, problems)
-    if found is None:
-        problems.fail()
+    context = LoadContext(path.parent, problems, files or NamedFiles())
+    found = validate(_File, document, context)
     tls = None
-    if document.get("tls_server_config"):
-        tls = server_tls(
-            found.tls_server_config, path.parent, document, problems, files or NamedFiles()
-        )
-    limit, section = found.rate_limit, document.get("rate_limit")
-    if limit.interval and isinstance(section, YamlMapping) and "burst" not in section:
-        line = document.line_of("rate_limit")
-        problems.add(line, ("rate_limit", "burst"), "missing required key")
-    if problems.total:
+    if section := document.get("tls_server_config"):
+        # Its files are read where this section is valid, whatever is wrong with the others.
+        with suppress(ValidationError):
+            config = TlsServerConfig.model_validate(section, context=context)
+            tls = server_tls(config, document, context)
+    if found is None or problems.total:
         problems.fail()
+    limit = found.rate_limit
     return WebConfig(
         tls,
         found.http_server_config.headers,
         found.basic_auth_users,
         limit if limit.interval else None,
     )
-
-
-def _known(document: YamlMapping, problems: Problems) -> dict[str, object]:
-    """Return what the models know, without sections that are empty; the rest is a problem."""
-    report_unknown_keys(document, _File.model_fields, (), problems)
-    data: dict[str, object] = {}
-    for key in _File.model_fields:
-        value = document.get(key)
-        model = _SECTIONS.get(key)
-        if model is not None and isinstance(value, YamlMapping):
-            known = model.model_fields
-            report_unknown_keys(value, known, (key,), problems)
-            data[key] = {name: value[name] for name in known if value.get(name) is not None}
-        elif value is not None:
-            data[key] = value
-    return data

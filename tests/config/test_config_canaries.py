@@ -63,8 +63,8 @@ def test_phones(load: Load, tmp_path: Path, phone: str) -> None:
         ({"timezone": "Saigon"}, "9: canaries[0].timezone: expected the name of a time zone"),
         ({"timezone": "../UTC"}, "9: canaries[0].timezone: expected the name of a time zone"),
         ({"phone": "'113'"}, "6: canaries[0].phone: expected a phone number"),
-        ({"phone": "'+1 555 0100'"}, "6: canaries[0].phone: expected a key: printable"),
-        ({"phone": "912345678"}, "6: canaries[0].phone: expected text; a key that looks"),
+        ({"phone": "'+1 555 0100'"}, "6: canaries[0].phone: expected a phone number"),
+        ({"phone": "912345678"}, "6: canaries[0].phone: expected a phone number"),
         ({"phone": None}, "4: canaries[0].phone: missing; expected it or `phone_file`"),
         ({"recording": None}, "4: canaries[0]: expected either `recording` or `template`"),
         ({"template": "'1'"}, "4: canaries[0]: expected either `recording` or `template`, not"),
@@ -99,6 +99,6 @@ def test_names_and_accounts(problems: Tell) -> None:
     ) + text().removeprefix(HEAD)
     assert problems(two) == [
         "4: canaries[0].account: missing; expected it where there are several accounts",
-        "10: canaries[1].name: expected a name of its own; the same is on line 4",
+        "10: canaries[1].name: expected a unique name; an earlier item has the same",
         "10: canaries[1].account: missing; expected it where there are several accounts",
     ]

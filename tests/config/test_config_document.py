@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from exporter.config import document
-from exporter.config.document import YamlMapping, YamlSequence, parse_document
-from exporter.config.problems import Problems
+from exporter.config.document import Problems, YamlMapping, YamlSequence, parse_document
 
 Tell = Callable[..., list[str]]
 ACCOUNTS = "accounts: [{name: a, api_key: k, secret_key: s}]\n"
@@ -33,7 +32,7 @@ def test_every_key_and_item_has_its_line() -> None:
     value = parse("a: 1\nb:\n  - x\n\n  - {c: 2,\n     d: 3}\n")
     assert isinstance(value, YamlMapping)
     assert value == {"a": 1, "b": ["x", {"c": 2, "d": 3}]}
-    assert dict(value.keys_with_lines()) == {"a": 1, "b": 2}
+    assert dict(zip(value, value.lines, strict=True)) == {"a": 1, "b": 2}
     assert value.line_of("b") == 2
     items = value["b"]
     assert isinstance(items, YamlSequence)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.config.durations import JSON_PATTERN, format_duration, parse_duration
+from exporter.config.types import DURATION_PATTERN, format_duration, parse_duration
 
 WEEK = 604_800
 
@@ -29,7 +29,7 @@ WEEK = 604_800
 )
 def test_a_duration_is_read_as_prometheus_reads_it(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
-    assert re.search(JSON_PATTERN, text)
+    assert re.search(DURATION_PATTERN, text)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_duration_is_read_as_prometheus_reads_it(text: str, seconds: float) ->
 def test_what_is_no_duration_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ValueError, match=r"^expected a duration such as `15s`, `1m30s` or `3d`$"):
         parse_duration(text)
-    assert not re.search(JSON_PATTERN.replace("$", r"\Z"), text, re.ASCII)
+    assert not re.search(DURATION_PATTERN.replace("$", r"\Z"), text, re.ASCII)
 
 
 @pytest.mark.parametrize(

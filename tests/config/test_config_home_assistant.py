@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trustme
 
-from exporter.config import Config, HomeAssistantConfig, brokers
+from exporter.config import Config, HomeAssistantConfig
 from exporter.secrets import Secret
 
 Load = Callable[..., Config]
@@ -133,6 +134,6 @@ def test_certificates_need_tls(problems: Tell, tmp_path: Path) -> None:
 
 
 def test_a_client_that_is_not_installed(problems: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brokers, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "aiomqtt", None)
     (found,) = problems(HEAD + "home_assistant: {url: 'mqtt://a'}\n")
-    assert found.startswith("2: home_assistant: the MQTT client is not installed: `pip install")
+    assert found.startswith("2: home_assistant.url: the MQTT client is not installed: `pip install")

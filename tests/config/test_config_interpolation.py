@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.config.interpolation import InterpolationError, Unresolved, interpolate
+from exporter.config.document import InterpolationError, Unresolved, interpolate
 
 ENVIRON = {"A": "one", "EMPTY": "", "NESTED": "${A} $$", "_b2": "two"}
 

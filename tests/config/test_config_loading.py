@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from exporter.config import AccountConfig, Config, LedgerConfig, load_config
-from exporter.config.models import WatchConfig
+from exporter.config.watch import WatchConfig
 from exporter.errors import ConfigError
 from exporter.secrets import Secret
 
@@ -223,7 +223,7 @@ def test_secrets_stay_text(load: Load) -> None:
                 *("sqlite:////data/", "sqlite:///..", "sqlite:////data/."),
             ]
         ),
-        (HEAD + "ledger: {url: 5}\n", "5: ledger.url: expected text"),
+        (HEAD + "ledger: {url: 5}\n", LEDGER_URL),
         (HEAD + "ledger: {url: a, url_file: b}\n", "5: ledger.url_file: expected either `url` or"),
         (HEAD + "ledger: {url: 'postgresql://h:x/d'}\n", "5: ledger.url: expected a URL such as"),
         (HEAD + "watch: {labels: x}\n", "5: watch.labels: expected a list"),
@@ -231,7 +231,10 @@ def test_secrets_stay_text(load: Load) -> None:
             HEAD + "watch: {labels: [a, b, c, d, e, f]}\n",
             "5: watch.labels: expected at most 5 items",
         ),
-        (HEAD + "watch: {labels: [a,\n b, a]}\n", "6: watch.labels[2]: the same name again"),
+        (
+            HEAD + "watch: {labels: [a,\n b, a]}\n",
+            "6: watch.labels[2]: expected a unique label; an",
+        ),
         (HEAD + "watch: {max_calls: 0}\n", "5: watch.max_calls: expected a whole number from 1 to"),
         (HEAD + "watch: {calls: x}\n", "5: watch.calls: expected a list"),
         (HEAD + "watch: {calls: '${NONE}'}\n", "5: watch.calls: the environment variable `NONE`"),
@@ -262,7 +265,7 @@ def test_names_of_accounts_are_plain(problems: Tell, name: str) -> None:
 
 def test_names_of_accounts_differ(problems: Tell) -> None:
     assert problems(HEAD + HEAD.removeprefix("accounts:\n")) == [
-        "5: accounts[1].name: expected a name of its own; the same is on line 2"
+        "5: accounts[1].name: expected a unique name; an earlier item has the same"
     ]
 
 
@@ -302,11 +305,11 @@ def test_all_problems_come_at_once_in_the_order_of_the_file(problems: Tell) -> N
         ["4", "watch.labels[0]"],
         ["5", "polling.interval"],
         ["5", "polling.max_interval"],
+        ["7", "accounts[0].name"],
         ["7", "accounts[0].api_key"],
         ["7", "accounts[0].secret_key"],
-        ["7", "accounts[0].name"],
-        ["8", "accounts[1].nme"],
         ["8", "accounts[1].name"],
+        ["8", "accounts[1].nme"],
         ["9", "accounts[1].api_key"],
         ["10", "accounts[1].api_key_file"],
         ["11", "accounts[1].secret_key_file"],
@@ -334,7 +337,10 @@ def test_keys_come_from_files_beside_the_configuration(
         (None, "the file {path} cannot be read: No such file or directory"),
         (b"", "expected a key, and it is empty"),
         (b"\n", "expected a key, and it is empty"),
-        (b"k3y\nk3y\n", "expected a key: printable ASCII characters without blanks"),
+        (
+            b"k3y\nk3y\n",
+            "expected a key: printable ASCII characters without blanks, 1024 at most",
+        ),
         (b"k3y\xff", "the file {path} is not UTF-8 text"),
         (b"k3y" * 30_000, "the file {path} is larger than 64 KiB"),
     ],

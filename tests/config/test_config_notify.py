@@ -8,7 +8,7 @@ import pytest
 
 from exporter.calls import Result, Status
 from exporter.config import Config
-from exporter.config.fields import ResultName, StatusName
+from exporter.config.notify import ResultName, StatusName
 from exporter.secrets import Secret
 
 Load = Callable[..., Config]
@@ -113,12 +113,12 @@ def test_keys_that_are_refused(problems: Tell, key: str) -> None:
         ({"accounts": "[main, c]"}, "8: notify[0].accounts[1]: expected the name of one of the"),
         ({"results": "[busy]"}, "8: notify[0].results[0]: expected `success`, `failure` or `unk"),
         ({"results": "success"}, "8: notify[0].results: expected a list"),
-        ({"statuses": "[success]"}, "8: notify[0].statuses[0]: expected a value of the label"),
+        ({"statuses": "[success]"}, "8: notify[0].statuses[0]: expected `answered`, `no_answer`"),
         ({"labels": "{other: x}"}, "8: notify[0].labels.other: expected one of the names in `wat"),
-        ({"labels": "[campaign]"}, "8: notify[0].labels: expected a mapping of names in"),
-        ({"labels": "{campaign: 5}"}, "8: notify[0].labels: expected a mapping of names in"),
-        ({"labels": "{campaign: []}"}, "8: notify[0].labels: expected a mapping of names in"),
-        ({"labels": "{campaign: [x, 5]}"}, "8: notify[0].labels: expected a mapping of names in"),
+        ({"labels": "[campaign]"}, "8: notify[0].labels: expected a mapping of keys to values"),
+        ({"labels": "{campaign: 5}"}, "8: notify[0].labels.campaign: expected a text, or a"),
+        ({"labels": "{campaign: []}"}, "8: notify[0].labels.campaign: expected a text, or a"),
+        ({"labels": "{campaign: [x, 5]}"}, "8: notify[0].labels.campaign: expected a text, or a"),
         ({"timeout": "0s"}, "8: notify[0].timeout: expected a duration"),
         ({"give_up_after": "31d"}, "8: notify[0].give_up_after: expected a duration"),
         ({"max_concurrency": "101"}, "8: notify[0].max_concurrency: expected a whole number"),
@@ -133,7 +133,7 @@ def test_one_mistake_is_one_problem(problems: Tell, keys: dict[str, str], expect
 def test_names_are_unique_and_few(problems: Tell) -> None:
     one = f"{{name: crm, url: '{URL}', secret: {KEY}}}"
     assert problems(f"{HEAD}notify: [{one},\n  {one}]\n") == [
-        "4: notify[1].name: expected a name of its own; the same is on line 3"
+        "4: notify[1].name: expected a unique name; an earlier item has the same"
     ]
     many = ", ".join(one.replace("crm,", f"t{number},") for number in range(21))
     assert problems(f"{HEAD}notify: [{many}]\n") == ["3: notify: expected at most 20 items"]
@@ -146,9 +146,5 @@ def test_what_is_no_list_of_targets(problems: Tell, broken: str) -> None:
 
 
 def test_the_values_are_those_of_the_metrics() -> None:
-    assert set(values(ResultName)) == set(Result)
-    assert set(values(StatusName)) == set(Status)
-
-
-def values(annotated: object) -> tuple[str, ...]:
-    return typing.get_args(typing.get_args(annotated)[0])
+    assert set(typing.get_args(ResultName)) == set(Result)
+    assert set(typing.get_args(StatusName)) == set(Status)

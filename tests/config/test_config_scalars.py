@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from exporter.config.scalars import resolve
+from exporter.config.document import resolve
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}, {name: b, api_key: k, secret_key: s}]\n"
-AGAIN = "expected a token of its own; the same is on line"
+AGAIN = "expected a unique token; an earlier item has the same"
 EMPTY = "expected a key, and it is empty"
 NO_ITEM = "expected a mapping of keys to values"
 NO_ACCOUNT = "expected the name of one of the accounts"
@@ -20,13 +20,13 @@ Tell = Callable[..., list[str]]
     [
         (
             ["{name: x, token: s3cr3t}", "{name: y, token: other}", "{name: z, token: s3cr3t}"],
-            [f"5: watch.api.tokens[2].token: {AGAIN} 3"],
+            [f"5: watch.api.tokens[2].token: {AGAIN}"],
         ),
         (
             ["{name: x, token_file: f}", "{name: y, token: s3cr3t}", "{name: z, token_file: f}"],
             [
-                f"4: watch.api.tokens[1].token: {AGAIN} 3",
-                f"5: watch.api.tokens[2].token_file: {AGAIN} 3",
+                f"4: watch.api.tokens[1].token: {AGAIN}",
+                f"5: watch.api.tokens[2].token_file: {AGAIN}",
             ],
         ),
         (
@@ -42,7 +42,7 @@ Tell = Callable[..., list[str]]
             [
                 f"3: watch.api.tokens[0]: {NO_ITEM}",
                 f"4: watch.api.tokens[1].accounts[1]: {NO_ACCOUNT}",
-                f"6: watch.api.tokens[3].token: {AGAIN} 5",
+                f"6: watch.api.tokens[3].token: {AGAIN}",
             ],
         ),
     ],

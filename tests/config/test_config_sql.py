@@ -53,9 +53,16 @@ def test_queries(load: Load, query: str) -> None:
         (HEAD + URL + "      query: ''\n", "6: watch.sql[0].query: expected a query of 1 to 10000"),
         (HEAD + URL, "4: watch.sql[0].query: missing required key"),
         (HEAD + "      query: SELECT 1\n", "4: watch.sql[0].url: "),
+        *(
+            (
+                block("").replace("sqlite:////nowhere/x.db", url),
+                "5: watch.sql[0].url: expected a URL such as",
+            )
+            for url in ("nonsense", "nonsense://u:p@h", "postgresql://u:p@h:port/db")
+        ),
         (
-            block("").replace("sqlite:////nowhere/x.db", "nonsense"),
-            "5: watch.sql[0].url: expected a URL such as",
+            block("").replace("sqlite:////nowhere/x.db", "oracle://u:p@127.0.0.1/db"),
+            "5: watch.sql[0].url: the driver of this database is not installed: `",
         ),
         *(
             (

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from exporter.backoff import ExponentialBackoff
 from exporter.config import HomeAssistantConfig
-from exporter.config.authorities import authorities_of
+from exporter.config.document import Problems
+from exporter.config.validation import LoadContext
 from exporter.errors import LedgerError
 from exporter.home_assistant import broker as module
 from exporter.home_assistant import publisher
@@ -77,14 +78,16 @@ def secured(tmp_path: Path, certificates: Certificates) -> Iterator[Mosquitto]:
 async def test_tls_and_a_password(
     simulator: Simulator, secured: Mosquitto, tmp_path: Path, certificates: Certificates
 ) -> None:
-    config = HomeAssistantConfig(
-        url=f"mqtts://localhost:{secured.port}",
-        username="exporter",
-        password=Secret(PASSWORD),
-        ca_file=str(tmp_path / "ca.crt"),
+    config = HomeAssistantConfig.model_validate(
+        {
+            "url": f"mqtts://localhost:{secured.port}",
+            "username": "exporter",
+            "password": PASSWORD,
+            "ca_file": "ca.crt",
+        },
+        context=LoadContext(tmp_path, Problems("config.yaml")),
     )
     # As they were loaded, whatever has happened to the file since.
-    config.trust(authorities_of(certificates.text("ca.crt")))
     (tmp_path / "ca.crt").unlink()
     options = {"username": "exporter", "password": PASSWORD, "tls_context": certificates.client()}
     async with (

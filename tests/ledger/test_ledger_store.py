@@ -18,8 +18,8 @@ from exporter.calls import (
     Status,
     WatchedCall,
 )
-from exporter.config.calls import MAX_LABEL_VALUE
-from exporter.config.models import MAX_LABELS
+from exporter.config.types import MAX_LABEL_VALUE
+from exporter.config.watch import MAX_LABELS
 from exporter.ids import MAX_REFERENCE_ID_LENGTH
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database

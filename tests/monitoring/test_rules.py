@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from exporter.config.fields import RESERVED_LABELS
+from exporter.config.watch import RESERVED_LABELS
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from tests.monitoring.rules import (

@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from exporter.config import WatchConfig
-from exporter.config.calls import CallConfig
+from exporter.config.watch import CallConfig
 from exporter.errors import ConfigError
 from exporter.ledger.records import NewCall, Tally
 from exporter.source_status import SourceStatus

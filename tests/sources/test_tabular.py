@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.config.calls import CallConfig, CallReader
-from exporter.config.problems import Problems
+from exporter.config.document import Problems
+from exporter.config.watch import CallConfig, CallReader
 from exporter.errors import ConfigError, Problem
 from exporter.sources.tabular import MAX_FILE, read_calls
 
@@ -28,7 +28,7 @@ def read_all(
 ) -> tuple[list[CallConfig], tuple[Problem, ...]]:
     problems = Problems(str(path))
     calls = list(read_calls(str(path), accounts, labels, problems, whole=whole))
-    return calls, problems.told()
+    return calls, problems.listed()
 
 
 def read(
@@ -249,13 +249,13 @@ def test_a_list_of_what_a_spreadsheet_made_of_ids(tmp_path: Path) -> None:
         ("a.txt", "# x\n" + "x" * (1 << 20) + "x", "a.txt:2: is longer than 1048576 characters"),
         ("a.csv", "reference_id\n" + ",\n" * 9 + "," * (1 << 21), "a.csv:11: is longer than"),
         ("a.csv", "reference_id\n" + '"\n",' * 400_000, "a.csv:262146: is longer than"),
-        ("a.yaml", "- x\n- [" + "a," * 101 + "]", "a.yaml:2: [1][100]: holds more than 100 values"),
+        ("a.yaml", "- x\n- [" + "a," * 101 + "]", "a.yaml:2: [1][99]: holds more than 100 values"),
         (
             "a.json",
             '["x", {' + ",".join(f'"k{n}":1' for n in range(200)) + "}]",
             "a.json:1: [1]: holds more",
         ),
-        ("a.yaml", "".join(f"- &a{n} x\n" for n in range(1001)), "a.yaml:1001: [1001]: holds"),
+        ("a.yaml", "".join(f"- &a{n} x\n" for n in range(1001)), "a.yaml:1001: [1000]: holds"),
         ("a.yaml", "{a: [1", "a.yaml:1: expected a list of calls"),
         ("a.json", '"x"', "a.json:1: expected a list of calls"),
     ],
@@ -316,7 +316,7 @@ def test_a_file_is_read_as_a_stream(tmp_path: Path, name: str) -> None:
             pass
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert len(problems.told()) <= 101
+        assert len(problems.listed()) <= 101
         return most
 
     # More of them than words and labels that are held.

@@ -150,7 +150,7 @@ USERS = "basic_auth_users:\n"
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- a\n", "1: expected a mapping with keys such as `tls_server_config`"),
+        ("- a\n", "1: expected a mapping with the key `tls_server_config`"),
         ("tls_server_confg: {}\n", "1: tls_server_confg: unknown key; did you mean `tls_server_c"),
         ("tls_server_config: 5\n", "1: tls_server_config: expected a mapping of keys to values"),
         (TLS + "  cert_fil: x\n", "4: tls_server_config.cert_fil: unknown key; did you mean `cert"),

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from exporter.config.calls import CALL_SCHEMA, MAX_LABEL_VALUE, CallConfig
-from exporter.config.credentials import CREDENTIALS
-from exporter.config.durations import format_duration
-from exporter.config.fields import Count, Duration, Words, is_duration
-from exporter.config.models import Config
+from exporter.config.loading import Config, descriptions
+from exporter.config.types import (
+    MAX_LABEL_VALUE,
+    Count,
+    Duration,
+    Expected,
+    SecretText,
+    format_duration,
+)
+from exporter.config.validation import secret_keys
+from exporter.config.watch import CALL_SCHEMA, CallConfig
 from exporter.secrets import Secret
 from tools.reference.markdown import NOTE, code, table
 
 _HEAD: Final = ("key", "takes", "default", "what it is")
-_PRINTABLE: Final = "printable ASCII without blanks, up to 1024 characters"
-_SECRETS: Final = {
-    "password": "text of up to 4096 characters, taken as it is",
-    "url": "an address of up to 4096 characters",
-}
-
 _INTRODUCTION: Final = """# Configuration
 
 Every key of the file that `--config.file` names, with what it takes and its default.
@@ -70,7 +70,7 @@ def page() -> str:
     """Return the whole page."""
     return "".join(
         (
-            NOTE.format(source="exporter/config/models.py"),
+            NOTE.format(source="exporter/config/"),
             _INTRODUCTION,
             *_sections("", Config),
         )
@@ -94,16 +94,17 @@ def _section(path: str, words: str, rows: Iterator[tuple[str, str, str, str]]) -
 
 
 def _rows(path: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    words = descriptions(model)
     for name, field in model.model_fields.items():
         takes, below = _takes(field.annotation, field.metadata), _below(path, name)
-        secret = name in CREDENTIALS.get(model, ())
+        secret = name in secret_keys(model)
         default = _default(field, takes)
         if field.is_required():
             default = f"required, or `{name}_file`" if secret else "required"
-        yield code(name), _in_words(takes, below), default, _said(field.description, below)
+        yield code(name), _in_words(takes, below), default, _said(words[name], below)
         if secret:
-            words = f"A file that holds the value of `{name}`; read again when it changes."
-            yield code(f"{name}_file"), "the path of a file", "none", words
+            about = f"A file that holds the value of `{name}`; read again when it changes."
+            yield code(f"{name}_file"), "the path of a file", "none", about
 
 
 def _call_rows() -> Iterator[tuple[str, str, str, str]]:
@@ -129,7 +130,7 @@ def _takes(annotation: Any, metadata: Iterable[object]) -> _Takes:  # Any: see a
             annotation, *more = arguments
             for item in more:
                 found += tuple(item.metadata) if isinstance(item, FieldInfo) else (item,)
-        elif origin in {Union, UnionType}:
+        elif origin in {Union, UnionType} and NoneType in arguments:
             (annotation,) = (one for one in arguments if one is not NoneType)
         else:
             break
@@ -143,25 +144,33 @@ def _in_words(takes: _Takes, path: str) -> str:
         return f"{_length(takes)}: {what or 'each ' + _in_words(takes.item, path)}"
     if takes.model:
         return _link(path)
-    if takes.kind is Secret:
-        return _SECRETS.get(path.rpartition(".")[2], _PRINTABLE)
-    for item in takes.metadata:
+    arguments = get_args(takes.kind)
+    if get_origin(takes.kind) is Literal:
+        return f"{', '.join(map(code, arguments[:-1]))} or {code(arguments[-1])}"
+    if get_origin(takes.kind) is dict:
+        value = _in_words(_takes(arguments[1], ()), path)
+        return f"a mapping of names in `watch.labels`, each to {value}"
+    return _words(takes, path)
+
+
+def _words(takes: _Takes, path: str) -> str:
+    for item in reversed(takes.metadata):
         match item:
-            case Words(expected):
-                return expected
-            case Count(least, most):
-                return f"a whole number from {least} to {most}"
-            case Duration(least, most):
-                return f"a duration from {least} to {most}"
+            case Expected(words) | SecretText(words):
+                return words
+            case Count(minimum, maximum):
+                return f"a whole number from {minimum} to {maximum}"
+            case Duration(minimum, maximum):
+                return f"a duration from {minimum} to {maximum}"
     raise LookupError(f"nothing says what {path} takes")
 
 
 def _length(takes: _Takes) -> str:
-    least = next((item.min_length for item in takes.metadata if isinstance(item, MinLen)), 0)
-    most = next((item.max_length for item in takes.metadata if isinstance(item, MaxLen)), None)
-    if most is None:
+    shortest = next((item.min_length for item in takes.metadata if isinstance(item, MinLen)), 0)
+    longest = next((item.max_length for item in takes.metadata if isinstance(item, MaxLen)), None)
+    if longest is None:
         return "a list"
-    return f"a list of {least} to {most}" if least else f"a list of up to {most}"
+    return f"a list of {shortest} to {longest}" if shortest else f"a list of up to {longest}"
 
 
 def _link(path: str) -> str:
@@ -182,7 +191,7 @@ def _default(field: FieldInfo, takes: _Takes) -> str:
         value = value.reveal()  # nobody's
     return code(
         format_duration(value)
-        if is_duration(field)
+        if any(isinstance(item, Duration) for item in takes.metadata)
         else f"{value:g}"
         if isinstance(value, float)
         else str(value).lower()
