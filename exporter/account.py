@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
 from exporter.config import AccountConfig, Config
-from exporter.esms.answers import Answer, BalanceAnswer
+from exporter.esms.answers import BalanceAnswer
 from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId
-from exporter.polling.circuit_breaker import GOOD
 from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
@@ -142,32 +140,9 @@ class Account:
             wanted,
         )
 
-    async def look_up(self, reference_id: ReferenceId, within: float) -> Answer | None:
-        """Ask for a call that is not watched, at the account's pace.
-
-        Args:
-            reference_id: of the call.
-            within: seconds to wait for a turn, at most.
-
-        Returns:
-            The answer, or the failure; None where there was no turn.
-        """
-        asked = await self.poller.request(
-            "look_up",
-            lambda: self._client.send_status(reference_id),
-            lambda answer: answer,
-            within,
-        )
-        if asked is None:
-            return None
-        answer, seconds = asked
-        self.stats.polls.count(answer.outcome, answer.code, seconds)
-        if answer.outcome in GOOD:
-            self.stats.last_success = time.time()
-        return answer
-
     async def balance(self) -> BalanceAnswer:
-        """Ask for the account's balance."""
+        """Ask for the account's balance, within its rate and also while polls are paused."""
+        await self.poller.wait_for_slot()
         return await self._client.balance()
 
     async def stop(self, within: float) -> None:

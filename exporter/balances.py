@@ -32,6 +32,9 @@ FIRST_SHARE: Final = 0.1
 """The share of the interval within which an account is first asked for: many of them, or many
 exporters that start together, do not ask at once."""
 
+_LOOK_EVERY: Final = 1.0
+"""Seconds after which it is checked whether the account is polled here."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -74,10 +77,8 @@ def wait_after(failures: int, interval: float, retry_after: float | None) -> flo
 class Balances:
     """Asks for the balance of each account, and shows it.
 
-    Exporters that share a ledger each ask for themselves: what one may not ask, another may.
-
     Args:
-        accounts: live mapping, shared by reference; changed before `configure` is called.
+        accounts: those that are polled here: live mapping, shared by reference.
         metrics: where balances and requests are shown.
         spawn: runs a coroutine in the background, until it is cancelled.
 
@@ -110,7 +111,8 @@ class Balances:
         if not wanted:
             self._metrics.remove("operation", GET_BALANCE)
         for name, settings in wanted.items():
-            self._metrics.balance_timestamp.labels(name)
+            if name in self._accounts:
+                self._show_account(name)
             if name not in self._tasks:
                 self._tasks[name] = settings, self._spawn(self._run(name, settings.interval))
         for account in config.accounts:
@@ -131,32 +133,46 @@ class Balances:
         for family in (self._metrics.balance, self._metrics.balance_timestamp):
             family.remove("account", account)
 
-    async def _run(self, account: str, interval: float) -> None:
-        """Ask for an account's balance again and again."""
-        requests = RequestMetrics(self._metrics, account, GET_BALANCE)
-        await asyncio.sleep(interval * FIRST_SHARE * random.random())  # noqa: S311 - no secret
-        failures = 0
+    async def _run(self, name: str, interval: float) -> None:
+        """Ask for an account's balance again and again, while the account is polled here."""
+        account, requests, failures = None, None, 0
         while True:
+            if (polled := self._accounts.get(name)) is None:
+                self._forget(name)
+                account = None
+                await asyncio.sleep(_LOOK_EVERY)
+                continue
+            if polled is not account or requests is None:
+                account, requests, failures = polled, self._show_account(name), 0
+                await asyncio.sleep(interval * FIRST_SHARE * random.random())  # noqa: S311 - no secret
+                continue
             begun = time.monotonic()
-            answer = await self._accounts[account].balance()
+            answer = await account.balance()
+            if self._accounts.get(name) is not account:
+                continue
             requests.count(answer.outcome, answer.code, time.monotonic() - begun)
             if answer.balance is None:
                 failures += 1
             else:
-                self._show(account, answer.balance)
+                self._show(name, answer.balance)
                 if failures:
-                    _log.info("balance is known again", account=account)
+                    _log.info("balance is known again", account=name)
                 failures = 0
             if failures == 1:
                 _log.warning(
                     "balance not known",
-                    account=account,
+                    account=name,
                     reason=answer.outcome.value,
                     code=answer.code,
                     message=answer.message,
                 )
             wait = wait_after(failures, interval, answer.retry_after)
             await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
+
+    def _show_account(self, name: str) -> RequestMetrics:
+        """Make an account's series."""
+        self._metrics.balance_timestamp.labels(name)
+        return RequestMetrics(self._metrics, name, GET_BALANCE)
 
     def _show(self, account: str, vnd: float) -> None:
         now = time.time()

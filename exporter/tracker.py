@@ -348,7 +348,7 @@ class CallTracker:
                 account.poller.remove(call.id)
             else:
                 account.poller.apply_committed(call, found, at)
-                if isinstance(found, Finished):
+                if isinstance(found, Finished) and call.id not in committed.canaries:
                     ended = self.ledger.shown(_ended(name, call, found, at))
                     if self.tell_finished:
                         self.tell_finished(name, call.id)

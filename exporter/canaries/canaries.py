@@ -1,6 +1,6 @@
-"""All canary calls of an exporter: when they are due, those that have not ended, and what is shown.
+"""The canaries of an exporter: places the calls that are due, and shows how runs end.
 
-Exporters that share a ledger all do the same; the ledger says who places a call, and who asks.
+Exporters that share a ledger agree by it: a run is begun once, and ends once.
 """
 
 from __future__ import annotations
@@ -12,37 +12,41 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from itertools import islice, takewhile
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from exporter.account import Account
-from exporter.canaries.results import CanaryResult
-from exporter.canaries.runs import WAIT_FOR_TURN, Runs
+from exporter.calls import WatchedCall
+from exporter.canaries.runs import CanaryRunner
 from exporter.canaries.schedule import grace
 from exporter.config import Config
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
-from exporter.ledger.canary_runs import CanaryRuns, NotBegun, Run, State
+from exporter.esms.client import CallRequest, PlacedCall
+from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run, State
 from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import MAKE_CALL, Catalogue
 from exporter.metrics.requests import RequestMetrics
 
+WAIT_FOR_TURN: Final = 30.0
+"""Seconds that a request waits for its turn, before the right to send it is given up."""
+
 LOOK_EVERY: Final = 1.0
-"""Seconds after which it is looked whether a call is due."""
+"""Seconds after which due times, and the runs that have not ended, are checked."""
 
 _READ_EVERY = 5.0
-"""Seconds after which the ledger is read, where nothing has happened here."""
-
-_ASK_EVERY: Final = 5.0
-"""Seconds after which a call is asked for again, at most; at least `polling.interval`."""
+"""Seconds after which the ledger is read, where no run is open."""
 
 _SPARE = 30.0
 """Seconds by which a request may last longer than its time-out, before it counts as lost with the
-exporter that sent it; and after its time, before a call that cannot be asked for counts as late."""
+exporter that sent it."""
 
-_MOST_MISSED: Final = 200
-"""Due times that are looked at at a time, at most: to derive as many takes a tenth of a second, in
+_LAST_POLL = 5.0
+"""Seconds, beside its time-out, that the poll may take that follows the end of `within`."""
+
+_MAX_MISSED: Final = 200
+"""Due times that are checked at a time, at most: to derive as many takes a tenth of a second, in
 which nothing is polled."""
 
 _log = structlog.get_logger(__name__)
@@ -72,11 +76,11 @@ class CanaryMetrics:
 
 
 class Canaries:
-    """The canary calls of an exporter.
+    """The canaries of an exporter.
 
     Args:
         ledger: open before `configure`.
-        accounts: see `Runs`.
+        accounts: those that are polled here: live mapping, shared by reference.
         metrics: what is shown.
         in_background: runs a task; one that fails ends the exporter.
     """
@@ -103,8 +107,7 @@ class Canaries:
         self._anew: set[str] = set()  # whose due times have changed: they begin anew, too
         self._state: State | None = None
         self._read_at = -math.inf
-        self._following: set[int] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._overdue: dict[int, float] = {}  # when runs were found to be late (time of the loop)
         self._placing: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -130,23 +133,22 @@ class Canaries:
         self._read_at = -math.inf
 
     async def run(self) -> None:
-        """Place calls, and follow them, until cancelled."""
+        """Place calls, and follow runs to their end, until cancelled."""
         statements = CanaryRuns(self._ledger.database)
-        clock = self._ledger.clock.now
-        runs = Runs(self._ledger.call, statements, self._accounts, self._metrics, clock)
+        runner = CanaryRunner(self._ledger.call, statements, self._ledger.clock.now)
         while True:
             with suppress(LedgerError):  # counted, and shown, by the ledger
-                await self._look(runs, statements)
+                await self._look(runner, statements)
             await asyncio.sleep(LOOK_EVERY)
 
-    async def stop(self, within: float) -> None:
+    async def stop(self, timeout: float) -> None:
         """Place no more calls, and wait for those that are being placed."""
         self._stopping = True
         if self._placing:
-            await asyncio.wait(self._placing, timeout=within)
+            await asyncio.wait(self._placing, timeout=timeout)
 
     async def prune(self, before: float) -> None:
-        """Forget calls that ended before a Unix time.
+        """Forget runs that ended before a Unix time.
 
         Raises:
             LedgerError: the ledger failed.
@@ -156,7 +158,7 @@ class Canaries:
 
     # What is to be done now.
 
-    async def _look(self, runs: Runs, statements: CanaryRuns) -> None:
+    async def _look(self, runner: CanaryRunner, statements: CanaryRuns) -> None:
         if self._to_forget:
             # Before it is done: they may change meanwhile.
             anew, self._anew, self._to_forget = self._anew, set(), False
@@ -170,49 +172,61 @@ class Canaries:
         now = time.time()
         for canary, due in list(self._due(now)):
             self._begun[canary.name] = due
-            self._begin(self._place(runs, canary, due), self._placing)
-        going_on = self._state is not None and self._state.going_on
-        if not (self._canaries or going_on) and self._state is not None:
+            task = self._in_background(self._place(runner, canary, due))
+            self._placing.add(task)
+            task.add_done_callback(self._placing.discard)
+        open_runs = self._state is not None and self._state.open
+        if not (self._canaries or open_runs) and self._state is not None:
             return
-        if self._loop.time() < self._read_at and not going_on:
+        if self._loop.time() < self._read_at and not open_runs:
             return
         await self._read(statements)
         await self._count_missed(statements, now)
-        if not self._stopping:
-            self._go_on(runs)
+        await self._follow(runner)
 
     def _due(self, now: float) -> Iterator[tuple[CanaryConfig, int]]:
-        """Yield the calls that are to be placed."""
+        """Yield the calls that are to be placed by accounts that are polled here."""
         if self._stopping:
             return
         for name, canary in self._canaries.items():
+            if self._placed_by[name] not in self._accounts:
+                continue
             past = self._state.past.get(name) if self._state else None
             checked, until = self._checked.get(name, (math.inf, -math.inf))
             if past is None or checked <= now < until:
                 continue
             due = canary.schedule.last(now)
-            # What was due before it was configured is no business of its.
+            # Skip due times from before the canary was configured.
             in_time = due >= past.since and now - due <= grace(canary.schedule, due)
             if in_time and self._begun.get(name) != due:
                 yield canary, due
             else:
                 self._checked[name] = now, next(canary.schedule.after(now), math.inf)
 
-    async def _place(self, runs: Runs, canary: CanaryConfig, due: int) -> None:
-        try:
-            account = self._config.account_of(canary) if self._config else ""
-            if account not in self._accounts:
-                return
-            placed = await runs.place(
-                canary, account, due, wanted=lambda: self._canaries.get(canary.name) == canary
+    async def _place(self, runner: CanaryRunner, canary: CanaryConfig, due: int) -> None:
+        name = self._placed_by[canary.name]
+
+        async def place(request: CallRequest) -> tuple[PlacedCall, float] | None:
+            if (account := self._accounts.get(name)) is None:
+                return None
+            placed = await account.place(
+                request, WAIT_FOR_TURN, lambda: self._canaries.get(canary.name) == canary
             )
+            if placed and name in self._accounts:  # or the series of one that is gone come back
+                answer, seconds = placed[0].answer, placed[1]
+                requests = RequestMetrics(self._metrics, name, MAKE_CALL)
+                requests.count(answer.outcome, answer.code, seconds)
+            return placed
+
+        try:
+            run = await runner.place(canary, name, due, place)
         except LedgerError as error:
             _log.warning("canary call not begun", canary=canary.name, problem=str(error))
-            placed = None
-        if placed is None and self._begun.get(canary.name) == due:
+            run = None
+        if run is None and self._begun.get(canary.name) == due:
             del self._begun[canary.name]  # while there is time
             self._checked.pop(canary.name, None)
-        elif placed is not NotBegun.TAKEN:
+        elif run is not NotBegun.BEGUN:
             self._read_at = -math.inf
 
     async def _read(self, statements: CanaryRuns) -> None:
@@ -237,7 +251,7 @@ class Canaries:
                 shown.value = float(state.totals.get((name, result.value), 0))
 
     async def _count_missed(self, statements: CanaryRuns, now: float) -> None:
-        """Count due times that are over, and at which nobody placed a call."""
+        """Count due times that are over, and at which no exporter placed a call."""
         for name, past in self._state.past.items() if self._state else ():
             if (canary := self._canaries.get(name)) is None:
                 continue
@@ -248,7 +262,7 @@ class Canaries:
                         lambda due: due + grace(schedule, due) < now,  # noqa: B023 - used at once
                         schedule.after(past.seen_until),
                     ),
-                    _MOST_MISSED,
+                    _MAX_MISSED,
                 )
             )
             if not over:
@@ -258,47 +272,41 @@ class Canaries:
                 _log.warning("canary calls missed", canary=name, missed=missed)
             self._read_at = -math.inf
 
-    def _go_on(self, runs: Runs) -> None:
-        """See to the calls that have not ended."""
+    async def _follow(self, runner: CanaryRunner) -> None:
+        """Poll the calls of open runs, and end runs."""
         if self._state is None or self._config is None:
             return
         timeout = self._config.polling.timeout
         now = self._ledger.clock.now()
-        for run in self._state.going_on:
-            if run.id in runs.placing or run.id in self._following:
+        for run in self._state.open:
+            if run.id in runner.placing or await runner.finish(run):
                 continue
-            if run.reference_id is None:
-                # Nobody tells whether the request was sent, and it is not sent again.
+            if run.call_id is None:
+                # Not known whether the request was sent, and it is not sent again.
                 if now > run.started_at + WAIT_FOR_TURN + timeout + _SPARE:
-                    self._begin(self._end(runs, run, CanaryResult.UNSURE), self._tasks)
-            elif now > run.deadline_at + _SPARE + timeout:
-                self._begin(self._end(runs, run, CanaryResult.LATE), self._tasks)
-            elif not now < run.ask_at <= now + _ASK_EVERY:
-                overdue = now >= run.deadline_at
-                self._begin(self._follow(runs, run, overdue=overdue), self._tasks)
+                    await runner.end(run, CanaryResult.UNSURE)
+                continue
+            account = self._accounts.get(run.account)
+            if account is not None and not self._stopping:
+                self._poll(account, run, now)
+            late = self._loop.time() - self._overdue.get(run.id, math.inf) > timeout + _LAST_POLL
+            # Where no exporter polls the account, it is late in the end.
+            if late or now > run.deadline_at + timeout + 2 * _SPARE:
+                await runner.end(run, CanaryResult.LATE)
+                if account is not None:
+                    account.poller.remove(run.call_id)
+        self._overdue = {
+            run.id: self._overdue[run.id] for run in self._state.open if run.id in self._overdue
+        }
 
-    async def _follow(self, runs: Runs, run: Run, *, overdue: bool) -> None:
-        interval = self._config.polling.interval if self._config else _ASK_EVERY
-        self._following.add(run.id)
-        try:
-            await runs.follow(run, min(_ASK_EVERY, interval), overdue=overdue)
-        except LedgerError:
-            pass  # counted by the ledger; asked for again
-        finally:
-            self._following.discard(run.id)
-
-    async def _end(self, runs: Runs, run: Run, result: CanaryResult) -> None:
-        self._following.add(run.id)
-        try:
-            await runs.end(run, result)
-        except LedgerError:
-            pass  # as above
-        finally:
-            self._following.discard(run.id)
-
-    def _begin(
-        self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]
-    ) -> None:  # Any: asyncio's own
-        task = self._in_background(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    def _poll(self, account: Account, run: Run, now: float) -> None:
+        """Have a call polled as any other, and once more when `within` has passed."""
+        if run.call_id is None or run.reference_id is None:
+            return
+        poller = account.poller
+        if run.call_id not in poller.calls:
+            poller.add(WatchedCall(run.call_id, run.reference_id, run.accepted_at or now))
+            poller.wake()
+        if now >= run.deadline_at and run.id not in self._overdue:
+            self._overdue[run.id] = self._loop.time()
+            poller.poll_now(run.call_id)

@@ -1,34 +1,16 @@
-"""How a canary call ends: pure."""
+"""How a canary run ends. Pure."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Final
-
-from exporter.calls import Finished, Status
+from exporter.calls import Result, Status
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-
-
-class CanaryResult(StrEnum):
-    """What became of a canary call that was due: the label `result` of `esms_canary_runs_total`."""
-
-    SUCCESS = "success"  # finished as expected
-    FAILURE = "failure"  # finished otherwise
-    LATE = "late"  # placed, and not finished in time
-    REFUSED = "refused"  # the provider refused to place it
-    UNREACHABLE = "unreachable"  # no connection to the provider: not placed
-    UNSURE = "unsure"  # nobody knows whether it was placed
-    MISSED = "missed"  # nobody was there to place it in time
-    LIMITED = "limited"  # `max_per_day` was reached
-
-
-TELLING: Final = frozenset(CanaryResult) - {CanaryResult.MISSED, CanaryResult.LIMITED}
-"""Results that say something of the provider: `esms_canary_success` is about the last of them."""
+from exporter.ledger.canary_runs import CanaryResult, Run
+from exporter.ledger.records import DELETED
 
 
 def after_placing(answer: Answer, *, sent: bool) -> CanaryResult | None:
-    """Return how a call has ended that was to be placed; None where it goes on.
+    """Return how a run ends by the outcome of its request; None where the call is accepted.
 
     Args:
         answer: of the request that places it, or the failure that came instead of one.
@@ -44,16 +26,14 @@ def after_placing(answer: Answer, *, sent: bool) -> CanaryResult | None:
     return CanaryResult.REFUSED if refused else CanaryResult.UNSURE
 
 
-def after_end(finished: Finished, expect: str, expect_key: str | None) -> CanaryResult:
-    """Return whether a call that was placed has ended as expected.
-
-    Args:
-        finished: how it ended.
-        expect: `answered` or `finished`.
-        expect_key: the key that was to be pressed, as `Key` names it; None for any or none.
-    """
-    status = finished.status
-    good = status is Status.ANSWERED if expect == "answered" else status is not Status.REJECTED
-    if expect_key is not None:
-        good = good and finished.key is not None and finished.key.value == expect_key
+def after_finish(run: Run) -> CanaryResult | None:
+    """Return how a run ends by the result of its call; None while there is none."""
+    if run.call_result is None or run.call_result == DELETED:
+        return None
+    if run.call_result == Result.UNKNOWN:
+        return CanaryResult.LATE  # the call was given up
+    answered = run.call_status == Status.ANSWERED
+    good = answered if run.expect == "answered" else run.call_status != Status.REJECTED
+    if run.expect_key is not None:
+        good = good and run.call_key == run.expect_key
     return CanaryResult.SUCCESS if good else CanaryResult.FAILURE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,26 +16,28 @@ from typing import Any, Final
 import click
 import uvloop
 
-from exporter.account import Account
-from exporter.canaries.results import CanaryResult
-from exporter.canaries.runs import Runs, call_request
+from exporter.calls import Finished, GiveUpPolicy, WatchedCall, verdict
+from exporter.canaries.runs import CanaryRunner, call_request
 from exporter.cli.options import config_file
 from exporter.config import CanaryConfig, Config, load_config
 from exporter.daemon import limit_process
 from exporter.errors import ExporterError
+from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.ledger.access import open_for_command
-from exporter.ledger.canary_runs import CanaryRuns, NotBegun, Run
+from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run
 from exporter.ledger.clock import LedgerClock, machine_clocks
+from exporter.ledger.commit import commit
 from exporter.ledger.engine import Database
+from exporter.ledger.records import Observation
 from exporter.logs import configure_logging
-from exporter.metrics.catalogue import Catalogue
 from exporter.threads import SerialThread
 
 _SHOWN: Final = 5
 _LOOK_EVERY: Final = 0.5
-_ASK_EVERY: Final = 5.0
+_POLL_EVERY: Final = 5.0
 _GIVE_UP: Final = 30.0
-"""Seconds after which a call that is not in time, and cannot be asked for, is left alone."""
+"""Seconds after the end of `within` after which a call that cannot be polled counts as late."""
+_ENDLESS: Final = GiveUpPolicy(math.inf, math.inf)
 
 
 @click.command()
@@ -83,7 +86,7 @@ def _show(config: Config, canary: CanaryConfig, now: float) -> None:
 
 
 async def _call(config: Config, canary: CanaryConfig) -> str | None:
-    """Place a call and follow it; returns its result.
+    """Place a call and follow it; returns the result of the run.
 
     Raises:
         ExporterError: it was not placed.
@@ -91,90 +94,101 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     thread = SerialThread("ledger")
     url = config.ledger.url.reveal()
     database = await thread.submit(partial(open_for_command, url))
-    account = _account(config, config.account_of(canary))
+    account = next(item for item in config.accounts if item.name == config.account_of(canary))
+    client = EsmsClient(
+        account.base_url,
+        account.api_key,
+        account.secret_key,
+        timeout=config.polling.timeout,
+        tls=config.tls,
+        proxy=account.proxy_url,
+    )
     clock = LedgerClock(machine_clocks())
     try:
         await thread.submit(partial(database.keep_time, clock, opened=True))
-        return await _Calling(thread, database, account, config, canary, clock).run()
+        async with client:
+            command = _Command(thread, database, client, account.name, canary, clock)
+            return await command.run(min(_POLL_EVERY, config.polling.interval))
     finally:
-        await account.close()
         await thread.submit(database.close)
         thread.close()
 
 
-def _account(config: Config, name: str) -> Account:
-    wish = next(item for item in config.accounts if item.name == name)
-    return Account(config, wish, lambda *_: None, _fail)
-
-
-def _fail(error: BaseException) -> None:
-    raise error
-
-
-class _Calling:
-    """One call, placed by hand."""
+class _Command:
+    """One run, on command."""
 
     def __init__(
         self,
         thread: SerialThread,
         database: Database,
-        account: Account,
-        config: Config,
+        client: EsmsClient,
+        account: str,
         canary: CanaryConfig,
         clock: LedgerClock,
     ) -> None:
-        self._clock = clock
         self._thread = thread
+        self._database = database
         self._statements = CanaryRuns(database)
-        self._name = account.poller.account
+        self._client = client
+        self._account = account
         self._canary = canary
-        self._apart = min(_ASK_EVERY, config.polling.interval)
-        self._ended = False
-        accounts = {self._name: account}
-        self._runs = Runs(
-            self._ask_ledger, self._statements, accounts, Catalogue(), clock.now, self._told
-        )
+        self._clock = clock
+        self._reported = False
+        self._runner = CanaryRunner(self._ledger, self._statements, clock.now, self._report)
 
-    async def run(self) -> str | None:
-        _say("placing", canary=self._canary.name, account=self._name)
-        row = await self._place()
-        while (run := await self._going_on(row)) is not None:
-            now = self._clock.now()
-            overdue = now >= run.deadline_at
-            if now >= run.deadline_at + _GIVE_UP:
-                await self._runs.end(run, CanaryResult.LATE)
-            elif not now < run.ask_at <= now + self._apart:
-                await self._runs.follow(run, self._apart, overdue=overdue)
+    async def run(self, interval: float) -> str | None:
+        _say("placing", canary=self._canary.name, account=self._account)
+        row, polled_at = await self._place(), -math.inf
+        while (run := await self._open_run(row)) is not None:
+            if not await self._runner.finish(run):
+                if self._clock.now() >= run.deadline_at + _GIVE_UP:
+                    await self._runner.end(run, CanaryResult.LATE)
+                elif time.monotonic() >= polled_at + interval:
+                    polled_at = time.monotonic()
+                    await self._poll(run)
             await asyncio.sleep(_LOOK_EVERY)
-        result, status = await self._ask_ledger(self._statements.find, row)
-        if not self._ended:  # an exporter that follows it, too, was faster
+        result, status = await self._ledger(self._statements.find, row)
+        if not self._reported:  # a running exporter has ended it
             _say(str(result), status=status)
         return str(result) if result else None
 
     async def _place(self) -> int:
         while True:
-            placed = await self._runs.place(
-                self._canary, self._name, int(time.time()), by_hand=True
+            placed = await self._runner.place(
+                self._canary, self._account, int(time.time()), self._send, by_hand=True
             )
             if isinstance(placed, int):
                 return placed
             if placed is NotBegun.LIMITED:
-                most = self._canary.max_per_day
-                raise ExporterError(f"not placed: `max_per_day`, {most} calls, was reached")
-            if placed is None:
-                raise ExporterError("not placed: the account may not be asked now")
+                limit = self._canary.max_per_day
+                raise ExporterError(f"not placed: `max_per_day`, {limit} calls, was reached")
             await asyncio.sleep(1)  # another one was placed in this very second
 
-    async def _going_on(self, row: int) -> Run | None:
-        state = await self._ask_ledger(self._statements.look, (), time.time())
-        return next((run for run in state.going_on if run.id == row), None)
+    async def _send(self, request: CallRequest) -> tuple[PlacedCall, float]:
+        begun = time.monotonic()
+        return await self._client.place_call(request), time.monotonic() - begun
 
-    # Any: as of `Call`
-    async def _ask_ledger(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    async def _open_run(self, row: int) -> Run | None:
+        state = await self._ledger(self._statements.look, (), time.time())
+        return next((run for run in state.open if run.id == row), None)
+
+    async def _poll(self, run: Run) -> None:
+        """Poll the call as an exporter does, which need not run."""
+        if run.call_id is None or run.reference_id is None:
+            return
+        answer, now = await self._client.send_status(run.reference_id), self._clock.now()
+        call = WatchedCall(run.call_id, run.reference_id, run.accepted_at or now)
+        decided = verdict(call, answer, now, _ENDLESS)
+        if isinstance(decided, Finished):
+            observed = [Observation(run.account, call, decided, now)]
+            await self._ledger(self._database.run, lambda known: commit(known, observed))
+
+    # Any: as of `RunStatement`
+    async def _ledger(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return await self._thread.submit(partial(function, *args, **kwargs))
 
-    def _told(self, _row: int, stage: str, about: Mapping[str, object]) -> None:
-        self._ended = stage in list(CanaryResult)
+    def _report(self, _run: int, stage: str, about: Mapping[str, object]) -> None:
+        self._reported = stage in list(CanaryResult)
         _say(stage, **about)
 
 

@@ -1,32 +1,63 @@
-"""Reads and writes of canary calls. Blocking, as `exporter.ledger.store` is.
+"""Reads and writes of canary runs. Blocking, as `exporter.ledger.store` is.
 
-Each method is one short transaction. Nothing is locked for longer, and nobody owns a call: whoever
-finds one that has to be asked for takes that one request by moving `ask_at` on, and whoever finds
-how it ends writes that, once. So a call is followed as long as anybody is there.
+A run is the intent to place a call, and the right to: one row per canary and due time, written
+before the request is sent. Once the provider has accepted the call, it is a call as any other, with
+`canary_run_id`: polled, called back, finished, but counted in no total. The run ends by what the
+ledger holds of its call, once, whichever exporter sees it first.
+
+Each method is one short transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Final, NamedTuple
+from enum import Enum, StrEnum, auto
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Select, and_, delete, func, insert, or_, select, text, update
 
-from exporter.canaries.results import TELLING, CanaryResult
+from exporter.ids import ReferenceId, reference_key
 from exporter.ledger.engine import Database
-from exporter.ledger.schema import canaries, canary_runs, canary_totals
+from exporter.ledger.label_limits import canonical
+from exporter.ledger.records import DELETED
+from exporter.ledger.schema import (
+    accounts,
+    calls,
+    canaries,
+    canary_runs,
+    canary_totals,
+    label_sets,
+)
 from exporter.ledger.taking import row_of
 
 _KEEP: Final = 2 * 86_400.0
-"""Seconds for which runs are kept at least: those of a day are counted."""
+"""Seconds for which runs are kept at least, for `max_per_day`."""
 
-_AHEAD: Final = 60.0
-"""Seconds that `ask_at` may lie ahead, at most: beyond, the clock was set back."""
+
+class CanaryResult(StrEnum):
+    """How a canary run ended: the label `result` of `esms_canary_runs_total`."""
+
+    SUCCESS = "success"  # the call finished as expected
+    FAILURE = "failure"  # it finished otherwise
+    LATE = "late"  # placed, and not finished in time
+    REFUSED = "refused"  # the provider refused to place it
+    UNREACHABLE = "unreachable"  # no connection to the provider: not placed
+    UNSURE = "unsure"  # not known whether it was placed
+    MISSED = "missed"  # not placed in time
+    LIMITED = "limited"  # `max_per_day` was reached
+
 
 _NOT_PLACED: Final = (CanaryResult.LIMITED.value, CanaryResult.MISSED.value)
+"""Results that say nothing of the provider: `esms_canary_success` stays as it was."""
 
+# Its id may have come with a callback already, and be watched.
+_INSERT_CALL: Final = text(
+    "INSERT INTO calls (account_id, normalized_id, reference_id, label_set_id, pushed, "
+    "first_watched, state, state_since, canary_run_id) "
+    "VALUES (:account, :key, :reference_id, :labels, TRUE, :now, 'new', :now, :run) "
+    "ON CONFLICT (account_id, normalized_id) DO UPDATE SET canary_run_id = excluded.canary_run_id"
+)
 _ADD: Final = text(
     "INSERT INTO canary_totals (canary_id, result, runs) VALUES (:canary, :result, :runs) "
     "ON CONFLICT (canary_id, result) DO UPDATE SET runs = canary_totals.runs + excluded.runs"
@@ -39,8 +70,8 @@ class Intent:
 
     Attributes:
         expect_key: as `exporter.calls.Key` names it.
-        most: how many may be placed on the day that lies between the times of `day`.
-        by_hand: somebody asked for it: where too many were placed, nothing is written.
+        limit: how many may be placed on the day that lies between the times of `day`.
+        by_hand: it is placed on command: beyond the limit, nothing is written.
     """
 
     canary: str
@@ -51,31 +82,39 @@ class Intent:
     expect_key: str | None
     started_at: float
     deadline_at: float
-    most: int
+    limit: int
     day: tuple[float, float]
     by_hand: bool = False
 
 
 class Run(NamedTuple):
-    """A canary call that has not ended; see `exporter.ledger.schema`."""
+    """A run that has not ended; see `exporter.ledger.schema`. Times are Unix times.
+
+    Attributes:
+        call_id: the row of its call; None until the provider has accepted it, as for what follows.
+        call_result: None until the call has finished; or `deleted`.
+    """
 
     id: int
     canary: str
-    due_at: int
     account: str
     expect: str
     expect_key: str | None
     started_at: float
     deadline_at: float
-    ask_at: float
-    reference_id: str | None
     accepted_at: float | None
+    call_id: int | None
+    reference_id: ReferenceId | None
+    call_result: str | None
+    call_status: str | None
+    call_key: str | None
+    finished_at: float | None
 
 
 class NotBegun(Enum):
     """Why a call may not be placed."""
 
-    TAKEN = auto()  # it was begun before
+    BEGUN = auto()  # a run was begun before
     LIMITED = auto()  # too many were placed on that day
 
 
@@ -91,11 +130,11 @@ class Past(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that is known of canaries: by name, runs that ended by result, runs that have not."""
+    """All that is known of canaries: by name, ended runs by result, runs that have not ended."""
 
     past: dict[str, Past]
     totals: dict[tuple[str, str], int]
-    going_on: list[Run]
+    open: list[Run]
 
 
 class CanaryRuns:
@@ -113,14 +152,14 @@ class CanaryRuns:
             row = _lock(connection, intent.canary)
             due = canary_runs.c.canary_id == row, canary_runs.c.due_at == intent.due_at
             if connection.scalar(select(canary_runs.c.id).where(*due)) is not None:
-                return NotBegun.TAKEN
+                return NotBegun.BEGUN
             placed = select(func.count()).where(
                 canary_runs.c.canary_id == row,
                 canary_runs.c.due_at >= intent.day[0],
                 canary_runs.c.due_at < intent.day[1],
                 or_(canary_runs.c.result.is_(None), canary_runs.c.result.not_in(_NOT_PLACED)),
             )
-            limited = (connection.scalar(placed) or 0) >= intent.most
+            limited = (connection.scalar(placed) or 0) >= intent.limit
             if limited and intent.by_hand:
                 return NotBegun.LIMITED
             values = {
@@ -132,7 +171,6 @@ class CanaryRuns:
                 "expect_key": intent.expect_key,
                 "started_at": intent.started_at,
                 "deadline_at": intent.deadline_at,
-                "ask_at": intent.started_at,
             }
             if limited:
                 values |= {"result": CanaryResult.LIMITED.value, "ended_at": intent.started_at}
@@ -147,36 +185,39 @@ class CanaryRuns:
         with self._database.begin() as connection:
             connection.execute(delete(canary_runs).where(canary_runs.c.id == row, *unsent))
 
-    def accept(self, row: int, reference_id: str, now: float, seconds: float) -> bool:
-        """Write that the provider has accepted a call.
+    def accept(self, run: int, reference_id: ReferenceId, now: float, seconds: float) -> bool:
+        """Write that the provider has accepted a call, which is watched from now on.
 
         Args:
-            row: of the call.
+            run: its run.
             reference_id: what the provider calls it.
             now: Unix time.
             seconds: what the request took.
 
         Returns:
-            Whether it had not been given up before.
+            Whether the run had not ended before.
         """
-        accepted = update(canary_runs).where(
-            canary_runs.c.id == row, canary_runs.c.result.is_(None)
+        accepted = (
+            update(canary_runs)
+            .where(canary_runs.c.id == run, canary_runs.c.result.is_(None))
+            .values(reference_id=reference_id, accepted_at=now)
+            .returning(canary_runs.c.account)
         )
-        values = {"reference_id": reference_id, "accepted_at": now, "ask_at": now}
         with self._database.begin() as connection:
-            if not connection.execute(accepted.values(values)).rowcount:
+            account = connection.execute(accepted).scalar()
+            if account is None:
                 return False
-            _note(connection, row, accepted_seconds=seconds)
+            call = {
+                "account": row_of(connection, accounts.c.name, account),
+                "key": reference_key(reference_id),
+                "reference_id": reference_id,
+                "labels": row_of(connection, label_sets.c.labels, canonical({})),
+                "now": now,
+                "run": run,
+            }
+            connection.execute(_INSERT_CALL, call)
+            _note(connection, run, accepted_seconds=seconds)
             return True
-
-    def take_turn(self, row: int, now: float, until: float) -> bool:
-        """Take the right to ask for a call now; nobody else does until then (Unix times)."""
-        due = or_(canary_runs.c.ask_at <= now, canary_runs.c.ask_at > now + _AHEAD)
-        mine = update(canary_runs).where(
-            canary_runs.c.id == row, canary_runs.c.result.is_(None), due
-        )
-        with self._database.begin() as connection:
-            return bool(connection.execute(mine.values(ask_at=until)).rowcount)
 
     def end(
         self,
@@ -188,10 +229,12 @@ class CanaryRuns:
         code: str | None = None,
         seconds: float | None = None,
     ) -> bool:
-        """Write how a call has ended, and count it; once, whoever tries.
+        """Write how a run has ended, and count it; once, whoever tries.
+
+        A call that has not finished is not watched any more, as one that was deleted.
 
         Args:
-            row: of the call.
+            row: of the run.
             result: how it ended.
             now: Unix time.
             status: what the callee did, if that is known.
@@ -212,8 +255,11 @@ class CanaryRuns:
             if canary is None:
                 return False
             _count(connection, canary, result)
+            unfinished = calls.c.canary_run_id == row, calls.c.result.is_(None)
+            deleted = update(calls).where(*unfinished).values(result=DELETED, finished_at=now)
+            connection.execute(deleted)
             known: dict[str, object] = {}
-            if result in TELLING:
+            if result.value not in _NOT_PLACED:
                 known["success"] = result is CanaryResult.SUCCESS
             if result is CanaryResult.SUCCESS:
                 known["last_success_at"] = now
@@ -250,7 +296,7 @@ class CanaryRuns:
         """Return all that is known of canaries, and of every call that has not ended.
 
         Args:
-            names: those that are configured; what was due before now is no business of new ones.
+            names: those that are configured; new ones begin now.
             now: Unix time.
         """
         with self._database.begin() as connection:
@@ -281,7 +327,7 @@ class CanaryRuns:
                     .where(mine)
                 )
             }
-            return State(past, totals, _going_on(connection))
+            return State(past, totals, _open_runs(connection))
 
     def forget_others(self, names: Collection[str]) -> None:
         """Have canaries that are not configured any more begin anew when they come back."""
@@ -323,23 +369,27 @@ def _note(connection: Connection, run: int, **known: object) -> None:
         connection.execute(update(canaries).where(canaries.c.id == of_run).values(known))
 
 
-def _going_on(connection: Connection) -> list[Run]:
+def _open_runs(connection: Connection) -> list[Run]:
     columns = (
         canary_runs.c.id,
         canaries.c.name,
-        canary_runs.c.due_at,
         canary_runs.c.account,
         canary_runs.c.expect,
         canary_runs.c.expect_key,
         canary_runs.c.started_at,
         canary_runs.c.deadline_at,
-        canary_runs.c.ask_at,
-        canary_runs.c.reference_id,
         canary_runs.c.accepted_at,
+        calls.c.id,
+        calls.c.reference_id,
+        calls.c.result,
+        calls.c.status,
+        calls.c.key,
+        calls.c.finished_at,
     )
-    query = (
+    query: Select[Any] = (  # Any: of the columns
         select(*columns)
         .join_from(canary_runs, canaries)
+        .outerjoin(calls, calls.c.canary_run_id == canary_runs.c.id)
         .where(canary_runs.c.result.is_(None))
         .order_by(canary_runs.c.id)
     )

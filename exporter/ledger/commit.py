@@ -34,6 +34,7 @@ _HELD: Final = (
         COUNTED_AS.label("counted_as"),
         calls.c.label_set_id,
         calls.c.price,
+        calls.c.canary_run_id,
         accounts.c.id.label("account_id"),
         accounts.c.name,
     )
@@ -87,33 +88,40 @@ def commit(
     ids = [observation.call.id for observation in observations]
     keep_labels(connection, {o.account for o in observations if isinstance(o.verdict, Finished)})
     held = {row: rest for row, *rest in fetch(connection, _UNFINISHED, rows=packed(ids))}
-    states, finished, finishes = [], list[tuple[Any, ...]](), []
+    known = [observation for observation in observations if observation.call.id in held]
+    states = [
+        (call.id, _TEXT[found.state], at)
+        for _, call, found, at in known
+        if isinstance(found, PollAgain)
+    ]
+    finished, finishes, canaries = list[tuple[Any, ...]](), [], set[int]()
     added: defaultdict[Cell, float] = defaultdict(float)
     account_ids: dict[str, int] = {}
-    notify = frozenset[str]()
-    for _, call, verdict, at in observations:
-        if call.id not in held:
+    for _, call, found, at in known:
+        if isinstance(found, PollAgain):
             continue
-        if isinstance(verdict, PollAgain):
-            states.append((call.id, _TEXT[verdict.state], at))
+        finished.append(_finish(call.id, found, at))
+        counted_as, labels, price, canary, account_id, account = held[call.id]
+        if canary is not None:
+            canaries.add(call.id)
             continue
-        counted_as, labels, price, account_id, account = held[call.id]
-        finished.append(_finish(call.id, verdict, at))
-        if outbox and outbox.routes:
-            shown = replace(call, first_watched=call.first_watched - ahead) if ahead else call
-            finishes.append(Finish(account, labels, shown, verdict, at - ahead))
+        shown = replace(call, first_watched=call.first_watched - ahead) if ahead else call
+        finishes.append(Finish(account, labels, shown, found, at - ahead))
         account_ids[account] = account_id
-        for cell, amount in additions(account, counted_as, verdict, at - call.first_watched, price):
+        for cell, amount in additions(account, counted_as, found, at - call.first_watched, price):
             added[cell] += amount
     if states:
         connection.execute(_SET_STATE, {"rows": packed(states)})
     if finished:
         connection.execute(_FINISH, {"rows": packed(finished)})
+    if added:
         add_totals(connection, added, account_ids)
-    if outbox and finishes:
+    notify = frozenset[str]()
+    if outbox and outbox.routes and finishes:
         notify = outbox.add(connection, finishes)
-    by_account = Counter(held[row][-1] for row, *_ in finished)
-    return Committed(dict(added), frozenset(ids) - held.keys(), by_account, notify)
+    by_account = Counter(finish.account for finish in finishes)
+    gone = frozenset(ids) - held.keys()
+    return Committed(dict(added), gone, by_account, notify, frozenset(canaries))
 
 
 def set_price(connection: Connection, row: int, price: float) -> dict[Cell, float]:
@@ -132,8 +140,8 @@ def set_price(connection: Connection, row: int, price: float) -> dict[Cell, floa
     none_added = and_(calls.c.result != DELETED, func.coalesce(calls.c.price, 0) == 0)
     open_still = or_(calls.c.result.is_(None), none_added)
     known = update(calls).where(calls.c.id == row, open_still).values(price=price)
-    found = connection.execute(known.returning(calls.c.result)).first()
-    if found is None or found.result is None:
+    found = connection.execute(known.returning(calls.c.result, calls.c.canary_run_id)).first()
+    if found is None or found.result is None or found.canary_run_id is not None:
         return {}
     counted_as = connection.scalars(_SET_OF.where(calls.c.id == row)).one()
     cell, amount = price_added(account.name, counted_as, price)

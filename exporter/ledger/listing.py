@@ -126,7 +126,11 @@ def _wanted(rows: Sequence[int], state: str | None, result: str | None) -> Condi
     calls.
     """
     ended = func.coalesce(calls.c.result, "")
-    wanted = [(calls.c.account_id + 0).in_(rows), ended != DELETED]
+    wanted = [
+        (calls.c.account_id + 0).in_(rows),
+        ended != DELETED,
+        func.coalesce(calls.c.canary_run_id, 0) == 0,
+    ]
     if state == FINISHED:
         wanted.append(ended != "")
     elif state is not None:

@@ -35,7 +35,7 @@ _ENDED: Final = (
         calls.c.finished_at,
     )
     .join_from(calls, accounts)
-    .where(calls.c.result.is_not(None), calls.c.result != DELETED)
+    .where(calls.c.result.is_not(None), calls.c.result != DELETED, calls.c.canary_run_id.is_(None))
     .order_by(calls.c.finished_at.desc())
 )
 

@@ -157,17 +157,19 @@ class Committed:
         gone: observed calls that the ledger does not hold unfinished any more: they count nothing.
         by_account: how many calls of each account have finished.
         notify: the targets that are to be told of some.
+        canaries: calls that canaries placed and that have finished: they count nowhere.
     """
 
     added: Mapping[Cell, float]
     gone: frozenset[int]
     by_account: Counter[str]
     notify: frozenset[str] = frozenset()
+    canaries: frozenset[int] = frozenset()
 
     @property
     def finished(self) -> int:
         """How many calls have finished."""
-        return self.by_account.total()
+        return self.by_account.total() + len(self.canaries)
 
 
 class Snapshot(NamedTuple):

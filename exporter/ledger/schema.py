@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0011"
+HEAD: Final = "0012"
 """The newest revision under `migrations/versions`."""
 
 THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
@@ -117,12 +117,15 @@ calls: Final = Table(
     # or was until a moment ago, is not to be forgotten.
     Column("named_at", Float),
     Column("price", Float),  # VND, as the provider's callback told it
+    # The run of a canary that placed it: it counts in no total.
+    Column("canary_run_id", BigInteger),
     # The exporter that polls it, where several share the ledger; NULL for any that claims it.
     Column("replica_id", BigInteger),
     UniqueConstraint("account_id", "normalized_id"),
     Index("calls_unfinished", "account_id", "id", **_where("result IS NULL")),
     Index("calls_finished", "finished_at", **_where("result IS NOT NULL")),
     Index("calls_labels", "label_set_id"),
+    Index("calls_of_canaries", "canary_run_id", **_where("canary_run_id IS NOT NULL")),
     Index("calls_claimed", "account_id", "replica_id", **_where("result IS NULL")).ddl_if(
         "postgresql"
     ),
@@ -257,7 +260,6 @@ canary_runs: Final = Table(
     Column("expect_key", String(8)),
     Column("started_at", Float, nullable=False),
     Column("deadline_at", Float, nullable=False),  # when it has to have finished
-    Column("ask_at", Float, nullable=False),  # when it may be asked for the next time
     Column("reference_id", String(128)),  # once the provider has accepted it
     Column("accepted_at", Float),
     # NULL until it has ended, which is the guard of every end.

@@ -93,6 +93,7 @@ _CLAIM: Final = """
     WITH chosen AS MATERIALIZED (
         SELECT c.id FROM calls c
         WHERE c.result IS NULL AND c.account_id = ANY(:accounts) AND c.{held}
+        AND c.canary_run_id IS NULL
         AND EXISTS (SELECT FROM replicas r WHERE r.id = :replica AND r.ended_at IS NULL)
         LIMIT :most FOR NO KEY UPDATE OF c SKIP LOCKED
     )

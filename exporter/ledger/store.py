@@ -83,6 +83,7 @@ _UNFINISHED_PAGE: Final = (
         accounts.c.name == bindparam("account"),
         calls.c.result.is_(None),
         calls.c.id > bindparam("after"),
+        calls.c.canary_run_id.is_(None),  # see `exporter.canaries`
         # All of them, where nobody shares the ledger.
         calls.c.replica_id.is_not_distinct_from(bindparam("replica", type_=BigInteger())),
     )

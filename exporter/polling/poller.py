@@ -367,6 +367,13 @@ class Poller:
             self.wake()
         return result, answered - now
 
+    async def wait_for_slot(self) -> None:
+        """Wait for the account's rate alone: for a request that a pause does not concern."""
+        while (wait := self._limiter.wait(now := self._loop.time())) > 0:
+            self._limiter.hold_slot(now, wait)
+            await asyncio.sleep(wait)
+        self._limiter.sent(now, poll=False)
+
     async def stop(self, timeout: float) -> None:
         """Send nothing more, and wait for what is under way, for `timeout` seconds at most."""
         self._stopping = True

@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from exporter.account import Account
-from exporter.canaries import canaries, runs, schedule
-from exporter.canaries.runs import Runs
+from exporter.canaries import canaries, schedule
+from exporter.canaries.runs import CanaryRunner
 from exporter.canaries.schedule import Every
 from exporter.cli import main
 from exporter.config import CanaryConfig
@@ -28,7 +28,7 @@ def hasten(seconds: float) -> None:
     canaries.LOOK_EVERY = 0.1  # type: ignore[misc]
     canaries._READ_EVERY = 0.3
     canaries._SPARE = 1.0
-    runs.WAIT_FOR_TURN = canaries.WAIT_FOR_TURN = 2.0  # type: ignore[misc,attr-defined]
+    canaries.WAIT_FOR_TURN = 2.0  # type: ignore[misc]
 
 
 def kill_at(point: str) -> None:
@@ -49,7 +49,7 @@ def kill_at(point: str) -> None:
         case "intent":
             Account.place = killed_async  # type: ignore[method-assign]
         case "answer":
-            Runs._placed = killed_async  # type: ignore[method-assign]
+            CanaryRunner._placed = killed_async  # type: ignore[method-assign]
         case "accepted":
             CanaryRuns.accept = accepted  # type: ignore[method-assign,assignment]
 

@@ -4,14 +4,20 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from exporter.calls import Finished, Key, Result, Status
-from exporter.canaries.results import CanaryResult, after_end, after_placing
+from exporter.calls import Key, Result, Status
+from exporter.canaries.results import after_finish, after_placing
 from exporter.canaries.runs import call_request, day_of, request_id
 from exporter.config import CanaryConfig
 from exporter.esms.answers import Answer
 from exporter.esms.codes import CODES, Outcome
+from exporter.ids import reference_id
+from exporter.ledger.canary_runs import CanaryResult, Run
+from exporter.ledger.records import DELETED
 from exporter.secrets import Secret
 from tests.canaries.test_canary_schedule import BERLIN, at
+
+ID = reference_id("8eb2af6d-fb4c4814")
+RUN = Run(1, "hourly", "main", "answered", None, 0.0, 60.0, 1.0, 1, ID, None, None, None, 9.0)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ def test_what_was_never_sent_was_not_placed(outcome: Outcome) -> None:
         ("finished", None, Status.REJECTED, None, False),
     ],
 )
-def test_after_end(
+def test_after_finish(
     expect: str,
     key: str | None,
     status: Status,
@@ -60,8 +66,23 @@ def test_after_end(
     good: bool,  # noqa: FBT001 - a table
 ) -> None:
     wanted = CanaryResult.SUCCESS if good else CanaryResult.FAILURE
-    for result in Result:
-        assert after_end(Finished(result, status, key=pressed), expect, key) is wanted
+    for result in (Result.SUCCESS, Result.FAILURE):
+        run = RUN._replace(
+            expect=expect,
+            expect_key=key,
+            call_result=result.value,
+            call_status=status.value,
+            call_key=pressed and pressed.value,
+        )
+        assert after_finish(run) is wanted
+
+
+@pytest.mark.parametrize(
+    ("result", "wanted"), [(None, None), (DELETED, None), ("unknown", CanaryResult.LATE)]
+)
+def test_a_call_that_did_not_finish(result: str | None, wanted: CanaryResult | None) -> None:
+    run = RUN._replace(call_result=result, call_status="not_found", expect="finished")
+    assert after_finish(run) is wanted
 
 
 def test_the_id_of_a_request_is_that_of_the_call_alone() -> None:

@@ -164,7 +164,7 @@ async def test_a_call_that_does_not_finish_is_late(
 async def test_a_paused_account_places_nothing(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "WAIT_FOR_TURN", 0.2)
+    monkeypatch.setattr(canaries, "WAIT_FOR_TURN", 0.2)
     monkeypatch.setattr(schedule, "_LEAST_GRACE", 3.0)
     monkeypatch.setattr(schedule, "_GRACE", 0.0)
     async with scene(tmp_path) as there:

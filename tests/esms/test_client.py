@@ -15,11 +15,12 @@ import pytest
 import trustme
 from yarl import URL
 
-from exporter.canaries.results import CanaryResult, after_placing
+from exporter.canaries.results import after_placing
 from exporter.esms.answers import Answer, BalanceAnswer
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id, reference_key
+from exporter.ledger.canary_runs import CanaryResult
 from exporter.secrets import Secret
 from exporter.simulator import Account, Fault, FaultKind, Simulator
 from tests.peers import peer, response, says, server_tls

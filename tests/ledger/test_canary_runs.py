@@ -6,17 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 
-from exporter.canaries.results import CanaryResult
+from exporter.calls import Finished, Key, Result, Status, WatchedCall
 from exporter.errors import LedgerBusyError, LedgerError
+from exporter.ids import reference_id
 from exporter.ledger.access import open_for_command
-from exporter.ledger.canary_runs import CanaryRuns, Intent, NotBegun
+from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, Intent, NotBegun, Run
 from exporter.ledger.engine import Database, open_database
+from exporter.ledger.listing import page
+from exporter.ledger.outbox import Route
+from exporter.ledger.records import Committed, NewCall, Observation
+from exporter.ledger.store import Store
+from tests.ledger.old_ledgers import ledger_at
 
 DAY = 86_400.0
+ID = reference_id("8eb2af6d-fb4c4814")
+BEFORE = "0011"
+"""The revision before canary calls were calls."""
+
 INTENT = Intent(
-    "hourly", 3600, "main", "request", "answered", None, 3600.0, 3900.0, most=3, day=(0.0, DAY)
+    "hourly", 3600, "main", "request", "answered", None, 3600.0, 3900.0, limit=3, day=(0.0, DAY)
 )
 
 
@@ -37,8 +47,8 @@ def totals(runs: CanaryRuns) -> dict[str, int]:
 
 def test_a_call_is_begun_once(runs: CanaryRuns) -> None:
     row = begun(runs)
-    assert runs.begin(INTENT) is NotBegun.TAKEN
-    assert runs.begin(replace(INTENT, request_id="other", account="b")) is NotBegun.TAKEN
+    assert runs.begin(INTENT) is NotBegun.BEGUN
+    assert runs.begin(replace(INTENT, request_id="other", account="b")) is NotBegun.BEGUN
     assert begun(runs, replace(INTENT, due_at=7200)) != row
     assert begun(runs, replace(INTENT, canary="daily")) != row
     assert totals(runs) == {}
@@ -48,9 +58,9 @@ def test_a_call_that_is_withdrawn_may_be_begun_again(runs: CanaryRuns) -> None:
     row = begun(runs)
     runs.withdraw(row)
     row = begun(runs)
-    assert runs.accept(row, "id", 3601.0, 0.5)
+    assert runs.accept(row, ID, 3601.0, 0.5)
     runs.withdraw(row)
-    assert runs.begin(INTENT) is NotBegun.TAKEN
+    assert runs.begin(INTENT) is NotBegun.BEGUN
 
 
 def test_a_day_has_so_many_calls(runs: CanaryRuns) -> None:
@@ -59,22 +69,22 @@ def test_a_day_has_so_many_calls(runs: CanaryRuns) -> None:
     assert runs.begin(replace(INTENT, due_at=9000, by_hand=True)) is NotBegun.LIMITED
     assert totals(runs) == {}
     assert runs.begin(replace(INTENT, due_at=9000)) is NotBegun.LIMITED
-    assert runs.begin(replace(INTENT, due_at=9000)) is NotBegun.TAKEN
+    assert runs.begin(replace(INTENT, due_at=9000)) is NotBegun.BEGUN
     assert totals(runs) == {"limited": 1}
     begun(runs, replace(INTENT, due_at=90_000, day=(DAY, 2 * DAY)))
 
 
 def test_a_call_ends_once(runs: CanaryRuns) -> None:
     row = begun(runs)
-    assert runs.accept(row, "id", 3601.0, 0.5)
-    (going_on,) = runs.look(["hourly"], 0.0).going_on
-    assert (going_on.id, going_on.reference_id, going_on.account) == (row, "id", "main")
+    assert runs.accept(row, ID, 3601.0, 0.5)
+    (run,) = runs.look(["hourly"], 0.0).open
+    assert (run.id, run.reference_id, run.account) == (row, ID, "main")
     assert runs.end(row, CanaryResult.SUCCESS, 3620.0, status="answered", seconds=19.0)
     assert not runs.end(row, CanaryResult.LATE, 3630.0)
-    assert not runs.accept(row, "id", 3631.0, 0.5)
+    assert not runs.accept(row, ID, 3631.0, 0.5)
     assert runs.find(row) == ("success", "answered")
     state = runs.look(["hourly"], 0.0)
-    assert state.going_on == []
+    assert state.open == []
     assert state.totals == {("hourly", "success"): 1}
     past = state.past["hourly"]
     assert (past.success, past.last_success_at) == (True, 3620.0)
@@ -90,14 +100,98 @@ def test_what_was_not_placed_says_nothing_of_the_last_call(runs: CanaryRuns) -> 
     assert (past.success, past.last_success_at) == (False, 3600.0)
 
 
-def test_one_asks_at_a_time(runs: CanaryRuns) -> None:
+def call_of(run: Run) -> WatchedCall:
+    assert run.call_id is not None
+    assert run.reference_id is not None
+    return WatchedCall(run.call_id, run.reference_id, run.accepted_at or 0.0)
+
+
+def finish(store: Store, call: WatchedCall, account: str = "main") -> Committed:
+    finished = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
+    return store.commit([Observation(account, call, finished, 3620.0)])
+
+
+def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> None:
+    runs, store = CanaryRuns(database), Store(database)
+    store.outbox.set_routes([Route("crm", 60.0)])
     row = begun(runs)
-    runs.accept(row, "id", 3601.0, 0.5)
-    assert runs.take_turn(row, 3602.0, 3607.0)
-    assert not runs.take_turn(row, 3606.9, 3612.0)
-    assert runs.take_turn(row, 3607.0, 3612.0)
-    # The clock was set back.
-    assert runs.take_turn(row, 12.0, 17.0)
+    runs.accept(row, ID, 3601.0, 0.5)
+    assert store.unfinished("main") == []  # whoever follows the run polls it
+    (run,) = runs.look(["hourly"], 0.0).open
+    assert (run.call_result, run.accepted_at) == (None, 3601.0)
+    found = store.find("main", ID)
+    assert found is not None
+    assert found.id == run.call_id
+    store.set_price(call_of(run).id, 350.0)
+    committed = finish(store, call_of(run))
+    assert (committed.added, committed.notify) == ({}, frozenset())
+    assert committed.finished == 1
+    assert committed.canaries == {run.call_id}
+    assert finish(store, call_of(run)).gone == {run.call_id}
+    assert store.set_price(call_of(run).id, 700.0) == {}
+    assert store.snapshot().totals == {}
+    assert (store.recent(0.0).calls, store.failures(0.0)) == ([], [])
+    assert page(database, ["main"]).records == []
+    (run,) = runs.look(["hourly"], 0.0).open
+    assert (run.call_result, run.call_status, run.call_key) == ("success", "answered", "1")
+    assert run.finished_at == 3620.0
+
+
+def test_a_call_whose_run_has_ended_is_not_watched_any_more(database: Database) -> None:
+    runs, store = CanaryRuns(database), Store(database)
+    row = begun(runs)
+    runs.accept(row, ID, 3601.0, 0.5)
+    (run,) = runs.look(["hourly"], 0.0).open
+    assert runs.end(row, CanaryResult.LATE, 3700.0)
+    assert finish(store, call_of(run)).gone == {run.call_id}
+    found = store.find("main", ID)
+    assert found is not None
+    assert found.state == "deleted"
+
+
+def test_a_callback_may_have_come_before_the_answer(database: Database) -> None:
+    runs, store = CanaryRuns(database), Store(database)
+    store.push([[NewCall("main", reference_id(f"{ID}-"), {"campaign": "otp"})]], 3600.5)
+    runs.accept(begun(runs), ID, 3601.0, 0.5)
+    (run,) = runs.look(["hourly"], 0.0).open
+    assert finish(store, call_of(run)).added == {}
+    assert runs.look(["hourly"], 0.0).open[0].call_result == "success"
+
+
+def test_a_call_under_way_in_an_older_ledger_goes_on(old_url: str) -> None:
+    """Also one of which a callback has brought the id."""
+    call = (
+        "account_id, normalized_id, reference_id, label_set_id, first_watched, state, state_since"
+    )
+    columns = "canary_id, due_at, account, request_id, expect, started_at, deadline_at, ask_at"
+
+    def fill(connection: Connection) -> None:
+        for statement in (
+            "INSERT INTO canaries (name) VALUES ('hourly')",
+            "INSERT INTO accounts (name) VALUES ('b')",
+            "INSERT INTO label_sets (labels) VALUES ('{}')",
+            f"INSERT INTO calls ({call}) VALUES (1, 'ab1', 'AB1', 1, 1, 'queued', 1)",
+            *(
+                f"INSERT INTO canary_runs ({columns}, reference_id, accepted_at)"
+                f" VALUES (1, {due}, '{account}', 'r', 'answered', 1, 9, 1, {accepted})"
+                for due, account, accepted in (
+                    (1, "main", "'Ab-1', 5"),
+                    (2, "b", "'Ab-1', 6"),
+                    (3, "main", "NULL, NULL"),
+                )
+            ),
+        ):
+            connection.execute(text(statement))
+
+    ledger_at(BEFORE, old_url, fill)
+    database = open_database(old_url)
+    first, second, unsure = CanaryRuns(database).look(["hourly"], 0.0).open
+    assert (first.account, first.reference_id, first.accepted_at) == ("main", "Ab-1", 5.0)
+    assert (second.account, second.reference_id) == ("b", "AB1")
+    assert unsure.call_id is None
+    for run in (first, second):
+        assert finish(Store(database), call_of(run), run.account).canaries == {run.call_id}
+    database.close()
 
 
 def test_missed_calls_are_counted_once(runs: CanaryRuns) -> None:
@@ -144,13 +238,13 @@ def test_a_canary_that_another_exporter_forgets_meanwhile_is_left_out(
 def test_old_calls_are_forgotten_and_totals_are_not(runs: CanaryRuns) -> None:
     row = begun(runs)
     runs.end(row, CanaryResult.SUCCESS, 3600.0)
-    going_on = begun(runs, replace(INTENT, due_at=7200))
+    other = begun(runs, replace(INTENT, due_at=7200))
     runs.prune(5000.0, 3600.0 + 2 * DAY)  # of late
     assert runs.find(row)[0] == "success"
     runs.prune(5000.0, 3601.0 + 2 * DAY)
     assert runs.find(row) == (None, None)
     assert totals(runs) == {"success": 1}
-    assert [run.id for run in runs.look(["hourly"], 0.0).going_on] == [going_on]
+    assert [run.id for run in runs.look(["hourly"], 0.0).open] == [other]
 
 
 def test_of_many_exporters_one_begins(shared: Callable[[], Database]) -> None:
@@ -162,7 +256,7 @@ def test_of_many_exporters_one_begins(shared: Callable[[], Database]) -> None:
     def begin(runs: CanaryRuns) -> None:
         for due in range(20):
             together.wait()
-            row = runs.begin(replace(INTENT, due_at=due, most=12))
+            row = runs.begin(replace(INTENT, due_at=due, limit=12))
             if isinstance(row, int):
                 won.append(due)
 
@@ -182,7 +276,7 @@ def test_different_calls_at_the_same_time_keep_to_the_day(shared: Callable[[], D
 
     def begin(number: int) -> None:
         together.wait()
-        row = several[number].begin(replace(INTENT, due_at=number, most=2, by_hand=True))
+        row = several[number].begin(replace(INTENT, due_at=number, limit=2, by_hand=True))
         if isinstance(row, int):
             won.append(row)
 
@@ -202,7 +296,7 @@ def test_a_command_opens_a_ledger_beside_its_exporter(path: Path) -> None:
     with pytest.raises(LedgerBusyError):
         open_database(url)
     also = open_for_command(url)
-    assert CanaryRuns(also).begin(INTENT) is NotBegun.TAKEN
+    assert CanaryRuns(also).begin(INTENT) is NotBegun.BEGUN
     assert CanaryRuns(exporter).end(row, CanaryResult.SUCCESS, 1.0)
     assert CanaryRuns(beside).find(row) == ("success", None)
     with exporter.begin() as connection:
