@@ -18,7 +18,7 @@ from exporter.balances import Balances
 from exporter.canaries.canaries import Canaries
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
-from exporter.home_assistant.telling import HomeAssistant
+from exporter.home_assistant.integration import HomeAssistant
 from exporter.ledger.clock import Clocks
 from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.records import CHUNK, Snapshot
@@ -28,6 +28,8 @@ from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.families import Family
 from exporter.notify.dispatcher import Dispatcher
+from exporter.notify.home_assistant import NAME as HOME_ASSISTANT
+from exporter.notify.home_assistant import HomeAssistantTarget
 from exporter.notify.target import Target
 from exporter.notify.webhook import WebhookTarget
 from exporter.polling.rate_limiter import RateLimiter
@@ -88,7 +90,8 @@ class App:
         self.calls.notify = self._notify.wake
         self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
         parts = self.accounts, self.calls, self.metrics, self.supervisor.start, self.balances.known
-        self._home_assistant = HomeAssistant(*parts, lambda: self._replica)
+        on_ready = partial(self._notify.wake, frozenset({HOME_ASSISTANT}))
+        self._home_assistant = HomeAssistant(*parts, lambda: self._replica, on_ready)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
@@ -218,7 +221,7 @@ class App:
             await self._replica.leave(within)
 
     async def _drain(self, within: float) -> None:
-        """Wait for requests under way, commit what they brought, and tell Home Assistant of it."""
+        """Wait for requests under way, commit what they brought, and publish the last states."""
         deadline = time.monotonic() + within
         stops = [self._canaries.stop, *(account.stop for account in self.accounts.values())]
         await asyncio.gather(*(stop(within * 0.8) for stop in stops))
@@ -292,11 +295,16 @@ class App:
         self.config_status.loaded(ConfigurationSource.name)
         self.config_status.loaded_at = time.time()
         self.sources[ConfigurationSource].loaded()
-        self._home_assistant.configure(config)
+        self._home_assistant.configure(config.home_assistant)
 
     def _targets(self, config: Config) -> list[Target]:
         """Return where finished calls are notified to."""
-        return [WebhookTarget(webhook, config.authorities) for webhook in config.notify]
+        targets: list[Target] = [
+            WebhookTarget(webhook, config.authorities) for webhook in config.notify
+        ]
+        if config.home_assistant:
+            targets.append(HomeAssistantTarget(config.home_assistant, self._home_assistant))
+        return targets
 
     def _change_accounts(self, config: Config) -> None:
         """Start, change and end accounts."""

@@ -10,6 +10,7 @@
     ├── ListenError              an address cannot be listened on
     ├── ResultsError             a file of results cannot be used
     ├── BrokerError              the MQTT broker cannot be spoken to
+    │   └── BrokerAwayError      it is not connected; nothing was sent
     ├── AskedExporterError       a running exporter cannot be asked, or refuses to answer
     └── RequestError             an HTTP request to another server got no usable response
         ├── RequestTimeoutError  no complete response within the time-out
@@ -102,6 +103,10 @@ class ResultsError(ExporterError):
 
 class BrokerError(ExporterError):
     """The MQTT broker cannot be connected, or the connection broke; the message says why."""
+
+
+class BrokerAwayError(BrokerError):
+    """The MQTT broker is not connected; nothing was sent."""
 
 
 class AskedExporterError(ExporterError):

@@ -63,7 +63,6 @@ class CallTracker:
         histories: what has become of calls lately.
         max_calls: how many calls of an account may be watched at a time.
         notify: called with the targets that are to be told of calls that have finished.
-        tell_finished: is told of each call that has finished, by its account and its row.
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class CallTracker:
         # Until their account is there to learn from them.
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self.max_calls: float = math.inf
-        self.tell_finished: Callable[[str, int], None] | None = None
         self._unfrozen = 0
         self.notify: Callable[[frozenset[str]], None] = lambda _: None
 
@@ -350,8 +348,6 @@ class CallTracker:
                 account.poller.apply_committed(call, found, at)
                 if isinstance(found, Finished) and call.id not in committed.canaries:
                     ended = self.ledger.shown(_ended(name, call, found, at))
-                    if self.tell_finished:
-                        self.tell_finished(name, call.id)
                     if not self.ledger.store.shared:
                         self.histories.add(ended)
                 if debug:

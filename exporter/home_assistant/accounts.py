@@ -1,4 +1,4 @@
-"""Which accounts Home Assistant is told of, and what of them."""
+"""The accounts that Home Assistant sees, and what it sees of them."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from exporter.account import Account
 from exporter.balances import Balance
 from exporter.config import HomeAssistantConfig
 from exporter.errors import LedgerError
-from exporter.home_assistant.discovery import STATE, Topics, device_of, discovery
-from exporter.home_assistant.states import state
+from exporter.home_assistant.payloads import Topics, device, state
 from exporter.ledger.listing import count_unfinished
 from exporter.tracker import CallTracker
 
-_EVERY: Final = 1.0
-"""Seconds after which it is looked at what has changed, at least."""
+_MIN_INTERVAL: Final = 1.0
+"""Seconds between looks at what has changed."""
 
-_FOR_EACH: Final = 0.01
-"""Seconds for each account that this takes at least: a thousand take a hundredth of a core."""
+_PER_ACCOUNT: Final = 0.01
+"""Seconds for each account between looks: those at a thousand take a hundredth of a core."""
 
-_COUNT_EVERY: Final = 10.0
-"""Seconds after which it is counted what all exporters watch, where they share the ledger."""
+_COUNT_INTERVAL: Final = 10.0
+"""Seconds between counts of the calls of all exporters, where they share the ledger."""
 
 
-class ShownAccounts:
-    """The accounts that one configuration shows.
+class ExposedAccounts:
+    """The accounts that one configuration exposes.
 
     Args:
         config: that configuration.
-        accounts: those that are polled; whoever changes them has it seen here.
-        calls: what is watched, and what has become of it.
-        leads: whether this exporter tells of them, among those that share a ledger.
-        balances: those that the provider has told.
+        accounts: live mapping, shared by reference.
+        calls: the tracker of their calls.
+        leads: whether this exporter publishes them, among those that share a ledger.
+        balances: live mapping, shared by reference.
 
     Attributes:
-        topics: what is said where.
+        topics: of the messages.
     """
 
     def __init__(
@@ -57,29 +56,25 @@ class ShownAccounts:
         self._watched: Mapping[str, int] = {}
         self._count_at = 0.0
 
-    def shows(self, account: str) -> bool:
-        """Tell whether an account is one of them."""
-        return self._only is None or account in self._only
-
     @property
-    def every(self) -> float:
-        """The seconds after which `messages` is to be looked at again."""
-        return max(_EVERY, _FOR_EACH * len(self._accounts))
+    def interval(self) -> float:
+        """The seconds after which `messages` may return others."""
+        return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self._accounts))
 
     async def messages(self) -> Mapping[str, bytes] | None:
-        """Return what a broker is to keep, by topic; None where another exporter sees to that."""
+        """Return what a broker is to retain, by topic; None where another exporter publishes."""
         if not self._leads():
             return None
         await self._count_watched()
         now, wanted = time.time(), dict[str, bytes]()
         for name, account in list(self._accounts.items()):
-            if self.shows(name):
-                device, balance = device_of(name), self._balances.get(name)
-                wanted[self.topics.config(device)] = discovery(
+            if self._only is None or name in self._only:
+                balance = self._balances.get(name)
+                wanted[self.topics.device(name)] = device(
                     self.topics, name, with_balance=balance is not None
                 )
                 recent = self._calls.histories.recent(name, now)
-                wanted[self.topics.of(device, STATE)] = state(
+                wanted[self.topics.state(name)] = state(
                     account.status,
                     recent,
                     self._watched.get(name, len(account.poller.calls)),
@@ -89,12 +84,12 @@ class ShownAccounts:
         return wanted
 
     async def _count_watched(self) -> None:
-        """Count what all exporters watch: the poller of this one has a part of it."""
+        """Count the open calls of all exporters: the poller of this one has a part of them."""
         ledger, now = self._calls.ledger, time.monotonic()
         if ledger.store.shared and now >= self._count_at:
-            self._count_at = now + _COUNT_EVERY
+            self._count_at = now + _COUNT_INTERVAL
             try:
                 counted = await ledger.call(count_unfinished, ledger.database)
             except LedgerError:
-                return  # counted and told where it happened; what was known stays
+                return  # counted and logged where it happened; the last counts stay
             self._watched = dict.fromkeys(self._accounts, 0) | counted

@@ -150,12 +150,6 @@ def records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # 
     ]
 
 
-def records_of(database: Database, rows: Sequence[int]) -> list[CallRecord]:
-    """Return calls by their rows; those that are not known any more are left out."""
-    with database.begin() as connection:
-        return records(connection, RECORD.where(calls.c.id.in_(rows)))
-
-
 def count_unfinished(database: Database) -> dict[str, int]:
     """Return how many calls of each account have not finished; 0.1 s for a million."""
     counts = select(calls.c.account_id, func.count().label("calls"))

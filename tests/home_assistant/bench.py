@@ -1,4 +1,4 @@
-"""A service that tells a broker, in the process of the test."""
+"""An exporter that publishes to a broker, in the process of the test."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from exporter.config import (
 )
 from exporter.ids import reference_id
 from exporter.ledger.records import NewCall
+from exporter.notify.home_assistant import NAME
 from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator
 
 
 class Bench:
-    """A service that tells a broker, and the configuration that it loads."""
+    """An exporter that publishes to a broker, and the configuration that it loads."""
 
     def __init__(self, simulator: Simulator, ledger: str, config: HomeAssistantConfig) -> None:
         self.simulator = simulator
@@ -49,12 +50,18 @@ class Bench:
         await self.service.open()
         await self.service.start()
 
+    async def restart(self) -> None:
+        """Stop the exporter, if that was not done, and start another one on its ledger."""
+        await self.service.stop()
+        self.service = App(lambda: self.config)
+        await self.start()
+
     async def change(self, **update: object) -> None:
         self.config = self.config.model_copy(update=update)
         await self.service.reload()
 
     async def tell(self, **update: object) -> None:
-        """Change how Home Assistant is told."""
+        """Change the section `home_assistant`."""
         assert self.config.home_assistant
         await self.change(home_assistant=self.config.home_assistant.model_copy(update=update))
 
@@ -73,6 +80,9 @@ class Bench:
 
     def messages(self, kind: str, outcome: str) -> float:
         return self.service.metrics.mqtt_messages.labels(kind, outcome).value
+
+    def events(self, outcome: str) -> float:
+        return self.service.metrics.notifications.labels(NAME, outcome).value
 
     @property
     def connected(self) -> float:

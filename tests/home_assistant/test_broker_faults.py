@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 from structlog.testing import capture_logs
@@ -16,11 +17,11 @@ from exporter.backoff import ExponentialBackoff
 from exporter.config import HomeAssistantConfig
 from exporter.config.document import Problems
 from exporter.config.validation import LoadContext
-from exporter.errors import LedgerError
-from exporter.home_assistant import broker as module
-from exporter.home_assistant import publisher
-from exporter.ledger.engine import Database
-from exporter.ledger.listing import records_of
+from exporter.errors import BrokerAwayError, BrokerError
+from exporter.home_assistant.accounts import ExposedAccounts
+from exporter.home_assistant.payloads import Topics
+from exporter.home_assistant.publisher import Limits, MqttMetrics, Publisher
+from exporter.metrics.catalogue import Catalogue
 from exporter.secrets import Secret
 from exporter.simulator import Simulator
 from tests import subprocesses
@@ -31,13 +32,77 @@ from tests.programs import program
 from tests.waiting import deadline, until
 from tests.web.certificates import Certificates
 
+# The library leaves it to Python to close a socket whose handshake failed, some time later.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 AVAILABILITY = "esms-exporter/availability"
 STATE = "esms-exporter/main/state"
 EVENTS = "esms-exporter/main/finished"
 
 
+class Exposed(ExposedAccounts):
+    """What a broker is to retain, as a test has it.
+
+    Attributes:
+        wanted: by topic; None where another exporter publishes it.
+        known: for as long as this is not set, nothing is known of the accounts.
+    """
+
+    interval = 0.05
+
+    def __init__(self, **wanted: bytes) -> None:
+        self.topics = Topics("homeassistant", "esms-exporter")
+        self.wanted: dict[str, bytes] | None = {STATE: b"{}", **wanted}
+        self.known = asyncio.Event()
+        self.known.set()
+
+    async def messages(self) -> dict[str, bytes] | None:
+        await self.known.wait()
+        return self.wanted
+
+
+class Publishing:
+    """A publisher without an exporter.
+
+    Attributes:
+        publisher: runs within the block.
+        exposed: what it publishes.
+        metrics: what it counts.
+        ready: how often it has become ready for events.
+    """
+
+    def __init__(self, config: HomeAssistantConfig, timeout: float = 1000.0) -> None:
+        self.metrics, self.exposed, self.ready = Catalogue(), Exposed(), 0
+        self.publisher = Publisher(
+            config,
+            self.exposed,
+            MqttMetrics(self.metrics),
+            lambda: False,
+            self._count,
+            Limits(timeout, ExponentialBackoff(0.01, 0.1)),
+        )
+
+    def _count(self) -> None:
+        self.ready += 1
+
+    @property
+    def errors(self) -> float:
+        return self.metrics.mqtt_errors.labels().value
+
+    async def __aenter__(self) -> Self:
+        self.running = asyncio.create_task(self.publisher.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.publisher.stop(clear_retained=False)
+        await asyncio.wait([self.running], timeout=5)
+        self.running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.running
+
+
 @asynccontextmanager
-async def telling(
+async def exporting(
     simulator: Simulator, folder: Path, config: HomeAssistantConfig
 ) -> AsyncIterator[Bench]:
     bench = Bench(simulator, f"sqlite:///{folder / 'ledger.db'}", config)
@@ -76,7 +141,7 @@ def secured(tmp_path: Path, certificates: Certificates) -> Iterator[Mosquitto]:
 
 
 async def test_tls_and_a_password(
-    simulator: Simulator, secured: Mosquitto, tmp_path: Path, certificates: Certificates
+    secured: Mosquitto, tmp_path: Path, certificates: Certificates
 ) -> None:
     config = HomeAssistantConfig.model_validate(
         {
@@ -90,16 +155,10 @@ async def test_tls_and_a_password(
     # As they were loaded, whatever has happened to the file since.
     (tmp_path / "ca.crt").unlink()
     options = {"username": "exporter", "password": PASSWORD, "tls_context": certificates.client()}
-    async with (
-        telling(simulator, tmp_path, config) as bench,
-        listening(secured.port, **options) as listener,
-    ):
+    async with Publishing(config), listening(secured.port, **options) as listener:
         await until(lambda: STATE in listener.kept)
-        assert bench.connected == 1
 
 
-# The library leaves it to Python to close a socket whose handshake failed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -113,16 +172,9 @@ async def test_tls_and_a_password(
         ({"ca_file": "/nowhere/ca.crt"}, "No such file"),
     ],
 )
-async def test_what_is_wrong_is_told_once_and_counted(
-    simulator: Simulator,
-    secured: Mosquitto,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    change: dict[str, object],
-    problem: str,
+async def test_a_problem_is_logged_once_and_counted(
+    secured: Mosquitto, tmp_path: Path, change: dict[str, object], problem: str
 ) -> None:
-    monkeypatch.setattr(publisher, "_BACK_OFF", ExponentialBackoff(0.01, 0.1))
-    monkeypatch.setattr(module, "_TIMEOUT", 1.0)
     config = HomeAssistantConfig(
         url=f"mqtts://localhost:{secured.port}",
         username="exporter",
@@ -132,12 +184,10 @@ async def test_what_is_wrong_is_told_once_and_counted(
     if isinstance(url := change.get("url"), str):
         change = {**change, "url": url.format(port=secured.port)}
     with capture_logs() as logs:
-        async with telling(simulator, tmp_path, config.model_copy(update=change)) as bench:
-            errors = bench.service.metrics.mqtt_errors.labels()
-            await until(lambda: errors.value >= 3)
-            assert bench.connected == 0
-            await bench.finish("a")
-            await until(lambda: bench.service.calls.count == 0)
+        async with Publishing(config.model_copy(update=change), timeout=1.0) as publishing:
+            await until(lambda: publishing.errors >= 3)
+            with pytest.raises(BrokerAwayError):
+                await publishing.publisher.publish_event("main", b"{}")
     (line,) = (line for line in logs if line["event"] == "MQTT broker not connected")
     assert problem in line["problem"]
     assert PASSWORD not in str(logs)
@@ -203,11 +253,7 @@ Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
         accept_and_hang,
     ],
 )
-async def test_peers_that_are_no_good_brokers(
-    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: Peer
-) -> None:
-    monkeypatch.setattr(publisher, "_BACK_OFF", ExponentialBackoff(0.01, 0.05))
-    monkeypatch.setattr(module, "_TIMEOUT", 0.3)
+async def test_peers_that_are_no_good_brokers(peer: Peer) -> None:
     writers = []
 
     async def met(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -222,21 +268,17 @@ async def test_peers_that_are_no_good_brokers(
     server = await asyncio.start_server(met, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     config = HomeAssistantConfig(url=f"mqtt://127.0.0.1:{port}")
-    async with telling(simulator, tmp_path, config) as bench:
-        errors = bench.service.metrics.mqtt_errors.labels()
-        await until(lambda: errors.value >= 3)
-        await bench.finish("a")
-        await until(lambda: bench.service.calls.count == 0)
+    async with Publishing(config, timeout=0.3) as publishing:
+        await until(lambda: publishing.errors >= 3)
         # Nothing is left of a connection that broke, whoever ended it.
         await until(lambda: sum(not writer.is_closing() for writer in writers) <= 1)
     server.close()
 
 
 async def test_a_broker_that_stands_still_delays_nothing(
-    simulator: Simulator, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, broker: Mosquitto, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT", 1000.0)
-    async with telling(simulator, tmp_path, HomeAssistantConfig(url=broker.url)) as bench:
+    async with exporting(simulator, tmp_path, HomeAssistantConfig(url=broker.url)) as bench:
         await bench.change(shutdown_timeout=1e6)
         await until(lambda: bench.connected == 1)
         await bench.pause(1)
@@ -248,56 +290,83 @@ async def test_a_broker_that_stands_still_delays_nothing(
             await bench.service.stop()
 
 
-async def test_a_broker_that_stood_still_is_caught_up_with(
-    simulator: Simulator, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT", 0.5)
-    monkeypatch.setattr(publisher, "_BACK_OFF", ExponentialBackoff(1.0, 1.0))
+async def test_after_a_broker_that_stood_still_everything_goes_on(broker: Mosquitto) -> None:
     config = HomeAssistantConfig(url=broker.url)
-    async with listening(broker.port) as listener, telling(simulator, tmp_path, config) as bench:
-        await until(lambda: STATE in listener.kept)
+    async with listening(broker.port) as listener, Publishing(config, 0.5) as publishing:
+        await until(lambda: publishing.ready == 1)
         broker.signal(signal.SIGSTOP)
-        await bench.finish("a")
-        await until(lambda: bench.messages("event", "failed") > 0)
+        with pytest.raises(BrokerError) as caught:
+            await publishing.publisher.publish_event("main", b"1")
+        assert not isinstance(caught.value, BrokerAwayError)  # it may have arrived
+        await until(lambda: not publishing.publisher.ready)
+        publishing.exposed.wanted = {STATE: b'{"a": 1}'}
         broker.signal(signal.SIGCONT)
-        await until(lambda: bench.messages("event", "published") > 0)
-        await until(lambda: listener.json(STATE)["success_today"] == 1)
-        # It is told at least once: what was not acknowledged may have come.
-        assert {event["reference_id"] for event in listener.said(EVENTS)} == {"a"}
+        await until(lambda: publishing.ready == 2)
+        await publishing.publisher.publish_event("main", b"2")
+        await until(lambda: listener.kept[STATE] == b'{"a": 1}')
+        await until(lambda: (EVENTS, b"2") in listener.heard)
 
 
-async def test_calls_wait_for_a_ledger_that_cannot_be_read(
-    bench: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+async def test_states_get_their_turn_beside_endless_events(broker: Mosquitto) -> None:
+    config = HomeAssistantConfig(url=broker.url)
+    async with listening(broker.port) as listener, Publishing(config) as publishing:
+        await until(lambda: publishing.ready == 1)
+
+        async def endless() -> None:
+            while True:
+                await publishing.publisher.publish_event("main", b"1")
+
+        tasks = [asyncio.create_task(endless()) for _ in range(20)]
+        await until(lambda: len(listener.said(EVENTS)) > 50)
+        publishing.exposed.wanted = {STATE: b'{"a": 1}'}
+        await until(lambda: listener.kept[STATE] == b'{"a": 1}')
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_retained_message_that_breaks_the_connection_blocks_no_events(
+    broker: Mosquitto,
 ) -> None:
-    monkeypatch.setattr(publisher, "_LEDGER_AGAIN", 0.05)
-    tries = []
-
-    def fail_twice(database: Database, rows: list[int]) -> object:
-        tries.append(rows)
-        if len(tries) < 3:
-            raise LedgerError("made up")
-        return records_of(database, rows)
-
-    monkeypatch.setattr(publisher, "records_of", fail_twice)
-    async with listening(broker.port) as listener:
-        await until(lambda: STATE in listener.kept)
-        await bench.finish("a")
-        await until(lambda: len(listener.said(EVENTS)) == 1)
-    assert len(tries) == 3
+    async with cutting(broker.port, b"poison") as port:
+        config = HomeAssistantConfig(url=f"mqtt://127.0.0.1:{port}")
+        async with listening(broker.port) as listener, Publishing(config) as publishing:
+            publishing.exposed.wanted = {"a": b"1", "b": b"poison", "c": b"2"}
+            await until(lambda: {"a", "c"} <= listener.kept.keys())
+            errors = publishing.errors
+            for number in range(5):
+                await until(lambda: publishing.publisher.ready)
+                with contextlib.suppress(BrokerError):
+                    await publishing.publisher.publish_event("main", b"%d" % number)
+            await until(lambda: publishing.errors > errors)  # it is tried again and again
+            assert listener.said(EVENTS)
 
 
-async def test_who_cannot_say_goodbye_in_time_is_not_available(
-    bench: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+async def test_an_exporter_that_begins_to_publish_looks_at_what_others_published(
+    broker: Mosquitto,
 ) -> None:
-    def fail(database: Database, rows: list[int]) -> object:
-        raise LedgerError("made up")
+    gone = "homeassistant/device/esms-exporter/gone/config"
+    config = HomeAssistantConfig(url=broker.url)
+    async with listening(broker.port) as listener, Publishing(config) as publishing:
+        await until(lambda: listener.kept.get(STATE) == b"{}")
+        wanted, publishing.exposed.wanted = publishing.exposed.wanted, None
+        await asyncio.sleep(0.5)
+        await listener.say(STATE, '{"watched": 17}', retain=True)
+        await listener.say(gone, "{}", retain=True)
+        await until(lambda: listener.json(STATE) == {"watched": 17} and gone in listener.kept)
+        publishing.exposed.wanted = wanted
+        await until(lambda: listener.kept[STATE] == b"{}")
+        await until(lambda: not listener.kept.get(gone))
 
-    monkeypatch.setattr(publisher, "records_of", fail)
-    async with listening(broker.port) as listener:
+
+async def test_an_exporter_that_cannot_say_goodbye_is_unavailable(broker: Mosquitto) -> None:
+    config = HomeAssistantConfig(url=broker.url)
+    async with listening(broker.port) as listener, Publishing(config) as publishing:
         await until(lambda: listener.kept.get(AVAILABILITY) == b"online")
-        await bench.finish("a")
-        await until(lambda: bench.service.calls.count == 0)
-        await bench.service.stop()
+        publishing.exposed.known.clear()
+        await asyncio.sleep(0.2)
+        publishing.publisher.stop(clear_retained=False)
+        publishing.running.cancel()
         await until(lambda: listener.kept[AVAILABILITY] == b"offline")
 
 
@@ -357,7 +426,7 @@ async def test_an_event_that_breaks_the_connection_blocks_no_other_one(
         config = HomeAssistantConfig(url=f"mqtt://127.0.0.1:{port}")
         async with (
             listening(broker.port) as listener,
-            telling(simulator, tmp_path, config) as bench,
+            exporting(simulator, tmp_path, config) as bench,
         ):
             await until(lambda: bench.connected == 1)
             names = ["poison", *(f"call-{number}" for number in range(25))]
@@ -366,6 +435,6 @@ async def test_an_event_that_breaks_the_connection_blocks_no_other_one(
             await until(
                 lambda: {event["reference_id"] for event in listener.said(EVENTS)} == {*names[1:]}
             )
-            await until(lambda: bench.messages("event", "dropped") == 1)
+            await until(lambda: bench.events("gave_up") == 1)
             await until(lambda: STATE in listener.kept)
             await until(lambda: listener.json(STATE)["success_today"] == len(names))

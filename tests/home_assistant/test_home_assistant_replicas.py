@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from exporter.config import HomeAssistantConfig
-from exporter.home_assistant import accounts, telling
 from exporter.simulator import Plan, Simulator
 from tests.brokers import Mosquitto, listening
 from tests.databases import Server, postgresql
@@ -26,10 +24,9 @@ def server() -> Iterator[Server]:
         yield server
 
 
-async def test_one_tells_of_accounts_and_each_of_the_calls_that_it_saw_the_end_of(
-    simulator: Simulator, broker: Mosquitto, server: Server, monkeypatch: pytest.MonkeyPatch
+async def test_one_publishes_the_accounts_and_each_event_is_published_once(
+    simulator: Simulator, broker: Mosquitto, server: Server
 ) -> None:
-    monkeypatch.setattr(accounts, "_COUNT_EVERY", 0.5)
     with server.database() as url:
         ledger = url.replace("postgresql+psycopg:", "postgresql:")
         benches = [Bench(simulator, ledger, HomeAssistantConfig(url=broker.url)) for _ in range(2)]
@@ -47,7 +44,7 @@ async def test_one_tells_of_accounts_and_each_of_the_calls_that_it_saw_the_end_o
                 await second.pause(2)
                 said = second.messages("state", "published")
                 for number in range(40):
-                    simulator.add_call("main", f"call-{number}", Plan(sent=4))
+                    simulator.add_call("main", f"call-{number}", Plan(sent=15))
                     await benches[number % 2].watch(f"call-{number}")
                 assert first.service.calls.count
                 assert second.service.calls.count
@@ -55,7 +52,6 @@ async def test_one_tells_of_accounts_and_each_of_the_calls_that_it_saw_the_end_o
                 await until(lambda: listener.json(STATE)["success_today"] == 40)
                 await until(lambda: len(listener.said(EVENTS)) == 40)
                 assert len({event["reference_id"] for event in listener.said(EVENTS)}) == 40
-                assert all(bench.messages("event", "published") for bench in benches)
                 assert second.messages("state", "published") == said
 
                 listener.heard.clear()
@@ -69,28 +65,3 @@ async def test_one_tells_of_accounts_and_each_of_the_calls_that_it_saw_the_end_o
         finally:
             for bench in benches:
                 await bench.service.stop()
-
-
-async def test_who_begins_to_tell_looks_at_what_others_have_told(
-    simulator: Simulator, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leading = [True]
-    monkeypatch.setattr(telling.HomeAssistant, "_leads", lambda _: leading[-1])
-    monkeypatch.setattr(accounts, "_EVERY", 0.05)
-    gone = "homeassistant/device/esms-exporter/gone/config"
-    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
-    bench = Bench(simulator, ledger, HomeAssistantConfig(url=broker.url))
-    try:
-        async with listening(broker.port) as listener:
-            await bench.start()
-            await until(lambda: STATE in listener.kept)
-            leading.append(False)
-            await bench.pause(0.5)
-            await listener.say(STATE, '{"watched": 17}', retain=True)
-            await listener.say(gone, "{}", retain=True)
-            await until(lambda: listener.json(STATE)["watched"] == 17 and gone in listener.kept)
-            leading.append(True)
-            await until(lambda: listener.json(STATE)["watched"] == 0)
-            await until(lambda: not listener.kept.get(gone))
-    finally:
-        await bench.service.stop()

@@ -1,16 +1,9 @@
 from __future__ import annotations
 
-import asyncio
-
-import pytest
 from structlog.testing import capture_logs
 
 from exporter.config import BalanceConfig
-from exporter.home_assistant import events, publisher
-from exporter.home_assistant.discovery import device_of
-from exporter.ledger.engine import Database
-from exporter.ledger.listing import records_of
-from exporter.metrics.catalogue import Catalogue
+from exporter.home_assistant.payloads import device_of
 from exporter.simulator import Account, AccountState, Plan
 from tests.brokers import Mosquitto, listening
 from tests.home_assistant.bench import Bench
@@ -144,7 +137,6 @@ async def test_without_a_broker_there_are_no_series(bench: Bench) -> None:
         line for family in bench.service.families() for line in family.lines(openmetrics=False)
     )
     assert "\nesms_mqtt_" not in text
-    assert bench.service.calls.tell_finished is None
 
 
 async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosquitto) -> None:
@@ -168,60 +160,23 @@ async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosqui
     assert 1 <= len(problems) <= 3  # each once: it broke, and then it is refused
 
 
-async def test_states_get_their_turn_while_calls_finish_and_finish(
-    bench: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+async def test_events_survive_a_restart_while_the_broker_is_away(
+    bench: Bench, broker: Mosquitto
 ) -> None:
-    loop, told = asyncio.get_running_loop(), bench.service.calls.tell_finished
-    assert told
-
-    def endless(database: Database, rows: list[int]) -> object:
-        loop.call_soon_threadsafe(told, "main", rows[0])
-        return records_of(database, rows)
-
-    monkeypatch.setattr(publisher, "records_of", endless)
-    async with listening(broker.port) as listener:
-        await until(lambda: STATE in listener.kept)
-        await bench.finish("a")
-        await until(lambda: len(listener.said(EVENTS)) > 10)
-        await bench.finish("b")
-        await until(lambda: listener.json(STATE)["success_today"] == 2)
-        monkeypatch.undo()
-
-
-async def test_too_many_calls_that_wait_are_dropped(
-    bench: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(events, "MOST", 5)
     await until(lambda: bench.connected == 1)
     broker.stop()
     await until(lambda: bench.connected == 0)
-    for number in range(8):
-        await bench.finish(f"call-{number}")
-        await until(lambda: bench.service.calls.count == 0)
-    assert bench.messages("event", "dropped") == 3
+    await bench.finish("a")
+    await until(lambda: bench.service.calls.count == 0)
+    await bench.restart()
+    assert bench.events("delivered") == 0
     broker.start()
     async with listening(broker.port) as listener:
-        await until(lambda: len(listener.said(EVENTS)) == 5)
-        told = [event["reference_id"] for event in listener.said(EVENTS)]
-    assert told == [f"call-{number}" for number in range(3, 8)]
-
-
-def test_accounts_share_the_room_for_calls_that_wait() -> None:
-    waiting = events.Events(events.MqttMetrics(Catalogue()))
-    for row in range(events.MOST):
-        waiting.add(events.Waiting("busy", row))
-    waiting.add(events.Waiting("quiet", -1))
-    for row in range(events.MOST):
-        waiting.add(events.Waiting("busy", row))
-    first, second, *_ = waiting.take()
-    assert {first.account, second.account} == {"busy", "quiet"}
-    assert events.Waiting("quiet", -1) in (first, second)
-
-
-async def test_calls_that_the_ledger_has_forgotten_are_counted_as_dropped(bench: Bench) -> None:
-    assert bench.service.calls.tell_finished
-    bench.service.calls.tell_finished("main", 12345)
-    await until(lambda: bench.messages("event", "dropped") == 1)
+        await until(lambda: bench.events("delivered") == 1)
+        await until(lambda: [one["reference_id"] for one in listener.said(EVENTS)] == ["a"])
+        # The device is described before, or Home Assistant would not listen yet.
+        heard = [topic for topic, _ in listener.heard]
+        assert heard.index(CONFIG) < heard.index(EVENTS)
 
 
 async def test_the_last_will_of_another_is_contradicted(bench: Bench, broker: Mosquitto) -> None:
@@ -233,15 +188,18 @@ async def test_the_last_will_of_another_is_contradicted(bench: Bench, broker: Mo
         await until(lambda: listener.kept.get(AVAILABILITY) == b"online")
 
 
-async def test_a_stop_says_what_waits_and_then_goodbye(bench: Bench, broker: Mosquitto) -> None:
+async def test_a_stop_says_goodbye_and_the_next_start_sends_what_is_left(
+    bench: Bench, broker: Mosquitto
+) -> None:
     async with listening(broker.port) as listener:
         await until(lambda: STATE in listener.kept)
         await bench.finish("a")
         await until(lambda: bench.service.calls.count == 0)
         await bench.service.stop()
         await until(lambda: listener.kept[AVAILABILITY] == b"offline")
-        assert [event["reference_id"] for event in listener.said(EVENTS)] == ["a"]
         assert CONFIG in listener.kept  # it comes back
+        await bench.restart()
+        await until(lambda: [one["reference_id"] for one in listener.said(EVENTS)] == ["a"])
 
 
 async def test_a_balance_is_an_entity_once_it_is_known(bench: Bench, broker: Mosquitto) -> None:

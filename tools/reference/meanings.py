@@ -12,7 +12,7 @@ OPEN_LABELS: Final = {
     "reference_id": "a call, as its source wrote it.",
     "source": "a watch source: `config`, `files`, `api`, `callback`, or `sql:NAME` for an entry of"
     " `watch.sql`; those that are configured.",
-    "target": "the `name` of an entry of `notify` in the configuration.",
+    "target": "the `name` of an entry of `notify` in the configuration, or `Home Assistant`.",
     "canary": "the `name` of an entry of `canaries`.",
     "version": "the exporter's version.",
     "python_version": "the version of Python that it runs on.",
@@ -183,7 +183,6 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
     MQTT_OUTCOME: {
         "published": "the broker has it",
         "failed": "the broker is not known to have it; it is sent again",
-        "dropped": "an event: too many waited for the broker, or the ledger had forgotten the call",
     },
     "reason": {
         "client_refused": "the client refused the server's certificate or parameters, and said so;"

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.calls import ENDINGS
 from exporter.canaries.canaries import CanaryMetrics
-from exporter.home_assistant.events import MqttMetrics
+from exporter.home_assistant.publisher import MqttMetrics
 from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import GET_BALANCE, MAKE_CALL, Catalogue

@@ -14,20 +14,20 @@ import aiomqtt
 from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerError
 
-_TIMEOUT: Final = 10.0
-"""Seconds that the broker may take for an answer."""
+TIMEOUT: Final = 10.0
+"""Seconds that a broker may take for an answer."""
 
-_GOODBYE: Final = 1.0
+_GOODBYE_TIMEOUT: Final = 1.0
 """Seconds that it may take to end a connection in good order."""
 
 _KEEPALIVE: Final = 30
 """Seconds of silence after which the broker is asked whether it is there."""
 
-AT_A_TIME: Final = 10
+BATCH_SIZE: Final = 10
 """Messages that may be sent before the broker has acknowledged the first of them."""
 
-_MOST_RECEIVED: Final = 10_000
-"""Messages of the broker that wait to be looked at: what it has kept of a thousand accounts."""
+_MAX_RECEIVED: Final = 10_000
+"""Messages of the broker that wait to be processed: what it retains for a thousand accounts."""
 
 _AT_LEAST_ONCE: Final = 1
 _PORT: Final = 1883
@@ -35,7 +35,7 @@ _TLS_PORT: Final = 8883
 
 
 class Message(NamedTuple):
-    """What is said on a topic; empty where what was said is to be forgotten.
+    """A message on a topic; an empty one clears what is retained there.
 
     Attributes:
         retained: the broker is to keep it; or has kept it, where it comes from there.
@@ -53,35 +53,35 @@ class Broker:
         self._client = client
 
     async def subscribe(self, *topics: str) -> None:
-        """Have what is said on topics come in `messages`.
+        """Receive what is published on topics, in `messages`.
 
         Raises:
             BrokerError: the connection broke, or the broker did not answer in time.
         """
-        with _translated():
+        with _mapped_errors():
             await self._client.subscribe([(topic, _AT_LEAST_ONCE) for topic in topics])
 
     async def unsubscribe(self, *topics: str) -> None:
-        """Have what is said on topics come no more.
+        """Receive no more of what is published on topics.
 
         Raises:
             BrokerError: as above.
         """
-        with _translated():
+        with _mapped_errors():
             await self._client.unsubscribe(list(topics))
 
     async def messages(self) -> AsyncIterator[Message]:
-        """Yield what comes.
+        """Yield what is received.
 
         Raises:
             BrokerError: the connection broke.
         """
-        with _translated():
+        with _mapped_errors():
             async for message in self._client.messages:
                 yield Message(message.topic.value, message.payload, message.retain)
 
     async def publish(self, messages: Sequence[Message]) -> list[BrokerError | None]:
-        """Say up to `AT_A_TIME` things, in this order.
+        """Publish up to `BATCH_SIZE` messages, in this order.
 
         Returns:
             Why the broker is not known to have each of them; None where it has.
@@ -91,7 +91,7 @@ class Broker:
     async def _publish(self, message: Message) -> BrokerError | None:
         topic, payload, retained = message
         try:
-            with _translated():
+            with _mapped_errors():
                 await self._client.publish(topic, payload, _AT_LEAST_ONCE, retained)
         except BrokerError as error:
             return error
@@ -99,18 +99,21 @@ class Broker:
 
 
 @asynccontextmanager
-async def connected(config: HomeAssistantConfig, last_will: Message) -> AsyncIterator[Broker]:
+async def connected(
+    config: HomeAssistantConfig, last_will: Message, timeout: float = TIMEOUT
+) -> AsyncIterator[Broker]:
     """Connect to a broker for as long as the block runs.
 
     Args:
-        config: which, and who the exporter is to it.
-        last_will: what the broker says when the connection breaks.
+        config: the broker, and how to log in.
+        last_will: published by the broker when the connection breaks.
+        timeout: seconds that the broker may take for an answer.
 
     Raises:
         BrokerError: it cannot be connected.
     """
     url = urlsplit(config.url)
-    with _translated():
+    with _mapped_errors():
         tls = await asyncio.to_thread(_context, config) if url.scheme == "mqtts" else None
         client = aiomqtt.Client(
             url.hostname or "",
@@ -118,12 +121,12 @@ async def connected(config: HomeAssistantConfig, last_will: Message) -> AsyncIte
             username=config.username,
             password=config.password.reveal() if config.password else None,
             will=aiomqtt.Will(*last_will[:2], _AT_LEAST_ONCE, last_will.retained),
-            timeout=_TIMEOUT,
+            timeout=timeout,
             keepalive=_KEEPALIVE,
-            max_queued_incoming_messages=_MOST_RECEIVED,
+            max_queued_incoming_messages=_MAX_RECEIVED,
             tls_context=tls,
         )
-        # To be cancelled in the middle would leave a connection behind that nobody closes.
+        # A cancellation in the middle would leave an open connection behind.
         connecting = asyncio.ensure_future(client.__aenter__())
         try:
             await asyncio.shield(connecting)
@@ -136,12 +139,12 @@ async def connected(config: HomeAssistantConfig, last_will: Message) -> AsyncIte
             raise
     try:
         yield Broker(client)
-        with suppress(Exception):  # then it has ended already, or the broker takes nothing any more
-            async with asyncio.timeout(_GOODBYE):
+        with suppress(Exception):  # it has ended already, or the broker takes nothing any more
+            async with asyncio.timeout(_GOODBYE_TIMEOUT):
                 await client.__aexit__(None, None, None)
     finally:
-        # Without a goodbye where that was not the end of the block: the broker says the last will.
-        # And where it could not read what came, the library would be woken for it for ever.
+        # Without a goodbye if the block failed: the broker publishes the last will. And where the
+        # library could not read what came, it would be woken for it for ever.
         _cut(client)
 
 
@@ -157,7 +160,7 @@ def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - the library raises anything, such as struct.error

@@ -1,4 +1,4 @@
-"""What Home Assistant is told of devices, against what its documentation takes."""
+"""Devices and states as Home Assistant gets them, against what its documentation accepts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 from exporter.account import AccountStatus
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
-from exporter.home_assistant.discovery import Topics, device_of, discovery
-from exporter.home_assistant.states import finished, state
-from exporter.ledger.records import CallRecord, Ended
+from exporter.home_assistant.payloads import Topics, device, device_of, state
+from exporter.ledger.records import Ended
 from exporter.recent_results import Minute, Recent
 
 TOPICS = Topics("homeassistant", "voice/one")
@@ -36,7 +35,7 @@ STATE_CLASSES = {"measurement", "total", "total_increasing"}
 
 
 def described(account: str = "main", *, with_balance: bool = True) -> Any:  # Any: JSON
-    return json.loads(discovery(TOPICS, account, with_balance=with_balance))
+    return json.loads(device(TOPICS, account, with_balance=with_balance))
 
 
 def test_a_device_is_described_as_documented() -> None:
@@ -53,7 +52,7 @@ def test_a_device_is_described_as_documented() -> None:
     assert told["avty_t"] == "voice/one/availability"
     # How Home Assistant takes a topic apart.
     topic = re.fullmatch(
-        r"homeassistant/(\w+)/(?:([a-zA-Z0-9_-]+)/)?([a-zA-Z0-9_-]+)/config", TOPICS.config("main")
+        r"homeassistant/(\w+)/(?:([a-zA-Z0-9_-]+)/)?([a-zA-Z0-9_-]+)/config", TOPICS.device("main")
     )
     assert topic
     assert topic.groups() == ("device", "voice_one", "main")
@@ -154,20 +153,3 @@ def test_the_last_failure() -> None:
     told = json.loads(state(STATUS, Recent(failures=failures), 3, None))
     assert told["last_failure"] == "2023-11-14T22:13:20+00:00"
     assert told["failure"] == {"reference_id": "new", "result": "failure", "status": "busy"}
-
-
-def test_a_call_that_has_finished() -> None:
-    call = CallRecord(
-        *(7, "main", "a", {"campaign": "khẩn"}, "finished", 0.0),
-        *("success", "answered", 13.0, "1", 1_700_000_000.0),
-    )
-    assert json.loads(finished(call)) == {
-        "event_type": "success",
-        "account": "main",
-        "reference_id": "a",
-        "status": "answered",
-        "labels": {"campaign": "khẩn"},
-        "duration": 13.0,
-        "key": "1",
-        "finished_at": "2023-11-14T22:13:20+00:00",
-    }

@@ -1,0 +1,127 @@
+"""Home Assistant, as the configuration has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Final
+
+from exporter.account import Account
+from exporter.balances import Balance
+from exporter.config import HomeAssistantConfig
+from exporter.errors import BrokerAwayError
+from exporter.home_assistant.accounts import ExposedAccounts
+from exporter.metrics.catalogue import Catalogue
+from exporter.replicas.replica import Replica
+from exporter.tracker import CallTracker
+
+if TYPE_CHECKING:
+    from exporter.home_assistant.publisher import Publisher
+
+_GOODBYE: Final = 5.0
+"""Seconds that an old configuration has to clear what it has published."""
+
+
+class HomeAssistant:
+    """Publishes accounts and events, where the configuration has a broker for it.
+
+    Args:
+        accounts: live mapping, shared by reference.
+        calls: the tracker of their calls.
+        metrics: where messages are counted.
+        spawn: runs a coroutine in the background, until it is cancelled.
+        balances: live mapping, shared by reference.
+        replica: returns this exporter as one of those that share a ledger, if it does.
+        on_ready: called when events can be published, at first or again.
+    """
+
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        calls: CallTracker,
+        metrics: Catalogue,
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        balances: Mapping[str, Balance],
+        replica: Callable[[], Replica | None],
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._accounts = accounts
+        self._calls = calls
+        self._metrics = metrics
+        self._spawn = spawn
+        self._balances = balances
+        self._replica = replica
+        self._on_ready = on_ready
+        self._config: HomeAssistantConfig | None = None
+        self._publisher: Publisher | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    def configure(self, config: HomeAssistantConfig | None) -> None:
+        """Change the broker; None for none. Nothing happens where nothing has changed."""
+        if config == self._config:
+            return
+        if self._publisher:
+            moved = config is None or _location(config) != _location(self._config)
+            self._publisher.stop(clear_retained=moved)
+        self._config = config
+        self._publisher = None
+        if config is None:
+            self._metrics.remove_mqtt()
+        else:
+            # Its library is installed where a broker is configured.
+            from exporter.home_assistant.publisher import MqttMetrics, Publisher  # noqa: PLC0415
+
+            exposed = ExposedAccounts(
+                config, self._accounts, self._calls, self._leads, self._balances
+            )
+            metrics = MqttMetrics(self._metrics)
+            self._publisher = Publisher(config, exposed, metrics, self._others, self._on_ready)
+        self._running = self._spawn(_replace(self._running, self._publisher))
+
+    @property
+    def ready(self) -> bool:
+        """Whether events can be published now."""
+        return self._publisher is not None and self._publisher.ready
+
+    async def publish_event(self, account: str, payload: bytes) -> None:
+        """Publish an event of an account, once; returns when the broker has it.
+
+        Raises:
+            BrokerAwayError: it was not published.
+            BrokerError: the broker is not known to have it.
+        """
+        if self._publisher is None:
+            raise BrokerAwayError("no MQTT broker is configured")
+        await self._publisher.publish_event(account, payload)
+
+    async def stop(self, timeout: float) -> None:
+        """Publish the last states, and that no exporter is there; give up after some seconds."""
+        if self._publisher:
+            self._publisher.stop(clear_retained=False)
+        await _end(self._running, timeout)
+
+    def _leads(self) -> bool:
+        replica = self._replica()
+        return replica is None or replica.leads
+
+    def _others(self) -> bool:
+        replica = self._replica()
+        return replica is not None and replica.alive > 1
+
+
+def _location(config: HomeAssistantConfig | None) -> tuple[object, ...]:
+    """Return what decides where messages are retained."""
+    return (config.url, config.discovery_prefix, config.topic_prefix) if config else ()
+
+
+async def _replace(old: asyncio.Task[None] | None, new: Publisher | None) -> None:
+    await _end(old, _GOODBYE)
+    if new:
+        await new.run()
+
+
+async def _end(running: asyncio.Task[None] | None, timeout: float) -> None:
+    if running:
+        await asyncio.wait([running], timeout=timeout)
+        running.cancel()
+        await asyncio.wait([running])

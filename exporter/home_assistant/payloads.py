@@ -1,0 +1,235 @@
+"""What is published for Home Assistant: topics, devices with their entities, and states. Pure.
+
+As its MQTT integration documents it: one retained message describes a device with all its entities,
+which Home Assistant 2024.11 and newer read. Clearing the message removes the device. `null` is a
+value that is not known; Home Assistant shows it so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic_core import to_json
+
+import exporter
+from exporter.account import AccountStatus
+from exporter.calls import Result
+from exporter.esms.codes import Outcome
+from exporter.recent_results import Recent
+
+ONLINE: Final = b"online"
+OFFLINE: Final = b"offline"
+
+Component = dict[str, Any]  # Any: JSON
+
+_CALLS: Final = {"state_class": "measurement", "unit_of_meas": "calls"}
+# Of a day: Home Assistant takes a value that is less than the one before for a new beginning.
+_CALLS_TODAY: Final = {"state_class": "total_increasing", "unit_of_meas": "calls"}
+_TODAY: Final = {
+    Result.SUCCESS: ("Calls delivered today", "mdi:phone-check"),
+    Result.FAILURE: ("Calls failed today", "mdi:phone-remove"),
+    Result.UNKNOWN: ("Calls without a result today", "mdi:phone-alert"),
+}
+# Pauses of an account that is reached: it was answered.
+_REACHED: Final = frozenset({Outcome.AUTH, Outcome.THROTTLED})
+
+
+class MqttKind(StrEnum):
+    """What a message is about: the label `kind` of `esms_mqtt_messages_total`."""
+
+    DEVICE = "device"  # an account's device and its entities
+    STATE = "state"  # the state of all of them
+    EVENT = "event"  # a call that has finished
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of one exporter, or of several that share a ledger.
+
+    Args:
+        discovery_prefix: at which Home Assistant looks for devices.
+        prefix: of the exporter's own topics.
+    """
+
+    discovery_prefix: str
+    prefix: str
+
+    @property
+    def node(self) -> str:
+        """What tells these devices from those of others."""
+        return self.prefix.replace("/", "_")
+
+    @property
+    def availability(self) -> str:
+        """Whether any exporter publishes the accounts."""
+        return f"{self.prefix}/availability"
+
+    @property
+    def birth(self) -> str:
+        """Where Home Assistant announces that it has started."""
+        return f"{self.discovery_prefix}/status"
+
+    @property
+    def retained(self) -> tuple[str, str]:
+        """Filters for everything that the broker retains for accounts."""
+        return self.device("+"), self.state("+")
+
+    def device(self, account: str) -> str:
+        """Return where an account's device is described."""
+        return f"{self.discovery_prefix}/device/{self.node}/{device_of(account)}/config"
+
+    def state(self, account: str) -> str:
+        """Return where an account's state is published."""
+        return f"{self.prefix}/{device_of(account)}/state"
+
+    def event(self, account: str) -> str:
+        """Return where an account's finished calls are published."""
+        return f"{self.prefix}/{device_of(account)}/finished"
+
+    def kind(self, topic: str) -> MqttKind:
+        """Return what a message on a topic is about."""
+        if topic.startswith(f"{self.discovery_prefix}/device/"):
+            return MqttKind.DEVICE
+        return MqttKind.EVENT if topic.endswith("/finished") else MqttKind.STATE
+
+
+def device_of(account: str) -> str:
+    """Return the level of topics that stands for an account.
+
+    Home Assistant takes letters, digits, `_` and `-`; a name may hold dots, too.
+    """
+    if "." not in account:
+        return account
+    suffix = hashlib.sha256(account.encode()).hexdigest()[:8]
+    return f"{account.replace('.', '_')}-{suffix}"
+
+
+def device(topics: Topics, account: str, *, with_balance: bool) -> bytes:
+    """Return the description of an account's device.
+
+    Args:
+        topics: of the exporter.
+        account: its name.
+        with_balance: its balance is known.
+    """
+    unique = f"{topics.node}_{device_of(account)}"
+    components = _components(topics, account, with_balance=with_balance)
+    described = {
+        "dev": {
+            "ids": [unique],
+            "name": f"eSMS {account}",
+            "mf": "eSMS",
+            "mdl": "Voice account",
+        },
+        "o": {"name": "esms-exporter", "sw": exporter.__version__},
+        "cmps": {
+            key: {**component, "uniq_id": f"{unique}_{key}"}
+            for key, component in components.items()
+        },
+        "stat_t": topics.state(account),
+        "avty_t": topics.availability,
+        "qos": 1,
+    }
+    return to_json(described)
+
+
+def state(status: AccountStatus, recent: Recent, watched: int, balance: float | None) -> bytes:
+    """Return the state of all entities of an account.
+
+    Args:
+        status: of the account.
+        recent: its recent results.
+        watched: how many of its calls are open.
+        balance: in VND, if it is known.
+    """
+    success = sum(minute.success for minute in recent.minutes)
+    known = success + sum(minute.failure for minute in recent.minutes)
+    failure = recent.failures[0] if recent.failures else None
+    values = {
+        "credentials": _switch(None if status.authorized is None else not status.authorized),
+        "connectivity": _switch(_reached(status)),
+        # As in the alerts, without unknown results: they say nothing of the calls.
+        "success_ratio": round(100 * success / known, 2) if known else None,
+        "watched": watched,
+        **{f"{result}_today": recent.of_result(result) for result in Result},
+        "last_failure": _time(failure.finished_at) if failure else None,
+        "failure": {
+            "reference_id": failure.reference_id,
+            "result": failure.result.value,
+            "status": failure.status.value,
+        }
+        if failure
+        else {},
+        **({} if balance is None else {"balance": balance}),
+    }
+    return to_json(values)
+
+
+def _components(topics: Topics, account: str, *, with_balance: bool) -> dict[str, Component]:
+    components: dict[str, Component] = {
+        "credentials": _entity(
+            "binary_sensor", "Credentials", dev_cla="problem", ent_cat="diagnostic"
+        ),
+        "connectivity": _entity(
+            "binary_sensor", "Provider", dev_cla="connectivity", ent_cat="diagnostic"
+        ),
+        "success_ratio": _entity(
+            "sensor",
+            "Success ratio of the last hour",
+            state_class="measurement",
+            unit_of_meas="%",
+            sug_dsp_prc=1,
+            ic="mdi:percent",
+        ),
+        "watched": _entity("sensor", "Calls watched", ic="mdi:phone-clock", **_CALLS),
+        **{
+            f"{result}_today": _entity("sensor", name, ic=icon, **_CALLS_TODAY)
+            for result, (name, icon) in _TODAY.items()
+        },
+        "last_failure": _entity(
+            "sensor",
+            "Last failure",
+            dev_cla="timestamp",
+            json_attr_t=topics.state(account),
+            json_attr_tpl="{{ value_json.failure | tojson }}",
+        ),
+        # Each event is published once, and not retained.
+        "finished": {
+            "p": "event",
+            "name": "Call finished",
+            "stat_t": topics.event(account),
+            "evt_typ": [result.value for result in Result],
+            "ic": "mdi:phone-hangup",
+        },
+    }
+    if with_balance:
+        # Of money, Home Assistant keeps statistics as totals alone.
+        components["balance"] = _entity(
+            "sensor", "Balance", dev_cla="monetary", state_class="total", unit_of_meas="VND"
+        )
+    for key, component in components.items():
+        if component["p"] != "event":
+            component["val_tpl"] = f"{{{{ value_json.{key} }}}}"
+    return components
+
+
+def _entity(platform: str, name: str, **options: object) -> Component:
+    return {"p": platform, "name": name, **options}
+
+
+def _reached(status: AccountStatus) -> bool | None:
+    if status.paused is not None:
+        return status.paused in _REACHED
+    return True if status.authorized is not None or status.last_success else None
+
+
+def _switch(on: bool | None) -> str | None:  # noqa: FBT001 - a value, not an option
+    return None if on is None else "ON" if on else "OFF"
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
