@@ -93,7 +93,7 @@ class Account:
             dict(self.stats.open_calls),
             *backlog[:2],
             poller.paused,
-            poller.paused_until,
+            self.stats.paused_until if poller.paused else None,
             said.code if said else None,
             said.message if said else "",
             self.stats.last_success,

@@ -12,7 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -60,7 +60,6 @@ _RECOVERED_CALLS: Final = 5
 _RECOVERED_WITHIN: Final = 60.0
 
 _WITNESSES: Final = 16
-_NONE: Final[list[int]] = []
 _AUTH: Final = ExponentialBackoff(30.0, 900.0)
 _DOWN: Final = ExponentialBackoff(5.0, 120.0)
 
@@ -79,6 +78,14 @@ class Witness(Enum):
     SICK = 0
     WEAK = 1
     RELIABLE = 2
+
+
+class Reply(NamedTuple):
+    """The answer to a request, its outcome for the call, and when the request was sent."""
+
+    answer: Answer
+    outcome: Outcome
+    sent_at: float
 
 
 class Change(Enum):
@@ -172,10 +179,10 @@ class CircuitBreaker:
 
         Args:
             outcome: of the request.
-            retry_after: the seconds that a throttling provider asked for.
+            retry_after: seconds that a throttling provider asked for.
             sent_at: when the request was sent; one from before a trial decides nothing.
             now: when the answer came.
-            witness: what a failure of this call says about the account.
+            witness: what a failure says about the account.
         """
         if sent_at < self._answers_from:
             return None
@@ -286,7 +293,6 @@ class AccountHealth:
         calls: the open calls, by row: a live mapping, shared by reference.
 
     Attributes:
-        breaker: whether the account may be polled now.
         failures: polls in a row that failed, by row, of calls of which there are any.
         answered_lately: open calls with a good answer: the best witnesses.
         paused_by: the answer that the last pause began with.
@@ -316,11 +322,7 @@ class AccountHealth:
         return len(self.failures) >= len(self._calls)
 
     def reset(self, now: float) -> list[int]:
-        """End a pause, because the credentials or the address have changed.
-
-        Returns:
-            The rows of the calls that failed with the old ones.
-        """
+        """End a pause, because the credentials have changed; return the rows of failed calls."""
         self.breaker.reset(now)
         self._stats.paused_until = 0.0
         failing = list(self.failures)
@@ -328,10 +330,7 @@ class AccountHealth:
         return failing
 
     def added(self, wall: float) -> None:
-        """Account for a call that was added, at a Unix time.
-
-        End a pause that began with too few different calls, because there were no others.
-        """
+        """End a pause that began with too few different calls, now that there is another."""
         reason = self.breaker.reason
         if reason and len(self._suspects) < (REFUSAL if reason in _REFUSED else OUTAGE):
             self.breaker.end_pause()
@@ -350,59 +349,31 @@ class AccountHealth:
         self._suspects.clear()
         self.answered_lately.clear()
 
-    def polled(
-        self,
-        call: WatchedCall,
-        answer: Answer,
-        outcome: Outcome,
-        sent_at: float,
-        now: float,
-        wall: float,
-    ) -> list[int]:
-        """Account for the answer to a poll of an account or a call that is not healthy.
-
-        Args:
-            call: the call.
-            answer: the provider's, or the failure.
-            outcome: of the request.
-            sent_at: when it was sent.
-            now: when it was answered.
-            wall: the same as Unix time.
+    def polled(self, call: WatchedCall, reply: Reply, now: float, wall: float) -> list[int]:
+        """Account for the reply to a poll, unless it and all that came before are good.
 
         Returns:
             The rows of calls to poll again: they failed because of the account.
         """
-        if outcome not in GOOD:
-            return self._changed(
-                answer, outcome, sent_at, now, wall, self._fail(call, outcome, now)
-            )
+        if reply.outcome not in GOOD:
+            return self._changed(reply, self._fail(call, reply.outcome, now), now, wall)
         self.failures.pop(call.id, None)
         if call.id in self._throttled:
             self._throttled.discard(call.id)
             self.breaker.recovered(call.id, now)
-        return self._changed(answer, outcome, sent_at, now, wall, Witness.RELIABLE)
+        return self._changed(reply, Witness.RELIABLE, now, wall)
 
-    def requested(
-        self, request: str, answer: Answer, sent_at: float, now: float, wall: float
-    ) -> list[int]:
-        """Account for the answer to another request than a poll; see `polled`.
-
-        Args:
-            request: which; one that keeps failing alone says nothing about the account.
-            answer: the provider's, or the failure.
-            sent_at: when it was sent.
-            now: when it was answered.
-            wall: the same as Unix time.
-        """
+    def requested(self, request: str, reply: Reply, now: float, wall: float) -> list[int]:
+        """Account for the reply to another request, by its name; see `polled`."""
         witness = Witness.RELIABLE
-        if answer.outcome in GOOD:
+        if reply.outcome in GOOD:
             self._failing_requests.discard(request)
         else:
             quiet = self.all_failed and self.breaker.is_quiet(now)
             if request in self._failing_requests and not quiet:
-                witness = Witness.SICK
+                witness = Witness.SICK  # one that keeps failing alone
             self._failing_requests.add(request)
-        return self._changed(answer, answer.outcome, sent_at, now, wall, witness)
+        return self._changed(reply, witness, now, wall)
 
     def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Witness:
         failures = self.failures.get(call.id, 0)
@@ -419,30 +390,22 @@ class AccountHealth:
             return Witness.SICK
         return Witness.RELIABLE if call in self.answered_lately else Witness.WEAK
 
-    def _changed(
-        self,
-        answer: Answer,
-        outcome: Outcome,
-        sent_at: float,
-        now: float,
-        wall: float,
-        witness: Witness,
-    ) -> list[int]:
-        breaker, stats = self.breaker, self._stats
+    def _changed(self, reply: Reply, witness: Witness, now: float, wall: float) -> list[int]:
+        breaker, stats, answer = self.breaker, self._stats, reply.answer
         was = breaker.reason
-        change = breaker.answered(outcome, answer.retry_after, sent_at, now, witness)
-        if answer.code is not None and Outcome.AUTH not in (outcome, breaker.reason):
+        change = breaker.answered(reply.outcome, answer.retry_after, reply.sent_at, now, witness)
+        if answer.code is not None and Outcome.AUTH not in (reply.outcome, breaker.reason):
             stats.authorized = True
         if change is Change.OPENED:
             self.paused_by = answer
-            if outcome is Outcome.AUTH:
+            if reply.outcome is Outcome.AUTH:
                 stats.authorized = False
             stats.paused_until = wall + breaker.paused_until - now
             if was is not breaker.reason:
                 _log.warning(
                     "account paused",
                     account=self._account,
-                    reason=outcome.value,
+                    reason=reply.outcome.value,
                     code=answer.code,
                     message=answer.message,
                     seconds=round(breaker.paused_until - now, 1),
@@ -450,12 +413,12 @@ class AccountHealth:
         elif change is Change.CLOSED and was is not None:
             stats.paused_until = 0.0
             _log.info("account resumed", account=self._account, reason=was.value)
-        if outcome not in GOOD or breaker.half_open:
-            return _NONE
+        if reply.outcome not in GOOD or breaker.half_open:
+            return []
         suspects, self._suspects = self._suspects, []
         # Where the breaker was closed, others were answered: the calls were at fault. Those that
         # fail again after a pause are sick: no witnesses, until they have a good answer.
-        return suspects if change is Change.CLOSED else _NONE
+        return suspects if change is Change.CLOSED else []
 
 
 def _jitter() -> float:

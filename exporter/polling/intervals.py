@@ -8,8 +8,8 @@ in twenty in time, the one with the fewest requests.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -81,20 +81,26 @@ def plan(
         durations: what was learnt.
         interval: the delay, in seconds, above which a result is late.
         max_interval: the longest wait, in seconds.
-        polled: the share of results that polls have to find.
+        polled: the share of ends that polls have to find.
     """
-    planner = _Planner(durations, interval, max_interval, polled)
-    if planner.at(_LATE_PRICES[-1]).late > _TOLERATED_LATE:
-        low, high = 0, len(_STRETCHES) - 1
-        while low < high:
-            middle = (low + high) // 2
-            tried = _Planner(durations, interval * _STRETCHES[middle], max_interval, polled)
-            if tried.at(_LATE_PRICES[-1]).late <= LATE:
-                high = middle
-            else:
-                low = middle + 1
-        planner = _Planner(durations, interval * _STRETCHES[low], max_interval, polled)
-    return planner.cheapest()
+
+    def planner(stretch: float) -> _Planner:
+        return _Planner(durations, interval * stretch, max_interval, polled)
+
+    def lowest_late(stretch: float) -> float:
+        return planner(stretch).at(_LATE_PRICES[-1]).late
+
+    stretch = 1.0
+    if lowest_late(stretch) > _TOLERATED_LATE:
+        stretch = _first(_STRETCHES, lambda tried: lowest_late(tried) <= LATE)
+    punctual = planner(stretch)
+    # Of a late result: the lowest price that makes few enough of them.
+    return punctual.at(_first(_LATE_PRICES, lambda price: punctual.at(price).late <= LATE))
+
+
+def _first(values: tuple[float, ...], holds: Callable[[float], bool]) -> float:
+    """Return the first value for which a condition holds, as for all that follow; else the last."""
+    return values[bisect_left(values, 1, hi=len(values) - 1, key=holds)]
 
 
 class _Planner:
@@ -121,19 +127,6 @@ class _Planner:
             passed.append(passed[-1] + mean * (ages[n] - ages[n - 1]))
         waits = min(interval, max_interval) / 2, tolerated, max_interval
         self._spans = [[bisect_right(ages, age + wait) for wait in waits] for age in ages]
-
-    def cheapest(self) -> Plan:
-        """Return the plan with the lowest price of a late result that has few enough of them."""
-        low, high = 0, len(_LATE_PRICES) - 1
-        best = self.at(_LATE_PRICES[high])
-        while low < high:
-            middle = (low + high) // 2
-            tried = self.at(_LATE_PRICES[middle])
-            if tried.late <= LATE:
-                best, high = tried, middle
-            else:
-                low = middle + 1
-        return best
 
     def at(self, price: float) -> Plan:
         """Return the best plan where each late result costs as much as `price` requests."""
@@ -213,10 +206,6 @@ class GrowingIntervals:
     def __init__(self, interval: float, max_interval: float) -> None:
         self._interval, self._max_interval = interval, max_interval
 
-    def configure(self, interval: float, max_interval: float) -> None:
-        """Change the intervals; what was learnt stays."""
-        self._interval, self._max_interval = interval, max_interval
-
     def first(self, age: float, chance: float) -> float:
         """Return the seconds to the first poll of a new call; see `next`."""
         del age, chance
@@ -235,15 +224,6 @@ class GrowingIntervals:
             wait = ExponentialBackoff(wait, self._max_interval).wait(failures + 1)
         wait *= 1 - _JITTER + 2 * _JITTER * chance
         return min(self._max_interval, wait)
-
-    def learn(self, after: float, by: float, at: float, *, notified: bool = False) -> None:
-        """Learn from a call that has ended; see `AdaptiveIntervals`."""
-
-    def learn_open(self, age: float, at: float) -> None:
-        """Learn from a call that was given up; see `AdaptiveIntervals`."""
-
-    def learn_past(self, ages: Iterable[tuple[float, bool]]) -> None:
-        """Learn from calls of the past; see `AdaptiveIntervals`."""
 
     def _wait(self, age: float) -> float:
         steady = 10 * self._interval
@@ -275,7 +255,7 @@ class AdaptiveIntervals(GrowingIntervals):
 
     def configure(self, interval: float, max_interval: float) -> None:
         """Change the intervals; what was learnt stays."""
-        super().configure(interval, max_interval)
+        self._interval, self._max_interval = interval, max_interval
         if self.plan:
             self._make_plan()
 

@@ -29,7 +29,7 @@ from exporter.calls import (
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
-from exporter.polling.circuit_breaker import GOOD, MAX_PAUSE, AccountHealth
+from exporter.polling.circuit_breaker import GOOD, MAX_PAUSE, AccountHealth, Reply
 from exporter.polling.intervals import AdaptiveIntervals, GrowingIntervals
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
@@ -57,7 +57,7 @@ _CUT_OFF: Final = Answer(Outcome.CONNECTION, message="cut off")
 
 
 class Provider(Protocol):
-    """What is polled: the eSMS client."""
+    """The eSMS client."""
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
         """Poll a call; a failure is an answer, too."""
@@ -65,16 +65,11 @@ class Provider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PollingSettings:
-    """How one account is polled; times in seconds.
+    """How one account is polled: see `exporter.polling.intervals` and `GiveUpPolicy`.
 
     Attributes:
-        interval: from one poll to the next while a call is young; where intervals are adaptive, 95
-            % of the results are to be known within it.
-        max_interval: the longest wait between two polls of a call.
-        give_up: how long calls are polled.
         rate_limit: requests per second.
         max_concurrency: how many requests may be under way.
-        adaptive: whether intervals follow what is learnt of the account's calls.
     """
 
     interval: float
@@ -144,15 +139,11 @@ class Poller:
     # Calls.
 
     def add(self, call: WatchedCall, label_set: int = 0, max_wait: float = math.inf) -> None:
-        """Poll a call from now on.
+        """Poll a call from now on, within `max_wait` seconds.
 
         A new one is polled at once, or when it may have ended, where that is known of others; one
-        that was polled already, some time within its interval.
-
-        Args:
-            call: the call.
-            label_set: the row of its labels: the turns of an account are shared between them.
-            max_wait: seconds in which it is to be polled, at most.
+        that was polled already, some time within its interval. The turns of an account are shared
+        between the sets of labels of its calls, which are named by their rows.
         """
         if call.id in self.calls:
             return
@@ -249,27 +240,30 @@ class Poller:
         """Learn how long a call took.
 
         Args:
-            call: the call.
+            call: the call; where it was hinted, a callback has reported its end, too.
             finished: how it ended.
             at: when its end was known (Unix time).
             last_seen: when an answer last showed that it had not ended (Unix time); 0 for never.
-            notified: whether a callback reported its end; so it did for calls that were hinted.
+            notified: whether a callback reported its end.
         """
         age = at - call.first_watched
+        # A call that the provider does not know says nothing about the durations of others.
+        if not isinstance(self.intervals, AdaptiveIntervals) or finished.status is Status.NOT_FOUND:
+            return
         if finished.status is Status.EXPIRED:
             self.intervals.learn_open(age, at)
-        # A call that the provider does not know says nothing about the durations of others.
-        elif finished.status is not Status.NOT_FOUND:
+        else:
             seen = max(call.state_since, last_seen) - call.first_watched
             self.intervals.learn(seen, age, at, notified=notified or call.id in self._hinted)
 
     def learn_past(self, ends: Iterable[tuple[Status, float]]) -> None:
         """Learn from calls of the past, oldest first: how they ended, and at which age."""
-        self.intervals.learn_past(
-            (age, status is not Status.EXPIRED)
-            for status, age in ends
-            if status is not Status.NOT_FOUND
-        )
+        if isinstance(self.intervals, AdaptiveIntervals):
+            self.intervals.learn_past(
+                (age, status is not Status.EXPIRED)
+                for status, age in ends
+                if status is not Status.NOT_FOUND
+            )
 
     # The account.
 
@@ -282,13 +276,6 @@ class Poller:
     def paused(self) -> Outcome | None:
         """Why the account is not polled now, if it is not."""
         return self._breaker.reason
-
-    @property
-    def paused_until(self) -> float | None:
-        """When the pause ends (Unix time), if there is one."""
-        if self._breaker.reason is None:
-            return None
-        return self._machine_clock() + max(0.0, self._breaker.paused_until - self._loop.time())
 
     def backlog(self) -> Backlog:
         """Return which calls are due and not polled yet."""
@@ -303,9 +290,7 @@ class Poller:
     def configure(self, settings: PollingSettings, provider: Provider | None = None) -> None:
         """Change intervals and limits; calls that are scheduled keep their time.
 
-        Args:
-            settings: the new ones.
-            provider: replaces the one that is polled: the credentials or the address have changed.
+        Another provider, with other credentials or another address, ends a pause.
         """
         if settings.adaptive and isinstance(self.intervals, AdaptiveIntervals):
             self.intervals.configure(settings.interval, settings.max_interval)
@@ -334,9 +319,9 @@ class Poller:
         """Send another request than a poll, within the account's rate and unless it is paused.
 
         Args:
-            name: of the request; one that keeps failing alone says nothing about the account.
+            name: one that keeps failing alone says nothing about the account.
             send: sends it.
-            answer_of: what the provider said, or the failure, in what `send` returns.
+            answer_of: the answer in what `send` returns.
             timeout: seconds to wait for a slot.
             wanted: whether it is still to be sent; asked while it waits.
 
@@ -363,7 +348,8 @@ class Poller:
             answer = answer_of(result)
         finally:
             answered, wall = self._loop.time(), self._machine_clock()
-            self._poll_all(self.health.requested(name, answer, now, answered, wall))
+            reply = Reply(answer, answer.outcome, now)
+            self._poll_all(self.health.requested(name, reply, answered, wall))
             self.wake()
         return result, answered - now
 
@@ -504,7 +490,8 @@ class Poller:
             else:
                 if call.id in health.failures:
                     last_seen = 0.0  # the last answer did not show whether the call had ended
-                self._poll_all(health.polled(call, answer, outcome, sent_at, now, machine_wall))
+                reply = Reply(answer, outcome, sent_at)
+                self._poll_all(health.polled(call, reply, now, machine_wall))
             if self.calls.get(call.id) is call:
                 self._apply(call, decided, last_seen, now, wall)
             elif call.id not in self.calls:

@@ -13,13 +13,7 @@ LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
 
 
 class Distribution:
-    """Counts of values by upper bound, not cumulated; the last count is of values above them all.
-
-    Attributes:
-        bounds: the upper bounds, ascending.
-        counts: one more than `bounds`.
-        sum: of all values.
-    """
+    """Counts of values by upper bound, not cumulated; the last counts those above all bounds."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -35,13 +29,7 @@ class Distribution:
 
 
 class RequestStats:
-    """Requests of one operation.
-
-    Attributes:
-        outcomes: how many requests had an outcome.
-        codes: how many answers had a result code.
-        durations: seconds from sending a request to the end of its answer or its failure.
-    """
+    """Requests of one operation: by outcome, by result code, and their durations in seconds."""
 
     __slots__ = ("codes", "durations", "outcomes")
 
@@ -62,12 +50,11 @@ class AccountStats:
     """What is counted of one account and its polls; all begins at 0.
 
     Attributes:
-        polls: requests for the status of calls.
         odd_values: fields of finished calls that could not be used.
         open_calls: calls that have not finished, by their state at the last answer.
         oldest_open: when the oldest of them was added (Unix time); 0 for none.
         lags: seconds from the moment a call was due to its request.
-        authorized: whether the credentials are accepted; None before that is known.
+        authorized: whether the credentials are accepted; None while that is not known.
         paused_until: when the account may be polled again (Unix time); 0 while it is not paused.
         last_success: when the provider last gave a good answer (Unix time); 0 before the first.
     """
