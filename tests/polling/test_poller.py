@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from benchmarks import virtual_time
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, Result, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
@@ -58,7 +58,14 @@ class Bench:
         self.failures: list[BaseException] = []
         self.observed: list[tuple[str, Finished | PollAgain]] = []
         self.poller = Poller(
-            "main", self.provider, FAST, self.stats, self._observe, self.failures.append
+            "main",
+            self.provider,
+            FAST,
+            self.stats,
+            self._observe,
+            self.failures.append,
+            virtual_time.wall,
+            virtual_time.wall,
         )
 
     def _observe(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
@@ -68,7 +75,7 @@ class Bench:
     def watch(self, *names: str, state: CallState = CallState.NEW, age: float = 0) -> None:
         for name in names:
             row = len(self.poller.calls) + 1
-            call = WatchedCall(row, reference_id(name), time.time() - age, state)
+            call = WatchedCall(row, reference_id(name), virtual_time.wall() - age, state)
             self.poller.add(call)
         self.poller.wake()
 
@@ -96,7 +103,7 @@ async def test_a_call_is_asked_for_until_it_has_finished(bench: Bench) -> None:
     assert bench.requests(Outcome.OK) == asked == sum(bench.stats.polls.durations.counts)
     assert sum(bench.stats.lags.counts) == asked
     assert list(bench.stats.open_calls.values()) == [0] * len(CallState)
-    assert bench.stats.last_success == pytest.approx(time.time(), abs=2)
+    assert bench.stats.last_success == pytest.approx(virtual_time.wall(), abs=2)
 
 
 async def test_one_request_tries_the_account_first(bench: Bench) -> None:
@@ -124,7 +131,7 @@ async def test_refused_credentials_cost_two_requests_and_no_call(bench: Bench) -
     assert bench.stats.polls.codes["101"] == 2
     assert bench.stats.authorized is False
     assert bench.stats.authorized is False
-    assert bench.stats.paused_until > time.time()
+    assert bench.stats.paused_until > virtual_time.wall()
     assert len(bench.poller.calls) == 8
     assert bench.observed == []
     bench.provider.answer = BUSY

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
+from benchmarks import virtual_time
 from exporter.calls import CallState, GiveUpPolicy, WatchedCall, reference_id
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.poller import Poller, PollingSettings, Provider
 from exporter.polling.stats import AccountStats
 from tests.waiting import deadline, until
 
@@ -21,6 +21,11 @@ def fail(error: BaseException) -> None:
     raise error
 
 
+def poller_of(provider: Provider, settings: PollingSettings) -> Poller:
+    wall = virtual_time.wall
+    return Poller("main", provider, settings, AccountStats(), lambda *_: None, fail, wall, wall)
+
+
 class NoProvider:
     async def send_status(self, _: str) -> Answer:
         raise AssertionError("nothing is polled")
@@ -29,7 +34,7 @@ class NoProvider:
 @pytest_asyncio.fixture
 async def poller() -> AsyncIterator[Poller]:
     settings = PollingSettings(0.05, 0.2, GiveUpPolicy(60, 600), 20, 4)
-    poller = Poller("main", NoProvider(), settings, AccountStats(), lambda *_: None, fail)
+    poller = poller_of(NoProvider(), settings)
     yield poller
     await poller.stop(1)
 
@@ -47,7 +52,7 @@ async def test_requests_keep_to_the_rate(poller: Poller) -> None:
     began = loop.time()
     for _ in range(5):
         assert await asked(poller) is GOOD
-    assert loop.time() - began >= 3.5 / 20  # timers are coarse
+    assert loop.time() - began >= 3.5 / 20
 
 
 async def test_there_is_no_turn_in_a_pause(poller: Poller) -> None:
@@ -103,14 +108,14 @@ async def test_nothing_is_sent_once_it_is_to_end(poller: Poller) -> None:
 async def test_a_request_gets_every_other_turn_of_an_account_that_is_overloaded() -> None:
     polled: list[str] = []
 
-    class Provider:
+    class Overloaded:
         async def send_status(self, name: str) -> Answer:
             polled.append(name)
             return Answer(Outcome.OK, "100", reference_id=name, send_status=1)
 
     settings = PollingSettings(0.05, 0.05, GiveUpPolicy(1e9, 1e9), 10, 4)
-    poller = Poller("main", Provider(), settings, AccountStats(), lambda *_: None, fail)
-    now = time.time()
+    poller = poller_of(Overloaded(), settings)
+    now = virtual_time.wall()
     for row in range(100):
         name = reference_id(f"call-{row}")
         poller.add(WatchedCall(row, name, now, CallState.NEW, now), max_wait=0.05)
