@@ -1,4 +1,4 @@
-"""The command `lookup`: asks the provider what became of calls."""
+"""The command `lookup`: asks the provider for the results of calls."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Final
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from exporter.cli import options
-from exporter.cli.progress import watching
 from exporter.config import Config, load_config
 from exporter.config.document import Problems
 from exporter.daemon import limit_process
 from exporter.errors import ConfigError, Problem
 from exporter.ids import ReferenceId, reference_id, reference_key
 from exporter.logs import configure_logging
-from exporter.lookup.asking import look_up
-from exporter.lookup.line import COLUMNS, CallName, Line
-from exporter.lookup.results_file import ENDINGS, ResultsFile
+from exporter.lookup import COLUMNS, SUFFIXES, CallName, LookupResult, ResultsFile, look_up
 from exporter.output import Lines, Output, print_table
 from exporter.sources.tabular import read_calls
 
@@ -76,7 +75,7 @@ def lookup(
     """
     configure_logging("error", "logfmt")
     limit_process()
-    as_told = _output(output, output_file)
+    format_ = _output(output, output_file)
     if not reference_ids and from_file is None:
         raise click.UsageError("expected ids, or --from-file")
     config = load_config(config_file)
@@ -84,13 +83,13 @@ def lookup(
     if rate is not None:
         config = _slower(config, rate)
     if output_file:
-        known, ended, lines = _into_file(config, calls, output_file)
+        known, ended, results = _into_file(config, calls, output_file)
     else:
         known = 0
-        ended, lines = _onto_stdout(config, calls, as_told, bar=from_file is not None)
-    answered = sum(line.answered for line in lines)
+        ended, results = _onto_stdout(config, calls, format_, bar=from_file is not None)
+    answered = sum(result.answered for result in results)
     if output_file or answered < len(calls):
-        click.echo(_summary(lines, len(calls), known), err=True)
+        click.echo(_summary(results, len(calls), known), err=True)
     ctx.exit(0 if good and ended and answered == len(calls) else 1)
 
 
@@ -98,9 +97,9 @@ def _output(output: str | None, output_file: Path | None) -> Output:
     """Return what to print, or say what does not go together."""
     if output_file is None:
         return Output(output or Output.TABLE)
-    if output_file.suffix not in ENDINGS:
+    if output_file.suffix not in SUFFIXES:
         raise click.BadParameter(
-            f"expected a name that ends in {', '.join(ENDINGS)}", param_hint="--output-file"
+            f"expected a name that ends in {', '.join(SUFFIXES)}", param_hint="--output-file"
         )
     by_name = Output.CSV if output_file.suffix == ".csv" else Output.JSON
     if output not in (None, by_name):
@@ -150,68 +149,90 @@ def _slower(config: Config, rate: float) -> Config:
     return config.model_copy(update={"accounts": tuple(accounts)})
 
 
-def _into_file(config: Config, calls: Calls, path: Path) -> tuple[int, bool, list[Line]]:
-    """Look up the calls that the file does not hold; returns how many it does, and as `_run`."""
-    file = ResultsFile(path, calls)
-    for name in file.answered:
+def _into_file(config: Config, calls: Calls, path: Path) -> tuple[int, bool, list[LookupResult]]:
+    """Look up the calls that the file has no answer for; returns how many it has, and as `_run`."""
+    file = ResultsFile(path)
+    answered = [name for name in calls if name in file.answered]
+    for name in answered:
         del calls[name]
-    ended, lines = _run(config, calls, file.write, bar=True)
+    ended, results = _run(config, calls, file.write, bar=True)
     file.close()
-    return len(file.answered), ended, lines
+    return len(answered), ended, results
 
 
 def _onto_stdout(
     config: Config, calls: Calls, output: Output, *, bar: bool
-) -> tuple[bool, list[Line]]:
+) -> tuple[bool, list[LookupResult]]:
     if output is not Output.TABLE:
         printed = Lines(output, COLUMNS)
-        # Lines between which a bar is drawn are no lines.
-        ended, lines = _run(config, calls, printed.write, bar=bar and not sys.stdout.isatty())
+        # A bar is not drawn between lines.
+        ended, results = _run(config, calls, printed.write, bar=bar and not sys.stdout.isatty())
         printed.close()
-        return ended, lines
-    ended, lines = _run(config, calls, lambda _: None, bar=bar)
+        return ended, results
+    ended, results = _run(config, calls, lambda _: None, bar=bar)
     order = {name: number for number, name in enumerate(calls)}
-    lines.sort(key=lambda line: order[line.name])
-    print_table(_TABLE, [_cells(line, alone=len(config.accounts) == 1) for line in lines], "state")
-    return ended, lines
+    results.sort(key=lambda result: order[result.name])
+    one_account = len(config.accounts) == 1
+    print_table(_TABLE, [_cells(result, one_account=one_account) for result in results], "state")
+    return ended, results
 
 
 def _run(
-    config: Config, calls: Calls, write: Callable[[Sequence[Line]], None], *, bar: bool
-) -> tuple[bool, list[Line]]:
-    """Look calls up; returns whether it came to its end, and the lines."""
-    lines: list[Line] = []
-    with watching(len(calls), bar=bar) as watcher:
+    config: Config, calls: Calls, write: Callable[[Sequence[LookupResult]], None], *, bar: bool
+) -> tuple[bool, list[LookupResult]]:
+    """Look calls up; returns whether all was done, and the results.
 
-        def take(batch: Sequence[Line]) -> None:
-            write(batch)
-            lines.extend(batch)
-            watcher.advance(len(batch))
+    Progress and pauses are shown on standard error; with a bar, where that is a terminal.
+    """
+    results: list[LookupResult] = []
+    progress = Progress(
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not (bar and sys.stderr.isatty()),
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    task = progress.add_task("calls", total=len(calls))
 
-        return look_up(config, calls, take, watcher.pausing), lines
+    def take(batch: Sequence[LookupResult]) -> None:
+        write(batch)
+        results.extend(batch)
+        progress.advance(task, len(batch))
+
+    def report_pause(account: str, why: LookupResult, seconds: float) -> None:
+        text = f"{account}: {why.outcome}: {why.message}; continuing in {seconds:.0f} s"
+        if progress.disable:
+            click.echo(text, err=True)
+        else:
+            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with progress:
+        return look_up(config, calls, take, report_pause), results
 
 
-def _cells(line: Line, *, alone: bool) -> tuple[str, ...]:
+def _cells(result: LookupResult, *, one_account: bool) -> tuple[str, ...]:
+    code = result.code if result.code != "100" else ""
     return (
-        line.reference_id,
-        "" if alone else line.account,
-        line.word,
-        line.status or "",
-        "" if line.duration is None else f"{line.duration:g} s",
-        line.key or "",
-        " ".join(filter(None, (line.code if line.code != "100" else "", line.message))),
+        result.reference_id,
+        "" if one_account else result.account,
+        result.summary,
+        result.status or "",
+        "" if result.duration is None else f"{result.duration:g} s",
+        result.key or "",
+        " ".join(filter(None, (code, result.message))),
     )
 
 
-def _summary(lines: Sequence[Line], asked: int, known: int) -> str:
+def _summary(results: Sequence[LookupResult], asked: int, known: int) -> str:
     """Return how many calls were answered, and why the others were not."""
-    answered = sum(line.answered for line in lines)
-    told = f"{known + answered} of {known + asked} calls answered"
+    answered = sum(result.answered for result in results)
+    text = f"{known + answered} of {known + asked} calls answered"
     if known:
-        told += f", {known} of them before"
-    reasons = Counter(line.outcome.value for line in lines if not line.answered)
-    if missing := asked - len(lines):
+        text += f", {known} of them before"
+    reasons = Counter(result.outcome.value for result in results if not result.answered)
+    if missing := asked - len(results):
         reasons["not asked for"] = missing
     if reasons:
-        told += "; not: " + ", ".join(f"{count} {why}" for why, count in reasons.most_common())
-    return told
+        text += "; not: " + ", ".join(f"{count} {why}" for why, count in reasons.most_common())
+    return text

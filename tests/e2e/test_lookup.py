@@ -16,8 +16,7 @@ import pytest_asyncio
 from click.testing import CliRunner
 
 from exporter.cli import commands
-from exporter.lookup.asking import TRIES
-from exporter.lookup.line import COLUMNS
+from exporter.lookup import COLUMNS, TRIES
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from tests import subprocesses
 from tests.e2e.commands import PYTHONPATH, end, run, start
@@ -216,7 +215,7 @@ async def test_throttling_is_obeyed_but_not_for_ever(tmp_path: Path, simulator: 
     found = await end(process)
     assert found.code == 1
     told = found.errors.splitlines()
-    assert "main: throttled: the provider asks for fewer requests; going on in 6 s" in told
+    assert "main: throttled: the provider asks for fewer requests; continuing in 6 s" in told
     assert told[-1] == "20 of 22 calls answered; not: 2 throttled"
     outcomes = Counter((row["account"], row["outcome"]) for row in in_csv(found.output))
     assert outcomes == {("main", "ok"): 20, ("b", "throttled"): 2}
