@@ -39,7 +39,6 @@ MAX_ANCHORS: Final = 1_000
 _MAX_SHARED_LENGTH: Final = 32
 _MAX_SHARED: Final = 10_000
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STRING_TAGS: Final = frozenset({None, "tag:yaml.org,2002:str", "!"})
 
 Scalar = str | int | float | bool | None
@@ -113,7 +112,7 @@ Value = Union[Scalar, YamlMapping, YamlSequence, InvalidValue]  # noqa: UP007 - 
 class DocumentError(Exception):
     """The file is not a document that can be read further.
 
-    Attributes:
+    Args:
         line: where, or 0.
         path: the keys and indices that lead there.
         message: what is wrong.
@@ -121,13 +120,7 @@ class DocumentError(Exception):
 
     def __init__(self, line: int, path: Iterable[str | int], message: str) -> None:
         super().__init__(message)
-        self.line = line
-        self.path = tuple(path)
-        self.message = message
-
-
-class InterpolationError(ValueError):
-    """A reference cannot be replaced; the message holds the variable's name, never a value."""
+        self.line, self.path, self.message = line, tuple(path), message
 
 
 class Problems:
@@ -244,7 +237,7 @@ def interpolate(text: str, environ: Mapping[str, str], *, plain: bool) -> str:
         plain: the value was written without quotes.
 
     Raises:
-        InterpolationError: a variable is not set, or a reference is malformed.
+        ValueError: a variable is not set, or a reference is malformed; without any value.
     """
 
     def replacement(match: re.Match[str]) -> str:
@@ -252,12 +245,12 @@ def interpolate(text: str, environ: Mapping[str, str], *, plain: bool) -> str:
             return "$"
         name, default = match[1], match[2]
         if name is None or (default is not None and "${" in default):
-            raise InterpolationError(
+            raise ValueError(
                 "malformed `${`; expected `${NAME}` or `${NAME:-default}`, or `$$` for a `$`"
             )
         value = environ.get(name)
         if value is None and default is None:
-            raise InterpolationError(
+            raise ValueError(
                 f"the environment variable `{name}` is not set;"
                 f" expected it, or a default as in `${{{name}:-default}}`"
             )
@@ -300,18 +293,12 @@ def load_mapping(
     *,
     scalars_as_text: bool = False,
 ) -> YamlMapping | None:
-    """Read a file of YAML that holds a mapping; return None where it holds nothing.
+    """Read a file of YAML of at most `limit` bytes; return None where it holds nothing.
 
-    Args:
-        path: the file.
-        limit: the bytes that it may have.
-        environ: as of `parse_document`.
-        problems: likewise.
-        key: one that the mapping may have, for the message.
-        scalars_as_text: as of `parse_document`.
+    The other arguments are those of `parse_document`; `key` is one that the mapping may have.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: it cannot be read, or does not hold a mapping.
     """
     with collect_errors(problems):
         text = read_text(path, limit)
@@ -327,11 +314,7 @@ def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]
     """Yield the items of the list that a file of YAML or JSON is, each with its line.
 
     Read as a stream: no more than an item is held at a time, and what aliases may repeat.
-    Variables are not replaced.
-
-    Args:
-        file: YAML.
-        problems: receives the problems of items.
+    Variables are not replaced. `problems` receives those of items.
 
     Raises:
         DocumentError: the rest is not YAML, not a list, or more than is accepted here.
@@ -352,14 +335,15 @@ class _Composer:
         *,
         scalars_as_text: bool = False,
     ) -> None:
-        self._events: Iterator[yaml.Event] = yaml.parse(source, Loader=_LOADER)
+        # Without libyaml, PyYAML has only the loader in Python.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        self._events: Iterator[yaml.Event] = yaml.parse(source, Loader=loader)
         self._environ = environ
         self._problems = problems
         self._scalars_as_text = scalars_as_text
         self._path: list[str | int] = []  # to the value that comes next
-        self._nodes = 0
-        self._max_nodes = MAX_NODES
-        self._max_item_nodes = 0  # 0 where the document is not read item by item
+        self._nodes = 0  # of the document, or of an item of a stream
+        self._max_nodes, self._max_anchors = MAX_NODES, MAX_NODES
         self._anchors: dict[str, tuple[Value, int] | None] = {}  # None while it is composed
         self._shared: dict[str, str] = {}
 
@@ -397,10 +381,10 @@ class _Composer:
                 continue
             self._open(root)
             self._path.append(0)
-            self._max_item_nodes = MAX_ITEM_NODES
+            self._max_nodes, self._max_anchors = MAX_ITEM_NODES, MAX_ANCHORS
             index = 0
             while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-                self._max_nodes = min(MAX_NODES, self._nodes + MAX_ITEM_NODES)
+                self._nodes = 0
                 yield _line(event), self._value(event)
                 index += 1
                 self._path[0] = index
@@ -448,15 +432,13 @@ class _Composer:
     def _count(self, event: yaml.Event, nodes: int) -> None:
         self._nodes += nodes
         if self._nodes > self._max_nodes:
-            of_item = self._max_item_nodes and self._nodes <= MAX_NODES
-            limit = self._max_item_nodes if of_item else MAX_NODES
-            message = f"holds more than {limit} values, with what aliases repeat"
+            message = f"holds more than {self._max_nodes} values, with what aliases repeat"
             raise self._error(event, message)
 
     def _anchor(self, event: yaml.NodeEvent, anchored: tuple[Value, int] | None) -> None:
         self._anchors[event.anchor or ""] = anchored
-        if self._max_item_nodes and len(self._anchors) > MAX_ANCHORS:
-            raise self._error(event, f"holds more than {MAX_ANCHORS} anchors (`&name`)")
+        if len(self._anchors) > self._max_anchors:
+            raise self._error(event, f"holds more than {self._max_anchors} anchors (`&name`)")
 
     def _alias(self, event: yaml.AliasEvent) -> Value:
         if event.anchor not in self._anchors:
@@ -521,7 +503,7 @@ class _Composer:
         if "$" in text and self._environ is not None:
             try:
                 return interpolate(text, self._environ, plain=plain)
-            except InterpolationError as error:
+            except ValueError as error:
                 self._problems.add(_line(event), self._path, str(error))
                 return InvalidValue()
         value = resolve(text) if plain else text

@@ -166,15 +166,15 @@ def system_authorities(files: NamedFiles) -> Authorities:
     named = os.environ.get(paths.openssl_cafile_env)
     file = Path(named or paths.openssl_cafile)
     files.note(file)
-    context = ssl.create_default_context()
+    try:
+        # OpenSSL overlooks a file of its environment variable that it cannot use.
+        folder = paths.capath if named else None
+        context = ssl.create_default_context(cafile=named, capath=folder)
+    except ssl.SSLError:
+        raise FileProblemError(f"the file {file} holds no certificate in PEM") from None
+    except OSError as error:
+        raise FileProblemError(f"the file {file} cannot be read: {error.strerror}") from None
     context.set_alpn_protocols(["http/1.1"])
-    if named:  # OpenSSL overlooks a file that it cannot use
-        try:
-            context.load_verify_locations(file)
-        except ssl.SSLError:
-            raise FileProblemError(f"the file {file} holds no certificate in PEM") from None
-        except OSError as error:
-            raise FileProblemError(f"the file {file} cannot be read: {error.strerror}") from None
     return _authorities(context, paths.capath)
 
 

@@ -80,19 +80,33 @@ def format_duration(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """Replaces every message about a value by what was expected."""
+class _Annotation:
+    """An annotation that wraps the schema of a value."""
 
-    words: str
+    __slots__ = ()
+
+    def wrap(self, schema: CoreSchema) -> CoreSchema:
+        """Return the schema of the value, changed."""
+        raise NotImplementedError
 
     def __get_pydantic_core_schema__(
         self,
         source: Any,  # Any: pydantic passes whatever was annotated
         handler: GetCoreSchemaHandler,
     ) -> CoreSchema:
-        """Wrap the schema of the value."""
-        return _with_message(f"expected {self.words}", handler(source))
+        """Wrap what is annotated."""
+        return self.wrap(handler(source))
+
+
+@dataclass(frozen=True, slots=True)
+class Expected(_Annotation):
+    """Replaces every message about a value by what was expected."""
+
+    words: str
+
+    def wrap(self, schema: CoreSchema) -> CoreSchema:
+        """Replace the message."""
+        return _with_message(f"expected {self.words}", schema)
 
 
 def _with_message(message: str, schema: CoreSchema) -> CoreSchema:
@@ -116,17 +130,13 @@ def _seconds(value: object, info: ValidationInfo) -> object:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class Count(_Annotation):
     """Takes whole numbers from `minimum` to `maximum`."""
 
     minimum: int
     maximum: int
 
-    def __get_pydantic_core_schema__(
-        self,
-        source: Any,  # Any: pydantic passes whatever was annotated
-        handler: GetCoreSchemaHandler,
-    ) -> CoreSchema:
+    def wrap(self, _schema: CoreSchema) -> CoreSchema:
         """Take a number, or a variable that holds one."""
         number = core_schema.int_schema(strict=True, ge=self.minimum, le=self.maximum)
         return _with_message(
@@ -136,24 +146,16 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Duration:
+class Duration(_Annotation):
     """Takes durations from `minimum` to `maximum`, as seconds."""
 
     minimum: str
     maximum: str
 
-    def __get_pydantic_core_schema__(
-        self,
-        source: Any,  # Any: pydantic passes whatever was annotated
-        handler: GetCoreSchemaHandler,
-    ) -> CoreSchema:
+    def wrap(self, _schema: CoreSchema) -> CoreSchema:
         """Take a duration from a file, or seconds from code."""
-        seconds = core_schema.float_schema(
-            strict=True,
-            ge=parse_duration(self.minimum),
-            le=parse_duration(self.maximum),
-            allow_inf_nan=False,
-        )
+        minimum, maximum = parse_duration(self.minimum), parse_duration(self.maximum)
+        seconds = core_schema.float_schema(strict=True, ge=minimum, le=maximum, allow_inf_nan=False)
         return _with_message(
             f"{_EXPECTED_DURATION}, from {self.minimum} to {self.maximum}",
             core_schema.with_info_before_validator_function(_seconds, seconds),
@@ -167,7 +169,7 @@ class Duration:
 
 
 @dataclass(frozen=True, slots=True)
-class SecretText:
+class SecretText(_Annotation):
     """Takes the text of a secret, without ever repeating it.
 
     Attributes:
@@ -181,13 +183,9 @@ class SecretText:
     pattern: str
     keeps_blanks: bool = False
 
-    def __get_pydantic_core_schema__(
-        self,
-        source: Any,  # Any: pydantic passes whatever was annotated
-        handler: GetCoreSchemaHandler,
-    ) -> CoreSchema:
-        """Make a secret of a text before the rest looks at it."""
-        return core_schema.no_info_before_validator_function(self._secret, handler(source))
+    def wrap(self, schema: CoreSchema) -> CoreSchema:
+        """Make a secret of a text first."""
+        return core_schema.no_info_before_validator_function(self._secret, schema)
 
     def _secret(self, value: object) -> object:
         if isinstance(value, Secret | InvalidValue):
@@ -201,21 +199,26 @@ class SecretText:
         raise invalid(f"expected {self.words}" if text else "expected a key, and it is empty")
 
 
-_KEY: Final = SecretText(
-    "a key: printable ASCII characters without blanks, 1024 at most", "[!-~]{1,1024}"
-)
+SecretKey = Annotated[
+    Secret,
+    SecretText("a key: printable ASCII characters without blanks, 1024 at most", "[!-~]{1,1024}"),
+]
 # Blanks and letters of any language may stand in addresses.
-_ADDRESS: Final = SecretText(
-    "an address of up to 4096 characters, without control characters",
-    "[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}",
-)
-_PASSWORD: Final = SecretText(
-    "text of up to 4096 characters, taken as it is", "[^\ud800-\udfff]{1,4096}", keeps_blanks=True
-)
-
-SecretKey = Annotated[Secret, _KEY]
-SecretAddress = Annotated[Secret, _ADDRESS]
-Password = Annotated[Secret, _PASSWORD]
+SecretAddress = Annotated[
+    Secret,
+    SecretText(
+        "an address of up to 4096 characters, without control characters",
+        "[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}",
+    ),
+]
+Password = Annotated[
+    Secret,
+    SecretText(
+        "text of up to 4096 characters, taken as it is",
+        "[^\ud800-\udfff]{1,4096}",
+        keeps_blanks=True,
+    ),
+]
 
 
 def _known_account(name: str, info: ValidationInfo) -> str:

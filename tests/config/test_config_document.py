@@ -1,24 +1,31 @@
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 import pytest
 import yaml
 
-from exporter.config import document
-from exporter.config.document import Problems, YamlMapping, YamlSequence, parse_document
+from exporter.config.document import (
+    Problems,
+    Unresolved,
+    YamlMapping,
+    YamlSequence,
+    interpolate,
+    parse_document,
+    resolve,
+)
 
 Tell = Callable[..., list[str]]
 ACCOUNTS = "accounts: [{name: a, api_key: k, secret_key: s}]\n"
 
 
-@pytest.fixture(params=["CSafeLoader", "SafeLoader"], autouse=True)
-def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run everything with the parser in C, and with the one for machines without it."""
-    name: str = request.param
-    monkeypatch.setattr(document, "_LOADER", getattr(yaml, name))
-    return name
+@pytest.fixture(params=[True, False], ids=["libyaml", "python"])
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with the parser in C, and with the one for machines without it."""
+    if not request.param:
+        monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
 
 
 def parse(text: str) -> object:
@@ -28,6 +35,7 @@ def parse(text: str) -> object:
     return value
 
 
+@pytest.mark.usefixtures("loader")
 def test_every_key_and_item_has_its_line() -> None:
     value = parse("a: 1\nb:\n  - x\n\n  - {c: 2,\n     d: 3}\n")
     assert isinstance(value, YamlMapping)
@@ -42,6 +50,7 @@ def test_every_key_and_item_has_its_line() -> None:
     assert list(last.lines) == [5, 6]
 
 
+@pytest.mark.usefixtures("loader")
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -67,6 +76,7 @@ def test_text_becomes_values(text: str, value: object) -> None:
     assert parse(text) == value
 
 
+@pytest.mark.usefixtures("loader")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -101,6 +111,7 @@ def test_what_is_not_accepted_is_told_with_its_place(
     assert any(expected in problem for problem in problems(text)), problems(text)
 
 
+@pytest.mark.usefixtures("loader")
 @pytest.mark.parametrize(
     "text",
     [
@@ -129,3 +140,102 @@ def test_aliases_that_explode_are_refused_at_once(problems: Tell) -> None:
     found = problems(text)
     assert time.process_time() - started < 1
     assert found == ["7: a6[7]: holds more than 10000000 values, with what aliases repeat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("", None), ("~", None), ("null", None), ("true", True), ("FALSE", False)),
+        *(("12", 12), ("-3", -3), ("+3", 3), ("010", 10), ("0.5", 0.5), (".5", 0.5), ("1.", 1.0)),
+        *(("1e3", 1000.0), ("-.inf", -math.inf), (".INF", math.inf), ("9" * 5000, math.inf)),
+        ("1" * 19, 1111111111111111111.0),
+    ],
+)
+def test_the_core_schema_of_yaml_1_2_tells_what_a_scalar_is(text: str, value: object) -> None:
+    resolved = resolve(text)
+    assert resolved == value
+    assert type(resolved) is type(value)
+
+
+def test_not_a_number_is_a_number() -> None:
+    assert math.isnan(resolve(".nan"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("yes", "no", "on", "off", "y", "N", "1:30", "190:20:30", "0x1F", "0o17", "1_000"),
+        *("2026-01-02", "tRUE", "nULL", "1e", ".", "-", "=", "<<", "8eb2af6d-fb4c", "\u0661"),
+    ],
+)
+def test_everything_else_is_text(text: str) -> None:
+    assert resolve(text) == text
+
+
+ENVIRON = {"A": "one", "EMPTY": "", "NESTED": "${A} $$", "_b2": "two"}
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("${A}", "one"),
+        ("x${A}y${_b2}z", "xoneytwoz"),
+        ("${A:-default}", "one"),
+        ("${NONE:-default}", "default"),
+        ("${NONE:-}", ""),
+        ("${EMPTY}", ""),
+        ("${EMPTY:-default}", "default"),
+        ("${NONE:-$$5 :-x}", "$$5 :-x"),
+        ("$$", "$"),
+        ("$${A}", "${A}"),
+        ("$$${A}", "$one"),
+        ("$A $ 5$", "$A $ 5$"),
+        ("${NESTED}", "${A} $$"),
+    ],
+)
+def test_references_are_replaced_once(text: str, result: str) -> None:
+    assert interpolate(text, ENVIRON, plain=False) == result
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "${",
+            "${A",
+            "${}",
+            "${1A}",
+            "${A-B}",
+            "${A:default}",
+            "${A:-${A}}",
+            "${A:?no}",
+            "${\xc5}",
+        ),
+        *("x ${ A }", "${" + "A" * 256 + "}"),
+    ],
+)
+def test_malformed_references_are_refused(text: str) -> None:
+    with pytest.raises(match=r"^malformed"):
+        interpolate(text, ENVIRON, plain=True)
+
+
+def test_a_variable_that_is_not_set_is_named() -> None:
+    with pytest.raises(match="variable `NONE` is not set"):
+        interpolate("a${A}${NONE}", ENVIRON, plain=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "kind"),
+    [
+        ("${A}", True, Unresolved),
+        ("${NONE:-5}", True, Unresolved),
+        ("${A}", False, str),
+        ("${A}0", True, str),
+        ("${A}${A}", True, str),
+        ("$$", True, str),
+    ],
+)
+def test_only_a_lone_reference_without_quotes_may_be_a_number(
+    text: str, *, plain: bool, kind: type[str]
+) -> None:
+    assert type(interpolate(text, ENVIRON, plain=plain)) is kind
