@@ -19,7 +19,7 @@ import structlog
 from exporter.account import Account
 from exporter.calls import WatchedCall
 from exporter.canaries.runs import CanaryRunner
-from exporter.canaries.schedule import grace
+from exporter.canaries.schedule import grace, schedule_of
 from exporter.config import Config
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
@@ -125,7 +125,7 @@ class Canaries:
             RequestMetrics(self._metrics, config.account_of(canary), MAKE_CALL)
             # What its new times would have been was not due, and so not missed.
             old = self._canaries.get(canary.name, canary)
-            if old.schedule != canary.schedule:
+            if schedule_of(old) != schedule_of(canary):
                 self._anew.add(canary.name)
         self._canaries, self._state = wanted, None
         self._checked = {}
@@ -195,13 +195,13 @@ class Canaries:
             checked, until = self._checked.get(name, (math.inf, -math.inf))
             if past is None or checked <= now < until:
                 continue
-            due = canary.schedule.last(now)
+            due = schedule_of(canary).last(now)
             # Skip due times from before the canary was configured.
-            in_time = due >= past.since and now - due <= grace(canary.schedule, due)
+            in_time = due >= past.since and now - due <= grace(schedule_of(canary), due)
             if in_time and self._begun.get(name) != due:
                 yield canary, due
             else:
-                self._checked[name] = now, next(canary.schedule.after(now), math.inf)
+                self._checked[name] = now, next(schedule_of(canary).after(now), math.inf)
 
     async def _place(self, runner: CanaryRunner, canary: CanaryConfig, due: int) -> None:
         name = self._placed_by[canary.name]
@@ -255,7 +255,7 @@ class Canaries:
         for name, past in self._state.past.items() if self._state else ():
             if (canary := self._canaries.get(name)) is None:
                 continue
-            schedule = canary.schedule
+            schedule = schedule_of(canary)
             over = list(
                 islice(
                     takewhile(

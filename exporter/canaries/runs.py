@@ -14,7 +14,7 @@ import structlog
 
 from exporter.calls import key_named
 from exporter.canaries.results import after_finish, after_placing
-from exporter.canaries.schedule import grace
+from exporter.canaries.schedule import grace, schedule_of
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
 from exporter.esms.client import CallRequest, PlacedCall
@@ -141,7 +141,7 @@ class CanaryRunner:
             placed = await place(request)
             if placed is None:
                 _log.info("canary call has to wait", canary=canary.name, account=account)
-                if not by_hand and time.time() > due + grace(canary.schedule, due):
+                if not by_hand and time.time() > due + grace(schedule_of(canary), due):
                     await self._end(run, CanaryResult.MISSED)
                     return int(run)
                 await self._ledger(self._statements.withdraw, run)

@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
-from itertools import islice
+from datetime import datetime, tzinfo
 from typing import Final, TypeAlias
 
-from cronsim import CronSim, CronSimError
+from cronsim import CronSim
 
-LEAST_APART: Final = 600
-"""Seconds from one due time to the next, at least."""
-
-_FIELDS: Final = 5
-
-# Enough for two weeks of calls every ten minutes; what is due less often comes around in it, too.
-_LOOKED_AT: Final = 2_100
-_LOOKED_FROM: Final = datetime(2024, 1, 1, tzinfo=UTC)  # of a leap year
-_FOR_DAYS: Final = 400
+from exporter.config import CanaryConfig
 
 _GRACE: Final = 0.1
 _LEAST_GRACE = 60.0
@@ -91,6 +82,11 @@ class Cron:
 Schedule: TypeAlias = Every | Cron
 
 
+def schedule_of(canary: CanaryConfig) -> Schedule:
+    """Return when a canary is due."""
+    return Every(canary.every) if canary.every else Cron(canary.cron or "", canary.zone)
+
+
 def grace(schedule: Schedule, due: int) -> float:
     """Return for how many seconds a call that is due may still be placed.
 
@@ -98,22 +94,3 @@ def grace(schedule: Schedule, due: int) -> float:
     """
     apart = next(schedule.after(due), due) - due
     return min(_MOST_GRACE, max(_LEAST_GRACE, _GRACE * apart))
-
-
-def is_cron(expression: str) -> bool:
-    """Tell whether an expression of cron is one, of times that are far enough apart."""
-    if len(expression.split()) != _FIELDS:
-        return False  # with six of them, one would be seconds
-    last = first = 0.0
-    try:
-        for found in islice(CronSim(expression, _LOOKED_FROM), _LOOKED_AT):
-            moment = found.timestamp()
-            first = first or moment
-            if moment > first + _FOR_DAYS * 86_400:
-                break
-            if moment < last + LEAST_APART:
-                return False
-            last = moment
-    except CronSimError:
-        return False
-    return last > 0  # never, on 30 February

@@ -18,6 +18,7 @@ import uvloop
 
 from exporter.calls import Finished, GiveUpPolicy, WatchedCall, verdict
 from exporter.canaries.runs import CanaryRunner, call_request
+from exporter.canaries.schedule import schedule_of
 from exporter.cli.options import config_file
 from exporter.config import CanaryConfig, Config, load_config
 from exporter.daemon import limit_process
@@ -70,7 +71,7 @@ def canary(name: str, config_file: Path, *, dry_run: bool, now: bool) -> None:
 
 def _show(config: Config, canary: CanaryConfig, now: float) -> None:
     name = config.account_of(canary)
-    due = list(islice(canary.schedule.after(now), _SHOWN))
+    due = list(islice(schedule_of(canary).after(now), _SHOWN))
     request = call_request(canary, name, due[0] if due else int(now))
     account = next(item for item in config.accounts if item.name == name)
     hidden = {"ApiKey": "***", "SecretKey": "***", "Phone": "***"}

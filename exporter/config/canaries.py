@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, Final, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
+from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from exporter.canaries.schedule import Cron, Every, Schedule, is_cron
 from exporter.config.types import Count, Duration, Expected, KnownAccount, Name, SecretKey
 from exporter.config.validation import Section, invalid
 from exporter.secrets import Secret
@@ -20,13 +22,37 @@ MAX_CALLS_PER_DAY: Final = 144
 SEPARATOR: Final = "||"
 """Between values in `VariableListStr` (the provider's page of `MakeCallTemplate_V2`)."""
 
+MIN_INTERVAL: Final = 600
+"""Seconds from one due time of `cron` to the next, at least."""
+
+_CRON_FIELDS: Final = 5
+# Enough for two weeks of calls every ten minutes; what is due less often comes around in it, too.
+_CRON_LIMIT: Final = 2_100
+_CRON_START: Final = datetime(2024, 1, 1, tzinfo=UTC)  # of a leap year
+_CRON_DAYS: Final = 400
+
 _PHONE: Final = re.compile(r"(?:0|\+?84)[1-9][0-9]{8,9}", re.ASCII)
 
 
-def _cron(value: str) -> str:
-    if not is_cron(value):
-        raise ValueError
-    return value
+def _cron(expression: str) -> str:
+    """Check that times are far enough apart, by those of a year or of two weeks of many calls."""
+    if len(expression.split()) != _CRON_FIELDS:
+        raise ValueError  # with six of them, one would be seconds
+    last = first = 0.0
+    try:
+        for due in islice(CronSim(expression, _CRON_START), _CRON_LIMIT):
+            moment = due.timestamp()
+            first = first or moment
+            if moment > first + _CRON_DAYS * 86_400:
+                break
+            if moment < last + MIN_INTERVAL:
+                raise ValueError
+            last = moment
+    except CronSimError:
+        raise ValueError from None
+    if not last:
+        raise ValueError  # never, on 30 February
+    return expression
 
 
 def _time_zone(value: str) -> str:
@@ -145,11 +171,6 @@ class CanaryConfig(Section):
         if self.expect_key and self.expect != "answered":
             raise invalid("expected `expect: answered` with `expect_key`")
         return self
-
-    @property
-    def schedule(self) -> Schedule:
-        """When it is due."""
-        return Every(self.every) if self.every else Cron(self.cron or "", self.zone)
 
     @property
     def zone(self) -> ZoneInfo:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.canaries.schedule import Cron, Every
+from exporter.canaries.schedule import Cron, Every, schedule_of
 from exporter.config import Config
 
 Load = Callable[..., Config]
@@ -29,7 +29,7 @@ def text(**changed: str | None) -> str:
 
 def test_a_canary(load: Load) -> None:
     (canary,) = load(text()).canaries
-    assert canary.schedule == Every(3600)
+    assert schedule_of(canary) == Every(3600)
     assert canary.phone.reveal() == "0912345678"
     assert (canary.expect, canary.expect_key, canary.within) == ("answered", None, 300)
     assert load(text()).account_of(canary) == "main"
@@ -39,8 +39,28 @@ def test_a_canary(load: Load) -> None:
 def test_a_schedule_of_cron(load: Load) -> None:
     more = {"every": None, "cron": "30 8-18/2 * * 1-5", "timezone": "Asia/Ho_Chi_Minh"}
     (canary,) = load(text(**more)).canaries
-    assert canary.schedule == Cron("30 8-18/2 * * 1-5", canary.zone)
+    assert schedule_of(canary) == Cron("30 8-18/2 * * 1-5", canary.zone)
     assert canary.zone.key == "Asia/Ho_Chi_Minh"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["30 8-18/2 * * 1-5", "0 8 * * *", "*/10 * * * *", "0 0 29 2 *", "0 9 * * mon#1"],
+)
+def test_expressions_of_cron(load: Load, expression: str) -> None:
+    assert load(text(every=None, cron=f"'{expression}'")).canaries[0].cron == expression
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("*/5 9 * * *", "0,5 9 1 1 *", "0,55 0,23 * * *", "* * * * *", "0 0 30 2 *", "0 0 * *"),
+        *("0 0 0 * * *", "@hourly", "61 * * * *", "", "a b c d e", "0 " * 200),
+    ],
+)
+def test_expressions_of_cron_that_are_refused(problems: Tell, expression: str) -> None:
+    (problem,) = problems(text(every=None, cron=f"'{expression}'"))
+    assert problem.startswith("8: canaries[0].cron: expected five fields")
 
 
 @pytest.mark.parametrize("phone", ["0912345678", "84912345678", "+84912345678", "02812345678"])
