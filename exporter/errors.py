@@ -6,12 +6,12 @@
     │   ├── LedgerBusyError      another exporter has it
     │   └── LedgerConflictError  another exporter's transaction was in the way
     ├── SourceError              a watch source cannot be read
-    ├── NoRoomError              calls cannot be taken in now; they may be later
+    ├── CapacityError            there is no room for calls now; there may be later
     ├── ListenError              an address cannot be listened on
     ├── ResultsError             a file of results cannot be used
     ├── BrokerError              the MQTT broker cannot be spoken to
     │   └── BrokerAwayError      it is not connected; nothing was sent
-    ├── AskedExporterError       a running exporter cannot be asked, or refuses to answer
+    ├── RemoteExporterError      a running exporter cannot be asked, or refuses to answer
     └── RequestError             an HTTP request to another server got no usable response
         ├── RequestTimeoutError  no complete response within the time-out
         ├── ConnectionFailedError  no connection, or one that broke
@@ -81,7 +81,7 @@ class SourceError(ExporterError):
     """A watch source cannot be read; the message says why."""
 
 
-class NoRoomError(ExporterError):
+class CapacityError(ExporterError):
     """Calls cannot be taken in now.
 
     Attributes:
@@ -109,7 +109,7 @@ class BrokerAwayError(BrokerError):
     """The MQTT broker is not connected; nothing was sent."""
 
 
-class AskedExporterError(ExporterError):
+class RemoteExporterError(ExporterError):
     """A running exporter cannot be reached, or does not answer; the message says what to do."""
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import click
 import uvloop
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from yarl import URL
 
 from exporter.calls import CallState, Result
@@ -21,8 +21,8 @@ from exporter.cli import options
 from exporter.config.files import FileProblemError, read_text
 from exporter.daemon import limit_process
 from exporter.errors import (
-    AskedExporterError,
     InvalidResponseError,
+    RemoteExporterError,
     RequestError,
     RequestTimeoutError,
     TLSError,
@@ -32,8 +32,7 @@ from exporter.ledger.listing import FINISHED, MAX_PAGE, WATCHED
 from exporter.logs import configure_logging
 from exporter.output import Lines, Output, print_table
 from exporter.secrets import Secret
-from exporter.web import schemas
-from exporter.web.problems import ProblemDetails
+from exporter.web.schemas import Call, Page, ProblemDetails
 
 _ALL: Final = "all"
 _TABLE: Final = (
@@ -52,16 +51,7 @@ _MAX_PAGE: Final = 16 << 20
 _MAX_TOKEN: Final = 4096
 
 
-class _Call(schemas.Call):
-    model_config = ConfigDict(extra="ignore")  # what newer versions tell besides
-
-
-class _Page(BaseModel):
-    calls: list[_Call]
-    next: str | None
-
-
-COLUMNS: Final = tuple(_Call.model_fields)
+COLUMNS: Final = tuple(Call.model_fields)
 
 
 @click.command()
@@ -148,7 +138,7 @@ def _trust(path: Path | None) -> ssl.SSLContext:
         raise click.BadParameter(f"{path}: {reason}", param_hint="--ca-file") from None
 
 
-async def _print(pages: AsyncIterator[Sequence[_Call]], output: Output) -> None:
+async def _print(pages: AsyncIterator[Sequence[Call]], output: Output) -> None:
     if output is Output.TABLE:
         rows = [_cells(call) async for page in pages for call in page]
         print_table(_TABLE, rows, "state")
@@ -159,7 +149,7 @@ async def _print(pages: AsyncIterator[Sequence[_Call]], output: Output) -> None:
     printed.close()
 
 
-def _cells(call: _Call) -> tuple[str, ...]:
+def _cells(call: Call) -> tuple[str, ...]:
     return (
         call.reference_id,
         call.account,
@@ -174,11 +164,11 @@ def _cells(call: _Call) -> tuple[str, ...]:
 
 async def _pages(
     url: str, token: Secret, query: dict[str, str], trust: ssl.SSLContext
-) -> AsyncIterator[Sequence[_Call]]:
+) -> AsyncIterator[Sequence[Call]]:
     """Yield page after page.
 
     Raises:
-        AskedExporterError: the exporter cannot be asked, or refuses to answer.
+        RemoteExporterError: the exporter cannot be asked, or refuses to answer.
     """
     headers = {"Authorization": f"Bearer {token.reveal()}"}
     after = "0"
@@ -191,28 +181,28 @@ async def _pages(
             after = page.next
 
 
-async def _page(http: HttpClient, url: str, query: dict[str, str], tries: int = _TRIES) -> _Page:
+async def _page(http: HttpClient, url: str, query: dict[str, str], tries: int = _TRIES) -> Page:
     try:
         status, _, body = await http.request("GET", URL(url) % query, max_body=_MAX_PAGE)
     except RequestTimeoutError:
-        raise AskedExporterError(f"{url}: no answer within {_TIMEOUT:g} s") from None
+        raise RemoteExporterError(f"{url}: no answer within {_TIMEOUT:g} s") from None
     except TLSError:
-        raise AskedExporterError(
+        raise RemoteExporterError(
             f"{url}: its certificate is not to be trusted; --ca-file names an authority that is"
         ) from None
     except InvalidResponseError:
-        raise AskedExporterError(f"{url}: what answers there is no exporter") from None
+        raise RemoteExporterError(f"{url}: what answers there is no exporter") from None
     except RequestError as error:
-        raise AskedExporterError(f"{url}: {error}") from None
+        raise RemoteExporterError(f"{url}: {error}") from None
     if status == HTTPStatus.TOO_MANY_REQUESTS and tries > 1:
         await asyncio.sleep(1)
         return await _page(http, url, query, tries - 1)
     if status != HTTPStatus.OK:
-        raise AskedExporterError(f"{url}: {_refusal(status, body)}")
+        raise RemoteExporterError(f"{url}: {_refusal(status, body)}")
     try:
-        return _Page.model_validate_json(body)
+        return Page.model_validate_json(body)
     except ValidationError:
-        raise AskedExporterError(f"{url}: what answers there is no exporter") from None
+        raise RemoteExporterError(f"{url}: what answers there is no exporter") from None
 
 
 def _refusal(status: int, body: bytes) -> str:

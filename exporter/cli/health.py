@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from exporter.cli import options
-from exporter.errors import AskedExporterError, ConfigError
+from exporter.errors import ConfigError, RemoteExporterError
 from exporter.web.sockets import ListenAddress
 
 PROGRAM: Final = "esms-exporter"
@@ -55,7 +55,7 @@ def check_listener(address: ListenAddress, schemes: Sequence[str]) -> None:
     """Return if an exporter answers at an address, whatever it says: also 401 and a TLS alert.
 
     Raises:
-        AskedExporterError: none does.
+        RemoteExporterError: none does.
     """
     hosts = [address.host] if address.host else ["127.0.0.1", "::1"]
     problem = ""
@@ -72,7 +72,7 @@ def check_listener(address: ListenAddress, schemes: Sequence[str]) -> None:
         except (OSError, HTTPException) as error:
             reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
             problem = problem or f"no answer ({reason})"
-    raise AskedExporterError(f"{address}: {problem}")
+    raise RemoteExporterError(f"{address}: {problem}")
 
 
 def _server_at(host: str, port: int, scheme: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
 from exporter.config import WatchConfig
-from exporter.errors import LedgerError, NoRoomError
+from exporter.errors import CapacityError, LedgerError
 from exporter.ledger.records import CHUNK, Count, NewCall
 from exporter.sources.source import CallSink, Source, SourceContext
 
@@ -41,12 +41,12 @@ class ApiSource(Source):
         """Watch the calls of a request, all of them or none; return once they are durable.
 
         Raises:
-            NoRoomError: there are too many.
+            CapacityError: there are too many.
             LedgerError: the ledger failed, or is closed.
         """
         try:
             count = await self._queue.push(calls)
-        except (LedgerError, NoRoomError):
+        except (LedgerError, CapacityError):
             self._status.count_error()
             raise
         self._status.succeed()
@@ -80,14 +80,14 @@ class PushQueue:
         if self._closed:
             raise LedgerError(STOPPING)
         if self._size and self._size + len(calls) > self._limit:
-            raise NoRoomError("the ledger cannot keep up", 1)
+            raise CapacityError("the ledger cannot keep up", 1)
         done: asyncio.Future[Count | str] = asyncio.get_running_loop().create_future()
         self._waiting.append((calls, done))
         self._size += len(calls)
         self._filled.set()
         count = await done
         if isinstance(count, str):
-            raise NoRoomError(f"account {count}: `watch.max_calls` is reached", 60)
+            raise CapacityError(f"account {count}: `watch.max_calls` is reached", 60)
         return count
 
     async def run(self) -> None:

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from exporter.calls import CallbackOutcome
 from exporter.config import CallbackConfig, WatchConfig
-from exporter.errors import LedgerError, NoRoomError
+from exporter.errors import CapacityError, LedgerError
 from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.records import DELETED, CallRecord, NewCall
@@ -74,11 +74,11 @@ class CallbackSource(Source):
 
         Raises:
             LedgerError: the ledger failed.
-            NoRoomError: there are too many calls.
+            CapacityError: there are too many calls.
         """
         try:
             outcome = await self._apply(account, fields)
-        except (LedgerError, NoRoomError):
+        except (LedgerError, CapacityError):
             self._status.count_error()
             raise
         if outcome is CallbackOutcome.MALFORMED:

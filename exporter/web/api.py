@@ -1,11 +1,11 @@
-"""The HTTP API under `/api/v1`: programs hand calls over, and ask what became of them."""
+"""The HTTP API under `/api/v1`: programs push calls, and read and delete them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final, NamedTuple
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 import exporter
-from exporter.calls import reference_id
 from exporter.config import ApiConfig, TokenConfig
-from exporter.errors import LedgerError, NoRoomError
+from exporter.errors import CapacityError, LedgerError
+from exporter.ids import reference_id
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.listing import FINISHED, page
 from exporter.ledger.records import DELETED, CallRecord
@@ -23,14 +23,8 @@ from exporter.secrets import Secret
 from exporter.sources.api import ApiSource
 from exporter.web import schemas
 from exporter.web.access import credentials
-from exporter.web.openapi import openapi
-from exporter.web.problems import (
-    LEDGER_RETRY,
-    STARTING_RETRY,
-    ProblemError,
-    retry_later,
-)
-from exporter.web.request_body import Reader, read_query
+from exporter.web.request_body import CallsReader, ProblemError, parse_query
+from exporter.web.schemas import Scope
 from exporter.web.status import App
 
 PREFIX: Final = "/api/v1"
@@ -38,58 +32,37 @@ PREFIX: Final = "/api/v1"
 MAX_LISTINGS: Final = 4
 """Listings of one token at a time."""
 
+STARTING_RETRY: Final = 1
+LEDGER_RETRY: Final = 5
+"""Seconds after which a client may retry while the exporter starts, or the ledger fails."""
+
 # Seconds that a listing may wait and take.
 _LISTING_TIMEOUT: Final = 10.0
-_KEPT: Final = ("Allow", "Retry-After", "WWW-Authenticate")
-
-_Handler = Callable[["_Client", web.Request], Awaitable[web.Response]]
+_KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
 
-class _Client:
-    """Who asks, and what it may see."""
-
-    def __init__(self, token: TokenConfig, accounts: tuple[str, ...], models: _Models) -> None:
-        self.name = token.name
-        self.accounts = accounts
-        self._models = models
-
-    @property
-    def requests(self) -> schemas.Requests:
-        return self._models.of(self.accounts)
+class _Client(NamedTuple):
+    token: str
+    scope: Scope
 
 
-class _Models:
-    """The models of requests, for as long as the configuration has these accounts and labels."""
-
-    def __init__(self, accounts: tuple[str, ...] = (), labels: tuple[str, ...] = ()) -> None:
-        self._made_for = accounts, labels
-        self._made: dict[tuple[str, ...], schemas.Requests] = {}
-
-    def for_(self, accounts: tuple[str, ...], labels: tuple[str, ...]) -> _Models:
-        """Return these, or new ones where accounts or labels have changed."""
-        return self if self._made_for == (accounts, labels) else _Models(accounts, labels)
-
-    def of(self, accounts: tuple[str, ...]) -> schemas.Requests:
-        """Return the models for a token of these accounts."""
-        if accounts not in self._made:
-            self._made[accounts] = schemas.requests(accounts, self._made_for[1])
-        return self._made[accounts]
+_Handler = Callable[[_Client, web.Request], Awaitable[web.Response]]
 
 
 class Api:
     """Answers the requests of programs that hold a token.
 
     Args:
-        app: takes calls in, and knows them.
+        app: where calls are watched.
+        reader: reads the bodies of requests.
         external_path: what the paths begin with for clients.
     """
 
-    def __init__(self, app: App, external_path: str = "") -> None:
+    def __init__(self, app: App, reader: CallsReader, external_path: str = "") -> None:
         self._app = app
+        self._reader = reader
         self._external_path = external_path
-        self._reader = Reader()
         self._listings = Counter[str]()  # those under way, by the name of the token
-        self._models = _Models()
 
     def routes(self) -> list[web.RouteDef]:
         """Return the paths and their handlers."""
@@ -112,64 +85,53 @@ class Api:
             except ProblemError as error:
                 return error.response()
             except LedgerError as error:
-                return retry_later(503, str(error), LEDGER_RETRY).response()
+                return ProblemError(503, str(error), retry_after=LEDGER_RETRY).response()
 
         return guarded
 
     def _client(self, request: web.Request) -> _Client:
         config = self._app.config
         if config is None:
-            raise retry_later(503, "the exporter is starting", STARTING_RETRY)
+            raise ProblemError(503, "the exporter is starting", retry_after=STARTING_RETRY)
         if not config.watch.api.tokens:
             raise ProblemError(404, "there is no API; `watch.api.tokens` turns it on")
         token = token_of(config.watch.api, request)
         if token is None:
             raise ProblemError(
                 401,
-                "expected a token that is known, in the header `Authorization: Bearer TOKEN`",
+                "expected a known token, in the header `Authorization: Bearer TOKEN`",
                 headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
             )
-        accounts = tuple(account.name for account in config.accounts)
-        self._models = self._models.for_(accounts, config.watch.labels)
-        allowed = accounts if token.accounts is None else token.accounts
-        mine = tuple(name for name in accounts if name in allowed)
-        return _Client(token, mine, self._models)
+        names = (account.name for account in config.accounts)
+        accounts = [name for name in names if token.accounts is None or name in token.accounts]
+        return _Client(token.name, Scope(tuple(accounts), config.watch.labels))
 
     # Calls.
 
     async def _watch(self, client: _Client, request: web.Request) -> web.Response:
         source = self._app.sources[ApiSource]
         try:
-            calls = await self._reader.calls(request, client.requests)
+            calls = await self._reader.read(request, client.scope)
         except ProblemError:
             source.refused()
             raise
         try:
             count = await source.push(calls)
-        except NoRoomError as error:
-            raise retry_later(429, str(error), error.retry_after) from None
+        except CapacityError as error:
+            raise ProblemError(429, str(error), retry_after=error.retry_after) from None
         return _json(schemas.Accepted(added=count.added, known=count.known), 202)
 
     async def _list(self, client: _Client, request: web.Request) -> web.Response:
-        query = read_query(client.requests.query, request)
-        if self._listings[client.name] >= MAX_LISTINGS:
-            raise retry_later(429, f"expected at most {MAX_LISTINGS} listings at a time", 1)
+        query = parse_query(request, client.scope)
+        if self._listings[client.token] >= MAX_LISTINGS:
+            raise ProblemError(429, f"expected at most {MAX_LISTINGS} listings", retry_after=1)
         ledger = self._app.ledger
-        listing = asyncio.create_task(
-            ledger.read(
-                _page,
-                ledger,
-                client.accounts if query.account is None else [query.account],
-                query.state,
-                query.result,
-                query.after,
-                query.limit,
-            )
-        )
-        self._listings[client.name] += 1
+        accounts = [query.account] if query.account else client.scope.accounts
+        listing = asyncio.create_task(ledger.read(_page, ledger, accounts, query))
+        self._listings[client.token] += 1
 
         def end(listing: asyncio.Task[bytes]) -> None:
-            self._listings[client.name] -= 1
+            self._listings[client.token] -= 1
             if not listing.cancelled():
                 listing.exception()  # retrieved, also where the client is gone
 
@@ -179,23 +141,21 @@ class Api:
                 # The thread goes on with it: until then, it counts.
                 return _json(await asyncio.shield(listing))
         except TimeoutError:
-            raise retry_later(503, "the listing takes too long", LEDGER_RETRY) from None
+            raise ProblemError(
+                503, "the listing takes too long", retry_after=LEDGER_RETRY
+            ) from None
 
     async def _show(self, client: _Client, request: web.Request) -> web.Response:
         ledger = self._app.ledger
         record = await self._found(client, request)
+        fields = ledger.shown(record)._asdict()
         account = self._app.accounts.get(record.account)
-        call = account.poller.calls.get(record.id) if account else None
-        details: dict[str, Any] = {}  # Any: of several types
-        if account is not None and call is not None:
-            details = {
-                "polls": call.polls,
-                "last_polled": schemas.when(
-                    (call.last_polled and call.last_polled - ledger.clock.ahead) or None
-                ),
-                "next_due": schemas.when(account.poller.next_due(call)),
-            }
-        return _json(schemas.CallDetails(**_without_id(ledger.shown(record)), **details))
+        if account is not None and (call := account.poller.calls.get(record.id)):
+            fields["polls"] = call.polls
+            if call.last_polled:
+                fields["last_polled"] = call.last_polled - ledger.clock.ahead
+            fields["next_due"] = account.poller.next_due(call)
+        return _json(schemas.CallDetails.model_validate(fields))
 
     async def _delete(self, client: _Client, request: web.Request) -> web.Response:
         record = await self._found(client, request)
@@ -210,8 +170,8 @@ class Api:
             name = reference_id(text)
         except ValueError as error:
             raise ProblemError(400, f"expected an id; the text {error}") from None
-        ledger = self._app.ledger
-        if account in client.accounts:
+        if account in client.scope.accounts:
+            ledger = self._app.ledger
             found = await ledger.call(ledger.store.find, account, name)
             if found and found.state != DELETED:
                 return found
@@ -222,35 +182,24 @@ class Api:
     async def _status(self, client: _Client, _request: web.Request) -> web.Response:
         app = self._app
         problems = app.not_ready()
-        status = schemas.ExporterStatus(
-            version=exporter.__version__,
-            ready=not problems,
-            problems=problems,
-            watched=app.calls.count,
-            accounts=[
-                schemas.AccountStatus(
-                    name=line.name,
-                    authorized=line.authorized,
-                    paused=line.paused,
-                    paused_until=schemas.when(line.paused_until),
-                    watched=line.watched,
-                    overdue=line.overdue,
-                    lag_seconds=line.lag,
-                )
-                for line in (app.accounts[name].status for name in client.accounts)
-            ],
+        accounts = (app.accounts[name].status for name in client.scope.accounts)
+        return _json(
+            schemas.ExporterStatus(
+                version=exporter.__version__,
+                ready=not problems,
+                problems=problems,
+                watched=app.calls.count,
+                accounts=[schemas.AccountStatus.model_validate(status) for status in accounts],
+            )
         )
-        return _json(status)
 
     async def _openapi(self, client: _Client, _request: web.Request) -> web.Response:
-        return web.Response(
-            body=to_json(openapi(client.requests, self._external_path), indent=2),
-            content_type="application/json",
-        )
+        document = schemas.openapi(client.scope, self._external_path)
+        return _json(to_json(document, indent=2))
 
 
-def as_problems(route_prefix: str) -> Middleware:
-    """Return what says in the API's own way what the HTTP server says of paths and methods."""
+def problem_middleware(route_prefix: str) -> Middleware:
+    """Return what answers with problem details where aiohttp refuses a request to the API."""
     api = f"{route_prefix}{PREFIX}"
 
     @web.middleware
@@ -262,11 +211,11 @@ def as_problems(route_prefix: str) -> Middleware:
         except web.HTTPException as error:
             if not request.path.startswith(f"{api}/"):
                 raise
-            kept = {name: error.headers[name] for name in _KEPT if name in error.headers}
-            where = f"see {api}/openapi.json for what there is"
-            if error.status not in {404, 405}:
-                where = (error.text or "").strip()
-            return ProblemError(error.status, where, headers=kept).response()
+            kept = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
+            detail = (error.text or "").strip()
+            if error.status in {404, 405}:
+                detail = f"see {api}/openapi.json for what there is"
+            return ProblemError(error.status, detail, headers=kept).response()
 
     return answer
 
@@ -279,16 +228,11 @@ def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
     return found[0] if found else None
 
 
-def _without_id(record: CallRecord) -> dict[str, Any]:  # Any: of several types
-    fields = schemas.as_call(record)
-    del fields["id"]
-    return fields
-
-
-def _page(ledger: Ledger, *query: Any) -> bytes:  # Any: as of `page`
-    # Made here: a thousand calls take the event loop 10 ms.
-    records, last = page(ledger.database, *query)
-    calls = [schemas.Call(**_without_id(ledger.shown(record))) for record in records]
+def _page(ledger: Ledger, accounts: Collection[str], query: schemas.CallsQuery) -> bytes:
+    # In the thread of listings: a thousand calls take 10 ms.
+    filters = query.state or None, query.result or None
+    records, last = page(ledger.database, accounts, *filters, query.after, query.limit)
+    calls = [schemas.Call.model_validate(ledger.shown(record)) for record in records]
     return to_json(schemas.Page(calls=calls, next=None if last is None else str(last)))
 
 

@@ -8,22 +8,22 @@ from urllib.parse import quote
 from aiohttp import web
 
 from exporter.calls import CallbackOutcome
-from exporter.errors import LedgerError, NoRoomError
+from exporter.errors import CapacityError, LedgerError
 from exporter.secrets import Secret
 from exporter.sources.callback import CallbackSource
-from exporter.web.problems import LEDGER_RETRY, STARTING_RETRY
+from exporter.web.api import LEDGER_RETRY, STARTING_RETRY
 from exporter.web.status import App
 
 PATH: Final = "/callback"
-_NOBODY: Final = Secret("")
+_NO_TOKEN: Final = Secret("")
 
 
 def callback_url(base: str, account: str, token: Secret) -> str:
-    """Return the address of an account's callback.
+    """Return the URL of an account's callback.
 
     Args:
-        base: where the exporter is reached, such as `https://exporter.example.com`.
-        account: its name.
+        base: the URL of the exporter, such as `https://exporter.example.com`.
+        account: the name of the account.
         token: its `callback_token`.
     """
     return f"{base.rstrip('/')}{PATH}/{quote(account, safe='')}/{quote(token.reveal(), safe='')}"
@@ -33,7 +33,7 @@ class Callback:
     """Answers the provider.
 
     Args:
-        app: knows the calls.
+        app: where calls are watched.
     """
 
     def __init__(self, app: App) -> None:
@@ -49,23 +49,23 @@ class Callback:
         app, name = self._app, request.match_info["account"]
         if app.config is None:
             return _retry_later(503, STARTING_RETRY)
-        accounts = app.config.accounts
-        known = next((account for account in accounts if account.name == name), None)
-        token = (known.callback_token if known else None) or _NOBODY
+        configured = (account for account in app.config.accounts if account.name == name)
+        token = next((account.callback_token for account in configured), None) or _NO_TOKEN
         # Compared in any case, so that the time does not tell which accounts there are.
-        good = token == Secret(request.match_info["token"])
+        authorized = token == Secret(request.match_info["token"])
         if name not in app.accounts:
-            return web.Response(status=404, text="not found\n")
+            raise web.HTTPNotFound(text="not found\n")
         outcomes = app.account_metrics[name].callbacks
-        if not good:
+        if not authorized:
             outcomes[CallbackOutcome.FORBIDDEN].inc()
-            return web.Response(status=404, text="not found\n")
+            raise web.HTTPNotFound(text="not found\n")
         try:
             outcome = await app.sources[CallbackSource].accept(name, request.query)
-        except (LedgerError, NoRoomError) as error:
+        except (LedgerError, CapacityError) as error:
             outcomes[CallbackOutcome.ERROR].inc()
-            seconds = error.retry_after if isinstance(error, NoRoomError) else LEDGER_RETRY
-            return _retry_later(429 if isinstance(error, NoRoomError) else 503, seconds)
+            if isinstance(error, CapacityError):
+                return _retry_later(429, error.retry_after)
+            return _retry_later(503, LEDGER_RETRY)
         outcomes[outcome].inc()
         if outcome is CallbackOutcome.MALFORMED:
             return web.Response(status=400, text="expected a ReferenceId\n")

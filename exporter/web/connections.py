@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, cast
@@ -16,38 +17,20 @@ from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from exporter.metrics.catalogue import Catalogue
-from exporter.web.tls import ACCEPTED, Tls
-
-MAX_PER_ADDRESS: Final = 256
-"""Connections of one address, or of one /64 of IPv6; of a proxy's clients all together."""
-
-MAX_CONNECTIONS: Final = 1_000
-
-HEAD_TIMEOUT: Final = 10.0
-"""Seconds that the head of a request, or the handshake before it, may take."""
-
-STALL_TIMEOUT: Final = 10.0
-"""Seconds that a client may take none of an answer that waits for it."""
-
-MAX_AHEAD: Final = 64 << 10
-"""Bytes that a client may send of further requests before it has the answer to one, and of the rest
-of a body after the answer."""
-
-LINGER: Final = 5.0
-"""Seconds that a connection stays open after an answer that did not wait for the whole body: if it
-were closed at once, the client could lose the answer."""
+from exporter.web.web_config import ACCEPTED, Tls
 
 KEEPALIVE_TIMEOUT: Final = 300.0
-"""Seconds that a connection is kept without a request: longer than scrapes are apart."""
+"""Seconds that a connection is kept without a request: longer than any scrape interval."""
 
-SWEEP_EVERY: Final = 1.0
-_ACCEPT_AGAIN: Final = 1.0
+MAX_AHEAD: Final = 64 << 10
+"""Bytes that a client may send of further requests before the answer to one, and of the rest of a
+body after the answer."""
 
 # A scrape's request has some ten headers; a proxy adds a few.
 _MAX_HEADERS: Final = 64
 
 # Seconds after which a failed handshake is logged again, for each reason.
-_LOG_EVERY: Final = 60.0
+_LOG_INTERVAL: Final = 60.0
 
 
 class TlsFailure(StrEnum):
@@ -69,8 +52,7 @@ _TLS_FAILURES: Final = {
     "CERTIFICATE_VERIFY_FAILED": TlsFailure.BAD_CERTIFICATE,
     **dict.fromkeys(
         ("UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW", "NO_SHARED_CIPHER", "NO_SHARED_GROUPS",
-         "NO_SUITABLE_KEY_SHARE", "NO_SUITABLE_SIGNATURE_ALGORITHM",
-         "NO_APPLICATION_PROTOCOL"),
+         "NO_SUITABLE_KEY_SHARE", "NO_SUITABLE_SIGNATURE_ALGORITHM", "NO_APPLICATION_PROTOCOL"),
         TlsFailure.UNSUPPORTED,
     ),
     **dict.fromkeys(
@@ -83,17 +65,48 @@ _TLS_FAILURES: Final = {
 _log = structlog.get_logger(__name__)
 
 
-class Connections:
-    """Lets connections in, and closes those that take too long.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may cost; docs/access.md lists these.
 
-    Where there are too many, the one that has been without a request for longest has to make room;
-    so somebody who holds many open cannot keep a scrape out.
+    Attributes:
+        per_address: connections of one address, or of one /64 of IPv6.
+        connections: connections.
+        head: seconds for the head of a request, or the handshake before it.
+        body: seconds for the body of a request.
+        stall: seconds that a client may take none of its answer (on Linux).
+        linger: seconds that a connection stays open after an answer that did not wait for the whole
+            body: if it were closed at once, the client could lose the answer.
+        accept_retry: seconds to wait after a connection could not be accepted.
+        scrapes: answers of metrics under way.
+        pages: status pages that wait to be rendered.
+        password_checks: passwords that wait to be checked.
+    """
+
+    per_address: int = 256
+    connections: int = 1_000
+    head: float = 10.0
+    body: float = 30.0
+    stall: float = 10.0
+    linger: float = 5.0
+    accept_retry: float = 1.0
+    scrapes: int = 100
+    pages: int = 32
+    password_checks: int = 64
+
+
+class Connections:
+    """Accepts connections, and closes those that take too long.
+
+    When there are too many, the one that has been without a request for longest is closed: holding
+    many open does not keep a scrape out.
 
     Args:
         server: returns what answers the requests.
-        tls: returns how connections to come are secured; None for plain HTTP.
-        headers: what the answers to broken requests carry.
-        metrics: where handshakes that fail are counted.
+        tls: returns how new connections are secured; None for plain HTTP.
+        headers: those of answers to broken requests.
+        metrics: where failed handshakes are counted.
+        limits: what the connections may cost.
     """
 
     def __init__(
@@ -102,77 +115,70 @@ class Connections:
         tls: Callable[[], Tls | None],
         headers: dict[str, str],
         metrics: Catalogue,
+        limits: Limits,
     ) -> None:
         self.headers = headers
+        self.limits = limits
+        self.open: set[Connection] = set()
+        self._server = server
+        self._tls = tls
         self._failures = {
             reason: metrics.tls_failures.labels(reason.value) for reason in TlsFailure
         }
         self._failed = Counter[TlsFailure]()
         self._log_at: dict[TlsFailure, float] = {}
-        self.loop = asyncio.get_running_loop()
-        self._server = server
-        self._tls = tls
-        self._by_address: dict[str, dict[Connection, None]] = {}
-        self._count = 0
 
     async def accept(self, listener: socket.socket) -> None:
-        """Take the connections of a listening socket, until it is cancelled.
+        """Accept the connections of a listening socket, until cancelled.
 
-        They are accepted here, not by the loop, so that a handshake that does not go on counts as
-        a connection like others, and so that each has the certificate of its day.
+        Not left to the event loop, so that a handshake counts as a connection, and so that each
+        connection gets the certificate that is in force then.
         """
-        failing = False
+        loop, failing = asyncio.get_running_loop(), False
         while True:
             try:
-                accepted, peer = await self.loop.sock_accept(listener)
+                accepted, peer = await loop.sock_accept(listener)
             except OSError as error:
                 # Too many open files, most likely; the connection waits in the kernel.
                 if not failing:
                     _log.error("connections cannot be accepted", error=error.strerror)
                 failing = True
-                await asyncio.sleep(_ACCEPT_AGAIN)
+                await asyncio.sleep(self.limits.accept_retry)
                 continue
             if failing:
                 _log.info("connections can be accepted again")
             failing = False
             if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-                # Below TLS, nobody else sees that a client does not read.
-                longest = int(STALL_TIMEOUT * 1000)
-                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, longest)
+                # Only the kernel sees whether a client reads: buffers and TLS are in between.
+                milliseconds = int(self.limits.stall * 1000)
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             connection = Connection(self, self._server(), peer, self._tls())
-            if self._admit(connection):
+            if self._make_room(connection.address):
+                self.open.add(connection)
                 connection.open(accepted)
             else:
                 accepted.close()
 
-    def _admit(self, connection: Connection) -> bool:
-        """Let a connection in, if there is room or can be made."""
-        neighbours = self._by_address.setdefault(connection.address, {})
-        if len(neighbours) >= MAX_PER_ADDRESS:
-            room = _make_room(neighbours)
+    def _make_room(self, address: str) -> bool:
+        """Close an idle connection where there are too many; returns whether there is room."""
+        same = [one for one in self.open if one.address == address]
+        if len(same) >= self.limits.per_address:
+            candidates = same
+        elif len(self.open) >= self.limits.connections:
+            candidates = [*self.open]
         else:
-            room = self._count < MAX_CONNECTIONS or _make_room(self._all())
-        if not room:
-            self._drop_if_empty(connection.address)
-            return False
-        self._by_address.setdefault(connection.address, neighbours)[connection] = None
-        self._count += 1
-        return True
-
-    def leave(self, connection: Connection) -> None:
-        """Forget a connection that has ended."""
-        neighbours = self._by_address.get(connection.address, {})
-        if connection in neighbours:
-            del neighbours[connection]
-            self._count -= 1
-            self._drop_if_empty(connection.address)
+            return True
+        idle = [one for one in candidates if not one.busy]
+        if idle:
+            min(idle, key=lambda one: one.idle_since).abort()
+        return bool(idle)
 
     def handshake_failed(self, reason: TlsFailure, peer: str, problem: str = "") -> None:
-        """Count a handshake that failed, and log it, once a minute for each reason at most."""
+        """Count a failed handshake, and log it, once a minute for each reason at most."""
         self._failures[reason].inc()
         self._failed[reason] += 1
-        if (now := self.loop.time()) >= self._log_at.get(reason, 0.0):
-            self._log_at[reason] = now + _LOG_EVERY
+        if (now := asyncio.get_running_loop().time()) >= self._log_at.get(reason, 0.0):
+            self._log_at[reason] = now + _LOG_INTERVAL
             _log.warning(
                 "TLS handshake failed",
                 reason=reason.value,
@@ -181,33 +187,10 @@ class Connections:
                 failures=self._failed[reason],
             )
 
-    async def run(self) -> None:
-        """Close the connections that take too long, until it is cancelled."""
-        while True:
-            await asyncio.sleep(SWEEP_EVERY)
-            now = self.loop.time()
-            for connection in self._all():
-                connection.check(now)
-
     def close(self) -> None:
         """Close all of them at once."""
-        for connection in self._all():
+        for connection in [*self.open]:
             connection.abort()
-
-    def _all(self) -> dict[Connection, None]:
-        return {one: None for same in self._by_address.values() for one in same}
-
-    def _drop_if_empty(self, address: str) -> None:
-        if not self._by_address.get(address):
-            self._by_address.pop(address, None)
-
-
-def _make_room(connections: dict[Connection, None]) -> bool:
-    idle = [one for one in connections if not one.busy]
-    if not idle:
-        return False
-    min(idle, key=lambda one: one.since).abort()
-    return True
 
 
 class Connection(web.RequestHandler):
@@ -218,11 +201,16 @@ class Connection(web.RequestHandler):
         server: answers its requests.
         peer: address of the client, as the socket has it.
         tls: how it is secured; None for plain HTTP.
+
+    Attributes:
+        address: what its connections are limited by.
+        busy: whether a request is being answered.
+        idle_since: when the last request ended, or the connection was opened.
     """
 
     __slots__ = (
-        "_ahead", "_answering", "_body", "_connections", "_head_since", "_opening", "_stalled",
-        "_tls", "_wire", "address", "peer", "since",
+        "_ahead", "_body", "_connections", "_handshake", "_head_timer", "_peer", "_socket", "_tls",
+        "address", "busy", "idle_since",
     )  # fmt: skip
 
     def __init__(
@@ -234,135 +222,123 @@ class Connection(web.RequestHandler):
     ) -> None:
         super().__init__(
             server,
-            loop=connections.loop,
+            loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type] # as AppRunner has it, for no access log
             keepalive_timeout=KEEPALIVE_TIMEOUT,
-            lingering_time=LINGER,
+            lingering_time=connections.limits.linger,
             max_headers=_MAX_HEADERS,
             read_bufsize=MAX_AHEAD,
-            # Handlers unpack the bodies that they want, after access was granted.
+            # Handlers decompress the bodies that they want, after access was granted.
             auto_decompress=False,
         )
         self._connections = connections
         self._tls = tls
-        self._opening: asyncio.Task[None] | None = None
-        # From beginning to end; aiohttp lets go of its own when it begins to close.
-        self._wire: asyncio.Transport | None = None
-        self._answering = False
+        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        self._handshake: asyncio.Task[None] | None = None
+        # From beginning to end; aiohttp drops its own reference when it begins to close.
+        self._socket: asyncio.Transport | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
         self._body: StreamReader = EMPTY_PAYLOAD
         self._ahead = 0
-        self._stalled: tuple[float, int] | None = None
-        self.address = _address(peer)
-        self.peer = peer[0] if isinstance(peer, tuple) else ""
-        self.since = connections.loop.time()
-        self._head_since: float | None = self.since
+        self.address = address_of(self._peer)
+        self.busy = False
+        self.idle_since = self._loop.time()
+        self._expect_head()
 
-    @property
-    def busy(self) -> bool:
-        """Whether a request is being answered."""
-        return self._answering or self._stalled is not None
+    def _expect_head(self) -> None:
+        self._head_timer = self._loop.call_later(self._connections.limits.head, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self._tls and self._handshake:
+            self._connections.handshake_failed(TlsFailure.TIMEOUT, self._peer)
+        self.abort()
+
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = None
 
     def begin(self, body: StreamReader) -> None:
-        """Note that a request has come whole, but for its body."""
-        self._answering, self._head_since = True, None
-        self._body, self._ahead = body, 0
+        """Note that the head of a request was received."""
+        self._cancel_head_timer()
+        self.busy, self._body, self._ahead = True, body, 0
 
     def end(self) -> None:
-        """Note that it has its answer."""
-        self._answering, self.since = False, self._connections.loop.time()
-
-    def check(self, now: float) -> None:
-        """Close it if it takes too long."""
-        if self._head_since is not None and now - self._head_since > HEAD_TIMEOUT:
-            if self._tls and self._opening:
-                self._connections.handshake_failed(TlsFailure.TIMEOUT, self.peer)
-            self.abort()
-        elif self._stalled is not None and self._wire is not None:
-            since, left = self._stalled
-            if (size := self._wire.get_write_buffer_size()) < left:
-                self._stalled = (now, size)
-            elif now - since > STALL_TIMEOUT:
-                self.abort()
+        """Note that the request was answered."""
+        self.busy, self.idle_since = False, self._loop.time()
 
     def abort(self) -> None:
-        """Close it at once; nobody waits for anything."""
-        if self._opening is not None:
-            self._opening.cancel()
-        if self._wire is not None:
-            self._wire.abort()
-        self._connections.leave(self)
+        """Close it at once."""
+        if self._handshake is not None:
+            self._handshake.cancel()
+        if self._socket is not None:
+            self._socket.abort()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._cancel_head_timer()
+        self._connections.open.discard(self)
 
     def open(self, accepted: socket.socket) -> None:
         """Begin, with the handshake if there is one."""
-        self._opening = self._connections.loop.create_task(self._open(accepted))
+        self._handshake = self._loop.create_task(self._open(accepted))
 
     async def _open(self, accepted: socket.socket) -> None:
         context = self._tls.context if self._tls else None
+        # Not reached: the head's timer closes the connection before.
+        timeout = 2 * self._connections.limits.head if context else None
         ACCEPTED.set(accepted)
         try:
-            await self._connections.loop.connect_accepted_socket(
-                lambda: self,
-                accepted,
-                ssl=context,
-                # Not reached: `check` closes it before.
-                ssl_handshake_timeout=2 * HEAD_TIMEOUT if context else None,
+            await self._loop.connect_accepted_socket(
+                lambda: self, accepted, ssl=context, ssl_handshake_timeout=timeout
             )
         except OSError as error:  # and those of TLS
             if context:
-                self._connections.handshake_failed(*_failure(error, self.peer))
+                reason, problem = _failure(error)
+                self._connections.handshake_failed(reason, self._peer, problem)
             else:
                 _log.debug("connection not opened", error=type(error).__name__)
         finally:
-            self._opening = None
-            if self._wire is None:
+            self._handshake = None
+            if self._socket is None:
                 accepted.close()
-                self._connections.leave(self)
+                self._forget()
 
-    # What asyncio tells.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with HTTP."""
-        self._wire = cast("asyncio.Transport", transport)  # uvloop's own is none by name
+        self._socket = cast("asyncio.Transport", transport)  # uvloop's own is none by name
         if self._tls and not self._tls.admits(transport.get_extra_info("peercert")):
-            self._connections.handshake_failed(TlsFailure.NOT_ALLOWED, self.peer)
+            self._connections.handshake_failed(TlsFailure.NOT_ALLOWED, self._peer)
             self.force_close()
-            self._wire.close()
+            self._socket.close()
             return
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sends."""
-        if self._answering:
-            # Requests behind one that waits for its answer are held.
-            self._ahead += len(data) if self._body.is_eof() else 0
+        """Take what the client sends, within bounds."""
+        if self.busy and self._body.is_eof():
+            # Further requests, which aiohttp holds until this one is answered.
+            self._ahead += len(data)
             if self._ahead > MAX_AHEAD:
                 self.abort()
                 return
-        elif not self._body.is_eof():
+        elif not self.busy and not self._body.is_eof():
+            # The rest of a body that was not wanted.
             self._ahead += len(data)
-            if self._ahead > MAX_AHEAD and self._wire is not None:
-                self._wire.pause_reading()
+            if self._ahead > MAX_AHEAD and self._socket is not None:
+                self._socket.pause_reading()
                 return
-        elif self._head_since is None:
-            self._head_since = self._connections.loop.time()
+        elif not self.busy and self._head_timer is None:
+            self._expect_head()
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Note that it has ended."""
-        self._wire = None
-        self._connections.leave(self)
+        self._socket = None
+        self._forget()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Note that the client is slower than its answer."""
-        size = self._wire.get_write_buffer_size() if self._wire else 0
-        self._stalled = (self._connections.loop.time(), size)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        """Note that it has caught up."""
-        self._stalled = None
-        super().resume_writing()
 
     def handle_error(
         self,
@@ -385,25 +361,23 @@ class Connection(web.RequestHandler):
         return response
 
 
-def _failure(error: OSError, peer: str) -> tuple[TlsFailure, str, str]:
-    """Return why a handshake failed, with whom, and what OpenSSL says."""
+def _failure(error: OSError) -> tuple[TlsFailure, str]:
+    """Return why a handshake failed, and what OpenSSL says."""
     if not isinstance(error, ssl.SSLError):
-        return TlsFailure.CLOSED, peer, ""
+        return TlsFailure.CLOSED, ""
     reason = error.reason or ""
     if "_ALERT_" in reason:
         kind = TlsFailure.CLIENT_REFUSED
     else:
         kind = _TLS_FAILURES.get(reason, TlsFailure.OTHER)
-    problem = getattr(error, "verify_message", "") or reason.lower().replace("_", " ")
-    return kind, peer, problem
+    return kind, getattr(error, "verify_message", "") or reason.lower().replace("_", " ")
 
 
-def _address(peer: Any) -> str:  # Any: what asyncio has for this kind of socket
-    if not isinstance(peer, tuple):
+def address_of(host: str) -> str:
+    """Return the address that connections are limited by; empty for a Unix socket."""
+    if not host:
         return ""
-    address = ip_address(peer[0].partition("%")[0])
+    address = ip_address(host.partition("%")[0])
     if isinstance(address, IPv6Address):
-        if address.ipv4_mapped:
-            return str(address.ipv4_mapped)
-        return str(ip_network((address, 64), strict=False))
+        return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
     return str(address)

@@ -1,4 +1,4 @@
-"""The languages of the page: its messages, and how numbers, times and durations are written."""
+"""The languages of the status page: messages, and how numbers, times and durations are written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Final
 
 import yaml
 
-DEFAULT: Final = "en"
+LANGUAGES: Final = ("en", "vi")
+"""The languages that the page has, the default first."""
 
 
 class Language:
@@ -17,7 +18,7 @@ class Language:
 
     Args:
         code: as in `lang` of HTML and in `Accept-Language`.
-        messages: every text of the page, by its key; placeholders in braces.
+        messages: every text of the page by its key, with placeholders in braces.
     """
 
     def __init__(self, code: str, messages: Mapping[str, str]) -> None:
@@ -39,12 +40,10 @@ class Language:
         return f"{value:,.0f}".replace(",", self.messages["thousands"])
 
     def percent(self, share: float) -> str:
-        """Write a share of 1 as a percentage; not as 100 % or 0 % where it is not quite that."""
+        """Write a share of 1 as a percentage; 0% and 100% only where it is exactly that."""
         tenths = round(share * 1000)
-        if share < 1:
-            tenths = min(tenths, 999)
-        if share > 0:
-            tenths = max(tenths, 1)
+        if 0 < share < 1:
+            tenths = max(1, min(tenths, 999))
         whole, rest = divmod(tenths, 10)
         digits = f"{whole}{self.messages['decimal']}{rest}" if rest else str(whole)
         return self.say("percent", number=digits)
@@ -58,13 +57,7 @@ class Language:
         return self.say(f"duration_{name}", d=self.number(d), h=h, m=m, s=s)
 
     def time(self, at: float, now: float, zone: tzinfo | None = None) -> str:
-        """Write a Unix time, with its zone, and with its date where that is not today's.
-
-        Args:
-            at: the time.
-            now: Unix time.
-            zone: of the reader; None for that of the process (`TZ`).
-        """
+        """Write a Unix time with its zone (None: of the process), and the date where not today."""
         when, today = local(at, zone), local(now, zone).date()
         time = f"{when:%H:%M:%S} {when.tzname()}"
         if when.date() == today:
@@ -79,23 +72,20 @@ def local(at: float, zone: tzinfo | None = None) -> datetime:
 
 
 def load(code: str) -> Language:
-    """Read a language's catalogue."""
+    """Read the messages of a language."""
     text = (files("exporter.web") / "messages" / f"{code}.yaml").read_text("utf-8")
     return Language(code, yaml.safe_load(text))
 
 
-def choose(accept: str, offered: tuple[str, ...] = (DEFAULT, "vi")) -> str:
-    """Return the language that a reader likes best, by `Accept-Language` (RFC 9110, 12.5.4).
-
-    Total: whatever the header says, it is one of `offered`, the first of them in doubt.
-    """
-    best, liking = offered[0], 0.0
+def choose(accept: str) -> str:
+    """Return the language that an `Accept-Language` header prefers (RFC 9110, 12.5.4); total."""
+    best, preference = LANGUAGES[0], 0.0
     for part in accept.split(","):
         name, _, parameter = part.partition(";")
         code = name.strip().lower().partition("-")[0]
         quality = _quality(parameter)
-        if code in offered and quality > liking:
-            best, liking = code, quality
+        if code in LANGUAGES and quality > preference:
+            best, preference = code, quality
     return best
 
 

@@ -1,71 +1,168 @@
-"""Reading the body of a request, whose cost is bounded whatever it holds."""
+"""Reading requests at a bounded cost: the body, as sent and as decompressed, and its validation.
+
+What is wrong with a request is answered with problem details (RFC 9457).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import zlib
 from codecs import BOM_UTF8
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import HttpVersion11, web
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
-from exporter.config.watch import MAX_LABELS
+from exporter.ids import ReferenceId
 from exporter.ledger.records import NewCall
-from exporter.web.problems import SHOWN, ItemProblem, ProblemError, invalid, problems_of
-from exporter.web.schemas import MAX_CALLS, Envelope, Requests
+from exporter.web import schemas
+from exporter.web.schemas import MAX_CALLS, ItemProblem, Scope
 
 MAX_BODY: Final = 16 << 20
-"""Bytes, as sent and as unpacked; 10,000 calls with five long labels each."""
+"""Bytes, as sent and as decompressed; 10,000 calls with five long labels each."""
 
 BODY_TIMEOUT: Final = 30.0
-"""Seconds that the body of a request may take."""
+"""Seconds in which the body of a request has to be received."""
+
+MAX_PROBLEMS: Final = 100
+"""Problems of a request that are listed one by one."""
 
 _ENCODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
-# Reading more than this takes long enough to be felt by the polls: it is done in a thread.
+# Larger bodies are parsed in a thread: that takes long enough to delay polls.
 _INLINE: Final = 64 << 10
 
-# A call with three keys, and with the names and values of all its labels; the mapping around them.
-_MAX_VALUES: Final = 3 + MAX_CALLS * (1 + 3 * 2 + MAX_LABELS * 2)
+# The largest request has a third of it; each value takes some 100 bytes of memory.
+_MAX_SEPARATORS: Final = 500_000
 
-_BETWEEN: Final = b" \t\r\n\f\v,:]}"
-# A value or a key, with what stands between it and the one before. Where the text does not end in
-# such, it fits anywhere, so that no byte is looked at twice.
-_VALUE: Final = re.compile(
-    rb"""[\s,:\]}]*+ (?: " [^"\\]*+ (?: \\. [^"\\]*+ )*+ "? | [\[{] | [^\s"\[\]{},:]++ )""",
-    re.DOTALL | re.VERBOSE,
-)
+_MESSAGES: Final = {
+    "missing": "missing required key",
+    "extra_forbidden": "unknown key",
+    "model_type": "expected an object",
+    "dict_type": "expected an object",
+    "list_type": "expected a list",
+    "string_type": "expected text",
+    "string_too_long": "expected at most {max_length} characters",
+    "string_pattern_mismatch": "expected text without control characters",
+    "too_long": "expected at most {max_length} items",
+    "int_parsing": "expected a whole number",
+    "greater_than_equal": "expected at least {ge}",
+    "less_than_equal": "expected at most {le}",
+}
 
 
-class Reader:
-    """Reads bodies: small ones at once, large ones one after the other in a thread."""
+class ProblemError(Exception):
+    """Ends a request with problem details.
 
-    def __init__(self) -> None:
+    Args:
+        status: the HTTP status.
+        detail: what happened.
+        errors: what is wrong with parts of the request.
+        retry_after: seconds after which the request may succeed.
+        headers: more headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        errors: Sequence[ItemProblem] = (),
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        title = HTTPStatus(status).phrase
+        self._details = schemas.ProblemDetails(
+            title=title, status=status, detail=detail, errors=list(errors) or None
+        )
+        self._headers = dict(headers or {})
+        if retry_after is not None:
+            self._headers["Retry-After"] = str(retry_after)
+
+    def response(self) -> web.Response:
+        """Return the response to the request."""
+        return web.Response(
+            status=self._details.status,
+            body=to_json(self._details, exclude_none=True) + b"\n",
+            content_type="application/problem+json",
+            headers=self._headers,
+        )
+
+
+class CallsReader:
+    """Reads the calls of `POST /calls`: small bodies inline, large ones one by one in a thread.
+
+    Args:
+        timeout: seconds in which a body has to be received.
+        max_body: bytes, as sent and as decompressed.
+    """
+
+    def __init__(self, timeout: float = BODY_TIMEOUT, max_body: int = MAX_BODY) -> None:
+        self._timeout = timeout
+        self._max_body = max_body
         self._turn = asyncio.Lock()
 
-    async def calls(self, request: web.Request, requests: Requests) -> list[NewCall]:
+    async def read(self, request: web.Request, scope: Scope) -> list[NewCall]:
         """Return the calls of a request.
 
         Raises:
-            ProblemError: it is not as it should be.
+            ProblemError: the request is invalid, too large or too slow.
         """
         compressed = _is_compressed(request)
-        body = await _body(request)
+        body = await self._receive(request)
         if len(body) <= _INLINE and not compressed:
-            return read_calls(requests, body)
+            return parse_calls(scope, body)
         async with self._turn:
             if compressed:
-                body = await asyncio.to_thread(_decompress, body)
-            return await asyncio.to_thread(read_calls, requests, body)
+                body = await asyncio.to_thread(self._decompress, body)
+            return await asyncio.to_thread(parse_calls, scope, body)
+
+    async def _receive(self, request: web.Request) -> bytes:
+        if (request.content_length or 0) > self._max_body:
+            raise self._too_large()
+        expects = request.headers.get("Expect", "").lower()
+        if expects == "100-continue" and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer has not begun
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._timeout):
+                async for piece in request.content.iter_any():
+                    body += piece
+                    if len(body) > self._max_body:
+                        raise self._too_large()
+        except (web.RequestPayloadError, ConnectionError):
+            raise ProblemError(400, "the body cannot be read") from None
+        except TimeoutError:
+            raise ProblemError(408, "the body was not received in time") from None
+        return bytes(body)
+
+    def _decompress(self, body: bytes) -> bytes:
+        """Decompress gzip or zlib, as the first bytes tell, up to the size that a body may have."""
+        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+        try:
+            decompressed = stream.decompress(body, self._max_body + 1)
+        except zlib.error:
+            decompressed = b""
+        if len(decompressed) > self._max_body:
+            raise self._too_large()
+        if not stream.eof or stream.unused_data:
+            raise ProblemError(400, "the body is not a single stream of gzip or zlib")
+        return decompressed
+
+    def _too_large(self) -> ProblemError:
+        size = f"{self._max_body >> 20} MiB"
+        return ProblemError(413, f"expected at most {size}, as sent and as decompressed")
 
 
 def _is_compressed(request: web.Request) -> bool:
     header = ",".join(request.headers.getall("Content-Encoding", ()))
-    encodings = [name for part in header.split(",") if (name := part.strip().lower())]
-    encodings = [name for name in encodings if name != "identity"]
+    encodings = [part.strip().lower() for part in header.split(",")]
+    encodings = [encoding for encoding in encodings if encoding not in {"", "identity"}]
     if len(encodings) > 1 or not _ENCODINGS.issuperset(encodings):
         raise ProblemError(
             415,
@@ -75,99 +172,72 @@ def _is_compressed(request: web.Request) -> bool:
     return bool(encodings)
 
 
-async def _body(request: web.Request) -> bytes:
-    if (request.content_length or 0) > MAX_BODY:
-        raise _too_large()
-    expects = request.headers.get("Expect", "").lower()
-    if expects == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer has not begun
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for piece in request.content.iter_any():
-                body += piece
-                if len(body) > MAX_BODY:
-                    raise _too_large()
-    except (web.RequestPayloadError, ConnectionError):
-        raise ProblemError(400, "the body cannot be read") from None
-    except TimeoutError:
-        raise ProblemError(408, "the body did not come in time") from None
-    return bytes(body)
-
-
-def _decompress(body: bytes) -> bytes:
-    """Unpack a body of gzip or of zlib, as its first bytes tell; no further than `MAX_BODY`."""
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    try:
-        unpacked = stream.decompress(body, MAX_BODY + 1)
-    except zlib.error:
-        unpacked = b""
-    if len(unpacked) > MAX_BODY:
-        raise _too_large()
-    if not stream.eof or stream.unused_data:
-        raise ProblemError(400, "the body is not a single stream of gzip or zlib")
-    return unpacked
-
-
-def _too_large() -> ProblemError:
-    return ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB, as sent and as unpacked")
-
-
-def read_calls(requests: Requests, body: bytes) -> list[NewCall]:
+def parse_calls(scope: Scope, body: bytes) -> list[NewCall]:
     """Return the calls of the body of `POST /calls`.
 
     Raises:
         ProblemError: with the first of its problems, if it has any.
     """
-    # The parser lets nobody else have a turn until it is done: not with millions of values.
-    if len(body) > _INLINE and _has_too_many_values(body):
+    # The parser holds the interpreter's lock until it is done: not with millions of values.
+    if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MAX_SEPARATORS:
         raise ProblemError(413, f"expected no more values than {MAX_CALLS} calls have")
     try:
         document: Any = from_json(body.removeprefix(BOM_UTF8))  # Any: JSON
     except ValueError as error:
         raise ProblemError(400, f"the body is not JSON: {error}") from None
     try:
-        told = Envelope.model_validate(document).calls
+        items = schemas.NewCalls.model_validate(document, context=scope).calls
     except ValidationError as error:
         too_long = any(detail["type"] == "too_long" for detail in error.errors())
-        raise invalid(problems_of(error), 413 if too_long else 400) from None
+        raise _invalid(_problems_of(error), 413 if too_long else 400) from None
     calls: list[NewCall] = []
     problems: list[ItemProblem] = []
-    for index, item in enumerate(told):
+    for index, item in enumerate(items):
         try:
-            calls.append(_new_call(requests.call.model_validate(item)))
+            call = schemas.NewCall.model_validate(item, context=scope)
+            calls.append(NewCall(call.account, ReferenceId(call.reference_id), call.labels))
         except ValidationError as error:
-            problems += problems_of(error, ("calls", index))
-            if len(problems) >= SHOWN:
-                raise invalid(problems[:SHOWN], more=True) from None
+            problems += _problems_of(error, ("calls", index))
+            if len(problems) >= MAX_PROBLEMS:
+                raise _invalid(problems[:MAX_PROBLEMS], more=True) from None
     if problems:
-        raise invalid(problems)
+        raise _invalid(problems)
     return calls
 
 
-def _new_call(call: Any) -> NewCall:  # Any: of a model that is made at run time
-    return NewCall(call.account, call.reference_id, call.labels)
-
-
-def read_query(model: type[BaseModel], request: web.Request) -> Any:  # Any: made at run time
-    """Return the parameters of a request.
+def parse_query(request: web.Request, scope: Scope) -> schemas.CallsQuery:
+    """Return the parameters of `GET /calls`.
 
     Raises:
-        ProblemError: they are not as they should be.
+        ProblemError: they are invalid.
     """
-    parameters: dict[str, str] = {}
-    for name, value in request.query.items():
-        if name in parameters:
+    for name in request.query:
+        if len(request.query.getall(name)) > 1:
             raise ProblemError(400, f"expected `{name[:64]}` once")
-        parameters[name] = value
     try:
-        return model.model_validate(parameters)
+        return schemas.CallsQuery.model_validate(dict(request.query), context=scope)
     except ValidationError as error:
-        raise invalid(problems_of(error)) from None
+        raise _invalid(_problems_of(error)) from None
 
 
-def _has_too_many_values(body: bytes) -> bool:
-    values = _VALUE.finditer(body.rstrip(_BETWEEN))
-    # Step by step, so that others get their turn.
-    return any(number > _MAX_VALUES for number, _ in enumerate(values, 1))
+def _problems_of(error: ValidationError, place: Sequence[str | int] = ()) -> list[ItemProblem]:
+    """Return what is wrong with the part of a request that is at `place`."""
+    problems = []
+    for detail in error.errors(include_url=False, include_input=False):
+        message = _MESSAGES.get(detail["type"], detail["msg"]).format_map(detail.get("ctx", {}))
+        # Behind a key that is wrong, pydantic puts a mark of its own.
+        parts = (*place, *(part for part in detail["loc"] if part != "[key]"))
+        # A JSON pointer (RFC 6901); keys are what the client sent.
+        pointer = "".join(
+            f"/{str(part)[:64].replace('~', '~0').replace('/', '~1')}" for part in parts
+        )
+        problems.append(ItemProblem(pointer=pointer, detail=message))
+    return problems
+
+
+def _invalid(
+    problems: Sequence[ItemProblem], status: int = 400, *, more: bool = False
+) -> ProblemError:
+    count = f"{'at least ' if more else ''}{len(problems)} problem{'s' * (len(problems) != 1)}"
+    detail = f"{count} in the request; nothing is added"
+    return ProblemError(status, detail, problems[:MAX_PROBLEMS])

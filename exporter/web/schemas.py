@@ -1,38 +1,48 @@
-"""What requests and answers of the HTTP API hold: models, from which its OpenAPI is made."""
+"""What requests and answers of the HTTP API hold: models, and the OpenAPI document made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import datetime
+from importlib.resources import files
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    WithJsonSchema,
-    create_model,
+    SkipValidation,
+    ValidationInfo,
     model_validator,
 )
+from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticCustomError
 
+import exporter
 from exporter.calls import CallState, Key, Result, Status
-from exporter.config.types import MAX_LABEL_VALUE, Expected
+from exporter.config.types import MAX_LABEL_VALUE
 from exporter.esms.codes import Outcome
 from exporter.ids import ID_PATTERN, ReferenceId, reference_id
-from exporter.ledger.listing import MAX_PAGE
-from exporter.ledger.records import CallRecord
+from exporter.ledger.listing import FINISHED, MAX_PAGE, WATCHED
 
 MAX_CALLS: Final = 10_000
-"""In one request."""
-
-_BLANK: Final = r"[ \t\r\n]*"
-
+"""Calls in one request."""
 
 MAX_KEYS: Final = 100
-"""Keys of a mapping that are looked at one by one; beyond, their number is told."""
+"""Keys of a mapping that are validated one by one; a larger mapping is refused as a whole."""
+
+
+class Scope(NamedTuple):
+    """The names that a request may use: the context in which its models are validated."""
+
+    accounts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+# Requests.
 
 
 def _few_keys(value: object) -> object:
@@ -41,7 +51,50 @@ def _few_keys(value: object) -> object:
     return value
 
 
-class _Body(BaseModel):
+def _scope(info: ValidationInfo) -> Scope:
+    assert isinstance(info.context, Scope)  # noqa: S101 - so it is called
+    return info.context
+
+
+def _account(name: str, info: ValidationInfo) -> str:
+    if name not in _scope(info).accounts:
+        raise PydanticCustomError("expected", "expected the name of one of the accounts")
+    return name
+
+
+def _label(name: str, info: ValidationInfo) -> str:
+    if name not in _scope(info).labels:
+        raise PydanticCustomError("expected", "expected one of the names in `watch.labels`")
+    return name
+
+
+def _reference_id(text: str) -> ReferenceId:
+    try:
+        return reference_id(text)
+    except ValueError as error:
+        raise PydanticCustomError("expected", f"expected an id; the text {error}") from None
+
+
+def _one_of(values: Iterable[str]) -> Any:  # Any: an annotation made at run time
+    known = tuple(values)
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise PydanticCustomError("expected", f"expected one of: {', '.join(known)}")
+        return value
+
+    return Annotated[str, AfterValidator(check), Field(json_schema_extra={"enum": [*known]})]
+
+
+_BLANK: Final = r"[ \t\r\n]*"
+_ID_SCHEMA: Final = {"type": "string", "pattern": f"^{_BLANK}{ID_PATTERN}{_BLANK}$"}
+_Account = Annotated[str, AfterValidator(_account)]
+_LabelValue = Annotated[
+    str, Field(max_length=MAX_LABEL_VALUE, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")
+]
+
+
+class _Request(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
@@ -52,136 +105,67 @@ class _Body(BaseModel):
         return _few_keys(value)
 
 
-class Envelope(_Body):
-    """The body of `POST /calls`, whose calls have not been looked at."""
+class NewCall(_Request):
+    """A call to watch."""
 
-    calls: Annotated[list[Any], Field(max_length=MAX_CALLS)]  # Any: whatever was sent
+    reference_id: Annotated[
+        str, Field(json_schema_extra={**_ID_SCHEMA}), AfterValidator(_reference_id)
+    ]
+    """The id that the provider gave the call."""
 
+    account: _Account
+    """The account that placed the call."""
 
-ID_SCHEMA: Final = {"pattern": f"^{_BLANK}{ID_PATTERN}{_BLANK}$"}
+    labels: Annotated[
+        dict[Annotated[str, AfterValidator(_label)], _LabelValue], BeforeValidator(_few_keys)
+    ] = Field(default_factory=dict)
+    """Values of names in `watch.labels`."""
 
-
-def _reference_id(text: str) -> ReferenceId:
-    try:
-        return reference_id(text)
-    except ValueError as error:
-        raise PydanticCustomError("expected", f"expected an id; the text {error}") from None
-
-
-_ReferenceId = Annotated[str, Field(json_schema_extra=ID_SCHEMA), AfterValidator(_reference_id)]
-_LabelValue = Annotated[
-    str,
-    Field(max_length=MAX_LABEL_VALUE, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"),
-    Expected(f"text of at most {MAX_LABEL_VALUE} characters, and no control characters"),
-]
-
-
-class Requests(NamedTuple):
-    """The models of requests, as the configuration wants them.
-
-    Attributes:
-        call: one call of the body of `POST /calls`.
-        calls: the whole body.
-        query: the parameters of `GET /calls`.
-    """
-
-    call: type[BaseModel]
-    calls: type[BaseModel]
-    query: type[BaseModel]
-
-
-def requests(accounts: tuple[str, ...], labels: tuple[str, ...]) -> Requests:
-    """Make the models of requests; takes milliseconds, and each needs some 90 kB.
-
-    Args:
-        accounts: the accounts that may be named; where it is one, it may be left out.
-        labels: the names in `watch.labels`.
-    """
-    account = _one_of(accounts, "the name of one of the accounts")
-    label = _one_of(labels, "one of the names in `watch.labels`")
-    state = _one_of(
-        (*(state.value for state in CallState), "finished", "watched"),
-        "a state, `finished`, or `watched` for all that have not",
-    )
-    result = _one_of([result.value for result in Result], "a result")
-    values: Any = dict.__class_getitem__((label, _LabelValue))  # Any: made at run time
-    # Each name once, at most; the validator keeps from looking at all of a million.
-    few = Field(max_length=len(labels)), BeforeValidator(_few_keys)
-    call = create_model(
-        "NewCall",
-        __base__=_Body,
-        __doc__="A call to watch.",
-        reference_id=(_ReferenceId, Field(description="The id that the provider gave the call.")),
-        account=(
-            account,
-            Field(
-                default=accounts[0] if len(accounts) == 1 else ...,
-                description="The account that placed it.",
-            ),
-        ),
-        labels=(
-            Annotated[values, *few],
-            Field(default_factory=dict, description="Values of names in `watch.labels`."),
-        ),
-    )
-    return Requests(
-        call,
-        create_model(
-            "NewCalls",
-            __base__=_Body,
-            __doc__="Calls to watch.",
-            calls=(
-                Annotated[list[call], Field(max_length=MAX_CALLS)],
-                Field(description="All of them are taken in, or none."),
-            ),
-        ),
-        create_model(
-            "Query",
-            __base__=_Body,
-            account=(account | None, Field(default=None, description="Calls of this account.")),
-            state=(state | None, Field(default=None, description="Calls in this state.")),
-            result=(result | None, Field(default=None, description="Calls with this result.")),
-            after=(
-                _digits(18, 0, 10**18 - 1, "what `next` held"),
-                Field(default=0, description="Where to go on: `next` of the page before."),
-            ),
-            limit=(
-                _digits(4, 1, MAX_PAGE, f"a number from 1 to {MAX_PAGE}"),
-                Field(default=100, description="Calls on a page, at most."),
-            ),
-        ),
-    )
-
-
-def _one_of(names: Sequence[str], words: str) -> Any:  # Any: a type that is made at run time
-    known = frozenset(names)
-
-    def check(value: str) -> str:
-        if value not in known:
-            raise ValueError
+    @model_validator(mode="before")
+    @classmethod
+    def _only_account(cls, value: object, info: ValidationInfo) -> object:
+        """Let the account be left out where there is only one."""
+        if isinstance(value, dict) and len(_scope(info).accounts) == 1:
+            return {"account": _scope(info).accounts[0], **value}
         return value
 
-    schema: dict[str, Any] = {"type": "string"}
-    if names:
-        schema["enum"] = list(names)
-    return Annotated[str, AfterValidator(check), WithJsonSchema(schema), Expected(words)]
+
+class NewCalls(_Request):
+    """Calls to watch."""
+
+    # Validated one by one, so that the number of problems is bounded.
+    calls: Annotated[list[SkipValidation[NewCall]], Field(max_length=MAX_CALLS)]
+    """All of them are added, or none."""
 
 
-def _digits(length: int, least: int, most: int, words: str) -> Any:  # Any: as above
-    def read(value: object) -> object:
-        if isinstance(value, str) and value.isascii() and value.isdigit():
-            return int(value) if len(value) <= length else None
-        return value if isinstance(value, int) else None
+class CallsQuery(_Request):
+    """The parameters of `GET /calls`; what is left out is not filtered by."""
 
-    return Annotated[int, Field(ge=least, le=most), BeforeValidator(read), Expected(words)]
+    account: _Account = ""
+    """Calls of this account."""
+
+    state: _one_of((*CallState, FINISHED, WATCHED)) = ""  # type: ignore[valid-type] # a str
+    """Calls in this state; `watched` is every state but `finished`."""
+
+    result: _one_of(Result) = ""  # type: ignore[valid-type] # a str
+    """Calls with this result."""
+
+    after: Annotated[int, Field(ge=0, lt=10**18, strict=False)] = 0
+    """Where to continue: `next` of the page before."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE, strict=False)] = 100
+    """Calls on a page, at most."""
+
+
+# Answers.
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, from_attributes=True, use_attribute_docstrings=True)
 
 
 class Accepted(_Answer):
-    """What became of the calls of a request: they are in the ledger."""
+    """The calls of a request are in the ledger."""
 
     added: int
     """Calls that were not known, and are watched now."""
@@ -197,13 +181,13 @@ class Call(_Answer):
     reference_id: str
     """As it was first written."""
 
-    labels: dict[str, str]
+    labels: Annotated[dict[str, str], BeforeValidator(dict)]
     state: CallState | Literal["finished"]
-    """Where it stood at the last answer."""
+    """As of the last answer."""
 
     first_watched: datetime
     result: Result | None = None
-    """How it ended: did the carrier deliver it."""
+    """How the call ended: whether the carrier delivered it."""
 
     status: Status | None = None
     """What the callee did."""
@@ -215,21 +199,21 @@ class Call(_Answer):
     """The first key that the callee pressed."""
 
     finished_at: datetime | None = None
-    """When its result was known."""
+    """When the result was known."""
 
 
 class CallDetails(Call):
     """A call, and how it is polled."""
 
     polls: int | None = None
-    """How often the provider was asked for it, since the exporter started; null once finished."""
+    """Number of polls since the exporter started; null once finished."""
 
     last_polled: datetime | None = None
-    """When the provider was last asked for it, to the second; null before the first time since the
-    exporter started, and once it has finished."""
+    """Time of the last poll, to the second; null before the first one since the exporter started,
+    and once finished."""
 
     next_due: datetime | None = None
-    """When it is asked for next; null while it is, and once it has finished."""
+    """Time of the next poll; null while one is under way, and once finished."""
 
 
 class Page(_Answer):
@@ -245,28 +229,28 @@ class Page(_Answer):
 
 
 class AccountStatus(_Answer):
-    """How an account is doing."""
+    """The state of an account."""
 
     name: str
     authorized: bool | None
-    """Whether the last answer accepted the credentials; null before one could tell."""
+    """Whether the last answer accepted the credentials; null before the first."""
 
     paused: Outcome | None
-    """Why it is not polled now."""
+    """Why the account is not polled now."""
 
     paused_until: datetime | None
     watched: dict[CallState, int]
     """Calls by state."""
 
     overdue: int
-    """Calls that are due and not asked for yet."""
+    """Calls that are due and not polled yet."""
 
-    lag_seconds: float
+    lag_seconds: Annotated[float, Field(validation_alias="lag")]
     """For how long the first of them has been due."""
 
 
 class ExporterStatus(_Answer):
-    """How the exporter is doing."""
+    """The state of the exporter."""
 
     version: str
     ready: bool
@@ -279,16 +263,68 @@ class ExporterStatus(_Answer):
     accounts: list[AccountStatus]
 
 
-def when(timestamp: float | None) -> datetime | None:
-    """Return a Unix time as a time of day in UTC."""
-    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC)
+class ItemProblem(BaseModel):
+    """One thing that is wrong with a request."""
+
+    pointer: str
+    """A JSON pointer to it; for a parameter, its name after a slash."""
+
+    detail: str
+    """What is wrong and what was expected."""
 
 
-def as_call(record: CallRecord) -> dict[str, Any]:  # Any: as the ledger holds it
-    """Return the fields of `Call`."""
-    return {
-        **record._asdict(),
-        "labels": dict(record.labels),
-        "first_watched": when(record.first_watched),
-        "finished_at": when(record.finished_at),
-    }
+class ProblemDetails(BaseModel):
+    """An error (RFC 9457); the type is `about:blank`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    title: str
+    """The status in words."""
+
+    status: int
+    """The HTTP status."""
+
+    detail: str
+    """What happened, and what can be done about it."""
+
+    errors: list[ItemProblem] | None = None
+    """The problems of the request, the first hundred of them."""
+
+
+def openapi(scope: Scope, external_path: str = "") -> dict[str, Any]:  # Any: JSON
+    """Return the OpenAPI document of the API.
+
+    Args:
+        scope: the names that requests may use.
+        external_path: what the paths begin with for clients.
+    """
+    document: dict[str, Any] = yaml.safe_load((files(__package__) / "openapi.yaml").read_text())
+    document["info"]["version"] = exporter.__version__
+    if external_path:
+        document["servers"] = [{"url": external_path}]
+    answers = (Accepted, Page, CallDetails, ExporterStatus, ProblemDetails)
+    _, schemas = models_json_schema(
+        [
+            *((request, "validation") for request in (NewCalls, CallsQuery)),
+            *((answer, "serialization") for answer in answers),
+        ],
+        ref_template="#/components/schemas/{model}",
+    )
+    models = schemas["$defs"]
+    call = models["NewCalls"]["properties"]["calls"]["items"]
+    query = models.pop("CallsQuery")["properties"]
+    account, labels = call["properties"]["account"], call["properties"]["labels"]
+    account["enum"] = query["account"]["enum"] = list(scope.accounts)
+    if len(scope.accounts) == 1:
+        call["required"].remove("account")
+    labels["maxProperties"] = len(scope.labels)
+    if scope.labels:
+        labels["propertyNames"] = {"enum": list(scope.labels)}
+    document["components"]["schemas"] = {"ReferenceId": _ID_SCHEMA, **models}
+    for schema in query.values():
+        del schema["default"]
+    document["paths"]["/api/v1/calls"]["get"]["parameters"] = [
+        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
+        for name, schema in query.items()
+    ]
+    return document

@@ -17,21 +17,22 @@ from exporter.errors import ConfigError, ExporterError, Problem, SourceError
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.file_watcher import INTERVAL
 from exporter.threads import DetachedThreads
-from exporter.web.access import PROBES, Access
+from exporter.web.access import PROBES, Access, Passwords
 from exporter.web.api import PREFIX as API_PREFIX
-from exporter.web.api import Api, as_problems, token_of
+from exporter.web.api import Api, problem_middleware, token_of
 from exporter.web.callback import PATH as CALLBACK_PATH
 from exporter.web.callback import Callback
-from exporter.web.connections import Connection, Connections
+from exporter.web.connections import Connection, Connections, Limits
+from exporter.web.request_body import CallsReader
 from exporter.web.sockets import ListenAddress, listen, systemd_sockets, url_of
 from exporter.web.status import App, Viewer
-from exporter.web.views import Pages
+from exporter.web.views import Views
 from exporter.web.web_config import WebConfig
 
 # Seconds that answers under way may still take when the exporter ends.
-_DRAIN: Final = 1.0
+_DRAIN_TIMEOUT: Final = 1.0
 # Seconds that reading the web configuration may take.
-_WEB_LOAD_TIMEOUT: Final = 30.0
+_LOAD_TIMEOUT: Final = 30.0
 _WEB_CONFIG: Final = "web configuration"
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Server": "esms-exporter"}
 
@@ -42,14 +43,14 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WebOptions:
-    """What the command line says of the HTTP server.
+    """The options of the HTTP server on the command line.
 
     Attributes:
         addresses: where to listen.
-        telemetry_path: where the metrics are.
+        telemetry_path: the path of the metrics.
         config: the web configuration file; None for plain HTTP without users.
         systemd_socket: listen on the sockets of systemd instead.
-        open_probes: let `/-/healthy` and `/-/ready` be asked without a password.
+        open_probes: answer `/-/healthy` and `/-/ready` without a password.
         route_prefix: what all paths begin with, such as `/esms`.
         external_path: what they begin with for clients, where a proxy changes it.
     """
@@ -64,14 +65,22 @@ class WebOptions:
 
 
 class WebServer:
-    """Serves the metrics, the probes, the API and the page.
+    """Serves the metrics, the probes, the status page, the API and the callback.
 
     Args:
-        app: what is shown.
+        app: the exporter that is served.
         options: where, and to whom.
+        limits: what clients may cost.
+        passwords: checks those of users.
     """
 
-    def __init__(self, app: App, options: WebOptions) -> None:
+    def __init__(
+        self,
+        app: App,
+        options: WebOptions,
+        limits: Limits = Limits(),  # noqa: B008 - it is immutable
+        passwords: Passwords | None = None,
+    ) -> None:
         self._app = app
         self._options = options
         self._config = options.config
@@ -80,35 +89,36 @@ class WebServer:
             PROBES if options.open_probes else (),
             (f"{API_PREFIX}/", f"{CALLBACK_PATH}/"),
             prefix,
+            passwords or Passwords(max_checks=limits.password_checks),
             time.monotonic,
         )
         application = web.Application(
-            client_max_size=64 * 1024, middlewares=[_tracked, as_problems(prefix), self._guarded]
+            middlewares=[_tracked, problem_middleware(prefix), self._guarded]
         )
         routes = [
-            *Pages(app, options.telemetry_path, self._viewer).routes(),
+            *Views(app, options.telemetry_path, self._viewer, limits).routes(),
             web.post("/-/reload", self._reload),
-            *Api(app, options.external_path).routes(),
+            *Api(app, CallsReader(limits.body), options.external_path).routes(),
             *Callback(app).routes(),
         ]
         routes = [web.RouteDef(r.method, prefix + r.path, r.handler, r.kwargs) for r in routes]
         if prefix:
-            routes += [web.get("/", _redirect(prefix)), web.get(prefix, _redirect(prefix))]
+            routes += [web.get(path, _redirect(prefix)) for path in ("/", prefix)]
         for route in routes:
             route.kwargs["expect_handler"] = _await_access
         application.add_routes(routes)
         application.on_response_prepare.append(self._add_headers)
         self._runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, shutdown_timeout=_DRAIN
+            application, access_log=None, handle_signals=False, shutdown_timeout=_DRAIN_TIMEOUT
         )
-        self._connections = Connections(
-            self._server, lambda: self._access.config.tls, _HEADERS, app.metrics
+        self.connections = Connections(
+            self._server, lambda: self._access.config.tls, _HEADERS, app.metrics, limits
         )
         self._listeners: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._threads = DetachedThreads(_WEB_LOAD_TIMEOUT)
-        self._web_unread = False  # the file system has not answered
-        self._reload_turn, self._web_turn = asyncio.Lock(), asyncio.Lock()
+        self._threads = DetachedThreads(_LOAD_TIMEOUT)
+        self._unread = False  # the file system of the web configuration has not answered
+        self._reload_lock, self._web_lock = asyncio.Lock(), asyncio.Lock()
         self._next_reload: asyncio.Task[None] | None = None
 
     async def start(self) -> list[str]:
@@ -120,21 +130,20 @@ class WebServer:
         Raises:
             ConfigError: the web configuration file cannot be used.
             SourceError: its file system does not answer.
-            ListenError: one cannot be listened on.
+            ListenError: an address cannot be listened on.
         """
         if self._config is not None:
-            self._use(await self._threads.run(self._config, self._config.load))
-            self._in_background(self._look_for_changes())
+            self._configure(await self._threads.run(self._config, self._config.load))
+            self._start_task(self._watch_web_config())
         await self._runner.setup()
         options = self._options
         if options.systemd_socket:
             self._listeners = systemd_sockets()
         else:
             self._listeners = await asyncio.to_thread(listen, options.addresses)
-        self._in_background(self._connections.run())
         for listener in self._listeners:
             listener.setblocking(False)
-            self._in_background(self._connections.accept(listener))
+            self._start_task(self.connections.accept(listener))
         scheme = "https" if self._access.config.tls else "http"
         return [url_of(listener, scheme) for listener in self._listeners]
 
@@ -146,14 +155,25 @@ class WebServer:
         for listener in self._listeners:
             listener.close()
         await self._runner.cleanup()
-        self._connections.close()
+        self.connections.close()
         self._threads.close()
         self._access.close()
 
-    async def reload(self) -> None:
-        """Read both configurations again; on any problem with one, that one stays.
+    def _start_task(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.append(task)
+        self._app.supervisor.watch(task)
 
-        All who ask while one is under way share the next.
+    def _server(self) -> web.Server:
+        assert self._runner.server is not None  # noqa: S101 - there is one since the start
+        return self._runner.server
+
+    # Reload.
+
+    async def reload(self) -> None:
+        """Read both configurations again; one with a problem stays as it was.
+
+        Callers that come while a reload is under way share the next one.
 
         Raises:
             ExporterError: with every problem.
@@ -163,65 +183,57 @@ class WebServer:
         await asyncio.shield(self._next_reload)
 
     async def _reload_both(self) -> None:
-        async with self._reload_turn:
+        async with self._reload_lock:
             self._next_reload = None
             problems: list[Problem] = []
-            other: ExporterError | None = None
-            for reload in (self._app.reload, self._reload_web):
+            failure: ExporterError | None = None
+            for reload in (self._app.reload, self._reload_web_config):
                 try:
                     await reload()
                 except ConfigError as error:
                     problems += error.problems
                 except ExporterError as error:
-                    other = error
+                    failure = error
         if problems:
             raise ConfigError(tuple(problems))
-        if other:
-            raise other
+        if failure:
+            raise failure
 
-    async def _reload_web(self, *, changed: bool = True) -> None:
+    async def _reload_web_config(self, *, changed: bool = True) -> None:
         if (config := self._config) is None:
             return
-        # One after the other, so that none that is late undoes a newer one.
-        async with self._web_turn:
+        # One by one, so that a late one does not undo a newer one.
+        async with self._web_lock:
             if not changed and self._threads.hangs(config):
-                return  # as was told
+                return  # already reported
             try:
-                if not changed and not self._web_unread:
-                    changed = await self._threads.run(config, config.changed)
-                if changed or self._web_unread:
-                    self._use(await self._threads.run(config, config.load))
-                    self._web_unread = False
+                changed = changed or self._unread
+                if changed or await self._threads.run(config, config.changed):
+                    self._configure(await self._threads.run(config, config.load))
+                    self._unread = False
                     self._app.config_status.loaded(_WEB_CONFIG)
                     _log.info("web configuration reloaded")
             except (ConfigError, SourceError) as error:
                 # Where there was no answer, no change may be seen later.
-                self._web_unread = isinstance(error, SourceError)
+                self._unread = isinstance(error, SourceError)
                 self._app.config_status.failed(_WEB_CONFIG, str(error))
                 _log.error("web configuration not reloaded", problems=str(error))
                 raise
 
-    def _use(self, config: WebConfig) -> None:
-        self._access.use(config)
+    async def _watch_web_config(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL)
+            with suppress(ConfigError, SourceError):  # logged and counted where it happened
+                await self._reload_web_config(changed=False)
+
+    def _configure(self, config: WebConfig) -> None:
+        self._access.configure(config)
         tls = config.tls
         self._app.metrics.tls_expiry.set(tls.expires_at if tls else 0.0)
         if tls and (warning := tls.expiry_warning(time.time())):
             _log.warning(warning)
 
-    async def _look_for_changes(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL)
-            with suppress(ConfigError, SourceError):  # logged and counted where it happened
-                await self._reload_web(changed=False)
-
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.append(task)
-        self._app.supervisor.watch(task)
-
-    def _server(self) -> web.Server:
-        assert self._runner.server is not None  # noqa: S101 - there is one since the start
-        return self._runner.server
+    # Requests.
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -229,7 +241,7 @@ class WebServer:
 
     def _viewer(self, request: web.Request) -> Viewer:
         if self._access.config.users:
-            return Viewer(known=True, accounts=None)  # else they would not have come so far
+            return Viewer(known=True, accounts=None)  # else access was denied before
         config = self._app.config
         if config is None or (token := token_of(config.watch.api, request)) is None:
             return Viewer()
@@ -247,19 +259,18 @@ class WebServer:
     async def _reload(self, _request: web.Request) -> web.Response:
         try:
             await self.reload()
-        except ConfigError as error:
-            return web.Response(status=400, text=f"{error}\n")
         except ExporterError as error:
-            return web.Response(status=500, text=f"{error}\n")
+            status = 400 if isinstance(error, ConfigError) else 500
+            return web.Response(status=status, text=f"{error}\n")
         return web.Response(text="configuration reloaded\n")
 
 
 def _redirect(prefix: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Return what leads to the page: relative, as outside of a proxy the path may be another."""
+    """Return a handler that redirects to the page, relative: a proxy may serve another path."""
 
     async def redirect(request: web.Request) -> web.StreamResponse:
-        where = prefix if request.path == "/" else prefix[prefix.rindex("/") :]
-        raise web.HTTPFound(f".{where}/")
+        path = prefix if request.path == "/" else prefix[prefix.rindex("/") :]
+        raise web.HTTPFound(f".{path}/")
 
     return redirect
 

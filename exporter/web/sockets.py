@@ -1,11 +1,11 @@
-"""Where the HTTP server listens: addresses, or sockets that systemd hands over."""
+"""The sockets that the HTTP server listens on: of addresses, or handed over by systemd."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -13,8 +13,8 @@ from exporter.errors import ListenError
 
 _FIRST_DESCRIPTOR: Final = 3
 _BACKLOG: Final = 511
-# As a kernel without IPv6 says it, and as one that was told not to use it.
-_NO_SUCH_VERSION: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+# From a kernel without IPv6, and from one where it is disabled.
+_NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +50,24 @@ class ListenAddress:
 def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
     """Return the sockets that systemd has opened for this process: sd_listen_fds(3).
 
-    The variables that tell of them are taken away, so that no child takes them for its own.
+    Their variables are removed, so that no child process takes the sockets for its own.
 
     Raises:
         ListenError: there are none, or one that cannot be listened on.
     """
-    count = _count(environ)
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        environ.pop(name, None)
-    if count < 1:
+    pid, count, _ = (
+        environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    )
+    if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
         raise ListenError(
             "no socket activation file descriptors found; start it by a systemd socket unit, "
             "or leave --web.systemd-socket out"
         )
-    return [_inherited(_FIRST_DESCRIPTOR + number) for number in range(count)]
+    return [_inherited(_FIRST_DESCRIPTOR + number) for number in range(int(count))]
 
 
 def _inherited(descriptor: int) -> socket.socket:
-    problem = "a socket of systemd's does not listen; expected `ListenStream=`"
+    problem = "a socket of systemd does not listen; expected `ListenStream=`"
     try:
         os.set_inheritable(descriptor, False)
         found = socket.socket(fileno=descriptor)
@@ -79,19 +79,11 @@ def _inherited(descriptor: int) -> socket.socket:
     return found
 
 
-def _count(environ: Mapping[str, str]) -> int:
-    try:
-        meant = int(environ.get("LISTEN_PID", "")) == os.getpid()
-        return int(environ.get("LISTEN_FDS", "")) if meant else 0
-    except ValueError:
-        return 0
-
-
 def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
     """Return sockets that listen on these addresses.
 
     Raises:
-        ListenError: one cannot be listened on.
+        ListenError: an address cannot be listened on.
     """
     sockets: list[socket.socket] = []
     for address in addresses:
@@ -100,12 +92,12 @@ def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
         except OSError as error:
             for one in sockets:
                 one.close()
-            # Without the address, which Python adds to some of them.
+            # Without the address, which Python adds to some messages.
             number = error.errno or 0
             reason = os.strerror(number).lower() if number > 0 else error.strerror
             raise ListenError(
                 f"cannot listen on {address}: {reason or 'cannot be used'}; "
-                "end what uses it, or give another --web.listen-address"
+                "stop the program that uses it, or give another --web.listen-address"
             ) from None
     return sockets
 
@@ -130,8 +122,8 @@ def _bound(address: ListenAddress) -> Iterator[socket.socket]:
             yield socket.create_server(resolved[:2], family=family, backlog=_BACKLOG)
             bound += 1
         except OSError as error:
-            # A name may have an address of a version that this machine does not have.
-            if error.errno not in _NO_SUCH_VERSION:
+            # A name may have an address of a family that this machine does not have.
+            if error.errno not in _NO_SUCH_FAMILY:
                 raise
             missing = error
     if missing is not None and not bound:
@@ -139,7 +131,7 @@ def _bound(address: ListenAddress) -> Iterator[socket.socket]:
 
 
 def url_of(listener: socket.socket, scheme: str) -> str:
-    """Return the address of a socket with its real port, such as `http://127.0.0.1:10375`."""
+    """Return the URL of a socket with its real port, such as `http://127.0.0.1:10375`."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]

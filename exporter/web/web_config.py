@@ -1,28 +1,42 @@
-"""The web configuration file, in the format that the exporters of Prometheus share.
+"""The web configuration file, in the format that the exporters of Prometheus share, and its TLS.
 
-Source of keys, defaults and words: `docs/web-configuration.md` of prometheus/exporter-toolkit.
-Where that would overlook something, this refuses it: what a file says is done, or is a problem.
+Source of keys, defaults and messages: `docs/web-configuration.md` of prometheus/exporter-toolkit.
+What the toolkit ignores is refused here: what a file says is done, or is a problem.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+import socket
+import ssl
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from exporter.config.document import Problems, load_mapping
-from exporter.config.files import NamedFiles
+from exporter.config.document import Problems, Value, line_of, load_mapping
+from exporter.config.files import FileProblemError, NamedFiles
 from exporter.config.types import Count, Expected, Switch
-from exporter.config.validation import LoadContext, invalid_at, validate
+from exporter.config.validation import LoadContext, Section, invalid_at, validate
 from exporter.secrets import Secret
-from exporter.web.tls import Tls, TlsServerConfig, WebSection, server_tls
 
 MAX_FILE: Final = 1 << 20
 
@@ -43,6 +57,65 @@ _PART: Final = re.compile(rf"([0-9.]+)({_UNITS})", re.ASCII)
 # Costs above 20 take the better part of a minute for each new password.
 _BCRYPT: Final = re.compile(r"\$2[aby]\$(0[4-9]|1[0-9]|20)\$[./A-Za-z0-9]{53}")
 _SHORTEST_HASH: Final = 59
+
+_VERSIONS: Final = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+_CURVES: Final = {
+    "CurveP256": "prime256v1",
+    "CurveP384": "secp384r1",
+    "CurveP521": "secp521r1",
+    "X25519": "X25519",
+}
+_CIPHERS: Final = {
+    f"TLS_ECDHE_{sign}_WITH_{name}": f"ECDHE-{sign}-{openssl}"
+    for sign in ("ECDSA", "RSA")
+    for name, openssl in {
+        "AES_128_CBC_SHA": "AES128-SHA",
+        "AES_256_CBC_SHA": "AES256-SHA",
+        "AES_128_GCM_SHA256": "AES128-GCM-SHA256",
+        "AES_256_GCM_SHA384": "AES256-GCM-SHA384",
+        "CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305",
+    }.items()
+}
+"""The names of Go's `crypto/tls`, and OpenSSL's."""
+
+_CIPHERS_13: Final = frozenset(
+    {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
+)
+"""All of them are offered wherever TLS 1.3 is, as by the toolkit."""
+
+_VERIFY: Final = {
+    "NoClientCert": ssl.CERT_NONE,
+    "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+    "": ssl.CERT_NONE,
+}
+_UNVERIFIED: Final = ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert")
+
+# Seconds before it expires that a certificate is reported; for short-lived ones, a fifth of that.
+_SOON: Final = 14 * 86_400.0
+_CERTIFICATE: Final = re.compile(
+    "-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
+)
+# Two times in DER, each as UTCTime or as GeneralizedTime.
+_VALIDITY: Final = re.compile(rb"(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))" * 2)
+
+
+# The file.
+
+
+def _one_of(
+    known: Collection[str], message: str, refused: Mapping[str, str] | None = None
+) -> AfterValidator:
+    def check(value: str) -> str:
+        if refused and value in refused:
+            raise PydanticCustomError("refused", "{message}", {"message": refused[value]})
+        if value not in known:
+            # A value in the wrong place may be anything: only what looks like a name is repeated.
+            shown = value if re.fullmatch(r"[A-Za-z0-9_.]{1,64}", value) else "?"
+            raise PydanticCustomError("unknown", f"{message}: {{value}}", {"value": shown})
+        return value
+
+    return AfterValidator(check)
 
 
 def _header(name: str) -> str:
@@ -86,6 +159,30 @@ def _user(name: str) -> str:
     return name
 
 
+class _Section(Section):
+    """A mapping of the file; as in Go's YAML, `key:` leaves a key at its default."""
+
+    model_config = ConfigDict(strict=True)
+    null_is_default = True
+
+
+_Text = Annotated[str, Expected("text")]
+_Path = Annotated[str, Expected("the path of a file")]
+_Pem = Annotated[str, Expected("text in PEM")]
+_PemSecret = Annotated[
+    Secret | None, Expected("text in PEM"), BeforeValidator(lambda value: value or None)
+]
+_Version = Annotated[
+    _Text,
+    _one_of(
+        _VERSIONS,
+        "unknown TLS version",
+        dict.fromkeys(
+            ("TLS10", "TLS11"),
+            "TLS 1.0 and 1.1 are not offered (RFC 8996); expected TLS12 or TLS13",
+        ),
+    ),
+]
 _HeaderValue = Annotated[
     str,
     BeforeValidator(lambda value: "" if value is None else value),
@@ -94,14 +191,47 @@ _HeaderValue = Annotated[
 ]
 
 
-class _HttpServer(WebSection):
-    http2: Switch = True  # for the toolkit's sake; there is none
+class _TlsServer(_Section):
+    cert: _Pem = ""
+    cert_file: _Path = ""
+    key: Annotated[Secret | None, Expected("text in PEM"), BeforeValidator(lambda v: v or None)] = (
+        None
+    )
+    key_file: _Path = ""
+    client_auth_type: Annotated[
+        _Text,
+        _one_of(
+            _VERIFY,
+            "invalid ClientAuth",
+            {
+                name: f"{name} is not offered: certificates that are asked for are verified here; "
+                "expected VerifyClientCertIfGiven or RequireAndVerifyClientCert"
+                for name in _UNVERIFIED
+            },
+        ),
+    ] = "NoClientCert"
+    client_ca: _Pem = ""
+    client_ca_file: _Path = ""
+    client_allowed_sans: list[_Text] = Field(default_factory=list)
+    min_version: _Version = "TLS12"
+    max_version: _Version = "TLS13"
+    cipher_suites: list[Annotated[_Text, _one_of({*_CIPHERS, *_CIPHERS_13}, "unknown cipher")]] = (
+        Field(default_factory=list)
+    )
+    curve_preferences: list[Annotated[_Text, _one_of(_CURVES, "unknown curve")]] = Field(
+        default_factory=list
+    )
+    prefer_server_cipher_suites: Switch = True
+
+
+class _HttpServer(_Section):
+    http2: Switch = True  # for compatibility with the toolkit; there is none
     headers: Annotated[
         dict[Annotated[str, AfterValidator(_header)], _HeaderValue], AfterValidator(_headers)
     ] = Field(default_factory=dict)
 
 
-class RateLimit(WebSection):
+class RateLimit(_Section):
     """How many requests are answered: `burst` at once, and one more each `interval` seconds."""
 
     interval: Annotated[
@@ -119,8 +249,8 @@ class RateLimit(WebSection):
         return self
 
 
-class _File(WebSection):
-    tls_server_config: TlsServerConfig = TlsServerConfig()
+class _File(_Section):
+    tls_server_config: _TlsServer = _TlsServer()
     http_server_config: _HttpServer = _HttpServer()
     basic_auth_users: dict[
         Annotated[str, AfterValidator(_user)], Annotated[Secret, AfterValidator(_hash)]
@@ -130,12 +260,12 @@ class _File(WebSection):
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
-    """Who may come in, and how.
+    """Who has access to the HTTP server, and how.
 
     Attributes:
         tls: None for plain HTTP.
-        headers: what every answer carries besides its own.
-        users: bcrypt hashes by name; empty where everybody may come in.
+        headers: added to every answer.
+        users: bcrypt hashes by name; empty for access without a password.
         rate_limit: None for no limit.
     """
 
@@ -149,12 +279,11 @@ def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
     """Read a web configuration file, and the certificates that it names.
 
     Args:
-        path: a file of YAML; files that it names are relative to its folder. An empty one asks for
-            nothing.
-        files: records the other files.
+        path: a YAML file; files that it names are relative to its folder. An empty one is valid.
+        files: notes the other files.
 
     Raises:
-        ConfigError: with everything that is wrong.
+        ConfigError: with every problem.
     """
     problems = Problems(str(path))
     # No variables: the toolkit knows none, and hashes are full of `$`. Go's YAML takes any
@@ -165,19 +294,213 @@ def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
     if document is None:
         return WebConfig()
     context = LoadContext(path.parent, problems, files or NamedFiles())
-    found = validate(_File, document, context)
+    config = validate(_File, document, context)
     tls = None
     if section := document.get("tls_server_config"):
         # Its files are read where this section is valid, whatever is wrong with the others.
         with suppress(ValidationError):
-            config = TlsServerConfig.model_validate(section, context=context)
-            tls = server_tls(config, document, context)
-    if found is None or problems.total:
+            valid = _TlsServer.model_validate(section, context=context)
+            tls = _TlsBuilder(valid, document, context).build()
+    if config is None or problems.total:
         problems.fail()
-    limit = found.rate_limit
+    limit = config.rate_limit
     return WebConfig(
         tls,
-        found.http_server_config.headers,
-        found.basic_auth_users,
+        config.http_server_config.headers,
+        config.basic_auth_users,
         limit if limit.interval else None,
     )
+
+
+# TLS.
+
+ACCEPTED: Final[ContextVar[socket.socket]] = ContextVar("accepted")
+"""The socket of the connection that is being opened."""
+
+
+class _Handshake(ssl.SSLObject):
+    """Sends the alert of a handshake that fails: the event loop closes the connection without."""
+
+    outgoing: ssl.MemoryBIO
+    accepted: socket.socket
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            with suppress(OSError):
+                self.accepted.send(self.outgoing.read())
+            raise
+
+
+class _Context(ssl.SSLContext):
+    sslobject_class = _Handshake
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        *args: Any,  # Any: the event loop's
+        **options: Any,
+    ) -> ssl.SSLObject:
+        handshake = super().wrap_bio(incoming, outgoing, *args, **options)
+        assert isinstance(handshake, _Handshake)  # noqa: S101 - by `sslobject_class`
+        handshake.outgoing, handshake.accepted = outgoing, ACCEPTED.get()
+        return handshake
+
+
+class Tls(NamedTuple):
+    """How connections are secured.
+
+    Attributes:
+        context: of new connections, each opened with its socket in `ACCEPTED`.
+        allowed_sans: a client's certificate has to hold one of these names; empty for any.
+        expires_at: when the first certificate of the server's chain expires (Unix time).
+        warn_at: from when on that is reported.
+    """
+
+    context: ssl.SSLContext
+    allowed_sans: frozenset[str]
+    expires_at: float
+    warn_at: float
+
+    def expiry_warning(self, now: float) -> str | None:
+        """Return a warning where the certificate has expired or expires soon."""
+        if now < self.warn_at:
+            return None
+        when = datetime.fromtimestamp(self.expires_at, UTC)
+        verb = "expired" if now >= self.expires_at else "expires soon,"
+        return f"the certificate of the web server {verb} at {when:%Y-%m-%dT%H:%M:%SZ}"
+
+    def admits(self, certificate: Any) -> bool:  # Any: `ssl.SSLSocket.getpeercert`'s own
+        """Tell whether a client with this verified certificate, or None, has access."""
+        names = (certificate or {}).get("subjectAltName", ())
+        return not self.allowed_sans or any(_san(*name) in self.allowed_sans for name in names)
+
+
+def _san(kind: str, name: str) -> str:
+    with suppress(ValueError):
+        # OpenSSL writes IPv6 addresses in a way of its own.
+        return str(ip_address(name.strip())) if kind == "IP Address" else name
+    return name
+
+
+class _TlsBuilder:
+    def __init__(self, config: _TlsServer, document: Value, context: LoadContext) -> None:
+        self._config = config
+        self._document = document
+        self._context = context
+
+    def build(self) -> Tls | None:
+        """Return the TLS; None where the certificate cannot be read."""
+        config, context = self._config, _Context(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["http/1.1"])
+        self._offer(context)
+        certificate = self._pem("cert", config.cert, config.cert_file)
+        key = self._pem("key", config.key.reveal() if config.key else "", config.key_file)
+        if certificate and key:
+            try:
+                with _as_file(certificate) as first, _as_file(key) as second:
+                    # A password is never asked for at a terminal.
+                    context.load_cert_chain(first, second, password=lambda: "")
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "reason", None) or "no certificate and key in PEM"
+                where = "key_file" if config.key_file else "key"
+                self._problem(where, f"failed to load X509KeyPair: {reason}")
+        self._verify(context)
+        if not certificate:
+            return None
+        return Tls(context, frozenset(config.client_allowed_sans), *_validity(certificate))
+
+    def _problem(self, key: str, message: str) -> None:
+        parts = ("tls_server_config", key)
+        self._context.problems.add(line_of(self._document, parts), parts, message)
+
+    def _offer(self, context: ssl.SSLContext) -> None:
+        config = self._config
+        oldest, newest = _VERSIONS[config.min_version], _VERSIONS[config.max_version]
+        if oldest > newest:
+            self._problem("max_version", "expected at least the value of `min_version`")
+            return
+        context.minimum_version, context.maximum_version = oldest, newest
+        if not config.prefer_server_cipher_suites:
+            context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+        chosen = [_CIPHERS[name] for name in config.cipher_suites if name in _CIPHERS]
+        if chosen:
+            context.set_ciphers(":".join(chosen))
+        elif config.cipher_suites and newest is ssl.TLSVersion.TLSv1_3:
+            context.minimum_version = newest  # no older version has any of them
+        elif config.cipher_suites:
+            self._problem("cipher_suites", "expected one for TLS12 too")
+        if len(config.curve_preferences) > 1:
+            expected = "expected one curve, or none for all: a choice of some is not offered here"
+            self._problem("curve_preferences", expected)
+        for curve in config.curve_preferences[:1]:
+            context.set_ecdh_curve(_CURVES[curve])
+
+    def _verify(self, context: ssl.SSLContext) -> None:
+        config = self._config
+        context.verify_mode = _VERIFY[config.client_auth_type]
+        key = "client_ca_file" if config.client_ca_file else "client_ca"
+        given = bool(config.client_ca or config.client_ca_file)
+        if context.verify_mode is ssl.CERT_NONE:
+            unused = "have been configured without a Client Auth Policy"
+            if given:
+                self._problem(key, f"client CA's {unused}")
+            if config.client_allowed_sans:
+                self._problem("client_allowed_sans", f"client_allowed_sans {unused}")
+        elif not given:
+            context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+        elif text := self._pem("client_ca", config.client_ca, config.client_ca_file):
+            try:
+                context.load_verify_locations(cadata=text.encode("ascii", "replace").decode())
+            except (OSError, ValueError):
+                self._problem(key, "holds no certificate in PEM")
+
+    def _pem(self, key: str, text: str, file: str) -> str:
+        """Return the text of a key, or of the file that is named instead; empty if neither is."""
+        if text and file:
+            self._problem(f"{key}_file", f"expected either `{key}` or `{key}_file`, not both")
+            return ""
+        if not (text or file):
+            self._problem(f"{key}_file", f"missing one of {key} or {key}_file")
+        if not file:
+            return text
+        try:
+            path = self._context.folder / file
+            return self._context.files.read(path, MAX_FILE, secret=key == "key")
+        except FileProblemError as error:
+            self._problem(f"{key}_file", f"failed to read {key}_file: {error}")
+            return ""
+
+
+def _validity(pem: str) -> tuple[float, float]:
+    """Return when the first of some certificates expires, and from when on that is soon."""
+    ends = []
+    for block in _CERTIFICATE.findall(pem):
+        # No certificate has anything like its validity before it (RFC 5280, section 4.1).
+        if found := _VALIDITY.search(ssl.PEM_cert_to_DER_cert(block)):
+            begin, end = (_time(*found.group(n, n + 1)) for n in (1, 3))
+            ends.append((end, end - min(_SOON, (end - begin) / 5)))
+    return min(ends, default=(math.inf, math.inf))
+
+
+def _time(short: bytes | None, long: bytes | None) -> float:
+    text, form = (short, "%y%m%d%H%M%SZ") if short else (long or b"", "%Y%m%d%H%M%SZ")
+    return datetime.strptime(text.decode(), form).replace(tzinfo=UTC).timestamp()
+
+
+@contextmanager
+def _as_file(text: str) -> Iterator[str]:
+    """Give a text as a file, which is what OpenSSL takes, without leaving a key on a disk."""
+    in_memory = hasattr(os, "memfd_create")
+    with (
+        os.fdopen(os.memfd_create("tls"), "w", encoding="utf-8")
+        if in_memory
+        else tempfile.NamedTemporaryFile("w", encoding="utf-8")
+    ) as file:
+        file.write(text)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}" if in_memory else file.name

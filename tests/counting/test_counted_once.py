@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from structlog.testing import capture_logs
 
 from exporter.calls import Finished, WatchedCall, verdict
-from exporter.errors import LedgerError, NoRoomError
+from exporter.errors import CapacityError, LedgerError
 from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import reference_id
 from exporter.ledger.engine import open_database
@@ -128,7 +128,7 @@ class Counting(RuleBasedStateMachine):
         if self.model.push(calls, self.clock.now):
             self.real.run(put)
         else:
-            with pytest.raises(NoRoomError):
+            with pytest.raises(CapacityError):
                 self.real.run(put)
 
     @rule(calls=CALLS)
@@ -218,7 +218,7 @@ class Counting(RuleBasedStateMachine):
             return await asyncio.gather(*taken, return_exceptions=True)
 
         for outcome in self.real.run(at_once()):
-            assert not isinstance(outcome, BaseException) or isinstance(outcome, NoRoomError)
+            assert not isinstance(outcome, BaseException) or isinstance(outcome, CapacityError)
         for _ in range(times):
             self._called_back(Named(account, reference_id(name)), read_callback(said), fields)
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from exporter.web.status_page import Template
+from exporter.web.views import StatusTemplate
 from tests.browser import LOOKS, Look, chromium, findings, looking
 from tests.e2e.processes import Exporter
 from tests.waiting import DEADLINE
@@ -94,7 +94,7 @@ async def by_keyboard(browser: Browser, url: str) -> None:
     async with looking(browser, LOOKS[0]) as page:
         await page.goto(url)
         for stop in (
-            "Skip to the accounts", "Tiếng Việt", "Stop renewing", "Metrics for Prometheus",
+            "Skip to the accounts", "Tiếng Việt", "Stop refreshing", "Metrics for Prometheus",
             "Health", "Readiness",
         ):  # fmt: skip
             await page.keyboard.press("Tab")
@@ -125,7 +125,7 @@ async def by_itself(browser: Browser, url: str) -> None:
 
 
 async def test_something_of_everything(browser: Browser) -> None:
-    template = Template()
+    template = StatusTemplate()
     for look in (*LOOKS, Look("tiny", 320, 500, "light", "vi")):
         async with looking(browser, look) as page:
             await page.set_content(

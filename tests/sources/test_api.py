@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import pytest_asyncio
 
-from exporter.errors import LedgerError, NoRoomError
+from exporter.errors import CapacityError, LedgerError
 from exporter.ids import reference_id
 from exporter.ledger.records import Count, NewCall
 from exporter.sources.api import ApiSource, PushQueue
@@ -72,7 +72,7 @@ async def test_a_request_beyond_the_bound_is_refused(sink: BusySink, queue: Push
     sink.free.set()
     assert await large == Count(8, 0)
     done = await asyncio.gather(*waiting, return_exceptions=True)
-    refused = [error for error in done if isinstance(error, NoRoomError)]
+    refused = [error for error in done if isinstance(error, CapacityError)]
     assert [(str(error), error.retry_after) for error in refused] == [
         ("the ledger cannot keep up", 1)
     ] * 4
@@ -83,7 +83,7 @@ async def test_every_outcome_is_counted_and_each_request_has_its_own(sink: BusyS
     (status,) = source.statuses
     sink.free.set()
     running = asyncio.create_task(source.run())
-    with pytest.raises(NoRoomError, match=r"account main: .* is reached"):
+    with pytest.raises(CapacityError, match=r"account main: .* is reached"):
         await source.push(calls("a", "b", "c"))
     sink.broken = True
     failed = await asyncio.gather(*(source.push(calls("a")) for _ in "ab"), return_exceptions=True)

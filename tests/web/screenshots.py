@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from exporter.web.status_page import Template
+from exporter.web.views import StatusTemplate
 from tests.browser import Look, chromium, looking
 from tests.web.sample import VIETNAM, sample
 
@@ -20,7 +20,7 @@ PICTURES: Final = (
 
 
 async def draw(folder: Path) -> None:
-    template = Template()
+    template = StatusTemplate()
     async with chromium() as browser:
         for look in PICTURES:
             async with looking(browser, look) as page:

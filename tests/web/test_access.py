@@ -1,3 +1,5 @@
+"""Users, limits, headers, TLS, and changes of the web configuration."""
+
 from __future__ import annotations
 
 import asyncio
@@ -5,324 +7,230 @@ import base64
 import os
 import socket
 import ssl
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import aiohttp
 import bcrypt
 import pytest
-import pytest_asyncio
 import trustme
 from structlog.testing import capture_logs
 
-from exporter.app import App
-from exporter.config import (
-    AccountConfig,
-    ApiConfig,
-    BalanceConfig,
-    Config,
-    LedgerConfig,
-    TokenConfig,
-    WatchConfig,
-)
 from exporter.errors import ConfigError, ListenError
-from exporter.secrets import Secret
-from exporter.sources.configuration import ConfigFile
-from exporter.web import access as module
+from exporter.web.access import MAX_REMEMBERED, Passwords
 from exporter.web.server import WebOptions, WebServer
-from exporter.web.sockets import ListenAddress, systemd_sockets
-from exporter.web.web_config import load_web_config
+from exporter.web.sockets import systemd_sockets
 from tests.waiting import DEADLINE, deadline, until
-from tests.web.certificates import Certificates
+from tests.web.bench import TLS, Bench, basic, users
 
-TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
-TOKEN = "callback-token"
-
-
-def hashed(password: str) -> str:
-    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+CLIENTS = f"{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt"
+RIGHT = basic("prometheus", "right")
 
 
-def users(**passwords: str) -> str:
-    lines = "".join(f"  {name}: {hashed(word)}\n" for name, word in passwords.items())
-    return f"basic_auth_users:\n{lines}"
-
-
-class Bench:
-    """A server with a web configuration."""
-
-    def __init__(self, folder: Path) -> None:
-        self.certificates = Certificates(folder)
-        self.path = folder / "web.yml"
-        token = Secret(TOKEN)
-        account = AccountConfig(
-            name="main", api_key=Secret("k"), secret_key=Secret("s"), callback_token=token
-        )
-        watch = WatchConfig(api=ApiConfig(tokens=(TokenConfig(name="t", token=token),)))
-        ledger = LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}")
-        balance = BalanceConfig(interval=0.0)
-        self.config = Config(accounts=(account,), balance=balance, watch=watch, ledger=ledger)
-        self.service = App(lambda: self.config)
-        self.server: WebServer | None = None
-        self.url = ""
-
-    async def start(
-        self, text: str, *, open_probes: bool = False, telemetry_path: str = "/metrics"
-    ) -> None:
-        self.path.write_text(text)
-        config = ConfigFile(self.path, load_web_config)
-        options = WebOptions(
-            [ListenAddress("127.0.0.1", 0)], telemetry_path, config, open_probes=open_probes
-        )
-        self.server = WebServer(self.service, options)
-        (self.url,) = await self.server.start()
-
-    def write(self, text: str) -> None:
-        aside = self.path.with_suffix(".new")
-        aside.write_text(text)
-        aside.replace(self.path)
-
-    async def ask(
-        self,
-        path: str = "/metrics",
-        user: str | None = None,
-        password: str = "",
-        method: str = "GET",
-        client: ssl.SSLContext | None = None,
-        **headers: str,
-    ) -> int:
-        if user is not None:
-            shown = base64.b64encode(f"{user}:{password}".encode()).decode()
-            headers["Authorization"] = f"Basic {shown}"
-        context = client or self.certificates.client()
-        async with (
-            aiohttp.ClientSession() as http,
-            http.request(method, self.url + path, headers=headers, ssl=context) as answer,
-        ):
-            await answer.read()
-            return answer.status
-
-
-@pytest_asyncio.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path)
-    await bench.service.open()
-    await bench.service.start()
-    yield bench
-    if bench.server:
-        await bench.server.stop()
-    await bench.service.stop()
-
-
-async def test_users_and_their_passwords(bench: Bench) -> None:
-    await bench.start(users(prometheus="right", other="secret"))
-    for _ in range(2):  # the second time out of the cache
-        assert await bench.ask() == 401
-        assert await bench.ask(user="prometheus", password="right") == 200
-        assert await bench.ask(user="prometheus", password="wrong") == 401
-        assert await bench.ask(user="prometheus", password="secret") == 401
-        assert await bench.ask(user="nobody", password="right") == 401
-        assert await bench.ask(user="other", password="secret") == 200
-        assert await bench.ask("/nothing", "other", "secret") == 404
-        for path in ("/", "/-/healthy", "/-/ready", "/nothing", "/api/v1/nothing"):
-            assert await bench.ask(path) == 401
-        assert await bench.ask("/-/reload", method="POST") == 401
+async def test_users_and_their_passwords(idle: Bench) -> None:
+    await idle.start(users(prometheus="right", other="secret"))
+    response, _ = await idle.get("/metrics")
+    assert response.status == 401
+    assert response.headers["WWW-Authenticate"].startswith('Basic realm="')
+    for user, password, status in (
+        ("prometheus", "right", 200),
+        ("other", "secret", 200),
+        ("prometheus", "secret", 401),
+        ("nobody", "right", 401),
+        ("prometheus", "", 401),
+        ("prometheus", "wrong", 401),
+    ):
+        shown = basic(user, password)
+        assert await idle.status(Authorization=shown) == status, (user, password)
+        assert await idle.status("/-/reload", "POST", Authorization=shown) == status
+    for path in ("/", "/metrics", "/-/healthy", "/-/ready", "/nothing", "/api/v1/nothing"):
+        assert await idle.status(path) == 401
+    assert await idle.status("/-/reload", "POST") == 401
+    assert await idle.status("/nothing", Authorization=basic("other", "secret")) == 404
 
 
 @pytest.mark.parametrize(
     "header",
     ["Basic", "Basic !", "Basic cHJvbWV0aGV1cw==", "Bearer cHI6cmlnaHQ=", "basic \x80",
-     "Basic Og==", "Basic " + base64.b64encode(b"pr:right\0").decode(), "Basic " + "A" * 8000],
+     "Basic Og==", "Basic " + base64.b64encode(b"pr:right\0").decode(), "Basic " + "A" * 8000,
+     "Basic " + base64.b64encode(b"\xff:right").decode()],
 )  # fmt: skip
-async def test_odd_headers_let_nobody_in(bench: Bench, header: str) -> None:
-    await bench.start(users(pr="right"))
-    assert await bench.ask(Authorization=header) == 401
-    good = base64.b64encode(b"pr:right").decode()
-    assert await bench.ask(Authorization=f"BASIC  {good}") == 200
+async def test_odd_headers_give_no_access(idle: Bench, header: str) -> None:
+    await idle.start(users(prometheus="right"))
+    assert await idle.status(Authorization=header) == 401
+    assert await idle.status(Authorization=RIGHT.replace("Basic ", "BASIC  ")) == 200
 
 
-async def test_what_has_its_own_lock_needs_no_user(bench: Bench) -> None:
-    await bench.start(users(prometheus="right"))
-    assert await bench.ask("/api/v1/status", Authorization=f"Bearer {TOKEN}") == 200
-    assert await bench.ask("/api/v1/status") == 401
-    assert await bench.ask(f"/callback/main/{TOKEN}?ReferenceId=a") == 200
-    assert await bench.ask("/callback/main/wrong?ReferenceId=a") == 404
-    # No spelling of another path is taken for one of these.
-    for path in ("/api/v1/../../metrics", "/%61pi/v1/%2e%2e/%2e%2e/metrics", "//api/v1/status"):
-        assert await bench.ask(path) in {401, 404}
-    assert await bench.ask("/callback/../metrics") in {401, 404}
+async def test_paths_with_tokens_need_no_user(idle: Bench) -> None:
+    await idle.start(users(prometheus="right"), telemetry_path="/callbacks")
+    callback = "/callback/main/made%2Fup%20token?ReferenceId=a"
+    for path, header, expected in (
+        ("/api/v1/status", "Bearer token-all", {200}),
+        ("/api/v1/status", "", {401}),
+        (callback, "", {200}),
+        ("/callback/main/wrong?ReferenceId=a", "", {404}),
+        # No spelling of another path is taken for one of these.
+        ("/api/v1/../../callbacks", "", {401, 404}),
+        ("/%61pi/v1/%2e%2e/%2e%2e/callbacks", "", {401, 404}),
+        ("//api/v1/status", "", {401, 404}),
+        ("/callback/../callbacks", "", {401, 404}),
+        # Nor is one that only begins alike.
+        ("/callbacks", "", {401}),
+        ("/callbacks", RIGHT, {200}),
+    ):
+        headers = {"Authorization": header} if header else {}
+        assert await idle.status(path, **headers) in expected, path
 
 
-async def test_a_path_that_only_begins_alike_has_no_lock_of_its_own(bench: Bench) -> None:
-    await bench.start(users(prometheus="right"), telemetry_path="/callbacks")
-    assert await bench.ask("/callbacks") == 401
-    assert await bench.ask("/callbacks", "prometheus", "right") == 200
-
-
-async def test_open_probes(bench: Bench) -> None:
+async def test_open_probes(idle: Bench) -> None:
     limit = "rate_limit: {interval: 1h, burst: 1}\n"
-    await bench.start(users(prometheus="right") + limit, open_probes=True)
+    await idle.start(users(prometheus="right") + limit, open_probes=True)
     for _ in range(3):
-        assert await bench.ask("/-/healthy") == 200
-        assert await bench.ask("/-/ready") == 200
-    assert await bench.ask("/metrics") == 401
-    assert await bench.ask("/metrics", "prometheus", "right") == 429
+        assert await idle.status("/-/healthy") == 200
+        assert await idle.status("/-/ready") == 200
+    assert await idle.status() == 401
+    assert await idle.status(Authorization=RIGHT) == 429
 
 
-async def test_a_limit_of_requests(bench: Bench) -> None:
-    await bench.start("rate_limit: {interval: 1h, burst: 3}\n")
-    assert Counter([await bench.ask() for _ in range(5)]) == {200: 3, 429: 2}
-    async with aiohttp.ClientSession() as http, http.get(f"{bench.url}/api/v1/status") as answer:
-        assert (answer.status, answer.headers["Retry-After"]) == (429, "3600")
-        assert answer.content_type == "application/problem+json"
+async def test_a_limit_of_requests(idle: Bench) -> None:
+    await idle.start("rate_limit: {interval: 1h, burst: 3}\n")
+    assert Counter([await idle.status() for _ in range(5)]) == {200: 3, 429: 2}
+    response, _ = await idle.get("/api/v1/status")
+    assert (response.status, response.headers["Retry-After"]) == (429, "3600")
+    assert response.content_type == "application/problem+json"
     # Another limit begins anew, the same one does not; without one, there is none.
-    await reload(bench, "rate_limit: {interval: 1h, burst: 2}\n")
-    await reload(bench, "rate_limit: {interval: 1h, burst: 2}\n# the same\n")
-    assert Counter([await bench.ask() for _ in range(3)]) == {200: 2, 429: 1}
-    await reload(bench, "rate_limit: {interval: 1ms, burst: 1}\n")
-    for _ in range(3):
-        await asyncio.sleep(0.01)
-        assert await bench.ask() == 200
-    await reload(bench, "")
-    assert Counter([await bench.ask() for _ in range(9)]) == {200: 9}
+    await idle.rewrite("rate_limit: {interval: 1h, burst: 2}\n")
+    await idle.rewrite("rate_limit: {interval: 1h, burst: 2}\n# the same\n")
+    assert Counter([await idle.status() for _ in range(3)]) == {200: 2, 429: 1}
+    await idle.rewrite("rate_limit: {interval: 1us, burst: 1}\n")
+    assert [await idle.status() for _ in range(3)] == [200] * 3
+    await idle.rewrite("")
+    assert Counter([await idle.status() for _ in range(9)]) == {200: 9}
 
 
-async def reload(bench: Bench, text: str) -> None:
-    bench.write(text)
-    assert bench.server is not None
-    await bench.server.reload()
-
-
-async def test_headers_of_every_answer(bench: Bench) -> None:
+async def test_headers_of_every_answer(idle: Bench) -> None:
     headers = "Strict-Transport-Security: max-age=1, Content-Security-Policy: 'default-src https:'"
-    await bench.start(f"http_server_config: {{headers: {{{headers}}}}}\n")
-    async with aiohttp.ClientSession() as http:
-        for path in ("/", "/metrics", "/nothing", "/api/v1/nothing"):
-            async with http.get(bench.url + path) as answer:
-                assert answer.headers["Strict-Transport-Security"] == "max-age=1"
-                assert answer.headers["Content-Security-Policy"] == "default-src https:"
-                assert answer.headers["X-Content-Type-Options"] == "nosniff"
-                assert answer.headers["Server"] == "esms-exporter"
+    await idle.start(f"http_server_config: {{headers: {{{headers}}}}}\n")
+    for path in ("/", "/metrics", "/nothing", "/api/v1/nothing"):
+        response, _ = await idle.get(path)
+        assert response.headers["Strict-Transport-Security"] == "max-age=1"
+        assert response.headers["Content-Security-Policy"] == "default-src https:"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Server"] == "esms-exporter"
 
 
-async def test_many_at_once_cost_one_check(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_password_is_checked_once(idle: Bench) -> None:
     checks = Counter[bytes]()
-    check = bcrypt.checkpw
 
     def counted(password: bytes, known: bytes) -> bool:
         checks[password] += 1
-        return check(password, known)
+        return bcrypt.checkpw(password, known)
 
-    monkeypatch.setattr(bcrypt, "checkpw", counted)
-    await bench.start(users(prometheus="right"))
-    asked = [bench.ask(user="prometheus", password="right") for _ in range(20)]
+    await idle.start(users(prometheus="right"), passwords=Passwords(counted))
+    asked = [idle.status(Authorization=RIGHT) for _ in range(20)]
     assert set(await asyncio.gather(*asked)) == {200}
     assert checks == {b"right": 1}
     # Guessing does not drive out what is known to be right.
-    for number in range(module.CACHED + 5):
-        assert await bench.ask(user=f"u{number}", password="guess") == 401
-    assert await bench.ask(user="prometheus", password="right") == 200
-    assert checks[b"right"] == 1
-    # Somebody who is not known is checked as everybody else is.
-    assert checks[b"guess"] == module.CACHED + 5
+    for number in range(MAX_REMEMBERED + 5):
+        assert await idle.status(Authorization=basic(f"u{number}", "guess")) == 401
+    assert await idle.status(Authorization=RIGHT) == 200
+    # An unknown user is checked as a known one is.
+    assert checks == {b"right": 1, b"guess": MAX_REMEMBERED + 5}
     # Another hash makes what is remembered worthless.
-    await reload(bench, users(prometheus="changed"))
-    assert await bench.ask(user="prometheus", password="right") == 401
+    await idle.rewrite(users(prometheus="changed"))
+    assert await idle.status(Authorization=RIGHT) == 401
 
 
-async def test_no_more_checks_than_can_be_waited_for(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING", 2)
-    await bench.start(users(prometheus="right"))
-    asked = [bench.ask(user="prometheus", password=str(number)) for number in range(10)]
+async def test_no_more_checks_than_can_be_waited_for(idle: Bench) -> None:
+    await idle.start(users(prometheus="right"), passwords=Passwords(max_checks=2))
+    asked = [idle.status(Authorization=basic("prometheus", str(n))) for n in range(10)]
     answers = Counter(await asyncio.gather(*asked))
     assert answers[401] >= 2
     assert answers[503] >= 1
     assert answers[401] + answers[503] == 10
-    assert await bench.ask(user="prometheus", password="right") == 200
+    assert await idle.status(Authorization=RIGHT) == 200
 
 
-async def test_a_new_certificate_drops_no_connection(bench: Bench) -> None:
-    await bench.start(f"{TLS}}}\n")
-    assert bench.url.startswith("https://")
-    connector = aiohttp.TCPConnector(ssl=bench.certificates.client())
-    async with aiohttp.ClientSession(connector=connector) as kept:
-
-        async def ask() -> int:
-            async with kept.get(f"{bench.url}/-/healthy") as answer:
-                await answer.read()
-                return answer.status
-
-        assert await ask() == 200
-        ((held, _),) = next(iter(connector._conns.values()))
-        first = await serial_number(bench)
-        bench.certificates.renew()
-        async with deadline():
-            while await serial_number(bench) == first:  # noqa: ASYNC110 - nobody tells the test
-                await asyncio.sleep(0.05)
-        assert await ask() == 200
-        # The connection from before is the one that was used all the time.
-        ((still_held, _),) = next(iter(connector._conns.values()))
-        assert still_held is held
+# TLS.
 
 
-async def serial_number(bench: Bench) -> str:
-    _, writer = await asyncio.open_connection(
-        "127.0.0.1", int(bench.url.rpartition(":")[2]), ssl=bench.certificates.client()
-    )
-    found = writer.get_extra_info("peercert")["serialNumber"]
-    writer.close()
-    return str(found)
+async def test_a_new_certificate_drops_no_connection(idle: Bench) -> None:
+    await idle.start(f"{TLS}}}\n")
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", idle.port, ssl=idle.certificates.client())
+
+    def serial_number(writer: asyncio.StreamWriter) -> str:
+        return str(writer.get_extra_info("peercert")["serialNumber"])
+
+    reader, kept = await connect()
+
+    async def healthy() -> bool:
+        kept.write(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n")
+        return b"200 OK" in await reader.readuntil(b"healthy.\n")
+
+    assert await healthy()
+    idle.certificates.renew()
+    async with deadline():
+        while True:
+            _, other = await connect()
+            other.close()
+            if serial_number(other) != serial_number(kept):
+                break
+            await asyncio.sleep(0.05)
+    assert await healthy()
+    kept.close()
 
 
-async def test_tls_is_turned_off_and_on(bench: Bench) -> None:
-    await bench.start("")
-    assert await bench.ask() == 200
-    await reload(bench, f"{TLS}}}\n")
+async def test_tls_is_turned_off_and_on(idle: Bench) -> None:
+    await idle.start("")
+    assert await idle.status(Connection="close") == 200
+    await idle.rewrite(f"{TLS}}}\n")
     with pytest.raises(aiohttp.ClientError):
-        await bench.ask()
-    bench.url = bench.url.replace("http:", "https:")
-    assert await bench.ask() == 200
+        await idle.status()
+    idle.url = idle.url.replace("http:", "https:")
+    assert await idle.status() == 200
 
 
-async def test_versions_of_tls(bench: Bench) -> None:
-    await bench.start(f"{TLS}, min_version: TLS13}}\n")
-    old = bench.certificates.client()
+async def test_versions_of_tls(idle: Bench) -> None:
+    await idle.start(f"{TLS}, min_version: TLS13}}\n")
+    old = idle.certificates.client()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(aiohttp.ClientError):
-        await bench.ask(client=old)
-    assert await bench.ask() == 200
+        await idle.status(client=old)
+    assert await idle.status() == 200
 
 
-async def test_certificates_of_clients(bench: Bench) -> None:
-    await bench.start(
-        f"{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt}}\n"
-    )
-    client, stranger = bench.certificates.client, trustme.CA()
-    assert await bench.ask(client=client("prometheus.example.com")) == 200
-    for bad in (client(), client("prometheus.example.com", authority=stranger)):
-        with pytest.raises(aiohttp.ClientError):
-            await bench.ask(client=bad)
+async def test_certificates_of_clients(idle: Bench) -> None:
+    client, stranger = idle.certificates.client, trustme.CA()
     given = f"{TLS}, client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.crt"
-    await reload(bench, f"{given}}}\n")
-    assert await bench.ask(client=client()) == 200
-    with pytest.raises(aiohttp.ClientError):
-        await bench.ask(client=client("a.example.com", authority=stranger))
-    await reload(bench, f"{given}, client_allowed_sans: [a.example.com, '::1', x@example.com]}}\n")
-    for name in ("a.example.com", "::1", "x@example.com"):
-        assert await bench.ask(client=client(name)) == 200
-    for bad in (client(), client("b.example.com")):
-        with pytest.raises(aiohttp.ClientError):
-            await bench.ask(client=bad)
+    named = f"{given}, client_allowed_sans: [a.example.com, '::1', x@example.com]"
+    await idle.start("")
+    idle.url = idle.url.replace("http:", "https:")
+    for web, accepted, refused in (
+        (CLIENTS, [("p.example.com", None)], [("", None), ("p.example.com", stranger)]),
+        (given, [("", None)], [("a.example.com", stranger)]),
+        (
+            named,
+            [("a.example.com", None), ("::1", None), ("x@example.com", None)],
+            [("", None), ("b.example.com", None)],
+        ),
+    ):
+        await idle.rewrite(f"{web}}}\n")
+        for name, authority in accepted:
+            assert (
+                await idle.status(client=client(*filter(None, [name]), authority=authority)) == 200
+            )
+        for name, authority in refused:
+            bad = client(*filter(None, [name]), authority=authority)
+            with pytest.raises(aiohttp.ClientError):
+                await idle.status(client=bad)
 
 
-def raw(bench: Bench, client: ssl.SSLContext | bytes | None) -> str:
+def handshake(port: int, client: ssl.SSLContext | bytes | None) -> str:
     """Connect, send nothing or some bytes, and return what the client is told at the end."""
-    address = ("127.0.0.1", int(bench.url.rpartition(":")[2]))
-    with socket.create_connection(address, timeout=DEADLINE) as stream:
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as stream:
         if client is None:
             return ""
         if isinstance(client, bytes):
@@ -335,10 +243,9 @@ def raw(bench: Bench, client: ssl.SSLContext | bytes | None) -> str:
             return str(error.reason)
 
 
-async def test_a_refused_handshake_says_why(bench: Bench) -> None:
-    given = f"{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt"
-    await bench.start(f"{given}, client_allowed_sans: [a.example.com]}}\n")
-    make, authority = bench.certificates.client, bench.certificates.authority
+async def test_a_refused_handshake_says_why(idle: Bench) -> None:
+    await idle.start(f"{CLIENTS}, client_allowed_sans: [a.example.com]}}\n")
+    make, authority = idle.certificates.client, idle.certificates.authority
     expired, old = make(), make("a.example.com")
     yesterday = datetime.now(UTC) - timedelta(days=1)
     authority.issue_cert("a.example.com", not_after=yesterday).configure_cert(expired)
@@ -357,84 +264,119 @@ async def test_a_refused_handshake_says_why(bench: Bench) -> None:
         (b"\x16\x03\x01\x00\x05\x01\xff\xff\xff\xff", r"b'\x15\x03", "other", ""),
         (None, "", "closed", ""),
     ]  # fmt: skip
-    counted = bench.service.metrics.tls_failures
+    seen = set()
     for client, told, reason, problem in cases:
-        before = counted.labels(reason).value
+        before = await failures(idle)
         with capture_logs() as logs:
-            assert (await asyncio.to_thread(raw, bench, client)).startswith(told), reason
-            await until(lambda: counted.labels(reason).value == before + 1)  # noqa: B023
+            found = await asyncio.to_thread(handshake, idle.port, client)
+            assert found.startswith(told), reason
+            async with deadline():
+                while (after := await failures(idle)) == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert after - before == {reason: 1}
         lines = [line for line in logs if line["event"] == "TLS handshake failed"]
         # Once a minute for each reason.
         assert [(line["reason"], line["peer"]) for line in lines] == (
-            [] if before else [(reason, "127.0.0.1")]
+            [] if reason in seen else [(reason, "127.0.0.1")]
         )
         assert all(problem in line["problem"] for line in lines)
-    assert await bench.ask(client=make("a.example.com")) == 200
-    assert sum(series.value for _, series in counted.series()) == len(cases)
+        seen.add(reason)
+
+
+async def failures(bench: Bench) -> Counter[str]:
+    """Return how many handshakes have failed, by reason, as the metrics have it."""
+    client = bench.certificates.client("a.example.com")
+    _, text = await bench.get("/metrics", client=client)
+    name = "esms_exporter_tls_handshake_failures_total"
+    lines = [line for line in text.splitlines() if line.startswith(name)]
+    return Counter({line.split('"')[1]: int(float(line.rpartition(" ")[2])) for line in lines})
 
 
 @pytest.mark.parametrize(
     ("begun", "left", "warned"),
     [(80, 30, None), (80, 10, "expires soon"), (4, 2, None), (80, -1, "expired")],
 )
-async def test_a_certificate_that_expires_is_told(
-    bench: Bench, begun: int, left: int, warned: str | None
+async def test_a_certificate_that_expires_is_reported(
+    idle: Bench, begun: int, left: int, warned: str | None
 ) -> None:
     now, day = datetime.now(UTC).replace(microsecond=0), timedelta(days=1)
     end = now + left * day
-    bench.certificates.write(bench.certificates.authority, now - begun * day, end)
+    idle.certificates.write(idle.certificates.authority, now - begun * day, end)
     with capture_logs() as logs:
-        await bench.start(f"{TLS}}}\n")
+        await idle.start(f"{TLS}}}\n")
     told = [line["event"] for line in logs if "certificate" in line["event"]]
     assert len(told) == (1 if warned else 0)
     assert all(f" {warned}" in event and f"{end:%Y-%m-%dT%H:%M:%SZ}" in event for event in told)
-    assert bench.service.metrics.tls_expiry.labels().value == end.timestamp()
-    await reload(bench, "")
-    assert bench.service.metrics.tls_expiry.labels().value == 0
+    name = "\nesms_exporter_tls_certificate_expiry_timestamp_seconds "
+    unverified = ssl._create_unverified_context()
+    _, text = await idle.get("/metrics", client=unverified)
+    assert float(text.partition(name)[2].partition("\n")[0]) == end.timestamp()
+    await idle.rewrite("")
+    idle.url = idle.url.replace("https:", "http:")
+    _, text = await idle.get("/metrics")
+    assert float(text.partition(name)[2].partition("\n")[0]) == 0
 
 
-async def test_a_broken_change_changes_nothing(bench: Bench) -> None:
-    await bench.start(users(prometheus="right"))
-    problems = bench.service.config_status.problems
-    assert not problems
+# Changes.
+
+
+def reloaded(bench: Bench) -> bool:
+    return not bench.app.config_status.problems
+
+
+async def test_a_broken_change_changes_nothing(idle: Bench) -> None:
+    await idle.start(users(prometheus="right"))
     with capture_logs() as logs:
-        bench.write("basic_auth_users: {prometheus: nonsense}\n")
-        await until(lambda: bool(problems))
-        assert await bench.ask(user="prometheus", password="right") == 200
-        assert await bench.ask("/-/reload", "prometheus", "right", "POST") == 400
-        bench.write(users(prometheus="other"))
-        await until(lambda: not problems)
-    assert await bench.ask(user="prometheus", password="right") == 401
-    assert await bench.ask(user="prometheus", password="other") == 200
+        await idle.rewrite("basic_auth_users: {prometheus: nonsense}\n", reload=False)
+        await until(lambda: not reloaded(idle))
+        assert await idle.status(Authorization=RIGHT) == 200
+        assert await idle.status("/-/reload", "POST", Authorization=RIGHT) == 400
+        await idle.rewrite(users(prometheus="other"), reload=False)
+        await until(lambda: reloaded(idle))
+    assert await idle.status(Authorization=RIGHT) == 401
+    assert await idle.status(Authorization=basic("prometheus", "other")) == 200
     errors = [line for line in logs if line["log_level"] == "error"]
     assert {line["event"] for line in errors} == {"web configuration not reloaded"}
     assert "nonsense" not in str(logs)
 
 
 @pytest.mark.parametrize("name", ["server.crt", "server.key", "ca.crt", "web.yml"])
-async def test_a_file_that_is_removed_is_told_and_changes_nothing(bench: Bench, name: str) -> None:
-    await bench.start(
-        f"{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt}}\n"
-    )
-    problems = bench.service.config_status.problems
-    client, path = bench.certificates.client("prometheus.example.com"), bench.path.parent / name
+async def test_a_removed_file_is_reported_and_changes_nothing(idle: Bench, name: str) -> None:
+    await idle.start(f"{CLIENTS}}}\n")
+    client, path = idle.certificates.client("prometheus.example.com"), idle.folder / name
     with capture_logs() as logs:
         path.rename(path.with_suffix(".away"))
-        await until(lambda: bool(problems))
-        assert await bench.ask(client=client) == 200
+        await until(lambda: not reloaded(idle))
+        assert await idle.status(client=client) == 200
         path.with_suffix(".away").rename(path)
-        await until(lambda: not problems)
+        await until(lambda: reloaded(idle))
     (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]
     assert f"{path}" in told
     assert "cannot be read: No such file or directory" in told
 
 
-async def test_it_does_not_start_with_a_broken_file(bench: Bench) -> None:
+async def test_all_who_ask_for_a_reload_share_the_next(idle: Bench) -> None:
+    await idle.start()
+    loads, release = Counter[str](), threading.Event()
+
+    def hold() -> None:
+        loads["begun"] += 1
+        assert release.wait(DEADLINE)
+
+    idle.loading = hold
+    asked = [asyncio.create_task(idle.server.reload()) for _ in range(5)]
+    await until(lambda: loads["begun"] == 1)
+    asked += [asyncio.create_task(idle.server.reload()) for _ in range(50)]
+    release.set()
+    await asyncio.gather(*asked)
+    assert loads["begun"] == 2
+
+
+async def test_it_does_not_start_with_a_broken_file(idle: Bench) -> None:
     with pytest.raises(ConfigError, match="unknown TLS version: TLS9"):
-        await bench.start(f"{TLS}, min_version: TLS9}}\n")
-    assert bench.server is not None
+        await idle.start(f"{TLS}, min_version: TLS9}}\n")
     with pytest.raises(ListenError, match="no socket activation file descriptors found"):
-        await WebServer(bench.service, WebOptions(systemd_socket=True)).start()
+        await WebServer(idle.app, WebOptions(systemd_socket=True)).start()
     for count in ("-1", "0", "x", ""):
         with pytest.raises(ListenError, match="no socket activation file descriptors found"):
             systemd_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count})

@@ -1,65 +1,71 @@
+"""The HTTP API: calls that are pushed, listed and deleted; tokens; requests with problems."""
+
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import time
-import typing
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+import tracemalloc
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-import pytest_asyncio
-from pydantic import BaseModel
 
-from exporter.config import (
-    ApiConfig,
-)
-from exporter.errors import LedgerError
-from exporter.ledger.store import Store
+from exporter.config import ApiConfig, LedgerConfig
+from exporter.ids import ReferenceId
+from exporter.ledger.records import NewCall
+from exporter.secrets import Secret
 from exporter.simulator import Plan
-from exporter.web import request_body, schemas
 from exporter.web.api import MAX_LISTINGS
+from exporter.web.request_body import ProblemError, parse_calls
+from exporter.web.schemas import MAX_CALLS, Scope
+from tests.databases import postgresql
 from tests.waiting import until
-from tests.web.api_bench import Bench, serving
+from tests.web.bench import Bench, serving
 
 
-@pytest_asyncio.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with serving(tmp_path) as bench:
-        yield bench
+async def raw_status(
+    bench: Bench, method: str, path: str, authorization: str = "Bearer token-all", body: str = ""
+) -> int:
+    """Return the status of a request with what no client would send."""
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Authorization: {authorization}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    )
+    status, _ = await bench.raw(head.encode(errors="surrogateescape"))
+    return status
 
 
 async def test_a_call_is_handed_over_once_and_followed(bench: Bench) -> None:
     bench.simulator.add_call("main", "a", Plan(queued=0.3))
-    assert await bench.watch("a", "B", campaign="otp") == (202, {"added": 2, "known": 0})
+    assert await bench.push("a", "B", campaign="otp") == (202, {"added": 2, "known": 0})
     # Idempotent, whatever the case and the labels.
-    assert await bench.watch("A", "b", "c", "C ", campaign="x") == (202, {"added": 1, "known": 3})
-    await until(lambda: bench.service.calls.count == 2)
+    assert await bench.push("A", "b", "c", "C ", campaign="x") == (202, {"added": 1, "known": 3})
+    await until(lambda: bench.app.calls.count == 2)
     status, call = await bench.ask("GET", "/calls/main/A")
     assert status == 200
     assert call["labels"] == {"campaign": "otp"}
     assert (call["state"], call["result"], call["status"]) == ("finished", "success", "answered")
     assert call["finished_at"] > call["first_watched"]
     assert (call["polls"], call["last_polled"], call["next_due"]) == (None, None, None)
-    await until(lambda: bench.service.accounts["main"].poller.calls[2].polls > 1)
+    await until(lambda: bench.app.accounts["main"].poller.calls[2].polls > 1)
     status, call = await bench.ask("GET", "/calls/main/b")
     assert (call["reference_id"], call["state"], call["result"]) == ("B", "not_found", None)
     assert call["polls"] > 1
     polled = datetime.fromisoformat(call["last_polled"])
     assert (polled.microsecond, abs(polled.timestamp() - time.time()) < 60) == (0, True)
     # What has finished is not watched again.
-    assert await bench.watch("a") == (202, {"added": 0, "known": 1})
-    assert bench.service.calls.count == 2
+    assert await bench.push("a") == (202, {"added": 0, "known": 1})
+    assert bench.app.calls.count == 2
 
 
 async def test_pages(bench: Bench) -> None:
     bench.simulator.add_call("b", "b0", Plan())
-    await bench.watch(*(f"a{n}" for n in range(5)))
-    await bench.watch("b0", "b1", account="b")
-    await until(lambda: bench.service.calls.count == 6)
+    await bench.push(*(f"a{n}" for n in range(5)))
+    await bench.push("b0", "b1", account="b")
+    await until(lambda: bench.app.calls.count == 6)
     found: list[str] = []
     after = "0"
     while after:
@@ -77,7 +83,7 @@ async def test_pages(bench: Bench) -> None:
     assert await named("state=watched") == ["a0", "a1", "a2", "a3", "a4", "b1"]
     assert await named("account=b&result=success") == ["b0"]
     assert await named("result=failure") == []
-    await until(lambda: bench.service.accounts["b"].poller.calls[7].state.value == "not_found")
+    await until(lambda: bench.app.accounts["b"].poller.calls[7].state.value == "not_found")
     assert await named("account=b&state=not_found") == ["b1"]
     # A token of one account sees no other.
     assert await named("", token="b") == ["b0", "b1"]
@@ -86,20 +92,20 @@ async def test_pages(bench: Bench) -> None:
 async def test_listings_do_not_wait_for_the_ledger_and_it_does_not_wait_for_them(
     bench: Bench,
 ) -> None:
-    await bench.watch("a")
+    await bench.push("a")
     async with bench.ledger_held():
         status, listed = await bench.ask("GET", "/calls")
         assert (status, [call["reference_id"] for call in listed["calls"]]) == (200, ["a"])
     async with bench.listings_held():
         listing = asyncio.create_task(bench.ask("GET", "/calls"))
-        assert await bench.watch("b") == (202, {"added": 1, "known": 0})
+        assert await bench.push("b") == (202, {"added": 1, "known": 0})
         assert (await bench.ask("GET", "/calls/main/b"))[0] == 200
         assert not listing.done()
     assert (await listing)[0] == 200
 
 
 async def test_a_token_has_few_listings_at_a_time(bench: Bench) -> None:
-    await bench.watch("a", account="b")
+    await bench.push("a", account="b")
     async with bench.listings_held():
         listings = [asyncio.create_task(bench.ask("GET", "/calls")) for _ in range(20)]
         await until(lambda: sum(listing.done() for listing in listings) == 20 - MAX_LISTINGS)
@@ -121,21 +127,21 @@ async def test_a_token_has_few_listings_at_a_time(bench: Bench) -> None:
 
 async def test_a_call_that_is_deleted_is_not_counted(bench: Bench) -> None:
     bench.simulator.add_call("main", "done", Plan())
-    await bench.watch("a", "done")
-    await until(lambda: bench.service.calls.count == 1)
+    await bench.push("a", "done")
+    await until(lambda: bench.app.calls.count == 1)
     assert await bench.ask("DELETE", "/calls/main/A") == (204, None)
-    assert bench.service.calls.count == 0
+    assert bench.app.calls.count == 0
     assert (await bench.ask("DELETE", "/calls/main/A"))[0] == 404
     assert (await bench.ask("GET", "/calls/main/A"))[0] == 404
     assert (await bench.ask("DELETE", "/calls/main/done"))[0] == 409
     # Not for ever: it may be handed over again.
-    assert await bench.watch("a") == (202, {"added": 1, "known": 0})
+    assert await bench.push("a") == (202, {"added": 1, "known": 0})
 
 
 async def test_of_two_that_delete_a_call_one_is_told_that_it_is_gone(bench: Bench) -> None:
-    await bench.watch("a")
+    await bench.push("a")
     # Both are to find it before either deletes it.
-    busy = asyncio.create_task(bench.service.ledger.call(time.sleep, 0.5))
+    busy = asyncio.create_task(bench.app.ledger.call(time.sleep, 0.5))
     answers = await asyncio.gather(*(bench.ask("DELETE", "/calls/main/a") for _ in range(2)))
     await busy
     assert sorted(status for status, _ in answers) == [204, 404]
@@ -146,7 +152,7 @@ async def test_a_token_of_one_account(bench: Bench) -> None:
     # Its only account may be left out.
     assert await bench.ask("POST", "/calls", body, token="b") == (202, {"added": 1, "known": 0})
     assert (await bench.ask("GET", "/calls/b/x", token="b"))[0] == 200
-    await bench.watch("secret")
+    await bench.push("secret")
     assert (await bench.ask("GET", "/calls/main/secret", token="b"))[0] == 404
     assert (await bench.ask("DELETE", "/calls/main/secret", token="b"))[0] == 404
     assert (await bench.ask("GET", "/calls?account=main", token="b"))[0] == 400
@@ -159,110 +165,259 @@ async def test_a_token_of_one_account(bench: Bench) -> None:
 
 
 async def test_there_is_no_api_without_tokens(bench: Bench) -> None:
-    bench.configure(api=ApiConfig())
-    await bench.service.reload()
+    await bench.configure(api=ApiConfig())
     assert (await bench.ask("GET", "/status"))[0] == 404
-    assert [status.name for status in bench.service.sources.statuses] == ["config"]
+    assert "api" not in [status.name for status in bench.app.sources.statuses]
 
 
-async def test_limits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.configure(max_calls=3)
-    await bench.service.reload()
-    assert await bench.watch("a", "b") == (202, {"added": 2, "known": 0})
-    status, problem = await bench.watch("b", "c", "d")
+async def test_limits(bench: Bench) -> None:
+    await bench.configure(max_calls=3)
+    assert await bench.push("a", "b") == (202, {"added": 2, "known": 0})
+    status, problem = await bench.push("b", "c", "d")
     full = "account main: `watch.max_calls` is reached"
     assert (status, problem["detail"]) == (429, full)
     # Each account has its own room, and a request over several is whole or nothing.
-    assert await bench.watch("a", "b", account="b") == (202, {"added": 2, "known": 0})
+    assert await bench.push("a", "b", account="b") == (202, {"added": 2, "known": 0})
     both = [{"reference_id": "e", "account": name} for name in ("b", "main")]
     both.append({"reference_id": "f", "account": "main"})
     status, problem = await bench.ask("POST", "/calls", {"calls": both})
     assert (status, problem["detail"]) == (429, full)
-    assert await bench.watch("e", account="b") == (202, {"added": 1, "known": 0})
+    assert await bench.push("e", account="b") == (202, {"added": 1, "known": 0})
     # All of a request or nothing; what is known needs no room.
-    assert await bench.watch("a", "b") == (202, {"added": 0, "known": 2})
-    assert await bench.watch("c") == (202, {"added": 1, "known": 0})
-    monkeypatch.setattr(request_body, "MAX_BODY", 1000)
-    assert (await bench.watch("x" * 999))[0] == 413
+    assert await bench.push("a", "b") == (202, {"added": 0, "known": 2})
+    assert await bench.push("c") == (202, {"added": 1, "known": 0})
 
 
-def held() -> Counter[str]:
-    """Count the objects of the exporter's own classes, and the models of requests."""
-    # Python keeps the last 128 of its own type hints, and with them what they name.
-    for clear in typing._cleanups:  # type: ignore[attr-defined]
-        clear()
-    gc.collect()
-    kinds = (type(held) for held in gc.get_objects())
-    return Counter(
-        kind.__qualname__
-        for kind in kinds
-        if str(kind.__module__).startswith("exporter.") or kind is type(BaseModel)
-    )
-
-
-async def test_nothing_is_held_of_configurations_that_were_replaced(bench: Bench) -> None:
-    both = bench.config.accounts
-
-    async def change(labels: Sequence[str]) -> None:
-        for label in labels:
-            for accounts in (both[:1], both):
-                bench.config = bench.config.model_copy(update={"accounts": accounts})
-                bench.configure(labels=(label,))
-                await bench.service.reload()
-                for token in ("all", "b"):
-                    await bench.ask("POST", "/calls", {"calls": []}, token=token)
-                    await bench.ask("GET", "/calls", token=token)
-                    await bench.ask("GET", "/openapi.json", token=token)
-
-    await change("ab")
-    running, before = len(asyncio.all_tasks()), held()
-    await change("cdefgh")
-    # Requests on the connections of accounts that were replaced end by their own time-out.
-    await until(lambda: len(asyncio.all_tasks()) <= running)
-    # One for each reload would be twelve.
-    assert {kind: count for kind, count in (held() - before).items() if count >= 12} == {}
-
-
-async def test_models_are_made_once_for_each_scope(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[tuple[str, ...]] = []
-    make = schemas.requests
-
-    def counted(accounts: tuple[str, ...], labels: tuple[str, ...]) -> schemas.Requests:
-        made.append(accounts)
-        return make(accounts, labels)
-
-    monkeypatch.setattr(schemas, "requests", counted)
-    for _ in range(3):
-        for token in ("all", "b"):
-            await bench.ask("POST", "/calls", {"calls": []}, token=token)
-        await bench.service.reload()
-    assert sorted(made) == [("b",), ("main", "b")]
-
-
-async def test_a_ledger_that_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise LedgerError("ledger: the disk is full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "push", fail)
-        status, problem = await bench.watch("a")
-        assert (status, problem["detail"]) == (503, "ledger: the disk is full")
-    assert await bench.watch("a") == (202, {"added": 1, "known": 0})
+async def test_a_ledger_that_fails(bench: Bench) -> None:
+    async with bench.ledger_failing("calls"):
+        status, problem = await bench.push("a")
+        assert (status, problem["detail"].startswith("ledger: ")) == (503, True)
+    assert await bench.push("a") == (202, {"added": 1, "known": 0})
 
 
 async def test_calls_that_come_while_it_stops_are_not_accepted(bench: Bench) -> None:
-    await bench.service.stop()
-    assert (await bench.watch("late"))[0] == 503
+    await bench.app.stop()
+    assert (await bench.push("late"))[0] == 503
 
 
 async def test_the_status(bench: Bench) -> None:
-    await bench.watch("a")
-    await until(lambda: bench.service.accounts["main"].poller.calls[1].last_polled > 0)
+    await bench.push("a")
+    await until(lambda: bench.app.accounts["main"].poller.calls[1].last_polled > 0)
     _, status = await bench.ask("GET", "/status")
     assert (status["ready"], status["problems"], status["watched"]) == (True, [], 1)
     main, other = status["accounts"]
     assert main["authorized"] is True
     assert sum(main["watched"].values()) == 1
     assert (other["authorized"], other["paused"], other["paused_until"]) == (None, None, None)
+
+
+# Requests.
+
+
+@pytest.mark.parametrize(
+    ("shown", "known"),
+    [
+        *((value, True) for value in ("Bearer token-all", "bearer  token-all ", "BEARER token-b")),
+        *((value, False) for value in ("", "Bearer", "Bearer ", "Bearer  ", "token-all")),
+        *((value, False) for value in ("Basic token-all", "Bearer token-ALL", "Bearer token-allx")),
+        *((value, False) for value in ("Bearer token-", "Bearer token-all token-all")),
+        *((value, False) for value in ("Bearer \udcff", "Bearer token-all\r\nAuthorization: x y")),
+    ],
+)
+async def test_tokens(bench: Bench, shown: str, *, known: bool) -> None:
+    for method, path in (("GET", "/calls"), ("POST", "/calls"), ("GET", "/openapi.json")):
+        expected = (400 if method == "POST" else 200) if known else 401
+        found = await raw_status(bench, method, f"/api/v1{path}", shown)
+        assert found == expected, (method, path)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "a?b#c", "a..", "a\\b^~"])
+async def test_any_id_has_its_path(bench: Bench, name: str) -> None:
+    assert await bench.push(name) == (202, {"added": 1, "known": 0})
+    path = f"/calls/main/{quote(name, safe='')}"
+    status, call = await bench.ask("GET", path)
+    assert (status, call.get("reference_id")) == (200, name)
+    assert await bench.ask("DELETE", path) == (204, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "expected"),
+    [
+        (b"", 400, "the body is not JSON"),
+        (b"{", 400, "the body is not JSON"),
+        (b"\xff", 400, "the body is not JSON"),
+        ([], 400, "expected an object"),
+        ({}, 400, "/calls: missing required key"),
+        ({"calls": {}}, 400, "/calls: expected a list"),
+        ({"calls": [1]}, 400, "/calls/0: expected an object"),
+        ({"calls": [{"reference_id": "a", "account": "main"}], "x": 1}, 400, "/x: unknown key"),
+        ({"calls": [{"reference_id": "a"}]}, 400, "/calls/0/account: missing required key"),
+        ({"calls": [{"reference_id": 5, "account": "b"}]}, 400, "/calls/0/reference_id: expected"),
+        ({"calls": [{"reference_id": "", "account": "b"}]}, 400, "/calls/0/reference_id: expected"),
+        ({"calls": [{"reference_id": "x" * 129, "account": "b"}]}, 400, "/calls/0/reference_id: "),
+        (
+            {"calls": [{"reference_id": "a", "account": "b", "labels": {"a/~b": "x"}}]},
+            400,
+            "/calls/0/labels/a~1~0b: expected one of the names in `watch.labels`",
+        ),
+        (
+            {"calls": [{"reference_id": "a", "account": "b", "labels": {"campaign": "a\nb"}}]},
+            400,
+            "/calls/0/labels/campaign: expected text without control characters",
+        ),
+        (
+            {"calls": [{"reference_id": "good", "account": "b"}] * 2 + [{"account": "b"}] * 99},
+            400,
+            "99 problems in the request; nothing is added",
+        ),
+        (
+            {"calls": [{"reference_id": "good", "account": "b"}] * 2 + [{"account": "b"}] * 101},
+            400,
+            "at least 100 problems in the request; nothing is added",
+        ),
+        (
+            {"calls": [{"reference_id": "a", "account": "b"}] + [{"a": 1, "b": 2}] * 9_999},
+            400,
+            "at least 100 problems in the request; nothing is added",
+        ),
+        # Of a mapping with more keys than anybody means, no key is looked at.
+        ({f"k{n}": 1 for n in range(101)}, 400, "expected at most 100 keys"),
+        ({"calls": [{f"k{n}": 1 for n in range(101)}]}, 400, "/calls/0: expected at most 100 keys"),
+        (
+            {
+                "calls": [
+                    {
+                        "reference_id": "a",
+                        "account": "b",
+                        "labels": {f"k{n}": "" for n in range(101)},
+                    }
+                ]
+            },
+            400,
+            "/calls/0/labels: expected at most 100 keys",
+        ),
+        ({"calls": [{"reference_id": "a", "account": "b"}] * 10_001}, 413, "at most 10000 items"),
+    ],
+)
+async def test_a_request_with_a_problem_changes_nothing(
+    bench: Bench, body: object, status: int, expected: str
+) -> None:
+    got, problem = await bench.ask("POST", "/calls", body)
+    assert (got, problem["status"]) == (status, status)
+    told = "\n".join(f"{e['pointer']}: {e['detail']}" for e in problem.get("errors", ()))
+    assert expected in f"{problem['detail']}\n{told}"
+    assert len(problem.get("errors", ())) <= 100
+    assert (await bench.ask("GET", "/calls"))[1]["calls"] == []
+    assert [s.errors for s in bench.app.sources.statuses if s.name == "api"] == [1]
+
+
+def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:
+    scope = Scope(("main",), ("campaign",))
+    names = b",".join(b'"%x":""' % number for number in range(1_000_000))
+    call = b'{"reference_id":"a","labels":{%b}}' % names
+    for body in (
+        b'{"calls":[%b]}' % call,
+        b'{"calls":[{%b}]}' % names,
+        b'{"calls":[%b]}' % b",".join([b"[]"] * 4_000_000),
+        b"[" * 10_000_000,
+        b'"' * 10_000_000,
+        b"{},[ " * 2_000_000,
+    ):
+        tracemalloc.start()
+        with pytest.raises(ProblemError, match=r"^(expected no more values|the body is not JSON)"):
+            parse_calls(scope, body)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 2 * len(body)
+
+
+def test_as_much_as_calls_can_have_is_read() -> None:
+    labels = tuple(f"label_{number}" for number in range(5))
+    scope = Scope(("main", "b"), labels)
+    calls = [
+        {"reference_id": f"{n} ", "account": "b", "labels": dict.fromkeys(labels, '{",[\\"')}
+        for n in range(MAX_CALLS)
+    ]
+    found = parse_calls(scope, json.dumps({"calls": calls}, indent=2).encode() + b"\n")
+    assert found == [
+        NewCall("b", ReferenceId(str(n)), call["labels"])  # type: ignore[arg-type]
+        for n, call in enumerate(calls)
+    ]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("limit=0", "limit=1001", "limit=1e3", "limit=", "limit=1&limit=2"),
+        *("after=x", "after=-1", f"after={'9' * 30}"),
+        *("state=x", "result=x", "account=nobody", "more=1"),
+    ],
+)
+async def test_parameters_with_a_problem(bench: Bench, query: str) -> None:
+    assert (await bench.ask("GET", f"/calls?{query}"))[0] == 400
+
+
+async def test_paths_and_methods_that_there_are_not(bench: Bench) -> None:
+    assert (await bench.ask("GET", "/nothing"))[0] == 404
+    assert (await bench.ask("PUT", "/calls"))[0] == 405
+    assert (await bench.ask("GET", "/calls/main"))[0] == 404
+
+
+async def test_a_large_request(bench: Bench) -> None:
+    names = [f"{n:036}" for n in range(10_000)]
+    assert await bench.push(*names, campaign="otp") == (202, {"added": 10_000, "known": 0})
+    assert await bench.push(*names) == (202, {"added": 0, "known": 10_000})
+    assert bench.app.calls.count == 10_000
+
+
+# As they stand in a path and in JSON.
+IDS = {
+    "NUL": ("a%00b", "a\\u0000b"),
+    "NUL alone": ("%00", "\\u0000"),
+    "control": ("a%1Bb", "a\\u001bb"),
+    "DEL": ("a%7F", "a\\u007f"),
+    "blank": ("a%20b", "a b"),
+    "no ASCII": ("%C3%A9", "\\u00e9"),
+    "separator": ("a%E2%80%A8b", "a\\u2028b"),
+    "surrogate": ("%ED%A0%80", "\\ud800"),
+    "no UTF-8": ("\udcff", "\\udcff"),
+    "too long": ("a" * 129, "a" * 129),
+}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LedgerConfig]:
+    if request.param == "sqlite":
+        yield LedgerConfig(url=Secret(f"sqlite:///{tmp_path}/ledger.db"))
+        return
+    with postgresql() as server, server.database() as url:
+        yield LedgerConfig(url=Secret(url.replace("+psycopg", "")))
+
+
+async def test_ids_and_labels_that_no_call_can_have(tmp_path: Path, ledger: LedgerConfig) -> None:
+    async with serving(tmp_path, ledger=ledger) as bench:
+        await refuse_ids(bench)
+
+
+async def refuse_ids(bench: Bench) -> None:
+    await bench.push("there")
+    for name, (in_path, in_json) in IDS.items():
+        for account in ("main", "nobody", in_path):
+            for method in ("GET", "DELETE"):
+                got = await raw_status(bench, method, f"/api/v1/calls/{account}/{in_path}")
+                assert got == 400, (name, method, account)
+        assert await raw_status(bench, "GET", f"/api/v1/calls?account={in_path}") == 400, name
+        call = f'{{"account": "main", "reference_id": "{in_json}"}}'
+        assert (
+            await raw_status(bench, "POST", "/api/v1/calls", body=f'{{"calls": [{call}]}}') == 400
+        ), name
+        for label in (f'{{"campaign": "{in_json}"}}', f'{{"{in_json}": "x"}}'):
+            call = f'{{"account": "main", "reference_id": "a", "labels": {label}}}'
+            got = await raw_status(bench, "POST", "/api/v1/calls", body=f'{{"calls": [{call}]}}')
+            # A value may hold any text that can be shown.
+            allowed = label.startswith('{"campaign"') and name in {"blank", "no ASCII"}
+            assert got == (202 if allowed else 400), (name, label)
+    assert bench.app.ledger.errors == 0
+    assert bench.app.not_ready() == []
+    _, page = await bench.ask("GET", "/calls")
+    assert [call["reference_id"] for call in page["calls"]] == ["there", "a"]

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from exporter.app import App
 from exporter.cli import commands
 from exporter.config import Config
-from exporter.errors import AskedExporterError
+from exporter.errors import RemoteExporterError
 from exporter.sources.configuration import ConfigFile
 from exporter.web.server import WebOptions, WebServer
 from exporter.web.sockets import ListenAddress
@@ -85,7 +85,7 @@ async def test_every_listener_is_known(
         assert (await health(*asked)).output.endswith("healthy\n")
     await server.stop()
     ended = await health(*asked)
-    assert isinstance(ended.exception, AskedExporterError)
+    assert isinstance(ended.exception, RemoteExporterError)
     assert str(ended.exception) == f"{address}: no answer (Connection refused)"
 
 

@@ -18,7 +18,7 @@ from exporter.simulator import Plan
 from tests.databases import Server, postgresql
 from tests.increases import Increases
 from tests.waiting import until
-from tests.web.api_bench import TOKENS, Bench, serving
+from tests.web.bench import TOKENS, Bench, serving
 
 LABELS = ("campaign", "region")
 _numbers = count()
@@ -49,9 +49,9 @@ async def finish(bench: Bench, account: str, *campaigns: str, region: str = "n")
     for campaign in campaigns:
         name = f"call-{next(_numbers)}"
         bench.simulator.add_call(account, name, Plan())
-        status, _ = await bench.watch(name, account=account, campaign=campaign, region=region)
+        status, _ = await bench.push(name, account=account, campaign=campaign, region=region)
         assert status == 202
-        await until(lambda: not bench.service.calls.count)
+        await until(lambda: not bench.app.calls.count)
     async with asyncio.timeout(60):
         while await finished(bench) < before + len(campaigns):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
@@ -104,7 +104,7 @@ async def test_prometheus_counts_each_call_once(tmp_path: Path, ledger: LedgerCo
                 left.append(f"call-{next(_numbers)}")
                 used.append(campaign)
                 bench.simulator.add_call("main", left[-1], Plan(queued=1e6))
-                assert (await bench.watch(left[-1], campaign=campaign, region="n"))[0] == 202
+                assert (await bench.push(left[-1], campaign=campaign, region="n"))[0] == 202
                 expected = {"", *_newest(used)} | ({OTHER} if len(set(used)) > 2 else set())
                 async with asyncio.timeout(60):
                     while await scraped(bench, prometheus) != expected:  # noqa: ASYNC110
@@ -118,8 +118,7 @@ async def test_prometheus_counts_each_call_once(tmp_path: Path, ledger: LedgerCo
                         await scraped(bench, prometheus)
                         await asyncio.sleep(0.2)
                 assert prometheus.sums.total() == placed
-            bench.configure(max_label_values=1)
-            await bench.service.reload()
+            await bench.configure(max_label_values=1)
             await scraped(bench, prometheus)
             assert prometheus.sums.total() == placed == await finished(bench)
 
@@ -142,8 +141,7 @@ async def test_labels_make_room(tmp_path: Path, ledger: LedgerConfig) -> None:
         assert kinds - {None} == {"", "otp", "other", "c", "d"}
     async with serving(tmp_path, ledger=ledger, watch=watch) as bench:
         await until_shown(bench, shown)
-        bench.configure(max_label_values=100)
-        await bench.service.reload()
+        await bench.configure(max_label_values=100)
         await until_shown(bench, shown)
         await finish(bench, "main", "a")
         await until_shown(bench, shown := shown | {("main", "a", "n"): 1})
@@ -151,11 +149,9 @@ async def test_labels_make_room(tmp_path: Path, ledger: LedgerConfig) -> None:
         # Lowered again: what was used last stays.
         lowered = {("b", "otp", "n"): 1.0, ("main", "c", "n"): 2, ("main", "a", "n"): 1}
         await until_shown(bench, lowered)
-        bench.configure(labels=("campaign",))
-        await bench.service.reload()
+        await bench.configure(labels=("campaign",))
         await until_shown(bench, {(*key[:2], ""): value for key, value in lowered.items()})
-        bench.configure(labels=LABELS)
-        await bench.service.reload()
+        await bench.configure(labels=LABELS)
         await until_shown(bench, lowered)
 
 
@@ -166,6 +162,5 @@ async def test_series_are_limited(tmp_path: Path, ledger: LedgerConfig) -> None:
             await finish(bench, "main", *"abcd", region=region)
         shown = {("main", name, "z"): 1.0 for name in "abcd"} | {("main", "d", "y"): 1}
         await until_shown(bench, shown)
-        bench.configure(max_label_sets=1)
-        await bench.service.reload()
+        await bench.configure(max_label_sets=1)
         await until_shown(bench, {("main", "d", "z"): 1})

@@ -12,7 +12,7 @@ from exporter.secrets import Secret
 from exporter.sources.sql import SqlSource
 from tests.databases import PASSWORD, postgresql
 from tests.waiting import until
-from tests.web.api_bench import Bench, serving
+from tests.web.bench import Bench, serving
 
 
 async def shown(bench: Bench) -> str:
@@ -33,15 +33,15 @@ async def test_a_server_that_goes_away(tmp_path: Path, capfd: pytest.CaptureFixt
              "interval": 1.0}
         )  # fmt: skip
         async with serving(tmp_path, ledger=ledger) as bench:
-            watch = bench.config.watch.model_copy(update={"sql": (query,)})
-            bench.config = bench.config.model_copy(update={"watch": watch})
-            await bench.service.reload()
-            (status,) = bench.service.sources[SqlSource].statuses
+            await bench.configure(sql=(query,))
+            (status,) = bench.app.sources[SqlSource].statuses
             await until(lambda: status.last_success > 0)
             server.stop()
             try:
-                await until(lambda: bool(bench.service.not_ready()))
+                await until(lambda: bool(bench.app.not_ready()))
                 await until(lambda: status.problem != "")
+                # The ledger itself notices it later than the heartbeat.
+                await until(lambda: bench.app.ledger.problem is not None)
                 texts = await shown(bench)
             finally:
                 server.start()
@@ -60,7 +60,7 @@ async def test_a_file_that_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixt
     async with serving(tmp_path) as bench:
         (tmp_path / "other").write_bytes(b"")
         (tmp_path / "other").rename(tmp_path / "ledger.db")
-        await until(lambda: bool(bench.service.not_ready()))
+        await until(lambda: bool(bench.app.not_ready()))
         texts = await shown(bench)
     assert "another file was put in its place" in texts
     assert str(tmp_path) not in texts + "".join(capfd.readouterr())

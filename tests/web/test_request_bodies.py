@@ -10,17 +10,15 @@ import zlib
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator
 from itertools import product
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from yarl import URL
 
-from exporter.web.problems import ProblemError
-from exporter.web.request_body import MAX_BODY, read_calls
-from exporter.web.schemas import requests
+from exporter.web.request_body import MAX_BODY, ProblemError, parse_calls
+from exporter.web.schemas import Scope
 from tests.inflating import Inflated, compressed, counting_inflated
-from tests.web.api_bench import Bench, serving
+from tests.web.bench import Bench
 
 TOKEN = "Bearer token-all"
 CALL = json.dumps({"calls": [{"reference_id": "a", "account": "b"}]}).encode()
@@ -33,12 +31,6 @@ BOMB = compressed(64 << 20)
 def inflated() -> Iterator[Inflated]:
     with counting_inflated() as inflated:
         yield inflated
-
-
-@pytest_asyncio.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with serving(tmp_path) as bench:
-        yield bench
 
 
 def head(method: str = "POST", path: str = "/api/v1/calls", /, **headers: str | int) -> bytes:
@@ -256,7 +248,7 @@ async def test_a_bomb_that_is_wanted_is_unpacked_no_further_than_a_body_may_be(
 
 
 def test_a_byte_order_mark_is_skipped() -> None:
-    (call,) = read_calls(requests(("main",), ()), BOM_UTF8 + b'{"calls": [{"reference_id": "A"}]}')
+    (call,) = parse_calls(Scope(("main",), ()), BOM_UTF8 + b'{"calls": [{"reference_id": "A"}]}')
     assert call.reference_id == "A"
 
 
@@ -264,7 +256,7 @@ def test_what_is_no_id_is_refused_with_what_it_looks_like() -> None:
     ids = ['="a"', "a;otp", "1.23E+17"]
     body = json.dumps({"calls": [{"reference_id": name} for name in ids]}).encode()
     with pytest.raises(ProblemError) as caught:
-        read_calls(requests(("main",), ()), body)
+        parse_calls(Scope(("main",), ()), body)
     errors = json.loads(caught.value.response().text or "")["errors"]
     assert [(one["pointer"], one["detail"].partition("the text ")[2]) for one in errors] == [
         ("/calls/0/reference_id", "looks like a formula"),

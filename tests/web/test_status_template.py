@@ -13,9 +13,9 @@ from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
 from exporter.ledger.records import Ended
 from exporter.recent_results import Recent
-from exporter.web.i18n import load
+from exporter.web.i18n import LANGUAGES, load
 from exporter.web.status import AccountView, SourceView, StatusView, Viewer, newest
-from exporter.web.status_page import LANGUAGES, Template
+from exporter.web.views import StatusTemplate
 from tests.web.sample import KNOWN, NOW, VIETNAM, account, sample
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}{reason}%s\u202e"
@@ -55,12 +55,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def template() -> Template:
-    return Template()
+def template() -> StatusTemplate:
+    return StatusTemplate()
 
 
 def draw(
-    template: Template,
+    template: StatusTemplate,
     view: StatusView,
     language: str = "en",
     query: Mapping[str, str] | None = None,
@@ -75,7 +75,7 @@ def with_account(**changes: object) -> StatusView:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_all_of_it(template: Template, language: str) -> None:
+def test_all_of_it(template: StatusTemplate, language: str) -> None:
     page, words = draw(template, sample(), language), load(language)
     for element, attributes in page.elements:
         assert element not in {"script", "link", "img", "iframe", "form", "object"}
@@ -94,7 +94,7 @@ def test_all_of_it(template: Template, language: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("reason", Outcome)
-def test_every_pause(template: Template, language: str, reason: Outcome) -> None:
+def test_every_pause(template: StatusTemplate, language: str, reason: Outcome) -> None:
     view = with_account(paused=reason, paused_until=NOW + 95, code="160", message="Slow down")
     text, words = draw(template, view, language).text, load(language)
     assert words.say("asking_paused", reason=words.say(f"pause_{reason.value}")) in text
@@ -110,7 +110,7 @@ def test_every_pause(template: Template, language: str, reason: Outcome) -> None
     [(None, "… not tried yet"), (True, "✓ accepted"), (False, "✕ refused")],
 )
 def test_every_state_of_the_credentials(
-    template: Template, *, authorized: bool | None, shown: str
+    template: StatusTemplate, *, authorized: bool | None, shown: str
 ) -> None:
     text = draw(template, with_account(authorized=authorized)).text
     assert f"Credentials {shown}" in text
@@ -124,16 +124,16 @@ def test_every_state_of_the_credentials(
         ("vi", "Số dư 4.812.350 đ 1 phút 14 giây trước"),
     ],
 )
-def test_a_balance_that_is_known(template: Template, language: str, shown: str) -> None:
+def test_a_balance_that_is_known(template: StatusTemplate, language: str, shown: str) -> None:
     assert shown in draw(template, sample(), language).text
     view = AccountView(account("main"), Recent(), Balance(0, NOW))
     assert "Balance 0 VND 0 s ago" in draw(template, replace(sample(), accounts=[view])).text
     assert "Balance" not in draw(template, with_account()).text
 
 
-def test_an_account_that_is_behind(template: Template) -> None:
+def test_an_account_that_is_behind(template: StatusTemplate) -> None:
     page = with_account(overdue=1200, lag=75.0)
-    behind = "Behind: 1,200 calls are due; one has waited for 1 min 15 s."
+    behind = "Behind: 1,200 calls are due, the oldest for 1 min 15 s."
     assert behind in draw(template, page).text
     (view,) = page.accounts
     page = replace(page, accounts=[replace(view, lagging={"campaign": "<spring>"})])
@@ -141,7 +141,7 @@ def test_an_account_that_is_behind(template: Template) -> None:
     assert "Behind" not in draw(template, with_account(overdue=3, lag=0.2)).text
 
 
-def test_an_account_without_calls(template: Template) -> None:
+def test_an_account_without_calls(template: StatusTemplate) -> None:
     page = draw(template, with_account(watched={}, last_success=0.0))
     assert "none yet" in page.text
     assert "No call has finished." in page.text
@@ -149,7 +149,7 @@ def test_an_account_without_calls(template: Template) -> None:
     assert "svg" not in [element for element, _ in page.elements]
 
 
-def test_every_failure(template: Template) -> None:
+def test_every_failure(template: StatusTemplate) -> None:
     calls = [
         Ended("main", f"id-{result}-{status}", result, status, NOW - 90, NOW - 100_000)
         for result in Result
@@ -175,19 +175,19 @@ def test_only_the_newest_failures() -> None:
         (KNOWN, {"main", "hotline"}),
     ],
 )
-def test_who_sees_reference_ids(template: Template, viewer: Viewer, seen: set[str]) -> None:
+def test_who_sees_reference_ids(template: StatusTemplate, viewer: Viewer, seen: set[str]) -> None:
     view = sample(viewer)
     text = draw(template, view).text
     for call in view.failures:
         assert (call.reference_id in text) is (call.account in seen)
-    assert ("ReferenceId" in text.replace("ReferenceIds are shown to", "")) is viewer.known
-    assert ("ReferenceIds are shown to those who log in." in text) is not viewer.known
+    assert ("ReferenceId" in text.replace("Log in to see ReferenceIds", "")) is viewer.known
+    assert ("Log in to see ReferenceIds." in text) is not viewer.known
     # Nor what the provider says, and what is in files: it may be an id too.
     assert ("Authorize Failed" in text) is viewer.known
     assert ("calls/today.csv" in text) is viewer.known
 
 
-def test_telephone_numbers_are_left_out(template: Template) -> None:
+def test_telephone_numbers_are_left_out(template: StatusTemplate) -> None:
     said = "number 0901234567 or +84 90 123-45-67 is blocked, code 103, after 15 s"
     text = draw(
         template, with_account(paused=Outcome.API_ERROR, paused_until=NOW, message=said)
@@ -195,20 +195,20 @@ def test_telephone_numbers_are_left_out(template: Template) -> None:
     assert "number ••• or ••• is blocked, code 103, after 15 s" in text
 
 
-def test_sources(template: Template) -> None:
+def test_sources(template: StatusTemplate) -> None:
     sources = [
-        SourceView("callback", 0.0, 0, bad=False, trouble=()),
-        SourceView("sql:orders", NOW - 5, 1234, bad=True, trouble=["no such table"]),
-        SourceView("new-kind", NOW - 5, 0, bad=False, trouble=()),
+        SourceView("callback", 0.0, 0, failing=False, problems=()),
+        SourceView("sql:orders", NOW - 5, 1234, failing=True, problems=["no such table"]),
+        SourceView("new-kind", NOW - 5, 0, failing=False, problems=()),
     ]
     text = draw(template, replace(sample(), sources=sources)).text
     assert "Callback of the provider … nothing yet not yet 0" in text
-    assert "Query orders ✕ not as it should be no such table 14:32:15 +07 1,234" in text
+    assert "Query orders ✕ failing no such table 14:32:15 +07 1,234" in text
     assert "new-kind ✓ good" in text
-    assert "Source “Query orders”: not as it should be." in text
+    assert "Source “Query orders”: failing." in text
 
 
-def test_problems_of_the_configuration(template: Template) -> None:
+def test_problems_of_the_configuration(template: StatusTemplate) -> None:
     problems = [f"config.yaml:{line}: accounts[{line}].name: is missing" for line in range(25)]
     text = draw(template, replace(sample(), problems=problems)).text
     assert "The last change of the configuration is not in force." in text
@@ -218,7 +218,7 @@ def test_problems_of_the_configuration(template: Template) -> None:
     assert "Not loaded yet." in draw(template, replace(sample(), loaded_at=0.0)).text
 
 
-def test_all_is_well_or_not(template: Template) -> None:
+def test_all_is_well_or_not(template: StatusTemplate) -> None:
     well = replace(with_account(), sources=[])
     page = draw(template, well)
     assert "✓ All is well." in page.text
@@ -229,11 +229,11 @@ def test_all_is_well_or_not(template: Template) -> None:
     assert "Not ready: the ledger cannot be written" in text
     paused = with_account(paused=Outcome.TIMEOUT, paused_until=NOW + 5)
     text = draw(template, replace(paused, sources=[])).text
-    assert "main: paused, the answers do not come in time." in text
+    assert "main: paused, the requests time out." in text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_nothing_is_taken_for_html_or_a_template(template: Template, language: str) -> None:
+def test_nothing_is_taken_for_html_or_a_template(template: StatusTemplate, language: str) -> None:
     view = StatusView(
         NOW,
         [HOSTILE],
@@ -247,8 +247,8 @@ def test_nothing_is_taken_for_html_or_a_template(template: Template, language: s
         ],
         [Ended(HOSTILE, HOSTILE, Result.FAILURE, Status.OTHER, NOW, NOW)],
         [
-            SourceView(HOSTILE, NOW, 0, bad=True, trouble=[HOSTILE]),
-            SourceView(f"sql:{HOSTILE}", NOW, 0, bad=True, trouble=[HOSTILE]),
+            SourceView(HOSTILE, NOW, 0, failing=True, problems=[HOSTILE]),
+            SourceView(f"sql:{HOSTILE}", NOW, 0, failing=True, problems=[HOSTILE]),
         ],
         NOW,
         [HOSTILE],
@@ -275,7 +275,7 @@ def test_nothing_is_taken_for_html_or_a_template(template: Template, language: s
     ],
 )
 def test_switches_keep_each_other(
-    template: Template, query: dict[str, str], links: set[str]
+    template: StatusTemplate, query: dict[str, str], links: set[str]
 ) -> None:
     page = draw(template, sample(), query=query)
     found = {attributes["href"] for element, attributes in page.elements if element == "a"}

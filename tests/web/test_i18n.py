@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
-from exporter.web.i18n import Language, choose, load
-from exporter.web.status_page import LANGUAGES
+from exporter.web.i18n import LANGUAGES, Language, choose, load
 
 NOW = datetime(2025, 3, 14, 7, 32, 20, tzinfo=UTC).timestamp()
 VIETNAM = timezone(timedelta(hours=7), "+07")
