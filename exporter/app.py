@@ -87,7 +87,7 @@ class App:
         self.sources = Sources(self.calls)
         self.balances = Balances(self.accounts, self.metrics, self.supervisor.start)
         self._notify = Dispatcher(self.ledger, self.metrics, self.supervisor.start)
-        self.calls.notify = self._notify.wake
+        self.calls.subscribe(lambda committed: self._notify.wake(committed.notify))
         self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
         parts = self.accounts, self.calls, self.metrics, self.supervisor.start, self.balances.known
         on_ready = partial(self._notify.wake, frozenset({HOME_ASSISTANT}))

@@ -62,7 +62,6 @@ class CallTracker:
         call_metrics: what is shown of finished calls; replaced with the configuration.
         histories: what has become of calls lately.
         max_calls: how many calls of an account may be watched at a time.
-        notify: called with the targets that are to be told of calls that have finished.
     """
 
     def __init__(
@@ -79,7 +78,11 @@ class CallTracker:
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self.max_calls: float = math.inf
         self._unfrozen = 0
-        self.notify: Callable[[frozenset[str]], None] = lambda _: None
+        self._subscribers: list[Callable[[Committed], None]] = []
+
+    def subscribe(self, subscriber: Callable[[Committed], None]) -> None:
+        """Call a function with each group of results, once it is durable."""
+        self._subscribers.append(subscriber)
 
     @property
     def count(self) -> int:
@@ -336,7 +339,8 @@ class CallTracker:
     def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
         """Count and show what has become durable."""
         self.call_metrics.add(committed.added.items())
-        self.notify(committed.notify)
+        for subscriber in self._subscribers:
+            subscriber(committed)
         # Asked once: a line that is not written costs as much as the rest of this loop.
         debug = _log.is_enabled_for(logging.DEBUG)
         for name, call, found, at in observations:
