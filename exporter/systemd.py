@@ -1,4 +1,4 @@
-"""Tells systemd how the exporter is: sd_notify(3), for a unit with `Type=notify`."""
+"""Report to systemd: sd_notify(3), for a unit with `Type=notify`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Final
 import structlog
 
 STATUS_EVERY: Final = 10.0
-"""Seconds from one status to the next, where no watchdog wants to hear more often."""
+"""Seconds from one status to the next, where no watchdog expects them more often."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Notifier:
-    """The socket that systemd listens on; without one, everything here does nothing.
+    """The socket that systemd listens on; without one, every method does nothing.
 
     Args:
-        environ: where systemd has written it, and how often it wants a sign of life. Taken away, so
-            that no child takes them for its own.
+        environ: names the socket and the time-out of the watchdog. They are removed from it, so
+            that no child process uses them.
 
     Attributes:
-        every: seconds from one sign of life to the next: half of what the watchdog waits for.
+        every: seconds from one heartbeat to the next: half of the watchdog's time-out.
     """
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -33,7 +33,7 @@ class Notifier:
         self._watchdog = _watchdog(environ)
         self.every = min(STATUS_EVERY, self._watchdog / 2 if self._watchdog else STATUS_EVERY)
         self._socket: socket.socket | None = None
-        self._told = True
+        self._reported = True
         if address[:1] in {"/", "@"}:
             # A leading `@` stands for the zero byte of an abstract socket.
             self._address = "\0" + address[1:] if address[0] == "@" else address
@@ -41,25 +41,21 @@ class Notifier:
             self._socket.setblocking(False)
 
     def ready(self, status: str) -> None:
-        """Tell that the start, or a reload, is over."""
-        self._tell("READY=1", _status(status))
+        """Report that the start, or a reload, is over."""
+        self._send("READY=1", _status(status))
 
     def reloading(self) -> None:
-        """Tell that the configuration is read again; `ready` tells the end of it."""
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """Report that the configuration is read again; `ready` reports the end of it."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """Tell that the exporter ends."""
-        self._tell("STOPPING=1", _status("stopping"))
+        """Report that the exporter stops."""
+        self._send("STOPPING=1", _status("stopping"))
 
     async def beat(self, status: Callable[[], str]) -> None:
-        """Give signs of life for as long as the event loop turns.
-
-        Args:
-            status: says in a line how things are.
-        """
+        """Send heartbeats for as long as the event loop runs, each with the status in a line."""
         while self._socket is not None:
-            self._tell(*(["WATCHDOG=1"] if self._watchdog else []), _status(status()))
+            self._send(*(["WATCHDOG=1"] if self._watchdog else []), _status(status()))
             await asyncio.sleep(self.every)
 
     def close(self) -> None:
@@ -67,21 +63,21 @@ class Notifier:
         if self._socket is not None:
             self._socket.close()
 
-    def _tell(self, *lines: str) -> None:
+    def _send(self, *lines: str) -> None:
         if self._socket is None:
             return
         try:
             self._socket.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            if self._told:
-                _log.warning("systemd not told", problem=error.strerror)
-            self._told = False
+            if self._reported:
+                _log.warning("cannot report to systemd", problem=error.strerror)
+            self._reported = False
         else:
-            self._told = True
+            self._reported = True
 
 
 def _watchdog(environ: MutableMapping[str, str]) -> float:
-    """Return the seconds after which systemd takes this process for dead; 0 for never."""
+    """Return the seconds after which systemd considers this process dead; 0 for never."""
     microseconds = environ.pop("WATCHDOG_USEC", "")
     meant = environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(microseconds) / 1e6 if meant and microseconds.isdecimal() else 0.0

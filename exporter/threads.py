@@ -19,34 +19,31 @@ THREADS: Final = 6
 
 
 def ready_threads() -> ThreadPoolExecutor:
-    """Return a pool whose threads are there already.
+    """Return a pool whose threads have started.
 
     A pool starts them as they are needed, which fails where the machine has none left: then a
-    scrape would be refused, and whatever looks for changes in the background would end.
+    scrape would be refused, and background tasks would fail.
 
     Raises:
         RuntimeError: the machine has none left now.
     """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="beside")
-    all_there = threading.Barrier(THREADS + 1)
+    started = threading.Barrier(THREADS + 1)
     try:
         for _ in range(THREADS):
-            pool.submit(all_there.wait)
+            pool.submit(started.wait)
     except RuntimeError:
-        all_there.abort()
+        started.abort()
         raise
-    all_there.wait()
+    started.wait()
     return pool
 
 
 class SerialThread:
-    """A thread that does one piece of work after another, for the event loop it was made in.
+    """A thread that runs functions one after the other, for the event loop it was made in.
 
-    The end of the process does not wait for it, as it would for those of an executor: a database
-    may take its time.
-
-    Args:
-        name: of the thread.
+    The process ends without waiting for it, as it would for those of an executor: a database may
+    never answer.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,16 +53,16 @@ class SerialThread:
         self._started = False
 
     def submit(self, work: Callable[[], R]) -> asyncio.Future[R]:
-        """Have work done after what was submitted before, also if nobody waits for it.
+        """Run a function after those that were submitted before, also if nothing awaits it.
 
-        Who waits gets a `SourceError` where the machine has no thread left.
+        The future raises a `SourceError` where the machine has no thread left.
         """
         done: asyncio.Future[R] = self._loop.create_future()
         try:
             self._start()
         except RuntimeError:
             done.set_exception(SourceError("no thread can be started"))
-            done.exception()  # asked for, so that nobody complains where nobody waits
+            done.exception()  # retrieved, so that asyncio logs nothing where nothing awaits it
         else:
             self._work.put(partial(self._do, work, done))
         return done
@@ -76,7 +73,7 @@ class SerialThread:
             self._started = True
 
     def close(self) -> None:
-        """End the thread once everything that was submitted is done."""
+        """End the thread after what was submitted."""
         self._work.put(None)
 
     def _run(self) -> None:
@@ -86,12 +83,12 @@ class SerialThread:
     def _do(self, work: Callable[[], R], done: asyncio.Future[R]) -> None:
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            self._tell(done, partial(done.set_exception, error))
+        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+            self._resolve(done, partial(done.set_exception, error))
         else:
-            self._tell(done, partial(done.set_result, result))
+            self._resolve(done, partial(done.set_result, result))
 
-    def _tell(self, done: asyncio.Future[R], end: Callable[[], None]) -> None:
+    def _resolve(self, done: asyncio.Future[R], end: Callable[[], None]) -> None:
         def tell() -> None:
             if not done.cancelled():
                 end()
@@ -101,13 +98,13 @@ class SerialThread:
 
 
 class DetachedThreads:
-    """Runs blocking work that may never end, in threads of its own.
+    """Runs functions that may never return, in threads of their own.
 
     The pool of `ready_threads` would lose a thread to a file system that does not answer, and the
-    end of the process would wait for it.
+    process would wait for it at its end.
 
     Args:
-        timeout: seconds that are waited for a piece of work.
+        timeout: seconds to wait for a function.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -116,19 +113,15 @@ class DetachedThreads:
         self._idle: list[SerialThread] = []
 
     def hangs(self, key: Hashable) -> bool:
-        """Tell whether work that was started under a key still runs."""
+        """Return whether a function that was run under a key has not returned."""
         return key in self._running
 
     async def run(self, key: Hashable, work: Callable[[], R]) -> R:
-        """Run work; what takes longer than the timeout goes on, and its result is dropped.
-
-        Args:
-            key: names the work for `hangs`.
-            work: called in the thread.
+        """Run a function under a key; after the timeout, it goes on and its result is dropped.
 
         Raises:
-            SourceError: it does not end in time, work under this key still runs, or there are no
-                threads left.
+            SourceError: it does not return in time, the last one under this key has not returned,
+                or there are no threads left.
         """
         if key in self._running:
             raise SourceError("no answer")
