@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
+from functools import partial
 
 import pytest
 
-from exporter.threads import THREADS, ready_threads
+from exporter.errors import SourceError
+from exporter.threads import THREADS, SerialThread, ready_threads
 from tests.waiting import DEADLINE
 
 
@@ -37,3 +41,61 @@ def test_a_machine_that_has_too_few_threads(monkeypatch: pytest.MonkeyPatch) -> 
     for thread in started:
         thread.join(DEADLINE)
         assert not thread.is_alive()
+
+
+async def test_work_is_done_in_order_in_one_thread_also_where_nobody_waits() -> None:
+    worker, done = SerialThread("test"), list[tuple[int, threading.Thread]]()
+    go_on = threading.Event()
+    first = worker.submit(lambda: go_on.wait(DEADLINE))
+    for number in range(3):
+        worker.submit(partial(lambda n: done.append((n, threading.current_thread())), number))
+    last = worker.submit(lambda: "end")
+    worker.close()
+    first.cancel()
+    go_on.set()
+    assert await last == "end"
+    assert [number for number, _ in done] == [0, 1, 2]
+    (thread,) = {thread for _, thread in done}
+    assert thread.daemon
+    await asyncio.to_thread(thread.join, DEADLINE)
+    assert not thread.is_alive()
+
+
+async def test_what_work_raises_is_raised_where_it_is_waited_for() -> None:
+    worker = SerialThread("test")
+    with pytest.raises(ZeroDivisionError):
+        await worker.submit(lambda: 1 / 0)
+    assert await worker.submit(lambda: 1) == 1
+    worker.close()
+
+
+def test_work_that_outlives_the_loop_ends_in_silence() -> None:
+    go_on, threads = threading.Event(), list[threading.Thread]()
+
+    async def leave() -> None:
+        worker = SerialThread("test")
+        await worker.submit(lambda: threads.append(threading.current_thread()))
+        worker.submit(lambda: go_on.wait(DEADLINE))
+        worker.close()
+
+    asyncio.run(leave())
+    go_on.set()
+    threads[0].join(DEADLINE)
+    assert not threads[0].is_alive()
+
+
+async def test_a_machine_without_threads_is_told_to_who_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker = SerialThread("test")
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", start)
+        with pytest.raises(SourceError, match="no thread can be started"):
+            await worker.submit(lambda: 1)
+        worker.submit(lambda: 1)  # and nobody waits
+        gc.collect()
+    assert await worker.submit(lambda: 1) == 1
+    worker.close()
