@@ -1,8 +1,7 @@
-"""The balances of the accounts, each asked for at its interval.
+"""The balances of the accounts, requested at an interval.
 
-The balance is told by another host than the calls, and may be refused or throttled where those are
-not, and the other way round. So neither pauses the other: each has its own back-off, and each keeps
-trying what only it can find to be mended.
+Balances come from another host than calls, which may refuse or throttle when the other one does
+not. So neither pauses the other: each has a back-off of its own.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from exporter.metrics.requests import RequestMetrics
 from exporter.secrets import Secret
 
 LONGEST_WAIT: Final = 900.0
-"""Seconds that failures, or a `Retry-After`, make the wait for the next request, at most; the
-interval where that is longer."""
+"""Seconds to the next request after failures or a `Retry-After`, at most; the interval where that
+is longer."""
 
 FIRST_SHARE: Final = 0.1
-"""The share of the interval within which an account is first asked for: many of them, or many
-exporters that start together, do not ask at once."""
+"""The share of the interval in which the first request is sent, so that those of many accounts are
+spread."""
 
 _LOOK_EVERY: Final = 1.0
 """Seconds after which it is checked whether the account is polled here."""
@@ -39,15 +38,15 @@ _log = structlog.get_logger(__name__)
 
 
 class Balance(NamedTuple):
-    """What the provider said: VND, and when (Unix time)."""
+    """A balance in VND, and when the provider reported it (Unix time)."""
 
     vnd: float
-    told_at: float
+    known_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """How an account's balance is asked for; times in seconds.
+    """How an account's balance is requested; times in seconds.
 
     Attributes:
         account: whose balance it is: the address and the keys.
@@ -66,7 +65,7 @@ def wait_after(failures: int, interval: float, retry_after: float | None) -> flo
     Args:
         failures: how many requests in a row have failed; each doubles the wait.
         interval: the seconds from one request to the next while all is well.
-        retry_after: what a throttling provider asked for, in seconds.
+        retry_after: seconds for which a throttling provider wants no requests.
     """
     longest = max(interval, LONGEST_WAIT)
     return max(
@@ -75,7 +74,7 @@ def wait_after(failures: int, interval: float, retry_after: float | None) -> flo
 
 
 class Balances:
-    """Asks for the balance of each account, and shows it.
+    """Requests the balance of each account, and shows it.
 
     Args:
         accounts: those that are polled here: live mapping, shared by reference.
@@ -83,7 +82,7 @@ class Balances:
         spawn: runs a coroutine in the background, until it is cancelled.
 
     Attributes:
-        known: the balances that the provider has told, by account.
+        known: the last known balance of each account.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class Balances:
             family.remove("account", account)
 
     async def _run(self, name: str, interval: float) -> None:
-        """Ask for an account's balance again and again, while the account is polled here."""
+        """Request an account's balance at its interval, while the account is polled here."""
         account, requests, failures = None, None, 0
         while True:
             if (polled := self._accounts.get(name)) is None:

@@ -108,7 +108,7 @@ class LookupResult:
 
     @property
     def answered(self) -> bool:
-        """Whether the provider has told the call's state, also that it knows no such call."""
+        """Whether the provider has answered, also that it knows no such call."""
         return self.outcome in GOOD
 
     @property

@@ -25,7 +25,7 @@ _RETRY_EVERY: Final = 1.0
 """Seconds after which a write that failed is tried again."""
 
 Place = Callable[[CallRequest], Awaitable[tuple[PlacedCall, float] | None]]
-"""Places a call; returns what came of it, and the seconds that it took. None: nothing was sent."""
+"""Places a call; returns the outcome, and the seconds that it took; None where nothing was sent."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +57,7 @@ def day_of(moment: float, zone: ZoneInfo) -> tuple[float, float]:
 
 
 def call_request(canary: CanaryConfig, account: str, due: int) -> CallRequest:
-    """Return what the provider is asked for."""
+    """Return the request that places a canary's call."""
     return CallRequest(
         canary.phone,
         request_id(canary.name, due, account),

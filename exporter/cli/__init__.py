@@ -28,7 +28,7 @@ _MODULES: Final = {
     "callback-url": "checks",
     "schema": "checks",
     "completion": "completion",
-    "simulate": "",
+    "simulate": "simulate",
 }
 """The module of `exporter.cli` for each command. It is imported when it is needed: all of them
 together take a second."""
@@ -45,9 +45,8 @@ class _Commands(click.Group):
         """Return a command; None where there is none of that name."""
         if cmd_name not in _MODULES:
             return None
-        module = _MODULES[cmd_name]
-        path = f"exporter.cli.{module}" if module else "exporter.simulator.command"
-        command = getattr(import_module(path), cmd_name.replace("-", "_"))
+        module = import_module(f"exporter.cli.{_MODULES[cmd_name]}")
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)  # noqa: S101 - they are made so
         return command
 

@@ -46,7 +46,7 @@ CAMPAIGNS: Final = {"otp": 6, "reminder": 3, "emergency": 1}
 CALLS_PER_SECOND: Final = 2.0
 TIMEOUT: Final = 5.0  # seconds, to place a call
 SPEED: Final = 5.0
-"""Nobody watches a demo for a minute until the first call has rung, was answered and reported."""
+"""A demo has to show the first result soon, not after a minute."""
 
 
 def configuration(url: str, folder: Path) -> Config:
@@ -63,7 +63,7 @@ def configuration(url: str, folder: Path) -> Config:
             )
             for account in (*ACCOUNTS, REFUSED)
         ),
-        # Livelier than the defaults: nobody watches a demo for a quarter of an hour.
+        # Livelier than the defaults: a demo is watched for minutes.
         polling=PollingConfig(interval=2.0, max_interval=10.0, not_found_grace=30.0),
         balance=BalanceConfig(interval=10.0),
         watch=WatchConfig(labels=("campaign",)),

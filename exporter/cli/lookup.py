@@ -30,7 +30,7 @@ _TABLE: Final = (
 _FILES: Final = (".csv", ".txt", ".yaml", ".yml", ".json")
 
 Calls = dict[CallName, ReferenceId]
-"""What is asked for: each call once, in the order in which they were named."""
+"""The calls to look up: each once, in the order in which they were named."""
 
 
 @click.command()
@@ -50,7 +50,7 @@ Calls = dict[CallName, ReferenceId]
 @click.option(
     "--output-file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write lines to this .csv or .json; what it holds already is not asked for again.",
+    help="Write lines to this .csv or .json; calls that it has an answer for are skipped.",
 )
 @click.option(
     "--rate",
@@ -68,7 +68,7 @@ def lookup(
     output_file: Path | None,
     rate: float | None,
 ) -> None:
-    """Ask the provider what became of calls.
+    """Ask the provider for the results of calls.
 
     Nothing is counted, and no ledger is touched. Exit code 0: the provider has answered for all of
     them; 1: not for all, and why; 2: wrong usage.
@@ -110,7 +110,7 @@ def _output(output: str | None, output_file: Path | None) -> Output:
 def _calls(
     config: Config, named: Iterable[str], from_file: str | None, account: str | None
 ) -> tuple[Calls, bool]:
-    """Return what to ask for, and whether all that was named can be."""
+    """Return the calls to look up, and whether all that were named can be."""
     names = [wish.name for wish in config.accounts]
     if account is not None and account not in names:
         raise click.BadParameter("expected the name of one of the accounts", param_hint="--account")

@@ -1,4 +1,4 @@
-"""What the provider said, parsed and typed. Pure and total: any bytes make an answer.
+"""The provider's answers, parsed and typed. Pure and total: any bytes make an answer.
 
 Source: the provider's page of `GetSendStatus` and its examples. Types are taken loosely, because
 the documentation and the examples differ: numbers come as numbers or as strings.
@@ -29,7 +29,7 @@ MAX_PRICE: Final = 1e9
 """VND; no call costs as much, and the sum of prices must not be spoilt by one of them."""
 
 MAX_BALANCE: Final = 1e15
-"""VND; nobody has as much on an account, and up to here a float is exact."""
+"""VND; no account holds as much, and up to here a float is exact."""
 
 # Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
 _OK: Final = Outcome.OK
@@ -42,14 +42,14 @@ _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 class Answer(NamedTuple):
-    """One answer of `GetSendStatus`, or what came instead of it.
+    """One answer of `GetSendStatus`, or the failure that took its place.
 
     Attributes:
-        outcome: what the request came to.
+        outcome: of the request.
         code: the documented result code, `other` for any other, None where there was none.
         message: the provider's words for a failure, bounded, without control characters and phone
             numbers.
-        retry_after: seconds that a throttling provider asked for.
+        retry_after: seconds for which a throttling provider wants no requests.
         reference_id: the id that the answer is about; None where it names none.
         send_status: 1, 2, 4, 5, 7; None where it is absent or no number.
         sent_result: 0 or 1, or as a boolean; None where it is absent or neither.
@@ -76,7 +76,7 @@ BAD_RESPONSE: Final = Answer(Outcome.BAD_RESPONSE)
 
 
 class BalanceAnswer(NamedTuple):
-    """One answer of `GetBalance_json`, or what came instead of it; see `Answer`.
+    """One answer of `GetBalance_json`, or the failure that took its place; see `Answer`.
 
     Attributes:
         balance: VND; None where the outcome is another than `ok`.
@@ -120,14 +120,14 @@ def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> BalanceAnswer:
         body: any bytes.
         hidden: see `read_answer`.
     """
-    # Its code and its message are where those of a call are.
-    said = read_answer(body, hidden)
-    if said.outcome is not Outcome.OK:
-        return BalanceAnswer(said.outcome, said.code, said.message)
+    # Code and message have the same fields as in `GetSendStatus`.
+    answer = read_answer(body, hidden)
+    if answer.outcome is not Outcome.OK:
+        return BalanceAnswer(answer.outcome, answer.code, answer.message)
     balance = _number((read_object(body) or {}).get("Balance"))
     if balance is None or not 0 <= balance <= MAX_BALANCE:
-        return BalanceAnswer(Outcome.BAD_RESPONSE, said.code)
-    return BalanceAnswer(said.outcome, said.code, balance=balance)
+        return BalanceAnswer(Outcome.BAD_RESPONSE, answer.code)
+    return BalanceAnswer(answer.outcome, answer.code, balance=balance)
 
 
 def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
@@ -143,7 +143,7 @@ def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     Returns:
         The answer; its `reference_id` is the `SMSID` of a call that was accepted.
     """
-    # Its code and its message are where those of GetSendStatus are.
+    # Code and message have the same fields as in `GetSendStatus`.
     answer = read_answer(body, hidden)
     if answer.outcome is not Outcome.OK:
         return answer

@@ -1,4 +1,4 @@
-"""The provider's result codes, and what a request can come to.
+"""The provider's result codes, and the outcomes of requests.
 
 Source: the provider's public table of result codes (`bang-ma-loi`), as far as it concerns calls.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class Outcome(StrEnum):
-    """What one request came to: the label `outcome` of `esms_api_requests_total`."""
+    """The outcome of one request: the label `outcome` of `esms_api_requests_total`."""
 
     OK = "ok"
     AUTH = "auth"

@@ -146,7 +146,7 @@ class CanaryRuns:
     def begin(self, intent: Intent) -> int | NotBegun:
         """Take the right to place a call; returns its row, or why it may not be placed.
 
-        Once it is committed, nobody else gets the right for that due time.
+        Once it is committed, no other exporter gets the right for that due time.
         """
         with self._database.begin() as connection:
             row = _lock(connection, intent.canary)
@@ -229,7 +229,7 @@ class CanaryRuns:
         code: str | None = None,
         seconds: float | None = None,
     ) -> bool:
-        """Write how a run has ended, and count it; once, whoever tries.
+        """Write how a run has ended, and count it, once.
 
         A call that has not finished is not watched any more, as one that was deleted.
 
@@ -269,7 +269,7 @@ class CanaryRuns:
             return True
 
     def count_missed(self, name: str, seen_until: int, due: Sequence[int]) -> int:
-        """Count due times at which nobody placed a call; returns how many those were.
+        """Count due times at which no call was placed; returns how many.
 
         Args:
             name: of the canary.
@@ -331,11 +331,11 @@ class CanaryRuns:
 
     def forget_others(self, names: Collection[str]) -> None:
         """Have canaries that are not configured any more begin anew when they come back."""
-        gone = update(canaries).where(
+        forgotten = update(canaries).where(
             canaries.c.name.not_in(list(names)), canaries.c.since.is_not(None)
         )
         with self._database.begin() as connection:
-            connection.execute(gone.values(since=None, seen_until=None))
+            connection.execute(forgotten.values(since=None, seen_until=None))
 
     def find(self, row: int) -> tuple[str | None, str | None]:
         """Return how a call has ended: its result and status."""
@@ -352,7 +352,7 @@ class CanaryRuns:
 
 
 def _lock(connection: Connection, name: str) -> int:
-    """Return the row of a canary, making one where there is none; nobody else has it meanwhile."""
+    """Return the row of a canary, made where there is none, and lock it."""
     row = row_of(connection, canaries.c.name, name)
     connection.execute(select(canaries.c.id).where(canaries.c.id == row).with_for_update())
     return row

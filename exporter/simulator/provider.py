@@ -18,7 +18,6 @@ from pydantic.dataclasses import dataclass
 from exporter.simulator.calls import CONFIG, PRICE_PER_MINUTE, Call, Mix, Plan, normalize_id
 from exporter.simulator.traffic import count_recent
 
-# The oldest call is forgotten when there are more.
 MAX_CALLS: Final = 1_000_000
 # "a RequestId blocks for 24 h" (api/README.md).
 REQUEST_ID_BLOCKS: Final = 24 * 3600.0
@@ -94,7 +93,9 @@ class Provider:
         speed: float = 1.0,
         find_unknown_ids: bool = False,
         mix: Mix | None = None,
+        max_calls: int = MAX_CALLS,  # the oldest are forgotten
     ) -> None:
+        self._max_calls = max_calls
         self.accounts: dict[str, Account] = {}
         self.calls: dict[tuple[str, str], Call] = {}
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
@@ -146,7 +147,7 @@ class Provider:
             plan = self._mix.draw(rng)
         call = Call(account, reference_id, self.now, plan)
         self.calls[account, reference_id] = call
-        if len(self.calls) > MAX_CALLS:
+        if len(self.calls) > self._max_calls:
             del self.calls[next(iter(self.calls))]
         return call
 

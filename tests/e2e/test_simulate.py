@@ -14,10 +14,10 @@ import pytest
 import trustme
 from click.testing import CliRunner
 
-from exporter.simulator.command import simulate
+from exporter.cli.simulate import simulate
 from tests import subprocesses
 
-RUN = "from exporter.simulator.command import simulate; simulate()"
+RUN = "from exporter.cli.simulate import simulate; simulate()"
 
 
 @contextmanager
