@@ -116,8 +116,8 @@ def _is_secret(about: FieldInfo) -> bool:
 class Section(BaseModel):
     """A mapping of the file. Its attributes' docstrings are the reference of its keys.
 
-    They are no `use_attribute_docstrings`, which reads the source at every start: see
-    `exporter.config.loading.descriptions`.
+    `exporter.config.loading.descriptions` reads them where they are needed; pydantic's
+    `use_attribute_docstrings` would parse the source at every start.
 
     Attributes:
         null_is_default: `key:` without a value leaves any key at its default.
@@ -200,11 +200,13 @@ def validate(model: type[M], document: YamlMapping, context: LoadContext) -> M |
     try:
         return model.model_validate(document, context=context)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
+        for number, detail in enumerate(error.errors(include_url=False)):
             message = _message(detail)
-            if message:
+            if message and number < 4 * MAX_PROBLEMS:
                 path = _path_in(document, detail["loc"])
                 context.problems.add(line_of(document, path), path, message)
+            elif message:
+                context.problems.add_hidden()  # finding its line is slow in a large mapping
         return None
 
 

@@ -8,7 +8,7 @@ from exporter.config import CallConfig, Config
 from exporter.ids import ReferenceId
 
 Load = Callable[..., Config]
-Tell = Callable[..., list[str]]
+FindProblems = Callable[..., list[str]]
 
 ONE = "accounts:\n  - {name: main, api_key: k, secret_key: s}\n"
 TWO = ONE + "  - {name: other, api_key: k, secret_key: s}\n"
@@ -72,14 +72,16 @@ def test_calls_are_read(
         ('{reference_id: a, labels: {team: "${NONE}"}}', ".labels.team: the environment variable"),
     ],
 )
-def test_every_problem_of_a_call_is_told_once(problems: Tell, text: str, expected: str) -> None:
+def test_every_problem_of_a_call_is_reported_once(
+    problems: FindProblems, text: str, expected: str
+) -> None:
     found = problems(f"{ONE}{WATCH}    - first\n    - {text}\n")
     assert len(found) == 1
     assert expected in found[0]
     assert found[0].startswith("7: ")
 
 
-def test_the_lines_are_those_of_the_keys(problems: Tell) -> None:
+def test_the_lines_are_those_of_the_keys(problems: FindProblems) -> None:
     call = (
         "    - reference_id: 1\n      account: nope\n      labels:\n        team: 2\n        x: y\n"
     )
@@ -87,7 +89,7 @@ def test_the_lines_are_those_of_the_keys(problems: Tell) -> None:
     assert lines == ["6", "7", "9", "10"]
 
 
-def test_an_account_is_needed_where_there_are_several(problems: Tell, load: Load) -> None:
+def test_an_account_is_needed_where_there_are_several(problems: FindProblems, load: Load) -> None:
     message = "missing required key; it may be left out where there is one account"
     assert problems(f"{TWO}{WATCH}    - abc\n    - reference_id: b\n") == [
         f"7: watch.calls[0].account: {message}",
@@ -97,7 +99,7 @@ def test_an_account_is_needed_where_there_are_several(problems: Tell, load: Load
     assert config.watch.calls[0].account == "other"
 
 
-def test_the_same_call_twice_names_the_first(problems: Tell, load: Load) -> None:
+def test_the_same_call_twice_names_the_first(problems: FindProblems, load: Load) -> None:
     calls = "    - abc\n    - ABC\n    - reference_id: ABC\n    - {reference_id: aBc}\n"
     assert problems(ONE + WATCH + calls) == [
         "7: watch.calls[1]: the same call again; the first is on line 6",
@@ -118,19 +120,19 @@ def test_equal_labels_are_one_object(load: Load) -> None:
 
 @pytest.mark.parametrize("accounts", ["", "accounts: x\n", "accounts: [x]\n"])
 def test_calls_are_not_blamed_for_accounts_that_cannot_be_read(
-    problems: Tell, accounts: str
+    problems: FindProblems, accounts: str
 ) -> None:
     found = problems(f"{accounts}{WATCH}    - {{reference_id: a, account: main}}\n    - b c\n")
     assert not any("watch.calls[0]" in problem for problem in found)
     assert any("watch.calls[1]: expected an id" in problem for problem in found)
 
 
-def test_labels_are_not_checked_against_names_that_cannot_be_read(problems: Tell) -> None:
+def test_labels_are_not_checked_against_names_that_cannot_be_read(problems: FindProblems) -> None:
     text = f"{ONE}watch:\n  labels: [1]\n  calls: [{{reference_id: a, labels: {{b: c}}}}]\n"
     assert len(problems(text)) == 1
 
 
-def test_only_the_first_hundred_are_told(problems: Tell) -> None:
+def test_only_the_first_hundred_are_shown(problems: FindProblems) -> None:
     found = problems(f"{ONE}{WATCH}" + "    - a b\n" * 1000)
     assert len(found) == 101
     assert found[0].startswith("6: watch.calls[0]: ")
@@ -147,6 +149,6 @@ def test_only_the_first_hundred_are_told(problems: Tell) -> None:
     )
 
 
-def test_no_more_calls_than_may_be_watched(problems: Tell) -> None:
+def test_no_more_calls_than_may_be_watched(problems: FindProblems) -> None:
     text = f"{ONE}watch:\n  max_calls: 1\n  calls: [a, b]\n"
     assert problems(text) == ["5: watch.calls: expected at most `max_calls`, 1, of account main"]

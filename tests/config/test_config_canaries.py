@@ -9,7 +9,7 @@ from exporter.canaries.schedule import Cron, Every, schedule_of
 from exporter.config import Config
 
 Load = Callable[..., Config]
-Tell = Callable[..., list[str]]
+FindProblems = Callable[..., list[str]]
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\ncanaries:\n"
 GOOD = {
@@ -58,7 +58,7 @@ def test_expressions_of_cron(load: Load, expression: str) -> None:
         *("0 0 0 * * *", "@hourly", "61 * * * *", "", "a b c d e", "0 " * 200),
     ],
 )
-def test_expressions_of_cron_that_are_refused(problems: Tell, expression: str) -> None:
+def test_expressions_of_cron_that_are_refused(problems: FindProblems, expression: str) -> None:
     (problem,) = problems(text(every=None, cron=f"'{expression}'"))
     assert problem.startswith("8: canaries[0].cron: expected five fields")
 
@@ -107,13 +107,13 @@ def test_phones(load: Load, tmp_path: Path, phone: str) -> None:
         ({"nmae": "x"}, "9: canaries[0].nmae: unknown key"),
     ],
 )
-def test_problems(problems: Tell, changed: dict[str, str | None], expected: str) -> None:
+def test_problems(problems: FindProblems, changed: dict[str, str | None], expected: str) -> None:
     (problem,) = problems(text(**changed))
     assert problem.startswith(expected)
     assert GOOD["phone"][1:-1] not in problem
 
 
-def test_names_and_accounts(problems: Tell) -> None:
+def test_names_and_accounts(problems: FindProblems) -> None:
     two = text().replace(
         "accounts: [", "accounts: [{name: b, api_key: k, secret_key: s}, "
     ) + text().removeprefix(HEAD)

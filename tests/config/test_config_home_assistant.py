@@ -12,13 +12,13 @@ from exporter.config import Config, HomeAssistantConfig
 from exporter.secrets import Secret
 
 Load = Callable[..., Config]
-Tell = Callable[..., list[str]]
+FindProblems = Callable[..., list[str]]
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\n"
 URL = "home_assistant.url: expected `mqtt://HOST[:PORT]`, or `mqtts://HOST[:PORT]` for TLS"
 
 
-def test_nobody_is_told_by_default(load: Load) -> None:
+def test_nothing_is_published_by_default(load: Load) -> None:
     assert load(HEAD).home_assistant is None
     assert load(HEAD + "home_assistant:\n").home_assistant is None
 
@@ -109,7 +109,7 @@ def test_a_password_of_a_broker_is_taken_as_it_is(
         ("{url: 'mqtts://a', ca_file: 5}", "home_assistant.ca_file: expected the path of a file"),
     ],
 )
-def test_what_is_wrong(problems: Tell, tmp_path: Path, text: str, expected: str) -> None:
+def test_what_is_wrong(problems: FindProblems, tmp_path: Path, text: str, expected: str) -> None:
     (found,) = problems(HEAD + f"home_assistant: {text}\n")
     expected = expected.replace("{folder}", str(tmp_path))
     assert found.startswith((f"2: {expected}", f"1: {expected}"))
@@ -127,13 +127,15 @@ def test_authorities_of_a_broker_that_change(load: Load, tmp_path: Path) -> None
     assert len(seen[2].authorities.context.get_ca_certs()) == 1
 
 
-def test_certificates_need_tls(problems: Tell, tmp_path: Path) -> None:
+def test_certificates_need_tls(problems: FindProblems, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     found = problems(HEAD + "home_assistant: {url: 'mqtt://a', ca_file: ca.pem}\n")
     assert found == ["2: home_assistant.ca_file: expected `url` to begin with `mqtts://`"]
 
 
-def test_a_client_that_is_not_installed(problems: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_is_not_installed(
+    problems: FindProblems, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "aiomqtt", None)
     (found,) = problems(HEAD + "home_assistant: {url: 'mqtt://a'}\n")
     assert found.startswith("2: home_assistant.url: the MQTT client is not installed: `pip install")

@@ -13,7 +13,7 @@ from exporter.errors import ConfigError
 from exporter.secrets import Secret
 
 Load = Callable[..., Config]
-Tell = Callable[..., list[str]]
+FindProblems = Callable[..., list[str]]
 
 HEAD = "accounts:\n  - name: main\n    api_key: k\n    secret_key: s\n"
 LEDGER_URL = "5: ledger.url: expected sqlite:///PATH or postgresql://USER:"
@@ -234,14 +234,14 @@ def test_secrets_stay_text(load: Load) -> None:
         )
     ],
 )
-def test_one_mistake_is_one_problem(problems: Tell, text: str, expected: str) -> None:
+def test_one_mistake_is_one_problem(problems: FindProblems, text: str, expected: str) -> None:
     found = problems(text)
     assert len(found) == 1, found
     assert found[0].startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "'a\n'", "\u00e9", "x" * 65, "5", "[]", "a/b"])
-def test_names_of_accounts_are_plain(problems: Tell, name: str) -> None:
+def test_names_of_accounts_are_plain(problems: FindProblems, name: str) -> None:
     text = f'accounts: [{{name: "{name}", api_key: k, secret_key: s}}]\n'
     if name == "5":
         text = text.replace('"', "")
@@ -250,7 +250,7 @@ def test_names_of_accounts_are_plain(problems: Tell, name: str) -> None:
     assert "accounts[0].name: expected a name of 1 to 64 letters, digits, `_`, `.`" in found[0]
 
 
-def test_names_of_accounts_differ(problems: Tell) -> None:
+def test_names_of_accounts_differ(problems: FindProblems) -> None:
     assert problems(HEAD + HEAD.removeprefix("accounts:\n")) == [
         "5: accounts[1].name: expected a unique name; an earlier item has the same"
     ]
@@ -270,7 +270,7 @@ def test_names_of_accounts_differ(problems: Tell) -> None:
         ("${hunter", "malformed `${`"),
     ],
 )
-def test_a_key_that_is_wrong_is_not_shown(problems: Tell, value: str, message: str) -> None:
+def test_a_key_that_is_wrong_is_not_shown(problems: FindProblems, value: str, message: str) -> None:
     text = f"accounts:\n  - name: a\n    api_key: {value}\n    secret_key: s\n"
     found = problems(text, {"EMPTY": ""})
     assert len(found) == 1
@@ -278,7 +278,7 @@ def test_a_key_that_is_wrong_is_not_shown(problems: Tell, value: str, message: s
     assert "hunter" not in found[0]
 
 
-def test_all_problems_come_at_once_in_the_order_of_the_file(problems: Tell) -> None:
+def test_all_problems_come_at_once_in_the_order_of_the_file(problems: FindProblems) -> None:
     found = problems(
         "ledger: {url: x}\n"
         "watch:\n  calls: [a b]\n  labels: [A]\n"
@@ -333,7 +333,7 @@ def test_keys_come_from_files_beside_the_configuration(
     ],
 )
 def test_a_file_without_a_key_is_a_problem(
-    problems: Tell, tmp_path: Path, content: bytes | None, message: str
+    problems: FindProblems, tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     if content is not None:
         (tmp_path / "key").write_bytes(content)
@@ -343,12 +343,12 @@ def test_a_file_without_a_key_is_a_problem(
 
 
 @pytest.mark.parametrize("value", ["''", "5", "[]", ""])
-def test_the_name_of_a_file_is_text(problems: Tell, value: str) -> None:
+def test_the_name_of_a_file_is_text(problems: FindProblems, value: str) -> None:
     found = problems(f"accounts: [{{name: a, api_key_file: {value}, secret_key: s}}]\n")
     assert found == ["1: accounts[0].api_key_file: expected the path of a file"]
 
 
-def test_the_name_of_a_file_may_be_odd(problems: Tell, tmp_path: Path) -> None:
+def test_the_name_of_a_file_may_be_odd(problems: FindProblems, tmp_path: Path) -> None:
     found = problems('accounts: [{name: a, api_key_file: "a\\0\\nb", secret_key: s}]\n')
     told = f"the file {tmp_path}/a??b cannot be read: not a path"
     assert found == [f"1: accounts[0].api_key_file: {told}"]
@@ -378,7 +378,7 @@ def make_link_to_device(path: Path) -> None:
         (lambda path: path.write_bytes(b"accounts: \0\n"), "is not YAML text"),
     ],
 )
-def test_what_is_no_readable_file_is_told_without_waiting(
+def test_a_file_that_cannot_be_read_is_reported_without_waiting(
     tmp_path: Path, make: Callable[[Path], object], message: str
 ) -> None:
     path = tmp_path / "config.yaml"
@@ -421,8 +421,8 @@ def test_the_environment_of_the_process_is_the_default(
         *("http://proxy/path", "http://proxy?hunter2", "http://u%3Ahunter2:x@proxy"),
     ],
 )
-def test_the_address_of_a_proxy_is_refused_without_telling_its_password(
-    problems: Tell, url: str
+def test_the_address_of_a_proxy_is_refused_without_showing_its_password(
+    problems: FindProblems, url: str
 ) -> None:
     (found,) = problems(f"{HEAD}    proxy_url: '{url}'\n")
     assert "proxy_url: expected a URL `http://HOST:PORT`" in found

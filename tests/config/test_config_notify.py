@@ -12,7 +12,7 @@ from exporter.config.notify import ResultName, StatusName
 from exporter.secrets import Secret
 
 Load = Callable[..., Config]
-Tell = Callable[..., list[str]]
+FindProblems = Callable[..., list[str]]
 
 HEAD = (
     "accounts: [{name: main, api_key: k, secret_key: s}, {name: b, api_key: k, secret_key: s}]\n"
@@ -89,12 +89,12 @@ def test_urls(load: Load, url: str) -> None:
         *("http://[::ffff:169.254.169.254]/", "http://[fd00:ec2::254]/"),
     ],
 )
-def test_urls_that_are_refused(problems: Tell, url: str) -> None:
+def test_urls_that_are_refused(problems: FindProblems, url: str) -> None:
     assert problems(block(url=f"'{url}'")) == [f"6: notify[0].url: expected {ADDRESS}"]
 
 
 @pytest.mark.parametrize("key", ["abc", "whsec_", "whsec_c2hvcnQ=", KEY[6:], KEY[:-1]])
-def test_keys_that_are_refused(problems: Tell, key: str) -> None:
+def test_keys_that_are_refused(problems: FindProblems, key: str) -> None:
     assert problems(block(secret=f"'{key}'")) == [
         "7: notify[0].secret: expected `whsec_` and 24 to 64 bytes in Base64"
     ]
@@ -124,13 +124,15 @@ def test_keys_that_are_refused(problems: Tell, key: str) -> None:
         ({"max_concurrency": "101"}, "8: notify[0].max_concurrency: expected a whole number"),
     ],
 )
-def test_one_mistake_is_one_problem(problems: Tell, keys: dict[str, str], expected: str) -> None:
+def test_one_mistake_is_one_problem(
+    problems: FindProblems, keys: dict[str, str], expected: str
+) -> None:
     found = problems(block(**keys))
     assert len(found) == 1, found
     assert found[0].startswith(expected)
 
 
-def test_names_are_unique_and_few(problems: Tell) -> None:
+def test_names_are_unique_and_few(problems: FindProblems) -> None:
     one = f"{{name: crm, url: '{URL}', secret: {KEY}}}"
     assert problems(f"{HEAD}notify: [{one},\n  {one}]\n") == [
         "4: notify[1].name: expected a unique name; an earlier item has the same"
@@ -140,7 +142,7 @@ def test_names_are_unique_and_few(problems: Tell) -> None:
 
 
 @pytest.mark.parametrize("broken", ["notify: 5", "notify: {name: crm}", "notify: [5]"])
-def test_what_is_no_list_of_targets(problems: Tell, broken: str) -> None:
+def test_what_is_no_list_of_targets(problems: FindProblems, broken: str) -> None:
     (found,) = problems(f"{HEAD}{broken}\n")
     assert found.startswith("3: notify")
 

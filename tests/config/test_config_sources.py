@@ -12,7 +12,7 @@ NO_ITEM = "expected a mapping of keys to values"
 NO_ACCOUNT = "expected the name of one of the accounts"
 NO_URL = "expected a URL such as `postgresql://USER:PASSWORD@HOST/DATABASE`"
 
-Tell = Callable[..., list[str]]
+FindProblems = Callable[..., list[str]]
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,15 @@ Tell = Callable[..., list[str]]
         ),
     ],
 )
-def test_tokens(problems: Tell, tmp_path: Path, items: list[str], expected: list[str]) -> None:
+def test_tokens(
+    problems: FindProblems, tmp_path: Path, items: list[str], expected: list[str]
+) -> None:
     (tmp_path / "f").write_text("s3cr3t\n")
     listed = ",\n ".join(items)
     assert problems(f"{HEAD}watch: {{api: {{tokens: [\n {listed}]}}}}\n") == expected
 
 
-def test_problems_of_queries_stand_where_they_are(problems: Tell) -> None:
+def test_problems_of_queries_stand_where_they_are(problems: FindProblems) -> None:
     queries = [
         "x",
         "{name: a, url: 'sqlite:///s3cr3t.db', query: q, account: nobody}",

@@ -10,7 +10,7 @@ from exporter.config import Config
 from exporter.errors import ConfigError
 
 Load = Callable[..., Config]
-Tell = Callable[..., list[str]]
+FindProblems = Callable[..., list[str]]
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\nwatch:\n  sql:\n    - name: orders\n"
 URL = "      url: sqlite:////nowhere/x.db\n"
@@ -77,7 +77,7 @@ def test_queries(load: Load, query: str) -> None:
         ),
     ],
 )
-def test_one_mistake_is_one_problem(problems: Tell, text: str, expected: str) -> None:
+def test_one_mistake_is_one_problem(problems: FindProblems, text: str, expected: str) -> None:
     found = problems(text)
     assert len(found) == 1, found
     assert found[0].startswith(expected)
