@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
 from exporter.account import Account
 from exporter.balances import Balances
+from exporter.calls import CallbackOutcome
 from exporter.canaries.canaries import Canaries
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
@@ -23,16 +24,16 @@ from exporter.ledger.clock import Clocks
 from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.records import CHUNK, Snapshot
 from exporter.logs import STANDARD_ERROR
-from exporter.metrics.accounts import AccountMetrics
-from exporter.metrics.calls import CallMetrics
+from exporter.metrics.accounts import read_accounts, read_status
+from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.families import Family
 from exporter.notify.dispatcher import Dispatcher
 from exporter.notify.home_assistant import NAME as HOME_ASSISTANT
 from exporter.notify.home_assistant import HomeAssistantTarget
 from exporter.notify.target import Target
 from exporter.notify.webhook import WebhookTarget
 from exporter.polling.rate_limiter import RateLimiter
+from exporter.polling.stats import AccountStats
 from exporter.replicas.replica import Replica
 from exporter.source_status import ConfigStatus
 from exporter.sources import Sources
@@ -81,7 +82,6 @@ class App:
         self.metrics = Catalogue()
         self.config_status = ConfigStatus()
         self.accounts: dict[str, Account] = {}
-        self.account_metrics: dict[str, AccountMetrics] = {}
         self.calls = CallTracker(self.accounts, clocks, self.metrics.commit_duration.observe)
         self.ledger = self.calls.ledger
         self.sources = Sources(self.calls)
@@ -92,6 +92,7 @@ class App:
         parts = self.accounts, self.calls, self.metrics, self.supervisor.start, self.balances.known
         on_ready = partial(self._notify.wake, frozenset({HOME_ASSISTANT}))
         self._home_assistant = HomeAssistant(*parts, lambda: self._replica, on_ready)
+        self._read_metrics()
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
@@ -103,6 +104,20 @@ class App:
         self._sharing: list[asyncio.Task[None]] = []
         self._committer: asyncio.Task[None] | None = None
         self.loaded = False
+
+    def _read_metrics(self) -> None:
+        """Have the metrics of plain state read at each scrape."""
+        metrics = self.metrics
+        read_calls(metrics, self.calls.totals)
+        read_accounts(metrics, self._account_stats)
+        read_status(metrics, lambda: self.sources.statuses, self.config_status)
+        metrics.ledger_errors.read_from(lambda: [((), self.ledger.errors)])
+        metrics.log_lines_dropped.read_from(lambda: [((), STANDARD_ERROR.dropped)])
+
+    def _account_stats(self) -> Iterator[tuple[str, AccountStats]]:
+        for name, account in self.accounts.items():
+            account.poller.refresh()
+            yield name, account.stats
 
     # Start, reload, stop.
 
@@ -233,17 +248,6 @@ class App:
                 _log.error("ledger not written in time", problem=self.ledger.problem)
         await self._home_assistant.stop(max(0.1, min(_GOODBYE, deadline - time.monotonic())))
 
-    def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
-        """Yield every metric as it stands."""
-        for account in self.accounts.values():
-            account.poller.refresh()
-            self.account_metrics[account.poller.account].collect()
-        self.metrics.refresh(self.sources.statuses, self.config_status)
-        self.metrics.ledger_errors.set(self.ledger.errors)
-        self.metrics.log_lines_dropped.set(STANDARD_ERROR.dropped)
-        yield from self.calls.call_metrics.families()
-        yield from self.metrics.families()
-
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""
         reasons = [] if self.loaded else ["starting: the ledger is being read"]
@@ -311,7 +315,6 @@ class App:
         wanted = {account.name: account for account in config.accounts}
         for name in self.accounts.keys() - wanted.keys():
             account = self.accounts.pop(name)
-            del self.account_metrics[name]
             self.metrics.remove("account", name)
             self._to_load.discard(name)
             self.supervisor.start(self._retire(account, config.polling.timeout))
@@ -324,7 +327,8 @@ class App:
             observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
             account = Account(config, wish, observe, self.supervisor.fail, now, limit)
             self.accounts[name] = account
-            self.account_metrics[name] = AccountMetrics(self.metrics, name, account.stats)
+            for outcome in CallbackOutcome:
+                self.metrics.callbacks.labels(name, outcome.value)
             self._to_load.add(name)
 
     async def _retire(self, account: Account, within: float) -> None:
@@ -336,16 +340,11 @@ class App:
             await account.close()
 
     def _show_totals(self, config: Config, snapshot: Snapshot) -> None:
-        metrics = CallMetrics(
-            (account.name for account in config.accounts),
-            config.watch.labels,
-        )
-        for row, labels in snapshot.label_sets.items():
-            metrics.learn(row, labels)
-        for account, row in snapshot.begun:
-            metrics.start(account, row)
-        metrics.add(snapshot.totals.items())
-        self.calls.call_metrics = metrics
+        names = {account.name for account in config.accounts}
+        totals = self.calls.totals
+        totals.names = config.watch.labels
+        totals.hide(totals.accounts - names)
+        totals.show(names, snapshot)
         if self._replica:
             self._replica.totals.begin_with(snapshot)
 

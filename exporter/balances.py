@@ -19,8 +19,8 @@ from exporter.account import Account
 from exporter.backoff import ExponentialBackoff
 from exporter.config import Config
 from exporter.config.files import Authorities
-from exporter.metrics.catalogue import GET_BALANCE, Catalogue
-from exporter.metrics.requests import RequestMetrics
+from exporter.metrics.catalogue import Catalogue
+from exporter.polling.stats import Operation, RequestStats
 from exporter.secrets import Secret
 
 LONGEST_WAIT: Final = 900.0
@@ -108,17 +108,15 @@ class Balances:
                 if name not in wanted or settings.account != wanted[name].account:
                     self._forget(name)
         if not wanted:
-            self._metrics.remove("operation", GET_BALANCE)
+            for polled in self._accounts.values():
+                polled.stats.requests.pop(Operation.GET_BALANCE, None)
         for name, settings in wanted.items():
             if name in self._accounts:
                 self._show_account(name)
             if name not in self._tasks:
                 self._tasks[name] = settings, self._spawn(self._run(name, settings.interval))
         for account in config.accounts:
-            self._metrics.balance_warning.remove("account", account.name)
-            if wanted and account.balance_warning is not None:
-                warning = self._metrics.balance_warning.labels(account.name)
-                warning.set(account.balance_warning)
+            self._show_warning(account.name, account.balance_warning if wanted else None)
 
     async def stop(self) -> None:
         """Ask no more; requests under way are given up."""
@@ -130,7 +128,7 @@ class Balances:
     def _forget(self, account: str) -> None:
         self.known.pop(account, None)
         for family in (self._metrics.balance, self._metrics.balance_timestamp):
-            family.remove("account", account)
+            family.remove(account)
 
     async def _run(self, name: str, interval: float) -> None:
         """Request an account's balance at its interval, while the account is polled here."""
@@ -168,10 +166,16 @@ class Balances:
             wait = wait_after(failures, interval, answer.retry_after)
             await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
 
-    def _show_account(self, name: str) -> RequestMetrics:
+    def _show_account(self, name: str) -> RequestStats:
         """Make an account's series."""
         self._metrics.balance_timestamp.labels(name)
-        return RequestMetrics(self._metrics, name, GET_BALANCE)
+        return self._accounts[name].stats.of(Operation.GET_BALANCE)
+
+    def _show_warning(self, account: str, vnd: float | None) -> None:
+        if vnd is None:
+            self._metrics.balance_warning.remove(account)
+        else:
+            self._metrics.balance_warning.labels(account).set(vnd)
 
     def _show(self, account: str, vnd: float) -> None:
         now = time.time()

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from exporter.account import Account
+from exporter.call_totals import CallTotals
 from exporter.calls import CallbackOutcome, Finished, WatchedCall, verdict
 from exporter.esms.answers import Answer
 from exporter.ids import ReferenceId
@@ -36,7 +37,6 @@ from exporter.ledger.records import (
     Taken,
     Tally,
 )
-from exporter.metrics.calls import CallMetrics
 from exporter.polling.durations import WINDOW
 from exporter.recent_results import Histories
 
@@ -59,7 +59,7 @@ class CallTracker:
 
     Attributes:
         ledger: the durable record.
-        call_metrics: what is shown of finished calls; replaced with the configuration.
+        totals: what finished calls add up to.
         histories: what has become of calls lately.
         max_calls: how many calls of an account may be watched at a time.
     """
@@ -72,7 +72,7 @@ class CallTracker:
     ) -> None:
         self._accounts = accounts
         self.ledger = Ledger(self._committed, clocks, observe_commit)
-        self.call_metrics = CallMetrics((), ())
+        self.totals = CallTotals()
         self.histories = Histories()
         # Until their account is there to learn from them.
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
@@ -170,7 +170,7 @@ class CallTracker:
             LedgerError: the ledger failed.
         """
         added = await self.ledger.call(self.ledger.store.set_price, row, price)
-        self.call_metrics.add(added.items())
+        self.totals.add(added.items())
 
     async def keep(self, row: int) -> bool:
         """Watch a call even if nothing names it any more, or remember it if it has finished.
@@ -254,7 +254,7 @@ class CallTracker:
         while page := await self.ledger.call(store.unfinished, account, last):
             last = page[-1].call.id
             # Some may be new: what was taken in before an answer was lost.
-            if new := {call.labels for call in page}.difference(self.call_metrics.label_sets):
+            if new := {call.labels for call in page}.difference(self.totals.label_sets):
                 self.learn(await self.ledger.call(store.label_sets, new))
             for start in range(0, len(page), CHUNK):
                 self.poll(page[start : start + CHUNK])
@@ -313,19 +313,18 @@ class CallTracker:
 
     def _take_up(self, taken: Taken | Pushed) -> None:
         self.learn(taken.label_sets)
-        self.call_metrics.change_series(taken.series)
+        self.totals.change_series(taken.series)
         self.poll(taken.added)
 
     def learn(self, label_sets: Mapping[int, Labels]) -> None:
         """Know sets of labels, by their rows."""
-        for row, labels in label_sets.items():
-            self.call_metrics.learn(row, labels)
+        self.totals.learn(label_sets)
 
     def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:
         """Poll calls that the ledger holds, those that are not new within some seconds."""
         for account, labels, call in added:
             if known := self._accounts.get(account):
-                self.call_metrics.start(account, labels)
+                self.totals.start(account, labels)
                 known.poller.add(call, labels, within)
                 self._unfrozen += 1
         for known in self._accounts.values():
@@ -338,7 +337,7 @@ class CallTracker:
 
     def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
         """Count and show what has become durable."""
-        self.call_metrics.add(committed.added.items())
+        self.totals.add(committed.added.items())
         for subscriber in self._subscribers:
             subscriber(committed)
         # Asked once: a line that is not written costs as much as the rest of this loop.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from exporter import balances as module
@@ -78,8 +79,7 @@ class Bench:
         await self.service.reload()
 
     def shown(self) -> dict[Series, float]:
-        families = self.service.families()
-        return parsed("".join(line for f in families for line in f.lines(openmetrics=False)))
+        return parsed(generate_latest(self.service.metrics.registry).decode())
 
     def value(self, name: str, account: str = "main", **labels: str) -> float | None:
         """Return what a series shows; None where there is none."""

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice, takewhile
 from typing import Final
@@ -26,8 +27,9 @@ from exporter.errors import LedgerError
 from exporter.esms.client import CallRequest, PlacedCall
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run, State
 from exporter.ledger.ledger import Ledger
-from exporter.metrics.catalogue import MAKE_CALL, Catalogue
-from exporter.metrics.requests import RequestMetrics
+from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.readings import Rows
+from exporter.polling.stats import Operation
 
 WAIT_FOR_TURN: Final = 30.0
 """Seconds that a request waits for its turn, before the right to send it is given up."""
@@ -59,20 +61,48 @@ class CanaryStage(StrEnum):
     FINISHED = "finished"
 
 
-class CanaryMetrics:
-    """The series of one canary, made at 0."""
+@dataclass(frozen=True, slots=True)
+class CanaryNumbers:
+    """What metrics show of one canary; all of it is in the ledger.
 
-    def __init__(self, catalogue: Catalogue, account: str, canary: str) -> None:
-        self.success = catalogue.canary_success.labels(account, canary)
-        self.runs = {
-            result: catalogue.canary_runs.labels(account, canary, result.value)
-            for result in CanaryResult
-        }
-        self.stages = {
-            stage: catalogue.canary_stages.labels(account, canary, stage.value)
-            for stage in CanaryStage
-        }
-        self.last_success = catalogue.canary_last_success.labels(account, canary)
+    Attributes:
+        account: the account that places its calls.
+        success: whether the last call ended as expected.
+        last_success: when one last did (Unix time); 0 before that.
+        stages: seconds that each stage of the last call took; 0 before that.
+        runs: how many calls ended with each result.
+    """
+
+    account: str
+    success: bool
+    last_success: float
+    stages: Mapping[CanaryStage, float]
+    runs: Mapping[CanaryResult, int]
+
+
+def read_canaries(metrics: Catalogue, canaries: Mapping[str, CanaryNumbers]) -> None:
+    """Have the metrics of canaries read at each scrape.
+
+    Args:
+        metrics: the metrics.
+        canaries: by name: live mapping, shared by reference.
+    """
+
+    def each(read: Callable[[CanaryNumbers], Rows[float]]) -> Callable[[], Rows[float]]:
+        return lambda: (
+            ((canary.account, name, *labels), value)
+            for name, canary in canaries.items()
+            for labels, value in read(canary)
+        )
+
+    metrics.canary_success.read_from(each(lambda canary: [((), canary.success)]))
+    metrics.canary_last_success.read_from(each(lambda canary: [((), canary.last_success)]))
+    metrics.canary_stages.read_from(
+        each(lambda canary: (((stage.value,), seconds) for stage, seconds in canary.stages.items()))
+    )
+    metrics.canary_runs.read_from(
+        each(lambda canary: (((result.value,), number) for result, number in canary.runs.items()))
+    )
 
 
 class Canaries:
@@ -94,13 +124,13 @@ class Canaries:
     ) -> None:
         self._ledger = ledger
         self._accounts = accounts
-        self._metrics = metrics
         self._in_background = in_background
         self._loop = asyncio.get_running_loop()
         self._config: Config | None = None
         self._canaries: dict[str, CanaryConfig] = {}
         self._placed_by: dict[str, str] = {}  # the accounts, by name
-        self._series: dict[str, CanaryMetrics] = {}
+        self._numbers: dict[str, CanaryNumbers] = {}
+        read_canaries(metrics, self._numbers)
         self._begun: dict[str, int] = {}  # the last due time that was seen to, by name
         self._checked: dict[str, tuple[float, float]] = {}  # when nothing more is due, by name
         self._to_forget = True
@@ -116,13 +146,13 @@ class Canaries:
         self._config = config
         wanted = {canary.name: canary for canary in config.canaries}
         placed_by = {name: config.account_of(canary) for name, canary in wanted.items()}
-        for name in list(self._series):
-            if placed_by.get(name) != self._placed_by[name]:
-                del self._series[name]
-                self._metrics.remove("canary", name)
+        for name, numbers in list(self._numbers.items()):
+            if placed_by.get(name) != numbers.account:
+                del self._numbers[name]
         self._placed_by = placed_by
         for canary in wanted.values():
-            RequestMetrics(self._metrics, config.account_of(canary), MAKE_CALL)
+            if account := self._accounts.get(placed_by[canary.name]):
+                account.stats.of(Operation.MAKE_CALL)
             # What its new times would have been was not due, and so not missed.
             old = self._canaries.get(canary.name, canary)
             if schedule_of(old) != schedule_of(canary):
@@ -212,9 +242,9 @@ class Canaries:
             placed = await account.place(
                 request, WAIT_FOR_TURN, lambda: self._canaries.get(canary.name) == canary
             )
-            if placed and name in self._accounts:  # or the series of one that is gone come back
+            if placed:
                 answer, seconds = placed[0].answer, placed[1]
-                requests = RequestMetrics(self._metrics, name, MAKE_CALL)
+                requests = account.stats.of(Operation.MAKE_CALL)
                 requests.count(answer.outcome, answer.code, seconds)
             return placed
 
@@ -238,17 +268,17 @@ class Canaries:
             if name not in self._canaries:
                 continue  # not any more
             # Not before its totals are known: a counter must not begin at 0 again.
-            series = self._series.get(name) or CanaryMetrics(
-                self._metrics, self._placed_by[name], name
-            )
-            self._series[name] = series
-            series.success.set(bool(past.success))
             ahead = self._ledger.clock.ahead
-            series.last_success.set(past.last_success_at - ahead if past.last_success_at else 0)
-            series.stages[CanaryStage.ACCEPTED].set(past.accepted_seconds or 0.0)
-            series.stages[CanaryStage.FINISHED].set(past.finished_seconds or 0.0)
-            for result, shown in series.runs.items():
-                shown.value = float(state.totals.get((name, result.value), 0))
+            self._numbers[name] = CanaryNumbers(
+                self._placed_by[name],
+                bool(past.success),
+                past.last_success_at - ahead if past.last_success_at else 0.0,
+                {
+                    CanaryStage.ACCEPTED: past.accepted_seconds or 0.0,
+                    CanaryStage.FINISHED: past.finished_seconds or 0.0,
+                },
+                {result: state.totals.get((name, result.value), 0) for result in CanaryResult},
+            )
 
     async def _count_missed(self, statements: CanaryRuns, now: float) -> None:
         """Count due times that are over, and at which no exporter placed a call."""

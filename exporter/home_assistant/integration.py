@@ -16,7 +16,7 @@ from exporter.replicas.replica import Replica
 from exporter.tracker import CallTracker
 
 if TYPE_CHECKING:
-    from exporter.home_assistant.publisher import Publisher
+    from exporter.home_assistant.publisher import MqttMetrics, Publisher
 
 _GOODBYE: Final = 5.0
 """Seconds that an old configuration has to clear what it has published."""
@@ -54,6 +54,7 @@ class HomeAssistant:
         self._on_ready = on_ready
         self._config: HomeAssistantConfig | None = None
         self._publisher: Publisher | None = None
+        self._mqtt: MqttMetrics | None = None
         self._running: asyncio.Task[None] | None = None
 
     def configure(self, config: HomeAssistantConfig | None) -> None:
@@ -67,6 +68,7 @@ class HomeAssistant:
         self._publisher = None
         if config is None:
             self._metrics.remove_mqtt()
+            self._mqtt = None
         else:
             # Its library is installed where a broker is configured.
             from exporter.home_assistant.publisher import MqttMetrics, Publisher  # noqa: PLC0415
@@ -74,8 +76,8 @@ class HomeAssistant:
             exposed = ExposedAccounts(
                 config, self._accounts, self._calls, self._leads, self._balances
             )
-            metrics = MqttMetrics(self._metrics)
-            self._publisher = Publisher(config, exposed, metrics, self._others, self._on_ready)
+            self._mqtt = self._mqtt or MqttMetrics(self._metrics)
+            self._publisher = Publisher(config, exposed, self._mqtt, self._others, self._on_ready)
         self._running = self._spawn(_replace(self._running, self._publisher))
 
     @property

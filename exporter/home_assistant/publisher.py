@@ -45,7 +45,12 @@ class MqttOutcome(StrEnum):
 
 
 class MqttMetrics:
-    """The series of the broker, all at 0."""
+    """What is counted of the broker: all of it begins at 0.
+
+    Attributes:
+        connected: whether the broker is connected.
+        connection_errors: how many connections failed.
+    """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._messages = {
@@ -53,8 +58,10 @@ class MqttMetrics:
             for kind in MqttKind
             for outcome in MqttOutcome
         }
-        self.connected = catalogue.mqtt_connected.labels()
-        self.connection_errors = catalogue.mqtt_errors.labels()
+        self.connected = False
+        self.connection_errors = 0
+        catalogue.mqtt_connected.read_from(lambda: [((), self.connected)])
+        catalogue.mqtt_errors.read_from(lambda: [((), self.connection_errors)])
 
     def count(self, kind: MqttKind, outcome: MqttOutcome) -> None:
         """Count a message."""
@@ -151,7 +158,7 @@ class Publisher:
                 failures = 1 if loop.time() - started > _STEADY else failures + 1
                 self._log_connection(str(error))
             finally:
-                self._metrics.connected.set(0)
+                self._metrics.connected = False
                 self._refuse_events()
             wait = self._limits.backoff.wait(failures, random.random())  # noqa: S311
             with suppress(TimeoutError):
@@ -161,7 +168,7 @@ class Publisher:
     async def _connect(self) -> None:
         last_will = Message(self._topics.availability, OFFLINE, retained=True)
         async with connected(self._config, last_will, self._limits.timeout) as broker:
-            self._metrics.connected.set(1)
+            self._metrics.connected = True
             self._log_connection(None)
             tasks = [
                 asyncio.create_task(self._receive(broker)),
@@ -300,7 +307,7 @@ class Publisher:
 
     def _log_connection(self, problem: str | None) -> None:
         if problem is not None:
-            self._metrics.connection_errors.inc()
+            self._metrics.connection_errors += 1
             if problem != self._problem:
                 _log.warning("MQTT broker not connected", problem=problem)
         else:

@@ -1,55 +1,86 @@
-"""The metrics of one account and of its polls."""
+"""The metrics of accounts and of sources: read from their plain numbers."""
 
 from __future__ import annotations
 
-from exporter.calls import CallbackOutcome
-from exporter.metrics.catalogue import (
-    AUTH_CODES,
-    GET_SEND_STATUS,
-    Catalogue,
-)
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from exporter.metrics.catalogue import AUTH_CODES, Catalogue
+from exporter.metrics.readings import Rows, V
 from exporter.polling.stats import AccountStats
+from exporter.source_status import ConfigStatus, SourceStatus
 
 
-class AccountMetrics:
-    """The series of one account and of its polls; all begin at 0.
+def read_accounts(
+    catalogue: Catalogue, accounts: Callable[[], Iterable[tuple[str, AccountStats]]]
+) -> None:
+    """Have the metrics of accounts, and of the requests for them, read at each scrape.
 
     Args:
-        catalogue: where they are.
-        account: its name.
-        stats: what is counted; shown by `collect`.
+        catalogue: the metrics.
+        accounts: returns the accounts that are exposed, by name: their series go with them.
     """
 
-    def __init__(self, catalogue: Catalogue, account: str, stats: AccountStats) -> None:
-        self._catalogue = catalogue
-        self._account = account
-        self._stats = stats
-        self.callbacks = {
-            outcome: catalogue.callbacks.labels(account, outcome.value)
-            for outcome in CallbackOutcome
-        }
-        self.collect()
+    def each(read: Callable[[AccountStats], Rows[V]]) -> Callable[[], Rows[V]]:
+        return partial(_rows, accounts, read)
 
-    def collect(self) -> None:
-        """Bring the series up to date."""
-        catalogue, account, stats = self._catalogue, self._account, self._stats
-        for outcome, number in stats.polls.outcomes.items():
-            catalogue.requests.labels(account, GET_SEND_STATUS, outcome.value).value = float(number)
-        for code, number in stats.polls.codes.items():
-            catalogue.result_codes.labels(account, GET_SEND_STATUS, code).value = float(number)
-        for code in AUTH_CODES:
-            catalogue.auth_failures.labels(account, code).value = float(stats.polls.codes[code])
-        for field, number in stats.odd_values.items():
-            catalogue.odd_values.labels(account, field.value).value = float(number)
-        for state, number in stats.open_calls.items():
-            catalogue.watched.labels(account, state.value).value = float(number)
-        for buckets, distribution in (
-            (catalogue.request_duration.labels(account, GET_SEND_STATUS), stats.polls.durations),
-            (catalogue.lag.labels(account), stats.lags),
-        ):
-            buckets.counts[:] = map(float, distribution.counts)
-            buckets.sum = distribution.sum
-        catalogue.authorized.labels(account).value = float(bool(stats.authorized))
-        catalogue.paused_until.labels(account).value = stats.paused_until
-        catalogue.last_success.labels(account).value = stats.last_success
-        catalogue.oldest.labels(account).value = stats.oldest_open
+    catalogue.watched.read_from(
+        each(lambda stats: (((state.value,), calls) for state, calls in stats.open_calls.items()))
+    )
+    catalogue.oldest.read_from(each(lambda stats: [((), stats.oldest_open)]))
+    catalogue.requests.read_from(each(_requests))
+    catalogue.result_codes.read_from(each(_result_codes))
+    catalogue.request_duration.read_from(
+        each(lambda stats: (((to.value,), made.durations) for to, made in stats.requests.items()))
+    )
+    catalogue.odd_values.read_from(
+        each(lambda stats: (((field.value,), odd) for field, odd in stats.odd_values.items()))
+    )
+    catalogue.auth_failures.read_from(
+        each(lambda stats: (((code,), stats.polls.codes[code]) for code in AUTH_CODES))
+    )
+    catalogue.authorized.read_from(each(lambda stats: [((), bool(stats.authorized))]))
+    catalogue.paused_until.read_from(each(lambda stats: [((), stats.paused_until)]))
+    catalogue.last_success.read_from(each(lambda stats: [((), stats.last_success)]))
+    catalogue.lag.read_from(each(lambda stats: [((), stats.lags)]))
+
+
+def _rows(
+    accounts: Callable[[], Iterable[tuple[str, AccountStats]]],
+    read: Callable[[AccountStats], Rows[V]],
+) -> Rows[V]:
+    for name, stats in accounts():
+        for labels, value in read(stats):
+            yield (name, *labels), value
+
+
+def _requests(stats: AccountStats) -> Rows[float]:
+    for operation, made in stats.requests.items():
+        for outcome, number in made.outcomes.items():
+            yield (operation.value, outcome.value), number
+
+
+def _result_codes(stats: AccountStats) -> Rows[float]:
+    for operation, made in stats.requests.items():
+        for code, number in made.codes.items():
+            yield (operation.value, code), number
+
+
+def read_status(
+    catalogue: Catalogue, sources: Callable[[], Iterable[SourceStatus]], config: ConfigStatus
+) -> None:
+    """Have the metrics of sources and of the configuration read at each scrape.
+
+    Args:
+        catalogue: the metrics.
+        sources: returns the sources that are configured.
+        config: the files of the configuration.
+    """
+    catalogue.source_last_success.read_from(
+        lambda: (((source.name,), source.last_success) for source in sources())
+    )
+    catalogue.source_errors.read_from(
+        lambda: (((source.name,), source.errors) for source in sources())
+    )
+    catalogue.reload_successful.read_from(lambda: [((), not config.problems)])
+    catalogue.reload_timestamp.read_from(lambda: [((), config.loaded_at)])

@@ -1,20 +1,24 @@
-"""The answer to a scrape: which format a scraper asked for, and the text in it."""
+"""The answer to a scrape: which format and encoding a scraper accepts, and the text."""
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector
 
-from exporter.metrics.families import Family
+from exporter.metrics.readings import One, Reading, Registry
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+_BATCH_SIZE: Final = 100
+"""Series that are rendered before the event loop gets its turn: they take a few milliseconds."""
 
 _log = structlog.get_logger(__name__)
 
@@ -22,14 +26,13 @@ _log = structlog.get_logger(__name__)
 def wants_openmetrics(accept: str) -> bool:
     """Say whether an `Accept` header prefers OpenMetrics 1.0.0 to the text format 0.0.4.
 
-    Total: what is malformed does not count, and text is the answer to everything unknown.
+    Total: what is malformed does not count, and text is the answer to everything unknown. Not
+    prometheus-client's `choose_encoder`, which ignores q-values, fails on `version=abc` and
+    promises any version that is asked for.
     """
     openmetrics, text = 0.0, 0.0
-    for clause in accept.split(","):
-        media, *parameters = (part.strip().lower() for part in clause.split(";"))
-        values = dict(_parameter(parameter) for parameter in parameters)
-        quality = _quality(values.get("q", "1"))
-        version = values.get("version")
+    for media, parameters in _clauses(accept):
+        quality, version = _quality(parameters.get("q", "1")), parameters.get("version")
         if media == "application/openmetrics-text" and version in (None, "1.0.0", "0.0.1"):
             openmetrics = max(openmetrics, quality)
         elif media in ("text/plain", "text/*", "*/*") and version in (None, "0.0.4"):
@@ -38,11 +41,10 @@ def wants_openmetrics(accept: str) -> bool:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Say whether an `Accept-Encoding` header takes gzip."""
+    """Say whether an `Accept-Encoding` header takes gzip; total."""
     any_quality = 0.0
-    for clause in accept_encoding.split(","):
-        coding, *parameters = (part.strip().lower() for part in clause.split(";"))
-        quality = _quality(dict(_parameter(p) for p in parameters).get("q", "1"))
+    for coding, parameters in _clauses(accept_encoding):
+        quality = _quality(parameters.get("q", "1"))
         if coding == "gzip":
             return quality > 0
         if coding == "*":
@@ -50,9 +52,11 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return any_quality > 0
 
 
-def _parameter(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    return name.strip(), value.strip().strip('"')
+def _clauses(header: str) -> Iterable[tuple[str, dict[str, str]]]:
+    for clause in header.split(","):
+        value, *parameters = (part.strip().lower() for part in clause.split(";"))
+        named = (parameter.partition("=") for parameter in parameters)
+        yield value, {name.strip(): text.strip().strip('"') for name, _, text in named}
 
 
 def _quality(text: str) -> float:
@@ -63,40 +67,52 @@ def _quality(text: str) -> float:
     return quality if 0 <= quality <= 1 else 0.0
 
 
-class Renderer:
-    """Renders families, followed by prometheus-client's own metrics of the process."""
+class Exposition:
+    """Renders all metrics, and lets the event loop have its turn in between.
 
-    def __init__(self) -> None:
-        self._process = CollectorRegistry(auto_describe=False)
-        ProcessCollector(registry=self._process)
-        PlatformCollector(registry=self._process)
-        GCCollector(registry=self._process)
-        self._process_fails = False
+    Not in a thread: while that works, Python's lock would let the loop wait 5 ms for each turn.
 
-    def render(
-        self,
-        families: Iterable[Family[Any]],  # Any: of values or of buckets
-        *,
-        openmetrics: bool,
-    ) -> bytes:
-        """Render one scrape."""
-        lines = [line for family in families for line in family.lines(openmetrics=openmetrics)]
-        lines.append(self._process_metrics(openmetrics=openmetrics))
-        if openmetrics:
-            lines.append("# EOF\n")
-        return "".join(lines).encode()
+    Args:
+        registry: what is rendered.
+    """
 
-    def _process_metrics(self, *, openmetrics: bool) -> str:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._turn = asyncio.Lock()  # scrapes at the same time would all hold their parts
+        self._failing: set[Collector] = set()
+
+    async def render(self, *, openmetrics: bool) -> bytes:
+        """Return the text of all metrics as they stand.
+
+        A collector that fails is logged, once until it works again, and loses its own metrics.
+        """
         generate = generate_openmetrics if openmetrics else generate_latest
-        try:
-            text = generate(self._process).decode().removesuffix("# EOF\n")
-        except Exception as error:  # noqa: BLE001 - a scrape is worth more than these metrics
-            if not self._process_fails:
-                _log.warning("process metrics failed", kind=type(error).__name__)
-            self._process_fails = True
-            return ""
-        self._process_fails = False
-        return text
+        parts: list[str] = []
+        async with self._turn:
+            for collector in self._registry.collectors:
+                complete = len(parts)
+                try:
+                    if isinstance(collector, Reading):
+                        parts.append(_text(generate, One(*collector.describe())))
+                        for lines in collector.batches(_BATCH_SIZE):
+                            parts += lines
+                            await asyncio.sleep(0)
+                    else:
+                        parts.append(_text(generate, collector))
+                except Exception as error:  # noqa: BLE001 - a scrape is worth more than one metric
+                    del parts[complete:]
+                    if collector not in self._failing:
+                        name, kind = type(collector).__name__, type(error).__name__
+                        _log.warning("metrics not collected", collector=name, kind=kind)
+                    self._failing.add(collector)
+                else:
+                    self._failing.discard(collector)
+        return "".join((*parts, "# EOF\n" if openmetrics else "")).encode()
+
+
+def _text(generate: Callable[[Any], bytes], registry: Collector) -> str:
+    # Any: a registry, of which no more is asked than of a collector
+    return generate(registry).decode().removesuffix("# EOF\n")
 
 
 def compress(body: bytes) -> bytes:

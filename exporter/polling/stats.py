@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from enum import StrEnum
 from typing import Final
 
 from exporter.calls import CallState, OddField
@@ -28,6 +29,14 @@ class Distribution:
         self.sum += value
 
 
+class Operation(StrEnum):
+    """What a request to the provider is for: the label `operation`."""
+
+    GET_SEND_STATUS = "get_send_status"  # a poll
+    MAKE_CALL = "make_call"  # placing a canary call
+    GET_BALANCE = "get_balance"
+
+
 class RequestStats:
     """Requests of one operation: by outcome, by result code, and their durations in seconds."""
 
@@ -50,6 +59,8 @@ class AccountStats:
     """What is counted of one account and its polls; all begins at 0.
 
     Attributes:
+        requests: requests to the provider, by operation; without operations that were never used.
+        polls: those for the status of calls.
         odd_values: fields of finished calls that could not be used.
         open_calls: calls that have not finished, by their state at the last answer.
         oldest_open: when the oldest of them was added (Unix time); 0 for none.
@@ -68,10 +79,12 @@ class AccountStats:
         "open_calls",
         "paused_until",
         "polls",
+        "requests",
     )
 
     def __init__(self) -> None:
         self.polls = RequestStats()
+        self.requests = {Operation.GET_SEND_STATUS: self.polls}
         self.odd_values = dict.fromkeys(OddField, 0)
         self.open_calls = dict.fromkeys(CallState, 0)
         self.oldest_open = 0.0
@@ -79,3 +92,7 @@ class AccountStats:
         self.authorized: bool | None = None
         self.paused_until = 0.0
         self.last_success = 0.0
+
+    def of(self, operation: Operation) -> RequestStats:
+        """Return the requests of an operation; the first time, all of them are 0."""
+        return self.requests.setdefault(operation, RequestStats())

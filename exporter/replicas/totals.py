@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import chain
 from typing import Final
 
+from exporter.call_totals import CallTotals
 from exporter.calls import Result, Status
 from exporter.ledger.records import Changes, Snapshot
 from exporter.ledger.totals import Cell, Total
-from exporter.metrics.calls import CallMetrics
 from exporter.tracker import CallTracker
 
 _LATE: Final = 60.0
@@ -41,12 +41,14 @@ class SharedTotals:
         # By account and set of labels.
         self._shown: defaultdict[tuple[str, int], dict[Cell, float]] = defaultdict(dict)
         self._since = 0
+        self._began = object()  # another one where all totals are shown anew
         self._followed = time.monotonic()
         self._looked = time.time()
         self._failed = False  # whether calls have failed that are still to be found
 
     def begin_with(self, snapshot: Snapshot) -> None:
         """Show what changes from here on: the rest is shown already."""
+        self._began = object()
         self._shown.clear()
         for cell, value in snapshot.totals.items():
             self._shown[cell.account, cell.labels][cell] = value
@@ -59,10 +61,10 @@ class SharedTotals:
         Raises:
             LedgerError: the ledger failed.
         """
-        metrics, asked = self._calls.call_metrics, time.monotonic()
+        metrics, began, asked = self._calls.totals, self._began, time.monotonic()
         since = self._since if asked - self._followed < _FORGOTTEN else 0
         changes = await self._read(since, metrics.label_sets)
-        if metrics is not self._calls.call_metrics:
+        if began is not self._began:
             return  # begun anew meanwhile, from a snapshot that does not know these sets of labels
         self._since, self._followed = changes.since, asked
         if not since:
@@ -108,7 +110,7 @@ class SharedTotals:
         return self._shown.keys() - totals.union(complete.series.begun)
 
     def _show(self, changes: Changes) -> None:
-        metrics = self._calls.call_metrics
+        metrics = self._calls.totals
         self._calls.learn(changes.label_sets)
         removed: dict[Cell, float] = {}
         for key in chain(*changes.series):
@@ -140,7 +142,7 @@ class SharedTotals:
                 self._calls.histories.count(account, Result(result), Status(status), finished, now)
 
 
-def _finished(totals: Mapping[Cell, float], metrics: CallMetrics) -> Counter[_Ended]:
+def _finished(totals: Mapping[Cell, float], metrics: CallTotals) -> Counter[_Ended]:
     found = Counter[_Ended]()
     for cell, value in totals.items():
         if cell.total is Total.CALLS:

@@ -55,7 +55,7 @@ class Callback:
         authorized = token == Secret(request.match_info["token"])
         if name not in app.accounts:
             raise web.HTTPNotFound(text="not found\n")
-        outcomes = app.account_metrics[name].callbacks
+        outcomes = {one: app.metrics.callbacks.labels(name, one.value) for one in CallbackOutcome}
         if not authorized:
             outcomes[CallbackOutcome.FORBIDDEN].inc()
             raise web.HTTPNotFound(text="not found\n")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from exporter.account import Account, AccountStatus
 from exporter.balances import Balance, Balances
@@ -13,9 +13,7 @@ from exporter.calls import Status as CallStatus
 from exporter.config import Config
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import Ended
-from exporter.metrics.accounts import AccountMetrics
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.families import Family
 from exporter.recent_results import Recent
 from exporter.source_status import ConfigStatus
 from exporter.sources import Sources
@@ -37,7 +35,6 @@ class App(Protocol):
     """What the HTTP server uses of the exporter: `exporter.app.App`."""
 
     accounts: dict[str, Account]
-    account_metrics: dict[str, AccountMetrics]
     balances: Balances
     calls: CallTracker
     config: Config | None
@@ -46,9 +43,6 @@ class App(Protocol):
     sources: Sources
     config_status: ConfigStatus
     supervisor: Supervisor
-
-    def families(self) -> Iterator[Family[Any]]:  # Any: of values or of buckets
-        """Yield every metric."""
 
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""
@@ -141,7 +135,7 @@ def lines(text: str) -> list[str]:
 
 def gather(app: App, viewer: Viewer, now: float) -> StatusView:
     """Return what the page shows now; to be called in the event loop."""
-    config, label_sets = app.config_status, app.calls.call_metrics
+    config, label_sets = app.config_status, app.calls.totals
     accounts = [
         AccountView(
             account.status,

@@ -21,7 +21,7 @@ from exporter.calls import CallState, Result, Status
 from exporter.metrics.exposition import (
     OPENMETRICS,
     TEXT,
-    Renderer,
+    Exposition,
     accepts_gzip,
     compress,
     wants_openmetrics,
@@ -133,7 +133,7 @@ class Views:
         self._telemetry_path = telemetry_path
         self._viewer = viewer
         self._limits = limits
-        self._renderer = Renderer()
+        self._renderer = Exposition(app.metrics.registry)
         self._scrapes = 0
         self._template = StatusTemplate()
         self._rendering = asyncio.Lock()
@@ -169,7 +169,7 @@ class Views:
 
     async def _exposition(self, request: web.Request) -> web.Response:
         openmetrics = wants_openmetrics(",".join(request.headers.getall("Accept", [])))
-        body = self._renderer.render(self._app.families(), openmetrics=openmetrics)
+        body = await self._renderer.render(openmetrics=openmetrics)
         headers = {
             "Content-Type": OPENMETRICS if openmetrics else TEXT,
             "Vary": "Accept, Accept-Encoding",

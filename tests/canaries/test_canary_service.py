@@ -18,6 +18,7 @@ from exporter.config import load_config
 from exporter.ledger.canary_runs import CanaryRuns
 from exporter.simulator import Fault, FaultKind, Simulator
 from tests.canaries.scene import ACCOUNT, PHONE, Placed, config_text, rows, simulator
+from tests.samples import samples, value
 from tests.waiting import DEADLINE, until
 
 RECORDING = "recording: '1', max_per_day: 144, within: 60s"
@@ -58,11 +59,12 @@ class Scene:
         self.service = service
 
     def total(self, result: str) -> float:
-        return self.service.metrics.canary_runs.labels("main", "hourly", result).value
+        labels = {"account": "main", "canary": "hourly", "result": result}
+        return value(self.service.metrics, "esms_canary_runs_total", **labels)
 
     @property
     def success(self) -> float:
-        return self.service.metrics.canary_success.labels("main", "hourly").value
+        return value(self.service.metrics, "esms_canary_success", account="main", canary="hourly")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         await until(condition)
@@ -79,7 +81,7 @@ async def scene(folder: Path, canary: str = RECORDING) -> AsyncIterator[Scene]:
 
         there = Scene(folder, provider, await started(config))
         # What was due before it was configured would not be placed.
-        await there.until(lambda: bool(list(there.service.metrics.canary_runs.series())))
+        await there.until(lambda: bool(samples(there.service.metrics, "esms_canary_runs_total")))
         try:
             yield there
         finally:
@@ -183,7 +185,7 @@ async def test_a_canary_comes_and_goes_with_the_configuration(tmp_path: Path, cl
         await there.until(lambda: there.total("success") == 1)
         config.write_text(before.partition("canaries:")[0])
         await there.service.reload()
-        assert list(there.service.metrics.canary_runs.series()) == []
+        assert not samples(there.service.metrics, "esms_canary_runs_total")
         clock.set(NOON + HOUR + 1)
         await asyncio.sleep(0.5)
         assert len(there.placed.codes) == 1
@@ -207,8 +209,8 @@ async def test_a_canary_shows_the_account_that_places_it(tmp_path: Path, clock: 
         await there.service.reload()
 
         def shown() -> dict[tuple[str, ...], float]:
-            series = there.service.metrics.canary_runs.series()
-            return {labels: value.value for labels, value in series if labels[-1] == "success"}
+            runs = samples(there.service.metrics, "esms_canary_runs_total", result="success")
+            return {tuple(run.labels.values()): run.value for run in runs}
 
         await there.until(lambda: shown() == {("hotline", "hourly", "success"): 1})
 
@@ -335,7 +337,8 @@ async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(
             lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"))
         )
         await asyncio.sleep(0.1)
-        assert {labels[0] for labels, _ in there.service.metrics.requests.series()} == {"other"}
+        requests = samples(there.service.metrics, "esms_api_requests_total")
+        assert {request.labels["account"] for request in requests} == {"other"}
 
 
 async def test_a_call_that_waits_is_placed_as_it_is_configured_then(

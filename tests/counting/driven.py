@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from exporter.account import Account
 from exporter.app import App
@@ -17,17 +17,14 @@ from exporter.calls import WatchedCall
 from exporter.config import Config
 from exporter.esms.answers import Answer
 from exporter.ledger.clock import Moment
-from exporter.metrics.families import Buckets
 from exporter.polling.poller import Poller
 from exporter.sources.api import ApiSource
 from exporter.sources.callback import CallbackSource
 from exporter.sources.files import FilesSource
 from tests.counting.model import Series
+from tests.samples import samples
 
 T = TypeVar("T")
-
-# How many labels stand between the account and those of the user.
-_CELLS: Final = {"esms_calls_total": 2, "esms_call_keypresses_total": 1}
 
 
 class Clock:
@@ -246,18 +243,24 @@ class Driven:
     def shown(self) -> dict[Series, float]:
         """Return what is shown of finished calls, without zeros."""
         found: dict[Series, float] = {}
-        for family in self.service.calls.call_metrics.families():
-            cells = _CELLS.get(family.name, 0)
-            for (account, *values), series in family._series.items():
-                shown = values[cells:]
-                if isinstance(series, Buckets):
-                    bounds = [*map(repr, series._bounds), "+Inf"]
-                    numbers = [*zip(bounds, series.counts, strict=True), ("sum", series.sum)]
-                else:
-                    numbers = [("/".join(values[:cells]) or "sum", series.value)]
-                for cell, number in numbers:
-                    if number:
-                        found[family.name, (account, cell, *shown)] = number
+        below = 0.0  # what the buckets before this one hold
+        for sample in samples(self.service.metrics):
+            name, _, part = sample.name.rpartition("_")
+            labels = dict(sample.labels)
+            if not name.startswith("esms_call") or labels.keys() & {"state", "outcome"}:
+                continue
+            if part == "total":
+                name = sample.name
+                cells = [labels.pop(label, "") for label in ("result", "status", "key")]
+                cell, number = "/".join(filter(None, cells)) or "sum", sample.value
+            elif part == "bucket":
+                cell = labels.pop("le")
+                below = 0.0 if cell == "1.0" else below
+                number, below = sample.value - below, sample.value
+            else:
+                cell, number = part, sample.value
+            if number and part != "count":
+                found[name, (labels.pop("account"), cell, *labels.values())] = number
         return found
 
 

@@ -19,6 +19,7 @@ from exporter.ledger.records import NewCall
 from exporter.notify.home_assistant import NAME
 from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator
+from tests.samples import value
 
 
 class Bench:
@@ -79,11 +80,17 @@ class Bench:
         await asyncio.sleep(seconds)
 
     def messages(self, kind: str, outcome: str) -> float:
-        return self.service.metrics.mqtt_messages.labels(kind, outcome).value
+        counted = {"kind": kind, "outcome": outcome}
+        return value(self.service.metrics, "esms_mqtt_messages_total", **counted)
 
     def events(self, outcome: str) -> float:
-        return self.service.metrics.notifications.labels(NAME, outcome).value
+        counted = {"target": NAME, "outcome": outcome}
+        return value(self.service.metrics, "esms_notifications_total", **counted)
 
     @property
     def connected(self) -> float:
-        return self.service.metrics.mqtt_connected.labels().value
+        return value(self.service.metrics, "esms_mqtt_connected")
+
+    @property
+    def errors(self) -> float:
+        return value(self.service.metrics, "esms_mqtt_connection_errors_total")

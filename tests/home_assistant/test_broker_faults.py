@@ -29,6 +29,7 @@ from tests.brokers import PASSWORD, Mosquitto, listening, mosquitto
 from tests.e2e.processes import Exporter
 from tests.home_assistant.bench import Bench
 from tests.programs import program
+from tests.samples import value
 from tests.waiting import deadline, until
 from tests.web.certificates import Certificates
 
@@ -87,7 +88,7 @@ class Publishing:
 
     @property
     def errors(self) -> float:
-        return self.metrics.mqtt_errors.labels().value
+        return value(self.metrics, "esms_mqtt_connection_errors_total")
 
     async def __aenter__(self) -> Self:
         self.running = asyncio.create_task(self.publisher.run())

@@ -11,6 +11,7 @@ from exporter.simulator import Plan, Simulator
 from tests.brokers import Mosquitto, listening
 from tests.databases import Server, postgresql
 from tests.home_assistant.bench import Bench
+from tests.samples import value
 from tests.waiting import until
 
 AVAILABILITY = "esms-exporter/availability"
@@ -38,9 +39,9 @@ async def test_one_publishes_the_accounts_and_each_event_is_published_once(
                 await until(lambda: STATE in listener.kept)
                 await until(lambda: second.connected == 1)
                 # One that has just joined may speak for all until its next beat.
-                beaten = second.service.metrics.last_heartbeat.labels()
-                joined = beaten.value
-                await until(lambda: beaten.value > joined)
+                beaten = "esms_replica_last_heartbeat_timestamp_seconds"
+                joined = value(second.service.metrics, beaten)
+                await until(lambda: value(second.service.metrics, beaten) > joined)
                 await second.pause(2)
                 said = second.messages("state", "published")
                 for number in range(40):

@@ -7,6 +7,7 @@ from exporter.home_assistant.payloads import device_of
 from exporter.simulator import Account, AccountState, Plan
 from tests.brokers import Mosquitto, listening
 from tests.home_assistant.bench import Bench
+from tests.samples import samples
 from tests.waiting import until
 
 CONFIG = "homeassistant/device/esms-exporter/main/config"
@@ -128,15 +129,9 @@ async def test_other_topics_are_gone_over_to(bench: Bench, broker: Mosquitto) ->
 
 
 async def test_without_a_broker_there_are_no_series(bench: Bench) -> None:
-    text = "".join(
-        line for family in bench.service.families() for line in family.lines(openmetrics=False)
-    )
-    assert "\nesms_mqtt_connected " in text
+    assert samples(bench.service.metrics, "esms_mqtt_connected")
     await bench.change(home_assistant=None)
-    text = "".join(
-        line for family in bench.service.families() for line in family.lines(openmetrics=False)
-    )
-    assert "\nesms_mqtt_" not in text
+    assert not any(one.name.startswith("esms_mqtt_") for one in samples(bench.service.metrics))
 
 
 async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosquitto) -> None:
@@ -155,7 +150,7 @@ async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosqui
             told = [event["reference_id"] for event in listener.said(EVENTS)]
     assert sorted(told) == [f"call-{number:02}" for number in range(30)]
     assert bench.messages("event", "published") == 30
-    assert bench.service.metrics.mqtt_errors.labels().value >= 1
+    assert bench.errors >= 1
     problems = [line for line in logs if line["event"] == "MQTT broker not connected"]
     assert 1 <= len(problems) <= 3  # each once: it broke, and then it is refused
 

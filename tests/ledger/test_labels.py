@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from exporter.call_totals import CallTotals
 from exporter.ledger.engine import Database
 from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.listing import page
@@ -15,11 +16,12 @@ from exporter.ledger.records import NO_SERIES_CHANGES, NewCall, StoredCall
 from exporter.ledger.sharing import Sharing
 from exporter.ledger.store import Store
 from exporter.ledger.totals import SUM, Cell, Total
-from exporter.metrics.calls import CallMetrics
-from exporter.metrics.families import Value
+from exporter.metrics.calls import read_calls
+from exporter.metrics.catalogue import Catalogue
 from tests.increases import Increases
 from tests.ledger.racing import joined, together
 from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed, push, rows
+from tests.samples import samples
 
 
 def limited(store: Store, max_values: float, max_sets: float = 99, names: str = "ab") -> Store:
@@ -100,42 +102,39 @@ def test_sets_are_limited(store: Store) -> None:
     assert counted(store) == {f"a{n} b{n}": 1 for n in (7, 8, 9)} | {"aother bother": 7}
 
 
-def series(metrics: CallMetrics) -> dict[tuple[str, ...], float]:
+def series(totals: CallTotals) -> dict[tuple[str, ...], float]:
     """Return the values of series, and of histograms how much they have counted."""
+    metrics = Catalogue()
+    read_calls(metrics, totals)
     return {
-        (family.name, *labels): one.value if isinstance(one, Value) else sum(one.counts)
-        for family in metrics.families()
-        for labels, one in family.series()
+        (sample.name, *sample.labels.values()): sample.value
+        for sample in samples(metrics)
+        if sample.name.startswith(("esms_call_", "esms_calls_total"))
+        and not sample.name.endswith(("_bucket", "_sum"))
     }
 
 
-def shown(store: Store) -> CallMetrics:
+def shown(store: Store) -> CallTotals:
     """Show a ledger as an exporter does that has just started."""
-    snapshot = store.snapshot()
-    metrics = CallMetrics(("main", "b"), store.limits.names)
-    for row, labels in snapshot.label_sets.items():
-        metrics.learn(row, labels)
-    for account, row in snapshot.begun:
-        metrics.start(account, row)
-    metrics.add(snapshot.totals.items())
-    return metrics
+    totals = CallTotals(store.limits.names)
+    totals.show({"main", "b"}, store.snapshot())
+    return totals
 
 
 def test_what_is_told_is_what_has_changed(store: Store) -> None:
     """For those who show what each transaction has changed."""
     limited(store, 2)
-    metrics = shown(store)
+    totals = shown(store)
     for labels in ("a1 b1", "a2 b1", "a3 b1", "a1 b1", "a4 b2", "a5 b3"):
         taken = store.watch(None, calls(labels), NOW)
-        for row, known in taken.label_sets.items():
-            metrics.learn(row, known)
-        metrics.change_series(taken.series)
+        totals.learn(taken.label_sets)
+        totals.change_series(taken.series)
         committed = store.commit([observed(call, ANSWERED) for call in taken.added])
-        metrics.add(committed.added.items())
+        totals.add(committed.added.items())
         if store.shared:
             assert (taken.series, committed.added) == (NO_SERIES_CHANGES, {})
         else:
-            assert series(metrics) == series(shown(store))
+            assert series(totals) == series(shown(store))
 
 
 @pytest.mark.parametrize("seed", range(4))

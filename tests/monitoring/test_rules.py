@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from exporter.config.watch import RESERVED_LABELS
-from exporter.metrics.calls import CallMetrics
 from exporter.metrics.catalogue import Catalogue
 from tests.monitoring.rules import (
     ALERTS,
@@ -24,6 +23,7 @@ from tests.monitoring.rules import (
     series_of,
 )
 from tests.programs import PROMETHEUS, every_prometheus
+from tools.reference.metrics import name_of, own_metrics
 
 FIRES, SILENT = "fires", "stays silent"
 KINDS = (FIRES, SILENT, "survives a restart", "fires on the first failure")
@@ -203,11 +203,10 @@ def test_no_label_of_the_users_is_taken_for_one_of_the_rules() -> None:
 
 
 def test_rules_ask_for_metrics_that_there_are() -> None:
-    calls = CallMetrics(("main",), ())
     exposed = {
-        family.name + suffix
-        for family in (*Catalogue().families(), *calls.families())
-        for suffix in (("", "_bucket", "_sum", "_count") if family.kind == "histogram" else ("",))
+        name_of(metric) + suffix
+        for metric in own_metrics(Catalogue())
+        for suffix in (("", "_bucket", "_sum", "_count") if metric.type == "histogram" else ("",))
     }
     for expression in EXPRESSIONS:
         assert series_of(expression) <= exposed | RECORDED.keys(), expression

@@ -22,6 +22,7 @@ from exporter.ledger.records import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator
 from tests.notify.receiver import SECRET, Receiver
+from tests.samples import value
 from tests.waiting import until
 
 
@@ -86,16 +87,21 @@ class Bench:
 
     @property
     def counted(self) -> float:
-        return sum(s.value for _, s in self.running.calls.call_metrics.finished.series())
+        return value(self.running.metrics, "esms_calls_total")
 
     def done(self, outcome: str = "delivered", name: str = "t") -> float:
-        return self.running.metrics.notifications.labels(name, outcome).value
+        counted = {"target": name, "outcome": outcome}
+        return value(self.running.metrics, "esms_notifications_total", **counted)
 
     def requests(self, outcome: str, name: str = "t") -> float:
-        return self.running.metrics.notification_requests.labels(name, outcome).value
+        counted = {"target": name, "outcome": outcome}
+        return value(self.running.metrics, "esms_notification_requests_total", **counted)
 
     def in_ledger(self, which: str = "1 = 1") -> int:
         """Return how many notifications are in the ledger."""
         with closing(sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True)) as connection:
             query = f"SELECT count(*) FROM notifications WHERE {which}"
             return int(connection.execute(query).fetchone()[0])
+
+    def pending(self, name: str = "t") -> float:
+        return value(self.running.metrics, "esms_notifications_pending", target=name)

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from benchmarks.virtual_time import EPOCH
 from tests.notify.virtual import GOES, HANGS, OK, Answer, World, refuses, run
+from tests.samples import value
 
 EVENTS = 240
 REFUSES_EVENT, FAILS = refuses(422), refuses(500)
@@ -145,8 +146,9 @@ def test_a_dead_target_gets_one_request_for_each_pause(tmp_path: Path) -> None:
         world.answer = lambda _, __: refuses(500)
         world.start()
         await finishing(world, [f"c{n}" for n in range(600)], 1.0)
-        assert world.metrics.pending.value > 590
-        assert EPOCH - 1 < world.metrics.oldest.value < EPOCH + 1
+        assert value(world.catalogue, "esms_notifications_pending") > 590
+        oldest = "esms_notifications_oldest_pending_timestamp_seconds"
+        assert EPOCH - 1 < value(world.catalogue, oldest) < EPOCH + 1
         first = world.requests(0, 60)
         later = world.requests(300, 600)
         assert 5 <= len(first) <= 20
@@ -245,7 +247,7 @@ def test_a_failed_event_is_tried_again(tmp_path: Path, status: int) -> None:
         assert len(tries) == 3
         assert 3.75 <= tries[1] - tries[0] <= 5.2  # 5 s less up to a quarter, and commits
         assert 7.5 <= tries[2] - tries[1] <= 10.2
-        assert world.metrics.delivered.value == 1
+        assert world.ended("delivered") == 1
         await world.stop()
 
     run(main())
@@ -258,7 +260,7 @@ def test_an_event_that_is_gone_is_given_up(tmp_path: Path) -> None:
         world.start()
         await finishing(world, ["bad", "a"], 1.0)
         assert [name for _, name in world.sent] == ["bad", "a"]
-        assert (world.metrics.gave_up.value, world.metrics.delivered.value) == (1, 1)
+        assert (world.ended("gave_up"), world.ended("delivered")) == (1, 1)
         await world.stop()
 
     run(main())
@@ -273,7 +275,7 @@ def test_an_event_is_given_up_after_as_many_attempts_as_the_target_allows(tmp_pa
         world.finish("bad", "a")
         await asyncio.sleep(600)
         assert [name for _, name in world.sent].count("bad") == 3
-        assert (world.metrics.gave_up.value, world.metrics.delivered.value) == (1, 1)
+        assert (world.ended("gave_up"), world.ended("delivered")) == (1, 1)
         await world.stop()
 
     run(main())
@@ -300,7 +302,7 @@ def test_a_target_that_is_not_ready_is_sent_nothing_and_then_everything(tmp_path
         world.ready, world.answer = True, lambda _, __: OK
         await asyncio.sleep(60)
         assert "d" not in world.delivered  # its time was over
-        assert world.metrics.gave_up.value == 1
+        assert world.ended("gave_up") == 1
         await world.stop()
 
     run(main())
@@ -347,7 +349,7 @@ def test_results_that_could_not_be_recorded_are_recorded_later(tmp_path: Path) -
         world.finish("a", "b")
         await asyncio.sleep(90)
         assert sorted(name for _, name in world.sent) == ["a", "b"]
-        assert world.metrics.delivered.value == 2
+        assert world.ended("delivered") == 2
         assert world.outbox.backlog("t").pending == 0
         await world.stop()
 
@@ -408,7 +410,7 @@ def test_giving_up_keeps_up_with_what_finishes(tmp_path: Path, answer: Answer, m
         assert pending < most
         await asyncio.sleep(60)
         assert world.outbox.backlog("t").pending == 0
-        assert world.metrics.gave_up.value + world.metrics.delivered.value == 12_000
+        assert value(world.catalogue, "esms_notifications_total") == 12_000
         await world.stop()
 
     run(main())
@@ -518,7 +520,7 @@ def test_a_clock_that_is_set_gives_nothing_up_and_puts_nothing_off(
         world.set_by = set_by
         await asyncio.sleep(600)
         assert world.delivered.keys() == {"a", "b"}
-        assert world.metrics.gave_up.value == 0
+        assert value(world.catalogue, "esms_notifications_total", outcome="gave_up") == 0
         await world.stop()
 
     run(main())

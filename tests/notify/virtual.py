@@ -24,6 +24,7 @@ from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import TargetMetrics, TargetWorker
 from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome
 from exporter.notify.webhook import interpret
+from tests.samples import value
 
 R = TypeVar("R")
 
@@ -89,7 +90,8 @@ class World:
         self.store = Store(self.database, self.clock)
         self.outbox = self.store.outbox
         self.outbox.set_routes([self.route])
-        self.metrics = TargetMetrics(Catalogue(), "t")
+        self.catalogue = Catalogue()
+        self.metrics = TargetMetrics(self.catalogue, "t")
         self.ledger_delay = 0.0
         self.ledger_fails: Callable[[str], bool] = lambda _: False
         self.answer: Callable[[str, float], Answer] = lambda _, __: OK
@@ -129,6 +131,10 @@ class World:
         pass
 
     # What a test does.
+
+    def ended(self, outcome: str) -> float:
+        """Return how many notifications ended with an outcome."""
+        return value(self.catalogue, "esms_notifications_total", outcome=outcome)
 
     @property
     def now(self) -> float:

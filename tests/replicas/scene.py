@@ -31,6 +31,7 @@ from exporter.replicas.replica import Replica
 from exporter.secrets import Secret
 from exporter.sources.api import ApiSource
 from tests.replicas.proxy import Proxy
+from tests.samples import samples, value
 from tests.waiting import deadline, until
 
 HEARTBEAT: Final = 4.0
@@ -126,17 +127,15 @@ class Exporter:
 
     @property
     def evictions(self) -> float:
-        return self.service.metrics.evictions.labels().value
+        return value(self.service.metrics, "esms_replica_evictions_total")
 
     def shown(self) -> dict[str, float]:
         """Return the series of finished calls, without zeros."""
-        lines = [
-            line.rpartition(" ")
-            for family in self.service.calls.call_metrics.families()
-            for line in "".join(family.lines(openmetrics=False)).splitlines()
-            if not line.startswith("#")
-        ]
-        return {series: float(value) for series, _, value in lines if float(value)}
+        return {
+            f"{sample.name} {sorted(sample.labels.items())}": sample.value
+            for sample in samples(self.service.metrics)
+            if sample.name.startswith("esms_call") and "state" not in sample.labels and sample.value
+        }
 
     def counted(self) -> float:
         """Return how many calls it shows as finished."""

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.replicas.scene import HEARTBEAT, Scene, names
+from tests.samples import value
 from tests.waiting import deadline, until
 
 
@@ -18,7 +19,7 @@ async def test_who_joins_gets_a_share_and_who_leaves_hands_it_over_at_once(scene
     await scene.settled(calls, first, second, third)
     assert first.evictions == second.evictions == third.evictions == 0
     for exporter in (first, second, third):
-        assert exporter.service.metrics.replicas.labels().value == 3
+        assert value(exporter.service.metrics, "esms_replicas") == 3
     handed, number = third.holds, third.replica._id
     await third.stop()
     # Others do not have to wait until it was silent for long.

@@ -13,6 +13,7 @@ import pytest
 from exporter.calls import Result, Status
 from exporter.ledger.records import Snapshot
 from tests.replicas.scene import ANSWERED, BUSY, Exporter, Scene, names
+from tests.samples import samples
 from tests.waiting import DEADLINE, until
 
 
@@ -58,12 +59,8 @@ async def test_each_shows_what_all_have_counted(scene: Scene) -> None:
         for key in calls
     } == calls
     # The series of others begin at 0, as one's own do.
-    text = "".join(
-        line
-        for family in first.service.calls.call_metrics.families()
-        for line in family.lines(openmetrics=False)
-    )
-    assert 'result="success",status="busy",campaign="reminder"} 0' in text
+    labels = {"result": "success", "status": "busy", "campaign": "reminder"}
+    assert [s.value for s in samples(first.service.metrics, "esms_calls_total", **labels)] == [0]
     # For people: what they finished while one was there, and what they had finished before.
     await until(lambda: len(failures(first)) == len(failures(second)) == 3)
     for exporter in (first, second, third):
@@ -76,7 +73,7 @@ async def test_each_shows_what_all_have_counted(scene: Scene) -> None:
 
 def in_series(exporters: list[Exporter], campaign: str) -> bool:
     return all(
-        any(labels[-1] == campaign for labels, _ in one.service.calls.call_metrics.price.series())
+        samples(one.service.metrics, "esms_call_price_vnd_total", campaign=campaign)
         for one in exporters
     )
 

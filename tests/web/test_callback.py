@@ -21,6 +21,7 @@ from exporter.polling.intervals import AdaptiveIntervals
 from exporter.secrets import Secret
 from exporter.simulator import Plan
 from exporter.web.callback import callback_url
+from tests.samples import samples, value
 from tests.waiting import DEADLINE, until
 from tests.web.bench import CALLBACK_TOKEN
 from tests.web.bench import Bench as WebBench
@@ -79,17 +80,16 @@ class Bench(WebBench):
 
     @property
     def outcomes(self) -> dict[str, float]:
-        series = self.app.account_metrics["main"].callbacks
-        return {outcome.value: value.value for outcome, value in series.items() if value.value}
+        counted = samples(self.app.metrics, "esms_callbacks_total", account="main")
+        return {sample.labels["outcome"]: sample.value for sample in counted if sample.value}
 
     def counted(self, status: str) -> float:
-        family = self.app.calls.call_metrics.finished
-        return sum(v.value for k, v in family.series() if k[0] == "main" and k[2] == status)
+        return value(self.app.metrics, "esms_calls_total", account="main", status=status)
 
     @property
     def price(self) -> dict[str, float]:
-        series = self.app.calls.call_metrics.price.series()
-        return {k[1]: v.value for k, v in series if k[0] == "main" and v.value}
+        prices = samples(self.app.metrics, "esms_call_price_vnd_total", account="main")
+        return {sample.labels["campaign"]: sample.value for sample in prices if sample.value}
 
 
 @pytest_asyncio.fixture
@@ -178,8 +178,8 @@ async def test_a_callback_that_is_trusted(bench: Bench) -> None:
     intervals = bench.app.accounts["main"].poller.intervals
     assert isinstance(intervals, AdaptiveIntervals)
     assert intervals.durations.calls == 1
-    key = ("main", "1", "otp")
-    assert bench.app.calls.call_metrics.keypresses._series[key].value == 1
+    labels = {"account": "main", "key": "1", "campaign": "otp"}
+    assert value(bench.app.metrics, "esms_call_keypresses_total", **labels) == 1
 
 
 async def test_contradictory_callbacks_at_once(bench: Bench) -> None:

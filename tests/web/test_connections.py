@@ -7,16 +7,15 @@ import contextlib
 import resource
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import Gauge
 
 from exporter.app import App
-from exporter.metrics.families import Family, gauge
 from exporter.web.connections import Limits, address_of
 from tests.waiting import DEADLINE, deadline, until
 from tests.web.bench import TLS, Bench
@@ -126,9 +125,9 @@ class LargeApp(App):
 
     size = 20_000_000
 
-    def families(self) -> Iterator[Family[Any]]:
-        yield from super().families()
-        yield gauge("large", "x" * self.size)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: as the exporter takes them
+        super().__init__(*args, **kwargs)
+        Gauge("large", "x" * self.size, registry=self.metrics.registry)
 
 
 @pytest.fixture

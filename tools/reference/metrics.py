@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.core import Metric
 
-from exporter.calls import ENDINGS
-from exporter.canaries.canaries import CanaryMetrics
+from exporter.call_totals import CallTotals
+from exporter.calls import ENDINGS, CallbackOutcome
+from exporter.canaries.canaries import CanaryNumbers, CanaryStage, read_canaries
 from exporter.home_assistant.publisher import MqttMetrics
-from exporter.metrics.accounts import AccountMetrics
-from exporter.metrics.calls import CallMetrics
-from exporter.metrics.catalogue import GET_BALANCE, MAKE_CALL, Catalogue
-from exporter.metrics.families import Family
-from exporter.metrics.requests import RequestMetrics
+from exporter.ledger.canary_runs import CanaryResult
+from exporter.ledger.records import Snapshot
+from exporter.metrics.accounts import read_accounts, read_status
+from exporter.metrics.calls import read_calls
+from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import TargetMetrics
-from exporter.polling.stats import AccountStats
+from exporter.polling.stats import AccountStats, Operation
+from exporter.source_status import ConfigStatus, SourceStatus
 from exporter.web.connections import TlsFailure
 from tools.reference.markdown import NOTE, code, table
 from tools.reference.meanings import (
@@ -27,6 +29,8 @@ from tools.reference.meanings import (
     SPECIAL,
     USER_LABEL,
 )
+
+_OF_CALLS: Final = ("esms_calls_total", "esms_call_")
 
 _INTRODUCTION: Final = """# Metrics
 
@@ -52,29 +56,37 @@ counters and histograms, their `rate` or `increase`. The PromQL for it is in
 
 def page() -> str:
     """Return the whole page."""
-    catalogue, calls = Catalogue(), CallMetrics(["main"], (USER_LABEL,))
-    AccountMetrics(catalogue, "main", AccountStats())
-    RequestMetrics(catalogue, "main", GET_BALANCE)
-    for family in (catalogue.balance, catalogue.balance_timestamp, catalogue.balance_warning):
-        family.labels("main")
-    TargetMetrics(catalogue, "crm")
-    for family in (catalogue.source_last_success, catalogue.source_errors):
-        family.labels("config")
+    metrics, totals = Catalogue(), CallTotals((USER_LABEL,))
+    totals.show(["main"], Snapshot({}, {}, set()))
+    account, source = AccountStats(), SourceStatus("config")
+    account.of(Operation.GET_BALANCE)
+    read_calls(metrics, totals)
+    read_accounts(metrics, lambda: [("main", account)])
+    read_status(metrics, lambda: [source], ConfigStatus())
+    for gauge in (metrics.balance, metrics.balance_timestamp, metrics.balance_warning):
+        gauge.labels("main")
+    for outcome in CallbackOutcome:
+        metrics.callbacks.labels("main", outcome.value)
     for reason in TlsFailure:
-        catalogue.tls_failures.labels(reason.value)
-    MqttMetrics(catalogue)
-    families = (*calls.families(), *catalogue.families())
+        metrics.tls_failures.labels(reason.value)
+    TargetMetrics(metrics, "crm")
+    MqttMetrics(metrics)
+    for reading in (metrics.ledger_errors, metrics.log_lines_dropped):
+        reading.read_from(lambda: [((), 0)])
     sizes = {
-        "account": sum(_series(family, "account") for family in families),
-        "labels": sum(_series(family, USER_LABEL) for family in families),
+        "account": _series(metrics, "account"),
+        "labels": _series(metrics, USER_LABEL),
     }
     # Only of accounts that place canary calls.
-    CanaryMetrics(catalogue, "main", "nightly")
-    RequestMetrics(catalogue, "main", MAKE_CALL)
+    account.of(Operation.MAKE_CALL)
+    stages, runs = dict.fromkeys(CanaryStage, 0.0), dict.fromkeys(CanaryResult, 0)
+    canary = CanaryNumbers("main", success=False, last_success=0.0, stages=stages, runs=runs)
+    read_canaries(metrics, {"nightly": canary})
+    families = {name_of(metric): metric for metric in own_metrics(metrics)}
     used = {label: set[str]() for label in MEANINGS}
-    over = {family.name: OF_LEDGER for family in calls.families()} | OVER_REPLICAS
-    sections = [_section(family, used, over) for family in families]
-    if gone := over.keys() - {family.name for family in families}:
+    over = {name: OF_LEDGER for name in families if name.startswith(_OF_CALLS)} | OVER_REPLICAS
+    sections = [_section(name, metric, used, over) for name, metric in families.items()]
+    if gone := over.keys() - families.keys():
         raise LookupError(f"there is no {sorted(gone)} any more")
     for label, meanings in MEANINGS.items():
         if gone := meanings.keys() - used[label]:
@@ -91,41 +103,41 @@ def page() -> str:
     )
 
 
-def _section(
-    family: Family[Any],  # Any: of values or of buckets
-    used: dict[str, set[str]],
-    over: Mapping[str, str],
-) -> str:
-    text = "".join(family.lines(openmetrics=False))
-    (parsed,) = text_string_to_metric_families(text)
-    facts = [f"type: {parsed.type}", f"labels: {_labels(family)}"]
-    for name in family.label_names:
-        if (kind := _kind(family, name)) in MEANINGS:
-            values = dict.fromkeys(sample.labels[name] for sample in parsed.samples)
+def own_metrics(metrics: Catalogue) -> list[Metric]:
+    """Return the exporter's own metrics, without those of the client library."""
+    return [one for one in metrics.registry.collect() if one.name.startswith("esms_")]
+
+
+def name_of(metric: Metric) -> str:
+    """Return the name of a metric as a query has it."""
+    return f"{metric.name}_total" if metric.type == "counter" else metric.name
+
+
+def _section(name: str, metric: Metric, used: dict[str, set[str]], over: Mapping[str, str]) -> str:
+    labels = [label for label in metric.samples[0].labels if label != "le"]
+    facts = [f"type: {metric.type}", f"labels: {_labels(labels)}"]
+    for label in labels:
+        if (kind := SPECIAL.get((name, label), label)) in MEANINGS:
+            values = dict.fromkeys(sample.labels[label] for sample in metric.samples)
             if unexplained := values.keys() - MEANINGS[kind].keys():
                 raise LookupError(f"nothing says what {kind} = {sorted(unexplained)} means")
             used[kind].update(values)
-            facts.append(f"[{name}](#{kind.replace(' ', '-')}): {' '.join(map(code, values))}")
+            facts.append(f"[{label}](#{kind.replace(' ', '-')}): {' '.join(map(code, values))}")
     bounds = dict.fromkeys(
-        f"{float(sample.labels['le']):g}" for sample in parsed.samples if "le" in sample.labels
+        f"{float(sample.labels['le']):g}" for sample in metric.samples if "le" in sample.labels
     )
     if bounds:
         facts.append(f"buckets: {' '.join(bounds).replace('inf', '+Inf')}")
-    if family.name not in over:
-        raise LookupError(f"nothing says what {family.name} is over replicas")
-    facts.append(f"over replicas: {over[family.name]}")
+    if name not in over:
+        raise LookupError(f"nothing says what {name} is over replicas")
+    facts.append(f"over replicas: {over[name]}")
     listed = "".join(f"- {fact}\n" for fact in facts)
-    return f"\n## {family.name}\n\n{family.documentation}\n\n{listed}"
+    return f"\n## {name}\n\n{metric.documentation}\n\n{listed}"
 
 
-def _kind(family: Family[Any], label: str) -> str:  # Any: see above
-    """Return where `MEANINGS` explains the values of a label."""
-    return SPECIAL.get((family.name, label), label)
-
-
-def _labels(family: Family[Any]) -> str:  # Any: see above
+def _labels(labels: Iterable[str]) -> str:
     names = []
-    for name in family.label_names:
+    for name in labels:
         if name == USER_LABEL:
             names.append("LABELS")
         elif name in MEANINGS or name in OPEN_LABELS:
@@ -135,10 +147,9 @@ def _labels(family: Family[Any]) -> str:  # Any: see above
     return ", ".join(names) or "none"
 
 
-def _series(family: Family[Any], label: str) -> int:  # Any: see above
-    """Return how many series carry a label, in a catalogue with one account and one set."""
-    lines = [line for line in family.lines(openmetrics=False) if not line.startswith("#")]
-    return len(lines) if label in family.label_names else 0
+def _series(metrics: Catalogue, label: str) -> int:
+    """Return how many series carry a label."""
+    return sum(label in one.labels for metric in own_metrics(metrics) for one in metric.samples)
 
 
 def _values() -> Iterator[str]:

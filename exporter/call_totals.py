@@ -1,0 +1,173 @@
+"""The totals of finished calls, in plain numbers: metrics read them.
+
+The ledger holds the same numbers; these are the ones of the accounts that this exporter exposes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+
+from exporter.calls import ENDINGS, Key
+from exporter.ledger.records import Labels, SeriesChanges, Snapshot
+from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, Cell, Total
+from exporter.polling.stats import Distribution
+
+
+class LabelSetTotals:
+    """What the finished calls of an account with one set of labels add up to.
+
+    Attributes:
+        calls: how many ended with a result and a status, by `result/status`.
+        keypresses: how many ended with a key, by the first key that was pressed.
+        durations: seconds that answered calls lasted.
+        price: what the provider charged, in VND.
+    """
+
+    __slots__ = ("calls", "durations", "keypresses", "price")
+
+    def __init__(self) -> None:
+        self.calls = {f"{result}/{status}": 0.0 for result, status in ENDINGS}
+        self.keypresses = {key.value: 0.0 for key in Key}
+        self.durations = Distribution(DURATION_BUCKETS)
+        self.price = 0.0
+
+    def merge(self, other: LabelSetTotals) -> None:
+        """Add another set of totals."""
+        for mine, more in ((self.calls, other.calls), (self.keypresses, other.keypresses)):
+            for cell, amount in more.items():
+                mine[cell] = mine.get(cell, 0.0) + amount
+        counts = self.durations.counts
+        counts[:] = map(sum, zip(counts, other.durations.counts, strict=True))
+        self.durations.sum += other.durations.sum
+        self.price += other.price
+
+
+class CallTotals:
+    """The totals of finished calls, by account and by the row of their set of labels.
+
+    The sets of labels are whole; what is shown of them are the labels with the names in
+    `watch.labels`, and sets that look the same then are one.
+
+    Attributes:
+        names: the names of the labels that are shown, in that order.
+        delays: seconds from adding a call to its result, by account.
+    """
+
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        self.names = names
+        self.delays: dict[str, Distribution] = {}
+        self._sets: dict[str, dict[int | None, LabelSetTotals]] = {}
+        self._labels: dict[int, Labels] = {}
+
+    @property
+    def accounts(self) -> AbstractSet[str]:
+        """The accounts whose totals are here; what is added to others is dropped."""
+        return self._sets.keys()
+
+    @property
+    def label_sets(self) -> Collection[int]:
+        """The rows of the sets of labels that are known."""
+        return self._labels.keys()
+
+    def labels(self, row: int) -> Mapping[str, str]:
+        """Return what is shown of a set of labels; nothing where it is not known."""
+        labels = self._labels.get(row, {})
+        return {name: labels[name] for name in self.names if labels.get(name)}
+
+    def show(self, accounts: Collection[str], snapshot: Snapshot) -> None:
+        """Replace the totals of accounts by those in the ledger."""
+        self.hide(accounts)
+        for account in sorted(accounts):
+            self.delays[account] = Distribution(DELAY_BUCKETS)
+            self._sets[account] = {None: LabelSetTotals()}
+        self.learn(snapshot.label_sets)
+        for account, row in snapshot.begun:
+            self.start(account, row)
+        self.add(snapshot.totals.items())
+
+    def hide(self, accounts: Collection[str]) -> None:
+        """Forget the totals of accounts."""
+        for account in list(accounts):
+            self._sets.pop(account, None)
+            self.delays.pop(account, None)
+        used = set[int | None]().union(*self._sets.values())
+        self._labels = {row: labels for row, labels in self._labels.items() if row in used}
+
+    def learn(self, label_sets: Mapping[int, Labels]) -> None:
+        """Know sets of labels by their rows."""
+        self._labels.update(label_sets)
+
+    def start(self, account: str, row: int) -> None:
+        """Begin the totals of an account's calls with a set of labels at 0."""
+        sets = self._sets.get(account)
+        if sets is not None and row not in sets:
+            sets[row] = LabelSetTotals()
+
+    def change_series(self, changes: SeriesChanges) -> None:
+        """Begin the totals of some sets, and forget those of others.
+
+        Where another set looks the same, their series stays as it is: a counter must not go down.
+        """
+        for account, row in changes.begun:
+            self.start(account, row)
+        for account, row in changes.evicted:
+            sets = self._sets.get(account, {})
+            if evicted := sets.pop(row, None):
+                values = self._values(row)
+                alike = (more for other, more in sets.items() if self._values(other) == values)
+                if same := next(alike, None):
+                    same.merge(evicted)
+            if not any(row in sets for sets in self._sets.values()):
+                self._labels.pop(row, None)
+
+    def add(self, cells: Iterable[tuple[Cell, float]]) -> None:
+        """Add what finished calls added to the ledger's totals."""
+        for (account, row, total, cell), amount in cells:
+            if (sets := self._sets.get(account)) is None:
+                continue
+            if total is Total.DELAY:
+                _add(self.delays[account], cell, amount)
+                continue
+            if (totals := sets.get(row)) is None:
+                totals = sets[row] = LabelSetTotals()
+            if total is Total.CALLS:
+                totals.calls[cell] = totals.calls.get(cell, 0.0) + amount
+            elif total is Total.DURATION:
+                _add(totals.durations, cell, amount)
+            elif total is Total.KEYPRESSES:
+                totals.keypresses[cell] = totals.keypresses.get(cell, 0.0) + amount
+            else:
+                totals.price += amount
+
+    def shown(self) -> Iterator[tuple[str, tuple[str, ...], LabelSetTotals]]:
+        """Yield the totals of each account by the values of the labels that are shown."""
+        for account, sets in self._sets.items():
+            alike: defaultdict[tuple[str, ...], list[LabelSetTotals]] = defaultdict(list)
+            for row, totals in sets.items():
+                alike[self._values(row)].append(totals)
+            for values, group in alike.items():
+                yield account, values, group[0] if len(group) == 1 else _merged(group)
+
+    def _values(self, row: int | None) -> tuple[str, ...]:
+        labels = self._labels.get(row, {}) if row is not None else {}
+        return tuple(labels.get(name, "") for name in self.names)
+
+
+def _merged(group: Iterable[LabelSetTotals]) -> LabelSetTotals:
+    merged = LabelSetTotals()
+    for totals in group:
+        merged.merge(totals)
+    return merged
+
+
+def _add(distribution: Distribution, cell: str, amount: float) -> None:
+    if cell == SUM:
+        distribution.sum += amount
+        return
+    try:
+        index = distribution.bounds.index(float(cell))
+    except ValueError:
+        index = -1  # `+Inf`, or a bound of another version
+    distribution.counts[index] += int(amount)
