@@ -33,8 +33,8 @@ Every key of the file that `--config.file` names, with what it takes and its def
 `esms-exporter schema` prints a JSON Schema for editors.
 
 - The file is YAML. An unknown key, a wrong type, a name that is there twice, a variable that is not
-  set, a file that cannot be read: each is an error with its line, all are told at once, and
-  `esms-exporter check --config.file=config.yaml` tells them without running anything.
+  set, a file that cannot be read: each is an error with its line, all are reported at once, and
+  `esms-exporter check --config.file=config.yaml` reports them without running anything.
 - `${NAME}` in a value is replaced by the environment variable, `${NAME:-default}` also does without
   it, `$$` is a plain `$`. Between `{ }` or `[ ]`, such a value needs quotes.
 - Durations are those of Prometheus: `100ms`, `15s`, `1m30s`, `6h`, `3d`.
