@@ -11,9 +11,7 @@ from typing import Final, TypeAlias
 
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.ids import ID_PATTERN, ReferenceId, ReferenceKey, reference_id, reference_key
-
-__all__ = ["ID_PATTERN", "ReferenceId", "ReferenceKey", "reference_id", "reference_key"]
+from exporter.ids import ReferenceId, reference_key
 
 PROVIDER_MEMORY: Final = 7 * 86_400.0
 """Seconds after which the provider does not know a call any more (its public documentation)."""

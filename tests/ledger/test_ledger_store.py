@@ -8,19 +8,10 @@ from collections.abc import Iterable, Mapping
 import pytest
 from sqlalchemy import Connection
 
-from exporter.calls import (
-    CallState,
-    Finished,
-    Key,
-    PollAgain,
-    ReferenceId,
-    Result,
-    Status,
-    WatchedCall,
-)
+from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status, WatchedCall
 from exporter.config.types import MAX_LABEL_VALUE
 from exporter.config.watch import MAX_LABELS
-from exporter.ids import MAX_REFERENCE_ID_LENGTH
+from exporter.ids import MAX_REFERENCE_ID_LENGTH, ReferenceId
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.listing import page

@@ -7,9 +7,10 @@ import pytest
 import pytest_asyncio
 
 from benchmarks import virtual_time
-from exporter.calls import CallState, GiveUpPolicy, WatchedCall, reference_id
+from exporter.calls import CallState, GiveUpPolicy, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import reference_id
 from exporter.polling.poller import Poller, PollingSettings, Provider
 from exporter.polling.stats import AccountStats
 from tests.waiting import deadline, until
