@@ -28,7 +28,8 @@ from exporter.ledger.records import CHUNK, NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import TargetMetrics, TargetWorker
-from exporter.notify.webhook import WebhookTarget
+from exporter.notify.target import TargetSettings
+from exporter.notify.webhook import webhook
 from exporter.secrets import Secret
 
 TARGETS = (0, 1, 3)
@@ -68,9 +69,9 @@ def ledger(rounds: int, count: int) -> None:
         print(f"finishes, {number} targets: {median:.4f} ({median / medians[0]:.2f})")
 
 
-def _target(url: str) -> WebhookTarget:
+def _target(url: str) -> TargetSettings:
     secret = Secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-    return WebhookTarget(
+    return webhook(
         NotifyConfig(name="t", url=Secret(url), secret=secret, max_concurrency=CONCURRENCY)
     )
 

@@ -29,9 +29,9 @@ from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import Dispatcher
 from exporter.notify.home_assistant import NAME as HOME_ASSISTANT
-from exporter.notify.home_assistant import HomeAssistantTarget
-from exporter.notify.target import Target
-from exporter.notify.webhook import WebhookTarget
+from exporter.notify.home_assistant import home_assistant
+from exporter.notify.target import TargetSettings
+from exporter.notify.webhook import webhook
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
 from exporter.replicas.replica import Replica
@@ -301,13 +301,11 @@ class App:
         self.sources[ConfigurationSource].loaded()
         self._home_assistant.configure(config.home_assistant)
 
-    def _targets(self, config: Config) -> list[Target]:
+    def _targets(self, config: Config) -> list[TargetSettings]:
         """Return where finished calls are notified to."""
-        targets: list[Target] = [
-            WebhookTarget(webhook, config.authorities) for webhook in config.notify
-        ]
+        targets = [webhook(target, config.authorities) for target in config.notify]
         if config.home_assistant:
-            targets.append(HomeAssistantTarget(config.home_assistant, self._home_assistant))
+            targets.append(home_assistant(config.home_assistant, self._home_assistant))
         return targets
 
     def _change_accounts(self, config: Config) -> None:

@@ -7,7 +7,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -68,14 +67,6 @@ class MqttMetrics:
         self._messages[kind, outcome].inc()
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of a broker's answers and of connections; in seconds."""
-
-    timeout: float = TIMEOUT
-    backoff: ExponentialBackoff = BACKOFF
-
-
 class Publisher:
     """Publishes to a broker, and keeps trying, until it is stopped.
 
@@ -89,7 +80,8 @@ class Publisher:
         metrics: where messages are counted.
         others: whether other exporters go on publishing when this one stops.
         on_ready: called when events can be published.
-        limits: for answers and connections.
+        timeout: seconds that the broker may take for an answer.
+        backoff: before a connection that broke is made again.
     """
 
     def __init__(
@@ -99,14 +91,16 @@ class Publisher:
         metrics: MqttMetrics,
         others: Callable[[], bool],
         on_ready: Callable[[], None],
-        limits: Limits = Limits(),
+        timeout: float = TIMEOUT,
+        backoff: ExponentialBackoff = BACKOFF,
     ) -> None:
         self._config = config
         self._exposed = exposed
         self._metrics = metrics
         self._others = others
         self._on_ready = on_ready
-        self._limits = limits
+        self._timeout = timeout
+        self._backoff = backoff
         self._topics = exposed.topics
         self._retained: dict[str, bytes] = {}  # by the broker, as far as it is known
         self._looked = False  # at that, since another exporter last published the accounts
@@ -160,14 +154,14 @@ class Publisher:
             finally:
                 self._metrics.connected = False
                 self._refuse_events()
-            wait = self._limits.backoff.wait(failures, random.random())  # noqa: S311
+            wait = self._backoff.wait(failures, random.random())  # noqa: S311
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._stopping.wait()
 
     async def _connect(self) -> None:
         last_will = Message(self._topics.availability, OFFLINE, retained=True)
-        async with connected(self._config, last_will, self._limits.timeout) as broker:
+        async with connected(self._config, last_will, self._timeout) as broker:
             self._metrics.connected = True
             self._log_connection(None)
             tasks = [

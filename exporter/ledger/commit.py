@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, update
@@ -13,7 +12,7 @@ from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.labels import COUNTED_AS, FOLDED, add_totals, keep_labels
-from exporter.ledger.outbox import Finish, Outbox
+from exporter.ledger.outbox import CallFinished, Outbox
 from exporter.ledger.records import DELETED, Committed, Observation
 from exporter.ledger.schema import UNFINISHED_ROW, accounts, calls, folded_labels
 from exporter.ledger.totals import Cell, additions, price_added
@@ -94,7 +93,7 @@ def commit(
         for _, call, found, at in known
         if isinstance(found, PollAgain)
     ]
-    finished, finishes, canaries = list[tuple[Any, ...]](), [], set[int]()
+    finished, events, canaries = list[tuple[Any, ...]](), [], set[int]()
     added: defaultdict[Cell, float] = defaultdict(float)
     account_ids: dict[str, int] = {}
     for _, call, found, at in known:
@@ -105,8 +104,18 @@ def commit(
         if canary is not None:
             canaries.add(call.id)
             continue
-        shown = replace(call, first_watched=call.first_watched - ahead) if ahead else call
-        finishes.append(Finish(account, labels, shown, found, at - ahead))
+        event = CallFinished(
+            account,
+            call.reference_id,
+            found.result,
+            found.status,
+            found.duration,
+            found.key,
+            {},
+            call.first_watched - ahead,
+            at - ahead,
+        )
+        events.append((labels, event))
         account_ids[account] = account_id
         for cell, amount in additions(account, counted_as, found, at - call.first_watched, price):
             added[cell] += amount
@@ -117,9 +126,9 @@ def commit(
     if added:
         add_totals(connection, added, account_ids)
     notify = frozenset[str]()
-    if outbox and outbox.routes and finishes:
-        notify = outbox.add(connection, finishes)
-    by_account = Counter(finish.account for finish in finishes)
+    if outbox and outbox.routes and events:
+        notify = outbox.add(connection, events)
+    by_account = Counter(event.account for _, event in events)
     gone = frozenset(ids) - held.keys()
     return Committed(dict(added), gone, by_account, notify, frozenset(canaries))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice, zip_longest
 from typing import Final, NamedTuple, Self
@@ -23,8 +23,10 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Connection,
+    Delete,
     Float,
     ScalarSelect,
+    Update,
     and_,
     bindparam,
     case,
@@ -39,7 +41,6 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.calls import Finished, WatchedCall
 from exporter.ledger.bulk import fetch, given, item, listed, packed
 from exporter.ledger.bulk import field as field_of
 from exporter.ledger.clock import LedgerClock, machine_clocks
@@ -187,16 +188,6 @@ class CallFinished(NamedTuple):
     finished_at: float
 
 
-class Finish(NamedTuple):
-    """A call that has finished; `labels` is the row of its labels."""
-
-    account: str
-    labels: int
-    call: WatchedCall
-    finished: Finished
-    at: float
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """The finished calls that a target is notified of. None stands for any.
@@ -225,52 +216,32 @@ class Route:
 
 
 class Notification(NamedTuple):
-    """A claimed notification.
-
-    Attributes:
-        id: its row; the same at each attempt.
-        attempts: how often it was claimed, this time included; also tells this claim from others.
-        retry: an earlier attempt failed.
-        call: the event.
-    """
+    """A claimed notification; `id` is its row."""
 
     id: int
-    attempts: int
-    retry: bool
+    attempts: int  # claims, this one included; also tells this claim from others
+    retry: bool  # an earlier attempt failed
     call: CallFinished
 
 
 class Claim(NamedTuple):
-    """What to claim.
-
-    Attributes:
-        retry: retries, or new notifications.
-        limit: how many at most; accounts have equal shares of them.
-        full: accounts of which no more are wanted.
-        avoid: the row of a notification that is claimed only if there is no other.
-    """
+    """What to claim: retries, or new notifications."""
 
     retry: bool
-    limit: int
-    full: Collection[str] = ()
-    avoid: int | None = None
+    limit: int  # accounts have equal shares of it
+    full: Collection[str] = ()  # accounts of which no more are wanted
+    avoid: int | None = None  # the row of one that is claimed only if there is no other
 
 
 @dataclass(slots=True)
 class DeliveryResults:
-    """The results of claimed notifications that are not recorded yet.
-
-    Attributes:
-        delivered: to be deleted, and counted as delivered.
-        rejected: to be deleted, and counted as given up.
-        put_off: to be tried again, each after some seconds, unless their time is over.
-        released: not tried; due at once.
-    """
+    """The results of claimed notifications that are not recorded yet."""
 
     delivered: list[Notification] = field(default_factory=list)
-    rejected: list[Notification] = field(default_factory=list)
+    rejected: list[Notification] = field(default_factory=list)  # counted as given up
+    # To be tried again, each after some seconds, unless their time is over.
     put_off: list[tuple[Notification, float]] = field(default_factory=list)
-    released: list[Notification] = field(default_factory=list)
+    released: list[Notification] = field(default_factory=list)  # not tried: due at once
 
     def __bool__(self) -> bool:
         return bool(self.delivered or self.rejected or self.put_off or self.released)
@@ -282,31 +253,12 @@ class DeliveryResults:
 
 
 class ClaimResult(NamedTuple):
-    """The outcome of `Outbox.claim`.
+    """The outcome of `Outbox.claim`."""
 
-    Attributes:
-        delivered: how many were newly recorded as delivered.
-        gave_up: how many were given up.
-        claimed: to be sent now.
-        due_in: seconds until the next one is due that is left; None where there is none.
-    """
-
-    delivered: int
+    delivered: int  # newly recorded
     gave_up: int
     claimed: list[Notification]
-    due_in: float | None
-
-
-class Backlog(NamedTuple):
-    """The notifications of a target that are pending.
-
-    Attributes:
-        pending: how many.
-        oldest: when the first of them was written (Unix time); None where there is none.
-    """
-
-    pending: int
-    oldest: float | None
+    due_in: float | None  # seconds until another one is due; None where there is none
 
 
 def ledger_time(connection: Connection, clock: LedgerClock) -> float:
@@ -344,38 +296,35 @@ class Outbox:
         """Change which targets are notified of calls that finish from now on."""
         self.routes = routes
 
-    def add(self, connection: Connection, finishes: Sequence[Finish]) -> frozenset[str]:
+    def add(
+        self, connection: Connection, finished: Sequence[tuple[int, CallFinished]]
+    ) -> frozenset[str]:
         """Write the notifications of finished calls, in the transaction that finishes them.
+
+        Args:
+            connection: in that transaction.
+            finished: the row of each call's labels, and the call without them.
 
         Returns:
             The targets that have new ones.
         """
-        rows = packed({finish.labels for finish in finishes})
-        labels = {row: json.loads(text) for row, text in fetch(connection, _LABELS, rows=rows)}
+        label_rows = packed({row for row, _ in finished})
+        labels = {
+            row: json.loads(text) for row, text in fetch(connection, _LABELS, rows=label_rows)
+        }
         targets = set()
 
         def new() -> Iterator[tuple[str, str, str, float]]:
-            for account, row, call, finished, at in finishes:
-                event = CallFinished(
-                    account,
-                    call.reference_id,
-                    finished.result,
-                    finished.status,
-                    finished.duration,
-                    finished.key,
-                    labels[row],
-                    call.first_watched,
-                    at,
-                )
+            for row, call in finished:
+                event = call._replace(labels=labels[row])
                 matching = [route for route in self.routes if route.matches(event)]
                 content = to_json(event._asdict()).decode() if matching else ""
                 for route in matching:
                     targets.add(route.target)
-                    yield route.target, account, content, route.give_up_after
+                    yield route.target, event.account, content, route.give_up_after
 
-        pending = new()
-        now = self._time(connection)
-        while chunk := list(islice(pending, CHUNK)):
+        rows, now = new(), self._time(connection)
+        while chunk := list(islice(rows, CHUNK)):
             connection.execute(_INSERT, {"rows": packed(chunk), "now": now})
         return frozenset(targets)
 
@@ -387,13 +336,13 @@ class Outbox:
         lease: float,
         limit: float = math.inf,
     ) -> ClaimResult:
-        """Record results, and claim more notifications.
+        """Record results, and claim more notifications of a target for some seconds.
 
         Args:
-            target: whose notifications.
-            results: those of notifications that were claimed before.
+            target: its name.
+            results: those of earlier claims.
             claims: what to claim, the most wanted first.
-            lease: seconds for which they are claimed.
+            lease: seconds.
             limit: how many to claim at most, of all kinds.
         """
 
@@ -445,22 +394,10 @@ class Outbox:
         rounds = (one for turn in zip_longest(*by_account) for one in turn if one)
         return sorted(rounds, key=lambda one: one.id == claim.avoid)[: claim.limit]
 
-    def record(self, results: DeliveryResults) -> tuple[int, int]:
-        """Record results; returns how many were delivered, and how many given up."""
-        return self._database.run(
-            lambda connection: _record(connection, results, self._time(connection))
-        )
-
     def give_up(self, target: str, shortest: float, longest: float) -> int:
-        """Delete notifications whose time is over, tried or not, but for those under way.
+        """Delete up to `CHUNK` notifications whose time has been over for so many seconds.
 
-        Args:
-            target: whose notifications.
-            shortest: seconds for which it has been over, at least.
-            longest: seconds for which it has been over, at most.
-
-        Returns:
-            How many; at most `CHUNK`.
+        Those under way are left. Returns how many were deleted.
         """
 
         def work(connection: Connection) -> int:
@@ -479,25 +416,23 @@ class Outbox:
             with self._database.begin() as connection:
                 connection.execute(_RELEASE_ALL, {"now": self._time(connection)})
 
-    def backlog(self, target: str) -> Backlog:
-        """Return what is pending for a target; end waits that a clock set back made endless."""
+    def backlog(self, target: str) -> tuple[int, float | None]:
+        """Return how many are pending for a target, and when the oldest was written (Unix time).
+
+        Waits that a clock set back has made endless are ended.
+        """
         with self._database.begin() as connection:
             parameters = {"this_target": target, "now": self._time(connection)}
             connection.execute(_CUT_WAITS, parameters)
             pending, oldest = connection.execute(_COUNT, parameters).one()
-        return Backlog(pending, None if oldest is None else oldest - self._clock.ahead)
+        return pending, None if oldest is None else oldest - self._clock.ahead
 
     def prune(self, targets: Collection[str]) -> int:
         """Delete overdue notifications of other targets; returns how many, at most `CHUNK`."""
         with self._database.begin() as connection:
-            old = (
-                select(_columns.id)
-                .where(
-                    _columns.target.not_in(list(targets)),
-                    _columns.give_up_at <= self._time(connection),
-                )
-                .limit(CHUNK)
-            )
+            others = _columns.target.not_in(list(targets))
+            overdue = _columns.give_up_at <= self._time(connection)
+            old = select(_columns.id).where(others, overdue).limit(CHUNK)
             return connection.execute(delete(notifications).where(_columns.id.in_(old))).rowcount
 
     def _time(self, connection: Connection) -> float:
@@ -506,19 +441,18 @@ class Outbox:
 
 def _record(connection: Connection, results: DeliveryResults, now: float) -> tuple[int, int]:
     """Return how many were delivered, and how many given up."""
+
+    def run(statement: Delete | Update, rows: Iterable[object]) -> int:
+        return connection.execute(statement, {"rows": packed(rows), "now": now}).rowcount
+
     delivered = gave_up = 0
     if results.delivered:
-        rows = packed(one.id for one in results.delivered)
-        delivered = connection.execute(_DELETE, {"rows": rows}).rowcount
+        delivered = run(_DELETE, (one.id for one in results.delivered))
     if results.rejected:
-        rows = packed(one.id for one in results.rejected)
-        gave_up = connection.execute(_DELETE, {"rows": rows}).rowcount
+        gave_up = run(_DELETE, (one.id for one in results.rejected))
     if results.put_off:
-        rows = packed(one.id for one, _ in results.put_off)
-        gave_up += connection.execute(_DELETE_OVERDUE, {"rows": rows, "now": now}).rowcount
-        rows = packed((one.id, one.attempts, wait) for one, wait in results.put_off)
-        connection.execute(_PUT_OFF, {"rows": rows, "now": now})
+        gave_up += run(_DELETE_OVERDUE, (one.id for one, _ in results.put_off))
+        run(_PUT_OFF, ((one.id, one.attempts, wait) for one, wait in results.put_off))
     if results.released:
-        rows = packed((one.id, one.attempts) for one in results.released)
-        connection.execute(_RELEASE, {"rows": rows, "now": now})
+        run(_RELEASE, ((one.id, one.attempts) for one in results.released))
     return delivered, gave_up

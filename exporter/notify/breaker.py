@@ -15,8 +15,7 @@ from exporter.backoff import ExponentialBackoff
 MAX_PAUSE: Final = 900.0
 """Seconds after which anything is tried again at the latest, whatever the target asks for."""
 
-PAUSES: Final = ExponentialBackoff(1.0, 60.0, jitter=0.25)
-"""Of a target that fails."""
+_PAUSES: Final = ExponentialBackoff(1.0, 60.0, jitter=0.25)
 
 _MIN_FAILED: Final = 5
 """Different events that fail in a row and so pause a target."""
@@ -46,15 +45,13 @@ class CircuitBreaker:
 
     Args:
         chance: returns a number from 0 to 1, for the length of pauses.
-        pauses: their lengths.
 
     Attributes:
         last: the event that failed last; another one is to be tried next.
     """
 
-    def __init__(self, chance: Callable[[], float], pauses: ExponentialBackoff = PAUSES) -> None:
+    def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
-        self._backoff = pauses
         self._failed: set[int] = set()  # since the last good answer
         self._throttled: set[int] = set()
         self._pauses = 0  # in a row
@@ -133,7 +130,7 @@ class CircuitBreaker:
         begins = self._throttled_until > now or len(self._failed) >= self._needed(_MIN_FAILED)
         if trial or (state is State.CLOSED and begins):
             self._pauses += 1
-            self._until = now + self._backoff.wait(self._pauses, self._chance())
+            self._until = now + _PAUSES.wait(self._pauses, self._chance())
         self._until = max(self._until, self._throttled_until)
         return state is State.CLOSED and begins
 

@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -18,9 +17,9 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Claim, ClaimResult, DeliveryResults, Notification
 from exporter.ledger.records import CHUNK
 from exporter.metrics.catalogue import Catalogue
-from exporter.notify.breaker import MAX_PAUSE, PAUSES, CircuitBreaker, State
+from exporter.notify.breaker import MAX_PAUSE, CircuitBreaker, State
 from exporter.notify.queue import SendQueue
-from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, Target
+from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings
 
 AHEAD: Final = 4
 """How many times `max_concurrency` are claimed at a time: others may send what is not sent soon."""
@@ -28,38 +27,24 @@ AHEAD: Final = 4
 _GATHER: Final = 0.05
 """Seconds that results gather before they are recorded: a commit has to reach the disk."""
 
+_LOOK_INTERVAL: Final = 5.0
+"""Seconds between looks for what another exporter left, a clock made due, or is overdue."""
+
+_COUNT_INTERVAL: Final = 10.0
 _COUNT_SHARE: Final = 0.01
 """The share of the time that may be spent on counting what is pending."""
+
+_LEDGER_RETRY: Final = 2.0
 
 _LAST_ATTEMPT: Final = 30.0
 """Seconds that a notification has for its last attempt, once its time is over."""
 
+_RETRIES: Final = ExponentialBackoff(5.0, MAX_PAUSE, jitter=0.25)
+
 _LOG_INTERVAL: Final = 60.0
 """Seconds after which the failure of a single notification is logged again."""
 
-RETRIES: Final = ExponentialBackoff(5.0, MAX_PAUSE, jitter=0.25)
-"""Before a notification is tried again."""
-
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How often what is done; in seconds.
-
-    Attributes:
-        look: looking for what another exporter left, what a clock made due, and what is overdue.
-        count: counting what is pending.
-        ledger_retry: trying a ledger again that failed.
-        retries: before a notification is tried again.
-        pauses: of a target.
-    """
-
-    look: float = 5.0
-    count: float = 10.0
-    ledger_retry: float = 2.0
-    retries: ExponentialBackoff = RETRIES
-    pauses: ExponentialBackoff = PAUSES
 
 
 class Dispatcher:
@@ -90,7 +75,7 @@ class Dispatcher:
         """
         await self._ledger.call(self._ledger.store.outbox.release_all)
 
-    def configure(self, targets: Sequence[Target], timeout: float) -> None:
+    def configure(self, targets: Sequence[TargetSettings], timeout: float) -> None:
         """Change the targets; those that are as before are not interrupted.
 
         What is pending for a removed target stays in the ledger until its time is over, and is sent
@@ -100,21 +85,18 @@ class Dispatcher:
             targets: all that there are.
             timeout: seconds for which attempts at those that change may go on.
         """
-        outbox = self._ledger.store.outbox
-        outbox.set_routes([target.route for target in targets])
-        wanted = {target.route.target: target for target in targets}
+        self._ledger.store.outbox.set_routes([settings.route for settings in targets])
+        wanted = {settings.name: settings for settings in targets}
         for name, worker in list(self._workers.items()):
-            if worker.target != wanted.get(name):
+            if worker.settings != wanted.get(name):
                 del self._workers[name]
                 self._spawn(worker.stop(timeout))
                 if name not in wanted:
                     self._metrics.remove("target", name)
-        for name, target in wanted.items():
-            if name not in self._workers:
-                metrics = TargetMetrics(self._metrics, name)
-                worker = TargetWorker(target, self._ledger, metrics)
-                self._workers[name] = worker
-                self._spawn(worker.run())
+        for name in wanted.keys() - self._workers.keys():
+            metrics = TargetMetrics(self._metrics, name)
+            self._workers[name] = TargetWorker(wanted[name], self._ledger, metrics)
+            self._spawn(self._workers[name].run())
 
     def wake(self, targets: frozenset[str]) -> None:
         """Send what was just written for these targets, or can be delivered again."""
@@ -161,34 +143,26 @@ class TargetWorker:
     target is paused when different events fail in a row.
 
     Args:
-        target: where to.
+        settings: of the target.
         ledger: open.
         metrics: the target's series.
-        timing: how often what is done.
 
     Must be made inside a running loop, and ended with `stop`.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        ledger: Ledger,
-        metrics: TargetMetrics,
-        timing: Timing = Timing(),
-    ) -> None:
-        self.target = target
-        self._name = target.route.target
-        self._connection = target.connect()
+    def __init__(self, settings: TargetSettings, ledger: Ledger, metrics: TargetMetrics) -> None:
+        self.settings = settings
+        self._name = settings.name
+        self._target = settings.connect()
         self._ledger = ledger
         self._outbox = ledger.store.outbox
         self._metrics = metrics
-        self._timing = timing
         self._loop = asyncio.get_running_loop()
-        self._queue = SendQueue(target.max_concurrency)
-        self._breaker = CircuitBreaker(random.random, timing.pauses)
+        self._queue = SendQueue(settings.max_concurrency)
+        self._breaker = CircuitBreaker(random.random)
         # A retry that fails says nothing new of the target. Without this one, a target that is down
         # would get all retries after a restart.
-        self._retry_breaker = CircuitBreaker(random.random, timing.pauses)
+        self._retry_breaker = CircuitBreaker(random.random)
         self._sending: set[asyncio.Task[None]] = set()
         self._leases: dict[int, float] = {}  # their ends, by the rows of those in the queue
         self._results = DeliveryResults()
@@ -239,7 +213,7 @@ class TargetWorker:
         # They release what they were about to send.
         await asyncio.gather(*late, return_exceptions=True)
         await self._record(deadline)
-        await self._connection.close()
+        await self._target.close()
 
     async def _record(self, deadline: float) -> None:
         if not self._results:
@@ -247,7 +221,9 @@ class TargetWorker:
         results, self._results = self._results, DeliveryResults()
         try:
             async with asyncio.timeout(max(0.1, deadline - self._loop.time())):
-                self._count_results(*await self._ledger.call(self._outbox.record, results))
+                claim = self._outbox.claim
+                result = await self._ledger.call(claim, self._name, results, [], 0.0)
+                self._count_results(result.delivered, result.gave_up)
         except (LedgerError, TimeoutError) as error:
             # The next start sends again what is not recorded as delivered.
             problem = str(error) or "no answer in time"
@@ -269,7 +245,7 @@ class TargetWorker:
             result = await self._claim()
         except LedgerError:
             self._steady_since = self._loop.time()
-            return self._timing.ledger_retry  # the ledger counts and logs it
+            return _LEDGER_RETRY  # the ledger counts and logs it
         if self._paused():  # since these were claimed
             self._release(False, True)
         self._send()
@@ -284,15 +260,15 @@ class TargetWorker:
 
     def _paused(self) -> bool:
         open_ = self._breaker.state(self._loop.time()) is State.OPEN
-        return open_ or not self._connection.ready
+        return open_ or not self._target.ready
 
     def _bounded(self, wait: float) -> float:
-        return max(0.0, min(wait, self._timing.look, self._give_up_at - self._loop.time()))
+        return max(0.0, min(wait, _LOOK_INTERVAL, self._give_up_at - self._loop.time()))
 
     async def _claim(self) -> ClaimResult:
         results, self._results = self._results, DeliveryResults()
         # Most are sent long before; see `_send`.
-        lease = (AHEAD + 1) * self.target.timeout + 30.0
+        lease = (AHEAD + 1) * self.settings.timeout + 30.0
         ends = self._loop.time() + lease
         on_trial = self._breaker.state(self._loop.time()) is State.HALF_OPEN
         limit = 1 if on_trial else math.inf
@@ -318,12 +294,12 @@ class TargetWorker:
         """
         now = self._loop.time()
         ages = (_LAST_ATTEMPT, now - self._steady_since)
-        if self._breaker.state(now) is not State.CLOSED or not self._connection.ready:
+        if self._breaker.state(now) is not State.CLOSED or not self._target.ready:
             ages = (0.0, math.inf)
         gave_up = await self._ledger.call(self._outbox.give_up, self._name, *ages)
         self._count_results(0, gave_up)
         # More of them the next time, after what is to be sent.
-        self._give_up_at = now if gave_up == CHUNK else self._loop.time() + self._timing.look
+        self._give_up_at = now if gave_up == CHUNK else self._loop.time() + _LOOK_INTERVAL
 
     def _count_results(self, delivered: int, gave_up: int) -> None:
         self._metrics.delivered.inc(delivered)
@@ -333,11 +309,11 @@ class TargetWorker:
 
     async def _count_pending(self) -> None:
         started = self._loop.time()
-        backlog = await self._ledger.call(self._outbox.backlog, self._name)
+        pending, oldest = await self._ledger.call(self._outbox.backlog, self._name)
         now = self._loop.time()
-        self._count_at = now + max(self._timing.count, (now - started) / _COUNT_SHARE)
-        self._metrics.pending.set(backlog.pending)
-        self._metrics.oldest.set(backlog.oldest or 0.0)
+        self._count_at = now + max(_COUNT_INTERVAL, (now - started) / _COUNT_SHARE)
+        self._metrics.pending.set(pending)
+        self._metrics.oldest.set(oldest or 0.0)
 
     def _claims(self) -> list[Claim]:
         """Return what may be claimed now."""
@@ -349,7 +325,7 @@ class TargetWorker:
             if self._breaker.on_trial or self._queue:
                 return []
             return [Claim(retry, 1, (), self._breaker.last) for retry in (False, True)]
-        limit = self.target.max_concurrency
+        limit = self.settings.max_concurrency
         claims = [self._share(AHEAD * limit, retry=False)]
         if retries is State.CLOSED:
             claims.append(self._share(limit, retry=True))
@@ -363,7 +339,7 @@ class TargetWorker:
         waiting = self._queue.waiting(retry=retry)
         held = sum(waiting.values())
         # One account's backlog does not take the room of others.
-        enough = self.target.max_concurrency
+        enough = self.settings.max_concurrency
         full = [name for name, count in waiting.items() if count >= enough]
         room = max(enough, limit - held - len(self._sending))
         return Claim(retry, min(room, 2 * limit - held), full)
@@ -380,7 +356,7 @@ class TargetWorker:
             one = self._queue.next(now)
             if one is None:
                 return
-            if now + self.target.timeout > self._leases.pop(one.id):
+            if now + self.settings.timeout > self._leases.pop(one.id):
                 # It waited for so long that others may soon claim it.
                 self._queue.done(one, 0.0, now)
                 self._results.released.append(one)
@@ -403,7 +379,7 @@ class TargetWorker:
     async def _deliver(self, one: Notification) -> None:
         started = self._loop.time()
         try:
-            delivery = await self._connection.deliver(one.call)
+            delivery = await self._target.deliver(one.call)
         except asyncio.CancelledError:
             # It may have arrived or not: it is sent again, at once.
             self._results.released.append(one)
@@ -421,12 +397,13 @@ class TargetWorker:
         self._observe_health(one, delivery, started, now)
 
     def _keep_result(self, one: Notification, delivery: Delivery, now: float) -> None:
+        last = one.attempts >= self.settings.max_attempts
         if delivery.action is DeliveryAction.DONE:
             self._results.delivered.append(one)
-        elif delivery.action is DeliveryAction.GIVE_UP or one.attempts >= self.target.max_attempts:
+        elif last or delivery.action is DeliveryAction.GIVE_UP:
             self._results.rejected.append(one)
         else:
-            wait = self._timing.retries.wait(one.attempts, random.random())  # noqa: S311
+            wait = _RETRIES.wait(one.attempts, random.random())  # noqa: S311
             wait = max(wait, min(MAX_PAUSE, delivery.retry_after or 0.0))
             self._results.put_off.append((one, wait))
             if now >= self._log_at:
@@ -436,12 +413,12 @@ class TargetWorker:
     def _observe_health(
         self, one: Notification, delivery: Delivery, sent_at: float, now: float
     ) -> None:
-        failure = (one.id, delivery.retry_after, sent_at, now)
         if delivery.healthy:
             self._retry_breaker.succeeded(now)
             if self._breaker.succeeded(now):
                 _log.info("target resumed", target=self._name)
             return
+        failure = (one.id, delivery.retry_after, sent_at, now)
         if one.retry and self._retry_breaker.failed(*failure):
             self._release(True)
         if one.retry and self._breaker.state(now) is State.CLOSED:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol
+from functools import partial
+from typing import Final, Protocol
 
 from exporter.config.home_assistant import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
 from exporter.ledger.outbox import CallFinished, Route
 from exporter.notify.events import home_assistant_event
-from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome
+from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings
 
 NAME: Final = "Home Assistant"
 """Of the target; no webhook can have it."""
 
-GIVE_UP_AFTER: Final = 86_400.0
+_GIVE_UP_AFTER: Final = 86_400.0
 """Seconds for which events wait for a broker that is away."""
 
 
@@ -29,45 +29,45 @@ class EventPublisher(Protocol):
         """Publish an event; raises `BrokerAwayError` if it was not sent, or `BrokerError`."""
 
 
-@dataclass(frozen=True, slots=True)
-class HomeAssistantTarget:
-    """Home Assistant's events, as the configuration describes them, and the connection for them.
+def home_assistant(config: HomeAssistantConfig, publisher: EventPublisher) -> TargetSettings:
+    """Return the settings of Home Assistant.
 
     One event at a time: it is to blame where the connection breaks, and is given up when that
     happens for the third time.
     """
+    return TargetSettings(
+        Route(NAME, _GIVE_UP_AFTER, config.accounts),
+        config,
+        partial(HomeAssistantEvents, publisher),
+        timeout=30.0,
+        max_concurrency=1,
+        max_attempts=3,
+    )
 
-    config: HomeAssistantConfig
-    publisher: EventPublisher
-    timeout: ClassVar = 30.0
-    max_concurrency: ClassVar = 1
-    max_attempts: ClassVar = 3.0
 
-    @property
-    def route(self) -> Route:
-        """See `exporter.notify.target.Target`; so are all others here."""
-        return Route(NAME, GIVE_UP_AFTER, self.config.accounts)
+class HomeAssistantEvents:
+    """Publishes events; see `exporter.notify.target.Target`."""
+
+    def __init__(self, publisher: EventPublisher) -> None:
+        self._publisher = publisher
 
     @property
     def ready(self) -> bool:
-        """See `Connection`."""
-        return self.publisher.ready
-
-    def connect(self) -> HomeAssistantTarget:
-        """See `Target`."""
-        return self
+        """Whether the broker is connected."""
+        return self._publisher.ready
 
     async def deliver(self, call: CallFinished) -> Delivery:
-        """See `Connection`."""
+        """Publish an event."""
+        action, problem = DeliveryAction.RETRY, ""
         try:
-            await self.publisher.publish_event(call.account, home_assistant_event(call))
+            await self._publisher.publish_event(call.account, home_assistant_event(call))
         except BrokerAwayError as error:
-            action = DeliveryAction.RELEASE
-            return Delivery(DeliveryOutcome.CONNECTION, action, problem=str(error))
+            action, problem = DeliveryAction.RELEASE, str(error)
         except BrokerError as error:
-            action = DeliveryAction.RETRY
-            return Delivery(DeliveryOutcome.CONNECTION, action, problem=str(error))
-        return Delivery(DeliveryOutcome.OK, DeliveryAction.DONE, healthy=True)
+            problem = str(error)
+        else:
+            return Delivery(DeliveryOutcome.OK, DeliveryAction.DONE, healthy=True)
+        return Delivery(DeliveryOutcome.CONNECTION, action, problem=problem)
 
     async def close(self) -> None:
-        """See `Connection`."""
+        """Leave the connection to its owner."""

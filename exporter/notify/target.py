@@ -1,11 +1,15 @@
-"""What a target of notifications has to offer, and what it answers.
+"""Targets of notifications, whatever their kind.
 
-To add a target: a module beside this one with a class that satisfies `Target`, a module in
-`exporter.config` with the model of its section, and a line in `App.targets`.
+To add a target: a module beside this one with a class that satisfies `Target` and a function that
+returns its settings, a module in `exporter.config` with the model of its section, and a line in
+`App._targets`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import NamedTuple, Protocol
 
@@ -36,55 +40,41 @@ class DeliveryAction(Enum):
 
 
 class Delivery(NamedTuple):
-    """The result of an attempt to deliver an event.
-
-    Attributes:
-        outcome: for the metrics.
-        action: what happens to the notification.
-        healthy: whether the target works; if not, the circuit breaker counts a failure.
-        retry_after: seconds for which the target asks not to be sent anything, if it does.
-        problem: for the log; without secrets.
-    """
+    """The result of an attempt to deliver an event."""
 
     outcome: DeliveryOutcome
     action: DeliveryAction
-    healthy: bool = False
-    retry_after: float | None = None
-    problem: str = ""
+    healthy: bool = False  # whether the target works; if not, its circuit breaker counts that
+    retry_after: float | None = None  # seconds for which the target asks not to be sent anything
+    problem: str = ""  # for the log; without secrets
 
 
-class Connection(Protocol):
-    """An open connection to a target."""
+class Target(Protocol):
+    """A target that is connected."""
 
     @property
     def ready(self) -> bool:
         """Whether events can be delivered now; if not, the target is paused."""
 
     async def deliver(self, call: CallFinished) -> Delivery:
-        """Try once to deliver an event, within `Target.timeout`; never raises for the target."""
+        """Try once to deliver an event; never raises because of the target."""
 
     async def close(self) -> None:
         """Close the connection; attempts under way fail."""
 
 
-class Target(Protocol):
-    """Where finished calls are notified to. Compared by value: an equal one survives a reload."""
+@dataclass(frozen=True, slots=True)
+class TargetSettings:
+    """A target as it is configured. One that is equal after a reload is not interrupted."""
+
+    route: Route
+    config: object  # all that `connect` depends on
+    connect: Callable[[], Target] = field(compare=False)  # inside a running loop
+    timeout: float  # seconds that `Target.deliver` takes at most
+    max_concurrency: int
+    max_attempts: float = math.inf  # after which an event is given up
 
     @property
-    def route(self) -> Route:
-        """The target's name, and which calls it is notified of."""
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that an attempt may take."""
-
-    @property
-    def max_concurrency(self) -> int:
-        """Attempts under way at a time, at most."""
-
-    @property
-    def max_attempts(self) -> float:
-        """Attempts after which an event is given up."""
-
-    def connect(self) -> Connection:
-        """Make a connection, inside a running loop."""
+    def name(self) -> str:
+        """The label `target`."""
+        return self.route.target

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import ClassVar, Final
+from typing import Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
@@ -21,7 +20,7 @@ from exporter.esms.answers import read_refusal
 from exporter.http import HttpClient, basic_auth
 from exporter.ledger.outbox import CallFinished, Route
 from exporter.notify.events import CONTENT_TYPE, cloud_event, signature_headers
-from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome
+from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings
 from exporter.secrets import decode_signing_key
 from exporter.ssrf import ForbiddenAddressError, ssrf_safe_socket
 from exporter.threads import SerialThread
@@ -38,46 +37,29 @@ _ABOUT_THE_EVENT: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class WebhookTarget:
-    """A webhook, as the configuration describes it.
+def webhook(config: NotifyConfig, authorities: Authorities | None = None) -> TargetSettings:
+    """Return the settings of a webhook.
 
     Args:
         config: of the webhook.
         authorities: that certificates are verified against; None for the system's.
     """
-
-    config: NotifyConfig
-    authorities: Authorities | None = None
-    max_attempts: ClassVar = math.inf
-
-    @property
-    def route(self) -> Route:
-        """See `exporter.notify.target.Target`; so are all others here."""
-        config = self.config
-        return Route(
-            config.name,
-            config.give_up_after,
-            config.accounts,
-            config.results,
-            config.statuses,
-            config.label_values,
-        )
-
-    @property
-    def timeout(self) -> float:
-        """See `Target`."""
-        return self.config.timeout
-
-    @property
-    def max_concurrency(self) -> int:
-        """See `Target`."""
-        return self.config.max_concurrency
-
-    def connect(self) -> WebhookClient:
-        """See `Target`."""
-        tls = self.authorities.context if self.authorities else True
-        return WebhookClient(self.config, tls=tls)
+    tls = authorities.context if authorities else True
+    route = Route(
+        config.name,
+        config.give_up_after,
+        config.accounts,
+        config.results,
+        config.statuses,
+        config.label_values,
+    )
+    return TargetSettings(
+        route,
+        (config, authorities),
+        partial(WebhookClient, config, tls=tls),
+        config.timeout,
+        config.max_concurrency,
+    )
 
 
 class WebhookClient:

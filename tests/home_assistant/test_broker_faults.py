@@ -20,7 +20,7 @@ from exporter.config.validation import LoadContext
 from exporter.errors import BrokerAwayError, BrokerError
 from exporter.home_assistant.accounts import ExposedAccounts
 from exporter.home_assistant.payloads import Topics
-from exporter.home_assistant.publisher import Limits, MqttMetrics, Publisher
+from exporter.home_assistant.publisher import MqttMetrics, Publisher
 from exporter.metrics.catalogue import Catalogue
 from exporter.secrets import Secret
 from exporter.simulator import Simulator
@@ -80,7 +80,8 @@ class Publishing:
             MqttMetrics(self.metrics),
             lambda: False,
             self._count,
-            Limits(timeout, ExponentialBackoff(0.01, 0.1)),
+            timeout,
+            ExponentialBackoff(0.01, 0.1),
         )
 
     def _count(self) -> None:

@@ -25,7 +25,7 @@ from exporter.ledger.outbox import CallFinished, Route
 from exporter.notify.target import Delivery
 from exporter.notify.target import DeliveryAction as Action
 from exporter.notify.target import DeliveryOutcome as Is
-from exporter.notify.webhook import WebhookClient, WebhookTarget
+from exporter.notify.webhook import WebhookClient, webhook
 from exporter.secrets import Secret
 from tests.notify.receiver import SECRET, Receiver
 from tests.waiting import DEADLINE, deadline
@@ -67,7 +67,7 @@ def test_the_route_of_a_configuration() -> None:
     )
     labels = {"campaign": frozenset({"otp"}), "team": frozenset({"a", "b"})}
     route = Route("crm", 7.0, ("main",), ("failure",), ("busy",), labels)
-    assert WebhookTarget(config).route == route
+    assert webhook(config).route == route
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from benchmarks.virtual_time import EPOCH, VirtualLoop
 from exporter.calls import Finished, Result, Status
@@ -22,7 +22,7 @@ from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import TargetMetrics, TargetWorker
-from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome
+from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings
 from exporter.notify.webhook import interpret
 from tests.samples import value
 
@@ -60,7 +60,7 @@ class World:
     """A target, its worker, and what finishes.
 
     Attributes:
-        timeout: see `Target`; so are the next two.
+        timeout: see `TargetSettings`; so are the next two.
         answer: says how the target answers for a call, at a time.
         ready: whether the target can be reached.
         sent: when a call's event was sent (virtual seconds), and the call, in this order.
@@ -108,9 +108,6 @@ class World:
             raise LedgerError("locked")
         return function(*given, **more)
 
-    def connect(self) -> Self:
-        return self
-
     async def deliver(self, call: CallFinished) -> Delivery:
         name = call.reference_id
         self.sent.append((self.now, name))
@@ -149,7 +146,15 @@ class World:
             self.worker.wake()
 
     def start(self) -> None:
-        self.worker = TargetWorker(self, cast("Ledger", self), self.metrics)
+        settings = TargetSettings(
+            self.route,
+            None,
+            lambda: self,
+            self.timeout,
+            self.max_concurrency,
+            self.max_attempts,
+        )
+        self.worker = TargetWorker(settings, cast("Ledger", self), self.metrics)
         self.running = asyncio.create_task(self.worker.run())
 
     async def stop(self, timeout: float = 1.0) -> None:
