@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from benchmarks.virtual_time import EPOCH
-from tests.notify.virtual import GOES, HANGS, OK, Answer, World, refuses, run
+from tests.notify.virtual import GOES, HANGS, OK, Answer, World, refuses, run, virtual
 from tests.samples import value
 
 EVENTS = 240
@@ -48,32 +48,28 @@ def latest(world: World, start: str = "good") -> float:
     ("answer", "share"),
     [(REFUSES_EVENT, 0.5), (FAILS, 0.005), (FAILS, 0.13), (FAILS, 0.5), (refuses(503), 0.13)],
 )
-def test_bad_events_delay_no_good_ones(tmp_path: Path, answer: Answer, share: float) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = sick(answer)
-        world.start()
-        await finishing(world, mixed(EVENTS, share), 2.0)
-        await asyncio.sleep(30)
-        assert latest(world) < 1.0
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_bad_events_delay_no_good_ones(tmp_path: Path, answer: Answer, share: float) -> None:
+    world = World(tmp_path)
+    world.answer = sick(answer)
+    world.start()
+    await finishing(world, mixed(EVENTS, share), 2.0)
+    await asyncio.sleep(30)
+    assert latest(world) < 1.0
+    await world.stop()
 
 
-def test_events_that_hang_delay_good_ones_by_a_time_out_at_most(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = sick(HANGS)
-        world.start()
-        await finishing(world, mixed(EVENTS, 0.13), 2.0)
-        await asyncio.sleep(30)
-        late = [world.late(name) for name in world.finished if name.startswith("good")]
-        assert max(late) < world.timeout + 1.0
-        assert sum(late) / EVENTS < 1.0
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_events_that_hang_delay_good_ones_by_a_time_out_at_most(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.answer = sick(HANGS)
+    world.start()
+    await finishing(world, mixed(EVENTS, 0.13), 2.0)
+    await asyncio.sleep(30)
+    late = [world.late(name) for name in world.finished if name.startswith("good")]
+    assert max(late) < world.timeout + 1.0
+    assert sum(late) / EVENTS < 1.0
+    await world.stop()
 
 
 @pytest.mark.parametrize("share", [0.13, 0.5])
@@ -96,48 +92,41 @@ def test_events_with_retry_after_pause_the_target_at_most_once(
     assert [log["event"] for log in logs].count("target paused") <= 1
 
 
-def test_many_bad_events_beside_a_backlog(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = sick(refuses(500))
-        world.finish(*mixed(EVENTS, 0.13))
-        world.start()
-        await asyncio.sleep(10)
-        assert latest(world) < 3.0
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_many_bad_events_beside_a_backlog(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.answer = sick(refuses(500))
+    world.finish(*mixed(EVENTS, 0.13))
+    world.start()
+    await asyncio.sleep(10)
+    assert latest(world) < 3.0
+    await world.stop()
 
 
-def test_refusals_that_pile_up_delay_nothing_else(tmp_path: Path) -> None:
+@virtual
+async def test_refusals_that_pile_up_delay_nothing_else(tmp_path: Path) -> None:
     """20 events a second that are refused for ever, and 2 good ones, for a minute and a half."""
+    world = World(tmp_path)
+    world.answer = sick(refuses(400))
+    world.start()
+    names = [f"{'good' if n % 11 == 0 else 'bad'}-{n}" for n in range(22 * 90)]
+    await finishing(world, names, 22)
+    assert latest(world) < 1.0
+    await world.stop()
 
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = sick(refuses(400))
+
+@virtual
+async def test_the_first_event_is_poisonous(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for answer in (refuses(500), refuses(503, 900), HANGS):
+        bad, good = f"bad-{len(world.sent)}", [f"good-{len(world.sent)}-{n}" for n in range(9)]
+        world.answer = sick(answer)
+        world.finish(bad, *good)
         world.start()
-        names = [f"{'good' if n % 11 == 0 else 'bad'}-{n}" for n in range(22 * 90)]
-        await finishing(world, names, 22)
-        assert latest(world) < 1.0
+        await asyncio.sleep(20)
+        assert max(world.late(name) for name in good) < 0.5
+        assert bad not in world.delivered
         await world.stop()
-
-    run(main())
-
-
-def test_the_first_event_is_poisonous(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        for answer in (refuses(500), refuses(503, 900), HANGS):
-            bad, good = f"bad-{len(world.sent)}", [f"good-{len(world.sent)}-{n}" for n in range(9)]
-            world.answer = sick(answer)
-            world.finish(bad, *good)
-            world.start()
-            await asyncio.sleep(20)
-            assert max(world.late(name) for name in good) < 0.5
-            assert bad not in world.delivered
-            await world.stop()
-
-    run(main())
 
 
 def test_a_dead_target_gets_one_request_for_each_pause(tmp_path: Path) -> None:
@@ -170,159 +159,145 @@ def test_a_dead_target_gets_one_request_for_each_pause(tmp_path: Path) -> None:
     assert events.count("target paused") == events.count("target resumed") == 1
 
 
-def test_a_poisonous_event_does_not_keep_a_target_paused(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = lambda name, now: refuses(500) if now < 120 or name == "bad" else OK
-        world.finish("bad", *(f"good-{n}" for n in range(50)))
-        world.start()
-        await asyncio.sleep(120 + 65)
-        assert latest(world) < 120 + 65
-        assert len(world.delivered) == 50
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_a_poisonous_event_does_not_keep_a_target_paused(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.answer = lambda name, now: refuses(500) if now < 120 or name == "bad" else OK
+    world.finish("bad", *(f"good-{n}" for n in range(50)))
+    world.start()
+    await asyncio.sleep(120 + 65)
+    assert latest(world) < 120 + 65
+    assert len(world.delivered) == 50
+    await world.stop()
 
 
-def test_a_single_retry_after_is_not_the_targets(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = sick(refuses(429, 60))
-        world.start()
-        world.finish("bad-1")
-        await asyncio.sleep(1)
-        await finishing(world, [f"good-{n}" for n in range(50)], 1.0)
-        assert latest(world) < 1.0
-        assert [name for name in world.requests(0, 60) if name == "bad-1"] == ["bad-1"]
-        world.answer = lambda _, __: OK
-        await asyncio.sleep(40)
-        assert 60 <= world.late("bad-1") < 75
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_a_single_retry_after_is_not_the_targets(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.answer = sick(refuses(429, 60))
+    world.start()
+    world.finish("bad-1")
+    await asyncio.sleep(1)
+    await finishing(world, [f"good-{n}" for n in range(50)], 1.0)
+    assert latest(world) < 1.0
+    assert [name for name in world.requests(0, 60) if name == "bad-1"] == ["bad-1"]
+    world.answer = lambda _, __: OK
+    await asyncio.sleep(40)
+    assert 60 <= world.late("bad-1") < 75
+    await world.stop()
 
 
-def test_a_retry_after_that_a_second_event_confirms_is_kept(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = lambda _, now: refuses(503, 60) if now < 90 else OK
-        world.start()
-        await finishing(world, [f"c{n}" for n in range(200)], 1.0)
-        assert world.requests(0, 60) == ["c0", "c1"]
-        # Again after that, by one that has not failed yet.
-        assert len(world.requests(60, 121)) == 1
-        await asyncio.sleep(5)
-        assert len(world.delivered) == 200
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_a_retry_after_that_a_second_event_confirms_is_kept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.answer = lambda _, now: refuses(503, 60) if now < 90 else OK
+    world.start()
+    await finishing(world, [f"c{n}" for n in range(200)], 1.0)
+    assert world.requests(0, 60) == ["c0", "c1"]
+    # Again after that, by one that has not failed yet.
+    assert len(world.requests(60, 121)) == 1
+    await asyncio.sleep(5)
+    assert len(world.delivered) == 200
+    await world.stop()
 
 
-def test_what_was_under_way_does_not_end_a_confirmed_pause(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        throttled = {name: refuses(429, 60) for name in ("a", "b")}
-        world.answer = lambda name, now: throttled.get(name, Answer(after=5.0)) if now < 60 else OK
-        world.start()
-        world.finish("c", "d", "a", "b")
-        await asyncio.sleep(1)
-        world.finish("later")
-        await asyncio.sleep(100)
-        assert world.late("c") < 6
-        assert 58 < world.late("later") < 62
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_what_was_under_way_does_not_end_a_confirmed_pause(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    throttled = {name: refuses(429, 60) for name in ("a", "b")}
+    world.answer = lambda name, now: throttled.get(name, Answer(after=5.0)) if now < 60 else OK
+    world.start()
+    world.finish("c", "d", "a", "b")
+    await asyncio.sleep(1)
+    world.finish("later")
+    await asyncio.sleep(100)
+    assert world.late("c") < 6
+    assert 58 < world.late("later") < 62
+    await world.stop()
 
 
 @pytest.mark.parametrize("status", [302, 401, 404, 500, 503])
-def test_a_failed_event_is_tried_again(tmp_path: Path, status: int) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = lambda _, now: refuses(status) if now < 12 else OK
-        world.start()
-        world.finish("a")
-        await asyncio.sleep(60)
-        tries = [at for at, _ in world.sent]
-        assert len(tries) == 3
-        assert 3.75 <= tries[1] - tries[0] <= 5.2  # 5 s less up to a quarter, and commits
-        assert 7.5 <= tries[2] - tries[1] <= 10.2
-        assert world.ended("delivered") == 1
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_a_failed_event_is_tried_again(tmp_path: Path, status: int) -> None:
+    world = World(tmp_path)
+    world.answer = lambda _, now: refuses(status) if now < 12 else OK
+    world.start()
+    world.finish("a")
+    await asyncio.sleep(60)
+    tries = [at for at, _ in world.sent]
+    assert len(tries) == 3
+    assert 3.75 <= tries[1] - tries[0] <= 5.2  # 5 s less up to a quarter, and commits
+    assert 7.5 <= tries[2] - tries[1] <= 10.2
+    assert world.ended("delivered") == 1
+    await world.stop()
 
 
-def test_an_event_that_is_gone_is_given_up(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = sick(refuses(410))
-        world.start()
-        await finishing(world, ["bad", "a"], 1.0)
-        assert [name for _, name in world.sent] == ["bad", "a"]
-        assert (world.ended("gave_up"), world.ended("delivered")) == (1, 1)
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_an_event_that_is_gone_is_given_up(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.answer = sick(refuses(410))
+    world.start()
+    await finishing(world, ["bad", "a"], 1.0)
+    assert [name for _, name in world.sent] == ["bad", "a"]
+    assert (world.ended("gave_up"), world.ended("delivered")) == (1, 1)
+    await world.stop()
 
 
-def test_an_event_is_given_up_after_as_many_attempts_as_the_target_allows(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.max_attempts = 3
-        world.answer = sick(FAILS)
-        world.start()
-        world.finish("bad", "a")
-        await asyncio.sleep(600)
-        assert [name for _, name in world.sent].count("bad") == 3
-        assert (world.ended("gave_up"), world.ended("delivered")) == (1, 1)
-        await world.stop()
-
-    run(main())
-
-
-def test_a_target_that_is_not_ready_is_sent_nothing_and_then_everything(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path, give_up_after=7200.0)
-        world.max_attempts, world.ready = 3, False
-        world.start()
-        world.finish("a", "b")
-        await asyncio.sleep(3600)
-        assert world.sent == []
-        world.ready = True
-        world.finish("c")  # wakes it
-        await asyncio.sleep(1)
-        assert sorted(world.delivered) == ["a", "b", "c"]
-        # It goes between the claim and the attempt: that is none.
-        world.answer = lambda _, __: GOES
-        world.finish("d")
-        await asyncio.sleep(1)
-        assert [name for _, name in world.sent][3:] == ["d"]
-        await asyncio.sleep(7200)
-        world.ready, world.answer = True, lambda _, __: OK
-        await asyncio.sleep(60)
-        assert "d" not in world.delivered  # its time was over
-        assert world.ended("gave_up") == 1
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_an_event_is_given_up_after_as_many_attempts_as_the_target_allows(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    world.max_attempts = 3
+    world.answer = sick(FAILS)
+    world.start()
+    world.finish("bad", "a")
+    await asyncio.sleep(600)
+    assert [name for _, name in world.sent].count("bad") == 3
+    assert (world.ended("gave_up"), world.ended("delivered")) == (1, 1)
+    await world.stop()
 
 
-def test_a_pause_holds_for_what_is_claimed_when_it_begins(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.ledger_delay = 0.1
-        world.answer = lambda _, now: Answer(429, 0.07, {"Retry-After": "60"}) if now < 1 else OK
-        world.start()
-        for name in "abcdefgh":
-            world.finish(name)
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(100)
-        assert world.requests(1, 59) == []
-        assert len(world.delivered) == 8
-        await world.stop()
+@virtual
+async def test_a_target_that_is_not_ready_is_sent_nothing_and_then_everything(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, give_up_after=7200.0)
+    world.max_attempts, world.ready = 3, False
+    world.start()
+    world.finish("a", "b")
+    await asyncio.sleep(3600)
+    assert world.sent == []
+    world.ready = True
+    world.finish("c")  # wakes it
+    await asyncio.sleep(1)
+    assert sorted(world.delivered) == ["a", "b", "c"]
+    # It goes between the claim and the attempt: that is none.
+    world.answer = lambda _, __: GOES
+    world.finish("d")
+    await asyncio.sleep(1)
+    assert [name for _, name in world.sent][3:] == ["d"]
+    await asyncio.sleep(7200)
+    world.ready, world.answer = True, lambda _, __: OK
+    await asyncio.sleep(60)
+    assert "d" not in world.delivered  # its time was over
+    assert world.ended("gave_up") == 1
+    await world.stop()
 
-    run(main())
+
+@virtual
+async def test_a_pause_holds_for_what_is_claimed_when_it_begins(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ledger_delay = 0.1
+    world.answer = lambda _, now: Answer(429, 0.07, {"Retry-After": "60"}) if now < 1 else OK
+    world.start()
+    for name in "abcdefgh":
+        world.finish(name)
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(100)
+    assert world.requests(1, 59) == []
+    assert len(world.delivered) == 8
+    await world.stop()
 
 
 def test_a_bug_of_a_target_ends_the_worker(tmp_path: Path) -> None:
@@ -340,187 +315,168 @@ def test_a_bug_of_a_target_ends_the_worker(tmp_path: Path) -> None:
     run(main())
 
 
-def test_results_that_could_not_be_recorded_are_recorded_later(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.start()
-        await asyncio.sleep(1)
-        world.ledger_fails = lambda name: bool(world.sent) and world.now < 60 and name == "claim"
-        world.finish("a", "b")
-        await asyncio.sleep(90)
-        assert sorted(name for _, name in world.sent) == ["a", "b"]
-        assert world.ended("delivered") == 2
-        assert world.outbox.backlog("t")[0] == 0
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_results_that_could_not_be_recorded_are_recorded_later(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.start()
+    await asyncio.sleep(1)
+    world.ledger_fails = lambda name: bool(world.sent) and world.now < 60 and name == "claim"
+    world.finish("a", "b")
+    await asyncio.sleep(90)
+    assert sorted(name for _, name in world.sent) == ["a", "b"]
+    assert world.ended("delivered") == 2
+    assert world.outbox.backlog("t")[0] == 0
+    await world.stop()
 
 
-def test_no_more_attempts_at_a_time_than_allowed(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path, max_concurrency=5)
-        world.answer = lambda _, __: Answer(after=1.0)
-        world.finish(*(f"c{n}" for n in range(60)))
-        world.start()
-        await asyncio.sleep(30)
-        ends = Counter(int(at) for at, _ in world.sent)
-        assert len(world.delivered) == 60
-        assert max(ends.values()) <= 5
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_no_more_attempts_at_a_time_than_allowed(tmp_path: Path) -> None:
+    world = World(tmp_path, max_concurrency=5)
+    world.answer = lambda _, __: Answer(after=1.0)
+    world.finish(*(f"c{n}" for n in range(60)))
+    world.start()
+    await asyncio.sleep(30)
+    ends = Counter(int(at) for at, _ in world.sent)
+    assert len(world.delivered) == 60
+    assert max(ends.values()) <= 5
+    await world.stop()
 
 
 @pytest.mark.parametrize("takes", [0.8, 5.0])
-def test_attempts_under_way_at_a_stop(tmp_path: Path, takes: float) -> None:
+@virtual
+async def test_attempts_under_way_at_a_stop(tmp_path: Path, takes: float) -> None:
     """They may end within the time-out; what is cut off is sent again by the next start."""
-
-    async def main() -> None:
-        world = World(tmp_path, max_concurrency=1)
-        world.answer = lambda _, __: Answer(after=takes)
-        world.start()
-        world.finish("a", "b")
-        await asyncio.sleep(0.5)
-        await world.stop(2.0)
-        assert [name for _, name in world.sent] == ["a"]
-        world.start()
-        await asyncio.sleep(20)
-        assert Counter(name for _, name in world.sent) == {"a": 1 if takes < 2 else 2, "b": 1}
-        await world.stop()
-
-    run(main())
+    world = World(tmp_path, max_concurrency=1)
+    world.answer = lambda _, __: Answer(after=takes)
+    world.start()
+    world.finish("a", "b")
+    await asyncio.sleep(0.5)
+    await world.stop(2.0)
+    assert [name for _, name in world.sent] == ["a"]
+    world.start()
+    await asyncio.sleep(20)
+    assert Counter(name for _, name in world.sent) == {"a": 1 if takes < 2 else 2, "b": 1}
+    await world.stop()
 
 
 # A target that takes some has half a minute for the last attempt of each.
 @pytest.mark.parametrize(
     ("answer", "most"), [(refuses(500), 1_000), (HANGS, 2_500), (Answer(after=1.0), 4_500)]
 )
-def test_giving_up_keeps_up_with_what_finishes(tmp_path: Path, answer: Answer, most: int) -> None:
+@virtual
+async def test_giving_up_keeps_up_with_what_finishes(
+    tmp_path: Path, answer: Answer, most: int
+) -> None:
     """100 finishes a second for two minutes."""
-
-    async def main() -> None:
-        world = World(tmp_path, give_up_after=1.0)
-        world.answer = lambda _, __: answer
-        world.start()
-        pending = 0
-        for second in range(120):
-            world.finish(*(f"c{second}-{n:02}" for n in range(100)))
-            await asyncio.sleep(1)
-            pending = max(pending, world.outbox.backlog("t")[0])
-        assert pending < most
-        await asyncio.sleep(60)
-        assert world.outbox.backlog("t")[0] == 0
-        assert value(world.catalogue, "esms_notifications_total") == 12_000
-        await world.stop()
-
-    run(main())
+    world = World(tmp_path, give_up_after=1.0)
+    world.answer = lambda _, __: answer
+    world.start()
+    pending = 0
+    for second in range(120):
+        world.finish(*(f"c{second}-{n:02}" for n in range(100)))
+        await asyncio.sleep(1)
+        pending = max(pending, world.outbox.backlog("t")[0])
+    assert pending < most
+    await asyncio.sleep(60)
+    assert world.outbox.backlog("t")[0] == 0
+    assert value(world.catalogue, "esms_notifications_total") == 12_000
+    await world.stop()
 
 
-def test_accounts_share_a_target_that_hangs_for_one_of_them(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = sick(HANGS)
-        world.finish(*(f"bad-{n}" for n in range(900)), account="sick")
-        world.start()
-        await finishing(world, [f"good-{n}" for n in range(EVENTS)], 2.0)
-        late = [world.late(name) for name in world.finished if name.startswith("good")]
-        assert max(late) < world.timeout + 1.0  # what is under way ends
-        assert sum(late) / EVENTS < 1.0
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_accounts_share_a_target_that_hangs_for_one_of_them(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.answer = sick(HANGS)
+    world.finish(*(f"bad-{n}" for n in range(900)), account="sick")
+    world.start()
+    await finishing(world, [f"good-{n}" for n in range(EVENTS)], 2.0)
+    late = [world.late(name) for name in world.finished if name.startswith("good")]
+    assert max(late) < world.timeout + 1.0  # what is under way ends
+    assert sum(late) / EVENTS < 1.0
+    await world.stop()
 
 
-def test_a_backlog_of_one_account_is_not_before_another_accounts_events(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path, max_concurrency=2)
-        world.answer = lambda _, __: Answer(after=0.1)
-        world.finish(*(f"a{n}" for n in range(900)), account="a")
-        world.start()
-        await asyncio.sleep(5)
-        for account in "bcdefg":
-            world.finish(*(f"{account}{n}" for n in range(5)), account=account)
-        await asyncio.sleep(5)
-        assert len([name for name in world.delivered if name[0] in "bcdefg"]) == 30
-        turns = Counter(name[0] for name in world.requests(5.5, 6.5))
-        assert max(turns.values()) - min(turns.values()) <= 2
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_a_backlog_of_one_account_is_not_before_another_accounts_events(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, max_concurrency=2)
+    world.answer = lambda _, __: Answer(after=0.1)
+    world.finish(*(f"a{n}" for n in range(900)), account="a")
+    world.start()
+    await asyncio.sleep(5)
+    for account in "bcdefg":
+        world.finish(*(f"{account}{n}" for n in range(5)), account=account)
+    await asyncio.sleep(5)
+    assert len([name for name in world.delivered if name[0] in "bcdefg"]) == 30
+    turns = Counter(name[0] for name in world.requests(5.5, 6.5))
+    assert max(turns.values()) - min(turns.values()) <= 2
+    await world.stop()
 
 
 @pytest.mark.parametrize("most", [1, 2, 8])
-def test_retries_have_a_share_beside_more_new_events_than_are_taken(
+@virtual
+async def test_retries_have_a_share_beside_more_new_events_than_are_taken(
     tmp_path: Path, most: int
 ) -> None:
-    async def main() -> None:
-        world = World(tmp_path, max_concurrency=most)
-        world.answer = lambda name, now: (
-            refuses(500) if name == "bad" and now < 20 else Answer(after=0.1)
-        )
-        world.start()
-        world.finish("bad", *(f"new-{n}" for n in range(1_000 * most)))
-        await asyncio.sleep(60)
-        assert world.delivered["bad"] < 45
-        assert len(world.delivered) < 1_000 * most  # there were new ones all the time
-        await world.stop()
-
-    run(main())
+    world = World(tmp_path, max_concurrency=most)
+    world.answer = lambda name, now: (
+        refuses(500) if name == "bad" and now < 20 else Answer(after=0.1)
+    )
+    world.start()
+    world.finish("bad", *(f"new-{n}" for n in range(1_000 * most)))
+    await asyncio.sleep(60)
+    assert world.delivered["bad"] < 45
+    assert len(world.delivered) < 1_000 * most  # there were new ones all the time
+    await world.stop()
 
 
-def test_old_retries_delay_no_new_event(tmp_path: Path) -> None:
+@virtual
+async def test_old_retries_delay_no_new_event(tmp_path: Path) -> None:
     """Few events, and many that have been refused for long: they say nothing of the target."""
-
-    async def main() -> None:
-        world = World(tmp_path)
-        world.answer = sick(refuses(500))
-        world.start()
-        for n in range(60):
-            world.finish(f"bad-{n}", f"good-first-{n}")
-            await asyncio.sleep(1)
-        await asyncio.sleep(900)
-        for n in range(60):
-            await asyncio.sleep(10)
-            world.finish(f"good-{n}")
-        assert latest(world) < 1.0
-        assert len(world.requests(world.now - 900, world.now)) > 60 + 50
-        await world.stop()
-
-    run(main())
+    world = World(tmp_path)
+    world.answer = sick(refuses(500))
+    world.start()
+    for n in range(60):
+        world.finish(f"bad-{n}", f"good-first-{n}")
+        await asyncio.sleep(1)
+    await asyncio.sleep(900)
+    for n in range(60):
+        await asyncio.sleep(10)
+        world.finish(f"good-{n}")
+    assert latest(world) < 1.0
+    assert len(world.requests(world.now - 900, world.now)) > 60 + 50
+    await world.stop()
 
 
-def test_a_restart_does_not_send_everything_to_a_dead_target(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path, give_up_after=86_400.0)
-        world.answer = sick(refuses(400))
-        world.start()
-        await finishing(world, [f"bad-{n}" for n in range(1_000)], 100.0)
-        await world.stop()
-        world.outbox.release_all()
-        world.answer = sick(refuses(500))
-        world.start()
-        start = world.now
-        await asyncio.sleep(300)
-        assert len(world.requests(start, world.now)) < 30
-        await world.stop()
-
-    run(main())
+@virtual
+async def test_a_restart_does_not_send_everything_to_a_dead_target(tmp_path: Path) -> None:
+    world = World(tmp_path, give_up_after=86_400.0)
+    world.answer = sick(refuses(400))
+    world.start()
+    await finishing(world, [f"bad-{n}" for n in range(1_000)], 100.0)
+    await world.stop()
+    world.outbox.release_all()
+    world.answer = sick(refuses(500))
+    world.start()
+    start = world.now
+    await asyncio.sleep(300)
+    assert len(world.requests(start, world.now)) < 30
+    await world.stop()
 
 
 @pytest.mark.parametrize("set_by", [DAYS, -DAYS])
-def test_a_clock_that_is_set_gives_nothing_up_and_puts_nothing_off(
+@virtual
+async def test_a_clock_that_is_set_gives_nothing_up_and_puts_nothing_off(
     tmp_path: Path, set_by: float
 ) -> None:
-    async def main() -> None:
-        world = World(tmp_path, give_up_after=86_400.0)
-        world.answer = lambda _, now: refuses(500) if now < 100 else OK
-        world.start()
-        world.finish("a", "b")
-        await asyncio.sleep(60)
-        world.set_by = set_by
-        await asyncio.sleep(600)
-        assert world.delivered.keys() == {"a", "b"}
-        assert value(world.catalogue, "esms_notifications_total", outcome="gave_up") == 0
-        await world.stop()
-
-    run(main())
+    world = World(tmp_path, give_up_after=86_400.0)
+    world.answer = lambda _, now: refuses(500) if now < 100 else OK
+    world.start()
+    world.finish("a", "b")
+    await asyncio.sleep(60)
+    world.set_by = set_by
+    await asyncio.sleep(600)
+    assert world.delivered.keys() == {"a", "b"}
+    assert value(world.catalogue, "esms_notifications_total", outcome="gave_up") == 0
+    await world.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 from collections.abc import Callable, Coroutine, Mapping
@@ -177,3 +178,13 @@ def run(main: Coroutine[Any, Any, R]) -> R:
     random.seed(7)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(main)
+
+
+def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in virtual time."""
+
+    @functools.wraps(test)
+    def wrapper(*args: Any, **kwargs: Any) -> None:  # Any: its fixtures
+        run(test(*args, **kwargs))
+
+    return wrapper
