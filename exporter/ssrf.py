@@ -37,7 +37,7 @@ class ForbiddenAddressError(RequestError, OSError):
 
 
 def is_ip_address(host: str) -> bool:
-    """Tell an IP address from a name."""
+    """Return whether a host is an IP address, not a name."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:
@@ -46,7 +46,7 @@ def is_ip_address(host: str) -> bool:
 
 
 def is_forbidden(address: str) -> bool:
-    """Tell whether notifications are never sent to an IP address, such as `169.254.169.254`.
+    """Return whether notifications are never sent to an IP address, such as `169.254.169.254`.
 
     Raises:
         ValueError: it is no IP address.

@@ -1,1 +1,1 @@
-"""What Home Assistant is told of the accounts, through an MQTT broker."""
+"""Home Assistant: accounts as devices, through an MQTT broker."""

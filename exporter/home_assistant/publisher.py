@@ -21,7 +21,7 @@ from exporter.home_assistant.payloads import OFFLINE, ONLINE, MqttKind
 from exporter.metrics.catalogue import Catalogue
 
 _SETTLE: Final = 0.5
-"""Seconds for which retained messages are awaited: nothing tells which is the last."""
+"""Seconds for which retained messages are awaited: no message marks the last."""
 
 # Several exporters are not to come back together.
 BACKOFF: Final = ExponentialBackoff(1.0, 60.0, jitter=0.5)

@@ -1,6 +1,6 @@
 """Whether a target is sent anything: a circuit breaker. Pure: time comes in.
 
-Times are seconds of the monotonic clock. Events are told apart by the rows of their notifications.
+Times are seconds of the monotonic clock. Events are identified by the rows of their notifications.
 """
 
 from __future__ import annotations
