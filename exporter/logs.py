@@ -142,7 +142,7 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
         cache_logger_on_first_use=True,
     )
     # What libraries log (asyncio on a task that failed, aiohttp on a broken request) may hold the
-    # URL of a request: only that it happened is told.
+    # URL of a request: only that it happened is logged.
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
     # So may the words of an exception that nobody has caught, in whatever thread.
     sys.excepthook = lambda kind, _error, trace: _crashed(kind, trace)
@@ -151,7 +151,7 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
 
 
 def _crashed(kind: type[BaseException], trace: TracebackType | None) -> None:
-    """Tell of an exception where it came from, and nothing of what it says."""
+    """Log where an exception came from, without its message."""
     frames = traceback.extract_tb(trace)
     structlog.get_logger(__name__).error(
         "crashed",

@@ -38,10 +38,10 @@ STYLES: Final = {
 _UNBROKEN: Final = 100_000
 
 _GAP: Final = 2
-_LEAST: Final = 12
+_MIN_LAST_COLUMN: Final = 12
 """Columns of a terminal that the last column of a table needs, to be read."""
 
-# With `'` in front it gets one more, so that the text can be told from the field.
+# With `'` in front it gets one more, so that the text can be restored from the field.
 _FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 _Row = Any  # a dataclass or a model, whose fields are the columns
@@ -97,7 +97,7 @@ class Lines:
         self._header = csv_header(columns) if output is Output.CSV else ""
 
     def write(self, rows: Iterable[_Row]) -> None:
-        """Print some rows; blocks where nobody reads them."""
+        """Print some rows; blocks while the output is not read."""
         click.echo(self._header + "".join(map(self._line, rows)), nl=False)
         self._header = ""
 
@@ -118,7 +118,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], state: st
     *fixed, last = shown
     console = Console(highlight=False)
     needed = sum(max(map(cell_len, (columns[n], *(row[n] for row in rows)))) + _GAP for n in fixed)
-    if not sys.stdout.isatty() or console.width < needed + _LEAST:
+    if not sys.stdout.isatty() or console.width < needed + _MIN_LAST_COLUMN:
         # A terminal that is too narrow breaks lines itself, and they can still be copied whole.
         console.width = _UNBROKEN
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))

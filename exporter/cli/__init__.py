@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how the process ends."""
+"""The command line: its commands, and exit codes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands)
 @click.version_option(exporter.__version__, prog_name="esms-exporter")
 def commands() -> None:
-    """Expose what became of voice calls placed through the eSMS voice API to Prometheus."""
+    """Expose the results of voice calls placed through the eSMS voice API to Prometheus."""
 
 
 def _prepare_standard_streams() -> None:

@@ -1,4 +1,4 @@
-"""The command `calls`: lists what a running exporter watches, through its HTTP API."""
+"""The command `calls`: lists the calls of a running exporter, through its HTTP API."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ async def _page(http: HttpClient, url: str, query: dict[str, str], tries: int = 
         raise RemoteExporterError(f"{url}: no answer within {_TIMEOUT:g} s") from None
     except TLSError:
         raise RemoteExporterError(
-            f"{url}: its certificate is not to be trusted; --ca-file names an authority that is"
+            f"{url}: its certificate cannot be verified; --ca-file names an authority to trust"
         ) from None
     except InvalidResponseError:
         raise RemoteExporterError(f"{url}: what answers there is no exporter") from None

@@ -12,7 +12,7 @@ from exporter.errors import ConfigError
 from exporter.web.sockets import ListenAddress
 
 _MAX_FILE: Final = 1 << 20
-"""Bytes; whoever waits for a completion does not wait for more."""
+"""Bytes; completion has to be fast."""
 
 
 class _Address(click.ParamType[ListenAddress]):

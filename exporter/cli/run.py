@@ -22,7 +22,7 @@ from exporter.web.server import WebOptions
 from exporter.web.sockets import ListenAddress
 from exporter.web.web_config import load_web_config
 
-TAKEN: Final = ("/-/", "/api/", "/callback/")
+RESERVED_PATHS: Final = ("/-/", "/api/", "/callback/")
 """Beginnings of paths that have a meaning, and perhaps a lock, of their own."""
 
 
@@ -33,9 +33,9 @@ class _TelemetryPath(click.ParamType[str]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:  # Any: click's own signature
         path = str(value)
-        if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith(TAKEN):
-            taken = ", ".join(f"`{start}`" for start in TAKEN)
-            self.fail(f"expected a path such as `/metrics`, not under {taken}", param, ctx)
+        if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith(RESERVED_PATHS):
+            reserved = ", ".join(f"`{start}`" for start in RESERVED_PATHS)
+            self.fail(f"expected a path such as `/metrics`, not under {reserved}", param, ctx)
         return path
 
 

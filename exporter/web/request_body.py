@@ -24,9 +24,6 @@ from exporter.web.schemas import MAX_CALLS, ItemProblem, Scope
 MAX_BODY: Final = 16 << 20
 """Bytes, as sent and as decompressed; 10,000 calls with five long labels each."""
 
-BODY_TIMEOUT: Final = 30.0
-"""Seconds in which the body of a request has to be received."""
-
 MAX_PROBLEMS: Final = 100
 """Problems of a request that are listed one by one."""
 
@@ -98,12 +95,10 @@ class CallsReader:
 
     Args:
         timeout: seconds in which a body has to be received.
-        max_body: bytes, as sent and as decompressed.
     """
 
-    def __init__(self, timeout: float = BODY_TIMEOUT, max_body: int = MAX_BODY) -> None:
+    def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._max_body = max_body
         self._turn = asyncio.Lock()
 
     async def read(self, request: web.Request, scope: Scope) -> list[NewCall]:
@@ -118,12 +113,12 @@ class CallsReader:
             return parse_calls(scope, body)
         async with self._turn:
             if compressed:
-                body = await asyncio.to_thread(self._decompress, body)
+                body = await asyncio.to_thread(_decompress, body)
             return await asyncio.to_thread(parse_calls, scope, body)
 
     async def _receive(self, request: web.Request) -> bytes:
-        if (request.content_length or 0) > self._max_body:
-            raise self._too_large()
+        if (request.content_length or 0) > MAX_BODY:
+            raise _too_large()
         expects = request.headers.get("Expect", "").lower()
         if expects == "100-continue" and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -133,30 +128,31 @@ class CallsReader:
             async with asyncio.timeout(self._timeout):
                 async for piece in request.content.iter_any():
                     body += piece
-                    if len(body) > self._max_body:
-                        raise self._too_large()
+                    if len(body) > MAX_BODY:
+                        raise _too_large()
         except (web.RequestPayloadError, ConnectionError):
             raise ProblemError(400, "the body cannot be read") from None
         except TimeoutError:
             raise ProblemError(408, "the body was not received in time") from None
         return bytes(body)
 
-    def _decompress(self, body: bytes) -> bytes:
-        """Decompress gzip or zlib, as the first bytes tell, up to the size that a body may have."""
-        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-        try:
-            decompressed = stream.decompress(body, self._max_body + 1)
-        except zlib.error:
-            decompressed = b""
-        if len(decompressed) > self._max_body:
-            raise self._too_large()
-        if not stream.eof or stream.unused_data:
-            raise ProblemError(400, "the body is not a single stream of gzip or zlib")
-        return decompressed
 
-    def _too_large(self) -> ProblemError:
-        size = f"{self._max_body >> 20} MiB"
-        return ProblemError(413, f"expected at most {size}, as sent and as decompressed")
+def _decompress(body: bytes) -> bytes:
+    """Decompress gzip or zlib, as the first bytes tell, up to the size that a body may have."""
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        decompressed = stream.decompress(body, MAX_BODY + 1)
+    except zlib.error:
+        decompressed = b""
+    if len(decompressed) > MAX_BODY:
+        raise _too_large()
+    if not stream.eof or stream.unused_data:
+        raise ProblemError(400, "the body is not a single stream of gzip or zlib")
+    return decompressed
+
+
+def _too_large() -> ProblemError:
+    return ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB, as sent and as decompressed")
 
 
 def _is_compressed(request: web.Request) -> bool:

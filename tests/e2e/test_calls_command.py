@@ -136,7 +136,7 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
         refused = await listed(ESMS_EXPORTER_TOKEN="wrong-1")
         assert (refused.code, refused.output) == (1, "")
         assert refused.errors.startswith(
-            f"esms-exporter: {url}/api/v1/calls: refused with the HTTP status 401: expected a token"
+            f"esms-exporter: {url}/api/v1/calls: refused with the HTTP status 401: expected a known"
         )
         unknown = await listed("--account=nobody")
         assert unknown.code == 1
@@ -154,7 +154,7 @@ async def test_over_tls(tmp_path: Path, simulator: Simulator) -> None:
         url = f"--url={await exporter.ready()}"
         found = await run(tmp_path, "calls", url, environ=ENVIRON)
         assert found.code == 1
-        assert "certificate is not to be trusted; --ca-file" in found.errors
+        assert "certificate cannot be verified; --ca-file" in found.errors
         found = await run(tmp_path, "calls", url, "--ca-file=ca.crt", environ=ENVIRON)
         assert (found.code, found.errors) == (0, "")
 

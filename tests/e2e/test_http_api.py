@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest_asyncio
 
-from exporter.simulator import Account, Plan, Simulator
+from exporter.simulator import Account, Simulator
 from tests import subprocesses
-from tests.e2e.processes import Exporter, total
+from tests.e2e.processes import Exporter
 from tests.waiting import until
 
 TOKEN = "made-up-token"
@@ -43,22 +43,6 @@ def configure(folder: Path, simulator: Simulator) -> Path:
         "watch: {labels: [campaign], api: {tokens: [{name: test, token_file: token}]}}\n"
     )
     return path
-
-
-async def test_a_call_from_its_place_to_its_count(tmp_path: Path, simulator: Simulator) -> None:
-    simulator.add_call("main", "a", Plan(queued=0.3))
-    async with Exporter(configure(tmp_path, simulator)) as exporter:
-        url = f"{await exporter.ready()}/api/v1/calls"
-        call = {"reference_id": "a", "account": "main", "labels": {"campaign": "otp"}}
-        async with aiohttp.ClientSession(headers=HEADERS) as http:
-            for added in (1, 0):
-                async with http.post(url, json={"calls": [call]}) as answer:
-                    assert answer.status == 202
-                    assert await answer.json() == {"added": added, "known": 1 - added}
-        found = await exporter.until(lambda found: total(found, "esms_calls_total") == 1)
-        assert total(found, "esms_calls_total", campaign="otp", status="answered") == 1
-        assert total(found, "esms_source_last_success_timestamp_seconds", source="api") > 0
-        assert TOKEN not in exporter.output
 
 
 async def test_its_description_is_true(tmp_path: Path, simulator: Simulator) -> None:

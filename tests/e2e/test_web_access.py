@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -14,9 +13,12 @@ from pathlib import Path
 import aiohttp
 import bcrypt
 import pytest
+from click.testing import CliRunner
 
+from exporter.cli import commands
+from exporter.errors import ConfigError
 from tests import subprocesses
-from tests.e2e.processes import Exporter, Process
+from tests.e2e.processes import Exporter
 from tests.e2e.prometheus import every_kind
 from tests.waiting import deadline
 from tests.web.certificates import Certificates
@@ -105,55 +107,11 @@ async def test_sockets_of_systemd(tmp_path: Path, family: socket.AddressFamily) 
                 await process.wait()
 
 
-async def test_without_sockets_of_systemd(tmp_path: Path) -> None:
-    exporter = Process(
-        [sys.executable, "-m", "exporter", f"--config.file={configuration(tmp_path)}",
-         "--web.systemd-socket"],
-        tmp_path / "log",
-    )  # fmt: skip
-    await exporter.start()
-    assert await exporter.wait() == 1
-    assert "no socket activation file descriptors found" in exporter.output
-
-
-@pytest.mark.parametrize(
-    ("options", "prefix"),
-    [
-        (("--web.external-url=https://example.com/esms/",), "/esms"),
-        (("--web.external-url=/esms", "--web.route-prefix=/"), ""),
-    ],
-)
-async def test_options_for_a_proxy_with_a_path(
-    tmp_path: Path, options: tuple[str, ...], prefix: str
-) -> None:
-    async with Exporter(configuration(tmp_path), *options) as exporter:
-        url = await exporter.ready()
-        async with aiohttp.ClientSession() as http:
-            for path in ("", "/esms"):
-                async with http.get(f"{url}{path}/-/ready") as answer:
-                    assert answer.status == (200 if path == prefix else 404)
-
-
-async def test_five_hundred_slow_clients_keep_no_scrape_out(tmp_path: Path) -> None:
-    async with Exporter(configuration(tmp_path)) as exporter:
-        url = await exporter.ready()
-        port = int(url.rpartition(":")[2])
-        slow = []
-        for number in range(500):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nA: " + b"a" * (number % 50))
-            slow.append(writer)
-        for _ in range(5):
-            for writer in slow:
-                writer.write(b"a")
-            assert await exporter.scrape()
-        for writer in slow:
-            writer.close()
-
-
 async def test_no_image_of_the_memory_is_left(tmp_path: Path) -> None:
-    async with Exporter(configuration(tmp_path)) as exporter:
-        await exporter.ready()
+    async with Exporter(configuration(tmp_path), "--web.external-url=/esms") as exporter:
+        url = await exporter.ready()
+        async with aiohttp.ClientSession() as http, http.get(f"{url}/esms/-/ready") as answer:
+            assert answer.status == 200
         limits = read(Path(f"/proc/{exporter.running.pid}/limits"))
         (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
         assert core.split()[4:6] == ["0", "0"]
@@ -163,18 +121,15 @@ async def test_no_image_of_the_memory_is_left(tmp_path: Path) -> None:
 
 def test_check_reads_the_web_configuration_too(tmp_path: Path) -> None:
     web, config = tmp_path / "web.yml", configuration(tmp_path)
-    command = [sys.executable, "-m", "exporter", "check", f"--config.file={config}",
-               f"--web.config.file={web}"]  # fmt: skip
-    web.write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}\n")
-    bad = subprocesses.run(*command)
-    assert bad.returncode == 1
-    assert "failed to read cert_file" in bad.stderr
+    web.write_text(TLS)
+    command = ["check", f"--config.file={config}", f"--web.config.file={web}"]
+    bad = CliRunner().invoke(commands, command)
+    assert isinstance(bad.exception, ConfigError)
+    assert "failed to read cert_file" in str(bad.exception)
     Certificates(tmp_path)
-    good = subprocesses.run(*command)
-    assert (good.returncode, good.stderr) == (0, "")
+    good = CliRunner().invoke(commands, command)
+    assert (good.exit_code, good.stderr) == (0, "")
     (tmp_path / "server.key").chmod(0o644)
-    exposed = subprocesses.run(*command)
-    assert (exposed.returncode, exposed.stderr) == (
-        0,
-        f"{tmp_path}/server.key: can be read by anybody on the machine\n",
-    )
+    exposed = CliRunner().invoke(commands, command)
+    told = f"{tmp_path}/server.key: can be read by anybody on the machine\n"
+    assert (exposed.exit_code, exposed.stderr) == (0, told)
