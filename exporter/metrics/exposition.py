@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 import structlog
+from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
-from exporter.metrics.readings import One, Reading, Registry
+from exporter.metrics.readings import One, Reading, Registry, line_of, prefixes_of
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-_BATCH_SIZE: Final = 100
+_BATCH_SIZE: Final = 50
 """Series that are rendered before the event loop gets its turn: they take a few milliseconds."""
+
+_MAX_PREFIXES: Final = 20_000
 
 _log = structlog.get_logger(__name__)
 
@@ -80,6 +85,7 @@ class Exposition:
         self._registry = registry
         self._turn = asyncio.Lock()  # scrapes at the same time would all hold their parts
         self._failing: set[Collector] = set()
+        self._prefixes: dict[tuple[str, ...], str] = {}  # of samples of the library's metrics
 
     async def render(self, *, openmetrics: bool) -> bytes:
         """Return the text of all metrics as they stand.
@@ -93,12 +99,15 @@ class Exposition:
                 complete = len(parts)
                 try:
                     if isinstance(collector, Reading):
-                        parts.append(_text(generate, One(*collector.describe())))
+                        parts.append(_head(generate, *collector.describe()))
                         for lines in collector.batches(_BATCH_SIZE):
                             parts += lines
                             await asyncio.sleep(0)
                     else:
-                        parts.append(_text(generate, collector))
+                        for metric in collector.collect():
+                            parts.append(_head(generate, metric))
+                            parts += map(partial(self._line, metric), metric.samples)
+                            await asyncio.sleep(0)
                 except Exception as error:  # noqa: BLE001 - a scrape is worth more than one metric
                     del parts[complete:]
                     if collector not in self._failing:
@@ -109,10 +118,20 @@ class Exposition:
                     self._failing.discard(collector)
         return "".join((*parts, "# EOF\n" if openmetrics else "")).encode()
 
+    def _line(self, metric: Metric, sample: Sample) -> str:
+        key = (sample.name, *sample.labels.values())
+        if (prefix := self._prefixes.get(key)) is None:
+            if len(self._prefixes) >= _MAX_PREFIXES:  # most are of series that are gone
+                self._prefixes = {}
+            (prefix,) = prefixes_of(metric, [sample])
+            self._prefixes[key] = prefix
+        return line_of(prefix, sample.value)
 
-def _text(generate: Callable[[Any], bytes], registry: Collector) -> str:
+
+def _head(generate: Callable[[Any], bytes], metric: Metric) -> str:
     # Any: a registry, of which no more is asked than of a collector
-    return generate(registry).decode().removesuffix("# EOF\n")
+    bare = Metric(metric.name, metric.documentation, metric.type)
+    return generate(One(bare)).decode().removesuffix("# EOF\n")
 
 
 def compress(body: bytes) -> bytes:

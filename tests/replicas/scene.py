@@ -131,11 +131,12 @@ class Exporter:
 
     def shown(self) -> dict[str, float]:
         """Return the series of finished calls, without zeros."""
-        return {
-            f"{sample.name} {sorted(sample.labels.items())}": sample.value
-            for sample in samples(self.service.metrics)
-            if sample.name.startswith("esms_call") and "state" not in sample.labels and sample.value
-        }
+        found: dict[str, float] = {}
+        for one in samples(self.service.metrics):
+            if one.name.startswith("esms_call") and one.value and "account" in one.labels:
+                labels = ",".join(f'{name}="{text}"' for name, text in one.labels.items())
+                found[f"{one.name}{{{labels}}}"] = one.value
+        return {name: value for name, value in found.items() if "esms_calls_watched" not in name}
 
     def counted(self) -> float:
         """Return how many calls it shows as finished."""
