@@ -147,7 +147,8 @@ async def end_pause(scene: Scene, name: str) -> None:
     assert 0 < paused_until(scene, name) - time.time() <= 900
     config = scene.config.read_text()
     mine = f"name: {name}, "
-    scene.config.write_text(config.replace(mine, f"{mine} max_concurrency: 9, "))
+    # Another address, if only for the balance, is tried at once.
+    scene.config.write_text(config.replace(mine, f"{mine} balance_url: http://127.0.0.1:9/, "))
 
 
 async def stay_calm(scene: Scene, served: asyncio.Event) -> None:
