@@ -30,7 +30,8 @@ def listed(database: Database) -> Database:
 def fill(store: Store) -> None:
     """Take calls of three accounts in, of every kind of each, one after the other."""
     new = [NewCall(ACCOUNTS[n % 3], reference_id(f"c{n}"), {}) for n in range(24)]
-    stored = store.push([new], NOW).added
+    # One after the other, because those of one request may be inserted in the order of their ids.
+    stored = [stored for call in new for stored in store.push([[call]], NOW).added]
     states = PollAgain(CallState.QUEUED), Finished(Result.SUCCESS, Status.BUSY)
     store.commit([Observation(c.account, c.call, states[n % 2], NOW) for n, c in enumerate(stored)])
     for call in stored[12:18:2]:
