@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from exporter.esms.answers import BalanceAnswer
 from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.esms.codes import Outcome
 from exporter.polling.poller import Poller, PollingSettings
-from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
 
 
@@ -56,7 +56,7 @@ class Account:
         observe: takes what polls find out; see `Poller`.
         fail: see `Poller`.
         clock: see `Poller`.
-        limiter: makes what keeps to the account's rate.
+        held_until: see `Poller.hold`.
 
     Attributes:
         stats: what is counted of it and its polls.
@@ -71,7 +71,7 @@ class Account:
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         fail: Callable[[BaseException], None],
         clock: Callable[[], float] = time.time,
-        limiter: Callable[[float], RateLimiter] = RateLimiter,
+        held_until: float = math.inf,
     ) -> None:
         self._connection = _connection(config, wish)
         self._timeout = config.polling.timeout
@@ -79,7 +79,14 @@ class Account:
         self._client = _client(config, wish)
         settings = _settings(config, wish)
         self.poller = Poller(
-            wish.name, self._client, settings, self.stats, observe, fail, clock, limiter=limiter
+            wish.name,
+            self._client,
+            settings,
+            self.stats,
+            observe,
+            fail,
+            clock,
+            held_until=held_until,
         )
 
     @property

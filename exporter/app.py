@@ -6,7 +6,7 @@ import asyncio
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, TypeVar
@@ -20,9 +20,10 @@ from exporter.canaries.canaries import Canaries
 from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.home_assistant.integration import HomeAssistant
+from exporter.leases import LeaseHolder
 from exporter.ledger.clock import Clocks
 from exporter.ledger.label_limits import LabelLimits
-from exporter.ledger.records import CHUNK, Snapshot
+from exporter.ledger.records import CHUNK
 from exporter.logs import STANDARD_ERROR
 from exporter.metrics.accounts import read_accounts, read_status
 from exporter.metrics.calls import read_calls
@@ -32,9 +33,7 @@ from exporter.notify.home_assistant import NAME as HOME_ASSISTANT
 from exporter.notify.home_assistant import home_assistant
 from exporter.notify.target import TargetSettings
 from exporter.notify.webhook import webhook
-from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
-from exporter.replicas.replica import Replica
 from exporter.source_status import ConfigStatus
 from exporter.sources import Sources
 from exporter.sources.configuration import ConfigurationSource
@@ -91,19 +90,20 @@ class App:
         self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
         parts = self.accounts, self.calls, self.metrics, self.supervisor.start, self.balances.known
         on_ready = partial(self._notify.wake, frozenset({HOME_ASSISTANT}))
-        self._home_assistant = HomeAssistant(*parts, lambda: self._replica, on_ready)
-        self._read_metrics()
+        self._home_assistant = HomeAssistant(*parts, on_ready)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
-        self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
         self._reload_at = math.inf  # when the configuration is to be read again, changed or not
         self._loading = asyncio.Lock()  # one configuration after the other
         self._reloading = asyncio.Lock()  # while calls, files and accounts change
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
-        self._replica: Replica | None = None  # where others share the ledger
-        self._sharing: list[asyncio.Task[None]] = []
+        self._leases: LeaseHolder | None = None  # where others share the ledger
+        self._sharing: asyncio.Task[None] | None = None
+        self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
+        self._retiring: set[asyncio.Task[None]] = set()  # of accounts that are not polled any more
         self._committer: asyncio.Task[None] | None = None
         self.loaded = False
+        self._read_metrics()
 
     def _read_metrics(self) -> None:
         """Have the metrics of plain state read at each scrape."""
@@ -112,7 +112,17 @@ class App:
         read_accounts(metrics, self._account_stats)
         read_status(metrics, lambda: self.sources.statuses, self.config_status)
         metrics.ledger_errors.read_from(lambda: [((), self.ledger.errors)])
+        metrics.lease.read_from(self._lease_states)
+        metrics.replicas.read_from(lambda: [((), self._leases.alive if self._leases else 1)])
+        metrics.last_heartbeat.read_from(
+            lambda: [((), self._leases.last_heartbeat if self._leases else 0)]
+        )
+        metrics.evictions.read_from(lambda: [((), self._leases.evictions if self._leases else 0)])
         metrics.log_lines_dropped.read_from(lambda: [((), STANDARD_ERROR.dropped)])
+
+    def _lease_states(self) -> Iterator[tuple[tuple[str], float]]:
+        for account in self.config.accounts if self.config else ():
+            yield (account.name,), float(account.name in self.accounts)
 
     def _account_stats(self) -> Iterator[tuple[str, AccountStats]]:
         for name, account in self.accounts.items():
@@ -132,15 +142,15 @@ class App:
         self._loaded.append(config := await self._load())
         await self.ledger.open(config.ledger.url.reveal())
         await self._notify.open()
-        if self.ledger.store.shared:
-            self._replica = Replica(
-                self.ledger, self.calls, self.accounts, self.metrics, config.ledger.heartbeat
-            )
         self.ledger.store.limits = _label_limits(config)
-        self._show_totals(config, await self.ledger.call(self.ledger.store.snapshot))
-        await self.calls.recall()
-        if self._replica:
-            await self._replica.join()  # from here on it has to beat
+        self.calls.totals.names = config.watch.labels
+        if self.ledger.store.shared:
+            parts = self.ledger, self.calls, self.accounts
+            self._leases = LeaseHolder(
+                *parts, self._start_accounts, self._stop_accounts, self.supervisor.start
+            )
+        else:
+            await self.calls.show([account.name for account in config.accounts])
 
     async def start(self) -> None:
         """Take in the configured calls and begin to poll.
@@ -150,11 +160,12 @@ class App:
         """
         self._committer = self.supervisor.start(self.ledger.run())
         self.supervisor.start(self._prune())
-        if self._replica:
-            self._sharing.append(self.supervisor.start(self._replica.run()))
-            self.supervisor.start(self._replica.reserving.run())
         async with self._reloading:
             await self._apply(self._loaded.pop())
+        if self._leases:
+            with suppress(LedgerError):  # tried again
+                await self._leases.keep()
+            self._sharing = self.supervisor.start(self._leases.run())
         self.supervisor.start(self._look_for_changes())
         self.supervisor.start(self._canaries.run())
         for source in self.sources:
@@ -224,34 +235,38 @@ class App:
         await self.supervisor.stop()
         await asyncio.gather(*(account.close() for account in self.accounts.values()))
         self._threads.close()
-        if self._replica:
-            self._replica.close()
+        if self._leases:
+            self._leases.close()
         await self.ledger.close(max(1.0, deadline - time.monotonic()))
 
     async def _leave(self, within: float) -> None:
-        """Hand the calls over to those that share the ledger."""
-        if self._replica:
-            for task in self._sharing:
-                task.cancel()  # or it would find that it has ended, and begin anew
-            await self._replica.leave(within)
+        """Leave the accounts to those that share the ledger."""
+        if self._leases:
+            if self._sharing:
+                self._sharing.cancel()  # or it would take them again
+            await self._leases.leave(within)
 
     async def _drain(self, within: float) -> None:
         """Wait for requests under way, commit what they brought, and publish the last states."""
         deadline = time.monotonic() + within
         stops = [self._canaries.stop, *(account.stop for account in self.accounts.values())]
         await asyncio.gather(*(stop(within * 0.8) for stop in stops))
+        if self._retiring:
+            await asyncio.wait(self._retiring, timeout=max(0.1, deadline - time.monotonic()))
         self.ledger.close_soon()
         if self._committer:
             left = max(0.1, deadline - time.monotonic())
             _, late = await asyncio.wait([self._committer], timeout=left)
             if late:
                 _log.error("ledger not written in time", problem=self.ledger.problem)
-        await self._home_assistant.stop(max(0.1, min(_GOODBYE, deadline - time.monotonic())))
+        left = max(0.1, min(_GOODBYE, deadline - time.monotonic()))
+        others = self._leases is not None and self._leases.alive > 1
+        await self._home_assistant.stop(left, others=others)
 
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""
         reasons = [] if self.loaded else ["starting: the ledger is being read"]
-        problem = self.ledger.problem or (self._replica and self._replica.problem)
+        problem = self.ledger.problem or (self._leases and self._leases.problem)
         return reasons + ([problem] if problem else [])
 
     # Going over to a configuration.
@@ -268,11 +283,8 @@ class App:
         self.calls.max_calls = config.watch.max_calls
         self.ledger.store.memory = config.memory
         self.ledger.store.limits = _label_limits(config)
-        # At the start, `open` has shown them.
-        if old is not None and _shown(old) != _shown(config):
-            store, replica = self.ledger.store, self._replica
-            snapshot = replica.totals.catch_up() if replica else self.ledger.call(store.snapshot)
-            self._show_totals(config, await snapshot)
+        if old is not None and _label_limits(old) != _label_limits(config):
+            await self.calls.show_totals(config.watch.labels)
         context = SourceContext(
             [account.name for account in config.accounts],
             watch.labels,
@@ -284,22 +296,14 @@ class App:
         if self.sources[ConfigurationSource].refused and self._changed is not None:
             # Calls that were removed just now may have made room.
             self._reload_at = time.monotonic() + RETRY_EVERY
-        if self._replica:
-            self._replica.heartbeat = config.ledger.heartbeat
         self.config = config
         self._notify.configure(self._targets(config), config.shutdown_timeout)
-        self._change_accounts(config)
-        self.balances.configure(config)
-        self._canaries.configure(config)
-        for name in sorted(self._to_load):
-            self.calls.teach(name)
-            async for _ in self.calls.load(name):
-                pass
-            self._to_load.discard(name)
+        await self._change_accounts(old, config)
         self.config_status.loaded(ConfigurationSource.name)
         self.config_status.loaded_at = time.time()
         self.sources[ConfigurationSource].loaded()
-        self._home_assistant.configure(config.home_assistant)
+        names = [account.name for account in config.accounts]
+        self._home_assistant.configure(config.home_assistant, names)
 
     def _targets(self, config: Config) -> list[TargetSettings]:
         """Return where finished calls are notified to."""
@@ -308,43 +312,90 @@ class App:
             targets.append(home_assistant(config.home_assistant, self._home_assistant))
         return targets
 
-    def _change_accounts(self, config: Config) -> None:
-        """Start, change and end accounts."""
+    async def _change_accounts(self, old: Config | None, config: Config) -> None:
+        """Start, change and end accounts.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
         wanted = {account.name: account for account in config.accounts}
-        for name in self.accounts.keys() - wanted.keys():
-            account = self.accounts.pop(name)
+        gone = {account.name for account in old.accounts} - wanted.keys() if old else set()
+        self._stop_accounts(gone)
+        for name in gone:
             self.metrics.remove("account", name)
-            self._to_load.discard(name)
-            self.supervisor.start(self._retire(account, config.polling.timeout))
         for name, wish in wanted.items():
-            if known := self.accounts.get(name):
-                if rest := known.change(config, wish):
-                    self.supervisor.start(rest)
+            if (known := self.accounts.get(name)) and (rest := known.change(config, wish)):
+                self.supervisor.start(rest)
+        self._accounts_changed()
+        if self._leases:
+            self._leases.configure(wanted, config.ledger.heartbeat)
+            return
+        await self._start(wanted.keys() - self.accounts.keys())
+        for name in sorted(self._to_load):
+            async for _ in self.calls.load(name):
+                pass
+            self._to_load.discard(name)
+
+    async def _start_accounts(self, names: Collection[str]) -> None:
+        """Poll accounts whose leases were taken.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        async with self._reloading:
+            await self._start(names)
+
+    async def _start(self, names: Collection[str]) -> None:
+        epochs = {name: self._leases.epoch(name) for name in names} if self._leases else {}
+        if new := [name for name in names if name not in self.calls.totals.accounts]:
+            await self.calls.show(new)
+        if (config := self.config) is None:
+            return
+        for wish in config.accounts:
+            if (name := wish.name) not in names:
                 continue
-            limit = partial(self._replica.reserving.turns, name) if self._replica else RateLimiter
+            until = math.inf
+            if self._leases:
+                epoch = self._leases.epoch(name)
+                if epoch is None or epoch != epochs[name]:
+                    self.calls.hide(name)  # lost meanwhile
+                    continue
+                until = self._leases.held_until
+                self.ledger.store.epochs[name] = epoch
+            else:
+                self._to_load.add(name)
             observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
-            account = Account(config, wish, observe, self.supervisor.fail, now, limit)
+            account = Account(config, wish, observe, self.supervisor.fail, now, until)
             self.accounts[name] = account
             for outcome in CallbackOutcome:
                 self.metrics.callbacks.labels(name, outcome.value)
-            self._to_load.add(name)
+            self.calls.teach(name)
+        self._accounts_changed()
+
+    def _stop_accounts(self, names: Collection[str]) -> None:
+        """Poll accounts no more, and show nothing of them."""
+        within = self.config.polling.timeout if self.config else 0.0
+        for name in names:
+            self.ledger.store.epochs.pop(name, None)
+            self.calls.hide(name)
+            self._to_load.discard(name)
+            if account := self.accounts.pop(name, None):
+                self.metrics.remove("account", name)
+                task = self.supervisor.start(self._retire(account, within))
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
+        self._accounts_changed()
+
+    def _accounts_changed(self) -> None:
+        if self.config:
+            self.balances.configure(self.config)
+            self._canaries.configure(self.config)
 
     async def _retire(self, account: Account, within: float) -> None:
         try:
             await account.stop(within)
-            if self._replica:
-                await self._replica.give_up_account(account.poller.account)
         finally:
             await account.close()
-
-    def _show_totals(self, config: Config, snapshot: Snapshot) -> None:
-        names = {account.name for account in config.accounts}
-        totals = self.calls.totals
-        totals.names = config.watch.labels
-        totals.hide(totals.accounts - names)
-        totals.show(names, snapshot)
-        if self._replica:
-            self._replica.totals.begin_with(snapshot)
 
     # In the background.
 
@@ -376,8 +427,6 @@ class App:
                 await self.ledger.call(self.ledger.store.prune_labels)
                 await self._notify.prune()
                 await self._canaries.prune(time.time() - memory)
-                if self._replica:
-                    await self._replica.tidy()
             except LedgerError as error:
                 _log.warning("old calls not pruned", problem=str(error))
 
@@ -385,12 +434,6 @@ class App:
 def _label_limits(config: Config) -> LabelLimits:
     watch = config.watch
     return LabelLimits(watch.labels, watch.max_label_values, watch.max_label_sets)
-
-
-def _shown(config: Config) -> tuple[object, ...]:
-    """Return what the metrics of finished calls hang on."""
-    names = frozenset(account.name for account in config.accounts)
-    return names, _label_limits(config)
 
 
 @contextmanager

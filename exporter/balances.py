@@ -99,7 +99,7 @@ class Balances:
 
     def configure(self, config: Config) -> None:
         """Go over to another configuration; what has not changed goes on."""
-        wanted = _settings(config)
+        wanted = {name: one for name, one in _settings(config).items() if name in self._accounts}
         for name, (settings, task) in list(self._tasks.items()):
             if settings != wanted.get(name):
                 task.cancel()
@@ -116,7 +116,8 @@ class Balances:
             if name not in self._tasks:
                 self._tasks[name] = settings, self._spawn(self._run(name, settings.interval))
         for account in config.accounts:
-            self._show_warning(account.name, account.balance_warning if wanted else None)
+            warned = account.name in wanted
+            self._show_warning(account.name, account.balance_warning if warned else None)
 
     async def stop(self) -> None:
         """Ask no more; requests under way are given up."""

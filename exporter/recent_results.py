@@ -6,10 +6,9 @@ Counted when a result is durable, as the metrics are; taken up again from the le
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Final, NamedTuple, TypeVar
 
 from exporter.calls import Result, Status
@@ -75,10 +74,12 @@ class History:
 
     Args:
         midnight: returns when the day of a Unix time began, where people look.
+        since: from when on all calls are counted (Unix time).
     """
 
-    def __init__(self, midnight: Callable[[float], float]) -> None:
+    def __init__(self, midnight: Callable[[float], float], since: float = 0.0) -> None:
         self._midnight = midnight
+        self._since = since
         # By their midnights, and by their numbers. Twice as many as are shown, because results may
         # come late and clocks go wrong; those that came first go.
         self._days: dict[float, Counter[tuple[Result, Status]]] = {}
@@ -88,18 +89,9 @@ class History:
 
     def add(self, call: Ended) -> None:
         """Count a call that has finished."""
-        self.count(call.result, call.status, 1, call.finished_at)
+        at = call.finished_at
         if call.result is not Result.SUCCESS:
             self._failures.append(call)
-
-    def show_failures(self, failed: Iterable[Ended]) -> None:
-        """Show calls that did not succeed, and that were counted."""
-        known = sorted({*self._failures, *failed}, key=attrgetter("finished_at"))
-        self._failures.clear()
-        self._failures.extend(known)
-
-    def count(self, result: Result, status: Status, calls: int, at: float) -> None:
-        """Count calls that have finished at a Unix time."""
         if not self._day[0] <= at < self._day[1]:
             began = self._midnight(at)
             # Days are at least 23 hours long; for the rest of one, this is found out each time.
@@ -107,26 +99,21 @@ class History:
             if began not in self._days:
                 _make_room(self._days, 2)
                 self._days[began] = Counter()
-        self._days[self._day[0]][result, status] += calls
+        self._days[self._day[0]][call.result, call.status] += 1
         minute = int(at // 60)
         if (counts := self._minutes.get(minute)) is None:
             _make_room(self._minutes, 2 * MINUTES)
             counts = self._minutes[minute] = [0, 0, 0, 0]
-        counts[_RESULTS.index(result)] += calls
-        if status is Status.ANSWERED:
-            counts[3] += calls
+        counts[_RESULTS.index(call.result)] += 1
+        if call.status is Status.ANSWERED:
+            counts[3] += 1
 
-    def recent(self, now: float, since: float) -> Recent:
-        """Return what there is to be seen.
-
-        Args:
-            now: Unix time.
-            since: from when on all calls were counted (Unix time).
-        """
+    def recent(self, now: float) -> Recent:
+        """Return what there is to be seen at a Unix time."""
         midnight, minute = self._midnight(now), int(now // 60)
         return Recent(
             Counter(self._days.get(midnight, ())),
-            max(midnight, since),
+            max(midnight, self._since),
             tuple(
                 Minute(number * 60.0, *self._minutes.get(number, ()))
                 for number in range(minute - MINUTES + 1, minute + 1)
@@ -141,45 +128,30 @@ class Histories:
     def __init__(self, midnight: Callable[[float], float] | None = None) -> None:
         self._midnight = midnight or local_midnight
         self._of: dict[str, History] = {}
-        self.since = 0.0
-        """From when on all calls are counted (Unix time)."""
 
     def start(self, now: float) -> float:
         """Return from when on calls of the past are of interest (Unix time)."""
         return min(self._midnight(now), now - MINUTES * 60)
 
-    def recall(self, calls: Iterable[Ended], since: float) -> None:
-        """Take up calls of the past, oldest first, that are all since a Unix time."""
-        self.since = since
+    def recall(self, accounts: Iterable[str], calls: Iterable[Ended], since: float) -> None:
+        """Begin the histories of accounts with all their calls since a Unix time, oldest first."""
+        for account in accounts:
+            self._of[account] = History(self._midnight, since)
         for call in calls:
             self.add(call)
 
+    def forget(self, account: str) -> None:
+        """Forget the history of an account."""
+        self._of.pop(account, None)
+
     def add(self, call: Ended) -> None:
-        """Count a call that has finished."""
-        self._history(call.account).add(call)
-
-    def count(self, account: str, result: Result, status: Status, calls: int, at: float) -> None:
-        """Count calls of an account that have finished at a Unix time."""
-        self._history(account).count(result, status, calls, at)
-
-    def show_failures(self, failed: Iterable[Ended]) -> None:
-        """Show calls that did not succeed, and that were counted."""
-        by_account: defaultdict[str, list[Ended]] = defaultdict(list)
-        for call in failed:
-            by_account[call.account].append(call)
-        for account, calls in by_account.items():
-            self._history(account).show_failures(calls)
-
-    def _history(self, account: str) -> History:
-        history = self._of.get(account)
-        if history is None:
-            history = self._of[account] = History(self._midnight)
-        return history
+        """Count a call that has finished, of an account whose history has begun."""
+        if (history := self._of.get(call.account)) is not None:
+            history.add(call)
 
     def recent(self, account: str, now: float) -> Recent:
         """Return what there is to be seen of an account."""
-        history = self._of.get(account) or History(self._midnight)
-        return history.recent(now, self.since)
+        return (self._of.get(account) or History(self._midnight)).recent(now)
 
 
 def _make_room(held: dict[K, V], most: int) -> None:

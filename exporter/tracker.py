@@ -8,24 +8,22 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
 
 from exporter.account import Account
 from exporter.call_totals import CallTotals
-from exporter.calls import CallbackOutcome, Finished, WatchedCall, verdict
+from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, WatchedCall, verdict
 from exporter.esms.answers import Answer
 from exporter.ids import ReferenceId
 from exporter.ledger.clock import Clocks
+from exporter.ledger.leases import POLL_NOW, TOTALS, LeaseStore
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.records import (
     CHUNK,
-    FORGET,
-    HASTEN,
     CallRecord,
-    Claimed,
     Committed,
     Count,
     Ended,
@@ -44,6 +42,11 @@ from exporter.recent_results import Histories
 # them every now and then, and find nothing: an event loop with a million stands still for 0.1 s.
 _FREEZE_EVERY: Final = 50_000
 
+# How many times as long as it took to read totals they are left alone.
+_TOTALS_SHARE: Final = 10.0
+
+_ENDLESS: Final = GiveUpPolicy(math.inf, math.inf)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -53,7 +56,7 @@ class CallTracker:
     Whatever is done to a call is done in the ledger first, and then shown.
 
     Args:
-        accounts: the accounts that are polled; whoever changes them has it seen here.
+        accounts: the accounts that are polled here: live mapping, shared by reference.
         clocks: reads those of the machine.
         observe_commit: called with the seconds that each commit of the ledger took.
 
@@ -78,6 +81,8 @@ class CallTracker:
         self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self.max_calls: float = math.inf
         self._unfrozen = 0
+        self._followed: list[int] = []  # notices of other exporters
+        self._stale, self._totals_at = False, -math.inf
         self._subscribers: list[Callable[[Committed], None]] = []
 
     def subscribe(self, subscriber: Callable[[Committed], None]) -> None:
@@ -89,16 +94,38 @@ class CallTracker:
         """How many calls are polled."""
         return sum(len(account.poller.calls) for account in self._accounts.values())
 
-    async def recall(self) -> None:
-        """Take up what has become of calls lately; before anything is committed.
+    async def show(self, accounts: Collection[str]) -> None:
+        """Show the totals and recent results of accounts that are polled here from now on.
 
         Raises:
             LedgerError: the ledger failed.
         """
-        past = await self.ledger.recent(self.histories.start(time.time()))
-        self.histories.recall(*past)
+        snapshot, past = await self.ledger.past(accounts, self.histories.start(time.time()))
+        self.totals.show(accounts, snapshot)
+        self.histories.recall(accounts, *past)
         for ended in past.calls:
             self._past[ended.account].append(ended)
+
+    async def show_totals(self, names: tuple[str, ...] | None = None) -> None:
+        """Show the totals of the same accounts as they are in the ledger now.
+
+        Args:
+            names: of the labels that are shown from now on; the same by default.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        accounts = set(self.totals.accounts)
+        snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
+        accounts &= self.totals.accounts
+        self.totals.names = self.totals.names if names is None else names
+        self.totals.show(accounts, snapshot)
+
+    def hide(self, account: str) -> None:
+        """Show nothing of an account that is not polled here any more."""
+        self.totals.hide([account])
+        self.histories.forget(account)
+        self._past.pop(account, None)
 
     def teach(self, account: str) -> None:
         """Have the pace of an account learn from what has become of its calls lately."""
@@ -193,38 +220,31 @@ class CallTracker:
         Raises:
             LedgerError: the ledger failed.
         """
-        account = self._accounts.get(call.account)
+        account, name = self._accounts.get(call.account), ReferenceId(call.reference_id)
         watched = account.poller.calls.get(call.id) if account else None
-        elsewhere = watched is None and self.ledger.store.shared
-        if account is not None and elsewhere:
-            watched = await self._polled_elsewhere(call)
-        if account is None or watched is None:
-            known = await self.find(call.account, ReferenceId(call.reference_id))
-            ended = known is not None and known.result is not None
-            return CallbackOutcome.REPEATED if ended else CallbackOutcome.HINT
+        if watched is None and self.ledger.store.shared:  # perhaps another exporter polls it
+            watched = WatchedCall(call.id, name, call.first_watched)
+        if watched is None:
+            return await self._not_accepted(call.account, name)
         now = self.ledger.clock.now()
-        decided = verdict(watched, answer, now, account.poller.give_up)
+        # A callback is no reason to give a call up.
+        decided = verdict(watched, answer, now, _ENDLESS)
         if not isinstance(decided, Finished):
             return CallbackOutcome.HINT
         observed = [Observation(call.account, watched, decided, now)]
         committed = await self.ledger.call(self.ledger.store.commit, observed)
         self._committed(observed, committed)
         if not committed.finished:
-            return CallbackOutcome.REPEATED  # by a poll, which was first
-        if elsewhere:
-            await self.ledger.call(self.ledger.store.tell, call.id, FORGET)
-        account.poller.learn(watched, decided, now, notified=True)
-        account.poller.count_odd_values(watched, decided)
+            return await self._not_accepted(call.account, name)
+        if account:
+            account.poller.learn(watched, decided, now, notified=True)
+            account.poller.count_odd_values(watched, decided)
         return CallbackOutcome.ACCEPTED
 
-    async def _polled_elsewhere(self, call: CallRecord) -> WatchedCall | None:
-        """Return a call that another exporter polls, if it has not finished."""
-        known = await self.find(call.account, ReferenceId(call.reference_id))
-        if known is None or known.result is not None:
-            return None
-        name = ReferenceId(known.reference_id)
-        # What an answer that ends a call means does not hang on its state.
-        return WatchedCall(known.id, name, known.first_watched)
+    async def _not_accepted(self, account: str, name: ReferenceId) -> CallbackOutcome:
+        known = await self.find(account, name)
+        ended = known is not None and known.result is not None  # by a poll, which was first
+        return CallbackOutcome.REPEATED if ended else CallbackOutcome.HINT
 
     async def poll_now(self, account: str, row: int) -> None:
         """Ask the provider about a call now, or have the exporter do it that polls the call.
@@ -236,9 +256,7 @@ class CallTracker:
         if known and row in known.poller.calls:
             known.poller.poll_now(row)
         elif self.ledger.store.shared:
-            await self.ledger.call(self.ledger.store.tell, row, HASTEN)
-
-    # What others do that share the ledger.
+            await self.ledger.call(self.ledger.store.notify, row, POLL_NOW)
 
     async def load(self, account: str) -> AsyncIterator[int]:
         """Poll the calls of an account that the ledger holds for this exporter.
@@ -261,18 +279,52 @@ class CallTracker:
                 await asyncio.sleep(0)  # answers and scrapes get their turn
             yield len(page)
 
-    def take_over(self, claimed: Claimed, within: float) -> None:
-        """Poll calls that nobody polled, each within some seconds."""
-        self.learn(claimed.label_sets)
-        self.poll(claimed.calls, within)
+    async def reload(self) -> None:
+        """Take up all that the ledger holds of the accounts: an answer of it was lost.
 
-    def told(self, row: int, *, hasten: bool) -> None:
-        """Ask for a call now, because another exporter says so, or ask for it no more."""
-        for account in self._accounts.values():
-            if hasten:
-                account.poller.poll_now(row)
-            else:
-                account.poller.remove(row)
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        for name in list(self._accounts):
+            async for _ in self.load(name):
+                pass
+        await self.show_totals()
+
+    async def follow(self, leases: LeaseStore, within: float) -> bool:
+        """Claim the open calls of accounts that are polled here, and follow other exporters.
+
+        Args:
+            leases: of this exporter.
+            within: seconds in which claimed calls are to be polled, at most.
+
+        Returns:
+            Whether there may be more to claim.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        look = await self.ledger.call(leases.look, list(self._accounts), self._followed)
+        known = set(self._followed)
+        self._followed = [notice.id for notice in look.notices]
+        self.learn(look.label_sets)
+        self.poll(look.claimed, within)
+        new = [notice for notice in look.notices if notice.id not in known]
+        for notice in new:
+            account = self._accounts.get(notice.account)
+            if account is not None and notice.call is not None:
+                if notice.notice == POLL_NOW:
+                    account.poller.poll_now(notice.call)
+                else:
+                    account.poller.remove(notice.call)
+                    if ended := look.finished.get(notice.call):
+                        self.histories.add(self.ledger.shown(ended))
+        self._stale |= any(notice.notice == TOTALS for notice in new)
+        if self._stale and time.monotonic() >= self._totals_at:
+            began = time.monotonic()
+            await self.show_totals()
+            self._stale = False
+            self._totals_at = time.monotonic() + _TOTALS_SHARE * (time.monotonic() - began)
+        return len(look.claimed) == CHUNK
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Let go of the calls that a source named before, but for these rows.
@@ -343,20 +395,17 @@ class CallTracker:
         # Asked once: a line that is not written costs as much as the rest of this loop.
         debug = _log.is_enabled_for(logging.DEBUG)
         for name, call, found, at in observations:
-            if (account := self._accounts.get(name)) is None:
-                continue
+            account = self._accounts.get(name)
             if call.id in committed.gone:
-                account.poller.remove(call.id)
-            else:
+                if account:
+                    account.poller.remove(call.id)
+                continue
+            if account:
                 account.poller.apply_committed(call, found, at)
-                if isinstance(found, Finished) and call.id not in committed.canaries:
-                    ended = self.ledger.shown(_ended(name, call, found, at))
-                    if not self.ledger.store.shared:
-                        self.histories.add(ended)
-                if debug:
-                    _log.debug(
-                        "observed", account=name, reference_id=call.reference_id, found=found
-                    )
+            if isinstance(found, Finished) and call.id not in committed.canaries:
+                self.histories.add(self.ledger.shown(_ended(name, call, found, at)))
+            if debug:
+                _log.debug("observed", account=name, reference_id=call.reference_id, found=found)
 
 
 def _ended(account: str, call: WatchedCall, found: Finished, at: float) -> Ended:

@@ -32,13 +32,13 @@ def test_the_day() -> None:
         history.add(ended(at))
     history.add(ended(MIDNIGHT + 5, Result.FAILURE, Status.BUSY))
     history.add(ended(MIDNIGHT + 6, Result.SUCCESS, Status.BUSY))
-    today = history.recent(MIDNIGHT + DAY - 1, 0)
+    today = history.recent(MIDNIGHT + DAY - 1)
     assert today.today.total() == 4
     assert [today.of_result(result) for result in Result] == [3, 1, 0]
     assert (today.of_status(Status.ANSWERED), today.of_status(Status.BUSY)) == (2, 2)
     assert today.share(today.of_result(Result.SUCCESS)) == 0.75
     assert today.since == MIDNIGHT
-    tomorrow = history.recent(MIDNIGHT + DAY, 0)
+    tomorrow = history.recent(MIDNIGHT + DAY)
     assert tomorrow.today.total() == 0
     assert tomorrow.share(0) is None
 
@@ -47,23 +47,23 @@ def test_what_is_late_counts_for_its_own_day() -> None:
     history = History(midnight)
     for at in (MIDNIGHT - 1, MIDNIGHT + 1, MIDNIGHT - 2, MIDNIGHT + 2):
         history.add(ended(at))
-    assert history.recent(MIDNIGHT + 3, 0).today.total() == 2
-    assert history.recent(MIDNIGHT - 1, 0).today.total() == 2
+    assert history.recent(MIDNIGHT + 3).today.total() == 2
+    assert history.recent(MIDNIGHT - 1).today.total() == 2
 
 
 def test_a_clock_that_was_wrong_for_a_while() -> None:
     history = History(midnight)
     for at in (MIDNIGHT + 1, MIDNIGHT + 900 * DAY, MIDNIGHT + 2):
         history.add(ended(at))
-    recent = history.recent(MIDNIGHT + 3, 0)
+    recent = history.recent(MIDNIGHT + 3)
     assert recent.today.total() == 2
     assert sum(minute.finished for minute in recent.minutes) == 2
 
 
 def test_it_says_since_when_it_counts() -> None:
-    history = History(midnight)
-    assert history.recent(MIDNIGHT + 50, MIDNIGHT + 20).since == MIDNIGHT + 20
-    assert history.recent(MIDNIGHT + DAY, MIDNIGHT + 20).since == MIDNIGHT + DAY
+    history = History(midnight, MIDNIGHT + 20)
+    assert history.recent(MIDNIGHT + 50).since == MIDNIGHT + 20
+    assert history.recent(MIDNIGHT + DAY).since == MIDNIGHT + DAY
 
 
 def test_the_minutes() -> None:
@@ -74,14 +74,14 @@ def test_the_minutes() -> None:
     history.add(ended(start, Result.FAILURE))  # long past
     now = start + (2 * MINUTES - 1) * 60
     history.add(ended(now + 59, Result.UNKNOWN, Status.EXPIRED))
-    minutes = history.recent(now + 59, 0).minutes
+    minutes = history.recent(now + 59).minutes
     assert len(minutes) == MINUTES
     assert minutes[-1] == Minute(now, success=1, unknown=1, answered=1)
     assert minutes[-1].finished == 2
     assert minutes[0] == Minute(now - (MINUTES - 1) * 60, success=1, answered=1)
     assert sum(minute.failure for minute in minutes) == 0
     # Nothing comes from the past when nothing has happened since.
-    later = history.recent(now + 30 * 60, 0).minutes
+    later = history.recent(now + 30 * 60).minutes
     assert [minute.finished for minute in later[-30:]] == [0] * 30
     assert later[-31].finished == 2
 
@@ -97,7 +97,7 @@ def test_the_newest_failures() -> None:
     history = History(midnight)
     for number in range(3 * NEWEST):
         history.add(ended(MIDNIGHT + number, list(Result)[number % 3]))
-    failures = history.recent(MIDNIGHT + 100, 0).failures
+    failures = history.recent(MIDNIGHT + 100).failures
     assert [call.finished_at - MIDNIGHT for call in failures] == [
         number for number in range(3 * NEWEST - 1, 0, -1) if number % 3
     ][:NEWEST]
@@ -105,11 +105,14 @@ def test_the_newest_failures() -> None:
 
 def test_accounts_are_apart() -> None:
     histories = Histories(midnight)
-    histories.recall([ended(MIDNIGHT + 1, account="a")], MIDNIGHT)
+    histories.recall("ab", [ended(MIDNIGHT + 1, account="a")], MIDNIGHT)
     histories.add(ended(MIDNIGHT + 2, account="a"))
-    counts = [histories.recent(name, MIDNIGHT + 3).today.total() for name in "ab"]
-    assert counts == [2, 0]
+    histories.add(ended(MIDNIGHT + 2, account="c"))
+    counts = [histories.recent(name, MIDNIGHT + 3).today.total() for name in "abc"]
+    assert counts == [2, 0, 0]
     assert histories.recent("b", MIDNIGHT + 3).since == MIDNIGHT
+    histories.forget("a")
+    assert histories.recent("a", MIDNIGHT + 3).today.total() == 0
 
 
 @pytest.mark.parametrize(("now", "since"), [(100.0, -3500.0), (7200.0, 0.0)])

@@ -1,6 +1,7 @@
 """The canaries of an exporter: places the calls that are due, and shows how runs end.
 
-Exporters that share a ledger agree by it: a run is begun once, and ends once.
+Of exporters that share a ledger, the one that polls an account places its canary calls. They agree
+by the ledger: a run is begun once, and ends once.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ class Canaries:
         self._config: Config | None = None
         self._canaries: dict[str, CanaryConfig] = {}
         self._placed_by: dict[str, str] = {}  # the accounts, by name
+        self._polled: set[str] = set()  # whose account is polled here
         self._numbers: dict[str, CanaryNumbers] = {}
         read_canaries(metrics, self._numbers)
         self._begun: dict[str, int] = {}  # the last due time that was seen to, by name
@@ -142,12 +144,13 @@ class Canaries:
         self._stopping = False
 
     def configure(self, config: Config) -> None:
-        """Go over to a configuration."""
+        """Go over to a configuration, or to other accounts that are polled here."""
         self._config = config
         wanted = {canary.name: canary for canary in config.canaries}
         placed_by = {name: config.account_of(canary) for name, canary in wanted.items()}
+        self._polled = {name for name, account in placed_by.items() if account in self._accounts}
         for name, numbers in list(self._numbers.items()):
-            if placed_by.get(name) != numbers.account:
+            if placed_by.get(name) != numbers.account or name not in self._polled:
                 del self._numbers[name]
         self._placed_by = placed_by
         for canary in wanted.values():
@@ -218,9 +221,8 @@ class Canaries:
         """Yield the calls that are to be placed by accounts that are polled here."""
         if self._stopping:
             return
-        for name, canary in self._canaries.items():
-            if self._placed_by[name] not in self._accounts:
-                continue
+        for name in self._polled:
+            canary = self._canaries[name]
             past = self._state.past.get(name) if self._state else None
             checked, until = self._checked.get(name, (math.inf, -math.inf))
             if past is None or checked <= now < until:
@@ -265,7 +267,7 @@ class Canaries:
         self._state = state
         self._read_at = self._loop.time() + _READ_EVERY
         for name, past in state.past.items():
-            if name not in self._canaries:
+            if name not in self._polled:
                 continue  # not any more
             # Not before its totals are known: a counter must not begin at 0 again.
             ahead = self._ledger.clock.ahead
@@ -283,7 +285,7 @@ class Canaries:
     async def _count_missed(self, statements: CanaryRuns, now: float) -> None:
         """Count due times that are over, and at which no exporter placed a call."""
         for name, past in self._state.past.items() if self._state else ():
-            if (canary := self._canaries.get(name)) is None:
+            if (canary := self._canaries.get(name)) is None or name not in self._polled:
                 continue
             schedule = schedule_of(canary)
             over = list(
@@ -307,10 +309,13 @@ class Canaries:
         if self._state is None or self._config is None:
             return
         timeout = self._config.polling.timeout
+        configured = {account.name for account in self._config.accounts}
         now = self._ledger.clock.now()
         for run in self._state.open:
             if run.id in runner.placing or await runner.finish(run):
                 continue
+            if run.account in configured and run.account not in self._accounts:
+                continue  # another exporter polls it
             if run.call_id is None:
                 # Not known whether the request was sent, and it is not sent again.
                 if now > run.started_at + WAIT_FOR_TURN + timeout + _SPARE:

@@ -111,8 +111,8 @@ class LedgerConfig(Section):
     named. At least for two runs of every query in `watch.sql`."""
 
     heartbeat: Annotated[float, Duration("1s", "5m")] = 10.0
-    """For how long an exporter may be silent before the others take its calls over, where they
-    share the ledger."""
+    """For how long an exporter may be silent before others take its accounts, where they share the
+    ledger."""
 
 
 class SqlConfig(Section):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from exporter.account import Account
 from exporter.balances import Balance
 from exporter.config import HomeAssistantConfig
-from exporter.errors import LedgerError
 from exporter.home_assistant.payloads import Topics, device, state
-from exporter.ledger.listing import count_unfinished
 from exporter.tracker import CallTracker
 
 _MIN_INTERVAL: Final = 1.0
@@ -21,18 +19,15 @@ _MIN_INTERVAL: Final = 1.0
 _PER_ACCOUNT: Final = 0.01
 """Seconds for each account between looks: those at a thousand take a hundredth of a core."""
 
-_COUNT_INTERVAL: Final = 10.0
-"""Seconds between counts of the calls of all exporters, where they share the ledger."""
-
 
 class ExposedAccounts:
     """The accounts that one configuration exposes.
 
     Args:
         config: that configuration.
-        accounts: live mapping, shared by reference.
+        accounts: those that are polled here: live mapping, shared by reference.
+        configured: those, and others that other exporters may poll: shared by reference, too.
         calls: the tracker of their calls.
-        leads: whether this exporter publishes them, among those that share a ledger.
         balances: live mapping, shared by reference.
 
     Attributes:
@@ -43,29 +38,32 @@ class ExposedAccounts:
         self,
         config: HomeAssistantConfig,
         accounts: Mapping[str, Account],
+        configured: Collection[str],
         calls: CallTracker,
-        leads: Callable[[], bool],
         balances: Mapping[str, Balance],
     ) -> None:
         self.topics = Topics(config.discovery_prefix, config.topic_prefix)
         self._only = config.accounts
         self._accounts = accounts
+        self._configured = configured
         self._calls = calls
-        self._leads = leads
         self._balances = balances
-        self._watched: Mapping[str, int] = {}
-        self._count_at = 0.0
 
     @property
     def interval(self) -> float:
         """The seconds after which `messages` may return others."""
         return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self._accounts))
 
-    async def messages(self) -> Mapping[str, bytes] | None:
-        """Return what a broker is to retain, by topic; None where another exporter publishes."""
-        if not self._leads():
-            return None
-        await self._count_watched()
+    def left_to_others(self) -> set[str]:
+        """Return the topics of accounts that another exporter may publish."""
+        standby = [name for name in self._configured if name not in self._accounts]
+        return {topic for name in standby for topic in self._topics_of(name)}
+
+    def _topics_of(self, account: str) -> tuple[str, str]:
+        return self.topics.device(account), self.topics.state(account)
+
+    async def messages(self) -> Mapping[str, bytes]:
+        """Return what a broker is to retain of the accounts that are polled here, by topic."""
         now, wanted = time.time(), dict[str, bytes]()
         for name, account in list(self._accounts.items()):
             if self._only is None or name in self._only:
@@ -77,19 +75,8 @@ class ExposedAccounts:
                 wanted[self.topics.state(name)] = state(
                     account.status,
                     recent,
-                    self._watched.get(name, len(account.poller.calls)),
+                    len(account.poller.calls),
                     balance and balance.vnd,
                 )
                 await asyncio.sleep(0)  # answers and scrapes get their turn
         return wanted
-
-    async def _count_watched(self) -> None:
-        """Count the open calls of all exporters: the poller of this one has a part of them."""
-        ledger, now = self._calls.ledger, time.monotonic()
-        if ledger.store.shared and now >= self._count_at:
-            self._count_at = now + _COUNT_INTERVAL
-            try:
-                counted = await ledger.call(count_unfinished, ledger.database)
-            except LedgerError:
-                return  # counted and logged where it happened; the last counts stay
-            self._watched = dict.fromkeys(self._accounts, 0) | counted

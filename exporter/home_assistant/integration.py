@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Final
 
 from exporter.account import Account
@@ -12,7 +12,6 @@ from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerAwayError
 from exporter.home_assistant.accounts import ExposedAccounts
 from exporter.metrics.catalogue import Catalogue
-from exporter.replicas.replica import Replica
 from exporter.tracker import CallTracker
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ class HomeAssistant:
         metrics: where messages are counted.
         spawn: runs a coroutine in the background, until it is cancelled.
         balances: live mapping, shared by reference.
-        replica: returns this exporter as one of those that share a ledger, if it does.
         on_ready: called when events can be published, at first or again.
     """
 
@@ -42,7 +40,6 @@ class HomeAssistant:
         metrics: Catalogue,
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         balances: Mapping[str, Balance],
-        replica: Callable[[], Replica | None],
         on_ready: Callable[[], None],
     ) -> None:
         self._accounts = accounts
@@ -50,15 +47,22 @@ class HomeAssistant:
         self._metrics = metrics
         self._spawn = spawn
         self._balances = balances
-        self._replica = replica
         self._on_ready = on_ready
+        self._configured: set[str] = set()
         self._config: HomeAssistantConfig | None = None
         self._publisher: Publisher | None = None
         self._mqtt: MqttMetrics | None = None
         self._running: asyncio.Task[None] | None = None
 
-    def configure(self, config: HomeAssistantConfig | None) -> None:
-        """Change the broker; None for none. Nothing happens where nothing has changed."""
+    def configure(self, config: HomeAssistantConfig | None, accounts: Collection[str]) -> None:
+        """Change the broker; None for none. Nothing happens where it has not changed.
+
+        Args:
+            config: of the broker.
+            accounts: those that are configured; other exporters may poll some.
+        """
+        self._configured.clear()
+        self._configured.update(accounts)
         if config == self._config:
             return
         if self._publisher:
@@ -74,10 +78,10 @@ class HomeAssistant:
             from exporter.home_assistant.publisher import MqttMetrics, Publisher  # noqa: PLC0415
 
             exposed = ExposedAccounts(
-                config, self._accounts, self._calls, self._leads, self._balances
+                config, self._accounts, self._configured, self._calls, self._balances
             )
             self._mqtt = self._mqtt or MqttMetrics(self._metrics)
-            self._publisher = Publisher(config, exposed, self._mqtt, self._others, self._on_ready)
+            self._publisher = Publisher(config, exposed, self._mqtt, self._on_ready)
         self._running = self._spawn(_replace(self._running, self._publisher))
 
     @property
@@ -96,19 +100,16 @@ class HomeAssistant:
             raise BrokerAwayError("no MQTT broker is configured")
         await self._publisher.publish_event(account, payload)
 
-    async def stop(self, timeout: float) -> None:
-        """Publish the last states, and that no exporter is there; give up after some seconds."""
+    async def stop(self, timeout: float, *, others: bool = False) -> None:
+        """Publish the last states, and that no exporter is there unless others are.
+
+        Args:
+            timeout: seconds after which it is given up.
+            others: other exporters go on publishing.
+        """
         if self._publisher:
-            self._publisher.stop(clear_retained=False)
+            self._publisher.stop(clear_retained=False, others=others)
         await _end(self._running, timeout)
-
-    def _leads(self) -> bool:
-        replica = self._replica()
-        return replica is None or replica.leads
-
-    def _others(self) -> bool:
-        replica = self._replica()
-        return replica is not None and replica.alive > 1
 
 
 def _location(config: HomeAssistantConfig | None) -> tuple[object, ...]:

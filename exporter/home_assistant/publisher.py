@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from typing import Final
@@ -78,7 +78,6 @@ class Publisher:
         config: of the broker.
         exposed: the accounts.
         metrics: where messages are counted.
-        others: whether other exporters go on publishing when this one stops.
         on_ready: called when events can be published.
         timeout: seconds that the broker may take for an answer.
         backoff: before a connection that broke is made again.
@@ -89,7 +88,6 @@ class Publisher:
         config: HomeAssistantConfig,
         exposed: ExposedAccounts,
         metrics: MqttMetrics,
-        others: Callable[[], bool],
         on_ready: Callable[[], None],
         timeout: float = TIMEOUT,
         backoff: ExponentialBackoff = BACKOFF,
@@ -97,13 +95,13 @@ class Publisher:
         self._config = config
         self._exposed = exposed
         self._metrics = metrics
-        self._others = others
+        self._others = False
         self._on_ready = on_ready
         self._timeout = timeout
         self._backoff = backoff
         self._topics = exposed.topics
         self._retained: dict[str, bytes] = {}  # by the broker, as far as it is known
-        self._looked = False  # at that, since another exporter last published the accounts
+        self._published: Collection[str] = ()  # topics of accounts that it published the last time
         self._failed: dict[str, None] = {}  # topics whose last message failed, in this order
         self._events: deque[tuple[Message, asyncio.Future[None]]] = deque()
         self._wake = asyncio.Event()
@@ -112,13 +110,14 @@ class Publisher:
         self._problem: str | None = None
         self.ready = False
 
-    def stop(self, *, clear_retained: bool) -> None:
+    def stop(self, *, clear_retained: bool, others: bool = False) -> None:
         """Have `run` end, at once where the broker is away.
 
         Args:
             clear_retained: leave nothing with the broker.
+            others: other exporters go on publishing.
         """
-        self._clear_retained = clear_retained
+        self._clear_retained, self._others = clear_retained, others
         self._stopping.set()
         self._wake.set()
 
@@ -191,6 +190,7 @@ class Publisher:
 
     async def _publish_all(self, broker: Broker) -> None:
         await self._look(broker)
+        self._published = (await self._exposed.messages()).keys()
         loop, look_at = asyncio.get_running_loop(), 0.0
         while not self._stopping.is_set():
             self._wake.clear()
@@ -207,18 +207,18 @@ class Publisher:
         self.ready = False
         await self._publish_events(broker)
         wanted = await self._wanted(broker)
-        if wanted is not None and self._clear_retained:
+        if self._clear_retained:
             wanted = {}
             await self._publish_changes(broker, wanted, ONLINE)
             await asyncio.sleep(_SETTLE)
-        await self._publish_changes(broker, wanted, ONLINE if self._others() else OFFLINE)
+        await self._publish_changes(broker, wanted, ONLINE if self._others else OFFLINE)
 
-    async def _wanted(self, broker: Broker) -> Mapping[str, bytes] | None:
-        """Return what is to be retained; None where another exporter sees to that."""
+    async def _wanted(self, broker: Broker) -> Mapping[str, bytes]:
+        """Return what is to be retained of the accounts that are polled here."""
         wanted = await self._exposed.messages()
-        if wanted is not None and not self._looked:
-            await self._look(broker)
-        self._looked = wanted is not None
+        if not wanted.keys() <= set(self._published):
+            await self._look(broker)  # another exporter may have published them
+        self._published = wanted.keys()
         return wanted
 
     async def _look(self, broker: Broker) -> None:
@@ -228,24 +228,20 @@ class Publisher:
         await broker.subscribe(topics.availability, topics.birth, *topics.retained)
         await asyncio.sleep(_SETTLE)
         await broker.unsubscribe(*topics.retained)  # or all of its own messages would come back
-        self._looked = True
 
     async def _publish_changes(
-        self, broker: Broker, wanted: Mapping[str, bytes] | None, availability: bytes
+        self, broker: Broker, wanted: Mapping[str, bytes], availability: bytes
     ) -> None:
-        target = {self._topics.availability: availability, **(wanted or {})}
+        target = {self._topics.availability: availability, **wanted}
         messages = [
             Message(topic, payload, retained=True)
             for topic, payload in target.items()
             if self._retained.get(topic) != payload
         ]
-        if wanted is not None:
-            unwanted = self._retained.keys() - target.keys()
-            devices = {t for t in unwanted if self._topics.kind(t) is MqttKind.DEVICE}
-            # States the next time: entities that are there still would complain of an empty one.
-            messages += [
-                Message(topic, b"", retained=True) for topic in sorted(devices or unwanted)
-            ]
+        unwanted = self._retained.keys() - target.keys() - self._exposed.left_to_others()
+        devices = {topic for topic in unwanted if self._topics.kind(topic) is MqttKind.DEVICE}
+        # States the next time: entities that are there still would complain of an empty one.
+        messages += [Message(topic, b"", retained=True) for topic in sorted(devices or unwanted)]
         others = [message for message in messages if message.topic not in self._failed]
         for start in range(0, len(others), BATCH_SIZE):
             await self._publish_retained(broker, others[start : start + BATCH_SIZE])

@@ -12,6 +12,7 @@ from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ledger.bulk import fetch, field, given, item, listed, packed
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.labels import COUNTED_AS, FOLDED, add_totals, keep_labels
+from exporter.ledger.leases import FORGET, notify_holders, notify_of_totals
 from exporter.ledger.outbox import CallFinished, Outbox
 from exporter.ledger.records import DELETED, Committed, Observation
 from exporter.ledger.schema import UNFINISHED_ROW, accounts, calls, folded_labels
@@ -75,12 +76,21 @@ def commit(
     observations: Sequence[Observation],
     outbox: Outbox | None = None,
     clock: LedgerClock | None = None,
+    exporter: str | None = None,
 ) -> Committed:
     """Write a group of observations, of distinct calls, and the notifications of those that finish.
 
     Notifications hold times as the machine's clock has them.
 
     A call finishes once: one that has a result already, or is gone, adds nothing.
+
+    Args:
+        connection: in a transaction.
+        observations: the group.
+        outbox: takes the notifications.
+        clock: the ledger's.
+        exporter: the id of this process, where exporters share the ledger: those that hold the
+            leases of the accounts are told of what finishes.
     """
     clock = clock or LedgerClock(machine_clocks())
     ahead = clock.ahead
@@ -125,6 +135,9 @@ def commit(
         connection.execute(_FINISH, {"rows": packed(finished)})
     if added:
         add_totals(connection, added, account_ids)
+        notify_of_totals(connection, exporter, account_ids)
+    if finished:
+        notify_holders(connection, exporter, [row for row, *_ in finished], FORGET)
     notify = frozenset[str]()
     if outbox and outbox.routes and events:
         notify = outbox.add(connection, events)
@@ -133,7 +146,9 @@ def commit(
     return Committed(dict(added), gone, by_account, notify, frozenset(canaries))
 
 
-def set_price(connection: Connection, row: int, price: float) -> dict[Cell, float]:
+def set_price(
+    connection: Connection, row: int, price: float, exporter: str | None = None
+) -> dict[Cell, float]:
     """Write what a call has cost, in VND.
 
     Until the call has finished, the last price is the best one known, and its finish will add it.
@@ -155,6 +170,7 @@ def set_price(connection: Connection, row: int, price: float) -> dict[Cell, floa
     counted_as = connection.scalars(_SET_OF.where(calls.c.id == row)).one()
     cell, amount = price_added(account.name, counted_as, price)
     add_totals(connection, {cell: amount}, {account.name: account.id})
+    notify_of_totals(connection, exporter, [account.name])
     return {cell: amount}
 
 

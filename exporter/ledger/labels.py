@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Connection,
     Integer,
@@ -24,8 +23,6 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    literal_column,
-    null,
     select,
     text,
     true,
@@ -37,7 +34,6 @@ from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, pa
 from exporter.ledger.label_limits import CountedSets, LabelLimits, canonical
 from exporter.ledger.records import CHUNK, Labels, SeriesChanges
 from exporter.ledger.schema import (
-    THIS_TRANSACTION,
     calls,
     counted_labels,
     folded_labels,
@@ -103,41 +99,17 @@ _HELD: Final = (
     .where(counted_labels.c.account_id == _account)
     .order_by(counted_labels.c.used, label_sets.c.id.desc())
 )
-# Added by exporters that know no limits, while they are replaced one after the other.
-_UNLIMITED: Final = (
-    select(label_sets.c.id, label_sets.c.labels)
-    .where(
-        label_sets.c.id.in_(
-            select(totals.c.label_set_id).where(totals.c.account_id == _account).distinct()
-        ),
-        ~exists().where(
-            counted_labels.c.label_set_id == label_sets.c.id,
-            counted_labels.c.account_id == _account,
-        ),
+_BEGIN: Final = OrIgnore(counted_labels).from_select(
+    ["label_set_id", "account_id", "used"],
+    select(
+        field(_rows, 0, counted_labels.c.label_set_id),
+        _account,
+        field(_rows, 1, counted_labels.c.used),
     )
-    .order_by(label_sets.c.id.desc())
+    .select_from(_rows)
+    .where(true()),
+    include_defaults=False,
 )
-
-
-def _transaction() -> dict[str, ColumnElement[Any]]:  # Any: a number, or NULL
-    return {"sqlite": null(), "postgresql": literal_column(THIS_TRANSACTION, BigInteger())}
-
-
-_BEGIN: Final = {
-    engine: OrIgnore(counted_labels).from_select(
-        ["label_set_id", "account_id", "used", "begun_in"],
-        select(
-            field(_rows, 0, counted_labels.c.label_set_id),
-            _account,
-            field(_rows, 1, counted_labels.c.used),
-            number,
-        )
-        .select_from(_rows)
-        .where(true()),
-        include_defaults=False,
-    )
-    for engine, number in _transaction().items()
-}
 _NUMBER: Final = (
     update(counted_labels)
     .where(
@@ -146,21 +118,17 @@ _NUMBER: Final = (
     )
     .values(used=field(_rows, 1, counted_labels.c.used))
 )
-_FOLD: Final = {
-    engine: OrIgnore(folded_labels).from_select(
-        ["label_set_id", "account_id", "into_id", "folded_in"],
-        select(
-            field(_rows, 0, folded_labels.c.label_set_id),
-            _account,
-            field(_rows, 1, folded_labels.c.into_id),
-            number,
-        )
-        .select_from(_rows)
-        .where(true()),
-        include_defaults=False,
+_FOLD: Final = OrIgnore(folded_labels).from_select(
+    ["label_set_id", "account_id", "into_id"],
+    select(
+        field(_rows, 0, folded_labels.c.label_set_id),
+        _account,
+        field(_rows, 1, folded_labels.c.into_id),
     )
-    for engine, number in _transaction().items()
-}
+    .select_from(_rows)
+    .where(true()),
+    include_defaults=False,
+)
 _FOLD_ON: Final = (
     update(folded_labels)
     .where(
@@ -183,16 +151,12 @@ _TOTALS: Final = select(totals.c.label_set_id, totals.c.total, totals.c.cell, to
 _DELETE_TOTALS: Final = delete(totals).where(*_of_account(totals))
 
 # Every engine writes it like this, and SQLAlchemy has a way of its own for each.
-_ADD: Final = """
-    INSERT INTO totals (account_id, label_set_id, total, cell, value, changed_in)
-    VALUES (:account_id, :label_set_id, :total, :cell, :value, {transaction})
-    ON CONFLICT (account_id, label_set_id, total, cell)
-    DO UPDATE SET value = totals.value + excluded.value, changed_in = excluded.changed_in
-"""
-_ADD_HERE: Final = {
-    "sqlite": text(_ADD.format(transaction="NULL")),
-    "postgresql": text(_ADD.format(transaction=THIS_TRANSACTION)),
-}
+_ADD: Final = text(
+    "INSERT INTO totals (account_id, label_set_id, total, cell, value) "
+    "VALUES (:account_id, :label_set_id, :total, :cell, :value) "
+    "ON CONFLICT (account_id, label_set_id, total, cell) "
+    "DO UPDATE SET value = totals.value + excluded.value"
+)
 
 # Whoever adds to an account's totals keeps others from evicting them meanwhile.
 _LOCK: Final = """
@@ -216,10 +180,7 @@ _UNUSED: Final = (
     .limit(CHUNK)
 )
 _PRUNE: Final = delete(label_sets).where(label_sets.c.id.in_(_UNUSED))
-_PRUNE_FOLDED: Final = delete(folded_labels).where(
-    ~exists().where(FOLDED),
-    func.coalesce(folded_labels.c.folded_in, 0) < bindparam("seen", type_=BigInteger()),
-)
+_PRUNE_FOLDED: Final = delete(folded_labels).where(~exists().where(FOLDED))
 
 
 class Counted(NamedTuple):
@@ -298,17 +259,12 @@ def _begin(
     """Begin the totals of the new ones of used sets, and evict those that make room for them."""
     this = {"account": account_row}
     sets, held, newest = CountedSets(limits), dict[str, int](), 0  # the newest is read last
-    if not used:
-        for row, labels in connection.execute(_UNLIMITED, this):
-            sets.use(json.loads(labels), labels)
-            held[labels] = row
-    beyond = set(held)
     for row, labels, last in connection.execute(_HELD, this):
         sets.use(json.loads(labels), labels)
         held[labels], newest = row, last
     for set_ in used:
         sets.use(set_)
-    begun = [name for name in sets.counted if name not in held or name in beyond]
+    begun = [name for name in sets.counted if name not in held]
     wanted = {canonical(labels) for labels in used}
     rows = held | _set_rows(connection, wanted.union(begun) - held.keys())
     # What others were to be counted as, and was then evicted itself, never came to be.
@@ -329,7 +285,7 @@ def _begin(
     newer = (rows[name] for name in sets.counted if name in new)
     numbered = {"rows": packed((row, n) for n, row in enumerate(newer, newest + 1)), **this}
     connection.execute(_UNFOLD, {"rows": packed(rows[name] for name in begun), **this})
-    connection.execute(_BEGIN[connection.dialect.name], numbered)
+    connection.execute(_BEGIN, numbered)
     connection.execute(_NUMBER, numbered)
 
 
@@ -349,7 +305,7 @@ def _evict(
         add_totals(connection, moved, {account: row})
     counted_as = {"rows": packed((row, into) for row, (into, _) in evicted.items()), "account": row}
     connection.execute(_FOLD_ON, counted_as)
-    connection.execute(_FOLD[connection.dialect.name], counted_as)
+    connection.execute(_FOLD, counted_as)
 
 
 def add_totals(
@@ -363,7 +319,7 @@ def add_totals(
         accounts: the rows of the accounts.
     """
     connection.execute(
-        _ADD_HERE[connection.dialect.name],
+        _ADD,
         # In one order for every exporter, so that two do not wait for each other in a circle.
         [
             {
@@ -390,14 +346,9 @@ def _lock(connection: Connection, how: Any, accounts: Iterable[str]) -> None:
         connection.execute(how, {"names": packed(names)})
 
 
-def prune_labels(connection: Connection, seen: int) -> int:
-    """Forget up to `CHUNK` sets of labels that no call and no total refers to; returns how many.
-
-    Args:
-        connection: in a transaction.
-        seen: sets that were evicted since this transaction stay: other exporters have to see it.
-    """
-    connection.execute(_PRUNE_FOLDED, {"seen": seen})
+def prune_labels(connection: Connection) -> int:
+    """Forget up to `CHUNK` sets of labels that no call and no total refers to; returns how many."""
+    connection.execute(_PRUNE_FOLDED)
     return connection.execute(_PRUNE).rowcount
 
 

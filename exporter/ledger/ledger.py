@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import suppress
 from itertools import islice
 from typing import Final, ParamSpec, TypeVar
@@ -26,6 +26,7 @@ from exporter.ledger.records import (
     Ended,
     NewCall,
     Observation,
+    Snapshot,
     Taken,
 )
 from exporter.ledger.store import Store
@@ -59,7 +60,7 @@ class Ledger:
 
     Attributes:
         clock: by which every time in the ledger, and of the calls that it holds, is told.
-        errors: how many reads and writes failed.
+        errors: how many reads and writes failed; each may have been executed.
 
     Observations that cannot be committed are kept and tried again; nothing else waits for them.
     """
@@ -147,15 +148,16 @@ class Ledger:
         while chunk := list(islice(calls, CHUNK)):
             yield await self.call(self.store.watch, source, chunk, self.clock.now(), max_calls)
 
-    async def recent(self, since: float) -> Past:
-        """Return what has finished since a Unix time, by the machine's clock."""
-        past = await self.call(self.store.recent, since + self.clock.ahead)
-        return Past(list(map(self.shown, past.calls)), past.since - self.clock.ahead)
+    async def past(self, names: Collection[str], since: float) -> tuple[Snapshot, Past]:
+        """Return the totals of accounts, and what has finished since a Unix time.
 
-    async def failures(self, since: float) -> list[Ended]:
-        """Return what did not succeed since a Unix time, by the machine's clock."""
-        found = await self.call(self.store.failures, since + self.clock.ahead)
-        return list(map(self.shown, found))
+        Both as of one moment: what was committed before is in it, what is committed after is not.
+        """
+        ahead, store = self.clock.ahead, self.store
+        snapshot, past = await self.call(
+            lambda: (store.snapshot(names), store.recent(since + ahead, names))
+        )
+        return snapshot, Past(list(map(self.shown, past.calls)), past.since - ahead)
 
     def shown(self, call: Call) -> Call:
         """Return a call with its times as the machine's clock has them."""

@@ -12,16 +12,15 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
-    insert,
-    literal,
     or_,
     select,
     update,
 )
 
 from exporter.ledger.bulk import fetch, given, item, listed, packed
-from exporter.ledger.records import CHUNK, DELETED, FORGET
-from exporter.ledger.schema import UNFINISHED_ROW, accounts, call_sources, calls, replica_messages
+from exporter.ledger.leases import FORGET, notify_holders
+from exporter.ledger.records import CHUNK, DELETED
+from exporter.ledger.schema import UNFINISHED_ROW, accounts, call_sources, calls
 
 _rows: Final = given("rows")
 
@@ -49,13 +48,13 @@ _DROPPED: Final = listed(call_sources.c.call_id).where(
 )
 
 
-def delete_call(connection: Connection, row: int, now: float, replica: int | None) -> Counter[str]:
+def delete_call(connection: Connection, row: int, now: float, exporter: str | None) -> Counter[str]:
     """Watch a call no more; see `Store.delete`. Returns how many of which account it was."""
     unfinished = update(calls).where(calls.c.id == row, calls.c.result.is_(None))
     if not connection.execute(unfinished.values(result=DELETED, finished_at=now)).rowcount:
         return Counter()
     connection.execute(delete(call_sources).where(call_sources.c.call_id == row))
-    tell(connection, [row], FORGET, replica)
+    notify_holders(connection, exporter, [row], FORGET)
     return Counter(connection.scalars(_ACCOUNT.where(calls.c.id == row)))
 
 
@@ -65,7 +64,7 @@ def dropped(connection: Connection, source: str, rows: set[int]) -> list[int]:
 
 
 def let_go(
-    connection: Connection, source: str, rows: Sequence[int], replica: int | None, now: float
+    connection: Connection, source: str, rows: Sequence[int], exporter: str | None, now: float
 ) -> dict[int, str]:
     """Forget that a source names calls, which it did until now (Unix time).
 
@@ -76,13 +75,13 @@ def let_go(
     connection.execute(delete(call_sources).where(*named))
     connection.execute(_NAMED_UNTIL, {"rows": packed(rows), "now": now})
     left = calls.c.id.in_(rows), UNFINISHED_ROW, calls.c.pushed.is_(False)
-    if replica is not None:
+    if exporter is not None:
         # Another exporter may be naming one. What it wrote is seen by what is asked after this.
         held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()
         connection.execute(held)
     unnamed = _ACCOUNT.add_columns(calls.c.id).where(*left, _UNNAMED)
     gone = {row: name for name, row in connection.execute(unnamed)}
-    tell(connection, list(gone), FORGET, replica)
+    notify_holders(connection, exporter, list(gone), FORGET)
     connection.execute(delete(calls).where(calls.c.id.in_(gone)))
     return gone
 
@@ -100,21 +99,3 @@ def prune(connection: Connection, before: float) -> int:
         .limit(CHUNK)
     )
     return connection.execute(delete(calls).where(calls.c.id.in_(old))).rowcount
-
-
-def tell(connection: Connection, rows: Sequence[int], message: str, replica: int | None) -> None:
-    """Tell the exporters that poll calls, but for this one, something about them.
-
-    Args:
-        connection: in a transaction.
-        rows: of the calls.
-        message: `FORGET` or `HASTEN`.
-        replica: this exporter; None where nobody shares the ledger.
-    """
-    if replica is None or not rows:
-        return
-    elsewhere = select(calls.c.replica_id, calls.c.id, literal(message)).where(
-        calls.c.id.in_(rows), calls.c.replica_id != replica
-    )
-    columns = ["replica_id", "call_id", "message"]
-    connection.execute(insert(replica_messages).from_select(columns, elsewhere))

@@ -10,6 +10,9 @@ from sqlalchemy import Connection, inspect, text
 from exporter.ledger.engine import Database
 from exporter.ledger.schema import HEAD
 
+_LEASES: Final = "0013"
+"""From this revision on, exporters share the ledger by leases."""
+
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
@@ -49,8 +52,24 @@ def upgrade(database: Database, connection: Connection) -> None:
             f"was written by a newer esms-exporter (revision {found}); "
             "upgrade this one, or name another one in `ledger.url`"
         )
+    if found is not None and found < _LEASES and (names := _old_exporters(connection)):
+        raise database.failed(
+            f"is in use by exporters of the version before ({', '.join(names)}), which cannot "
+            "share it with this one; stop them first"
+        )
     config.attributes["connection"] = connection
     command.upgrade(config, HEAD)
+
+
+def _old_exporters(connection: Connection) -> list[str]:
+    """Return the names of exporters that know no leases and were alive a moment ago."""
+    if connection.dialect.name != "postgresql" or not inspect(connection).has_table("replicas"):
+        return []
+    alive = text(
+        "SELECT name FROM replicas WHERE ended_at IS NULL "
+        "AND beat_at > extract(epoch FROM clock_timestamp()) - heartbeat ORDER BY id"
+    )
+    return list(connection.scalars(alive))
 
 
 def revision(connection: Connection) -> str | None:

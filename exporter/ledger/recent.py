@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Select, select
@@ -12,10 +13,6 @@ from exporter.ledger.schema import accounts, calls
 
 MOST: Final = 50_000
 """Calls that are read at the start: some tenths of a second."""
-
-
-MOST_FAILURES: Final = 100
-"""Calls that did not succeed, of all accounts, that are read when there are new ones."""
 
 
 class Past(NamedTuple):
@@ -40,21 +37,29 @@ _ENDED: Final = (
 )
 
 
-def recent(connection: Connection, since: float, most: int = MOST) -> Past:
-    """Return the calls that have finished since a Unix time: the newest `most` of them."""
-    found = _ended(connection, _ENDED.where(calls.c.finished_at >= since).limit(most))
+def recent(
+    connection: Connection, since: float, names: Collection[str] | None = None, most: int = MOST
+) -> Past:
+    """Return the calls of accounts that have finished since a Unix time: the newest `most`."""
+    query = _ENDED.where(calls.c.finished_at >= since).limit(most)
+    if names is not None:
+        query = query.where(accounts.c.name.in_(list(names)))
+    found = _ended(connection, query)
     found.reverse()
     return Past(found, found[0].finished_at if len(found) == most else since)
 
 
-def failures(connection: Connection, since: float) -> list[Ended]:
-    """Return the newest calls that did not succeed since a Unix time, the newest first."""
-    failed = calls.c.finished_at >= since, calls.c.result != Result.SUCCESS.value
-    return _ended(connection, _ENDED.where(*failed).limit(MOST_FAILURES))
+def ended_of(connection: Connection, rows: Collection[int]) -> dict[int, Ended]:
+    """Return those of some calls that have finished, by their rows."""
+    query = _ENDED.add_columns(calls.c.id).where(calls.c.id.in_(list(rows)))
+    return {row: _call(*rest) for *rest, row in connection.execute(query)}
 
 
 def _ended(connection: Connection, query: Select[Any]) -> list[Ended]:  # Any: of columns
-    return [
-        Ended(name, text, Result(result), Status(status), watched, finished)
-        for name, text, result, status, watched, finished in connection.execute(query)
-    ]
+    return [_call(*row) for row in connection.execute(query)]
+
+
+def _call(
+    name: str, reference_id: str, result: str, status: str, watched: float, finished: float
+) -> Ended:
+    return Ended(name, reference_id, Result(result), Status(status), watched, finished)

@@ -18,12 +18,6 @@ DELETED: Final = "deleted"
 """The result of a call that somebody has deleted: it counts nothing, and is not watched again by
 sources that do not know that."""
 
-FORGET: Final = "forget"
-"""What one exporter tells another: a call is not to be watched any more."""
-
-HASTEN: Final = "hasten"
-"""What one exporter tells another: a call is to be asked for now."""
-
 Labels = Mapping[str, str]
 
 
@@ -69,8 +63,7 @@ class Taken(NamedTuple):
         label_sets: of those, by row.
         rows: of all that are known now.
         refused: how many of each account there was no room for.
-        series: what changed to make room for their labels; nothing where exporters share the
-            ledger, because each reads what all of them have changed.
+        series: what changed to make room for their labels.
     """
 
     added: list[StoredCall]
@@ -152,8 +145,7 @@ class Committed:
     """What a group of observations has changed, now durable.
 
     Attributes:
-        added: what finished calls added to the totals; nothing where exporters share the ledger,
-            because each reads what all of them have added.
+        added: what finished calls added to the totals.
         gone: observed calls that the ledger does not hold unfinished any more: they count nothing.
         by_account: how many calls of each account have finished.
         notify: the targets that are to be told of some.
@@ -177,36 +169,10 @@ class Snapshot(NamedTuple):
 
     Attributes:
         label_sets: the sets of labels that have totals of their own, by row.
-        totals: every total, of any account.
+        totals: every total.
         begun: the accounts and rows of the sets that have series.
-        since: where others share the ledger: what changes after this is to be read again.
     """
 
     label_sets: dict[int, Labels]
     totals: dict[Cell, float]
     begun: set[tuple[str, int]]
-    since: int = 0
-
-
-class Changes(NamedTuple):
-    """What has changed in a shared ledger.
-
-    Attributes:
-        series: those of sets whose totals have begun at 0, perhaps after they were evicted, and of
-            sets that were evicted.
-        totals: those that have changed, as they are now.
-        label_sets: of both, by row.
-        since: what to ask for the next time.
-    """
-
-    series: SeriesChanges
-    totals: dict[Cell, float]
-    label_sets: dict[int, Labels]
-    since: int
-
-
-class Claimed(NamedTuple):
-    """Calls that are taken over, and their sets of labels by row."""
-
-    calls: list[StoredCall]
-    label_sets: dict[int, Labels]

@@ -22,11 +22,8 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0012"
+HEAD: Final = "0013"
 """The newest revision under `migrations/versions`."""
-
-THIS_TRANSACTION: Final = "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)"
-"""What `totals.changed_in` and the like are set to on PostgreSQL, in 64 bits, which never wrap."""
 
 metadata: Final = MetaData()
 
@@ -51,8 +48,6 @@ accounts: Final = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", String(64), nullable=False, unique=True),
-    # Up to when requests are given out among exporters, by the server's clock.
-    Column("next_slot", Float),
 )
 
 # Sets are kept whole, whatever `watch.labels` shows of them, so that changing the names loses
@@ -73,10 +68,7 @@ counted_labels: Final = Table(
     Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
     # The order of their last use; no time, because clocks are set.
     Column("used", BigInteger, nullable=False),
-    # The transaction in which its totals began at 0, as `totals.changed_in`.
-    Column("begun_in", BigInteger),
     Index("counted_labels_used", "account_id", "used"),
-    Index("counted_labels_begun", "begun_in").ddl_if("postgresql"),
     sqlite_with_rowid=False,
 )
 
@@ -87,9 +79,7 @@ folded_labels: Final = Table(
     Column("label_set_id", Integer, ForeignKey("label_sets.id"), primary_key=True),
     Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
     Column("into_id", Integer, ForeignKey("label_sets.id"), nullable=False),
-    Column("folded_in", BigInteger),  # as above
     Index("folded_labels_into", "into_id", "account_id"),
-    Index("folded_labels_folded", "folded_in").ddl_if("postgresql"),
     sqlite_with_rowid=False,
 )
 
@@ -119,16 +109,15 @@ calls: Final = Table(
     Column("price", Float),  # VND, as the provider's callback told it
     # The run of a canary that placed it: it counts in no total.
     Column("canary_run_id", BigInteger),
-    # The exporter that polls it, where several share the ledger; NULL for any that claims it.
-    Column("replica_id", BigInteger),
+    # Of the lease under which it was claimed, where exporters share the ledger: one with an older
+    # epoch is still to be claimed by the holder.
+    Column("epoch", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("account_id", "normalized_id"),
     Index("calls_unfinished", "account_id", "id", **_where("result IS NULL")),
     Index("calls_finished", "finished_at", **_where("result IS NOT NULL")),
     Index("calls_labels", "label_set_id"),
     Index("calls_of_canaries", "canary_run_id", **_where("canary_run_id IS NOT NULL")),
-    Index("calls_claimed", "account_id", "replica_id", **_where("result IS NULL")).ddl_if(
-        "postgresql"
-    ),
+    Index("calls_epoch", "account_id", "epoch", **_where("result IS NULL")).ddl_if("postgresql"),
     # A row's number is never used again: an answer that is late cannot hit another call.
     sqlite_autoincrement=True,
 )
@@ -157,9 +146,6 @@ totals: Final = Table(
     Column("total", String(24), primary_key=True),
     Column("cell", String(48), primary_key=True),
     Column("value", Float, nullable=False),
-    # The transaction that wrote it last, where other exporters have to see what is new.
-    Column("changed_in", BigInteger),
-    Index("totals_changed", "changed_in").ddl_if("postgresql"),
     Index("totals_labels", "label_set_id"),
     sqlite_with_rowid=False,
 )
@@ -185,29 +171,37 @@ cursors: Final = Table(
     sqlite_with_rowid=False,
 )
 
-# The exporters that share a ledger.
-replicas: Final = Table(
-    "replicas",
+# The exporters that share the ledger. Times here and in `leases` are the server's.
+exporters: Final = Table(
+    "exporters",
     metadata,
-    # Never used again: what an exporter holds by a row that has ended is nobody's.
-    Column("id", _Row, primary_key=True),
+    Column("id", String(32), primary_key=True),  # of the process
     Column("name", String(255), nullable=False),  # for people
-    Column("peers", String(64), nullable=False),  # the same for those that poll the same accounts
-    Column("held", Integer, nullable=False),  # calls that it polls
-    Column("heartbeat", Float, nullable=False),  # seconds for which it may be silent
-    Column("beat_at", Float, nullable=False),  # by the server's clock, as below
-    Column("ended_at", Float),  # it has left, or was declared dead
-    sqlite_autoincrement=True,
+    Column("accounts", Text, nullable=False),  # that it wants to poll: a JSON list of names
+    Column("expires_at", Float, nullable=False),
+    sqlite_with_rowid=False,
 )
 
-# What the exporter that polls a call has to know of what another one did.
-replica_messages: Final = Table(
-    "replica_messages",
+# The right to poll an account, which one exporter has at a time.
+leases: Final = Table(
+    "leases",
+    metadata,
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    Column("holder", String(32)),  # an exporter's id; NULL once it was given up
+    Column("epoch", BigInteger, nullable=False),  # how often it was taken
+    Column("expires_at", Float, nullable=False),
+)
+
+# What the holder of an account's lease has to know of what other exporters did.
+notices: Final = Table(
+    "notices",
     metadata,
     Column("id", _Row, primary_key=True),
-    Column("replica_id", BigInteger, nullable=False, index=True),
-    Column("call_id", BigInteger, nullable=False),
-    Column("message", String(16), nullable=False),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("call_id", BigInteger),  # NULL for what concerns the account's totals
+    Column("notice", String(16), nullable=False),
+    Index("notices_account", "account_id"),
+    sqlite_autoincrement=True,
 )
 
 # Notifications of finished calls that are not delivered yet; see `exporter.ledger.outbox`.

@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
 from sqlalchemy import (
-    BigInteger,
     Connection,
     bindparam,
     select,
     text,
+    true,
 )
 
 from exporter.calls import CallState, WatchedCall
 from exporter.ids import reference_key
-from exporter.ledger.bulk import fetch, listed
+from exporter.ledger.bulk import fetch, given, item, listed, packed
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.commit import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.label_limits import NO_LIMITS
 from exporter.ledger.labels import COUNTED_AS, FOLDED, limit_labels, prune_labels
-from exporter.ledger.letting_go import delete_call, dropped, let_go, prune, tell
+from exporter.ledger.leases import notify_holders
+from exporter.ledger.letting_go import delete_call, dropped, let_go, prune
 from exporter.ledger.listing import RECORD, label_sets_of, records
 from exporter.ledger.open_calls import OpenCalls
 from exporter.ledger.outbox import Outbox
-from exporter.ledger.recent import Past, failures, recent
+from exporter.ledger.recent import Past, recent
 from exporter.ledger.records import (
     CHUNK,
-    NO_SERIES_CHANGES,
     CallRecord,
     Committed,
-    Ended,
     Labels,
     NewCall,
     Observation,
@@ -55,8 +54,7 @@ from exporter.ledger.schema import (
     label_sets,
     totals,
 )
-from exporter.ledger.sharing import snapshot_number
-from exporter.ledger.taking import keep, named_lately, push, take
+from exporter.ledger.taking import Sharing, keep, named_lately, push, take
 from exporter.ledger.totals import Cell, Total
 
 T = TypeVar("T")
@@ -84,8 +82,6 @@ _UNFINISHED_PAGE: Final = (
         calls.c.result.is_(None),
         calls.c.id > bindparam("after"),
         calls.c.canary_run_id.is_(None),  # see `exporter.canaries`
-        # All of them, where nobody shares the ledger.
-        calls.c.replica_id.is_not_distinct_from(bindparam("replica", type_=BigInteger())),
     )
     .order_by(calls.c.id)
     .limit(LOADED)
@@ -95,6 +91,10 @@ _UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
 
 _BEGUN: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from(
     counted_labels, accounts
+)
+
+_LABEL_SETS: Final = listed(label_sets.c.id, label_sets.c.labels).where(
+    label_sets.c.id.in_(select(item(given("rows"), label_sets.c.id)))
 )
 
 _MOVE_CURSOR: Final = text(
@@ -113,7 +113,8 @@ class Store:
 
     Attributes:
         shared: whether other exporters may use the ledger at the same time.
-        replica: the number of this exporter among them, of which the calls are that it takes in.
+        exporter: the id of this process among them; None where the ledger is not shared.
+        epochs: of the leases that it holds, by account: what it takes in of these, it polls.
         memory: seconds for which a finished call is remembered.
         limits: of the labels of each account.
     """
@@ -127,12 +128,13 @@ class Store:
         self._database = database
         self._clock = clock or LedgerClock(machine_clocks())
         self.shared = database.shared
-        self.replica: int | None = None
+        self.exporter = uuid.uuid4().hex if database.shared else None
+        self.epochs: dict[str, int] = {}
+        self._sharing = Sharing(self.exporter, self.epochs) if self.exporter else None
         self._seconds: dict[float, float] = {}
         self.outbox = outbox or Outbox(database, self._clock)
         self.memory = math.inf
         self.limits = NO_LIMITS
-        self._seen = 0  # what sets of labels had been evicted at the last pruning
         self._open = OpenCalls(database)
         self.recount = self._open.recount
 
@@ -140,12 +142,20 @@ class Store:
         """Close the database."""
         self._database.close()
 
-    def snapshot(self) -> Snapshot:
-        """Return all that the metrics of finished calls are made of, within the limits."""
-        with self._database.begin() as connection:
-            known = connection.execute(select(accounts.c.name, accounts.c.id)).all()
-        for name, row in known:
-            self._database.run(partial(limit_labels, account=name, row=row, limits=self.limits))
+    def snapshot(self, names: Collection[str] | None = None) -> Snapshot:
+        """Return all that the metrics of finished calls are made of, within the limits.
+
+        Args:
+            names: of accounts; all by default.
+        """
+        return self._database.run(partial(self._snapshot, names=names))
+
+    def _snapshot(self, connection: Connection, names: Collection[str] | None) -> Snapshot:
+        wanted = true() if names is None else accounts.c.name.in_(list(names))
+        known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
+        # This waits for whoever changes totals of these accounts, and is still to commit.
+        for name, row in connection.execute(known).all():
+            limit_labels(connection, name, row, self.limits)
         # Row by row: SQLite would round the values in a text, and a counter would go backwards.
         query = select(
             accounts.c.name,
@@ -154,14 +164,13 @@ class Store:
             totals.c.cell,
             totals.c.value,
         ).join(accounts)
-        with self._database.begin() as connection:
-            since = snapshot_number(connection) if self.shared else 0
-            found = {
-                Cell(name, labels, Total(total), cell): value
-                for name, labels, total, cell, value in connection.execute(query)
-            }
-            begun = {(name, labels) for name, labels in connection.execute(_BEGUN)}
-            return Snapshot(_label_sets(connection), found, begun, since)
+        found = {
+            Cell(name, labels, Total(total), cell): value
+            for name, labels, total, cell, value in connection.execute(query.where(wanted))
+        }
+        begun = {(name, labels) for name, labels in connection.execute(_BEGUN.where(wanted))}
+        rows = {row for _, row in begun}.union(cell.labels for cell in found)
+        return Snapshot(_label_sets(connection, rows), found, begun)
 
     def label_sets(self, rows: Collection[int]) -> dict[int, Labels]:
         """Return sets of labels by their rows, oldest first."""
@@ -170,7 +179,7 @@ class Store:
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
         """Return the first `LOADED` of an account's calls that are to be polled, after a row."""
-        which = {"account": account, "after": after, "replica": self.replica}
+        which = {"account": account, "after": after}
         with self._database.begin() as connection:
             rows = fetch(connection, _UNFINISHED, **which)
         # Calls that were taken in together share their time, and so do those whose state began in
@@ -239,11 +248,11 @@ class Store:
         room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
         taken = self._database.run(
             lambda connection: take(
-                connection, source, new, now, room, self.replica, lately, self.limits
+                connection, source, new, now, room, self._sharing, lately, self.limits
             )
         )
         self._open.add(taken.added)
-        return taken._replace(series=NO_SERIES_CHANGES) if self.shared else taken
+        return taken
 
     def push(
         self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
@@ -258,21 +267,16 @@ class Store:
         room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
         pushed = self._database.run(
             lambda connection: push(
-                connection, requests, now, room, self.replica, lately, self.limits
+                connection, requests, now, room, self._sharing, lately, self.limits
             )
         )
         self._open.add(pushed.added)
-        return pushed._replace(series=NO_SERIES_CHANGES) if self.shared else pushed
+        return pushed
 
-    def recent(self, since: float) -> Past:
+    def recent(self, since: float, names: Collection[str] | None = None) -> Past:
         """Return what has finished since a Unix time; see `exporter.ledger.recent`."""
         with self._database.begin() as connection:
-            return recent(connection, since)
-
-    def failures(self, since: float) -> list[Ended]:
-        """Return what did not succeed since a Unix time; see `exporter.ledger.recent`."""
-        with self._database.begin() as connection:
-            return failures(connection, since)
+            return recent(connection, since, names)
 
     def find(self, account: str, reference_id: str) -> CallRecord | None:
         """Return a call, if it is known; also one that was deleted, with that as its state."""
@@ -297,7 +301,7 @@ class Store:
             Whether there was one.
         """
         deleted = self._database.run(
-            lambda connection: delete_call(connection, row, now, self.replica)
+            lambda connection: delete_call(connection, row, now, self.exporter)
         )
         self._open.remove(deleted)
         return bool(deleted)
@@ -316,7 +320,7 @@ class Store:
         gone, now = list[int](), self._clock.now()
         for chunk in _chunks(unnamed):
             deleted = self._database.run(
-                partial(let_go, source=source, rows=chunk, now=now, replica=self.replica)
+                partial(let_go, source=source, rows=chunk, now=now, exporter=self.exporter)
             )
             self._open.remove(Counter(deleted.values()))
             gone += deleted
@@ -325,17 +329,17 @@ class Store:
     def commit(self, observations: Sequence[Observation]) -> Committed:
         """Write what polls found out; see `exporter.ledger.commit`."""
         committed = self._database.run(
-            lambda connection: commit(connection, observations, self.outbox, self._clock)
+            lambda connection: commit(
+                connection, observations, self.outbox, self._clock, self.exporter
+            )
         )
-        if self.shared:
-            committed = replace(committed, added={})
         self._open.remove(committed.by_account)
         return committed
 
-    def tell(self, row: int, message: str) -> None:
+    def notify(self, row: int, notice: str) -> None:
         """Tell the exporter that polls a call something about it, if it is another one."""
         with self._database.begin() as connection:
-            tell(connection, [row], message, self.replica)
+            notify_holders(connection, self.exporter, [row], notice)
 
     def keep(self, row: int) -> bool:
         """Have a call stay whatever files say; returns whether it is there.
@@ -348,8 +352,9 @@ class Store:
 
     def set_price(self, row: int, price: float) -> dict[Cell, float]:
         """Write what a call has cost; see `exporter.ledger.commit`."""
-        added = self._database.run(lambda connection: set_price(connection, row, price))
-        return {} if self.shared else added
+        return self._database.run(
+            lambda connection: set_price(connection, row, price, self.exporter)
+        )
 
     def prune(self, before: float) -> int:
         """Forget up to `CHUNK` calls that finished before a Unix time and are not named any more.
@@ -362,21 +367,14 @@ class Store:
         return self._database.run(lambda connection: prune(connection, before))
 
     def prune_labels(self) -> None:
-        """Forget the sets of labels that no call and no total refers to.
-
-        What was evicted since the last time stays known: other exporters have to see it.
-        """
-        with self._database.begin() as connection:
-            now = snapshot_number(connection) if self.shared else 1
-        while self._database.run(partial(prune_labels, seen=self._seen)) == CHUNK:
+        """Forget the sets of labels that no call and no total refers to."""
+        while self._database.run(prune_labels) == CHUNK:
             pass
-        self._seen = now
 
 
-def _label_sets(connection: Connection) -> dict[int, Labels]:
-    used = select(totals.c.label_set_id).union(select(counted_labels.c.label_set_id))
-    query = listed(label_sets.c.id, label_sets.c.labels).where(label_sets.c.id.in_(used))
-    return {row: json.loads(labels) for row, labels in sorted(fetch(connection, query))}
+def _label_sets(connection: Connection, rows: Collection[int]) -> dict[int, Labels]:
+    found = fetch(connection, _LABEL_SETS, rows=packed(rows))
+    return {row: json.loads(labels) for row, labels in sorted(found)}
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -30,6 +30,7 @@ from exporter.ids import reference_key
 from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, packed
 from exporter.ledger.label_limits import NO_LIMITS, LabelLimits, canonical
 from exporter.ledger.labels import count_labels
+from exporter.ledger.leases import notify_of_totals
 from exporter.ledger.records import (
     DELETED,
     NO_SERIES_CHANGES,
@@ -41,12 +42,25 @@ from exporter.ledger.records import (
     StoredCall,
     Taken,
 )
-from exporter.ledger.schema import accounts, call_sources, calls, replicas
+from exporter.ledger.schema import accounts, call_sources, calls
 
 _NAMED_LATELY: Final = 600.0
 
 _Key = tuple[int, str]
 """The row of an account, and an id as ids are compared."""
+
+
+class Sharing(NamedTuple):
+    """This exporter as one of several that share the ledger.
+
+    Attributes:
+        exporter: the id of this process.
+        epochs: of the leases that it holds, by account: what it takes in of these, it polls.
+    """
+
+    exporter: str
+    epochs: Mapping[str, int]
+
 
 Room = Callable[[Connection, Mapping[str, int]], dict[str, float]]
 
@@ -54,7 +68,7 @@ _keys: Final = given("keys")
 _rows: Final = given("rows")
 
 _FIND: Final = listed(
-    calls.c.account_id, calls.c.normalized_id, calls.c.id, calls.c.replica_id
+    calls.c.account_id, calls.c.normalized_id, calls.c.id, calls.c.epoch
 ).join_from(
     _keys,
     calls,
@@ -69,12 +83,7 @@ _NEW: Final = (
     calls.c.normalized_id,
     calls.c.reference_id,
     calls.c.label_set_id,
-)
-# What an exporter takes in it polls, as long as the others do not think that it has ended.
-_MINE: Final = (
-    select(replicas.c.id)
-    .where(replicas.c.id == bindparam("replica"), replicas.c.ended_at.is_(None))
-    .scalar_subquery()
+    calls.c.epoch,
 )
 _INSERT: Final = OrIgnore(calls).from_select(
     [
@@ -83,7 +92,6 @@ _INSERT: Final = OrIgnore(calls).from_select(
         calls.c.first_watched,
         calls.c.state,
         calls.c.state_since,
-        calls.c.replica_id,
     ],
     select(
         *(field(_rows, number, column) for number, column in enumerate(_NEW)),
@@ -91,7 +99,6 @@ _INSERT: Final = OrIgnore(calls).from_select(
         _NOW,
         literal(CallState.NEW.value),
         _NOW,
-        _MINE,
     )
     .select_from(_rows)
     # Without a condition, SQLite takes what follows for a part of the join.
@@ -152,7 +159,7 @@ def take(
     new: Sequence[NewCall],
     now: float,
     room: Room,
-    replica: int | None = None,
+    sharing: Sharing | None = None,
     lately: float = _NAMED_LATELY,
     limits: LabelLimits = NO_LIMITS,
 ) -> Taken:
@@ -164,7 +171,7 @@ def take(
         new: the calls.
         now: Unix time.
         room: how many may be new, of accounts by their rows; those beyond are refused.
-        replica: who polls the new ones, where several exporters share the ledger.
+        sharing: this exporter, where several share the ledger.
         lately: see `named_lately`.
         limits: of the labels of each account.
     """
@@ -178,10 +185,10 @@ def take(
     missing = [(key, call) for key, call in wanted.items() if key not in known]
     missing, refused = _fitting(missing, room(connection, ids))
     _forget(connection, [revived[key] for key, _ in missing if key in revived])
-    inserted = _insert(connection, missing, now, replica, limits, pushed=source is None)
+    inserted = _insert(connection, missing, now, sharing, limits, pushed=source is None)
     rows = {*known.values(), *inserted.rows}
     if source is None:
-        _push(connection, known.values(), now, lately, replica)
+        _push(connection, known.values(), now, lately, sharing)
     else:
         connection.execute(_NAME, {"source": source, "rows": packed(sorted(rows))})
     return Taken(inserted.mine, inserted.label_sets, rows, refused, inserted.series)
@@ -192,7 +199,7 @@ def push(
     requests: Sequence[Sequence[NewCall]],
     now: float,
     room: Room,
-    replica: int | None = None,
+    sharing: Sharing | None = None,
     lately: float = _NAMED_LATELY,
     limits: LabelLimits = NO_LIMITS,
 ) -> Pushed:
@@ -204,7 +211,7 @@ def push(
         now: Unix time.
         room: how many may be new, of accounts by their rows; requests that do not fit are
             refused.
-        replica: see `take`.
+        sharing: see `take`.
         lately: see `named_lately`.
         limits: of the labels of each account.
     """
@@ -236,8 +243,8 @@ def push(
         counts.append(Count(len(new), len(request) - len(new)))
     _forget(connection, [revived[key] for key in missing if key in revived])
     missed = list(missing.items())
-    inserted = _insert(connection, missed, now, replica, limits, pushed=True)
-    _push(connection, named, now, lately, replica)
+    inserted = _insert(connection, missed, now, sharing, limits, pushed=True)
+    _push(connection, named, now, lately, sharing)
     return Pushed(inserted.mine, inserted.label_sets, counts, inserted.series)
 
 
@@ -266,7 +273,7 @@ def _push(
     rows: Collection[int],
     now: float,
     lately: float,
-    replica: int | None,
+    sharing: Sharing | None,
 ) -> None:
     """Note that calls that are known were handed over again.
 
@@ -278,7 +285,7 @@ def _push(
     which = {"rows": packed(rows)}
     connection.execute(_PUSH, {**which, "now": now, "lately": now - lately})
     # From here on nobody lets go of them.
-    if replica is not None and connection.scalar(_COUNT, which) != len(rows):
+    if sharing is not None and connection.scalar(_COUNT, which) != len(rows):
         raise LedgerConflictError("ledger: a call was let go while it was handed over again")
 
 
@@ -317,7 +324,7 @@ def _insert(
     connection: Connection,
     missing: Sequence[tuple[_Key, NewCall]],
     now: float,
-    replica: int | None,
+    sharing: Sharing | None,
     limits: LabelLimits,
     *,
     pushed: bool,
@@ -328,24 +335,30 @@ def _insert(
     wanted = {sets[key]: call.labels for key, call in missing}
     rows_of_accounts = {call.account: key[0] for key, call in missing}
     counted = count_labels(connection, rows_of_accounts, wanted, limits)
-    if replica is not None:
+    if sharing is not None:
+        notify_of_totals(connection, sharing.exporter, {name for name, _ in chain(*counted.series)})
         # In one order for every exporter, so that two do not wait for each other in a circle.
         missing = sorted(missing, key=itemgetter(0))
-    rows = packed((*key, call.reference_id, counted.sets[sets[key]][0]) for key, call in missing)
-    parameters = {"rows": rows, "pushed": pushed, "now": now, "replica": replica}
+    epochs = dict(sharing.epochs) if sharing else {}
+    rows = packed(
+        (*key, call.reference_id, counted.sets[sets[key]][0], epochs.get(call.account, 0))
+        for key, call in missing
+    )
+    parameters = {"rows": rows, "pushed": pushed, "now": now}
     keys = packed(key for key, _ in missing)
-    found: dict[_Key, tuple[int, int | None]] = {}
+    found: dict[_Key, tuple[int, int]] = {}
     # Again where another exporter was faster, and has deleted what it had taken in since.
     while len(found) < len(missing):
         connection.execute(_INSERT, parameters)
         found = {
-            (account, key): (row, holder)
-            for account, key, row, holder in fetch(connection, _FIND, keys=keys)
+            (account, key): (row, epoch)
+            for account, key, row, epoch in fetch(connection, _FIND, keys=keys)
         }
     mine = []
     for key, call in missing:
-        row, holder = found[key]
-        if holder == replica:
+        row, epoch = found[key]
+        # One that another exporter has inserted meanwhile, the holder of the lease claims.
+        if epoch == epochs.get(call.account, 0):
             watched = WatchedCall(row, call.reference_id, now, CallState.NEW, now)
             mine.append(StoredCall(call.account, counted.sets[sets[key]][1], watched))
     return _Inserted(mine, counted.labels, [row for row, _ in found.values()], counted.series)

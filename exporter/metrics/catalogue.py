@@ -127,6 +127,12 @@ class Catalogue:
             "in a row; 0 before that is known.",
             ["account"],
         )
+        self.lease = read_gauge(
+            "esms_account_lease",
+            "1 where this exporter polls the account and exposes its series, 0 where another one "
+            "that shares the ledger does.",
+            ["account"],
+        )
         self.paused_until = read_gauge(
             "esms_account_paused_until_timestamp_seconds",
             "When the account may be polled again; 0 when it is not paused.",
@@ -166,28 +172,19 @@ class Catalogue:
         self.ledger_errors = read_counter(
             "esms_ledger_errors_total", "Reads and writes of the ledger that failed."
         )
-        self.replicas = gauge(
+        self.replicas = read_gauge(
             "esms_replicas",
             "Exporters that share the ledger and are alive, as this one last saw; 1 where the "
             "ledger is not shared.",
         )
-        self.last_heartbeat = gauge(
+        self.last_heartbeat = read_gauge(
             "esms_replica_last_heartbeat_timestamp_seconds",
             "When this exporter last told the others that it is alive; 0 where the ledger is not "
             "shared.",
         )
-        self.claimed = counter(
-            "esms_replica_calls_claimed_total",
-            "Calls that this exporter took over from the shared ledger: those of an exporter that "
-            "had stopped, that another one gave up, or that nobody had claimed.",
-        )
-        self.released = counter(
-            "esms_replica_calls_released_total",
-            "Calls that this exporter gave up, so that others may claim them.",
-        )
-        self.evictions = counter(
+        self.evictions = read_counter(
             "esms_replica_evictions_total",
-            "Times that this exporter found that others had declared it dead and taken its calls.",
+            "Times that this exporter could not renew its leases in time and stopped polling.",
         )
         self.source_last_success = read_gauge(
             "esms_source_last_success_timestamp_seconds",
@@ -299,7 +296,6 @@ class Catalogue:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self.replicas.set(1)
         self.build_info.labels(exporter.__version__, platform.python_version()).set(1)
 
     def remove_mqtt(self) -> None:

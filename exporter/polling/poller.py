@@ -93,6 +93,7 @@ class Poller:
         fail: takes an exception that ended a task: a bug, after which the process must not go on.
         clock: tells the time of the ledger, by which calls have their ages (Unix time).
         machine_clock: tells the time by which others see pauses and good answers (Unix time).
+        held_until: see `hold`.
 
     Attributes:
         calls: the open calls, by their row, oldest first.
@@ -110,7 +111,7 @@ class Poller:
         fail: Callable[[BaseException], None],
         clock: Callable[[], float] = time.time,
         machine_clock: Callable[[], float] = time.time,
-        limiter: Callable[[float], RateLimiter] = RateLimiter,
+        held_until: float = math.inf,
     ) -> None:
         self.account = account
         self.stats = stats
@@ -123,7 +124,7 @@ class Poller:
         self._clock, self._machine_clock = clock, machine_clock
         self._loop = asyncio.get_running_loop()
         self._wheel = TimingWheel(self._priority)
-        self._limiter = limiter(settings.rate_limit)
+        self._limiter = RateLimiter(settings.rate_limit, held_until)
         self.health = AccountHealth(account, self._limiter, stats, self.calls)
         self._breaker = self.health.breaker
         self._answers: list[tuple[WatchedCall, Answer, float]] = []
@@ -183,15 +184,6 @@ class Poller:
             self._hinted.discard(call_id)
             self.health.forget(call_id)
             self.stats.open_calls[call.state] -= 1
-
-    def clear(self) -> None:
-        """Stop polling all calls; ignore answers that are under way."""
-        self.calls.clear()
-        self._wheel = TimingWheel(self._priority)
-        self._poll_again.clear()
-        self._hinted.clear()
-        self.health.forget_all()
-        self.stats.open_calls.update(dict.fromkeys(CallState, 0))
 
     def idle_calls(self, limit: int) -> list[WatchedCall]:
         """Return up to `limit` calls that are not being polled."""
@@ -301,6 +293,11 @@ class Poller:
         if provider is not None:
             self._provider = provider
             self.retry()
+        self.wake()
+
+    def hold(self, until: float) -> None:
+        """Send nothing from a time of the loop on: another exporter may poll the account then."""
+        self._limiter.hold(until)
         self.wake()
 
     def retry(self) -> None:

@@ -30,13 +30,15 @@ class RateLimiter:
 
     Args:
         rate: requests per second.
+        held_until: see `hold`.
 
     Attributes:
         share: of the configured rate that is used: less than 1 after the provider throttled.
     """
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, held_until: float = math.inf) -> None:
         self.share = 1.0
+        self._lease_until = held_until
         self._share_since = 0.0
         self._next = -math.inf
         self._held_until = -math.inf
@@ -48,12 +50,18 @@ class RateLimiter:
         self._rate = rate
         self._interval = (1 + _SLACK) / (rate * self.share)
 
+    def hold(self, until: float) -> None:
+        """Send nothing from a time on: the exporter may not hold the account's lease then."""
+        self._lease_until = until
+
     def wait(self, now: float) -> float:
         """Return the seconds until a request may be sent; 0 or less for now."""
-        return self._next - _SLACK - now
+        return self._next - _SLACK - now if now < self._lease_until else math.inf
 
     def wait_to_poll(self, now: float) -> float:
         """Return the seconds until a poll may be sent, after the slot that is held for others."""
+        if now >= self._lease_until:
+            return math.inf
         free_at = self._next - _SLACK
         return (max(self._held_until, free_at)) - now
 

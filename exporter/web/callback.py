@@ -53,8 +53,9 @@ class Callback:
         token = next((account.callback_token for account in configured), None) or _NO_TOKEN
         # Compared in any case, so that the time does not tell which accounts there are.
         authorized = token == Secret(request.match_info["token"])
-        if name not in app.accounts:
+        if token is _NO_TOKEN and name not in {account.name for account in app.config.accounts}:
             raise web.HTTPNotFound(text="not found\n")
+        # Also of an account that another exporter polls: this one has been called back.
         outcomes = {one: app.metrics.callbacks.labels(name, one.value) for one in CallbackOutcome}
         if not authorized:
             outcomes[CallbackOutcome.FORBIDDEN].inc()

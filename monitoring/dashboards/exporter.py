@@ -177,8 +177,7 @@ def _replicas() -> Row:
             ).links(runbooks("EsmsExporterDown")),
             stacked(
                 "Watched calls by instance",
-                "Calls that have not finished, by the exporter that polls them. One that is cut "
-                "off from the ledger still shows those that others have taken over.",
+                "Calls that have not finished, by the exporter that polls them.",
                 "short",
                 {"{{instance}}": held(WATCHED, "instance")},
             ),
@@ -189,20 +188,16 @@ def _replicas() -> Row:
                 "s",
                 {"{{instance}}": age(each("esms_replica_last_heartbeat_timestamp_seconds"))},
             ).links(runbooks("EsmsReplicaCutOff")),
-            series(
-                "Calls that change hands",
-                "Calls a minute that an exporter claimed - those of one that had stopped, that "
-                "another gave up, or that nobody had claimed - or gave up.",
-                "cpm",
-                {
-                    "{{instance}} claimed": a_minute("esms_replica_calls_claimed_total"),
-                    "{{instance}} gave up": a_minute("esms_replica_calls_released_total"),
-                },
+            stacked(
+                "Accounts by instance",
+                "Accounts that an exporter polls: those whose lease it holds.",
+                "short",
+                {"{{instance}}": f"sum by (instance) ({of_exporter('esms_account_lease')})"},
             ).span(12),
             series(
                 "Evictions",
-                "Times a minute that an exporter found that others had declared it dead and taken "
-                "its calls: it was too slow, or cut off.",
+                "Times a minute that an exporter could not renew its leases in time and stopped "
+                "polling: it was too slow, or cut off from the ledger.",
                 "cpm",
                 {"{{instance}}": a_minute("esms_replica_evictions_total")},
             )

@@ -1,9 +1,9 @@
 """How the dashboards ask.
 
-Totals of finished calls come from the ledger. Replicas that share one show the same totals: a sum
-over them would count each call once a replica. So the largest is taken first (`max without`), and
-only then is summed over accounts, results and labels. What a replica does by itself - requests,
-commits, resources, the calls that it polls - differs from what the others do, and is summed.
+Totals of finished calls come from the ledger. Of replicas that share one, the one that polls an
+account exposes them; when the account moves, another one goes on with them. So the largest is taken
+first (`max without`), and only then is summed over accounts, results and labels. What a replica
+does by itself - requests, commits, resources, the calls that it polls - is summed.
 
 Histograms are classic ones. Prometheus 3 may be told to convert them to native histograms, without
 series for buckets, sum and count: queries for these ask for the native histogram as well.
@@ -47,10 +47,9 @@ def call_rate(selector: str, by: str = "") -> str:
 def call_total(selector: str, by: str = "") -> str:
     """Return what the ledger counted in the time that is shown.
 
-    The largest is taken first: a replica that took another's place in that time has only seen a
-    part of it. It is a total, and survives restarts. Where the largest goes away for a moment, the
-    next may be a little less, which `increase` would take for a counter that began anew. The
-    millisecond includes the total at the start of that time, which Prometheus 3 would leave out.
+    The largest is taken first: when an account moves, each replica has only seen a part of it. It
+    is a total, and survives restarts. The millisecond includes the total at the start of that time,
+    which Prometheus 3 would leave out.
     """
     totals = f"{_shared(_or_native('{}', selector))}[${{__range}}1ms:$__interval]"
     return _sum(f"last_over_time({totals}) - min_over_time({totals})", by)

@@ -436,12 +436,16 @@ class Life:
             if _outcome(result) == COUNTED:
                 expect(expected, call.account, call.campaign, call.plan, call.ending)
                 prices += price or 0.0
+        shown = Counts()
+        for scrapes in self.scrapes:
+            shown += counted(scrapes.newest)  # of the accounts that it polls
+        if shown != expected:
+            yield f"shown: {shown - expected}, lacking: {expected - shown}"
+        paid = sum(total(scrapes.newest, "esms_call_price_vnd_total") for scrapes in self.scrapes)
+        if paid != prices:
+            yield f"{paid} VND are shown in place of {prices}"
         for exporter, scrapes in zip(self.exporters, self.scrapes, strict=True):
-            shown, name = scrapes.newest, exporter._output.stem
-            if (told := counted(shown)) != expected:
-                yield f"{name}: shows {told - expected}, lacks {expected - told}"
-            if (paid := total(shown, "esms_call_price_vnd_total")) != prices:
-                yield f"{name}: shows {paid} VND in place of {prices}"
+            name = exporter._output.stem
             if scrapes.backwards:
                 yield f"{name}: went backwards: {scrapes.backwards[:3]}"
             if "Traceback" in exporter.output:

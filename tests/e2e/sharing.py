@@ -16,12 +16,12 @@ from sqlalchemy.pool import NullPool
 
 from exporter.simulator import Account, Reply, Simulator
 from tests.databases import Server
-from tests.e2e.processes import UNMEASURED, Exporter
+from tests.e2e.processes import UNMEASURED, Exporter, Series
 from tests.waiting import deadline
 
 HEARTBEAT = 6.0
-RATE = 150
-ACCOUNTS = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
+RATE = 50
+ACCOUNTS = tuple(Account(name, f"key-{name}", "s") for name in ("main", "b", "c", "d", "e", "f"))
 TOKEN = "made-up-token"
 
 
@@ -67,12 +67,15 @@ class Scene:
             result = connection.execute(text(query))
             return list(result) if result.returns_rows else []
 
-    async def held(self) -> dict[int, int]:
-        """Return how many unfinished calls each exporter holds."""
-        query = "SELECT replica_id, count(*) FROM calls WHERE result IS NULL GROUP BY 1"
+    async def held(self) -> dict[str, int]:
+        """Return how many accounts each exporter polls, by its number; `""` for none."""
+        query = """
+            SELECT coalesce(split_part(e.name, ':', -1), ''), count(*)
+            FROM leases l LEFT JOIN exporters e ON e.id = l.holder GROUP BY 1
+        """
         return {row[0]: row[1] for row in await asyncio.to_thread(self.rows, query)}
 
-    async def until_held(self, condition: Any) -> dict[int, int]:
+    async def until_held(self, condition: Any) -> dict[str, int]:
         async with deadline():
             while not condition(held := await self.held()):  # noqa: ASYNC110 - of another process
                 await asyncio.sleep(0.1)
@@ -96,9 +99,18 @@ async def scene(server: Server, folder: Path) -> AsyncIterator[Scene]:
             yield Scene(simulator, folder, url.replace("+psycopg", ""))
 
 
-def number_of(exporter: Exporter) -> int:
-    """Return the number by which an exporter holds its calls."""
-    return int(exporter.output.split("replica=")[-1].split()[0])
+def number_of(exporter: Exporter) -> str:
+    """Return the number of an exporter's process, which its name in the ledger ends in."""
+    return str(exporter.running.pid)
+
+
+def polled(samples: Mapping[Series, float]) -> set[str]:
+    """Return the accounts that an exporter polls."""
+    return {
+        dict(labels)["account"]
+        for (name, labels), value in samples.items()
+        if name == "esms_account_lease" and value
+    }
 
 
 async def push(exporter: Exporter, ids: list[str], account: str, campaign: str) -> None:

@@ -21,7 +21,7 @@ from exporter.simulator import Plan
 from tests.databases import Server, pgbouncer, postgresql
 from tests.e2e import commands
 from tests.e2e.processes import Exporter, total
-from tests.e2e.sharing import TOKEN, Scene, push, scene
+from tests.e2e.sharing import ACCOUNTS, TOKEN, Scene, push, scene
 from tests.waiting import DEADLINE, deadline, until
 
 USER, PASSWORD = "l3dg3r-us3r", "l3dg3r-p4ss+w0rd"
@@ -59,10 +59,13 @@ async def until_ready(exporter: Exporter, status: int) -> str:
 
 
 async def until_counted(calls: int, *exporters: Exporter) -> None:
-    for exporter in exporters:
-        await exporter.until(lambda samples: total(samples, "esms_calls_total") >= calls)
-    for exporter in exporters:
-        assert total(await exporter.scrape(), "esms_calls_total") == calls
+    async def counted() -> float:
+        return sum([total(await one.scrape(), "esms_calls_total") for one in exporters])
+
+    async with deadline():
+        while await counted() < calls:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+    assert await counted() == calls
 
 
 def in_order(exporter: Exporter) -> bool:
@@ -77,10 +80,10 @@ def go_on(pids: list[int]) -> None:
 
 
 async def test_a_server_that_hangs(there: Scene) -> None:
-    names = [f"call-{number}" for number in range(30)]
-    for name in names:
-        there.simulator.add_call("main", name, Plan(queued=9e9))
-    calls = "".join(f"    - {{reference_id: {name}, account: main}}\n" for name in names)
+    names = {f"call-{n}": ACCOUNTS[n % len(ACCOUNTS)].name for n in range(30)}
+    for name, account in names.items():
+        there.simulator.add_call(account, name, Plan(queued=9e9))
+    calls = "".join(f"    - {{reference_id: {c}, account: {a}}}\n" for c, a in names.items())
     ends = [there.exporter(f"exporter{n}", calls, more="shutdown_timeout: 2s\n") for n in range(2)]
     first, second = ends
     hung: list[int] = []
@@ -89,7 +92,7 @@ async def test_a_server_that_hangs(there: Scene) -> None:
             stack.push_async_callback(exporter.kill)
             await exporter.start()
             await exporter.ready()
-        await there.until_held(lambda held: len(held) == 2 and None not in held)
+        await there.until_held(lambda held: sorted(held.values()) == [3, 3])
         stack.callback(go_on, hung)
         async with deadline():  # each has two connections, and opens them when it needs them
             while len(backends := await asyncio.to_thread(there.rows, BACKENDS)) < 4:  # noqa: ASYNC110
@@ -104,7 +107,7 @@ async def test_a_server_that_hangs(there: Scene) -> None:
             assert (await get(exporter, "/metrics"))[0] == 200
         stopped = time.monotonic() + 2  # those that were under way have come
         await asyncio.sleep(4)  # longer than the time between two polls of a call
-        assert not [at for at in there.asked["main"] if at > stopped]
+        assert not [at for asked in there.asked.values() for at in asked if at > stopped]
 
         first.send(signal.SIGTERM)
         assert await first.wait() == 0
@@ -113,7 +116,6 @@ async def test_a_server_that_hangs(there: Scene) -> None:
         back = time.monotonic()
         await until(lambda: all(there.asked_for[name][-1] > back for name in names))
         assert "Traceback" not in first.output + second.output
-        assert "others have taken over" not in second.output
 
 
 async def test_a_newer_version_changes_the_tables_meanwhile(there: Scene) -> None:
@@ -136,7 +138,7 @@ async def test_a_newer_version_changes_the_tables_meanwhile(there: Scene) -> Non
         await handed(first, "before")
         for statement in (
             "ALTER TABLE calls ADD COLUMN note TEXT",
-            "ALTER TABLE replicas ADD COLUMN note TEXT",
+            "ALTER TABLE leases ADD COLUMN note TEXT",
             "CREATE TABLE notes (id INTEGER PRIMARY KEY)",
             "UPDATE alembic_version SET version_num = '9999'",
         ):

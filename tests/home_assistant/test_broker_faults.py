@@ -45,7 +45,8 @@ class Exposed(ExposedAccounts):
     """What a broker is to retain, as a test has it.
 
     Attributes:
-        wanted: by topic; None where another exporter publishes it.
+        wanted: by topic.
+        others: topics that another exporter publishes.
         known: for as long as this is not set, nothing is known of the accounts.
     """
 
@@ -53,11 +54,15 @@ class Exposed(ExposedAccounts):
 
     def __init__(self, **wanted: bytes) -> None:
         self.topics = Topics("homeassistant", "esms-exporter")
-        self.wanted: dict[str, bytes] | None = {STATE: b"{}", **wanted}
+        self.wanted = {STATE: b"{}", **wanted}
+        self.others: set[str] = set()
         self.known = asyncio.Event()
         self.known.set()
 
-    async def messages(self) -> dict[str, bytes] | None:
+    def left_to_others(self) -> set[str]:
+        return self.others
+
+    async def messages(self) -> dict[str, bytes]:
         await self.known.wait()
         return self.wanted
 
@@ -78,7 +83,6 @@ class Publishing:
             config,
             self.exposed,
             MqttMetrics(self.metrics),
-            lambda: False,
             self._count,
             timeout,
             ExponentialBackoff(0.01, 0.1),
@@ -351,7 +355,8 @@ async def test_an_exporter_that_begins_to_publish_looks_at_what_others_published
     config = HomeAssistantConfig(url=broker.url)
     async with listening(broker.port) as listener, Publishing(config) as publishing:
         await until(lambda: listener.kept.get(STATE) == b"{}")
-        wanted, publishing.exposed.wanted = publishing.exposed.wanted, None
+        wanted, publishing.exposed.wanted = publishing.exposed.wanted, {}
+        publishing.exposed.others = set(wanted)
         await asyncio.sleep(0.5)
         await listener.say(STATE, '{"watched": 17}', retain=True)
         await listener.say(gone, "{}", retain=True)

@@ -8,19 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
-from exporter.ledger.engine import Database
-from exporter.ledger.sharing import Sharing
-from exporter.ledger.store import Store
 from tests.waiting import DEADLINE
 
 R = TypeVar("R")
-
-
-def joined(database: Database) -> Store:
-    """Return the statements of one more exporter."""
-    store = Store(database)
-    store.replica = Sharing(database).join("made-up:1", 60)
-    return store
 
 
 def together(*functions: Callable[[], R]) -> list[R]:

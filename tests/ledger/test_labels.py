@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -12,14 +12,13 @@ from exporter.call_totals import CallTotals
 from exporter.ledger.engine import Database
 from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.listing import page
-from exporter.ledger.records import NO_SERIES_CHANGES, NewCall, StoredCall
-from exporter.ledger.sharing import Sharing
+from exporter.ledger.records import NewCall, StoredCall
 from exporter.ledger.store import Store
-from exporter.ledger.totals import SUM, Cell, Total
+from exporter.ledger.totals import SUM, Total
 from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
 from tests.increases import Increases
-from tests.ledger.racing import joined, together
+from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed, push, rows
 from tests.samples import samples
 
@@ -131,10 +130,7 @@ def test_what_is_told_is_what_has_changed(store: Store) -> None:
         totals.change_series(taken.series)
         committed = store.commit([observed(call, ANSWERED) for call in taken.added])
         totals.add(committed.added.items())
-        if store.shared:
-            assert (taken.series, committed.added) == (NO_SERIES_CHANGES, {})
-        else:
-            assert series(totals) == series(shown(store))
+        assert series(totals) == series(shown(store))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -213,8 +209,7 @@ def test_what_nothing_refers_to_is_forgotten(store: Store) -> None:
     assert rows(store, "SELECT count(*) FROM label_sets") == [(3_001,)]
     while store.prune(NOW + 10):
         pass
-    for _ in range(2):  # once more, so that others could see what was evicted
-        store.prune_labels()
+    store.prune_labels()
     assert rows(store, "SELECT count(*) FROM label_sets") == [(3,)]
     assert rows(store, "SELECT count(*) FROM folded_labels") == [(0,)]
     assert counted(store)["aother"] == 2_994
@@ -225,41 +220,10 @@ def test_what_nothing_refers_to_is_forgotten(store: Store) -> None:
 # Exporters that share a ledger.
 
 
-class Follower:
-    """Knows of the totals what it is told of changes."""
-
-    def __init__(self, database: Database, store: Store) -> None:
-        self.sharing = Sharing(database)
-        snapshot = store.snapshot()
-        self.since, self.totals = snapshot.since, dict(snapshot.totals)
-
-    def look(self) -> Mapping[Cell, float]:
-        changes = self.sharing.changes(self.since, [])
-        self.since = changes.since
-        changed = {key for keys in changes.series for key in keys}
-        kept = {c: v for c, v in self.totals.items() if (c.account, c.labels) not in changed}
-        self.totals = kept | changes.totals
-        return self.totals
-
-
-def test_others_see_what_was_evicted(shared: Callable[[], Database]) -> None:
-    a, b = limited(joined(shared()), 2), limited(joined(shared()), 2)
-    follower = Follower(b._database, b)
-    for labels in (["a1"], ["a2"], ["a3", "a4"], ["a1"], ["a2", "a1"], ["a1"], ["a3"]):
-        count(a, *labels)
-        count(b, *labels)
-        assert follower.look() == b.snapshot().totals
-    # Evicted, and back, between two looks.
-    for one in ("a5", "a6", "a3"):
-        count(a, one)
-    assert follower.look() == b.snapshot().totals
-
-
 def test_exporters_that_make_room_at_the_same_time_count_each_call_once(
     shared: Callable[[], Database],
 ) -> None:
-    stores = [limited(joined(shared()), 2, 3) for _ in range(3)]
-    follower = Follower(stores[0]._database, stores[0])
+    stores = [limited(Store(shared()), 2, 3) for _ in range(3)]
 
     def work(store: Store, number: int) -> int:
         for n in range(30):
@@ -277,5 +241,4 @@ def test_exporters_that_make_room_at_the_same_time_count_each_call_once(
     # What has no labels but the account is never evicted.
     assert sum(v for c, v in totals.items() if c.total is Total.DELAY and c.cell != SUM) == 180
     assert sum(v for c, v in totals.items() if c.total is Total.PRICE) <= 180
-    assert follower.look() == totals
     assert len(rows(stores[0], "SELECT * FROM counted_labels")) <= 5

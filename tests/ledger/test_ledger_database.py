@@ -27,12 +27,7 @@ from exporter.ledger.store import Store
 from exporter.ledger.totals import Total
 from tests.ledger.old_ledgers import ledger_at
 
-SHARED_INDEXES = {
-    "calls_claimed",
-    "totals_changed",
-    "counted_labels_begun",
-    "folded_labels_folded",
-}
+SHARED_INDEXES = {"calls_epoch"}
 
 
 def url(path: Path) -> str:

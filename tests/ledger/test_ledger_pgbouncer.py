@@ -11,13 +11,12 @@ from sqlalchemy import make_url, text
 from exporter.calls import CallState, PollAgain
 from exporter.errors import LedgerError
 from exporter.ledger.engine import open_database
+from exporter.ledger.leases import FORGET, POLL_NOW, LeaseStore
 from exporter.ledger.listing import page
-from exporter.ledger.records import FORGET, HASTEN
-from exporter.ledger.sharing import Sharing, Wish
 from exporter.ledger.store import Store
 from exporter.ledger.totals import Total
 from tests.databases import Server, pgbouncer
-from tests.ledger.racing import joined, together
+from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import BUSY, NOW, OTP, finish, ids, new, observed, push
 
 CONNECTIONS = 2
@@ -38,7 +37,7 @@ def bounced(bouncer: Server, empty_url: str) -> str:
 
 def test_everything_that_one_exporter_does(bounced: str) -> None:
     database = open_database(bounced)
-    store = joined(database)
+    store = Store(database)
     (a, b), *_ = store.watch("file:a", [new("a", OTP), new("b")], NOW)
     assert store.push([[new("A"), new("c")]], NOW).counts == [(1, 1)]
     store.commit([observed(a, BUSY), observed(b, PollAgain(CallState.QUEUED))])
@@ -59,28 +58,23 @@ def test_everything_that_one_exporter_does(bounced: str) -> None:
 
 
 def test_exporters_that_are_more_than_connections(bounced: str) -> None:
-    stores = [joined(open_database(bounced)) for _ in range(3)]
-    sharings = [Sharing(store._database) for store in stores]
+    stores = [Store(open_database(bounced)) for _ in range(3)]
+    leases = [LeaseStore(store._database, store.exporter or "") for store in stores]
+    leases[0].add_accounts(["main"])
 
     def work(number: int) -> int:
-        store, sharing = stores[number], sharings[number]
-        assert store.replica is not None
+        store, mine = stores[number], leases[number]
         finished = 0
-        since = store.snapshot().since
         for n in range(20):
-            wanted = [new(f"c{n}-{m}", {"n": str(m % 2)}) for m in range(9)]
-            mine = store.watch(None, wanted, NOW).added
-            sharing.release(store.replica, [call.call.id for call in mine[::2]])
-            claimed = sharing.claim(store.replica, ["main"], []).calls
+            store.watch(None, [new(f"c{n}-{m}", {"n": str(m % 2)}) for m in range(9)], NOW)
+            mine.renew(f"exporter-{number}", ["main"], ["main"], 60)
+            assert mine.read().exporters
+            mine.take(["main"], 60)
+            claimed = mine.look(["main"], []).claimed
             for call in claimed:
-                store.tell(call.call.id, HASTEN)
-            held = store.unfinished("main")
-            finished += store.commit([observed(call, BUSY) for call in held]).finished
-            assert len(sharing.reserve([Wish("main", 1, 0.001)], 0.0)) == 1
-            assert sharing.beat(store.replica, "peers", n, 60, 0.0) is not None
-            assert sharing.messages(store.replica, []) == []
-            since = sharing.changes(since, []).since
-        sharing.forget_ended()
+                store.notify(call.call.id, POLL_NOW)
+            finished += store.commit([observed(call, BUSY) for call in claimed]).finished
+            mine.give_up(["main"])
         return finished
 
     finished = sum(together(*(partial(work, number) for number in range(3))))
@@ -91,11 +85,11 @@ def test_exporters_that_are_more_than_connections(bounced: str) -> None:
     with stores[0]._database.begin() as connection:
         query = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")
         assert connection.scalar(query, {"name": "esms-exporter"}) <= CONNECTIONS
+    assert leases[0].take(["main"], 60)
     (call,) = push(stores[0], new("told"))
     stores[1].delete(call.call.id, NOW)
-    assert stores[0].replica is not None
-    told = [said[1:] for said in sharings[0].messages(stores[0].replica, [])]
-    assert told == [(call.call.id, FORGET)]
+    (notice,) = leases[0].look(["main"], []).notices
+    assert notice[1:] == ("main", call.call.id, FORGET)
     for store in stores:
         store.close()
 

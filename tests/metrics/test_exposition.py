@@ -115,7 +115,8 @@ async def test_others_get_their_turn_while_many_series_are_rendered() -> None:
 def test_a_process_shows_what_it_has_from_the_start() -> None:
     metrics = Catalogue()
     shown = {sample.name for sample in samples(metrics)}
-    assert {"process_cpu_seconds_total", "python_gc_collections_total", "esms_replicas"} <= shown
+    own = "esms_exporter_build_info"
+    assert {"process_cpu_seconds_total", "python_gc_collections_total", own} <= shown
     assert not [name for name in shown if name.endswith("_created")]
     metrics.callbacks.labels("a", "hint").inc(math.pi)
     metrics.callbacks.labels("b", "hint")

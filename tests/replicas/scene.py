@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -26,12 +26,12 @@ from exporter.config import (
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
+from exporter.leases import LeaseHolder
 from exporter.ledger.records import NewCall
-from exporter.replicas.replica import Replica
 from exporter.secrets import Secret
 from exporter.sources.api import ApiSource
 from tests.replicas.proxy import Proxy
-from tests.samples import samples, value
+from tests.samples import samples
 from tests.waiting import deadline, until
 
 HEARTBEAT: Final = 4.0
@@ -58,6 +58,7 @@ class Provider:
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.answers: dict[str, Answer] = {}
+        self.failing: dict[str, Answer] = {}  # by exporter: what it gets in place of answers
         self.answered: dict[str, asyncio.Event] = {}  # by exporter: answers wait for it
 
     def client(self, url: str, *_: object, **__: object) -> Client:
@@ -80,7 +81,7 @@ class Client:
         self._provider.asked.append(Asked(now, self._by, name))
         if (answered := self._provider.answered.get(self._by)) is not None:
             await answered.wait()
-        return self._provider.answers.get(name, QUEUED)
+        return self._provider.failing.get(self._by) or self._provider.answers.get(name, QUEUED)
 
     async def close(self) -> None:
         pass
@@ -112,9 +113,9 @@ class Exporter:
         await self.service.reload()
 
     @property
-    def replica(self) -> Replica:
-        assert self.service._replica is not None
-        return self.service._replica
+    def accounts(self) -> set[str]:
+        """The accounts that it polls."""
+        return set(self.service.accounts)
 
     @property
     def holds(self) -> set[str]:
@@ -126,8 +127,13 @@ class Exporter:
         }
 
     @property
-    def evictions(self) -> float:
-        return value(self.service.metrics, "esms_replica_evictions_total")
+    def evictions(self) -> int:
+        return self.leases.evictions
+
+    @property
+    def leases(self) -> LeaseHolder:
+        assert self.service._leases is not None
+        return self.service._leases
 
     def shown(self) -> dict[str, float]:
         """Return the series of finished calls, without zeros."""
@@ -169,7 +175,7 @@ class Scene:
     ) -> None:
         await self._ends.aclose()
 
-    def accounts(self, by: str, *names: str) -> tuple[AccountConfig, ...]:
+    def account_configs(self, by: str, *names: str) -> tuple[AccountConfig, ...]:
         return tuple(
             AccountConfig(
                 name=name,
@@ -184,12 +190,20 @@ class Scene:
     async def exporter(
         self,
         name: str,
-        calls: Sequence[str] = (),
+        calls: Mapping[str, str] | None = None,
         accounts: Iterable[str] = ("main",),
         interval: float = 0.2,
         user: str | None = None,
     ) -> Exporter:
-        """Start an exporter; a user of the server has its name for a password."""
+        """Start an exporter.
+
+        Args:
+            name: of the exporter.
+            calls: that its configuration names, with their accounts.
+            accounts: that it is configured with.
+            interval: seconds between two polls of a call.
+            user: of the server, whose password is the same; its owner by default.
+        """
         to = make_url(self.url)
         assert to.port is not None
         proxy = await self._ends.enter_async_context(Proxy(to.port))
@@ -197,12 +211,15 @@ class Scene:
         if user:
             url = url.set(username=user, password=user)
         config = Config(
-            accounts=self.accounts(name, *accounts),
+            accounts=self.account_configs(name, *accounts),
             balance=BalanceConfig(interval=0.0),
             polling=PollingConfig(interval=interval, max_interval=interval, timeout=1),
             watch=WatchConfig(
                 labels=("campaign",),
-                calls=tuple(CallConfig(reference_id(call), "main") for call in calls),
+                calls=tuple(
+                    CallConfig(reference_id(call), account)
+                    for call, account in (calls or {}).items()
+                ),
             ),
             ledger=LedgerConfig(
                 url=Secret(url.render_as_string(hide_password=False)), heartbeat=HEARTBEAT
@@ -225,18 +242,18 @@ class Scene:
         return await asyncio.to_thread(self._rows, query)
 
     async def settled(self, names: Collection[str], *exporters: Exporter) -> None:
-        """Wait until each call is polled by one of them, for good, and each has its share.
+        """Wait until each call is polled by one of them, for good, and accounts are even.
 
-        What the ledger says of who polls a call is the same.
+        What the ledger says of who polls an account is the same.
         """
-        even = len(names) / len(exporters)
 
         def shared() -> bool:
             held = [exporter.holds for exporter in exporters]
+            counts = [len(exporter.accounts) for exporter in exporters]
             return (
                 sum(map(len, held)) == len(names)
                 and set().union(*held) == set(names)
-                and all(len(each) <= 1.1 * even + 11 for each in held)
+                and max(counts) - min(counts) <= 1
             )
 
         async with deadline():
@@ -246,10 +263,13 @@ class Scene:
                 # As long as it takes to see what others hold, and to follow.
                 await asyncio.sleep(0.5 * HEARTBEAT)
         await until(lambda: all(self.provider.by(name, since) for name in names))
-        holders = await self.rows("SELECT reference_id, replica_id FROM calls WHERE result IS NULL")
-        by_id = {exporter.replica._id: exporter.name for exporter in exporters}
+        query = "SELECT a.name, l.holder FROM leases l JOIN accounts a ON a.id = l.account_id"
+        holders = {
+            exporter.service.ledger.store.exporter: exporter.accounts for exporter in exporters
+        }
+        for account, holder in await self.rows(query):
+            assert [id_ for id_, accounts in holders.items() if account in accounts] == [holder]
         holds = {name: exporter.name for exporter in exporters for name in exporter.holds}
-        assert {name: by_id.get(row) for name, row in holders} == holds
         for name in names:
             assert list(self.provider.by(name, since)) == [holds[name]]
 
@@ -265,6 +285,11 @@ class Scene:
     @staticmethod
     def clock() -> float:
         return asyncio.get_running_loop().time()
+
+
+def spread(names: Iterable[str], accounts: Sequence[str]) -> dict[str, str]:
+    """Return calls with their accounts, to which they belong in turns."""
+    return {name: accounts[number % len(accounts)] for number, name in enumerate(names)}
 
 
 def names(count: int, prefix: str = "call") -> list[str]:

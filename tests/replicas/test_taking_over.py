@@ -1,4 +1,4 @@
-"""Exporters that come, go and are cut off: who polls what."""
+"""Exporters that come, go and are cut off: who polls which accounts."""
 
 from __future__ import annotations
 
@@ -6,58 +6,63 @@ import asyncio
 
 import pytest
 
-from tests.replicas.scene import HEARTBEAT, Scene, names
-from tests.samples import value
+from exporter.esms.answers import Answer
+from exporter.esms.codes import Outcome
+from tests.replicas.scene import HEARTBEAT, Scene, names, spread
 from tests.waiting import deadline, until
+
+ACCOUNTS = tuple(f"a{number}" for number in range(6))
+CALLS = spread(names(24), ACCOUNTS)
 
 
 async def test_who_joins_gets_a_share_and_who_leaves_hands_it_over_at_once(scene: Scene) -> None:
-    calls = names(60)
-    first = await scene.exporter("first", calls)
-    second = await scene.exporter("second", calls)
-    third = await scene.exporter("third", calls)
-    await scene.settled(calls, first, second, third)
+    first = await scene.exporter("first", CALLS, ACCOUNTS)
+    await scene.settled(CALLS, first)
+    second = await scene.exporter("second", CALLS, ACCOUNTS)
+    third = await scene.exporter("third", CALLS, ACCOUNTS)
+    await scene.settled(CALLS, first, second, third)
     assert first.evictions == second.evictions == third.evictions == 0
     for exporter in (first, second, third):
-        assert value(exporter.service.metrics, "esms_replicas") == 3
-    handed, number = third.holds, third.replica._id
+        assert exporter.leases.alive == 3
+    handed, holder = third.holds, third.service.ledger.store.exporter
     await third.stop()
     # Others do not have to wait until it was silent for long.
-    assert await scene.rows(f"SELECT 1 FROM replicas WHERE id = {number} AND ended_at > 0")
+    assert not await scene.rows(f"SELECT 1 FROM leases WHERE holder = '{holder}'")
     stopped = scene.clock()
     await until(lambda: all(scene.provider.by(name, stopped) for name in handed))
-    await scene.settled(calls, first, second)
+    await scene.settled(CALLS, first, second)
 
 
 async def test_who_waits_for_answers_at_its_end_has_handed_everything_over(scene: Scene) -> None:
-    calls = names(40)
-    first = await scene.exporter("first", calls)
-    second = await scene.exporter("second", calls)
-    await scene.settled(calls, first, second)
-    await second.configure(shutdown_timeout=3600.0)
+    first = await scene.exporter("first", CALLS, ACCOUNTS)
+    second = await scene.exporter("second", CALLS, ACCOUNTS)
+    await scene.settled(CALLS, first, second)
+    polling = second.config.polling.model_copy(update={"timeout": 3600.0})
+    await second.configure(shutdown_timeout=3600.0, polling=polling)
     answered = scene.provider.answered["second"] = asyncio.Event()
     since = scene.clock()
-    await until(lambda: any(scene.provider.by(name, since)["second"] for name in calls))
+    await until(lambda: any(scene.provider.by(name, since)["second"] for name in CALLS))
     handed = second.holds
     stopping = asyncio.create_task(second.stop())
     stopped = scene.clock()
     await until(lambda: all(scene.provider.by(name, stopped)["first"] for name in handed))
     assert not stopping.done()
     # Answers that come yet count, once.
-    scene.finish(*calls)
+    scene.finish(*CALLS)
     answered.set()
     async with deadline():
         await stopping
-    await until(lambda: first.counted() == len(calls))
-    assert await scene.rows("SELECT sum(value) FROM totals WHERE total = 'calls'") == [(40,)]
+    await until(lambda: first.counted() == len(CALLS))
+    assert await scene.rows("SELECT sum(value) FROM totals WHERE total = 'calls'") == [
+        (len(CALLS),)
+    ]
 
 
 @pytest.mark.parametrize("how", ["stall", "refuse"])
 async def test_who_is_cut_off_stops_before_others_take_over(scene: Scene, how: str) -> None:
-    calls = names(40)
-    first = await scene.exporter("first", calls)
-    second = await scene.exporter("second", calls)
-    await scene.settled(calls, first, second)
+    first = await scene.exporter("first", CALLS, ACCOUNTS)
+    second = await scene.exporter("second", CALLS, ACCOUNTS)
+    await scene.settled(CALLS, first, second)
     orphans = second.holds
     getattr(second.proxy, how)()
     cut = scene.clock()
@@ -72,9 +77,10 @@ async def test_who_is_cut_off_stops_before_others_take_over(scene: Scene, how: s
     }
     last = max(asked.at for asked in scene.provider.asked if asked.by == "second")
     assert last < min(taken.values())
+    assert second.shown() == {}
     second.proxy.heal()
-    await until(lambda: second.evictions >= 1)
-    await scene.settled(calls, first, second)
+    assert second.evictions >= 1
+    await scene.settled(CALLS, first, second)
     await until(lambda: not second.service.not_ready())
 
 
@@ -82,10 +88,11 @@ async def test_who_is_cut_off_stops_before_others_take_over(scene: Scene, how: s
 async def test_where_nobody_reaches_the_ledger_nobody_is_taken_for_dead(
     scene: Scene, how: str
 ) -> None:
-    calls = names(40)
-    exporters = [await scene.exporter(name, calls) for name in ("first", "second", "third")]
-    await scene.settled(calls, *exporters)
-    await asyncio.sleep(HEARTBEAT)  # long enough for each to take others for dead
+    exporters = [
+        await scene.exporter(name, CALLS, ACCOUNTS) for name in ("first", "second", "third")
+    ]
+    await scene.settled(CALLS, *exporters)
+    held = [exporter.accounts for exporter in exporters]
     for exporter in exporters:
         getattr(exporter.proxy, how)()
     await asyncio.sleep(HEARTBEAT)
@@ -94,6 +101,25 @@ async def test_where_nobody_reaches_the_ledger_nobody_is_taken_for_dead(
     assert not [asked for asked in scene.provider.asked if asked.at > away]
     for exporter in exporters:
         exporter.proxy.heal()
-    await scene.settled(calls, *exporters)
-    assert [exporter.evictions for exporter in exporters] == [0, 0, 0]
+    await scene.settled(CALLS, *exporters)
+    assert [exporter.accounts for exporter in exporters] == held
     await until(lambda: not any(exporter.service.not_ready() for exporter in exporters))
+
+
+async def test_who_cannot_reach_the_provider_leaves_the_account_to_another(scene: Scene) -> None:
+    accounts = ("main", "other")
+    calls = spread(names(12), accounts)
+    first = await scene.exporter("first", calls, accounts)
+    second = await scene.exporter("second", calls, accounts)
+    await scene.settled(calls, first, second)
+    cut, other = (first, second) if "main" in first.accounts else (second, first)
+    scene.provider.failing[cut.name] = Answer(Outcome.CONNECTION, message="no way there")
+    await until(lambda: other.accounts == set(accounts))
+    assert not cut.accounts
+    scene.finish(*calls)
+    await until(lambda: other.counted() == len(calls))
+    # Nobody else is left: it keeps what it cannot reach.
+    await other.stop()
+    await until(lambda: cut.accounts == set(accounts))
+    del scene.provider.failing[cut.name]
+    await until(lambda: cut.counted() == len(calls))

@@ -19,59 +19,6 @@ OPEN_LABELS: Final = {
 }
 """Labels whose values the user's surroundings decide."""
 
-OF_LEDGER: Final = "the same on each: the largest, never the sum"
-
-OVER_REPLICAS: Final = {
-    "esms_calls_watched": "each shows the calls that it polls: the sum",
-    "esms_oldest_watched_call_timestamp_seconds": "the least above 0",
-    "esms_api_requests_total": "the sum",
-    "esms_api_result_codes_total": "the sum",
-    "esms_api_odd_values_total": "the sum",
-    "esms_api_request_duration_seconds": "the sum",
-    "esms_auth_failures_total": "the sum",
-    "esms_account_authorized": "0 also on one that polls no call of the account, and so was told"
-    " nothing; the alert EsmsCredentialsRefused says how to leave those out",
-    "esms_account_paused_until_timestamp_seconds": "each pauses by itself: the largest",
-    "esms_last_successful_poll_timestamp_seconds": "the largest; of those with calls to watch, the"
-    " least tells whether one of them is stuck",
-    "esms_account_balance_vnd": "each asks for itself: that of the one that was told last",
-    "esms_account_balance_timestamp_seconds": "the largest",
-    "esms_account_balance_warning_vnd": "the same on each: the largest, never the sum",
-    "esms_poll_lag_seconds": "the sum",
-    "esms_ledger_commit_duration_seconds": "the sum",
-    "esms_exporter_log_lines_dropped_total": "the sum",
-    "esms_ledger_errors_total": "the sum",
-    "esms_replicas": "the largest; where they differ, one is cut off",
-    "esms_replica_last_heartbeat_timestamp_seconds": "each by itself",
-    "esms_replica_calls_claimed_total": "the sum",
-    "esms_replica_calls_released_total": "the sum",
-    "esms_replica_evictions_total": "each by itself",
-    "esms_source_last_success_timestamp_seconds": "each reads its own: the least tells whether one"
-    " of them is stuck",
-    "esms_source_errors_total": "the sum",
-    "esms_callbacks_total": "the sum",
-    "esms_notifications_total": "each sends what it claims: the sum",
-    "esms_notification_requests_total": "the sum",
-    "esms_notification_request_duration_seconds": "the sum",
-    "esms_notifications_pending": OF_LEDGER,
-    "esms_notifications_oldest_pending_timestamp_seconds": OF_LEDGER,
-    "esms_canary_success": "the same on each: the largest",
-    "esms_canary_runs_total": "the same on each: the largest, never the sum",
-    "esms_canary_stage_duration_seconds": "the same on each: the largest",
-    "esms_canary_last_success_timestamp_seconds": "the same on each: the largest",
-    "esms_mqtt_connected": "each by itself",
-    "esms_mqtt_connection_errors_total": "each by itself",
-    "esms_mqtt_messages_total": "the sum: one of them tells of accounts, each of the calls that it"
-    " saw the end of",
-    "esms_exporter_build_info": "each by itself",
-    "esms_exporter_config_last_reload_successful": "each by itself",
-    "esms_exporter_config_last_reload_success_timestamp_seconds": "each by itself",
-    "esms_exporter_tls_handshake_failures_total": "each by itself",
-    "esms_exporter_tls_certificate_expiry_timestamp_seconds": "each by itself; the least above 0"
-    " expires first",
-}
-"""What to do with a metric over exporters that share a ledger; of finished calls: `OF_LEDGER`."""
-
 _KEYS: Final = {str(digit): f"the key {digit}" for digit in range(10)}
 CALLBACK_OUTCOME: Final = "outcome of callbacks"
 MQTT_OUTCOME: Final = "outcome of messages"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from prometheus_client.core import Metric
@@ -23,14 +23,10 @@ from exporter.web.connections import TlsFailure
 from tools.reference.markdown import NOTE, code, table
 from tools.reference.meanings import (
     MEANINGS,
-    OF_LEDGER,
     OPEN_LABELS,
-    OVER_REPLICAS,
     SPECIAL,
     USER_LABEL,
 )
-
-_OF_CALLS: Final = ("esms_calls_total", "esms_call_")
 
 _INTRODUCTION: Final = """# Metrics
 
@@ -48,9 +44,8 @@ What is marked as kept in the ledger goes on after a restart where it was; the o
 ReferenceIds, phone numbers and texts of errors are never labels. `process_*` and `python_*` come
 from Prometheus' client library for Python.
 
-Where several exporters share a ledger, "over replicas" says how to put together what they show: of
-counters and histograms, their `rate` or `increase`. The PromQL for it is in
-[alerts](alerts.md#several-exporters-on-one-ledger).
+Of several exporters that share a ledger, only the one that polls an account exposes its series:
+what is labelled `account` is added up over exporters (`sum by (account)`).
 """
 
 
@@ -71,8 +66,12 @@ def page() -> str:
         metrics.tls_failures.labels(reason.value)
     TargetMetrics(metrics, "crm")
     MqttMetrics(metrics)
-    for reading in (metrics.ledger_errors, metrics.log_lines_dropped):
+    for reading in (
+        *(metrics.ledger_errors, metrics.log_lines_dropped),
+        *(metrics.replicas, metrics.last_heartbeat, metrics.evictions),
+    ):
         reading.read_from(lambda: [((), 0)])
+    metrics.lease.read_from(lambda: [(("main",), 1)])
     sizes = {
         "account": _series(metrics, "account"),
         "labels": _series(metrics, USER_LABEL),
@@ -84,10 +83,7 @@ def page() -> str:
     read_canaries(metrics, {"nightly": canary})
     families = {name_of(metric): metric for metric in own_metrics(metrics)}
     used = {label: set[str]() for label in MEANINGS}
-    over = {name: OF_LEDGER for name in families if name.startswith(_OF_CALLS)} | OVER_REPLICAS
-    sections = [_section(name, metric, used, over) for name, metric in families.items()]
-    if gone := over.keys() - families.keys():
-        raise LookupError(f"there is no {sorted(gone)} any more")
+    sections = [_section(name, metric, used) for name, metric in families.items()]
     for label, meanings in MEANINGS.items():
         if gone := meanings.keys() - used[label]:
             raise LookupError(f"no metric has {label} = {sorted(gone)} any more")
@@ -113,7 +109,7 @@ def name_of(metric: Metric) -> str:
     return f"{metric.name}_total" if metric.type == "counter" else metric.name
 
 
-def _section(name: str, metric: Metric, used: dict[str, set[str]], over: Mapping[str, str]) -> str:
+def _section(name: str, metric: Metric, used: dict[str, set[str]]) -> str:
     labels = [label for label in metric.samples[0].labels if label != "le"]
     facts = [f"type: {metric.type}", f"labels: {_labels(labels)}"]
     for label in labels:
@@ -128,9 +124,6 @@ def _section(name: str, metric: Metric, used: dict[str, set[str]], over: Mapping
     )
     if bounds:
         facts.append(f"buckets: {' '.join(bounds).replace('inf', '+Inf')}")
-    if name not in over:
-        raise LookupError(f"nothing says what {name} is over replicas")
-    facts.append(f"over replicas: {over[name]}")
     listed = "".join(f"- {fact}\n" for fact in facts)
     return f"\n## {name}\n\n{metric.documentation}\n\n{listed}"
 

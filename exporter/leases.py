@@ -1,0 +1,359 @@
+"""Which accounts this exporter polls, where several share the ledger: those it holds leases on."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from functools import partial
+from typing import Final, NamedTuple, ParamSpec, TypeVar
+
+import structlog
+
+from exporter.account import Account
+from exporter.backoff import ExponentialBackoff
+from exporter.errors import LedgerError, SourceError
+from exporter.esms.codes import Outcome
+from exporter.ledger.leases import Leases, LeaseStore
+from exporter.ledger.ledger import Ledger
+from exporter.threads import SerialThread
+from exporter.tracker import CallTracker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_RENEWALS: Final = 3
+"""How often a lease is renewed within the time after which it expires."""
+
+_TRUSTED: Final = 0.9
+"""The share of that time for which a lease is used, also where a timer is late: this exporter has
+to stop before another one takes it."""
+
+_LOOK_EVERY: Final = 1.0
+"""Seconds after which the ledger is asked what other exporters did."""
+
+_RECOUNT_EVERY: Final = 60.0
+"""Seconds after which the open calls of all accounts are counted."""
+
+_UNREACHABLE: Final = frozenset({Outcome.CONNECTION, Outcome.TIMEOUT, Outcome.TLS})
+"""Why an account may be paused here, and not for another exporter."""
+
+# Seconds for which an account that could not be reached is left to other exporters.
+_AVOID: Final = ExponentialBackoff(60.0, 900.0)
+
+_log = structlog.get_logger(__name__)
+
+
+class Plan(NamedTuple):
+    """Leases to take, and leases to give up."""
+
+    take: list[str]
+    give_up: list[str]
+
+
+def plan(
+    me: str,
+    configured: Collection[str],
+    avoided: Collection[str],
+    held: Collection[str],
+    known: Leases,
+    patience: float,
+    *,
+    take_expired: bool,
+) -> Plan:
+    """Decide about leases, so that each account is polled and exporters hold as many each. Pure.
+
+    All exporters that see the same decide the same: a free lease is for the exporter with the
+    fewest among those that want it, and one gives a lease up to another that holds at least two
+    fewer.
+
+    Args:
+        me: the id of this exporter.
+        configured: the accounts that it can poll.
+        avoided: those of them that it leaves to others, where others want them.
+        held: the accounts that it polls.
+        known: what the ledger says.
+        patience: seconds after which a free lease that nobody takes is for anybody.
+        take_expired: whether leases may be taken from exporters that are silent.
+    """
+    wanted = {id_: peer.accounts for id_, peer in known.exporters.items()}
+    wanted[me] = frozenset(configured) - frozenset(avoided)
+    count = Counter(
+        lease.holder
+        for name, lease in known.leases.items()
+        if lease.holder and not lease.expired and (lease.holder != me or name in held)
+    )
+    take: list[str] = []
+    give_up = [
+        name
+        for name, lease in known.leases.items()
+        if lease.holder == me and name not in configured
+    ]
+
+    def fewest(account: str, exporters: Collection[str]) -> str | None:
+        able = [id_ for id_ in exporters if account in wanted[id_]]
+        return min(able, key=lambda id_: (count[id_], id_), default=None)
+
+    for name in sorted(set(configured).difference(held)):
+        if (lease := known.leases.get(name)) is None:
+            continue
+        mine = lease.holder == me
+        if lease.holder is not None and not mine and not (lease.expired and take_expired):
+            continue
+        best = fewest(name, wanted) or me
+        if best == me or (not mine and lease.overdue > patience):
+            take.append(name)
+            count[me] += 1
+        else:
+            count[best] += 1
+            if mine:
+                give_up.append(name)
+    others = wanted.keys() - {me}
+    for name in sorted(set(held).intersection(configured)):
+        best_other = fewest(name, others)
+        if best_other and (name in avoided or count[me] - count[best_other] >= 2):
+            give_up.append(name)
+            count[me] -= 1
+            count[best_other] += 1
+    return Plan(take, give_up)
+
+
+class LeaseHolder:
+    """Takes leases on accounts, renews them, and gives them up.
+
+    Args:
+        ledger: open, and shared.
+        calls: where calls that are claimed go, and what others have counted.
+        accounts: the accounts that are polled here: live mapping, shared by reference.
+        taken: begins to poll accounts whose leases were taken.
+        lost: ends that, at once.
+        spawn: runs a coroutine in the background.
+
+    Attributes:
+        held_until: when the leases expire here, as a time of the loop.
+        evictions: how often leases could not be renewed in time.
+        last_heartbeat: when they were renewed last (Unix time); 0 before.
+        alive: how many exporters share the ledger, as this one last saw.
+        standby: accounts that another exporter polls, with its name; empty while none does.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        calls: CallTracker,
+        accounts: Mapping[str, Account],
+        taken: Callable[[Collection[str]], Awaitable[None]],
+        lost: Callable[[Collection[str]], None],
+        spawn: Callable[[Coroutine[None, None, None]], object],
+    ) -> None:
+        self._id = ledger.store.exporter or ""
+        self._name = f"{socket.gethostname()}:{os.getpid()}"[:255]
+        self._leases = LeaseStore(ledger.database, self._id)
+        # Beside the ledger's: to renew leases is not to wait for anything.
+        self._thread = SerialThread("leases")
+        self._ledger, self._calls, self._accounts = ledger, calls, accounts
+        self._taken, self._lost, self._spawn = taken, lost, spawn
+        self._loop = asyncio.get_running_loop()
+        self._configured: frozenset[str] = frozenset()
+        self._added: frozenset[str] = frozenset()  # accounts that have leases
+        self._heartbeat = math.inf
+        self._held: dict[str, int] = {}  # epochs, by account
+        self._expiry: asyncio.TimerHandle | None = None
+        self._renew_at = self._renewed_at = -math.inf
+        self._patient_until = -math.inf  # leases are not taken from silent exporters before
+        self._avoided: dict[str, float] = {}  # until when, by account
+        self._failures = Counter[str]()  # how often an account could not be reached
+        self._recount_at = self._loop.time() + _RECOUNT_EVERY
+        self._errors = 0  # of the ledger, after which calls and totals were read again
+        self.held_until = -math.inf
+        self.evictions, self.last_heartbeat, self.alive = 0, 0.0, 1
+        self.standby: dict[str, str] = {}
+        self._problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the ledger cannot be shared now, if it cannot."""
+        silent = self._loop.time() >= self._renewed_at + _TRUSTED * self._heartbeat
+        if self._problem is None and silent:
+            return "the ledger does not answer: others may poll by now"
+        return self._problem
+
+    def configure(self, accounts: Collection[str], heartbeat: float) -> None:
+        """Change which accounts can be polled here, and after how many seconds leases expire."""
+        self._configured, self._heartbeat = frozenset(accounts), heartbeat
+        self._avoided = {name: at for name, at in self._avoided.items() if name in accounts}
+        self._held = {name: epoch for name, epoch in self._held.items() if name in accounts}
+        self._renew_at = -math.inf
+
+    def epoch(self, account: str) -> int | None:
+        """Return the epoch of the lease on an account; None where another exporter may have it."""
+        return self._held.get(account)
+
+    async def run(self) -> None:
+        """Take, renew and use leases, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._repeat(self.keep))
+            tasks.create_task(self._repeat(self._follow))
+
+    async def leave(self, timeout: float) -> None:
+        """Have the others take all accounts at once: nothing is polled from here on."""
+        self._lose(list(self._held))
+        try:
+            async with asyncio.timeout(timeout):
+                await self._call(self._leases.leave)
+        except (LedgerError, TimeoutError) as error:
+            # They find out by themselves.
+            _log.warning("leases not given up", problem=str(error) or "no answer in time")
+
+    def close(self) -> None:
+        """End the thread, once what it is at is done."""
+        self._thread.close()
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except LedgerError as error:
+                self._note(str(error))
+            await asyncio.sleep(min(_LOOK_EVERY, self._heartbeat / (2 * _RENEWALS)))
+
+    def _note(self, problem: str | None) -> None:
+        if problem and self._problem is None:
+            _log.error("the ledger cannot be shared", problem=problem)
+        elif self._problem and problem is None:
+            _log.info("the ledger is shared again")
+        self._problem = problem
+
+    # Leases.
+
+    async def keep(self) -> None:
+        """Renew leases in time, give up some, and take those that are free.
+
+        Raises:
+            LedgerError: the ledger failed.
+        """
+        if new := self._configured - self._added:
+            await self._call(self._leases.add_accounts, new)
+            self._added |= new
+        self._avoid_unreachable()
+        asked, heartbeat = self._loop.time(), self._heartbeat
+        renewing = asked >= self._renew_at
+        if renewing:
+            wanted = self._configured - self._avoided.keys()
+            await self._call(self._leases.renew, self._name, wanted, list(self._held), heartbeat)
+        known = await self._call(self._leases.read)
+        for name, epoch in list(self._held.items()):
+            if (lease := known.leases.get(name)) is None or lease[:2] != (self._id, epoch):
+                _log.warning("lease lost", account=name)
+                self.evictions += 1
+                self._lose([name])
+        # Where no exporter could renew for a while, each is given the time to go on.
+        now = self._loop.time()
+        if math.inf > now - self._renewed_at > 2 * heartbeat / _RENEWALS:
+            self._patient_until = now + heartbeat
+        if renewing:
+            self._renewed(asked, heartbeat)
+        self.alive = len(known.exporters)
+        self.standby = {
+            name: known.exporters[lease.holder].name if lease.holder in known.exporters else ""
+            for name in self._configured - self._accounts.keys()
+            if (lease := known.leases.get(name)) is not None
+        }
+        take, give_up = plan(
+            self._id,
+            self._configured,
+            self._avoided,
+            self._held,
+            known,
+            heartbeat,
+            take_expired=now >= self._patient_until,
+        )
+        if give_up:
+            self._lose(give_up)
+            await self._call(self._leases.give_up, give_up)
+        if take:
+            await self._take(take)
+        self._note(None)
+
+    def _renewed(self, asked: float, heartbeat: float) -> None:
+        self._renewed_at = asked
+        self._renew_at = asked + heartbeat / _RENEWALS
+        self.last_heartbeat = time.time()
+        self._hold_until(asked + _TRUSTED * heartbeat)
+
+    def _hold_until(self, until: float) -> None:
+        self.held_until = until
+        for account in self._accounts.values():
+            account.poller.hold(until)
+        if self._expiry:
+            self._expiry.cancel()
+        self._expiry = self._loop.call_at(until, self._expire)
+
+    def _expire(self) -> None:
+        if self._held:
+            _log.warning("leases not renewed in time", accounts=len(self._held))
+            self.evictions += 1
+            self._lose(list(self._held))
+
+    async def _take(self, names: Collection[str]) -> None:
+        taken = await self._call(self._leases.take, names, self._heartbeat)
+        if self._loop.time() >= self.held_until:
+            return  # this has hung: they are taken again once leases can be renewed
+        self._held |= taken
+        if taken:
+            # Beside the loop, which has to renew them meanwhile.
+            self._spawn(self._begin(list(taken)))
+
+    async def _begin(self, names: Collection[str]) -> None:
+        try:
+            await self._taken(names)
+        except LedgerError as error:
+            self._note(str(error))
+            self._lose(names)  # and taken again
+
+    def _lose(self, names: Collection[str]) -> None:
+        self._held = {name: at for name, at in self._held.items() if name not in names}
+        self._lost(names)
+
+    def _avoid_unreachable(self) -> None:
+        """Leave accounts whose provider cannot be reached from here to other exporters."""
+        now = self._loop.time()
+        for name, until in list(self._avoided.items()):
+            if now >= until:
+                del self._avoided[name]
+                self._renew_at = -math.inf
+        for name, account in self._accounts.items():
+            if account.poller.paused in _UNREACHABLE:
+                if name not in self._avoided:
+                    self._failures[name] += 1
+                    self._avoided[name] = now + _AVOID.wait(self._failures[name])
+                    self._renew_at = -math.inf
+            elif account.stats.last_success:
+                self._failures.pop(name, None)
+                if self._avoided.pop(name, None):
+                    self._renew_at = -math.inf
+
+    # What other exporters do.
+
+    async def _follow(self) -> None:
+        if (errors := self._ledger.errors) != self._errors:
+            # What was not answered any more may have been done.
+            await self._calls.reload()
+            self._errors = errors
+        # Soon, as whoever polled them before may have done so long ago.
+        while await self._calls.follow(self._leases, within=self._heartbeat / 2):
+            pass
+        if self._loop.time() >= self._recount_at:
+            await self._ledger.call(self._ledger.store.recount)
+            self._recount_at = self._loop.time() + _RECOUNT_EVERY
+
+    async def _call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await self._thread.submit(partial(function, *args, **kwargs))
+        except (LedgerError, SourceError) as error:
+            self._ledger.count_error()
+            raise LedgerError(str(error)) from None

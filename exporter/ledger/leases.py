@@ -1,0 +1,328 @@
+"""Leases on accounts: who polls an account, where several exporters share the ledger.
+
+Blocking, as `exporter.ledger.store` is. All times are the server's: the clocks of the exporters may
+differ. PostgreSQL only: a ledger in a file has one exporter.
+
+Each taking of a lease raises its epoch. The holder claims the open calls of the account whose epoch
+is older; so whatever an exporter still does that has lost the lease, its calls are claimed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, TextClause, text
+
+from exporter.calls import CallState, WatchedCall
+from exporter.ids import ReferenceId
+from exporter.ledger.bulk import packed
+from exporter.ledger.engine import Database
+from exporter.ledger.listing import label_sets_of
+from exporter.ledger.recent import ended_of
+from exporter.ledger.records import CHUNK, Ended, Labels, StoredCall
+
+FORGET: Final = "forget"
+"""A notice: the call is not open any more."""
+
+POLL_NOW: Final = "poll now"
+"""A notice: the call is to be polled now."""
+
+TOTALS: Final = "totals"
+"""A notice: the totals of the account have changed."""
+
+_NOTICES: Final = 10 * CHUNK
+"""Notices that are read at a time: removing a million calls writes as many."""
+
+_CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8"
+_NAMES: Final = "(SELECT json_array_elements_text(CAST(:names AS json)))"
+_ROWS: Final = "(SELECT (value #>> '{}')::bigint FROM json_array_elements(CAST(:rows AS json)))"
+_MINE: Final = "l.holder = :exporter AND a.name IN {names}"
+
+
+def _sql(statement: str) -> TextClause:
+    return text(
+        statement.replace("{mine}", _MINE)
+        .replace("{clock}", _CLOCK)
+        .replace("{names}", _NAMES)
+        .replace("{rows}", _ROWS)
+    )
+
+
+# What is lost of it in a crash of the server is as old as the crash, and means nothing any more.
+_LIGHTLY: Final = text("SET LOCAL synchronous_commit = off")
+
+_ADD_ACCOUNTS: Final = _sql(
+    "INSERT INTO accounts (name) SELECT n FROM {names} AS t (n) ORDER BY n ON CONFLICT DO NOTHING"
+)
+_ADD_LEASES: Final = _sql(
+    "INSERT INTO leases (account_id, epoch, expires_at) SELECT id, 0, {clock} FROM accounts "
+    "WHERE name IN {names} ORDER BY id ON CONFLICT DO NOTHING"
+)
+_RENEW_SELF: Final = _sql(
+    """
+    INSERT INTO exporters (id, name, accounts, expires_at)
+    VALUES (:exporter, :name, :wanted, {clock} + :heartbeat)
+    ON CONFLICT (id) DO UPDATE SET accounts = excluded.accounts, expires_at = excluded.expires_at
+    """
+)
+_FORGET_ENDED: Final = _sql("DELETE FROM exporters WHERE expires_at < {clock} - 86400")
+_EXPORTERS: Final = _sql("SELECT id, name, accounts FROM exporters WHERE expires_at >= {clock}")
+_LEASES: Final = _sql(
+    "SELECT a.name, l.holder, l.epoch, l.holder IS NOT NULL AND l.expires_at < {clock}, "
+    "{clock} - l.expires_at FROM leases l JOIN accounts a ON a.id = l.account_id"
+)
+# Locked in one order, so that no two exporters wait for each other in a circle.
+_CHANGE: Final = """
+    UPDATE leases l SET {values} FROM (
+        SELECT l.account_id, a.name FROM leases l JOIN accounts a ON a.id = l.account_id
+        WHERE {condition} ORDER BY l.account_id FOR NO KEY UPDATE OF l
+    ) AS a WHERE l.account_id = a.account_id RETURNING a.name, l.epoch
+"""
+
+
+def _change(values: str, condition: str) -> TextClause:
+    return _sql(_CHANGE.replace("{values}", values).replace("{condition}", condition))
+
+
+_RENEW: Final = _change("expires_at = {clock} + :heartbeat", "{mine}")
+_TAKE: Final = _change(
+    "holder = :exporter, epoch = l.epoch + 1, expires_at = {clock} + :heartbeat",
+    "a.name IN {names} AND (l.holder IS NULL OR l.holder = :exporter OR l.expires_at < {clock})",
+)
+# Of what has happened before a lease is taken, whoever takes it learns from the ledger.
+_FORGET_NOTICES: Final = _sql(
+    "DELETE FROM notices WHERE account_id IN (SELECT id FROM accounts WHERE name IN {names})"
+)
+_GIVE_UP: Final = _change("holder = NULL, expires_at = {clock}", "{mine}")
+_LEAVE: Final = _sql("DELETE FROM exporters WHERE id = :exporter")
+_GIVE_UP_ALL: Final = _change("holder = NULL, expires_at = {clock}", "l.holder = :exporter")
+
+# However little the server knows of the table yet, it is not to read all of it.
+_BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
+# Chosen once, however the rest is done: each time, others would be chosen.
+_CLAIM: Final = _sql(
+    """
+    WITH chosen AS MATERIALIZED (
+        SELECT c.id, l.epoch, a.name FROM leases l JOIN accounts a ON a.id = l.account_id
+        CROSS JOIN LATERAL (
+            SELECT id FROM calls
+            WHERE account_id = l.account_id AND result IS NULL AND epoch < l.epoch
+            AND canary_run_id IS NULL
+            LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+        ) AS c
+        WHERE {mine} LIMIT :limit
+    )
+    UPDATE calls c SET epoch = chosen.epoch FROM chosen WHERE c.id = chosen.id
+    RETURNING
+        chosen.name,
+        coalesce((
+            SELECT into_id FROM folded_labels f
+            WHERE f.label_set_id = c.label_set_id AND f.account_id = c.account_id
+        ), c.label_set_id),
+        c.id, c.reference_id, c.first_watched, c.state, c.state_since
+    """
+)
+_READ: Final = _sql("DELETE FROM notices WHERE id IN {rows}")
+_NOTICES_OF_MINE: Final = _sql(
+    "SELECT n.id, a.name, n.call_id, n.notice FROM notices n "
+    "JOIN leases l USING (account_id) JOIN accounts a ON a.id = n.account_id "
+    "WHERE {mine} ORDER BY n.id LIMIT :limit"
+)
+_NOTIFY: Final = _sql(
+    "INSERT INTO notices (account_id, call_id, notice) SELECT account_id, c.id, :notice "
+    "FROM calls c JOIN leases l USING (account_id) "
+    "WHERE c.id IN {rows} AND l.holder <> :exporter"
+)
+_NOTIFY_OF_TOTALS: Final = _sql(
+    "INSERT INTO notices (account_id, notice) SELECT a.id, :notice "
+    "FROM accounts a JOIN leases l ON l.account_id = a.id "
+    "WHERE a.name IN {names} AND l.holder <> :exporter"
+)
+
+
+class Lease(NamedTuple):
+    """The right to poll an account.
+
+    Attributes:
+        holder: the id of the exporter that has it; None once it was given up.
+        epoch: how often it was taken.
+        expired: the holder has not renewed it in time.
+        overdue: seconds since it could be taken; negative for one that is held.
+    """
+
+    holder: str | None
+    epoch: int
+    expired: bool
+    overdue: float
+
+
+class Peer(NamedTuple):
+    """An exporter that is alive: its name, and the accounts that it wants to poll."""
+
+    name: str
+    accounts: frozenset[str]
+
+
+class Leases(NamedTuple):
+    """All leases by account, and the exporters that are alive by id."""
+
+    leases: dict[str, Lease]
+    exporters: dict[str, Peer]
+
+
+class Notice(NamedTuple):
+    """What another exporter did; `call` is None for `TOTALS`."""
+
+    id: int
+    account: str
+    call: int | None
+    notice: str
+
+
+class Look(NamedTuple):
+    """What is new for the holder of leases.
+
+    Attributes:
+        claimed: open calls that it is to poll from now on.
+        label_sets: of those, by row.
+        notices: what other exporters did; read again until they are acknowledged.
+        finished: the calls of those notices that have finished, by row.
+    """
+
+    claimed: list[StoredCall]
+    label_sets: dict[int, Labels]
+    notices: list[Notice]
+    finished: dict[int, Ended]
+
+
+class LeaseStore:
+    """The statements, for one exporter. Each method is one short transaction.
+
+    Args:
+        database: PostgreSQL, open.
+        exporter: the id of this process.
+    """
+
+    def __init__(self, database: Database, exporter: str) -> None:
+        self._database = database
+        self._exporter = exporter
+
+    def add_accounts(self, names: Collection[str]) -> None:
+        """Have a lease for each account, free where it is new."""
+        with self._database.begin() as connection:
+            for statement in (_ADD_ACCOUNTS, _ADD_LEASES):
+                connection.execute(statement, {"names": packed(names)})
+
+    def renew(self, name: str, wanted: Collection[str], held: Collection[str], time: float) -> None:
+        """Tell the others that this exporter is alive, and renew its leases.
+
+        Args:
+            name: of this exporter, for people.
+            wanted: accounts that it wants to poll.
+            held: accounts whose leases are renewed, where it has them still.
+            time: seconds until they expire.
+        """
+        which = {"exporter": self._exporter, "heartbeat": time}
+        with self._database.begin() as connection:
+            connection.execute(_LIGHTLY)
+            wanted_ = json.dumps(sorted(wanted))
+            connection.execute(_RENEW_SELF, {**which, "name": name, "wanted": wanted_})
+            connection.execute(_RENEW, {**which, "names": packed(held)})
+            connection.execute(_FORGET_ENDED)
+
+    def read(self) -> Leases:
+        """Return all leases, and the exporters that are alive."""
+        with self._database.begin() as connection:
+            return Leases(
+                {name: Lease(*lease) for name, *lease in connection.execute(_LEASES)},
+                {
+                    id_: Peer(name, frozenset(json.loads(accounts)))
+                    for id_, name, accounts in connection.execute(_EXPORTERS)
+                },
+            )
+
+    def take(self, names: Collection[str], time: float) -> dict[str, int]:
+        """Take leases that are free or expired, for some seconds.
+
+        Returns:
+            The epochs of those that were.
+        """
+        which = {"exporter": self._exporter, "names": packed(names), "heartbeat": time}
+        with self._database.begin() as connection:
+            taken = {row.name: int(row.epoch) for row in connection.execute(_TAKE, which)}
+            connection.execute(_FORGET_NOTICES, {"names": packed(taken)})
+            return taken
+
+    def give_up(self, names: Collection[str]) -> None:
+        """Let others take leases."""
+        with self._database.begin() as connection:
+            connection.execute(_GIVE_UP, {"exporter": self._exporter, "names": packed(names)})
+
+    def leave(self) -> None:
+        """Let others take all leases: this exporter ends."""
+        with self._database.begin() as connection:
+            for statement in (_LEAVE, _GIVE_UP_ALL):
+                connection.execute(statement, {"exporter": self._exporter})
+
+    def look(self, names: Collection[str], acknowledged: Sequence[int]) -> Look:
+        """Claim up to `CHUNK` open calls of accounts, and read what other exporters did.
+
+        Args:
+            names: accounts; those whose lease another exporter holds are left out.
+            acknowledged: ids of notices that were followed; they are deleted.
+        """
+        which = {"exporter": self._exporter, "names": packed(names)}
+        with self._database.begin() as connection:
+            connection.execute(_BY_INDEX)
+            claimed = [
+                StoredCall(
+                    account,
+                    labels,
+                    WatchedCall(row, ReferenceId(name), watched, CallState(state), since),
+                )
+                for account, labels, row, name, watched, state, since in connection.execute(
+                    _CLAIM, {**which, "limit": CHUNK}
+                )
+            ]
+            if acknowledged:
+                connection.execute(_READ, {"rows": packed(acknowledged)})
+            found = connection.execute(_NOTICES_OF_MINE, {**which, "limit": _NOTICES})
+            notices = [Notice(*row) for row in found]
+            closed = {one.call for one in notices if one.call and one.notice == FORGET}
+            return Look(
+                claimed,
+                label_sets_of(connection, {call.labels for call in claimed}),
+                notices,
+                ended_of(connection, closed) if closed else {},
+            )
+
+
+def notify_holders(
+    connection: Connection, exporter: str | None, rows: Collection[int], notice: str
+) -> None:
+    """Tell the holders of the accounts of calls, but for this exporter, something about the calls.
+
+    Args:
+        connection: in a transaction.
+        exporter: the id of this process; None where the ledger is not shared.
+        rows: of the calls.
+        notice: `FORGET` or `POLL_NOW`.
+    """
+    if exporter is not None and rows:
+        which = {"exporter": exporter, "rows": packed(rows), "notice": notice}
+        connection.execute(_NOTIFY, which)
+
+
+def notify_of_totals(
+    connection: Connection, exporter: str | None, accounts: Collection[str]
+) -> None:
+    """Tell the holders of accounts, but for this exporter, that their totals have changed.
+
+    Called after `keep_labels` or what else locks the labels of the accounts: who takes a lease
+    waits for that before it reads the totals, so it either sees the change or is told of it.
+    """
+    if exporter is not None and accounts:
+        which = {"exporter": exporter, "names": packed(accounts), "notice": TOTALS}
+        connection.execute(_NOTIFY_OF_TOTALS, which)

@@ -1,1 +1,0 @@
-"""Exporters that share a ledger, seen from one of them."""

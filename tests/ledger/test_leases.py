@@ -1,0 +1,230 @@
+"""Leases: who may poll an account, which calls it claims, and what it learns of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Connection, create_engine, text
+
+from exporter.errors import LedgerError
+from exporter.ledger.engine import Database, open_database
+from exporter.ledger.label_limits import LabelLimits
+from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, Look, Peer
+from exporter.ledger.records import CHUNK
+from exporter.ledger.store import Store
+from exporter.ledger.totals import Total
+from tests.ledger.old_ledgers import ledger_at
+from tests.ledger.racing import together
+from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
+
+ACCOUNTS = ("main", "b")
+
+
+class Exporter:
+    """One of those that share a ledger."""
+
+    def __init__(self, database: Database) -> None:
+        self.store = Store(database)
+        self.id = self.store.exporter or ""
+        self.leases = LeaseStore(database, self.id)
+        self.leases.add_accounts(ACCOUNTS)
+        self.heard: list[int] = []
+
+    def take(self, *names: str, time: float = 60.0) -> dict[str, int]:
+        taken = self.leases.take(names or ACCOUNTS, time)
+        self.store.epochs.update(taken)
+        return taken
+
+    def look(self) -> Look:
+        look = self.leases.look(ACCOUNTS, self.heard)
+        self.heard = [notice.id for notice in look.notices]
+        return look
+
+    def notices(self) -> list[tuple[str, int | None, str]]:
+        return [notice[1:] for notice in self.look().notices]
+
+    def claimed(self) -> list[str]:
+        return ids(self.look().claimed)
+
+
+@pytest.fixture
+def pair(shared: Callable[[], Database]) -> tuple[Exporter, Exporter]:
+    return Exporter(shared()), Exporter(shared())
+
+
+def test_a_lease_is_held_by_one_until_it_expires_or_is_given_up(
+    pair: tuple[Exporter, Exporter],
+) -> None:
+    a, b = pair
+    a.leases.renew("a:1", ACCOUNTS, (), 60)
+    assert a.take("main") == {"main": 1}
+    assert b.take() == {"b": 1}
+    known = b.leases.read()
+    assert {name: lease[:3] for name, lease in known.leases.items()} == {
+        "main": (a.id, 1, False),
+        "b": (b.id, 1, False),
+    }
+    assert known.exporters == {a.id: Peer("a:1", frozenset(ACCOUNTS))}
+    a.leases.give_up(["main", "b"])
+    assert b.take("main") == {"main": 2}
+    assert a.take() == {}
+    # Its own it may take again, in a new epoch; and an expired one is for anybody.
+    assert b.take("main", time=-1) == {"main": 3}
+    assert a.leases.read().leases["main"].expired
+    assert a.take() == {"main": 4}
+    b.leases.renew("b:1", (), ACCOUNTS, 60)
+    assert a.leases.read().leases["main"].holder == a.id
+    a.leases.leave()
+    known = b.leases.read()
+    assert known.leases["main"][:2] == (None, 4)
+    assert known.exporters == {b.id: Peer("b:1", frozenset())}
+
+
+def test_one_of_many_takes_a_lease(shared: Callable[[], Database]) -> None:
+    exporters = [Exporter(shared()) for _ in range(4)]
+    for epoch in range(1, 6):
+        taken = together(*(exporter.take for exporter in exporters))
+        assert sorted(name for names in taken for name in names) == ["b", "main"]
+        assert {number for names in taken for number in names.values()} == {epoch}
+        for exporter in exporters:
+            exporter.leases.leave()
+
+
+def test_open_calls_are_claimed_once_in_each_epoch(pair: tuple[Exporter, Exporter]) -> None:
+    a, b = pair
+    push(b.store, new("before"), new("other", account="b"))
+    assert a.claimed() == []
+    a.take("main")
+    assert (a.claimed(), a.claimed()) == (["before"], [])
+    # What the holder adds it polls without a claim, unlike what others add.
+    assert ids(push(a.store, new("mine"))) == ["mine"]
+    push(b.store, new("theirs"))
+    assert (a.claimed(), a.claimed()) == (["theirs"], [])
+    (before,) = (one for one in a.store.unfinished("main") if ids([one]) == ["before"])
+    finish(a.store, before)
+    assert ids(a.store.unfinished("main")) == ["mine", "theirs"]
+    # Another one takes the lease: all are claimed, whatever the first still does.
+    a.leases.give_up(["main"])
+    b.take("main")
+    push(a.store, new("late"))
+    assert sorted(b.claimed()) == ["late", "mine", "theirs"]
+    assert (a.claimed(), b.claimed()) == ([], [])
+
+
+def test_many_calls_are_claimed_in_batches(pair: tuple[Exporter, Exporter]) -> None:
+    a, b = pair
+    for account in ACCOUNTS:
+        for start in range(0, 3 * CHUNK // 2, CHUNK // 2):
+            wanted = [new(f"c{start + n}", account=account) for n in range(CHUNK // 2)]
+            push(b.store, *wanted)
+    a.take()
+    assert [len(a.claimed()) for _ in range(4)] == [CHUNK, CHUNK, CHUNK, 0]
+
+
+def test_the_holder_is_told_what_others_do_until_it_says_so(
+    pair: tuple[Exporter, Exporter],
+) -> None:
+    a, b = pair
+    a.take("main")
+    calls = {name: push(a.store, new(name))[0] for name in ("deleted", "hinted", "done", "priced")}
+    a.store.watch("file", [new("named")], NOW)
+    row = {name: call.call.id for name, call in calls.items()}
+    (named,) = (call for call in a.store.unfinished("main") if call.call.reference_id == "named")
+    a.notices()
+    b.store.delete(row["deleted"], NOW)
+    b.store.notify(row["hinted"], POLL_NOW)
+    b.store.keep_only("file", set())
+    told = [
+        ("main", row["deleted"], FORGET),
+        ("main", row["hinted"], POLL_NOW),
+        ("main", named.call.id, FORGET),
+    ]
+    assert a.leases.look(ACCOUNTS, []).notices[0][1:] == told[0]  # again, as nothing was said
+    assert a.notices() == told
+    assert a.notices() == []
+    b.store.commit([observed(calls["done"], BUSY)])
+    look = a.look()
+    assert [notice[1:] for notice in look.notices] == [
+        ("main", None, TOTALS),
+        ("main", row["done"], FORGET),
+    ]
+    assert {r: ended.reference_id for r, ended in look.finished.items()} == {row["done"]: "done"}
+    b.store.set_price(row["done"], 350.0)
+    b.store.limits = LabelLimits(("campaign",), 1, 9)
+    push(b.store, new("labelled", {"campaign": "otp"}))
+    assert a.notices() == [("main", None, TOTALS)] * 2
+    assert a.notices() == []
+    # Of what it does itself it is not told, nor anybody of an account that nobody polls.
+    a.store.delete(row["hinted"], NOW)
+    finish(a.store, calls["priced"])
+    a.leases.leave()
+    b.store.delete(row["priced"], NOW)
+    push(b.store, new("more", {"campaign": "reminder"}))
+    assert rows(a.store, "SELECT * FROM notices") == []
+
+
+def test_whoever_takes_a_lease_sees_or_is_told_of_every_total(
+    shared: Callable[[], Database],
+) -> None:
+    """The one that held it commits at any moment, before and after it is taken."""
+    a, b = Exporter(shared()), Exporter(shared())
+    shown = 0.0
+    for number in range(20):
+        holder, other = (a, b) if number % 2 else (b, a)
+        calls = push(other.store, *(new(f"c{number}-{n}") for n in range(5)))
+        other.leases.leave()
+
+        def commit(other: Exporter = other, calls: list[object] = calls) -> float:  # type: ignore[assignment]
+            for call in calls:
+                finish(other.store, call)  # type: ignore[arg-type]
+            return 0.0
+
+        def take(holder: Exporter = holder) -> float:
+            holder.take("main")
+            totals = holder.store.snapshot(["main"]).totals
+            return sum(value for cell, value in totals.items() if cell.total is Total.CALLS)
+
+        _, shown = together(commit, take)
+        complete = shown == 5 * (number + 1)
+        assert complete or ("main", None, TOTALS) in holder.notices()
+
+
+# As exporters that claimed calls left it.
+_OLD = """
+    INSERT INTO accounts (name, next_slot) VALUES ('main', 7);
+    INSERT INTO label_sets (labels) VALUES ('{}');
+    INSERT INTO replicas (name, peers, held, heartbeat, beat_at, ended_at) VALUES
+        ('old 1', '', 1, 10, extract(epoch FROM clock_timestamp()), NULL),
+        ('ended', '', 0, 10, 1, 2), ('dead', '', 0, 10, 1, NULL);
+    INSERT INTO calls (account_id, normalized_id, reference_id, label_set_id, first_watched,
+        state, state_since, replica_id, result, status, finished_at) VALUES
+        (1, 'open', 'open', 1, 5, 'queued', 5, 1, NULL, NULL, NULL),
+        (1, 'done', 'done', 1, 5, 'queued', 5, 1, 'success', 'busy', 6);
+    INSERT INTO totals (account_id, label_set_id, total, cell, value, changed_in) VALUES
+        (1, 1, 'calls', 'success/busy', 41, 9);
+    INSERT INTO replica_messages (replica_id, call_id, message) VALUES (1, 1, 'hasten');
+"""
+
+
+def test_versions_before_leases_are_refused_and_not_cut_off(empty_url: str) -> None:
+    def fill(connection: Connection) -> None:
+        connection.execute(text(_OLD))
+
+    ledger_at("0012", empty_url, fill)
+    with pytest.raises(LedgerError, match=r"version before \(old 1\).*stop them first"):
+        open_database(empty_url)
+    engine = create_engine(empty_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE replicas SET ended_at = 3 WHERE id = 1"))
+    engine.dispose()
+    exporter = Exporter(open_database(empty_url))
+    exporter.take()
+    look = exporter.look()
+    assert ids(look.claimed) == ["open"]
+    finish(exporter.store, *look.claimed)
+    (counted,) = (v for c, v in exporter.store.snapshot().totals.items() if c.total is Total.CALLS)
+    assert counted == 42
+    # What an older exporter reads before it refuses.
+    assert rows(exporter.store, "SELECT oldest_user FROM compatibility") == [("0013",)]
+    exporter.store.close()
