@@ -6,7 +6,7 @@ import asyncio
 import gc
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, TypeVar
@@ -262,6 +262,11 @@ class App:
         left = max(0.1, min(_GOODBYE, deadline - time.monotonic()))
         others = self._leases is not None and self._leases.alive > 1
         await self._home_assistant.stop(left, others=others)
+
+    @property
+    def standby(self) -> Mapping[str, str]:
+        """The accounts that another exporter polls, with its name; empty while none does."""
+        return self._leases.standby if self._leases else {}
 
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""

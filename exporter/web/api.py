@@ -182,7 +182,8 @@ class Api:
     async def _status(self, client: _Client, _request: web.Request) -> web.Response:
         app = self._app
         problems = app.not_ready()
-        accounts = (app.accounts[name].status for name in client.scope.accounts)
+        names = client.scope.accounts
+        accounts = (app.accounts[name].status for name in names if name in app.accounts)
         return _json(
             schemas.ExporterStatus(
                 version=exporter.__version__,
@@ -190,6 +191,7 @@ class Api:
                 problems=problems,
                 watched=app.calls.count,
                 accounts=[schemas.AccountStatus.model_validate(status) for status in accounts],
+                standby={name: held for name, held in app.standby.items() if name in names},
             )
         )
 

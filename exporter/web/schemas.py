@@ -261,6 +261,10 @@ class ExporterStatus(_Answer):
     """Calls of all accounts, also of those that the token does not see."""
 
     accounts: list[AccountStatus]
+    """Those that this exporter polls."""
+
+    standby: dict[str, str] = {}
+    """Accounts that another exporter polls, with its name; empty while none does."""
 
 
 class ItemProblem(BaseModel):

@@ -44,6 +44,10 @@ class App(Protocol):
     config_status: ConfigStatus
     supervisor: Supervisor
 
+    @property
+    def standby(self) -> Mapping[str, str]:
+        """The accounts that another exporter polls, with its name; empty while none does."""
+
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""
 
@@ -105,6 +109,7 @@ class StatusView:
     loaded_at: float
     problems: Sequence[str]
     viewer: Viewer
+    standby: Sequence[tuple[str, str]] = ()
 
     @property
     def attention(self) -> Sequence[tuple[str, Mapping[str, str]]]:
@@ -163,4 +168,5 @@ def gather(app: App, viewer: Viewer, now: float) -> StatusView:
         config.loaded_at,
         lines("\n".join(config.problems.values())),
         viewer,
+        sorted(app.standby.items()),
     )
