@@ -75,14 +75,14 @@ class Wish:
             watch=WatchConfig(
                 labels=self.labels,
                 max_label_values=self.max_values,
-                max_calls=self.max_calls,
                 calls=tuple(
                     CallConfig(reference_id(call.name), call.account, dict(call.labels))
                     for call in self.allowed
                 ),
                 files=(f"{folder}/*.csv",),
                 callback=CallbackConfig(trust=self.trust, unknown=self.unknown),
-            ),
+                # Not validated: more calls may be configured than there is room for beside others.
+            ).model_copy(update={"max_calls": self.max_calls}),
             ledger=LedgerConfig(url=f"sqlite:///{folder}/ledger.db", keep_finished=KEEP_FINISHED),
         )
 
