@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ids import ReferenceId
 from exporter.ledger.engine import open_database
-from exporter.ledger.records import CHUNK, NewCall, Observation, StoredCall
 from exporter.ledger.store import Store
+from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
 
 ACCOUNT: Final = "main"
 FINISHED: Final = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
@@ -37,10 +37,10 @@ class Cost(NamedTuple):
 
 def fill(store: Store, first: int, count: int) -> None:
     """Take calls in, with numbers for their ids."""
-    for start in range(first, first + count, CHUNK):
+    for start in range(first, first + count, BATCH_SIZE):
         calls = [
             NewCall(ACCOUNT, ReferenceId(f"{number:036d}"), {"campaign": f"c{number % 10}"})
-            for number in range(start, start + CHUNK)
+            for number in range(start, start + BATCH_SIZE)
         ]
         store.watch(None, calls, time.time())
 

@@ -24,8 +24,8 @@ from exporter.ids import ReferenceId
 from exporter.ledger.engine import open_database
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Route
-from exporter.ledger.records import CHUNK, NewCall, Observation
 from exporter.ledger.store import Store
+from exporter.ledger.types import BATCH_SIZE, NewCall, Observation
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import TargetMetrics, TargetWorker
 from exporter.notify.target import TargetSettings
@@ -40,10 +40,10 @@ ENDED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
 def finished(store: Store, count: int, first: int) -> float:
     """Have calls end; returns the CPU seconds that it took to write that."""
     used = 0.0
-    for start in range(first, first + count, CHUNK):
+    for start in range(first, first + count, BATCH_SIZE):
         new = [
             NewCall("main", ReferenceId(f"call-{start + n}"), {"campaign": f"c{n % 10}"})
-            for n in range(CHUNK)
+            for n in range(BATCH_SIZE)
         ]
         added = store.watch(None, new, 1.0).added
         group = [Observation("main", one.call, ENDED, 5.0) for one in added]

@@ -21,9 +21,10 @@ from exporter.config import Config
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.home_assistant.integration import HomeAssistant
 from exporter.leases import LeaseHolder
+from exporter.ledger.calls import prune_finished
 from exporter.ledger.clock import Clocks
 from exporter.ledger.label_limits import LabelLimits
-from exporter.ledger.records import CHUNK
+from exporter.ledger.types import BATCH_SIZE
 from exporter.logs import STANDARD_ERROR
 from exporter.metrics.accounts import read_accounts, read_status
 from exporter.metrics.calls import read_calls
@@ -427,7 +428,7 @@ class App:
             memory = self.config.memory if self.config else math.inf
             before = self.ledger.clock.now() - memory
             try:
-                while await self.ledger.call(self.ledger.store.prune, before) == CHUNK:
+                while await self.ledger.execute(prune_finished, before) == BATCH_SIZE:
                     pass
                 await self.ledger.call(self.ledger.store.prune_labels)
                 await self._notify.prune()

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 from exporter.calls import ENDINGS, Key
-from exporter.ledger.records import Labels, SeriesChanges, Snapshot
-from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, Cell, Total
+from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, TotalKey, TotalKind
+from exporter.ledger.types import Labels, SeriesChanges, Snapshot
 from exporter.polling.stats import Distribution
 
 
@@ -122,21 +122,21 @@ class CallTotals:
             if not any(row in sets for sets in self._sets.values()):
                 self._labels.pop(row, None)
 
-    def add(self, cells: Iterable[tuple[Cell, float]]) -> None:
+    def add(self, cells: Iterable[tuple[TotalKey, float]]) -> None:
         """Add what finished calls added to the ledger's totals."""
         for (account, row, total, cell), amount in cells:
             if (sets := self._sets.get(account)) is None:
                 continue
-            if total is Total.DELAY:
+            if total is TotalKind.DELAY:
                 _add(self.delays[account], cell, amount)
                 continue
             if (totals := sets.get(row)) is None:
                 totals = sets[row] = LabelSetTotals()
-            if total is Total.CALLS:
+            if total is TotalKind.CALLS:
                 totals.calls[cell] = totals.calls.get(cell, 0.0) + amount
-            elif total is Total.DURATION:
+            elif total is TotalKind.DURATION:
                 _add(totals.durations, cell, amount)
-            elif total is Total.KEYPRESSES:
+            elif total is TotalKind.KEYPRESSES:
                 totals.keypresses[cell] = totals.keypresses.get(cell, 0.0) + amount
             else:
                 totals.price += amount

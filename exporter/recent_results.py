@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeVar
 
 from exporter.calls import Result, Status
-from exporter.ledger.records import Ended
+from exporter.ledger.types import FinishedCall
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -53,7 +53,7 @@ class Recent:
     today: Counter[tuple[Result, Status]] = field(default_factory=Counter)
     since: float = 0.0
     minutes: tuple[Minute, ...] = ()
-    failures: tuple[Ended, ...] = ()
+    failures: tuple[FinishedCall, ...] = ()
 
     def of_result(self, result: Result) -> int:
         """Return how many of today's calls ended like that."""
@@ -85,9 +85,9 @@ class History:
         self._days: dict[float, Counter[tuple[Result, Status]]] = {}
         self._day = (0.0, 0.0)  # of the last call: its midnight, and a time before its end
         self._minutes: dict[int, list[int]] = {}
-        self._failures: deque[Ended] = deque(maxlen=NEWEST)
+        self._failures: deque[FinishedCall] = deque(maxlen=NEWEST)
 
-    def add(self, call: Ended) -> None:
+    def add(self, call: FinishedCall) -> None:
         """Count a call that has finished."""
         at = call.finished_at
         if call.result is not Result.SUCCESS:
@@ -133,7 +133,7 @@ class Histories:
         """Return from when on calls of the past are of interest (Unix time)."""
         return min(self._midnight(now), now - MINUTES * 60)
 
-    def recall(self, accounts: Iterable[str], calls: Iterable[Ended], since: float) -> None:
+    def recall(self, accounts: Iterable[str], calls: Iterable[FinishedCall], since: float) -> None:
         """Begin the histories of accounts with all their calls since a Unix time, oldest first."""
         for account in accounts:
             self._of[account] = History(self._midnight, since)
@@ -144,7 +144,7 @@ class Histories:
         """Forget the history of an account."""
         self._of.pop(account, None)
 
-    def add(self, call: Ended) -> None:
+    def add(self, call: FinishedCall) -> None:
         """Count a call that has finished, of an account whose history has begun."""
         if (history := self._of.get(call.account)) is not None:
             history.add(call)

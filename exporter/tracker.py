@@ -1,4 +1,4 @@
-"""The calls that are watched: how they come, how they are let go, and what is shown of them."""
+"""The calls that are watched: how they are added and removed, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from exporter.call_totals import CallTotals
 from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, WatchedCall, verdict
 from exporter.esms.answers import Answer
 from exporter.ids import ReferenceId
+from exporter.ledger.calls import find_call, label_sets_of, list_sources, move_cursor, read_cursor
 from exporter.ledger.clock import Clocks
-from exporter.ledger.leases import POLL_NOW, TOTALS, LeaseStore
+from exporter.ledger.leases import LeaseStore
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.records import (
-    CHUNK,
+from exporter.ledger.notices import POLL_NOW, TOTALS
+from exporter.ledger.types import (
+    BATCH_SIZE,
     CallRecord,
     Committed,
     Count,
-    Ended,
+    FinishedCall,
+    InsertResult,
+    InsertSummary,
     Labels,
     NewCall,
     Observation,
-    Pushed,
+    PushResult,
     StoredCall,
-    Taken,
-    Tally,
 )
 from exporter.polling.durations import WINDOW
 from exporter.recent_results import Histories
@@ -78,7 +80,9 @@ class CallTracker:
         self.totals = CallTotals()
         self.histories = Histories()
         # Until their account is there to learn from them.
-        self._past: defaultdict[str, deque[Ended]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self._past: defaultdict[str, deque[FinishedCall]] = defaultdict(
+            lambda: deque(maxlen=WINDOW)
+        )
         self.max_calls: float = math.inf
         self._unfrozen = 0
         self._followed: list[int] = []  # notices of other exporters
@@ -136,7 +140,7 @@ class CallTracker:
 
     # For sources: `exporter.sources.source.CallSink` and `CallbackSink`.
 
-    async def add(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+    async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
         """Add calls and poll the new ones; see `Store.watch`.
 
         Where this is cancelled, what the ledger is adding at that moment is polled nevertheless.
@@ -146,14 +150,14 @@ class CallTracker:
         """
         added, rows, refused = 0, set[int](), Counter[str]()
         chunks = self.ledger.watch(source, calls, self.max_calls)
-        # The ledger's thread cannot be stopped: what it commits would be polled by nobody.
+        # The ledger's thread cannot be stopped: what it commits would not be polled.
         while (taken := await asyncio.shield(self._take_next(chunks))) is not None:
             rows |= taken.rows
             refused += taken.refused
             added += len(taken.added)
-        return Tally(added, rows, refused)
+        return InsertSummary(added, rows, refused)
 
-    async def _take_next(self, chunks: AsyncIterator[Taken]) -> Taken | None:
+    async def _take_next(self, chunks: AsyncIterator[InsertResult]) -> InsertResult | None:
         taken = await anext(chunks, None)
         if taken is not None:
             self._take_up(taken)
@@ -188,7 +192,7 @@ class CallTracker:
         Raises:
             LedgerError: the ledger failed.
         """
-        return await self.ledger.call(self.ledger.store.find, account, name)
+        return await self.ledger.execute(find_call, account, name)
 
     async def set_price(self, row: int, price: float) -> None:
         """Store what a call has cost, in VND; returns once that is durable.
@@ -271,11 +275,11 @@ class CallTracker:
         store = self.ledger.store
         while page := await self.ledger.call(store.unfinished, account, last):
             last = page[-1].call.id
-            # Some may be new: what was taken in before an answer was lost.
+            # Some may be new: what was added before an answer was lost.
             if new := {call.labels for call in page}.difference(self.totals.label_sets):
-                self.learn(await self.ledger.call(store.label_sets, new))
-            for start in range(0, len(page), CHUNK):
-                self.poll(page[start : start + CHUNK])
+                self.learn(await self.ledger.execute(label_sets_of, new))
+            for start in range(0, len(page), BATCH_SIZE):
+                self.poll(page[start : start + BATCH_SIZE])
                 await asyncio.sleep(0)  # answers and scrapes get their turn
             yield len(page)
 
@@ -324,7 +328,7 @@ class CallTracker:
             await self.show_totals()
             self._stale = False
             self._totals_at = time.monotonic() + _TOTALS_SHARE * (time.monotonic() - began)
-        return len(look.claimed) == CHUNK
+        return len(look.claimed) == BATCH_SIZE
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Let go of the calls that a source named before, but for these rows.
@@ -341,7 +345,7 @@ class CallTracker:
         Raises:
             LedgerError: the ledger failed.
         """
-        return await self.ledger.call(self.ledger.store.sources)
+        return await self.ledger.execute(list_sources)
 
     async def cursor(self, source: str, query: str) -> float | None:
         """Return up to when a query of a source has read, if it has; see `Store.cursor`.
@@ -349,7 +353,7 @@ class CallTracker:
         Raises:
             LedgerError: the ledger failed.
         """
-        return await self.ledger.call(self.ledger.store.cursor, source, query)
+        return await self.ledger.execute(read_cursor, source, query)
 
     async def move_cursor(self, source: str, query: str, read_until: float) -> None:
         """Remember up to when a query of a source has read; see `Store.move_cursor`.
@@ -357,13 +361,13 @@ class CallTracker:
         Raises:
             LedgerError: the ledger failed.
         """
-        await self.ledger.call(self.ledger.store.move_cursor, source, query, read_until)
+        await self.ledger.execute(move_cursor, source, query, read_until)
 
     def _forget(self, call_id: int) -> None:
         for account in self._accounts.values():
             account.poller.remove(call_id)
 
-    def _take_up(self, taken: Taken | Pushed) -> None:
+    def _take_up(self, taken: InsertResult | PushResult) -> None:
         self.learn(taken.label_sets)
         self.totals.change_series(taken.series)
         self.poll(taken.added)
@@ -408,5 +412,7 @@ class CallTracker:
                 _log.debug("observed", account=name, reference_id=call.reference_id, found=found)
 
 
-def _ended(account: str, call: WatchedCall, found: Finished, at: float) -> Ended:
-    return Ended(account, call.reference_id, found.result, found.status, call.first_watched, at)
+def _ended(account: str, call: WatchedCall, found: Finished, at: float) -> FinishedCall:
+    return FinishedCall(
+        account, call.reference_id, found.result, found.status, call.first_watched, at
+    )

@@ -33,7 +33,8 @@ from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
-from exporter.ledger.records import CHUNK, NewCall, Observation, Taken
+from exporter.ledger.calls import prune_finished
+from exporter.ledger.types import BATCH_SIZE, InsertResult, NewCall, Observation
 from exporter.polling.intervals import ENOUGH, AdaptiveIntervals
 from exporter.polling.poller import PollingSettings
 from exporter.secrets import Secret
@@ -115,7 +116,7 @@ async def test_calls_are_polled_though_nobody_waits_for_their_commit(
     store, begun, go_on = bench.service.ledger.store, threading.Event(), threading.Event()
     watch = store.watch
 
-    def slow(*args: Any, **kwargs: Any) -> Taken:  # Any: whatever the store is given
+    def slow(*args: Any, **kwargs: Any) -> InsertResult:  # Any: whatever the store is given
         begun.set()
         assert go_on.wait(DEADLINE)
         return watch(*args, **kwargs)
@@ -257,13 +258,14 @@ async def test_old_calls_are_pruned(bench: Bench, monkeypatch: pytest.MonkeyPatc
     pruned: list[float] = []
     fails = [True]
 
-    def prune(before: float) -> int:
+    async def execute(statements: object, before: float) -> int:
+        assert statements is prune_finished
         pruned.append(before)
         if fails.pop() if fails else False:
             raise LedgerError("ledger: is locked")
-        return CHUNK if len(pruned) == 2 else 3
+        return BATCH_SIZE if len(pruned) == 2 else 3
 
-    monkeypatch.setattr(bench.service.ledger.store, "prune", prune)
+    monkeypatch.setattr(bench.service.ledger, "execute", execute)
     with capture_logs() as logs:
         bench.service.supervisor.start(bench.service._prune())
         await until(lambda: len(pruned) >= 4)

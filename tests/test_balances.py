@@ -21,7 +21,7 @@ from exporter.balances import LONGEST_WAIT, wait_after
 from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig, PollingConfig
 from exporter.esms.codes import CODES, Outcome
 from exporter.ids import reference_id
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from exporter.web.status import Viewer, gather

@@ -6,8 +6,8 @@ import pytest
 
 from exporter.call_totals import CallTotals
 from exporter.calls import ENDINGS, Finished, Key, Result, Status
-from exporter.ledger.records import SeriesChanges, Snapshot
-from exporter.ledger.totals import Cell, Total, additions
+from exporter.ledger.totals import TotalKey, TotalKind, additions
+from exporter.ledger.types import SeriesChanges, Snapshot
 from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
 from tests.samples import samples, value
@@ -82,8 +82,8 @@ def test_what_is_added_to_an_account_that_is_not_exposed_is_dropped() -> None:
 @pytest.mark.parametrize("cell", ["1", "1.0", "99.5", "+Inf"])
 def test_a_bucket_of_another_version_is_not_lost(cell: str) -> None:
     shown = Shown("a")
-    shown.totals.add([(Cell("a", 0, Total.DURATION, cell), 1.0)])
-    shown.totals.add([(Cell("a", 0, Total.CALLS, "success/of_another_version"), 1.0)])
+    shown.totals.add([(TotalKey("a", 0, TotalKind.DURATION, cell), 1.0)])
+    shown.totals.add([(TotalKey("a", 0, TotalKind.CALLS, "success/of_another_version"), 1.0)])
     assert value(shown.metrics, "esms_call_duration_seconds_count") == 1
     first = value(shown.metrics, "esms_call_duration_seconds_bucket", le="1.0")
     assert first == (1 if float(cell) == 1 else 0)

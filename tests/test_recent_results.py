@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from exporter.calls import Result, Status
-from exporter.ledger.records import Ended
+from exporter.ledger.types import FinishedCall
 from exporter.recent_results import MINUTES, NEWEST, Histories, History, Minute, local_midnight
 
 DAY = 86_400.0
@@ -22,8 +22,8 @@ def ended(
     result: Result = Result.SUCCESS,
     status: Status = Status.ANSWERED,
     account: str = "main",
-) -> Ended:
-    return Ended(account, f"id-{at:.0f}", result, status, at - 30, at)
+) -> FinishedCall:
+    return FinishedCall(account, f"id-{at:.0f}", result, status, at - 30, at)
 
 
 def test_the_day() -> None:

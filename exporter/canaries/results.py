@@ -6,7 +6,7 @@ from exporter.calls import Result, Status
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ledger.canary_runs import CanaryResult, Run
-from exporter.ledger.records import DELETED
+from exporter.ledger.types import DELETED
 
 
 def after_placing(answer: Answer, *, sent: bool) -> CanaryResult | None:

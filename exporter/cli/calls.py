@@ -28,7 +28,7 @@ from exporter.errors import (
     TLSError,
 )
 from exporter.http import HttpClient
-from exporter.ledger.listing import FINISHED, MAX_PAGE, WATCHED
+from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
 from exporter.logs import configure_logging
 from exporter.output import Lines, Output, print_table
 from exporter.secrets import Secret

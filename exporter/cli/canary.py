@@ -27,9 +27,9 @@ from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.ledger.access import open_for_command
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run
 from exporter.ledger.clock import LedgerClock, machine_clocks
-from exporter.ledger.commit import commit
+from exporter.ledger.commits import commit
 from exporter.ledger.engine import Database
-from exporter.ledger.records import Observation
+from exporter.ledger.types import Observation
 from exporter.logs import configure_logging
 from exporter.threads import SerialThread
 

@@ -27,7 +27,7 @@ from exporter.daemon import Daemon
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Simulator
 from exporter.web.server import WebOptions

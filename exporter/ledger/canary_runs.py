@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Select, and_, delete, func, insert, or_, select, text, update
 
 from exporter.ids import ReferenceId, reference_key
+from exporter.ledger.calls import row_of
 from exporter.ledger.engine import Database
 from exporter.ledger.label_limits import canonical
-from exporter.ledger.records import DELETED
 from exporter.ledger.schema import (
     accounts,
     calls,
@@ -29,7 +29,7 @@ from exporter.ledger.schema import (
     canary_totals,
     label_sets,
 )
-from exporter.ledger.taking import row_of
+from exporter.ledger.types import DELETED
 
 _KEEP: Final = 2 * 86_400.0
 """Seconds for which runs are kept at least, for `max_per_day`."""

@@ -7,7 +7,7 @@ import math
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-from exporter.ledger.records import Labels
+from exporter.ledger.types import Labels
 
 OTHER: Final = "other"
 """The value of a label that made room for others."""

@@ -30,9 +30,16 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.ledger.bulk import OrIgnore, fetch, field, given, item, listed, packed
+from exporter.ledger.json_rows import (
+    OrIgnore,
+    fetch_json,
+    field,
+    item,
+    json_param,
+    select_json,
+    to_json_rows,
+)
 from exporter.ledger.label_limits import CountedSets, LabelLimits, canonical
-from exporter.ledger.records import CHUNK, Labels, SeriesChanges
 from exporter.ledger.schema import (
     calls,
     counted_labels,
@@ -40,9 +47,10 @@ from exporter.ledger.schema import (
     label_sets,
     totals,
 )
-from exporter.ledger.totals import Cell, Total
+from exporter.ledger.totals import TotalKey, TotalKind
+from exporter.ledger.types import BATCH_SIZE, Labels, SeriesChanges
 
-_rows: Final = given("rows")
+_rows: Final = json_param("rows")
 _account: Final = bindparam("account", type_=Integer())
 _here: Final = item(_rows, label_sets.c.id)
 
@@ -58,7 +66,7 @@ COUNTED_AS: Final = func.coalesce(folded_labels.c.into_id, calls.c.label_set_id)
 _INSERT_SETS: Final = OrIgnore(label_sets).from_select(
     ["labels"], select(item(_rows, label_sets.c.labels)).where(true()), include_defaults=False
 )
-_FIND_SETS: Final = listed(label_sets.c.labels, label_sets.c.id).where(
+_FIND_SETS: Final = select_json(label_sets.c.labels, label_sets.c.id).where(
     label_sets.c.labels.in_(select(item(_rows, label_sets.c.labels)))
 )
 
@@ -71,7 +79,7 @@ def _is_given(table: Table) -> ColumnElement[bool]:
     )
 
 
-_COUNTED: Final = listed(counted_labels.c.account_id, counted_labels.c.label_set_id).join_from(
+_COUNTED: Final = select_json(counted_labels.c.account_id, counted_labels.c.label_set_id).join_from(
     _rows, counted_labels, _is_given(counted_labels)
 )
 _others = counted_labels.alias()
@@ -177,7 +185,7 @@ _REFERENCES: Final = (
 _UNUSED: Final = (
     select(label_sets.c.id)
     .where(*(~exists().where(column == label_sets.c.id) for column in _REFERENCES))
-    .limit(CHUNK)
+    .limit(BATCH_SIZE)
 )
 _PRUNE: Final = delete(label_sets).where(label_sets.c.id.in_(_UNUSED))
 _PRUNE_FOLDED: Final = delete(folded_labels).where(~exists().where(FOLDED))
@@ -213,8 +221,8 @@ def count_labels(
         limits: of each account.
     """
     rows = _set_rows(connection, {name for _, name in wanted})
-    pairs = packed((accounts[account], rows[name]) for account, name in wanted)
-    counted = {(account, row) for account, row in fetch(connection, _COUNTED, rows=pairs)}
+    pairs = to_json_rows((accounts[account], rows[name]) for account, name in wanted)
+    counted = {(account, row) for account, row in fetch_json(connection, _COUNTED, rows=pairs)}
     found = Counted({}, {}, SeriesChanges([], []))
     used, new = defaultdict[str, list[Labels]](list), set[str]()
     for (account, name), labels in wanted.items():
@@ -230,7 +238,7 @@ def count_labels(
         found.sets[account, name] = rows[name], rows[name]
         found.labels[rows[name]] = labels
     if known:
-        pairs = packed((accounts[account], rows[name]) for account, name in known)
+        pairs = to_json_rows((accounts[account], rows[name]) for account, name in known)
         connection.execute(_USE, {"rows": pairs})
     return found
 
@@ -283,8 +291,8 @@ def _begin(
         _evict(connection, account, account_row, evicted)
     new = wanted.union(begun)
     newer = (rows[name] for name in sets.counted if name in new)
-    numbered = {"rows": packed((row, n) for n, row in enumerate(newer, newest + 1)), **this}
-    connection.execute(_UNFOLD, {"rows": packed(rows[name] for name in begun), **this})
+    numbered = {"rows": to_json_rows((row, n) for n, row in enumerate(newer, newest + 1)), **this}
+    connection.execute(_UNFOLD, {"rows": to_json_rows(rows[name] for name in begun), **this})
     connection.execute(_BEGIN, numbered)
     connection.execute(_NUMBER, numbered)
 
@@ -293,23 +301,26 @@ def _evict(
     connection: Connection, account: str, row: int, evicted: Mapping[int, tuple[int, bool]]
 ) -> None:
     """Delete the totals of sets; their calls count as other ones, by row and `keeps_series`."""
-    which = {"rows": packed(evicted), "account": row}
-    moved: defaultdict[Cell, float] = defaultdict(float)
+    which = {"rows": to_json_rows(evicted), "account": row}
+    moved: defaultdict[TotalKey, float] = defaultdict(float)
     for set_row, total, cell, value in connection.execute(_TOTALS, which):
         into, keeps_series = evicted[set_row]
-        if keeps_series or total == Total.DELAY:  # whose series have no labels but the account
-            moved[Cell(account, into, Total(total), cell)] += value
+        if keeps_series or total == TotalKind.DELAY:  # whose series have no labels but the account
+            moved[TotalKey(account, into, TotalKind(total), cell)] += value
     for statement in (_DELETE_TOTALS, _UNCOUNT, _UNFOLD):
         connection.execute(statement, which)
     if moved:
         add_totals(connection, moved, {account: row})
-    counted_as = {"rows": packed((row, into) for row, (into, _) in evicted.items()), "account": row}
+    counted_as = {
+        "rows": to_json_rows((row, into) for row, (into, _) in evicted.items()),
+        "account": row,
+    }
     connection.execute(_FOLD_ON, counted_as)
     connection.execute(_FOLD, counted_as)
 
 
 def add_totals(
-    connection: Connection, added: Mapping[Cell, float], accounts: Mapping[str, int]
+    connection: Connection, added: Mapping[TotalKey, float], accounts: Mapping[str, int]
 ) -> None:
     """Add to totals.
 
@@ -343,11 +354,11 @@ def _lock(connection: Connection, how: Any, accounts: Iterable[str]) -> None:
     names = sorted(set(accounts))
     # A ledger in a file has one user, and one transaction at a time.
     if names and connection.dialect.name == "postgresql":
-        connection.execute(how, {"names": packed(names)})
+        connection.execute(how, {"names": to_json_rows(names)})
 
 
 def prune_labels(connection: Connection) -> int:
-    """Forget up to `CHUNK` sets of labels that no call and no total refers to; returns how many."""
+    """Delete up to `BATCH_SIZE` sets of labels that no call and no total uses; return how many."""
     connection.execute(_PRUNE_FOLDED)
     return connection.execute(_PRUNE).rowcount
 
@@ -355,9 +366,9 @@ def prune_labels(connection: Connection) -> int:
 def _set_rows(connection: Connection, names: Collection[str]) -> dict[str, int]:
     """Return the rows of sets of labels by their canonical names, making those that are missing."""
     # In one order for every exporter, as above.
-    rows = {"rows": packed(sorted(names))}
-    found = dict(fetch(connection, _FIND_SETS, **rows)) if names else {}
+    rows = {"rows": to_json_rows(sorted(names))}
+    found = dict(fetch_json(connection, _FIND_SETS, **rows)) if names else {}
     if len(found) < len(names):
         connection.execute(_INSERT_SETS, rows)
-        found = dict(fetch(connection, _FIND_SETS, **rows))
+        found = dict(fetch_json(connection, _FIND_SETS, **rows))
     return found

@@ -13,63 +13,40 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import TextClause, text
 
 from exporter.calls import CallState, WatchedCall
 from exporter.ids import ReferenceId
-from exporter.ledger.bulk import packed
+from exporter.ledger.calls import ended_of, label_sets_of
 from exporter.ledger.engine import Database
-from exporter.ledger.listing import label_sets_of
-from exporter.ledger.recent import ended_of
-from exporter.ledger.records import CHUNK, Ended, Labels, StoredCall
+from exporter.ledger.json_rows import to_json_rows
+from exporter.ledger.notices import FORGET, sql
+from exporter.ledger.types import BATCH_SIZE, FinishedCall, Labels, StoredCall
 
-FORGET: Final = "forget"
-"""A notice: the call is not open any more."""
-
-POLL_NOW: Final = "poll now"
-"""A notice: the call is to be polled now."""
-
-TOTALS: Final = "totals"
-"""A notice: the totals of the account have changed."""
-
-_NOTICES: Final = 10 * CHUNK
+_NOTICES: Final = 10 * BATCH_SIZE
 """Notices that are read at a time: removing a million calls writes as many."""
-
-_CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8"
-_NAMES: Final = "(SELECT json_array_elements_text(CAST(:names AS json)))"
-_ROWS: Final = "(SELECT (value #>> '{}')::bigint FROM json_array_elements(CAST(:rows AS json)))"
-_MINE: Final = "l.holder = :exporter AND a.name IN {names}"
-
-
-def _sql(statement: str) -> TextClause:
-    return text(
-        statement.replace("{mine}", _MINE)
-        .replace("{clock}", _CLOCK)
-        .replace("{names}", _NAMES)
-        .replace("{rows}", _ROWS)
-    )
 
 
 # What is lost of it in a crash of the server is as old as the crash, and means nothing any more.
 _LIGHTLY: Final = text("SET LOCAL synchronous_commit = off")
 
-_ADD_ACCOUNTS: Final = _sql(
+_ADD_ACCOUNTS: Final = sql(
     "INSERT INTO accounts (name) SELECT n FROM {names} AS t (n) ORDER BY n ON CONFLICT DO NOTHING"
 )
-_ADD_LEASES: Final = _sql(
+_ADD_LEASES: Final = sql(
     "INSERT INTO leases (account_id, epoch, expires_at) SELECT id, 0, {clock} FROM accounts "
     "WHERE name IN {names} ORDER BY id ON CONFLICT DO NOTHING"
 )
-_RENEW_SELF: Final = _sql(
+_RENEW_SELF: Final = sql(
     """
     INSERT INTO exporters (id, name, accounts, expires_at)
     VALUES (:exporter, :name, :wanted, {clock} + :heartbeat)
     ON CONFLICT (id) DO UPDATE SET accounts = excluded.accounts, expires_at = excluded.expires_at
     """
 )
-_FORGET_ENDED: Final = _sql("DELETE FROM exporters WHERE expires_at < {clock} - 86400")
-_EXPORTERS: Final = _sql("SELECT id, name, accounts FROM exporters WHERE expires_at >= {clock}")
-_LEASES: Final = _sql(
+_FORGET_ENDED: Final = sql("DELETE FROM exporters WHERE expires_at < {clock} - 86400")
+_EXPORTERS: Final = sql("SELECT id, name, accounts FROM exporters WHERE expires_at >= {clock}")
+_LEASES: Final = sql(
     "SELECT a.name, l.holder, l.epoch, l.holder IS NOT NULL AND l.expires_at < {clock}, "
     "{clock} - l.expires_at FROM leases l JOIN accounts a ON a.id = l.account_id"
 )
@@ -83,7 +60,7 @@ _CHANGE: Final = """
 
 
 def _change(values: str, condition: str) -> TextClause:
-    return _sql(_CHANGE.replace("{values}", values).replace("{condition}", condition))
+    return sql(_CHANGE.replace("{values}", values).replace("{condition}", condition))
 
 
 _RENEW: Final = _change("expires_at = {clock} + :heartbeat", "{mine}")
@@ -92,17 +69,17 @@ _TAKE: Final = _change(
     "a.name IN {names} AND (l.holder IS NULL OR l.holder = :exporter OR l.expires_at < {clock})",
 )
 # Of what has happened before a lease is taken, whoever takes it learns from the ledger.
-_FORGET_NOTICES: Final = _sql(
+_FORGET_NOTICES: Final = sql(
     "DELETE FROM notices WHERE account_id IN (SELECT id FROM accounts WHERE name IN {names})"
 )
 _GIVE_UP: Final = _change("holder = NULL, expires_at = {clock}", "{mine}")
-_LEAVE: Final = _sql("DELETE FROM exporters WHERE id = :exporter")
+_LEAVE: Final = sql("DELETE FROM exporters WHERE id = :exporter")
 _GIVE_UP_ALL: Final = _change("holder = NULL, expires_at = {clock}", "l.holder = :exporter")
 
 # However little the server knows of the table yet, it is not to read all of it.
 _BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
 # Chosen once, however the rest is done: each time, others would be chosen.
-_CLAIM: Final = _sql(
+_CLAIM: Final = sql(
     """
     WITH chosen AS MATERIALIZED (
         SELECT c.id, l.epoch, a.name FROM leases l JOIN accounts a ON a.id = l.account_id
@@ -124,21 +101,11 @@ _CLAIM: Final = _sql(
         c.id, c.reference_id, c.first_watched, c.state, c.state_since
     """
 )
-_READ: Final = _sql("DELETE FROM notices WHERE id IN {rows}")
-_NOTICES_OF_MINE: Final = _sql(
+_READ: Final = sql("DELETE FROM notices WHERE id IN {rows}")
+_NOTICES_OF_MINE: Final = sql(
     "SELECT n.id, a.name, n.call_id, n.notice FROM notices n "
     "JOIN leases l USING (account_id) JOIN accounts a ON a.id = n.account_id "
     "WHERE {mine} ORDER BY n.id LIMIT :limit"
-)
-_NOTIFY: Final = _sql(
-    "INSERT INTO notices (account_id, call_id, notice) SELECT account_id, c.id, :notice "
-    "FROM calls c JOIN leases l USING (account_id) "
-    "WHERE c.id IN {rows} AND l.holder <> :exporter"
-)
-_NOTIFY_OF_TOTALS: Final = _sql(
-    "INSERT INTO notices (account_id, notice) SELECT a.id, :notice "
-    "FROM accounts a JOIN leases l ON l.account_id = a.id "
-    "WHERE a.name IN {names} AND l.holder <> :exporter"
 )
 
 
@@ -194,7 +161,7 @@ class Look(NamedTuple):
     claimed: list[StoredCall]
     label_sets: dict[int, Labels]
     notices: list[Notice]
-    finished: dict[int, Ended]
+    finished: dict[int, FinishedCall]
 
 
 class LeaseStore:
@@ -213,7 +180,7 @@ class LeaseStore:
         """Have a lease for each account, free where it is new."""
         with self._database.begin() as connection:
             for statement in (_ADD_ACCOUNTS, _ADD_LEASES):
-                connection.execute(statement, {"names": packed(names)})
+                connection.execute(statement, {"names": to_json_rows(names)})
 
     def renew(self, name: str, wanted: Collection[str], held: Collection[str], time: float) -> None:
         """Tell the others that this exporter is alive, and renew its leases.
@@ -229,7 +196,7 @@ class LeaseStore:
             connection.execute(_LIGHTLY)
             wanted_ = json.dumps(sorted(wanted))
             connection.execute(_RENEW_SELF, {**which, "name": name, "wanted": wanted_})
-            connection.execute(_RENEW, {**which, "names": packed(held)})
+            connection.execute(_RENEW, {**which, "names": to_json_rows(held)})
             connection.execute(_FORGET_ENDED)
 
     def read(self) -> Leases:
@@ -249,16 +216,16 @@ class LeaseStore:
         Returns:
             The epochs of those that were.
         """
-        which = {"exporter": self._exporter, "names": packed(names), "heartbeat": time}
+        which = {"exporter": self._exporter, "names": to_json_rows(names), "heartbeat": time}
         with self._database.begin() as connection:
             taken = {row.name: int(row.epoch) for row in connection.execute(_TAKE, which)}
-            connection.execute(_FORGET_NOTICES, {"names": packed(taken)})
+            connection.execute(_FORGET_NOTICES, {"names": to_json_rows(taken)})
             return taken
 
     def give_up(self, names: Collection[str]) -> None:
         """Let others take leases."""
         with self._database.begin() as connection:
-            connection.execute(_GIVE_UP, {"exporter": self._exporter, "names": packed(names)})
+            connection.execute(_GIVE_UP, {"exporter": self._exporter, "names": to_json_rows(names)})
 
     def leave(self) -> None:
         """Let others take all leases: this exporter ends."""
@@ -267,13 +234,13 @@ class LeaseStore:
                 connection.execute(statement, {"exporter": self._exporter})
 
     def look(self, names: Collection[str], acknowledged: Sequence[int]) -> Look:
-        """Claim up to `CHUNK` open calls of accounts, and read what other exporters did.
+        """Claim up to `BATCH_SIZE` open calls of accounts, and read what other exporters did.
 
         Args:
             names: accounts; those whose lease another exporter holds are left out.
             acknowledged: ids of notices that were followed; they are deleted.
         """
-        which = {"exporter": self._exporter, "names": packed(names)}
+        which = {"exporter": self._exporter, "names": to_json_rows(names)}
         with self._database.begin() as connection:
             connection.execute(_BY_INDEX)
             claimed = [
@@ -283,11 +250,11 @@ class LeaseStore:
                     WatchedCall(row, ReferenceId(name), watched, CallState(state), since),
                 )
                 for account, labels, row, name, watched, state, since in connection.execute(
-                    _CLAIM, {**which, "limit": CHUNK}
+                    _CLAIM, {**which, "limit": BATCH_SIZE}
                 )
             ]
             if acknowledged:
-                connection.execute(_READ, {"rows": packed(acknowledged)})
+                connection.execute(_READ, {"rows": to_json_rows(acknowledged)})
             found = connection.execute(_NOTICES_OF_MINE, {**which, "limit": _NOTICES})
             notices = [Notice(*row) for row in found]
             closed = {one.call for one in notices if one.call and one.notice == FORGET}
@@ -297,32 +264,3 @@ class LeaseStore:
                 notices,
                 ended_of(connection, closed) if closed else {},
             )
-
-
-def notify_holders(
-    connection: Connection, exporter: str | None, rows: Collection[int], notice: str
-) -> None:
-    """Tell the holders of the accounts of calls, but for this exporter, something about the calls.
-
-    Args:
-        connection: in a transaction.
-        exporter: the id of this process; None where the ledger is not shared.
-        rows: of the calls.
-        notice: `FORGET` or `POLL_NOW`.
-    """
-    if exporter is not None and rows:
-        which = {"exporter": exporter, "rows": packed(rows), "notice": notice}
-        connection.execute(_NOTIFY, which)
-
-
-def notify_of_totals(
-    connection: Connection, exporter: str | None, accounts: Collection[str]
-) -> None:
-    """Tell the holders of accounts, but for this exporter, that their totals have changed.
-
-    Called after `keep_labels` or what else locks the labels of the accounts: who takes a lease
-    waits for that before it reads the totals, so it either sees the change or is told of it.
-    """
-    if exporter is not None and accounts:
-        which = {"exporter": exporter, "names": packed(accounts), "notice": TOTALS}
-        connection.execute(_NOTIFY_OF_TOTALS, which)

@@ -9,32 +9,33 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import suppress
 from itertools import islice
-from typing import Final, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
+from sqlalchemy import Connection
 
 from exporter.backoff import ExponentialBackoff
 from exporter.calls import Finished, PollAgain, WatchedCall
 from exporter.errors import LedgerError, SourceError
+from exporter.ledger.calls import Past, recent_calls
 from exporter.ledger.clock import Clocks, LedgerClock, machine_clocks
 from exporter.ledger.engine import open_database
-from exporter.ledger.recent import Past
-from exporter.ledger.records import (
-    CHUNK,
+from exporter.ledger.store import Store
+from exporter.ledger.types import (
+    BATCH_SIZE,
     CallRecord,
     Committed,
-    Ended,
+    FinishedCall,
+    InsertResult,
     NewCall,
     Observation,
     Snapshot,
-    Taken,
 )
-from exporter.ledger.store import Store
 from exporter.threads import SerialThread
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Call = TypeVar("Call", CallRecord, Ended)
+Call = TypeVar("Call", CallRecord, FinishedCall)
 
 # Seconds that observations gather before they are committed: a commit has to reach the disk, so
 # that one for many costs little more than one for one.
@@ -59,7 +60,7 @@ class Ledger:
         observe_commit: called with the seconds that each commit of observations took.
 
     Attributes:
-        clock: by which every time in the ledger, and of the calls that it holds, is told.
+        clock: the clock of every time in the ledger, and of the calls that it holds.
         errors: how many reads and writes failed; each may have been executed.
 
     Observations that cannot be committed are kept and tried again; nothing else waits for them.
@@ -104,7 +105,7 @@ class Ledger:
 
     @property
     def store(self) -> Store:
-        """The statements, for `call`."""
+        """The exporter's state between statements; its methods are for `call`."""
         if self._store is None:
             raise LedgerError("the ledger is not open")
         return self._store
@@ -120,6 +121,21 @@ class Ledger:
         except LedgerError:
             self.count_error()
             raise
+
+    async def execute(
+        self,
+        statements: Callable[Concatenate[Connection, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run statements, a function of a connection, in a transaction in the ledger's thread.
+
+        Raises:
+            LedgerError: the database failed.
+        """
+        store = self.store
+        return await self.call(lambda: store.run(statements, *args, **kwargs))
 
     def count_error(self) -> None:
         """Count a read or a write that failed."""
@@ -139,13 +155,13 @@ class Ledger:
 
     async def watch(
         self, source: str | None, new: Iterable[NewCall], max_calls: float = math.inf
-    ) -> AsyncIterator[Taken]:
-        """Take calls in, however many; yields chunk by chunk what `Store.watch` returns.
+    ) -> AsyncIterator[InsertResult]:
+        """Add calls, however many; yield batch by batch what `Store.watch` returns.
 
-        Commits get their turn in between, and nobody has to hold all calls at a time.
+        Commits get their turn in between, and the calls are never held all at a time.
         """
         calls = iter(new)
-        while chunk := list(islice(calls, CHUNK)):
+        while chunk := list(islice(calls, BATCH_SIZE)):
             yield await self.call(self.store.watch, source, chunk, self.clock.now(), max_calls)
 
     async def past(self, names: Collection[str], since: float) -> tuple[Snapshot, Past]:
@@ -155,7 +171,7 @@ class Ledger:
         """
         ahead, store = self.clock.ahead, self.store
         snapshot, past = await self.call(
-            lambda: (store.snapshot(names), store.recent(since + ahead, names))
+            lambda: (store.snapshot(names), store.run(recent_calls, since + ahead, names))
         )
         return snapshot, Past(list(map(self.shown, past.calls)), past.since - ahead)
 
@@ -189,7 +205,7 @@ class Ledger:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PROVE_EVERY):
                     await self._observed.wait()
-            if self._pending and not self._closing and len(self._pending) < CHUNK:
+            if self._pending and not self._closing and len(self._pending) < BATCH_SIZE:
                 await asyncio.sleep(_GATHER)
             if await self._flush():
                 failures = 0
@@ -222,7 +238,7 @@ class Ledger:
 
     async def _flush(self) -> bool:
         # The oldest ones; after an outage of the ledger there may be many.
-        group = dict(islice(self._pending.items(), CHUNK))
+        group = dict(islice(self._pending.items(), BATCH_SIZE))
         for call_id in group:
             del self._pending[call_id]
         if not self._pending and not self._closing:

@@ -41,23 +41,23 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.ledger.bulk import fetch, given, item, listed, packed
-from exporter.ledger.bulk import field as field_of
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.engine import Database
-from exporter.ledger.records import CHUNK
+from exporter.ledger.json_rows import fetch_json, item, json_param, select_json, to_json_rows
+from exporter.ledger.json_rows import field as field_of
 from exporter.ledger.schema import label_sets, notifications
+from exporter.ledger.types import BATCH_SIZE
 
 LONGEST_WAIT: Final = 1_200.0
 """Seconds for which a notification is put off at most. One that seems to wait longer was written
 before the clock was set back, and is due."""
 
-_rows: Final = given("rows")
+_rows: Final = json_param("rows")
 _columns: Final = notifications.c
 _target: Final = bindparam("this_target", type_=_columns.target.type)
 _now: Final = bindparam("now", type_=Float())
 
-_LABELS: Final = listed(label_sets.c.id, label_sets.c.labels).where(
+_LABELS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
     label_sets.c.id.in_(select(item(_rows, label_sets.c.id)))
 )
 _INSERT: Final = insert(notifications).from_select(
@@ -120,7 +120,7 @@ _due: Final = (
     .correlate(_rows)
     .subquery()
 )
-_CLAIMABLE: Final = select(listed(*_due.c).scalar_subquery()).select_from(_rows)
+_CLAIMABLE: Final = select(select_json(*_due.c).scalar_subquery()).select_from(_rows)
 _IS_GIVEN: Final = _columns.id.in_(select(item(_rows, _columns.id)))
 _CLAIM: Final = (
     update(notifications)
@@ -156,7 +156,7 @@ _overdue: Final = (
         _columns.give_up_at <= _now - bindparam("shortest", type_=Float()),
         _columns.due_at <= _now,  # else it is under way
     )
-    .limit(CHUNK)
+    .limit(BATCH_SIZE)
     .with_for_update(skip_locked=True)
     .subquery()
 )
@@ -308,9 +308,9 @@ class Outbox:
         Returns:
             The targets that have new ones.
         """
-        label_rows = packed({row for row, _ in finished})
+        label_rows = to_json_rows({row for row, _ in finished})
         labels = {
-            row: json.loads(text) for row, text in fetch(connection, _LABELS, rows=label_rows)
+            row: json.loads(text) for row, text in fetch_json(connection, _LABELS, rows=label_rows)
         }
         targets = set()
 
@@ -324,8 +324,8 @@ class Outbox:
                     yield route.target, event.account, content, route.give_up_after
 
         rows, now = new(), self._time(connection)
-        while chunk := list(islice(rows, CHUNK)):
-            connection.execute(_INSERT, {"rows": packed(chunk), "now": now})
+        while chunk := list(islice(rows, BATCH_SIZE)):
+            connection.execute(_INSERT, {"rows": to_json_rows(chunk), "now": now})
         return frozenset(targets)
 
     def claim(
@@ -357,7 +357,7 @@ class Outbox:
                 room = int(min(claim.limit, limit - len(claimed)))
                 if room > 0:
                     due = self._due(connection, target, claim._replace(limit=room), now)
-                    rows = packed(one.id for one in due)
+                    rows = to_json_rows(one.id for one in due)
                     connection.execute(_CLAIM, {"rows": rows, "now": now, "lease": lease})
                     claimed += due
             due_at = connection.scalar(_NEXT, {"this_target": target})
@@ -375,15 +375,19 @@ class Outbox:
         accounts: list[str] = []
         for after in dict.fromkeys((last, "")):
             if len(accounts) < claim.limit:
-                given = {"after": after, "limit": claim.limit, "rows": packed(claim.full)}
-                accounts += connection.scalars(_ACCOUNTS, {**kind, **given})
+                json_param = {
+                    "after": after,
+                    "limit": claim.limit,
+                    "rows": to_json_rows(claim.full),
+                }
+                accounts += connection.scalars(_ACCOUNTS, {**kind, **json_param})
         accounts = list(dict.fromkeys(accounts))[: claim.limit]
         if not accounts:
             return []
         self._last[target, claim.retry] = accounts[-1]
         share = math.ceil(claim.limit / len(accounts))
         # One more, where one is to be avoided.
-        parameters = {**kind, "limit": share + 1, "rows": packed(accounts)}
+        parameters = {**kind, "limit": share + 1, "rows": to_json_rows(accounts)}
         by_account = [
             [
                 Notification(row, attempts + 1, claim.retry, CallFinished(**from_json(call)))
@@ -395,7 +399,7 @@ class Outbox:
         return sorted(rounds, key=lambda one: one.id == claim.avoid)[: claim.limit]
 
     def give_up(self, target: str, shortest: float, longest: float) -> int:
-        """Delete up to `CHUNK` notifications whose time has been over for so many seconds.
+        """Delete up to `BATCH_SIZE` notifications whose time has been over for so many seconds.
 
         Those under way are left. Returns how many were deleted.
         """
@@ -428,11 +432,11 @@ class Outbox:
         return pending, None if oldest is None else oldest - self._clock.ahead
 
     def prune(self, targets: Collection[str]) -> int:
-        """Delete overdue notifications of other targets; returns how many, at most `CHUNK`."""
+        """Delete overdue notifications of other targets; returns how many, at most `BATCH_SIZE`."""
         with self._database.begin() as connection:
             others = _columns.target.not_in(list(targets))
             overdue = _columns.give_up_at <= self._time(connection)
-            old = select(_columns.id).where(others, overdue).limit(CHUNK)
+            old = select(_columns.id).where(others, overdue).limit(BATCH_SIZE)
             return connection.execute(delete(notifications).where(_columns.id.in_(old))).rowcount
 
     def _time(self, connection: Connection) -> float:
@@ -443,7 +447,7 @@ def _record(connection: Connection, results: DeliveryResults, now: float) -> tup
     """Return how many were delivered, and how many given up."""
 
     def run(statement: Delete | Update, rows: Iterable[object]) -> int:
-        return connection.execute(statement, {"rows": packed(rows), "now": now}).rowcount
+        return connection.execute(statement, {"rows": to_json_rows(rows), "now": now}).rowcount
 
     delivered = gave_up = 0
     if results.delivered:

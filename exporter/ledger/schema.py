@@ -103,7 +103,7 @@ calls: Final = Table(
     Column("duration", Float),  # seconds
     Column("key", String(8)),
     Column("finished_at", Float),
-    # When it was last handed over again, of late, or its last name was lost: what is named still,
+    # When it was last pushed again, of late, or its last name was lost: what is named still,
     # or was until a moment ago, is not to be forgotten.
     Column("named_at", Float),
     Column("price", Float),  # VND, as the provider's callback told it
@@ -126,7 +126,7 @@ UNFINISHED_ROW: Final = func.coalesce(calls.c.result, "") == ""
 """Says of calls that are found by their rows that they have not finished. PostgreSQL must not be
 led to the index of those: where it knows little of the table, it would read all of them."""
 
-# Which configuration or file names a call now. A call that none names any more is let go.
+# Which configuration or file names a call now. A call that none names any more is removed.
 call_sources: Final = Table(
     "call_sources",
     metadata,

@@ -1,4 +1,4 @@
-"""Reads and writes of the ledger. Blocking: `exporter.ledger.ledger` calls it from its thread."""
+"""What an exporter keeps between statements. Blocking: `Ledger` calls it in its thread."""
 
 from __future__ import annotations
 
@@ -6,60 +6,63 @@ import json
 import math
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import (
     Connection,
     bindparam,
     select,
-    text,
     true,
 )
 
 from exporter.calls import CallState, WatchedCall
-from exporter.ids import reference_key
-from exporter.ledger.bulk import fetch, given, item, listed, packed
+from exporter.ledger.calls import (
+    OpenCalls,
+    Sharing,
+    calls_not_in,
+    delete_call,
+    insert_calls,
+    keep_call,
+    named_lately,
+    push_calls,
+    remove_source,
+)
 from exporter.ledger.clock import LedgerClock, machine_clocks
-from exporter.ledger.commit import commit, set_price
+from exporter.ledger.commits import commit, set_price
 from exporter.ledger.engine import Database
+from exporter.ledger.json_rows import fetch_json, item, json_param, select_json, to_json_rows
 from exporter.ledger.label_limits import NO_LIMITS
 from exporter.ledger.labels import COUNTED_AS, FOLDED, limit_labels, prune_labels
-from exporter.ledger.leases import notify_holders
-from exporter.ledger.letting_go import delete_call, dropped, let_go, prune
-from exporter.ledger.listing import RECORD, label_sets_of, records
-from exporter.ledger.open_calls import OpenCalls
+from exporter.ledger.notices import notify_holders
 from exporter.ledger.outbox import Outbox
-from exporter.ledger.recent import Past, recent
-from exporter.ledger.records import (
-    CHUNK,
-    CallRecord,
-    Committed,
-    Labels,
-    NewCall,
-    Observation,
-    Pushed,
-    Snapshot,
-    StoredCall,
-    Taken,
-)
 from exporter.ledger.schema import (
     accounts,
-    call_sources,
     calls,
     counted_labels,
-    cursors,
     folded_labels,
     label_sets,
     totals,
 )
-from exporter.ledger.taking import Sharing, keep, named_lately, push, take
-from exporter.ledger.totals import Cell, Total
+from exporter.ledger.totals import TotalKey, TotalKind
+from exporter.ledger.types import (
+    BATCH_SIZE,
+    Committed,
+    InsertResult,
+    Labels,
+    NewCall,
+    Observation,
+    PushResult,
+    Snapshot,
+    StoredCall,
+)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
-LOADED: Final = 5 * CHUNK
+LOADED: Final = 5 * BATCH_SIZE
 """Calls that are read at a time when all are: each time, the ledger's thread and the event loop
 have to wait for each other."""
 
@@ -87,34 +90,32 @@ _UNFINISHED_PAGE: Final = (
     .limit(LOADED)
     .subquery()
 )
-_UNFINISHED: Final = listed(*_UNFINISHED_PAGE.c)
+_UNFINISHED: Final = select_json(*_UNFINISHED_PAGE.c)
 
 _BEGUN: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from(
     counted_labels, accounts
 )
 
-_LABEL_SETS: Final = listed(label_sets.c.id, label_sets.c.labels).where(
-    label_sets.c.id.in_(select(item(given("rows"), label_sets.c.id)))
-)
-
-_MOVE_CURSOR: Final = text(
-    "INSERT INTO cursors (source, query, read_until) VALUES (:source, :query, :read_until) "
-    "ON CONFLICT (source) DO UPDATE SET query = excluded.query, read_until = excluded.read_until"
+_LABEL_SETS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
+    label_sets.c.id.in_(select(item(json_param("rows"), label_sets.c.id)))
 )
 
 
 class Store:
-    """The statements, on an open database. Each method is one transaction, or a few short ones.
+    """An exporter on an open database: its limits, its open calls, and its share of the ledger.
+
+    Each method is one transaction, or a few short ones. What needs none of this state is a function
+    of a connection, which `run` runs.
 
     Args:
         database: open.
-        clock: tells the time where a method is not told it; the machine's by default.
+        clock: used where a method has no `now`; the machine's by default.
         outbox: the notifications of calls that finish.
 
     Attributes:
         shared: whether other exporters may use the ledger at the same time.
         exporter: the id of this process among them; None where the ledger is not shared.
-        epochs: of the leases that it holds, by account: what it takes in of these, it polls.
+        epochs: of the leases that it holds, by account: calls of these that it adds, it polls.
         memory: seconds for which a finished call is remembered.
         limits: of the labels of each account.
     """
@@ -138,6 +139,12 @@ class Store:
         self._open = OpenCalls(database)
         self.recount = self._open.recount
 
+    def run(
+        self, statements: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Run statements in a transaction."""
+        return self._database.run(lambda connection: statements(connection, *args, **kwargs))
+
     def close(self) -> None:
         """Close the database."""
         self._database.close()
@@ -153,7 +160,7 @@ class Store:
     def _snapshot(self, connection: Connection, names: Collection[str] | None) -> Snapshot:
         wanted = true() if names is None else accounts.c.name.in_(list(names))
         known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
-        # This waits for whoever changes totals of these accounts, and is still to commit.
+        # This waits for transactions that change totals of these accounts.
         for name, row in connection.execute(known).all():
             limit_labels(connection, name, row, self.limits)
         # Row by row: SQLite would round the values in a text, and a counter would go backwards.
@@ -165,24 +172,19 @@ class Store:
             totals.c.value,
         ).join(accounts)
         found = {
-            Cell(name, labels, Total(total), cell): value
+            TotalKey(name, labels, TotalKind(total), cell): value
             for name, labels, total, cell, value in connection.execute(query.where(wanted))
         }
         begun = {(name, labels) for name, labels in connection.execute(_BEGUN.where(wanted))}
         rows = {row for _, row in begun}.union(cell.labels for cell in found)
         return Snapshot(_label_sets(connection, rows), found, begun)
 
-    def label_sets(self, rows: Collection[int]) -> dict[int, Labels]:
-        """Return sets of labels by their rows, oldest first."""
-        with self._database.begin() as connection:
-            return label_sets_of(connection, rows)
-
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
         """Return the first `LOADED` of an account's calls that are to be polled, after a row."""
         which = {"account": account, "after": after}
         with self._database.begin() as connection:
-            rows = fetch(connection, _UNFINISHED, **which)
-        # Calls that were taken in together share their time, and so do those whose state began in
+            rows = fetch_json(connection, _UNFINISHED, **which)
+        # Calls that were added together share their time, and so do those whose state began in
         # the same second, wherever they stand: a tenth of what a call takes.
         times: dict[float, float] = {}
         if len(rows) < LOADED or len(self._seconds) > _SECONDS:
@@ -202,181 +204,102 @@ class Store:
             for row, text, watched, state, since, labels in sorted(rows)
         ]
 
-    def sources(self) -> list[str]:
-        """Return every source that names a call."""
-        with self._database.begin() as connection:
-            return list(connection.scalars(select(call_sources.c.source).distinct()))
-
-    def cursor(self, source: str, query: str) -> float | None:
-        """Return up to when a query has read; None where another one did, or none.
-
-        Args:
-            source: its name.
-            query: tells it from others of that name.
-
-        Returns:
-            A Unix time, by the clock of the database that was read.
-        """
-        found = select(cursors.c.read_until).where(
-            cursors.c.source == source, cursors.c.query == query
-        )
-        with self._database.begin() as connection:
-            return connection.scalar(found)
-
-    def move_cursor(self, source: str, query: str, read_until: float) -> None:
-        """Remember up to when a query has read; see `cursor`."""
-        moved = {"source": source, "query": query, "read_until": read_until}
-        with self._database.begin() as connection:
-            connection.execute(_MOVE_CURSOR, moved)
-
     def watch(
         self,
         source: str | None,
         new: Sequence[NewCall],
         now: float,
         max_calls: float = math.inf,
-    ) -> Taken:
-        """Take up to `CHUNK` calls in; those that are known already stay as they are.
+    ) -> InsertResult:
+        """Add up to `BATCH_SIZE` calls; known ones stay as they are.
 
         Args:
             source: the configuration or file that names them; None for calls that are pushed.
-            new: the calls; of one that stands there twice, the first counts.
+            new: the calls; of duplicates, the first counts.
             now: Unix time.
             max_calls: how many of an account may be unfinished at a time; those beyond are
                 refused.
         """
         room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
-        taken = self._database.run(
-            lambda connection: take(
-                connection, source, new, now, room, self._sharing, lately, self.limits
-            )
-        )
-        self._open.add(taken.added)
-        return taken
+        result = self.run(insert_calls, source, new, now, room, self._sharing, lately, self.limits)
+        self._open.add(result.added)
+        return result
 
     def push(
         self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
-    ) -> Pushed:
-        """Take the calls of requests in, each request as a whole or not at all.
+    ) -> PushResult:
+        """Add the calls of requests, each request as a whole or not at all.
 
         Args:
-            requests: some `CHUNK` calls, or one request of any size.
+            requests: some `BATCH_SIZE` calls, or one request of any size.
             now: Unix time.
             max_calls: how many calls of an account may be unfinished at a time.
         """
         room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
-        pushed = self._database.run(
-            lambda connection: push(
-                connection, requests, now, room, self._sharing, lately, self.limits
-            )
-        )
-        self._open.add(pushed.added)
-        return pushed
-
-    def recent(self, since: float, names: Collection[str] | None = None) -> Past:
-        """Return what has finished since a Unix time; see `exporter.ledger.recent`."""
-        with self._database.begin() as connection:
-            return recent(connection, since, names)
-
-    def find(self, account: str, reference_id: str) -> CallRecord | None:
-        """Return a call, if it is known; also one that was deleted, with that as its state."""
-        query = RECORD.where(
-            accounts.c.name == account, calls.c.normalized_id == reference_key(reference_id)
-        )
-        with self._database.begin() as connection:
-            return next(iter(records(connection, query)), None)
+        result = self.run(push_calls, requests, now, room, self._sharing, lately, self.limits)
+        self._open.add(result.added)
+        return result
 
     def delete(self, row: int, now: float) -> bool:
-        """Watch a call that has not finished no more, whoever names it.
+        """Delete an open call, whatever names it; return whether there was one.
 
         It is remembered as deleted, for as long as a finished one is: a query that still returns
-        it, or a callback that is late, does not bring it back. To hand it over again does, and so
-        does a file that names it.
+        it, or a late callback, does not add it again. To push it again does, and so does a file
+        that names it.
 
         Args:
             row: of the call.
             now: Unix time.
-
-        Returns:
-            Whether there was one.
         """
-        deleted = self._database.run(
-            lambda connection: delete_call(connection, row, now, self.exporter)
-        )
+        deleted = self.run(delete_call, row, now, self.exporter)
         self._open.remove(deleted)
         return bool(deleted)
 
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
-        """Forget that `source` names any call but `rows`.
+        """Note that `source` names no calls but `rows` any more.
 
-        Those that have finished are remembered from now on, however old they are: the source may
-        name them again, as a file does that was away for a moment.
+        Finished ones are remembered from now on, however old they are: the source may name them
+        again, as a file does that was away for a moment.
 
         Returns:
-            The unfinished calls that nothing names any more: they are deleted, and not counted.
+            The open calls that nothing names any more: they are deleted, and not counted.
         """
-        with self._database.begin() as connection:
-            unnamed = dropped(connection, source, rows)
-        gone, now = list[int](), self._clock.now()
-        for chunk in _chunks(unnamed):
-            deleted = self._database.run(
-                partial(let_go, source=source, rows=chunk, now=now, exporter=self.exporter)
-            )
+        unnamed = self.run(calls_not_in, source, rows)
+        removed, now = list[int](), self._clock.now()
+        for start in range(0, len(unnamed), BATCH_SIZE):
+            batch = unnamed[start : start + BATCH_SIZE]
+            deleted = self.run(remove_source, source, batch, self.exporter, now)
             self._open.remove(Counter(deleted.values()))
-            gone += deleted
-        return gone
+            removed += deleted
+        return removed
 
     def commit(self, observations: Sequence[Observation]) -> Committed:
-        """Write what polls found out; see `exporter.ledger.commit`."""
-        committed = self._database.run(
-            lambda connection: commit(
-                connection, observations, self.outbox, self._clock, self.exporter
-            )
-        )
+        """Write what polls found out; see `exporter.ledger.commits`."""
+        committed = self.run(commit, observations, self.outbox, self._clock, self.exporter)
         self._open.remove(committed.by_account)
         return committed
 
     def notify(self, row: int, notice: str) -> None:
-        """Tell the exporter that polls a call something about it, if it is another one."""
-        with self._database.begin() as connection:
-            notify_holders(connection, self.exporter, [row], notice)
+        """Send a notice about a call to the exporter that polls it, if it is another one."""
+        self.run(notify_holders, self.exporter, [row], notice)
 
     def keep(self, row: int) -> bool:
-        """Have a call stay whatever files say; returns whether it is there.
+        """Keep a call whatever files say; return whether it exists.
 
-        One that has finished is remembered from now on. Nothing is written where it was kept
-        lately.
+        A finished one is remembered from now on. Nothing is written where it was kept lately.
         """
-        now, lately = self._clock.now(), named_lately(self.memory)
-        return self._database.run(lambda connection: keep(connection, row, now, lately))
+        return self.run(keep_call, row, self._clock.now(), named_lately(self.memory))
 
-    def set_price(self, row: int, price: float) -> dict[Cell, float]:
-        """Write what a call has cost; see `exporter.ledger.commit`."""
-        return self._database.run(
-            lambda connection: set_price(connection, row, price, self.exporter)
-        )
-
-    def prune(self, before: float) -> int:
-        """Forget up to `CHUNK` calls that finished before a Unix time and are not named any more.
-
-        Those that a file names are kept, and those that were handed over again since.
-
-        Returns:
-            How many; fewer than `CHUNK` when there are no more. Totals are never pruned.
-        """
-        return self._database.run(lambda connection: prune(connection, before))
+    def set_price(self, row: int, price: float) -> dict[TotalKey, float]:
+        """Write what a call has cost; see `exporter.ledger.commits`."""
+        return self.run(set_price, row, price, self.exporter)
 
     def prune_labels(self) -> None:
         """Forget the sets of labels that no call and no total refers to."""
-        while self._database.run(prune_labels) == CHUNK:
+        while self.run(prune_labels) == BATCH_SIZE:
             pass
 
 
 def _label_sets(connection: Connection, rows: Collection[int]) -> dict[int, Labels]:
-    found = fetch(connection, _LABEL_SETS, rows=packed(rows))
+    found = fetch_json(connection, _LABEL_SETS, rows=to_json_rows(rows))
     return {row: json.loads(labels) for row, labels in sorted(found)}
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), CHUNK):
-        yield items[start : start + CHUNK]

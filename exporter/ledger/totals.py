@@ -21,7 +21,7 @@ DELAY_BUCKETS: Final = (
 """Upper bounds of `esms_call_result_delay_seconds`, in seconds, up to the default give-up age."""
 
 
-class Total(StrEnum):
+class TotalKind(StrEnum):
     """The kinds of totals. A cell of a histogram is the upper bound of its bucket, or `sum`."""
 
     CALLS = "calls"  # cell: result/status
@@ -34,27 +34,27 @@ class Total(StrEnum):
 SUM: Final = "sum"
 
 # Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
-_CALLS: Final = Total.CALLS
-_DURATION: Final = Total.DURATION
-_DELAY: Final = Total.DELAY
+_CALLS: Final = TotalKind.CALLS
+_DURATION: Final = TotalKind.DURATION
+_DELAY: Final = TotalKind.DELAY
 
 # The bounds of buckets as the label `le` shows them.
 _DURATION_CELLS: Final = (*map(repr, DURATION_BUCKETS), "+Inf")
 _DELAY_CELLS: Final = (*map(repr, DELAY_BUCKETS), "+Inf")
 
 
-class Cell(NamedTuple):
+class TotalKey(NamedTuple):
     """One number that only grows."""
 
     account: str
     labels: int
-    total: Total
+    total: TotalKind
     cell: str
 
 
 def additions(
     account: str, labels: int, finished: Finished, delay: float, price: float | None = None
-) -> Iterable[tuple[Cell, float]]:
+) -> Iterable[tuple[TotalKey, float]]:
     """Return what a call that has just finished adds.
 
     Args:
@@ -64,25 +64,25 @@ def additions(
         delay: seconds from its first watch to its result; negative ones count as 0.
         price: in VND, if it is known already.
     """
-    yield Cell(account, labels, _CALLS, f"{finished.result}/{finished.status}"), 1.0
+    yield TotalKey(account, labels, _CALLS, f"{finished.result}/{finished.status}"), 1.0
     if finished.duration is not None:
         value = finished.duration
         cell = _DURATION_CELLS[bisect_left(DURATION_BUCKETS, value)]
-        yield Cell(account, labels, _DURATION, cell), 1.0
-        yield Cell(account, labels, _DURATION, SUM), _exact(value)
+        yield TotalKey(account, labels, _DURATION, cell), 1.0
+        yield TotalKey(account, labels, _DURATION, SUM), _exact(value)
     if finished.key is not None:
-        yield Cell(account, labels, Total.KEYPRESSES, finished.key.value), 1.0
+        yield TotalKey(account, labels, TotalKind.KEYPRESSES, finished.key.value), 1.0
     value = max(0.0, delay)
     cell = _DELAY_CELLS[bisect_left(DELAY_BUCKETS, value)]
-    yield Cell(account, labels, _DELAY, cell), 1.0
-    yield Cell(account, labels, _DELAY, SUM), _exact(value)
+    yield TotalKey(account, labels, _DELAY, cell), 1.0
+    yield TotalKey(account, labels, _DELAY, SUM), _exact(value)
     if price is not None:
         yield price_added(account, labels, price)
 
 
-def price_added(account: str, labels: int, price: float) -> tuple[Cell, float]:
+def price_added(account: str, labels: int, price: float) -> tuple[TotalKey, float]:
     """Return what the price of a finished call adds, in VND."""
-    return Cell(account, labels, Total.PRICE, SUM), _exact(price)
+    return TotalKey(account, labels, TotalKind.PRICE, SUM), _exact(price)
 
 
 def _exact(value: float) -> float:

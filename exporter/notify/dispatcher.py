@@ -15,7 +15,7 @@ from exporter.backoff import ExponentialBackoff
 from exporter.errors import LedgerError
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Claim, ClaimResult, DeliveryResults, Notification
-from exporter.ledger.records import CHUNK
+from exporter.ledger.types import BATCH_SIZE
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.breaker import MAX_PAUSE, CircuitBreaker, State
 from exporter.notify.queue import SendQueue
@@ -113,8 +113,8 @@ class Dispatcher:
         Raises:
             LedgerError: the ledger failed.
         """
-        pruned = CHUNK
-        while pruned == CHUNK:
+        pruned = BATCH_SIZE
+        while pruned == BATCH_SIZE:
             prune = self._ledger.store.outbox.prune
             pruned = await self._ledger.call(prune, list(self._workers))
             if pruned:
@@ -299,7 +299,7 @@ class TargetWorker:
         gave_up = await self._ledger.call(self._outbox.give_up, self._name, *ages)
         self._count_results(0, gave_up)
         # More of them the next time, after what is to be sent.
-        self._give_up_at = now if gave_up == CHUNK else self._loop.time() + _LOOK_INTERVAL
+        self._give_up_at = now if gave_up == BATCH_SIZE else self._loop.time() + _LOOK_INTERVAL
 
     def _count_results(self, delivered: int, gave_up: int) -> None:
         self._metrics.delivered.inc(delivered)

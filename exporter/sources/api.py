@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from exporter.config import WatchConfig
 from exporter.errors import CapacityError, LedgerError
-from exporter.ledger.records import CHUNK, Count, NewCall
+from exporter.ledger.types import BATCH_SIZE, Count, NewCall
 from exporter.sources.source import CallSink, Source, SourceContext
 
 MAX_WAITING: Final = 100_000
@@ -112,7 +112,7 @@ class PushQueue:
     def _next_group(self) -> list[_Request]:
         group: list[_Request] = []
         size = 0
-        while self._waiting and (not group or size + len(self._waiting[0][0]) <= CHUNK):
+        while self._waiting and (not group or size + len(self._waiting[0][0]) <= BATCH_SIZE):
             group.append(self._waiting.popleft())
             size += len(group[-1][0])
         self._size -= size

@@ -10,7 +10,7 @@ from exporter.config import CallbackConfig, WatchConfig
 from exporter.errors import CapacityError, LedgerError
 from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import ReferenceId, reference_id
-from exporter.ledger.records import DELETED, CallRecord, NewCall
+from exporter.ledger.types import DELETED, CallRecord, NewCall
 from exporter.sources.api import PushQueue
 from exporter.sources.source import CallSink, Source, SourceContext
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from exporter.config import NamedFiles, WatchConfig
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.sources.file_watcher import FileWatcher
 from exporter.sources.source import CallSink, Source, SourceContext
 

@@ -19,7 +19,7 @@ from exporter.config import WatchConfig
 from exporter.config.document import Problems
 from exporter.config.watch import CallConfig
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
-from exporter.ledger.records import CHUNK, NewCall
+from exporter.ledger.types import BATCH_SIZE, NewCall
 from exporter.sources import globs
 from exporter.sources.file_watcher import INTERVAL, Change, FileStat, FileWatcher, stat_file
 from exporter.sources.source import CallSink, Source, SourceContext
@@ -153,7 +153,7 @@ class _Reading:
     def _read_batch(self) -> list[NewCall] | ConfigError:
         result: list[NewCall] | ConfigError
         try:
-            calls = islice(self._calls, CHUNK)
+            calls = islice(self._calls, BATCH_SIZE)
             result = [NewCall(call.account, call.reference_id, call.labels) for call in calls]
         except ConfigError as error:
             result = error

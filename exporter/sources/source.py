@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from exporter.config.watch import WatchConfig
-from exporter.ledger.records import Count, NewCall, Tally
+from exporter.ledger.types import Count, InsertSummary, NewCall
 from exporter.source_status import SourceStatus
 
 
@@ -17,7 +17,7 @@ class CallSink(Protocol):
     Every method raises `LedgerError` where the ledger fails; what it did before is durable.
     """
 
-    async def add(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+    async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
         """Watch calls, named by a source; None for calls that no source keeps naming."""
 
     async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:

@@ -22,7 +22,7 @@ from exporter.config.databases import database_url
 from exporter.config.document import Problems, YamlMapping
 from exporter.config.watch import CallReader
 from exporter.errors import LedgerError, SourceError
-from exporter.ledger.records import CHUNK, NewCall
+from exporter.ledger.types import BATCH_SIZE, NewCall
 from exporter.source_status import SourceStatus
 from exporter.sources.database import Database
 from exporter.sources.source import CallSink, Source, SourceContext
@@ -96,7 +96,7 @@ class Query:
             if problem := header_problem(header, self._labels):
                 raise SourceError(problem)
             lines = count(1)
-            for rows in found.partitions(CHUNK):
+            for rows in found.partitions(BATCH_SIZE):
                 items = [self._item(header, row, next(lines)) for row in rows]
                 # A call that is just being placed has no id yet: no mistake, and read again soon.
                 items = [item for item in items if "reference_id" in item]

@@ -16,9 +16,9 @@ import exporter
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import CapacityError, LedgerError
 from exporter.ids import reference_id
+from exporter.ledger.calls import FINISHED, find_call, list_calls
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.listing import FINISHED, page
-from exporter.ledger.records import DELETED, CallRecord
+from exporter.ledger.types import DELETED, CallRecord
 from exporter.secrets import Secret
 from exporter.sources.api import ApiSource
 from exporter.web import schemas
@@ -172,7 +172,7 @@ class Api:
             raise ProblemError(400, f"expected an id; the text {error}") from None
         if account in client.scope.accounts:
             ledger = self._app.ledger
-            found = await ledger.call(ledger.store.find, account, name)
+            found = await ledger.execute(find_call, account, name)
             if found and found.state != DELETED:
                 return found
         raise ProblemError(404, "no such call")
@@ -233,7 +233,7 @@ def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
 def _page(ledger: Ledger, accounts: Collection[str], query: schemas.CallsQuery) -> bytes:
     # In the thread of listings: a thousand calls take 10 ms.
     filters = query.state or None, query.result or None
-    records, last = page(ledger.database, accounts, *filters, query.after, query.limit)
+    records, last = list_calls(ledger.database, accounts, *filters, query.after, query.limit)
     calls = [schemas.Call.model_validate(ledger.shown(record)) for record in records]
     return to_json(schemas.Page(calls=calls, next=None if last is None else str(last)))
 

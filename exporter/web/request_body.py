@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from exporter.ids import ReferenceId
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.web import schemas
 from exporter.web.schemas import MAX_CALLS, ItemProblem, Scope
 

@@ -26,7 +26,7 @@ from exporter.calls import CallState, Key, Result, Status
 from exporter.config.types import MAX_LABEL_VALUE
 from exporter.esms.codes import Outcome
 from exporter.ids import ID_PATTERN, ReferenceId, reference_id
-from exporter.ledger.listing import FINISHED, MAX_PAGE, WATCHED
+from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
 
 MAX_CALLS: Final = 10_000
 """Calls in one request."""

@@ -12,7 +12,7 @@ from exporter.balances import Balance, Balances
 from exporter.calls import Status as CallStatus
 from exporter.config import Config
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.records import Ended
+from exporter.ledger.types import FinishedCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.recent_results import Recent
 from exporter.source_status import ConfigStatus
@@ -104,7 +104,7 @@ class StatusView:
     now: float
     not_ready: Sequence[str]
     accounts: Sequence[AccountView]
-    failures: Sequence[Ended]
+    failures: Sequence[FinishedCall]
     sources: Sequence[SourceView]
     loaded_at: float
     problems: Sequence[str]
@@ -128,7 +128,7 @@ class StatusView:
         return found + ([("config", {})] if self.problems else [])
 
 
-def newest(failures: Iterable[Ended], limit: int = FAILURES) -> list[Ended]:
+def newest(failures: Iterable[FinishedCall], limit: int = FAILURES) -> list[FinishedCall]:
     """Return the newest failures of all accounts, the newest first."""
     return sorted(failures, key=lambda call: call.finished_at, reverse=True)[:limit]
 

@@ -12,7 +12,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.codes import CODES, Outcome
 from exporter.ids import reference_id
 from exporter.ledger.canary_runs import CanaryResult, Run
-from exporter.ledger.records import DELETED
+from exporter.ledger.types import DELETED
 from exporter.secrets import Secret
 from tests.canaries.test_canary_schedule import BERLIN, at
 

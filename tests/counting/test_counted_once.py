@@ -33,6 +33,7 @@ from exporter.calls import Finished, WatchedCall, verdict
 from exporter.errors import CapacityError, LedgerError
 from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import reference_id
+from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import open_database
 from exporter.ledger.label_limits import OTHER
 from exporter.sources.api import ApiSource
@@ -171,7 +172,7 @@ class Counting(RuleBasedStateMachine):
         if later:
             self.clock.now += KEEP_FINISHED + 1
         ledger, before = self.real.service.ledger, self.clock.now - KEEP_FINISHED
-        self.real.run(ledger.call(ledger.store.prune, before))
+        self.real.run(ledger.execute(prune_finished, before))
         self.model.prune(before)
 
     # The provider speaks.

@@ -20,7 +20,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.ids import reference_id
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from tests.counting.model import KEEP_FINISHED, Model, Named
 

@@ -13,7 +13,7 @@ from exporter.account import AccountStatus
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
 from exporter.home_assistant.payloads import Topics, device, device_of, state
-from exporter.ledger.records import Ended
+from exporter.ledger.types import FinishedCall
 from exporter.recent_results import Minute, Recent
 
 TOPICS = Topics("homeassistant", "voice/one")
@@ -147,7 +147,7 @@ def test_the_success_ratio(minutes: tuple[Minute, ...], ratio: float | None) -> 
 
 def test_the_last_failure() -> None:
     failures = tuple(
-        Ended("main", name, Result.FAILURE, Status.BUSY, 0.0, at)
+        FinishedCall("main", name, Result.FAILURE, Status.BUSY, 0.0, at)
         for name, at in (("new", 1_700_000_000.9), ("old", 1.0))
     )
     told = json.loads(state(STATUS, Recent(failures=failures), 3, None))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.ledger.label_limits import OTHER, CountedSets, LabelLimits, canonical
-from exporter.ledger.records import Labels
+from exporter.ledger.types import Labels
 
 
 def parsed(text: str) -> Labels:

@@ -9,12 +9,12 @@ from random import Random
 import pytest
 
 from exporter.call_totals import CallTotals
+from exporter.ledger.calls import list_calls, prune_finished
 from exporter.ledger.engine import Database
 from exporter.ledger.label_limits import LabelLimits
-from exporter.ledger.listing import page
-from exporter.ledger.records import NewCall, StoredCall
 from exporter.ledger.store import Store
-from exporter.ledger.totals import SUM, Total
+from exporter.ledger.totals import SUM, TotalKind
+from exporter.ledger.types import NewCall, StoredCall
 from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
 from tests.increases import Increases
@@ -48,7 +48,7 @@ def counted(store: Store, account: str = "main", names: str = "ab") -> dict[str,
     snapshot = store.snapshot()
     found: defaultdict[str, float] = defaultdict(float)
     for cell, value in snapshot.totals.items():
-        if cell.account == account and cell.total is Total.CALLS:
+        if cell.account == account and cell.total is TotalKind.CALLS:
             labels = snapshot.label_sets[cell.labels]
             found[" ".join(f"{n}{labels[n]}" for n in names if n in labels)] += value
     return dict(found)
@@ -85,11 +85,11 @@ def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> No
     store.set_price(early[0].call.id, 350.0)
     assert counted(store) == {"aother b1": 1, "aother b2": 1, "a2 b1": 1, "a3 b1": 1}
     snapshot = store.snapshot()
-    (price,) = (cell for cell in snapshot.totals if cell.total is Total.PRICE)
+    (price,) = (cell for cell in snapshot.totals if cell.total is TotalKind.PRICE)
     assert snapshot.label_sets[price.labels] == {"a": "other", "b": "1"}
     assert held <= snapshot.label_sets.keys()
     # Their own labels stay theirs.
-    assert [call.labels for call in page(store._database, ["main"]).records][:2] == [
+    assert [call.labels for call in list_calls(store._database, ["main"]).records][:2] == [
         {"a": "1", "b": "1"},
         {"a": "1", "b": "2"},
     ]
@@ -207,7 +207,7 @@ def test_what_nothing_refers_to_is_forgotten(store: Store) -> None:
     assert rows(store, "SELECT count(*) FROM label_sets") == [(3_001,)]
     store.prune_labels()
     assert rows(store, "SELECT count(*) FROM label_sets") == [(3_001,)]
-    while store.prune(NOW + 10):
+    while store.run(prune_finished, NOW + 10):
         pass
     store.prune_labels()
     assert rows(store, "SELECT count(*) FROM label_sets") == [(3,)]
@@ -239,6 +239,6 @@ def test_exporters_that_make_room_at_the_same_time_count_each_call_once(
     assert sum(together(*(run(number) for number in range(3)))) == 180
     totals = stores[0].snapshot().totals
     # What has no labels but the account is never evicted.
-    assert sum(v for c, v in totals.items() if c.total is Total.DELAY and c.cell != SUM) == 180
-    assert sum(v for c, v in totals.items() if c.total is Total.PRICE) <= 180
+    assert sum(v for c, v in totals.items() if c.total is TotalKind.DELAY and c.cell != SUM) == 180
+    assert sum(v for c, v in totals.items() if c.total is TotalKind.PRICE) <= 180
     assert len(rows(stores[0], "SELECT * FROM counted_labels")) <= 5

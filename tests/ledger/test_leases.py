@@ -10,10 +10,11 @@ from sqlalchemy import Connection, create_engine, text
 from exporter.errors import LedgerError
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.label_limits import LabelLimits
-from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, Look, Peer
-from exporter.ledger.records import CHUNK
+from exporter.ledger.leases import LeaseStore, Look, Peer
+from exporter.ledger.notices import FORGET, POLL_NOW, TOTALS
 from exporter.ledger.store import Store
-from exporter.ledger.totals import Total
+from exporter.ledger.totals import TotalKind
+from exporter.ledger.types import BATCH_SIZE
 from tests.ledger.old_ledgers import ledger_at
 from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
@@ -115,11 +116,11 @@ def test_open_calls_are_claimed_once_in_each_epoch(pair: tuple[Exporter, Exporte
 def test_many_calls_are_claimed_in_batches(pair: tuple[Exporter, Exporter]) -> None:
     a, b = pair
     for account in ACCOUNTS:
-        for start in range(0, 3 * CHUNK // 2, CHUNK // 2):
-            wanted = [new(f"c{start + n}", account=account) for n in range(CHUNK // 2)]
+        for start in range(0, 3 * BATCH_SIZE // 2, BATCH_SIZE // 2):
+            wanted = [new(f"c{start + n}", account=account) for n in range(BATCH_SIZE // 2)]
             push(b.store, *wanted)
     a.take()
-    assert [len(a.claimed()) for _ in range(4)] == [CHUNK, CHUNK, CHUNK, 0]
+    assert [len(a.claimed()) for _ in range(4)] == [BATCH_SIZE, BATCH_SIZE, BATCH_SIZE, 0]
 
 
 def test_the_holder_is_told_what_others_do_until_it_says_so(
@@ -183,7 +184,7 @@ def test_whoever_takes_a_lease_sees_or_is_told_of_every_total(
         def take(holder: Exporter = holder) -> float:
             holder.take("main")
             totals = holder.store.snapshot(["main"]).totals
-            return sum(value for cell, value in totals.items() if cell.total is Total.CALLS)
+            return sum(value for cell, value in totals.items() if cell.total is TotalKind.CALLS)
 
         _, shown = together(commit, take)
         complete = shown == 5 * (number + 1)
@@ -223,7 +224,9 @@ def test_versions_before_leases_are_refused_and_not_cut_off(empty_url: str) -> N
     look = exporter.look()
     assert ids(look.claimed) == ["open"]
     finish(exporter.store, *look.claimed)
-    (counted,) = (v for c, v in exporter.store.snapshot().totals.items() if c.total is Total.CALLS)
+    (counted,) = (
+        v for c, v in exporter.store.snapshot().totals.items() if c.total is TotalKind.CALLS
+    )
     assert counted == 42
     # What an older exporter reads before it refuses.
     assert rows(exporter.store, "SELECT oldest_user FROM compatibility") == [("0013",)]

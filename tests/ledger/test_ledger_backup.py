@@ -16,8 +16,8 @@ from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
 from exporter.ledger.access import back_up
 from exporter.ledger.engine import open_database
-from exporter.ledger.records import NewCall
 from exporter.ledger.store import Store
+from exporter.ledger.types import NewCall
 from tests import subprocesses
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\n"

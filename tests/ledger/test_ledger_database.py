@@ -19,12 +19,13 @@ from sqlalchemy import Connection, text
 from exporter.calls import Finished, Result, Status
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ids import reference_id
+from exporter.ledger.calls import move_cursor, read_cursor
 from exporter.ledger.engine import open_database
 from exporter.ledger.label_limits import LabelLimits
-from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.schema import HEAD, metadata
 from exporter.ledger.store import Store
-from exporter.ledger.totals import Total
+from exporter.ledger.totals import TotalKind
+from exporter.ledger.types import NewCall, Observation
 from tests.ledger.old_ledgers import ledger_at
 
 SHARED_INDEXES = {"calls_epoch"}
@@ -81,9 +82,9 @@ def test_a_ledger_is_opened_again(path: Path) -> None:
 def test_how_far_a_query_has_read_survives_a_restart(path: Path) -> None:
     for last in (None, 1.5, 2.5):
         store = Store(open_database(url(path)))
-        assert store.cursor("sql:orders", "digest") == last
-        assert store.cursor("sql:orders", "another digest") is None
-        store.move_cursor("sql:orders", "digest", (last or 0.5) + 1)
+        assert store.run(read_cursor, "sql:orders", "digest") == last
+        assert store.run(read_cursor, "sql:orders", "another digest") is None
+        store.run(move_cursor, "sql:orders", "digest", (last or 0.5) + 1)
         store.close()
 
 
@@ -279,7 +280,7 @@ def test_a_ledger_without_limits_shows_what_it_showed(old_url: str) -> None:
         return {
             (cell.account, snapshot.label_sets[cell.labels]["campaign"]): value
             for cell, value in snapshot.totals.items()
-            if cell.total is Total.CALLS
+            if cell.total is TotalKind.CALLS
         }
 
     shown = {"c0": 1.0, "c1": 1.0}

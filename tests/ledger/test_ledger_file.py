@@ -17,8 +17,8 @@ import exporter
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ids import ReferenceId
 from exporter.ledger.engine import open_database
-from exporter.ledger.records import NewCall
 from exporter.ledger.store import Store
+from exporter.ledger.types import NewCall
 from tests import subprocesses
 from tests.programs import unavailable
 
@@ -193,7 +193,7 @@ def test_only_the_folder_of_the_ledger_can_be_written(path: Path) -> None:
     script = f'mount --bind "$1" /mnt && {read_only} cd /proc && shift && exec "$@"'
     work = """
 from exporter.ledger.engine import open_database
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.ledger.store import Store
 store = Store(open_database("sqlite:////mnt/ledger.db"))
 for part in range(3):

@@ -11,11 +11,11 @@ from sqlalchemy import Engine, event, text, update
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
 from exporter.ids import reference_id
+from exporter.ledger.calls import find_call, list_calls
 from exporter.ledger.engine import Database
-from exporter.ledger.listing import page
-from exporter.ledger.records import CallRecord, NewCall, Observation
 from exporter.ledger.schema import calls
 from exporter.ledger.store import Store
+from exporter.ledger.types import CallRecord, NewCall, Observation
 
 NOW = 1_760_000_000.0
 ACCOUNTS = ("main", "b", "c")
@@ -63,10 +63,10 @@ def test_pages(
     after: int,
     expected: list[int],
 ) -> None:
-    found = page(listed, names, state, result, after)
+    found = list_calls(listed, names, state, result, after)
     assert [record.reference_id for record in found.records] == [f"c{n}" for n in expected]
     assert found.next is None
-    shorter = page(listed, names, state, result, after, limit=2)
+    shorter = list_calls(listed, names, state, result, after, limit=2)
     assert shorter.records == found.records[:2]
     assert shorter.next == (shorter.records[-1].id if len(expected) > 1 else None)
 
@@ -76,12 +76,12 @@ def test_pages(
 def test_pages_that_look_at_few_rows_lead_to_the_end(
     listed: Database, names: list[str], state: str | None
 ) -> None:
-    expected = page(listed, names, state).records
+    expected = list_calls(listed, names, state).records
     for limit, examined in product((1, 3, 100), (1, 2, 5)):
         found: list[CallRecord] = []
         after: int | None = 0
         while after is not None:
-            part = page(listed, names, state, None, after, limit, examined=examined)
+            part = list_calls(listed, names, state, None, after, limit, examined=examined)
             assert len(part.records) <= limit
             assert part.next is None or part.next > after
             found += part.records
@@ -94,8 +94,8 @@ def test_a_page_is_read_while_the_ledger_is_written(database: Database) -> None:
     fill(store)
     with database.begin() as connection:
         connection.execute(update(calls).values(state="new"))
-        assert len(page(database, ["main"], "queued").records) == 3
-    assert page(database, ["main"], "queued").records == []
+        assert len(list_calls(database, ["main"], "queued").records) == 3
+    assert list_calls(database, ["main"], "queued").records == []
 
 
 def test_reading_writes_nothing_and_takes_bounded_time(database: Database) -> None:
@@ -146,7 +146,7 @@ def test_a_page_reads_calls_in_the_order_of_an_index_and_sorts_none(
     if database.shared:
         grow(database)
     ran = statements(
-        database, lambda: page(database, names, state, result, 1, 100, examined=examined)
+        database, lambda: list_calls(database, names, state, result, 1, 100, examined=examined)
     )
     by_account = state in ("new", "watched")
     plans = list(explained(database, ran))
@@ -175,7 +175,9 @@ def test_one_call_is_found_by_an_index(database: Database) -> None:
     fill(store)
     if database.shared:
         grow(database)
-    ((_, plan),) = explained(database, statements(database, lambda: store.find("main", "C3")))
+    ((_, plan),) = explained(
+        database, statements(database, lambda: store.run(find_call, "main", "C3"))
+    )
     # One of PostgreSQL, one of SQLite.
     assert "Index Cond: ((account_id = " in plan or "(account_id=? AND normalized_id=?)" in plan
     assert not re.search("Seq Scan on calls|SCAN calls", plan)

@@ -20,10 +20,11 @@ from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
 from exporter.ledger import ledger as module
 from exporter.ledger import postgresql
+from exporter.ledger.calls import list_sources
 from exporter.ledger.clock import Clocks
 from exporter.ledger.engine import Database
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.records import CHUNK, Committed, NewCall, Observation, StoredCall
+from exporter.ledger.types import BATCH_SIZE, Committed, NewCall, Observation, StoredCall
 from exporter.secrets import Secret
 from tests.ledger.machine import Machine
 from tests.waiting import deadline, until
@@ -88,10 +89,10 @@ async def test_what_is_observed_at_the_same_time_is_one_group(bench: Bench) -> N
 
 
 async def test_a_group_has_a_bound(bench: Bench) -> None:
-    for stored in await bench.push(*(f"c{number}" for number in range(2 * CHUNK + 1))):
+    for stored in await bench.push(*(f"c{number}" for number in range(2 * BATCH_SIZE + 1))):
         bench.observe(stored, BUSY)
-    await until(lambda: bench.counted == 2 * CHUNK + 1)
-    assert [len(group) for group in bench.groups] == [CHUNK, CHUNK, 1]
+    await until(lambda: bench.counted == 2 * BATCH_SIZE + 1)
+    assert [len(group) for group in bench.groups] == [BATCH_SIZE, BATCH_SIZE, 1]
 
 
 async def test_a_state_that_has_not_changed_is_not_written(bench: Bench) -> None:
@@ -161,14 +162,14 @@ async def test_closing_writes_what_was_observed(url: str) -> None:
     bench = Bench()
     await bench.ledger.open(url)
     running = asyncio.create_task(bench.ledger.run())
-    calls = await bench.push(*(f"c{number}" for number in range(CHUNK + 1)))
+    calls = await bench.push(*(f"c{number}" for number in range(BATCH_SIZE + 1)))
     for stored in calls:
         bench.observe(stored, BUSY)
     bench.ledger.close_soon()
     async with deadline():
         await running
     await bench.ledger.close()
-    assert bench.counted == CHUNK + 1
+    assert bench.counted == BATCH_SIZE + 1
     with pytest.raises(LedgerError, match="not open"):
         _ = bench.ledger.store
 
@@ -179,7 +180,7 @@ async def test_who_comes_while_it_is_closed_is_told(path: Path) -> None:
     closing = asyncio.create_task(ledger.close())
     await asyncio.sleep(0)
     with pytest.raises(LedgerError, match="not open"):
-        await ledger.call(ledger.store.sources)
+        await ledger.execute(list_sources)
     await closing
 
 

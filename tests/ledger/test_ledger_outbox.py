@@ -24,9 +24,9 @@ from exporter.ledger.outbox import (
     Outbox,
     Route,
 )
-from exporter.ledger.records import CHUNK, NewCall, Observation, StoredCall
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store
+from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
 from exporter.notify.events import cloud_event
 from tests.ledger.old_ledgers import ledger_at
 
@@ -185,8 +185,8 @@ def test_each_target_is_told_what_it_wants(store: Store, outbox: Outbox) -> None
 
 def test_many_targets_of_many_calls(store: Store, outbox: Outbox) -> None:
     outbox.set_routes([route(f"t{number}") for number in range(3)])
-    finish(store, push(store, *(f"c{number}" for number in range(CHUNK))))
-    assert [outbox.backlog(f"t{number}")[0] for number in range(3)] == [CHUNK] * 3
+    finish(store, push(store, *(f"c{number}" for number in range(BATCH_SIZE))))
+    assert [outbox.backlog(f"t{number}")[0] for number in range(3)] == [BATCH_SIZE] * 3
 
 
 def test_what_is_claimed_is_nobody_elses_until_the_claim_ends(
@@ -269,7 +269,7 @@ def test_an_old_one_is_tried_before_it_is_given_up(
 def test_what_is_overdue_is_given_up_in_bulk_but_for_what_is_under_way(
     store: Store, outbox: Outbox, clock: Clock
 ) -> None:
-    names = [f"c{number}" for number in range(CHUNK + 100)]
+    names = [f"c{number}" for number in range(BATCH_SIZE + 100)]
     finish(store, push(store, *names[:100]))
     clock.now += DAY - 30
     finish(store, push(store, *names[100:]))
@@ -282,7 +282,7 @@ def test_what_is_overdue_is_given_up_in_bulk_but_for_what_is_under_way(
     assert outbox.give_up("t", 0.0, math.inf) == 99
     assert record(outbox, DeliveryResults(delivered=[first]))[0] == 1
     clock.now += DAY
-    assert [outbox.give_up("t", 30.0, math.inf) for _ in range(2)] == [CHUNK, 0]
+    assert [outbox.give_up("t", 30.0, math.inf) for _ in range(2)] == [BATCH_SIZE, 0]
     assert outbox.backlog("t") == (0, None)
 
 

@@ -10,11 +10,12 @@ from sqlalchemy import make_url, text
 
 from exporter.calls import CallState, PollAgain
 from exporter.errors import LedgerError
+from exporter.ledger.calls import find_call, list_calls, list_sources, prune_finished, recent_calls
 from exporter.ledger.engine import open_database
-from exporter.ledger.leases import FORGET, POLL_NOW, LeaseStore
-from exporter.ledger.listing import page
+from exporter.ledger.leases import LeaseStore
+from exporter.ledger.notices import FORGET, POLL_NOW
 from exporter.ledger.store import Store
-from exporter.ledger.totals import Total
+from exporter.ledger.totals import TotalKind
 from tests.databases import Server, pgbouncer
 from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import BUSY, NOW, OTP, finish, ids, new, observed, push
@@ -43,17 +44,17 @@ def test_everything_that_one_exporter_does(bounced: str) -> None:
     store.commit([observed(a, BUSY), observed(b, PollAgain(CallState.QUEUED))])
     store.set_price(a.call.id, 350.0)
     assert store.keep(a.call.id)
-    assert store.sources() == ["file:a"]
+    assert store.run(list_sources) == ["file:a"]
     assert store.keep_only("file:a", {a.call.id}) == [b.call.id]
     assert ids(store.unfinished("main")) == ["c"]
-    assert [found.reference_id for found in page(database, ["main"]).records] == ["a", "c"]
-    assert (found := store.find("main", "A")) is not None
+    assert [found.reference_id for found in list_calls(database, ["main"]).records] == ["a", "c"]
+    assert (found := store.run(find_call, "main", "A")) is not None
     assert found.result == "success"
-    assert [call.reference_id for call in store.recent(NOW).calls] == ["a"]
+    assert [call.reference_id for call in store.run(recent_calls, NOW).calls] == ["a"]
     assert store.delete(store.unfinished("main")[0].call.id, NOW)
-    assert store.prune(NOW + 9_000) == 1
+    assert store.run(prune_finished, NOW + 9_000) == 1
     totals = store.snapshot().totals
-    assert sum(v for c, v in totals.items() if c.total is Total.PRICE) == 350.0
+    assert sum(v for c, v in totals.items() if c.total is TotalKind.PRICE) == 350.0
     store.close()
 
 
@@ -80,7 +81,7 @@ def test_exporters_that_are_more_than_connections(bounced: str) -> None:
     finished = sum(together(*(partial(work, number) for number in range(3))))
     finish(stores[0], *stores[0].unfinished("main"))
     totals = stores[0].snapshot().totals
-    counted = sum(v for c, v in totals.items() if c.total is Total.CALLS)
+    counted = sum(v for c, v in totals.items() if c.total is TotalKind.CALLS)
     assert finished <= counted <= 180
     with stores[0]._database.begin() as connection:
         query = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")

@@ -11,14 +11,13 @@ import pytest
 from sqlalchemy import text
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
-from exporter.ledger.commit import commit
+from exporter.ledger.calls import insert_calls, prune_finished, remove_source
+from exporter.ledger.calls import push_calls as push_in
+from exporter.ledger.commits import commit
 from exporter.ledger.engine import Database
-from exporter.ledger.letting_go import let_go
-from exporter.ledger.records import NewCall, StoredCall
 from exporter.ledger.store import Store
-from exporter.ledger.taking import push as push_in
-from exporter.ledger.taking import take
-from exporter.ledger.totals import Total
+from exporter.ledger.totals import TotalKind
+from exporter.ledger.types import NewCall, StoredCall
 from tests.ledger.racing import shuffled, together
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, roomy, rows
 
@@ -36,7 +35,7 @@ def stores(shared: Callable[[], Database]) -> list[Store]:
 
 
 def calls_counted(store: Store) -> float:
-    return sum(v for c, v in store.snapshot().totals.items() if c.total is Total.CALLS)
+    return sum(v for c, v in store.snapshot().totals.items() if c.total is TotalKind.CALLS)
 
 
 def known(store: Store) -> list[str]:
@@ -174,9 +173,9 @@ def test_totals_of_all_add_up_exactly(stores: list[Store]) -> None:
     totals = stores[0].snapshot().totals
     sums = {
         kind: sum(v for c, v in totals.items() if c.total is kind and c.cell == "sum")
-        for kind in (Total.DURATION, Total.PRICE)
+        for kind in (TotalKind.DURATION, TotalKind.PRICE)
     }
-    assert sums == {Total.DURATION: seconds, Total.PRICE: prices}
+    assert sums == {TotalKind.DURATION: seconds, TotalKind.PRICE: prices}
     assert calls_counted(stores[0]) == ROUNDS * 24
 
 
@@ -189,7 +188,7 @@ def test_a_price_that_several_tell_counts_once(stores: list[Store]) -> None:
             partial(finish, stores[2], stored),
         )
     totals = stores[0].snapshot().totals
-    assert sum(v for c, v in totals.items() if c.total is Total.PRICE) == 350.0 * ROUNDS
+    assert sum(v for c, v in totals.items() if c.total is TotalKind.PRICE) == 350.0 * ROUNDS
 
 
 def hand_over(store: Store, source: str | None, wanted: list[NewCall]) -> list[StoredCall]:
@@ -230,9 +229,9 @@ def test_a_call_that_one_lets_go_and_another_names(stores: list[Store]) -> None:
         wanted = names(number * 20, 20)
         stores[0].watch("file:a", wanted, NOW)
         with ThreadPoolExecutor(1) as thread:
-            letting_go = thread.submit(stores[0].keep_only, "file:a", set())
+            removing = thread.submit(stores[0].keep_only, "file:a", set())
             taken = stores[1].watch("file:b", shuffled(wanted, number), NOW)
-            letting_go.result(10)
+            removing.result(10)
         assert known(stores[2]) == [call.reference_id for call in names(0, 20 * (number + 1))]
         named = "SELECT call_id FROM call_sources WHERE source = 'file:b' ORDER BY 1 DESC LIMIT 20"
         assert {row for (row,) in rows(stores[2], named)} == taken.rows
@@ -248,11 +247,11 @@ def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
         with stores[1]._database.begin() as connection:
-            take(connection, "file:b", [new("a")], NOW, roomy)
-            letting_go = thread.submit(stores[0].keep_only, "file:a", set())
-            while not (waits(stores[2]) or letting_go.done()):
+            insert_calls(connection, "file:b", [new("a")], NOW, roomy)
+            removing = thread.submit(stores[0].keep_only, "file:a", set())
+            while not (waits(stores[2]) or removing.done()):
                 pass
-        assert letting_go.result(10) == []
+        assert removing.result(10) == []
     assert known(stores[0]) == ["a"]
     assert rows(stores[0], "SELECT * FROM call_sources") == [("file:b", stored.call.id)]
 
@@ -261,7 +260,7 @@ def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Sto
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
         with stores[0]._database.begin() as connection:
-            gone = let_go(connection, "file:a", [stored.call.id], stores[0].exporter, NOW)
+            gone = remove_source(connection, "file:a", [stored.call.id], stores[0].exporter, NOW)
             assert gone == {stored.call.id: "main"}
             naming = thread.submit(stores[1].watch, "file:b", [new("A"), new("b")], NOW + 9)
             while not (waits(stores[2]) or naming.done()):
@@ -290,7 +289,7 @@ def test_several_prune(stores: list[Store]) -> None:
     stored = stores[0].watch(None, names(0, 300), NOW).added
     finish(stores[0], *stored)
     for _ in range(3):
-        together(*(partial(s.prune, NOW + 100) for s in stores))
+        together(*(partial(s.run, prune_finished, NOW + 100) for s in stores))
     assert known(stores[0]) == []
     assert calls_counted(stores[0]) == 300
 
@@ -316,7 +315,7 @@ def test_everything_at_once(stores: list[Store]) -> None:
                 store.delete(rows_of_all[0], NOW)
             if source:
                 store.keep_only(source, taken.rows)
-            store.prune(NOW + 5)
+            store.run(prune_finished, NOW + 5)
         return finished
 
     finished = together(*(partial(work, store, n) for n, store in enumerate(stores)))

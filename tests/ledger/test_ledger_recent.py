@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from exporter.calls import Finished, Result, Status
-from exporter.ledger.recent import recent
-from exporter.ledger.records import Ended
+from exporter.ledger.calls import recent_calls
 from exporter.ledger.store import Store
+from exporter.ledger.types import FinishedCall
 from tests.ledger.test_ledger_store import NOW, finish, new, push
 
 FAILED = Finished(Result.FAILURE, Status.FAILED)
@@ -17,11 +17,11 @@ def test_what_finished_lately(store: Store) -> None:
     finish(store, last, verdict=FAILED, after=30)
     finish(store, first, after=20)
     store.delete(deleted.call.id, NOW + 25)
-    past = store.recent(NOW + 15)
+    past = store.run(recent_calls, NOW + 15)
     assert past == (
         [
-            Ended("main", "First", Result.SUCCESS, Status.BUSY, NOW, NOW + 20),
-            Ended("b", "last", Result.FAILURE, Status.FAILED, NOW, NOW + 30),
+            FinishedCall("main", "First", Result.SUCCESS, Status.BUSY, NOW, NOW + 20),
+            FinishedCall("b", "last", Result.FAILURE, Status.FAILED, NOW, NOW + 30),
         ],
         NOW + 15,
     )
@@ -32,7 +32,7 @@ def test_no_more_than_asked_for(store: Store) -> None:
     for number, call in enumerate(calls):
         finish(store, call, after=number)
     with store._database.begin() as connection:
-        past = recent(connection, NOW, most=3)
+        past = recent_calls(connection, NOW, most=3)
     # They are all since the oldest of them: there may be others before it.
     assert [call.finished_at for call in past.calls] == [NOW + 2, NOW + 3, NOW + 4]
     assert past.since == NOW + 2

@@ -9,10 +9,11 @@ from sqlalchemy import Connection, text
 
 from exporter.calls import Finished, Result, Status
 from exporter.ids import reference_id
+from exporter.ledger.calls import find_call, list_sources
 from exporter.ledger.engine import open_database
-from exporter.ledger.records import DELETED, NewCall, Observation
 from exporter.ledger.store import Store
-from exporter.ledger.totals import Total
+from exporter.ledger.totals import TotalKind
+from exporter.ledger.types import DELETED, NewCall, Observation
 from tests.ledger.old_ledgers import ledger_at
 
 # The last revision that compared ids with their dashes.
@@ -92,7 +93,7 @@ def test_one_call_is_left_of_two_spellings(
 
     old_ledger(old_url, fill)
     store = Store(open_database(old_url))
-    record, *others = [store.find("main", name) for name, _ in rows]
+    record, *others = [store.run(find_call, "main", name) for name, _ in rows]
     assert record is not None
     assert all(other == record for other in others)
     name, columns = rows[kept - 1]
@@ -119,16 +120,16 @@ def test_what_was_known_of_each_spelling_is_kept(old_url: str) -> None:
     store = Store(open_database(old_url))
     (stored,) = store.unfinished("main")
     assert (stored.call.reference_id, stored.call.first_watched) == (PLAIN, 90.0)
-    assert sorted(store.sources()) == ["config", "file:/a", "file:/b"]
-    for source in store.sources():
+    assert sorted(store.run(list_sources)) == ["config", "file:/a", "file:/b"]
+    for source in store.run(list_sources):
         store.keep_only(source, set())
     # Handed over under one spelling: it does not end with the files.
     assert [one.call.id for one in store.unfinished("main")] == [1]
     done = Finished(Result.SUCCESS, Status.ANSWERED, 13.0)
     assert store.commit([Observation("main", stored.call, done, 500.0)]).finished == 1
     totals = {cell.total: value for cell, value in store.snapshot().totals.items()}
-    assert totals[Total.CALLS] == 1
-    assert totals[Total.PRICE] == 300.0
+    assert totals[TotalKind.CALLS] == 1
+    assert totals[TotalKind.PRICE] == 300.0
     store.close()
 
 
@@ -140,7 +141,7 @@ def test_a_price_that_was_added_is_not_added_again(old_url: str) -> None:
     old_ledger(old_url, fill)
     store = Store(open_database(old_url))
     store.set_price(1, 300.0)
-    assert not any(cell.total is Total.PRICE for cell in store.snapshot().totals)
+    assert not any(cell.total is TotalKind.PRICE for cell in store.snapshot().totals)
     store.close()
 
 

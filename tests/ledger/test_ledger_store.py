@@ -12,12 +12,12 @@ from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status, 
 from exporter.config.types import MAX_LABEL_VALUE
 from exporter.config.watch import MAX_LABELS
 from exporter.ids import MAX_REFERENCE_ID_LENGTH, ReferenceId
+from exporter.ledger.calls import find_call, list_calls, list_sources, prune_finished
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
-from exporter.ledger.listing import page
-from exporter.ledger.records import Labels, NewCall, Observation, StoredCall, Taken
 from exporter.ledger.store import LOADED, Store
-from exporter.ledger.totals import Cell, Total
+from exporter.ledger.totals import TotalKey, TotalKind
+from exporter.ledger.types import InsertResult, Labels, NewCall, Observation, StoredCall
 from tests.ledger.machine import Machine
 
 NOW = 1_760_000_000.0
@@ -95,11 +95,11 @@ def test_what_is_as_long_as_may_be(store: Store) -> None:
     }
     reference_id = "R" * MAX_REFERENCE_ID_LENGTH
     (stored,) = store.watch(source, [new(reference_id, labels, "m" * 64)], NOW).added
-    assert store.sources() == [source]
+    assert store.run(list_sources) == [source]
     assert store.snapshot().label_sets == {stored.labels: labels}
     store.commit([observed(stored, PollAgain(max(CallState, key=len)))])
     finish(store, stored, verdict=Finished(max(Result, key=len), max(Status, key=len)))
-    assert store.find("m" * 64, reference_id) is not None
+    assert store.run(find_call, "m" * 64, reference_id) is not None
 
 
 def test_the_same_id_of_two_accounts_is_two_calls(store: Store) -> None:
@@ -111,10 +111,10 @@ def test_the_same_id_of_two_accounts_is_two_calls(store: Store) -> None:
 def test_more_calls_than_are_read_at_a_time(store: Store) -> None:
     names = [f"call-{number}" for number in range(LOADED + 7)]
     push(store, *map(new, names))
-    page = store.unfinished("main")
-    assert len(page) == LOADED
-    rest = store.unfinished("main", page[-1].call.id)
-    assert sorted(ids(page) + ids(rest)) == sorted(names)
+    list_calls = store.unfinished("main")
+    assert len(list_calls) == LOADED
+    rest = store.unfinished("main", list_calls[-1].call.id)
+    assert sorted(ids(list_calls) + ids(rest)) == sorted(names)
     assert store.keep_only("config", set()) == []
 
 
@@ -148,7 +148,9 @@ def test_a_finished_call_adds_to_the_totals_once(store: Store) -> None:
 def test_a_finished_call_is_not_watched_again(store: Store) -> None:
     (stored,) = push(store, new("a"))
     finish(store, stored)
-    assert store.watch(None, [new("A")], NOW + 9) == Taken([], {}, {stored.call.id}, Counter())
+    assert store.watch(None, [new("A")], NOW + 9) == InsertResult(
+        [], {}, {stored.call.id}, Counter()
+    )
     assert store.unfinished("main") == []
 
 
@@ -211,8 +213,8 @@ def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> 
     finish(store, *push(store, new("fresh")), after=100)
     push(store, new("unfinished"))
     before = store.snapshot()[:2]
-    assert store.prune(NOW + 50) == 1
-    assert store.prune(NOW + 50) == 0
+    assert store.run(prune_finished, NOW + 50) == 1
+    assert store.run(prune_finished, NOW + 50) == 0
     assert store.snapshot()[:2] == before
     # What a file still names is not forgotten: it would be watched, and counted, anew.
     assert store.watch("config", [new("named"), new("fresh")], NOW)[0] == []
@@ -230,14 +232,14 @@ def test_what_loses_its_last_name_is_remembered_from_then_on(
     # A folder of the network is empty for a moment, long after they finished.
     machine.pass_time(10_000)
     assert store.keep_only(source, set()) == []
-    assert store.prune(NOW + 9_000) == 0
+    assert store.run(prune_finished, NOW + 9_000) == 0
     assert store.watch(source, named, NOW + 10_001).added == []
     assert store.watch("file:other", named[:1], NOW + 10_001).added == []
     # The calls of a file that is gone for good are forgotten, from then on.
     machine.pass_time(10_000)
     assert store.keep_only(source, set()) == []
-    assert store.prune(NOW + 20_000) == 0
-    assert store.prune(NOW + 20_001) == 49
+    assert store.run(prune_finished, NOW + 20_000) == 0
+    assert store.run(prune_finished, NOW + 20_001) == 49
 
 
 def test_a_call_that_is_called_back_again_is_not_forgotten(database: Database) -> None:
@@ -250,8 +252,8 @@ def test_a_call_that_is_called_back_again_is_not_forgotten(database: Database) -
         for call in (*stored, gone):
             assert store.keep(call.call.id)
         machine.pass_time(500)
-    assert store.prune(NOW + 8_000) == 0
-    assert store.prune(NOW + 10_000) == 2
+    assert store.run(prune_finished, NOW + 8_000) == 0
+    assert store.run(prune_finished, NOW + 10_000) == 2
     assert not store.keep(gone.call.id)
 
 
@@ -266,7 +268,7 @@ def test_what_is_named_all_the_time_is_not_forgotten_however_short_the_memory(
         now = NOW + number * apart
         assert push(store, new("queried"), now=now) == []
         assert store.push([[new("pushed")]], now).added == []
-        assert store.prune(now - memory) == 0
+        assert store.run(prune_finished, now - memory) == 0
 
 
 def test_what_is_handed_over_again_is_not_forgotten(store: Store) -> None:
@@ -274,9 +276,9 @@ def test_what_is_handed_over_again_is_not_forgotten(store: Store) -> None:
     for after in range(0, 10_000, 500):
         assert push(store, new("queried"), now=NOW + after) == []
         assert store.push([[new("PUSHED")]], NOW + after).added == []
-    assert store.prune(NOW + 8_000) == 1
+    assert store.run(prune_finished, NOW + 8_000) == 1
     assert push(store, new("queried"), new("pushed"), now=NOW + 10_000) == []
-    assert store.prune(NOW + 20_000) == 2
+    assert store.run(prune_finished, NOW + 20_000) == 2
     assert len(push(store, new("queried"), new("pushed"), now=NOW + 20_000)) == 2
 
 
@@ -287,12 +289,12 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     assert not store.delete(call.call.id, NOW + 2)
     assert store.commit([observed(call, BUSY)]).gone == {call.call.id}
     assert store.snapshot().totals == {}
-    assert [record.reference_id for record in page(database, ["main"]).records] == ["other"]
-    assert (found := store.find("main", "A")) is not None
+    assert [record.reference_id for record in list_calls(database, ["main"]).records] == ["other"]
+    assert (found := store.run(find_call, "main", "A")) is not None
     assert found.state == "deleted"
     # A query that still returns it does not bring it back, but keeps it from being forgotten.
     assert push(store, new("A"), now=NOW + 5_000) == []
-    assert store.prune(NOW + 4_000) == 0
+    assert store.run(prune_finished, NOW + 4_000) == 0
     # It left its room to others.
     assert store.watch(None, [new("next")], NOW, max_calls=2).refused == {}
     # Who hands it over again means it, and so does a file.
@@ -304,7 +306,7 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
             (revived,) = store.watch(source, wanted, NOW + 6_000).added
         assert revived.call.id > call.call.id
         assert store.delete(revived.call.id, NOW + 7_000)
-    assert store.prune(NOW + 8_000) == 1
+    assert store.run(prune_finished, NOW + 8_000) == 1
     assert ids(push(store, new("a"))) == ["a"]
     assert rows(store, "SELECT count(*) FROM call_sources") == [(0,)]
 
@@ -332,10 +334,10 @@ def test_a_price_is_added_once(
     (stored,) = push(store, new("a", OTP))
     row = stored.call.id
     assert [store.set_price(row, price) for price in before] == [{} for _ in before]
-    told: list[Mapping[Cell, float]] = [store.commit([observed(stored, BUSY)]).added]
+    told: list[Mapping[TotalKey, float]] = [store.commit([observed(stored, BUSY)]).added]
     told += [store.set_price(row, price) for price in after]
-    live = sum(v for added in told for c, v in added.items() if c.total is Total.PRICE)
-    kept = sum(v for c, v in store.snapshot().totals.items() if c.total is Total.PRICE)
+    live = sum(v for added in told for c, v in added.items() if c.total is TotalKind.PRICE)
+    kept = sum(v for c, v in store.snapshot().totals.items() if c.total is TotalKind.PRICE)
     assert (live, kept) == (total, total)
     assert rows(store, "SELECT coalesce(price, 0.0) FROM calls") == [(total,)]
 
@@ -354,7 +356,9 @@ def test_sums_do_not_depend_on_their_order(store: Store) -> None:
     for call, seconds in zip(stored, durations, strict=True):
         done = Finished(Result.SUCCESS, Status.ANSWERED, seconds)
         added = store.commit([observed(call, done)]).added
-        live += sum(v for c, v in added.items() if c[2:] == (Total.DURATION, "sum"))
-    read = sum(v for c, v in store.snapshot().totals.items() if c[2:] == (Total.DURATION, "sum"))
+        live += sum(v for c, v in added.items() if c[2:] == (TotalKind.DURATION, "sum"))
+    read = sum(
+        v for c, v in store.snapshot().totals.items() if c[2:] == (TotalKind.DURATION, "sum")
+    )
     assert read == pytest.approx(sum(durations), abs=29 / 2048)
     assert live == read

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from exporter.ledger.engine import Database
-from exporter.ledger.records import NewCall
 from exporter.ledger.store import Store
+from exporter.ledger.types import NewCall
 from tests.ledger.test_ledger_store import NOW, finish, ids, new, push
 
 

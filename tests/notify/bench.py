@@ -18,7 +18,7 @@ from exporter.config import (
     WatchConfig,
 )
 from exporter.ids import reference_id
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator
 from tests.notify.receiver import SECRET, Receiver

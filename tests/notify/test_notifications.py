@@ -11,7 +11,7 @@ from exporter.calls import CallbackOutcome
 from exporter.config import PollingConfig
 from exporter.esms.answers import read_callback
 from exporter.ids import reference_id
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.notify.dispatcher import AHEAD
 from exporter.simulator import Plan
 from tests.notify.bench import Bench, target

@@ -19,8 +19,8 @@ from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import open_database
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import CallFinished, Route
-from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
+from exporter.ledger.types import NewCall, Observation
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import TargetMetrics, TargetWorker
 from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings

@@ -27,7 +27,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
 from exporter.leases import LeaseHolder
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.sources.api import ApiSource
 from tests.replicas.proxy import Proxy

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from exporter.errors import LedgerError
-from exporter.ledger.records import Count, NewCall, Tally
+from exporter.ledger.types import Count, InsertSummary, NewCall
 
 
 class Sink:
@@ -28,7 +28,7 @@ class Sink:
         self.broken = False
         self.cursors: dict[str, tuple[str, float]] = {}
 
-    async def add(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+    async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
         refused, rows = Counter[str](), set()
         self.added += 1
         for call in calls:
@@ -41,7 +41,7 @@ class Sink:
             if not self.broken:
                 self.named[source].add(call.reference_id)
         self._fail()
-        return Tally(len(rows), rows, refused)
+        return InsertSummary(len(rows), rows, refused)
 
     async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
         self._fail()

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from exporter.errors import CapacityError, LedgerError
 from exporter.ids import reference_id
-from exporter.ledger.records import Count, NewCall
+from exporter.ledger.types import Count, NewCall
 from exporter.sources.api import ApiSource, PushQueue
 from tests.sources.sink import Sink
 from tests.waiting import until

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from exporter.config import WatchConfig
 from exporter.config.watch import CallConfig
 from exporter.errors import ConfigError
-from exporter.ledger.records import NewCall, Tally
+from exporter.ledger.types import InsertSummary, NewCall
 from exporter.source_status import SourceStatus
 from exporter.sources.files import FilesSource, Found, check_files, find_files
 from exporter.sources.source import SourceContext
@@ -455,9 +455,9 @@ async def test_what_is_no_file_is_told_and_holds_up_nothing(bench: Bench) -> Non
 
 async def test_memory_is_that_of_the_calls_that_files_add(bench: Bench) -> None:
     class Rows(Sink):
-        async def add(self, source: str | None, calls: Iterable[NewCall]) -> Tally:
+        async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
             ids = {int(call.reference_id) for call in calls}
-            return Tally(len(ids), ids, Counter())
+            return InsertSummary(len(ids), ids, Counter())
 
         async def keep_only(self, source: str, rows: set[int]) -> None:
             assert len(rows) == different

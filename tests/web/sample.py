@@ -10,7 +10,7 @@ from exporter.account import AccountStatus
 from exporter.balances import Balance
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
-from exporter.ledger.records import Ended
+from exporter.ledger.types import FinishedCall
 from exporter.recent_results import Histories
 from exporter.web.status import (
     AccountView,
@@ -61,7 +61,7 @@ def histories() -> Histories:
             if bad:
                 result, status = Result.FAILURE, Status.FAILED
             waited = chance.uniform(20, 240)
-            made.add(Ended(account, reference_id(chance), result, status, at - waited, at))
+            made.add(FinishedCall(account, reference_id(chance), result, status, at - waited, at))
     return made
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from exporter.config import ApiConfig, LedgerConfig
 from exporter.ids import ReferenceId
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Plan
 from exporter.web.api import MAX_LISTINGS

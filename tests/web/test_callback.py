@@ -15,8 +15,8 @@ from yarl import URL
 from exporter.calls import Finished, OddField, Result, Status, WatchedCall
 from exporter.config import CallbackConfig, PollingConfig
 from exporter.ids import reference_id
-from exporter.ledger.records import NewCall, Observation
 from exporter.ledger.store import Store
+from exporter.ledger.types import NewCall, Observation
 from exporter.polling.intervals import AdaptiveIntervals
 from exporter.secrets import Secret
 from exporter.simulator import Plan

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from exporter.errors import ConfigError, Problem
 from exporter.ids import reference_id
-from exporter.ledger.records import NewCall
+from exporter.ledger.types import NewCall
 from exporter.simulator import Account, AccountState, Plan
 from tests.waiting import deadline, until
 from tests.web.bench import Bench, basic, users

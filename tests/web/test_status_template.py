@@ -11,7 +11,7 @@ import pytest
 from exporter.balances import Balance
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
-from exporter.ledger.records import Ended
+from exporter.ledger.types import FinishedCall
 from exporter.recent_results import Recent
 from exporter.web.i18n import LANGUAGES, load
 from exporter.web.status import AccountView, SourceView, StatusView, Viewer, newest
@@ -151,7 +151,7 @@ def test_an_account_without_calls(template: StatusTemplate) -> None:
 
 def test_every_failure(template: StatusTemplate) -> None:
     calls = [
-        Ended("main", f"id-{result}-{status}", result, status, NOW - 90, NOW - 100_000)
+        FinishedCall("main", f"id-{result}-{status}", result, status, NOW - 90, NOW - 100_000)
         for result in Result
         for status in Status
     ]
@@ -163,7 +163,9 @@ def test_every_failure(template: StatusTemplate) -> None:
 
 
 def test_only_the_newest_failures() -> None:
-    calls = [Ended("a", str(at), Result.FAILURE, Status.BUSY, 0, at) for at in (1.0, 3.0, 2.0)]
+    calls = [
+        FinishedCall("a", str(at), Result.FAILURE, Status.BUSY, 0, at) for at in (1.0, 3.0, 2.0)
+    ]
     assert [call.finished_at for call in newest(calls, 2)] == [3.0, 2.0]
 
 
@@ -245,7 +247,7 @@ def test_nothing_is_taken_for_html_or_a_template(template: StatusTemplate, langu
                 Recent(),
             )
         ],
-        [Ended(HOSTILE, HOSTILE, Result.FAILURE, Status.OTHER, NOW, NOW)],
+        [FinishedCall(HOSTILE, HOSTILE, Result.FAILURE, Status.OTHER, NOW, NOW)],
         [
             SourceView(HOSTILE, NOW, 0, failing=True, problems=[HOSTILE]),
             SourceView(f"sql:{HOSTILE}", NOW, 0, failing=True, problems=[HOSTILE]),

@@ -12,7 +12,7 @@ from exporter.calls import ENDINGS, CallbackOutcome
 from exporter.canaries.canaries import CanaryNumbers, CanaryStage, read_canaries
 from exporter.home_assistant.publisher import MqttMetrics
 from exporter.ledger.canary_runs import CanaryResult
-from exporter.ledger.records import Snapshot
+from exporter.ledger.types import Snapshot
 from exporter.metrics.accounts import read_accounts, read_status
 from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue

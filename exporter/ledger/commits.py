@@ -9,16 +9,16 @@ from typing import Any, Final
 from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, update
 
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
-from exporter.ledger.bulk import fetch, field, given, item, listed, packed
 from exporter.ledger.clock import LedgerClock, machine_clocks
+from exporter.ledger.json_rows import fetch_json, field, item, json_param, select_json, to_json_rows
 from exporter.ledger.labels import COUNTED_AS, FOLDED, add_totals, keep_labels
-from exporter.ledger.leases import FORGET, notify_holders, notify_of_totals
+from exporter.ledger.notices import FORGET, notify_holders, notify_of_totals
 from exporter.ledger.outbox import CallFinished, Outbox
-from exporter.ledger.records import DELETED, Committed, Observation
 from exporter.ledger.schema import UNFINISHED_ROW, accounts, calls, folded_labels
-from exporter.ledger.totals import Cell, additions, price_added
+from exporter.ledger.totals import TotalKey, additions, price_added
+from exporter.ledger.types import DELETED, Committed, Observation
 
-_rows: Final = given("rows")
+_rows: Final = json_param("rows")
 
 # As plain texts: packing asks each member of an enumeration for its value, which is done in Python.
 _TEXT: Final = {
@@ -47,7 +47,7 @@ _HELD: Final = (
 )
 _ACCOUNT_OF: Final = select(accounts.c.id, accounts.c.name).join_from(calls, accounts)
 _SET_OF: Final = select(COUNTED_AS).select_from(calls).outerjoin(folded_labels, FOLDED)
-_UNFINISHED: Final = listed(*_HELD.c)
+_UNFINISHED: Final = select_json(*_HELD.c)
 
 
 def _row_is_given() -> ColumnElement[bool]:
@@ -96,7 +96,7 @@ def commit(
     ahead = clock.ahead
     ids = [observation.call.id for observation in observations]
     keep_labels(connection, {o.account for o in observations if isinstance(o.verdict, Finished)})
-    held = {row: rest for row, *rest in fetch(connection, _UNFINISHED, rows=packed(ids))}
+    held = {row: rest for row, *rest in fetch_json(connection, _UNFINISHED, rows=to_json_rows(ids))}
     known = [observation for observation in observations if observation.call.id in held]
     states = [
         (call.id, _TEXT[found.state], at)
@@ -104,7 +104,7 @@ def commit(
         if isinstance(found, PollAgain)
     ]
     finished, events, canaries = list[tuple[Any, ...]](), [], set[int]()
-    added: defaultdict[Cell, float] = defaultdict(float)
+    added: defaultdict[TotalKey, float] = defaultdict(float)
     account_ids: dict[str, int] = {}
     for _, call, found, at in known:
         if isinstance(found, PollAgain):
@@ -130,9 +130,9 @@ def commit(
         for cell, amount in additions(account, counted_as, found, at - call.first_watched, price):
             added[cell] += amount
     if states:
-        connection.execute(_SET_STATE, {"rows": packed(states)})
+        connection.execute(_SET_STATE, {"rows": to_json_rows(states)})
     if finished:
-        connection.execute(_FINISH, {"rows": packed(finished)})
+        connection.execute(_FINISH, {"rows": to_json_rows(finished)})
     if added:
         add_totals(connection, added, account_ids)
         notify_of_totals(connection, exporter, account_ids)
@@ -148,7 +148,7 @@ def commit(
 
 def set_price(
     connection: Connection, row: int, price: float, exporter: str | None = None
-) -> dict[Cell, float]:
+) -> dict[TotalKey, float]:
     """Write what a call has cost, in VND.
 
     Until the call has finished, the last price is the best one known, and its finish will add it.

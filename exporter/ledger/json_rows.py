@@ -115,7 +115,7 @@ def _listed_postgresql(element: _Listed, compiler: SQLCompiler, **kw: Any) -> st
     return f"CAST(coalesce(json_agg({row}), '[]') AS TEXT)"
 
 
-def given(name: str) -> TableValuedAlias:
+def json_param(name: str) -> TableValuedAlias:
     """Return the rows of the parameter `name`, a text made by `packed`."""
     return _Each(bindparam(name, type_=Text())).table_valued("value", name=name)
 
@@ -132,17 +132,17 @@ def item(rows: TableValuedAlias, like: Column[Any]) -> ColumnElement[Any]:  # An
     return _Field(rows.c.value, _WHOLE, like.type)
 
 
-def packed(rows: Iterable[Any]) -> str:  # Any: numbers, texts, or sequences of them
+def to_json_rows(rows: Iterable[Any]) -> str:  # Any: numbers, texts, or sequences of them
     """Return rows as the text that `given` takes."""
     return to_json(list(rows)).decode()
 
 
-def listed(*columns: ColumnElement[Any]) -> Select[Any]:  # Any: of whatever type
+def select_json(*columns: ColumnElement[Any]) -> Select[Any]:  # Any: of whatever type
     """Return a query whose one row is the list of all rows; `fetch` runs it."""
     return select(_Listed(*columns))
 
 
-def fetch(
+def fetch_json(
     connection: Connection, query: Select[Any], **parameters: object
 ) -> list[list[Any]]:  # Any: numbers and texts
     """Run a query that was made with `listed`; returns its rows, in no order."""

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 
 from exporter.calls import Finished, PollAgain, Result, Status, WatchedCall
 from exporter.ids import ReferenceId
-from exporter.ledger.totals import Cell
+from exporter.ledger.totals import TotalKey
 
-CHUNK: Final = 1_000
+BATCH_SIZE: Final = 1_000
 """Rows in one statement or transaction: long enough to be cheap, short enough not to be felt."""
 
 DELETED: Final = "deleted"
@@ -55,7 +55,7 @@ class SeriesChanges(NamedTuple):
 NO_SERIES_CHANGES: Final = SeriesChanges([], [])
 
 
-class Taken(NamedTuple):
+class InsertResult(NamedTuple):
     """What became of calls that a source wants watched.
 
     Attributes:
@@ -80,14 +80,14 @@ class Count(NamedTuple):
     known: int
 
 
-class Pushed(NamedTuple):
+class PushResult(NamedTuple):
     """What became of requests to watch calls.
 
     Attributes:
         added: the calls that were not known.
         label_sets: of those, by row.
         counts: of each request, or the account that has no room for its calls.
-        series: as in `Taken`.
+        series: as in `InsertResult`.
     """
 
     added: list[StoredCall]
@@ -112,7 +112,7 @@ class CallRecord(NamedTuple):
     finished_at: float | None
 
 
-class Ended(NamedTuple):
+class FinishedCall(NamedTuple):
     """A call that has finished, for people who look; times are Unix times."""
 
     account: str
@@ -123,8 +123,8 @@ class Ended(NamedTuple):
     finished_at: float
 
 
-class Tally(NamedTuple):
-    """As `Taken`, of any number of calls."""
+class InsertSummary(NamedTuple):
+    """As `InsertResult`, of any number of calls."""
 
     added: int
     rows: set[int]
@@ -152,7 +152,7 @@ class Committed:
         canaries: calls that canaries placed and that have finished: they count nowhere.
     """
 
-    added: Mapping[Cell, float]
+    added: Mapping[TotalKey, float]
     gone: frozenset[int]
     by_account: Counter[str]
     notify: frozenset[str] = frozenset()
@@ -174,5 +174,5 @@ class Snapshot(NamedTuple):
     """
 
     label_sets: dict[int, Labels]
-    totals: dict[Cell, float]
+    totals: dict[TotalKey, float]
     begun: set[tuple[str, int]]

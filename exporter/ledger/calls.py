@@ -1,0 +1,833 @@
+"""Statements about calls: adding, removing, listing and counting them.
+
+Calls are added as long as their account has room, and once however many sources name them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Float,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
+
+from exporter.calls import CallState, Result, Status, WatchedCall
+from exporter.errors import LedgerConflictError
+from exporter.ids import reference_key
+from exporter.ledger.engine import Database
+from exporter.ledger.json_rows import (
+    OrIgnore,
+    fetch_json,
+    field,
+    item,
+    json_param,
+    select_json,
+    to_json_rows,
+)
+from exporter.ledger.label_limits import NO_LIMITS, LabelLimits, canonical
+from exporter.ledger.labels import count_labels
+from exporter.ledger.notices import FORGET, notify_holders, notify_of_totals
+from exporter.ledger.schema import (
+    UNFINISHED_ROW,
+    accounts,
+    call_sources,
+    calls,
+    cursors,
+    label_sets,
+)
+from exporter.ledger.types import (
+    BATCH_SIZE,
+    DELETED,
+    NO_SERIES_CHANGES,
+    CallRecord,
+    Count,
+    FinishedCall,
+    InsertResult,
+    Labels,
+    NewCall,
+    PushResult,
+    SeriesChanges,
+    StoredCall,
+)
+
+_rows: Final = json_param("rows")
+_keys: Final = json_param("keys")
+
+# Adding calls: those that are known stay as they are.
+
+_NAMED_LATELY: Final = 600.0
+
+_Key = tuple[int, str]
+"""The row of an account, and an id as ids are compared."""
+
+
+class Sharing(NamedTuple):
+    """This exporter as one of several that share the ledger.
+
+    Attributes:
+        exporter: the id of this process.
+        epochs: of the leases that it holds, by account: calls of these that it adds, it polls.
+    """
+
+    exporter: str
+    epochs: Mapping[str, int]
+
+
+Room = Callable[[Connection, Mapping[str, int]], dict[str, float]]
+
+
+_FIND: Final = select_json(
+    calls.c.account_id, calls.c.normalized_id, calls.c.id, calls.c.epoch
+).join_from(
+    _keys,
+    calls,
+    and_(
+        calls.c.account_id == field(_keys, 0, calls.c.account_id),
+        calls.c.normalized_id == field(_keys, 1, calls.c.normalized_id),
+    ),
+)
+_NOW: Final = bindparam("now", type_=Float())
+_NEW: Final = (
+    calls.c.account_id,
+    calls.c.normalized_id,
+    calls.c.reference_id,
+    calls.c.label_set_id,
+    calls.c.epoch,
+)
+_INSERT: Final = OrIgnore(calls).from_select(
+    [
+        *_NEW,
+        calls.c.pushed,
+        calls.c.first_watched,
+        calls.c.state,
+        calls.c.state_since,
+    ],
+    select(
+        *(field(_rows, number, column) for number, column in enumerate(_NEW)),
+        bindparam("pushed", type_=Boolean()),
+        _NOW,
+        literal(CallState.NEW.value),
+        _NOW,
+    )
+    .select_from(_rows)
+    # Without a condition, SQLite takes what follows for a part of the join.
+    .where(true()),
+    include_defaults=False,
+)
+# Not each time, because a query may name the same thousands of calls every minute. Locked in the
+# order of their rows, as everywhere, so that exporters do not wait for each other in a circle.
+_PUSHED: Final = (
+    select(calls.c.id)
+    .where(
+        calls.c.id.in_(select(item(_rows, calls.c.id))),
+        or_(
+            calls.c.pushed.is_(False),
+            and_(
+                calls.c.finished_at < bindparam("lately"),
+                or_(calls.c.named_at.is_(None), calls.c.named_at < bindparam("lately")),
+            ),
+        ),
+    )
+    .order_by(calls.c.id)
+    .with_for_update(key_share=True)
+)
+_PUSH: Final = update(calls).where(calls.c.id.in_(_PUSHED)).values(pushed=True, named_at=_NOW)
+_COUNT: Final = select(func.count()).where(calls.c.id.in_(select(item(_rows, calls.c.id))))
+_DELETED: Final = select_json(calls.c.id).where(
+    calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result == DELETED
+)
+_FORGET: Final = delete(calls).where(
+    calls.c.id.in_(
+        select(calls.c.id)
+        .where(calls.c.id.in_(select(item(_rows, calls.c.id))))
+        .order_by(calls.c.id)
+        .with_for_update()
+    )
+)
+_NAME: Final = OrIgnore(call_sources).from_select(
+    ["source", "call_id"],
+    select(bindparam("source", type_=call_sources.c.source.type), item(_rows, calls.c.id)).where(
+        true()
+    ),
+)
+
+
+def named_lately(memory: float) -> float:
+    """Return for how many seconds it is not noted again that a finished call is still named.
+
+    Args:
+        memory: seconds for which a finished call is remembered. A query that names it at least
+            twice in that time keeps it from being forgotten.
+    """
+    return min(_NAMED_LATELY, memory / 4)
+
+
+def insert_calls(
+    connection: Connection,
+    source: str | None,
+    new: Sequence[NewCall],
+    now: float,
+    room: Room,
+    sharing: Sharing | None = None,
+    lately: float = _NAMED_LATELY,
+    limits: LabelLimits = NO_LIMITS,
+) -> InsertResult:
+    """Add the calls of a source; see `Store.watch`.
+
+    Args:
+        connection: in a transaction.
+        source: what names them; None for calls that are pushed.
+        new: the calls.
+        now: Unix time.
+        room: how many may be new, of accounts by their rows; those beyond are refused.
+        sharing: this exporter, where several share the ledger.
+        lately: see `named_lately`.
+        limits: of the labels of each account.
+    """
+    ids = _account_rows(connection, new)
+    wanted: dict[tuple[int, str], NewCall] = {}
+    for call in new:
+        wanted.setdefault((ids[call.account], reference_key(call.reference_id)), call)
+    known = _find(connection, wanted)
+    revived = _deleted(connection, known) if source is not None else {}
+    known = {key: row for key, row in known.items() if key not in revived}
+    missing = [(key, call) for key, call in wanted.items() if key not in known]
+    missing, refused = _fitting(missing, room(connection, ids))
+    _forget(connection, [revived[key] for key, _ in missing if key in revived])
+    inserted = _insert(connection, missing, now, sharing, limits, pushed=source is None)
+    rows = {*known.values(), *inserted.rows}
+    if source is None:
+        _push(connection, known.values(), now, lately, sharing)
+    else:
+        connection.execute(_NAME, {"source": source, "rows": to_json_rows(sorted(rows))})
+    return InsertResult(inserted.mine, inserted.label_sets, rows, refused, inserted.series)
+
+
+def push_calls(
+    connection: Connection,
+    requests: Sequence[Sequence[NewCall]],
+    now: float,
+    room: Room,
+    sharing: Sharing | None = None,
+    lately: float = _NAMED_LATELY,
+    limits: LabelLimits = NO_LIMITS,
+) -> PushResult:
+    """Add the calls of requests; see `Store.push`.
+
+    Args:
+        connection: in a transaction.
+        requests: the calls of each.
+        now: Unix time.
+        room: how many may be new, of accounts by their rows; requests that do not fit are
+            refused.
+        sharing: see `insert_calls`.
+        lately: see `named_lately`.
+        limits: of the labels of each account.
+    """
+    ids = _account_rows(connection, chain.from_iterable(requests))
+    keyed = [
+        [((ids[call.account], reference_key(call.reference_id)), call) for call in request]
+        for request in requests
+    ]
+    known = _find(connection, {key for request in keyed for key, _ in request})
+    revived = _deleted(connection, known)
+    known = {key: row for key, row in known.items() if key not in revived}
+    missing: dict[tuple[int, str], NewCall] = {}
+    named: set[int] = set()
+    left = room(connection, ids)
+    counts: list[Count | str] = []
+    for request in keyed:
+        new: dict[tuple[int, str], NewCall] = {}
+        for key, call in request:
+            if key not in known and key not in missing:
+                new.setdefault(key, call)
+        wanted = Counter(call.account for call in new.values())
+        if full := next((name for name, count in wanted.items() if count > left[name]), None):
+            counts.append(full)
+            continue
+        for name, count in wanted.items():
+            left[name] -= count
+        missing |= new
+        named.update(known[key] for key, _ in request if key in known)
+        counts.append(Count(len(new), len(request) - len(new)))
+    _forget(connection, [revived[key] for key in missing if key in revived])
+    missed = list(missing.items())
+    inserted = _insert(connection, missed, now, sharing, limits, pushed=True)
+    _push(connection, named, now, lately, sharing)
+    return PushResult(inserted.mine, inserted.label_sets, counts, inserted.series)
+
+
+def _fitting(
+    missing: Iterable[tuple[_Key, NewCall]], left: dict[str, float]
+) -> tuple[list[tuple[_Key, NewCall]], Counter[str]]:
+    """Return the first calls of each account that there is room for, and how many are beyond."""
+    fitting, beyond = [], Counter[str]()
+    for key, call in missing:
+        if left[call.account] >= 1:
+            left[call.account] -= 1
+            fitting.append((key, call))
+        else:
+            beyond[call.account] += 1
+    return fitting, beyond
+
+
+def keep_call(connection: Connection, row: int, now: float, lately: float) -> bool:
+    """Note that a call was pushed again; return whether it exists."""
+    connection.execute(_PUSH, {"rows": to_json_rows([row]), "now": now, "lately": now - lately})
+    return connection.scalar(select(calls.c.id).where(calls.c.id == row)) is not None
+
+
+def _push(
+    connection: Connection,
+    rows: Collection[int],
+    now: float,
+    lately: float,
+    sharing: Sharing | None,
+) -> None:
+    """Note that known calls were pushed again.
+
+    Raises:
+        LedgerConflictError: another exporter has removed one meanwhile.
+    """
+    if not rows:
+        return
+    which = {"rows": to_json_rows(rows)}
+    connection.execute(_PUSH, {**which, "now": now, "lately": now - lately})
+    # From here on no exporter removes them.
+    if sharing is not None and connection.scalar(_COUNT, which) != len(rows):
+        raise LedgerConflictError("ledger: a call was removed while it was pushed again")
+
+
+def _deleted(
+    connection: Connection, known: dict[tuple[int, str], int]
+) -> dict[tuple[int, str], int]:
+    """Return the known calls that were deleted: added again, they become new calls."""
+    if not known:
+        return {}
+    rows = {row for (row,) in fetch_json(connection, _DELETED, rows=to_json_rows(known.values()))}
+    return {key: row for key, row in known.items() if row in rows}
+
+
+def _forget(connection: Connection, rows: Collection[int]) -> None:
+    if rows:
+        connection.execute(_FORGET, {"rows": to_json_rows(rows)})
+
+
+class _Inserted(NamedTuple):
+    """Calls that were not known before.
+
+    Attributes:
+        mine: those that are to be polled here.
+        label_sets: of those, by row.
+        rows: of all of them: another exporter may have been faster with some.
+        series: what changed to make room for their labels.
+    """
+
+    mine: list[StoredCall]
+    label_sets: dict[int, Labels]
+    rows: list[int]
+    series: SeriesChanges
+
+
+def _insert(
+    connection: Connection,
+    missing: Sequence[tuple[_Key, NewCall]],
+    now: float,
+    sharing: Sharing | None,
+    limits: LabelLimits,
+    *,
+    pushed: bool,
+) -> _Inserted:
+    if not missing:
+        return _Inserted([], {}, [], NO_SERIES_CHANGES)
+    sets = {key: (call.account, canonical(call.labels)) for key, call in missing}
+    wanted = {sets[key]: call.labels for key, call in missing}
+    rows_of_accounts = {call.account: key[0] for key, call in missing}
+    counted = count_labels(connection, rows_of_accounts, wanted, limits)
+    if sharing is not None:
+        notify_of_totals(connection, sharing.exporter, {name for name, _ in chain(*counted.series)})
+        # In one order for every exporter, so that two do not wait for each other in a circle.
+        missing = sorted(missing, key=itemgetter(0))
+    epochs = dict(sharing.epochs) if sharing else {}
+    rows = to_json_rows(
+        (*key, call.reference_id, counted.sets[sets[key]][0], epochs.get(call.account, 0))
+        for key, call in missing
+    )
+    parameters = {"rows": rows, "pushed": pushed, "now": now}
+    keys = to_json_rows(key for key, _ in missing)
+    found: dict[_Key, tuple[int, int]] = {}
+    # Again where another exporter was faster, and has deleted what it had added since.
+    while len(found) < len(missing):
+        connection.execute(_INSERT, parameters)
+        found = {
+            (account, key): (row, epoch)
+            for account, key, row, epoch in fetch_json(connection, _FIND, keys=keys)
+        }
+    mine = []
+    for key, call in missing:
+        row, epoch = found[key]
+        # One that another exporter has inserted meanwhile, the holder of the lease claims.
+        if epoch == epochs.get(call.account, 0):
+            watched = WatchedCall(row, call.reference_id, now, CallState.NEW, now)
+            mine.append(StoredCall(call.account, counted.sets[sets[key]][1], watched))
+    return _Inserted(mine, counted.labels, [row for row, _ in found.values()], counted.series)
+
+
+def _account_rows(connection: Connection, new: Iterable[NewCall]) -> dict[str, int]:
+    """Return the rows of the accounts of calls; make the missing ones."""
+    names = sorted({call.account for call in new})
+    return {name: row_of(connection, accounts.c.name, name) for name in names}
+
+
+def _find(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], int]:
+    """Return the rows of the calls with these accounts and keys, where there are any."""
+    rows = fetch_json(connection, _FIND, keys=to_json_rows(keys))
+    return {(account, key): row for account, key, row, _ in rows}
+
+
+def row_of(connection: Connection, column: Column[str], value: str) -> int:
+    """Return the row that holds a value; make it where there is none."""
+    table = column.table
+    query = select(table.c.id).where(column == value)
+    while (row := connection.scalar(query)) is None:
+        connection.execute(OrIgnore(table).values({column: value}).inline())
+    return int(row)
+
+
+# How many calls of each account are open, for `watch.max_calls`.
+
+_OPEN: Final = select(func.count().label("calls"), func.max(calls.c.id).label("newest")).where(
+    calls.c.result.is_(None)
+)
+_BY_ACCOUNT: Final = _OPEN.add_columns(calls.c.account_id).group_by(calls.c.account_id).subquery()
+_ALL: Final = select(accounts.c.name, _BY_ACCOUNT.c.calls, _BY_ACCOUNT.c.newest).join_from(
+    accounts, _BY_ACCOUNT
+)
+_NEWER: Final = _OPEN.where(
+    calls.c.account_id == bindparam("account"), calls.c.id > bindparam("newest")
+)
+
+
+class OpenCalls:
+    """Open calls by account, counted in memory: to count a million takes 0.1 s.
+
+    Where exporters share the ledger, the calls that the others have inserted are counted when room
+    is needed, by index and each once. What the others have finished is seen at the next `recount`;
+    until then, the count may be too high.
+
+    Args:
+        database: the ledger.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.recount()
+
+    def recount(self) -> None:
+        """Count anew."""
+        with self._database.begin() as connection:
+            found = connection.execute(_ALL).all()
+        self._calls = Counter({name: count for name, count, _ in found})
+        self._newest = {name: newest for name, _, newest in found}
+
+    def room(
+        self, connection: Connection, rows: Mapping[str, int], limit: float
+    ) -> dict[str, float]:
+        """Return how many calls there is room for, by account.
+
+        Args:
+            connection: in a transaction.
+            rows: the rows of the accounts.
+            limit: how many calls of an account may be open at a time.
+        """
+        if self._database.shared:
+            for name, row in rows.items():
+                newer = {"account": row, "newest": self._newest.get(name, 0)}
+                count, newest = connection.execute(_NEWER, newer).one()
+                if count:
+                    self._calls[name] += count
+                    self._newest[name] = newest
+        return {name: limit - self._calls[name] for name in rows}
+
+    def add(self, inserted: Iterable[StoredCall]) -> None:
+        """Count calls that this exporter has inserted."""
+        for account, _, call in inserted:
+            self._calls[account] += 1
+            self._newest[account] = max(call.id, self._newest.get(account, 0))
+
+    def remove(self, ended: Counter[str]) -> None:
+        """Subtract calls that are not open any more."""
+        self._calls.subtract(ended)
+
+
+# Removing calls.
+
+
+_ACCOUNT: Final = select(accounts.c.name).join_from(calls, accounts)
+_UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
+
+# A finished call is remembered from when it was last named. Locked in the order of the rows, as
+# everywhere.
+_NAMED_UNTIL: Final = (
+    update(calls)
+    .where(
+        calls.c.id.in_(
+            select(calls.c.id)
+            .where(calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result.is_not(None))
+            .order_by(calls.c.id)
+            .with_for_update(key_share=True)
+        )
+    )
+    .values(named_at=bindparam("now", type_=Float()))
+)
+
+_NOT_IN: Final = select_json(call_sources.c.call_id).where(
+    call_sources.c.source == bindparam("source"),
+    call_sources.c.call_id.not_in(select(item(_rows, calls.c.id))),
+)
+
+
+def delete_call(connection: Connection, row: int, now: float, exporter: str | None) -> Counter[str]:
+    """Delete a call; see `Store.delete`. Return how many open calls of which account that was."""
+    unfinished = update(calls).where(calls.c.id == row, calls.c.result.is_(None))
+    if not connection.execute(unfinished.values(result=DELETED, finished_at=now)).rowcount:
+        return Counter()
+    connection.execute(delete(call_sources).where(call_sources.c.call_id == row))
+    notify_holders(connection, exporter, [row], FORGET)
+    return Counter(connection.scalars(_ACCOUNT.where(calls.c.id == row)))
+
+
+def calls_not_in(connection: Connection, source: str, rows: set[int]) -> list[int]:
+    """Return the calls that a source named, except some rows."""
+    return [
+        row for (row,) in fetch_json(connection, _NOT_IN, source=source, rows=to_json_rows(rows))
+    ]
+
+
+def remove_source(
+    connection: Connection, source: str, rows: Sequence[int], exporter: str | None, now: float
+) -> dict[int, str]:
+    """Note that a source does not name calls any more, which it did until now (Unix time).
+
+    Returns:
+        The open calls that nothing names any more, with their accounts: they are deleted, and not
+        counted.
+    """
+    named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
+    connection.execute(delete(call_sources).where(*named))
+    connection.execute(_NAMED_UNTIL, {"rows": to_json_rows(rows), "now": now})
+    left = calls.c.id.in_(rows), UNFINISHED_ROW, calls.c.pushed.is_(False)
+    if exporter is not None:
+        # Another exporter may be naming one. What it wrote is seen by what is asked after this.
+        held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()
+        connection.execute(held)
+    unnamed = _ACCOUNT.add_columns(calls.c.id).where(*left, _UNNAMED)
+    gone = {row: name for name, row in connection.execute(unnamed)}
+    notify_holders(connection, exporter, list(gone), FORGET)
+    connection.execute(delete(calls).where(calls.c.id.in_(gone)))
+    return gone
+
+
+def prune_finished(connection: Connection, before: float) -> int:
+    """Delete up to `BATCH_SIZE` calls that finished before a Unix time; return how many.
+
+    Calls that a file names stay, and those that were pushed again since. Totals are never pruned.
+    """
+    old = (
+        select(calls.c.id)
+        .where(
+            calls.c.result.is_not(None),
+            calls.c.finished_at < before,
+            or_(calls.c.named_at.is_(None), calls.c.named_at < before),
+            _UNNAMED,
+        )
+        .limit(BATCH_SIZE)
+    )
+    return connection.execute(delete(calls).where(calls.c.id.in_(old))).rowcount
+
+
+# Reading calls.
+
+FINISHED: Final = "finished"
+"""The state of a call that has a result."""
+
+WATCHED: Final = "watched"
+"""Every other state."""
+
+RECORD: Final = (
+    select(
+        calls.c.id,
+        accounts.c.name,
+        calls.c.reference_id,
+        label_sets.c.labels,
+        calls.c.state,
+        calls.c.first_watched,
+        calls.c.result,
+        calls.c.status,
+        calls.c.duration,
+        calls.c.key,
+        calls.c.finished_at,
+    )
+    .join_from(calls, accounts)
+    .join(label_sets)
+)
+"""The query of all calls."""
+
+
+MAX_PAGE: Final = 1_000
+"""Calls on a page, at most."""
+
+EXAMINED: Final = 20_000
+"""Rows that are looked at for a page, at most: some milliseconds."""
+
+Conditions = tuple[ColumnElement[bool], ...]
+
+
+class Page(NamedTuple):
+    """Calls in the order of their rows; `next` is the row to go on after, None at the end."""
+
+    records: list[CallRecord]
+    next: int | None
+
+
+def list_calls(
+    database: Database,
+    names: Collection[str],
+    state: str | None = None,
+    result: str | None = None,
+    after: int = 0,
+    limit: int = MAX_PAGE,
+    examined: int = EXAMINED,
+) -> Page:
+    """Return calls of some accounts, on a connection of its own.
+
+    At most `examined` rows are looked at, in the order of an index: where filters hardly match, a
+    page holds few calls, or none, and there are more pages.
+
+    Args:
+        database: the ledger.
+        names: of accounts.
+        state: only calls in this state; `finished` for those that have a result, `watched` for
+            all others.
+        result: only calls with this result.
+        after: only calls after this row.
+        limit: how many at most.
+        examined: rows that are looked at, at most.
+
+    Raises:
+        LedgerError: the database failed, or took too long.
+    """
+    with database.read() as connection:
+        if database.shared:
+            # PostgreSQL would sort where it expects few calls, and may be wrong.
+            for way in ("sort", "seqscan"):
+                connection.execute(text(f"SET LOCAL enable_{way} = off"))
+        known = select(accounts.c.id).where(accounts.c.name.in_(names))
+        rows = connection.scalars(known).all()
+        scopes = _scopes(rows, state, result) if rows else []
+        ends = [_end(connection, scope, after, max(1, examined // len(scopes))) for scope in scopes]
+        end = min((row for row in ends if row is not None), default=None)
+        found: list[CallRecord] = []
+        for scope in scopes:
+            query = RECORD.where(*scope, calls.c.id > after, *_wanted(rows, state, result))
+            if end is not None:
+                query = query.where(calls.c.id <= end)
+            found += read_records(connection, query.order_by(calls.c.id).limit(limit))
+    found = sorted(found)[:limit]  # no two have the same row, which comes first
+    return Page(found, found[-1].id if len(found) == limit else end)
+
+
+def _scopes(rows: Sequence[int], state: str | None, result: str | None) -> list[Conditions]:
+    """Return conditions with an index in the order of rows; what is looked for meets one of them.
+
+    Calls that have not finished have such an index for each account.
+    """
+    if state not in (None, FINISHED) and result is not None:
+        return []  # no call has a result and is in such a state
+    if state in (None, FINISHED) or len(rows) > EXAMINED // MAX_PAGE:
+        return [()]
+    return [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
+
+
+def _end(connection: Connection, scope: Conditions, after: int, size: int) -> int | None:
+    """Return the last of the first `size` rows of an index; None where it has fewer."""
+    query = select(calls.c.id).where(*scope, calls.c.id > after)
+    return connection.scalar(query.order_by(calls.c.id).offset(size - 1).limit(1))
+
+
+def _wanted(rows: Sequence[int], state: str | None, result: str | None) -> Conditions:
+    """Return the conditions that a call in a window has to meet.
+
+    None of them may lead an engine to an index in another order: it would read, and sort, all
+    calls.
+    """
+    ended = func.coalesce(calls.c.result, "")
+    wanted = [
+        (calls.c.account_id + 0).in_(rows),
+        ended != DELETED,
+        func.coalesce(calls.c.canary_run_id, 0) == 0,
+    ]
+    if state == FINISHED:
+        wanted.append(ended != "")
+    elif state is not None:
+        wanted.append(ended == "")
+        if state != WATCHED:
+            wanted.append(calls.c.state == state)
+    if result is not None:
+        wanted.append(ended == result)
+    return tuple(wanted)
+
+
+def read_records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns
+    """Run a query that was made of `RECORD`."""
+    return [
+        CallRecord(row, account, name, json.loads(labels), _state(state, rest[1]), *rest)
+        for row, account, name, labels, state, *rest in connection.execute(query)
+    ]
+
+
+def count_unfinished(database: Database) -> dict[str, int]:
+    """Return how many calls of each account have not finished; 0.1 s for a million."""
+    counts = select(calls.c.account_id, func.count().label("calls"))
+    by_row = counts.where(calls.c.result.is_(None)).group_by(calls.c.account_id).subquery()
+    query = select(accounts.c.name, by_row.c.calls).join_from(accounts, by_row)
+    with database.begin() as connection:
+        return {row.name: row.calls for row in connection.execute(query)}
+
+
+def label_sets_of(connection: Connection, rows: Collection[int]) -> dict[int, Labels]:
+    """Return sets of labels by their rows, oldest first."""
+    if not rows:
+        return {}
+    columns = select(label_sets.c.id, label_sets.c.labels)
+    query = columns.where(label_sets.c.id.in_(list(rows))).order_by(label_sets.c.id)
+    return {row: json.loads(labels) for row, labels in connection.execute(query)}
+
+
+def _state(state: str, result: str | None) -> str:
+    if result is None:
+        return state
+    return DELETED if result == DELETED else FINISHED
+
+
+# Calls that finished recently.
+
+MAX_RECENT: Final = 50_000
+"""Calls that are read at the start: some tenths of a second."""
+
+
+class Past(NamedTuple):
+    """Finished calls, oldest first, and from when on these are all (Unix time)."""
+
+    calls: list[FinishedCall]
+    since: float
+
+
+_FINISHED_CALLS: Final = (
+    select(
+        accounts.c.name,
+        calls.c.reference_id,
+        calls.c.result,
+        calls.c.status,
+        calls.c.first_watched,
+        calls.c.finished_at,
+    )
+    .join_from(calls, accounts)
+    .where(calls.c.result.is_not(None), calls.c.result != DELETED, calls.c.canary_run_id.is_(None))
+    .order_by(calls.c.finished_at.desc())
+)
+
+
+def recent_calls(
+    connection: Connection,
+    since: float,
+    names: Collection[str] | None = None,
+    most: int = MAX_RECENT,
+) -> Past:
+    """Return the calls of accounts that have finished since a Unix time: the newest `most`."""
+    query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(most)
+    if names is not None:
+        query = query.where(accounts.c.name.in_(list(names)))
+    found = _finished_calls(connection, query)
+    found.reverse()
+    return Past(found, found[0].finished_at if len(found) == most else since)
+
+
+def ended_of(connection: Connection, rows: Collection[int]) -> dict[int, FinishedCall]:
+    """Return those of some calls that have finished, by their rows."""
+    query = _FINISHED_CALLS.add_columns(calls.c.id).where(calls.c.id.in_(list(rows)))
+    return {row: _call(*rest) for *rest, row in connection.execute(query)}
+
+
+def _finished_calls(
+    connection: Connection, query: Select[Any]
+) -> list[FinishedCall]:  # Any: of columns
+    return [_call(*row) for row in connection.execute(query)]
+
+
+def _call(
+    name: str, reference_id: str, result: str, status: str, watched: float, finished: float
+) -> FinishedCall:
+    return FinishedCall(name, reference_id, Result(result), Status(status), watched, finished)
+
+
+def find_call(connection: Connection, account: str, reference_id: str) -> CallRecord | None:
+    """Return a call, if it is known; also one that was deleted, with that as its state."""
+    query = RECORD.where(
+        accounts.c.name == account, calls.c.normalized_id == reference_key(reference_id)
+    )
+    return next(iter(read_records(connection, query)), None)
+
+
+# What sources have read.
+
+_MOVE_CURSOR: Final = text(
+    "INSERT INTO cursors (source, query, read_until) VALUES (:source, :query, :read_until) "
+    "ON CONFLICT (source) DO UPDATE SET query = excluded.query, read_until = excluded.read_until"
+)
+
+
+def list_sources(connection: Connection) -> list[str]:
+    """Return every source that names a call."""
+    return list(connection.scalars(select(call_sources.c.source).distinct()))
+
+
+def read_cursor(connection: Connection, source: str, query: str) -> float | None:
+    """Return up to when a query has read; None where another one did, or none.
+
+    Args:
+        connection: in a transaction.
+        source: its name.
+        query: tells it from others of that name.
+
+    Returns:
+        A Unix time, by the clock of the database that was read.
+    """
+    found = cursors.c.source == source, cursors.c.query == query
+    return connection.scalar(select(cursors.c.read_until).where(*found))
+
+
+def move_cursor(connection: Connection, source: str, query: str, read_until: float) -> None:
+    """Remember up to when a query has read; see `read_cursor`."""
+    connection.execute(_MOVE_CURSOR, {"source": source, "query": query, "read_until": read_until})
