@@ -367,12 +367,11 @@ def _insert(
     counted = count_labels(connection, rows_of_accounts, wanted, limits)
     if sharing is not None:
         notify_of_totals(connection, sharing.exporter, {name for name, _ in chain(*counted.series)})
-        # In one order for every exporter, so that two do not wait for each other in a circle.
-        missing = sorted(missing, key=itemgetter(0))
     epochs = dict(sharing.epochs) if sharing else {}
     rows = to_json_rows(
         (*key, call.reference_id, counted.sets[sets[key]][0], epochs.get(call.account, 0))
-        for key, call in missing
+        # In one order for every exporter, so that two do not wait for each other in a circle.
+        for key, call in (sorted(missing, key=itemgetter(0)) if sharing else missing)
     )
     parameters = {"rows": rows, "pushed": pushed, "now": now}
     keys = to_json_rows(key for key, _ in missing)
