@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
-from exporter.config import AccountConfig, Config
+from exporter.config import AccountConfig, PollingConfig
+from exporter.config.files import Authorities
 from exporter.esms.answers import BalanceAnswer
 from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.esms.codes import Outcome
@@ -26,10 +27,10 @@ class AccountStatus:
         watched: how many calls, by state.
         overdue: how many calls are due and not asked for yet.
         lag: for how long the first of them has been due, in seconds.
-        paused: the kind of trouble that paused it, if any.
-        paused_until: when it may be asked again (Unix time).
+        paused: the outcome that paused it, if any.
+        paused_until: when it may be polled again (Unix time).
         code: the result code that came with the pause, if any.
-        message: what was said then, by the provider or by the request that failed.
+        message: the provider's, or that of the request that failed.
         last_success: when an answer was good (Unix time); 0 before the first.
         lagging: the row of the labels of the call that has been due for longest; None for none.
     """
@@ -51,8 +52,9 @@ class Account:
     """One configured account.
 
     Args:
-        config: the whole configuration.
-        wish: the account's part of it.
+        config: the account's section.
+        polling: how all accounts are polled.
+        authorities: of the provider's certificate; None for those of the library.
         observe: takes what polls find out; see `Poller`.
         fail: see `Poller`.
         clock: see `Poller`.
@@ -66,20 +68,21 @@ class Account:
 
     def __init__(
         self,
-        config: Config,
-        wish: AccountConfig,
+        config: AccountConfig,
+        polling: PollingConfig,
+        authorities: Authorities | None,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         fail: Callable[[BaseException], None],
         clock: Callable[[], float] = time.time,
         held_until: float = math.inf,
     ) -> None:
-        self._connection = _connection(config, wish)
-        self._timeout = config.polling.timeout
+        self._connection = _connection(config, polling, authorities)
+        self._timeout = polling.timeout
         self.stats = AccountStats()
-        self._client = _client(config, wish)
-        settings = _settings(config, wish)
+        self._client = _client(config, polling, authorities)
+        settings = _settings(config, polling)
         self.poller = Poller(
-            wish.name,
+            config.name,
             self._client,
             settings,
             self.stats,
@@ -107,21 +110,23 @@ class Account:
             backlog.label_set,
         )
 
-    def change(self, config: Config, wish: AccountConfig) -> Coroutine[None, None, None] | None:
+    def change(
+        self, config: AccountConfig, polling: PollingConfig, authorities: Authorities | None
+    ) -> Coroutine[None, None, None] | None:
         """Go over to another configuration.
 
         Returns:
             Where the connections have changed: what is left to do, beside everything else, until
             the requests on the old ones have ended.
         """
-        settings = _settings(config, wish)
-        connection = _connection(config, wish)
+        settings = _settings(config, polling)
+        connection = _connection(config, polling, authorities)
         if connection == self._connection:
             self.poller.configure(settings)
             return None
         rest = _close_after(self._client, self._timeout)
-        self._connection, self._timeout = connection, config.polling.timeout
-        self._client = _client(config, wish)
+        self._connection, self._timeout = connection, polling.timeout
+        self._client = _client(config, polling, authorities)
         self.poller.configure(settings, self._client)
         return rest
 
@@ -161,39 +166,42 @@ class Account:
         await self._client.close()
 
 
-def _connection(config: Config, wish: AccountConfig) -> tuple[object, ...]:
+def _connection(
+    config: AccountConfig, polling: PollingConfig, authorities: Authorities | None
+) -> tuple[object, ...]:
     """Return what a client is made of."""
     return (
-        wish.base_url,
-        wish.api_key,
-        wish.secret_key,
-        wish.proxy_url,
-        wish.balance_url,
-        config.polling.timeout,
-        config.authorities,
+        config.base_url,
+        config.api_key,
+        config.secret_key,
+        config.proxy_url,
+        config.balance_url,
+        polling.timeout,
+        authorities,
     )
 
 
-def _client(config: Config, wish: AccountConfig) -> EsmsClient:
+def _client(
+    config: AccountConfig, polling: PollingConfig, authorities: Authorities | None
+) -> EsmsClient:
     return EsmsClient(
-        wish.base_url,
-        wish.api_key,
-        wish.secret_key,
-        timeout=config.polling.timeout,
-        balance_url=wish.balance_url,
-        tls=config.tls,
-        proxy=wish.proxy_url,
+        config.base_url,
+        config.api_key,
+        config.secret_key,
+        timeout=polling.timeout,
+        balance_url=config.balance_url,
+        tls=authorities.context if authorities else True,
+        proxy=config.proxy_url,
     )
 
 
-def _settings(config: Config, wish: AccountConfig) -> PollingSettings:
-    polling = config.polling
+def _settings(config: AccountConfig, polling: PollingConfig) -> PollingSettings:
     return PollingSettings(
         polling.interval,
         polling.max_interval,
         GiveUpPolicy(polling.not_found_grace, polling.give_up_after),
-        wish.rate_limit,
-        wish.max_concurrency,
+        config.rate_limit,
+        config.max_concurrency,
         adaptive=polling.pace == "adaptive",
     )
 

@@ -329,8 +329,10 @@ class App:
         self._stop_accounts(gone)
         for name in gone:
             self.metrics.remove("account", name)
-        for name, wish in wanted.items():
-            if (known := self.accounts.get(name)) and (rest := known.change(config, wish)):
+        for name, section in wanted.items():
+            if (known := self.accounts.get(name)) and (
+                rest := known.change(section, config.polling, config.authorities)
+            ):
                 self.supervisor.start(rest)
         self._accounts_changed()
         if self._leases:
@@ -357,8 +359,8 @@ class App:
             await self.calls.show(new)
         if (config := self.config) is None:
             return
-        for wish in config.accounts:
-            if (name := wish.name) not in names:
+        for section in config.accounts:
+            if (name := section.name) not in names:
                 continue
             until = math.inf
             if self._leases:
@@ -371,7 +373,15 @@ class App:
             else:
                 self._to_load.add(name)
             observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
-            account = Account(config, wish, observe, self.supervisor.fail, now, until)
+            account = Account(
+                section,
+                config.polling,
+                config.authorities,
+                observe,
+                self.supervisor.fail,
+                now,
+                until,
+            )
             self.accounts[name] = account
             for outcome in CallbackOutcome:
                 self.metrics.callbacks.labels(name, outcome.value)
