@@ -231,8 +231,8 @@ class CallTracker:
         if watched is None:
             return await self._not_accepted(call.account, name)
         now = self.ledger.clock.now()
-        # A callback is no reason to give a call up.
-        decided = verdict(watched, answer, now, _ENDLESS)
+        # How long a call may take is for the exporter that polls it.
+        decided = verdict(watched, answer, now, account.poller.give_up if account else _ENDLESS)
         if not isinstance(decided, Finished):
             return CallbackOutcome.HINT
         observed = [Observation(call.account, watched, decided, now)]

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from tests.canaries.scene import Hastened, Placed, config_text, runs, simulator
 from tests.databases import Server, postgresql
 from tests.e2e.processes import total
-from tests.waiting import deadline
+from tests.waiting import deadline, until
 
 CANARY = "recording: '1', max_per_day: 144, within: 60s"
 
@@ -38,7 +38,9 @@ async def test_each_call_is_placed_by_one_of_them_and_outlives_it(
                 # The first dies as soon as one of its calls is accepted.
                 exporters.append(Hastened(config, 2.0, "accepted" if number == 0 else "nowhere"))
             try:
-                await asyncio.gather(*(exporter.start() for exporter in exporters))
+                await exporters[0].start()
+                await until(lambda: bool(placed.requests))  # it polls the account
+                await asyncio.gather(*(exporter.start() for exporter in exporters[1:]))
                 await asyncio.gather(*(exporter.ready() for exporter in exporters[1:]))
                 await exporters[0].wait()
                 before = len(placed.requests)
