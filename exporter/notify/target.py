@@ -1,8 +1,7 @@
 """Targets of notifications, whatever their kind.
 
 To add a target: a module beside this one with a class that satisfies `Target` and a function that
-returns its settings, a module in `exporter.config` with the model of its section, and a line in
-`App._targets`.
+returns its settings, a line in `App._targets`, and the model of its section in `exporter.config`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ OPEN_LABELS: Final = {
     "reference_id": "a call, as its source wrote it.",
     "source": "a watch source: `config`, `files`, `api`, `callback`, or `sql:NAME` for an entry of"
     " `watch.sql`; those that are configured.",
-    "target": "the `name` of an entry of `notify` in the configuration, or `Home Assistant`.",
+    "target": "the `name` of a target of notifications in the configuration, or `Home Assistant`.",
     "canary": "the `name` of an entry of `canaries`.",
     "version": "the exporter's version.",
     "python_version": "the version of Python that it runs on.",
