@@ -31,7 +31,6 @@ from exporter.ledger.types import (
     FinishedCall,
     InsertResult,
     InsertSummary,
-    Labels,
     NewCall,
     Observation,
     PushResult,
@@ -55,7 +54,8 @@ _log = structlog.get_logger(__name__)
 class CallTracker:
     """Between the sources, the ledger, the pollers and the metrics of finished calls.
 
-    Whatever is done to a call is done in the ledger first, and then shown.
+    Whatever is done to a call is done in the ledger first, and then shown. Methods that wait for
+    the ledger raise `LedgerError` where it fails.
 
     Args:
         accounts: the accounts that are polled here: live mapping, shared by reference.
@@ -99,11 +99,7 @@ class CallTracker:
         return sum(len(account.poller.calls) for account in self._accounts.values())
 
     async def show(self, accounts: Collection[str]) -> None:
-        """Show the totals and recent results of accounts that are polled here from now on.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Show the totals and recent results of accounts that are polled here from now on."""
         snapshot, past = await self.ledger.past(accounts, self.histories.start(time.time()))
         self.totals.show(accounts, snapshot)
         self.histories.recall(accounts, *past)
@@ -115,9 +111,6 @@ class CallTracker:
 
         Args:
             names: of the labels that are shown from now on; the same by default.
-
-        Raises:
-            LedgerError: the ledger failed.
         """
         accounts = set(self.totals.accounts)
         snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
@@ -164,22 +157,14 @@ class CallTracker:
         return taken
 
     async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
-        """Add the calls of requests; see `Store.push`.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Add the calls of requests; see `Store.push`."""
         store, now = self.ledger.store, self.ledger.clock.now()
         pushed = await self.ledger.call(store.push, requests, now, self.max_calls)
         self._take_up(pushed)
         return pushed.counts
 
     async def delete(self, row: int) -> bool:
-        """Stop watching a call, by its row, without counting it; returns whether it was watched.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Stop watching a call, by its row, without counting it; returns whether it was watched."""
         now = self.ledger.clock.now()
         deleted = await self.ledger.call(self.ledger.store.delete, row, now)
         # Whether or not: it may be tried again, because the first answer was lost.
@@ -187,19 +172,11 @@ class CallTracker:
         return deleted
 
     async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
-        """Return a call, if it is known.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Return a call, if it is known."""
         return await self.ledger.execute(find_call, account, name)
 
     async def set_price(self, row: int, price: float) -> None:
-        """Store what a call has cost, in VND; returns once that is durable.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Store what a call has cost, in VND; returns once that is durable."""
         added = await self.ledger.call(self.ledger.store.set_price, row, price)
         self.totals.add(added.items())
 
@@ -208,9 +185,6 @@ class CallTracker:
 
         Returns:
             Whether it is there still.
-
-        Raises:
-            LedgerError: the ledger failed.
         """
         return await self.ledger.call(self.ledger.store.keep, row)
 
@@ -220,9 +194,6 @@ class CallTracker:
         Returns:
             `accepted`; `repeated` where the call has finished already; `hint` where the answer
             ends nothing, or nobody polls the call.
-
-        Raises:
-            LedgerError: the ledger failed.
         """
         account, name = self._accounts.get(call.account), ReferenceId(call.reference_id)
         watched = account.poller.calls.get(call.id) if account else None
@@ -251,11 +222,7 @@ class CallTracker:
         return CallbackOutcome.REPEATED if ended else CallbackOutcome.HINT
 
     async def poll_now(self, account: str, row: int) -> None:
-        """Ask the provider about a call now, or have the exporter do it that polls the call.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Ask the provider about a call now, or have the exporter do it that polls the call."""
         known = self._accounts.get(account)
         if known and row in known.poller.calls:
             known.poller.poll_now(row)
@@ -267,9 +234,6 @@ class CallTracker:
 
         Yields:
             How many, chunk by chunk.
-
-        Raises:
-            LedgerError: the ledger failed.
         """
         last = 0
         store = self.ledger.store
@@ -277,18 +241,14 @@ class CallTracker:
             last = page[-1].call.id
             # Some may be new: what was added before an answer was lost.
             if new := {call.labels for call in page}.difference(self.totals.label_sets):
-                self.learn(await self.ledger.execute(label_sets_of, new))
+                self.totals.learn(await self.ledger.execute(label_sets_of, new))
             for start in range(0, len(page), BATCH_SIZE):
                 self.poll(page[start : start + BATCH_SIZE])
                 await asyncio.sleep(0)  # answers and scrapes get their turn
             yield len(page)
 
     async def reload(self) -> None:
-        """Take up all that the ledger holds of the accounts: an answer of it was lost.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Take up all that the ledger holds of the accounts: an answer of it was lost."""
         for name in list(self._accounts):
             async for _ in self.load(name):
                 pass
@@ -303,14 +263,11 @@ class CallTracker:
 
         Returns:
             Whether there may be more to claim.
-
-        Raises:
-            LedgerError: the ledger failed.
         """
         look = await self.ledger.call(leases.look, list(self._accounts), self._followed)
         known = set(self._followed)
         self._followed = [notice.id for notice in look.notices]
-        self.learn(look.label_sets)
+        self.totals.learn(look.label_sets)
         self.poll(look.claimed, within)
         new = [notice for notice in look.notices if notice.id not in known]
         for notice in new:
@@ -331,36 +288,20 @@ class CallTracker:
         return len(look.claimed) == BATCH_SIZE
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
-        """Let go of the calls that a source named before, but for these rows.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Let go of the calls that a source named before, but for these rows."""
         for call_id in await self.ledger.call(self.ledger.store.keep_only, source, rows):
             self._forget(call_id)
 
     async def sources(self) -> list[str]:
-        """Return every source that names a call.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Return every source that names a call."""
         return await self.ledger.execute(list_sources)
 
     async def cursor(self, source: str, query: str) -> float | None:
-        """Return up to when a query of a source has read, if it has; see `Store.cursor`.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Return up to when a query of a source has read, if it has."""
         return await self.ledger.execute(read_cursor, source, query)
 
     async def move_cursor(self, source: str, query: str, read_until: float) -> None:
-        """Remember up to when a query of a source has read; see `Store.move_cursor`.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Remember up to when a query of a source has read."""
         await self.ledger.execute(move_cursor, source, query, read_until)
 
     def _forget(self, call_id: int) -> None:
@@ -368,13 +309,9 @@ class CallTracker:
             account.poller.remove(call_id)
 
     def _take_up(self, taken: InsertResult | PushResult) -> None:
-        self.learn(taken.label_sets)
+        self.totals.learn(taken.label_sets)
         self.totals.change_series(taken.series)
         self.poll(taken.added)
-
-    def learn(self, label_sets: Mapping[int, Labels]) -> None:
-        """Know sets of labels, by their rows."""
-        self.totals.learn(label_sets)
 
     def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:
         """Poll calls that the ledger holds, those that are not new within some seconds."""

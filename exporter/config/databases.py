@@ -14,7 +14,6 @@ from exporter.config.validation import Section, invalid
 from exporter.secrets import Secret
 
 MAX_QUERY: Final = 10_000
-_LEDGER_PATTERN: Final = "^(sqlite:///|postgresql://).+"
 DEFAULT_LEDGER: Final = "sqlite:///esms-exporter.db"
 
 # The drivers that the extras install, in place of those that SQLAlchemy would take.

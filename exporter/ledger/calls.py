@@ -706,15 +706,6 @@ def read_records(connection: Connection, query: Select[Any]) -> list[CallRecord]
     ]
 
 
-def count_unfinished(database: Database) -> dict[str, int]:
-    """Return how many calls of each account have not finished; 0.1 s for a million."""
-    counts = select(calls.c.account_id, func.count().label("calls"))
-    by_row = counts.where(calls.c.result.is_(None)).group_by(calls.c.account_id).subquery()
-    query = select(accounts.c.name, by_row.c.calls).join_from(accounts, by_row)
-    with database.begin() as connection:
-        return {row.name: row.calls for row in connection.execute(query)}
-
-
 def label_sets_of(connection: Connection, rows: Collection[int]) -> dict[int, Labels]:
     """Return sets of labels by their rows, oldest first."""
     if not rows:

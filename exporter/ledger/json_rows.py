@@ -116,7 +116,7 @@ def _listed_postgresql(element: _Listed, compiler: SQLCompiler, **kw: Any) -> st
 
 
 def json_param(name: str) -> TableValuedAlias:
-    """Return the rows of the parameter `name`, a text made by `packed`."""
+    """Return the rows of the parameter `name`, a text made by `to_json_rows`."""
     return _Each(bindparam(name, type_=Text())).table_valued("value", name=name)
 
 
@@ -133,18 +133,18 @@ def item(rows: TableValuedAlias, like: Column[Any]) -> ColumnElement[Any]:  # An
 
 
 def to_json_rows(rows: Iterable[Any]) -> str:  # Any: numbers, texts, or sequences of them
-    """Return rows as the text that `given` takes."""
+    """Return rows as the text that `json_param` takes."""
     return to_json(list(rows)).decode()
 
 
 def select_json(*columns: ColumnElement[Any]) -> Select[Any]:  # Any: of whatever type
-    """Return a query whose one row is the list of all rows; `fetch` runs it."""
+    """Return a query whose one row is the list of all rows; `fetch_json` runs it."""
     return select(_Listed(*columns))
 
 
 def fetch_json(
     connection: Connection, query: Select[Any], **parameters: object
 ) -> list[list[Any]]:  # Any: numbers and texts
-    """Run a query that was made with `listed`; returns its rows, in no order."""
+    """Run a query that was made with `select_json`; return its rows, in no order."""
     rows: list[list[Any]] = from_json(connection.execute(query, parameters).scalar_one())
     return rows

@@ -169,9 +169,6 @@ class _Section(Section):
 _Text = Annotated[str, Expected("text")]
 _Path = Annotated[str, Expected("the path of a file")]
 _Pem = Annotated[str, Expected("text in PEM")]
-_PemSecret = Annotated[
-    Secret | None, Expected("text in PEM"), BeforeValidator(lambda value: value or None)
-]
 _Version = Annotated[
     _Text,
     _one_of(
