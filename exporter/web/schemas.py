@@ -150,7 +150,7 @@ class CallsQuery(_Request):
     result: _one_of(Result) = ""  # type: ignore[valid-type] # a str
     """Calls with this result."""
 
-    after: Annotated[int, Field(ge=0, lt=10**18, strict=False)] = 0
+    after: Annotated[int, Field(ge=0, le=10**18 - 1, strict=False)] = 0
     """Where to continue: `next` of the page before."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE, strict=False)] = 100
