@@ -193,11 +193,12 @@ class CallTracker:
 
         Returns:
             `accepted`; `repeated` where the call has finished already; `hint` where the answer
-            ends nothing, or nobody polls the call.
+            ends nothing, or no exporter polls the call's account.
         """
         account, name = self._accounts.get(call.account), ReferenceId(call.reference_id)
         watched = account.poller.calls.get(call.id) if account else None
-        if watched is None and self.ledger.store.shared:  # perhaps another exporter polls it
+        if watched is None and (account or self.ledger.store.shared):
+            # Perhaps another exporter polls it; or a canary has just placed it.
             watched = WatchedCall(call.id, name, call.first_watched)
         if watched is None:
             return await self._not_accepted(call.account, name)

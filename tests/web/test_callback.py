@@ -15,6 +15,7 @@ from yarl import URL
 from exporter.calls import Finished, OddField, Result, Status, WatchedCall
 from exporter.config import CallbackConfig, PollingConfig
 from exporter.ids import reference_id
+from exporter.ledger.canary_runs import CanaryRuns, Intent
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall, Observation
 from exporter.polling.intervals import AdaptiveIntervals
@@ -180,6 +181,23 @@ async def test_a_callback_that_is_trusted(bench: Bench) -> None:
     assert intervals.durations.calls == 1
     labels = {"account": "main", "key": "1", "campaign": "otp"}
     assert value(bench.app.metrics, "esms_call_keypresses_total", **labels) == 1
+
+
+async def test_a_canary_call_that_is_called_back_before_it_is_polled(bench: Bench) -> None:
+    await bench.trust("accept")
+    ledger, now = bench.app.ledger, time.time()
+    runs = CanaryRuns(ledger.database)
+    day = now - 1, now + 1
+    intent = Intent("c", int(now), "main", "r", "answered", None, now, now + 60, 1, day)
+    run = await ledger.call(runs.begin, intent)
+    assert isinstance(run, int)
+    assert await ledger.call(runs.accept, run, reference_id("a"), now, 0.1)
+    assert await bench.call_back() == 200
+    found = await bench.app.calls.find("main", reference_id("a"))
+    assert found is not None
+    assert found.result == "success"
+    assert bench.outcomes == {"accepted": 1}
+    assert (bench.counted("answered"), bench.price) == (0, {})
 
 
 async def test_contradictory_callbacks_at_once(bench: Bench) -> None:
