@@ -140,7 +140,7 @@ class App:
             LedgerError: the ledger cannot be used.
         """
         asyncio.get_running_loop().set_default_executor(ready_threads())
-        self._loaded.append(config := await self._load())
+        self._loaded.append(config := await self._read(self.load))
         await self.ledger.open(config.ledger.url.reveal())
         await self._notify.open()
         self.ledger.store.limits = _label_limits(config)
@@ -187,7 +187,7 @@ class App:
         self._reload_at = math.inf
         try:
             with gc_paused():
-                config = await self._load()
+                config = await self._read(self.load)
                 async with self._reloading:
                     await self._apply(config)
         except (ConfigError, LedgerError) as error:
@@ -202,14 +202,6 @@ class App:
         self.config_status.failed(ConfigurationSource.name, str(error))
         self.sources[ConfigurationSource].not_loaded()
         _log.error("configuration not reloaded", problems=str(error))
-
-    async def _load(self) -> Config:
-        """Read the configuration.
-
-        Raises:
-            ConfigError: with every problem.
-        """
-        return await self._read(self.load)
 
     async def _read(self, work: Callable[[], R]) -> R:
         """Read files of the configuration, on a file system that may not answer."""

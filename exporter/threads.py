@@ -59,18 +59,15 @@ class SerialThread:
         """
         done: asyncio.Future[R] = self._loop.create_future()
         try:
-            self._start()
+            if not self._started:
+                threading.Thread(target=self._run, daemon=True, name=self._name).start()
+                self._started = True
         except RuntimeError:
             done.set_exception(SourceError("no thread can be started"))
             done.exception()  # retrieved, so that asyncio logs nothing where nothing awaits it
         else:
             self._work.put(partial(self._do, work, done))
         return done
-
-    def _start(self) -> None:
-        if not self._started:
-            threading.Thread(target=self._run, daemon=True, name=self._name).start()
-            self._started = True
 
     def close(self) -> None:
         """End the thread after what was submitted."""

@@ -57,10 +57,9 @@ class ExposedAccounts:
     def left_to_others(self) -> set[str]:
         """Return the topics of accounts that another exporter may publish."""
         standby = [name for name in self._configured if name not in self._accounts]
-        return {topic for name in standby for topic in self._topics_of(name)}
-
-    def _topics_of(self, account: str) -> tuple[str, str]:
-        return self.topics.device(account), self.topics.state(account)
+        return {
+            topic(name) for name in standby for topic in (self.topics.device, self.topics.state)
+        }
 
     async def messages(self) -> Mapping[str, bytes]:
         """Return what a broker is to retain of the accounts that are polled here, by topic."""

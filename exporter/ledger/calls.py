@@ -759,7 +759,7 @@ def recent_calls(
     query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(most)
     if names is not None:
         query = query.where(accounts.c.name.in_(list(names)))
-    found = _finished_calls(connection, query)
+    found = [_call(*row) for row in connection.execute(query)]
     found.reverse()
     return Past(found, found[0].finished_at if len(found) == most else since)
 
@@ -768,12 +768,6 @@ def ended_of(connection: Connection, rows: Collection[int]) -> dict[int, Finishe
     """Return those of some calls that have finished, by their rows."""
     query = _FINISHED_CALLS.add_columns(calls.c.id).where(calls.c.id.in_(list(rows)))
     return {row: _call(*rest) for *rest, row in connection.execute(query)}
-
-
-def _finished_calls(
-    connection: Connection, query: Select[Any]
-) -> list[FinishedCall]:  # Any: of columns
-    return [_call(*row) for row in connection.execute(query)]
 
 
 def _call(

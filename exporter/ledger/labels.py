@@ -14,10 +14,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
+    Insert,
     Integer,
     Table,
+    Update,
     and_,
     bindparam,
     delete,
@@ -107,44 +110,35 @@ _HELD: Final = (
     .where(counted_labels.c.account_id == _account)
     .order_by(counted_labels.c.used, label_sets.c.id.desc())
 )
-_BEGIN: Final = OrIgnore(counted_labels).from_select(
-    ["label_set_id", "account_id", "used"],
-    select(
-        field(_rows, 0, counted_labels.c.label_set_id),
-        _account,
-        field(_rows, 1, counted_labels.c.used),
+
+
+# Any, below: whatever the column holds.
+
+
+def _insert_given(table: Table, column: Column[Any]) -> Insert:
+    """Return what adds rows of an account, given as sets of labels and values of a column."""
+    return OrIgnore(table).from_select(
+        ["label_set_id", "account_id", column.name],
+        select(field(_rows, 0, table.c.label_set_id), _account, field(_rows, 1, column))
+        .select_from(_rows)
+        .where(true()),
+        include_defaults=False,
     )
-    .select_from(_rows)
-    .where(true()),
-    include_defaults=False,
-)
-_NUMBER: Final = (
-    update(counted_labels)
-    .where(
-        counted_labels.c.account_id == _account,
-        counted_labels.c.label_set_id == field(_rows, 0, counted_labels.c.label_set_id),
+
+
+def _update_given(table: Table, key: Column[Any], column: Column[Any]) -> Update:
+    """Return what changes a column of an account's rows, given as keys and new values."""
+    return (
+        update(table)
+        .where(table.c.account_id == _account, key == field(_rows, 0, key))
+        .values({column.name: field(_rows, 1, column)})
     )
-    .values(used=field(_rows, 1, counted_labels.c.used))
-)
-_FOLD: Final = OrIgnore(folded_labels).from_select(
-    ["label_set_id", "account_id", "into_id"],
-    select(
-        field(_rows, 0, folded_labels.c.label_set_id),
-        _account,
-        field(_rows, 1, folded_labels.c.into_id),
-    )
-    .select_from(_rows)
-    .where(true()),
-    include_defaults=False,
-)
-_FOLD_ON: Final = (
-    update(folded_labels)
-    .where(
-        folded_labels.c.account_id == _account,
-        folded_labels.c.into_id == field(_rows, 0, folded_labels.c.into_id),
-    )
-    .values(into_id=field(_rows, 1, folded_labels.c.into_id))
-)
+
+
+_BEGIN: Final = _insert_given(counted_labels, counted_labels.c.used)
+_NUMBER: Final = _update_given(counted_labels, counted_labels.c.label_set_id, counted_labels.c.used)
+_FOLD: Final = _insert_given(folded_labels, folded_labels.c.into_id)
+_FOLD_ON: Final = _update_given(folded_labels, folded_labels.c.into_id, folded_labels.c.into_id)
 
 
 def _of_account(table: Table) -> tuple[ColumnElement[bool], ...]:
