@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import trustme
@@ -90,15 +89,10 @@ class Scene:
         self._state.write_text("")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *ended: object) -> None:
         for running in self._running.values():
             await running.kill()
-        await self._simulator.__aexit__(kind, error, traceback)
+        await self._simulator.__aexit__(*ended)
 
     def write(self, name: str, text: str) -> None:
         """Write a file that a page shows."""

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import aiohttp
@@ -101,12 +100,7 @@ class Scene:
         await self._open.enter_async_context(scraping)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _kind: object, error: object, _traceback: object) -> None:
         await self._open.aclose()
         if error is not None:
             print(self.exporter.output[-4000:])

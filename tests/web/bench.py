@@ -11,7 +11,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -100,15 +99,10 @@ class Bench:
         self.servers: list[WebServer] = []
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *ended: object) -> None:
         await self.stop()
         await self.http.close()
-        await self.simulator.__aexit__(kind, error, traceback)
+        await self.simulator.__aexit__(*ended)
 
     def load(self) -> Config:
         """Return the configuration, as the exporter has it read in a thread."""
