@@ -776,11 +776,22 @@ def _call(
     return FinishedCall(name, reference_id, Result(result), Status(status), watched, finished)
 
 
-def find_call(connection: Connection, account: str, reference_id: str) -> CallRecord | None:
-    """Return a call, if it is known; also one that was deleted, with that as its state."""
+def find_call(
+    connection: Connection, account: str, reference_id: str, *, canaries: bool = True
+) -> CallRecord | None:
+    """Return a call, if it is known; also one that was deleted, with that as its state.
+
+    Args:
+        connection: in a transaction.
+        account: its account.
+        reference_id: its id.
+        canaries: whether calls that canaries placed are known.
+    """
     query = RECORD.where(
         accounts.c.name == account, calls.c.normalized_id == reference_key(reference_id)
     )
+    if not canaries:
+        query = query.where(calls.c.canary_run_id.is_(None))
     return next(iter(read_records(connection, query)), None)
 
 

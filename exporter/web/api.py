@@ -172,7 +172,7 @@ class Api:
             raise ProblemError(400, f"expected an id; the text {error}") from None
         if account in client.scope.accounts:
             ledger = self._app.ledger
-            found = await ledger.execute(find_call, account, name)
+            found = await ledger.execute(find_call, account, name, canaries=False)
             if found and found.state != DELETED:
                 return found
         raise ProblemError(404, "no such call")

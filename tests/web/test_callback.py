@@ -192,6 +192,10 @@ async def test_a_canary_call_that_is_called_back_before_it_is_polled(bench: Benc
     run = await ledger.call(runs.begin, intent)
     assert isinstance(run, int)
     assert await ledger.call(runs.accept, run, reference_id("a"), now, 0.1)
+    # It is none of the programs' that hand calls over: deleting it would end the run as late.
+    assert (await bench.ask("GET", "/calls")) == (200, {"calls": [], "next": None})
+    for method in ("GET", "DELETE"):
+        assert (await bench.ask(method, "/calls/main/a"))[0] == 404
     assert await bench.call_back() == 200
     found = await bench.app.calls.find("main", reference_id("a"))
     assert found is not None
