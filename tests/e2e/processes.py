@@ -63,12 +63,14 @@ class Process:
     def _may_be_forked(self) -> bool:
         """Whether it is an exporter that is not measured, in an environment that makes no odds.
 
-        What libraries find in it when they are imported does, as `SSL_CERT_FILE`.
+        What libraries find in it when they are imported does, as `SSL_CERT_FILE`; so does a clock
+        that modules hold on to when they are imported.
         """
         changed = {name for name, _ in self._environ.items() - os.environ.items()}
         return (
             tuple(self._command[: len(ESMS_EXPORTER)]) == ESMS_EXPORTER
             and all(name.startswith(("COVERAGE_", "FAULT_", "PYTHONPATH")) for name in changed)
+            and "FAULT_CLOCK" not in changed
             and not any(self._environ.get(name) for name in UNMEASURED)
         )
 

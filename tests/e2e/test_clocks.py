@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -107,15 +106,18 @@ async def test_exporters_with_different_clocks_agree_on_ages(tmp_path: Path) -> 
         behind, ahead = (
             Machine(tmp_path, name, url, simulator.url, "3d") for name in ("behind", "ahead")
         )
-        for machine, wrong_by in ((behind, -DAYS), (ahead, DAYS)):
+        for machine, wrong_by, names in ((behind, -DAYS, ids[:10]), (ahead, DAYS, ids[10:])):
             ends.push_async_callback(machine.exporter.kill)
             machine.set_clock(wrong_by)
             await machine.start()
-        await push(behind.exporter, ids[:10], "main", "otp")
-        await push(ahead.exporter, ids[10:], "main", "otp")
-        await asyncio.gather(behind.polled(40), ahead.polled(40))
-        # Each has some of the other's by now, and then all of them.
-        await behind.exporter.kill()
-        await ahead.exporter.until(lambda found: total(found, "esms_calls_watched") == len(ids))
+            await push(machine.exporter, names, "main", "otp")
+            await behind.polled(20)  # it holds the lease
+        for machine in (behind, ahead):
+            await machine.exporter.until(
+                lambda found: total(found, "esms_calls_watched") == len(ids)
+            )
+            if machine is behind:
+                await behind.polled(40)
+                await behind.exporter.kill()
         await ahead.polled(40)
         assert total(await ahead.exporter.scrape(), "esms_calls_total") == 0
