@@ -7,7 +7,7 @@ import itertools
 import random
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -104,23 +104,26 @@ async def _place_calls(service: App, url: str, seed: int) -> None:
     # A call of the refused account was placed before its keys were revoked.
     await watch(REFUSED, "505139D7-54F8-48A9-88FA-9460A78731DD", "otp")
     rng, outcome = random.Random(seed), Outcome.OK  # noqa: S311 - the same calls each time
-    clients = {
-        account.name: EsmsClient(
-            url, Secret(account.api_key), Secret(account.secret_key), timeout=TIMEOUT
-        )
-        for account in ACCOUNTS
-    }
-    for account in itertools.cycle(ACCOUNTS):
-        (campaign,) = rng.choices(list(CAMPAIGNS), list(CAMPAIGNS.values()))
-        phone = Secret(f"09000{rng.randrange(100_000):05}")  # no number of this form is in use
-        request = CallRequest(phone, f"{rng.getrandbits(128):x}", recording="1")
-        answer = (await clients[account.name].place_call(request)).answer
-        if answer.reference_id:
-            await watch(account, answer.reference_id, campaign)
-        if answer.outcome is not outcome:
-            outcome = answer.outcome
-            _log.warning("placing calls", account=account.name, outcome=outcome)
-        await asyncio.sleep(1 / CALLS_PER_SECOND)
+    async with AsyncExitStack() as stack:
+        clients = {
+            account.name: await stack.enter_async_context(
+                EsmsClient(
+                    url, Secret(account.api_key), Secret(account.secret_key), timeout=TIMEOUT
+                )
+            )
+            for account in ACCOUNTS
+        }
+        for account in itertools.cycle(ACCOUNTS):
+            (campaign,) = rng.choices(list(CAMPAIGNS), list(CAMPAIGNS.values()))
+            phone = Secret(f"09000{rng.randrange(100_000):05}")  # no number of this form is in use
+            request = CallRequest(phone, f"{rng.getrandbits(128):x}", recording="1")
+            answer = (await clients[account.name].place_call(request)).answer
+            if answer.reference_id:
+                await watch(account, answer.reference_id, campaign)
+            if answer.outcome is not outcome:
+                outcome = answer.outcome
+                _log.warning("placing calls", account=account.name, outcome=outcome)
+            await asyncio.sleep(1 / CALLS_PER_SECOND)
 
 
 def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:

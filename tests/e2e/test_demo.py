@@ -41,6 +41,7 @@ async def test_the_demo_is_lively_and_leaves_nothing_behind(tmp_path: Path) -> N
         assert await demo.wait() == 0
     assert folders(tmp_path) == []
     assert "Traceback" not in demo.output
+    assert "level=error" not in demo.output
 
 
 async def test_commands_that_print(tmp_path: Path) -> None:
