@@ -15,6 +15,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests import subprocesses
+from tests.databases import Server, postgresql
 
 # What their assertions compare is to be shown as that of tests is.
 pytest.register_assert_rewrite(
@@ -80,6 +81,12 @@ def no_process_left_behind() -> Iterator[None]:
 def processes_end_with_their_test() -> Iterator[None]:
     with subprocesses.ended_with_test():
         yield
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgresql() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

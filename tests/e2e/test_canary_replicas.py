@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from tests.canaries.scene import Hastened, Placed, config_text, runs, simulator
-from tests.databases import Server, postgresql
+from tests.databases import Server
 from tests.e2e.processes import total
 from tests.waiting import deadline, until
 
 CANARY = "recording: '1', max_per_day: 144, within: 60s"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgresql() as server:
-        yield server
 
 
 async def test_each_call_is_placed_by_one_of_them_and_outlives_it(

@@ -7,14 +7,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import pytest
-
 from exporter.simulator import Plan
-from tests.databases import PASSWORD, Server, postgresql
+from tests.databases import PASSWORD, Server
 from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scraped
 from tests.e2e.processes import Exporter, total
 from tests.e2e.sharing import ACCOUNTS, RATE, Scene, number_of, polled, push, scene
@@ -22,12 +19,6 @@ from tests.waiting import deadline, until
 
 CALLS = 1_200
 SPREAD = 35.0  # seconds over which the calls finish
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgresql() as server:
-        yield server
 
 
 def placed(there: Scene, chance: random.Random) -> tuple[str, list[tuple[str, str, str]], Counts]:

@@ -7,18 +7,17 @@ import html
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from urllib.parse import unquote, unquote_plus
 
 import aiohttp
-import pytest
 import pytest_asyncio
 from sqlalchemy import make_url
 
 from exporter.simulator import Plan
-from tests.databases import Server, pgbouncer, postgresql
+from tests.databases import Server, pgbouncer
 from tests.e2e import commands
 from tests.e2e.processes import Exporter, total
 from tests.e2e.sharing import ACCOUNTS, TOKEN, Scene, push, scene
@@ -26,12 +25,6 @@ from tests.waiting import DEADLINE, deadline, until
 
 USER, PASSWORD = "l3dg3r-us3r", "l3dg3r-p4ss+w0rd"
 BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'esms-exporter'"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgresql() as server:
-        yield server
 
 
 @pytest_asyncio.fixture

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from exporter.config import HomeAssistantConfig
 from exporter.home_assistant.payloads import Topics
 from exporter.simulator import Plan, Simulator
 from tests.brokers import Mosquitto, listening
-from tests.databases import Server, postgresql
+from tests.databases import Server
 from tests.home_assistant.bench import Bench
 from tests.waiting import until
 
@@ -18,12 +14,6 @@ AVAILABILITY = "esms-exporter/availability"
 STATE = "esms-exporter/main/state"
 OTHER = Topics("homeassistant", "esms-exporter").state("b.1")
 EVENTS = "esms-exporter/main/finished"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgresql() as server:
-        yield server
 
 
 async def test_one_publishes_the_accounts_and_each_event_is_published_once(

@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import pytest_asyncio
 import trustme
 from aiohttp import web
 
@@ -36,12 +35,6 @@ RESET = struct.pack("ii", 1, 0)
 
 def target(url: str, timeout: float = 60.0) -> NotifyConfig:
     return NotifyConfig(name="t", url=Secret(url), secret=Secret(SECRET), timeout=timeout)
-
-
-@pytest_asyncio.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
-        yield receiver
 
 
 async def deliver(

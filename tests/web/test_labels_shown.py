@@ -15,7 +15,6 @@ from exporter.config import ApiConfig, LedgerConfig, WatchConfig
 from exporter.ledger.label_limits import OTHER
 from exporter.secrets import Secret
 from exporter.simulator import Plan
-from tests.databases import Server, postgresql
 from tests.increases import Increases
 from tests.waiting import until
 from tests.web.bench import TOKENS, Bench, serving
@@ -75,12 +74,6 @@ async def until_shown(bench: Bench, expected: Mapping[tuple[str, str, str], floa
     async with asyncio.timeout(60):
         while await counted(bench) != expected:  # noqa: ASYNC110 - nobody tells the test
             await asyncio.sleep(0.2)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgresql() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
