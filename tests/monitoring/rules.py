@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -38,4 +39,6 @@ def series_of(expression: str) -> set[str]:
 def promtool(
     version: str, *command: str | Path, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    return subprocesses.run(of_prometheus("promtool", version), *command, cwd=folder)
+    # A quarter of its CPU time goes into collecting garbage that the machine has room for.
+    environ = {**os.environ, "GOGC": "800"}
+    return subprocesses.run(of_prometheus("promtool", version), *command, cwd=folder, env=environ)
