@@ -332,8 +332,7 @@ class App:
             return
         await self._start(wanted.keys() - self.accounts.keys())
         for name in sorted(self._to_load):
-            async for _ in self.calls.load(name):
-                pass
+            await self.calls.load(name)
             self._to_load.discard(name)
 
     async def _start_accounts(self, names: Collection[str]) -> None:

@@ -230,12 +230,8 @@ class CallTracker:
         elif self.ledger.store.shared:
             await self.ledger.call(self.ledger.store.notify, row, POLL_NOW)
 
-    async def load(self, account: str) -> AsyncIterator[int]:
-        """Poll the calls of an account that the ledger holds for this exporter.
-
-        Yields:
-            How many, chunk by chunk.
-        """
+    async def load(self, account: str) -> None:
+        """Poll the calls of an account that the ledger holds for this exporter."""
         last = 0
         store = self.ledger.store
         while page := await self.ledger.call(store.unfinished, account, last):
@@ -246,13 +242,11 @@ class CallTracker:
             for start in range(0, len(page), BATCH_SIZE):
                 self.poll(page[start : start + BATCH_SIZE])
                 await asyncio.sleep(0)  # answers and scrapes get their turn
-            yield len(page)
 
     async def reload(self) -> None:
         """Take up all that the ledger holds of the accounts: an answer of it was lost."""
         for name in list(self._accounts):
-            async for _ in self.load(name):
-                pass
+            await self.load(name)
         await self.show_totals()
 
     async def follow(self, leases: LeaseStore, within: float) -> bool:

@@ -706,13 +706,17 @@ def read_records(connection: Connection, query: Select[Any]) -> list[CallRecord]
     ]
 
 
+_LABEL_SETS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
+    label_sets.c.id.in_(select(item(json_param("rows"), label_sets.c.id)))
+)
+
+
 def label_sets_of(connection: Connection, rows: Collection[int]) -> dict[int, Labels]:
     """Return sets of labels by their rows, oldest first."""
     if not rows:
         return {}
-    columns = select(label_sets.c.id, label_sets.c.labels)
-    query = columns.where(label_sets.c.id.in_(list(rows))).order_by(label_sets.c.id)
-    return {row: json.loads(labels) for row, labels in connection.execute(query)}
+    found = fetch_json(connection, _LABEL_SETS, rows=to_json_rows(rows))
+    return {row: json.loads(labels) for row, labels in sorted(found)}
 
 
 def _state(state: str, result: str | None) -> str:

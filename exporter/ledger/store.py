@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
 from collections import Counter
@@ -25,6 +24,7 @@ from exporter.ledger.calls import (
     delete_call,
     insert_calls,
     keep_call,
+    label_sets_of,
     named_lately,
     push_calls,
     remove_source,
@@ -32,7 +32,7 @@ from exporter.ledger.calls import (
 from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.commits import commit, set_price
 from exporter.ledger.engine import Database
-from exporter.ledger.json_rows import fetch_json, item, json_param, select_json, to_json_rows
+from exporter.ledger.json_rows import fetch_json, select_json
 from exporter.ledger.label_limits import NO_LIMITS
 from exporter.ledger.labels import COUNTED_AS, FOLDED, limit_labels, prune_labels
 from exporter.ledger.notices import notify_holders
@@ -42,7 +42,6 @@ from exporter.ledger.schema import (
     calls,
     counted_labels,
     folded_labels,
-    label_sets,
     totals,
 )
 from exporter.ledger.totals import TotalKey, TotalKind
@@ -50,7 +49,6 @@ from exporter.ledger.types import (
     BATCH_SIZE,
     Committed,
     InsertResult,
-    Labels,
     NewCall,
     Observation,
     PushResult,
@@ -94,10 +92,6 @@ _UNFINISHED: Final = select_json(*_UNFINISHED_PAGE.c)
 
 _BEGUN: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from(
     counted_labels, accounts
-)
-
-_LABEL_SETS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
-    label_sets.c.id.in_(select(item(json_param("rows"), label_sets.c.id)))
 )
 
 
@@ -177,7 +171,7 @@ class Store:
         }
         begun = {(name, labels) for name, labels in connection.execute(_BEGUN.where(wanted))}
         rows = {row for _, row in begun}.union(cell.labels for cell in found)
-        return Snapshot(_label_sets(connection, rows), found, begun)
+        return Snapshot(label_sets_of(connection, rows), found, begun)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
         """Return the first `LOADED` of an account's calls that are to be polled, after a row."""
@@ -298,8 +292,3 @@ class Store:
         """Forget the sets of labels that no call and no total refers to."""
         while self.run(prune_labels) == BATCH_SIZE:
             pass
-
-
-def _label_sets(connection: Connection, rows: Collection[int]) -> dict[int, Labels]:
-    found = fetch_json(connection, _LABEL_SETS, rows=to_json_rows(rows))
-    return {row: json.loads(labels) for row, labels in sorted(found)}
