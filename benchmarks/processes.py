@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -60,15 +60,23 @@ def provider(certificate: Certificate | None, *, endless: bool = False) -> Itera
 
 
 def configuration(
-    folder: Path, base_url: str, calls: int, interval: str = "100ms", ledger: str = ""
+    folder: Path,
+    base_url: str,
+    calls: int,
+    interval: str = "100ms",
+    ledger: str = "",
+    accounts: Sequence[str] = ("main",),
 ) -> Path:
     """Write a configuration; with the usual interval, it polls as fast as it can."""
     ledger = ledger or f"sqlite:///{folder}/ledger.db"
     path = folder / "config.yaml"
     lines = [
         "accounts:",
-        f"  - {{name: main, api_key: k, secret_key: s, base_url: '{base_url}',",
-        f"     rate_limit: 100000, max_concurrency: {CONCURRENCY}}}",
+        *(
+            f"  - {{name: {account}, api_key: k, secret_key: s, base_url: '{base_url}',"
+            f" rate_limit: 100000, max_concurrency: {CONCURRENCY}}}"
+            for account in accounts
+        ),
         f"polling: {{pace: growing, interval: {interval}, max_interval: {interval}}}",
         "balance: {interval: 0}",
         f"ledger: {{url: '{ledger}'}}",

@@ -1,4 +1,8 @@
-"""Exporters that share a ledger on PostgreSQL: what polls cost, by how many there are."""
+"""Exporters that share a ledger on PostgreSQL: what polls cost, by how many there are.
+
+An account is polled by one exporter, so there are several accounts. Calls appear in a file once
+each exporter holds its share of the accounts.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,9 @@ from benchmarks.processes import Exporter, configuration, provider
 from benchmarks.provider import POLLS
 from tests.databases import Server, postgresql
 
+ACCOUNTS = tuple(f"account-{number}" for number in range(8))
 REQUESTS = "esms_api_requests_total"
+LEASES = "esms_account_lease"
 CPU = "process_cpu_seconds_total"
 TICKS = 100  # of the kernel, per second
 
@@ -57,12 +63,22 @@ def measure(server: Server, replicas: int, calls: int) -> Run:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = stack.enter_context(server.database()).replace("+psycopg", "")
         base_url = stack.enter_context(provider(None))
-        config = configuration(folder, base_url, calls, ledger=url)
-        begun: list[Mapping[str, float]] = [{"now": time.perf_counter()}]
-        server_begun = _server_cpu(server)
+        config = configuration(folder, base_url, 0, ledger=url, accounts=ACCOUNTS)
+        calls_file = folder / "calls.csv"
+        with config.open("a") as file:
+            file.write(f"\nwatch: {{files: ['{calls_file}']}}\n")
+        calls_file.write_text("account,reference_id\n")
         exporters = [stack.enter_context(Exporter(config)) for _ in range(replicas)]
         for exporter in exporters:
             exporter.drain()
+        while any(seen.get(LEASES, 0.0) * replicas != len(ACCOUNTS) for seen in _seen(exporters)):
+            time.sleep(0.2)
+        begun = _seen(exporters)
+        server_begun = _server_cpu(server)
+        rows = (f"{ACCOUNTS[number % len(ACCOUNTS)]},{number:036d}" for number in range(calls))
+        new_file = folder / "new"
+        new_file.write_text("\n".join(["account,reference_id", *rows, ""]))
+        new_file.rename(calls_file)
 
         def until(share: float) -> tuple[list[Mapping[str, float]], float]:
             while _sum(seen := _seen(exporters), REQUESTS) < POLLS * calls * share:
@@ -87,7 +103,7 @@ def measure(server: Server, replicas: int, calls: int) -> Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--calls", type=int, default=40_000)
     options = parser.parse_args()
     print(
         "| exporters | polls per second | CPU ms per poll | of it, PostgreSQL "
