@@ -21,6 +21,7 @@ from tests.monitoring.rules import (
     Rule,
     promtool,
     series_of,
+    write_cases,
 )
 from tests.programs import PROMETHEUS, every_prometheus
 from tools.reference.metrics import name_of, own_metrics
@@ -44,8 +45,8 @@ def test_promtool_accepts_the_rules(version: str) -> None:
         if version != "2" or cases.stem != "native_histograms"
     ],
 )
-def test_cases(version: str, cases: Path) -> None:
-    tested = promtool(version, "test", "rules", cases.name, folder=cases.parent)
+def test_cases(version: str, cases: Path, tmp_path: Path) -> None:
+    tested = promtool(version, "test", "rules", *write_cases(cases, tmp_path))
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
