@@ -1,21 +1,48 @@
-"""One configured account: its connections, its poller, and the way to another configuration."""
+"""One configured account: its client, its poller, and the requests for its balance."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
+import structlog
+
+from exporter.backoff import ExponentialBackoff
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
-from exporter.config import AccountConfig, PollingConfig
+from exporter.config import AccountConfig, BalanceConfig, PollingConfig
 from exporter.config.files import Authorities
-from exporter.esms.answers import BalanceAnswer
 from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.esms.codes import Outcome
 from exporter.polling.poller import Poller, PollingSettings
-from exporter.polling.stats import AccountStats
+from exporter.polling.stats import AccountStats, Balance, Operation
+from exporter.supervisor import Supervisor
+
+LONGEST_BALANCE_WAIT: Final = 900.0
+"""Seconds to the next request for a balance after failures or a `Retry-After`, at most; the
+interval where that is longer."""
+
+# The share of the interval in which the first balance is requested: those of many accounts spread.
+_FIRST_SHARE: Final = 0.1
+
+_log = structlog.get_logger(__name__)
+
+
+def balance_wait(failures: int, interval: float, retry_after: float | None) -> float:
+    """Return the seconds until the next request for a balance.
+
+    Args:
+        failures: how many requests in a row have failed; each doubles the wait.
+        interval: the seconds from one request to the next while all is well.
+        retry_after: seconds for which a throttling provider wants no requests.
+    """
+    longest = max(interval, LONGEST_BALANCE_WAIT)
+    wait = ExponentialBackoff(interval, longest).wait(failures + 1)
+    return max(wait, min(longest, retry_after or 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,48 +76,53 @@ class AccountStatus:
 
 
 class Account:
-    """One configured account.
+    """One configured account, polled until `stop` and then `close`. Made inside a running loop.
+
+    Balances come from another host than calls, which may refuse or throttle when that one does not:
+    neither pauses the other.
 
     Args:
         config: the account's section.
         polling: how all accounts are polled.
+        balance: how often balances are requested.
         authorities: of the provider's certificate; None for those of the library.
         observe: takes what polls find out; see `Poller`.
-        fail: see `Poller`.
+        supervisor: runs what is done in the background.
         clock: see `Poller`.
         held_until: see `Poller.hold`.
 
     Attributes:
         stats: what is counted of it and its polls.
-
-    Must be made inside a running loop; `stop` and then `close` end it.
     """
 
     def __init__(
         self,
         config: AccountConfig,
         polling: PollingConfig,
+        balance: BalanceConfig,
         authorities: Authorities | None,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
-        fail: Callable[[BaseException], None],
+        supervisor: Supervisor,
         clock: Callable[[], float] = time.time,
         held_until: float = math.inf,
     ) -> None:
-        self._connection = _connection(config, polling, authorities)
-        self._timeout = polling.timeout
         self.stats = AccountStats()
+        self._supervisor = supervisor
+        self._config, self._timeout = config, polling.timeout
+        self._connection = _connection(config, polling, authorities)
         self._client = _client(config, polling, authorities)
-        settings = _settings(config, polling)
         self.poller = Poller(
             config.name,
             self._client,
-            settings,
+            _settings(config, polling),
             self.stats,
             observe,
-            fail,
+            supervisor.fail,
             clock,
             held_until=held_until,
         )
+        self._balance_task: asyncio.Task[None] | None = None
+        self._request_balance(balance.interval)
 
     @property
     def status(self) -> AccountStatus:
@@ -111,33 +143,34 @@ class Account:
         )
 
     def change(
-        self, config: AccountConfig, polling: PollingConfig, authorities: Authorities | None
-    ) -> Coroutine[None, None, None] | None:
-        """Go over to another configuration.
-
-        Returns:
-            Where the connections have changed: what is left to do, beside everything else, until
-            the requests on the old ones have ended.
-        """
-        settings = _settings(config, polling)
+        self,
+        config: AccountConfig,
+        polling: PollingConfig,
+        balance: BalanceConfig,
+        authorities: Authorities | None,
+    ) -> None:
+        """Go over to another configuration; what has not changed goes on."""
+        old, self._config = self._config, config
         connection = _connection(config, polling, authorities)
-        if connection == self._connection:
-            self.poller.configure(settings)
-            return None
-        rest = _close_after(self._client, self._timeout)
-        self._connection, self._timeout = connection, polling.timeout
-        self._client = _client(config, polling, authorities)
-        self.poller.configure(settings, self._client)
-        return rest
+        if reconnect := connection != self._connection:
+            self._supervisor.start(_close_after(self._client, self._timeout))
+            self._connection, self._timeout = connection, polling.timeout
+            self._client = _client(config, polling, authorities)
+        self.poller.configure(_settings(config, polling), self._client if reconnect else None)
+        if _balance_keys(config) != _balance_keys(old):
+            self.stats.balance = None  # that of another account
+        if reconnect or balance.interval != self._interval:
+            self._request_balance(balance.interval)
+        self.stats.balance_warning = config.balance_warning if balance.interval else None
 
     async def place(
-        self, request: CallRequest, within: float, wanted: Callable[[], bool]
+        self, request: CallRequest, timeout: float, wanted: Callable[[], bool]
     ) -> tuple[PlacedCall, float] | None:
         """Place a call, at the account's pace: one request, which is never sent again.
 
         Args:
             request: the call.
-            within: seconds to wait for a turn, at most.
+            timeout: seconds to wait for a turn, at most.
             wanted: whether it is still to be placed, asked while it waits.
 
         Returns:
@@ -148,22 +181,63 @@ class Account:
             "place",
             lambda: self._client.place_call(request),
             lambda placed: placed.answer,
-            within,
+            timeout,
             wanted,
         )
 
-    async def balance(self) -> BalanceAnswer:
-        """Ask for the account's balance, within its rate and also while polls are paused."""
-        await self.poller.wait_for_slot()
-        return await self._client.balance()
-
-    async def stop(self, within: float) -> None:
-        """Send nothing more, and wait up to `within` seconds for what is under way."""
-        await self.poller.stop(within)
+    async def stop(self, timeout: float) -> None:
+        """Send nothing more, and wait up to `timeout` seconds for polls that are under way."""
+        if self._balance_task:
+            self._balance_task.cancel()
+        await self.poller.stop(timeout)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    def _request_balance(self, interval: float) -> None:
+        """Request the balance at an interval from now on; 0 for not at all."""
+        self._interval = interval
+        if self._balance_task:
+            self._balance_task.cancel()
+        if interval:
+            self.stats.of(Operation.GET_BALANCE)  # shown before the first request
+            self._balance_task = self._supervisor.start(self._request_balances(interval))
+        else:
+            self.stats.balance = None
+            self.stats.requests.pop(Operation.GET_BALANCE, None)
+        self.stats.balance_warning = self._config.balance_warning if interval else None
+
+    async def _request_balances(self, interval: float) -> None:
+        requests, name, failures = self.stats.of(Operation.GET_BALANCE), self._config.name, 0
+        await asyncio.sleep(interval * _FIRST_SHARE * random.random())  # noqa: S311 - no secret
+        while True:
+            await self.poller.wait_for_slot()
+            sent_at = time.monotonic()
+            answer = await self._client.balance()
+            requests.count(answer.outcome, answer.code, time.monotonic() - sent_at)
+            if answer.balance is not None:
+                self.stats.balance = Balance(answer.balance, time.time())
+                if failures:
+                    _log.info("balance is known again", account=name)
+                failures = 0
+            else:
+                failures += 1
+            if failures == 1:
+                _log.warning(
+                    "balance not known",
+                    account=name,
+                    reason=answer.outcome.value,
+                    code=answer.code,
+                    message=answer.message,
+                )
+            wait = balance_wait(failures, interval, answer.retry_after)
+            await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
+
+
+def _balance_keys(config: AccountConfig) -> tuple[object, ...]:
+    """Return what tells whose balance it is."""
+    return config.balance_url, config.api_key, config.secret_key
 
 
 def _connection(

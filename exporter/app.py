@@ -14,7 +14,6 @@ from typing import Final, TypeVar
 import structlog
 
 from exporter.account import Account
-from exporter.balances import Balances
 from exporter.calls import CallbackOutcome
 from exporter.canaries.canaries import Canaries
 from exporter.config import Config
@@ -85,11 +84,10 @@ class App:
         self.calls = CallTracker(self.accounts, clocks, self.metrics.commit_duration.observe)
         self.ledger = self.calls.ledger
         self.sources = Sources(self.calls)
-        self.balances = Balances(self.accounts, self.metrics, self.supervisor.start)
         self._notify = Dispatcher(self.ledger, self.metrics, self.supervisor.start)
         self.calls.subscribe(lambda committed: self._notify.wake(committed.notify))
         self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
-        parts = self.accounts, self.calls, self.metrics, self.supervisor.start, self.balances.known
+        parts = self.accounts, self.calls, self.metrics, self.supervisor.start
         on_ready = partial(self._notify.wake, frozenset({HOME_ASSISTANT}))
         self._home_assistant = HomeAssistant(*parts, on_ready)
         self.config: Config | None = None
@@ -221,7 +219,6 @@ class App:
         deadline = time.monotonic() + within
         await asyncio.gather(
             self._leave(within),
-            self.balances.stop(),
             self._notify.stop(min(_GOODBYE, within * 0.8)),
             self._drain(within),
         )
@@ -322,10 +319,8 @@ class App:
         for name in gone:
             self.metrics.remove("account", name)
         for name, section in wanted.items():
-            if (known := self.accounts.get(name)) and (
-                rest := known.change(section, config.polling, config.authorities)
-            ):
-                self.supervisor.start(rest)
+            if known := self.accounts.get(name):
+                known.change(section, config.polling, config.balance, config.authorities)
         self._accounts_changed()
         if self._leases:
             self._leases.configure(wanted, config.ledger.heartbeat)
@@ -367,9 +362,10 @@ class App:
             account = Account(
                 section,
                 config.polling,
+                config.balance,
                 config.authorities,
                 observe,
-                self.supervisor.fail,
+                self.supervisor,
                 now,
                 until,
             )
@@ -395,7 +391,6 @@ class App:
 
     def _accounts_changed(self) -> None:
         if self.config:
-            self.balances.configure(self.config)
             self._canaries.configure(self.config)
 
     async def _retire(self, account: Account, within: float) -> None:

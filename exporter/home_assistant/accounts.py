@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from exporter.account import Account
-from exporter.balances import Balance
 from exporter.config import HomeAssistantConfig
 from exporter.home_assistant.payloads import Topics, device, state
 from exporter.tracker import CallTracker
@@ -28,7 +27,6 @@ class ExposedAccounts:
         accounts: those that are polled here: live mapping, shared by reference.
         configured: those, and others that other exporters may poll: shared by reference, too.
         calls: the tracker of their calls.
-        balances: live mapping, shared by reference.
 
     Attributes:
         topics: of the messages.
@@ -40,14 +38,12 @@ class ExposedAccounts:
         accounts: Mapping[str, Account],
         configured: Collection[str],
         calls: CallTracker,
-        balances: Mapping[str, Balance],
     ) -> None:
         self.topics = Topics(config.discovery_prefix, config.topic_prefix)
         self._only = config.accounts
         self._accounts = accounts
         self._configured = configured
         self._calls = calls
-        self._balances = balances
 
     @property
     def interval(self) -> float:
@@ -66,7 +62,7 @@ class ExposedAccounts:
         now, wanted = time.time(), dict[str, bytes]()
         for name, account in list(self._accounts.items()):
             if self._only is None or name in self._only:
-                balance = self._balances.get(name)
+                balance = account.stats.balance
                 wanted[self.topics.device(name)] = device(
                     self.topics, name, with_balance=balance is not None
                 )

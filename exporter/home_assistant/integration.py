@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Final
 
 from exporter.account import Account
-from exporter.balances import Balance
 from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerAwayError
 from exporter.home_assistant.accounts import ExposedAccounts
@@ -29,7 +28,6 @@ class HomeAssistant:
         calls: the tracker of their calls.
         metrics: where messages are counted.
         spawn: runs a coroutine in the background, until it is cancelled.
-        balances: live mapping, shared by reference.
         on_ready: called when events can be published, at first or again.
     """
 
@@ -39,14 +37,12 @@ class HomeAssistant:
         calls: CallTracker,
         metrics: Catalogue,
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
-        balances: Mapping[str, Balance],
         on_ready: Callable[[], None],
     ) -> None:
         self._accounts = accounts
         self._calls = calls
         self._metrics = metrics
         self._spawn = spawn
-        self._balances = balances
         self._on_ready = on_ready
         self._configured: set[str] = set()
         self._config: HomeAssistantConfig | None = None
@@ -77,9 +73,7 @@ class HomeAssistant:
             # Its library is installed where a broker is configured.
             from exporter.home_assistant.publisher import MqttMetrics, Publisher  # noqa: PLC0415
 
-            exposed = ExposedAccounts(
-                config, self._accounts, self._configured, self._calls, self._balances
-            )
+            exposed = ExposedAccounts(config, self._accounts, self._configured, self._calls)
             self._mqtt = self._mqtt or MqttMetrics(self._metrics)
             self._publisher = Publisher(config, exposed, self._mqtt, self._on_ready)
         self._running = self._spawn(_replace(self._running, self._publisher))

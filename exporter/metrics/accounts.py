@@ -7,7 +7,7 @@ from functools import partial
 
 from exporter.metrics.catalogue import AUTH_CODES, Catalogue
 from exporter.metrics.readings import Rows, V
-from exporter.polling.stats import AccountStats
+from exporter.polling.stats import AccountStats, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
 
 
@@ -42,6 +42,13 @@ def read_accounts(
     catalogue.authorized.read_from(each(lambda stats: [((), bool(stats.authorized))]))
     catalogue.paused_until.read_from(each(lambda stats: [((), stats.paused_until)]))
     catalogue.last_success.read_from(each(lambda stats: [((), stats.last_success)]))
+    catalogue.balance.read_from(
+        each(lambda stats: [((), stats.balance.vnd)] if stats.balance else [])
+    )
+    catalogue.balance_timestamp.read_from(each(_balance_timestamp))
+    catalogue.balance_warning.read_from(
+        each(lambda stats: [] if stats.balance_warning is None else [((), stats.balance_warning)])
+    )
     catalogue.lag.read_from(each(lambda stats: [((), stats.lags)]))
 
 
@@ -64,6 +71,11 @@ def _result_codes(stats: AccountStats) -> Rows[float]:
     for operation, made in stats.requests.items():
         for code, number in made.codes.items():
             yield (operation.value, code), number
+
+
+def _balance_timestamp(stats: AccountStats) -> Rows[float]:
+    if Operation.GET_BALANCE in stats.requests:
+        yield (), stats.balance.known_at if stats.balance else 0.0
 
 
 def read_status(

@@ -143,17 +143,17 @@ class Catalogue:
             "When the provider last gave a good answer; 0 before the first.",
             ["account"],
         )
-        self.balance = gauge(
+        self.balance = read_gauge(
             "esms_account_balance_vnd",
             "Balance of the account in VND, as the provider last told it; no series before it did.",
             ["account"],
         )
-        self.balance_timestamp = gauge(
+        self.balance_timestamp = read_gauge(
             "esms_account_balance_timestamp_seconds",
             "When the provider last told the account's balance; 0 before it did.",
             ["account"],
         )
-        self.balance_warning = gauge(
+        self.balance_warning = read_gauge(
             "esms_account_balance_warning_vnd",
             "The balance in VND below which it is low: `balance_warning` of the account; no series "
             "where there is none.",

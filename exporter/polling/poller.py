@@ -326,18 +326,8 @@ class Poller:
             What `send` returns, and the seconds that it took; None where nothing was sent.
         """
         until = self._loop.time() + timeout
-        while True:
-            if not wanted():
-                return None
-            now = self._loop.time()
-            if (wait := self._breaker.wait(now)) <= 0 and not self._stopping:
-                break
-            self._limiter.hold_slot(now, wait)
-            if now >= until or self._stopping:
-                return None
-            pause = _LOOK_INTERVAL if wait == math.inf else min(wait, _MAX_LOOK_INTERVAL)
-            await asyncio.sleep(min(until - now, pause))
-        self._limiter.sent(now, poll=False)
+        if (now := await self._take_slot(self._breaker.wait, until, wanted)) is None:
+            return None
         self._breaker.sent()
         answer = _CUT_OFF
         try:
@@ -352,10 +342,23 @@ class Poller:
 
     async def wait_for_slot(self) -> None:
         """Wait for the account's rate alone: for a request that a pause does not concern."""
-        while (wait := self._limiter.wait(now := self._loop.time())) > 0:
+        await self._take_slot(self._limiter.wait, math.inf, lambda: True)
+
+    async def _take_slot(
+        self, wait_from: Callable[[float], float], until: float, wanted: Callable[[], bool]
+    ) -> float | None:
+        """Wait for a slot of another request than a poll; return when it was, None for never."""
+        while wanted() and not self._stopping:
+            now = self._loop.time()
+            if (wait := wait_from(now)) <= 0:
+                self._limiter.sent(now, poll=False)
+                return now
             self._limiter.hold_slot(now, wait)
-            await asyncio.sleep(wait)
-        self._limiter.sent(now, poll=False)
+            if now >= until:
+                return None
+            pause = _LOOK_INTERVAL if wait == math.inf else min(wait, _MAX_LOOK_INTERVAL)
+            await asyncio.sleep(min(until - now, pause))
+        return None
 
     async def stop(self, timeout: float) -> None:
         """Send nothing more, and wait for what is under way, for `timeout` seconds at most."""

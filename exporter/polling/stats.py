@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from exporter.calls import CallState, OddField
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
@@ -55,6 +55,13 @@ class RequestStats:
             self.codes[code] += 1
 
 
+class Balance(NamedTuple):
+    """A balance in VND, and when the provider reported it (Unix time)."""
+
+    vnd: float
+    known_at: float
+
+
 class AccountStats:
     """What is counted of one account and its polls; all begins at 0.
 
@@ -68,10 +75,14 @@ class AccountStats:
         authorized: whether the credentials are accepted; None while that is not known.
         paused_until: when the account may be polled again (Unix time); 0 while it is not paused.
         last_success: when the provider last gave a good answer (Unix time); 0 before the first.
+        balance: the last known one, if any.
+        balance_warning: the balance in VND below which it is low, if one is configured.
     """
 
     __slots__ = (
         "authorized",
+        "balance",
+        "balance_warning",
         "lags",
         "last_success",
         "odd_values",
@@ -92,6 +103,8 @@ class AccountStats:
         self.authorized: bool | None = None
         self.paused_until = 0.0
         self.last_success = 0.0
+        self.balance: Balance | None = None
+        self.balance_warning: float | None = None
 
     def of(self, operation: Operation) -> RequestStats:
         """Return the requests of an operation; the first time, all of them are 0."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from exporter.account import Account, AccountStatus
-from exporter.balances import Balance, Balances
 from exporter.calls import Status as CallStatus
 from exporter.config import Config
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.types import FinishedCall
 from exporter.metrics.catalogue import Catalogue
+from exporter.polling.stats import Balance
 from exporter.recent_results import Recent
 from exporter.source_status import ConfigStatus
 from exporter.sources import Sources
@@ -35,7 +35,6 @@ class App(Protocol):
     """What the HTTP server uses of the exporter: `exporter.app.App`."""
 
     accounts: dict[str, Account]
-    balances: Balances
     calls: CallTracker
     config: Config | None
     ledger: Ledger
@@ -145,7 +144,7 @@ def gather(app: App, viewer: Viewer, now: float) -> StatusView:
         AccountView(
             account.status,
             app.calls.histories.recent(name, now),
-            app.balances.known.get(name),
+            account.stats.balance,
             {} if account.status.lagging is None else label_sets.labels(account.status.lagging),
         )
         for name, account in app.accounts.items()

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
 
 from exporter.account import AccountStatus
-from exporter.balances import Balance
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
 from exporter.ledger.types import FinishedCall
+from exporter.polling.stats import Balance
 from exporter.recent_results import Histories
 from exporter.web.status import (
     AccountView,

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from exporter.balances import Balance
 from exporter.calls import CallState, Result, Status
 from exporter.esms.codes import Outcome
 from exporter.ledger.types import FinishedCall
+from exporter.polling.stats import Balance
 from exporter.recent_results import Recent
 from exporter.web.i18n import LANGUAGES, load
 from exporter.web.status import AccountView, SourceView, StatusView, Viewer, newest

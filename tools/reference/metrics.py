@@ -17,7 +17,7 @@ from exporter.metrics.accounts import read_accounts, read_status
 from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import TargetMetrics
-from exporter.polling.stats import AccountStats, Operation
+from exporter.polling.stats import AccountStats, Balance, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
 from exporter.web.connections import TlsFailure
 from tools.reference.markdown import NOTE, code, table
@@ -55,11 +55,10 @@ def page() -> str:
     totals.show(["main"], Snapshot({}, {}, set()))
     account, source = AccountStats(), SourceStatus("config")
     account.of(Operation.GET_BALANCE)
+    account.balance, account.balance_warning = Balance(0.0, 0.0), 0.0
     read_calls(metrics, totals)
     read_accounts(metrics, lambda: [("main", account)])
     read_status(metrics, lambda: [source], ConfigStatus())
-    for gauge in (metrics.balance, metrics.balance_timestamp, metrics.balance_warning):
-        gauge.labels("main")
     for outcome in CallbackOutcome:
         metrics.callbacks.labels("main", outcome.value)
     for reason in TlsFailure:

@@ -1,0 +1,230 @@
+"""The balances of accounts that an exporter polls, reported by a stand-in for the provider."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from prometheus_client import generate_latest
+from structlog.testing import capture_logs
+
+from exporter.account import LONGEST_BALANCE_WAIT, balance_wait
+from exporter.app import App
+from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig, PollingConfig
+from exporter.esms.codes import CODES, Outcome
+from exporter.ids import reference_id
+from exporter.ledger.types import NewCall
+from exporter.secrets import Secret
+from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
+from exporter.web.status import Viewer, gather
+from tests.e2e.processes import Series, parsed
+from tests.waiting import deadline, until
+
+OPERATION = "GetBalance_json"
+KNOWN_AT = "esms_account_balance_timestamp_seconds"
+WARNING = "esms_account_balance_warning_vnd"
+
+
+@pytest.mark.parametrize(
+    ("failures", "interval", "retry_after", "wait"),
+    [
+        *((0, 300.0, None, 300.0), (1, 300.0, None, 600.0)),
+        *((2, 300.0, None, LONGEST_BALANCE_WAIT), (9_999, 1.0, None, LONGEST_BALANCE_WAIT)),
+        *((3, 3600.0, None, 3600.0), (0, 86_400.0, 1.0, 86_400.0)),
+        *((1, 10.0, 60.0, 60.0), (1, 10.0, 5.0, 20.0), (1, 10.0, 1e12, LONGEST_BALANCE_WAIT)),
+    ],
+)
+def test_the_wait_doubles_up_to_a_bound(
+    failures: int, interval: float, retry_after: float | None, wait: float
+) -> None:
+    assert balance_wait(failures, interval, retry_after) == wait
+
+
+class Bench:
+    """An exporter, the configuration that it loads, and the stand-in that it asks."""
+
+    def __init__(self, simulator: Simulator, folder: Path) -> None:
+        self.simulator = simulator
+        self.config = Config(
+            accounts=(self.account("main"), self.account("b", balance_warning=50.0)),
+            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=60),
+            balance=every(0.05),
+            ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
+            shutdown_timeout=1,
+        )
+        self.app = App(lambda: self.config)
+
+    def account(self, name: str, **changes: object) -> AccountConfig:
+        values = {
+            "name": name,
+            "api_key": Secret(f"key-{name}"),
+            "secret_key": Secret(f"secret-{name}"),
+            "base_url": self.simulator.url,
+            "balance_url": self.simulator.url,
+        }
+        return AccountConfig(**{**values, **changes})
+
+    async def reload(self, **changes: object) -> None:
+        self.config = self.config.model_copy(update=changes)
+        await self.app.reload()
+
+    def shown(self) -> dict[Series, float]:
+        return parsed(generate_latest(self.app.metrics.registry).decode())
+
+    def value(self, name: str, account: str = "main", **labels: str) -> float | None:
+        """Return what a series shows; None where there is none."""
+        return self.shown().get((name, frozenset({"account": account, **labels}.items())))
+
+    def balance(self, account: str = "main") -> float | None:
+        return self.value("esms_account_balance_vnd", account)
+
+    def requests(self, outcome: str, operation: str = "get_balance") -> float:
+        labels = {"operation": operation, "outcome": outcome}
+        return self.value("esms_api_requests_total", **labels) or 0.0
+
+    def asked(self) -> int:
+        """Return how many requests for balances the provider saw."""
+        requests = self.simulator.traffic.requests.items()
+        return sum(number for (_, operation, _), number in requests if operation == OPERATION)
+
+    def set_balance(self, vnd: float) -> None:
+        account = self.simulator.provider.accounts["main"]
+        self.simulator.put_account(replace(account, balance=vnd))
+
+    def fail(self, fault: Fault) -> None:
+        self.simulator.faults.set("fault", replace(fault, account="main", operation=OPERATION))
+
+
+def every(seconds: float) -> BalanceConfig:
+    """Return an interval that nobody may configure."""
+    return BalanceConfig.model_construct(interval=seconds)
+
+
+@pytest_asyncio.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    accounts = [
+        Account("main", "key-main", "secret-main", balance=36_693),
+        Account("b", "key-b", "secret-b", balance=0),
+    ]
+    async with Simulator(accounts=accounts) as simulator:
+        simulator.add_call("main", "call", Plan(queued=math.inf))
+        bench = Bench(simulator, tmp_path)
+        await bench.app.open()
+        await bench.app.start()
+        yield bench
+        await bench.app.stop()
+
+
+async def test_balances_are_shown_and_change_with_the_providers(bench: Bench) -> None:
+    begun = time.time() - 10
+    await until(lambda: bench.balance() == 36_693 and bench.balance("b") == 0)
+    known_at = bench.value(KNOWN_AT)
+    assert known_at is not None
+    assert begun <= known_at <= time.time()
+    page = gather(bench.app, Viewer(), time.time())
+    assert [one.balance and one.balance.vnd for one in page.accounts] == [36_693, 0]
+    bench.set_balance(20_000)
+    await until(lambda: bench.balance() == 20_000)
+    assert (bench.value(KNOWN_AT) or 0) > known_at
+    assert (bench.value(WARNING), bench.value(WARNING, "b")) == (None, 50)
+
+
+async def test_balances_are_switched_off_and_on(bench: Bench) -> None:
+    await until(lambda: bench.balance() == 36_693)
+    await bench.reload(balance=every(0))
+    asked = bench.asked()
+    left = [labels for name, labels in bench.shown() if "balance" in name]
+    left += [labels for _, labels in bench.shown() if ("operation", "get_balance") in labels]
+    assert left == []
+    await asyncio.sleep(0.2)
+    assert bench.asked() == asked
+    await bench.reload(balance=every(1e9))
+    # Every series but the balance is there before the first answer.
+    assert (bench.balance(), bench.value(KNOWN_AT), bench.value(WARNING, "b")) == (None, 0, 50)
+    operation = {"operation": "get_balance"}
+    for outcome in Outcome:
+        assert bench.value("esms_api_requests_total", **operation, outcome=outcome.value) == 0
+    for code in (*CODES, "other"):
+        assert bench.value("esms_api_result_codes_total", **operation, code=code) == 0
+    assert bench.value("esms_api_request_duration_seconds_count", **operation) == 0
+    await bench.reload(balance=every(0.05))
+    await until(lambda: bench.balance() == 36_693)
+
+
+async def test_a_refusal_leaves_the_last_balance_and_the_polls_alone(bench: Bench) -> None:
+    await until(lambda: bench.balance() == 36_693)
+    await bench.app.calls.add(None, [NewCall("main", reference_id("call"), {})])
+    with capture_logs() as logs:
+        body = json.dumps({"Balance": 0, "CodeResponse": "101", "ErrorMessage": "Authorize Failed"})
+        bench.fail(Fault(FaultKind.RAW, body=body))
+        await until(lambda: bench.requests("auth") >= 3)
+        code = {"operation": "get_balance", "code": "101"}
+        assert bench.value("esms_api_result_codes_total", **code) == bench.requests("auth")
+        polls = bench.requests("ok", "get_send_status")
+        await until(lambda: bench.requests("ok", "get_send_status") > polls + 1)
+        assert bench.value("esms_account_authorized") == 1
+        assert bench.value("esms_auth_failures_total", code="101") == 0
+        assert bench.balance() == 36_693
+        bench.set_balance(5)
+        bench.simulator.faults.clear()
+        await until(lambda: bench.balance() == 5)
+    events = [log for log in logs if log.get("account") == "main" and "balance" in log["event"]]
+    assert [log["event"] for log in events] == ["balance not known", "balance is known again"]
+    reason = {"reason": "auth", "code": "101", "message": "Authorize Failed"}
+    assert reason.items() <= events[0].items()
+
+
+async def test_a_paused_account_is_asked_for_its_balance(bench: Bench) -> None:
+    fault = Fault(FaultKind.STATUS, operation="GetSendStatus", status=429, retry_after="600")
+    bench.simulator.faults.set("throttled", fault)
+    await bench.app.calls.add(None, [NewCall("main", reference_id("call"), {})])
+    await until(lambda: bench.app.accounts["main"].status.paused is Outcome.THROTTLED)
+    bench.set_balance(1)
+    await until(lambda: bench.balance() == 1)
+
+
+async def test_a_provider_that_is_away_is_asked_until_it_is_back(bench: Bench) -> None:
+    await until(lambda: bench.balance() == 36_693)
+    await bench.simulator.stop()
+    await until(lambda: bench.requests("connection") >= 2)
+    assert bench.balance() == 36_693
+    bench.set_balance(5)
+    await bench.simulator.start()
+    await until(lambda: bench.balance() == 5)
+
+
+async def test_only_what_has_changed_is_requested_anew(bench: Bench) -> None:
+    await until(lambda: bench.balance() == 36_693 and bench.balance("b") == 0)
+    await bench.reload(balance=every(1e9))
+    main, other = bench.config.accounts
+    asked = bench.asked()
+    changed = main.model_copy(update={"rate_limit": 3.0, "balance_warning": 9.0})
+    await bench.reload(accounts=(changed, other))
+    assert (bench.value(WARNING), bench.balance()) == (9, 36_693)
+    # The balance of other keys says nothing about these.
+    changed = main.model_copy(update={"api_key": Secret("nobody's")})
+    await bench.reload(accounts=(changed, other))
+    assert (bench.value(WARNING), bench.balance(), bench.value(KNOWN_AT)) == (None, None, 0)
+    assert (bench.balance("b"), bench.asked()) == (0, asked)
+    await bench.reload(accounts=(other,))
+    assert not [labels for _, labels in bench.shown() if ("account", "main") in labels]
+    await bench.reload(accounts=(other, main), balance=every(0.05))
+    await until(lambda: bench.balance() == 36_693)
+
+
+async def test_a_stop_waits_for_no_balance(bench: Bench) -> None:
+    bench.fail(Fault(FaultKind.HANG))
+    asked = bench.asked()
+    await until(lambda: bench.asked() > asked)
+    async with deadline():
+        await bench.app.stop()
+    asked = bench.asked()
+    await asyncio.sleep(0.2)
+    assert bench.asked() == asked
