@@ -101,7 +101,7 @@ def main() -> None:
         measure(store, few, options.rounds, options.per_round)
         fill(store, few, options.rows - few)
         measure(store, options.rows, options.rounds, options.per_round)
-        store.close()
+        store.database.close()
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def ledger(rounds: int, count: int) -> None:
                 store.outbox.set_routes([Route(f"t{n}", 1e9) for n in range(number)])
                 figures[number].append(finished(store, count, first) / count * 1_000)
                 first += count
-        store.close()
+        store.database.close()
     medians = {number: statistics.median(found[1:]) for number, found in figures.items()}
     for number, median in medians.items():
         print(f"finishes, {number} targets: {median:.4f} ({median / medians[0]:.2f})")

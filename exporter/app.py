@@ -141,9 +141,8 @@ class App:
         self._loaded.append(config := await self._read(self.load))
         await self.ledger.open(config.ledger.url.reveal())
         await self._notify.open()
-        self.ledger.store.limits = _label_limits(config)
-        self.calls.totals.names = config.watch.labels
-        if self.ledger.store.shared:
+        await self._configure_calls(config)
+        if self.ledger.store.exporter:
             parts = self.ledger, self.calls, self.accounts
             self._leases = LeaseHolder(
                 *parts, self._start_accounts, self._stop_accounts, self.supervisor.start
@@ -275,11 +274,7 @@ class App:
         # Not held any longer than they are added: they would be half of the memory.
         config = config.model_copy(update={"watch": watch.model_copy(update={"calls": ()})})
         # Whatever fails from here on, calls that the ledger has added are watched.
-        self.calls.max_calls = config.watch.max_calls
-        self.ledger.store.memory = config.memory
-        self.ledger.store.limits = _label_limits(config)
-        if old is not None and _label_limits(old) != _label_limits(config):
-            await self.calls.show_totals(config.watch.labels)
+        await self._configure_calls(config)
         context = SourceContext(
             [account.name for account in config.accounts],
             watch.labels,
@@ -299,6 +294,11 @@ class App:
         self.sources[ConfigurationSource].loaded()
         names = [account.name for account in config.accounts]
         self._home_assistant.configure(config.home_assistant, names)
+
+    async def _configure_calls(self, config: Config) -> None:
+        watch = config.watch
+        limits = LabelLimits(watch.labels, watch.max_label_values, watch.max_label_sets)
+        await self.calls.configure(limits, config.memory, watch.max_calls)
 
     def _targets(self, config: Config) -> list[TargetSettings]:
         """Return where finished calls are notified to."""
@@ -355,10 +355,10 @@ class App:
                     self.calls.hide(name)  # lost meanwhile
                     continue
                 until = self._leases.held_until
-                self.ledger.store.epochs[name] = epoch
+                self.ledger.store.set_epoch(name, epoch)
             else:
                 self._to_load.add(name)
-            observe, now = partial(self.ledger.observe, name), self.ledger.clock.now
+            observe, now = partial(self.ledger.record, name), self.ledger.clock.now
             account = Account(
                 section,
                 config.polling,
@@ -379,7 +379,7 @@ class App:
         """Poll accounts no more, and show nothing of them."""
         within = self.config.polling.timeout if self.config else 0.0
         for name in names:
-            self.ledger.store.epochs.pop(name, None)
+            self.ledger.store.set_epoch(name, None)
             self.calls.hide(name)
             self._to_load.discard(name)
             if account := self.accounts.pop(name, None):
@@ -431,11 +431,6 @@ class App:
                 await self._canaries.prune(time.time() - memory)
             except LedgerError as error:
                 _log.warning("old calls not pruned", problem=str(error))
-
-
-def _label_limits(config: Config) -> LabelLimits:
-    watch = config.watch
-    return LabelLimits(watch.labels, watch.max_label_values, watch.max_label_sets)
 
 
 @contextmanager

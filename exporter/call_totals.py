@@ -71,6 +71,10 @@ class CallTotals:
         """The rows of the sets of labels that are known."""
         return self._labels.keys()
 
+    def configure(self, names: tuple[str, ...]) -> None:
+        """Change which labels are shown; `show` applies it."""
+        self.names = names
+
     def labels(self, row: int) -> Mapping[str, str]:
         """Return what is shown of a set of labels; nothing where it is not known."""
         labels = self._labels.get(row, {})

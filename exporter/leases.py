@@ -9,14 +9,13 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from functools import partial
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 import structlog
 
 from exporter.account import Account
 from exporter.backoff import ExponentialBackoff
-from exporter.errors import LedgerError, SourceError
+from exporter.errors import LedgerError
 from exporter.esms.codes import Outcome
 from exporter.ledger.leases import Leases, LeaseStore
 from exporter.ledger.ledger import Ledger
@@ -348,12 +347,8 @@ class LeaseHolder:
         while await self._calls.follow(self._leases, within=self._heartbeat / 2):
             pass
         if self._loop.time() >= self._recount_at:
-            await self._ledger.call(self._ledger.store.recount)
+            await self._ledger.call(self._ledger.store.open_calls.recount)
             self._recount_at = self._loop.time() + _RECOUNT_EVERY
 
     async def _call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await self._thread.submit(partial(function, *args, **kwargs))
-        except (LedgerError, SourceError) as error:
-            self._ledger.count_error()
-            raise LedgerError(str(error)) from None
+        return await self._ledger.call_in(self._thread, function, *args, **kwargs)

@@ -20,6 +20,7 @@ from exporter.esms.answers import Answer
 from exporter.ids import ReferenceId
 from exporter.ledger.calls import find_call, label_sets_of, list_sources, move_cursor, read_cursor
 from exporter.ledger.clock import Clocks
+from exporter.ledger.label_limits import NO_LIMITS, LabelLimits
 from exporter.ledger.leases import LeaseStore
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.notices import POLL_NOW, TOTALS
@@ -66,7 +67,6 @@ class CallTracker:
         ledger: the durable record.
         totals: what finished calls add up to.
         histories: what has become of calls lately.
-        max_calls: how many calls of an account may be watched at a time.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CallTracker:
         self._past: defaultdict[str, deque[FinishedCall]] = defaultdict(
             lambda: deque(maxlen=WINDOW)
         )
-        self.max_calls: float = math.inf
+        self._max_calls, self._limits = math.inf, NO_LIMITS
         self._unfrozen = 0
         self._followed: list[int] = []  # notices of other exporters
         self._stale, self._totals_at = False, -math.inf
@@ -93,6 +93,25 @@ class CallTracker:
         """Call a function with each group of results, once it is durable."""
         self._subscribers.append(subscriber)
 
+    async def configure(
+        self,
+        limits: LabelLimits = NO_LIMITS,
+        retention: float = math.inf,
+        max_calls: float = math.inf,
+    ) -> None:
+        """Change what is remembered and shown, and how many calls of an account may be open.
+
+        Args:
+            limits: of labels.
+            retention: seconds for which a finished call is remembered.
+            max_calls: of an account.
+        """
+        self._max_calls = max_calls
+        self.ledger.store.configure(limits, retention)
+        if limits != self._limits:
+            await self.show_totals(limits.names)
+            self._limits = limits
+
     @property
     def count(self) -> int:
         """How many calls are polled."""
@@ -100,7 +119,9 @@ class CallTracker:
 
     async def show(self, accounts: Collection[str]) -> None:
         """Show the totals and recent results of accounts that are polled here from now on."""
-        snapshot, past = await self.ledger.past(accounts, self.histories.start(time.time()))
+        snapshot, past = await self.ledger.totals_and_recent_calls(
+            accounts, self.histories.start(time.time())
+        )
         self.totals.show(accounts, snapshot)
         self.histories.recall(accounts, *past)
         for ended in past.calls:
@@ -115,7 +136,8 @@ class CallTracker:
         accounts = set(self.totals.accounts)
         snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
         accounts &= self.totals.accounts
-        self.totals.names = self.totals.names if names is None else names
+        if names is not None:
+            self.totals.configure(names)
         self.totals.show(accounts, snapshot)
 
     def hide(self, account: str) -> None:
@@ -142,7 +164,7 @@ class CallTracker:
             LedgerError: the ledger failed; what it added before is watched.
         """
         added, rows, refused = 0, set[int](), Counter[str]()
-        chunks = self.ledger.watch(source, calls, self.max_calls)
+        chunks = self.ledger.watch(source, calls, self._max_calls)
         # The ledger's thread cannot be stopped: what it commits would not be polled.
         while (taken := await asyncio.shield(self._take_next(chunks))) is not None:
             rows |= taken.rows
@@ -159,7 +181,7 @@ class CallTracker:
     async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
         """Add the calls of requests; see `Store.push`."""
         store, now = self.ledger.store, self.ledger.clock.now()
-        pushed = await self.ledger.call(store.push, requests, now, self.max_calls)
+        pushed = await self.ledger.call(store.push, requests, now, self._max_calls)
         self._take_up(pushed)
         return pushed.counts
 
@@ -197,7 +219,7 @@ class CallTracker:
         """
         account, name = self._accounts.get(call.account), ReferenceId(call.reference_id)
         watched = account.poller.calls.get(call.id) if account else None
-        if watched is None and (account or self.ledger.store.shared):
+        if watched is None and (account or self.ledger.store.exporter):
             # Perhaps another exporter polls it; or a canary has just placed it.
             watched = WatchedCall(call.id, name, call.first_watched)
         if watched is None:
@@ -227,7 +249,7 @@ class CallTracker:
         known = self._accounts.get(account)
         if known and row in known.poller.calls:
             known.poller.poll_now(row)
-        elif self.ledger.store.shared:
+        elif self.ledger.store.exporter:
             await self.ledger.call(self.ledger.store.notify, row, POLL_NOW)
 
     async def load(self, account: str) -> None:
@@ -273,7 +295,7 @@ class CallTracker:
                 else:
                     account.poller.remove(notice.call)
                     if ended := look.finished.get(notice.call):
-                        self.histories.add(self.ledger.shown(ended))
+                        self.histories.add(self.ledger.to_machine_time(ended))
         self._stale |= any(notice.notice == TOTALS for notice in new)
         if self._stale and time.monotonic() >= self._totals_at:
             began = time.monotonic()
@@ -339,7 +361,7 @@ class CallTracker:
             if account:
                 account.poller.apply_committed(call, found, at)
             if isinstance(found, Finished) and call.id not in committed.canaries:
-                self.histories.add(self.ledger.shown(_ended(name, call, found, at)))
+                self.histories.add(self.ledger.to_machine_time(_ended(name, call, found, at)))
             if debug:
                 _log.debug("observed", account=name, reference_id=call.reference_id, found=found)
 

@@ -163,7 +163,7 @@ async def test_nothing_is_left_of_an_account_that_is_gone(
 async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:
     await bench.push("a")
     ((row, call),) = bench.service.accounts["main"].poller.calls.items()
-    bench.service.ledger.observe("gone", call, BUSY, call.first_watched + 1)
+    bench.service.ledger.record("gone", call, BUSY, call.first_watched + 1)
     await until(lambda: bench.counted(status="busy") == 1)
     # A second finish of the same call counts nothing, and the call is let go.
     await until(lambda: row in bench.service.accounts["main"].poller.calls)
@@ -299,7 +299,7 @@ async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
 
     monkeypatch.setattr(bench.service.ledger.store, "commit", locked)
     ((_, call),) = bench.service.accounts["main"].poller.calls.items()
-    bench.service.ledger.observe("main", call, BUSY, call.first_watched + 1)
+    bench.service.ledger.record("main", call, BUSY, call.first_watched + 1)
     with capture_logs() as logs:
         await until(lambda: bench.service.not_ready() == ["ledger: is locked"])
         async with deadline():

@@ -132,7 +132,7 @@ def test_accounts_come_and_go() -> None:
     assert shown.totals.accounts == {"a"}
     assert set(shown.totals.label_sets) == {0}
     # Other labels, of the same sets.
-    shown.totals.names = ("y",)
+    shown.totals.configure(("y",))
     assert shown.values() == {("a", "5"): 1}
     assert shown.totals.labels(0) == {"y": "5"}
     assert shown.totals.labels(7) == {}

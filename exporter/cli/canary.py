@@ -26,7 +26,7 @@ from exporter.errors import ExporterError
 from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
 from exporter.ledger.access import open_for_command
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run
-from exporter.ledger.clock import LedgerClock, machine_clocks
+from exporter.ledger.clock import LedgerClock
 from exporter.ledger.commits import commit
 from exporter.ledger.engine import Database
 from exporter.ledger.types import Observation
@@ -104,7 +104,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
         tls=config.tls,
         proxy=account.proxy_url,
     )
-    clock = LedgerClock(machine_clocks())
+    clock = LedgerClock()
     try:
         await thread.submit(partial(database.keep_time, clock, opened=True))
         async with client:
@@ -182,7 +182,7 @@ class _Command:
         decided = verdict(call, answer, now, _ENDLESS)
         if isinstance(decided, Finished):
             observed = [Observation(run.account, call, decided, now)]
-            await self._ledger(self._database.run, lambda known: commit(known, observed))
+            await self._ledger(self._database.run, commit, observed)
 
     # Any: as of `RunStatement`
     async def _ledger(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -88,12 +88,12 @@ class LedgerClock:
     """The ledger's clock; for any thread.
 
     Args:
-        clocks: the machine's.
+        clocks: reads those of the machine.
     """
 
-    def __init__(self, clocks: Clocks) -> None:
-        self._clocks = clocks
-        self._last = clocks()
+    def __init__(self, clocks: Clocks | None = None) -> None:
+        self._clocks = clocks or machine_clocks()
+        self._last = self._clocks()
         self._ahead = 0.0
         self._lock = threading.Lock()
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select, update
 
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
-from exporter.ledger.clock import LedgerClock, machine_clocks
 from exporter.ledger.json_rows import fetch_json, field, item, json_param, select_json, to_json_rows
 from exporter.ledger.labels import COUNTED_AS, FOLDED, add_totals, keep_labels
 from exporter.ledger.notices import FORGET, notify_holders, notify_of_totals
@@ -75,12 +74,10 @@ def commit(
     connection: Connection,
     observations: Sequence[Observation],
     outbox: Outbox | None = None,
-    clock: LedgerClock | None = None,
+    ahead: float = 0.0,
     exporter: str | None = None,
 ) -> Committed:
     """Write a group of observations, of distinct calls, and the notifications of those that finish.
-
-    Notifications hold times as the machine's clock has them.
 
     A call finishes once: one that has a result already, or is gone, adds nothing.
 
@@ -88,12 +85,11 @@ def commit(
         connection: in a transaction.
         observations: the group.
         outbox: takes the notifications.
-        clock: the ledger's.
+        ahead: seconds by which the ledger's clock is ahead of the machine's, which notifications
+            go by.
         exporter: the id of this process, where exporters share the ledger: those that hold the
             leases of the accounts are told of what finishes.
     """
-    clock = clock or LedgerClock(machine_clocks())
-    ahead = clock.ahead
     ids = [observation.call.id for observation in observations]
     keep_labels(connection, {o.account for o in observations if isinstance(o.verdict, Finished)})
     held = {row: rest for row, *rest in fetch_json(connection, _UNFINISHED, rows=to_json_rows(ids))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import ClassVar, Final, TypeVar
+from typing import ClassVar, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError
@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from exporter.errors import LedgerConflictError, LedgerError
 from exporter.ledger.clock import LedgerClock
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 READ_TIMEOUT: Final = 5.0
@@ -71,17 +72,19 @@ class Database(ABC):
             LedgerError: the database failed, or a statement took too long.
         """
 
-    def run(self, work: Callable[[Connection], R]) -> R:
-        """Run a transaction, and again where another exporter's was in its way.
+    def run(
+        self, statements: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Run statements in a transaction, and again where another exporter's was in its way.
 
         Raises:
             LedgerError: the database failed.
         """
         for _ in range(_TRIES - 1):
             with suppress(LedgerConflictError), self.begin() as connection:
-                return work(connection)
+                return statements(connection, *args, **kwargs)
         with self.begin() as connection:
-            return work(connection)
+            return statements(connection, *args, **kwargs)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:

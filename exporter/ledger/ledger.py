@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -18,8 +19,8 @@ from exporter.backoff import ExponentialBackoff
 from exporter.calls import Finished, PollAgain, WatchedCall
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.calls import Past, recent_calls
-from exporter.ledger.clock import Clocks, LedgerClock, machine_clocks
-from exporter.ledger.engine import open_database
+from exporter.ledger.clock import Clocks, LedgerClock
+from exporter.ledger.engine import Database, open_database
 from exporter.ledger.store import Store
 from exporter.ledger.types import (
     BATCH_SIZE,
@@ -39,14 +40,12 @@ Call = TypeVar("Call", CallRecord, FinishedCall)
 
 # Seconds that observations gather before they are committed: a commit has to reach the disk, so
 # that one for many costs little more than one for one.
-_GATHER: Final = 0.1
-# Seconds after which an idle ledger is looked at: a problem is to show before it matters.
-_PROVE_EVERY: Final = 5.0
-# Seconds after which the ledger's clock is looked after.
-_KEEP_TIME_EVERY: Final = 60.0
+_BATCH_DELAY: Final = 0.1
+_HEALTH_CHECK_INTERVAL: Final = 5.0
+_CLOCK_SYNC_INTERVAL: Final = 60.0
 _RETRY: Final = ExponentialBackoff(0.5, 30.0)
-# Seconds after which a ledger that was asked something is taken for one that cannot be used.
-_SLOW: Final = 10.0
+# Seconds after which a ledger that does not answer is reported.
+_RESPONSE_TIMEOUT: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -54,16 +53,18 @@ _log = structlog.get_logger(__name__)
 class Ledger:
     """The durable record of watched calls and totals.
 
+    Observations that cannot be committed are kept and tried again; nothing else waits for them.
+
     Args:
         committed: called in the event loop with each group of observations once it is durable.
         clocks: reads those of the machine.
         observe_commit: called with the seconds that each commit of observations took.
+        retry: between commits that fail.
+        health_check: seconds after which an idle ledger is checked.
 
     Attributes:
         clock: the clock of every time in the ledger, and of the calls that it holds.
-        errors: how many reads and writes failed; each may have been executed.
-
-    Observations that cannot be committed are kept and tried again; nothing else waits for them.
+        errors: how many transactions failed; each may have been committed.
     """
 
     def __init__(
@@ -71,14 +72,17 @@ class Ledger:
         committed: Callable[[Iterable[Observation], Committed], None],
         clocks: Clocks | None = None,
         observe_commit: Callable[[float], None] = lambda _seconds: None,
+        retry: ExponentialBackoff = _RETRY,
+        health_check: float = _HEALTH_CHECK_INTERVAL,
     ) -> None:
-        self.clock = LedgerClock(clocks or machine_clocks())
+        self.clock = LedgerClock(clocks)
         self._thread = SerialThread("ledger")
         self._reader = SerialThread("ledger reader")
-        self._asked = deque[float]()  # when what the thread has still to do was asked for
+        self._waiting = deque[float]()  # since when each call waits for the thread
         self._store: Store | None = None
         self._committed = committed
         self._observe_commit = observe_commit
+        self._retry, self._health_check = retry, health_check
         self.errors = 0
         self._pending: dict[int, Observation] = {}
         self._observed = asyncio.Event()
@@ -88,7 +92,8 @@ class Ledger:
     @property
     def problem(self) -> str | None:
         """Why the ledger cannot be used now, if it cannot."""
-        if self._problem is None and self._asked and time.monotonic() - self._asked[0] > _SLOW:
+        waited = time.monotonic() - self._waiting[0] if self._waiting else 0.0
+        if self._problem is None and waited > _RESPONSE_TIMEOUT:
             return "the ledger does not answer"
         return self._problem
 
@@ -98,9 +103,13 @@ class Ledger:
         Raises:
             LedgerError: it cannot be used; the message says what to do.
         """
-        self.database = await self._run(lambda: open_database(url))
-        await self._run(lambda: self.database.keep_time(self.clock, opened=True))
-        self._store = await self._run(lambda: Store(self.database, self.clock))
+
+        def open_store() -> Store:
+            database = open_database(url)
+            database.keep_time(self.clock, opened=True)
+            return Store(database, self.clock)
+
+        self._store = await self.call(open_store)
         self._problem = None
 
     @property
@@ -110,16 +119,31 @@ class Ledger:
             raise LedgerError("the ledger is not open")
         return self._store
 
+    @property
+    def database(self) -> Database:
+        """The open database; its methods, and what uses them, are for `call`."""
+        return self.store.database
+
     async def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run one of the store's methods in the ledger's thread.
+        """Run a function that uses the database in the ledger's thread.
 
         Raises:
             LedgerError: the database failed.
         """
+        self._waiting.append(time.monotonic())
         try:
-            return await self._run(lambda: function(*args, **kwargs))
+            return await self.call_in(self._thread, function, *args, **kwargs)
+        finally:
+            self._waiting.popleft()
+
+    async def call_in(
+        self, thread: SerialThread, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Run a function that uses the database in another thread; see `call`."""
+        try:
+            return await _result(thread.submit(partial(function, *args, **kwargs)))
         except LedgerError:
-            self.count_error()
+            self.errors += 1
             raise
 
     async def execute(
@@ -134,24 +158,20 @@ class Ledger:
         Raises:
             LedgerError: the database failed.
         """
-        store = self.store
-        return await self.call(lambda: store.run(statements, *args, **kwargs))
-
-    def count_error(self) -> None:
-        """Count a read or a write that failed."""
-        self.errors += 1
+        database = self.database
+        return await self.call(lambda: database.run(statements, *args, **kwargs))
 
     async def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function that reads with `Database.read`, in a thread of its own.
+        """Run a function that uses `Database.read` in a thread that nothing else waits for.
 
-        It is finished even if this is cancelled. The thread of `call` does not wait for it.
+        It is finished even if this is cancelled.
 
         Raises:
-            LedgerError: the database failed, or took too long.
+            LedgerError: the database failed, or took too long; not counted.
         """
         if self._store is None:
             raise LedgerError("the ledger is not open")
-        return await _result(self._reader.submit(lambda: function(*args, **kwargs)))
+        return await _result(self._reader.submit(partial(function, *args, **kwargs)))
 
     async def watch(
         self, source: str | None, new: Iterable[NewCall], max_calls: float = math.inf
@@ -161,78 +181,82 @@ class Ledger:
         Commits get their turn in between, and the calls are never held all at a time.
         """
         calls = iter(new)
-        while chunk := list(islice(calls, BATCH_SIZE)):
-            yield await self.call(self.store.watch, source, chunk, self.clock.now(), max_calls)
+        while batch := list(islice(calls, BATCH_SIZE)):
+            yield await self.call(self.store.watch, source, batch, self.clock.now(), max_calls)
 
-    async def past(self, names: Collection[str], since: float) -> tuple[Snapshot, Past]:
+    async def totals_and_recent_calls(
+        self, names: Collection[str], since: float
+    ) -> tuple[Snapshot, Past]:
         """Return the totals of accounts, and what has finished since a Unix time.
 
         Both as of one moment: what was committed before is in it, what is committed after is not.
         """
         ahead, store = self.clock.ahead, self.store
         snapshot, past = await self.call(
-            lambda: (store.snapshot(names), store.run(recent_calls, since + ahead, names))
+            lambda: (
+                store.snapshot(names),
+                store.database.run(recent_calls, since + ahead, names),
+            )
         )
-        return snapshot, Past(list(map(self.shown, past.calls)), past.since - ahead)
+        return snapshot, Past(list(map(self.to_machine_time, past.calls)), past.since - ahead)
 
-    def shown(self, call: Call) -> Call:
+    def to_machine_time(self, call: Call) -> Call:
         """Return a call with its times as the machine's clock has them."""
         if not (ahead := self.clock.ahead):
             return call
-        shown = call._replace(first_watched=call.first_watched - ahead)
-        if shown.finished_at is not None:
-            shown = shown._replace(finished_at=shown.finished_at - ahead)
-        return shown
+        call = call._replace(first_watched=call.first_watched - ahead)
+        if call.finished_at is not None:
+            call = call._replace(finished_at=call.finished_at - ahead)
+        return call
 
-    def observe(
-        self, account: str, call: WatchedCall, found: Finished | PollAgain, at: float
+    def record(
+        self, account: str, call: WatchedCall, verdict: Finished | PollAgain, at: float
     ) -> None:
-        """Have it committed, soon, what a poll found out about a call."""
+        """Commit soon what a poll found out about a call."""
         pending = self._pending.get(call.id)
         if pending is None:
-            if isinstance(found, PollAgain) and found.state is call.state:
+            if isinstance(verdict, PollAgain) and verdict.state is call.state:
                 return  # nothing new
         elif isinstance(pending.verdict, Finished):
             return  # nothing undoes a finish
-        if not self._pending:
-            self._observed.set()
-        self._pending[call.id] = Observation(account, call, found, at)
+        self._pending[call.id] = Observation(account, call, verdict, at)
+        self._observed.set()
 
     async def run(self) -> None:
-        """Commit what is observed, in groups, until `close`."""
-        failures, keep_time_at, ahead = 0, 0.0, self.clock.ahead
+        """Commit what is recorded, in groups, until `close_soon`."""
+        failures, sync_at, ahead = 0, 0.0, self.clock.ahead
         while not (self._closing and not self._pending):
             with suppress(TimeoutError):
-                async with asyncio.timeout(_PROVE_EVERY):
+                async with asyncio.timeout(self._health_check):
                     await self._observed.wait()
             if self._pending and not self._closing and len(self._pending) < BATCH_SIZE:
-                await asyncio.sleep(_GATHER)
-            if await self._flush():
-                failures = 0
-                self.clock.now()
-                # At once where it was set: a reboot would tell nothing of that.
-                if time.monotonic() >= keep_time_at or self.clock.ahead != ahead:
-                    with suppress(LedgerError):  # what fails shows at the next commit
-                        noticed = self.clock.ahead
-                        await self.call(self.database.keep_time, self.clock)
-                        ahead = noticed
-                    keep_time_at = time.monotonic() + _KEEP_TIME_EVERY
-            else:
+                await asyncio.sleep(_BATCH_DELAY)
+            if not await self._flush():
                 failures += 1
-                await asyncio.sleep(_RETRY.wait(failures))
+                await asyncio.sleep(self._retry.wait(failures))
+                continue
+            failures = 0
+            self.clock.now()  # notices that the machine's clock was set
+            # At once then: nothing would tell after a reboot.
+            if time.monotonic() >= sync_at or self.clock.ahead != ahead:
+                with suppress(LedgerError):  # what fails shows at the next commit
+                    noticed = self.clock.ahead
+                    await self.call(self.database.keep_time, self.clock)
+                    ahead = noticed
+                sync_at = time.monotonic() + _CLOCK_SYNC_INTERVAL
 
     def close_soon(self) -> None:
-        """Have `run` end as soon as everything that was observed is committed."""
+        """Have `run` end as soon as everything that was recorded is committed."""
         self._closing = True
         self._observed.set()
 
-    async def close(self, within: float | None = None) -> None:
-        """Close the database; one that does not answer is waited for `within` seconds at most."""
+    async def close(self, timeout: float | None = None) -> None:
+        """Close the database; one that does not answer is waited for some seconds at most."""
         store, self._store = self._store, None  # at once: later calls find it closed
         if store is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(within):
-                    await self._run(store.close)
+                async with asyncio.timeout(timeout):
+                    await self.call(store.database.close)
         self._thread.close()
         self._reader.close()
 
@@ -243,12 +267,12 @@ class Ledger:
             del self._pending[call_id]
         if not self._pending and not self._closing:
             self._observed.clear()
-        # Where nothing was observed, it is still proved that the ledger is there.
         started = time.perf_counter()
         try:
+            # An empty group still proves that the ledger can be written.
             committed = await self.call(self.store.commit, list(group.values()))
         except LedgerError as error:
-            # What was observed since is newer, except that nothing undoes a finish.
+            # What was recorded since is newer, except that nothing undoes a finish.
             for call_id, observation in group.items():
                 if isinstance(observation.verdict, Finished):
                     self._pending[call_id] = observation
@@ -267,15 +291,9 @@ class Ledger:
             self._committed(group.values(), committed)
         return True
 
-    async def _run(self, function: Callable[[], R]) -> R:
-        self._asked.append(time.monotonic())
-        done = self._thread.submit(function)
-        done.add_done_callback(lambda _: self._asked.popleft())
-        return await _result(done)
-
 
 async def _result(done: asyncio.Future[R]) -> R:
     try:
         return await done
-    except SourceError as error:
+    except SourceError as error:  # no thread can be started
         raise LedgerError(f"ledger: {error}") from None

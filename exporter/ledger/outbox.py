@@ -41,7 +41,7 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.ledger.clock import LedgerClock, machine_clocks
+from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.json_rows import fetch_json, item, json_param, select_json, to_json_rows
 from exporter.ledger.json_rows import field as field_of
@@ -287,7 +287,7 @@ class Outbox:
         time_of: Callable[[Connection, LedgerClock], float] = ledger_time,
     ) -> None:
         self._database = database
-        self._clock = clock or LedgerClock(machine_clocks())
+        self._clock = clock or LedgerClock()
         self._time_of = time_of
         self.routes: Collection[Route] = ()
         self._last: dict[tuple[str, bool], str] = {}  # the account whose turn was last

@@ -5,16 +5,11 @@ from __future__ import annotations
 import math
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Final
 
-from sqlalchemy import (
-    Connection,
-    bindparam,
-    select,
-    true,
-)
+from sqlalchemy import Connection, bindparam, select, true
 
 from exporter.calls import CallState, WatchedCall
 from exporter.ledger.calls import (
@@ -29,21 +24,15 @@ from exporter.ledger.calls import (
     push_calls,
     remove_source,
 )
-from exporter.ledger.clock import LedgerClock, machine_clocks
+from exporter.ledger.clock import LedgerClock
 from exporter.ledger.commits import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.json_rows import fetch_json, select_json
-from exporter.ledger.label_limits import NO_LIMITS
+from exporter.ledger.label_limits import NO_LIMITS, LabelLimits
 from exporter.ledger.labels import COUNTED_AS, FOLDED, limit_labels, prune_labels
 from exporter.ledger.notices import notify_holders
 from exporter.ledger.outbox import Outbox
-from exporter.ledger.schema import (
-    accounts,
-    calls,
-    counted_labels,
-    folded_labels,
-    totals,
-)
+from exporter.ledger.schema import accounts, calls, counted_labels, folded_labels, totals
 from exporter.ledger.totals import TotalKey, TotalKind
 from exporter.ledger.types import (
     BATCH_SIZE,
@@ -55,10 +44,6 @@ from exporter.ledger.types import (
     Snapshot,
     StoredCall,
 )
-
-P = ParamSpec("P")
-R = TypeVar("R")
-T = TypeVar("T")
 
 LOADED: Final = 5 * BATCH_SIZE
 """Calls that are read at a time when all are: each time, the ledger's thread and the event loop
@@ -98,20 +83,19 @@ _BEGUN: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from
 class Store:
     """An exporter on an open database: its limits, its open calls, and its share of the ledger.
 
-    Each method is one transaction, or a few short ones. What needs none of this state is a function
-    of a connection, which `run` runs.
+    Blocking; each method is one transaction, or a few short ones. What needs none of this state is
+    a function of a connection, for `Database.run`.
 
     Args:
         database: open.
-        clock: used where a method has no `now`; the machine's by default.
+        clock: the ledger's; the machine's by default.
         outbox: the notifications of calls that finish.
 
     Attributes:
-        shared: whether other exporters may use the ledger at the same time.
-        exporter: the id of this process among them; None where the ledger is not shared.
-        epochs: of the leases that it holds, by account: calls of these that it adds, it polls.
-        memory: seconds for which a finished call is remembered.
+        database: open.
+        exporter: the id of this process among those that share the ledger; None for one alone.
         limits: of the labels of each account.
+        open_calls: how many calls of each account are open.
     """
 
     def __init__(
@@ -120,28 +104,26 @@ class Store:
         clock: LedgerClock | None = None,
         outbox: Outbox | None = None,
     ) -> None:
-        self._database = database
-        self._clock = clock or LedgerClock(machine_clocks())
-        self.shared = database.shared
-        self.exporter = uuid.uuid4().hex if database.shared else None
-        self.epochs: dict[str, int] = {}
-        self._sharing = Sharing(self.exporter, self.epochs) if self.exporter else None
-        self._seconds: dict[float, float] = {}
+        self.database = database
+        self._clock = clock or LedgerClock()
         self.outbox = outbox or Outbox(database, self._clock)
-        self.memory = math.inf
-        self.limits = NO_LIMITS
-        self._open = OpenCalls(database)
-        self.recount = self._open.recount
+        self._epochs: dict[str, int] = {}
+        self.exporter = uuid.uuid4().hex if database.shared else None
+        self._sharing = Sharing(self.exporter, self._epochs) if self.exporter else None
+        self.open_calls = OpenCalls(database)
+        self.limits, self._retention = NO_LIMITS, math.inf
+        self._seconds: dict[float, float] = {}
 
-    def run(
-        self, statements: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
-    ) -> R:
-        """Run statements in a transaction."""
-        return self._database.run(lambda connection: statements(connection, *args, **kwargs))
+    def configure(self, limits: LabelLimits = NO_LIMITS, retention: float = math.inf) -> None:
+        """Change the limits of labels, and for how many seconds a finished call is remembered."""
+        self.limits, self._retention = limits, retention
 
-    def close(self) -> None:
-        """Close the database."""
-        self._database.close()
+    def set_epoch(self, account: str, epoch: int | None) -> None:
+        """Have calls that are added to an account polled here, under a lease; None to stop."""
+        if epoch is None:
+            self._epochs.pop(account, None)
+        else:
+            self._epochs[account] = epoch
 
     def snapshot(self, names: Collection[str] | None = None) -> Snapshot:
         """Return all that the metrics of finished calls are made of, within the limits.
@@ -149,34 +131,12 @@ class Store:
         Args:
             names: of accounts; all by default.
         """
-        return self._database.run(partial(self._snapshot, names=names))
-
-    def _snapshot(self, connection: Connection, names: Collection[str] | None) -> Snapshot:
-        wanted = true() if names is None else accounts.c.name.in_(list(names))
-        known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
-        # This waits for transactions that change totals of these accounts.
-        for name, row in connection.execute(known).all():
-            limit_labels(connection, name, row, self.limits)
-        # Row by row: SQLite would round the values in a text, and a counter would go backwards.
-        query = select(
-            accounts.c.name,
-            totals.c.label_set_id,
-            totals.c.total,
-            totals.c.cell,
-            totals.c.value,
-        ).join(accounts)
-        found = {
-            TotalKey(name, labels, TotalKind(total), cell): value
-            for name, labels, total, cell, value in connection.execute(query.where(wanted))
-        }
-        begun = {(name, labels) for name, labels in connection.execute(_BEGUN.where(wanted))}
-        rows = {row for _, row in begun}.union(cell.labels for cell in found)
-        return Snapshot(label_sets_of(connection, rows), found, begun)
+        return self.database.run(_snapshot, names, self.limits)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
         """Return the first `LOADED` of an account's calls that are to be polled, after a row."""
         which = {"account": account, "after": after}
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             rows = fetch_json(connection, _UNFINISHED, **which)
         # Calls that were added together share their time, and so do those whose state began in
         # the same second, wherever they stand: a tenth of what a call takes.
@@ -214,9 +174,11 @@ class Store:
             max_calls: how many of an account may be unfinished at a time; those beyond are
                 refused.
         """
-        room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
-        result = self.run(insert_calls, source, new, now, room, self._sharing, lately, self.limits)
-        self._open.add(result.added)
+        room, lately = partial(self.open_calls.room, limit=max_calls), named_lately(self._retention)
+        result = self.database.run(
+            insert_calls, source, new, now, room, self._sharing, lately, self.limits
+        )
+        self.open_calls.add(result.added)
         return result
 
     def push(
@@ -229,9 +191,11 @@ class Store:
             now: Unix time.
             max_calls: how many calls of an account may be unfinished at a time.
         """
-        room, lately = partial(self._open.room, limit=max_calls), named_lately(self.memory)
-        result = self.run(push_calls, requests, now, room, self._sharing, lately, self.limits)
-        self._open.add(result.added)
+        room, lately = partial(self.open_calls.room, limit=max_calls), named_lately(self._retention)
+        result = self.database.run(
+            push_calls, requests, now, room, self._sharing, lately, self.limits
+        )
+        self.open_calls.add(result.added)
         return result
 
     def delete(self, row: int, now: float) -> bool:
@@ -245,8 +209,8 @@ class Store:
             row: of the call.
             now: Unix time.
         """
-        deleted = self.run(delete_call, row, now, self.exporter)
-        self._open.remove(deleted)
+        deleted = self.database.run(delete_call, row, now, self.exporter)
+        self.open_calls.remove(deleted)
         return bool(deleted)
 
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
@@ -258,37 +222,64 @@ class Store:
         Returns:
             The open calls that nothing names any more: they are deleted, and not counted.
         """
-        unnamed = self.run(calls_not_in, source, rows)
+        unnamed = self.database.run(calls_not_in, source, rows)
         removed, now = list[int](), self._clock.now()
         for start in range(0, len(unnamed), BATCH_SIZE):
             batch = unnamed[start : start + BATCH_SIZE]
-            deleted = self.run(remove_source, source, batch, self.exporter, now)
-            self._open.remove(Counter(deleted.values()))
+            deleted = self.database.run(remove_source, source, batch, self.exporter, now)
+            self.open_calls.remove(Counter(deleted.values()))
             removed += deleted
         return removed
 
     def commit(self, observations: Sequence[Observation]) -> Committed:
         """Write what polls found out; see `exporter.ledger.commits`."""
-        committed = self.run(commit, observations, self.outbox, self._clock, self.exporter)
-        self._open.remove(committed.by_account)
+        committed = self.database.run(
+            commit, observations, self.outbox, self._clock.ahead, self.exporter
+        )
+        self.open_calls.remove(committed.by_account)
         return committed
 
     def notify(self, row: int, notice: str) -> None:
         """Send a notice about a call to the exporter that polls it, if it is another one."""
-        self.run(notify_holders, self.exporter, [row], notice)
+        self.database.run(notify_holders, self.exporter, [row], notice)
 
     def keep(self, row: int) -> bool:
         """Keep a call whatever files say; return whether it exists.
 
         A finished one is remembered from now on. Nothing is written where it was kept lately.
         """
-        return self.run(keep_call, row, self._clock.now(), named_lately(self.memory))
+        return self.database.run(keep_call, row, self._clock.now(), named_lately(self._retention))
 
     def set_price(self, row: int, price: float) -> dict[TotalKey, float]:
         """Write what a call has cost; see `exporter.ledger.commits`."""
-        return self.run(set_price, row, price, self.exporter)
+        return self.database.run(set_price, row, price, self.exporter)
 
     def prune_labels(self) -> None:
         """Forget the sets of labels that no call and no total refers to."""
-        while self.run(prune_labels) == BATCH_SIZE:
+        while self.database.run(prune_labels) == BATCH_SIZE:
             pass
+
+
+def _snapshot(
+    connection: Connection, names: Collection[str] | None, limits: LabelLimits
+) -> Snapshot:
+    wanted = true() if names is None else accounts.c.name.in_(list(names))
+    known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
+    # This waits for transactions that change totals of these accounts.
+    for name, row in connection.execute(known).all():
+        limit_labels(connection, name, row, limits)
+    # Row by row: SQLite would round the values in a text, and a counter would go backwards.
+    query = select(
+        accounts.c.name,
+        totals.c.label_set_id,
+        totals.c.total,
+        totals.c.cell,
+        totals.c.value,
+    ).join(accounts)
+    found = {
+        TotalKey(name, labels, TotalKind(total), cell): value
+        for name, labels, total, cell, value in connection.execute(query.where(wanted))
+    }
+    begun = {(name, labels) for name, labels in connection.execute(_BEGUN.where(wanted))}
+    rows = {row for _, row in begun}.union(cell.labels for cell in found)
+    return Snapshot(label_sets_of(connection, rows), found, begun)

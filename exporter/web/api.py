@@ -148,7 +148,7 @@ class Api:
     async def _show(self, client: _Client, request: web.Request) -> web.Response:
         ledger = self._app.ledger
         record = await self._found(client, request)
-        fields = ledger.shown(record)._asdict()
+        fields = ledger.to_machine_time(record)._asdict()
         account = self._app.accounts.get(record.account)
         if account is not None and (call := account.poller.calls.get(record.id)):
             fields["polls"] = call.polls
@@ -234,7 +234,7 @@ def _page(ledger: Ledger, accounts: Collection[str], query: schemas.CallsQuery) 
     # In the thread of listings: a thousand calls take 10 ms.
     filters = query.state or None, query.result or None
     records, last = list_calls(ledger.database, accounts, *filters, query.after, query.limit)
-    calls = [schemas.Call.model_validate(ledger.shown(record)) for record in records]
+    calls = [schemas.Call.model_validate(ledger.to_machine_time(record)) for record in records]
     return to_json(schemas.Page(calls=calls, next=None if last is None else str(last)))
 
 

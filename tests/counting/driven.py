@@ -118,7 +118,7 @@ class Driven:
             self.service.supervisor.start(self.service.sources[kind].run())
 
     def _wait_for_no_lock(self) -> None:
-        with self.service.ledger.store._database.engine.connect() as connection:
+        with self.service.ledger.store.database.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA busy_timeout = 0")
 
     def close(self) -> None:

@@ -383,7 +383,7 @@ def test_whatever_happens_each_call_is_counted_once(
     monkeypatch.setattr("time.time", clock.wall)
     monkeypatch.setattr("exporter.account.EsmsClient", HeldClient)
     monkeypatch.setattr("exporter.app.Account", QuietAccount)
-    monkeypatch.setattr("exporter.ledger.ledger._GATHER", 0.0)
+    monkeypatch.setattr("exporter.ledger.ledger._BATCH_DELAY", 0.0)
     # A file that was written just now lies still: nobody else writes.
     monkeypatch.setattr("exporter.sources.file_watcher._SETTLED_AGE", -(10**18))
     with asyncio.Runner() as runner, capture_logs():

@@ -119,7 +119,7 @@ def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> N
     assert store.unfinished("main") == []  # whoever follows the run polls it
     (run,) = runs.look(["hourly"], 0.0).open
     assert (run.call_result, run.accepted_at) == (None, 3601.0)
-    found = store.run(find_call, "main", ID)
+    found = store.database.run(find_call, "main", ID)
     assert found is not None
     assert found.id == run.call_id
     store.set_price(call_of(run).id, 350.0)
@@ -130,7 +130,7 @@ def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> N
     assert finish(store, call_of(run)).gone == {run.call_id}
     assert store.set_price(call_of(run).id, 700.0) == {}
     assert store.snapshot().totals == {}
-    assert store.run(recent_calls, 0.0).calls == []
+    assert store.database.run(recent_calls, 0.0).calls == []
     assert list_calls(database, ["main"]).records == []
     (run,) = runs.look(["hourly"], 0.0).open
     assert (run.call_result, run.call_status, run.call_key) == ("success", "answered", "1")
@@ -144,7 +144,7 @@ def test_a_call_whose_run_has_ended_is_not_watched_any_more(database: Database) 
     (run,) = runs.look(["hourly"], 0.0).open
     assert runs.end(row, CanaryResult.LATE, 3700.0)
     assert finish(store, call_of(run)).gone == {run.call_id}
-    found = store.run(find_call, "main", ID)
+    found = store.database.run(find_call, "main", ID)
     assert found is not None
     assert found.state == "deleted"
 

@@ -24,7 +24,7 @@ from tests.samples import samples
 
 
 def limited(store: Store, max_values: float, max_sets: float = 99, names: str = "ab") -> Store:
-    store.limits = LabelLimits(tuple(names), max_values, max_sets)
+    store.configure(LabelLimits(tuple(names), max_values, max_sets))
     return store
 
 
@@ -89,7 +89,7 @@ def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> No
     assert snapshot.label_sets[price.labels] == {"a": "other", "b": "1"}
     assert held <= snapshot.label_sets.keys()
     # Their own labels stay theirs.
-    assert [call.labels for call in list_calls(store._database, ["main"]).records][:2] == [
+    assert [call.labels for call in list_calls(store.database, ["main"]).records][:2] == [
         {"a": "1", "b": "1"},
         {"a": "1", "b": "2"},
     ]
@@ -207,7 +207,7 @@ def test_what_nothing_refers_to_is_forgotten(store: Store) -> None:
     assert rows(store, "SELECT count(*) FROM label_sets") == [(3_001,)]
     store.prune_labels()
     assert rows(store, "SELECT count(*) FROM label_sets") == [(3_001,)]
-    while store.run(prune_finished, NOW + 10):
+    while store.database.run(prune_finished, NOW + 10):
         pass
     store.prune_labels()
     assert rows(store, "SELECT count(*) FROM label_sets") == [(3,)]

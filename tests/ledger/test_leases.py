@@ -34,7 +34,8 @@ class Exporter:
 
     def take(self, *names: str, time: float = 60.0) -> dict[str, int]:
         taken = self.leases.take(names or ACCOUNTS, time)
-        self.store.epochs.update(taken)
+        for account, epoch in taken.items():
+            self.store.set_epoch(account, epoch)
         return taken
 
     def look(self) -> Look:
@@ -152,7 +153,7 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
     ]
     assert {r: ended.reference_id for r, ended in look.finished.items()} == {row["done"]: "done"}
     b.store.set_price(row["done"], 350.0)
-    b.store.limits = LabelLimits(("campaign",), 1, 9)
+    b.store.configure(LabelLimits(("campaign",), 1, 9))
     push(b.store, new("labelled", {"campaign": "otp"}))
     assert a.notices() == [("main", None, TOTALS)] * 2
     assert a.notices() == []
@@ -230,4 +231,4 @@ def test_versions_before_leases_are_refused_and_not_cut_off(empty_url: str) -> N
     assert counted == 42
     # What an older exporter reads before it refuses.
     assert rows(exporter.store, "SELECT oldest_user FROM compatibility") == [("0013",)]
-    exporter.store.close()
+    exporter.store.database.close()

@@ -55,7 +55,7 @@ def test_a_ledger_is_backed_up_while_it_is_in_use(path: Path, tmp_path: Path) ->
     assert backed_up(f"sqlite:///{path}", target) == f"{target}: 1 calls\n"
     watch(store, "after")
     assert watched(store) == ["before", "after"]
-    store.close()
+    store.database.close()
     assert backed_up(f"sqlite:///{path}", tmp_path / "second.db").endswith(": 2 calls\n")
     # An exporter of another user could not use files that were left beside the ledger.
     assert [file.name for file in path.parent.glob(f"{path.name}*")] == [path.name]
@@ -64,7 +64,7 @@ def test_a_ledger_is_backed_up_while_it_is_in_use(path: Path, tmp_path: Path) ->
         restored = opened(target)
     assert logs == []
     assert watched(restored) == ["before"]
-    restored.close()
+    restored.database.close()
 
 
 def test_what_cannot_be_backed_up(path: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_what_cannot_be_backed_up(path: Path, tmp_path: Path) -> None:
     assert "No such file" in refused()
     path.touch()
     assert "holds no ledger" in refused()
-    opened(path).close()
+    opened(path).database.close()
     assert "back it up with `pg_dump`" in refused("postgresql://h/d")
     assert "exists already" in refused(target=path)
     assert "cannot be written (No such file" in refused(target=tmp_path / "nowhere" / "backup.db")
@@ -129,7 +129,7 @@ def without_content(_: Path, place: Path) -> None:
 
 def killed_without_a_wal(_: Path, place: Path) -> None:
     """As on a file system that has no shared memory: SQLite keeps a journal instead."""
-    opened(place).close()
+    opened(place).database.close()
     with closing(sqlite3.connect(place)) as killed:
         killed.execute("PRAGMA journal_mode = DELETE")
         killed.execute("PRAGMA user_version = 2")
@@ -154,27 +154,27 @@ def test_what_is_restored_badly_is_told(
 ) -> None:
     store = opened(path)
     shutil.copy(path, tmp_path / "earlier")
-    store.close()
+    store.database.close()
     store = opened(path)
     for number in range(5):
         watch(store, f"call-{number}", labels=20)
     place = tmp_path / "restored.db"
     put(path, place)
     with capture_logs() as logs:
-        opened(place).close()
+        opened(place).database.close()
     found = [str(log["problem"]) for log in logs if log["log_level"] == "warning"]
     assert len(found) == (said is not None)
     assert said is None or said in found[0]
     # Told once: what an exporter closes is whole.
     with capture_logs() as logs:
-        opened(place).close()
+        opened(place).database.close()
     assert logs == []
-    store.close()
+    store.database.close()
 
 
 def test_a_reader_that_holds_the_wal_is_no_fault(path: Path, tmp_path: Path) -> None:
     """The file says nothing new then, at the start or at the end: its -wal alone does."""
-    opened(path).close()
+    opened(path).database.close()
     left: list[Path] = []
 
     def leave() -> None:
@@ -188,18 +188,18 @@ def test_a_reader_that_holds_the_wal_is_no_fault(path: Path, tmp_path: Path) -> 
         watch(store, "A")
         leave()  # as if killed
         reader.execute("COMMIT")
-        store.close()
+        store.database.close()
         store = opened(path)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM calls")
-        store.close()
+        store.database.close()
         leave()
     for place in left:
         with capture_logs() as logs:
             store = opened(place)
         assert logs == []
         assert watched(store) == ["A"]
-        store.close()
+        store.database.close()
 
 
 def test_a_ledger_that_was_not_closed_is_as_it_should_be(path: Path) -> None:
@@ -213,4 +213,4 @@ def test_a_ledger_that_was_not_closed_is_as_it_should_be(path: Path) -> None:
             store = opened(path)
         assert logs == []
         assert watched(store) == ["A"]
-        store.close()
+        store.database.close()

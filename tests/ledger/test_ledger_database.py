@@ -76,16 +76,16 @@ def test_a_ledger_is_opened_again(path: Path) -> None:
     for _ in range(3):
         store = Store(open_database(url(path)))
         assert store.snapshot().totals == {}
-        store.close()
+        store.database.close()
 
 
 def test_how_far_a_query_has_read_survives_a_restart(path: Path) -> None:
     for last in (None, 1.5, 2.5):
         store = Store(open_database(url(path)))
-        assert store.run(read_cursor, "sql:orders", "digest") == last
-        assert store.run(read_cursor, "sql:orders", "another digest") is None
-        store.run(move_cursor, "sql:orders", "digest", (last or 0.5) + 1)
-        store.close()
+        assert store.database.run(read_cursor, "sql:orders", "digest") == last
+        assert store.database.run(read_cursor, "sql:orders", "another digest") is None
+        store.database.run(move_cursor, "sql:orders", "digest", (last or 0.5) + 1)
+        store.database.close()
 
 
 def test_one_exporter_has_it_at_a_time(path: Path, tmp_path: Path) -> None:
@@ -139,12 +139,12 @@ def test_a_ledger_of_a_newer_version_is_used_where_it_says_so(path: Path) -> Non
     store = Store(open_database(url(path)))
     store.watch(None, [NewCall("main", reference_id("A"), {})], 1.0)
     assert len(store.unfinished("main")) == 1
-    store.close()
+    store.database.close()
 
 
 def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
     path.touch()
-    Store(open_database(url(path))).close()
+    Store(open_database(url(path))).database.close()
 
 
 def test_a_damaged_ledger(path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_ledger_of_the_first_shape_keeps_its_calls(old_url: str) -> None:
     assert (stored.call.reference_id, stored.call.first_watched) == ("A", 1.0)
     assert max(ahead.call.first_watched, ahead.call.state_since) <= time.time() + 60
     assert store.set_price(stored.call.id, 5.0) == {}
-    store.close()
+    store.database.close()
 
 
 def test_a_ledger_without_limits_shows_what_it_showed(old_url: str) -> None:
@@ -273,7 +273,7 @@ def test_a_ledger_without_limits_shows_what_it_showed(old_url: str) -> None:
 
     ledger_at("0008", old_url, fill)
     store = Store(open_database(old_url))
-    store.limits = LabelLimits(("campaign",), 2, 9)
+    store.configure(LabelLimits(("campaign",), 2, 9))
 
     def counted() -> dict[tuple[str, str], float]:
         snapshot = store.snapshot()
@@ -290,4 +290,4 @@ def test_a_ledger_without_limits_shows_what_it_showed(old_url: str) -> None:
     done = Finished(Result.SUCCESS, Status.BUSY)
     store.commit([Observation("main", call.call, done, 2.0)])
     assert counted()["main", "other"] == 1
-    store.close()
+    store.database.close()

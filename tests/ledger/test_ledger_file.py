@@ -56,10 +56,10 @@ def test_a_file_that_was_taken_away_is_written_anew(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(LedgerBusyError):
         opened(path)
-    store.close()
+    store.database.close()
     again = opened(path)
     assert watched(again) == ["before", "after"]
-    again.close()
+    again.database.close()
 
 
 def test_a_file_in_its_place_is_not_written_over(path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_file_in_its_place_is_not_written_over(path: Path) -> None:
     with pytest.raises(LedgerError, match="another file was put in its place"):
         watch(store, "after")
     assert path.read_bytes() == content
-    store.close()
+    store.database.close()
 
 
 def test_a_folder_that_is_gone_and_comes_back(path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_folder_that_is_gone_and_comes_back(path: Path) -> None:
     away.rename(path.parent)
     watch(store, "after")
     assert watched(store) == ["before", "after"]
-    store.close()
+    store.database.close()
 
 
 def test_a_file_that_cannot_be_written_anew(path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_written_anew(path: Path) -> None:
     in_the_way.rmdir()
     watch(store, "after")
     assert watched(store) == ["before", "after"]
-    store.close()
+    store.database.close()
 
 
 def test_a_file_that_another_exporter_made_in_its_place_is_left_to_it(path: Path) -> None:
@@ -116,8 +116,8 @@ def test_a_file_that_another_exporter_made_in_its_place_is_left_to_it(path: Path
     with pytest.raises(LedgerError, match="another file was put in its place"):
         watch(store, "after")
     assert watched(other) == ["of the other"]
-    other.close()
-    store.close()
+    other.database.close()
+    store.database.close()
 
 
 # One ledger under two names: its -wal lies beside one of them alone.
@@ -132,7 +132,7 @@ def test_a_file_that_was_renamed_while_it_is_in_use(path: Path) -> None:
     renamed.rename(path)
     watch(store, "after")
     assert watched(store) == ["before", "after"]
-    store.close()
+    store.database.close()
 
 
 @pytest.mark.parametrize("in_use", [True, False])
@@ -140,7 +140,7 @@ def test_a_file_with_two_names(path: Path, *, in_use: bool) -> None:
     store = opened(path)
     watch(store, "before")
     if not in_use:
-        store.close()
+        store.database.close()
     link = path.with_name("link.db")
     link.hardlink_to(path)
     for name in (path, link):
@@ -148,13 +148,13 @@ def test_a_file_with_two_names(path: Path, *, in_use: bool) -> None:
             opened(name)
     if in_use:
         watch(store, "after")  # nobody writes under the other name
-        store.close()
+        store.database.close()
     link.unlink()
-    opened(path).close()
+    opened(path).database.close()
 
 
 def test_a_file_that_is_a_mount_of_its_own(path: Path, tmp_path: Path) -> None:
-    opened(path).close()
+    opened(path).database.close()
     mounted = tmp_path / "elsewhere" / "with blanks.db"
     mounted.parent.mkdir()
     mounted.touch()
@@ -178,7 +178,7 @@ def test_a_file_that_is_a_mount_of_its_own(path: Path, tmp_path: Path) -> None:
     assert open_mounted(path.parent, folder, folder / path.name) == ""
     store = opened(path)
     assert "LedgerBusyError" in open_mounted(path.parent, folder, folder / path.name)
-    store.close()
+    store.database.close()
 
 
 def test_only_the_folder_of_the_ledger_can_be_written(path: Path) -> None:
@@ -200,7 +200,7 @@ for part in range(3):
     names = [f"call-{part}-{number:030}" for number in range(5_000)]
     store.watch("files", [NewCall("main", name, {}) for name in names], 1.0)
 assert len(store.keep_only("files", set())) == 15_000
-store.close()
+store.database.close()
 """
     python = sys.executable, "-c", work
     environ = {**os.environ, "PYTHONPATH": str(Path(exporter.__file__).parents[1])}

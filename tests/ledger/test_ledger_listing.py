@@ -176,7 +176,7 @@ def test_one_call_is_found_by_an_index(database: Database) -> None:
     if database.shared:
         grow(database)
     ((_, plan),) = explained(
-        database, statements(database, lambda: store.run(find_call, "main", "C3"))
+        database, statements(database, lambda: store.database.run(find_call, "main", "C3"))
     )
     # One of PostgreSQL, one of SQLite.
     assert "Index Cond: ((account_id = " in plan or "(account_id=? AND normalized_id=?)" in plan

@@ -44,23 +44,23 @@ def test_everything_that_one_exporter_does(bounced: str) -> None:
     store.commit([observed(a, BUSY), observed(b, PollAgain(CallState.QUEUED))])
     store.set_price(a.call.id, 350.0)
     assert store.keep(a.call.id)
-    assert store.run(list_sources) == ["file:a"]
+    assert store.database.run(list_sources) == ["file:a"]
     assert store.keep_only("file:a", {a.call.id}) == [b.call.id]
     assert ids(store.unfinished("main")) == ["c"]
     assert [found.reference_id for found in list_calls(database, ["main"]).records] == ["a", "c"]
-    assert (found := store.run(find_call, "main", "A")) is not None
+    assert (found := store.database.run(find_call, "main", "A")) is not None
     assert found.result == "success"
-    assert [call.reference_id for call in store.run(recent_calls, NOW).calls] == ["a"]
+    assert [call.reference_id for call in store.database.run(recent_calls, NOW).calls] == ["a"]
     assert store.delete(store.unfinished("main")[0].call.id, NOW)
-    assert store.run(prune_finished, NOW + 9_000) == 1
+    assert store.database.run(prune_finished, NOW + 9_000) == 1
     totals = store.snapshot().totals
     assert sum(v for c, v in totals.items() if c.total is TotalKind.PRICE) == 350.0
-    store.close()
+    store.database.close()
 
 
 def test_exporters_that_are_more_than_connections(bounced: str) -> None:
     stores = [Store(open_database(bounced)) for _ in range(3)]
-    leases = [LeaseStore(store._database, store.exporter or "") for store in stores]
+    leases = [LeaseStore(store.database, store.exporter or "") for store in stores]
     leases[0].add_accounts(["main"])
 
     def work(number: int) -> int:
@@ -83,7 +83,7 @@ def test_exporters_that_are_more_than_connections(bounced: str) -> None:
     totals = stores[0].snapshot().totals
     counted = sum(v for c, v in totals.items() if c.total is TotalKind.CALLS)
     assert finished <= counted <= 180
-    with stores[0]._database.begin() as connection:
+    with stores[0].database.begin() as connection:
         query = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")
         assert connection.scalar(query, {"name": "esms-exporter"}) <= CONNECTIONS
     assert leases[0].take(["main"], 60)
@@ -92,7 +92,7 @@ def test_exporters_that_are_more_than_connections(bounced: str) -> None:
     (notice,) = leases[0].look(["main"], []).notices
     assert notice[1:] == ("main", call.call.id, FORGET)
     for store in stores:
-        store.close()
+        store.database.close()
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_a_bouncer_that_was_restarted(bouncer: Server, bounced: str) -> None:
     bouncer.start()
     push(store, new("after"))
     assert ids(store.unfinished("main")) == ["before", "after"]
-    store.close()
+    store.database.close()

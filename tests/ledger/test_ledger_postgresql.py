@@ -130,7 +130,7 @@ def test_a_ledger_of_a_newer_version_is_left_as_it_is(server: Server, empty_url:
     store = Store(open_database(empty_url))
     push(store, new("A"))
     assert ids(store.unfinished("main")) == ["A"]
-    store.close()
+    store.database.close()
     server.execute("DROP TABLE compatibility", url=empty_url)
     assert "newer esms-exporter" in problem(empty_url)
 
@@ -166,7 +166,7 @@ def store_there(mortal: Server) -> Iterator[Store]:
     with mortal.database() as url:
         store = Store(open_database(url))
         yield store
-        store.close()
+        store.database.close()
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
@@ -182,7 +182,7 @@ def test_a_server_that_was_restarted_is_not_noticed(
 
 def test_a_server_that_is_away(mortal: Server, store_there: Store) -> None:
     mortal.stop()
-    url = str(store_there._database.engine.url)
+    url = str(store_there.database.engine.url)
     try:
         for _ in range(2):
             with pytest.raises(LedgerError) as caught:
@@ -214,7 +214,7 @@ def kill(_server: Server, pid: int) -> None:
 def test_a_connection_that_breaks(
     mortal: Server, store_there: Store, end: Callable[[Server, int], None], said: str, *, last: bool
 ) -> None:
-    database = store_there._database
+    database = store_there.database
 
     def write() -> None:
         with database.begin() as connection:
@@ -245,7 +245,7 @@ def test_a_connection_that_breaks(
 def test_a_transaction_that_takes_too_long(
     store_there: Store, settings: str, sleep: int, said: str
 ) -> None:
-    database = store_there._database
+    database = store_there.database
 
     def dawdle() -> None:
         with database.begin() as connection:
@@ -262,7 +262,7 @@ def test_a_transaction_that_takes_too_long(
 def test_nothing_stays_set_of_a_transaction(store_there: Store) -> None:
     """What a pooler hands on to others is as it was."""
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-    with store_there._database.begin() as connection:
+    with store_there.database.begin() as connection:
         set_here = [connection.scalar(text(f"SHOW {name}")) for name in names]
         connection.exec_driver_sql("COMMIT")
         assert [connection.scalar(text(f"SHOW {name}")) for name in names] == ["0", "0", "0"]

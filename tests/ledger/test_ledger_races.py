@@ -30,7 +30,8 @@ def stores(shared: Callable[[], Database]) -> list[Store]:
     """Exporters that share a ledger."""
     stores = [Store(shared()) for _ in range(EXPORTERS)]
     for number, store in enumerate(stores, 1):
-        store.epochs.update(main=number, other=number)  # each believes that it holds the leases
+        for account in ("main", "other"):  # each believes that it holds the leases
+            store.set_epoch(account, number)
     return stores
 
 
@@ -39,7 +40,7 @@ def calls_counted(store: Store) -> float:
 
 
 def known(store: Store) -> list[str]:
-    with store._database.begin() as connection:
+    with store.database.begin() as connection:
         query = text("SELECT reference_id FROM calls ORDER BY reference_id")
         return [str(name) for name in connection.scalars(query)]
 
@@ -246,7 +247,7 @@ def waits(store: Store) -> bool:
 def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
-        with stores[1]._database.begin() as connection:
+        with stores[1].database.begin() as connection:
             insert_calls(connection, "file:b", [new("a")], NOW, roomy)
             removing = thread.submit(stores[0].keep_only, "file:a", set())
             while not (waits(stores[2]) or removing.done()):
@@ -259,7 +260,7 @@ def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
 def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Store]) -> None:
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
-        with stores[0]._database.begin() as connection:
+        with stores[0].database.begin() as connection:
             gone = remove_source(connection, "file:a", [stored.call.id], stores[0].exporter, NOW)
             assert gone == {stored.call.id: "main"}
             naming = thread.submit(stores[1].watch, "file:b", [new("A"), new("b")], NOW + 9)
@@ -275,7 +276,7 @@ def test_a_call_that_is_being_forgotten_is_new_to_whoever_pushes_it(stores: list
     (stored,) = push(stores[0], new("a"))
     finish(stores[0], stored)
     with ThreadPoolExecutor(1) as thread:
-        with stores[0]._database.begin() as connection:
+        with stores[0].database.begin() as connection:
             connection.execute(text("DELETE FROM calls"))
             pushing = thread.submit(stores[1].push, [[new("A")]], NOW + 9_999)
             while not (waits(stores[2]) or pushing.done()):
@@ -289,7 +290,7 @@ def test_several_prune(stores: list[Store]) -> None:
     stored = stores[0].watch(None, names(0, 300), NOW).added
     finish(stores[0], *stored)
     for _ in range(3):
-        together(*(partial(s.run, prune_finished, NOW + 100) for s in stores))
+        together(*(partial(s.database.run, prune_finished, NOW + 100) for s in stores))
     assert known(stores[0]) == []
     assert calls_counted(stores[0]) == 300
 
@@ -315,7 +316,7 @@ def test_everything_at_once(stores: list[Store]) -> None:
                 store.delete(rows_of_all[0], NOW)
             if source:
                 store.keep_only(source, taken.rows)
-            store.run(prune_finished, NOW + 5)
+            store.database.run(prune_finished, NOW + 5)
         return finished
 
     finished = together(*(partial(work, store, n) for n, store in enumerate(stores)))
@@ -327,7 +328,7 @@ def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first:
     a, b = push(stores[0], new("a"), new("b"))
     groups = [[observed(a, BUSY), observed(b, BUSY)], [observed(b, BUSY), observed(a, BUSY)]]
     with ThreadPoolExecutor(1) as thread:
-        with stores[0]._database.begin() as connection:
+        with stores[0].database.begin() as connection:
             assert commit(connection, groups[first]).finished == 2
             other = thread.submit(stores[1].commit, groups[1 - first])
             while not waits(stores[2]):
@@ -337,7 +338,7 @@ def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first:
 
 def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:
     with ThreadPoolExecutor(1) as thread:
-        with stores[0]._database.begin() as connection:
+        with stores[0].database.begin() as connection:
             mine = push_in(connection, [[new("a"), new("b")]], NOW, roomy)
             other = thread.submit(stores[1].push, [[new("B"), new("c")]], NOW)
             while not waits(stores[2]):

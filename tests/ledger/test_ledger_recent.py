@@ -17,7 +17,7 @@ def test_what_finished_lately(store: Store) -> None:
     finish(store, last, verdict=FAILED, after=30)
     finish(store, first, after=20)
     store.delete(deleted.call.id, NOW + 25)
-    past = store.run(recent_calls, NOW + 15)
+    past = store.database.run(recent_calls, NOW + 15)
     assert past == (
         [
             FinishedCall("main", "First", Result.SUCCESS, Status.BUSY, NOW, NOW + 20),
@@ -31,7 +31,7 @@ def test_no_more_than_asked_for(store: Store) -> None:
     calls = push(store, *(new(f"id-{number}") for number in range(5)))
     for number, call in enumerate(calls):
         finish(store, call, after=number)
-    with store._database.begin() as connection:
+    with store.database.begin() as connection:
         past = recent_calls(connection, NOW, most=3)
     # They are all since the oldest of them: there may be others before it.
     assert [call.finished_at for call in past.calls] == [NOW + 2, NOW + 3, NOW + 4]

@@ -93,7 +93,7 @@ def test_one_call_is_left_of_two_spellings(
 
     old_ledger(old_url, fill)
     store = Store(open_database(old_url))
-    record, *others = [store.run(find_call, "main", name) for name, _ in rows]
+    record, *others = [store.database.run(find_call, "main", name) for name, _ in rows]
     assert record is not None
     assert all(other == record for other in others)
     name, columns = rows[kept - 1]
@@ -105,7 +105,7 @@ def test_one_call_is_left_of_two_spellings(
     # Whatever spelling a source names now, nothing is new.
     again = store.push([[NewCall("main", reference_id(n), {}) for n, _ in rows]], 500.0)
     assert len(again.added) == (1 if record.result == DELETED else 0)
-    store.close()
+    store.database.close()
 
 
 def test_what_was_known_of_each_spelling_is_kept(old_url: str) -> None:
@@ -120,8 +120,8 @@ def test_what_was_known_of_each_spelling_is_kept(old_url: str) -> None:
     store = Store(open_database(old_url))
     (stored,) = store.unfinished("main")
     assert (stored.call.reference_id, stored.call.first_watched) == (PLAIN, 90.0)
-    assert sorted(store.run(list_sources)) == ["config", "file:/a", "file:/b"]
-    for source in store.run(list_sources):
+    assert sorted(store.database.run(list_sources)) == ["config", "file:/a", "file:/b"]
+    for source in store.database.run(list_sources):
         store.keep_only(source, set())
     # Handed over under one spelling: it does not end with the files.
     assert [one.call.id for one in store.unfinished("main")] == [1]
@@ -130,7 +130,7 @@ def test_what_was_known_of_each_spelling_is_kept(old_url: str) -> None:
     totals = {cell.total: value for cell, value in store.snapshot().totals.items()}
     assert totals[TotalKind.CALLS] == 1
     assert totals[TotalKind.PRICE] == 300.0
-    store.close()
+    store.database.close()
 
 
 def test_a_price_that_was_added_is_not_added_again(old_url: str) -> None:
@@ -142,15 +142,15 @@ def test_a_price_that_was_added_is_not_added_again(old_url: str) -> None:
     store = Store(open_database(old_url))
     store.set_price(1, 300.0)
     assert not any(cell.total is TotalKind.PRICE for cell in store.snapshot().totals)
-    store.close()
+    store.database.close()
 
 
 def test_an_exporter_of_the_version_before_takes_no_call_in_twice(old_url: str) -> None:
     """It looks calls up by a column that is not there any more, so it adds none."""
     old_ledger(old_url, lambda connection: insert(connection, 1, DASHED))
     store = Store(open_database(old_url))
-    with store._database.begin() as connection:
+    with store.database.begin() as connection:
         assert connection.scalar(text("SELECT oldest_user FROM compatibility")) > BEFORE
         names = connection.execute(text("SELECT * FROM calls")).keys()
         assert "reference_key" not in names
-    store.close()
+    store.database.close()

@@ -55,7 +55,7 @@ def ids(calls: Iterable[StoredCall]) -> list[str]:
 
 
 def rows(store: Store, query: str) -> list[tuple[object, ...]]:
-    with store._database.begin() as connection:
+    with store.database.begin() as connection:
         return [tuple(row) for row in connection.exec_driver_sql(query)]
 
 
@@ -95,11 +95,11 @@ def test_what_is_as_long_as_may_be(store: Store) -> None:
     }
     reference_id = "R" * MAX_REFERENCE_ID_LENGTH
     (stored,) = store.watch(source, [new(reference_id, labels, "m" * 64)], NOW).added
-    assert store.run(list_sources) == [source]
+    assert store.database.run(list_sources) == [source]
     assert store.snapshot().label_sets == {stored.labels: labels}
     store.commit([observed(stored, PollAgain(max(CallState, key=len)))])
     finish(store, stored, verdict=Finished(max(Result, key=len), max(Status, key=len)))
-    assert store.run(find_call, "m" * 64, reference_id) is not None
+    assert store.database.run(find_call, "m" * 64, reference_id) is not None
 
 
 def test_the_same_id_of_two_accounts_is_two_calls(store: Store) -> None:
@@ -195,7 +195,7 @@ def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
 def test_a_call_that_is_kept_stays_whatever_files_say(store: Store) -> None:
     (stored,) = store.watch("calls.txt", [new("a")], NOW)[0]
     row = stored.call.id
-    written = "SELECT xmin FROM calls" if store.shared else "SELECT total_changes()"
+    written = "SELECT xmin FROM calls" if store.exporter else "SELECT total_changes()"
     versions = [rows(store, written)]
     for _ in range(2):
         assert store.keep(row)
@@ -213,8 +213,8 @@ def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> 
     finish(store, *push(store, new("fresh")), after=100)
     push(store, new("unfinished"))
     before = store.snapshot()[:2]
-    assert store.run(prune_finished, NOW + 50) == 1
-    assert store.run(prune_finished, NOW + 50) == 0
+    assert store.database.run(prune_finished, NOW + 50) == 1
+    assert store.database.run(prune_finished, NOW + 50) == 0
     assert store.snapshot()[:2] == before
     # What a file still names is not forgotten: it would be watched, and counted, anew.
     assert store.watch("config", [new("named"), new("fresh")], NOW)[0] == []
@@ -232,14 +232,14 @@ def test_what_loses_its_last_name_is_remembered_from_then_on(
     # A folder of the network is empty for a moment, long after they finished.
     machine.pass_time(10_000)
     assert store.keep_only(source, set()) == []
-    assert store.run(prune_finished, NOW + 9_000) == 0
+    assert store.database.run(prune_finished, NOW + 9_000) == 0
     assert store.watch(source, named, NOW + 10_001).added == []
     assert store.watch("file:other", named[:1], NOW + 10_001).added == []
     # The calls of a file that is gone for good are forgotten, from then on.
     machine.pass_time(10_000)
     assert store.keep_only(source, set()) == []
-    assert store.run(prune_finished, NOW + 20_000) == 0
-    assert store.run(prune_finished, NOW + 20_001) == 49
+    assert store.database.run(prune_finished, NOW + 20_000) == 0
+    assert store.database.run(prune_finished, NOW + 20_001) == 49
 
 
 def test_a_call_that_is_called_back_again_is_not_forgotten(database: Database) -> None:
@@ -252,8 +252,8 @@ def test_a_call_that_is_called_back_again_is_not_forgotten(database: Database) -
         for call in (*stored, gone):
             assert store.keep(call.call.id)
         machine.pass_time(500)
-    assert store.run(prune_finished, NOW + 8_000) == 0
-    assert store.run(prune_finished, NOW + 10_000) == 2
+    assert store.database.run(prune_finished, NOW + 8_000) == 0
+    assert store.database.run(prune_finished, NOW + 10_000) == 2
     assert not store.keep(gone.call.id)
 
 
@@ -261,14 +261,14 @@ def test_a_call_that_is_called_back_again_is_not_forgotten(database: Database) -
 def test_what_is_named_all_the_time_is_not_forgotten_however_short_the_memory(
     store: Store, memory: float
 ) -> None:
-    store.memory = memory
+    store.configure(retention=memory)
     finish(store, *push(store, new("queried"), new("pushed")), after=0)
     apart = memory / 4
     for number in range(50):
         now = NOW + number * apart
         assert push(store, new("queried"), now=now) == []
         assert store.push([[new("pushed")]], now).added == []
-        assert store.run(prune_finished, now - memory) == 0
+        assert store.database.run(prune_finished, now - memory) == 0
 
 
 def test_what_is_handed_over_again_is_not_forgotten(store: Store) -> None:
@@ -276,9 +276,9 @@ def test_what_is_handed_over_again_is_not_forgotten(store: Store) -> None:
     for after in range(0, 10_000, 500):
         assert push(store, new("queried"), now=NOW + after) == []
         assert store.push([[new("PUSHED")]], NOW + after).added == []
-    assert store.run(prune_finished, NOW + 8_000) == 1
+    assert store.database.run(prune_finished, NOW + 8_000) == 1
     assert push(store, new("queried"), new("pushed"), now=NOW + 10_000) == []
-    assert store.run(prune_finished, NOW + 20_000) == 2
+    assert store.database.run(prune_finished, NOW + 20_000) == 2
     assert len(push(store, new("queried"), new("pushed"), now=NOW + 20_000)) == 2
 
 
@@ -290,11 +290,11 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     assert store.commit([observed(call, BUSY)]).gone == {call.call.id}
     assert store.snapshot().totals == {}
     assert [record.reference_id for record in list_calls(database, ["main"]).records] == ["other"]
-    assert (found := store.run(find_call, "main", "A")) is not None
+    assert (found := store.database.run(find_call, "main", "A")) is not None
     assert found.state == "deleted"
     # A query that still returns it does not bring it back, but keeps it from being forgotten.
     assert push(store, new("A"), now=NOW + 5_000) == []
-    assert store.run(prune_finished, NOW + 4_000) == 0
+    assert store.database.run(prune_finished, NOW + 4_000) == 0
     # It left its room to others.
     assert store.watch(None, [new("next")], NOW, max_calls=2).refused == {}
     # Who hands it over again means it, and so does a file.
@@ -306,7 +306,7 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
             (revived,) = store.watch(source, wanted, NOW + 6_000).added
         assert revived.call.id > call.call.id
         assert store.delete(revived.call.id, NOW + 7_000)
-    assert store.run(prune_finished, NOW + 8_000) == 1
+    assert store.database.run(prune_finished, NOW + 8_000) == 1
     assert ids(push(store, new("a"))) == ["a"]
     assert rows(store, "SELECT count(*) FROM call_sources") == [(0,)]
 

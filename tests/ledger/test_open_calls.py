@@ -58,7 +58,7 @@ def test_what_ends_leaves_its_room(store: Store) -> None:
     assert refused("y") == 1
     assert refused("y", "b") == 0
     # And so it is after a start.
-    again = Store(store._database)
+    again = Store(store.database)
     for account in ("main", "b"):
         assert again.watch(None, calls("z", 1, account), NOW, 3).refused == {account: 1}
 
@@ -80,6 +80,6 @@ def test_what_other_exporters_insert_takes_room_at_once(
     assert b.push([calls("f", 1)], NOW, 9).counts == ["main"]
     # What they finish is seen when it is counted anew.
     finish(a, *(one for one in a.unfinished("main") if one.call.reference_id.startswith("a")))
-    b.recount()
+    b.open_calls.recount()
     assert b.push([calls("f", 2), calls("f", 1, "third")], NOW, 9).counts == [(2, 0), (1, 0)]
     assert b.push([calls("g", 1)], NOW, 9).counts == ["main"]
