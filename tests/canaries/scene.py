@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from exporter.simulator import Account, Mix, Operation, Reply, Simulator
+from exporter.simulator import Account, Fault, FaultKind, Mix, Operation, Reply, Simulator
 from tests.e2e.processes import UNMEASURED, Exporter, Series, total
 
 PHONE = "0912345678"
@@ -18,6 +18,7 @@ ANSWERED = Mix(
     answered=1, unanswered=0, busy=0, failed=0, silent=0, rejected=0, pressed=1, keys="1"
 )
 UNANSWERED = Mix(answered=0, unanswered=1, busy=0, failed=0, silent=0, rejected=0)
+NO_STATUS = Fault(FaultKind.RAW, operation="GetSendStatus", body='{"CodeResult":"105"}')
 MAKE_CALL = (Operation.MAKE_CALL_RECORD, Operation.MAKE_CALL_TEMPLATE)
 
 
@@ -56,19 +57,19 @@ def simulator(mix: Mix = ANSWERED) -> Simulator:
     return Simulator(accounts=(ACCOUNT,), mix=mix, speed=50, seed=1)
 
 
-def config_text(base_url: str, ledger: str, canary: str, more: str = "") -> str:
+def config_text(base_url: str, ledger: str, canary: str, timeout: str = "60s") -> str:
     return (
         f"accounts:\n  - {{name: main, api_key: key-main, secret_key: s, base_url: '{base_url}'}}\n"
         f"balance: {{interval: 0s}}\n"
-        f"polling: {{interval: 200ms, max_interval: 1s, timeout: 2s}}\n"
+        f"polling: {{interval: 200ms, max_interval: 1s, timeout: {timeout}}}\n"
         f"ledger: {{url: '{ledger}', heartbeat: 6s}}\n"
-        f"canaries:\n  - {{name: hourly, every: 10m, phone: '{PHONE}', {canary}}}\n{more}"
+        f"canaries:\n  - {{name: hourly, every: 10m, phone: '{PHONE}', {canary}}}\n"
     )
 
 
-def configured(folder: Path, url: str, canary: str, ledger: str | None = None) -> Path:
+def configured(folder: Path, url: str, canary: str, timeout: str = "60s") -> Path:
     config = folder / "config.yaml"
-    config.write_text(config_text(url, ledger or f"sqlite:///{folder}/ledger.db", canary))
+    config.write_text(config_text(url, f"sqlite:///{folder}/ledger.db", canary, timeout))
     return config
 
 

@@ -17,7 +17,7 @@ from exporter.canaries import canaries, runs, schedule
 from exporter.config import load_config
 from exporter.ledger.canary_runs import CanaryRuns
 from exporter.simulator import Fault, FaultKind, Simulator
-from tests.canaries.scene import ACCOUNT, PHONE, Placed, config_text, rows, simulator
+from tests.canaries.scene import ACCOUNT, NO_STATUS, PHONE, Placed, config_text, rows, simulator
 from tests.samples import samples, value
 from tests.waiting import DEADLINE, until
 
@@ -131,7 +131,7 @@ async def test_a_call_is_not_late_because_a_clock_was_set(
     tmp_path: Path, clock: Clock, *, restarted: bool
 ) -> None:
     async with scene(tmp_path) as there:
-        there.provider.faults.set("x", Fault(FaultKind.HANG, operation="GetSendStatus"))
+        there.provider.faults.set("x", NO_STATUS)
         clock.set(NOON + 1)
         await there.until(lambda: there.placed.codes == ["100"])
         await asyncio.sleep(0.5)
@@ -154,9 +154,7 @@ async def test_a_call_that_does_not_finish_is_late(
         assert config
         short = config.canaries[0].model_copy(update={"within": 1.0})
         there.service._canaries.configure(config.model_copy(update={"canaries": (short,)}))
-        there.provider.faults.set(
-            "x", Fault(FaultKind.RAW, operation="GetSendStatus", body='{"CodeResult":"105"}')
-        )
+        there.provider.faults.set("x", NO_STATUS)
         clock.set(NOON + 1)
         await there.until(lambda: there.total("late") == 1)
         assert there.success == 0

@@ -83,8 +83,10 @@ async def test_killed_at_any_step_it_never_calls_twice(
 ) -> None:
     async with simulator() as provider:
         placed = Placed(provider)
-        # Due once: what comes next is minutes away, unless the hour is about to change.
-        config = configured(tmp_path, provider.url, RECORDING)
+        # Due once: what comes next is minutes away, unless the hour is about to change. What was
+        # lost counts as such after a time-out.
+        timeout = "60s" if result == "success" else "2s"
+        config = configured(tmp_path, provider.url, RECORDING, timeout)
         killed = Hastened(config, EVERY, kill_at)
         await killed.start()
         await killed.wait()
@@ -149,7 +151,7 @@ async def test_a_request_is_sent_once_whatever_the_provider_does(tmp_path: Path,
     fault, result = FAULTS[name]
     async with simulator() as provider:
         provider.faults.set("x", replace(fault, operation=Operation.MAKE_CALL_RECORD))
-        config = configured(tmp_path, provider.url, RECORDING)
+        config = configured(tmp_path, provider.url, RECORDING, "2s" if name == "hang" else "60s")
         async with Hastened(config, EVERY) as exporter:
             await exporter.ready()
             found = await exporter.until(lambda samples: runs(samples) >= 1)
@@ -179,7 +181,7 @@ async def test_killed_at_any_moment_it_never_calls_twice(tmp_path: Path) -> None
     chance = random.Random(seed)
     async with simulator() as provider:
         placed = Placed(provider)
-        config = configured(tmp_path, provider.url, RECORDING)
+        config = configured(tmp_path, provider.url, RECORDING, "2s")
         shown = 0.0
         for _ in range(8):
             exporter = Hastened(config, 1.0)

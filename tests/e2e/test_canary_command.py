@@ -7,6 +7,7 @@ from pathlib import Path
 
 from exporter.simulator import Fault, FaultKind
 from tests.canaries.scene import (
+    NO_STATUS,
     PHONE,
     UNANSWERED,
     Hastened,
@@ -79,7 +80,7 @@ async def test_a_call_beside_an_exporter_shows_in_its_metrics(tmp_path: Path) ->
 async def test_a_running_exporter_goes_on_with_what_was_interrupted(tmp_path: Path) -> None:
     async with simulator() as provider:
         placed = Placed(provider)
-        provider.faults.set("x", Fault(FaultKind.HANG, operation="GetSendStatus"))
+        provider.faults.set("x", NO_STATUS)
         config = configured(tmp_path, provider.url, TEMPLATE)
         async with Hastened(config, 1e6) as exporter:
             await exporter.ready()

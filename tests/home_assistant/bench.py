@@ -30,13 +30,14 @@ class Bench:
         self.config = Config(
             accounts=(self.account("main", "key"), self.account("b.1", "kb")),
             balance=BalanceConfig(interval=0),
-            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
+            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=60),
             watch=WatchConfig(labels=("campaign",)),
             ledger=LedgerConfig(url=Secret(ledger), heartbeat=4),
             home_assistant=config,
-            shutdown_timeout=3,
+            shutdown_timeout=60,
         )
         self.service = App(lambda: self.config)
+        self.running = False
 
     def account(self, name: str, key: str) -> AccountConfig:
         return AccountConfig(
@@ -50,10 +51,17 @@ class Bench:
     async def start(self) -> None:
         await self.service.open()
         await self.service.start()
+        self.running = True
+
+    async def stop(self) -> None:
+        """Stop the exporter, if that was not done."""
+        if self.running:
+            self.running = False
+            await self.service.stop()
 
     async def restart(self) -> None:
-        """Stop the exporter, if that was not done, and start another one on its ledger."""
-        await self.service.stop()
+        """Stop the exporter, and start another one on its ledger."""
+        await self.stop()
         self.service = App(lambda: self.config)
         await self.start()
 

@@ -34,4 +34,4 @@ async def bench(simulator: Simulator, broker: Mosquitto, tmp_path: Path) -> Asyn
     bench = Bench(simulator, ledger, HomeAssistantConfig(url=broker.url))
     await bench.start()
     yield bench
-    await bench.service.stop()
+    await bench.stop()

@@ -42,13 +42,13 @@ async def test_one_publishes_the_accounts_and_each_event_is_published_once(
                 assert OTHER in listener.kept
 
                 listener.heard.clear()
-                await first.service.stop()
+                await first.stop()
                 await second.finish("after")
                 await until(lambda: listener.json(STATE)["success_today"] == 41)
                 # Nobody was told that nobody tells.
                 assert (AVAILABILITY, b"offline") not in listener.heard
-                await second.service.stop()
+                await second.stop()
                 await until(lambda: listener.kept[AVAILABILITY] == b"offline")
         finally:
             for bench in benches:
-                await bench.service.stop()
+                await bench.stop()

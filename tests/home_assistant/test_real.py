@@ -105,7 +105,7 @@ async def test_a_real_home_assistant(bench: Bench, broker: Mosquitto, tmp_path: 
 
         await bench.change(accounts=bench.config.accounts[:1])
         await home.until(lambda known: known["devices"] == ["eSMS main"])
-        await bench.service.stop()
+        await bench.stop()
         known = await home.until(lambda known: state(known, watched) == "unavailable")
         assert known["complaints"] == []
     async with home_assistant(broker, tmp_path / "two") as home:
