@@ -25,9 +25,8 @@ from exporter.ledger.clock import Clocks
 from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.types import BATCH_SIZE
 from exporter.logs import STANDARD_ERROR
-from exporter.metrics.accounts import read_accounts, read_status
-from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.readings import read_accounts, read_calls, read_status
 from exporter.notify.dispatcher import Dispatcher
 from exporter.notify.home_assistant import NAME as HOME_ASSISTANT
 from exporter.notify.home_assistant import home_assistant

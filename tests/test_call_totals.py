@@ -8,8 +8,8 @@ from exporter.call_totals import CallTotals
 from exporter.calls import ENDINGS, Finished, Key, Result, Status
 from exporter.ledger.totals import TotalKey, TotalKind, additions
 from exporter.ledger.types import SeriesChanges, Snapshot
-from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.readings import read_calls
 from tests.samples import samples, value
 
 ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)

@@ -29,7 +29,7 @@ from exporter.esms.client import CallRequest, PlacedCall
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run, State
 from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.readings import Rows
+from exporter.metrics.reading import Rows
 from exporter.polling.stats import Operation
 
 WAIT_FOR_TURN: Final = 30.0

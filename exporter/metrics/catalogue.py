@@ -20,7 +20,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import exporter
 from exporter.esms.codes import CODES, Outcome
-from exporter.metrics.readings import Reading, Registry
+from exporter.metrics.reading import Reading, Registry
 from exporter.polling.stats import REQUEST_BUCKETS, Distribution
 
 COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -13,17 +14,20 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
-from exporter.metrics.readings import One, Reading, Registry, line_of, prefixes_of
+from exporter.metrics.reading import Reading, Registry
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-_BATCH_SIZE: Final = 50
-"""Series that are rendered before the event loop gets its turn: they take a few milliseconds."""
+_SLICE: Final = 0.004
+"""Seconds of rendering after which the event loop gets its turn. Not more often: each turn lets
+requests come first that take about as long."""
 
-_MAX_PREFIXES: Final = 20_000
+_BATCH_SIZE: Final = 100
+"""Samples that are rendered before the time is looked at: about half a millisecond."""
+
+_EOF: Final = b"# EOF\n"
 
 _log = structlog.get_logger(__name__)
 
@@ -85,7 +89,6 @@ class Exposition:
         self._registry = registry
         self._turn = asyncio.Lock()  # scrapes at the same time would all hold their parts
         self._failing: set[Collector] = set()
-        self._prefixes: dict[tuple[str, ...], str] = {}  # of samples of the library's metrics
 
     async def render(self, *, openmetrics: bool) -> bytes:
         """Return the text of all metrics as they stand.
@@ -93,21 +96,17 @@ class Exposition:
         A collector that fails is logged, once until it works again, and loses its own metrics.
         """
         generate = generate_openmetrics if openmetrics else generate_latest
-        parts: list[str] = []
+        parts: list[bytes] = []
         async with self._turn:
+            turn = time.monotonic()
             for collector in self._registry.collectors:
                 complete = len(parts)
                 try:
-                    if isinstance(collector, Reading):
-                        parts.append(_head(generate, *collector.describe()))
-                        for lines in collector.batches(_BATCH_SIZE):
-                            parts += lines
+                    for part in _parts(collector, generate):
+                        parts.append(part)
+                        if time.monotonic() > turn + _SLICE:
                             await asyncio.sleep(0)
-                    else:
-                        for metric in collector.collect():
-                            parts.append(_head(generate, metric))
-                            parts += map(partial(self._line, metric), metric.samples)
-                            await asyncio.sleep(0)
+                            turn = time.monotonic()
                 except Exception as error:  # noqa: BLE001 - a scrape is worth more than one metric
                     del parts[complete:]
                     if collector not in self._failing:
@@ -116,22 +115,31 @@ class Exposition:
                     self._failing.add(collector)
                 else:
                     self._failing.discard(collector)
-        return "".join((*parts, "# EOF\n" if openmetrics else "")).encode()
-
-    def _line(self, metric: Metric, sample: Sample) -> str:
-        key = (sample.name, *sample.labels.values())
-        if (prefix := self._prefixes.get(key)) is None:
-            if len(self._prefixes) >= _MAX_PREFIXES:  # most are of series that are gone
-                self._prefixes = {}
-            (prefix,) = prefixes_of(metric, [sample])
-            self._prefixes[key] = prefix
-        return line_of(prefix, sample.value)
+        return b"".join((*parts, _EOF if openmetrics else b""))
 
 
-def _head(generate: Callable[[Any], bytes], metric: Metric) -> str:
+def _parts(collector: Collector, generate: Callable[[Any], bytes]) -> Iterator[bytes]:
     # Any: a registry, of which no more is asked than of a collector
-    bare = Metric(metric.name, metric.documentation, metric.type)
-    return generate(One(bare)).decode().removesuffix("# EOF\n")
+    reading = collector if isinstance(collector, Reading) else None
+    for metric in reading.describe() if reading else collector.collect():
+        samples = reading.samples() if reading else iter(metric.samples)
+        part = Metric(metric.name, metric.documentation, metric.type)
+        part.samples = list(islice(samples, _BATCH_SIZE))
+        yield generate(_Only(part)).removesuffix(_EOF)
+        while batch := list(islice(samples, _BATCH_SIZE)):
+            part.samples = batch
+            _help, _type, lines = generate(_Only(part)).removesuffix(_EOF).split(b"\n", 2)
+            yield lines
+
+
+class _Only(Collector):
+    """A registry of a single metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> tuple[Metric]:
+        return (self._metric,)
 
 
 def compress(body: bytes) -> bytes:

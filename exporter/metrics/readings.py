@@ -1,160 +1,128 @@
-"""Metrics whose numbers are plain state elsewhere, as collectors of prometheus-client."""
+"""What the metrics of accounts, calls and sources are read from at each scrape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import Final, Generic, Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
-from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
-from prometheus_client.utils import floatToGoString
+from exporter.call_totals import CallTotals, LabelSetTotals
+from exporter.calls import ENDINGS
+from exporter.metrics.catalogue import AUTH_CODES, Catalogue
+from exporter.metrics.reading import Rows, V
+from exporter.polling.stats import AccountStats, Operation
+from exporter.source_status import ConfigStatus, SourceStatus
 
-from exporter.polling.stats import Distribution
-
-V = TypeVar("V", bound=float | Distribution)
-
-Rows: TypeAlias = Iterable[tuple[tuple[str, ...], V]]
-"""The series of a metric: the values of its labels, and its number or numbers."""
+_ENDINGS: Final = {f"{result}/{status}": (result.value, status.value) for result, status in ENDINGS}
 
 
-class Registry(CollectorRegistry):
-    """A registry that knows the order of its collectors.
-
-    Attributes:
-        collectors: all of them, in the order in which they were registered.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.collectors: list[Collector] = []
-
-    def register(self, collector: Collector) -> None:
-        """Add a collector; its metrics are exposed after those that are there."""
-        super().register(collector)
-        self.collectors.append(collector)
-
-
-class Reading(Collector, Generic[V]):
-    """A metric whose series are read from plain state at each scrape.
+def read_accounts(
+    metrics: Catalogue, accounts: Callable[[], Iterable[tuple[str, AccountStats]]]
+) -> None:
+    """Read the metrics of accounts, and of the requests for them.
 
     Args:
-        registry: where it is registered.
-        kind: its type.
-        name: as a query names it; a counter's ends in `_total`.
-        documentation: the HELP text.
-        labels: the names of its labels.
+        metrics: the metrics.
+        accounts: returns the accounts that are exposed, by name: their series go with them.
     """
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        kind: Literal["counter", "gauge", "histogram"],
-        name: str,
-        documentation: str,
-        labels: Sequence[str] = (),
-    ) -> None:
-        self._kind: Final = kind
-        self._name: Final = name
-        self._documentation: Final = documentation
-        self._labels: Final = tuple(labels)
-        self._read: Callable[[], Rows[V]] = tuple
-        self._more_labels: Callable[[], tuple[str, ...]] = tuple
-        self._prefixes: dict[tuple[str, ...], list[str]] = {}
-        self._prefixes_for: tuple[str, ...] = ()  # these names of labels
-        registry.register(self)
+    def each(read: Callable[[AccountStats], Rows[V]]) -> Callable[[], Rows[V]]:
+        return lambda: (
+            ((name, *labels), value) for name, stats in accounts() for labels, value in read(stats)
+        )
 
-    def read_from(
-        self, read: Callable[[], Rows[V]], more_labels: Callable[[], tuple[str, ...]] = tuple
-    ) -> None:
-        """Read the series from now on.
-
-        Args:
-            read: returns them; `tuple` stands for no series.
-            more_labels: returns the names of labels that follow the metric's own.
-        """
-        self._read, self._more_labels = read, more_labels
-
-    def describe(self) -> tuple[Metric]:
-        """Return the metric without its series."""
-        return (Metric(self._name.removesuffix("_total"), self._documentation, self._kind),)
-
-    def collect(self) -> tuple[Metric]:
-        """Return the metric as it stands."""
-        names = self._labels + self._more_labels()
-        (metric,) = self.describe()
-        for values, value in self._read():
-            metric.samples += self._samples(names, values, value)
-        return (metric,)
-
-    def batches(self, size: int) -> Iterator[Iterable[str]]:
-        """Yield the lines of the exposition, of up to that many series at a time.
-
-        The series are those of the first moment. They are written as prometheus-client does, which
-        takes some 10 microseconds for the name and the labels of each. These are the same at every
-        scrape, and are kept.
-        """
-        names, rows = self._labels + self._more_labels(), list(self._read())
-        if self._prefixes_for != names or len(self._prefixes) > 2 * len(rows):
-            self._prefixes, self._prefixes_for = {}, names
-        for start in range(0, len(rows), size):
-            yield self._lines(names, rows[start : start + size])
-
-    def _lines(
-        self, names: tuple[str, ...], rows: Iterable[tuple[tuple[str, ...], V]]
-    ) -> Iterator[str]:
-        known = self._prefixes
-        for values, value in rows:
-            if (prefixes := known.get(values)) is None:
-                samples = self._samples(names, values, value)
-                prefixes = known[values] = prefixes_of(*self.describe(), samples)
-            if isinstance(value, Distribution):
-                counts: list[float] = list(accumulate(value.counts))
-                numbers = (*counts, counts[-1], value.sum)
-                for prefix, number in zip(prefixes, numbers, strict=True):
-                    yield line_of(prefix, number)
-            else:
-                yield line_of(prefixes[0], value)
-
-    def _samples(
-        self, names: tuple[str, ...], values: tuple[str, ...], value: V
-    ) -> Iterator[Sample]:
-        name, labels = self._name, dict(zip(names, values, strict=True))
-        if not isinstance(value, Distribution):
-            yield Sample(name, labels, value)
-            return
-        counts = list(accumulate(value.counts))
-        for bound, count in zip((*map(repr, value.bounds), "+Inf"), counts, strict=True):
-            yield Sample(f"{name}_bucket", {**labels, "le": bound}, count)
-        yield Sample(f"{name}_count", labels, counts[-1])
-        yield Sample(f"{name}_sum", labels, value.sum)
+    metrics.watched.read_from(
+        each(lambda stats: (((state.value,), calls) for state, calls in stats.open_calls.items()))
+    )
+    metrics.oldest.read_from(each(lambda stats: [((), stats.oldest_open)]))
+    metrics.requests.read_from(
+        each(
+            lambda stats: (
+                ((operation.value, outcome.value), number)
+                for operation, made in stats.requests.items()
+                for outcome, number in made.outcomes.items()
+            )
+        )
+    )
+    metrics.result_codes.read_from(
+        each(
+            lambda stats: (
+                ((operation.value, code), number)
+                for operation, made in stats.requests.items()
+                for code, number in made.codes.items()
+            )
+        )
+    )
+    metrics.request_duration.read_from(
+        each(lambda stats: (((to.value,), made.durations) for to, made in stats.requests.items()))
+    )
+    metrics.odd_values.read_from(
+        each(lambda stats: (((field.value,), odd) for field, odd in stats.odd_values.items()))
+    )
+    metrics.auth_failures.read_from(
+        each(lambda stats: (((code,), stats.polls.codes[code]) for code in AUTH_CODES))
+    )
+    metrics.authorized.read_from(each(lambda stats: [((), bool(stats.authorized))]))
+    metrics.paused_until.read_from(each(lambda stats: [((), stats.paused_until)]))
+    metrics.last_success.read_from(each(lambda stats: [((), stats.last_success)]))
+    metrics.balance.read_from(
+        each(lambda stats: [((), stats.balance.vnd)] if stats.balance else [])
+    )
+    metrics.balance_timestamp.read_from(
+        each(
+            lambda stats: (
+                [((), stats.balance.known_at if stats.balance else 0.0)]
+                if Operation.GET_BALANCE in stats.requests
+                else []
+            )
+        )
+    )
+    metrics.balance_warning.read_from(
+        each(lambda stats: [] if stats.balance_warning is None else [((), stats.balance_warning)])
+    )
+    metrics.lag.read_from(each(lambda stats: [((), stats.lags)]))
 
 
-class One(Collector):
-    """A registry of a single metric."""
+def read_calls(metrics: Catalogue, totals: CallTotals) -> None:
+    """Read the metrics of finished calls; some of their labels are the user's."""
 
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
+    def each(read: Callable[[LabelSetTotals], Rows[V]]) -> Callable[[], Rows[V]]:
+        return lambda: (
+            ((account, *labels, *of_user), value)
+            for account, of_user, shown in totals.shown()
+            for labels, value in read(shown)
+        )
 
-    def collect(self) -> tuple[Metric]:
-        """Return it."""
-        return (self._metric,)
+    def names() -> tuple[str, ...]:
+        return totals.names
+
+    metrics.calls.read_from(
+        each(
+            lambda shown: (
+                (_ENDINGS.get(ending) or tuple(ending.split("/")), number)
+                for ending, number in shown.calls.items()
+            )
+        ),
+        names,
+    )
+    metrics.call_duration.read_from(each(lambda shown: [((), shown.durations)]), names)
+    metrics.keypresses.read_from(
+        each(lambda shown: (((key,), number) for key, number in shown.keypresses.items())), names
+    )
+    metrics.price.read_from(each(lambda shown: [((), shown.price)]), names)
+    metrics.result_delay.read_from(
+        lambda: (((account,), delays) for account, delays in totals.delays.items())
+    )
 
 
-def prefixes_of(metric: Metric, samples: Iterable[Sample]) -> list[str]:
-    """Return the lines of samples of a metric up to their numbers: the same in both formats."""
-    alone = Metric(metric.name, metric.documentation, metric.type)
-    alone.samples.extend(samples)
-    _help, _type, *lines, _end = generate_latest(One(alone)).decode().split("\n")
-    return [line[: line.rindex(" ") + 1] for line in lines]
-
-
-def line_of(prefix: str, number: float) -> str:
-    """Return a line of the exposition."""
-    # For numbers such as these both are the same, and this one takes a fifth of the time.
-    plain = -1e6 < number < 1e6
-    text = repr(number * 1.0) if plain else floatToGoString(number)  # type: ignore[no-untyped-call]
-    return f"{prefix}{text}\n"
+def read_status(
+    metrics: Catalogue, sources: Callable[[], Iterable[SourceStatus]], config: ConfigStatus
+) -> None:
+    """Read the metrics of the sources that are configured, and of the configuration."""
+    metrics.source_last_success.read_from(
+        lambda: (((source.name,), source.last_success) for source in sources())
+    )
+    metrics.source_errors.read_from(
+        lambda: (((source.name,), source.errors) for source in sources())
+    )
+    metrics.reload_successful.read_from(lambda: [((), not config.problems)])
+    metrics.reload_timestamp.read_from(lambda: [((), config.loaded_at)])

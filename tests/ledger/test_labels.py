@@ -15,8 +15,8 @@ from exporter.ledger.label_limits import LabelLimits
 from exporter.ledger.store import Store
 from exporter.ledger.totals import SUM, TotalKind
 from exporter.ledger.types import NewCall, StoredCall
-from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.readings import read_calls
 from tests.increases import Increases
 from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed, push, rows

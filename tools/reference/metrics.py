@@ -13,9 +13,8 @@ from exporter.canaries.canaries import CanaryNumbers, CanaryStage, read_canaries
 from exporter.home_assistant.publisher import MqttMetrics
 from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import Snapshot
-from exporter.metrics.accounts import read_accounts, read_status
-from exporter.metrics.calls import read_calls
 from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.readings import read_accounts, read_calls, read_status
 from exporter.notify.dispatcher import TargetMetrics
 from exporter.polling.stats import AccountStats, Balance, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
