@@ -16,7 +16,8 @@ from exporter.backoff import ExponentialBackoff
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
 from exporter.config import AccountConfig, BalanceConfig, PollingConfig
 from exporter.config.files import Authorities
-from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
+from exporter.esms.answers import Answer
+from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats, Balance, Operation
@@ -165,7 +166,7 @@ class Account:
 
     async def place(
         self, request: CallRequest, timeout: float, wanted: Callable[[], bool]
-    ) -> tuple[PlacedCall, float] | None:
+    ) -> tuple[Answer, float] | None:
         """Place a call, at the account's pace: one request, which is never sent again.
 
         Args:
@@ -174,13 +175,12 @@ class Account:
             wanted: whether it is still to be placed, asked while it waits.
 
         Returns:
-            What came of it, and the seconds that it took; None where nothing was sent.
+            The answer, and the seconds that it took; None where nothing was sent.
         """
         # The client as it is when there is a turn: old keys would pause an account with new ones.
         return await self.poller.request(
             "place",
             lambda: self._client.place_call(request),
-            lambda placed: placed.answer,
             timeout,
             wanted,
         )
@@ -258,15 +258,8 @@ def _connection(
 def _client(
     config: AccountConfig, polling: PollingConfig, authorities: Authorities | None
 ) -> EsmsClient:
-    return EsmsClient(
-        config.base_url,
-        config.api_key,
-        config.secret_key,
-        timeout=polling.timeout,
-        balance_url=config.balance_url,
-        tls=authorities.context if authorities else True,
-        proxy=config.proxy_url,
-    )
+    tls = authorities.context if authorities else True
+    return EsmsClient(config, polling.timeout, tls=tls)
 
 
 def _settings(config: AccountConfig, polling: PollingConfig) -> PollingSettings:

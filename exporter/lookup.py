@@ -281,13 +281,7 @@ class LookupClient:
         self._pauses = 0  # in a row
         self._failure: LookupResult | None = None  # the last result without an answer
         self._bug: BaseException | None = None
-        self._client = EsmsClient(
-            account.base_url,
-            account.api_key,
-            account.secret_key,
-            timeout=timeout,
-            proxy=account.proxy_url,
-        )
+        self._client = EsmsClient(account, timeout)
         settings = PollingSettings(
             _RETRY_EVERY, _RETRY_EVERY, _NEVER, account.rate_limit, account.max_concurrency
         )

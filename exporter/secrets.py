@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import re
 from typing import Any, Final, final
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -91,3 +92,12 @@ def decode_signing_key(secret: Secret) -> bytes:
     if not 24 <= len(key) <= 64:
         raise ValueError("is too short or too long")
     return key
+
+
+# Seven digits or more, however they are grouped.
+_PHONE_NUMBER: Final = re.compile(r"\+?\d(?:[ ().-]*\d){6,}")
+
+
+def mask_phone_numbers(text: str) -> str:
+    """Replace what may be phone numbers in a text of others."""
+    return _PHONE_NUMBER.sub("***", text)

@@ -426,7 +426,7 @@ async def test_a_new_bundle_of_authorities_is_trusted(
             request = CallRequest(Secret("0900000000"), f"canary-{call}", template="1")
             placed = await service.accounts["main"].place(request, 60, lambda: True)
             assert placed is not None
-            assert placed[0].answer.outcome is Outcome.OK
+            assert placed[0].outcome is Outcome.OK
             main = service.accounts["main"].stats
             await until(lambda: main.balance is not None and main.balance.known_at > before)
             # There is no such page; but that could be said.

@@ -28,7 +28,6 @@ from exporter.calls import (
 from exporter.esms.answers import (
     Answer,
     read_answer,
-    read_price,
     read_refusal,
     read_retry_after,
 )
@@ -255,19 +254,6 @@ def test_other_statuses(status: int, header: str | None, expected: Answer) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "price"),
-    [
-        *(("350.5000", 350.5), ("0.0000", 0.0), (" 12 ", 12.0), ("007", 7.0)),
-        *(("1000000000", 1e9), ("1000000000.1", None), ("9" * 20, None), ("9" * 400, None)),
-        *((text, None) for text in ("", " ", "x", "-1", "+1", "1_0", "1e3", "1,5", ".5", "5.")),
-        *((text, None) for text in ("nan", "inf", "1 0", "0x1", "\u0661", "1\n2")),
-    ],
-)
-def test_prices_are_plain_decimals(text: str, price: float | None) -> None:
-    assert read_price(text) == price
-
-
-@pytest.mark.parametrize(
     ("value", "seconds"),
     [
         (None, None),
@@ -307,13 +293,6 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
 )
 def test_what_is_no_answer(body: bytes) -> None:
     assert verdict(call(), read_answer(body), NOW, POLICY) == BAD
-
-
-def test_a_message_is_bounded_and_printable() -> None:
-    answer = told(CodeResponse="103", ErrorMessage="a\n\x1b[31m" + "x" * 1_000)
-    assert answer.message.startswith("a[31mx")
-    assert len(answer.message) == 200
-    assert told(CodeResponse="103", ErrorMessage={"a": 1}).message == ""
 
 
 JSON = st.recursive(

@@ -25,7 +25,8 @@ from exporter.canaries.schedule import grace, schedule_of
 from exporter.config import Config
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
-from exporter.esms.client import CallRequest, PlacedCall
+from exporter.esms.answers import Answer
+from exporter.esms.client import CallRequest
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run, State
 from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import Catalogue
@@ -238,14 +239,14 @@ class Canaries:
     async def _place(self, runner: CanaryRunner, canary: CanaryConfig, due: int) -> None:
         name = self._placed_by[canary.name]
 
-        async def place(request: CallRequest) -> tuple[PlacedCall, float] | None:
+        async def place(request: CallRequest) -> tuple[Answer, float] | None:
             if (account := self._accounts.get(name)) is None:
                 return None
             placed = await account.place(
                 request, WAIT_FOR_TURN, lambda: self._canaries.get(canary.name) == canary
             )
             if placed:
-                answer, seconds = placed[0].answer, placed[1]
+                answer, seconds = placed
                 requests = account.stats.of(Operation.MAKE_CALL)
                 requests.count(answer.outcome, answer.code, seconds)
             return placed

@@ -9,16 +9,15 @@ from exporter.ledger.canary_runs import CanaryResult, Run
 from exporter.ledger.types import DELETED
 
 
-def after_placing(answer: Answer, *, sent: bool) -> CanaryResult | None:
+def after_placing(answer: Answer) -> CanaryResult | None:
     """Return how a run ends by the outcome of its request; None where the call is accepted.
 
     Args:
         answer: of the request that places it, or the failure that came instead of one.
-        sent: whether the request may have reached the provider.
     """
     if answer.outcome is Outcome.OK:
         return None
-    if not sent:
+    if not answer.sent:
         return CanaryResult.UNREACHABLE
     # With a code it was the provider who refused; anything else may have come after the call was
     # placed.

@@ -17,14 +17,15 @@ from exporter.canaries.results import after_finish, after_placing
 from exporter.canaries.schedule import grace, schedule_of
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
-from exporter.esms.client import CallRequest, PlacedCall
+from exporter.esms.answers import Answer
+from exporter.esms.client import CallRequest
 from exporter.ids import ReferenceId
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, Intent, NotBegun, Run
 
 _RETRY_EVERY: Final = 1.0
 """Seconds after which a write that failed is tried again."""
 
-Place = Callable[[CallRequest], Awaitable[tuple[PlacedCall, float] | None]]
+Place = Callable[[CallRequest], Awaitable[tuple[Answer, float] | None]]
 """Places a call; returns the outcome, and the seconds that it took; None where nothing was sent."""
 
 _log = structlog.get_logger(__name__)
@@ -152,11 +153,10 @@ class CanaryRunner:
         return int(run)
 
     async def _placed(
-        self, canary: str, account: str, run: int, placed: PlacedCall, seconds: float
+        self, canary: str, account: str, run: int, answer: Answer, seconds: float
     ) -> None:
         """Write the outcome of the request, however long the ledger fails."""
-        answer = placed.answer
-        result = after_placing(answer, sent=placed.sent)
+        result = after_placing(answer)
         reference_id = ReferenceId(answer.reference_id or "")
         while True:
             try:

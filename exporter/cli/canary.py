@@ -23,7 +23,8 @@ from exporter.cli.options import config_file
 from exporter.config import CanaryConfig, Config, load_config
 from exporter.daemon import limit_process
 from exporter.errors import ExporterError
-from exporter.esms.client import CallRequest, EsmsClient, PlacedCall
+from exporter.esms.answers import Answer
+from exporter.esms.client import CallRequest, EsmsClient
 from exporter.ledger.access import open_for_command
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run
 from exporter.ledger.clock import LedgerClock
@@ -96,14 +97,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     url = config.ledger.url.reveal()
     database = await thread.submit(partial(open_for_command, url))
     account = next(item for item in config.accounts if item.name == config.account_of(canary))
-    client = EsmsClient(
-        account.base_url,
-        account.api_key,
-        account.secret_key,
-        timeout=config.polling.timeout,
-        tls=config.tls,
-        proxy=account.proxy_url,
-    )
+    client = EsmsClient(account, config.polling.timeout, tls=config.tls)
     clock = LedgerClock()
     try:
         await thread.submit(partial(database.keep_time, clock, opened=True))
@@ -165,7 +159,7 @@ class _Command:
                 raise ExporterError(f"not placed: `max_per_day`, {limit} calls, was reached")
             await asyncio.sleep(1)  # another one was placed in this very second
 
-    async def _send(self, request: CallRequest) -> tuple[PlacedCall, float]:
+    async def _send(self, request: CallRequest) -> tuple[Answer, float]:
         begun = time.monotonic()
         return await self._client.place_call(request), time.monotonic() - begun
 

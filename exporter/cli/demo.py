@@ -83,7 +83,7 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
 
             async def beside(service: App, listening: Sequence[str]) -> AsyncIterator[None]:
                 click.echo(_where_to_look(listening, simulator))
-                calls = asyncio.create_task(_place_calls(service, simulator.url, seed))
+                calls = asyncio.create_task(_place_calls(service, config, seed))
                 try:
                     yield
                 finally:
@@ -94,7 +94,7 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
             await Daemon(lambda: config, WebOptions(addresses), beside=beside).run()
 
 
-async def _place_calls(service: App, url: str, seed: int) -> None:
+async def _place_calls(service: App, config: Config, seed: int) -> None:
     """Place calls until cancelled, as a program of the user does."""
 
     async def watch(account: Account, text: str, campaign: str) -> None:
@@ -106,18 +106,14 @@ async def _place_calls(service: App, url: str, seed: int) -> None:
     rng, outcome = random.Random(seed), Outcome.OK  # noqa: S311 - the same calls each time
     async with AsyncExitStack() as stack:
         clients = {
-            account.name: await stack.enter_async_context(
-                EsmsClient(
-                    url, Secret(account.api_key), Secret(account.secret_key), timeout=TIMEOUT
-                )
-            )
-            for account in ACCOUNTS
+            account.name: await stack.enter_async_context(EsmsClient(account, TIMEOUT))
+            for account in config.accounts
         }
         for account in itertools.cycle(ACCOUNTS):
             (campaign,) = rng.choices(list(CAMPAIGNS), list(CAMPAIGNS.values()))
             phone = Secret(f"09000{rng.randrange(100_000):05}")  # no number of this form is in use
             request = CallRequest(phone, f"{rng.getrandbits(128):x}", recording="1")
-            answer = (await clients[account.name].place_call(request)).answer
+            answer = await clients[account.name].place_call(request)
             if answer.reference_id:
                 await watch(account, answer.reference_id, campaign)
             if answer.outcome is not outcome:

@@ -18,12 +18,9 @@ from pydantic_core import from_json
 
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
 from exporter.ids import reference_id
-from exporter.secrets import Secret
+from exporter.secrets import Secret, mask_phone_numbers
 
 MAX_MESSAGE_LENGTH: Final = 200
-
-# Seven digits or more, however they are grouped.
-_PHONE: Final = re.compile(r"\+?[0-9](?:[ ().-]*[0-9]){6,}")
 
 MAX_PRICE: Final = 1e9
 """VND; no call costs as much, and the sum of prices must not be spoilt by one of them."""
@@ -42,7 +39,7 @@ _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 class Answer(NamedTuple):
-    """One answer of `GetSendStatus`, or the failure that took its place.
+    """One answer of the provider, or the failure that took its place.
 
     Attributes:
         outcome: of the request.
@@ -50,13 +47,16 @@ class Answer(NamedTuple):
         message: the provider's words for a failure, bounded, without control characters and phone
             numbers.
         retry_after: seconds for which a throttling provider wants no requests.
-        reference_id: the id that the answer is about; None where it names none.
+        reference_id: the id that the answer is about, or of a call that was placed; None where it
+            names none.
         send_status: 1, 2, 4, 5, 7; None where it is absent or no number.
         sent_result: 0 or 1, or as a boolean; None where it is absent or neither.
         call_status: as it came; empty where it is absent.
         duration: seconds, unchecked; None where it is absent or no number.
         odd_duration: a duration came that is not a number.
         ivr: the key or keys that were pressed, as they came.
+        balance: VND.
+        sent: whether the request may have reached the provider.
     """
 
     outcome: Outcome
@@ -70,84 +70,47 @@ class Answer(NamedTuple):
     duration: float | None = None
     odd_duration: bool = False
     ivr: str = ""
-
-
-BAD_RESPONSE: Final = Answer(Outcome.BAD_RESPONSE)
-
-
-class BalanceAnswer(NamedTuple):
-    """One answer of `GetBalance_json`, or the failure that took its place; see `Answer`.
-
-    Attributes:
-        balance: VND; None where the outcome is another than `ok`.
-    """
-
-    outcome: Outcome
-    code: str | None = None
-    message: str = ""
-    retry_after: float | None = None
     balance: float | None = None
+    sent: bool = True
 
 
-def read_object(body: bytes) -> dict[str, object] | None:
-    """Return the JSON object of a body, after a byte order mark; None where it is none."""
-    try:
-        document = from_json(body.removeprefix(BOM_UTF8))
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
+# `read_answer`, `read_balance` and `read_placed` take the body of a response with the status 200,
+# and case-folded texts, such as the credentials: a message that repeats one in upper or lower case
+# is withheld.
 
 
 def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
-    """Read the body of an answer of `GetSendStatus` that came with the status 200. Never raises.
-
-    Args:
-        body: any bytes.
-        hidden: texts that a message of the provider may not repeat in upper or lower case, such
-            as the credentials; case-folded. A message that does is withheld.
-    """
-    document = read_object(body)
-    return BAD_RESPONSE if document is None else _read_document(document, hidden)
+    """Read the answer of `GetSendStatus`. Never raises."""
+    return _read_document(_object(body), hidden)
 
 
-def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> BalanceAnswer:
-    """Read the body of an answer of `GetBalance_json` that came with the status 200. Never raises.
+def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
+    """Read the answer of `GetBalance_json`. Never raises.
 
     A refusal comes with a balance of 0, which is none. A good answer without a balance that can be
     one is a bad response: it is better not to know than to know something wrong.
-
-    Args:
-        body: any bytes.
-        hidden: see `read_answer`.
     """
-    # Code and message have the same fields as in `GetSendStatus`.
-    answer = read_answer(body, hidden)
+    document = _object(body)
+    answer = _read_document(document, hidden)
     if answer.outcome is not Outcome.OK:
-        return BalanceAnswer(answer.outcome, answer.code, answer.message)
-    balance = _number((read_object(body) or {}).get("Balance"))
+        return answer
+    balance = _number(document.get("Balance"))
     if balance is None or not 0 <= balance <= MAX_BALANCE:
-        return BalanceAnswer(Outcome.BAD_RESPONSE, answer.code)
-    return BalanceAnswer(answer.outcome, answer.code, balance=balance)
+        return Answer(Outcome.BAD_RESPONSE, answer.code)
+    return Answer(Outcome.OK, answer.code, balance=balance)
 
 
 def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
-    """Read the body of an answer of MakeCall* that came with the status 200. Never raises.
+    """Read the answer of MakeCall*: its `reference_id` is the `SMSID`. Never raises.
 
     A good answer whose `SMSID` cannot be one is a bad response: a call was placed, and its id is
     not known.
-
-    Args:
-        body: any bytes.
-        hidden: see `read_answer`.
-
-    Returns:
-        The answer; its `reference_id` is the `SMSID` of a call that was accepted.
     """
-    # Code and message have the same fields as in `GetSendStatus`.
-    answer = read_answer(body, hidden)
+    document = _object(body)
+    answer = _read_document(document, hidden)
     if answer.outcome is not Outcome.OK:
         return answer
-    sms_id = (read_object(body) or {}).get("SMSID")
+    sms_id = document.get("SMSID")
     try:
         found = reference_id(sms_id if isinstance(sms_id, str) else "")
     except ValueError:
@@ -185,10 +148,19 @@ def read_refusal(
     return Answer(Outcome.HTTP_ERROR)
 
 
+def _object(body: bytes) -> Mapping[str, object]:
+    """Return the JSON object of a body, after a byte order mark; an empty one for any other."""
+    try:
+        document = from_json(body.removeprefix(BOM_UTF8))
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 def _read_document(document: Mapping[str, object], hidden: Iterable[Secret]) -> Answer:
     code = _text(document.get("CodeResponse")) or _text(document.get("CodeResult"))
     if not code:
-        return BAD_RESPONSE
+        return Answer(Outcome.BAD_RESPONSE)
     outcome = CODES.get(code)
     if outcome is None:
         outcome, code = _API_ERROR, OTHER_CODE
@@ -266,7 +238,7 @@ def _message(value: object, hidden: Iterable[Secret]) -> str:
         if part.reveal() in folded:
             # Whole: what is left of it could still hold a part of a credential.
             return "(withheld: it repeats the request)"
-    return _PHONE.sub("***", text)[:MAX_MESSAGE_LENGTH]
+    return mask_phone_numbers(text)[:MAX_MESSAGE_LENGTH]
 
 
 def read_retry_after(value: str | None, now: float) -> float | None:

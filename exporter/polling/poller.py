@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import structlog
 
@@ -34,8 +34,6 @@ from exporter.polling.intervals import AdaptiveIntervals, GrowingIntervals
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
 from exporter.polling.timing_wheel import FAILING, TICK, Backlog, TimingWheel
-
-T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -308,22 +306,20 @@ class Poller:
     async def request(
         self,
         name: str,
-        send: Callable[[], Awaitable[T]],
-        answer_of: Callable[[T], Answer],
+        send: Callable[[], Awaitable[Answer]],
         timeout: float,
         wanted: Callable[[], bool] = lambda: True,
-    ) -> tuple[T, float] | None:
+    ) -> tuple[Answer, float] | None:
         """Send another request than a poll, within the account's rate and unless it is paused.
 
         Args:
             name: one that keeps failing alone says nothing about the account.
             send: sends it.
-            answer_of: the answer in what `send` returns.
             timeout: seconds to wait for a slot.
             wanted: whether it is still to be sent; asked while it waits.
 
         Returns:
-            What `send` returns, and the seconds that it took; None where nothing was sent.
+            The answer, and the seconds that it took; None where nothing was sent.
         """
         until = self._loop.time() + timeout
         if (now := await self._take_slot(self._breaker.wait, until, wanted)) is None:
@@ -331,14 +327,13 @@ class Poller:
         self._breaker.sent()
         answer = _CUT_OFF
         try:
-            result = await send()
-            answer = answer_of(result)
+            answer = await send()
         finally:
             answered, wall = self._loop.time(), self._machine_clock()
             reply = Reply(answer, answer.outcome, now)
             self._poll_all(self.health.requested(name, reply, answered, wall))
             self.wake()
-        return result, answered - now
+        return answer, answered - now
 
     async def wait_for_slot(self) -> None:
         """Wait for the account's rate alone: for a request that a pause does not concern."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
@@ -15,6 +14,7 @@ from exporter.ledger.types import FinishedCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.stats import Balance
 from exporter.recent_results import Recent
+from exporter.secrets import mask_phone_numbers
 from exporter.source_status import ConfigStatus
 from exporter.sources import Sources
 from exporter.sources.configuration import ConfigurationSource
@@ -26,9 +26,6 @@ FAILURES: Final = 20
 
 LINES: Final = 20
 """Lines of problems that are shown of one source."""
-
-# What may be a phone number, in texts of others.
-_NUMBER: Final = re.compile(r"\+?\d(?:[ .()-]*\d){6,}")
 
 
 class App(Protocol):
@@ -134,7 +131,7 @@ def newest(failures: Iterable[FinishedCall], limit: int = FAILURES) -> list[Fini
 
 def lines(text: str) -> list[str]:
     """Return the lines of a text of others, without what may be a phone number."""
-    return [_NUMBER.sub("•••", line) for line in text.splitlines() if line.strip()]
+    return [mask_phone_numbers(line) for line in text.splitlines() if line.strip()]
 
 
 def gather(app: App, viewer: Viewer, now: float) -> StatusView:

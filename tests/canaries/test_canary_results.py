@@ -35,12 +35,12 @@ RUN = Run(1, "hourly", "main", "answered", None, 0.0, 60.0, 1.0, 1, ID, None, No
     ],
 )
 def test_after_placing(answer: Answer, result: CanaryResult | None) -> None:
-    assert after_placing(answer, sent=True) is result
+    assert after_placing(answer) is result
 
 
 @pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.TLS])
 def test_what_was_never_sent_was_not_placed(outcome: Outcome) -> None:
-    assert after_placing(Answer(outcome), sent=False) is CanaryResult.UNREACHABLE
+    assert after_placing(Answer(outcome, sent=False)) is CanaryResult.UNREACHABLE
 
 
 @pytest.mark.parametrize(

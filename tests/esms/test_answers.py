@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.esms.answers import (
-    BalanceAnswer,
+    Answer,
     read_answer,
     read_balance,
     read_placed,
@@ -37,11 +37,11 @@ def test_prices_are_plain_decimals(text: str, price: float | None) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("ok", BalanceAnswer(Outcome.OK, "100", balance=36_693.0)),
-        ("authorize-failed", BalanceAnswer(Outcome.AUTH, "101", "Authorize Failed")),
+        ("ok", Answer(Outcome.OK, "100", balance=36_693.0)),
+        ("authorize-failed", Answer(Outcome.AUTH, "101", "Authorize Failed")),
     ],
 )
-def test_the_documented_balances(name: str, expected: BalanceAnswer) -> None:
+def test_the_documented_balances(name: str, expected: Answer) -> None:
     assert read_balance((EXAMPLES / f"get-balance.{name}.json").read_bytes()) == expected
 
 
@@ -58,11 +58,11 @@ def test_the_documented_balances(name: str, expected: BalanceAnswer) -> None:
 def test_a_balance_is_a_number_that_it_can_be(value: str, balance: float | None) -> None:
     answer = read_balance(f'{{"CodeResponse": "100", "Balance": {value}}}'.encode())
     outcome = Outcome.OK if balance is not None else Outcome.BAD_RESPONSE
-    assert answer == BalanceAnswer(outcome, "100", balance=balance)
+    assert answer == Answer(outcome, "100", balance=balance)
 
 
 def test_a_good_answer_without_a_balance_is_none() -> None:
-    assert read_balance(b'{"CodeResponse": 100}') == BalanceAnswer(Outcome.BAD_RESPONSE, "100")
+    assert read_balance(b'{"CodeResponse": 100}') == Answer(Outcome.BAD_RESPONSE, "100")
 
 
 @pytest.mark.parametrize("code", [code for code in CODES if code != "100"] + ["777"])

@@ -16,7 +16,8 @@ import trustme
 from yarl import URL
 
 from exporter.canaries.results import after_placing
-from exporter.esms.answers import Answer, BalanceAnswer
+from exporter.config import AccountConfig
+from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id, reference_key
@@ -37,17 +38,31 @@ KEYS = "ApiKey=key%26with%3Dodd%2Fcharacters%20%3F%23%25&SecretKey=s%C3%A9cret%2
 WITHHELD = "(withheld: it repeats the request)"
 
 
-def make(port: int, timeout: float = 60, **options: Any) -> EsmsClient:  # Any: of `EsmsClient`
+def make(
+    port: int,
+    timeout: float = 60,
+    balance_url: str | None = None,
+    proxy: str | None = None,
+    **options: Any,  # Any: of `EsmsClient`
+) -> EsmsClient:
     scheme = "https" if "tls" in options else "http"
     base = f"{scheme}://127.0.0.1:{port}/MainService.svc/json"
-    return EsmsClient(base, Secret(API_KEY), Secret(SECRET_KEY), timeout=timeout, **options)
+    account = AccountConfig(
+        name="main",
+        api_key=Secret(API_KEY),
+        secret_key=Secret(SECRET_KEY),
+        base_url=base,
+        balance_url=balance_url or base,
+        proxy_url=Secret(proxy) if proxy else None,
+    )
+    return EsmsClient(account, timeout, **options)
 
 
-async def all_three(answer: bytes, limit: float = 60) -> tuple[Answer, Answer, BalanceAnswer]:
+async def all_three(answer: bytes, limit: float = 60) -> tuple[Answer, Answer, Answer]:
     """Return what a poll, a call that is placed and a balance make of an answer."""
     async with peer(says(answer, close=False)) as port, make(port, limit) as client:
         placed = await client.place_call(RECORDING)
-        return await client.send_status(ID), placed.answer, await client.balance()
+        return await client.send_status(ID), placed, await client.balance()
 
 
 async def test_the_requests() -> None:
@@ -76,7 +91,7 @@ async def test_the_balance_is_asked_for_on_a_host_of_its_own() -> None:
     async with peer(says(response(BALANCE), requests=requests)) as port:
         url = f"http://127.0.0.1:{port}/other/json"
         async with make(9, balance_url=url) as client:
-            assert await client.balance() == BalanceAnswer(Outcome.OK, "100", balance=36_693.0)
+            assert await client.balance() == Answer(Outcome.OK, "100", balance=36_693.0)
     head, body = requests[0].split(b"\r\n\r\n")
     assert head.startswith(b"POST /other/json/GetBalance_json HTTP/1.1\r\n")
     assert b"Content-Type: application/json\r\n" in head + b"\r\n"
@@ -169,21 +184,21 @@ ACCOUNT = Account("main", "key with blank", "secret&key", balance=1e9)
 
 
 def of(simulator: Simulator, timeout: float = 60) -> EsmsClient:
-    keys = Secret(ACCOUNT.api_key), Secret(ACCOUNT.secret_key)
-    return EsmsClient(simulator.url, *keys, timeout=timeout)
+    keys = {"api_key": Secret(ACCOUNT.api_key), "secret_key": Secret(ACCOUNT.secret_key)}
+    return EsmsClient(AccountConfig(name="main", **keys, base_url=simulator.url), timeout)
 
 
 @pytest.mark.parametrize("request_", [RECORDING, TEMPLATE])
 async def test_a_call_is_placed(request_: CallRequest) -> None:
     async with Simulator(accounts=(ACCOUNT,)) as simulator, of(simulator) as client:
         placed = await client.place_call(request_)
-        assert placed.answer.outcome is Outcome.OK
+        assert placed.outcome is Outcome.OK
         ((account, name),) = simulator.provider.calls
         assert account == "main"
-        assert placed.answer.reference_id
-        assert reference_key(name) == reference_key(placed.answer.reference_id)
+        assert placed.reference_id
+        assert reference_key(name) == reference_key(placed.reference_id)
         again = await client.place_call(request_)
-    assert (again.answer.outcome, again.answer.code) == (Outcome.API_ERROR, "124")
+    assert (again.outcome, again.code) == (Outcome.API_ERROR, "124")
 
 
 FAULTS = {
@@ -205,7 +220,7 @@ async def test_a_call_is_placed_once_whatever_the_provider_does(name: str) -> No
         simulator.faults.set(name, FAULTS[name])
         placed = await client.place_call(RECORDING)
         expected = CanaryResult.REFUSED if name == "refused" else CanaryResult.UNSURE
-        assert after_placing(placed.answer, sent=placed.sent) is expected
+        assert after_placing(placed) is expected
         assert simulator.traffic.total() == 1
 
 
@@ -259,8 +274,8 @@ async def test_every_request_goes_through_the_proxy_of_its_account(
         proxy() as (url, targets),
         peer(serve, tls=server_tls(authority)) as secured,
         peer(serve) as plain,
-        make(secured, tls=trust, proxy=Secret(url)) as client,
-        make(plain, proxy=Secret(url)) as plain_client,
+        make(secured, tls=trust, proxy=url) as client,
+        make(plain, proxy=url) as plain_client,
         make(plain) as direct,
     ):
         assert (await direct.send_status(ID)).send_status == 5
@@ -277,7 +292,7 @@ async def test_every_request_goes_through_the_proxy_of_its_account(
 async def test_a_proxy_that_refuses_is_told_without_its_address(*, secured: bool) -> None:
     options: Any = {"tls": ssl.create_default_context()} if secured else {}  # Any: of `make`
     async with proxy() as (url, _):
-        wrong = Secret(url.replace("p%40ss%20%E1%BA%A1", "wrong"))
+        wrong = url.replace("p%40ss%20%E1%BA%A1", "wrong")
         async with make(9, proxy=wrong, **options) as client:
             answer = await client.send_status(ID)
             if secured:
@@ -285,7 +300,7 @@ async def test_a_proxy_that_refuses_is_told_without_its_address(*, secured: bool
                 assert answer.message.startswith("the proxy refused the connection")
             else:
                 assert answer.outcome is Outcome.HTTP_ERROR
-    async with make(9, proxy=Secret("http://user:wrong@127.0.0.1:9"), **options) as client:
+    async with make(9, proxy="http://user:wrong@127.0.0.1:9", **options) as client:
         answer = await client.send_status(ID)
         assert answer.outcome is Outcome.CONNECTION
         assert "wrong" not in answer.message

@@ -44,7 +44,7 @@ async def asked(poller: Poller, answer: Answer = GOOD, within: float = 1.0) -> A
     async def request() -> Answer:
         return answer
 
-    done = await poller.request("place", request, lambda said: said, within)
+    done = await poller.request("place", request, within)
     return done[0] if done else None
 
 
@@ -76,7 +76,7 @@ async def test_the_first_request_is_waited_for(poller: Poller) -> None:
         await come.wait()
         return GOOD
 
-    first = asyncio.create_task(poller.request("place", request, lambda said: said, 1.0))
+    first = asyncio.create_task(poller.request("place", request, 1.0))
     await asyncio.sleep(0.1)
     assert await asked(poller, within=0.1) is None
     come.set()
@@ -92,7 +92,7 @@ async def test_a_request_that_is_cut_off_holds_nobody_up(
         raise error
 
     with pytest.raises(error):
-        await poller.request("place", request, lambda said: said, 1.0)
+        await poller.request("place", request, 1.0)
     assert await asked(poller) is GOOD
 
 

@@ -299,7 +299,7 @@ def test_another_request_that_keeps_failing_says_nothing_about_the_account() -> 
             return AUTH
 
         for _ in range(100):
-            await scene.poller.request("place", refused, lambda answer: answer, 0.0)
+            await scene.poller.request("place", refused, 0.0)
             await asyncio.sleep(5)
             assert scene.poller.paused is None
         counted = await scene.until_finished(*scene.lives)

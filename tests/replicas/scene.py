@@ -60,8 +60,8 @@ class Provider:
         self.failing: dict[str, Answer] = {}  # by exporter: what it gets in place of answers
         self.answered: dict[str, asyncio.Event] = {}  # by exporter: answers wait for it
 
-    def client(self, url: str, *_: object, **__: object) -> Client:
-        return Client(self, url)
+    def client(self, account: AccountConfig, *_: object, **__: object) -> Client:
+        return Client(self, account.base_url)
 
     def by(self, name: str, since: float = 0.0) -> Counter[str]:
         """Return how often each exporter asked for a call."""
