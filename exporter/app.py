@@ -6,7 +6,7 @@ import asyncio
 import gc
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, TypeVar
@@ -17,7 +17,7 @@ from exporter.account import Account
 from exporter.calls import CallbackOutcome
 from exporter.canaries.canaries import Canaries
 from exporter.config import Config
-from exporter.errors import ConfigError, LedgerError, Problem, SourceError
+from exporter.errors import ConfigError, ExporterError, LedgerError, Problem, SourceError
 from exporter.home_assistant.integration import HomeAssistant
 from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
@@ -92,6 +92,9 @@ class App:
         self.config: Config | None = None
         self._loaded: list[Config] = []  # what `open` leaves to `start`
         self._reload_at = math.inf  # when the configuration is to be read again, changed or not
+        self._reload_others: list[Callable[[], Awaitable[None]]] = []
+        self._reloads_begun = 0
+        self._last_reload: tuple[int, ExporterError | None] = 0, None  # its number, and its problem
         self._loading = asyncio.Lock()  # one configuration after the other
         self._reloading = asyncio.Lock()  # while calls, files and accounts change
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
@@ -169,15 +172,37 @@ class App:
             self.supervisor.start(source.run())
         self.loaded = True
 
+    def on_reload(self, reload: Callable[[], Awaitable[None]]) -> None:
+        """Have another configuration loaded with each reload; the function raises its problems."""
+        self._reload_others.append(reload)
+
     async def reload(self) -> None:
-        """Load the configuration again and go over to it; on any problem the old one stays.
+        """Load every configuration again; one with a problem stays as it was.
+
+        Callers that come while a reload is under way share the next one.
 
         Raises:
-            ConfigError: with every problem.
-            LedgerError: the ledger could not take the calls in.
+            ExporterError: with every problem; or the ledger could not take the calls in.
         """
+        asked = self._reloads_begun
         async with self._loading:
-            await self._reload()
+            if self._last_reload[0] <= asked:
+                self._reloads_begun += 1
+                self._last_reload = self._reloads_begun, await self._reload_all()
+            if error := self._last_reload[1]:
+                raise error
+
+    async def _reload_all(self) -> ExporterError | None:
+        problems: list[Problem] = []
+        failure: ExporterError | None = None
+        for reload in (self._reload, *self._reload_others):
+            try:
+                await reload()
+            except ConfigError as error:
+                problems += error.problems
+            except ExporterError as error:
+                failure = error
+        return ConfigError(tuple(problems)) if problems else failure
 
     async def _reload(self) -> None:
         self._reload_at = math.inf

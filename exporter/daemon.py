@@ -123,7 +123,7 @@ class Daemon:
             self._notifier.reloading()
             try:
                 with suppress(ExporterError):  # logged and counted where it happened
-                    await self._server.reload()
+                    await self._app.reload()
             finally:
                 self._notifier.ready(self._status())
 

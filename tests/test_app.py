@@ -28,7 +28,7 @@ from exporter.config import (
     WatchConfig,
     load_config,
 )
-from exporter.errors import ConfigError, LedgerError
+from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
@@ -187,7 +187,7 @@ async def test_a_callback_whose_account_leaves_meanwhile_finishes_nothing(bench:
 
 async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
     def fail() -> Config:
-        raise ConfigError(())
+        raise ConfigError((Problem("config.yaml", 1, "", "is wrong"),))
 
     good, bench.service.load = bench.service.load, fail
     with pytest.raises(ConfigError):

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 from aiohttp import HttpVersion10, web
 
-from exporter.errors import ConfigError, ExporterError, Problem, SourceError
+from exporter.errors import ConfigError, ExporterError, SourceError
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.file_watcher import INTERVAL
 from exporter.threads import DetachedThreads
@@ -118,8 +118,8 @@ class WebServer:
         self._tasks: list[asyncio.Task[None]] = []
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
         self._unread = False  # the file system of the web configuration has not answered
-        self._reload_lock, self._web_lock = asyncio.Lock(), asyncio.Lock()
-        self._next_reload: asyncio.Task[None] | None = None
+        self._web_lock = asyncio.Lock()
+        app.on_reload(self._reload_web_config)
 
     async def start(self) -> list[str]:
         """Listen.
@@ -169,35 +169,6 @@ class WebServer:
         return self._runner.server
 
     # Reload.
-
-    async def reload(self) -> None:
-        """Read both configurations again; one with a problem stays as it was.
-
-        Callers that come while a reload is under way share the next one.
-
-        Raises:
-            ExporterError: with every problem.
-        """
-        if self._next_reload is None:
-            self._next_reload = asyncio.create_task(self._reload_both())
-        await asyncio.shield(self._next_reload)
-
-    async def _reload_both(self) -> None:
-        async with self._reload_lock:
-            self._next_reload = None
-            problems: list[Problem] = []
-            failure: ExporterError | None = None
-            for reload in (self._app.reload, self._reload_web_config):
-                try:
-                    await reload()
-                except ConfigError as error:
-                    problems += error.problems
-                except ExporterError as error:
-                    failure = error
-        if problems:
-            raise ConfigError(tuple(problems))
-        if failure:
-            raise failure
 
     async def _reload_web_config(self, *, changed: bool = True) -> None:
         if (config := self._config) is None:
@@ -258,7 +229,7 @@ class WebServer:
 
     async def _reload(self, _request: web.Request) -> web.Response:
         try:
-            await self.reload()
+            await self._app.reload()
         except ExporterError as error:
             status = 400 if isinstance(error, ConfigError) else 500
             return web.Response(status=status, text=f"{error}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
@@ -47,8 +47,11 @@ class App(Protocol):
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter does not do its work; empty when it does."""
 
+    def on_reload(self, reload: Callable[[], Awaitable[None]]) -> None:
+        """Have another configuration loaded with each reload."""
+
     async def reload(self) -> None:
-        """Load the configuration again; raises `ExporterError` where it stays as it was."""
+        """Load every configuration again; raises `ExporterError` where one stays as it was."""
 
 
 class Viewer(NamedTuple):

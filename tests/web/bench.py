@@ -167,7 +167,7 @@ class Bench:
         aside.write_text(web)
         aside.replace(self.web)
         if reload:
-            await self.server.reload()
+            await self.app.reload()
 
     async def get(
         self,

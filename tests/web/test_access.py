@@ -364,9 +364,9 @@ async def test_all_who_ask_for_a_reload_share_the_next(idle: Bench) -> None:
         assert release.wait(DEADLINE)
 
     idle.loading = hold
-    asked = [asyncio.create_task(idle.server.reload()) for _ in range(5)]
+    asked = [asyncio.create_task(idle.app.reload()) for _ in range(5)]
     await until(lambda: loads["begun"] == 1)
-    asked += [asyncio.create_task(idle.server.reload()) for _ in range(50)]
+    asked += [asyncio.create_task(idle.app.reload()) for _ in range(50)]
     release.set()
     await asyncio.gather(*asked)
     assert loads["begun"] == 2
