@@ -23,7 +23,7 @@ from exporter.ids import reference_id
 from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
-from exporter.web.status import Viewer, gather
+from exporter.web.status_page import Viewer, build_status_view
 from tests.e2e.processes import Series, parsed
 from tests.waiting import deadline, until
 
@@ -128,7 +128,7 @@ async def test_balances_are_shown_and_change_with_the_providers(bench: Bench) ->
     known_at = bench.value(KNOWN_AT)
     assert known_at is not None
     assert begun <= known_at <= time.time()
-    page = gather(bench.app, Viewer(), time.time())
+    page = build_status_view(bench.app, Viewer(), time.time())
     assert [one.balance and one.balance.vnd for one in page.accounts] == [36_693, 0]
     bench.set_balance(20_000)
     await until(lambda: bench.balance() == 20_000)

@@ -40,8 +40,8 @@ def wants_openmetrics(accept: str) -> bool:
     promises any version that is asked for.
     """
     openmetrics, text = 0.0, 0.0
-    for media, parameters in _clauses(accept):
-        quality, version = _quality(parameters.get("q", "1")), parameters.get("version")
+    for media, parameters, quality in clauses(accept):
+        version = parameters.get("version")
         if media == "application/openmetrics-text" and version in (None, "1.0.0", "0.0.1"):
             openmetrics = max(openmetrics, quality)
         elif media in ("text/plain", "text/*", "*/*") and version in (None, "0.0.4"):
@@ -51,29 +51,21 @@ def wants_openmetrics(accept: str) -> bool:
 
 def accepts_gzip(accept_encoding: str) -> bool:
     """Say whether an `Accept-Encoding` header takes gzip; total."""
-    any_quality = 0.0
-    for coding, parameters in _clauses(accept_encoding):
-        quality = _quality(parameters.get("q", "1"))
-        if coding == "gzip":
-            return quality > 0
-        if coding == "*":
-            any_quality = quality
-    return any_quality > 0
+    qualities = {coding: quality for coding, _, quality in clauses(accept_encoding)}
+    return qualities.get("gzip", qualities.get("*", 0.0)) > 0
 
 
-def _clauses(header: str) -> Iterable[tuple[str, dict[str, str]]]:
+def clauses(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
+    """Yield the values of an `Accept...` header with their parameters and q-values; total."""
     for clause in header.split(","):
         value, *parameters = (part.strip().lower() for part in clause.split(";"))
         named = (parameter.partition("=") for parameter in parameters)
-        yield value, {name.strip(): text.strip().strip('"') for name, _, text in named}
-
-
-def _quality(text: str) -> float:
-    try:
-        quality = float(text)
-    except ValueError:
-        return 0.0
-    return quality if 0 <= quality <= 1 else 0.0
+        found = {name.strip(): text.strip().strip('"') for name, _, text in named}
+        try:
+            quality = float(found.get("q", "1"))
+        except ValueError:
+            quality = 0.0
+        yield value, found, quality if 0 <= quality <= 1 else 0.0
 
 
 class Exposition:

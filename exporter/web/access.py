@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import binascii
 import os
+import time
 from base64 import b64decode
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from math import ceil
-from typing import Final
+from typing import Final, TypeAlias
 
 import bcrypt
 from aiohttp import web
@@ -24,15 +24,17 @@ PROBES: Final = frozenset({"/-/healthy", "/-/ready"})
 MAX_REMEMBERED: Final = 100
 """Right passwords that are remembered."""
 
-MAX_CHECKS: Final = 64
-"""Passwords that may wait to be checked; one takes some 70 ms at a cost of 10."""
-
 # What bcrypt looks at: older versions of its library, and that of Go, cut the rest off.
 _SIGNIFICANT: Final = 72
 
 _REALM: Final = 'Basic realm="esms-exporter", charset="UTF-8"'
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Return the header that says when a request may succeed."""
+    return {"Retry-After": str(ceil(seconds))}
 
 
 def credentials(request: web.Request, scheme: str) -> str:
@@ -42,8 +44,26 @@ def credentials(request: web.Request, scheme: str) -> str:
     return value.strip() if named.lower() == scheme else ""
 
 
-class TooManyChecksError(Exception):
-    """Too many passwords are waiting to be checked."""
+class Slots:
+    """Lets so many requests of a kind in at a time, and refuses further ones."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Hold a slot while the block runs.
+
+        Raises:
+            web.HTTPServiceUnavailable: all are taken.
+        """
+        if not self._free:
+            raise web.HTTPServiceUnavailable(text="try again later\n", headers=retry_after(1))
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
 
 
 class Passwords:
@@ -54,21 +74,20 @@ class Passwords:
 
     Args:
         check: tells whether a password has a hash.
-        max_checks: passwords that may wait to be checked.
+        max_checks: passwords that may wait to be checked; one takes some 70 ms at a cost of 10.
     """
 
     def __init__(
-        self, check: Callable[[bytes, bytes], bool] = bcrypt.checkpw, max_checks: int = MAX_CHECKS
+        self, check: Callable[[bytes, bytes], bool] = bcrypt.checkpw, max_checks: int = 64
     ) -> None:
         # A thread that the end of the process does not wait for; started before it is needed.
         self._thread = SerialThread("passwords")
         self._thread.submit(int)
         self._check = check
-        self._max_checks = max_checks
+        self._checks = Slots(max_checks)
         self._turn = asyncio.Lock()
-        self._waiting = 0
         self._key = os.urandom(32)
-        self._right: OrderedDict[bytes, None] = OrderedDict()
+        self._right: dict[bytes, None] = {}  # the one that was used last is the last
 
     async def verify(self, users: Mapping[str, Secret], name: str, password: bytes) -> bool:
         """Tell whether a password is that of a user.
@@ -79,32 +98,26 @@ class Passwords:
             password: in UTF-8.
 
         Raises:
-            TooManyChecksError: it would take too long.
+            web.HTTPServiceUnavailable: it would take too long.
         """
         hashes = list(users.values())
-        digest = self._digest(name.encode())
         # For an unknown name always the same one, of a cost that occurs.
-        hashed = users.get(name) or hashes[int.from_bytes(digest[:8]) % len(hashes)]
-        known_hash = hashed.reveal().encode()
-        key = self._digest(name.encode(), known_hash, password)
+        some = hashes[int.from_bytes(self._digest(name)[:8]) % len(hashes)]
+        known_hash = users.get(name, some).reveal().encode()
+        key = self._digest(name, known_hash, password)
         if self._remembers(key):
             return True
-        if self._waiting >= self._max_checks:
-            raise TooManyChecksError
-        self._waiting += 1
-        try:
+        with self._checks.take():
             async with self._turn:
                 if self._remembers(key):
                     return True  # it came several times at once
                 significant = password[:_SIGNIFICANT]
                 same = await self._thread.submit(lambda: self._check(significant, known_hash))
-        finally:
-            self._waiting -= 1
         if not same or name not in users:
             return False
         self._right[key] = None
         if len(self._right) > MAX_REMEMBERED:
-            self._right.popitem(last=False)
+            del self._right[next(iter(self._right))]
         return True
 
     def close(self) -> None:
@@ -112,25 +125,22 @@ class Passwords:
         self._thread.close()
 
     def _remembers(self, key: bytes) -> bool:
-        if found := key in self._right:
-            self._right.move_to_end(key)
-        return found
+        if known := key in self._right:
+            self._right[key] = self._right.pop(key)
+        return known
 
-    def _digest(self, *parts: bytes) -> bytes:
-        digest = blake2b(key=self._key)
-        for part in parts:
-            # With its length, so that no two sequences of parts look the same.
-            digest.update(len(part).to_bytes(8) + part)
-        return digest.digest()
+    def _digest(self, *parts: str | bytes) -> bytes:
+        return blake2b(repr(parts).encode(), key=self._key).digest()
 
 
 class _TokenBucket:
-    def __init__(self, limit: RateLimit, now: float) -> None:
+    def __init__(self, limit: RateLimit) -> None:
         self.limit = limit
         self._tokens = float(limit.burst)
-        self._filled_at = now
+        self._filled_at = time.monotonic()
 
-    def take(self, now: float) -> bool:
+    def take(self) -> bool:
+        now = time.monotonic()
         added = (now - self._filled_at) / self.limit.interval
         self._tokens, self._filled_at = min(self.limit.burst, self._tokens + added), now
         if self._tokens < 1:
@@ -147,7 +157,6 @@ class Access:
         token_paths: prefixes of paths that ask for credentials of their own.
         route_prefix: what all of these paths begin with.
         passwords: checks them.
-        clock: monotonic seconds.
 
     Attributes:
         config: the web configuration in force.
@@ -159,13 +168,11 @@ class Access:
         token_paths: tuple[str, ...],
         route_prefix: str,
         passwords: Passwords,
-        clock: Callable[[], float],
     ) -> None:
         self._open_paths = open_paths
         self._token_paths = token_paths
         self._route_prefix = route_prefix
         self._passwords = passwords
-        self._clock = clock
         self._bucket: _TokenBucket | None = None
         self.config = WebConfig()
 
@@ -175,9 +182,10 @@ class Access:
         if config.rate_limit is None:
             self._bucket = None
         elif self._bucket is None or self._bucket.limit != config.rate_limit:
-            self._bucket = _TokenBucket(config.rate_limit, self._clock())
+            self._bucket = _TokenBucket(config.rate_limit)
 
-    async def answer(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+    @web.middleware
+    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer a request if it has access.
 
         Raises:
@@ -188,9 +196,9 @@ class Access:
         path = resource.canonical.removeprefix(self._route_prefix) if resource else ""
         if path in self._open_paths:
             return await handler(request)
-        if self._bucket is not None and not self._bucket.take(self._clock()):
-            wait = str(ceil(self._bucket.limit.interval))
-            raise web.HTTPTooManyRequests(text="Too Many Requests\n", headers={"Retry-After": wait})
+        if self._bucket is not None and not self._bucket.take():
+            headers = retry_after(self._bucket.limit.interval)
+            raise web.HTTPTooManyRequests(text="Too Many Requests\n", headers=headers)
         if self.config.users and not path.startswith(self._token_paths):
             await self._check_password(credentials(request, "basic"))
         return await handler(request)
@@ -202,15 +210,7 @@ class Access:
             good = bool(colon) and b"\0" not in password
             users = self.config.users
             good = good and await self._passwords.verify(users, name.decode(), password)
-        except (binascii.Error, ValueError):
+        except ValueError:
             good = False
-        except TooManyChecksError:
-            raise web.HTTPServiceUnavailable(
-                text="try again later\n", headers={"Retry-After": "1"}
-            ) from None
         if not good:
             raise web.HTTPUnauthorized(text="Unauthorized\n", headers={"WWW-Authenticate": _REALM})
-
-    def close(self) -> None:
-        """Check no more passwords."""
-        self._passwords.close()

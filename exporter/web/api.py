@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, NamedTuple
 
-from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp import HttpVersion11, web
 from pydantic import BaseModel
 from pydantic_core import to_json
 
 import exporter
+from exporter.app import App
 from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import CapacityError, LedgerError
-from exporter.ids import reference_id
+from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.calls import FINISHED, find_call, list_calls
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.types import DELETED, CallRecord
+from exporter.ledger.types import DELETED, CallRecord, NewCall
 from exporter.secrets import Secret
 from exporter.sources.api import ApiSource
 from exporter.web import schemas
-from exporter.web.access import credentials
-from exporter.web.request_body import CallsReader, ProblemError, parse_query
-from exporter.web.schemas import Scope
-from exporter.web.status import App
+from exporter.web.access import Handler, credentials, retry_after
+from exporter.web.schemas import MAX_CALLS, ProblemError, Scope, validate
 
 PREFIX: Final = "/api/v1"
+
+MAX_BODY: Final = 16 << 20
+"""Bytes, as sent and as decompressed; 10,000 calls with five long labels each."""
 
 MAX_LISTINGS: Final = 4
 """Listings of one token at a time."""
@@ -36,6 +39,11 @@ STARTING_RETRY: Final = 1
 LEDGER_RETRY: Final = 5
 """Seconds after which a client may retry while the exporter starts, or the ledger fails."""
 
+# Larger bodies are parsed in a thread: that takes long enough to delay polls.
+_INLINE: Final = 64 << 10
+# The largest request has a third of it; each value takes some 100 bytes of memory.
+_MAX_SEPARATORS: Final = 500_000
+_ENCODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 # Seconds that a listing may wait and take.
 _LISTING_TIMEOUT: Final = 10.0
 _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
@@ -46,22 +54,24 @@ class _Client(NamedTuple):
     scope: Scope
 
 
-_Handler = Callable[[_Client, web.Request], Awaitable[web.Response]]
-
-
 class Api:
     """Answers the requests of programs that hold a token.
 
     Args:
         app: where calls are watched.
-        reader: reads the bodies of requests.
-        external_path: what the paths begin with for clients.
+        body_timeout: seconds in which a body has to be received.
+        route_prefix: what the paths begin with.
+        external_path: what they begin with for clients.
     """
 
-    def __init__(self, app: App, reader: CallsReader, external_path: str = "") -> None:
+    def __init__(
+        self, app: App, body_timeout: float, route_prefix: str = "", external_path: str = ""
+    ) -> None:
         self._app = app
-        self._reader = reader
+        self._body_timeout = body_timeout
+        self._prefix = f"{route_prefix}{PREFIX}/"
         self._external_path = external_path
+        self._parsing = asyncio.Lock()  # one large body at a time
         self._listings = Counter[str]()  # those under way, by the name of the token
 
     def routes(self) -> list[web.RouteDef]:
@@ -70,61 +80,113 @@ class Api:
         # Patterns of their own: without, braces would be left out.
         one = f"{calls}/{{account:[^/]+}}/{{reference_id:[^/]+}}"
         return [
-            web.post(calls, self._guarded(self._watch)),
-            web.get(calls, self._guarded(self._list)),
-            web.get(one, self._guarded(self._show)),
-            web.delete(one, self._guarded(self._delete)),
-            web.get(f"{PREFIX}/status", self._guarded(self._status)),
-            web.get(f"{PREFIX}/openapi.json", self._guarded(self._openapi)),
+            web.post(calls, self._authorized(self._watch)),
+            web.get(calls, self._authorized(self._list)),
+            web.get(one, self._authorized(self._show)),
+            web.delete(one, self._authorized(self._delete)),
+            web.get(f"{PREFIX}/status", self._authorized(self._status)),
+            web.get(f"{PREFIX}/openapi.json", self._authorized(self._openapi)),
         ]
 
-    def _guarded(self, handler: _Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def guarded(request: web.Request) -> web.Response:
-            try:
-                return await handler(self._client(request), request)
-            except ProblemError as error:
-                return error.response()
-            except LedgerError as error:
-                return ProblemError(503, str(error), retry_after=LEDGER_RETRY).response()
+    @web.middleware
+    async def problems(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer with problem details whatever keeps a request to the API from an answer."""
+        try:
+            return await handler(request)
+        except ProblemError as error:
+            return error.response()
+        except (web.HTTPException, LedgerError) as error:
+            if not request.path.startswith(self._prefix):
+                raise
+            if isinstance(error, LedgerError):
+                headers = retry_after(LEDGER_RETRY)
+                return ProblemError(503, str(error), headers=headers).response()
+            headers = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
+            detail = (error.text or "").strip()
+            if error.status in {404, 405}:
+                detail = f"see {self._prefix}openapi.json for what there is"
+            return ProblemError(error.status, detail, headers=headers).response()
 
-        return guarded
+    def _authorized(
+        self, handler: Callable[[_Client, web.Request], Awaitable[web.Response]]
+    ) -> Handler:
+        async def authorized(request: web.Request) -> web.StreamResponse:
+            config = self._app.config
+            if config is None:
+                headers = retry_after(STARTING_RETRY)
+                raise ProblemError(503, "the exporter is starting", headers=headers)
+            if not config.watch.api.tokens:
+                raise ProblemError(404, "there is no API; `watch.api.tokens` turns it on")
+            if (token := token_of(config.watch.api, request)) is None:
+                raise ProblemError(
+                    401,
+                    "expected a known token, in the header `Authorization: Bearer TOKEN`",
+                    headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
+                )
+            names = (account.name for account in config.accounts)
+            accounts = [name for name in names if token.accounts is None or name in token.accounts]
+            scope = Scope(tuple(accounts), config.watch.labels)
+            return await handler(_Client(token.name, scope), request)
 
-    def _client(self, request: web.Request) -> _Client:
-        config = self._app.config
-        if config is None:
-            raise ProblemError(503, "the exporter is starting", retry_after=STARTING_RETRY)
-        if not config.watch.api.tokens:
-            raise ProblemError(404, "there is no API; `watch.api.tokens` turns it on")
-        token = token_of(config.watch.api, request)
-        if token is None:
-            raise ProblemError(
-                401,
-                "expected a known token, in the header `Authorization: Bearer TOKEN`",
-                headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
-            )
-        names = (account.name for account in config.accounts)
-        accounts = [name for name in names if token.accounts is None or name in token.accounts]
-        return _Client(token.name, Scope(tuple(accounts), config.watch.labels))
+        return authorized
 
     # Calls.
 
     async def _watch(self, client: _Client, request: web.Request) -> web.Response:
         source = self._app.sources[ApiSource]
         try:
-            calls = await self._reader.read(request, client.scope)
+            calls = await self._read_calls(client.scope, request)
         except ProblemError:
             source.refused()
             raise
         try:
             count = await source.push(calls)
         except CapacityError as error:
-            raise ProblemError(429, str(error), retry_after=error.retry_after) from None
+            raise ProblemError(429, str(error), headers=retry_after(error.retry_after)) from None
         return _json(schemas.Accepted(added=count.added, known=count.known), 202)
 
+    async def _read_calls(self, scope: Scope, request: web.Request) -> list[NewCall]:
+        header = ",".join(request.headers.getall("Content-Encoding", ()))
+        encodings = [part.strip().lower() for part in header.split(",")]
+        encodings = [encoding for encoding in encodings if encoding not in {"", "identity"}]
+        if len(encodings) > 1 or not _ENCODINGS.issuperset(encodings):
+            raise ProblemError(
+                415,
+                "expected a body without Content-Encoding, or one of `gzip` and `deflate`",
+                headers={"Accept-Encoding": "gzip, deflate"},
+            )
+        body = await self._receive(request)
+        if len(body) <= _INLINE and not encodings:
+            return parse_calls(scope, body)
+        async with self._parsing:
+            if encodings:
+                body = await asyncio.to_thread(_decompress, body)
+            return await asyncio.to_thread(parse_calls, scope, body)
+
+    async def _receive(self, request: web.Request) -> bytes:
+        if (request.content_length or 0) > MAX_BODY:
+            raise _too_large()
+        expects = request.headers.get("Expect", "").lower()
+        if expects == "100-continue" and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer has not begun
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise _too_large() from None
+        except (web.RequestPayloadError, ConnectionError):
+            raise ProblemError(400, "the body cannot be read") from None
+        except TimeoutError:
+            raise ProblemError(408, "the body was not received in time") from None
+
     async def _list(self, client: _Client, request: web.Request) -> web.Response:
-        query = parse_query(request, client.scope)
+        if len(request.query) > len(set(request.query)):
+            raise ProblemError(400, "expected each parameter once")
+        query = validate(schemas.CallsQuery, dict(request.query), client.scope)
         if self._listings[client.token] >= MAX_LISTINGS:
-            raise ProblemError(429, f"expected at most {MAX_LISTINGS} listings", retry_after=1)
+            detail = f"expected at most {MAX_LISTINGS} listings"
+            raise ProblemError(429, detail, headers=retry_after(1))
         ledger = self._app.ledger
         accounts = [query.account] if query.account else client.scope.accounts
         listing = asyncio.create_task(ledger.read(_page, ledger, accounts, query))
@@ -141,13 +203,12 @@ class Api:
                 # The thread goes on with it: until then, it counts.
                 return _json(await asyncio.shield(listing))
         except TimeoutError:
-            raise ProblemError(
-                503, "the listing takes too long", retry_after=LEDGER_RETRY
-            ) from None
+            headers = retry_after(LEDGER_RETRY)
+            raise ProblemError(503, "the listing takes too long", headers=headers) from None
 
     async def _show(self, client: _Client, request: web.Request) -> web.Response:
         ledger = self._app.ledger
-        record = await self._found(client, request)
+        record = await self._find(client, request)
         fields = ledger.to_machine_time(record)._asdict()
         account = self._app.accounts.get(record.account)
         if account is not None and (call := account.poller.calls.get(record.id)):
@@ -158,13 +219,13 @@ class Api:
         return _json(schemas.CallDetails.model_validate(fields))
 
     async def _delete(self, client: _Client, request: web.Request) -> web.Response:
-        record = await self._found(client, request)
+        record = await self._find(client, request)
         if record.state != FINISHED and await self._app.calls.delete(record.id):
             return web.Response(status=204)
-        await self._found(client, request)  # unless another request has just deleted it
+        await self._find(client, request)  # unless another request has just deleted it
         raise ProblemError(409, "the call has finished")
 
-    async def _found(self, client: _Client, request: web.Request) -> CallRecord:
+    async def _find(self, client: _Client, request: web.Request) -> CallRecord:
         account, text = request.match_info["account"], request.match_info["reference_id"]
         try:
             name = reference_id(text)
@@ -200,34 +261,43 @@ class Api:
         return _json(to_json(document, indent=2))
 
 
-def problem_middleware(route_prefix: str) -> Middleware:
-    """Return what answers with problem details where aiohttp refuses a request to the API."""
-    api = f"{route_prefix}{PREFIX}"
-
-    @web.middleware
-    async def answer(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPException as error:
-            if not request.path.startswith(f"{api}/"):
-                raise
-            kept = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
-            detail = (error.text or "").strip()
-            if error.status in {404, 405}:
-                detail = f"see {api}/openapi.json for what there is"
-            return ProblemError(error.status, detail, headers=kept).response()
-
-    return answer
-
-
 def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
     """Return the token that a request shows, if it is known."""
     secret = Secret(credentials(request, "bearer"))
     # All of them, so that the time does not tell which one it was. None is empty.
     found = [token for token in config.tokens if token.token == secret]
     return found[0] if found else None
+
+
+def _decompress(body: bytes) -> bytes:
+    """Decompress gzip or zlib, as the first bytes tell, up to the size that a body may have."""
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        decompressed = stream.decompress(body, MAX_BODY + 1)
+    except zlib.error:
+        decompressed = b""
+    if len(decompressed) > MAX_BODY:
+        raise _too_large()
+    if not stream.eof or stream.unused_data:
+        raise ProblemError(400, "the body is not a single stream of gzip or zlib")
+    return decompressed
+
+
+def _too_large() -> ProblemError:
+    return ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB, as sent and as decompressed")
+
+
+def parse_calls(scope: Scope, body: bytes) -> list[NewCall]:
+    """Return the calls of the body of `POST /calls`.
+
+    Raises:
+        ProblemError: with the first of its problems, if it has any.
+    """
+    # The parser holds the interpreter's lock until it is done: not with millions of values.
+    if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MAX_SEPARATORS:
+        raise ProblemError(413, f"expected no more values than {MAX_CALLS} calls have")
+    calls = validate(schemas.NewCalls, body.removeprefix(BOM_UTF8), scope).calls
+    return [NewCall(call.account, ReferenceId(call.reference_id), call.labels) for call in calls]
 
 
 def _page(ledger: Ledger, accounts: Collection[str], query: schemas.CallsQuery) -> bytes:

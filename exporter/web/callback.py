@@ -7,12 +7,13 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from exporter.app import App
 from exporter.calls import CallbackOutcome
 from exporter.errors import CapacityError, LedgerError
 from exporter.secrets import Secret
 from exporter.sources.callback import CallbackSource
+from exporter.web.access import retry_after
 from exporter.web.api import LEDGER_RETRY, STARTING_RETRY
-from exporter.web.status import App
 
 PATH: Final = "/callback"
 _NO_TOKEN: Final = Secret("")
@@ -74,5 +75,4 @@ class Callback:
 
 
 def _retry_later(status: int, seconds: int) -> web.Response:
-    headers = {"Retry-After": str(seconds)}
-    return web.Response(status=status, text="try again later\n", headers=headers)
+    return web.Response(status=status, text="try again later\n", headers=retry_after(seconds))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from importlib.resources import files
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import yaml
+from aiohttp import web
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    SkipValidation,
+    ValidationError,
     ValidationInfo,
     model_validator,
 )
 from pydantic.json_schema import models_json_schema
-from pydantic_core import PydanticCustomError
 
 import exporter
 from exporter.calls import CallState, Key, Result, Status
@@ -31,8 +32,28 @@ from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
 MAX_CALLS: Final = 10_000
 """Calls in one request."""
 
-MAX_KEYS: Final = 100
-"""Keys of a mapping that are validated one by one; a larger mapping is refused as a whole."""
+MAX_PROBLEMS: Final = 100
+"""Problems of a request that are listed one by one."""
+
+# Above this, making the list of problems takes too long to show any of them.
+_MAX_LISTED: Final = 50_000
+
+_MESSAGES: Final = {
+    "missing": "missing required key",
+    "extra_forbidden": "unknown key",
+    "model_type": "expected an object",
+    "dict_type": "expected an object",
+    "list_type": "expected a list",
+    "string_type": "expected text",
+    "string_too_long": "expected at most {max_length} characters",
+    "string_pattern_mismatch": "expected text without control characters",
+    "too_long": "expected at most {max_length} items",
+    "int_parsing": "expected a whole number",
+    "greater_than_equal": "expected at least {ge}",
+    "less_than_equal": "expected at most {le}",
+    "json_invalid": "the body is not JSON: {error}",
+    "value_error": "{error}",
+}
 
 
 class Scope(NamedTuple):
@@ -45,26 +66,15 @@ class Scope(NamedTuple):
 # Requests.
 
 
-def _few_keys(value: object) -> object:
-    if isinstance(value, dict) and len(value) > MAX_KEYS:
-        raise PydanticCustomError("expected", f"expected at most {MAX_KEYS} keys")
-    return value
-
-
-def _scope(info: ValidationInfo) -> Scope:
-    assert isinstance(info.context, Scope)  # noqa: S101 - so it is called
-    return info.context
-
-
-def _account(name: str, info: ValidationInfo) -> str:
-    if name not in _scope(info).accounts:
-        raise PydanticCustomError("expected", "expected the name of one of the accounts")
+def _account(name: str, info: ValidationInfo[Scope]) -> str:
+    if name not in info.context.accounts:
+        raise ValueError("expected the name of one of the accounts")
     return name
 
 
-def _label(name: str, info: ValidationInfo) -> str:
-    if name not in _scope(info).labels:
-        raise PydanticCustomError("expected", "expected one of the names in `watch.labels`")
+def _label(name: str, info: ValidationInfo[Scope]) -> str:
+    if name not in info.context.labels:
+        raise ValueError("expected one of the names in `watch.labels`")
     return name
 
 
@@ -72,7 +82,7 @@ def _reference_id(text: str) -> ReferenceId:
     try:
         return reference_id(text)
     except ValueError as error:
-        raise PydanticCustomError("expected", f"expected an id; the text {error}") from None
+        raise ValueError(f"expected an id; the text {error}") from None
 
 
 def _one_of(values: Iterable[str]) -> Any:  # Any: an annotation made at run time
@@ -80,7 +90,7 @@ def _one_of(values: Iterable[str]) -> Any:  # Any: an annotation made at run tim
 
     def check(value: str) -> str:
         if value not in known:
-            raise PydanticCustomError("expected", f"expected one of: {', '.join(known)}")
+            raise ValueError(f"expected one of: {', '.join(known)}")
         return value
 
     return Annotated[str, AfterValidator(check), Field(json_schema_extra={"enum": [*known]})]
@@ -99,10 +109,8 @@ class _Request(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bounded(cls, value: object) -> object:
-        return _few_keys(value)
+
+R = TypeVar("R", bound=_Request)
 
 
 class NewCall(_Request):
@@ -116,25 +124,21 @@ class NewCall(_Request):
     account: _Account
     """The account that placed the call."""
 
-    labels: Annotated[
-        dict[Annotated[str, AfterValidator(_label)], _LabelValue], BeforeValidator(_few_keys)
-    ] = Field(default_factory=dict)
+    labels: dict[Annotated[str, AfterValidator(_label)], _LabelValue] = Field(default_factory=dict)
     """Values of names in `watch.labels`."""
 
     @model_validator(mode="before")
     @classmethod
-    def _only_account(cls, value: object, info: ValidationInfo) -> object:
+    def _only_account(cls, value: Any, info: ValidationInfo[Scope]) -> Any:  # Any: JSON
         """Let the account be left out where there is only one."""
-        if isinstance(value, dict) and len(_scope(info).accounts) == 1:
-            return {"account": _scope(info).accounts[0], **value}
-        return value
+        only = isinstance(value, dict) and len(info.context.accounts) == 1
+        return {"account": info.context.accounts[0], **value} if only else value
 
 
 class NewCalls(_Request):
     """Calls to watch."""
 
-    # Validated one by one, so that the number of problems is bounded.
-    calls: Annotated[list[SkipValidation[NewCall]], Field(max_length=MAX_CALLS)]
+    calls: Annotated[list[NewCall], Field(max_length=MAX_CALLS)]
     """All of them are added, or none."""
 
 
@@ -295,6 +299,67 @@ class ProblemDetails(BaseModel):
     """The problems of the request, the first hundred of them."""
 
 
+class ProblemError(Exception):
+    """Ends a request to the API with problem details.
+
+    Args:
+        status: the HTTP status.
+        detail: what happened.
+        errors: what is wrong with parts of the request.
+        headers: headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        errors: Sequence[ItemProblem] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        title = HTTPStatus(status).phrase
+        self._details = ProblemDetails(
+            title=title, status=status, detail=detail, errors=list(errors) or None
+        )
+        self._headers = headers
+
+    def response(self) -> web.Response:
+        """Return the response to the request."""
+        return web.Response(
+            status=self._details.status,
+            text=self._details.model_dump_json(exclude_none=True) + "\n",
+            content_type="application/problem+json",
+            headers=self._headers,
+        )
+
+
+def validate(model: type[R], request: bytes | dict[str, str], scope: Scope) -> R:
+    """Return what the JSON or the parameters of a request hold.
+
+    Raises:
+        ProblemError: with the first of its problems.
+    """
+    try:
+        if isinstance(request, bytes):
+            return model.model_validate_json(request, context=scope)
+        return model.model_validate(request, context=scope)
+    except ValidationError as error:
+        count = error.error_count()
+        details = error.errors(include_url=False) if count <= _MAX_LISTED else []
+        problems = []
+        for detail in details[:MAX_PROBLEMS]:
+            message = _MESSAGES.get(detail["type"], detail["msg"])
+            # A JSON pointer (RFC 6901); keys are what the client sent. Behind a key that is wrong,
+            # pydantic puts a mark of its own.
+            parts = (str(part)[:64] for part in detail["loc"] if part != "[key]")
+            pointer = "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in parts)
+            message = message.format_map(detail.get("ctx", {}))
+            problems.append(ItemProblem(pointer=pointer, detail=message))
+        status = 413 if any(detail["type"] == "too_long" for detail in details) else 400
+        text = f"{count} problem{'s' * (count != 1)} in the request; nothing is added"
+        raise ProblemError(status, text, problems) from None
+
+
 def openapi(scope: Scope, external_path: str = "") -> dict[str, Any]:  # Any: JSON
     """Return the OpenAPI document of the API.
 
@@ -315,7 +380,7 @@ def openapi(scope: Scope, external_path: str = "") -> dict[str, Any]:  # Any: JS
         ref_template="#/components/schemas/{model}",
     )
     models = schemas["$defs"]
-    call = models["NewCalls"]["properties"]["calls"]["items"]
+    call = models["NewCall"]
     query = models.pop("CallsQuery")["properties"]
     account, labels = call["properties"]["account"], call["properties"]["labels"]
     account["enum"] = query["account"]["enum"] = list(scope.accounts)

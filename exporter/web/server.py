@@ -5,28 +5,42 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import structlog
 from aiohttp import HttpVersion10, web
 
+from exporter.app import App
 from exporter.errors import ConfigError, ExporterError, SourceError
+from exporter.metrics.exposition import (
+    OPENMETRICS,
+    TEXT,
+    Exposition,
+    accepts_gzip,
+    compress,
+    wants_openmetrics,
+)
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.file_watcher import INTERVAL
 from exporter.threads import DetachedThreads
-from exporter.web.access import PROBES, Access, Passwords
+from exporter.web.access import PROBES, Access, Handler, Passwords, Slots
+from exporter.web.api import MAX_BODY, Api, token_of
 from exporter.web.api import PREFIX as API_PREFIX
-from exporter.web.api import Api, problem_middleware, token_of
 from exporter.web.callback import PATH as CALLBACK_PATH
 from exporter.web.callback import Callback
 from exporter.web.connections import Connection, Connections, Limits
-from exporter.web.request_body import CallsReader
 from exporter.web.sockets import ListenAddress, listen, systemd_sockets, url_of
-from exporter.web.status import App, Viewer
-from exporter.web.views import Views
+from exporter.web.status_page import (
+    LANGUAGES,
+    REFRESH,
+    StatusTemplate,
+    Viewer,
+    build_status_view,
+    choose_language,
+)
 from exporter.web.web_config import WebConfig
 
 # Seconds that answers under way may still take when the exporter ends.
@@ -36,7 +50,8 @@ _LOAD_TIMEOUT: Final = 30.0
 _WEB_CONFIG: Final = "web configuration"
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Server": "esms-exporter"}
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# Compressing more than this takes long enough to be felt by the polls: it is done in a thread.
+_INLINE: Final = 128 * 1024
 
 _log = structlog.get_logger(__name__)
 
@@ -84,21 +99,30 @@ class WebServer:
         self._app = app
         self._options = options
         self._config = options.config
+        self._exposition = Exposition(app.metrics.registry)
+        self._scrapes = Slots(limits.scrapes)
+        self._template = StatusTemplate(options.telemetry_path)
+        self._pages = Slots(limits.pages)
+        self._rendering = asyncio.Lock()
+        self._passwords = passwords or Passwords(max_checks=limits.password_checks)
         prefix = options.route_prefix
         self._access = Access(
             PROBES if options.open_probes else (),
             (f"{API_PREFIX}/", f"{CALLBACK_PATH}/"),
             prefix,
-            passwords or Passwords(max_checks=limits.password_checks),
-            time.monotonic,
+            self._passwords,
         )
+        api = Api(app, limits.body, prefix, options.external_path)
         application = web.Application(
-            middlewares=[_tracked, problem_middleware(prefix), self._guarded]
+            middlewares=[_tracked, api.problems, self._access.answer], client_max_size=MAX_BODY
         )
         routes = [
-            *Views(app, options.telemetry_path, self._viewer, limits).routes(),
+            web.get("/", self._status),
+            web.get(options.telemetry_path, self._metrics),
+            web.get("/-/healthy", self._healthy),
+            web.get("/-/ready", self._ready),
             web.post("/-/reload", self._reload),
-            *Api(app, CallsReader(limits.body), options.external_path).routes(),
+            *api.routes(),
             *Callback(app).routes(),
         ]
         routes = [web.RouteDef(r.method, prefix + r.path, r.handler, r.kwargs) for r in routes]
@@ -157,7 +181,7 @@ class WebServer:
         await self._runner.cleanup()
         self.connections.close()
         self._threads.close()
-        self._access.close()
+        self._passwords.close()
 
     def _start_task(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -206,18 +230,14 @@ class WebServer:
 
     # Requests.
 
-    @web.middleware
-    async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        return await self._access.answer(request, handler)
-
     def _viewer(self, request: web.Request) -> Viewer:
         if self._access.config.users:
-            return Viewer(known=True, accounts=None)  # else access was denied before
+            return Viewer(authenticated=True, accounts=None)  # else access was denied before
         config = self._app.config
         if config is None or (token := token_of(config.watch.api, request)) is None:
             return Viewer()
         accounts = None if token.accounts is None else frozenset(token.accounts)
-        return Viewer(known=True, accounts=accounts)
+        return Viewer(authenticated=True, accounts=accounts)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)
@@ -226,6 +246,56 @@ class WebServer:
             # Without the rest of the body, no further request can be told from it.
             response.headers["Connection"] = "close"
             response.force_close()
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        with self._scrapes.take():
+            openmetrics = wants_openmetrics(",".join(request.headers.getall("Accept", [])))
+            body = await self._exposition.render(openmetrics=openmetrics)
+            headers = {
+                "Content-Type": OPENMETRICS if openmetrics else TEXT,
+                "Vary": "Accept, Accept-Encoding",
+            }
+            if accepts_gzip(",".join(request.headers.getall("Accept-Encoding", []))):
+                headers["Content-Encoding"] = "gzip"
+                inline = len(body) < _INLINE
+                body = compress(body) if inline else await asyncio.to_thread(compress, body)
+            response = web.Response(headers=headers, body=body)
+            # Here, so that an answer that waits for its reader counts.
+            with suppress(ConnectionError):  # the scraper is gone
+                await response.prepare(request)
+                await response.write_eof()
+            return response
+
+    async def _status(self, request: web.Request) -> web.Response:
+        query = {}
+        if (chosen := request.query.get("lang")) in LANGUAGES:
+            query["lang"] = chosen
+        if request.query.get("refresh") == "off":
+            query["refresh"] = "off"
+        accept = ",".join(request.headers.getall("Accept-Language", []))
+        language = query.get("lang") or choose_language(accept)
+        headers = {
+            "Content-Security-Policy": self._template.policy,
+            "Cache-Control": "no-store",
+            "Content-Language": language,
+            "Vary": "Accept-Language, Authorization",
+        }
+        if "refresh" not in query:
+            headers["Refresh"] = str(REFRESH)
+        # In a thread, so that polls are not delayed; one at a time, to leave threads to others.
+        with self._pages.take():
+            async with self._rendering:
+                view = build_status_view(self._app, self._viewer(request), time.time())
+                page = await asyncio.to_thread(self._template.render, view, language, query)
+        return web.Response(text=page, content_type="text/html", headers=headers)
+
+    async def _healthy(self, _request: web.Request) -> web.Response:
+        return web.Response(text="esms-exporter is healthy.\n")
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        if reasons := self._app.not_ready():
+            return web.Response(status=503, text="".join(f"{reason}\n" for reason in reasons))
+        return web.Response(text="esms-exporter is ready.\n")
 
     async def _reload(self, _request: web.Request) -> web.Response:
         try:
@@ -236,7 +306,7 @@ class WebServer:
         return web.Response(text="configuration reloaded\n")
 
 
-def _redirect(prefix: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _redirect(prefix: str) -> Handler:
     """Return a handler that redirects to the page, relative: a proxy may serve another path."""
 
     async def redirect(request: web.Request) -> web.StreamResponse:
@@ -251,13 +321,11 @@ async def _await_access(_request: web.Request) -> None:
 
 
 @web.middleware
-async def _tracked(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def _tracked(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Tell the connection when it has a request and when no more."""
     if request.version < HttpVersion10:
         raise web.HTTPVersionNotSupported
-    connection = request.protocol
-    if not isinstance(connection, Connection):
-        return await handler(request)
+    connection = cast("Connection", request.protocol)
     connection.begin(request.content)
     try:
         return await handler(request)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from exporter.web.views import StatusTemplate
+from exporter.web.status_page import StatusTemplate
 from tests.browser import LOOKS, Look, chromium, findings, looking
 from tests.e2e.processes import Exporter
 from tests.waiting import DEADLINE
@@ -128,11 +128,7 @@ async def test_something_of_everything(browser: Browser) -> None:
     template = StatusTemplate()
     for look in (*LOOKS, Look("tiny", 320, 500, "light", "vi")):
         async with looking(browser, look) as page:
-            await page.set_content(
-                template.render(
-                    sample(), look.language, query={}, telemetry_path="/m", zone=VIETNAM
-                )
-            )
+            await page.set_content(template.render(sample(), look.language, {}, VIETNAM))
             assert await findings(page) == [], look
             assert await fits(page), look
             # Numbers below each other end at the same place.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
+from heapq import nlargest
 
 from exporter.account import AccountStatus
 from exporter.calls import CallState, Result, Status
@@ -12,20 +13,19 @@ from exporter.esms.codes import Outcome
 from exporter.ledger.types import FinishedCall
 from exporter.polling.stats import Balance
 from exporter.recent_results import Histories
-from exporter.web.status import (
+from exporter.web.status_page import (
     AccountView,
     SourceView,
     StatusView,
     Viewer,
-    lines,
-    newest,
+    redacted_lines,
 )
 
 VIETNAM = timezone(timedelta(hours=7), "+07")
 NOW = datetime(2025, 3, 14, 7, 32, 20, tzinfo=UTC).timestamp()
 RATES = {"main": 9.0, "hotline": 2.5}
 BALANCES = {"main": Balance(4_812_350, NOW - 74), "hotline": Balance(36_693, NOW - 209)}
-KNOWN = Viewer(known=True, accounts=None)
+KNOWN = Viewer(authenticated=True, accounts=None)
 
 _MIX = (
     (Result.SUCCESS, Status.ANSWERED, 74),
@@ -97,12 +97,13 @@ def sample(viewer: Viewer = KNOWN) -> StatusView:
         ),
     )
     recents = [(one, made.recent(one.name, NOW)) for one in accounts]
+    failures = (call for _, recent in recents for call in recent.failures)
     trouble = "calls/today.csv:17: [15].campaign: expected at most 128 characters"
     return StatusView(
         NOW,
         (),
         [AccountView(one, recent, BALANCES.get(one.name)) for one, recent in recents],
-        newest((call for _, recent in recents for call in recent.failures), 8),
+        nlargest(8, failures, key=lambda call: call.finished_at),
         [
             SourceView("api", NOW - 1, 0, failing=False, problems=()),
             SourceView("config", NOW - 26_000, 1, failing=False, problems=()),
@@ -111,7 +112,7 @@ def sample(viewer: Viewer = KNOWN) -> StatusView:
                 NOW - 312,
                 1,
                 failing=True,
-                problems=lines(trouble) if viewer.known else (),
+                problems=redacted_lines(trouble) if viewer.authenticated else (),
             ),
             SourceView("sql:orders", NOW - 11, 0, failing=False, problems=()),
         ],

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from exporter.web.views import StatusTemplate
+from exporter.web.status_page import StatusTemplate
 from tests.browser import Look, chromium, looking
 from tests.web.sample import VIETNAM, sample
 
@@ -24,11 +24,7 @@ async def draw(folder: Path) -> None:
     async with chromium() as browser:
         for look in PICTURES:
             async with looking(browser, look) as page:
-                await page.set_content(
-                    template.render(
-                        sample(), look.language, query={}, telemetry_path="/metrics", zone=VIETNAM
-                    )
-                )
+                await page.set_content(template.render(sample(), look.language, {}, VIETNAM))
                 await page.screenshot(path=folder / f"status-{look}.png")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -18,9 +19,8 @@ from exporter.ids import ReferenceId
 from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Plan
-from exporter.web.api import MAX_LISTINGS
-from exporter.web.request_body import ProblemError, parse_calls
-from exporter.web.schemas import MAX_CALLS, Scope
+from exporter.web.api import MAX_LISTINGS, parse_calls
+from exporter.web.schemas import MAX_CALLS, ProblemError, Scope
 from tests.databases import postgresql
 from tests.waiting import until
 from tests.web.bench import Bench, serving
@@ -273,28 +273,12 @@ async def test_any_id_has_its_path(bench: Bench, name: str) -> None:
         (
             {"calls": [{"reference_id": "good", "account": "b"}] * 2 + [{"account": "b"}] * 101},
             400,
-            "at least 100 problems in the request; nothing is added",
+            "101 problems in the request; nothing is added",
         ),
         (
             {"calls": [{"reference_id": "a", "account": "b"}] + [{"a": 1, "b": 2}] * 9_999},
             400,
-            "at least 100 problems in the request; nothing is added",
-        ),
-        # Of a mapping with more keys than anybody means, no key is looked at.
-        ({f"k{n}": 1 for n in range(101)}, 400, "expected at most 100 keys"),
-        ({"calls": [{f"k{n}": 1 for n in range(101)}]}, 400, "/calls/0: expected at most 100 keys"),
-        (
-            {
-                "calls": [
-                    {
-                        "reference_id": "a",
-                        "account": "b",
-                        "labels": {f"k{n}": "" for n in range(101)},
-                    }
-                ]
-            },
-            400,
-            "/calls/0/labels: expected at most 100 keys",
+            "39996 problems in the request; nothing is added",
         ),
         ({"calls": [{"reference_id": "a", "account": "b"}] * 10_001}, 413, "at most 10000 items"),
     ],
@@ -324,8 +308,10 @@ def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:
         b"{},[ " * 2_000_000,
     ):
         tracemalloc.start()
-        with pytest.raises(ProblemError, match=r"^(expected no more values|the body is not JSON)"):
+        with pytest.raises(ProblemError) as caught:
             parse_calls(scope, body)
+        text = caught.value.response().text or ""
+        assert re.search("expected no more values|the body is not JSON", text)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert most < 2 * len(body)

@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from exporter.web.request_body import MAX_BODY, ProblemError, parse_calls
-from exporter.web.schemas import Scope
+from exporter.web.api import MAX_BODY, parse_calls
+from exporter.web.schemas import ProblemError, Scope
 from tests.inflating import Inflated, compressed, counting_inflated
 from tests.web.bench import Bench
 

@@ -13,9 +13,15 @@ from exporter.esms.codes import Outcome
 from exporter.ledger.types import FinishedCall
 from exporter.polling.stats import Balance
 from exporter.recent_results import Recent
-from exporter.web.i18n import LANGUAGES, load
-from exporter.web.status import AccountView, SourceView, StatusView, Viewer, newest
-from exporter.web.views import StatusTemplate
+from exporter.web.status_page import (
+    LANGUAGES,
+    AccountView,
+    Language,
+    SourceView,
+    StatusTemplate,
+    StatusView,
+    Viewer,
+)
 from tests.web.sample import KNOWN, NOW, VIETNAM, account, sample
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}{reason}%s\u202e"
@@ -56,7 +62,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def template() -> StatusTemplate:
-    return StatusTemplate()
+    return StatusTemplate("/m")
 
 
 def draw(
@@ -65,9 +71,7 @@ def draw(
     language: str = "en",
     query: Mapping[str, str] | None = None,
 ) -> Page:
-    return Page(
-        template.render(view, language, query=query or {}, telemetry_path="/m", zone=VIETNAM)
-    )
+    return Page(template.render(view, language, query or {}, VIETNAM))
 
 
 def with_account(**changes: object) -> StatusView:
@@ -76,7 +80,7 @@ def with_account(**changes: object) -> StatusView:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_all_of_it(template: StatusTemplate, language: str) -> None:
-    page, words = draw(template, sample(), language), load(language)
+    page, words = draw(template, sample(), language), Language(language)
     for element, attributes in page.elements:
         assert element not in {"script", "link", "img", "iframe", "form", "object"}
         assert not [
@@ -96,7 +100,7 @@ def test_all_of_it(template: StatusTemplate, language: str) -> None:
 @pytest.mark.parametrize("reason", Outcome)
 def test_every_pause(template: StatusTemplate, language: str, reason: Outcome) -> None:
     view = with_account(paused=reason, paused_until=NOW + 95, code="160", message="Slow down")
-    text, words = draw(template, view, language).text, load(language)
+    text, words = draw(template, view, language).text, Language(language)
     assert words.say("asking_paused", reason=words.say(f"pause_{reason.value}")) in text
     until = words.say("asking_until", duration=words.duration(95), time="14:33:55 +07")
     assert f"{until} {words.say('asking_code', code='160')}." in text
@@ -162,18 +166,11 @@ def test_every_failure(template: StatusTemplate) -> None:
     assert "None." in draw(template, replace(sample(), failures=[])).text
 
 
-def test_only_the_newest_failures() -> None:
-    calls = [
-        FinishedCall("a", str(at), Result.FAILURE, Status.BUSY, 0, at) for at in (1.0, 3.0, 2.0)
-    ]
-    assert [call.finished_at for call in newest(calls, 2)] == [3.0, 2.0]
-
-
 @pytest.mark.parametrize(
     ("viewer", "seen"),
     [
         (Viewer(), set()),
-        (Viewer(known=True, accounts=frozenset({"main"})), {"main"}),
+        (Viewer(authenticated=True, accounts=frozenset({"main"})), {"main"}),
         (KNOWN, {"main", "hotline"}),
     ],
 )
@@ -182,11 +179,11 @@ def test_who_sees_reference_ids(template: StatusTemplate, viewer: Viewer, seen: 
     text = draw(template, view).text
     for call in view.failures:
         assert (call.reference_id in text) is (call.account in seen)
-    assert ("ReferenceId" in text.replace("Log in to see ReferenceIds", "")) is viewer.known
-    assert ("Log in to see ReferenceIds." in text) is not viewer.known
+    assert ("ReferenceId" in text.replace("Log in to see ReferenceIds", "")) is viewer.authenticated
+    assert ("Log in to see ReferenceIds." in text) is not viewer.authenticated
     # Nor what the provider says, and what is in files: it may be an id too.
-    assert ("Authorize Failed" in text) is viewer.known
-    assert ("calls/today.csv" in text) is viewer.known
+    assert ("Authorize Failed" in text) is viewer.authenticated
+    assert ("calls/today.csv" in text) is viewer.authenticated
 
 
 def test_telephone_numbers_are_left_out(template: StatusTemplate) -> None:

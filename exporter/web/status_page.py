@@ -1,0 +1,297 @@
+"""The status page: what it shows of the exporter, in which language, to whom."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+from hashlib import sha256
+from heapq import nlargest
+from importlib.resources import files
+from typing import Final, NamedTuple
+from urllib.parse import urlencode
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+import exporter
+from exporter.account import AccountStatus
+from exporter.app import App
+from exporter.calls import CallState, Result
+from exporter.calls import Status as CallStatus
+from exporter.ledger.types import FinishedCall
+from exporter.metrics.exposition import clauses
+from exporter.polling.stats import Balance
+from exporter.recent_results import Recent
+from exporter.secrets import mask_phone_numbers
+from exporter.sources.configuration import ConfigurationSource
+
+REFRESH: Final = 15
+"""Seconds after which a browser reloads the page."""
+
+FAILURES: Final = 20
+"""Failures that are shown."""
+
+LINES: Final = 20
+"""Lines of problems that are shown of one source."""
+
+LANGUAGES: Final = ("en", "vi")
+"""The languages that the page has, the default first."""
+
+
+class Viewer(NamedTuple):
+    """Who requests the page.
+
+    Attributes:
+        authenticated: by a password or a token.
+        accounts: whose ReferenceIds are shown; None for all.
+    """
+
+    authenticated: bool = False
+    accounts: frozenset[str] | None = frozenset()
+
+    def sees(self, account: str) -> bool:
+        """Tell whether ReferenceIds of an account are shown."""
+        return self.authenticated and (self.accounts is None or account in self.accounts)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """An account: its status, its recent results, its balance, and the labels that lag most."""
+
+    status: AccountStatus
+    recent: Recent
+    balance: Balance | None = None
+    lagging: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def statuses_today(self) -> Sequence[tuple[CallStatus, int]]:
+        """What the callees did today, the most frequent first."""
+        counts = [(status, self.recent.of_status(status)) for status in CallStatus]
+        return sorted((count for count in counts if count[1]), key=lambda count: -count[1])
+
+
+class SourceView(NamedTuple):
+    """A source; `last_success` is a Unix time, 0 before the first."""
+
+    name: str
+    last_success: float
+    errors: int
+    failing: bool
+    problems: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    """All that the page shows; times are Unix times."""
+
+    now: float
+    not_ready: Sequence[str]
+    accounts: Sequence[AccountView]
+    failures: Sequence[FinishedCall]
+    sources: Sequence[SourceView]
+    loaded_at: float
+    problems: Sequence[str]
+    viewer: Viewer
+    standby: Sequence[tuple[str, str]] = ()
+
+    @property
+    def attention(self) -> Sequence[tuple[str, Mapping[str, str]]]:
+        """What needs attention: keys of messages and their values."""
+        found = [("not_ready", {"reason": reason}) for reason in self.not_ready]
+        for account in (view.status for view in self.accounts):
+            if account.authorized is False:
+                found.append(("refused", {"account": account.name}))
+            elif account.paused:
+                reason = f"pause_{account.paused}"
+                found.append(("paused", {"account": account.name, "reason": reason}))
+        failing = (source.name for source in self.sources if source.failing)
+        # The configuration has a message of its own.
+        found += [
+            ("source", {"source": name}) for name in failing if name != ConfigurationSource.name
+        ]
+        return found + ([("config", {})] if self.problems else [])
+
+
+def redacted_lines(text: str) -> list[str]:
+    """Return the lines of a text of others, without what may be a phone number."""
+    return [mask_phone_numbers(line) for line in text.splitlines() if line.strip()]
+
+
+def build_status_view(app: App, viewer: Viewer, now: float) -> StatusView:
+    """Return what the page shows now; to be called in the event loop."""
+    config, label_sets = app.config_status, app.calls.totals
+    accounts = [
+        AccountView(
+            account.status,
+            app.calls.histories.recent(name, now),
+            account.stats.balance,
+            {} if account.status.lagging is None else label_sets.labels(account.status.lagging),
+        )
+        for name, account in app.accounts.items()
+    ]
+    failures = (call for account in accounts for call in account.recent.failures)
+    return StatusView(
+        now,
+        app.not_ready(),
+        accounts,
+        nlargest(FAILURES, failures, key=lambda call: call.finished_at),
+        [
+            SourceView(
+                source.name,
+                source.last_success,
+                source.errors,
+                bool(source.problem) or source.name in config.problems,
+                redacted_lines(source.problem) if viewer.authenticated else [],
+            )
+            for source in sorted(app.sources.statuses, key=lambda source: source.name)
+        ],
+        config.loaded_at,
+        redacted_lines("\n".join(config.problems.values())),
+        viewer,
+        sorted(app.standby.items()),
+    )
+
+
+class Language:
+    """A language: the texts of the page, and how numbers, times and durations are written.
+
+    Args:
+        code: as in `lang` of HTML and in `Accept-Language`.
+
+    Attributes:
+        messages: every text of the page by its key, with placeholders in braces.
+    """
+
+    def __init__(self, code: str) -> None:
+        text = (files("exporter.web") / "messages" / f"{code}.yaml").read_text("utf-8")
+        self.code = code
+        self.messages: Mapping[str, str] = yaml.safe_load(text)
+
+    def say(self, key: str, **values: object) -> str:
+        """Return a message, with its placeholders filled in."""
+        return self.messages[key].format(**values)
+
+    def source(self, name: str) -> str:
+        """Return the name of a source for people."""
+        kind, _, rest = name.partition(":")
+        message = self.messages.get(f"source_{kind}")
+        return message.format(name=rest) if message else name
+
+    def number(self, value: float) -> str:
+        """Write a whole number, such as 12,345."""
+        return f"{value:,.0f}".replace(",", self.messages["thousands"])
+
+    def percent(self, share: float) -> str:
+        """Write a share of 1 as a percentage; 0% and 100% only where it is exactly that."""
+        tenths = round(share * 1000)
+        if 0 < share < 1:
+            tenths = max(1, min(tenths, 999))
+        digits = f"{tenths / 10:g}".replace(".", self.messages["decimal"])
+        return self.say("percent", number=digits)
+
+    def duration(self, seconds: float) -> str:
+        """Write a duration, in its two largest units."""
+        minutes, s = divmod(round(max(0.0, seconds)), 60)
+        hours, m = divmod(minutes, 60)
+        d, h = divmod(hours, 24)
+        name = "days" if d else "hours" if h else "minutes" if m else "seconds"
+        return self.say(f"duration_{name}", d=self.number(d), h=h, m=m, s=s)
+
+    def time(self, at: float, now: float, zone: tzinfo | None = None) -> str:
+        """Write a Unix time with its zone (None: of the process), and the date where not today."""
+        when, today = _local(at, zone), _local(now, zone).date()
+        time = f"{when:%H:%M:%S} {when.tzname()}"
+        if when.date() == today:
+            return time
+        month = self.messages["months"].split()[when.month - 1]
+        return self.say("date", day=when.day, month=month, time=time)
+
+
+def _local(at: float, zone: tzinfo | None) -> datetime:
+    return datetime.fromtimestamp(at, zone).astimezone(zone)
+
+
+def choose_language(accept: str) -> str:
+    """Return the language that an `Accept-Language` header prefers (RFC 9110, 12.5.4); total."""
+    best, preference = LANGUAGES[0], 0.0
+    for name, _, quality in clauses(accept):
+        if (code := name.partition("-")[0]) in LANGUAGES and quality > preference:
+            best, preference = code, quality
+    return best
+
+
+class StatusTemplate:
+    """Renders the page.
+
+    Args:
+        telemetry_path: the path of the metrics.
+
+    Attributes:
+        policy: the `Content-Security-Policy` of the page: its own style, and nothing else.
+    """
+
+    def __init__(self, telemetry_path: str = "/metrics") -> None:
+        loader = jinja2.PackageLoader("exporter.web")
+        environment = jinja2.Environment(
+            loader=loader,
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        style, _, _ = loader.get_source(environment, "status.css")
+        self.policy = (
+            "default-src 'none'; "
+            f"style-src 'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        environment.globals.update(
+            style=Markup(style),  # noqa: S704 - of the package
+            version=exporter.__version__,
+            states=list(CallState),
+            results=list(Result),
+            ANSWERED=CallStatus.ANSWERED,
+            LINES=LINES,
+            REFRESH=REFRESH,
+            telemetry_path=telemetry_path,
+            redacted_lines=redacted_lines,
+        )
+        self._page = environment.get_template("status.html")
+        self._languages = {code: Language(code) for code in LANGUAGES}
+
+    def render(
+        self,
+        view: StatusView,
+        language: str,
+        query: Mapping[str, str],
+        zone: tzinfo | None = None,
+    ) -> str:
+        """Return the page.
+
+        Args:
+            view: what it shows.
+            language: one of `LANGUAGES`.
+            query: the parameters that are kept in its links: `lang`, `refresh`.
+            zone: of the times; None for that of the process.
+        """
+        words = self._languages[language]
+
+        def link(**changes: str) -> str:
+            given = {name: value for name, value in {**query, **changes}.items() if value}
+            return f"?{urlencode(sorted(given.items()))}" if given else "./"
+
+        return self._page.render(
+            view=view,
+            words=words,
+            t=words.say,
+            number=words.number,
+            duration=words.duration,
+            at=lambda when: words.time(when, view.now, zone),
+            iso=lambda when: _local(when, zone).isoformat(timespec="seconds"),
+            others=[other for other in self._languages.values() if other is not words],
+            refreshing=query.get("refresh") != "off",
+            link=link,
+        )
