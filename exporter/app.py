@@ -22,7 +22,7 @@ from exporter.home_assistant.integration import HomeAssistant
 from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.clock import Clocks
-from exporter.ledger.label_limits import LabelLimits
+from exporter.ledger.labels import LabelLimits
 from exporter.ledger.types import BATCH_SIZE
 from exporter.logs import STANDARD_ERROR
 from exporter.metrics.catalogue import Catalogue

@@ -20,7 +20,7 @@ from exporter.esms.answers import Answer
 from exporter.ids import ReferenceId
 from exporter.ledger.calls import find_call, label_sets_of, list_sources, move_cursor, read_cursor
 from exporter.ledger.clock import Clocks
-from exporter.ledger.label_limits import NO_LIMITS, LabelLimits
+from exporter.ledger.labels import NO_LIMITS, LabelLimits
 from exporter.ledger.leases import LeaseStore
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.notices import POLL_NOW, TOTALS
@@ -34,7 +34,6 @@ from exporter.ledger.types import (
     InsertSummary,
     NewCall,
     Observation,
-    PushResult,
     StoredCall,
 )
 from exporter.polling.durations import WINDOW
@@ -325,7 +324,7 @@ class CallTracker:
         for account in self._accounts.values():
             account.poller.remove(call_id)
 
-    def _take_up(self, taken: InsertResult | PushResult) -> None:
+    def _take_up(self, taken: InsertResult) -> None:
         self.totals.learn(taken.label_sets)
         self.totals.change_series(taken.series)
         self.poll(taken.added)

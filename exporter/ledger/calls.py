@@ -13,7 +13,6 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
-    Boolean,
     Column,
     ColumnElement,
     Connection,
@@ -24,29 +23,27 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    literal,
     or_,
     select,
     text,
-    true,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert
 
 from exporter.calls import CallState, Result, Status, WatchedCall
 from exporter.errors import LedgerConflictError
 from exporter.ids import reference_key
 from exporter.ledger.engine import Database
 from exporter.ledger.json_rows import (
-    OrIgnore,
+    ROWS,
     fetch_json,
     field,
-    item,
-    json_param,
+    insert_rows,
+    is_given,
     select_json,
     to_json_rows,
 )
-from exporter.ledger.label_limits import NO_LIMITS, LabelLimits, canonical
-from exporter.ledger.labels import count_labels
+from exporter.ledger.labels import NO_LIMITS, LabelLimits, canonical, count_labels
 from exporter.ledger.notices import FORGET, notify_holders, notify_of_totals
 from exporter.ledger.schema import (
     UNFINISHED_ROW,
@@ -59,20 +56,14 @@ from exporter.ledger.schema import (
 from exporter.ledger.types import (
     BATCH_SIZE,
     DELETED,
-    NO_SERIES_CHANGES,
     CallRecord,
     Count,
     FinishedCall,
     InsertResult,
     Labels,
     NewCall,
-    PushResult,
-    SeriesChanges,
     StoredCall,
 )
-
-_rows: Final = json_param("rows")
-_keys: Final = json_param("keys")
 
 # Adding calls: those that are known stay as they are.
 
@@ -96,81 +87,60 @@ class Sharing(NamedTuple):
 
 Room = Callable[[Connection, Mapping[str, int]], dict[str, float]]
 
-
+_NOW: Final = bindparam("now", type_=Float())
 _FIND: Final = select_json(
-    calls.c.account_id, calls.c.normalized_id, calls.c.id, calls.c.epoch
+    calls.c.account_id, calls.c.normalized_id, calls.c.id, calls.c.epoch, calls.c.result
 ).join_from(
-    _keys,
+    ROWS,
     calls,
     and_(
-        calls.c.account_id == field(_keys, 0, calls.c.account_id),
-        calls.c.normalized_id == field(_keys, 1, calls.c.normalized_id),
+        calls.c.account_id == field(ROWS, 0, calls.c.account_id),
+        calls.c.normalized_id == field(ROWS, 1, calls.c.normalized_id),
     ),
 )
-_NOW: Final = bindparam("now", type_=Float())
-_NEW: Final = (
+_INSERT: Final = insert_rows(
     calls.c.account_id,
     calls.c.normalized_id,
     calls.c.reference_id,
     calls.c.label_set_id,
     calls.c.epoch,
+    calls.c.pushed,
+    calls.c.first_watched,
+    calls.c.state,
+    calls.c.state_since,
 )
-_INSERT: Final = OrIgnore(calls).from_select(
-    [
-        *_NEW,
-        calls.c.pushed,
-        calls.c.first_watched,
-        calls.c.state,
-        calls.c.state_since,
-    ],
-    select(
-        *(field(_rows, number, column) for number, column in enumerate(_NEW)),
-        bindparam("pushed", type_=Boolean()),
-        _NOW,
-        literal(CallState.NEW.value),
-        _NOW,
-    )
-    .select_from(_rows)
-    # Without a condition, SQLite takes what follows for a part of the join.
-    .where(true()),
-    include_defaults=False,
-)
-# Not each time, because a query may name the same thousands of calls every minute. Locked in the
-# order of their rows, as everywhere, so that exporters do not wait for each other in a circle.
-_PUSHED: Final = (
-    select(calls.c.id)
+
+
+def _locked(*conditions: ColumnElement[bool], key_share: bool = True) -> ColumnElement[bool]:
+    """Say of calls that they are given and meet conditions, and lock them.
+
+    In the order of their rows, as everywhere, so that exporters do not wait for each other in a
+    circle; with `key_share`, not against those who only name them.
+    """
+    rows = select(calls.c.id).where(is_given(calls.c.id), *conditions).order_by(calls.c.id)
+    return calls.c.id.in_(rows.with_for_update(key_share=key_share))
+
+
+# Not each time, because a query may name the same thousands of calls every minute.
+_lately = bindparam("lately", type_=Float())
+_PUSH: Final = (
+    update(calls)
     .where(
-        calls.c.id.in_(select(item(_rows, calls.c.id))),
-        or_(
-            calls.c.pushed.is_(False),
-            and_(
-                calls.c.finished_at < bindparam("lately"),
-                or_(calls.c.named_at.is_(None), calls.c.named_at < bindparam("lately")),
-            ),
-        ),
+        _locked(
+            or_(
+                calls.c.pushed.is_(False),
+                and_(
+                    calls.c.finished_at < _lately,
+                    or_(calls.c.named_at.is_(None), calls.c.named_at < _lately),
+                ),
+            )
+        )
     )
-    .order_by(calls.c.id)
-    .with_for_update(key_share=True)
+    .values(pushed=True, named_at=_NOW)
 )
-_PUSH: Final = update(calls).where(calls.c.id.in_(_PUSHED)).values(pushed=True, named_at=_NOW)
-_COUNT: Final = select(func.count()).where(calls.c.id.in_(select(item(_rows, calls.c.id))))
-_DELETED: Final = select_json(calls.c.id).where(
-    calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result == DELETED
-)
-_FORGET: Final = delete(calls).where(
-    calls.c.id.in_(
-        select(calls.c.id)
-        .where(calls.c.id.in_(select(item(_rows, calls.c.id))))
-        .order_by(calls.c.id)
-        .with_for_update()
-    )
-)
-_NAME: Final = OrIgnore(call_sources).from_select(
-    ["source", "call_id"],
-    select(bindparam("source", type_=call_sources.c.source.type), item(_rows, calls.c.id)).where(
-        true()
-    ),
-)
+_COUNT: Final = select(func.count()).where(is_given(calls.c.id))
+_FORGET: Final = delete(calls).where(_locked(key_share=False))
+_NAME: Final = insert_rows(call_sources.c.source, call_sources.c.call_id)
 
 
 def named_lately(memory: float) -> float:
@@ -183,113 +153,76 @@ def named_lately(memory: float) -> float:
     return min(_NAMED_LATELY, memory / 4)
 
 
-def insert_calls(
-    connection: Connection,
-    source: str | None,
-    new: Sequence[NewCall],
-    now: float,
-    room: Room,
-    sharing: Sharing | None = None,
-    lately: float = _NAMED_LATELY,
-    limits: LabelLimits = NO_LIMITS,
-) -> InsertResult:
-    """Add the calls of a source; see `Store.watch`.
-
-    Args:
-        connection: in a transaction.
-        source: what names them; None for calls that are pushed.
-        new: the calls.
-        now: Unix time.
-        room: how many may be new, of accounts by their rows; those beyond are refused.
-        sharing: this exporter, where several share the ledger.
-        lately: see `named_lately`.
-        limits: of the labels of each account.
-    """
-    ids = _account_rows(connection, new)
-    wanted: dict[tuple[int, str], NewCall] = {}
-    for call in new:
-        wanted.setdefault((ids[call.account], reference_key(call.reference_id)), call)
-    known = _find(connection, wanted)
-    revived = _deleted(connection, known) if source is not None else {}
-    known = {key: row for key, row in known.items() if key not in revived}
-    missing = [(key, call) for key, call in wanted.items() if key not in known]
-    missing, refused = _fitting(missing, room(connection, ids))
-    _forget(connection, [revived[key] for key, _ in missing if key in revived])
-    inserted = _insert(connection, missing, now, sharing, limits, pushed=source is None)
-    rows = {*known.values(), *inserted.rows}
-    if source is None:
-        _push(connection, known.values(), now, lately, sharing)
-    else:
-        connection.execute(_NAME, {"source": source, "rows": to_json_rows(sorted(rows))})
-    return InsertResult(inserted.mine, inserted.label_sets, rows, refused, inserted.series)
-
-
-def push_calls(
+def insert_calls(  # noqa: PLR0913 - what differs between sources and between exporters
     connection: Connection,
     requests: Sequence[Sequence[NewCall]],
     now: float,
     room: Room,
+    *,
+    source: str | None = None,
+    whole: bool = False,
     sharing: Sharing | None = None,
     lately: float = _NAMED_LATELY,
     limits: LabelLimits = NO_LIMITS,
-) -> PushResult:
-    """Add the calls of requests; see `Store.push`.
+) -> InsertResult:
+    """Add the calls of requests: those that are known stay as they are.
+
+    Calls that were deleted become new ones, except where a query returns them.
 
     Args:
         connection: in a transaction.
-        requests: the calls of each.
+        requests: the calls of each; of duplicates, the first counts.
         now: Unix time.
-        room: how many may be new, of accounts by their rows; requests that do not fit are
-            refused.
-        sharing: see `insert_calls`.
+        room: how many may be new, of accounts by their rows.
+        source: what names them; None for calls that are pushed.
+        whole: refuse requests of which not every call fits; else, only the calls that do not.
+        sharing: this exporter, where several share the ledger.
         lately: see `named_lately`.
         limits: of the labels of each account.
     """
-    ids = _account_rows(connection, chain.from_iterable(requests))
+    names = {call.account for call in chain.from_iterable(requests)}
+    ids = {name: row_of(connection, accounts.c.name, name) for name in sorted(names)}
     keyed = [
         [((ids[call.account], reference_key(call.reference_id)), call) for call in request]
         for request in requests
     ]
-    known = _find(connection, {key for request in keyed for key, _ in request})
-    revived = _deleted(connection, known)
-    known = {key: row for key, row in known.items() if key not in revived}
-    missing: dict[tuple[int, str], NewCall] = {}
-    named: set[int] = set()
-    left = room(connection, ids)
-    counts: list[Count | str] = []
+    found = _find(connection, {key for request in keyed for key, _ in request})
+    # A query that still returns a call does not know that it was deleted.
+    revive = whole or source is not None
+    known = {
+        key: row for key, (row, _, result) in found.items() if not (revive and result == DELETED)
+    }
+    missing, rows, refused = dict[_Key, NewCall](), set[int](), Counter[str]()
+    left, counts = room(connection, ids), list[Count | str]()
     for request in keyed:
-        new: dict[tuple[int, str], NewCall] = {}
+        new, again, room_left, full = dict[_Key, NewCall](), list[int](), dict(left), ""
         for key, call in request:
-            if key not in known and key not in missing:
-                new.setdefault(key, call)
-        wanted = Counter(call.account for call in new.values())
-        if full := next((name for name, count in wanted.items() if count > left[name]), None):
+            if key in known:
+                again.append(known[key])
+            elif key not in missing and key not in new:
+                if room_left[call.account] >= 1:
+                    room_left[call.account] -= 1
+                    new[key] = call
+                else:
+                    full = call.account
+                    refused[full] += 1
+        if full and whole:
             counts.append(full)
             continue
-        for name, count in wanted.items():
-            left[name] -= count
         missing |= new
-        named.update(known[key] for key, _ in request if key in known)
+        rows.update(again)
+        left = room_left
         counts.append(Count(len(new), len(request) - len(new)))
-    _forget(connection, [revived[key] for key in missing if key in revived])
-    missed = list(missing.items())
-    inserted = _insert(connection, missed, now, sharing, limits, pushed=True)
-    _push(connection, named, now, lately, sharing)
-    return PushResult(inserted.mine, inserted.label_sets, counts, inserted.series)
-
-
-def _fitting(
-    missing: Iterable[tuple[_Key, NewCall]], left: dict[str, float]
-) -> tuple[list[tuple[_Key, NewCall]], Counter[str]]:
-    """Return the first calls of each account that there is room for, and how many are beyond."""
-    fitting, beyond = [], Counter[str]()
-    for key, call in missing:
-        if left[call.account] >= 1:
-            left[call.account] -= 1
-            fitting.append((key, call))
-        else:
-            beyond[call.account] += 1
-    return fitting, beyond
+    if revived := [found[key][0] for key in missing if key in found]:
+        connection.execute(_FORGET, {"rows": to_json_rows(revived)})
+    inserted = _insert(connection, missing, now, sharing, limits, pushed=source is None)
+    if source is None:
+        _push(connection, rows, now, lately, sharing)
+    rows |= inserted.rows
+    if source is not None:
+        named = to_json_rows((source, row) for row in sorted(rows))
+        connection.execute(_NAME, {"rows": named})
+    return inserted._replace(counts=counts, refused=refused, rows=rows)
 
 
 def keep_call(connection: Connection, row: int, now: float, lately: float) -> bool:
@@ -312,97 +245,66 @@ def _push(
     """
     if not rows:
         return
-    which = {"rows": to_json_rows(rows)}
-    connection.execute(_PUSH, {**which, "now": now, "lately": now - lately})
+    given = {"rows": to_json_rows(rows)}
+    connection.execute(_PUSH, {**given, "now": now, "lately": now - lately})
     # From here on no exporter removes them.
-    if sharing is not None and connection.scalar(_COUNT, which) != len(rows):
+    if sharing is not None and connection.scalar(_COUNT, given) != len(rows):
         raise LedgerConflictError("ledger: a call was removed while it was pushed again")
-
-
-def _deleted(
-    connection: Connection, known: dict[tuple[int, str], int]
-) -> dict[tuple[int, str], int]:
-    """Return the known calls that were deleted: added again, they become new calls."""
-    if not known:
-        return {}
-    rows = {row for (row,) in fetch_json(connection, _DELETED, rows=to_json_rows(known.values()))}
-    return {key: row for key, row in known.items() if row in rows}
-
-
-def _forget(connection: Connection, rows: Collection[int]) -> None:
-    if rows:
-        connection.execute(_FORGET, {"rows": to_json_rows(rows)})
-
-
-class _Inserted(NamedTuple):
-    """Calls that were not known before.
-
-    Attributes:
-        mine: those that are to be polled here.
-        label_sets: of those, by row.
-        rows: of all of them: another exporter may have been faster with some.
-        series: what changed to make room for their labels.
-    """
-
-    mine: list[StoredCall]
-    label_sets: dict[int, Labels]
-    rows: list[int]
-    series: SeriesChanges
 
 
 def _insert(
     connection: Connection,
-    missing: Sequence[tuple[_Key, NewCall]],
+    missing: Mapping[_Key, NewCall],
     now: float,
     sharing: Sharing | None,
     limits: LabelLimits,
     *,
     pushed: bool,
-) -> _Inserted:
-    if not missing:
-        return _Inserted([], {}, [], NO_SERIES_CHANGES)
-    sets = {key: (call.account, canonical(call.labels)) for key, call in missing}
-    wanted = {sets[key]: call.labels for key, call in missing}
-    rows_of_accounts = {call.account: key[0] for key, call in missing}
-    counted = count_labels(connection, rows_of_accounts, wanted, limits)
+) -> InsertResult:
+    """Add calls that are not known; `rows` are those of all of them, whoever was faster."""
+    names = {key: (call.account, canonical(call.labels)) for key, call in missing.items()}
+    labels = {names[key]: call.labels for key, call in missing.items()}
+    ids = {call.account: account for (account, _), call in missing.items()}
+    counted = count_labels(connection, ids, labels, limits)
     if sharing is not None:
         notify_of_totals(connection, sharing.exporter, {name for name, _ in chain(*counted.series)})
-    epochs = dict(sharing.epochs) if sharing else {}
-    rows = to_json_rows(
-        (*key, call.reference_id, counted.sets[sets[key]][0], epochs.get(call.account, 0))
-        # In one order for every exporter, so that two do not wait for each other in a circle.
-        for key, call in (sorted(missing, key=itemgetter(0)) if sharing else missing)
+    epochs = sharing.epochs if sharing else {}
+    state = CallState.NEW.value
+    # In one order for every exporter, so that two do not wait for each other in a circle.
+    ordered = sorted(missing.items(), key=itemgetter(0)) if sharing else missing.items()
+    values = to_json_rows(
+        (
+            *key,
+            call.reference_id,
+            counted.sets[names[key]][0],
+            epochs.get(call.account, 0),
+            *(pushed, now, state, now),
+        )
+        for key, call in ordered
     )
-    parameters = {"rows": rows, "pushed": pushed, "now": now}
-    keys = to_json_rows(key for key, _ in missing)
-    found: dict[_Key, tuple[int, int]] = {}
+    found = dict[_Key, tuple[int, int, str | None]]()
     # Again where another exporter was faster, and has deleted what it had added since.
     while len(found) < len(missing):
-        connection.execute(_INSERT, parameters)
-        found = {
-            (account, key): (row, epoch)
-            for account, key, row, epoch in fetch_json(connection, _FIND, keys=keys)
-        }
-    mine = []
-    for key, call in missing:
-        row, epoch = found[key]
+        connection.execute(_INSERT, {"rows": values})
+        found = _find(connection, missing)
+    mine = [
+        StoredCall(
+            call.account,
+            counted.sets[names[key]][1],
+            WatchedCall(found[key][0], call.reference_id, now, CallState.NEW, now),
+        )
+        for key, call in missing.items()
         # One that another exporter has inserted meanwhile, the holder of the lease claims.
-        if epoch == epochs.get(call.account, 0):
-            watched = WatchedCall(row, call.reference_id, now, CallState.NEW, now)
-            mine.append(StoredCall(call.account, counted.sets[sets[key]][1], watched))
-    return _Inserted(mine, counted.labels, [row for row, _ in found.values()], counted.series)
+        if found[key][1] == epochs.get(call.account, 0)
+    ]
+    rows = {row for row, *_ in found.values()}
+    return InsertResult(mine, counted.labels, [], Counter(), rows, counted.series)
 
 
-def _account_rows(connection: Connection, new: Iterable[NewCall]) -> dict[str, int]:
-    """Return the rows of the accounts of calls; make the missing ones."""
-    names = sorted({call.account for call in new})
-    return {name: row_of(connection, accounts.c.name, name) for name in names}
-
-
-def _find(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], int]:
-    """Return the rows of the calls with these accounts and keys, where there are any."""
-    rows = fetch_json(connection, _FIND, keys=to_json_rows(keys))
-    return {(account, key): row for account, key, row, _ in rows}
+def _find(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[int, int, str | None]]:
+    """Return the rows of calls, their epochs and results, where there are any."""
+    found = fetch_json(connection, _FIND, rows=to_json_rows(keys))
+    return {(account, key): (row, epoch, result) for account, key, row, epoch, result in found}
 
 
 def row_of(connection: Connection, column: Column[str], value: str) -> int:
@@ -410,7 +312,8 @@ def row_of(connection: Connection, column: Column[str], value: str) -> int:
     table = column.table
     query = select(table.c.id).where(column == value)
     while (row := connection.scalar(query)) is None:
-        connection.execute(OrIgnore(table).values({column: value}).inline())
+        adding = insert(table).values({column: value}).on_conflict_do_nothing()
+        connection.execute(adding.inline())
     return int(row)
 
 
@@ -482,28 +385,14 @@ class OpenCalls:
 
 # Removing calls.
 
-
 _ACCOUNT: Final = select(accounts.c.name).join_from(calls, accounts)
 _UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
-
-# A finished call is remembered from when it was last named. Locked in the order of the rows, as
-# everywhere.
+# A finished call is remembered from when it was last named.
 _NAMED_UNTIL: Final = (
-    update(calls)
-    .where(
-        calls.c.id.in_(
-            select(calls.c.id)
-            .where(calls.c.id.in_(select(item(_rows, calls.c.id))), calls.c.result.is_not(None))
-            .order_by(calls.c.id)
-            .with_for_update(key_share=True)
-        )
-    )
-    .values(named_at=bindparam("now", type_=Float()))
+    update(calls).where(_locked(calls.c.result.is_not(None))).values(named_at=_NOW)
 )
-
 _NOT_IN: Final = select_json(call_sources.c.call_id).where(
-    call_sources.c.source == bindparam("source"),
-    call_sources.c.call_id.not_in(select(item(_rows, calls.c.id))),
+    call_sources.c.source == bindparam("source"), ~is_given(call_sources.c.call_id)
 )
 
 
@@ -707,7 +596,7 @@ def read_records(connection: Connection, query: Select[Any]) -> list[CallRecord]
 
 
 _LABEL_SETS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
-    label_sets.c.id.in_(select(item(json_param("rows"), label_sets.c.id)))
+    is_given(label_sets.c.id)
 )
 
 
@@ -801,9 +690,10 @@ def find_call(
 
 # What sources have read.
 
-_MOVE_CURSOR: Final = text(
-    "INSERT INTO cursors (source, query, read_until) VALUES (:source, :query, :read_until) "
-    "ON CONFLICT (source) DO UPDATE SET query = excluded.query, read_until = excluded.read_until"
+_cursor = insert(cursors)
+_MOVE_CURSOR: Final = _cursor.on_conflict_do_update(
+    index_elements=cursors.primary_key,
+    set_={"query": _cursor.excluded.query, "read_until": _cursor.excluded.read_until},
 )
 
 

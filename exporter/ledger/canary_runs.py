@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Select, and_, delete, func, insert, or_, sele
 from exporter.ids import ReferenceId, reference_key
 from exporter.ledger.calls import row_of
 from exporter.ledger.engine import Database
-from exporter.ledger.label_limits import canonical
+from exporter.ledger.labels import canonical
 from exporter.ledger.schema import (
     accounts,
     calls,

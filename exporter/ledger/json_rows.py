@@ -9,110 +9,78 @@ however many there are. The engines differ in what their functions are called, a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Insert,
     Select,
     TableValuedAlias,
     bindparam,
+    cast,
     literal_column,
     select,
+    true,
 )
+
+# The words of both engines: SQLite's compiler takes this one, too.
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import Text, TypeEngine
+from sqlalchemy.types import Text
 
-_WHOLE: Final = -1
-
-
-class _Each(FunctionElement[Any]):  # Any: rows of whatever
-    """The items of a JSON array, as rows."""
-
-    name = "json_each"
-    inherit_cache = True
+# Any, below: of the type of a column, and what the compiler hands on.
 
 
-class _Field(FunctionElement[Any]):  # Any: of its type
-    """A field of an item, or the item itself, as a value of a type."""
+class _JsonFunction(FunctionElement[Any]):
+    """A function as each engine writes it, of arguments: `{0}` is the first, `{args}` are all."""
 
-    name = "json_field"
-    inherit_cache = True
-
-    def __init__(self, item: ColumnElement[Any], number: int, kind: TypeEngine[Any]) -> None:
-        self.type = kind
-        super().__init__(item, literal_column(str(number)))
-
-
-class _Listed(FunctionElement[str]):
-    """All rows, as a JSON array of arrays."""
-
-    name = "json_listed"
+    sqlite: ClassVar[str]
+    postgresql: ClassVar[str]
     inherit_cache = True
     type = Text()
 
 
-class OrIgnore(Insert):
-    """An insert that leaves out what is there already; the same words on every engine.
-
-    Without RETURNING: it has to be `inline`, as one from a query is by itself.
-    """
+class _Each(_JsonFunction):
+    """The items of a JSON array, as rows."""
 
     inherit_cache = True
+    sqlite = "json_each({0})"
+    postgresql = "json_array_elements(CAST({0} AS JSON))"
 
 
-# Any, below: what else the compiler hands on.
+class _Item(_JsonFunction):
+    """An item as a text."""
+
+    inherit_cache = True
+    sqlite = "{0}"
+    postgresql = "{0} #>> '{{}}'"
 
 
-@compiles(OrIgnore)
-def _or_ignore(element: OrIgnore, compiler: SQLCompiler, **kw: Any) -> str:
-    found = compiler.visit_insert(element, **kw)  # type: ignore[no-untyped-call]
-    return f"{found} ON CONFLICT DO NOTHING"
+class _Field(_JsonFunction):
+    """The field of an item with a number, as a text."""
+
+    inherit_cache = True
+    sqlite = "json_extract({0}, '$[{1}]')"
+    postgresql = "{0} ->> {1}"
 
 
-@compiles(_Each, "sqlite")
-def _each_sqlite(element: _Each, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"json_each({compiler.process(element.clauses, **kw)})"
+class _Listed(_JsonFunction):
+    """All rows, as a JSON array of arrays."""
+
+    inherit_cache = True
+    sqlite = "json_group_array(json_array({args}))"
+    postgresql = "CAST(coalesce(json_agg(json_build_array({args})), '[]') AS TEXT)"
 
 
-@compiles(_Each, "postgresql")
-def _each_postgresql(element: _Each, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"json_array_elements(CAST({compiler.process(element.clauses, **kw)} AS JSON))"
-
-
-def _parts(element: _Field, compiler: SQLCompiler, **kw: Any) -> tuple[str, int]:
-    item, number = (compiler.process(clause, **kw) for clause in element.clauses)
-    return item, int(number)
-
-
-@compiles(_Field, "sqlite")
-def _field_sqlite(element: _Field, compiler: SQLCompiler, **kw: Any) -> str:
-    item, number = _parts(element, compiler, **kw)
-    return item if number == _WHOLE else f"json_extract({item}, '$[{number}]')"
-
-
-@compiles(_Field, "postgresql")
-def _field_postgresql(element: _Field, compiler: SQLCompiler, **kw: Any) -> str:
-    item, number = _parts(element, compiler, **kw)
-    text = f"{item} #>> '{{}}'" if number == _WHOLE else f"{item} ->> {number}"
-    kind = compiler.dialect.type_compiler_instance.process(element.type)
-    return f"CAST({text} AS {kind})"
-
-
-@compiles(_Listed, "sqlite")
-def _listed_sqlite(element: _Listed, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"json_group_array(json_array({compiler.process(element.clauses, **kw)}))"
-
-
-@compiles(_Listed, "postgresql")
-def _listed_postgresql(element: _Listed, compiler: SQLCompiler, **kw: Any) -> str:
-    row = f"json_build_array({compiler.process(element.clauses, **kw)})"
-    return f"CAST(coalesce(json_agg({row}), '[]') AS TEXT)"
+@compiles(_JsonFunction)
+def _compile(element: _JsonFunction, compiler: SQLCompiler, **kw: Any) -> str:
+    template: str = getattr(element, compiler.dialect.name)
+    args = [compiler.process(clause, **kw) for clause in element.clauses]
+    return template.format(*args, args=", ".join(args))
 
 
 def json_param(name: str) -> TableValuedAlias:
@@ -120,31 +88,57 @@ def json_param(name: str) -> TableValuedAlias:
     return _Each(bindparam(name, type_=Text())).table_valued("value", name=name)
 
 
-def field(
-    rows: TableValuedAlias, number: int, like: Column[Any]
-) -> ColumnElement[Any]:  # Any: of that column's type
+ROWS: Final = json_param("rows")
+"""The rows of the parameter `rows`."""
+
+
+def field(rows: TableValuedAlias, number: int, like: Column[Any]) -> ColumnElement[Any]:
     """Return the field with that number of the rows that are given, as what a column holds."""
-    return _Field(rows.c.value, number, like.type)
+    return cast(_Field(rows.c.value, literal_column(str(number))), like.type)
 
 
-def item(rows: TableValuedAlias, like: Column[Any]) -> ColumnElement[Any]:  # Any: as above
+def item(rows: TableValuedAlias, like: Column[Any]) -> ColumnElement[Any]:
     """Return the rows that are given, where each is a number or a text, as what a column holds."""
-    return _Field(rows.c.value, _WHOLE, like.type)
+    return cast(_Item(rows.c.value), like.type)
 
 
-def to_json_rows(rows: Iterable[Any]) -> str:  # Any: numbers, texts, or sequences of them
-    """Return rows as the text that `json_param` takes."""
+def is_given(column: Column[Any]) -> ColumnElement[bool]:
+    """Say that a column holds one of the `rows`, which are numbers or texts."""
+    return column.in_(select(item(ROWS, column)))
+
+
+def insert_rows(*columns: Column[Any], update: Column[Any] | None = None) -> Insert:
+    """Return what inserts the `rows`.
+
+    Args:
+        columns: of one table, whose values are the fields of a row; or one, for rows of values.
+        update: changed in rows that are there already, which stay as they are otherwise.
+    """
+    fields = [field(ROWS, number, column) for number, column in enumerate(columns)]
+    if len(columns) == 1:
+        fields = [item(ROWS, *columns)]
+    # Without a condition, SQLite takes what follows for a part of the join.
+    rows = select(*fields).select_from(ROWS).where(true())
+    names = [column.name for column in columns]
+    adding = insert(columns[0].table).from_select(names, rows, include_defaults=False)
+    if update is None:
+        return adding.on_conflict_do_nothing()
+    return adding.on_conflict_do_update(
+        index_elements=update.table.primary_key, set_={update.name: adding.excluded[update.name]}
+    )
+
+
+def to_json_rows(rows: Iterable[Any]) -> str:
+    """Return rows as the text that `json_param` takes: numbers, texts, or sequences of them."""
     return to_json(list(rows)).decode()
 
 
-def select_json(*columns: ColumnElement[Any]) -> Select[Any]:  # Any: of whatever type
+def select_json(*columns: ColumnElement[Any]) -> Select[Any]:
     """Return a query whose one row is the list of all rows; `fetch_json` runs it."""
     return select(_Listed(*columns))
 
 
-def fetch_json(
-    connection: Connection, query: Select[Any], **parameters: object
-) -> list[list[Any]]:  # Any: numbers and texts
+def fetch_json(connection: Connection, query: Select[Any], **parameters: object) -> list[list[Any]]:
     """Run a query that was made with `select_json`; return its rows, in no order."""
     rows: list[list[Any]] = from_json(connection.execute(query, parameters).scalar_one())
     return rows

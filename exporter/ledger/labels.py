@@ -1,26 +1,33 @@
 """Sets of labels: their rows, and which of them have totals of their own.
 
-The totals of a finished call are added to those of its set of labels, or of the set as which it is
-counted since that was evicted; see `exporter.ledger.label_limits`. The totals of an evicted set are
-deleted: Prometheus has counted its calls, and would count them again in another series. Only what
-the same series shows before and after is moved.
+An account has totals for its most recently used sets of labels, within `LabelLimits`. A set that
+makes room for others is evicted, and its calls are counted as another one from then on:
+
+- The least recently used values of a label become `other`.
+- Sets that are shown alike, which differ in labels that are not in `watch.labels` any more, become
+  one.
+- The least recently used sets become the one in which every value is `other`.
+
+So the series of what makes room disappear, and others stay as they are. The totals of an evicted
+set are deleted: Prometheus has counted its calls, and would count them again in another series.
+Only what the same series shows before and after is moved.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from itertools import count, islice
+from typing import Final, NamedTuple
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
-    Insert,
     Integer,
     Table,
-    Update,
+    TextClause,
     and_,
     bindparam,
     delete,
@@ -28,21 +35,19 @@ from sqlalchemy import (
     func,
     select,
     text,
-    true,
-    tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert
 
 from exporter.ledger.json_rows import (
-    OrIgnore,
+    ROWS,
     fetch_json,
     field,
-    item,
-    json_param,
+    insert_rows,
+    is_given,
     select_json,
     to_json_rows,
 )
-from exporter.ledger.label_limits import CountedSets, LabelLimits, canonical
 from exporter.ledger.schema import (
     calls,
     counted_labels,
@@ -53,9 +58,70 @@ from exporter.ledger.schema import (
 from exporter.ledger.totals import TotalKey, TotalKind
 from exporter.ledger.types import BATCH_SIZE, Labels, SeriesChanges
 
-_rows: Final = json_param("rows")
-_account: Final = bindparam("account", type_=Integer())
-_here: Final = item(_rows, label_sets.c.id)
+OTHER: Final = "other"
+"""The value of a label that made room for others."""
+
+
+class LabelLimits(NamedTuple):
+    """What an account may have.
+
+    Attributes:
+        names: `watch.labels`.
+        max_values: distinct values of one label.
+        max_sets: sets of labels.
+    """
+
+    names: tuple[str, ...] = ()
+    max_values: int = sys.maxsize
+    max_sets: int = sys.maxsize
+
+    def shown(self, labels: Labels) -> Labels:
+        """Return the labels that series show."""
+        return {name: labels[name] for name in self.names if labels.get(name)}
+
+
+NO_LIMITS: Final = LabelLimits()
+
+
+def canonical(labels: Labels) -> str:
+    """Return a set of labels as the ledger names it: JSON, keys sorted."""
+    return json.dumps(dict(sorted(labels.items())), separators=(",", ":"))
+
+
+def fold(sets: dict[str, Labels], limits: LabelLimits) -> dict[str, Labels]:
+    """Return what each set of labels of an account is counted as: most of them as themselves.
+
+    The set in which every value is `other` and the one without labels take no room. Pure.
+
+    Args:
+        sets: by their canonical names, the least recently used first.
+        limits: of the account.
+    """
+    kept = {}
+    for label in limits.names:
+        newest = dict.fromkeys(labels.get(label, "") for labels in reversed(sets.values()))
+        room = islice((value for value in newest if value not in ("", OTHER)), limits.max_values)
+        kept[label] = {"", OTHER, *room}
+    counted: dict[str, Labels] = {
+        name: {
+            label: OTHER if label in kept and value not in kept[label] else value
+            for label, value in labels.items()
+        }
+        for name, labels in sets.items()
+    }
+    overflow = dict.fromkeys(limits.names, OTHER)
+    always = {canonical({}), canonical(overflow)}
+    if len({*map(canonical, counted.values())} - always) > limits.max_sets:
+        counted = {name: limits.shown(labels) for name, labels in counted.items()}
+    newest = dict.fromkeys(map(canonical, reversed(counted.values())))
+    room = islice((name for name in newest if name not in always), limits.max_sets)
+    stay = {*always, *room}
+    return {
+        name: labels if canonical(labels) in stay else overflow for name, labels in counted.items()
+    }
+
+
+# What calls are counted as.
 
 FOLDED: Final = and_(
     folded_labels.c.label_set_id == calls.c.label_set_id,
@@ -66,98 +132,71 @@ FOLDED: Final = and_(
 COUNTED_AS: Final = func.coalesce(folded_labels.c.into_id, calls.c.label_set_id)
 """The set whose totals a call is added to."""
 
-_INSERT_SETS: Final = OrIgnore(label_sets).from_select(
-    ["labels"], select(item(_rows, label_sets.c.labels)).where(true()), include_defaults=False
-)
+_ACCOUNT: Final = bindparam("account", type_=Integer())
+
+
+def _of_account(table: Table) -> ColumnElement[bool]:
+    """Say of rows that they are of an account, and of sets that are given."""
+    return and_(table.c.account_id == _ACCOUNT, is_given(table.c.label_set_id))
+
+
+_INSERT_SETS: Final = insert_rows(label_sets.c.labels)
 _FIND_SETS: Final = select_json(label_sets.c.labels, label_sets.c.id).where(
-    label_sets.c.labels.in_(select(item(_rows, label_sets.c.labels)))
+    is_given(label_sets.c.labels)
 )
-
-
-def _is_given(table: Table) -> ColumnElement[bool]:
-    """Say of rows that their account and their set are given."""
-    return and_(
-        table.c.account_id == field(_rows, 0, table.c.account_id),
-        table.c.label_set_id == field(_rows, 1, table.c.label_set_id),
-    )
-
-
-_COUNTED: Final = select_json(counted_labels.c.account_id, counted_labels.c.label_set_id).join_from(
-    _rows, counted_labels, _is_given(counted_labels)
-)
-_others = counted_labels.alias()
+_COUNTED: Final = select(func.count()).where(_of_account(counted_labels))
 _NEWEST: Final = (
-    select(func.max(_others.c.used))
-    .where(_others.c.account_id == counted_labels.c.account_id)
-    .correlate(counted_labels)
+    select(func.max(counted_labels.c.used))
+    .where(counted_labels.c.account_id == _ACCOUNT)
     .scalar_subquery()
 )
 # A set that another exporter is noting the use of, at this moment, is not waited for.
 _USED: Final = (
-    select(counted_labels.c.label_set_id, counted_labels.c.account_id)
-    .join_from(_rows, counted_labels, _is_given(counted_labels))
-    .where(counted_labels.c.used < _NEWEST)
-    .with_for_update(of=counted_labels, skip_locked=True)
+    select(counted_labels.c.label_set_id)
+    .where(_of_account(counted_labels), counted_labels.c.used < _NEWEST)
+    .with_for_update(skip_locked=True)
 )
 _USE: Final = (
     update(counted_labels)
-    .where(tuple_(counted_labels.c.label_set_id, counted_labels.c.account_id).in_(_USED))
+    .where(counted_labels.c.account_id == _ACCOUNT, counted_labels.c.label_set_id.in_(_USED))
     .values(used=_NEWEST + 1)
 )
 _HELD: Final = (
     select(label_sets.c.id, label_sets.c.labels, counted_labels.c.used)
     .join_from(counted_labels, label_sets)
-    .where(counted_labels.c.account_id == _account)
+    .where(counted_labels.c.account_id == _ACCOUNT)
     .order_by(counted_labels.c.used, label_sets.c.id.desc())
 )
-
-
-# Any, below: whatever the column holds.
-
-
-def _insert_given(table: Table, column: Column[Any]) -> Insert:
-    """Return what adds rows of an account, given as sets of labels and values of a column."""
-    return OrIgnore(table).from_select(
-        ["label_set_id", "account_id", column.name],
-        select(field(_rows, 0, table.c.label_set_id), _account, field(_rows, 1, column))
-        .select_from(_rows)
-        .where(true()),
-        include_defaults=False,
-    )
-
-
-def _update_given(table: Table, key: Column[Any], column: Column[Any]) -> Update:
-    """Return what changes a column of an account's rows, given as keys and new values."""
-    return (
-        update(table)
-        .where(table.c.account_id == _account, key == field(_rows, 0, key))
-        .values({column.name: field(_rows, 1, column)})
-    )
-
-
-_BEGIN: Final = _insert_given(counted_labels, counted_labels.c.used)
-_NUMBER: Final = _update_given(counted_labels, counted_labels.c.label_set_id, counted_labels.c.used)
-_FOLD: Final = _insert_given(folded_labels, folded_labels.c.into_id)
-_FOLD_ON: Final = _update_given(folded_labels, folded_labels.c.into_id, folded_labels.c.into_id)
-
-
-def _of_account(table: Table) -> tuple[ColumnElement[bool], ...]:
-    return table.c.account_id == _account, table.c.label_set_id.in_(select(_here))
-
-
-_UNFOLD: Final = delete(folded_labels).where(*_of_account(folded_labels))
-_UNCOUNT: Final = delete(counted_labels).where(*_of_account(counted_labels))
-_TOTALS: Final = select(totals.c.label_set_id, totals.c.total, totals.c.cell, totals.c.value).where(
-    *_of_account(totals)
+_COUNT: Final = insert_rows(
+    counted_labels.c.account_id,
+    counted_labels.c.label_set_id,
+    counted_labels.c.used,
+    update=counted_labels.c.used,
 )
-_DELETE_TOTALS: Final = delete(totals).where(*_of_account(totals))
-
-# Every engine writes it like this, and SQLAlchemy has a way of its own for each.
-_ADD: Final = text(
-    "INSERT INTO totals (account_id, label_set_id, total, cell, value) "
-    "VALUES (:account_id, :label_set_id, :total, :cell, :value) "
-    "ON CONFLICT (account_id, label_set_id, total, cell) "
-    "DO UPDATE SET value = totals.value + excluded.value"
+_UNCOUNT: Final = delete(counted_labels).where(_of_account(counted_labels))
+_FOLD: Final = insert_rows(
+    folded_labels.c.account_id,
+    folded_labels.c.label_set_id,
+    folded_labels.c.into_id,
+    update=folded_labels.c.into_id,
+)
+_FOLD_ON: Final = (
+    update(folded_labels)
+    .where(
+        folded_labels.c.account_id == field(ROWS, 0, folded_labels.c.account_id),
+        folded_labels.c.into_id == field(ROWS, 1, folded_labels.c.into_id),
+    )
+    .values(into_id=field(ROWS, 2, folded_labels.c.into_id))
+)
+_UNFOLD: Final = delete(folded_labels).where(_of_account(folded_labels))
+_TOTALS: Final = select(totals.c.label_set_id, totals.c.total, totals.c.cell, totals.c.value).where(
+    _of_account(totals)
+)
+_DELETE_TOTALS: Final = delete(totals).where(_of_account(totals))
+_inserted: Final = insert(totals)
+_ADD: Final = _inserted.on_conflict_do_update(
+    index_elements=totals.primary_key,
+    set_={"value": totals.c.value + _inserted.excluded.value},
 )
 
 # Whoever adds to an account's totals keeps others from evicting them meanwhile.
@@ -215,102 +254,97 @@ def count_labels(
         limits: of each account.
     """
     rows = _set_rows(connection, {name for _, name in wanted})
-    pairs = to_json_rows((accounts[account], rows[name]) for account, name in wanted)
-    counted = {(account, row) for account, row in fetch_json(connection, _COUNTED, rows=pairs)}
-    found = Counted({}, {}, SeriesChanges([], []))
-    used, new = defaultdict[str, list[Labels]](list), set[str]()
+    used = defaultdict[str, dict[str, Labels]](dict)
     for (account, name), labels in wanted.items():
-        used[account].append(labels)
-        if (accounts[account], rows[name]) not in counted:
-            new.add(account)
-    _lock(connection, _EXCLUDE, new)
-    for account in sorted(new):
-        _begin(connection, account, accounts[account], used[account], limits, found)
-    # Last: others may be evicting what is locked by this.
-    known = {key: labels for key, labels in wanted.items() if key[0] not in new}
-    for (account, name), labels in known.items():
-        found.sets[account, name] = rows[name], rows[name]
-        found.labels[rows[name]] = labels
-    if known:
-        pairs = to_json_rows((accounts[account], rows[name]) for account, name in known)
-        connection.execute(_USE, {"rows": pairs})
-    return found
+        used[account][name] = labels
+    counted = Counted({}, {}, SeriesChanges([], []))
+    # In one order for every exporter, so that no two wait for each other in a circle.
+    for account, sets in sorted(used.items()):
+        given = {"account": accounts[account], "rows": to_json_rows(rows[name] for name in sets)}
+        if connection.scalars(_COUNTED, given).one() < len(sets):
+            _begin(connection, account, accounts[account], sets, limits, counted)
+            continue
+        connection.execute(_USE, given)
+        for name, labels in sets.items():
+            counted.sets[account, name] = rows[name], rows[name]
+            counted.labels[rows[name]] = labels
+    return counted
 
 
 def limit_labels(connection: Connection, account: str, row: int, limits: LabelLimits) -> None:
-    """Evict what an account has beyond its limits, as where they were lowered.
-
-    Args:
-        connection: in a transaction.
-        account: its name.
-        row: its row.
-        limits: the limits.
-    """
-    _lock(connection, _EXCLUDE, [account])
-    _begin(connection, account, row, [], limits, Counted({}, {}, SeriesChanges([], [])))
+    """Evict what an account, with its row, has beyond limits, as where they were lowered."""
+    _begin(connection, account, row, {}, limits, Counted({}, {}, SeriesChanges([], [])))
 
 
 def _begin(
     connection: Connection,
     account: str,
     account_row: int,
-    used: Sequence[Labels],
+    used: Mapping[str, Labels],
     limits: LabelLimits,
-    found: Counted,
+    counted: Counted,
 ) -> None:
     """Begin the totals of the new ones of used sets, and evict those that make room for them."""
-    this = {"account": account_row}
-    sets, held, newest = CountedSets(limits), dict[str, int](), 0  # the newest is read last
-    for row, labels, last in connection.execute(_HELD, this):
-        sets.use(json.loads(labels), labels)
-        held[labels], newest = row, last
-    for set_ in used:
-        sets.use(set_)
-    begun = [name for name in sets.counted if name not in held]
-    wanted = {canonical(labels) for labels in used}
-    rows = held | _set_rows(connection, wanted.union(begun) - held.keys())
-    # What others were to be counted as, and was then evicted itself, never came to be.
-    evicted = {
-        rows[name]: (rows[sets.counted_as(name)], sets.keeps_series(name))
-        for name in sets.folded
-        if name in held or name in wanted
-    }
-    for name in wanted.union(begun):
-        counted_as = sets.counted_as(name)
-        found.sets[account, name] = rows[name], rows[counted_as]
-        found.labels[rows[counted_as]] = sets.known[counted_as]
-    found.series.begun.extend((account, rows[name]) for name in begun)
-    found.series.evicted.extend((account, row) for row in evicted)
-    if evicted:
-        _evict(connection, account, account_row, evicted)
-    new = wanted.union(begun)
-    newer = (rows[name] for name in sets.counted if name in new)
-    numbered = {"rows": to_json_rows((row, n) for n, row in enumerate(newer, newest + 1)), **this}
-    connection.execute(_UNFOLD, {"rows": to_json_rows(rows[name] for name in begun), **this})
-    connection.execute(_BEGIN, numbered)
-    connection.execute(_NUMBER, numbered)
+    _lock(connection, _EXCLUDE, [account])
+    held = connection.execute(_HELD, {"account": account_row}).all()
+    rows = {name: row for row, name, _ in held}
+    sets = {name: json.loads(name) for name in rows}
+    for name, labels in used.items():
+        sets.pop(name, None)
+        sets[name] = labels
+    folded = fold(sets, limits)
+    into = {name: canonical(labels) for name, labels in folded.items()}
+    begun = {*into.values()} - rows.keys()
+    rows |= _set_rows(connection, {*used, *begun} - rows.keys())
+    for name, labels in folded.items():
+        if name in used:
+            counted.sets[account, name] = rows[name], rows[into[name]]
+        if name in used or into[name] in begun:
+            counted.labels[rows[into[name]]] = labels
+    counted.series.begun.extend((account, rows[name]) for name in begun)
+    if evicted := [name for name in sets if into[name] != name]:
+        counted.series.evicted.extend((account, rows[name]) for name in evicted)
+        moving = {
+            rows[name]: (rows[into[name]], limits.shown(sets[name]) == limits.shown(folded[name]))
+            for name in evicted
+        }
+        _evict(connection, account, account_row, moving)
+    now_used = {*begun, *(into[name] for name in used)}
+    numbers = count(held[-1].used + 1 if held else 1)
+    numbered = [
+        (account_row, rows[name], next(numbers))
+        for name in reversed(dict.fromkeys(into[name] for name in reversed(sets)))
+        if name in now_used
+    ]
+    connection.execute(_COUNT, {"rows": to_json_rows(numbered)})
+    unfolded = to_json_rows(rows[name] for name in begun)
+    connection.execute(_UNFOLD, {"account": account_row, "rows": unfolded})
 
 
 def _evict(
     connection: Connection, account: str, row: int, evicted: Mapping[int, tuple[int, bool]]
 ) -> None:
-    """Delete the totals of sets; their calls count as other ones, by row and `keeps_series`."""
-    which = {"rows": to_json_rows(evicted), "account": row}
-    moved: defaultdict[TotalKey, float] = defaultdict(float)
-    for set_row, total, cell, value in connection.execute(_TOTALS, which):
+    """Delete the totals of sets.
+
+    Args:
+        connection: in a transaction.
+        account: their account.
+        row: its row.
+        evicted: by their rows: what they are counted as, and whether the same series shows that.
+    """
+    given = {"account": row, "rows": to_json_rows(evicted)}
+    moved = defaultdict[TotalKey, float](float)
+    for set_row, total, cell, value in connection.execute(_TOTALS, given):
         into, keeps_series = evicted[set_row]
         if keeps_series or total == TotalKind.DELAY:  # whose series have no labels but the account
             moved[TotalKey(account, into, TotalKind(total), cell)] += value
-    for statement in (_DELETE_TOTALS, _UNCOUNT, _UNFOLD):
-        connection.execute(statement, which)
+    connection.execute(_DELETE_TOTALS, given)
+    connection.execute(_UNCOUNT, given)
     if moved:
         add_totals(connection, moved, {account: row})
-    counted_as = {
-        "rows": to_json_rows((row, into) for row, (into, _) in evicted.items()),
-        "account": row,
-    }
-    connection.execute(_FOLD_ON, counted_as)
-    connection.execute(_FOLD, counted_as)
+    folded = to_json_rows((row, set_row, into) for set_row, (into, _) in evicted.items())
+    connection.execute(_FOLD_ON, {"rows": folded})
+    connection.execute(_FOLD, {"rows": folded})
 
 
 def add_totals(
@@ -328,13 +362,13 @@ def add_totals(
         # In one order for every exporter, so that two do not wait for each other in a circle.
         [
             {
-                "account_id": accounts[cell.account],
-                "label_set_id": cell.labels,
-                "total": cell.total.value,
-                "cell": cell.cell,
+                "account_id": accounts[key.account],
+                "label_set_id": key.labels,
+                "total": key.total.value,
+                "cell": key.cell,
                 "value": amount,
             }
-            for cell, amount in sorted(added.items())
+            for key, amount in sorted(added.items())
         ],
     )
 
@@ -344,7 +378,7 @@ def keep_labels(connection: Connection, accounts: Iterable[str]) -> None:
     _lock(connection, _SHARE, accounts)
 
 
-def _lock(connection: Connection, how: Any, accounts: Iterable[str]) -> None:
+def _lock(connection: Connection, how: TextClause, accounts: Iterable[str]) -> None:
     names = sorted(set(accounts))
     # A ledger in a file has one user, and one transaction at a time.
     if names and connection.dialect.name == "postgresql":
@@ -360,9 +394,9 @@ def prune_labels(connection: Connection) -> int:
 def _set_rows(connection: Connection, names: Collection[str]) -> dict[str, int]:
     """Return the rows of sets of labels by their canonical names, making those that are missing."""
     # In one order for every exporter, as above.
-    rows = {"rows": to_json_rows(sorted(names))}
-    found = dict(fetch_json(connection, _FIND_SETS, **rows)) if names else {}
+    given = {"rows": to_json_rows(sorted(names))}
+    found = dict[str, int](fetch_json(connection, _FIND_SETS, **given)) if names else {}
     if len(found) < len(names):
-        connection.execute(_INSERT_SETS, rows)
-        found = dict(fetch_json(connection, _FIND_SETS, **rows))
+        connection.execute(_INSERT_SETS, given)
+        found = dict[str, int](fetch_json(connection, _FIND_SETS, **given))
     return found

@@ -21,15 +21,20 @@ from exporter.ledger.calls import (
     keep_call,
     label_sets_of,
     named_lately,
-    push_calls,
     remove_source,
 )
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.commits import commit, set_price
 from exporter.ledger.engine import Database
 from exporter.ledger.json_rows import fetch_json, select_json
-from exporter.ledger.label_limits import NO_LIMITS, LabelLimits
-from exporter.ledger.labels import COUNTED_AS, FOLDED, limit_labels, prune_labels
+from exporter.ledger.labels import (
+    COUNTED_AS,
+    FOLDED,
+    NO_LIMITS,
+    LabelLimits,
+    limit_labels,
+    prune_labels,
+)
 from exporter.ledger.notices import notify_holders
 from exporter.ledger.outbox import Outbox
 from exporter.ledger.schema import accounts, calls, counted_labels, folded_labels, totals
@@ -40,7 +45,6 @@ from exporter.ledger.types import (
     InsertResult,
     NewCall,
     Observation,
-    PushResult,
     Snapshot,
     StoredCall,
 )
@@ -174,16 +178,11 @@ class Store:
             max_calls: how many of an account may be unfinished at a time; those beyond are
                 refused.
         """
-        room, lately = partial(self.open_calls.room, limit=max_calls), named_lately(self._retention)
-        result = self.database.run(
-            insert_calls, source, new, now, room, self._sharing, lately, self.limits
-        )
-        self.open_calls.add(result.added)
-        return result
+        return self._insert([new], now, max_calls, source=source)
 
     def push(
         self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
-    ) -> PushResult:
+    ) -> InsertResult:
         """Add the calls of requests, each request as a whole or not at all.
 
         Args:
@@ -191,9 +190,27 @@ class Store:
             now: Unix time.
             max_calls: how many calls of an account may be unfinished at a time.
         """
-        room, lately = partial(self.open_calls.room, limit=max_calls), named_lately(self._retention)
+        return self._insert(requests, now, max_calls, whole=True)
+
+    def _insert(
+        self,
+        requests: Sequence[Sequence[NewCall]],
+        now: float,
+        max_calls: float,
+        *,
+        source: str | None = None,
+        whole: bool = False,
+    ) -> InsertResult:
         result = self.database.run(
-            push_calls, requests, now, room, self._sharing, lately, self.limits
+            insert_calls,
+            requests,
+            now,
+            partial(self.open_calls.room, limit=max_calls),
+            source=source,
+            whole=whole,
+            sharing=self._sharing,
+            lately=named_lately(self._retention),
+            limits=self.limits,
         )
         self.open_calls.add(result.added)
         return result

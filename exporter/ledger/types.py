@@ -55,24 +55,6 @@ class SeriesChanges(NamedTuple):
 NO_SERIES_CHANGES: Final = SeriesChanges([], [])
 
 
-class InsertResult(NamedTuple):
-    """What became of calls that a source wants watched.
-
-    Attributes:
-        added: those that were not known.
-        label_sets: of those, by row.
-        rows: of all that are known now.
-        refused: how many of each account there was no room for.
-        series: what changed to make room for their labels.
-    """
-
-    added: list[StoredCall]
-    label_sets: dict[int, Labels]
-    rows: set[int]
-    refused: Counter[str]
-    series: SeriesChanges = NO_SERIES_CHANGES
-
-
 class Count(NamedTuple):
     """How many calls of a request were not known, and how many were."""
 
@@ -80,19 +62,23 @@ class Count(NamedTuple):
     known: int
 
 
-class PushResult(NamedTuple):
+class InsertResult(NamedTuple):
     """What became of requests to watch calls.
 
     Attributes:
         added: the calls that were not known.
         label_sets: of those, by row.
-        counts: of each request, or the account that has no room for its calls.
-        series: as in `InsertResult`.
+        counts: of each request, or the account that has no room for it.
+        refused: how many calls of each account there was no room for.
+        rows: of all calls that are known now.
+        series: what changed to make room for their labels.
     """
 
     added: list[StoredCall]
     label_sets: dict[int, Labels]
     counts: list[Count | str]
+    refused: Counter[str]
+    rows: set[int]
     series: SeriesChanges = NO_SERIES_CHANGES
 
 

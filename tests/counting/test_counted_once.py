@@ -35,7 +35,7 @@ from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import reference_id
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import open_database
-from exporter.ledger.label_limits import OTHER
+from exporter.ledger.labels import OTHER
 from exporter.sources.api import ApiSource
 from exporter.sources.callback import CallbackSource
 from tests.counting.answers import CALLBACKS, REPLIES, Reply

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exporter.call_totals import CallTotals
 from exporter.ledger.calls import list_calls, prune_finished
 from exporter.ledger.engine import Database
-from exporter.ledger.label_limits import LabelLimits
+from exporter.ledger.labels import OTHER, LabelLimits, canonical, fold
 from exporter.ledger.store import Store
 from exporter.ledger.totals import SUM, TotalKind
-from exporter.ledger.types import NewCall, StoredCall
+from exporter.ledger.types import Labels, NewCall, StoredCall
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.readings import read_calls
 from tests.increases import Increases
@@ -23,7 +25,93 @@ from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed,
 from tests.samples import samples
 
 
-def limited(store: Store, max_values: float, max_sets: float = 99, names: str = "ab") -> Store:
+def parsed(text: str) -> Labels:
+    """Return labels that are written as `a1 b2`: a value for each name."""
+    return {
+        pair[0]: OTHER if pair[1:] == "*" else pair[1:] for pair in text.split() if len(pair) > 1
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "max_values", "max_sets", "used", "folded"),
+    [
+        # Within the limits.
+        ("a", 2, 9, ["a1", "a2", "", "a1"], {}),
+        # The value that was used least recently makes room; that a call has none takes none.
+        ("a", 2, 9, ["a1", "a2", "", "a3"], {"a1": "a*"}),
+        ("a", 2, 9, ["a1", "a2", "a1", "a3"], {"a2": "a*"}),
+        ("a", 2, 9, ["a1", "a2", "a3", "a1"], {"a2": "a*"}),
+        ("a", 1, 9, ["a1", "a*", "a2", "a*"], {"a1": "a*"}),
+        # In each set that has it, and with the other values kept.
+        ("ab", 2, 9, ["a1 b1", "a1 b2", "a2 b1", "a3 b1"], {"a1 b1": "a* b1", "a1 b2": "a* b2"}),
+        ("ab", 1, 9, ["a1 b1", "a2 b2"], {"a1 b1": "a* b*"}),
+        ("ab", 1, 9, ["a1 b1", "a2"], {"a1 b1": "a* b1"}),
+        # The set that was used least recently makes room, with all of its values.
+        ("ab", 9, 2, ["a1 b1", "a1 b2", "", "a2 b1"], {"a1 b1": "a* b*"}),
+        ("ab", 9, 2, ["a1 b1", "a1 b2", "a1 b1", "a2"], {"a1 b2": "a* b*"}),
+        ("ab", 9, 1, ["a1", "b1", "a2 b2"], {"a1": "a* b*", "b1": "a* b*"}),
+        # What was folded into takes room, too, and may have to make some.
+        ("ab", 1, 1, ["a1 b1", "a2 b1", "a3 b1"], {"a1 b1": "a* b*", "a2 b1": "a* b*"}),
+        # Labels that are not shown any more: first, what is shown alike.
+        ("a", 9, 2, ["a1 x1", "a1 x2", "a2"], {"a1 x1": "a1", "a1 x2": "a1"}),
+        ("a", 9, 1, ["x1", "x2", "a1"], {"x1": "", "x2": ""}),
+        ("a", 1, 9, ["a1 x1", "a1", "a2"], {"a1 x1": "a* x1", "a1": "a*"}),
+        ("", 1, 1, ["x1", "x2", ""], {"x1": "", "x2": ""}),
+    ],
+)
+def test_what_makes_room(
+    names: str, max_values: int, max_sets: int, used: list[str], folded: dict[str, str]
+) -> None:
+    sets: dict[str, Labels] = {}
+    for one in used:
+        sets.pop(name := canonical(parsed(one)), None)
+        sets[name] = parsed(one)
+    counted = fold(sets, LabelLimits(tuple(names), max_values, max_sets))
+    assert {name: into for name, into in counted.items() if into != sets[name]} == {
+        canonical(parsed(one)): parsed(into) for one, into in folded.items()
+    }
+
+
+_LABELS = st.dictionaries(st.sampled_from("abx"), st.sampled_from(["", "1", "2", "3", OTHER]))
+
+
+@given(
+    st.sampled_from([(), ("a",), ("a", "b")]),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.lists(_LABELS, max_size=9),
+)
+def test_there_are_limits_whatever_is_used(
+    names: tuple[str, ...], max_values: int, max_sets: int, used: list[Labels]
+) -> None:
+    limits = LabelLimits(names, max_values, max_sets)
+    sets: dict[str, Labels] = {}
+
+    def shown(labels: Labels) -> tuple[str, ...]:
+        return tuple(labels.get(label, "") for label in names)
+
+    for labels in used:
+        sets.pop(canonical(labels), None)
+        sets[canonical(labels)] = labels
+        counted = fold(sets, limits)
+        assert shown(counted[canonical(labels)]) == shown(labels)
+        alive = {canonical(into): into for into in counted.values()}
+        always = {canonical({}), canonical(dict.fromkeys(names, OTHER))}
+        assert len(alive.keys() - always) <= max_sets
+        for number in range(len(names)):
+            assert len({shown(into)[number] for into in alive.values()} - {"", OTHER}) <= max_values
+        # A series stays, or all that is shown by it goes to another one.
+        series = {shown(into) for into in alive.values()}
+        for name, into in counted.items():
+            if shown(into) != shown(sets[name]):
+                assert OTHER in shown(into)
+                assert shown(sets[name]) not in series
+        # What is counted is counted as itself from then on.
+        assert fold(alive, limits) == alive
+        sets = alive
+
+
+def limited(store: Store, max_values: int, max_sets: int = 99, names: str = "ab") -> Store:
     store.configure(LabelLimits(tuple(names), max_values, max_sets))
     return store
 

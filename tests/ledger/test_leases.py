@@ -9,7 +9,7 @@ from sqlalchemy import Connection, create_engine, text
 
 from exporter.errors import LedgerError
 from exporter.ledger.engine import Database, open_database
-from exporter.ledger.label_limits import LabelLimits
+from exporter.ledger.labels import LabelLimits
 from exporter.ledger.leases import LeaseStore, Look, Peer
 from exporter.ledger.notices import FORGET, POLL_NOW, TOTALS
 from exporter.ledger.store import Store

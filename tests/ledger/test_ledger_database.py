@@ -21,7 +21,7 @@ from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ids import reference_id
 from exporter.ledger.calls import move_cursor, read_cursor
 from exporter.ledger.engine import open_database
-from exporter.ledger.label_limits import LabelLimits
+from exporter.ledger.labels import LabelLimits
 from exporter.ledger.schema import HEAD, metadata
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind

@@ -12,7 +12,6 @@ from sqlalchemy import text
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.ledger.calls import insert_calls, prune_finished, remove_source
-from exporter.ledger.calls import push_calls as push_in
 from exporter.ledger.commits import commit
 from exporter.ledger.engine import Database
 from exporter.ledger.store import Store
@@ -248,7 +247,7 @@ def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
         with stores[1].database.begin() as connection:
-            insert_calls(connection, "file:b", [new("a")], NOW, roomy)
+            insert_calls(connection, [[new("a")]], NOW, roomy, source="file:b")
             removing = thread.submit(stores[0].keep_only, "file:a", set())
             while not (waits(stores[2]) or removing.done()):
                 pass
@@ -339,7 +338,7 @@ def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first:
 def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:
     with ThreadPoolExecutor(1) as thread:
         with stores[0].database.begin() as connection:
-            mine = push_in(connection, [[new("a"), new("b")]], NOW, roomy)
+            mine = insert_calls(connection, [[new("a"), new("b")]], NOW, roomy)
             other = thread.submit(stores[1].push, [[new("B"), new("c")]], NOW)
             while not waits(stores[2]):
                 assert not other.done()

@@ -17,7 +17,7 @@ from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.store import LOADED, Store
 from exporter.ledger.totals import TotalKey, TotalKind
-from exporter.ledger.types import InsertResult, Labels, NewCall, Observation, StoredCall
+from exporter.ledger.types import Count, InsertResult, Labels, NewCall, Observation, StoredCall
 from tests.ledger.machine import Machine
 
 NOW = 1_760_000_000.0
@@ -75,9 +75,9 @@ def test_a_new_call_is_stored_as_it_came(store: Store) -> None:
 
 @pytest.mark.parametrize("source", [None, "config"])
 def test_a_call_is_watched_once(store: Store, source: str | None) -> None:
-    first, _, held, *_ = store.watch(source, [new("Ab"), new("aB"), new(" AB "), new("x")], NOW)
+    first, *_, held, _ = store.watch(source, [new("Ab"), new("aB"), new(" AB "), new("x")], NOW)
     assert sorted(text.strip().lower() for text in ids(first)) == ["ab", "x"]
-    again, _, held_again, *_ = store.watch(source, [new("AB"), new("y")], NOW + 9)
+    again, *_, held_again, _ = store.watch(source, [new("AB"), new("y")], NOW + 9)
     assert ids(again) == ["y"]
     assert held_again - held == {again[0].call.id}
     for other in ("other file", None):
@@ -149,7 +149,7 @@ def test_a_finished_call_is_not_watched_again(store: Store) -> None:
     (stored,) = push(store, new("a"))
     finish(store, stored)
     assert store.watch(None, [new("A")], NOW + 9) == InsertResult(
-        [], {}, {stored.call.id}, Counter()
+        [], {}, [Count(0, 1)], Counter(), {stored.call.id}
     )
     assert store.unfinished("main") == []
 
@@ -176,8 +176,8 @@ def test_a_clock_that_was_put_back_gives_no_negative_delay(store: Store) -> None
 
 
 def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
-    named, _, rows_named, *_ = store.watch("config", [new("a"), new("b"), new("c"), new("d")], NOW)
-    a, b, _, d = named
+    named = store.watch("config", [new("a"), new("b"), new("c"), new("d")], NOW)
+    a, b, _, d = named.added
     store.watch("other file", [new("b")], NOW)
     push(store, new("c"))
     finish(store, d)
@@ -189,7 +189,7 @@ def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
     assert ids(store.unfinished("main")) == ["c"]
     # Named again, it is a new call, whose row has never been another's.
     ((again, *_),) = [store.watch("config", [new("a")], NOW)]
-    assert again[0].call.id > max(rows_named)
+    assert again[0].call.id > max(named.rows)
 
 
 def test_a_call_that_is_kept_stays_whatever_files_say(store: Store) -> None:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.config import ApiConfig, LedgerConfig, WatchConfig
-from exporter.ledger.label_limits import OTHER
+from exporter.ledger.labels import OTHER
 from exporter.secrets import Secret
 from exporter.simulator import Plan
 from tests.increases import Increases
