@@ -60,7 +60,6 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    import alembic.command  # noqa: F401
     import sqlalchemy.dialects.sqlite  # noqa: F401
 
     from exporter.cli import (

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, insert, inspect, select, text, update
 
 from exporter.ledger.engine import Database
-from exporter.ledger.schema import HEAD
+from exporter.ledger.schema import HEAD, alembic_version, compatibility, metadata
+
+_OLDEST: Final = "0010"
+"""The first revision of `migrations/versions`."""
 
 _LEASES: Final = "0013"
 """From this revision on, exporters share the ledger by leases."""
-
-_MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
 def upgrade(database: Database, connection: Connection) -> None:
@@ -26,44 +27,54 @@ def upgrade(database: Database, connection: Connection) -> None:
         connection: in a transaction in which nobody else upgrades.
 
     Raises:
-        LedgerError: it is another program's, or too new.
+        LedgerError: it is another program's, too new, or too old.
     """
     found = revision(connection)
-    if found == HEAD:
-        # Alembic proves by writing that the database can be written; so does this.
-        connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
-        return
-    if found is None and inspect(connection).get_table_names():
+    if found is None:
+        if inspect(connection).get_table_names():
+            raise database.failed(
+                "is the database of another program; name another one in `ledger.url`"
+            )
+        metadata.create_all(connection, checkfirst=False)
+        connection.execute(insert(alembic_version).values(version_num=HEAD))
+        connection.execute(insert(compatibility).values(oldest_user=_LEASES))
+    elif found == HEAD:
+        # Proves that the database can be written.
+        connection.execute(update(alembic_version).values(version_num=HEAD))
+    elif found > HEAD:
+        if (_oldest_user(connection) or found) > HEAD:
+            raise database.failed(
+                f"was written by a newer esms-exporter (revision {found}); "
+                "upgrade this one, or name another one in `ledger.url`"
+            )
+    elif found < _OLDEST:
         raise database.failed(
-            "is the database of another program; name another one in `ledger.url`"
+            f"was written by an esms-exporter that is too old (revision {found}); "
+            "name another one in `ledger.url`"
         )
+    else:
+        if found < _LEASES and (names := _old_exporters(connection)):
+            raise database.failed(
+                f"is in use by exporters of the version before ({', '.join(names)}), which cannot "
+                "share it with this one; stop them first"
+            )
+        _migrate(connection)
+
+
+def _migrate(connection: Connection) -> None:
     # Alembic takes a second to import: only where there is something to do.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
 
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
-        if _oldest_user(connection) in known:
-            return
-        raise database.failed(
-            f"was written by a newer esms-exporter (revision {found}); "
-            "upgrade this one, or name another one in `ledger.url`"
-        )
-    if found is not None and found < _LEASES and (names := _old_exporters(connection)):
-        raise database.failed(
-            f"is in use by exporters of the version before ({', '.join(names)}), which cannot "
-            "share it with this one; stop them first"
-        )
-    config.attributes["connection"] = connection
+    config = Config(attributes={"connection": connection})
+    folder = Path(__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
     command.upgrade(config, HEAD)
 
 
 def _old_exporters(connection: Connection) -> list[str]:
     """Return the names of exporters that know no leases and were alive a moment ago."""
-    if connection.dialect.name != "postgresql" or not inspect(connection).has_table("replicas"):
+    if connection.dialect.name != "postgresql":
         return []
     alive = text(
         "SELECT name FROM replicas WHERE ended_at IS NULL "
@@ -74,13 +85,13 @@ def _old_exporters(connection: Connection) -> list[str]:
 
 def revision(connection: Connection) -> str | None:
     """Return the revision of a database's shape; None where it has none."""
-    if not inspect(connection).has_table("alembic_version"):
+    if not inspect(connection).has_table(alembic_version.name):
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return connection.scalar(select(alembic_version.c.version_num))
 
 
 def _oldest_user(connection: Connection) -> str | None:
     """Return the revision of the oldest exporter that can use the database as it is."""
-    if not inspect(connection).has_table("compatibility"):
+    if not inspect(connection).has_table(compatibility.name):
         return None
-    return connection.execute(text("SELECT oldest_user FROM compatibility")).scalar()
+    return connection.scalar(select(compatibility.c.oldest_user))

@@ -1,4 +1,4 @@
-"""The tables of the ledger. `migrations/` brings a database of any age to this shape."""
+"""The tables of the ledger, as new ones are made; `migrations/` brings older ones to this shape."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def _where(condition: str) -> dict[str, Any]:  # Any: arguments of an index
 
 # SQLite numbers rows by itself only where the type is INTEGER, which has 64 bits there.
 _Row: Final = BigInteger().with_variant(Integer, "sqlite")
+
+# The revision of the shape, in the only row, as Alembic keeps it.
+alembic_version: Final = Table(
+    "alembic_version", metadata, Column("version_num", String(32), primary_key=True)
+)
 
 # The newest exporters may leave a database in a shape that older ones can go on with, so that they
 # can be replaced one after the other.
@@ -111,7 +116,7 @@ calls: Final = Table(
     Column("canary_run_id", BigInteger),
     # Of the lease under which it was claimed, where exporters share the ledger: one with an older
     # epoch is still to be claimed by the holder.
-    Column("epoch", BigInteger, nullable=False, server_default="0"),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("account_id", "normalized_id"),
     Index("calls_unfinished", "account_id", "id", **_where("result IS NULL")),
     Index("calls_finished", "finished_at", **_where("result IS NOT NULL")),

@@ -7,8 +7,6 @@ from alembic import op
 
 revision = "0012"
 down_revision = "0011"
-branch_labels = None
-depends_on = None
 
 # What the provider has accepted, and is not known to have ended.
 _OPEN = "canary_runs.result IS NULL AND canary_runs.reference_id IS NOT NULL"
