@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -25,13 +24,14 @@ def _serve() -> None:
     """Fork for each message; returns in the exporter that is to run."""
     with socket.socket(fileno=os.dup(0)) as control:
         while True:
-            message, files, *_ = socket.recv_fds(control, MAX_MESSAGE, 1)
+            message, files, *_ = socket.recv_fds(control, MAX_MESSAGE, 3)
             if not message:
                 os._exit(0)
             if (between := os.fork()) == 0:
                 break
             os.waitpid(between, 0)
-            os.close(files[0])
+            for file in files:
+                os.close(file)
         between = os.getpid()
         if os.fork():
             os._exit(0)
@@ -42,11 +42,12 @@ def _serve() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         control.send(str(os.getpid()).encode())
     arguments, environ, folder = json.loads(message)
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    for number in (1, 2):
-        os.dup2(files[0], number)
-    os.close(files[0])
+    for number, (file, name) in enumerate(zip(files, ("stdin", "stdout", "stderr"), strict=True)):
+        os.dup2(file, number)
+        os.close(file)
+        # What Python knows of the streams that were there: whether they are terminals, and more.
+        stream = open(number, "w" if number else "r", 1 if number == 2 else -1, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
@@ -63,6 +64,8 @@ if __name__ == "__main__":
     import sqlalchemy.dialects.sqlite  # noqa: F401
 
     from exporter.cli import (
+        calls,  # noqa: F401
+        lookup,  # noqa: F401
         main,
         run,  # noqa: F401
     )

@@ -20,17 +20,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from tests.forked import MAX_MESSAGE
 from tests.programs import program
 from tests.waiting import DEADLINE, deadline
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_STARTED: Final[list[asyncio.subprocess.Process | Forked]] = []
+_STARTED: Final[list[asyncio.subprocess.Process | subprocess.Popen[Any] | Forked]] = []
 _STARTER: Final = ThreadPoolExecutor(1)
 _SERVER: Final = contextlib.ExitStack()
 _ROOT: Final = Path(__file__).parent.parent
+
+ESMS_EXPORTER: Final = (sys.executable, "-m", "exporter")
+# Coverage would be lost with a process that is killed, and makes it start slowly.
+UNMEASURED: Final = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 Argument = str | os.PathLike[str]
 Child = subprocess.Popen[Any]
@@ -83,30 +87,23 @@ async def start(*command: Argument, **options: Any) -> asyncio.subprocess.Proces
 
 
 class Forked:
-    """A forked exporter, as `asyncio.subprocess.Process` shows one; in a group of its own."""
+    """A forked exporter, in a group of its own."""
 
-    def __init__(
-        self, arguments: Sequence[str], output: BinaryIO, environ: Mapping[str, str]
-    ) -> None:
-        message = json.dumps([list(arguments), dict(environ), str(Path.cwd())]).encode()
-        assert len(message) < MAX_MESSAGE
-        server = _server()
-        socket.send_fds(server, [message], [output.fileno()])
-        self.pid = int(server.recv(MAX_MESSAGE))
-        self._returncode: int | None = None
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
 
-    @property
-    def returncode(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        if self._returncode is None:
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal; None while it runs."""
+        if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
-                self._returncode = os.waitstatus_to_exitcode(status)
-        return self._returncode
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal to it, unless it has ended."""
-        if self.returncode is None:
+        if self.poll() is None:
             os.kill(self.pid, number)
 
 
@@ -114,24 +111,78 @@ class Forked:
 def _server() -> socket.socket:
     """Return what the process listens to that exporters are forked from."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    measured = {"COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"}
     with there:
         program = popen(
             *(sys.executable, "-m", "tests.forked"),
             stdin=there,
             stdout=subprocess.DEVNULL,
             cwd=_ROOT,
-            env={name: value for name, value in os.environ.items() if name not in measured},
+            env={name: value for name, value in os.environ.items() if name not in UNMEASURED},
         )
         _SERVER.enter_context(program)
     return _SERVER.enter_context(here)
 
 
-def fork(arguments: Sequence[str], output: BinaryIO, environ: Mapping[str, str]) -> Forked:
-    """Start an exporter in a group of its own, that ends with the test at the latest."""
-    process = Forked(arguments, output, environ)
+def spawn(
+    command: Sequence[Argument],
+    stdout: int,
+    stderr: int,
+    *,
+    stdin: int | None = None,
+    environ: Mapping[str, str],
+    folder: Path | None = None,
+) -> Child | Forked:
+    """Start a program in a group of its own, that ends with the test at the latest.
+
+    Args:
+        command: an exporter (`ESMS_EXPORTER`) is forked, where that makes no difference.
+        stdout: an open file, as `stderr` and `stdin`.
+        stderr: see `stdout`.
+        stdin: see `stdout`; None for the null device.
+        environ: its whole environment.
+        folder: where it runs.
+    """
+    with Path(os.devnull).open("rb") as nothing:
+        first = nothing.fileno() if stdin is None else stdin
+        process: Child | Forked
+        if _may_be_forked(command, environ):
+            arguments = [str(word) for word in command[len(ESMS_EXPORTER) :]]
+            where = str(folder or Path.cwd())
+            message = json.dumps([arguments, dict(environ), where]).encode()
+            assert len(message) < MAX_MESSAGE
+            server = _server()
+            socket.send_fds(server, [message], [first, stdout, stderr])
+            process = Forked(int(server.recv(MAX_MESSAGE)))
+        else:
+            process = _STARTER.submit(
+                lambda: subprocess.Popen(
+                    _tied(tuple(command)),
+                    stdin=first,
+                    stdout=stdout,
+                    stderr=stderr,
+                    cwd=folder,
+                    env={"PYTHONPATH": os.pathsep.join(sys.path), **environ},
+                    start_new_session=True,
+                )
+            ).result()
     _STARTED.append(process)
     return process
+
+
+def _may_be_forked(command: Sequence[Argument], environ: Mapping[str, str]) -> bool:
+    """Whether it is an exporter that is not measured, in an environment that makes no odds.
+
+    What libraries find in it when they are imported does, as `SSL_CERT_FILE`; so does a clock that
+    modules hold on to when they are imported.
+    """
+    changed = {name for name, _ in environ.items() - os.environ.items()}
+    harmless = ("COVERAGE_", "ESMS_", "FAULT_", "PYTHONPATH", "TERM", "TMPDIR")
+    return (
+        tuple(command[: len(ESMS_EXPORTER)]) == ESMS_EXPORTER
+        and all(name.startswith(harmless) for name in changed)
+        and "FAULT_CLOCK" not in changed
+        and not any(environ.get(name) for name in UNMEASURED)
+    )
 
 
 async def output(process: asyncio.subprocess.Process) -> tuple[str, str]:
@@ -152,7 +203,9 @@ def ended_with_test() -> Iterator[None]:
     before = len(_STARTED)
     yield
     for process in _STARTED[before:]:
-        if process.returncode is None:
+        if process.returncode is None and (
+            isinstance(process, asyncio.subprocess.Process) or process.poll() is None
+        ):
             _kill_group(process.pid)
             # The event loop that would await it is closed.
             with contextlib.suppress(ChildProcessError):

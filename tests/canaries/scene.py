@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.simulator import Account, Fault, FaultKind, Mix, Operation, Reply, Simulator
-from tests.e2e.processes import UNMEASURED, Exporter, Series, total
+from tests.e2e.processes import Exporter, Series, total
+from tests.subprocesses import UNMEASURED
 
 PHONE = "0912345678"
 ACCOUNT = Account("main", "key-main", "s", balance=1e9)

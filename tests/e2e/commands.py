@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
 
 from tests import subprocesses
-
-PYTHONPATH = os.pathsep.join(sys.path)
-ESMS_EXPORTER = (sys.executable, "-m", "exporter")
+from tests.subprocesses import ESMS_EXPORTER
+from tests.waiting import until
 
 
 class Ended(NamedTuple):
@@ -23,30 +22,62 @@ class Ended(NamedTuple):
     errors: str
 
 
-async def start(
+class Command:
+    """`esms-exporter` in a folder, from its start to its end.
+
+    Args:
+        folder: where it runs.
+        arguments: its own.
+        environ: what is added to the environment.
+        output: where its output goes; by default, to a file that `end` returns.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        output: int | None = None,
+    ) -> None:
+        self._output, self._errors = TemporaryFile(), TemporaryFile()  # noqa: SIM115 - see `end`
+        self._process = subprocesses.spawn(
+            (*ESMS_EXPORTER, *arguments),
+            self._output.fileno() if output is None else output,
+            self._errors.fileno(),
+            environ={**os.environ, **(environ or {})},
+            folder=folder,
+        )
+        self.send_signal = self._process.send_signal
+
+    async def end(self) -> Ended:
+        """Wait until it ends."""
+        await until(lambda: self._process.poll() is not None)
+        errors = _content(self._errors)
+        assert "Traceback" not in errors
+        assert self._process.returncode is not None
+        return Ended(self._process.returncode, _content(self._output), errors)
+
+
+@contextmanager
+def piped(
     folder: Path, *arguments: str, environ: Mapping[str, str] | None = None
-) -> asyncio.subprocess.Process:
-    """Start `esms-exporter` in a folder."""
-    return await subprocesses.start(
-        *(*ESMS_EXPORTER, *arguments),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": PYTHONPATH, **(environ or {})},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+) -> Iterator[tuple[Command, IO[bytes]]]:
+    """Run `esms-exporter` with its output in a pipe; yields what reads it, too."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as output:
+        try:
+            command = Command(folder, *arguments, environ=environ, output=writer)
+        finally:
+            os.close(writer)
+        yield command, output
 
 
-async def end(
-    process: asyncio.subprocess.Process,
-) -> Ended:
-    """Wait until it ends."""
-    output, errors = await subprocesses.output(process)
-    assert process.returncode is not None
-    assert "Traceback" not in errors
-    return Ended(process.returncode, output, errors)
+def _content(file: IO[bytes]) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 async def run(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Ended:
     """Run `esms-exporter` in a folder."""
-    return await end(await start(folder, *arguments, environ=environ))
+    return await Command(folder, *arguments, environ=environ).end()

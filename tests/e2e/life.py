@@ -26,9 +26,10 @@ from sqlalchemy.pool import NullPool
 from exporter.simulator import Account, Plan, Simulator
 from tests.databases import Server
 from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
-from tests.e2e.processes import UNMEASURED, Exporter, total
+from tests.e2e.processes import Exporter, total
 from tests.e2e.sharing import HEARTBEAT, TOKEN
 from tests.faults.scene import environment
+from tests.subprocesses import UNMEASURED
 
 ACCOUNTS: Final = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
 FILES: Final = 3
@@ -350,7 +351,7 @@ class Life:
 
     async def _start_again(self) -> None:
         for exporter in self.exporters:
-            if exporter.running.returncode is not None:
+            if exporter.running.poll() is not None:
                 await self._start(exporter)
 
     async def _kill(self, exporter: Exporter) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,12 +15,8 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import subprocesses
-from tests.subprocesses import Forked
+from tests.subprocesses import ESMS_EXPORTER, Child, Forked
 from tests.waiting import deadline, until
-
-ESMS_EXPORTER = (sys.executable, "-m", "exporter")
-# Coverage would be lost with a process that is killed, and makes it start slowly.
-UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
@@ -35,10 +30,10 @@ class Process:
         self._command = command
         self._output = output
         self._environ = {**os.environ, **(environ or {})}
-        self._process: asyncio.subprocess.Process | Forked | None = None
+        self._process: Child | Forked | None = None
 
     @property
-    def running(self) -> asyncio.subprocess.Process | Forked:
+    def running(self) -> Child | Forked:
         assert self._process is not None
         return self._process
 
@@ -48,35 +43,12 @@ class Process:
 
     async def start(self) -> None:
         with self._output.open("wb") as file:
-            if self._may_be_forked:
-                arguments = self._command[len(ESMS_EXPORTER) :]
-                self._process = subprocesses.fork(arguments, file, self._environ)
-            else:
-                self._process = await subprocesses.start(
-                    *self._command,
-                    stdout=file,
-                    stderr=asyncio.subprocess.STDOUT,
-                    env=self._environ,
-                )
-
-    @property
-    def _may_be_forked(self) -> bool:
-        """Whether it is an exporter that is not measured, in an environment that makes no odds.
-
-        What libraries find in it when they are imported does, as `SSL_CERT_FILE`; so does a clock
-        that modules hold on to when they are imported.
-        """
-        changed = {name for name, _ in self._environ.items() - os.environ.items()}
-        return (
-            tuple(self._command[: len(ESMS_EXPORTER)]) == ESMS_EXPORTER
-            and all(name.startswith(("COVERAGE_", "FAULT_", "PYTHONPATH")) for name in changed)
-            and "FAULT_CLOCK" not in changed
-            and not any(self._environ.get(name) for name in UNMEASURED)
-        )
+            number = file.fileno()
+            self._process = subprocesses.spawn(self._command, number, number, environ=self._environ)
 
     async def wait(self) -> int:
         """Wait for the end; returns the exit code."""
-        await until(lambda: self.running.returncode is not None)
+        await until(lambda: self.running.poll() is not None)
         assert self.running.returncode is not None
         return self.running.returncode
 
@@ -84,7 +56,7 @@ class Process:
         """Wait until the output matches; fail when the program ends before."""
         async with deadline():
             while not (match := re.search(pattern, self.output)):
-                assert self.running.returncode is None, self.output
+                assert self.running.poll() is None, self.output
                 await asyncio.sleep(0.02)
         return match
 
@@ -93,7 +65,7 @@ class Process:
 
     async def stop(self) -> None:
         """End it in good order; what does not end is killed."""
-        if self._process and self._process.returncode is None:
+        if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
                 await self.wait()
@@ -101,7 +73,7 @@ class Process:
                 await self.kill()
 
     async def kill(self) -> None:
-        if self._process and self._process.returncode is None:
+        if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
             await self.wait()
 
@@ -159,7 +131,7 @@ class Exporter(Process):
         """Scrape until the metrics fulfil the condition."""
         async with deadline():
             while not condition(found := await self.scrape()):
-                assert self.running.returncode is None, self.output
+                assert self.running.poll() is None, self.output
                 await asyncio.sleep(0.1)
         return found
 

@@ -99,7 +99,7 @@ class Prometheus(Process):
                     if holds(await self.query(expression)):
                         return
                 except aiohttp.ClientConnectionError:
-                    assert self.running.returncode is None, self.output
+                    assert self.running.poll() is None, self.output
                 await asyncio.sleep(0.2)
 
 

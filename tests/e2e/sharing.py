@@ -16,7 +16,8 @@ from sqlalchemy.pool import NullPool
 
 from exporter.simulator import Account, Reply, Simulator
 from tests.databases import Server
-from tests.e2e.processes import UNMEASURED, Exporter, Series
+from tests.e2e.processes import Exporter, Series
+from tests.subprocesses import UNMEASURED
 from tests.waiting import deadline
 
 HEARTBEAT = 6.0

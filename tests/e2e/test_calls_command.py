@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -20,8 +18,7 @@ from click.testing import CliRunner
 from exporter.cli import commands
 from exporter.cli.calls import COLUMNS
 from exporter.simulator import Account, Plan, Simulator
-from tests import subprocesses
-from tests.e2e.commands import PYTHONPATH, Ended, end, run
+from tests.e2e.commands import Ended, piped, run
 from tests.e2e.lookups import in_csv, in_json
 from tests.e2e.processes import Exporter, total
 from tests.web.certificates import Certificates
@@ -123,15 +120,11 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
             "",
         )
 
-        command = f"set -o pipefail; '{sys.executable}' -m exporter calls --output=csv | head -1"
-        pipe = await subprocesses.start(
-            *("bash", "-c", command),
-            cwd=tmp_path,
-            env={**os.environ, **ENVIRON, "ESMS_EXPORTER_URL": url, "PYTHONPATH": PYTHONPATH},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert await end(pipe) == (1, ",".join(COLUMNS) + "\n", "")
+        environ = {**ENVIRON, "ESMS_EXPORTER_URL": url}
+        with piped(tmp_path, "calls", "--output=csv", environ=environ) as (command, output):
+            first = await asyncio.to_thread(output.readline)
+        assert first.decode() == ",".join(COLUMNS) + "\n"
+        assert await command.end() == (1, "", "")
 
         refused = await listed(ESMS_EXPORTER_TOKEN="wrong-1")
         assert (refused.code, refused.output) == (1, "")

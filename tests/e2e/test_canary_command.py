@@ -17,8 +17,9 @@ from tests.canaries.scene import (
     runs,
     simulator,
 )
-from tests.e2e.commands import Ended, end, run, start
-from tests.e2e.processes import UNMEASURED, total
+from tests.e2e.commands import Command, Ended, run
+from tests.e2e.processes import total
+from tests.subprocesses import UNMEASURED
 from tests.waiting import until
 
 TEMPLATE = "template: '1', variables: [Trung], max_per_day: 2, within: 60s"
@@ -84,11 +85,11 @@ async def test_a_running_exporter_goes_on_with_what_was_interrupted(tmp_path: Pa
         config = configured(tmp_path, provider.url, TEMPLATE)
         async with Hastened(config, 1e6) as exporter:
             await exporter.ready()
-            command = await start(tmp_path, *COMMAND, "--now", environ=UNMEASURED)
+            command = Command(tmp_path, *COMMAND, "--now", environ=UNMEASURED)
             accepted = "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"
             await until(lambda: bool(rows(tmp_path, accepted)))
             command.send_signal(signal.SIGKILL)
-            await command.wait()
+            assert (await command.end()).code == -signal.SIGKILL
             provider.faults.clear()
             await exporter.until(lambda samples: runs(samples, "success") == 1)
         assert placed.codes == ["100"]
@@ -119,8 +120,8 @@ async def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
         provider.faults.set("x", Fault(FaultKind.HANG, operation="GetSendStatus"))
         placed = Placed(provider)
         configured(tmp_path, provider.url, TEMPLATE)
-        command = await start(tmp_path, *COMMAND, "--now")
+        command = Command(tmp_path, *COMMAND, "--now")
         await until(lambda: bool(placed.codes))
         command.send_signal(signal.SIGINT)
-        ended = await end(command)
+        ended = await command.end()
     assert ended.code == 1

@@ -18,7 +18,8 @@ from tests.e2e.counting import (
     expect,
     scrape_for_ever,
 )
-from tests.e2e.processes import UNMEASURED, Exporter, total
+from tests.e2e.processes import Exporter, total
+from tests.subprocesses import UNMEASURED
 
 KILLS = 22
 CALLS = 2_000
@@ -76,7 +77,7 @@ async def test_every_call_counts_once_however_often_the_exporter_is_killed(tmp_p
                 else:
                     await exporter.listening()
                     await asyncio.sleep(chance.uniform(0.0, 1.2))
-                assert exporter.running.returncode is None, exporter.output
+                assert exporter.running.poll() is None, exporter.output
                 await exporter.kill()
             await exporter.start()
             await exporter.listening()

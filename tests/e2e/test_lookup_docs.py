@@ -14,7 +14,6 @@ import pytest
 
 from exporter.simulator import Account, Plan, Simulator
 from tests import subprocesses
-from tests.e2e.commands import PYTHONPATH
 from tests.e2e.processes import Exporter, total
 from tests.web.certificates import Certificates
 
@@ -50,7 +49,7 @@ def prepare(folder: Path, simulator: Simulator) -> Path:
 async def shown(folder: Path, command: str, url: str) -> str:
     environ = {
         "PATH": f"{folder}/bin:{os.environ['PATH']}",
-        "PYTHONPATH": PYTHONPATH,
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "ESMS_EXPORTER_URL": url,
     }
     process = await subprocesses.start(

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from exporter.simulator import AccountState, Fault, FaultKind, Simulator
-from tests.e2e.commands import end, run, start
+from tests.e2e.commands import Command, run
 from tests.e2e.lookups import ACCOUNTS, CONFIG, MAIN, configure, in_csv, in_json, place
 from tests.waiting import until
 
@@ -42,10 +42,10 @@ async def test_a_file_is_resumed(
     results = tmp_path / f"results.{ending}"
     arguments = ("lookup", "--from-file=ids.txt", f"--output-file={results.name}", CONFIG)
     read = in_csv if ending == "csv" else in_json
-    process = await start(tmp_path, *arguments)
+    process = Command(tmp_path, *arguments)
     await until(lambda: results.exists() and results.read_bytes().count(b"\n") > 50)
     process.send_signal(number)
-    ended = await end(process)
+    ended = await process.end()
     if number is signal.SIGKILL:
         results.write_bytes(results.read_bytes()[:-7])  # as a power cut leaves it
     else:
@@ -89,14 +89,14 @@ async def test_two_do_not_write_one_file(tmp_path: Path, simulator: Simulator) -
     configure(tmp_path, simulator.url)
     simulator.faults.set("late", Fault(FaultKind.LATENCY, seconds=0.5, count=1))
     arguments = ("lookup", "a", "--output-file=results.csv", CONFIG)
-    first = await start(tmp_path, *arguments)
+    first = Command(tmp_path, *arguments)
     await until(lambda: simulator.traffic.open == 1)
     first.send_signal(signal.SIGSTOP)
     second = await run(tmp_path, *arguments)
     assert second.code == 1
     assert second.errors == "esms-exporter: results.csv: is being written by another lookup\n"
     first.send_signal(signal.SIGCONT)
-    assert (await end(first)).code == 0
+    assert (await first.end()).code == 0
 
 
 async def test_a_huge_file_at_the_rate_that_is_allowed(
@@ -106,7 +106,7 @@ async def test_a_huge_file_at_the_rate_that_is_allowed(
     ids = place(simulator, 10_000)
     (tmp_path / "ids.csv").write_text("reference_id\n" + "\n".join(ids))
     arguments = ("--from-file=ids.csv", "--output-file=results.csv", CONFIG)
-    found = await end(await start(tmp_path, "lookup", *arguments))
+    found = await Command(tmp_path, "lookup", *arguments).end()
     assert found == (0, "", "10000 of 10000 calls answered\n")
     rows = in_csv((tmp_path / "results.csv").read_text())
     assert sorted(row["reference_id"] for row in rows) == ids

@@ -18,7 +18,6 @@ import pytest_asyncio
 
 from exporter.simulator import Fault, FaultKind, Simulator
 from tests import subprocesses
-from tests.e2e.commands import ESMS_EXPORTER, PYTHONPATH
 from tests.e2e.lookups import ACCOUNTS, CONFIG, configure, place
 from tests.waiting import deadline, until
 
@@ -46,13 +45,12 @@ class Screen:
     async def run(self, *arguments: str, ctrl_c_at: str = "") -> int:
         theirs = self._theirs
         output = os.open(self._output, os.O_WRONLY | os.O_CREAT) if self._output else theirs
-        process = await subprocesses.start(
-            *(*ESMS_EXPORTER, *arguments),
-            cwd=self._folder,
-            env={**os.environ, "PYTHONPATH": PYTHONPATH, "TERM": "xterm"},
+        process = subprocesses.spawn(
+            (*subprocesses.ESMS_EXPORTER, *arguments),
+            *(output, theirs),
             stdin=theirs,
-            stdout=output,
-            stderr=theirs,
+            environ={**os.environ, "TERM": "xterm"},
+            folder=self._folder,
         )
         os.set_blocking(self._terminal, False)
         loop = asyncio.get_running_loop()
@@ -62,12 +60,13 @@ class Screen:
                 if ctrl_c_at:
                     await until(lambda: bool(re.search(ctrl_c_at, self.seen)))
                     process.send_signal(signal.SIGINT)
-                code = await process.wait()
+                await until(lambda: process.poll() is not None)
                 # Whatever was written before it comes first, through the kernel's own threads.
                 os.write(theirs, END.encode())
                 await until(lambda: END in self.seen)
             self.seen = self.seen.replace(END, "")
-            return code
+            assert process.returncode is not None
+            return process.returncode
         finally:
             loop.remove_reader(self._terminal)
             os.close(self._terminal)
@@ -83,7 +82,7 @@ async def test_a_bar_and_then_the_table(tmp_path: Path, simulator: Simulator) ->
     throttle = Fault(FaultKind.STATUS, status=429, retry_after="0", count=2)
     simulator.faults.set("throttle", throttle)
     screen = Screen(tmp_path, 100)
-    assert await screen.run("lookup", "--from-file=ids.txt", CONFIG) == 0
+    assert await screen.run("lookup", "--from-file=ids.txt", CONFIG) == 0, screen.seen
     bar, table = screen.seen.split("50/50")[0], screen.seen.rsplit("50/50", 1)[1]
     assert "main: throttled: " in bar
     assert "━" in bar

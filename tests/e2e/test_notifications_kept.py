@@ -18,9 +18,10 @@ from exporter.notify.dispatcher import AHEAD
 from exporter.simulator import Account, Plan, Simulator
 from tests.databases import postgresql
 from tests.e2e.counting import ENDS
-from tests.e2e.processes import UNMEASURED, Exporter, total
+from tests.e2e.processes import Exporter, total
 from tests.faults.scene import environment
 from tests.notify.receiver import SECRET, Receiver
+from tests.subprocesses import UNMEASURED
 from tests.waiting import deadline, until
 
 CALLS = 400

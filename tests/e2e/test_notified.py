@@ -103,5 +103,5 @@ async def test_the_watchdog_hears_until_the_drain_is_over(
         await manager.until("STOPPING=1")
         for _ in range(3):
             await manager.until("WATCHDOG=1")
-        assert exporter.running.returncode is None
+        assert exporter.running.poll() is None
         exporter.send(signal.SIGTERM)

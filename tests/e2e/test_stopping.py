@@ -81,7 +81,7 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             exporter.send(signal.SIGTERM)
             await exporter.says("event=stopping")
             await asyncio.sleep(0.3)
-            assert exporter.running.returncode is None
+            assert exporter.running.poll() is None
             exporter.send(signal.SIGTERM)
             assert await exporter.wait() == 1
 

@@ -17,7 +17,8 @@ import aiohttp
 
 from exporter.simulator import Account, Plan, Simulator
 from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scraped
-from tests.e2e.processes import UNMEASURED, Exporter, Series, total
+from tests.e2e.processes import Exporter, Series, total
+from tests.subprocesses import UNMEASURED
 from tests.waiting import DEADLINE, deadline, until
 
 PHASES = ("before", "during", "after")
@@ -222,7 +223,7 @@ class Scene:
         """Wait until every call that has been placed, and nothing else, is counted."""
         end = time.monotonic() + DEADLINE
         while problem := self.missing(account, self.newest(account)):
-            assert self.exporter.running.returncode is None, self.exporter.output
+            assert self.exporter.running.poll() is None, self.exporter.output
             assert time.monotonic() < end, f"{account}: {problem}"
             await asyncio.sleep(0.1)
 
