@@ -25,11 +25,10 @@ from exporter.daemon import limit_process
 from exporter.errors import ExporterError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
-from exporter.ledger.access import open_for_command
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.commits import commit
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import Database, open_database
 from exporter.ledger.types import Observation
 from exporter.logs import configure_logging
 from exporter.threads import SerialThread
@@ -95,7 +94,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     """
     thread = SerialThread("ledger")
     url = config.ledger.url.reveal()
-    database = await thread.submit(partial(open_for_command, url))
+    database = await thread.submit(partial(open_database, url, beside=True))
     account = next(item for item in config.accounts if item.name == config.account_of(canary))
     client = EsmsClient(account, config.polling.timeout, tls=config.tls)
     clock = LedgerClock()

@@ -12,7 +12,7 @@ import click
 from exporter.cli import options
 from exporter.config import NamedFiles, json_schema, load_config
 from exporter.errors import ExporterError
-from exporter.ledger.access import back_up
+from exporter.ledger.sqlite import back_up
 from exporter.sources.files import check_files
 from exporter.web.callback import callback_url as url_of
 from exporter.web.web_config import load_web_config

@@ -14,7 +14,6 @@ from exporter.config.databases import database_url
 from exporter.errors import LedgerConflictError, LedgerError
 from exporter.ledger.clock import LEAST_STEP, LedgerClock
 from exporter.ledger.engine import READ_TIMEOUT, Database
-from exporter.ledger.migrate import upgrade
 from exporter.secrets import Secret
 
 _log = structlog.get_logger(__name__)
@@ -107,7 +106,7 @@ class PostgresqlDatabase(Database):
         self.engine = _make_engine(database_url(Secret(url)))
         try:
             with self.translated(), self.engine.begin() as connection:
-                self._upgrade(connection)
+                self._prepare(connection)
         except BaseException:
             self.close()
             raise
@@ -134,23 +133,18 @@ class PostgresqlDatabase(Database):
             _log.warning("clock of the ledger's server differs", seconds=round(late, 1))
             clock.move(late)
 
-    def explain(self, error: BaseException) -> str:
-        """Return what is wrong, for what the driver raised."""
-        state = getattr(error, "sqlstate", None)
-        if not state:
-            told = _QUOTED.sub("", str(error))
-            said = next(advice for words, advice in _WITHOUT_STATE if re.search(words, told))
-            return f"{said} ({type(error).__name__})"
-        found = [advice for start, advice in _ADVICE.items() if state.startswith(start)]
-        return f"{found[0] if found else 'failed'} ({type(error).__name__}, {state})"
-
     def failure(self, error: BaseException) -> LedgerError:
-        """Return the error that stands for what the driver raised."""
-        state = getattr(error, "sqlstate", None) or ""
-        conflict = state.startswith(_CONFLICTS)
-        return self.failed(self.explain(error), LedgerConflictError if conflict else LedgerError)
+        """Return what the driver raised, and what a person can do about it, as an error."""
+        name, state = type(error).__name__, getattr(error, "sqlstate", None)
+        if not state:
+            message = _QUOTED.sub("", str(error))
+            advice = next(advice for words, advice in _WITHOUT_STATE if re.search(words, message))
+            return self.failed(f"{advice} ({name})")
+        fitting = (advice for start, advice in _ADVICE.items() if state.startswith(start))
+        kind = LedgerConflictError if state.startswith(_CONFLICTS) else LedgerError
+        return self.failed(f"{next(fitting, 'failed')} ({name}, {state})", kind)
 
-    def _upgrade(self, connection: Connection) -> None:
+    def _prepare(self, connection: Connection) -> None:
         version = connection.scalar(text("SELECT current_setting('server_version_num')::int"))
         if version < OLDEST:
             raise self.failed(f"is of PostgreSQL {version // 10_000}; 13 or newer is needed")
@@ -160,7 +154,7 @@ class PostgresqlDatabase(Database):
         # A machine that is busy with other starts may make this one stand still between statements.
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADING})
-        upgrade(self, connection)
+        self.upgrade(connection)
 
 
 def _make_engine(url: URL) -> Engine:

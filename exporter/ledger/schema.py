@@ -25,6 +25,12 @@ from sqlalchemy import (
 HEAD: Final = "0013"
 """The newest revision under `migrations/versions`."""
 
+LEASES: Final = "0013"
+"""From this revision on, exporters share the ledger by leases."""
+
+OLDEST: Final = "0010"
+"""The oldest revision that can be upgraded."""
+
 metadata: Final = MetaData()
 
 

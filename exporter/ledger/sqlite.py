@@ -1,8 +1,9 @@
-"""A ledger in a file of SQLite: one process at a time, durable settings."""
+"""A ledger in a file of SQLite: one exporter at a time, durable settings, copies."""
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import secrets
 import sqlite3
@@ -22,9 +23,8 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.clock import LedgerClock, Mark, Moment, resumed
-from exporter.ledger.engine import READ_TIMEOUT, Database
-from exporter.ledger.migrate import upgrade
-from exporter.ledger.schema import clock_marks
+from exporter.ledger.engine import READ_TIMEOUT, Database, revision
+from exporter.ledger.schema import HEAD, clock_marks
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +77,6 @@ class SqliteFile(Database):
             raise LedgerError("ledger: expected a file, as in `sqlite:///esms-exporter.db`")
         self.path = Path(os.path.realpath(path))
         self._opening = True  # errors name the path
-        self._read_mode = "ro"
 
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
         """Have the ledger remember what a clock says, and the clock go on where it was."""
@@ -94,9 +93,8 @@ class SqliteFile(Database):
     def read(self, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
         """Run a read-only transaction; see `Database.read`."""
         with self.translated(), self._reader.begin() as connection:
-            opened: Any = connection.connection.driver_connection  # Any: whatever the driver's is
             end = time.monotonic() + timeout
-            opened.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+            _driver(connection).set_progress_handler(lambda: time.monotonic() > end, _STEPS)
             yield connection
 
     @cached_property
@@ -104,43 +102,49 @@ class SqliteFile(Database):
         # A new connection each time: it always reads the file that is there now, holds back no
         # checkpoint of the WAL when it is idle, and takes 0.1 ms.
         engine = create_engine(
-            "sqlite://",
-            creator=lambda: sqlite3.connect(
-                f"{self.path.as_uri()}?mode={self._read_mode}",
-                uri=True,
-                timeout=BUSY_TIMEOUT,
-                isolation_level=None,
-                check_same_thread=False,
-            ),
-            poolclass=NullPool,
-            hide_parameters=True,
+            "sqlite://", creator=self._connect, poolclass=NullPool, hide_parameters=True
         )
         event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA temp_store = MEMORY"))
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         return engine
 
+    def _connect(self) -> sqlite3.Connection:
+        # SQLite makes a -wal where there is none, and removes it only where it may write. An
+        # existing one stays as it is: an exporter that was killed has to find it.
+        mode = "ro" if self._beside("-wal").exists() else "rw"
+        return sqlite3.connect(
+            f"{self.path.as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn what the database raises into `LedgerError`, with what can be done about it."""
+        """Turn what the database raises into `LedgerError`."""
         try:
             with super().translated():
                 yield
         except sqlite3.Error as error:  # past SQLAlchemy: a copy that is made
-            raise self.failed(self.explain(error)) from None
+            raise self.failure(error) from None
 
     def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
-        """Return the error that says what is wrong; only who opens the file is told its path."""
+        """Return the error that says what is wrong; its path only to the one that opens it."""
         return kind(f"ledger {self.path}: {problem}" if self._opening else f"ledger: {problem}")
 
-    def explain(self, error: BaseException) -> str:
-        """Return what is wrong, for what the driver raised."""
+    def failure(self, error: BaseException) -> LedgerError:
+        """Return what the driver raised, and what a person can do about it, as an error."""
         code = getattr(error, "sqlite_errorcode", None)
         # The low byte is the kind; the rest is detail.
         advice = _ADVICE.get(code & 0xFF) if isinstance(code, int) else None
         name = getattr(error, "sqlite_errorname", type(error).__name__)
-        return f"{advice or 'failed'} ({name})"
+        return self.failed(f"{advice or 'failed'} ({name})")
 
-    def _open_file(self, flags: int) -> int:
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+    def open_file(self, flags: int) -> int:
         """Open the file that the path leads to, past SQLite.
 
         Closing the descriptor ends the locks that SQLite holds in this process.
@@ -177,16 +181,20 @@ class SqliteFile(Database):
         return descriptor
 
     def _mark(self, number: int) -> bool:
-        """Have the file itself, not its -wal, say whether it is in use; see `new_mark`.
+        """Have the file itself, not its -wal, say whether it is in use; see `_new_mark`.
 
         Returns:
             Whether it does: another program that reads holds the -wal as it is.
         """
         with self.translated(), self.engine.connect() as connection:
-            opened: Any = connection.connection.driver_connection  # Any: whatever the driver's is
-            opened.execute(f"PRAGMA user_version = {number}")
-            busy, *_ = opened.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            _driver(connection).execute(f"PRAGMA user_version = {number}")
+            result = _driver(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            busy, *_ = result.fetchone()
         return not busy
+
+    def _read_mark(self) -> int:
+        with self.translated(), self.engine.connect() as connection:
+            return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
 
     def _make_engine(self, url: str) -> Engine:
         engine = create_engine(
@@ -197,7 +205,10 @@ class SqliteFile(Database):
             hide_parameters=True,
         )
         event.listen(engine, "connect", _configure)
-        event.listen(engine, "begin", _begin)
+        # At once for writing: a transaction that starts by reading cannot always go on to write.
+        event.listen(
+            engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
+        )
         with self.translated(), engine.connect():
             pass
         return engine
@@ -217,14 +228,17 @@ class SqliteDatabase(SqliteFile):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._lock = self._lock_file()
-        odd = _oddity(self._lock, self.path)
-        if odd:
+        if odd := _oddity(self._lock, self._beside("-wal")):
             _log.warning("ledger may be incomplete", path=str(self.path), problem=odd)
         try:
             self.engine = self._make_engine(url)
             with self.translated(), self.engine.begin() as connection:
-                upgrade(self, connection)
-            self._mark_open()
+                self.upgrade(connection)
+            number = self._read_mark()
+            self._number = number + 2 - number % 2
+            if self._mark(self._number):
+                self._number = _new_mark(closed=False)
+                self._mark(self._number)
         except BaseException:
             self.close()
             raise
@@ -240,19 +254,15 @@ class SqliteDatabase(SqliteFile):
         os.close(self._lock)
 
     @contextmanager
-    def _begin(self) -> Iterator[Connection]:
+    def begin(self) -> Iterator[Connection]:
+        """Run a transaction on the file that the path leads to: others lose what is written."""
         self._keep_file()
-        with super()._begin() as connection:
+        with super().begin() as connection:
             yield connection
 
     def _lock_file(self) -> int:
-        """Open and lock the file that the path leads to; make it where there is none.
-
-        Raises:
-            LedgerBusyError: another exporter has it open, under whatever name.
-            LedgerError: it cannot be opened or locked.
-        """
-        descriptor = self._open_file(os.O_RDWR | os.O_CREAT)
+        """Open and lock the file that the path leads to; make it where there is none."""
+        descriptor = self.open_file(os.O_RDWR | os.O_CREAT)
         try:
             _lock(descriptor)
         except BlockingIOError:
@@ -269,21 +279,8 @@ class SqliteDatabase(SqliteFile):
             ) from None
         return descriptor
 
-    def _mark_open(self) -> None:
-        """Mark the file as in use."""
-        with self.translated(), self.engine.connect() as connection:
-            number = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-        self._number = number + 2 - number % 2
-        if self._mark(self._number):
-            self._number = new_mark(closed=False)
-            self._mark(self._number)
-
     def _keep_file(self) -> None:
-        """See that the path still leads to the open file: what is written to another is lost.
-
-        Raises:
-            LedgerError: it does not, and that cannot be mended.
-        """
+        """Verify that the path still leads to the open file; write it anew where it was deleted."""
         held = os.fstat(self._lock)
         try:
             found = os.stat(self.path)  # noqa: PTH116 - a third of the time, before each transaction
@@ -303,15 +300,14 @@ class SqliteDatabase(SqliteFile):
         held, self._lock = self._lock, self._lock_file()
         try:
             # Those of the old file would be taken for the new one's.
-            for part in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + part).unlink(missing_ok=True)
+            for suffix in ("-wal", "-shm"):
+                self._beside(suffix).unlink(missing_ok=True)
             with (
                 self.translated(),
                 closing(sqlite3.connect(self.path)) as target,
                 self.engine.connect() as source,
             ):
-                opened: Any = source.connection.driver_connection  # Any: whatever the driver's is
-                opened.backup(target)
+                _driver(source).backup(target)
         except (OSError, LedgerError) as error:
             self.path.unlink(missing_ok=True)
             os.close(self._lock)
@@ -327,7 +323,69 @@ class SqliteDatabase(SqliteFile):
         _log.warning("ledger file was gone, and was written anew")
 
 
-def new_mark(*, closed: bool) -> int:
+class UnlockedSqliteDatabase(SqliteFile):
+    """A ledger that an exporter may have open: SQLite makes transactions wait for each other.
+
+    The lock that keeps a second exporter away is not taken, so that an exporter may start
+    meanwhile; what it protects, the calls that are polled, is not touched.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.engine = self._make_engine(url)
+        with self.begin() as connection:
+            found = revision(connection)
+        if found != HEAD:
+            self.close()
+            raise self.failed(
+                "is in use by an exporter of another version; use the command of that one"
+            )
+        if self._read_mark() % 2:
+            self._mark(0)  # no exporter has it open, and this may be killed
+
+
+def back_up(url: str, target: Path) -> int:
+    """Copy a ledger in a file of SQLite to a new file, also while an exporter writes to it.
+
+    Returns:
+        How many calls the copy holds.
+
+    Raises:
+        LedgerError: it cannot be copied; nothing is left behind.
+    """
+    if make_url(url).get_backend_name() == "postgresql":
+        raise LedgerError("ledger: is a database of PostgreSQL; back it up with `pg_dump`")
+    source = SqliteFile(url)
+    os.close(source.open_file(os.O_RDONLY | os.O_NONBLOCK))
+    for suffix in ("", "-wal", "-journal"):
+        if os.path.lexists(f"{target}{suffix}"):
+            raise LedgerError(f"{target}{suffix}: exists already; name another file")
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    try:
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch(0o600, exist_ok=False)
+        with source.read(math.inf) as connection, closing(sqlite3.connect(unfinished)) as copy:
+            if revision(connection) is None:
+                raise source.failed("holds no ledger")
+            _driver(connection).backup(copy)
+            # In one file, which can be read where nothing can be written.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            copy.execute(f"PRAGMA user_version = {_new_mark(closed=True)}")
+            (count,) = copy.execute("SELECT count(*) FROM calls").fetchone()
+        unfinished.rename(target)
+    except OSError as error:
+        raise LedgerError(f"{target}: cannot be written ({error.strerror})") from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+    return int(count)
+
+
+def _driver(connection: Connection) -> Any:  # Any: whatever the driver's type is
+    return connection.connection.driver_connection
+
+
+def _new_mark(*, closed: bool) -> int:
     """Return a random `PRAGMA user_version` of a ledger.
 
     It is even while an exporter has the file open, and odd in a backup and once the file was
@@ -337,7 +395,7 @@ def new_mark(*, closed: bool) -> int:
     return 2 * (secrets.randbelow(1 << 29) + 1) + closed
 
 
-def _oddity(descriptor: int, path: Path) -> str | None:
+def _oddity(descriptor: int, wal_path: Path) -> str | None:
     """Return what is odd about a file and its -wal, before SQLite sees them; None if nothing is.
 
     SQLite writes any -wal that lies there into the file.
@@ -346,7 +404,7 @@ def _oddity(descriptor: int, path: Path) -> str | None:
     if header and not header.startswith(b"SQLite format 3\0"):
         return None  # SQLite says so
     pages, mark = int.from_bytes(header[28:32]), int.from_bytes(header[60:64])
-    wal = _marks(path.with_name(path.name + "-wal"))
+    wal = _marks(wal_path)
     closed, in_wal_mode = mark % 2 == 1, header[18:19] == b"\2"
     if wal is None:
         if mark and not closed and in_wal_mode:
@@ -422,8 +480,3 @@ def _configure(connection: Any, _record: object) -> None:  # Any: whatever the d
     # 8 MiB of cache, whatever the size of the ledger.
     cursor.execute("PRAGMA cache_size = -8192")
     cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    # At once for writing: a transaction that starts by reading cannot always go on to write.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, event, text
 from exporter.calls import Finished, Key, Result, Status, WatchedCall
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ids import reference_id
-from exporter.ledger.access import open_for_command
 from exporter.ledger.calls import find_call, list_calls, recent_calls
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, Intent, NotBegun, Run
 from exporter.ledger.engine import Database, open_database
@@ -290,18 +289,18 @@ def test_different_calls_at_the_same_time_keep_to_the_day(shared: Callable[[], D
 
 def test_a_command_opens_a_ledger_beside_its_exporter(path: Path) -> None:
     url = f"sqlite:///{path}"
-    beside = open_for_command(url)  # nobody has made it yet
+    beside = open_database(url, beside=True)  # nobody has made it yet
     row = begun(CanaryRuns(beside))
     exporter = open_database(url)
     with pytest.raises(LedgerBusyError):
         open_database(url)
-    also = open_for_command(url)
+    also = open_database(url, beside=True)
     assert CanaryRuns(also).begin(INTENT) is NotBegun.BEGUN
     assert CanaryRuns(exporter).end(row, CanaryResult.SUCCESS, 1.0)
     assert CanaryRuns(beside).find(row) == ("success", None)
     with exporter.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     with pytest.raises(LedgerError, match="of another version"):
-        open_for_command(url)
+        open_database(url, beside=True)
     for database in (beside, also, exporter):
         database.close()

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
-from exporter.ledger.access import back_up
 from exporter.ledger.engine import open_database
+from exporter.ledger.sqlite import back_up
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall
 from tests import subprocesses

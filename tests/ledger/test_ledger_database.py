@@ -154,9 +154,10 @@ def test_a_ledger_is_a_file(name: str) -> None:
         open_database(name)
 
 
-def test_another_program_that_holds_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.ledger.sqlite.BUSY_TIMEOUT", 0.05)
+def test_another_program_that_holds_it(path: Path) -> None:
     database = open_database(url(path))
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 50")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerError, match="is locked by another program; end it"):
