@@ -120,8 +120,9 @@ class DetachedThreads:
             SourceError: it does not return in time, the last one under this key has not returned,
                 or there are no threads left.
         """
+        no_answer = f"no answer within {self._timeout:g} s"
         if key in self._running:
-            raise SourceError("no answer")
+            raise SourceError(no_answer)
         worker = self._idle.pop() if self._idle else SerialThread("detached")
         done = worker.submit(work)
         self._running.add(key)
@@ -137,7 +138,7 @@ class DetachedThreads:
                 worker.close()  # once it is done, if ever
                 done.add_done_callback(lambda done: done.exception())  # nobody else retrieves it
         if not finished:
-            raise SourceError(f"no answer within {self._timeout:g} s")
+            raise SourceError(no_answer)
         return done.result()
 
     def close(self) -> None:

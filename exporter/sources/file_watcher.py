@@ -1,4 +1,4 @@
-"""Which files have changed and are not being written.
+"""Which files patterns find, which have changed, and which are not being written.
 
 Found by polling: that also sees symlinks that are swapped far away, as Kubernetes does, and changes
 by other machines, which cause no event.
@@ -6,10 +6,16 @@ by other machines, which cause no event.
 
 from __future__ import annotations
 
+import glob
+import operator
 import os
+import re
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 INTERVAL: Final = 0.5
@@ -19,6 +25,8 @@ INTERVAL: Final = 0.5
 _MAX_WAITS: Final = 2
 # At the first look, in nanoseconds: what was not written to for so long is settled.
 _SETTLED_AGE: Final = 1_000_000_000
+
+_ESCAPED: Final = re.compile(r"\[([*?[])\]")
 
 
 class FileStat(NamedTuple):
@@ -108,3 +116,85 @@ class FileWatcher:
         """Have a file that was read be read again."""
         if path in self._read:
             self._read[path] = _NEVER
+
+
+def find(pattern: str) -> Iterator[str]:
+    """Yield the paths that a pattern finds, as `glob` does. Blocking.
+
+    For each part of the pattern, a folder is read once, by the shortest way without links where
+    there is one: links may lead in circles. What cannot be read is left out.
+    """
+    parts = [part for part in pattern.split("/") if part]
+    folders = deque([("/" if pattern.startswith("/") else "", 0)])  # each with the next part
+    links = deque[tuple[str, int]]()
+    seen = set[tuple[int, int, int]]()
+    while folders or links:
+        folder, number = (folders or links).popleft()
+        part, following = parts[number], number + 1
+        is_last, deep = following == len(parts), part == "**"
+        if (entries := _entries(folder, part, number, seen)) is None:
+            continue
+        if deep and not is_last:
+            folders.append((folder, following))  # it also matches no folder at all
+        for name, is_folder, is_link in entries:
+            path = os.path.join(folder, name)  # noqa: PTH118 - keeps `..`
+            if is_last:
+                yield path
+            if is_folder and (deep or not is_last):
+                (links if is_link else folders).append((path, number if deep else following))
+
+
+def _entries(
+    folder: str, part: str, number: int, seen: set[tuple[int, int, int]]
+) -> list[tuple[str, bool, bool]] | None:
+    """Return the names in a folder that a part matches, and if they may be folders, and are links.
+
+    None for a folder that cannot be read, or in which a part was looked for before.
+    """
+    try:
+        status = os.stat(folder or ".")  # noqa: PTH116 - a third of the time
+        if (place := (status.st_dev, status.st_ino, number)) in seen:
+            return None
+        seen.add(place)
+        if not _is_magic(part):
+            name = _unescape(part)
+            os.lstat(os.path.join(folder, name))  # noqa: PTH118 - as above
+            return [(name, True, False)]
+        with os.scandir(folder or ".") as entries:
+            return sorted(
+                (entry.name, entry.is_symlink() or entry.is_dir(), entry.is_symlink())
+                for entry in entries
+                if part.startswith(".") or not entry.name.startswith(".")
+                if part == "**" or fnmatchcase(entry.name, part)
+            )
+    except (OSError, ValueError):
+        return None
+
+
+def _is_magic(pattern: str) -> bool:
+    return glob.has_magic(_ESCAPED.sub("", pattern))
+
+
+def _unescape(pattern: str) -> str:
+    return _ESCAPED.sub(r"\1", pattern)
+
+
+def literals(patterns: Iterable[str]) -> list[str]:
+    """Return the paths that are named without a wildcard."""
+    return [_unescape(pattern) for pattern in patterns if not _is_magic(pattern)]
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Return whether a pattern would find a path, if it existed."""
+    return any(_matches(path.split("/"), pattern) for pattern in patterns)
+
+
+def _matches(names: list[str], pattern: str) -> bool:
+    reached = [True, *(False for _ in names)]  # by how many names match the parts until now
+    for part in pattern.split("/"):
+        if part == "**":
+            reached = list(accumulate(reached, operator.or_))
+        else:
+            here = zip(names, reached, strict=False)
+            reached = [False, *(before and fnmatchcase(name, part) for name, before in here)]
+    return reached[-1]

@@ -8,10 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar, cast
 
 import structlog
 
@@ -20,8 +21,16 @@ from exporter.config.document import Problems
 from exporter.config.watch import CallConfig
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.ledger.types import BATCH_SIZE, NewCall
-from exporter.sources import globs
-from exporter.sources.file_watcher import INTERVAL, Change, FileStat, FileWatcher, stat_file
+from exporter.sources import file_watcher
+from exporter.sources.file_watcher import (
+    INTERVAL,
+    Change,
+    FileStat,
+    FileWatcher,
+    literals,
+    matches,
+    stat_file,
+)
 from exporter.sources.source import CallSink, Source, SourceContext
 from exporter.sources.tabular import read_calls
 from exporter.threads import DetachedThreads
@@ -50,18 +59,18 @@ class Found(NamedTuple):
 
     Attributes:
         files: the files, as they are.
-        unprintable: how many have a name that the ledger and the log cannot hold as text.
+        problem: what is wrong with others.
     """
 
     files: dict[str, FileStat]
-    unprintable: int = 0
+    problem: str | None = None
 
 
 def find_files(pattern: str, limit: int = MAX_FILES) -> Found:
     """Return the files of a pattern, up to one more than the limit. Blocking."""
     files: dict[str, FileStat] = {}
     unprintable = 0
-    for path in globs.find(pattern):
+    for path in file_watcher.find(pattern):
         if found := stat_file(path):
             if path.isprintable():
                 files[path] = found
@@ -69,7 +78,8 @@ def find_files(pattern: str, limit: int = MAX_FILES) -> Found:
                 unprintable += 1
         if len(files) > limit:
             break
-    return Found(files, unprintable)
+    problem = f"finds {unprintable} files whose names are no printable text"
+    return Found(files, problem if unprintable else None)
 
 
 def _can_be_listed(folder: Path) -> bool:
@@ -80,87 +90,37 @@ def _can_be_listed(folder: Path) -> bool:
     return False
 
 
-class _BlockingCall(Generic[T]):
-    """Calls a blocking function on a file system that may not answer.
-
-    A result that comes too late is returned by the next call.
-    """
-
-    def __init__(self, threads: DetachedThreads) -> None:
-        self._threads = threads
-        self._results: list[T] = []
-
-    @property
-    def hangs(self) -> bool:
-        return self._threads.hangs(self)
-
-    async def result(self, function: Callable[[], T]) -> T:
-        """Return what a function returns, or returned to an earlier call that gave up.
-
-        Raises:
-            SourceError: the file system does not answer.
-        """
-        if not self._results:
-            await self._threads.run(self, lambda: self._results.append(function()))
-        return self._results.pop()
-
-
+@dataclass(slots=True, eq=False)
 class _Reading:
     """A file that is being read, a batch of calls at a time.
 
     Attributes:
         change: the file as it was found.
+        calls: the rest of its calls.
         problems: what is wrong with it.
-        settled: the file was complete, and did not change until its end was reached.
         rows: of the calls that are known by now.
         refused: how many calls of each account there was no room for.
-        count: calls that were read.
+        settled: the file was complete, and did not change until its end was reached.
     """
 
-    def __init__(
-        self,
-        change: Change,
-        calls: Iterator[CallConfig],
-        problems: Problems,
-        threads: DetachedThreads,
-    ) -> None:
-        self.change = change
-        self.problems = problems
-        self.settled = change.settled
-        self.rows: set[int] = set()
-        self.refused = Counter[str]()
-        self.count = 0
-        self._calls = calls
-        self._batch = _BlockingCall[list[NewCall] | ConfigError](threads)
+    change: Change
+    calls: Iterator[CallConfig]
+    problems: Problems
+    rows: set[int] = field(default_factory=set)
+    refused: Counter[str] = field(default_factory=Counter)
+    settled: bool = False
 
-    @property
-    def hangs(self) -> bool:
-        return self._batch.hangs
-
-    async def batch(self) -> list[NewCall]:
-        """Return the next calls; none at the end.
-
-        Raises:
-            ConfigError: the file cannot be read any further.
-            SourceError: the file system does not answer; once it does, this may go on.
-        """
-        batch = await self._batch.result(self._read_batch)
-        if isinstance(batch, ConfigError):
-            raise batch
-        self.count += len(batch)
-        return batch
-
-    def _read_batch(self) -> list[NewCall] | ConfigError:
-        result: list[NewCall] | ConfigError
+    def next_batch(self) -> list[NewCall] | ConfigError:
+        """Return the next calls, none at the end, or why the file cannot be read. Blocking."""
+        batch: list[NewCall] | ConfigError
         try:
-            calls = islice(self._calls, BATCH_SIZE)
-            result = [NewCall(call.account, call.reference_id, call.labels) for call in calls]
+            calls = islice(self.calls, BATCH_SIZE)
+            batch = [NewCall(call.account, call.reference_id, call.labels) for call in calls]
         except ConfigError as error:
-            result = error
-        at_end = result == [] or isinstance(result, ConfigError)
-        if at_end and stat_file(self.change.path) != self.change.stat:
-            self.settled = False  # what it names now was not read
-        return result
+            batch = error
+        if not isinstance(batch, list) or not batch:
+            self.settled = self.change.settled and stat_file(self.change.path) == self.change.stat
+        return batch
 
 
 class FilesSource(Source):
@@ -202,8 +162,9 @@ class FilesSource(Source):
         self._retry_interval = retry_interval
         self._threads = DetachedThreads(timeout)
         self._lock = asyncio.Lock()  # one look at a time
+        self._patterns: Sequence[str] = ()
         self._context: tuple[Sequence[str], Sequence[str]] = (), ()  # accounts and labels
-        self._searches: dict[str, _BlockingCall[Found]] = {}  # by pattern
+        self._late: dict[str, list[object]] = {}  # what functions returned that were given up on
         self._readings: dict[str, _Reading] = {}  # by file
         self._watcher = FileWatcher()
         self._named: set[str] = set()  # files that name calls in the ledger
@@ -215,21 +176,19 @@ class FilesSource(Source):
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
         """Read everything anew; where nothing has changed, this is but another look."""
         async with self._lock:
-            same = self._context == (context.accounts, context.labels)
-            if same and self._searches.keys() == set(watch.files):
-                await self._add(wait=True)
-                return
-            self._status.configure(shown=bool(watch.files))
-            self._watcher = FileWatcher()
-            self._full, self._readings, self._missing = {}, {}, set()
-            named = await self._sink.sources()
-            self._named = {name.removeprefix(PREFIX) for name in named if name.startswith(PREFIX)}
-            self._context = context.accounts, context.labels
-            self._searches = {
-                pattern: self._searches.get(pattern) or _BlockingCall(self._threads)
-                for pattern in watch.files
-            }
-            await self._add(wait=False)
+            names = context.accounts, context.labels
+            same = (self._patterns, self._context) == (watch.files, names)
+            if not same:
+                self._status.configure(shown=bool(watch.files))
+                self._patterns, self._context = watch.files, names
+                self._watcher = FileWatcher()
+                self._full, self._readings, self._missing = {}, {}, set()
+                self._late = {key: self._late[key] for key in self._late if key.startswith(OPTION)}
+                sources = await self._sink.sources()
+                self._named = {
+                    name.removeprefix(PREFIX) for name in sources if name.startswith(PREFIX)
+                }
+            await self._add(wait=same)
 
     async def remove_missing(self) -> None:
         """Remove the calls of files that were removed."""
@@ -256,6 +215,18 @@ class FilesSource(Source):
                 problem = str(error)
         self._report("the ledger", problem)
 
+    async def _answer(self, key: str, work: Callable[[], T]) -> T:
+        """Return what a function on files returns, or returned since an earlier call gave up on it.
+
+        Raises:
+            SourceError: the file system does not answer.
+        """
+        results = self._late.setdefault(key, [])
+        if not results:
+            await self._threads.run(key, lambda: results.append(work()))
+        del self._late[key]
+        return cast("T", results[0])
+
     async def _add(self, *, wait: bool) -> None:
         """Add the calls of new and changed files."""
         files, silent, complete = await self._search()
@@ -266,8 +237,7 @@ class FilesSource(Source):
             self._watcher.forget(path)
         looked_at = {path: files[path] for path in sorted(files)[: self._limit]}
         for change in self._watcher.compare(looked_at, wait=wait):
-            reading = self._readings.get(change.path)
-            if reading and reading.hangs:
+            if self._threads.hangs(change.path):
                 continue  # reported before
             try:
                 await self._read_file(change, report=wait or change.settled)
@@ -277,30 +247,23 @@ class FilesSource(Source):
 
     async def _search(self) -> tuple[dict[str, FileStat], set[str], bool]:
         """Return the files, the patterns without an answer, and whether these are all files."""
-        asked = [pattern for pattern, search in self._searches.items() if not search.hangs]
+        items = {f"{OPTION}: {pattern}": pattern for pattern in self._patterns}
         results = await asyncio.gather(
-            *(self._searches[one].result(partial(self._find, one)) for one in asked),
+            *(self._answer(item, partial(self._find, pattern)) for item, pattern in items.items()),
             return_exceptions=True,
         )
-        silent = set(self._searches).difference(asked)
-        for pattern in silent:
-            if not self._status.has_problem(item := f"{OPTION}: {pattern}"):
-                self._report(item, "cannot be looked for: no answer")
         files: dict[str, FileStat] = {}
-        complete = True
-        for pattern, result in zip(asked, results, strict=True):
-            problem = None
-            if isinstance(result, SourceError):
-                silent.add(pattern)
-                problem = f"cannot be looked for: {result}"
-            elif isinstance(result, BaseException):
-                raise result
-            else:
+        silent, complete = set[str](), True
+        for (item, pattern), result in zip(items.items(), results, strict=True):
+            if isinstance(result, Found):
                 files |= result.files
                 complete = complete and len(result.files) <= self._limit
-                if count := result.unprintable:
-                    problem = f"finds {count} files whose names are no printable text"
-            self._report(f"{OPTION}: {pattern}", problem)
+                self._report(item, result.problem)
+            elif isinstance(result, SourceError):
+                silent.add(pattern)
+                self._report(item, f"cannot be looked for: {result}")
+            else:
+                raise result
         too_many = len(files) > self._limit
         self._report(OPTION, f"finds over {self._limit} files" if too_many else None)
         return files, silent, complete
@@ -320,7 +283,7 @@ class FilesSource(Source):
             reading = self._readings.pop(path)
             problem = str(error)
         else:
-            _log.debug("file of calls read", file=path, calls=reading.count)
+            _log.debug("file of calls read", file=path)
             if reading.refused:
                 full = ", ".join(sorted(reading.refused))
                 problem = f"some of its calls are beyond `watch.max_calls` (account {full})"
@@ -333,9 +296,13 @@ class FilesSource(Source):
     async def _add_calls(self, change: Change) -> _Reading:
         """Add the calls of a file to its end; resume where the file system did not answer."""
         path = change.path
-        reading = self._readings.get(path) or self._open(change)
-        self._readings[path] = reading
-        while batch := await reading.batch():
+        if (reading := self._readings.get(path)) is None:
+            problems = Problems(path)
+            calls = self._read(path, *self._context, problems, whole=change.settled)
+            reading = self._readings[path] = _Reading(change, calls, problems)
+        while batch := await self._answer(path, reading.next_batch):
+            if isinstance(batch, ConfigError):
+                raise batch
             try:
                 added = await self._sink.add(PREFIX + path, batch)
             except BaseException:
@@ -344,35 +311,27 @@ class FilesSource(Source):
             self._named.add(path)
             reading.rows |= added.rows
             reading.refused += added.refused
-        del self._readings[path]
-        return reading
-
-    def _open(self, change: Change) -> _Reading:
-        problems = Problems(change.path)
-        calls = self._read(change.path, *self._context, problems, whole=change.settled)
-        return _Reading(change, calls, problems, self._threads)
+        return self._readings.pop(path)
 
     async def _remove_missing(self) -> None:
         """Remove the calls of files that were removed, and note whether all is well."""
         paths, silent, complete = self._found
         if complete:
-            missing = {
-                path for path in self._named.difference(paths) if not globs.matches(path, silent)
-            }
+            missing = {path for path in self._named.difference(paths) if not matches(path, silent)}
             for path in sorted(missing):
-                if path in self._missing or not globs.matches(path, self._searches):
+                if path in self._missing or not matches(path, self._patterns):
                     await self._remove_file(path)
             self._missing = missing
-        for path in globs.literals(self._searches.keys() - silent):
+        for path in literals(set(self._patterns) - silent):
             if path not in paths:
                 self._report(path, "cannot be read: no such file")
-        if self._searches and not self._status.problem:
+        if self._patterns and not self._status.problem:
             self._status.succeed()
 
     async def _remove_file(self, path: str) -> None:
-        if globs.matches(path, self._searches):
+        if matches(path, self._patterns):
             folder = Path(path).parent
-            if path in globs.literals(self._searches) or self._threads.hangs(folder):
+            if path in literals(self._patterns) or self._threads.hangs(folder):
                 return  # reported elsewhere
             try:
                 listable = await self._threads.run(folder, partial(_can_be_listed, folder))
@@ -398,14 +357,13 @@ def check_files(patterns: Sequence[str], accounts: Sequence[str], labels: Sequen
     Raises:
         ConfigError: with every problem of every file.
     """
-    paths = set(globs.literals(patterns))
+    paths = set(literals(patterns))
     found: list[Problem] = []
     for pattern in patterns:
         result = find_files(pattern)
         paths |= result.files.keys()
-        if result.unprintable:
-            message = f"finds {result.unprintable} files whose names are no printable text"
-            found.append(Problem(f"{OPTION}: {pattern}", 0, "", message))
+        if result.problem:
+            found.append(Problem(f"{OPTION}: {pattern}", 0, "", result.problem))
     if len(paths) > MAX_FILES:
         found.append(Problem(OPTION, 0, "", f"finds over {MAX_FILES} files"))
     calls = 0

@@ -31,7 +31,10 @@ MAX_FILE: Final = 64 << 20
 """Bytes; a million ids are 37 MB."""
 
 MAX_LINE: Final = 1 << 20
-"""Characters of a line, of a row of CSV, which may have several lines, and of an item of JSON."""
+"""Characters of a line, and of a row of CSV, which may have several lines."""
+
+MAX_ITEM: Final = 1 << 16
+"""Characters of an item of JSON."""
 
 COLUMNS: Final = ("reference_id", "account")
 """Those that every table may have; the others are labels."""
@@ -39,10 +42,7 @@ COLUMNS: Final = ("reference_id", "account")
 _DELIMITERS: Final = ",;\t|"
 # What Excel obeys, and some programs write for it.
 _SEPARATOR_LINE: Final = re.compile('["\']?sep=([^"\r\n])["\']?[,;\t]*\r?\n?', re.IGNORECASE)
-_CHUNK: Final = 1 << 16
-# Characters of the longest token of JSON that may be cut off without being a string: an escape.
-_ESCAPE: Final = 12
-_BLANK: Final = re.compile(r"[ \t\r\n]*")
+_BLANKS: Final = re.compile(r"[ \t\r\n]+")
 
 Items = Iterator[tuple[int, Value]]
 """Items as they would be in YAML, each with its line."""
@@ -188,6 +188,8 @@ def _too_long(line: int) -> DocumentError:
 class _JsonReader:
     """Reads the list that a file of JSON is, an item at a time; an empty file has none.
 
+    It holds more of the text than an item may have, so that each is read at once.
+
     Args:
         file: JSON.
         problems: takes duplicate keys, whose first value counts.
@@ -196,17 +198,10 @@ class _JsonReader:
     def __init__(self, file: TextIO, problems: Problems) -> None:
         self._file = file
         self._problems = problems
-        self._line = 1
-        self._index = 0
-        self._text = ""
-        self._at = 0
-        self._duplicates: list[str] = []
-        self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._mapping,
-            # Of any length: Python refuses to read whole numbers of thousands of digits.
-            parse_int=float,
-            parse_constant=_refuse_constant,
-        )
+        self._text, self._at, self._ended = "", 0, False
+        self._line, self._index = 1, 0
+        # Whole numbers of thousands of digits, which Python refuses to read, are no ids either.
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._mapping, parse_int=float)
 
     def items(self) -> Items:
         """Yield the items, each with its line.
@@ -214,67 +209,57 @@ class _JsonReader:
         Raises:
             DocumentError: the rest is not JSON, not a list, or an item is too long.
         """
-        if not (first := self._next_character()):
+        if not (first := self._peek()):
             return
         if first != "[":
             raise DocumentError(self._line, [], "expected a list of calls, as in `watch.calls`")
         self._at += 1
-        end = self._next_character()
-        while end != "]":
-            self._next_character()
-            line = self._line
-            value = self._value()
-            for name in self._duplicates:
-                self._problems.add(line, (self._index, name), "duplicate key")
-            yield line, value
+        after = self._peek()
+        while after != "]":
+            self._peek()
+            value, end = self._value()
+            yield self._line, value
+            self._move(end)
             self._index += 1
-            if (end := self._next_character()) not in ("]", ","):
+            if (after := self._peek()) not in ("]", ","):
                 self._fail("expected `,` or `]`")
-            self._at += end == ","
+            self._at += after == ","
         self._at += 1
-        if self._next_character():
+        if self._peek():
             self._fail("expected nothing after the list")
 
-    def _next_character(self) -> str:
+    def _value(self) -> tuple[Value, int]:
+        """Return the item that comes next, and where it ends."""
+        value: Value = None
+        try:
+            value, end = self._decoder.raw_decode(self._text, self._at)
+        except RecursionError:
+            self._fail("is nested too deeply")
+        except json.JSONDecodeError as error:
+            end = len(self._text) if error.msg.startswith("Unterminated") else error.pos
+            if end - self._at <= MAX_ITEM:
+                self._move(error.pos)
+                self._fail(f"is not valid JSON: {error.msg.strip()}")  # quotes nothing of the file
+        except ValueError as error:
+            self._fail(str(error))
+        if end - self._at > MAX_ITEM:
+            self._fail(f"is longer than {MAX_ITEM} characters")
+        return value, end
+
+    def _peek(self) -> str:
         """Return what comes after blanks, without passing it; empty at the end of the file."""
         while True:
-            end = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]
-            self._pass(end)
-            if end < len(self._text) or not self._fill():
-                return self._text[end : end + 1]
+            if not self._ended and len(self._text) - self._at <= MAX_ITEM:
+                more = self._file.read(2 * MAX_ITEM)
+                self._text, self._at, self._ended = self._text[self._at :] + more, 0, not more
+            if blanks := _BLANKS.match(self._text, self._at):
+                self._move(blanks.end())
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
 
-    def _value(self) -> Value:
-        while True:
-            self._duplicates = []
-            value: Value = None
-            error: json.JSONDecodeError | None = None
-            try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
-            except RecursionError:
-                self._fail("is nested too deeply")
-            except json.JSONDecodeError as caught:
-                error, end = caught, len(self._text)
-                if caught.pos < end - _ESCAPE and not caught.msg.startswith("Unterminated"):
-                    self._refuse(caught)
-            except ValueError as caught:
-                self._fail(str(caught))
-            if end < len(self._text):
-                break
-            # It may go on.
-            if len(self._text) - self._at > MAX_LINE:
-                self._fail(f"is longer than {MAX_LINE} characters")
-            if not self._fill():
-                if error is None:
-                    break
-                self._refuse(error)
-        text = self._text[self._at : end]
-        _set_lines(value, self._line, text if "\n" in text else "")
-        self._pass(end)
-        return value
-
-    def _refuse(self, error: json.JSONDecodeError) -> NoReturn:
-        self._pass(error.pos)
-        self._fail(f"is not valid JSON: {error.msg.strip()}")  # which quotes nothing of the file
+    def _move(self, end: int) -> None:
+        self._line += self._text.count("\n", self._at, end)
+        self._at = end
 
     def _fail(self, message: str) -> NoReturn:
         raise DocumentError(self._line, [self._index], message)
@@ -285,44 +270,7 @@ class _JsonReader:
         mapping = YamlMapping()
         for key, value in pairs:
             if key in mapping:
-                self._duplicates.append(key)
+                self._problems.add(self._line, (self._index, key), "duplicate key")
             mapping.setdefault(key, value)
+        mapping.lines = array("I", [self._line] * len(mapping))
         return mapping
-
-    def _fill(self) -> bool:
-        """Read on; return whether there was anything."""
-        if more := self._file.read(max(_CHUNK, len(self._text) - self._at)):
-            self._text = self._text[self._at :] + more
-            self._at = 0
-        return bool(more)
-
-    def _pass(self, end: int) -> None:
-        self._line += self._text.count("\n", self._at, end)
-        self._at = end
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"is not valid JSON: {name} is no value of it")
-
-
-def _set_lines(value: Value, line: int, text: str, at: int = 0) -> int:
-    """Give mappings the lines of their keys.
-
-    Args:
-        value: what was read.
-        line: where `text` begins.
-        text: what it was read from.
-        at: where in it the value is.
-
-    Returns:
-        Where the last key that was found ends.
-    """
-    if isinstance(value, YamlMapping):
-        lines = []
-        for key, inner in value.items():
-            if found := re.compile(f"{re.escape(json.dumps(key))}[ \\t\\r\\n]*:").search(text, at):
-                at = found.start()
-            lines.append(line + text.count("\n", 0, at))
-            at = _set_lines(inner, line, text, found.end() if found else at)
-        value.lines = array("I", lines)
-    return at

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.sources.globs import find, literals, matches
+from exporter.sources.file_watcher import find, literals, matches
 
 
 @pytest.fixture

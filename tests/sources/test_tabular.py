@@ -166,7 +166,7 @@ def test_what_is_wrong_does_not_stop_the_others(
     assert (len(calls), told) == (good, problems)
 
 
-def test_problems_of_json_have_the_lines_of_their_keys(tmp_path: Path) -> None:
+def test_problems_of_json_have_the_lines_of_their_items(tmp_path: Path) -> None:
     document = [
         {"reference_id": "X", "account": "b", "labels": {"campaign": "account", "team": "x"}},
         {"account": "nobody", "reference_id": 5},
@@ -177,9 +177,9 @@ def test_problems_of_json_have_the_lines_of_their_keys(tmp_path: Path) -> None:
     assert calls == []
     assert [problem.split(": ")[:2] for problem in problems] == [
         ["a.json:2", "[0].account"],
-        ["a.json:7", "[0].labels.team"],
-        ["a.json:11", "[1].account"],
-        ["a.json:12", "[1].reference_id"],
+        ["a.json:2", "[0].labels.team"],
+        ["a.json:10", "[1].reference_id"],
+        ["a.json:10", "[1].account"],
     ]
 
 
@@ -229,10 +229,9 @@ def test_a_list_of_what_a_spreadsheet_made_of_ids(tmp_path: Path) -> None:
         ("a.json", '["X",\n]', "a.json:2: [1]: is not valid JSON: Expecting value"),
         ("a.json", '["X",\n\n"Y" "Z"]', "a.json:3: [2]: expected `,` or `]`"),
         ("a.json", '["X"]\n["Y"]', "a.json:2: [1]: expected nothing after the list"),
-        ("a.json", "[\nNaN]", "a.json:2: [0]: is not valid JSON: NaN is no value of it"),
         ("a.json", '["X", # one\n"Y"]', "a.json:1: [1]: is not valid JSON: Expecting value"),
         ("a.json", "[" * 100_000, "a.json:1: [0]: is nested too deeply"),
-        ("a.json", f'["{"x" * (1 << 21)}"]', "a.json:1: [0]: is longer than 1048576 characters"),
+        ("a.json", f'["{"x" * (1 << 21)}"]', "a.json:1: [0]: is longer than 65536 characters"),
         ("a.json", f'[{{"a" 1}},{"0," * (1 << 20)}]', "a.json:1: [0]: is not valid JSON"),
         ("a.json", '{"calls": []}', "a.json:1: expected a list of calls, as in `watch.calls`"),
         (
