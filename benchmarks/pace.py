@@ -20,7 +20,7 @@ from exporter.calls import Finished, GiveUpPolicy, PollAgain, Status, WatchedCal
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
-from exporter.polling.intervals import AdaptiveIntervals
+from exporter.polling.intervals import PollIntervals
 from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
 
@@ -174,7 +174,7 @@ def _fixed(p95: float) -> Way:
 def _run(way: Way, lives: Sequence[Life], seed: int) -> list[Asked]:
     random.seed(seed)  # the poller's jitter
     # What the rule "a call is first polled at once" would cost.
-    first_wait = mock.patch.object(AdaptiveIntervals, "first", return_value=0.0)
+    first_wait = mock.patch.object(PollIntervals, "first", return_value=0.0)
     with first_wait if way.at_once else mock.MagicMock():
         return virtual_time.run(_follow(way, lives, random.Random(seed)))
 

@@ -36,7 +36,7 @@ from exporter.ledger.types import (
     Observation,
     StoredCall,
 )
-from exporter.polling.durations import WINDOW
+from exporter.polling.intervals import WINDOW
 from exporter.recent_results import Histories
 
 # Calls after which Python's collector of cycles is told that they stay. It would look at each of

@@ -35,7 +35,7 @@ from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.types import BATCH_SIZE, InsertResult, NewCall, Observation
-from exporter.polling.intervals import ENOUGH, AdaptiveIntervals
+from exporter.polling.intervals import ENOUGH
 from exporter.polling.poller import PollingSettings
 from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
@@ -324,7 +324,6 @@ async def test_the_pace_goes_on_where_it_was(
     await again.service.start()
     try:
         pace = again.service.accounts["main"].poller.intervals
-        assert isinstance(pace, AdaptiveIntervals)
         assert pace.durations.calls == ENOUGH
         assert pace.plan
     finally:

@@ -30,7 +30,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
 from exporter.polling.circuit_breaker import GOOD, MAX_PAUSE, AccountHealth, Reply
-from exporter.polling.intervals import AdaptiveIntervals, GrowingIntervals
+from exporter.polling.intervals import PollIntervals
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
 from exporter.polling.timing_wheel import FAILING, TICK, Backlog, TimingWheel
@@ -114,7 +114,9 @@ class Poller:
         self.account = account
         self.stats = stats
         self.calls: dict[int, WatchedCall] = {}
-        self.intervals = _intervals(settings)
+        self.intervals = PollIntervals(
+            settings.interval, settings.max_interval, adaptive=settings.adaptive
+        )
         self._provider = provider
         self._settings = settings
         self._observe = observe
@@ -237,23 +239,20 @@ class Poller:
             notified: whether a callback reported its end.
         """
         age = at - call.first_watched
-        # A call that the provider does not know says nothing about the durations of others.
-        if not isinstance(self.intervals, AdaptiveIntervals) or finished.status is Status.NOT_FOUND:
-            return
         if finished.status is Status.EXPIRED:
             self.intervals.learn_open(age, at)
-        else:
+        # A call that the provider does not know says nothing about the durations of others.
+        elif finished.status is not Status.NOT_FOUND:
             seen = max(call.state_since, last_seen) - call.first_watched
             self.intervals.learn(seen, age, at, notified=notified or call.id in self._hinted)
 
     def learn_past(self, ends: Iterable[tuple[Status, float]]) -> None:
         """Learn from calls of the past, oldest first: how they ended, and at which age."""
-        if isinstance(self.intervals, AdaptiveIntervals):
-            self.intervals.learn_past(
-                (age, status is not Status.EXPIRED)
-                for status, age in ends
-                if status is not Status.NOT_FOUND
-            )
+        self.intervals.learn_past(
+            (age, status is not Status.EXPIRED)
+            for status, age in ends
+            if status is not Status.NOT_FOUND
+        )
 
     # The account.
 
@@ -282,10 +281,9 @@ class Poller:
 
         Another provider, with other credentials or another address, ends a pause.
         """
-        if settings.adaptive and isinstance(self.intervals, AdaptiveIntervals):
-            self.intervals.configure(settings.interval, settings.max_interval)
-        else:
-            self.intervals = _intervals(settings)
+        self.intervals.configure(
+            settings.interval, settings.max_interval, adaptive=settings.adaptive
+        )
         self._settings = settings
         self._limiter.set_rate(settings.rate_limit)
         if provider is not None:
@@ -565,11 +563,6 @@ class Poller:
         if call.state is CallState.NOT_FOUND:
             return _NOT_FOUND
         return _FRESH if call.polls < _OFTEN else _OFTEN_POLLED
-
-
-def _intervals(settings: PollingSettings) -> GrowingIntervals:
-    kind = AdaptiveIntervals if settings.adaptive else GrowingIntervals
-    return kind(settings.interval, settings.max_interval)
 
 
 def _chance() -> float:

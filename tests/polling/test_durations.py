@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.polling.durations import EDGES, WINDOW, DurationEstimator
+from exporter.polling.intervals import EDGES, WINDOW, DurationEstimator
 
 AGES = [0.0, 1.0, 5.0, 15.0, 60.0, 600.0, 86_400.0]
 

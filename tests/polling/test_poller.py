@@ -12,7 +12,7 @@ from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, Result,
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, reference_id
-from exporter.polling.intervals import ENOUGH, AdaptiveIntervals
+from exporter.polling.intervals import ENOUGH
 from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
 from exporter.polling.timing_wheel import TICK
@@ -329,7 +329,6 @@ async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
     bench.provider.answer = BUSY
     await until(lambda: not bench.poller.calls)
     intervals = bench.poller.intervals
-    assert isinstance(intervals, AdaptiveIntervals)
     assert intervals.durations.calls == 1
     # That it lived for longer than an interval was seen; that it has ended, too.
     before = intervals.durations.ended([0.05, 5.0])
@@ -356,7 +355,6 @@ async def test_a_call_that_somebody_told_of_is_known_to_have_ended_then(bench: B
         bench.provider.answer = BUSY
     await until(lambda: not bench.poller.calls)
     intervals = bench.poller.intervals
-    assert isinstance(intervals, AdaptiveIntervals)
     lives = intervals.durations
     assert lives.ended([310.0])[0] - lives.ended([290.0])[0] > 0.01
 

@@ -18,7 +18,6 @@ from exporter.ids import reference_id
 from exporter.ledger.canary_runs import CanaryRuns, Intent
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall, Observation
-from exporter.polling.intervals import AdaptiveIntervals
 from exporter.secrets import Secret
 from exporter.simulator import Plan
 from exporter.web.callback import callback_url
@@ -177,7 +176,6 @@ async def test_a_callback_that_is_trusted(bench: Bench) -> None:
     assert (bench.counted("busy"), bench.price) == (0, {"otp": 350.5})
     assert bench.outcomes == {"hint": 1, "accepted": 1, "repeated": 1}
     intervals = bench.app.accounts["main"].poller.intervals
-    assert isinstance(intervals, AdaptiveIntervals)
     assert intervals.durations.calls == 1
     labels = {"account": "main", "key": "1", "campaign": "otp"}
     assert value(bench.app.metrics, "esms_call_keypresses_total", **labels) == 1
