@@ -26,7 +26,7 @@ def check(config_file: Path, web_config: Path | None) -> None:
     files = NamedFiles()
     config = load_config(config_file, files=files)
     if web_config:
-        tls = load_web_config(web_config, files).tls
+        tls = load_web_config(web_config, files).tls_server_config
         if tls and (warning := tls.expiry_warning(time.time())):
             click.echo(f"{web_config}: {warning}", err=True)
     for path in sorted(files.exposed):

@@ -45,7 +45,7 @@ def schemes_of(web_config: Path | None) -> Sequence[str]:
     from exporter.web.web_config import load_web_config  # noqa: PLC0415
 
     try:
-        secured = load_web_config(web_config).tls is not None
+        secured = load_web_config(web_config).tls_server_config is not None
     except ConfigError:
         secured = True
     return ("https", "http") if secured else ("http", "https")

@@ -179,7 +179,7 @@ class Access:
     def configure(self, config: WebConfig) -> None:
         """Apply another configuration; a limit that stays the same continues."""
         self.config = config
-        if config.rate_limit is None:
+        if not config.rate_limit.interval:
             self._bucket = None
         elif self._bucket is None or self._bucket.limit != config.rate_limit:
             self._bucket = _TokenBucket(config.rate_limit)
@@ -199,7 +199,7 @@ class Access:
         if self._bucket is not None and not self._bucket.take():
             headers = retry_after(self._bucket.limit.interval)
             raise web.HTTPTooManyRequests(text="Too Many Requests\n", headers=headers)
-        if self.config.users and not path.startswith(self._token_paths):
+        if self.config.basic_auth_users and not path.startswith(self._token_paths):
             await self._check_password(credentials(request, "basic"))
         return await handler(request)
 
@@ -208,7 +208,7 @@ class Access:
             name, colon, password = b64decode(shown, validate=True).partition(b":")
             # bcrypt knows no NUL.
             good = bool(colon) and b"\0" not in password
-            users = self.config.users
+            users = self.config.basic_auth_users
             good = good and await self._passwords.verify(users, name.decode(), password)
         except ValueError:
             good = False

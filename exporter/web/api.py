@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from codecs import BOM_UTF8
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, NamedTuple
 
@@ -24,7 +24,7 @@ from exporter.ledger.types import DELETED, CallRecord, NewCall
 from exporter.secrets import Secret
 from exporter.sources.api import ApiSource
 from exporter.web import schemas
-from exporter.web.access import Handler, credentials, retry_after
+from exporter.web.access import Handler, Slots, credentials, retry_after
 from exporter.web.schemas import MAX_CALLS, ProblemError, Scope, validate
 
 PREFIX: Final = "/api/v1"
@@ -72,7 +72,8 @@ class Api:
         self._prefix = f"{route_prefix}{PREFIX}/"
         self._external_path = external_path
         self._parsing = asyncio.Lock()  # one large body at a time
-        self._listings = Counter[str]()  # those under way, by the name of the token
+        # By the name of the token.
+        self._listings = defaultdict[str, Slots](lambda: Slots(MAX_LISTINGS))
 
     def routes(self) -> list[web.RouteDef]:
         """Return the paths and their handlers."""
@@ -184,24 +185,17 @@ class Api:
         if len(request.query) > len(set(request.query)):
             raise ProblemError(400, "expected each parameter once")
         query = validate(schemas.CallsQuery, dict(request.query), client.scope)
-        if self._listings[client.token] >= MAX_LISTINGS:
-            detail = f"expected at most {MAX_LISTINGS} listings"
-            raise ProblemError(429, detail, headers=retry_after(1))
         ledger = self._app.ledger
         accounts = [query.account] if query.account else client.scope.accounts
-        listing = asyncio.create_task(ledger.read(_page, ledger, accounts, query))
-        self._listings[client.token] += 1
 
-        def end(listing: asyncio.Task[bytes]) -> None:
-            self._listings[client.token] -= 1
-            if not listing.cancelled():
-                listing.exception()  # retrieved, also where the client is gone
+        async def page() -> bytes:
+            # The thread goes on with it where the client is gone: until then, it counts.
+            with self._listings[client.token].take():
+                return await ledger.read(_page, ledger, accounts, query)
 
-        listing.add_done_callback(end)
         try:
             async with asyncio.timeout(_LISTING_TIMEOUT):
-                # The thread goes on with it: until then, it counts.
-                return _json(await asyncio.shield(listing))
+                return _json(await asyncio.shield(page()))
         except TimeoutError:
             headers = retry_after(LEDGER_RETRY)
             raise ProblemError(503, "the listing takes too long", headers=headers) from None

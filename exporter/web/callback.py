@@ -16,7 +16,6 @@ from exporter.web.access import retry_after
 from exporter.web.api import LEDGER_RETRY, STARTING_RETRY
 
 PATH: Final = "/callback"
-_NO_TOKEN: Final = Secret("")
 
 
 def callback_url(base: str, account: str, token: Secret) -> str:
@@ -50,11 +49,11 @@ class Callback:
         app, name = self._app, request.match_info["account"]
         if app.config is None:
             return _retry_later(503, STARTING_RETRY)
-        configured = (account for account in app.config.accounts if account.name == name)
-        token = next((account.callback_token for account in configured), None) or _NO_TOKEN
+        account = next((one for one in app.config.accounts if one.name == name), None)
         # Compared in any case, so that the time does not tell which accounts there are.
+        token = (account and account.callback_token) or Secret("")
         authorized = token == Secret(request.match_info["token"])
-        if token is _NO_TOKEN and name not in {account.name for account in app.config.accounts}:
+        if account is None:
             raise web.HTTPNotFound(text="not found\n")
         # Also of an account that another exporter polls: this one has been called back.
         outcomes = {one: app.metrics.callbacks.labels(name, one.value) for one in CallbackOutcome}

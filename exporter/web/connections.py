@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -23,8 +21,7 @@ KEEPALIVE_TIMEOUT: Final = 300.0
 """Seconds that a connection is kept without a request: longer than any scrape interval."""
 
 MAX_AHEAD: Final = 64 << 10
-"""Bytes that a client may send of further requests before the answer to one, and of the rest of a
-body after the answer."""
+"""Bytes that a client may send of further requests before the answer to one."""
 
 # A scrape's request has some ten headers; a proxy adds a few.
 _MAX_HEADERS: Final = 64
@@ -75,8 +72,8 @@ class Limits:
         head: seconds for the head of a request, or the handshake before it.
         body: seconds for the body of a request.
         stall: seconds that a client may take none of its answer (on Linux).
-        linger: seconds that a connection stays open after an answer that did not wait for the whole
-            body: if it were closed at once, the client could lose the answer.
+        linger: seconds for which the rest of a body is read after an answer that did not wait for
+            it: if the connection were closed at once, the client could lose the answer.
         accept_retry: seconds to wait after a connection could not be accepted.
         scrapes: answers of metrics under way.
         pages: status pages that wait to be rendered.
@@ -102,34 +99,27 @@ class Connections:
     many open does not keep a scrape out.
 
     Args:
-        server: returns what answers the requests.
-        tls: returns how new connections are secured; None for plain HTTP.
         headers: those of answers to broken requests.
         metrics: where failed handshakes are counted.
         limits: what the connections may cost.
     """
 
-    def __init__(
-        self,
-        server: Callable[[], web.Server],
-        tls: Callable[[], Tls | None],
-        headers: dict[str, str],
-        metrics: Catalogue,
-        limits: Limits,
-    ) -> None:
+    def __init__(self, headers: dict[str, str], metrics: Catalogue, limits: Limits) -> None:
         self.headers = headers
         self.limits = limits
         self.open: set[Connection] = set()
-        self._server = server
-        self._tls = tls
+        self._tls: Tls | None = None
         self._failures = {
             reason: metrics.tls_failures.labels(reason.value) for reason in TlsFailure
         }
-        self._failed = Counter[TlsFailure]()
         self._log_at: dict[TlsFailure, float] = {}
 
-    async def accept(self, listener: socket.socket) -> None:
-        """Accept the connections of a listening socket, until cancelled.
+    def configure(self, tls: Tls | None) -> None:
+        """Secure new connections like this; None for plain HTTP."""
+        self._tls = tls
+
+    async def accept(self, listener: socket.socket, server: web.Server) -> None:
+        """Accept the connections of a listening socket, until cancelled; `server` answers them.
 
         Not left to the event loop, so that a handshake counts as a connection, and so that each
         connection gets the certificate that is in force then.
@@ -152,7 +142,7 @@ class Connections:
                 # Only the kernel sees whether a client reads: buffers and TLS are in between.
                 milliseconds = int(self.limits.stall * 1000)
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-            connection = Connection(self, self._server(), peer, self._tls())
+            connection = Connection(self, server, peer, self._tls)
             if self._make_room(connection.address):
                 self.open.add(connection)
                 connection.open(accepted)
@@ -176,16 +166,9 @@ class Connections:
     def handshake_failed(self, reason: TlsFailure, peer: str, problem: str = "") -> None:
         """Count a failed handshake, and log it, once a minute for each reason at most."""
         self._failures[reason].inc()
-        self._failed[reason] += 1
         if (now := asyncio.get_running_loop().time()) >= self._log_at.get(reason, 0.0):
             self._log_at[reason] = now + _LOG_INTERVAL
-            _log.warning(
-                "TLS handshake failed",
-                reason=reason.value,
-                peer=peer,
-                problem=problem,
-                failures=self._failed[reason],
-            )
+            _log.warning("TLS handshake failed", reason=reason.value, peer=peer, problem=problem)
 
     def close(self) -> None:
         """Close all of them at once."""
@@ -207,11 +190,6 @@ class Connection(web.RequestHandler):
         busy: whether a request is being answered.
         idle_since: when the last request ended, or the connection was opened.
     """
-
-    __slots__ = (
-        "_ahead", "_body", "_connections", "_handshake", "_head_timer", "_peer", "_socket", "_tls",
-        "address", "busy", "idle_since",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -237,7 +215,6 @@ class Connection(web.RequestHandler):
         self._handshake: asyncio.Task[None] | None = None
         # From beginning to end; aiohttp drops its own reference when it begins to close.
         self._socket: asyncio.Transport | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
         self._body: StreamReader = EMPTY_PAYLOAD
         self._ahead = 0
         self.address = address_of(self._peer)
@@ -253,14 +230,9 @@ class Connection(web.RequestHandler):
             self._connections.handshake_failed(TlsFailure.TIMEOUT, self._peer)
         self.abort()
 
-    def _cancel_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-        self._head_timer = None
-
     def begin(self, body: StreamReader) -> None:
         """Note that the head of a request was received."""
-        self._cancel_head_timer()
+        self._head_timer.cancel()
         self.busy, self._body, self._ahead = True, body, 0
 
     def end(self) -> None:
@@ -276,7 +248,7 @@ class Connection(web.RequestHandler):
         self._forget()
 
     def _forget(self) -> None:
-        self._cancel_head_timer()
+        self._head_timer.cancel()
         self._connections.open.discard(self)
 
     def open(self, accepted: socket.socket) -> None:
@@ -324,13 +296,7 @@ class Connection(web.RequestHandler):
             if self._ahead > MAX_AHEAD:
                 self.abort()
                 return
-        elif not self.busy and not self._body.is_eof():
-            # The rest of a body that was not wanted.
-            self._ahead += len(data)
-            if self._ahead > MAX_AHEAD and self._socket is not None:
-                self._socket.pause_reading()
-                return
-        elif not self.busy and self._head_timer is None:
+        elif not self.busy and self._body.is_eof() and self._head_timer.cancelled():
             self._expect_head()
         super().data_received(data)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from importlib.resources import files
@@ -51,6 +51,7 @@ _MESSAGES: Final = {
     "int_parsing": "expected a whole number",
     "greater_than_equal": "expected at least {ge}",
     "less_than_equal": "expected at most {le}",
+    "literal_error": "expected {expected}",
     "json_invalid": "the body is not JSON: {error}",
     "value_error": "{error}",
 }
@@ -83,17 +84,6 @@ def _reference_id(text: str) -> ReferenceId:
         return reference_id(text)
     except ValueError as error:
         raise ValueError(f"expected an id; the text {error}") from None
-
-
-def _one_of(values: Iterable[str]) -> Any:  # Any: an annotation made at run time
-    known = tuple(values)
-
-    def check(value: str) -> str:
-        if value not in known:
-            raise ValueError(f"expected one of: {', '.join(known)}")
-        return value
-
-    return Annotated[str, AfterValidator(check), Field(json_schema_extra={"enum": [*known]})]
 
 
 _BLANK: Final = r"[ \t\r\n]*"
@@ -148,10 +138,10 @@ class CallsQuery(_Request):
     account: _Account = ""
     """Calls of this account."""
 
-    state: _one_of((*CallState, FINISHED, WATCHED)) = ""  # type: ignore[valid-type] # a str
+    state: Literal[(*map(str, CallState), FINISHED, WATCHED)] = ""  # type: ignore[valid-type] # a str
     """Calls in this state; `watched` is every state but `finished`."""
 
-    result: _one_of(Result) = ""  # type: ignore[valid-type] # a str
+    result: Literal[tuple(map(str, Result))] = ""  # type: ignore[valid-type] # a str
     """Calls with this result."""
 
     after: Annotated[int, Field(ge=0, le=10**18 - 1, strict=False)] = 0

@@ -135,9 +135,7 @@ class WebServer:
         self._runner = web.AppRunner(
             application, access_log=None, handle_signals=False, shutdown_timeout=_DRAIN_TIMEOUT
         )
-        self.connections = Connections(
-            self._server, lambda: self._access.config.tls, _HEADERS, app.metrics, limits
-        )
+        self.connections = Connections(_HEADERS, app.metrics, limits)
         self._listeners: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
@@ -160,15 +158,15 @@ class WebServer:
             self._configure(await self._threads.run(self._config, self._config.load))
             self._start_task(self._watch_web_config())
         await self._runner.setup()
-        options = self._options
-        if options.systemd_socket:
+        assert self._runner.server is not None  # noqa: S101 - since the set-up
+        if self._options.systemd_socket:
             self._listeners = systemd_sockets()
         else:
-            self._listeners = await asyncio.to_thread(listen, options.addresses)
+            self._listeners = await asyncio.to_thread(listen, self._options.addresses)
         for listener in self._listeners:
             listener.setblocking(False)
-            self._start_task(self.connections.accept(listener))
-        scheme = "https" if self._access.config.tls else "http"
+            self._start_task(self.connections.accept(listener, self._runner.server))
+        scheme = "https" if self._access.config.tls_server_config else "http"
         return [url_of(listener, scheme) for listener in self._listeners]
 
     async def stop(self) -> None:
@@ -187,10 +185,6 @@ class WebServer:
         task = asyncio.create_task(work)
         self._tasks.append(task)
         self._app.supervisor.watch(task)
-
-    def _server(self) -> web.Server:
-        assert self._runner.server is not None  # noqa: S101 - there is one since the start
-        return self._runner.server
 
     # Reload.
 
@@ -223,7 +217,8 @@ class WebServer:
 
     def _configure(self, config: WebConfig) -> None:
         self._access.configure(config)
-        tls = config.tls
+        tls = config.tls_server_config
+        self.connections.configure(tls)
         self._app.metrics.tls_expiry.set(tls.expires_at if tls else 0.0)
         if tls and (warning := tls.expiry_warning(time.time())):
             _log.warning(warning)
@@ -231,7 +226,7 @@ class WebServer:
     # Requests.
 
     def _viewer(self, request: web.Request) -> Viewer:
-        if self._access.config.users:
+        if self._access.config.basic_auth_users:
             return Viewer(authenticated=True, accounts=None)  # else access was denied before
         config = self._app.config
         if config is None or (token := token_of(config.watch.api, request)) is None:
@@ -241,7 +236,8 @@ class WebServer:
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)
-        response.headers.update(self._access.config.headers)
+        for name, value in self._access.config.http_server_config.headers.items():
+            response.headers[name] = value
         if not request.content.is_eof():
             # Without the rest of the body, no further request can be told from it.
             response.headers["Connection"] = "close"

@@ -12,6 +12,7 @@ from typing import Final, Self
 from exporter.errors import ListenError
 
 _FIRST_DESCRIPTOR: Final = 3
+_FAMILIES: Final = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 _BACKLOG: Final = 511
 # From a kernel without IPv6, and from one where it is disabled.
 _NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -63,20 +64,17 @@ def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[sock
             "no socket activation file descriptors found; start it by a systemd socket unit, "
             "or leave --web.systemd-socket out"
         )
-    return [_inherited(_FIRST_DESCRIPTOR + number) for number in range(int(count))]
-
-
-def _inherited(descriptor: int) -> socket.socket:
-    problem = "a socket of systemd does not listen; expected `ListenStream=`"
-    try:
-        os.set_inheritable(descriptor, False)
-        found = socket.socket(fileno=descriptor)
-        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError:
-        raise ListenError(problem) from None
-    if not listens or found.family not in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}:
-        raise ListenError(problem)
-    return found
+    sockets = []
+    for descriptor in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)):
+        try:
+            os.set_inheritable(descriptor, False)
+            sockets.append(socket.socket(fileno=descriptor))
+            listens = sockets[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError:
+            listens = False
+        if not listens or sockets[-1].family not in _FAMILIES:
+            raise ListenError("a socket of systemd does not listen; expected `ListenStream=`")
+    return sockets
 
 
 def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
@@ -90,8 +88,8 @@ def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
         try:
             sockets += _bound(address)
         except OSError as error:
-            for one in sockets:
-                one.close()
+            for listener in sockets:
+                listener.close()
             # Without the address, which Python adds to some messages.
             number = error.errno or 0
             reason = os.strerror(number).lower() if number > 0 else error.strerror
@@ -103,31 +101,26 @@ def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
 
 
 def _bound(address: ListenAddress) -> Iterator[socket.socket]:
-    where = (address.host, address.port)
-    if not address.host and socket.has_dualstack_ipv6():
+    if not address.host:
+        dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual else socket.AF_INET
         yield socket.create_server(
-            where, family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
+            ("", address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual
         )
         return
-    found = socket.getaddrinfo(
-        address.host or "0.0.0.0",  # noqa: S104 - every address is what was asked for
-        address.port,
-        type=socket.SOCK_STREAM,
-        flags=socket.AI_PASSIVE,
-    )
-    missing: OSError | None = None
-    bound = 0
-    for family, _, _, _, resolved in {entry[4]: entry for entry in found}.values():
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    addresses = dict.fromkeys((family, str(resolved[0])) for family, *_, resolved in found)
+    missing = []
+    for family, host in addresses:
         try:
-            yield socket.create_server(resolved[:2], family=family, backlog=_BACKLOG)
-            bound += 1
+            yield socket.create_server((host, address.port), family=family, backlog=_BACKLOG)
         except OSError as error:
             # A name may have an address of a family that this machine does not have.
             if error.errno not in _NO_SUCH_FAMILY:
                 raise
-            missing = error
-    if missing is not None and not bound:
-        raise missing
+            missing.append(error)
+    if len(missing) == len(addresses):
+        raise missing[0]
 
 
 def url_of(listener: socket.socket, scheme: str) -> str:
@@ -135,5 +128,5 @@ def url_of(listener: socket.socket, scheme: str) -> str:
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104 - as above
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104 - shown
+    return f"{scheme}://{ListenAddress(host, port)}"

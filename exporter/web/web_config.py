@@ -1,7 +1,7 @@
 """The web configuration file, in the format that the exporters of Prometheus share, and its TLS.
 
-Source of keys, defaults and messages: `docs/web-configuration.md` of prometheus/exporter-toolkit.
-What the toolkit ignores is refused here: what a file says is done, or is a problem.
+Source of keys and defaults: `docs/web-configuration.md` of prometheus/exporter-toolkit. What the
+toolkit ignores is refused here: what a file says is done, or is a problem.
 """
 
 from __future__ import annotations
@@ -12,51 +12,39 @@ import re
 import socket
 import ssl
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails
 
-from exporter.config.document import Problems, Value, line_of, load_mapping
+from exporter.config.document import Problems, load_mapping
 from exporter.config.files import FileProblemError, NamedFiles
 from exporter.config.types import Count, Expected, Switch
-from exporter.config.validation import LoadContext, Section, invalid_at, validate
+from exporter.config.validation import LoadContext, Section, invalid, invalid_at, validate
 from exporter.secrets import Secret
 
 MAX_FILE: Final = 1 << 20
 
-_HEADERS: Final[dict[str, tuple[str, ...]]] = {
-    "Strict-Transport-Security": (),
-    "X-Content-Type-Options": ("nosniff",),
-    "X-Frame-Options": ("deny", "sameorigin"),
-    "X-XSS-Protection": (),
-    "Content-Security-Policy": (),
-}
-"""The headers that may be set, and their values where there are few."""
+_SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+_PART: Final = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(h|ms|us|m|s)"
 
-_SECONDS: Final = {"h": "3600", "m": "60", "s": "1", "ms": "1e-3", "us": "1e-6"}
-_UNITS: Final = "h|ms|us|m|s"
-_DURATION: Final = re.compile(rf"0|([0-9]{{1,9}}(\.[0-9]{{1,9}})?({_UNITS}))+", re.ASCII)
-_PART: Final = re.compile(rf"([0-9.]+)({_UNITS})", re.ASCII)
-
-# Costs above 20 take the better part of a minute for each new password.
-_BCRYPT: Final = re.compile(r"\$2[aby]\$(0[4-9]|1[0-9]|20)\$[./A-Za-z0-9]{53}")
-_SHORTEST_HASH: Final = 59
+_ALLOWED: Final = {"X-Content-Type-Options": ["nosniff"], "X-Frame-Options": ["deny", "sameorigin"]}
+"""The values of headers that have few."""
 
 _VERSIONS: Final = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _CURVES: Final = {
@@ -78,8 +66,10 @@ _CIPHERS: Final = {
 }
 """The names of Go's `crypto/tls`, and OpenSSL's."""
 
-_CIPHERS_13: Final = frozenset(
-    {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
+_CIPHERS_13: Final = (
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
 )
 """All of them are offered wherever TLS 1.3 is, as by the toolkit."""
 
@@ -87,9 +77,7 @@ _VERIFY: Final = {
     "NoClientCert": ssl.CERT_NONE,
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
-    "": ssl.CERT_NONE,
 }
-_UNVERIFIED: Final = ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert")
 
 # Seconds before it expires that a certificate is reported; for short-lived ones, a fifth of that.
 _SOON: Final = 14 * 86_400.0
@@ -98,215 +86,6 @@ _CERTIFICATE: Final = re.compile(
 )
 # Two times in DER, each as UTCTime or as GeneralizedTime.
 _VALIDITY: Final = re.compile(rb"(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))" * 2)
-
-
-# The file.
-
-
-def _one_of(
-    known: Collection[str], message: str, refused: Mapping[str, str] | None = None
-) -> AfterValidator:
-    def check(value: str) -> str:
-        if refused and value in refused:
-            raise PydanticCustomError("refused", "{message}", {"message": refused[value]})
-        if value not in known:
-            # A value in the wrong place may be anything: only what looks like a name is repeated.
-            shown = value if re.fullmatch(r"[A-Za-z0-9_.]{1,64}", value) else "?"
-            raise PydanticCustomError("unknown", f"{message}: {{value}}", {"value": shown})
-        return value
-
-    return AfterValidator(check)
-
-
-def _header(name: str) -> str:
-    if name not in _HEADERS:
-        shown = name if re.fullmatch("[A-Za-z-]{1,64}", name) else "?"
-        raise PydanticCustomError("header", 'HTTP header "{n}" can not be configured', {"n": shown})
-    return name
-
-
-def _headers(headers: dict[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        allowed = _HEADERS[name]
-        if value and allowed and value not in allowed:
-            raise PydanticCustomError(
-                "header",
-                "invalid value for {name}. Expected one of: {allowed}",
-                {"name": name, "allowed": ", ".join(allowed)},
-            )
-    return {name: value for name, value in headers.items() if value}
-
-
-def _interval(value: object) -> object:
-    if not isinstance(value, str) or not _DURATION.fullmatch(value):
-        raise ValueError
-    return float(sum(Decimal(n) * Decimal(_SECONDS[unit]) for n, unit in _PART.findall(value)))
-
-
-def _hash(value: Secret) -> Secret:
-    if len(value.reveal()) < _SHORTEST_HASH:
-        raise PydanticCustomError("hash", "hashedSecret too short to be a bcrypted password")
-    if not _BCRYPT.fullmatch(value.reveal()):
-        raise PydanticCustomError(
-            "hash", "expected a bcrypt hash of a cost from 4 to 20, as of `htpasswd -nBC 10 NAME`"
-        )
-    return value
-
-
-def _user(name: str) -> str:
-    if ":" in name or not name.isprintable():
-        raise PydanticCustomError("user", "a user's name holds no colon and no control characters")
-    return name
-
-
-class _Section(Section):
-    """A mapping of the file; as in Go's YAML, `key:` leaves a key at its default."""
-
-    model_config = ConfigDict(strict=True)
-    null_is_default = True
-
-
-_Text = Annotated[str, Expected("text")]
-_Path = Annotated[str, Expected("the path of a file")]
-_Pem = Annotated[str, Expected("text in PEM")]
-_Version = Annotated[
-    _Text,
-    _one_of(
-        _VERSIONS,
-        "unknown TLS version",
-        dict.fromkeys(
-            ("TLS10", "TLS11"),
-            "TLS 1.0 and 1.1 are not offered (RFC 8996); expected TLS12 or TLS13",
-        ),
-    ),
-]
-_HeaderValue = Annotated[
-    str,
-    BeforeValidator(lambda value: "" if value is None else value),
-    Field(pattern=r"^[ -~]{0,4096}$"),
-    Expected("a text of printable ASCII characters"),
-]
-
-
-class _TlsServer(_Section):
-    cert: _Pem = ""
-    cert_file: _Path = ""
-    key: Annotated[Secret | None, Expected("text in PEM"), BeforeValidator(lambda v: v or None)] = (
-        None
-    )
-    key_file: _Path = ""
-    client_auth_type: Annotated[
-        _Text,
-        _one_of(
-            _VERIFY,
-            "invalid ClientAuth",
-            {
-                name: f"{name} is not offered: certificates that are asked for are verified here; "
-                "expected VerifyClientCertIfGiven or RequireAndVerifyClientCert"
-                for name in _UNVERIFIED
-            },
-        ),
-    ] = "NoClientCert"
-    client_ca: _Pem = ""
-    client_ca_file: _Path = ""
-    client_allowed_sans: list[_Text] = Field(default_factory=list)
-    min_version: _Version = "TLS12"
-    max_version: _Version = "TLS13"
-    cipher_suites: list[Annotated[_Text, _one_of({*_CIPHERS, *_CIPHERS_13}, "unknown cipher")]] = (
-        Field(default_factory=list)
-    )
-    curve_preferences: list[Annotated[_Text, _one_of(_CURVES, "unknown curve")]] = Field(
-        default_factory=list
-    )
-    prefer_server_cipher_suites: Switch = True
-
-
-class _HttpServer(_Section):
-    http2: Switch = True  # for compatibility with the toolkit; there is none
-    headers: Annotated[
-        dict[Annotated[str, AfterValidator(_header)], _HeaderValue], AfterValidator(_headers)
-    ] = Field(default_factory=dict)
-
-
-class RateLimit(_Section):
-    """How many requests are answered: `burst` at once, and one more each `interval` seconds."""
-
-    interval: Annotated[
-        float,
-        Field(ge=0, le=86_400),
-        BeforeValidator(_interval),
-        Expected("a duration such as `100ms`, `1s` or `1m30s`, up to 24h; 0 for no limit"),
-    ] = 0.0
-    burst: Annotated[int, Count(1, 1_000_000)] = 1
-
-    @model_validator(mode="after")
-    def _with_burst(self) -> RateLimit:
-        if self.interval and "burst" not in self.model_fields_set:
-            raise invalid_at("burst", "missing required key")
-        return self
-
-
-class _File(_Section):
-    tls_server_config: _TlsServer = _TlsServer()
-    http_server_config: _HttpServer = _HttpServer()
-    basic_auth_users: dict[
-        Annotated[str, AfterValidator(_user)], Annotated[Secret, AfterValidator(_hash)]
-    ] = Field(default_factory=dict)
-    rate_limit: RateLimit = RateLimit()
-
-
-@dataclass(frozen=True, slots=True)
-class WebConfig:
-    """Who has access to the HTTP server, and how.
-
-    Attributes:
-        tls: None for plain HTTP.
-        headers: added to every answer.
-        users: bcrypt hashes by name; empty for access without a password.
-        rate_limit: None for no limit.
-    """
-
-    tls: Tls | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    users: Mapping[str, Secret] = field(default_factory=dict)
-    rate_limit: RateLimit | None = None
-
-
-def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
-    """Read a web configuration file, and the certificates that it names.
-
-    Args:
-        path: a YAML file; files that it names are relative to its folder. An empty one is valid.
-        files: notes the other files.
-
-    Raises:
-        ConfigError: with every problem.
-    """
-    problems = Problems(str(path))
-    # No variables: the toolkit knows none, and hashes are full of `$`. Go's YAML takes any
-    # scalar where a text is expected, as it is written.
-    document = load_mapping(
-        path, MAX_FILE, None, problems, "tls_server_config", scalars_as_text=True
-    )
-    if document is None:
-        return WebConfig()
-    context = LoadContext(path.parent, problems, files or NamedFiles())
-    config = validate(_File, document, context)
-    tls = None
-    if section := document.get("tls_server_config"):
-        # Its files are read where this section is valid, whatever is wrong with the others.
-        with suppress(ValidationError):
-            valid = _TlsServer.model_validate(section, context=context)
-            tls = _TlsBuilder(valid, document, context).build()
-    if config is None or problems.total:
-        problems.fail()
-    limit = config.rate_limit
-    return WebConfig(
-        tls,
-        config.http_server_config.headers,
-        config.basic_auth_users,
-        limit if limit.interval else None,
-    )
 
 
 # TLS.
@@ -384,95 +163,6 @@ def _san(kind: str, name: str) -> str:
     return name
 
 
-class _TlsBuilder:
-    def __init__(self, config: _TlsServer, document: Value, context: LoadContext) -> None:
-        self._config = config
-        self._document = document
-        self._context = context
-
-    def build(self) -> Tls | None:
-        """Return the TLS; None where the certificate cannot be read."""
-        config, context = self._config, _Context(ssl.PROTOCOL_TLS_SERVER)
-        context.set_alpn_protocols(["http/1.1"])
-        self._offer(context)
-        certificate = self._pem("cert", config.cert, config.cert_file)
-        key = self._pem("key", config.key.reveal() if config.key else "", config.key_file)
-        if certificate and key:
-            try:
-                with _as_file(certificate) as first, _as_file(key) as second:
-                    # A password is never asked for at a terminal.
-                    context.load_cert_chain(first, second, password=lambda: "")
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "reason", None) or "no certificate and key in PEM"
-                where = "key_file" if config.key_file else "key"
-                self._problem(where, f"failed to load X509KeyPair: {reason}")
-        self._verify(context)
-        if not certificate:
-            return None
-        return Tls(context, frozenset(config.client_allowed_sans), *_validity(certificate))
-
-    def _problem(self, key: str, message: str) -> None:
-        parts = ("tls_server_config", key)
-        self._context.problems.add(line_of(self._document, parts), parts, message)
-
-    def _offer(self, context: ssl.SSLContext) -> None:
-        config = self._config
-        oldest, newest = _VERSIONS[config.min_version], _VERSIONS[config.max_version]
-        if oldest > newest:
-            self._problem("max_version", "expected at least the value of `min_version`")
-            return
-        context.minimum_version, context.maximum_version = oldest, newest
-        if not config.prefer_server_cipher_suites:
-            context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-        chosen = [_CIPHERS[name] for name in config.cipher_suites if name in _CIPHERS]
-        if chosen:
-            context.set_ciphers(":".join(chosen))
-        elif config.cipher_suites and newest is ssl.TLSVersion.TLSv1_3:
-            context.minimum_version = newest  # no older version has any of them
-        elif config.cipher_suites:
-            self._problem("cipher_suites", "expected one for TLS12 too")
-        if len(config.curve_preferences) > 1:
-            expected = "expected one curve, or none for all: a choice of some is not offered here"
-            self._problem("curve_preferences", expected)
-        for curve in config.curve_preferences[:1]:
-            context.set_ecdh_curve(_CURVES[curve])
-
-    def _verify(self, context: ssl.SSLContext) -> None:
-        config = self._config
-        context.verify_mode = _VERIFY[config.client_auth_type]
-        key = "client_ca_file" if config.client_ca_file else "client_ca"
-        given = bool(config.client_ca or config.client_ca_file)
-        if context.verify_mode is ssl.CERT_NONE:
-            unused = "have been configured without a Client Auth Policy"
-            if given:
-                self._problem(key, f"client CA's {unused}")
-            if config.client_allowed_sans:
-                self._problem("client_allowed_sans", f"client_allowed_sans {unused}")
-        elif not given:
-            context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
-        elif text := self._pem("client_ca", config.client_ca, config.client_ca_file):
-            try:
-                context.load_verify_locations(cadata=text.encode("ascii", "replace").decode())
-            except (OSError, ValueError):
-                self._problem(key, "holds no certificate in PEM")
-
-    def _pem(self, key: str, text: str, file: str) -> str:
-        """Return the text of a key, or of the file that is named instead; empty if neither is."""
-        if text and file:
-            self._problem(f"{key}_file", f"expected either `{key}` or `{key}_file`, not both")
-            return ""
-        if not (text or file):
-            self._problem(f"{key}_file", f"missing one of {key} or {key}_file")
-        if not file:
-            return text
-        try:
-            path = self._context.folder / file
-            return self._context.files.read(path, MAX_FILE, secret=key == "key")
-        except FileProblemError as error:
-            self._problem(f"{key}_file", f"failed to read {key}_file: {error}")
-            return ""
-
-
 def _validity(pem: str) -> tuple[float, float]:
     """Return when the first of some certificates expires, and from when on that is soon."""
     ends = []
@@ -501,3 +191,243 @@ def _as_file(text: str) -> Iterator[str]:
         file.write(text)
         file.flush()
         yield f"/proc/self/fd/{file.fileno()}" if in_memory else file.name
+
+
+# The file.
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, allowed in _ALLOWED.items():
+        if headers.get(name, "") not in ["", *allowed]:
+            raise invalid(f"{name}: expected one of: {', '.join(allowed)}")
+    return {name: value for name, value in headers.items() if value}
+
+
+def _interval(value: object) -> float:
+    if not isinstance(value, str) or not re.fullmatch(f"0|({_PART})+", value, re.ASCII):
+        raise ValueError
+    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_PART, value))
+
+
+def _hash(value: Secret) -> Secret:
+    # Costs above 20 take the better part of a minute for each new password.
+    cost = r"\$2[aby]\$(0[4-9]|1[0-9]|20)\$"
+    if not re.fullmatch(f"{cost}[./A-Za-z0-9]{{53}}", value.reveal()):
+        expected = "a bcrypt hash of a cost from 4 to 20, as of `htpasswd -nBC 10 NAME`"
+        raise invalid(f"expected {expected}")
+    return value
+
+
+def _user(name: str) -> str:
+    if ":" in name or not name.isprintable():
+        raise invalid("a user's name holds no colon and no control characters")
+    return name
+
+
+class _Section(Section):
+    """A mapping of the file; as in Go's YAML, `key:` leaves a key at its default."""
+
+    model_config = ConfigDict(strict=True)
+    null_is_default = True
+
+
+_Text = Annotated[str, Expected("text")]
+_Path = Annotated[str, Expected("the path of a file")]
+_Pem = Annotated[str, Expected("text in PEM")]
+_Version = Literal["TLS12", "TLS13"]
+_Header = Literal[
+    "Strict-Transport-Security",
+    "X-Content-Type-Options",
+    "X-Frame-Options",
+    "X-XSS-Protection",
+    "Content-Security-Policy",
+]
+_HeaderValue = Annotated[
+    str,
+    BeforeValidator(lambda value: "" if value is None else value),
+    Field(pattern=r"^[ -~]{0,4096}$"),
+    Expected("a text of printable ASCII characters"),
+]
+
+
+class _TlsServer(_Section):
+    cert: _Pem = ""
+    cert_file: _Path = ""
+    key: Annotated[Secret | None, Expected("text in PEM"), BeforeValidator(lambda v: v or None)] = (
+        None
+    )
+    key_file: _Path = ""
+    client_auth_type: Literal[
+        "NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"
+    ] = "NoClientCert"
+    client_ca: _Pem = ""
+    client_ca_file: _Path = ""
+    client_allowed_sans: list[_Text] = Field(default_factory=list)
+    min_version: _Version = "TLS12"
+    max_version: _Version = "TLS13"
+    cipher_suites: list[Literal[(*_CIPHERS, *_CIPHERS_13)]] = Field(default_factory=list)  # type: ignore[valid-type] # texts
+    curve_preferences: list[Literal[tuple(_CURVES)]] = Field(default_factory=list)  # type: ignore[valid-type] # texts
+    prefer_server_cipher_suites: Switch = True
+
+
+class _TlsBuilder:
+    """Makes the TLS of a section, and collects what keeps it from that, by key."""
+
+    def __init__(self, config: _TlsServer, context: LoadContext) -> None:
+        self._config = config
+        self._context = context
+        self._problems: dict[str, str] = {}
+
+    def build(self) -> Tls:
+        config, context = self._config, _Context(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["http/1.1"])
+        self._offer(context)
+        certificate = self._pem("cert", config.cert)
+        key = self._pem("key", config.key.reveal() if config.key else "")
+        if certificate and key:
+            try:
+                with _as_file(certificate) as first, _as_file(key) as second:
+                    # A password is never asked for at a terminal.
+                    context.load_cert_chain(first, second, password=lambda: "")
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "reason", None) or "no certificate and key in PEM"
+                where = "key_file" if config.key_file else "key"
+                self._problems[where] = f"failed to load X509KeyPair: {reason}"
+        self._verify(context)
+        if self._problems:
+            errors = [
+                InitErrorDetails(type=invalid(message), loc=(key,), input=None)
+                for key, message in self._problems.items()
+            ]
+            raise ValidationError.from_exception_data("config", errors)
+        return Tls(context, frozenset(config.client_allowed_sans), *_validity(certificate))
+
+    def _offer(self, context: ssl.SSLContext) -> None:
+        config = self._config
+        oldest, newest = _VERSIONS[config.min_version], _VERSIONS[config.max_version]
+        if oldest > newest:
+            self._problems["max_version"] = "expected at least the value of `min_version`"
+            return
+        context.minimum_version, context.maximum_version = oldest, newest
+        if not config.prefer_server_cipher_suites:
+            context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+        if chosen := [_CIPHERS[name] for name in config.cipher_suites if name in _CIPHERS]:
+            context.set_ciphers(":".join(chosen))
+        elif config.cipher_suites and newest is ssl.TLSVersion.TLSv1_3:
+            context.minimum_version = newest  # no older version has any of them
+        elif config.cipher_suites:
+            self._problems["cipher_suites"] = "expected one for TLS12 too"
+        if len(config.curve_preferences) > 1:
+            expected = "expected one curve, or none for all: a choice of some is not offered here"
+            self._problems["curve_preferences"] = expected
+        for curve in config.curve_preferences[:1]:
+            context.set_ecdh_curve(_CURVES[curve])
+
+    def _verify(self, context: ssl.SSLContext) -> None:
+        config = self._config
+        context.verify_mode = _VERIFY[config.client_auth_type]
+        key = "client_ca_file" if config.client_ca_file else "client_ca"
+        given = bool(config.client_ca or config.client_ca_file)
+        if context.verify_mode is ssl.CERT_NONE:
+            unused = "expected a `client_auth_type` that asks for certificates, or none of this"
+            if given:
+                self._problems[key] = unused
+            if config.client_allowed_sans:
+                self._problems["client_allowed_sans"] = unused
+        elif not given:
+            context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+        elif text := self._pem("client_ca", config.client_ca):
+            try:
+                context.load_verify_locations(cadata=text.encode("ascii", "replace").decode())
+            except (OSError, ValueError):
+                self._problems[key] = "holds no certificate in PEM"
+
+    def _pem(self, key: str, text: str) -> str:
+        """Return the text of a key, or of the file that is named instead; empty if neither is."""
+        file: str = getattr(self._config, f"{key}_file")
+        if bool(text) is bool(file):
+            self._problems[f"{key}_file"] = f"expected either `{key}` or `{key}_file`"
+            return ""
+        if not file:
+            return text
+        try:
+            path = self._context.folder / file
+            return self._context.files.read(path, MAX_FILE, secret=key == "key")
+        except FileProblemError as error:
+            self._problems[f"{key}_file"] = f"failed to read {key}_file: {error}"
+            return ""
+
+
+def _tls(value: object, info: ValidationInfo[LoadContext]) -> Tls | None:
+    """Return the TLS of a section of the file; None for an empty one."""
+    if not value:
+        return None
+    return _TlsBuilder(_TlsServer.model_validate(value, context=info.context), info.context).build()
+
+
+class _HttpServer(_Section):
+    http2: Switch = True  # for compatibility with the toolkit; there is none
+    headers: Annotated[dict[_Header, _HeaderValue], AfterValidator(_headers)] = Field(
+        default_factory=dict
+    )
+
+
+class RateLimit(_Section):
+    """How many requests are answered: `burst` at once, and one more each `interval` seconds."""
+
+    interval: Annotated[
+        float,
+        Field(ge=0, le=86_400),
+        BeforeValidator(_interval),
+        Expected("a duration such as `100ms`, `1s` or `1m30s`, up to 24h; 0 for no limit"),
+    ] = 0.0
+    burst: Annotated[int, Count(1, 1_000_000)] = 1
+
+    @model_validator(mode="after")
+    def _with_burst(self) -> RateLimit:
+        if self.interval and "burst" not in self.model_fields_set:
+            raise invalid_at("burst", "missing required key")
+        return self
+
+
+class WebConfig(_Section):
+    """Who has access to the HTTP server, and how.
+
+    Attributes:
+        tls_server_config: None for plain HTTP.
+        http_server_config: has the headers that are added to every answer.
+        basic_auth_users: bcrypt hashes by name; empty for access without a password.
+        rate_limit: an interval of 0 for no limit.
+    """
+
+    tls_server_config: Annotated[Tls | None, PlainValidator(_tls)] = None
+    http_server_config: _HttpServer = _HttpServer()
+    basic_auth_users: dict[
+        Annotated[str, AfterValidator(_user)], Annotated[Secret, AfterValidator(_hash)]
+    ] = Field(default_factory=dict)
+    rate_limit: RateLimit = RateLimit()
+
+
+def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
+    """Read a web configuration file, and the certificates that it names.
+
+    Args:
+        path: a YAML file; files that it names are relative to its folder. An empty one is valid.
+        files: notes the other files.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = Problems(str(path))
+    # No variables: the toolkit knows none, and hashes are full of `$`. Go's YAML takes any
+    # scalar where a text is expected, as it is written.
+    document = load_mapping(
+        path, MAX_FILE, None, problems, "tls_server_config", scalars_as_text=True
+    )
+    if document is None:
+        return WebConfig()
+    context = LoadContext(path.parent, problems, files or NamedFiles())
+    config = validate(WebConfig, document, context)
+    if config is None or problems.total:
+        problems.fail()
+    return config

@@ -373,7 +373,7 @@ async def test_all_who_ask_for_a_reload_share_the_next(idle: Bench) -> None:
 
 
 async def test_it_does_not_start_with_a_broken_file(idle: Bench) -> None:
-    with pytest.raises(ConfigError, match="unknown TLS version: TLS9"):
+    with pytest.raises(ConfigError, match="min_version: expected `TLS12` or `TLS13`"):
         await idle.start(f"{TLS}, min_version: TLS9}}\n")
     with pytest.raises(ListenError, match="no socket activation file descriptors found"):
         await WebServer(idle.app, WebOptions(systemd_socket=True)).start()
