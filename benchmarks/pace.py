@@ -167,7 +167,7 @@ def _figures(calls: Sequence[Asked]) -> Figures:
 def _fixed(p95: float) -> Way:
     """Return the fixed interval by which 95 % of the results are known within so many seconds."""
     interval = p95 / 0.925  # waits are a tenth shorter to none longer
-    name = f"every {interval:.0f} s, as late as adaptive"
+    name = f"every {interval:.0f} s, same p95 as adaptive"
     return Way(name, PollingSettings(interval, interval, GIVE_UP, 20.0, 32))
 
 

@@ -166,9 +166,7 @@ def peers(folder: Path, requests: int) -> Iterator[tuple[str, Peer | Missing]]:
     """Yield every peer, or what is missing of it; the dear ones send fewer requests."""
     makers: dict[str, Callable[[], Peer]] = {
         BARE: lambda: _module("bare_loop", requests=requests),
-        "aiohttp as everybody writes it": lambda: _module(
-            "plain_loops", "aiohttp", requests=requests // 2
-        ),
+        "aiohttp, typical use": lambda: _module("plain_loops", "aiohttp", requests=requests // 2),
         "requests.Session": lambda: _requests(requests // 16),
         "Go net/http": lambda: _go(folder, requests),
         "blackbox_exporter": lambda: _prober(

@@ -113,8 +113,8 @@ def main() -> None:
                     fill(folder / "ledger.db", calls, time.time())
                 found[start].append(_measure(config, folder, options.seconds))
     print(
-        "| start | first poll, s | ready, s | memory, MB | at most, MB | polls/s | scrape p50, ms "
-        "| p99, ms | longest gap, ms | without waiting, ms | of it own, ms | gaps over 50 ms |\n"
+        "| start | first poll, s | ready, s | memory, MB | peak, MB | polls/s | scrape p50, ms "
+        "| p99, ms | longest gap, ms | without waiting, ms | own CPU, ms | gaps over 50 ms |\n"
         + "|---" * 12
         + "|"
     )
