@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -19,16 +18,6 @@ from exporter.systemd import Notifier
 from exporter.web.server import WebOptions, WebServer
 
 _log = structlog.get_logger(__name__)
-
-
-def limit_process() -> None:
-    """Write no core dump, which would hold keys, and open files up to the hard limit.
-
-    The usual soft limit of 1024 is there for programs that use select(2); this one does not.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Daemon:

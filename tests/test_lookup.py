@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from exporter.calls import MAX_CALL_DURATION, CallState, Key, Result, Status
+from exporter.cli.lookup import ResultsFile
 from exporter.errors import ResultsError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, reference_id, reference_key
-from exporter.lookup import COLUMNS, CallName, LookupResult, ResultsFile, result_of
+from exporter.lookup import COLUMNS, CallName, LookupResult, result_of
 
 ID = reference_id("Call-1")
 NOW = 1_700_000_000.5

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.output import csv_line, csv_text
+from exporter.cli.output import csv_text, line
 
 
 @dataclass
@@ -19,8 +19,8 @@ class Row:
     number: float | None = None
 
 
-def fields(line: str) -> list[str]:
-    (row,) = csv.reader(io.StringIO(line, newline=""), strict=True)
+def fields(text: str) -> list[str]:
+    (row,) = csv.reader(io.StringIO(text, newline=""), strict=True)
     return row
 
 
@@ -32,20 +32,20 @@ def fields(line: str) -> list[str]:
     ],
 )
 def test_a_text_that_begins_like_a_formula_is_none(text: str) -> None:
-    assert fields(csv_line(Row(text)))[0] == f"'{text}"
+    assert fields(line("csv", Row(text)))[0] == f"'{text}"
 
 
 @pytest.mark.parametrize("text", ["a=1", "505139D7-54F8", "'a", "1-2", " =1", '{"a": "=1"}', "'"])
 def test_other_texts_stay_as_they_are(text: str) -> None:
-    assert fields(csv_line(Row(text)))[0] == text
+    assert fields(line("csv", Row(text)))[0] == text
 
 
 def test_numbers_stay_numbers() -> None:
-    assert csv_line(Row("a", -1.5)) == "a,-1.5\n"
+    assert line("csv", Row("a", -1.5)) == "a,-1.5\n"
 
 
 @given(st.text(st.sampled_from("'=+-@\t\r\n,\"a1\uff1d"), max_size=6))
 def test_the_text_comes_back(text: str) -> None:
-    (field, _) = fields(csv_line(Row(text)))
+    (field, _) = fields(line("csv", Row(text)))
     assert csv_text(field) == text
     assert field[:1] not in set("=+-@\t\r\n\uff1d")

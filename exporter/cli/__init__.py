@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -91,6 +92,11 @@ def _prepare_standard_streams() -> None:
 def main() -> None:
     """Run the command line; exit 0 when ended as asked, 1 when failed, 2 on wrong usage."""
     _prepare_standard_streams()
+    # No core dump, which would hold keys. The usual soft limit of 1024 files is there for programs
+    # that use select(2); this one does not.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         commands.main(prog_name="esms-exporter")
     except ExporterError as error:

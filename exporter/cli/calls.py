@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC
 from http import HTTPStatus
 from pathlib import Path
@@ -17,9 +18,8 @@ from pydantic import ValidationError
 from yarl import URL
 
 from exporter.calls import CallState, Result
-from exporter.cli import options
+from exporter.cli.output import header, line, output_option, print_table
 from exporter.config.files import FileProblemError, read_text
-from exporter.daemon import limit_process
 from exporter.errors import (
     InvalidResponseError,
     RemoteExporterError,
@@ -30,7 +30,6 @@ from exporter.errors import (
 from exporter.http import HttpClient
 from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
 from exporter.logs import configure_logging
-from exporter.output import Lines, Output, print_table
 from exporter.secrets import Secret
 from exporter.web.schemas import Call, Page, ProblemDetails
 
@@ -50,8 +49,44 @@ _MAX_PAGE: Final = 16 << 20
 
 _MAX_TOKEN: Final = 4096
 
+_NO_EXPORTER: Final = "what answers there is no exporter"
+_PROBLEMS: Final[Mapping[type[RequestError], str]] = {
+    RequestTimeoutError: f"no answer within {_TIMEOUT:g} s",
+    TLSError: "its certificate cannot be verified; --ca-file names an authority to trust",
+    InvalidResponseError: _NO_EXPORTER,
+}
 
 COLUMNS: Final = tuple(Call.model_fields)
+
+
+def _url(_ctx: click.Context, _param: click.Parameter, url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter("expected `http://HOST...` or `https://HOST...`")
+    return f"{url.rstrip('/')}/api/v1/calls"
+
+
+def _token(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Secret:
+    """Read the token, from the environment where there is no file."""
+    text = os.environ.get("ESMS_EXPORTER_TOKEN", "")
+    if path:
+        try:
+            text = read_text(path, _MAX_TOKEN)
+        except FileProblemError as error:
+            raise click.BadParameter(f"{path}: {error}") from None
+    token = text.strip()
+    if not (token and token.isascii() and token.isprintable()):
+        if path:
+            raise click.BadParameter(f"{path}: expected a token, on a line of its own")
+        raise click.UsageError("expected --token-file, or a token in ESMS_EXPORTER_TOKEN")
+    return Secret(token)
+
+
+def _trust(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else "no certificates"
+        raise click.BadParameter(f"{path}: {reason}") from None
 
 
 @click.command()
@@ -59,18 +94,23 @@ COLUMNS: Final = tuple(Call.model_fields)
     "--url",
     envvar="ESMS_EXPORTER_URL",
     default="http://127.0.0.1:10375",
+    callback=_url,
     show_default=True,
     show_envvar=True,
     help="Where the exporter is.",
 )
 @click.option(
     "--token-file",
+    "token",
     type=click.Path(path_type=Path),
+    callback=_token,
     help="A file with a token of `watch.api.tokens`; else ESMS_EXPORTER_TOKEN holds it.",
 )
 @click.option(
     "--ca-file",
+    "trust",
     type=click.Path(path_type=Path),
+    callback=_trust,
     help="Certificates to trust, PEM, in place of the system's.",
 )
 @click.option("--account", help="Calls of this account.")
@@ -84,11 +124,11 @@ COLUMNS: Final = tuple(Call.model_fields)
     type=click.Choice([result.value for result in Result]),
     help="Finished calls with this result.",
 )
-@options.output
+@output_option
 def calls(
     url: str,
-    token_file: Path | None,
-    ca_file: Path | None,
+    token: Secret,
+    trust: ssl.SSLContext,
     account: str | None,
     state: str | None,
     result: str | None,
@@ -96,57 +136,25 @@ def calls(
 ) -> None:
     """List the calls that a running exporter watches."""
     configure_logging("warning", "logfmt")
-    limit_process()
-    if not url.startswith(("http://", "https://")):
-        raise click.BadParameter(
-            "expected `http://HOST...` or `https://HOST...`", param_hint="--url"
-        )
-    token = _token(token_file)
     state = state or (FINISHED if result else WATCHED)
     query = {"account": account, "state": None if state == _ALL else state, "result": result}
-    pages = _pages(
-        f"{url.rstrip('/')}/api/v1/calls",
-        token,
-        {name: value for name, value in query.items() if value is not None},
-        _trust(ca_file),
-    )
+    given = {name: value for name, value in query.items() if value is not None}
+
+    async def list_calls() -> None:
+        rows: list[tuple[str, ...]] = []
+        first = header(output, COLUMNS)
+        async with aclosing(_pages(url, given, token, trust)) as pages:
+            async for page in pages:
+                if output in (None, "table"):
+                    rows += map(_cells, page)
+                else:
+                    click.echo(first + "".join(line(output, call) for call in page), nl=False)
+                    first = ""
+        if output in (None, "table"):
+            print_table(_TABLE, rows)
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_print(pages, Output(output or Output.TABLE)))
-
-
-def _token(path: Path | None) -> Secret:
-    if path is None:
-        text = os.environ.get("ESMS_EXPORTER_TOKEN", "")
-        expected, hint = "expected --token-file, or a token in ESMS_EXPORTER_TOKEN", None
-    else:
-        try:
-            text = read_text(path, _MAX_TOKEN)
-        except FileProblemError as error:
-            raise click.BadParameter(f"{path}: {error}", param_hint="--token-file") from None
-        expected, hint = f"{path}: expected a token, on a line of its own", "--token-file"
-    token = text.strip()
-    if not (token and token.isascii() and token.isprintable()):
-        raise click.BadParameter(expected, param_hint=hint) if hint else click.UsageError(expected)
-    return Secret(token)
-
-
-def _trust(path: Path | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=path)
-    except OSError as error:  # ssl.SSLError is one
-        reason = error.strerror if not isinstance(error, ssl.SSLError) else "no certificates"
-        raise click.BadParameter(f"{path}: {reason}", param_hint="--ca-file") from None
-
-
-async def _print(pages: AsyncIterator[Sequence[Call]], output: Output) -> None:
-    if output is Output.TABLE:
-        rows = [_cells(call) async for page in pages for call in page]
-        print_table(_TABLE, rows, "state")
-        return
-    printed = Lines(output, COLUMNS)
-    async for page in pages:
-        printed.write(page)
-    printed.close()
+        runner.run(list_calls())
 
 
 def _cells(call: Call) -> tuple[str, ...]:
@@ -163,46 +171,36 @@ def _cells(call: Call) -> tuple[str, ...]:
 
 
 async def _pages(
-    url: str, token: Secret, query: dict[str, str], trust: ssl.SSLContext
-) -> AsyncIterator[Sequence[Call]]:
+    url: str, query: Mapping[str, str], token: Secret, trust: ssl.SSLContext
+) -> AsyncGenerator[Sequence[Call], None]:
     """Yield page after page.
 
     Raises:
         RemoteExporterError: the exporter cannot be asked, or refuses to answer.
     """
     headers = {"Authorization": f"Bearer {token.reveal()}"}
-    after = "0"
+    after: str | None = "0"
+    tries = _TRIES
     async with HttpClient(_TIMEOUT, headers, tls=trust) as http:
-        while True:
-            page = await _page(http, url, {**query, "after": after, "limit": str(MAX_PAGE)})
+        while after is not None:
+            asked = URL(url) % {**query, "after": after, "limit": str(MAX_PAGE)}
+            try:
+                status, _, body = await http.request("GET", asked, max_body=_MAX_PAGE)
+            except RequestError as error:
+                problem = _PROBLEMS.get(type(error), error)
+                raise RemoteExporterError(f"{url}: {problem}") from None
+            tries -= 1
+            if status == HTTPStatus.TOO_MANY_REQUESTS and tries:
+                await asyncio.sleep(1)
+                continue
+            if status != HTTPStatus.OK:
+                raise RemoteExporterError(f"{url}: {_refusal(status, body)}")
+            try:
+                page = Page.model_validate_json(body)
+            except ValidationError:
+                raise RemoteExporterError(f"{url}: {_NO_EXPORTER}") from None
             yield page.calls
-            if page.next is None:
-                return
-            after = page.next
-
-
-async def _page(http: HttpClient, url: str, query: dict[str, str], tries: int = _TRIES) -> Page:
-    try:
-        status, _, body = await http.request("GET", URL(url) % query, max_body=_MAX_PAGE)
-    except RequestTimeoutError:
-        raise RemoteExporterError(f"{url}: no answer within {_TIMEOUT:g} s") from None
-    except TLSError:
-        raise RemoteExporterError(
-            f"{url}: its certificate cannot be verified; --ca-file names an authority to trust"
-        ) from None
-    except InvalidResponseError:
-        raise RemoteExporterError(f"{url}: what answers there is no exporter") from None
-    except RequestError as error:
-        raise RemoteExporterError(f"{url}: {error}") from None
-    if status == HTTPStatus.TOO_MANY_REQUESTS and tries > 1:
-        await asyncio.sleep(1)
-        return await _page(http, url, query, tries - 1)
-    if status != HTTPStatus.OK:
-        raise RemoteExporterError(f"{url}: {_refusal(status, body)}")
-    try:
-        return Page.model_validate_json(body)
-    except ValidationError:
-        raise RemoteExporterError(f"{url}: what answers there is no exporter") from None
+            after, tries = page.next, _TRIES
 
 
 def _refusal(status: int, body: bytes) -> str:
@@ -210,7 +208,7 @@ def _refusal(status: int, body: bytes) -> str:
     try:
         problem = ProblemDetails.model_validate_json(body)
     except ValidationError:
-        return f"refused with the HTTP status {status}; what answers there is no exporter"
+        return f"refused with the HTTP status {status}; {_NO_EXPORTER}"
     words = [
         problem.detail,
         *(f"{item.pointer[1:]}: {item.detail}" for item in problem.errors or ()),

@@ -21,7 +21,6 @@ from exporter.canaries.runs import CanaryRunner, call_request
 from exporter.canaries.schedule import schedule_of
 from exporter.cli.options import config_file
 from exporter.config import CanaryConfig, Config, load_config
-from exporter.daemon import limit_process
 from exporter.errors import ExporterError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
@@ -53,7 +52,6 @@ def canary(name: str, config_file: Path, *, dry_run: bool, now: bool) -> None:
     or not: it counts for `max_per_day` and in the metrics. Exit 0 where it ended as expected.
     """
     configure_logging("error", "logfmt")
-    limit_process()
     if dry_run is now:
         raise click.UsageError("expected either --dry-run or --now")
     config = load_config(config_file)

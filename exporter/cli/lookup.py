@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import fcntl
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 import click
+import uvloop
+from pydantic_core import from_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from exporter.cli import options
+from exporter.cli.output import csv_text, header, line, output_option, print_table
 from exporter.config import Config, load_config
 from exporter.config.document import Problems
-from exporter.daemon import limit_process
-from exporter.errors import ConfigError, Problem
+from exporter.errors import ConfigError, Problem, ResultsError
+from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, reference_id, reference_key
 from exporter.logs import configure_logging
-from exporter.lookup import COLUMNS, SUFFIXES, CallName, LookupResult, ResultsFile, look_up
-from exporter.output import Lines, Output, print_table
+from exporter.lookup import COLUMNS, CallName, LookupResult, look_up
+from exporter.polling.circuit_breaker import GOOD
 from exporter.sources.tabular import read_calls
 
 _TABLE: Final = (
     *("reference_id", "account", "state", "status"),
     *("duration", "key", "message"),
 )
-_FILES: Final = (".csv", ".txt", ".yaml", ".yml", ".json")
 
 Calls = dict[CallName, ReferenceId]
 """The calls to look up: each once, in the order in which they were named."""
 
 
+def _ending(*suffixes: str) -> Callable[..., Path | None]:
+    def check(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
+        if path and path.suffix not in suffixes:
+            raise click.BadParameter(f"expected a name that ends in {', '.join(suffixes)}")
+        return path
+
+    return check
+
+
+def _reference_ids(
+    _ctx: click.Context, _param: click.Parameter, texts: Sequence[str]
+) -> list[ReferenceId]:
+    ids = []
+    for text in texts:
+        try:
+            ids.append(reference_id(text))
+        except ValueError as error:
+            raise click.BadParameter(f"{text[:40]!r} {error}") from None
+    return ids
+
+
 @click.command()
-@click.argument("reference_ids", metavar="REFERENCE_ID...", nargs=-1)
+@click.argument("reference_ids", metavar="REFERENCE_ID...", nargs=-1, callback=_reference_ids)
 @options.config_file
 @click.option(
     "--account",
@@ -43,30 +70,33 @@ Calls = dict[CallName, ReferenceId]
 )
 @click.option(
     "--from-file",
-    type=click.Path(exists=True, dir_okay=False),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    callback=_ending(".csv", ".txt", ".yaml", ".yml", ".json"),
     help="A file of calls, as `watch.files` takes them: .csv, .txt, .yaml, .json.",
 )
-@options.output
+@output_option
 @click.option(
     "--output-file",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=_ending(".csv", ".json", ".jsonl", ".ndjson"),
     help="Write lines to this .csv or .json; calls that it has an answer for are skipped.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
+    default=float("inf"),
     help="Requests per second of each account, where that is less than its `rate_limit`.",
 )
 @click.pass_context
 def lookup(
     ctx: click.Context,
-    reference_ids: Sequence[str],
+    reference_ids: Sequence[ReferenceId],
     config_file: Path,
     account: str | None,
-    from_file: str | None,
+    from_file: Path | None,
     output: str | None,
     output_file: Path | None,
-    rate: float | None,
+    rate: float,
 ) -> None:
     """Ask the provider for the results of calls.
 
@@ -74,122 +104,87 @@ def lookup(
     them; 1: not for all, and why; 2: wrong usage.
     """
     configure_logging("error", "logfmt")
-    limit_process()
-    format_ = _output(output, output_file)
-    if not reference_ids and from_file is None:
+    by_name = "csv" if output_file and output_file.suffix == ".csv" else "json"
+    if output_file and output not in (None, by_name):
+        raise click.UsageError(f"--output-file={output_file.name} is {by_name}, not {output}")
+    if not reference_ids and not from_file:
         raise click.UsageError("expected ids, or --from-file")
     config = load_config(config_file)
-    calls, good = _calls(config, reference_ids, from_file, account)
-    if rate is not None:
-        config = _slower(config, rate)
+    calls, problems = _read_calls(config, reference_ids, from_file, account)
+    asked, file, as_table = len(calls), None, not output_file and output in (None, "table")
     if output_file:
-        known, ended, results = _into_file(config, calls, output_file)
+        file = ResultsFile(output_file)
+        calls = {name: call for name, call in calls.items() if name not in file.answered}
     else:
-        known = 0
-        ended, results = _onto_stdout(config, calls, format_, bar=from_file is not None)
-    answered = sum(result.answered for result in results)
-    if output_file or answered < len(calls):
-        click.echo(_summary(results, len(calls), known), err=True)
-    ctx.exit(0 if good and ended and answered == len(calls) else 1)
+        click.echo(header(output, COLUMNS), nl=False)
+
+    def write(batch: Sequence[LookupResult]) -> None:
+        if file:
+            file.write(batch)
+        elif not as_table:
+            click.echo("".join(line(output, result) for result in batch), nl=False)
+
+    # A bar is not drawn between lines.
+    bar = file or (from_file and (as_table or not sys.stdout.isatty()))
+    ended, results = _look_up(config, calls, rate, write, bar=bool(bar))
+    if file:
+        file.close()
+    elif as_table:
+        order = {name: number for number, name in enumerate(calls)}
+        results.sort(key=lambda result: order[result.name])
+        one_account = len(config.accounts) == 1
+        print_table(_TABLE, [_cells(result, one_account=one_account) for result in results])
+    known = asked - len(calls)
+    answered = known + sum(result.answered for result in results)
+    if file or answered < asked:
+        click.echo(_summary(results, asked, answered, known), err=True)
+    ctx.exit(0 if not problems and ended and answered == asked else 1)
 
 
-def _output(output: str | None, output_file: Path | None) -> Output:
-    """Return what to print, or say what does not go together."""
-    if output_file is None:
-        return Output(output or Output.TABLE)
-    if output_file.suffix not in SUFFIXES:
-        raise click.BadParameter(
-            f"expected a name that ends in {', '.join(SUFFIXES)}", param_hint="--output-file"
-        )
-    by_name = Output.CSV if output_file.suffix == ".csv" else Output.JSON
-    if output not in (None, by_name):
-        raise click.UsageError(f"--output-file={output_file.name} is {by_name}, not {output}")
-    return by_name
-
-
-def _calls(
-    config: Config, named: Iterable[str], from_file: str | None, account: str | None
-) -> tuple[Calls, bool]:
-    """Return the calls to look up, and whether all that were named can be."""
-    names = [wish.name for wish in config.accounts]
+def _read_calls(
+    config: Config, named: Iterable[ReferenceId], from_file: Path | None, account: str | None
+) -> tuple[Calls, tuple[Problem, ...]]:
+    """Return the calls to look up, and what is wrong with others; the latter is shown."""
+    names = [account_config.name for account_config in config.accounts]
     if account is not None and account not in names:
         raise click.BadParameter("expected the name of one of the accounts", param_hint="--account")
     calls: Calls = {}
     problems: tuple[Problem, ...] = ()
-    for text in named:
-        of = account or (names[0] if len(names) == 1 else None)
-        if of is None:
+    for asked in named:
+        if not account and len(names) > 1:
             raise click.UsageError("expected --account: there are several")
-        try:
-            asked = reference_id(text)
-        except ValueError as error:
-            raise click.BadParameter(f"{text[:40]!r} {error}", param_hint="REFERENCE_ID") from None
-        calls.setdefault((of, reference_key(asked)), asked)
+        calls.setdefault((account or names[0], reference_key(asked)), asked)
     if from_file is not None:
-        if not from_file.endswith(_FILES):
-            raise click.BadParameter(
-                f"expected a name that ends in {', '.join(_FILES)}", param_hint="--from-file"
-            )
-        found = Problems(from_file)
-        for call in read_calls(from_file, names, config.watch.labels, found, account=account):
+        found = Problems(str(from_file))
+        for call in read_calls(str(from_file), names, config.watch.labels, found, account=account):
             calls.setdefault((call.account, reference_key(call.reference_id)), call.reference_id)
         problems = found.listed()
     if problems and not calls:
         raise ConfigError(problems)
     for problem in problems:
         click.echo(problem, err=True)
-    return calls, not problems
+    return calls, problems
 
 
-def _slower(config: Config, rate: float) -> Config:
-    accounts = [
-        account.model_copy(update={"rate_limit": min(rate, account.rate_limit)})
-        for account in config.accounts
-    ]
-    return config.model_copy(update={"accounts": tuple(accounts)})
-
-
-def _into_file(config: Config, calls: Calls, path: Path) -> tuple[int, bool, list[LookupResult]]:
-    """Look up the calls that the file has no answer for; returns how many it has, and as `_run`."""
-    file = ResultsFile(path)
-    answered = [name for name in calls if name in file.answered]
-    for name in answered:
-        del calls[name]
-    ended, results = _run(config, calls, file.write, bar=True)
-    file.close()
-    return len(answered), ended, results
-
-
-def _onto_stdout(
-    config: Config, calls: Calls, output: Output, *, bar: bool
-) -> tuple[bool, list[LookupResult]]:
-    if output is not Output.TABLE:
-        printed = Lines(output, COLUMNS)
-        # A bar is not drawn between lines.
-        ended, results = _run(config, calls, printed.write, bar=bar and not sys.stdout.isatty())
-        printed.close()
-        return ended, results
-    ended, results = _run(config, calls, lambda _: None, bar=bar)
-    order = {name: number for number, name in enumerate(calls)}
-    results.sort(key=lambda result: order[result.name])
-    one_account = len(config.accounts) == 1
-    print_table(_TABLE, [_cells(result, one_account=one_account) for result in results], "state")
-    return ended, results
-
-
-def _run(
-    config: Config, calls: Calls, write: Callable[[Sequence[LookupResult]], None], *, bar: bool
+def _look_up(
+    config: Config,
+    calls: Calls,
+    rate: float,
+    write: Callable[[Sequence[LookupResult]], None],
+    *,
+    bar: bool,
 ) -> tuple[bool, list[LookupResult]]:
     """Look calls up; returns whether all was done, and the results.
 
     Progress and pauses are shown on standard error; with a bar, where that is a terminal.
     """
     results: list[LookupResult] = []
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     progress = Progress(
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not (bar and sys.stderr.isatty()),
+        console=console,
+        disable=not (bar and console.is_terminal),
         redirect_stdout=False,
         redirect_stderr=False,
     )
@@ -200,15 +195,95 @@ def _run(
         results.extend(batch)
         progress.advance(task, len(batch))
 
-    def report_pause(account: str, why: LookupResult, seconds: float) -> None:
-        text = f"{account}: {why.outcome}: {why.message}; continuing in {seconds:.0f} s"
-        if progress.disable:
-            click.echo(text, err=True)
-        else:
-            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def report_pause(why: LookupResult, seconds: float) -> None:
+        console.print(f"{why.account}: {why.outcome}: {why.message}; continuing in {seconds:.0f} s")
 
-    with progress:
-        return look_up(config, calls, take, report_pause), results
+    with progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(look_up(config, calls, take, report_pause, rate)), results
+
+
+class ResultsFile:
+    """A file to which results are appended, also after Ctrl-C or a crash.
+
+    A last line that is incomplete is removed. Of several lines for a call, the last counts.
+
+    Args:
+        path: of CSV where it ends so, else of JSON; need not exist.
+
+    Attributes:
+        answered: the calls that it holds an answer for.
+
+    Raises:
+        ResultsError: it cannot be used, or holds anything else; also from each method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._output = "csv" if path.suffix == ".csv" else "json"
+        self.answered: set[CallName] = set()
+        with self._mapped_errors(), ExitStack() as stack:
+            self._file = stack.enter_context(path.open("a+b", buffering=0))
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ResultsError(f"{path}: is being written by another lookup") from None
+            self._read()
+            stack.pop_all()
+
+    def write(self, results: Iterable[LookupResult]) -> None:
+        """Append results. Blocking."""
+        self._append("".join(line(self._output, result) for result in results))
+
+    def close(self) -> None:
+        """Close it."""
+        with self._mapped_errors():
+            self._file.close()
+
+    def _read(self) -> None:
+        first = header(self._output, COLUMNS)
+        start = (first or '{"reference_id":').encode()
+        self._file.seek(0)
+        data = self._file.read()
+        if not (data.startswith(start) or start.startswith(data)):
+            raise ResultsError(f"{self._path}: is no file of results")
+        complete = data[: data.rfind(b"\n") + 1]
+        for number, text in enumerate(complete.split(b"\n")[:-1], 1):
+            if number == 1 and first:
+                continue
+            try:
+                name, answered = self._parse(text)
+            except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
+                message = f"{self._path}: is no file of results: line {number} is none"
+                raise ResultsError(message) from None
+            self.answered.discard(name)
+            if answered:
+                self.answered.add(name)
+        self._file.truncate(len(complete))
+        if not complete:
+            self._append(first)
+
+    def _parse(self, text: bytes) -> tuple[CallName, bool]:
+        """Return which call a line is about, and whether there is an answer."""
+        if self._output == "csv":
+            (row,) = csv.reader([text.decode()], strict=True)
+            values = dict(zip(COLUMNS, map(csv_text, row), strict=True))
+        else:
+            values = from_json(text)
+        name = values["account"], reference_key(values["reference_id"])
+        return name, Outcome(values["outcome"]) in GOOD
+
+    def _append(self, text: str) -> None:
+        left = memoryview(text.encode())
+        with self._mapped_errors():
+            while left:
+                left = left[self._file.write(left) :]
+
+    @contextmanager
+    def _mapped_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResultsError(f"{self._path}: cannot be used: {error.strerror}") from None
 
 
 def _cells(result: LookupResult, *, one_account: bool) -> tuple[str, ...]:
@@ -224,14 +299,13 @@ def _cells(result: LookupResult, *, one_account: bool) -> tuple[str, ...]:
     )
 
 
-def _summary(results: Sequence[LookupResult], asked: int, known: int) -> str:
-    """Return how many calls were answered, and why the others were not."""
-    answered = sum(result.answered for result in results)
-    text = f"{known + answered} of {known + asked} calls answered"
+def _summary(results: Sequence[LookupResult], asked: int, answered: int, known: int) -> str:
+    """Return how many calls were answered, `known` of them before, and why the others were not."""
+    text = f"{answered} of {asked} calls answered"
     if known:
         text += f", {known} of them before"
     reasons = Counter(result.outcome.value for result in results if not result.answered)
-    if missing := asked - len(results):
+    if missing := asked - known - len(results):
         reasons["not asked for"] = missing
     if reasons:
         text += "; not: " + ", ".join(f"{count} {why}" for why, count in reasons.most_common())

@@ -69,12 +69,6 @@ config_file = click.option(
     help="The configuration file, YAML.",
 )
 
-output = click.option(
-    "--output",
-    type=click.Choice(["table", "json", "csv"]),
-    help="A table for people, lines of JSON or CSV for machines.  [default: table]",
-)
-
 
 def complete_account(
     ctx: click.Context, _param: click.Parameter, incomplete: str

@@ -15,7 +15,7 @@ import uvloop
 from exporter.cli import options
 from exporter.cli.demo import demo as serve_demo
 from exporter.config import Config, NamedFiles, load_config
-from exporter.daemon import Daemon, limit_process
+from exporter.daemon import Daemon
 from exporter.logs import EXIT_TIMEOUT, STANDARD_ERROR, LogFormat, configure_logging
 from exporter.sources.configuration import ConfigFile
 from exporter.web.server import WebOptions
@@ -154,7 +154,6 @@ def _load(path: Path, files: NamedFiles) -> Config:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:  # Any: what it yields and is sent is asyncio's
-    limit_process()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
         # All is done. A thread that hangs, such as in a look-up of a name, is not waited for.

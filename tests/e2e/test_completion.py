@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -137,3 +138,10 @@ async def test_fish(tmp_path: Path) -> None:
         {"awaiting_approval", "awaiting_report"},
         {"--web.telemetry-path"},
     ]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_documentation_sources_what_is_tested(shell: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/lookup.md").read_text()
+    (line,) = re.findall(rf"^\| {shell}.*?`(.+?)`", page, re.MULTILINE)
+    assert line.replace("\\|", "|") in Path(__file__).read_text()
