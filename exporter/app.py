@@ -150,7 +150,7 @@ class App:
                 *parts, self._start_accounts, self._stop_accounts, self.supervisor.start
             )
         else:
-            await self.calls.show([account.name for account in config.accounts])
+            await self.calls.load_totals([account.name for account in config.accounts])
 
     async def start(self) -> None:
         """Take in the configured calls and begin to poll.
@@ -351,7 +351,7 @@ class App:
             return
         await self._start(wanted.keys() - self.accounts.keys())
         for name in sorted(self._to_load):
-            await self.calls.load(name)
+            await self.calls.poll_open_calls(name)
             self._to_load.discard(name)
 
     async def _start_accounts(self, names: Collection[str]) -> None:
@@ -366,7 +366,7 @@ class App:
     async def _start(self, names: Collection[str]) -> None:
         epochs = {name: self._leases.epoch(name) for name in names} if self._leases else {}
         if new := [name for name in names if name not in self.calls.totals.accounts]:
-            await self.calls.show(new)
+            await self.calls.load_totals(new)
         if (config := self.config) is None:
             return
         for section in config.accounts:
@@ -376,7 +376,7 @@ class App:
             if self._leases:
                 epoch = self._leases.epoch(name)
                 if epoch is None or epoch != epochs[name]:
-                    self.calls.hide(name)  # lost meanwhile
+                    self.calls.drop_totals(name)  # lost meanwhile
                     continue
                 until = self._leases.held_until
                 self.ledger.store.set_epoch(name, epoch)
@@ -396,7 +396,7 @@ class App:
             self.accounts[name] = account
             for outcome in CallbackOutcome:
                 self.metrics.callbacks.labels(name, outcome.value)
-            self.calls.teach(name)
+            self.calls.learn_recent_durations(name)
         self._accounts_changed()
 
     def _stop_accounts(self, names: Collection[str]) -> None:
@@ -404,7 +404,7 @@ class App:
         within = self.config.polling.timeout if self.config else 0.0
         for name in names:
             self.ledger.store.set_epoch(name, None)
-            self.calls.hide(name)
+            self.calls.drop_totals(name)
             self._to_load.discard(name)
             if account := self.accounts.pop(name, None):
                 self.metrics.remove("account", name)

@@ -341,10 +341,10 @@ class LeaseHolder:
     async def _follow(self) -> None:
         if (errors := self._ledger.errors) != self._errors:
             # What was not answered any more may have been done.
-            await self._calls.reload()
+            await self._calls.resync()
             self._errors = errors
         # Soon, as whoever polled them before may have done so long ago.
-        while await self._calls.follow(self._leases, within=self._heartbeat / 2):
+        while await self._calls.sync_with_peers(self._leases, within=self._heartbeat / 2):
             pass
         if self._loop.time() >= self._recount_at:
             await self._ledger.call(self._ledger.store.open_calls.recount)

@@ -7,8 +7,9 @@ import gc
 import logging
 import math
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -65,7 +66,7 @@ class CallTracker:
     Attributes:
         ledger: the durable record.
         totals: what finished calls add up to.
-        histories: what has become of calls lately.
+        recent_results: of the calls of each account.
     """
 
     def __init__(
@@ -77,14 +78,12 @@ class CallTracker:
         self._accounts = accounts
         self.ledger = Ledger(self._committed, clocks, observe_commit)
         self.totals = CallTotals()
-        self.histories = Histories()
-        # Until their account is there to learn from them.
-        self._past: defaultdict[str, deque[FinishedCall]] = defaultdict(
-            lambda: deque(maxlen=WINDOW)
-        )
+        self.recent_results = Histories()
+        # Recent calls by account, until the account is there to learn from them.
+        self._past: dict[str, deque[FinishedCall]] = {}
         self._max_calls, self._limits = math.inf, NO_LIMITS
         self._unfrozen = 0
-        self._followed: list[int] = []  # notices of other exporters
+        self._handled_messages: list[int] = []  # notices of other exporters
         self._stale, self._totals_at = False, -math.inf
         self._subscribers: list[Callable[[Committed], None]] = []
 
@@ -108,7 +107,7 @@ class CallTracker:
         self._max_calls = max_calls
         self.ledger.store.configure(limits, retention)
         if limits != self._limits:
-            await self.show_totals(limits.names)
+            await self.reload_totals(limits.names)
             self._limits = limits
 
     @property
@@ -116,17 +115,19 @@ class CallTracker:
         """How many calls are polled."""
         return sum(len(account.poller.calls) for account in self._accounts.values())
 
-    async def show(self, accounts: Collection[str]) -> None:
+    async def load_totals(self, accounts: Collection[str]) -> None:
         """Show the totals and recent results of accounts that are polled here from now on."""
-        snapshot, past = await self.ledger.totals_and_recent_calls(
-            accounts, self.histories.start(time.time())
-        )
+        since = self.recent_results.start(time.time())
+        past = await self.ledger.recent_calls(accounts, since)
+        # What is committed between the two is added to the results, and read with the totals.
+        self.recent_results.recall(accounts, *past)
+        self._past |= {name: deque(maxlen=WINDOW) for name in accounts}
+        for call in past.calls:
+            self._past[call.account].append(call)
+        snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
         self.totals.show(accounts, snapshot)
-        self.histories.recall(accounts, *past)
-        for ended in past.calls:
-            self._past[ended.account].append(ended)
 
-    async def show_totals(self, names: tuple[str, ...] | None = None) -> None:
+    async def reload_totals(self, names: tuple[str, ...] | None = None) -> None:
         """Show the totals of the same accounts as they are in the ledger now.
 
         Args:
@@ -139,50 +140,51 @@ class CallTracker:
             self.totals.configure(names)
         self.totals.show(accounts, snapshot)
 
-    def hide(self, account: str) -> None:
+    def drop_totals(self, account: str) -> None:
         """Show nothing of an account that is not polled here any more."""
         self.totals.hide([account])
-        self.histories.forget(account)
+        self.recent_results.forget(account)
         self._past.pop(account, None)
 
-    def teach(self, account: str) -> None:
-        """Have the pace of an account learn from what has become of its calls lately."""
+    def learn_recent_durations(self, account: str) -> None:
+        """Have the poll intervals of an account learn from its recent results."""
         self._accounts[account].poller.learn_past(
-            (ended.status, ended.finished_at - ended.first_watched)
-            for ended in self._past.pop(account, ())
+            (call.status, call.finished_at - call.first_watched)
+            for call in self._past.pop(account, ())
         )
 
     # For sources: `exporter.sources.source.CallSink` and `CallbackSink`.
 
     async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
-        """Add calls and poll the new ones; see `Store.watch`.
+        """Add calls, however many, and poll the new ones; see `Store.watch`.
 
-        Where this is cancelled, what the ledger is adding at that moment is polled nevertheless.
+        They are never held all at a time. Where this is cancelled, what the ledger is adding at
+        that moment is polled nevertheless.
 
         Raises:
             LedgerError: the ledger failed; what it added before is watched.
         """
         added, rows, refused = 0, set[int](), Counter[str]()
-        chunks = self.ledger.watch(source, calls, self._max_calls)
-        # The ledger's thread cannot be stopped: what it commits would not be polled.
-        while (taken := await asyncio.shield(self._take_next(chunks))) is not None:
-            rows |= taken.rows
-            refused += taken.refused
-            added += len(taken.added)
+        rest = iter(calls)
+        while batch := list(islice(rest, BATCH_SIZE)):
+            # The ledger's thread cannot be stopped: what it commits would not be polled.
+            inserted = await asyncio.shield(self._insert(self.ledger.store.watch, source, batch))
+            rows |= inserted.rows
+            refused += inserted.refused
+            added += len(inserted.added)
         return InsertSummary(added, rows, refused)
-
-    async def _take_next(self, chunks: AsyncIterator[InsertResult]) -> InsertResult | None:
-        taken = await anext(chunks, None)
-        if taken is not None:
-            self._take_up(taken)
-        return taken
 
     async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
         """Add the calls of requests; see `Store.push`."""
-        store, now = self.ledger.store, self.ledger.clock.now()
-        pushed = await self.ledger.call(store.push, requests, now, self._max_calls)
-        self._take_up(pushed)
-        return pushed.counts
+        return (await self._insert(self.ledger.store.push, requests)).counts
+
+    async def _insert(self, insert: Callable[..., InsertResult], *args: object) -> InsertResult:
+        now = self.ledger.clock.now()
+        inserted = await self.ledger.call(insert, *args, now, self._max_calls)
+        self.totals.learn(inserted.label_sets)
+        self.totals.change_series(inserted.series)
+        self.poll(inserted.added)
+        return inserted
 
     async def delete(self, row: int) -> bool:
         """Stop watching a call, by its row, without counting it; returns whether it was watched."""
@@ -201,7 +203,7 @@ class CallTracker:
         added = await self.ledger.call(self.ledger.store.set_price, row, price)
         self.totals.add(added.items())
 
-    async def keep(self, row: int) -> bool:
+    async def mark_pushed(self, row: int) -> bool:
         """Watch a call even if nothing names it any more, or remember it if it has finished.
 
         Returns:
@@ -209,7 +211,7 @@ class CallTracker:
         """
         return await self.ledger.call(self.ledger.store.keep, row)
 
-    async def accept(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
+    async def apply_callback(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
         """Finish a call, if that is what an answer means; returns once that is durable.
 
         Returns:
@@ -251,7 +253,7 @@ class CallTracker:
         elif self.ledger.store.exporter:
             await self.ledger.call(self.ledger.store.notify, row, POLL_NOW)
 
-    async def load(self, account: str) -> None:
+    async def poll_open_calls(self, account: str) -> None:
         """Poll the calls of an account that the ledger holds for this exporter."""
         last = 0
         store = self.ledger.store
@@ -264,13 +266,13 @@ class CallTracker:
                 self.poll(page[start : start + BATCH_SIZE])
                 await asyncio.sleep(0)  # answers and scrapes get their turn
 
-    async def reload(self) -> None:
+    async def resync(self) -> None:
         """Take up all that the ledger holds of the accounts: an answer of it was lost."""
         for name in list(self._accounts):
-            await self.load(name)
-        await self.show_totals()
+            await self.poll_open_calls(name)
+        await self.reload_totals()
 
-    async def follow(self, leases: LeaseStore, within: float) -> bool:
+    async def sync_with_peers(self, leases: LeaseStore, within: float) -> bool:
         """Claim the open calls of accounts that are polled here, and follow other exporters.
 
         Args:
@@ -280,9 +282,9 @@ class CallTracker:
         Returns:
             Whether there may be more to claim.
         """
-        look = await self.ledger.call(leases.look, list(self._accounts), self._followed)
-        known = set(self._followed)
-        self._followed = [notice.id for notice in look.notices]
+        look = await self.ledger.call(leases.look, list(self._accounts), self._handled_messages)
+        known = set(self._handled_messages)
+        self._handled_messages = [notice.id for notice in look.notices]
         self.totals.learn(look.label_sets)
         self.poll(look.claimed, within)
         new = [notice for notice in look.notices if notice.id not in known]
@@ -294,11 +296,11 @@ class CallTracker:
                 else:
                     account.poller.remove(notice.call)
                     if ended := look.finished.get(notice.call):
-                        self.histories.add(self.ledger.to_machine_time(ended))
+                        self.recent_results.add(self.ledger.to_machine_time(ended))
         self._stale |= any(notice.notice == TOTALS for notice in new)
         if self._stale and time.monotonic() >= self._totals_at:
             began = time.monotonic()
-            await self.show_totals()
+            await self.reload_totals()
             self._stale = False
             self._totals_at = time.monotonic() + _TOTALS_SHARE * (time.monotonic() - began)
         return len(look.claimed) == BATCH_SIZE
@@ -323,11 +325,6 @@ class CallTracker:
     def _forget(self, call_id: int) -> None:
         for account in self._accounts.values():
             account.poller.remove(call_id)
-
-    def _take_up(self, taken: InsertResult) -> None:
-        self.totals.learn(taken.label_sets)
-        self.totals.change_series(taken.series)
-        self.poll(taken.added)
 
     def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:
         """Poll calls that the ledger holds, those that are not new within some seconds."""
@@ -360,7 +357,7 @@ class CallTracker:
             if account:
                 account.poller.apply_committed(call, found, at)
             if isinstance(found, Finished) and call.id not in committed.canaries:
-                self.histories.add(self.ledger.to_machine_time(_ended(name, call, found, at)))
+                self.recent_results.add(self.ledger.to_machine_time(_ended(name, call, found, at)))
             if debug:
                 _log.debug("observed", account=name, reference_id=call.reference_id, found=found)
 

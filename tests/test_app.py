@@ -180,7 +180,7 @@ async def test_a_callback_whose_account_leaves_meanwhile_finishes_nothing(bench:
     assert call is not None
     ended = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
     gone = bench.service.accounts.pop("main")
-    assert await bench.service.calls.accept(call, ended) is CallbackOutcome.HINT
+    assert await bench.service.calls.apply_callback(call, ended) is CallbackOutcome.HINT
     assert bench.counted() == 0
     bench.service.accounts["main"] = gone
 

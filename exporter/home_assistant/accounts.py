@@ -66,7 +66,7 @@ class ExposedAccounts:
                 wanted[self.topics.device(name)] = device(
                     self.topics, name, with_balance=balance is not None
                 )
-                recent = self._calls.histories.recent(name, now)
+                recent = self._calls.recent_results.recent(name, now)
                 wanted[self.topics.state(name)] = state(
                     account.status,
                     recent,

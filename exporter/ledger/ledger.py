@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -27,10 +26,7 @@ from exporter.ledger.types import (
     CallRecord,
     Committed,
     FinishedCall,
-    InsertResult,
-    NewCall,
     Observation,
-    Snapshot,
 )
 from exporter.threads import SerialThread
 
@@ -173,32 +169,11 @@ class Ledger:
             raise LedgerError("the ledger is not open")
         return await _result(self._reader.submit(partial(function, *args, **kwargs)))
 
-    async def watch(
-        self, source: str | None, new: Iterable[NewCall], max_calls: float = math.inf
-    ) -> AsyncIterator[InsertResult]:
-        """Add calls, however many; yield batch by batch what `Store.watch` returns.
-
-        Commits get their turn in between, and the calls are never held all at a time.
-        """
-        calls = iter(new)
-        while batch := list(islice(calls, BATCH_SIZE)):
-            yield await self.call(self.store.watch, source, batch, self.clock.now(), max_calls)
-
-    async def totals_and_recent_calls(
-        self, names: Collection[str], since: float
-    ) -> tuple[Snapshot, Past]:
-        """Return the totals of accounts, and what has finished since a Unix time.
-
-        Both as of one moment: what was committed before is in it, what is committed after is not.
-        """
-        ahead, store = self.clock.ahead, self.store
-        snapshot, past = await self.call(
-            lambda: (
-                store.snapshot(names),
-                store.database.run(recent_calls, since + ahead, names),
-            )
-        )
-        return snapshot, Past(list(map(self.to_machine_time, past.calls)), past.since - ahead)
+    async def recent_calls(self, names: Collection[str], since: float) -> Past:
+        """Return the calls of accounts that have finished since a Unix time."""
+        ahead = self.clock.ahead
+        past = await self.execute(recent_calls, since + ahead, names)
+        return Past(list(map(self.to_machine_time, past.calls)), past.since - ahead)
 
     def to_machine_time(self, call: Call) -> Call:
         """Return a call with its times as the machine's clock has them."""

@@ -28,7 +28,7 @@ class CallbackSink(CallSink, Protocol):
     async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
         """Return a call, if it is known."""
 
-    async def keep(self, row: int) -> bool:
+    async def mark_pushed(self, row: int) -> bool:
         """Watch a call even if no source names it any more, or remember it if it has finished.
 
         Returns:
@@ -38,7 +38,7 @@ class CallbackSink(CallSink, Protocol):
     async def set_price(self, row: int, price: float) -> None:
         """Store what a call has cost, in VND; return once that is durable."""
 
-    async def accept(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
+    async def apply_callback(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
         """Finish a call if the answer does so; return once that is durable."""
 
     async def poll_now(self, account: str, row: int) -> None:
@@ -94,7 +94,7 @@ class CallbackSource(Source):
         if (name := _reference_id(fields)) is None:
             return CallbackOutcome.MALFORMED
         known = await self._calls.find(account, name)
-        if known is not None and not await self._calls.keep(known.id):
+        if known is not None and not await self._calls.mark_pushed(known.id):
             known = await self._calls.find(account, name)  # removed or pruned meanwhile
         if known is None and self._config.unknown == "watch":
             await self._queue.push([NewCall(account, name, {})])
@@ -106,7 +106,7 @@ class CallbackSource(Source):
         if call.result is not None:
             return CallbackOutcome.REPEATED
         if self._config.trust == "accept":
-            outcome = await self._calls.accept(call, read_callback(fields))
+            outcome = await self._calls.apply_callback(call, read_callback(fields))
             if outcome is not CallbackOutcome.HINT:
                 return outcome
         await self._calls.poll_now(account, call.id)

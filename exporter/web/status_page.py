@@ -126,7 +126,7 @@ def build_status_view(app: App, viewer: Viewer, now: float) -> StatusView:
     accounts = [
         AccountView(
             account.status,
-            app.calls.histories.recent(name, now),
+            app.calls.recent_results.recent(name, now),
             account.stats.balance,
             {} if account.status.lagging is None else label_sets.labels(account.status.lagging),
         )

@@ -53,8 +53,9 @@ class Bench:
 
     async def push(self, *names: str) -> list[StoredCall]:
         calls = [NewCall("main", ReferenceId(name), {}) for name in names]
-        chunks = [taken.added async for taken in self.ledger.watch(None, calls)]
-        return [stored for added in chunks for stored in added]
+        now, watch = self.ledger.clock.now(), self.ledger.store.watch
+        batches = [calls[n : n + BATCH_SIZE] for n in range(0, len(calls), BATCH_SIZE)]
+        return [one for b in batches for one in (await self.ledger.call(watch, None, b, now)).added]
 
     def observe(self, stored: StoredCall, found: Finished | PollAgain) -> None:
         self.ledger.record("main", stored.call, found, stored.call.first_watched + 1)

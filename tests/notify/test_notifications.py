@@ -52,7 +52,7 @@ async def test_however_a_call_ends_it_is_told(bench: Bench, receiver: Receiver) 
     assert record is not None
     told_by = {"SMSID": "called-back", "SendStatus": "5", "SendSuccess": "1", "CallStatus": "BUSY"}
     answer = read_callback(told_by)
-    assert await calls.accept(record, answer) is CallbackOutcome.ACCEPTED
+    assert await calls.apply_callback(record, answer) is CallbackOutcome.ACCEPTED
     await bench.running.reload()
     await bench.finish("expired", plan=Plan(queued=1e9))
     await until(lambda: bench.done() == 3)

@@ -15,11 +15,11 @@ ENDED = {"SendStatus": "5", "SentResult": "1", "CallStatus": "ANSWERED", "CallDu
 
 
 def today(exporter: Exporter) -> dict[tuple[Result, Status], int]:
-    return dict(exporter.service.calls.histories.recent("main", time.time()).today)
+    return dict(exporter.service.calls.recent_results.recent("main", time.time()).today)
 
 
 def failures(exporter: Exporter) -> list[str]:
-    recent = exporter.service.calls.histories.recent("main", time.time())
+    recent = exporter.service.calls.recent_results.recent("main", time.time())
     return sorted(ended.reference_id for ended in recent.failures)
 
 
