@@ -50,15 +50,14 @@ async def test_users_and_their_passwords(idle: Bench) -> None:
     assert await idle.status("/nothing", Authorization=basic("other", "secret")) == 404
 
 
-@pytest.mark.parametrize(
-    "header",
-    ["Basic", "Basic !", "Basic cHJvbWV0aGV1cw==", "Bearer cHI6cmlnaHQ=", "basic \x80",
-     "Basic Og==", "Basic " + base64.b64encode(b"pr:right\0").decode(), "Basic " + "A" * 8000,
-     "Basic " + base64.b64encode(b"\xff:right").decode()],
-)  # fmt: skip
-async def test_odd_headers_give_no_access(idle: Bench, header: str) -> None:
+async def test_odd_headers_give_no_access(idle: Bench) -> None:
     await idle.start(users(prometheus="right"))
-    assert await idle.status(Authorization=header) == 401
+    encoded = (base64.b64encode(text).decode() for text in (b"pr:right\0", b"\xff:right"))
+    for header in (
+        "Basic", "Basic !", "Basic cHJvbWV0aGV1cw==", "Bearer cHI6cmlnaHQ=", "basic \x80",
+        "Basic Og==", "Basic " + "A" * 8000, *(f"Basic {text}" for text in encoded),
+    ):  # fmt: skip
+        assert await idle.status(Authorization=header) == 401
     assert await idle.status(Authorization=RIGHT.replace("Basic ", "BASIC  ")) == 200
 
 
@@ -340,19 +339,19 @@ async def test_a_broken_change_changes_nothing(idle: Bench) -> None:
     assert "nonsense" not in str(logs)
 
 
-@pytest.mark.parametrize("name", ["server.crt", "server.key", "ca.crt", "web.yml"])
-async def test_a_removed_file_is_reported_and_changes_nothing(idle: Bench, name: str) -> None:
+async def test_a_removed_file_is_reported_and_changes_nothing(idle: Bench) -> None:
     await idle.start(f"{CLIENTS}}}\n")
-    client, path = idle.certificates.client("prometheus.example.com"), idle.folder / name
-    with capture_logs() as logs:
-        path.rename(path.with_suffix(".away"))
-        await until(lambda: not reloaded(idle))
-        assert await idle.status(client=client) == 200
-        path.with_suffix(".away").rename(path)
-        await until(lambda: reloaded(idle))
-    (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]
-    assert f"{path}" in told
-    assert "cannot be read: No such file or directory" in told
+    client = idle.certificates.client("prometheus.example.com")
+    for path in (idle.folder / name for name in ("server.crt", "server.key", "ca.crt", "web.yml")):
+        with capture_logs() as logs:
+            path.rename(path.with_suffix(".away"))
+            await until(lambda: not reloaded(idle))
+            assert await idle.status(client=client) == 200
+            path.with_suffix(".away").rename(path)
+            await until(lambda: reloaded(idle))
+        (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]
+        assert f"{path}" in told
+        assert "cannot be read: No such file or directory" in told
 
 
 async def test_all_who_ask_for_a_reload_share_the_next(idle: Bench) -> None:

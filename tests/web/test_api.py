@@ -214,85 +214,70 @@ async def test_the_status(bench: Bench) -> None:
 # Requests.
 
 
-@pytest.mark.parametrize(
-    ("shown", "known"),
-    [
-        *((value, True) for value in ("Bearer token-all", "bearer  token-all ", "BEARER token-b")),
-        *((value, False) for value in ("", "Bearer", "Bearer ", "Bearer  ", "token-all")),
-        *((value, False) for value in ("Basic token-all", "Bearer token-ALL", "Bearer token-allx")),
-        *((value, False) for value in ("Bearer token-", "Bearer token-all token-all")),
-        *((value, False) for value in ("Bearer \udcff", "Bearer token-all\r\nAuthorization: x y")),
-    ],
-)
-async def test_tokens(bench: Bench, shown: str, *, known: bool) -> None:
-    for method, path in (("GET", "/calls"), ("POST", "/calls"), ("GET", "/openapi.json")):
-        expected = (400 if method == "POST" else 200) if known else 401
-        found = await raw_status(bench, method, f"/api/v1{path}", shown)
-        assert found == expected, (method, path)
+async def test_tokens(bench: Bench) -> None:
+    known = ("Bearer token-all", "bearer  token-all ", "BEARER token-b")
+    unknown = (
+        "", "Bearer", "Bearer ", "Bearer  ", "token-all", "Basic token-all", "Bearer token-ALL",
+        "Bearer token-allx", "Bearer token-", "Bearer token-all token-all", "Bearer \udcff",
+        "Bearer token-all\r\nAuthorization: x y",
+    )  # fmt: skip
+    for shown in known + unknown:
+        for method, path in (("GET", "/calls"), ("POST", "/calls"), ("GET", "/openapi.json")):
+            expected = (400 if method == "POST" else 200) if shown in known else 401
+            found = await raw_status(bench, method, f"/api/v1{path}", shown)
+            assert found == expected, (shown, method, path)
 
 
-@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "a?b#c", "a..", "a\\b^~"])
-async def test_any_id_has_its_path(bench: Bench, name: str) -> None:
-    assert await bench.push(name) == (202, {"added": 1, "known": 0})
-    path = f"/calls/main/{quote(name, safe='')}"
-    status, call = await bench.ask("GET", path)
-    assert (status, call.get("reference_id")) == (200, name)
-    assert await bench.ask("DELETE", path) == (204, None)
+async def test_any_id_has_its_path(bench: Bench) -> None:
+    for name in ("a/b", "a%2Fb", "a?b#c", "a..", "a\\b^~"):
+        assert await bench.push(name) == (202, {"added": 1, "known": 0})
+        path = f"/calls/main/{quote(name, safe='')}"
+        status, call = await bench.ask("GET", path)
+        assert (status, call.get("reference_id")) == (200, name)
+        assert await bench.ask("DELETE", path) == (204, None)
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "expected"),
-    [
-        (b"", 400, "the body is not JSON"),
-        (b"{", 400, "the body is not JSON"),
-        (b"\xff", 400, "the body is not JSON"),
-        ([], 400, "expected an object"),
-        ({}, 400, "/calls: missing required key"),
-        ({"calls": {}}, 400, "/calls: expected a list"),
-        ({"calls": [1]}, 400, "/calls/0: expected an object"),
-        ({"calls": [{"reference_id": "a", "account": "main"}], "x": 1}, 400, "/x: unknown key"),
-        ({"calls": [{"reference_id": "a"}]}, 400, "/calls/0/account: missing required key"),
-        ({"calls": [{"reference_id": 5, "account": "b"}]}, 400, "/calls/0/reference_id: expected"),
-        ({"calls": [{"reference_id": "", "account": "b"}]}, 400, "/calls/0/reference_id: expected"),
-        ({"calls": [{"reference_id": "x" * 129, "account": "b"}]}, 400, "/calls/0/reference_id: "),
-        (
-            {"calls": [{"reference_id": "a", "account": "b", "labels": {"a/~b": "x"}}]},
-            400,
-            "/calls/0/labels/a~1~0b: expected one of the names in `watch.labels`",
-        ),
-        (
-            {"calls": [{"reference_id": "a", "account": "b", "labels": {"campaign": "a\nb"}}]},
-            400,
-            "/calls/0/labels/campaign: expected text without control characters",
-        ),
-        (
-            {"calls": [{"reference_id": "good", "account": "b"}] * 2 + [{"account": "b"}] * 99},
-            400,
-            "99 problems in the request; nothing is added",
-        ),
-        (
-            {"calls": [{"reference_id": "good", "account": "b"}] * 2 + [{"account": "b"}] * 101},
-            400,
-            "101 problems in the request; nothing is added",
-        ),
-        (
-            {"calls": [{"reference_id": "a", "account": "b"}] + [{"a": 1, "b": 2}] * 9_999},
-            400,
-            "39996 problems in the request; nothing is added",
-        ),
-        ({"calls": [{"reference_id": "a", "account": "b"}] * 10_001}, 413, "at most 10000 items"),
-    ],
-)
-async def test_a_request_with_a_problem_changes_nothing(
-    bench: Bench, body: object, status: int, expected: str
-) -> None:
-    got, problem = await bench.ask("POST", "/calls", body)
-    assert (got, problem["status"]) == (status, status)
-    told = "\n".join(f"{e['pointer']}: {e['detail']}" for e in problem.get("errors", ()))
-    assert expected in f"{problem['detail']}\n{told}"
-    assert len(problem.get("errors", ())) <= 100
+B = {"reference_id": "a", "account": "b"}
+PROBLEMS: list[tuple[object, int, str]] = [
+    (b"", 400, "the body is not JSON"),
+    (b"{", 400, "the body is not JSON"),
+    (b"\xff", 400, "the body is not JSON"),
+    ([], 400, "expected an object"),
+    ({}, 400, "/calls: missing required key"),
+    ({"calls": {}}, 400, "/calls: expected a list"),
+    ({"calls": [1]}, 400, "/calls/0: expected an object"),
+    ({"calls": [B], "x": 1}, 400, "/x: unknown key"),
+    ({"calls": [{"reference_id": "a"}]}, 400, "/calls/0/account: missing required key"),
+    ({"calls": [{**B, "reference_id": 5}]}, 400, "/calls/0/reference_id: expected text"),
+    ({"calls": [{**B, "reference_id": ""}]}, 400, "/calls/0/reference_id: expected an id"),
+    ({"calls": [{**B, "reference_id": "x" * 129}]}, 400, "/calls/0/reference_id: expected an"),
+    ({"calls": [{**B, "reference_id": '="a"'}]}, 400, "the text looks like a formula"),
+    (
+        {"calls": [{**B, "labels": {"a/~b": "x"}}]},
+        400,
+        "/calls/0/labels/a~1~0b: expected one of the names in `watch.labels`",
+    ),
+    (
+        {"calls": [{**B, "labels": {"campaign": "a\nb"}}]},
+        400,
+        "/calls/0/labels/campaign: expected text without control characters",
+    ),
+    ({"calls": [B, B] + [{"account": "b"}] * 99}, 400, "99 problems in the request; nothing is"),
+    ({"calls": [B] + [{"a": 1, "b": 2}] * 9_999}, 400, "39996 problems in the request"),
+    ({"calls": [B], **{f"{n}": 1 for n in range(60_000)}}, 400, "60000 problems in the request"),
+    ({"calls": [B] * 10_001}, 413, "at most 10000 items"),
+]
+
+
+async def test_a_request_with_a_problem_changes_nothing(bench: Bench) -> None:
+    for body, status, expected in PROBLEMS:
+        got, problem = await bench.ask("POST", "/calls", body)
+        assert (got, problem["status"]) == (status, status)
+        told = "\n".join(f"{e['pointer']}: {e['detail']}" for e in problem.get("errors", ()))
+        assert expected in f"{problem['detail']}\n{told}"
+        assert len(problem.get("errors", ())) <= 100
     assert (await bench.ask("GET", "/calls"))[1]["calls"] == []
-    assert [s.errors for s in bench.app.sources.statuses if s.name == "api"] == [1]
+    assert [s.errors for s in bench.app.sources.statuses if s.name == "api"] == [len(PROBLEMS)]
 
 
 def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:
@@ -331,19 +316,15 @@ def test_as_much_as_calls_can_have_is_read() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        *("limit=0", "limit=1001", "limit=1e3", "limit=", "limit=1&limit=2"),
-        *("after=x", "after=-1", f"after={'9' * 30}"),
-        *("state=x", "result=x", "account=nobody", "more=1"),
-    ],
-)
-async def test_parameters_with_a_problem(bench: Bench, query: str) -> None:
-    status, said = await bench.ask("GET", f"/calls?{query}")
-    assert status == 400
-    for problem in said.get("errors", []):
-        assert problem["detail"].startswith(("expected ", "unknown key"))
+async def test_parameters_with_a_problem(bench: Bench) -> None:
+    for query in (
+        "limit=0", "limit=1001", "limit=1e3", "limit=", "limit=1&limit=2", "after=x", "after=-1",
+        f"after={'9' * 30}", "state=x", "result=x", "account=nobody", "more=1",
+    ):  # fmt: skip
+        status, said = await bench.ask("GET", f"/calls?{query}")
+        assert status == 400
+        for problem in said.get("errors", []):
+            assert problem["detail"].startswith(("expected ", "unknown key"))
 
 
 async def test_paths_and_methods_that_there_are_not(bench: Bench) -> None:
@@ -355,7 +336,6 @@ async def test_paths_and_methods_that_there_are_not(bench: Bench) -> None:
 async def test_a_large_request(bench: Bench) -> None:
     names = [f"{n:036}" for n in range(10_000)]
     assert await bench.push(*names, campaign="otp") == (202, {"added": 10_000, "known": 0})
-    assert await bench.push(*names) == (202, {"added": 0, "known": 10_000})
     assert bench.app.calls.count == 10_000
 
 

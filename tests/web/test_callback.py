@@ -225,22 +225,22 @@ async def test_a_call_that_nobody_watches(bench: Bench) -> None:
     assert bench.counted("answered") == 1
 
 
-@pytest.mark.parametrize("token", ["", "made", f"{TOKEN}x", "Made/up token", "key"])
-async def test_forged(bench: Bench, token: str) -> None:
+async def test_forged(bench: Bench) -> None:
     await bench.watch("a", LIVE)
-    assert await bench.call_back(token) == 404
-    assert bench.outcomes == ({"forbidden": 1} if token else {})
+    for token in ("", "made", f"{TOKEN}x", "Made/up token", "key"):
+        assert await bench.call_back(token) == 404
+    assert bench.outcomes == {"forbidden": 4}  # the path of an empty token leads nowhere
     assert bench.price == {}
 
 
-@pytest.mark.parametrize("token", ["{token}", "a%2Fb?c#d", "{token:.*}"])
-async def test_any_token_has_its_path(bench: Bench, token: str) -> None:
+async def test_any_token_has_its_path(bench: Bench) -> None:
     main, other = bench.config.accounts
-    accounts = (main.model_copy(update={"callback_token": Secret(token)}), other)
-    bench.config = bench.config.model_copy(update={"accounts": accounts})
-    await bench.app.reload()
-    assert await bench.call_back(token) == 200
-    assert await bench.call_back(f"{token}x") == 404
+    for token in ("{token}", "a%2Fb?c#d", "{token:.*}"):
+        accounts = (main.model_copy(update={"callback_token": Secret(token)}), other)
+        bench.config = bench.config.model_copy(update={"accounts": accounts})
+        await bench.app.reload()
+        assert await bench.call_back(token) == 200
+        assert await bench.call_back(f"{token}x") == 404
 
 
 async def test_accounts_that_are_not_called_back(bench: Bench) -> None:
@@ -250,21 +250,18 @@ async def test_accounts_that_are_not_called_back(bench: Bench) -> None:
         assert await bench.call_back("", account=account) == 404
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"ReferenceId": ""},
-        {"ReferenceId": "a b"},
-        {"ReferenceId": "x" * 129},
-        {"CallStatus": "x" * 201},
-        {"ReferenceId": "a\x00"},
-    ],
-)
-async def test_malformed(bench: Bench, fields: dict[str, str]) -> None:
+async def test_malformed(bench: Bench) -> None:
     await bench.trust("accept")
-    assert await bench.call_back(**fields) == 400
-    assert bench.outcomes == {"malformed": 1}
-    assert [s.errors for s in bench.app.sources.statuses if s.name == "callback"] == [1]
+    for name, text in (
+        ("ReferenceId", ""),
+        ("ReferenceId", "a b"),
+        ("ReferenceId", "x" * 129),
+        ("ReferenceId", "a\x00"),
+        ("CallStatus", "x" * 201),
+    ):
+        assert await bench.call_back(**{name: text}) == 400
+    assert bench.outcomes == {"malformed": 5}
+    assert [s.errors for s in bench.app.sources.statuses if s.name == "callback"] == [5]
     assert not bench.calls
 
 
@@ -297,14 +294,14 @@ async def test_a_byte_order_mark_before_the_parameters(bench: Bench) -> None:
     assert bench.outcomes == {"accepted": 1}
 
 
-@pytest.mark.parametrize(("sent", "result"), [("TRUE", "success"), ("false", "failure")])
-async def test_a_result_in_words(bench: Bench, sent: str, result: str) -> None:
+async def test_a_result_in_words(bench: Bench) -> None:
     await bench.trust("accept")
-    await bench.watch("a", LIVE)
-    assert await bench.call_back(CallStatus="BUSY", SentResult=sent) == 200
-    found = await bench.app.calls.find("main", reference_id("a"))
-    assert found is not None
-    assert found.result == result
+    for name, sent, result in (("a", "TRUE", "success"), ("b", "false", "failure")):
+        await bench.watch(name, LIVE)
+        assert await bench.call_back(ReferenceId=name, CallStatus="BUSY", SentResult=sent) == 200
+        found = await bench.app.calls.find("main", reference_id(name))
+        assert found is not None
+        assert found.result == result
 
 
 @pytest.mark.parametrize("settled", [False, True])

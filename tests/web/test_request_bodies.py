@@ -13,11 +13,9 @@ from itertools import product
 
 import pytest
 import pytest_asyncio
-from yarl import URL
 
-from exporter.web.api import MAX_BODY, parse_calls
+from exporter.web.api import MAX_BODY
 from exporter.web.connections import Limits
-from exporter.web.schemas import ProblemError, Scope
 from tests.inflating import Inflated, compressed, counting_inflated
 from tests.waiting import deadline
 from tests.web.bench import Bench
@@ -71,15 +69,15 @@ class Client:
                 pass
 
 
+async def opened(bench: Bench) -> Client:
+    return Client(*await asyncio.open_connection("127.0.0.1", bench.port))
+
+
 @pytest_asyncio.fixture
 async def client(bench: Bench) -> AsyncIterator[Client]:
-    client = Client(*await asyncio.open_connection("127.0.0.1", URL(bench.url).port))
+    client = await opened(bench)
     yield client
     client.writer.close()
-
-
-async def opened(bench: Bench) -> Client:
-    return Client(*await asyncio.open_connection("127.0.0.1", URL(bench.url).port))
 
 
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
@@ -90,13 +88,12 @@ PATHS = (
 ENCODINGS = ("gzip", "GZIP", "x-gzip", "deflate", "br", "zstd", "gzip, gzip", "identity", "x")
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
 async def test_a_body_that_is_not_wanted_is_never_unpacked(
-    bench: Bench, inflated: Inflated, encoding: str
+    bench: Bench, inflated: Inflated
 ) -> None:
-    async def ask(method: str, path: str, sent: bytes) -> None:
+    async def ask(method: str, path: str, framing: dict[str, str | int], body: bytes) -> None:
         client = await opened(bench)
-        client.writer.write(sent)
+        client.writer.write(head(method, path, **framing) + body)
         status, _ = await client.answer()
         # As without a body, whatever it says of its encoding.
         assert status in {200, 401, 404, 405}, (method, path)
@@ -105,12 +102,12 @@ async def test_a_body_that_is_not_wanted_is_never_unpacked(
         await client.ends()
         client.writer.close()
 
-    for method, path in product(METHODS, PATHS):
-        await ask(method, path, head(method, path, Content_Encoding=encoding,
-                                     Content_Length=len(BOMB)) + BOMB)  # fmt: skip
-    for path in PATHS:
-        framed = head("POST", path, Content_Encoding=encoding, Transfer_Encoding="chunked")
-        await ask("POST", path, framed + chunked(BOMB))
+    where = [*product(METHODS, PATHS, ["gzip"]), *product(["POST"], PATHS[-2:], ENCODINGS)]
+    for method, path, encoding in where:
+        framing: dict[str, str | int] = {"Content_Encoding": encoding}
+        await ask(method, path, framing | {"Content_Length": len(BOMB)}, BOMB)
+        if method == "POST":
+            await ask(method, path, framing | {"Transfer_Encoding": "chunked"}, chunked(BOMB))
     assert inflated.count == 0
 
 
@@ -169,97 +166,73 @@ async def test_who_waits_for_100_continue_with_access_is_told_to_go_on(client: C
         assert (status, f'"added":{added}'.encode() in text) == (202, True)
 
 
-@pytest.mark.parametrize(
-    ("headers", "expected"),
-    [
+async def test_a_body_that_cannot_be_taken_is_not_asked_for(bench: Bench) -> None:
+    refused: list[tuple[dict[str, str | int], int]] = [
         ({"Content_Length": MAX_BODY + 1}, 413),
         ({"Content_Length": 9, "Content_Encoding": "br"}, 415),
-    ],
-)
-async def test_a_body_that_cannot_be_taken_is_not_asked_for(
-    client: Client, headers: dict[str, str | int], expected: int
-) -> None:
-    client.writer.write(head(Authorization=TOKEN, Expect="100-continue", **headers))
-    status, text = await client.answer()
-    assert (status, b"connection: close" in text.lower()) == (expected, True)
+    ]
+    for headers, expected in refused:
+        client = await opened(bench)
+        client.writer.write(head(Authorization=TOKEN, Expect="100-continue", **headers))
+        status, text = await client.answer()
+        assert (status, b"connection: close" in text.lower()) == (expected, True)
+        client.writer.close()
 
 
-@pytest.mark.parametrize(
-    ("encoding", "body", "expected"),
-    [
-        ("gzip", gzip.compress(CALL), 202),
-        ("GZip", gzip.compress(CALL), 202),
-        ("x-gzip", gzip.compress(CALL), 202),
-        ("identity, gzip", gzip.compress(CALL), 202),
+async def test_bodies_that_are_wanted(bench: Bench, inflated: Inflated) -> None:
+    zipped = gzip.compress(CALL)
+    for encoding, body, expected in (
+        ("gzip", zipped, 202),
+        ("GZip", zipped, 202),
+        ("x-gzip", zipped, 202),
+        ("identity, gzip", zipped, 202),
         ("deflate", zlib.compress(CALL), 202),
         ("identity", CALL, 202),
         ("", CALL, 202),
+        ("", BOM_UTF8 + CALL, 202),
         ("br", CALL, 415),
         ("zstd", CALL, 415),
-        ("compress", CALL, 415),
-        ("gzip, gzip", gzip.compress(gzip.compress(CALL)), 415),
+        ("gzip, gzip", gzip.compress(zipped), 415),
         ("gzip\r\nContent-Encoding: deflate", CALL, 415),
         ("\xe9", CALL, 415),
         ("gzip", CALL, 400),
         ("gzip", b"", 400),
-        ("gzip", gzip.compress(CALL)[:-9], 400),
-        ("gzip", gzip.compress(CALL)[:-1], 400),
-        ("gzip", gzip.compress(CALL) + b"x", 400),
-        ("gzip", gzip.compress(CALL) * 2, 400),
+        ("gzip", zipped[:-9], 400),
+        ("gzip", zipped[:-1], 400),
+        ("gzip", zipped + b"x", 400),
+        ("gzip", zipped * 2, 400),
         ("gzip", gzip.compress(b"{"), 400),
         ("gzip", compressed(MAX_BODY + (1 << 20)), 413),
         ("deflate", zlib.compress(bytes(MAX_BODY + 1)), 413),
-    ],
-    ids=map(str, range(22)),  # compressed bytes are others in each process
-)
-async def test_bodies_that_are_wanted(
-    client: Client, inflated: Inflated, encoding: str, body: bytes, expected: int
-) -> None:
-    sent = head(Authorization=TOKEN, Content_Encoding=encoding, Content_Length=len(body))
-    client.writer.write(sent + body)
-    status, text = await client.answer()
-    assert status == expected
-    if status == 415:
-        assert b"accept-encoding: gzip, deflate\r\n" in text.lower()
-    # One that was read whole ends no connection.
-    client.writer.write(head("GET", "/-/healthy"))
-    assert (await client.answer())[0] == 200
+    ):
+        client = await opened(bench)
+        sent = head(Authorization=TOKEN, Content_Encoding=encoding, Content_Length=len(body))
+        client.writer.write(sent + body)
+        status, text = await client.answer()
+        assert status == expected, (encoding, body[:100])
+        if status == 415:
+            assert b"accept-encoding: gzip, deflate\r\n" in text.lower()
+        # One that was read whole ends no connection.
+        client.writer.write(head("GET", "/-/healthy"))
+        assert (await client.answer())[0] == 200
+        client.writer.close()
     assert inflated.count == 0
 
 
 async def test_a_bomb_that_is_wanted_is_unpacked_no_further_than_a_body_may_be(
     bench: Bench,
 ) -> None:
-    bomb = compressed(512 << 20)
-    sent = head(Authorization=TOKEN, Content_Encoding="gzip", Content_Length=len(bomb)) + bomb
-    clients = [await opened(bench) for _ in range(8)]
+    sent = head(Authorization=TOKEN, Content_Encoding="gzip", Content_Length=len(BOMB)) + BOMB
+    clients = [await opened(bench) for _ in range(4)]
     tracemalloc.start()
     try:
         for client in clients:
             client.writer.write(sent)
-        assert [(await client.answer())[0] for client in clients] == [413] * 8
+        assert [(await client.answer())[0] for client in clients] == [413] * 4
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     # One at a time, and its pieces once more while they are put together.
-    assert most < 3 * MAX_BODY + len(clients) * 3 * len(bomb)
+    assert most < 3 * MAX_BODY + len(clients) * 3 * len(BOMB)
     for client in clients:
         client.writer.close()
-
-
-def test_a_byte_order_mark_is_skipped() -> None:
-    (call,) = parse_calls(Scope(("main",), ()), BOM_UTF8 + b'{"calls": [{"reference_id": "A"}]}')
-    assert call.reference_id == "A"
-
-
-def test_what_is_no_id_is_refused_with_what_it_looks_like() -> None:
-    ids = ['="a"', "a;otp", "1.23E+17"]
-    body = json.dumps({"calls": [{"reference_id": name} for name in ids]}).encode()
-    with pytest.raises(ProblemError) as caught:
-        parse_calls(Scope(("main",), ()), body)
-    errors = json.loads(caught.value.response().text or "")["errors"]
-    assert [(one["pointer"], one["detail"].partition("the text ")[2]) for one in errors] == [
-        ("/calls/0/reference_id", "looks like a formula"),
-        ("/calls/1/reference_id", "looks like a row of CSV"),
-        ("/calls/2/reference_id", "looks like a number that a spreadsheet has rounded"),
-    ]

@@ -22,6 +22,7 @@ from exporter.errors import ListenError
 from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
 from exporter.web.server import WebOptions, WebServer
 from exporter.web.sockets import ListenAddress, listen
+from exporter.web.status_page import LANGUAGES, choose_language
 from tests.web.bench import Bench, basic, users
 
 # What Prometheus 3 sends: by default, and with native histograms.
@@ -82,6 +83,7 @@ async def test_gzip(bench: Bench) -> None:
 def test_no_header_is_too_odd(text: str) -> None:
     assert wants_openmetrics(text) in (True, False)
     assert accepts_gzip(text) in (True, False)
+    assert choose_language(text) in LANGUAGES
 
 
 async def test_the_other_paths(bench: Bench) -> None:
