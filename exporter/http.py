@@ -10,10 +10,8 @@ import asyncio
 import os
 import ssl
 from base64 import b64encode
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import aiohttp
@@ -38,6 +36,9 @@ MAX_AGES: Final = (300.0, 30.0)
 # Beyond the 15 s at which an account is polled by default, so that a quiet account keeps its
 # connection from poll to poll.
 _KEEPALIVE: Final = 75.0
+
+# In place of the time at which a request's time-out ends, once it has ended.
+_EXPIRED: Final = -1.0
 
 # Bytes and seconds spent on a body that is not needed, so that its connection can be used again.
 _MAX_DISCARDED: Final = 16 * 1024
@@ -97,7 +98,10 @@ class HttpClient:
         # as hundreds of requests.
         self._connector = {"limit": 0, "keepalive_timeout": _KEEPALIVE, "ssl": tls, **connector}
         self._loop = asyncio.get_running_loop()
-        self._deadlines = Deadlines(timeout)
+        # When the time-out of each request ends, the oldest first; so one timer is enough. A timer
+        # for each, as aiohttp sets it, is a tenth of a request's cost.
+        self._time_outs: dict[asyncio.Task[object], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._replaced: set[asyncio.Task[None]] = set()
         self._opened_at = self._expires_at = 0.0
         self._renew_session()
@@ -159,7 +163,8 @@ class HttpClient:
 
     async def close(self) -> None:
         """Close all connections; requests under way fail."""
-        self._deadlines.close()
+        if self._timer:
+            self._timer.cancel()
         for task in self._replaced:
             task.cancel()
         await asyncio.gather(self._session.close(), *self._replaced, return_exceptions=True)
@@ -178,30 +183,53 @@ class HttpClient:
         url: URL,
         **options: Any,  # Any: as above
     ) -> Response:
+        # Without the loop, it would be looked up, which costs more than all the rest here.
+        task: asyncio.Task[object] = asyncio.current_task(self._loop)  # type: ignore[assignment]
+        self._time_outs[task] = self._loop.time() + self._timeout
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout, self._expire)
         try:
-            with self._deadlines.begin():
-                response = await session.request(
-                    method, url, allow_redirects=False, **self._proxy, **options
-                )
-                try:
-                    body = b"" if limit is None else await _read_body(response, limit)
-                except BaseException:
-                    response.close()
-                    raise
-        except Exception as error:  # noqa: BLE001 - nothing of aiohttp's may escape
+            response = await session.request(
+                method, url, allow_redirects=False, **self._proxy, **options
+            )
+            try:
+                body = b"" if limit is None else await _read_body(response, limit)
+            except BaseException:
+                response.close()
+                raise
+        except BaseException as error:
+            # As in asyncio.timeout: where somebody else has cancelled it too, it stays cancelled.
+            timed_out = self._time_outs[task] == _EXPIRED and task.uncancel() == 0
+            if timed_out and isinstance(error, asyncio.CancelledError):
+                error = TimeoutError()
+            if not isinstance(error, Exception):
+                raise
             self.distrust()
             # `from None`: the original's text and traceback hold the URL, and so the credentials.
             raise map_exception(error) from None
+        finally:
+            del self._time_outs[task]
         if limit is None:
             await _discard_body(response)
         return Response(response.status, response.headers, body)
+
+    def _expire(self) -> None:
+        """End the requests whose time is up, and set the timer for the next."""
+        now, self._timer = self._loop.time(), None
+        for task, ends_at in self._time_outs.items():
+            if ends_at > now:
+                self._timer = self._loop.call_later(max(0.001, ends_at - now), self._expire)
+                return
+            if ends_at != _EXPIRED:
+                self._time_outs[task] = _EXPIRED
+                task.cancel()
 
     def _open_session(self, **options: Any) -> aiohttp.ClientSession:  # Any: of aiohttp
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(**self._connector),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # see Deadlines
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # see _expire
             auto_decompress=False,
             **options,
         )
@@ -231,29 +259,21 @@ async def _never_again(
 
 
 # The first that matches counts.
-_MAPPED: Final[tuple[tuple[tuple[type[Exception], ...], type[RequestError], str], ...]] = (
-    ((TimeoutError,), RequestTimeoutError, "no complete answer in time"),
+_MAPPED: Final[tuple[tuple[Any, type[RequestError], str], ...]] = (  # Any: of `isinstance`
+    (TimeoutError, RequestTimeoutError, "no complete answer in time"),
     (
         (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch, ssl.SSLError),
         TLSError,
         "the peer could not be authenticated",
     ),
-    (
-        (aiohttp.ClientHttpProxyError,),
-        ConnectionFailedError,
-        "the proxy refused the connection",
-    ),
-    (
-        (aiohttp.ClientPayloadError,),
-        ConnectionFailedError,
-        "the connection broke within the answer",
-    ),
+    (aiohttp.ClientHttpProxyError, ConnectionFailedError, "the proxy refused the connection"),
+    (aiohttp.ClientPayloadError, ConnectionFailedError, "the connection broke within the answer"),
     (
         (aiohttp.ClientConnectionError, OSError),
         ConnectionFailedError,
         "no connection, or one that broke",
     ),
-    ((Exception,), InvalidResponseError, "the answer could not be read"),
+    (Exception, InvalidResponseError, "the answer could not be read"),
 )
 
 
@@ -310,81 +330,3 @@ async def _discard_body(response: aiohttp.ClientResponse) -> None:
             if response.content.at_eof():
                 response.release()
     response.close()
-
-
-class Deadline:
-    """Ends a block of one task when its time is up; made by `Deadlines.begin`.
-
-    Raises:
-        TimeoutError: from the block, whose task was cancelled for that.
-    """
-
-    __slots__ = ("_expired", "task", "when")
-
-    def __init__(self, task: asyncio.Task[object] | None, when: float) -> None:
-        self.task = task  # None once the block has ended
-        self._expired = False
-        self.when = when
-
-    def expire(self) -> None:
-        """End the block."""
-        if self.task is not None:
-            self._expired = True
-            self.task.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        task, self.task = self.task, None
-        # As in asyncio.timeout: where somebody else has cancelled the task too, it stays cancelled.
-        if task and self._expired and task.uncancel() == 0 and kind is asyncio.CancelledError:
-            raise TimeoutError
-
-
-class Deadlines:
-    """Deadlines that all lie equally far ahead, so that one timer, for the oldest, is enough.
-
-    aiohttp's own time-out sets a timer for each request, which is a tenth of a request's cost.
-
-    Args:
-        seconds: how far.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._running: deque[Deadline] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self) -> Deadline:
-        """Return the deadline of a block that begins now, in the current task."""
-        running = self._running
-        while running and running[0].task is None:
-            running.popleft()
-        # Without the loop, it would be looked up, which costs more than all the rest here.
-        deadline = Deadline(asyncio.current_task(self._loop), self._loop.time() + self._seconds)
-        running.append(deadline)
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._sweep)
-        return deadline
-
-    def close(self) -> None:
-        """Stop the timer."""
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-
-    def _sweep(self) -> None:
-        now, running = self._loop.time(), self._running
-        while running and (running[0].task is None or running[0].when <= now):
-            running.popleft().expire()
-        self._timer = None
-        if running:
-            wait = max(0.001, running[0].when - now)
-            self._timer = self._loop.call_later(wait, self._sweep)
