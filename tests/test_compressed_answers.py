@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from exporter.cli import commands
 from exporter.config import AccountConfig
-from exporter.config.notify import NotifyConfig
+from exporter.config.targets import NotifyConfig
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.ids import reference_id
 from exporter.ledger.outbox import CallFinished

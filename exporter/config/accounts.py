@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from yarl import URL
 
 from exporter.config.types import (
     BaseUrl,
-    Count,
-    Duration,
     Expected,
     Name,
     SecretKey,
-    scalar,
+    amount,
+    count,
+    duration,
 )
 from exporter.config.validation import Section, invalid, invalid_at
 from exporter.secrets import Secret
@@ -37,18 +37,6 @@ ProxyUrl = Annotated[
     Field(json_schema_extra={"pattern": "^https?://"}),
     AfterValidator(_proxy_url),
     Expected("a URL `http://HOST:PORT`; user and password before the host percent-encoded"),
-]
-Rate = Annotated[
-    float,
-    Field(strict=True, gt=0, le=100_000, allow_inf_nan=False),
-    BeforeValidator(scalar),
-    Expected("a number above 0, at most 100000"),
-]
-Amount = Annotated[
-    float,
-    Field(strict=True, gt=0, le=1e15, allow_inf_nan=False),
-    BeforeValidator(scalar),
-    Expected("an amount in VND: a number above 0, at most 1000000000000000"),
 ]
 
 
@@ -79,13 +67,19 @@ class AccountConfig(Section):
     and password percent-encoded. Either this or `proxy_url_file`. Without it there is none: the
     environment variables `HTTP_PROXY` and `HTTPS_PROXY` are not used."""
 
-    balance_warning: Amount | None = None
+    balance_warning: (
+        Annotated[
+            float,
+            amount("an amount in VND: a number above 0, at most 1000000000000000", 1e15),
+        ]
+        | None
+    ) = None
     """The balance, in VND, below which it is low."""
 
-    rate_limit: Rate = 20.0
+    rate_limit: Annotated[float, amount("a number above 0, at most 100000", 100_000)] = 20.0
     """Requests per second, at most. Above 0, up to 100000."""
 
-    max_concurrency: Annotated[int, Count(1, 1000)] = 32
+    max_concurrency: Annotated[int, count(1, 1000)] = 32
     """Requests under way at a time, at most."""
 
 
@@ -97,21 +91,21 @@ class PollingConfig(Section):
     `growing` polls every `interval`, and older calls less and less often."""
 
     # Nobody should poll ten times a second, but tests of a whole life of a call have to.
-    interval: Annotated[float, Duration("100ms", "1d")] = 15.0
+    interval: Annotated[float, duration("100ms", "1d")] = 15.0
     """How late results may be known. `adaptive`: 95 % of them are to be known within it, after
     their calls' end, where that takes no more than some 30 requests for a single one. `growing`,
     and `adaptive` before it has learnt: from one poll of a young call to the next."""
 
-    max_interval: Annotated[float, Duration("100ms", "1d")] = 300.0
+    max_interval: Annotated[float, duration("100ms", "1d")] = 300.0
     """The longest time from one poll of a call to the next. At least `interval`."""
 
-    timeout: Annotated[float, Duration("1ms", "10m")] = 10.0
+    timeout: Annotated[float, duration("1ms", "10m")] = 10.0
     """Of one request, from connecting to the last byte."""
 
-    not_found_grace: Annotated[float, Duration("0s", "6d")] = 600.0
+    not_found_grace: Annotated[float, duration("0s", "6d")] = 600.0
     """How long a call may be unknown to the provider before it counts as not found."""
 
-    give_up_after: Annotated[float, Duration("100ms", "6d")] = 259_200.0
+    give_up_after: Annotated[float, duration("100ms", "6d")] = 259_200.0
     """How long a call is watched. The provider forgets calls after about 7 days."""
 
     @model_validator(mode="after")
@@ -125,7 +119,7 @@ class PollingConfig(Section):
 class BalanceConfig(Section):
     """How often the balance of each account is requested."""
 
-    interval: Annotated[float, Duration("0s", "1d")] = 300.0
+    interval: Annotated[float, duration("0s", "1d")] = 300.0
     """From one request to the next; 0 to request none, else at least 1s."""
 
     @field_validator("interval")

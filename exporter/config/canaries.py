@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from exporter.config.types import Count, Duration, Expected, KnownAccount, Name, SecretKey
+from exporter.config.types import Expected, KnownAccount, Name, SecretKey, count, duration, text
 from exporter.config.validation import Section, invalid
 from exporter.secrets import Secret
 
@@ -75,15 +75,14 @@ def _phone(value: Secret) -> Secret:
 
 CronExpression = Annotated[
     str,
-    Field(strict=True, max_length=200),
-    AfterValidator(_cron),
-    Expected("five fields as `30 8-18/2 * * 1-5`, of times at least 10 minutes apart"),
+    text(
+        "five fields as `30 8-18/2 * * 1-5`, of times at least 10 minutes apart",
+        max_length=200,
+        check=_cron,
+    ),
 ]
 TimeZone = Annotated[
-    str,
-    Field(strict=True),
-    AfterValidator(_time_zone),
-    Expected("the name of a time zone, such as `Asia/Ho_Chi_Minh`"),
+    str, text("the name of a time zone, such as `Asia/Ho_Chi_Minh`", check=_time_zone)
 ]
 PhoneNumber = Annotated[
     SecretKey,
@@ -92,20 +91,20 @@ PhoneNumber = Annotated[
 ]
 TemplateId = Annotated[
     str,
-    Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$"),
-    Expected("an id of 1 to 64 letters, digits, `_`, `.` or `-`, in quotes if it is a number"),
+    text(
+        "an id of 1 to 64 letters, digits, `_`, `.` or `-`, in quotes if it is a number",
+        r"^[A-Za-z0-9_.-]{1,64}$",
+    ),
 ]
 Variable = Annotated[
     str,
-    Field(strict=True, min_length=1, max_length=200),
-    AfterValidator(_variable),
-    Expected(f"a text of 1 to 200 characters without `{SEPARATOR}`, in quotes if it is a number"),
+    text(
+        f"a text of 1 to 200 characters without `{SEPARATOR}`, in quotes if it is a number",
+        "^.{1,200}$",
+        check=_variable,
+    ),
 ]
-PressedKey = Annotated[
-    str,
-    Field(strict=True, pattern=r"^[0-9*#]$"),
-    Expected("a key, `0` to `9`, `*` or `#`, in quotes"),
-]
+PressedKey = Annotated[str, text("a key, `0` to `9`, `*` or `#`, in quotes", "^[0-9*#]$")]
 
 
 class CanaryConfig(Section):
@@ -117,7 +116,7 @@ class CanaryConfig(Section):
     account: KnownAccount | None = Field(default=None, validate_default=True)
     """The account that places it; may be left out where there is one account."""
 
-    every: Annotated[float, Duration("10m", "7d")] | None = None
+    every: Annotated[float, duration("10m", "7d")] | None = None
     """From one call to the next, counted from the start of 1970 (UTC): `1h` is every full hour.
     Either this or `cron`."""
 
@@ -146,10 +145,10 @@ class CanaryConfig(Section):
     expect_key: PressedKey | None = None
     """The first key that the callee has to press; any or none where this is left out."""
 
-    within: Annotated[float, Duration("10s", "1d")] = 300.0
+    within: Annotated[float, duration("10s", "1d")] = 300.0
     """In what time the call has to have finished."""
 
-    max_per_day: Annotated[int, Count(1, MAX_CALLS_PER_DAY)]
+    max_per_day: Annotated[int, count(1, MAX_CALLS_PER_DAY)]
     """Calls a day, at most: each costs money. Those placed by hand count, too."""
 
     @field_validator("account")

@@ -6,10 +6,11 @@ import re
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
-from sqlalchemy import URL, make_url, text
+from sqlalchemy import URL, make_url
+from sqlalchemy import text as sql_text
 from sqlalchemy.exc import SQLAlchemyError
 
-from exporter.config.types import Duration, Expected, KnownAccount, Name, SecretAddress
+from exporter.config.types import Expected, KnownAccount, Name, SecretAddress, duration, text
 from exporter.config.validation import Section, invalid
 from exporter.secrets import Secret
 
@@ -75,7 +76,7 @@ def _query(query: str) -> str:
     if ":since::" in query:
         # SQLAlchemy takes it for no parameter, and the database for none of its own.
         raise invalid("expected `CAST(:since AS TYPE)` in place of `:since::TYPE`")
-    if not text(query).compile().params.keys() <= {"since"}:
+    if not sql_text(query).compile().params.keys() <= {"since"}:
         raise invalid("expected no parameter but `:since`; write `\\:` for a colon")
     return query
 
@@ -92,8 +93,7 @@ LedgerUrl = Annotated[
 ]
 Query = Annotated[
     str,
-    Field(strict=True, min_length=1, max_length=MAX_QUERY),
-    Expected(f"a query of 1 to {MAX_QUERY} characters"),
+    text(f"a query of 1 to {MAX_QUERY} characters", r"^[\s\S]", max_length=MAX_QUERY),
     AfterValidator(_query),
 ]
 
@@ -105,11 +105,11 @@ class LedgerConfig(Section):
     """A file of SQLite; a relative path starts at the working directory. Or a database of
     PostgreSQL, which any number of exporters share; user and password are percent-encoded."""
 
-    keep_finished: Annotated[float, Duration("1s", "10y")] = 2_592_000.0
+    keep_finished: Annotated[float, duration("1s", "10y")] = 2_592_000.0
     """How long a finished call is remembered, so as not to count it again, from when it was last
     named. At least for two runs of every query in `watch.sql`."""
 
-    heartbeat: Annotated[float, Duration("1s", "5m")] = 10.0
+    heartbeat: Annotated[float, duration("1s", "5m")] = 10.0
     """For how long an exporter may be silent before others take its accounts, where they share the
     ledger."""
 
@@ -127,10 +127,10 @@ class SqlConfig(Section):
     query: Query
     """Returns `reference_id`, perhaps `account`, and names in `watch.labels`."""
 
-    interval: Annotated[float, Duration("1s", "1d")] = 30.0
+    interval: Annotated[float, duration("1s", "1d")] = 30.0
     """From the start of one run to the start of the next."""
 
-    timeout: Annotated[float, Duration("1s", "1h")] = 30.0
+    timeout: Annotated[float, duration("1s", "1h")] = 30.0
     """How long the database may work on the query."""
 
     account: KnownAccount | None = None

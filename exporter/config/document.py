@@ -8,6 +8,7 @@ and `1:30` is 90: a name, an id or a label that looks like that would silently b
 from __future__ import annotations
 
 import re
+import sys
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,9 +36,8 @@ MAX_ITEM_NODES: Final = 100
 MAX_ANCHORS: Final = 1_000
 """Anchors of a list that is read as a stream; what they name is kept."""
 
-# Short strings of which one copy is kept: calls share their accounts and labels. Ids are longer.
+# Of shorter strings one copy is kept: calls share their accounts and labels. Ids are longer.
 _MAX_SHARED_LENGTH: Final = 32
-_MAX_SHARED: Final = 10_000
 
 _STRING_TAGS: Final = frozenset({None, "tag:yaml.org,2002:str", "!"})
 
@@ -70,11 +70,7 @@ _SHOWN_KEY: Final = re.compile(r"[A-Za-z_-]{1,40}[0-9]{0,3}", re.ASCII)
 @final
 @dataclass(frozen=True, slots=True)
 class InvalidValue:
-    """Stands for a value that cannot be used.
-
-    Attributes:
-        message: what is wrong; empty where that was reported already.
-    """
+    """Stands for a value that cannot be used; without a message, that was reported already."""
 
     message: str = ""
 
@@ -109,25 +105,19 @@ class YamlSequence(list["Value"]):
 Value = Union[Scalar, YamlMapping, YamlSequence, InvalidValue]  # noqa: UP007 - names what comes later
 
 
-class DocumentError(Exception):
-    """The file is not a document that can be read further.
-
-    Args:
-        line: where, or 0.
-        path: the keys and indices that lead there.
-        message: what is wrong.
-    """
+class DocumentError(FileProblemError):
+    """The file is not a document that can be read further."""
 
     def __init__(self, line: int, path: Iterable[str | int], message: str) -> None:
         super().__init__(message)
-        self.line, self.path, self.message = line, tuple(path), message
+        self.line, self.path = line, tuple(path)
 
 
 class Problems:
-    """The problems of one file; only the first `MAX_PROBLEMS` of the file are kept.
+    """The problems of one file.
 
     Attributes:
-        total: how many there are.
+        total: how many there are; only the first `MAX_PROBLEMS` of the file are kept.
     """
 
     def __init__(self, file: str) -> None:
@@ -142,9 +132,9 @@ class Problems:
         if len(self._first) > 4 * MAX_PROBLEMS:
             self._keep_first()
 
-    def add_hidden(self) -> None:
-        """Count a problem that is none of the first."""
-        self.total += 1
+    def add_hidden(self, count: int = 1) -> None:
+        """Count problems that are none of the first."""
+        self.total += count
 
     def _keep_first(self) -> None:
         self._first.sort(key=lambda problem: problem.line)
@@ -158,11 +148,7 @@ class Problems:
         return (*self._first, *rest)
 
     def fail(self) -> NoReturn:
-        """Raise the problems.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Raise the problems as a `ConfigError`."""
         raise ConfigError(self.listed())
 
 
@@ -176,10 +162,7 @@ def collect_errors(problems: Problems) -> Iterator[None]:
     try:
         yield
     except FileProblemError as error:
-        problems.add(0, (), str(error))
-        problems.fail()
-    except DocumentError as error:
-        problems.add(error.line, error.path, error.message)
+        problems.add(error.line, error.path, str(error))
         problems.fail()
 
 
@@ -194,9 +177,9 @@ def key_path(path: Iterable[str | int]) -> str:
     return text
 
 
-def line_of(document: Value, path: Iterable[str | int]) -> int:
-    """Return the line of a key or item, or of the nearest one above it that is there."""
-    value, line = document, 1
+def line_of(document: Value, path: Iterable[str | int], line: int = 1) -> int:
+    """Return the line of a key or item of a document that begins on `line`, or of the nearest."""
+    value = document
     for part in path:
         if isinstance(value, YamlMapping) and isinstance(part, str) and part in value:
             line, value = value.line_of(part), value[part]
@@ -279,9 +262,7 @@ def parse_document(
     Raises:
         DocumentError: the text is not YAML, or more than is accepted here.
     """
-    composer = _Composer(text, environ, problems, scalars_as_text=scalars_as_text)
-    with composer.syntax_errors(text):
-        return composer.document()
+    return _Composer(text, environ, problems, scalars_as_text=scalars_as_text).document()
 
 
 def load_mapping(
@@ -319,9 +300,7 @@ def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]
     Raises:
         DocumentError: the rest is not YAML, not a list, or more than is accepted here.
     """
-    composer = _Composer(file, None, problems)
-    with composer.syntax_errors(""):
-        yield from composer.items()
+    return _Composer(file, None, problems).items()
 
 
 class _Composer:
@@ -335,9 +314,7 @@ class _Composer:
         *,
         scalars_as_text: bool = False,
     ) -> None:
-        # Without libyaml, PyYAML has only the loader in Python.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        self._events: Iterator[yaml.Event] = yaml.parse(source, Loader=loader)
+        self._events = self._parse(source)
         self._environ = environ
         self._problems = problems
         self._scalars_as_text = scalars_as_text
@@ -345,25 +322,24 @@ class _Composer:
         self._nodes = 0  # of the document, or of an item of a stream
         self._max_nodes, self._max_anchors = MAX_NODES, MAX_NODES
         self._anchors: dict[str, tuple[Value, int] | None] = {}  # None while it is composed
-        self._shared: dict[str, str] = {}
 
-    @contextmanager
-    def syntax_errors(self, text: str) -> Iterator[None]:
-        """Translate the errors of PyYAML, without words of the file: they may be part of a key."""
+    def _parse(self, source: str | TextIO) -> Iterator[yaml.Event]:
+        """Yield the events; translate PyYAML's errors, without words that may be part of a key."""
+        # Without libyaml, PyYAML has only the loader in Python.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            yield
+            yield from yaml.parse(source, Loader=loader)
         except yaml.YAMLError as error:
             if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
                 message = "is not YAML text: it holds characters that YAML forbids"
                 raise DocumentError(0, (), message) from None
             line = error.problem_mark.line + 1
             reason = re.sub(r"'[^']{4,}'|\"[^\"]{4,}\"", "...", error.problem or "cannot be read")
-            lines = text.split("\n", line)
+            lines = source.split("\n", line) if isinstance(source, str) else []
             hint = ""
             if line <= len(lines) and "${" in lines[line - 1]:
                 hint = "; between `{}` or `[]`, `${NAME}` needs quotes"
-            message = f"is not valid YAML: {reason}{hint}"
-            raise DocumentError(line, self._path, message) from None
+            raise DocumentError(line, self._path, f"is not valid YAML: {reason}{hint}") from None
 
     def document(self) -> Value:
         """Compose the only document."""
@@ -390,7 +366,7 @@ class _Composer:
                 self._path[0] = index
             self._path.pop()
 
-    def _roots(self) -> Iterator[yaml.Event]:
+    def _roots(self) -> Iterator[yaml.NodeEvent]:
         documents = 0
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
@@ -406,18 +382,17 @@ class _Composer:
     def _value(self, event: yaml.Event) -> Value:
         before = self._nodes
         value: Value
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event)
         if isinstance(event, yaml.ScalarEvent):
             self._count(event, 1)
             value = self._scalar(event)
-        elif isinstance(event, yaml.AliasEvent):
-            return self._alias(event)
         else:
             assert isinstance(event, yaml.CollectionStartEvent)  # noqa: S101 - the others are ends
             self._open(event)
             is_mapping = isinstance(event, yaml.MappingStartEvent)
             value = self._mapping() if is_mapping else self._sequence()
-        if event.anchor is not None:
-            self._anchor(event, (value, self._nodes - before))
+        self._anchor(event, (value, self._nodes - before))
         return value
 
     def _open(self, event: yaml.CollectionStartEvent) -> None:
@@ -426,8 +401,7 @@ class _Composer:
         if len(self._path) >= MAX_DEPTH:
             raise self._error(event, f"is nested deeper than {MAX_DEPTH} levels")
         self._count(event, 1)
-        if event.anchor is not None:
-            self._anchor(event, None)
+        self._anchor(event, None)
 
     def _count(self, event: yaml.Event, nodes: int) -> None:
         self._nodes += nodes
@@ -436,15 +410,15 @@ class _Composer:
             raise self._error(event, message)
 
     def _anchor(self, event: yaml.NodeEvent, anchored: tuple[Value, int] | None) -> None:
-        self._anchors[event.anchor or ""] = anchored
-        if len(self._anchors) > self._max_anchors:
-            raise self._error(event, f"holds more than {self._max_anchors} anchors (`&name`)")
+        if event.anchor is not None:
+            self._anchors[event.anchor] = anchored
+            if len(self._anchors) > self._max_anchors:
+                raise self._error(event, f"holds more than {self._max_anchors} anchors (`&name`)")
 
     def _alias(self, event: yaml.AliasEvent) -> Value:
         if event.anchor not in self._anchors:
             raise self._error(event, "the alias (`*name`) has no anchor (`&name`) before it")
-        anchored = self._anchors[event.anchor]
-        if anchored is None:
+        if (anchored := self._anchors[event.anchor]) is None:
             raise self._error(event, "the alias (`*name`) stands inside of what it repeats")
         value, nodes = anchored
         self._count(event, nodes)
@@ -485,16 +459,9 @@ class _Composer:
     def _key(self, event: yaml.ScalarEvent) -> str:
         if event.tag not in _STRING_TAGS:
             raise self._error(event, "tags (`!name`) are not supported")
-        key = self._share(event.value)
-        if event.anchor is not None:
-            self._anchor(event, (key, 1))
+        key = sys.intern(event.value)
+        self._anchor(event, (key, 1))
         return key
-
-    def _share(self, text: str) -> str:
-        """Return the one copy of a string."""
-        if len(self._shared) >= _MAX_SHARED:
-            self._shared.clear()
-        return self._shared.setdefault(text, text)
 
     def _scalar(self, event: yaml.ScalarEvent) -> Value:
         if event.tag not in _STRING_TAGS:
@@ -508,7 +475,7 @@ class _Composer:
                 return InvalidValue()
         value = resolve(text) if plain else text
         if type(value) is str:
-            return self._share(value) if len(value) <= _MAX_SHARED_LENGTH else value
+            return sys.intern(value) if len(value) <= _MAX_SHARED_LENGTH else value
         return Unresolved(text) if self._scalars_as_text and value is not None else value
 
 

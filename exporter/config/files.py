@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 
 class FileProblemError(Exception):
-    """A file cannot be used; the message says why and holds nothing of its content."""
+    """A file cannot be used; the message says why and holds nothing of its content.
+
+    Attributes:
+        line: where, or 0.
+        path: the keys and indices that lead there.
+    """
+
+    line: int = 0
+    path: tuple[str | int, ...] = ()
 
 
 class _Bounded(io.RawIOBase):
@@ -44,26 +52,20 @@ class _Bounded(io.RawIOBase):
 def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
     """Open a regular file of at most `limit` bytes of text: UTF-8, or UTF-16 with its mark.
 
-    Args:
-        path: the file.
-        limit: bytes.
-        newline: where lines end, as of `open`; not translated.
+    `newline` says where lines end, as of `open`; they are not translated.
 
     Raises:
         FileProblemError: it cannot be read, is not regular, too large or no such text; also
             while it is read within the block.
     """
     try:
-        # Opened before it is looked at, so that nothing can be swapped in between; without
-        # blocking, because opening a FIFO waits for a writer that may never come.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(descriptor)
-            is_folder = stat.S_ISDIR(status.st_mode)
-            reason = "Is a directory" if is_folder else "not a regular file"
-            raise FileProblemError(f"cannot be read: {reason}")
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
+        # Without blocking, because opening a FIFO waits for a writer that may never come. It is
+        # looked at when it is open, so that nothing can be swapped in between.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        with io.FileIO(os.open(path, flags)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FileProblemError("cannot be read: not a regular file")
             if status.st_size > limit:
                 raise _too_large(limit)
             raw = io.BufferedReader(_Bounded(file, limit))

@@ -6,22 +6,25 @@ Whatever is wrong with a value, its one message says what was expected.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
+from annotated_types import Ge, GroupedMetadata, Gt, Le
 from pydantic import (
     AfterValidator,
+    AllowInfNan,
     BeforeValidator,
     Field,
     GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
+    Strict,
+    StringConstraints,
     ValidationInfo,
+    WithJsonSchema,
 )
-from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from exporter.config.document import InvalidValue, Unresolved, resolve
+from exporter.config.document import Unresolved, resolve
 from exporter.config.validation import invalid
 from exporter.secrets import Secret
 
@@ -42,7 +45,7 @@ _MILLISECONDS: Final = {
 # Nine digits of years are far beyond every bound, and keep the arithmetic exact.
 _UNITS: Final = "".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _MILLISECONDS)
 _DURATION: Final = re.compile(rf"(?!$)(?:{_UNITS}|0)", re.ASCII)
-_EXPECTED_DURATION: Final = "expected a duration such as `15s`, `1m30s` or `3d`"
+DURATION_WORDS: Final = "a duration such as `15s`, `1m30s` or `3d`"
 
 DURATION_PATTERN: Final = (
     r"^(0|(?=[0-9])" + "".join(f"([0-9]{{1,9}}{unit})?" for unit in _MILLISECONDS) + ")$"
@@ -61,7 +64,7 @@ def parse_duration(text: str) -> float:
     """
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(_EXPECTED_DURATION)
+        raise ValueError(f"expected {DURATION_WORDS}")
     numbers = zip(match.groups(), _MILLISECONDS.values(), strict=True)
     return sum(int(number) * unit for number, unit in numbers if number) / 1000
 
@@ -80,44 +83,68 @@ def format_duration(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
-class _Annotation:
-    """An annotation that wraps the schema of a value."""
+class _Message:
+    """Replaces every message about a value."""
 
-    __slots__ = ()
-
-    def wrap(self, schema: CoreSchema) -> CoreSchema:
-        """Return the schema of the value, changed."""
-        raise NotImplementedError
+    def __init__(self, words: str) -> None:
+        self._words = words
 
     def __get_pydantic_core_schema__(
         self,
         source: Any,  # Any: pydantic passes whatever was annotated
         handler: GetCoreSchemaHandler,
     ) -> CoreSchema:
-        """Wrap what is annotated."""
-        return self.wrap(handler(source))
+        return core_schema.custom_error_schema(
+            handler(source), "expected", custom_error_message=f"expected {self._words}"
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Expected(_Annotation):
-    """Replaces every message about a value by what was expected."""
+class Expected(GroupedMetadata):
+    """What a value has to be: its one message, whichever of the constraints it fails.
 
-    words: str
+    Args:
+        words: for people.
+        constraints: for pydantic.
+        keeps_messages: those of the constraints themselves, which say more.
+    """
 
-    def wrap(self, schema: CoreSchema) -> CoreSchema:
-        """Replace the message."""
-        return _with_message(f"expected {self.words}", schema)
+    def __init__(self, words: str, *constraints: object, keeps_messages: bool = False) -> None:
+        self.words = words
+        self._parts = constraints if keeps_messages else (*constraints, _Message(words))
+
+    def __iter__(self) -> Iterator[object]:
+        """Yield what pydantic makes of it."""
+        return iter(self._parts)
 
 
-def _with_message(message: str, schema: CoreSchema) -> CoreSchema:
-    return core_schema.custom_error_schema(
-        schema, custom_error_type="expected", custom_error_message=message
+def _scalar(value: object) -> object:
+    """Read `rate_limit: ${RATE}` as the number that it would be without the variable."""
+    return resolve(value) if isinstance(value, Unresolved) else value
+
+
+def amount(words: str, maximum: float) -> Expected:
+    """Take a number above 0."""
+    return Expected(
+        words, Strict(), Gt(0), Le(maximum), AllowInfNan(False), BeforeValidator(_scalar)
     )
 
 
-def scalar(value: object) -> object:
-    """Read `rate_limit: ${RATE}` as the number that it would be without the variable."""
-    return resolve(value) if isinstance(value, Unresolved) else value
+def count(minimum: int, maximum: int) -> Expected:
+    """Take a whole number."""
+    words = f"a whole number from {minimum} to {maximum}"
+    return Expected(words, Strict(), Ge(minimum), Le(maximum), BeforeValidator(_scalar))
+
+
+def text(
+    words: str,
+    pattern: str | None = None,
+    *,
+    max_length: int | None = None,
+    check: Callable[[str], str] = str,
+) -> Expected:
+    """Take a text that matches a pattern of Rust, and that `check` lets pass."""
+    form = StringConstraints(strict=True, pattern=pattern, max_length=max_length)
+    return Expected(words, form, AfterValidator(check))
 
 
 def _seconds(value: object, info: ValidationInfo) -> object:
@@ -129,91 +156,52 @@ def _seconds(value: object, info: ValidationInfo) -> object:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Count(_Annotation):
-    """Takes whole numbers from `minimum` to `maximum`."""
-
-    minimum: int
-    maximum: int
-
-    def wrap(self, _schema: CoreSchema) -> CoreSchema:
-        """Take a number, or a variable that holds one."""
-        number = core_schema.int_schema(strict=True, ge=self.minimum, le=self.maximum)
-        return _with_message(
-            f"expected a whole number from {self.minimum} to {self.maximum}",
-            core_schema.no_info_before_validator_function(scalar, number),
-        )
+def duration(minimum: str, maximum: str) -> Expected:
+    """Take a duration, as seconds."""
+    return Expected(
+        f"{DURATION_WORDS}, from {minimum} to {maximum}",
+        *(Strict(), Ge(parse_duration(minimum)), Le(parse_duration(maximum)), AllowInfNan(False)),
+        BeforeValidator(_seconds),
+        WithJsonSchema({"type": "string", "format": "duration", "pattern": DURATION_PATTERN}),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Duration(_Annotation):
-    """Takes durations from `minimum` to `maximum`, as seconds."""
+def secret(words: str, pattern: str, *, keeps_blanks: bool = False) -> Expected:
+    """Take the text of a secret that matches a pattern of Python, without ever repeating it.
 
-    minimum: str
-    maximum: str
-
-    def wrap(self, _schema: CoreSchema) -> CoreSchema:
-        """Take a duration from a file, or seconds from code."""
-        minimum, maximum = parse_duration(self.minimum), parse_duration(self.maximum)
-        seconds = core_schema.float_schema(strict=True, ge=minimum, le=maximum, allow_inf_nan=False)
-        return _with_message(
-            f"{_EXPECTED_DURATION}, from {self.minimum} to {self.maximum}",
-            core_schema.with_info_before_validator_function(_seconds, seconds),
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Describe what a file says, not the seconds that it becomes."""
-        return {"type": "string", "format": "duration", "pattern": DURATION_PATTERN}
-
-
-@dataclass(frozen=True, slots=True)
-class SecretText(_Annotation):
-    """Takes the text of a secret, without ever repeating it.
-
-    Attributes:
-        words: what is expected.
-        pattern: what it has to match.
-        keeps_blanks: a secret of somebody else's may begin or end with blanks; the last line break
-            of a file is not part of it.
+    With `keeps_blanks`, one of somebody else's that may begin or end with blanks; the last line
+    break of a file is not part of it.
     """
 
-    words: str
-    pattern: str
-    keeps_blanks: bool = False
-
-    def wrap(self, schema: CoreSchema) -> CoreSchema:
-        """Make a secret of a text first."""
-        return core_schema.no_info_before_validator_function(self._secret, schema)
-
-    def _secret(self, value: object) -> object:
-        if isinstance(value, Secret | InvalidValue):
+    def read(value: object) -> object:
+        if isinstance(value, Secret):
             return value
         text = value if isinstance(value, str) else ""
-        text = re.sub(r"\r?\n\Z", "", text) if self.keeps_blanks else text.strip()
-        if re.fullmatch(self.pattern, text):
+        text = re.sub(r"\r?\n\Z", "", text) if keeps_blanks else text.strip()
+        if re.fullmatch(pattern, text):
             return Secret(text)
         if isinstance(value, bool | int | float):
             raise invalid("expected text; a key that looks like a number needs quotes")
-        raise invalid(f"expected {self.words}" if text else "expected a key, and it is empty")
+        raise invalid(f"expected {words}" if text else "expected a key, and it is empty")
+
+    return Expected(words, BeforeValidator(read), keeps_messages=True)
 
 
 SecretKey = Annotated[
     Secret,
-    SecretText("a key: printable ASCII characters without blanks, 1024 at most", "[!-~]{1,1024}"),
+    secret("a key: printable ASCII characters without blanks, 1024 at most", "[!-~]{1,1024}"),
 ]
 # Blanks and letters of any language may stand in addresses.
 SecretAddress = Annotated[
     Secret,
-    SecretText(
+    secret(
         "an address of up to 4096 characters, without control characters",
         "[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}",
     ),
 ]
 Password = Annotated[
     Secret,
-    SecretText(
+    secret(
         "text of up to 4096 characters, taken as it is",
         "[^\ud800-\udfff]{1,4096}",
         keeps_blanks=True,
@@ -227,7 +215,8 @@ def _known_account(name: str, info: ValidationInfo) -> str:
     return name
 
 
-def _known_label(name: str, info: ValidationInfo) -> str:
+def known_label(name: str, info: ValidationInfo) -> str:
+    """Check that a name is in `watch.labels`."""
     if info.context and info.context.labels is not None and name not in info.context.labels:
         raise invalid("expected one of the names in `watch.labels`")
     return name
@@ -238,29 +227,25 @@ def _base_url(value: str) -> str:
     if not re.fullmatch("[!-~]+", value) or re.search("[?#]", value):
         raise ValueError
     url = urlsplit(value)
-    if (
-        url.scheme not in {"http", "https"}
-        or not url.hostname
-        or url.port == 0
-        or "@" in url.netloc
-    ):
+    is_http = url.scheme in {"http", "https"}
+    if not is_http or not url.hostname or url.port == 0 or "@" in url.netloc:
         raise ValueError
     return value.rstrip("/")
 
 
 Name = Annotated[
-    str,
-    Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$"),
-    Expected("a name of 1 to 64 letters, digits, `_`, `.` or `-`"),
+    str, text("a name of 1 to 64 letters, digits, `_`, `.` or `-`", r"^[A-Za-z0-9_.-]{1,64}$")
 ]
 KnownAccount = Annotated[Name, AfterValidator(_known_account)]
 KnownAccounts = Annotated[tuple[KnownAccount, ...], Field(min_length=1, max_length=MAX_ACCOUNTS)]
-KnownLabel = Annotated[str, AfterValidator(_known_label)]
+KnownLabel = Annotated[str, AfterValidator(known_label)]
 LabelValue = Annotated[str, Field(strict=True, max_length=MAX_LABEL_VALUE)]
 BaseUrl = Annotated[
     str,
-    Field(strict=True, json_schema_extra={"format": "uri", "pattern": "^https?://[^?#@]+$"}),
-    AfterValidator(_base_url),
-    Expected("a URL `http://HOST...` or `https://HOST...` without user, query and fragment"),
+    text(
+        "a URL `http://HOST...` or `https://HOST...` without user, query and fragment",
+        check=_base_url,
+    ),
+    Field(json_schema_extra={"format": "uri", "pattern": "^https?://[^?#@]+$"}),
 ]
-Switch = Annotated[bool, Field(strict=True), BeforeValidator(scalar), Expected("`true` or `false`")]
+Switch = Annotated[bool, Strict(), BeforeValidator(_scalar), Expected("`true` or `false`")]

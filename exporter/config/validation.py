@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,15 +35,15 @@ from exporter.config.files import Authorities, FileProblemError, NamedFiles
 from exporter.secrets import Secret
 
 MAX_SECRET_FILE: Final = 64 << 10
-MAX_CERTIFICATES_FILE: Final = 1 << 20
 
 M = TypeVar("M", bound=BaseModel)
 
+_MAPPING: Final = "expected a mapping of keys to values"
 _MESSAGES: Final = {
     "missing": "missing required key",
     "extra_forbidden": "unknown key",
-    "model_type": "expected a mapping of keys to values",
-    "dict_type": "expected a mapping of keys to values",
+    "model_type": _MAPPING,
+    "dict_type": _MAPPING,
     "tuple_type": "expected a list",
     "list_type": "expected a list",
     "too_short": "expected at least {min_length} item",
@@ -63,17 +63,15 @@ class LoadContext:
         labels: the names in `watch.labels`; None where they cannot be read.
         authorities: those that certificates of servers are verified against.
         seen: what has to be unique, each with its kind.
-        broker_authorities: those of each `ca_file` that was read, by its path.
     """
 
     folder: Path
     problems: Problems
     files: NamedFiles = field(default_factory=NamedFiles)
-    accounts: Sequence[str] | None = None
-    labels: Sequence[str] | None = None
+    accounts: Collection[str] | None = None
+    labels: Collection[str] | None = None
     authorities: Authorities | None = None
     seen: set[tuple[object, str, object]] = field(default_factory=set)
-    broker_authorities: dict[str, Authorities] = field(default_factory=dict)
 
 
 def invalid(message: str) -> PydanticCustomError:
@@ -116,14 +114,13 @@ def _is_secret(about: FieldInfo) -> bool:
 class Section(BaseModel):
     """A mapping of the file. Its attributes' docstrings are the reference of its keys.
 
-    `exporter.config.loading.descriptions` reads them where they are needed; pydantic's
-    `use_attribute_docstrings` would parse the source at every start.
-
     Attributes:
         null_is_default: `key:` without a value leaves any key at its default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
     null_is_default: ClassVar[bool] = False
 
     @model_validator(mode="before")
@@ -136,18 +133,15 @@ class Section(BaseModel):
         found: dict[str, object] = dict(data)
         secrets = secret_keys(cls)
         known = {*cls.model_fields, *(f"{key}_file" for key in secrets)}
-        for number, key in enumerate([key for key in found if key not in known]):
-            # A file may have a million of them, and looking for the nearest known key is slow.
-            if number < MAX_PROBLEMS:
-                found[key] = InvalidValue(unknown_key(key, known))
-            else:
-                del found[key]
-                context.problems.add_hidden()
+        mark_unknown_keys(found, known, context.problems)
         for key, about in cls.model_fields.items():
             value = found.get(key, data)
             if key in secrets:
                 _read_secret(found, key, required=about.is_required(), context=context)
-            elif value is None and (cls.null_is_default or _may_be_empty(about)):
+            elif value is None and (
+                # A section or a list, whose content may be commented out.
+                cls.null_is_default or isinstance(about.default, BaseModel | tuple)
+            ):
                 del found[key]
             elif isinstance(value, YamlSequence):
                 for limit in about.metadata:
@@ -163,9 +157,16 @@ class Section(BaseModel):
         return value
 
 
-def _may_be_empty(about: FieldInfo) -> bool:
-    """Tell whether a key is a section or a list, whose content may be commented out."""
-    return isinstance(about.default, BaseModel | tuple)
+def mark_unknown_keys(found: dict[str, object], known: Collection[str], problems: Problems) -> None:
+    """Put the problem of each unknown key in place of its value."""
+    unknown = [key for key in found if key not in known]
+    for number, key in enumerate(unknown, problems.total):
+        # A file may have a million of them, and looking for the nearest known key is slow.
+        if number < MAX_PROBLEMS:
+            found[key] = InvalidValue(unknown_key(key, known))
+        else:
+            del found[key]
+            problems.add_hidden()
 
 
 def _read_secret(
@@ -173,26 +174,26 @@ def _read_secret(
 ) -> None:
     """Put the content of the file that holds a secret in place of the file's path."""
     file_key = f"{key}_file"
-    path = found.get(file_key)
     if file_key not in found:
-        if key in found:
-            found[key] = "" if found[key] is None else found[key]
-        elif required:
+        if key not in found and required:
             found[key] = InvalidValue(f"missing; expected it or `{file_key}`")
+        elif found.get(key, "") is None:
+            found[key] = ""
     elif key in found:
         found[key] = InvalidValue()
         found[file_key] = InvalidValue(f"expected either `{key}` or `{file_key}`, not both")
-    elif isinstance(path, str) and path:
-        del found[file_key]
-        try:
-            file = context.folder / path
-            found[key] = context.files.read(file, MAX_SECRET_FILE, secret=True)
-        except FileProblemError as error:
-            found[key] = InvalidValue(str(error))
     else:
-        del found[file_key]
-        known = isinstance(path, InvalidValue)
-        found[key] = path if known else InvalidValue("expected the path of a file")
+        path = found.pop(file_key)
+        if isinstance(path, str) and path:
+            try:
+                file = context.folder / path
+                found[key] = context.files.read(file, MAX_SECRET_FILE, secret=True)
+            except FileProblemError as error:
+                found[key] = InvalidValue(str(error))
+        elif isinstance(path, InvalidValue):
+            found[key] = path
+        else:
+            found[key] = InvalidValue("expected the path of a file")
 
 
 def validate(model: type[M], document: YamlMapping, context: LoadContext) -> M | None:
@@ -200,14 +201,26 @@ def validate(model: type[M], document: YamlMapping, context: LoadContext) -> M |
     try:
         return model.model_validate(document, context=context)
     except ValidationError as error:
-        for number, detail in enumerate(error.errors(include_url=False)):
-            message = _message(detail)
-            if message and number < 4 * MAX_PROBLEMS:
-                path = _path_in(document, detail["loc"])
-                context.problems.add(line_of(document, path), path, message)
-            elif message:
-                context.problems.add_hidden()  # finding its line is slow in a large mapping
+        add_problems(error, document, context.problems)
         return None
+
+
+def add_problems(
+    error: ValidationError,
+    document: Value,
+    problems: Problems,
+    path: tuple[str | int, ...] = (),
+    line: int = 1,
+) -> None:
+    """Add what is wrong with a document, or with a part of one, that `path` and `line` lead to."""
+    for number, detail in enumerate(error.errors(include_url=False)):
+        if not (message := _message(detail)):
+            continue
+        if number < 4 * MAX_PROBLEMS:
+            inner = _path_in(document, detail["loc"])
+            problems.add(line_of(document, inner, line), (*path, *inner), message)
+        else:
+            problems.add_hidden()  # finding its line is slow in a large mapping
 
 
 def _message(detail: ErrorDetails) -> str:

@@ -1,42 +1,49 @@
-"""The section `watch`: the calls that it names, the labels they may carry, and their sources.
-
-There may be a million calls, so they are read by hand: a pydantic model for each would take many
-times the memory and time.
-"""
+"""The section `watch`: the calls that it names, the labels they may carry, and their sources."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     SkipValidation,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
 )
 
 from exporter.config.databases import SqlConfig
-from exporter.config.document import (
-    MAX_PROBLEMS,
-    InvalidValue,
-    Problems,
-    Value,
-    YamlMapping,
-    YamlSequence,
-    unknown_key,
+from exporter.config.document import Problems, Value, YamlMapping, YamlSequence, line_of
+from exporter.config.types import (
+    MAX_LABEL_VALUE,
+    Expected,
+    KnownAccounts,
+    KnownLabel,
+    Name,
+    SecretKey,
+    count,
+    text,
 )
-from exporter.config.types import MAX_LABEL_VALUE, Count, Expected, KnownAccounts, Name, SecretKey
-from exporter.config.validation import LoadContext, Section, check_unique, invalid
+from exporter.config.validation import (
+    LoadContext,
+    Section,
+    add_problems,
+    check_unique,
+    invalid,
+    mark_unknown_keys,
+)
 from exporter.ids import ReferenceId, ReferenceKey, reference_id, reference_key
 
 MAX_LABELS: Final = 5
@@ -93,6 +100,68 @@ _MAX_SHARED: Final = 10_000
 _NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
+def _reference_id(value: object) -> ReferenceId:
+    if isinstance(value, bool | int | float):
+        raise invalid("expected text; an id that looks like a number needs quotes")
+    if not isinstance(value, str):
+        raise invalid("expected an id")
+    # A copy, because the ids outlive the document: in between its objects they would keep most of
+    # its memory from being given back.
+    copy = str(value.encode("utf-8", "surrogatepass"), "utf-8", "surrogatepass")
+    try:
+        return reference_id(copy)
+    except ValueError as error:
+        raise invalid(f"expected an id; the text {error}") from None
+
+
+def _label_text(value: str) -> str:
+    if len(value) > MAX_LABEL_VALUE or _UNPRINTABLE.search(value):
+        raise invalid(f"expected at most {MAX_LABEL_VALUE} characters, and no control characters")
+    return value
+
+
+LabelText = Annotated[
+    str, Field(strict=True), Expected("text; write it in quotes"), AfterValidator(_label_text)
+]
+_LABELS = TypeAdapter(dict[KnownLabel, LabelText])
+
+
+@dataclass(frozen=True, slots=True)
+class _CallContext:
+    """What validators of a call know; names are None where they cannot be read, to check none."""
+
+    problems: Problems
+    accounts: Collection[str] | None
+    labels: Collection[str] | None
+    default_account: str | None
+    # One copy of each set of labels.
+    label_sets: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = field(default_factory=dict)
+
+
+def _context(info: ValidationInfo) -> _CallContext:
+    assert isinstance(info.context, _CallContext)  # noqa: S101 - `CallReader` passes it
+    return info.context
+
+
+def _account(value: object, info: ValidationInfo) -> object:
+    accounts, default = _context(info).accounts, _context(info).default_account
+    if value is None:
+        if default is None:
+            raise invalid("missing required key; it may be left out where there is one account")
+        return default
+    if not isinstance(value, str) or (accounts is not None and value not in accounts):
+        raise invalid("expected the name of one of the accounts")
+    return value
+
+
+def _labels(value: object, info: ValidationInfo) -> Mapping[str, str]:
+    labels = _LABELS.validate_python(value, context=info.context)
+    known = _context(info).label_sets
+    if len(known) >= _MAX_SHARED:
+        known.clear()
+    return known.setdefault(tuple(sorted(labels.items())), MappingProxyType(labels))
+
+
 @dataclass(frozen=True, slots=True)
 class CallConfig:
     """A call to watch.
@@ -103,9 +172,28 @@ class CallConfig:
         labels: values of some of the names in `watch.labels`; shared between equal calls.
     """
 
-    reference_id: ReferenceId
-    account: str
-    labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
+    reference_id: Annotated[SkipValidation[ReferenceId], BeforeValidator(_reference_id)]
+    account: Annotated[SkipValidation[str], BeforeValidator(_account)]
+    labels: Annotated[SkipValidation[Mapping[str, str]], BeforeValidator(_labels)] = field(
+        default_factory=lambda: _NO_LABELS
+    )
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+
+def _item(value: object, info: ValidationInfo) -> object:
+    """Return an item of a list as a mapping."""
+    if isinstance(value, YamlMapping):
+        found: dict[str, object] = {"account": None, **value}
+        if found.get("labels", value) is None:
+            del found["labels"]
+        mark_unknown_keys(found, _KEYS, _context(info).problems)
+        return found
+    if value is None or isinstance(value, list):
+        raise invalid("expected an id, or a mapping with the key `reference_id`")
+    return {"reference_id": _reference_id(value), "account": None}
+
+
+_CALL: TypeAdapter[CallConfig] = TypeAdapter(Annotated[CallConfig, BeforeValidator(_item)])
 
 
 class CallReader:
@@ -122,140 +210,41 @@ class CallReader:
 
     def __init__(
         self,
-        accounts: Sequence[str] | None,
-        labels: Sequence[str] | None,
+        accounts: Collection[str] | None,
+        labels: Collection[str] | None,
         problems: Problems,
         path: tuple[str | int, ...] = ("watch", "calls"),
         *,
         repeats: bool = False,
         account: str | None = None,
     ) -> None:
-        self._accounts = None if accounts is None else frozenset(accounts)
-        only = accounts[0] if accounts and len(accounts) == 1 else None
-        self._default_account = account or only
-        self._label_names = None if labels is None else frozenset(labels)
-        self._problems = problems
+        only = next(iter(accounts)) if accounts and len(accounts) == 1 else None
+        names = None if accounts is None else frozenset(accounts)
+        self._context = _CallContext(
+            problems, names, labels, account or ("" if names is None else only)
+        )
         self._path = path
         self._repeats = repeats
-        self._shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
         # By account: ids as they are compared, and the line where each was first.
-        self._seen: dict[str, dict[ReferenceKey, int]] = {}
-        # The call that is being read.
-        self._index, self._line = 0, 0
-        self._item: Value = None
+        self._seen: defaultdict[str, dict[ReferenceKey, int]] = defaultdict(dict)
 
     def read(self, items: Iterable[tuple[int, Value]]) -> Iterator[CallConfig]:
-        """Yield the valid calls.
-
-        Args:
-            items: each with the line where it stands.
-        """
-        for self._index, (self._line, self._item) in enumerate(items):
-            if (call := self._call(self._item)) is not None:
-                yield call
-
-    def _problem(self, message: str, *keys: str, line: int = 0) -> None:
-        item = self._item
-        if not line and keys and isinstance(item, YamlMapping) and keys[0] in item:
-            line = item.line_of(keys[0])
-        self._problems.add(line or self._line, (*self._path, self._index, *keys), message)
-
-    def _call(self, item: Value) -> CallConfig | None:
-        if isinstance(item, InvalidValue):
-            return None
-        keys: tuple[str, ...] = ()
-        labels: Mapping[str, str] | None = _NO_LABELS
-        if isinstance(item, YamlMapping):
-            keys = ("reference_id",)
-            if not item.keys() <= _KEYS:
-                self._unknown_keys(item)
-            reference = None
-            if "reference_id" in item:
-                reference = self._reference_id(item["reference_id"], "an id", *keys)
-            else:
-                self._problem("missing required key", *keys)
-            account = self._account(item.get("account"))
-            labels = self._labels(item.get("labels"))
-        else:
-            expected = "an id, or a mapping with the key `reference_id`"
-            reference = self._reference_id(item, expected)
-            account = self._account(None)
-        if reference is None or account is None or labels is None:
-            return None
-        if not self._repeats:
-            key, seen = reference_key(reference), self._seen.setdefault(account, {})
-            if key in seen:
-                self._problem(f"the same call again; the first is on line {seen[key]}", *keys)
-            else:
-                seen[key] = self._line
-        return CallConfig(reference, account, labels)
-
-    def _unknown_keys(self, item: YamlMapping) -> None:
-        for key, line in zip(item, item.lines, strict=True):
-            if key not in _KEYS:
-                # Looking for the nearest is slow, and a file may have a million of them.
-                suggest = self._problems.total < MAX_PROBLEMS
-                message = unknown_key(key, _KEYS) if suggest else "unknown key"
-                self._problem(message, key, line=line)
-
-    def _reference_id(self, value: Value, expected: str, *keys: str) -> ReferenceId | None:
-        if isinstance(value, str):
-            # A copy, because the ids outlive the document: in between its objects they would keep
-            # most of its memory from being given back.
-            copy = str(value.encode("utf-8", "surrogatepass"), "utf-8", "surrogatepass")
+        """Yield the valid calls of items, each with the line where it stands."""
+        for index, (line, item) in enumerate(items):
+            path = (*self._path, index)
             try:
-                return reference_id(copy)
-            except ValueError as error:
-                self._problem(f"expected an id; the text {error}", *keys)
-        elif isinstance(value, bool | int | float):
-            self._problem("expected text; an id that looks like a number needs quotes", *keys)
-        elif not isinstance(value, InvalidValue):
-            self._problem(f"expected {expected}", *keys)
-        return None
-
-    def _account(self, value: Value) -> str | None:
-        if self._accounts is None or isinstance(value, InvalidValue):
-            return None
-        if value is None:
-            if self._default_account is None:
-                self._problem(
-                    "missing required key; it may be left out where there is one account", "account"
-                )
-            return self._default_account
-        if isinstance(value, str) and value in self._accounts:
-            return value
-        self._problem("expected the name of one of the accounts", "account")
-        return None
-
-    def _labels(self, value: Value) -> Mapping[str, str] | None:
-        if value is None:
-            return _NO_LABELS
-        if not isinstance(value, YamlMapping):
-            if not isinstance(value, InvalidValue):
-                self._problem("expected a mapping of label names to text", "labels")
-            return None
-        labels = {}
-        for (name, text), line in zip(value.items(), value.lines, strict=True):
-            if problem := self._label_problem(name, text):
-                self._problem(problem, "labels", name, line=line)
-            elif isinstance(text, str):
-                labels[name] = str(text)
-        if len(labels) < len(value):
-            return None
-        if len(self._shared) >= _MAX_SHARED:
-            self._shared.clear()
-        return self._shared.setdefault(tuple(sorted(labels.items())), MappingProxyType(labels))
-
-    def _label_problem(self, name: str, text: Value) -> str | None:
-        if self._label_names is not None and name not in self._label_names:
-            return "expected one of the names in `watch.labels`"
-        if isinstance(text, InvalidValue):
-            return None
-        if not isinstance(text, str):
-            return "expected text; write it in quotes"
-        if len(text) > MAX_LABEL_VALUE or _UNPRINTABLE.search(text):
-            return f"expected at most {MAX_LABEL_VALUE} characters, and no control characters"
-        return None
+                call = _CALL.validate_python(item, context=self._context)
+            except ValidationError as error:
+                add_problems(error, item, self._context.problems, path, line)
+                continue
+            if not self._repeats:
+                key, seen = reference_key(call.reference_id), self._seen[call.account]
+                if key in seen:
+                    own = () if isinstance(item, str) else ("reference_id",)
+                    message = f"the same call again; the first is on line {seen[key]}"
+                    self._context.problems.add(line_of(item, own, line), (*path, *own), message)
+                seen.setdefault(key, line)
+            yield call
 
 
 def _calls(value: object, info: ValidationInfo) -> tuple[CallConfig, ...]:
@@ -287,19 +276,21 @@ def _beside_file(pattern: str, info: ValidationInfo) -> str:
 
 LabelName = Annotated[
     str,
-    Field(strict=True, pattern=r"^[a-z_][a-z0-9_]{0,63}$"),
-    AfterValidator(_label_name),
-    Expected(
+    text(
         "a lower-case label name that does not start with `__` and is not one of the exporter's,"
-        " of a target's (such as `pod` or `service`) or of an alert's (such as `severity`)"
+        " of a target's (such as `pod` or `service`) or of an alert's (such as `severity`)",
+        r"^[a-z_][a-z0-9_]{0,63}$",
+        check=_label_name,
     ),
     AfterValidator(_unique_label),
 ]
 FilePattern = Annotated[
     str,
-    Field(strict=True, min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$"),
-    Field(pattern=r"\.(yaml|yml|json|txt|csv)$"),
-    Expected("a path or pattern that ends in .yaml, .yml, .json, .txt or .csv"),
+    text(
+        "a path or pattern that ends in .yaml, .yml, .json, .txt or .csv",
+        r"^[^\x00-\x1f]+\.(yaml|yml|json|txt|csv)$",
+        max_length=1024,
+    ),
     AfterValidator(_beside_file),
 ]
 
@@ -340,15 +331,15 @@ class WatchConfig(Section):
     labels: Annotated[tuple[LabelName, ...], Field(max_length=MAX_LABELS)] = ()
     """The names of the labels that a watched call may carry."""
 
-    max_label_values: Annotated[int, Count(1, 10_000)] = 100
+    max_label_values: Annotated[int, count(1, 10_000)] = 100
     """Distinct values of one label in each account. Of more, the least recently used one is counted
     as `other`."""
 
-    max_label_sets: Annotated[int, Count(1, 100_000)] = 1_000
+    max_label_sets: Annotated[int, count(1, 100_000)] = 1_000
     """Sets of label values in each account. Of more, the least recently used one is counted as the
     set in which every value is `other`."""
 
-    max_calls: Annotated[int, Count(1, 10_000_000)] = 1_000_000
+    max_calls: Annotated[int, count(1, 10_000_000)] = 1_000_000
     """Calls of each account that may be watched at a time, from all sources."""
 
     calls: Annotated[
@@ -374,7 +365,7 @@ class WatchConfig(Section):
     @classmethod
     def _not_too_many(cls, calls: tuple[CallConfig, ...], info: ValidationInfo) -> Any:
         limit = info.data.get("max_calls", len(calls))
-        for account, count in Counter(call.account for call in calls).items():
-            if count > limit:
+        for account, number in Counter(call.account for call in calls).items():
+            if number > limit:
                 raise invalid(f"expected at most `max_calls`, {limit}, of account {account}")
         return calls

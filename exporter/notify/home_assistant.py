@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final, Protocol
 
-from exporter.config.home_assistant import HomeAssistantConfig
+from exporter.config.targets import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
 from exporter.ledger.outbox import CallFinished, Route
 from exporter.notify.events import home_assistant_event

@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from exporter.config.files import Authorities
-from exporter.config.notify import NotifyConfig
+from exporter.config.targets import NotifyConfig
 from exporter.errors import RequestError, SourceError
 from exporter.esms.answers import read_refusal
 from exporter.http import HttpClient, basic_auth

@@ -34,7 +34,7 @@ from pydantic_core import InitErrorDetails
 
 from exporter.config.document import Problems, load_mapping
 from exporter.config.files import FileProblemError, NamedFiles
-from exporter.config.types import Count, Expected, Switch
+from exporter.config.types import Expected, Switch, count
 from exporter.config.validation import LoadContext, Section, invalid, invalid_at, validate
 from exporter.secrets import Secret
 
@@ -381,7 +381,7 @@ class RateLimit(_Section):
         BeforeValidator(_interval),
         Expected("a duration such as `100ms`, `1s` or `1m30s`, up to 24h; 0 for no limit"),
     ] = 0.0
-    burst: Annotated[int, Count(1, 1_000_000)] = 1
+    burst: Annotated[int, count(1, 1_000_000)] = 1
 
     @model_validator(mode="after")
     def _with_burst(self) -> RateLimit:

@@ -59,7 +59,7 @@ def test_calls_are_read(
         ("{reference_id: a, account: 1}", ".account: expected the name of one of the accounts"),
         ("{reference_id: a, acount: main}", ".acount: unknown key; did you mean `account`?"),
         ("{reference_id: a, zz: main}", ".zz: unknown key"),
-        ("{reference_id: a, labels: x}", ".labels: expected a mapping of label names to text"),
+        ("{reference_id: a, labels: x}", ".labels: expected a mapping of keys to values"),
         ("{reference_id: a, labels: {x: y}}", ".labels.x: expected one of the names in"),
         ("{reference_id: a, labels: {team: 1}}", ".labels.team: expected text; write it in quotes"),
         ("{reference_id: a, labels: {team: }}", ".labels.team: expected text; write it in quotes"),

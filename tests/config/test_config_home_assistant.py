@@ -41,7 +41,7 @@ def test_all_of_it(load: Load, tmp_path: Path) -> None:
         url="mqtts://[::1]:8884",
         username="Nguyễn An",
         password=Secret("made-up"),
-        ca_file=str(tmp_path / "ca.pem"),
+        ca_file="ca.pem",
         discovery_prefix="ha",
         topic_prefix="voice/one",
         accounts=("main",),

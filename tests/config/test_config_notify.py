@@ -8,7 +8,7 @@ import pytest
 
 from exporter.calls import Result, Status
 from exporter.config import Config
-from exporter.config.notify import ResultName, StatusName
+from exporter.config.targets import ResultName, StatusName
 from exporter.secrets import Secret
 
 Load = Callable[..., Config]

@@ -19,7 +19,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from exporter.config.notify import NotifyConfig
+from exporter.config.targets import NotifyConfig
 from exporter.ledger.outbox import CallFinished, Route
 from exporter.notify.target import Delivery
 from exporter.notify.target import DeliveryAction as Action

@@ -11,15 +11,8 @@ from annotated_types import MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from exporter.config.loading import Config, descriptions
-from exporter.config.types import (
-    MAX_LABEL_VALUE,
-    Count,
-    Duration,
-    Expected,
-    SecretText,
-    format_duration,
-)
+from exporter.config import Config
+from exporter.config.types import DURATION_WORDS, MAX_LABEL_VALUE, Expected, format_duration
 from exporter.config.validation import secret_keys
 from exporter.config.watch import CALL_SCHEMA, CallConfig
 from exporter.secrets import Secret
@@ -94,14 +87,13 @@ def _section(path: str, words: str, rows: Iterator[tuple[str, str, str, str]]) -
 
 
 def _rows(path: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
-    words = descriptions(model)
     for name, field in model.model_fields.items():
         takes, below = _takes(field.annotation, field.metadata), _below(path, name)
         secret = name in secret_keys(model)
         default = _default(field, takes)
         if field.is_required():
             default = f"required, or `{name}_file`" if secret else "required"
-        yield code(name), _in_words(takes, below), default, _said(words[name], below)
+        yield code(name), _in_words(takes, below), default, _said(field.description, below)
         if secret:
             about = f"A file that holds the value of `{name}`; read again when it changes."
             yield code(f"{name}_file"), "the path of a file", "none", about
@@ -155,13 +147,8 @@ def _in_words(takes: _Takes, path: str) -> str:
 
 def _words(takes: _Takes, path: str) -> str:
     for item in reversed(takes.metadata):
-        match item:
-            case Expected(words) | SecretText(words):
-                return words
-            case Count(minimum, maximum):
-                return f"a whole number from {minimum} to {maximum}"
-            case Duration(minimum, maximum):
-                return f"a duration from {minimum} to {maximum}"
+        if isinstance(item, Expected):
+            return item.words.replace(DURATION_WORDS + ",", "a duration")
     raise LookupError(f"nothing says what {path} takes")
 
 
@@ -191,7 +178,10 @@ def _default(field: FieldInfo, takes: _Takes) -> str:
         value = value.reveal()  # nobody's
     return code(
         format_duration(value)
-        if any(isinstance(item, Duration) for item in takes.metadata)
+        if any(
+            isinstance(item, Expected) and item.words.startswith(DURATION_WORDS)
+            for item in takes.metadata
+        )
         else f"{value:g}"
         if isinstance(value, float)
         else str(value).lower()

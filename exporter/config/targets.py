@@ -1,0 +1,218 @@
+"""The sections `notify` and `home_assistant`: webhooks, and the MQTT broker of Home Assistant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
+from yarl import URL
+
+from exporter.config.files import Authorities, FileProblemError, authorities_of
+from exporter.config.types import (
+    Expected,
+    KnownAccounts,
+    KnownLabel,
+    LabelValue,
+    Name,
+    Password,
+    SecretAddress,
+    count,
+    duration,
+    text,
+)
+from exporter.config.validation import LoadContext, Section, invalid, invalid_at
+from exporter.secrets import Secret, decode_signing_key
+from exporter.ssrf import is_forbidden, is_ip_address
+
+MAX_TARGETS: Final = 20
+
+_MAX_CERTIFICATES_FILE: Final = 1 << 20
+
+
+def _signing_key(secret: Secret) -> Secret:
+    decode_signing_key(secret)
+    return secret
+
+
+def _target_url(secret: Secret) -> Secret:
+    url = urlsplit(secret.reveal())
+    if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0 or url.fragment:
+        raise ValueError
+    # The client is stricter, and would fail when the first call is notified.
+    if not URL(secret.reveal()).host:
+        raise ValueError
+    # A name is checked when it is connected to; here, what can be seen to fail.
+    if is_ip_address(url.hostname) and is_forbidden(url.hostname):
+        raise ValueError
+    return secret
+
+
+TargetUrl = Annotated[
+    SecretAddress,
+    Field(json_schema_extra={"pattern": "^https?://[^#]+$"}),
+    AfterValidator(_target_url),
+    Expected("`https://HOST...` or `http://HOST...`, and no link-local or metadata address"),
+]
+SigningKey = Annotated[
+    SecretAddress,
+    Field(json_schema_extra={"pattern": "^whsec_"}),
+    AfterValidator(_signing_key),
+    Expected("`whsec_` and 24 to 64 bytes in Base64"),
+]
+ResultName = Literal["success", "failure", "unknown"]
+StatusName = Literal[
+    "answered",
+    "no_answer",
+    "busy",
+    "failed",
+    "rejected",
+    "none",
+    "other",
+    "not_found",
+    "expired",
+]
+LabelValues = Annotated[
+    LabelValue | Annotated[tuple[LabelValue, ...], Field(min_length=1)],
+    Expected("a text, or a list of texts"),
+]
+
+
+class NotifyConfig(Section):
+    """A webhook that is notified of finished calls: a POST for each, as a signed CloudEvent."""
+
+    name: Name
+    """The value of the label `target`. Unique."""
+
+    url: TargetUrl
+    """Where notifications are sent: `https://HOST...` or `http://HOST...`. Either this or
+    `url_file`."""
+
+    secret: SigningKey
+    """What notifications are signed with: `whsec_` and 24 to 64 bytes in Base64. Either this or
+    `secret_file`."""
+
+    accounts: KnownAccounts | None = None
+    """Only calls of these accounts; of all of them where this is left out."""
+
+    results: Annotated[tuple[ResultName, ...], Field(min_length=1, max_length=3)] | None = None
+    """Only calls with one of these values of the label `result`."""
+
+    statuses: Annotated[tuple[StatusName, ...], Field(min_length=1, max_length=9)] | None = None
+    """Only calls with one of these values of the label `status`."""
+
+    labels: dict[KnownLabel, LabelValues] | None = None
+    """Only calls whose labels have these values, each a text or a list of texts; a call without a
+    label shows it empty."""
+
+    timeout: Annotated[float, duration("1s", "1m")] = 10.0
+    """Of one request, from connecting to the status of the answer."""
+
+    give_up_after: Annotated[float, duration("1s", "30d")] = 86_400.0
+    """How long delivery is tried, from the finish of the call."""
+
+    max_concurrency: Annotated[int, count(1, 100)] = 8
+    """Requests under way at a time, at most."""
+
+    @property
+    def label_values(self) -> Mapping[str, frozenset[str]]:
+        """The values of `labels`, by name."""
+        return {
+            name: frozenset((values,) if isinstance(values, str) else values)
+            for name, values in (self.labels or {}).items()
+        }
+
+
+def _mqtt_url(value: str) -> str:
+    url = urlsplit(value)
+    port = f":{url.port}" if url.port else ""
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    # Whatever else it holds is found by putting it together anew; the case of a host is lost.
+    if not url.hostname or value.lower().rstrip("/") != f"{url.scheme}://{host}{port}":
+        raise ValueError
+    if url.scheme not in {"mqtt", "mqtts"} or not re.fullmatch("[!-~]+", value):
+        raise ValueError
+    return value.rstrip("/")
+
+
+MqttTopic = Annotated[
+    str,
+    text(
+        "up to 8 levels of 1 to 64 letters, digits, `_` or `-`, with `/` between them",
+        r"^[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64}){0,7}$",
+    ),
+]
+MqttUrl = Annotated[
+    str,
+    text(
+        "`mqtt://HOST[:PORT]`, or `mqtts://HOST[:PORT]` for TLS, without user and path",
+        check=_mqtt_url,
+    ),
+    Field(json_schema_extra={"format": "uri", "pattern": "^mqtts?://[^/?#@]+/?$"}),
+]
+UserName = Annotated[str, text("a name of 1 to 1024 characters", r"^[^\x00-\x1f\x7f]{1,1024}$")]
+FilePath = Annotated[str, text("the path of a file", r"^[\s\S]", max_length=4096)]
+
+
+class HomeAssistantConfig(Section):
+    """What is published to Home Assistant about the accounts, through an MQTT broker."""
+
+    url: MqttUrl
+    """The broker; the port is 1883, or 8883 with TLS, where none is named."""
+
+    username: UserName | None = None
+    """The user that connects to the broker; without it, an anonymous one."""
+
+    password: Password | None = None
+    """The password of `username`. Either this or `password_file`."""
+
+    ca_file: FilePath | None = None
+    """Certificates of the authorities that the broker's may come from, as PEM; without it, those
+    of the system."""
+
+    discovery_prefix: MqttTopic = "homeassistant"
+    """The prefix at which Home Assistant looks for devices, and says that it has started."""
+
+    topic_prefix: MqttTopic = "esms-exporter"
+    """What the exporter's own topics begin with; another one for each ledger on a broker."""
+
+    accounts: KnownAccounts | None = None
+    """The accounts that are shown; all of them where this is left out."""
+
+    _authorities: Authorities | None = PrivateAttr(default=None)
+
+    @field_validator("url")
+    @classmethod
+    def _with_client(cls, value: str, info: ValidationInfo) -> str:
+        if info.context and find_spec("aiomqtt") is None:
+            install = "`pip install 'esms-exporter[home-assistant]'`"
+            raise invalid(f"the MQTT client is not installed: {install}")
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _with_username(cls, value: Secret | None, info: ValidationInfo) -> Secret | None:
+        if value is not None and info.data.get("username", "") is None:
+            raise invalid("expected `username` beside it")
+        return value
+
+    def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it
+        """Read the certificates."""
+        if not self.ca_file:
+            return
+        if self.url.startswith("mqtt:"):
+            raise invalid_at("ca_file", "expected `url` to begin with `mqtts://`")
+        if isinstance(context, LoadContext):
+            try:
+                pem = context.files.read(context.folder / self.ca_file, _MAX_CERTIFICATES_FILE)
+                self._authorities = authorities_of(pem)
+            except FileProblemError as error:
+                raise invalid_at("ca_file", str(error)) from None
+
+    @property
+    def authorities(self) -> Authorities | None:
+        """The authorities of `ca_file`; None for those of the system."""
+        return self._authorities
