@@ -8,7 +8,6 @@ and `1:30` is 90: a name, an id or a label that looks like that would silently b
 from __future__ import annotations
 
 import re
-import sys
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ MAX_ANCHORS: Final = 1_000
 
 # Of shorter strings one copy is kept: calls share their accounts and labels. Ids are longer.
 _MAX_SHARED_LENGTH: Final = 32
+_MAX_SHARED: Final = 10_000
 
 _STRING_TAGS: Final = frozenset({None, "tag:yaml.org,2002:str", "!"})
 
@@ -322,6 +322,7 @@ class _Composer:
         self._nodes = 0  # of the document, or of an item of a stream
         self._max_nodes, self._max_anchors = MAX_NODES, MAX_NODES
         self._anchors: dict[str, tuple[Value, int] | None] = {}  # None while it is composed
+        self._shared: dict[str, str] = {}
 
     def _parse(self, source: str | TextIO) -> Iterator[yaml.Event]:
         """Yield the events; translate PyYAML's errors, without words that may be part of a key."""
@@ -459,9 +460,14 @@ class _Composer:
     def _key(self, event: yaml.ScalarEvent) -> str:
         if event.tag not in _STRING_TAGS:
             raise self._error(event, "tags (`!name`) are not supported")
-        key = sys.intern(event.value)
+        key = self._share(event.value)
         self._anchor(event, (key, 1))
         return key
+
+    def _share(self, text: str) -> str:
+        if len(self._shared) >= _MAX_SHARED:
+            self._shared.clear()
+        return text if len(text) > _MAX_SHARED_LENGTH else self._shared.setdefault(text, text)
 
     def _scalar(self, event: yaml.ScalarEvent) -> Value:
         if event.tag not in _STRING_TAGS:
@@ -475,7 +481,7 @@ class _Composer:
                 return InvalidValue()
         value = resolve(text) if plain else text
         if type(value) is str:
-            return sys.intern(value) if len(value) <= _MAX_SHARED_LENGTH else value
+            return self._share(value)
         return Unresolved(text) if self._scalars_as_text and value is not None else value
 
 
