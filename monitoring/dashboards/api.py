@@ -1,4 +1,4 @@
-"""Does the provider answer, and does it accept the accounts?"""
+"""Dashboard of the provider's API and of the accounts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def api() -> models.Dashboard:
     return frame(
         "esms-api",
         "eSMS / API and accounts",
-        "Does the provider answer, how fast, and does it accept the credentials?",
+        "The provider's API: credentials, pauses, balances, requests, latency and callbacks.",
         (*job_and_instance(), account()),
         (_accounts(), _balances(), _requests(), _latency(), _callbacks()),
     )
@@ -54,36 +54,36 @@ def _accounts() -> Row:
         (
             timeline(
                 "Credentials",
-                "Whether the last answer that could tell accepted the credentials: refused where "
-                "one replica that has calls of the account was refused. They also count as refused "
-                "before the first answer.",
+                "Whether the provider accepted the credentials in the last answer that shows "
+                "this. Refused if at least one replica with calls of the account was refused. "
+                "Before the first answer, they count as refused.",
                 {"{{account}}": _accepted()},
                 {"0": ("refused", "red"), "1": ("accepted", "green")},
             ).links(runbooks("EsmsCredentialsRefused")),
             timeline(
                 "Pauses",
-                "Whether the account is not polled for a while: its credentials were refused, it "
-                "was throttled, or the provider is down. The status page tells the reason.",
+                "Whether the account is paused: its credentials were refused, it was throttled, "
+                "or the provider is down. The status page shows the reason.",
                 {"{{account}}": f"max by (account) ({PAUSED_UNTIL}) > bool time()"},
                 {"0": ("polled", "green"), "1": ("paused", "orange")},
             ).links(runbooks("EsmsAccountPaused")),
             series(
                 "Refused credentials",
-                "Answers a minute that refused the credentials (101), the caller's address or the "
-                "account, by the provider's code.",
+                "Answers per minute that refused the keys (101), the IP address (140) or the "
+                "account (143), by the code of the provider.",
                 "cpm",
                 {"{{account}} {{code}}": "60 * " + rate(REFUSALS, "account, code")},
             ),
             series(
-                "Time since the last good answer",
-                "Of the replica that had it last. It grows where an account has no calls to poll, "
-                "too.",
+                "Time since the last successful poll",
+                "Of the replica with the latest one. It also grows if the account has no calls "
+                "to poll.",
                 "s",
                 {"{{account}}": age(f"max by (account) ({LAST_SUCCESS})")},
             ).links(runbooks("EsmsPollsStalled")),
             series(
-                "Rest of the pause",
-                "Time until the account is asked again; 0 when it is not paused.",
+                "Remaining time of the pause",
+                "Time until the account is polled again; 0 if it is not paused.",
                 "s",
                 {"{{account}}": f"clamp_min(max by (account) ({PAUSED_UNTIL}) - time(), 0)"},
             ),
@@ -97,8 +97,8 @@ def _balances() -> Row:
         (
             series(
                 "Balance",
-                "As the replica was told that was told last. Dashed: the account's "
-                "`balance_warning`, below which it is low.",
+                "From the replica that received it last. The dashed line is `balance_warning` "
+                "of the account.",
                 "currencyVND",
                 {
                     "{{account}}": f"max by (account) ({_newest()})",
@@ -108,14 +108,14 @@ def _balances() -> Row:
             .override_by_regexp("/ warning$/", [dashed()])
             .links(runbooks("EsmsBalanceLow", "EsmsBalanceRunsOut")),
             series(
-                "Time since the balance was told",
-                "Of the replica that was told last.",
+                "Age of the balance",
+                "Of the replica that received it last.",
                 "s",
                 {"{{account}}": age(f"max by (account) ({TOLD})")},
             ).links(runbooks("EsmsBalanceUnknown")),
             stacked(
                 "Requests for balances",
-                "Requests a minute by what they came to.",
+                "Requests per minute by outcome.",
                 "cpm",
                 {
                     "{{outcome}}": "60 * "
@@ -129,7 +129,7 @@ def _balances() -> Row:
 
 
 def _newest() -> str:
-    """Return the balances that were told last: another replica's is old where it is refused."""
+    """Return the newest balances: those of a replica that is refused may be old."""
     last = f"max by (job, account) ({TOLD})"
     return f"{BALANCE} and {TOLD} == on (job, account) group_left () {last}"
 
@@ -137,7 +137,7 @@ def _newest() -> str:
 def _accepted() -> str:
     """Return 0 where a replica is refused, and 1 where one is accepted and none is refused.
 
-    A replica that polls no call of an account has been told nothing, or nothing new.
+    A replica that polls no call of an account has no answer, or only an old one.
     """
     one = "job, instance, account"
     refused = " and ".join(
@@ -156,29 +156,29 @@ def _requests() -> Row:
         (
             stacked(
                 "Request rate by account",
-                "Requests a second to the provider, of all replicas. The limit is `rate_limit` of "
-                "the account.",
+                "Requests per second to the provider, of all replicas. The limit is "
+                "`rate_limit` of the account.",
                 "reqps",
                 {"{{account}}": rate(REQUESTS, "account")},
             ),
             coloured(
                 stacked(
-                    "Outcomes",
-                    "Requests a second by what they came to. not_found is common for a while after "
-                    "a call was placed.",
+                    "Requests by outcome",
+                    "Requests per second by outcome. not_found is common for a while after a "
+                    "call was placed.",
                     "reqps",
                     {"{{outcome}}": rate(REQUESTS, "outcome")},
                 )
             ),
             share(
                 "Failed requests by account",
-                "Requests that no answer came to, or one that is an error of the provider, of all. "
-                "Refused credentials and throttling are not its errors.",
+                "Share of requests that got no valid answer, or an error of the provider. "
+                "Refused credentials and throttling are not included.",
                 {"{{account}}": ratio(rate(FAILED, "account"), rate(REQUESTS, "account"))},
             ).links(runbooks("EsmsApiErrors")),
             series(
                 "Throttled requests",
-                "Requests a minute that the provider did not answer because there were too many.",
+                "Requests per minute that the provider refused because there were too many.",
                 "cpm",
                 {
                     "{{account}}": "60 * "
@@ -192,14 +192,14 @@ def _requests() -> Row:
             .span(12),
             stacked(
                 "Result codes",
-                "Answers a second by the provider's result code; 100 is a good one. Codes that "
-                "never came are left out.",
+                "Answers per second by the result code of the provider; 100 is success. Codes "
+                "that never occurred are hidden.",
                 "reqps",
                 {"{{code}}": f"{rate(of_account('esms_api_result_codes_total'), 'code')} > 0"},
             ).span(6),
             series(
-                "Odd values",
-                "Fields of finished calls a minute whose value cannot be used.",
+                "Unusable values",
+                "Fields of finished calls per minute whose value cannot be used.",
                 "cpm",
                 {"{{field}}": f"60 * {rate(of_account('esms_api_odd_values_total'), 'field')}"},
             ).span(6),
@@ -213,16 +213,16 @@ def _latency() -> Row:
         (
             heat(
                 "Latency of requests",
-                "Requests a second by the time to the end of their answer or their failure.",
+                "Requests per second by the time until the end of their answer or failure.",
                 distribution(LATENCY),
             ),
             series(
                 "Latency by account",
-                "The time that half of the requests, and 99 of 100, took at most.",
+                "Median and 99th percentile of the duration of requests.",
                 "s",
                 {
                     f"{{{{account}}}} {name}": quantile(part, LATENCY, "account")
-                    for name, part in (("half", 0.5), ("99 of 100", 0.99))
+                    for name, part in (("p50", 0.5), ("p99", 0.99))
                 },
             ).span(12),
         ),
@@ -235,8 +235,8 @@ def _callbacks() -> Row:
         (
             stacked(
                 "Callbacks of the provider",
-                "Callbacks a minute by what was made of them. forbidden: without the account's "
-                "token; error: could not be stored, and comes again.",
+                "Callbacks per minute by outcome. forbidden: the token is wrong; error: the "
+                "callback could not be stored, and the provider repeats it.",
                 "cpm",
                 {"{{outcome}}": f"60 * {rate(of_account('esms_callbacks_total'), 'outcome')}"},
             ).span(24),

@@ -1,4 +1,4 @@
-"""Selectors of finished calls, and what their ratios mean; alerts mean the same by them."""
+"""Selectors of finished calls, and definitions of their ratios; alerts use the same ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SEIZED: Final = of_account("esms_calls_total", 'status!~"rejected|not_found|expi
 TALKED: Final = of_account("esms_call_duration_seconds_sum")
 TALKS: Final = of_account("esms_call_duration_seconds_count")
 
-SUCCESS_IS: Final = (
-    "Success ratio: calls that the carrier delivered, of all whose result the provider told."
-)
+SUCCESS_IS: Final = "Success ratio: delivered calls divided by calls with a known result."
 ASR_IS: Final = (
-    "ASR, the answer-seizure ratio (ITU-T E.411): answered calls, of all that were placed on the "
-    "network, which rejected ones were not. A delivered call that nobody took is a success "
-    "without an answer."
+    "ASR (answer-seizure ratio, ITU-T E.411): answered calls divided by calls placed on the "
+    "network. Rejected and unknown calls were not placed. A delivered call without an answer is a "
+    "success."
 )
-ACD_IS: Final = "ACD, the average call duration: seconds of answered calls, by their number."
+ACD_IS: Final = (
+    "ACD (average call duration): total duration of answered calls divided by their number."
+)

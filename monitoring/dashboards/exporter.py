@@ -1,4 +1,4 @@
-"""Does the exporter keep up, and is it well?"""
+"""Dashboard of the exporter itself."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ RELOADED: Final = of_exporter("esms_exporter_config_last_reload_successful")
 
 
 def exporter() -> models.Dashboard:
-    """Return the dashboard for whoever runs the exporter."""
+    """Return the dashboard for operators of the exporter."""
     return frame(
         "esms-exporter",
         "eSMS / Exporter",
-        "Does the exporter keep up with its calls? Lag, backlog, replicas, ledger, sources, "
-        "resources.",
+        "The exporter itself: lag, backlog, replicas, ledger, sources, notifications, resources.",
         (*job_and_instance(), account()),
         (
             _now(),
@@ -54,54 +53,55 @@ def _now() -> Row:
         "Now",
         (
             single(
-                "Scraped",
-                "Exporters that Prometheus could scrape last time.",
+                "Up",
+                "Exporters that Prometheus scraped successfully.",
                 "short",
                 {"up": f"sum({of_exporter('up')})"},
                 none="none",
             ),
             single(
                 "Down",
-                "Exporters that Prometheus could not scrape last time.",
+                "Exporters that Prometheus could not scrape.",
                 "short",
                 {"down": f"count({of_exporter('up')} == 0)"},
                 none="0",
             ).links(runbooks("EsmsExporterDown", "EsmsMetricsAbsent")),
             single(
-                "Watched calls",
-                "Calls that have not finished.",
+                "Open calls",
+                "Calls without a result.",
                 "short",
                 {"calls": held(WATCHED)},
             ),
             single(
-                "Oldest call",
-                "How long the oldest call that has not finished has been watched.",
+                "Oldest open call",
+                "Time since the oldest open call was added.",
                 "s",
                 {"oldest": f"max({age(OLDEST)})"},
                 none="none",
             ),
             single(
                 "Ledger errors",
-                "Reads and writes of the ledger that failed in the time that is shown.",
+                "Reads and writes of the ledger that failed in the time range.",
                 "short",
                 {"errors": f"sum(increase({of_exporter('esms_ledger_errors_total')}[$__range]))"},
             ),
             single(
                 "Uptime",
-                "Time since the exporter that started last did so.",
+                "Time since the last start of an exporter.",
                 "s",
                 {"uptime": f"time() - max({of_exporter('process_start_time_seconds')})"},
             ),
             timeline(
                 "Configuration",
-                "Whether the last load of the configuration, and of the web configuration, "
-                "succeeded. Where it did not, the one before is in force; the log tells why.",
+                "Whether the last reload of the configuration, and of the web configuration, "
+                "succeeded. After a failure, the previous one stays in use; the log shows the "
+                "reason.",
                 {"{{instance}}": f"min by (instance) ({RELOADED})"},
                 {"0": ("failed", "red"), "1": ("loaded", "green")},
             ).links(runbooks("EsmsReloadFailed")),
             series(
                 "Versions",
-                "Exporters by version.",
+                "Number of exporters by version.",
                 "short",
                 {
                     "{{version}}, Python {{python_version}}": "count by (version, python_version) "
@@ -120,37 +120,37 @@ def _backlog() -> Row:
         (
             heat(
                 "Poll lag",
-                "Polls a second by the time from the moment a call was due to the moment its "
-                "request was sent. An exporter that falls behind shows here first.",
+                "Polls per second by the time between the moment a call is due and its request. "
+                "It grows when the exporter falls behind.",
                 distribution(LAG),
             ),
             series(
                 "Poll lag by account",
-                "The lag that half of the polls, and 99 of 100, had at most.",
+                "Median and 99th percentile of the poll lag.",
                 "s",
                 {
                     f"{{{{account}}}} {name}": quantile(part, LAG, "account")
-                    for name, part in (("half", 0.5), ("99 of 100", 0.99))
+                    for name, part in (("p50", 0.5), ("p99", 0.99))
                 },
             )
             .links(runbooks("EsmsPollLag"))
             .span(12),
             stacked(
-                "Watched calls by account",
-                "Calls that have not finished.",
+                "Open calls by account",
+                "Calls without a result.",
                 "short",
                 {"{{account}}": held(WATCHED, "account")},
             ),
             stacked(
-                "Watched calls by state",
-                "Calls that have not finished, by their state at the last answer.",
+                "Open calls by state",
+                "Calls without a result, by their state in the last answer.",
                 "short",
                 {"{{state}}": held(WATCHED, "state")},
             ),
             series(
-                "Age of the oldest call",
-                "How long the oldest call that has not finished has been watched. What is older "
-                "than `polling.give_up_after` is finished as unknown.",
+                "Age of the oldest open call",
+                "Time since the oldest open call was added. Calls older than "
+                "`polling.give_up_after` end as unknown.",
                 "s",
                 {"{{account}}": f"max by (account) ({age(OLDEST)})"},
             ).links(runbooks("EsmsCallsStuck")),
@@ -170,34 +170,34 @@ def _replicas() -> Row:
         (
             series(
                 "Live replicas",
-                "Exporters that share the ledger and are alive, as each last saw; 1 where the "
-                "ledger is not shared.",
+                "Exporters alive on the same ledger, as seen by each of them; 1 if the ledger "
+                "is not shared.",
                 "short",
                 {"{{instance}}": each("esms_replicas")},
             ).links(runbooks("EsmsExporterDown")),
             stacked(
-                "Watched calls by instance",
-                "Calls that have not finished, by the exporter that polls them.",
+                "Open calls by instance",
+                "Calls without a result, by the exporter that polls them.",
                 "short",
                 {"{{instance}}": held(WATCHED, "instance")},
             ),
             series(
                 "Age of heartbeats",
-                "How long ago an exporter last told the others that it is alive; nothing where the "
-                "ledger is not shared.",
+                "Time since the last heartbeat of each exporter; no data if the ledger is not "
+                "shared.",
                 "s",
                 {"{{instance}}": age(each("esms_replica_last_heartbeat_timestamp_seconds"))},
             ).links(runbooks("EsmsReplicaCutOff")),
             stacked(
                 "Accounts by instance",
-                "Accounts that an exporter polls: those whose lease it holds.",
+                "Accounts whose lease the exporter holds.",
                 "short",
                 {"{{instance}}": f"sum by (instance) ({of_exporter('esms_account_lease')})"},
             ).span(12),
             series(
                 "Evictions",
-                "Times a minute that an exporter could not renew its leases in time and stopped "
-                "polling: it was too slow, or cut off from the ledger.",
+                "Times per minute that an exporter failed to renew its leases in time and "
+                "stopped polling: it was too slow, or could not reach the ledger.",
                 "cpm",
                 {"{{instance}}": a_minute("esms_replica_evictions_total")},
             )
@@ -213,22 +213,19 @@ def _ledger() -> Row:
         (
             heat(
                 "Duration of commits",
-                "Commits a second by the time they took. Results are committed in groups.",
+                "Commits per second by duration. Results are committed in groups.",
                 distribution(COMMITS),
             ),
             series(
-                "Commits",
-                "The time that half of the commits, and 99 of 100, took at most.",
+                "Commit duration percentiles",
+                "Median and 99th percentile of the duration of commits.",
                 "s",
-                {
-                    name: quantile(part, COMMITS)
-                    for name, part in (("half", 0.5), ("99 of 100", 0.99))
-                },
+                {name: quantile(part, COMMITS) for name, part in (("p50", 0.5), ("p99", 0.99))},
             ).span(6),
             series(
                 "Ledger errors by instance",
-                "Reads and writes a minute that failed. What was observed is written once it can "
-                "be; until then calls do not finish.",
+                "Failed reads and writes per minute. Results wait in memory until they can be "
+                "written, and are not counted before.",
                 "cpm",
                 {
                     "{{instance}}": "60 * "
@@ -247,10 +244,10 @@ def _sources() -> Row:
         "Sources of calls",
         (
             series(
-                "Time since a source was read",
-                "How long ago a watch source was last read as it should be. The configuration is "
-                "read when it changes, and the HTTP API when a program calls it. Each exporter "
-                "reads its own.",
+                "Time since the last success of a source",
+                "Time since the last successful read of a source. The configuration is read "
+                "when it changes; the HTTP API counts requests. Each exporter has its own "
+                "sources.",
                 "s",
                 {"{{instance}} {{source}}": age(f"max by (instance, source) ({success})")},
             )
@@ -258,7 +255,7 @@ def _sources() -> Row:
             .span(12),
             series(
                 "Errors of sources",
-                "Readings a minute that failed, or that found what had to be refused.",
+                "Failed reads per minute, and reads in which a call was refused.",
                 "cpm",
                 {
                     "{{instance}} {{source}}": "60 * "
@@ -280,13 +277,14 @@ def _tls() -> Row:
             series(
                 "Certificate expires in",
                 "Time until the certificate of the web server, or the first one of its chain, "
-                "expires; nothing without TLS.",
+                "expires; no data without TLS.",
                 "s",
                 {"{{instance}}": f"min by (instance) ({expiry} > 0) - time()"},
             ).span(12),
             series(
                 "Failed TLS handshakes",
-                "Handshakes with clients a minute that failed, by reason. The log names the peer.",
+                "Failed TLS handshakes with clients per minute, by reason. The log shows the "
+                "address of the client.",
                 "cpm",
                 {"{{instance}} {{reason}}": "60 * " + rate(failures, "instance, reason")},
             ).span(12),
@@ -303,19 +301,19 @@ def _resources() -> Row:
         (
             series(
                 "CPU",
-                "Cores in use. Polling and metrics share one.",
+                "CPU cores in use. Polling and metrics share one core.",
                 "short",
                 {"{{instance}}": rate(of_process("cpu_seconds_total"), "instance")},
             ).span(6),
             series(
                 "Memory",
-                "Memory in use (resident).",
+                "Resident memory.",
                 "bytes",
                 {"{{instance}}": f"sum by (instance) ({of_process('resident_memory_bytes')})"},
             ).span(6),
             series(
                 "Open files and sockets",
-                "In use, and the limit that the system sets.",
+                "Open file descriptors, and the limit of the process.",
                 "short",
                 {
                     "{{instance}}": f"sum by (instance) ({of_process('open_fds')})",
@@ -324,14 +322,14 @@ def _resources() -> Row:
             ).span(6),
             series(
                 "Duration of scrapes",
-                "Time that Prometheus took to scrape the exporter.",
+                "Time that Prometheus needed to scrape the exporter.",
                 "s",
                 {"{{instance}}": f"max by (instance) ({of_exporter('scrape_duration_seconds')})"},
             ).span(6),
             series(
                 "Dropped log lines",
-                "Log lines per second that could not be written: the disk behind standard error "
-                "is full, or the pipe behind it is not read.",
+                "Log lines per second that could not be written, because the disk is full or "
+                "the reader of standard error is blocked.",
                 "short",
                 {
                     "{{instance}}": rate(

@@ -1,4 +1,4 @@
-"""What all dashboards have: variables, links, alerts, and the place of each panel."""
+"""The common parts of all dashboards: variables, links, alerts, layout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def frame(
         .uid(uid)
         .description(description)
         .tags([TAG])
-        .readonly()  # the code is edited; what is clicked together is lost with the next version
+        .readonly()  # changes in Grafana would be lost with the next version
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .refresh("30s")
         .time("now-6h", "now")
@@ -56,7 +56,9 @@ def frame(
             .include_vars(True)
             .keep_time(True)
         )
-        .link(_page("Runbooks", RUNBOOKS, "What each alert means, and what to do"))
+        .link(
+            _page("Runbooks", RUNBOOKS, "Meaning, impact, diagnosis and mitigation of each alert")
+        )
         .link(_page("Documentation", HOME, "The exporter's home page"))
     )
     for row in rows:
@@ -75,7 +77,7 @@ def as_json(board: models.Dashboard) -> str:
 
 
 def job_and_instance() -> tuple[builders.QueryVariable, ...]:
-    """Return the variables that choose among exporters."""
+    """Return the variables that select exporters."""
     return (
         _values("job", "Job", "esms_exporter_build_info"),
         _values("instance", "Instance", 'esms_exporter_build_info{job=~"$job"}'),
@@ -83,21 +85,20 @@ def job_and_instance() -> tuple[builders.QueryVariable, ...]:
 
 
 def account() -> builders.QueryVariable:
-    """Return the variable that chooses among accounts."""
+    """Return the variable that selects accounts."""
     return _values("account", "Account", of_exporter("esms_account_authorized"))
 
 
 def user_labels() -> tuple[Builder[models.VariableModel], ...]:
-    """Return the variables for the labels in `watch.labels`, whose names nobody knows here.
+    """Return the variables for the labels in `watch.labels`, whose names are not known here.
 
-    A query variable for each needs their names. An ad hoc filter asks Prometheus for the names
-    and values there are, and Grafana puts what is chosen into every query; the other variable is
-    the name of one label, to split by.
+    An ad hoc filter gets names and values from Prometheus, and Grafana adds the selection to every
+    query. The other variable is the name of the label to split by.
     """
     names = (
         builders.QueryVariable("split")
         .label("Split by")
-        .description("The label that panels are split by: account, or one of watch.labels.")
+        .description("The label for the panels 'by ...': account, or one of watch.labels.")
         .datasource(DATASOURCE)
         .query("label_names(esms_calls_total)")
         .regex(f"/^(?!(?:__name__|job|result|status|{'|'.join(REPLICA.split(', '))})$).+$/")
@@ -108,7 +109,7 @@ def user_labels() -> tuple[Builder[models.VariableModel], ...]:
     filters = (
         builders.AdHocVariable("filter")
         .label("Filter")
-        .description("Filters on the labels of calls: any of watch.labels.")
+        .description("Filters on labels of calls: any of watch.labels.")
         .datasource(DATASOURCE)
     )
     return names, filters
@@ -118,7 +119,7 @@ def _datasource() -> builders.DatasourceVariable:
     return (
         builders.DatasourceVariable("datasource")
         .label("Data source")
-        .description("The Prometheus that scrapes the exporter.")
+        .description("The Prometheus server that scrapes the exporter.")
         .type("prometheus")
     )
 

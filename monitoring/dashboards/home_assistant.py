@@ -1,4 +1,4 @@
-"""Is Home Assistant told?"""
+"""Panels of Home Assistant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from monitoring.dashboards.promql import of_exporter, rate
 
 
 def home_assistant() -> Row:
-    """Return the panels of the way to Home Assistant."""
+    """Return the row of Home Assistant."""
 
     def a_minute(metric: str, by: str) -> str:
         return f"60 * {rate(of_exporter(metric), by)}"
@@ -18,14 +18,14 @@ def home_assistant() -> Row:
         (
             timeline(
                 "MQTT broker",
-                "Whether the broker through which Home Assistant is told is connected; nothing "
-                "where none is configured.",
+                "Whether the exporter is connected to the MQTT broker; no data without a broker "
+                "in the configuration.",
                 {"{{instance}}": f"min by (instance) ({of_exporter('esms_mqtt_connected')})"},
-                {"0": ("away", "red"), "1": ("connected", "green")},
+                {"0": ("disconnected", "red"), "1": ("connected", "green")},
             ).links(runbooks("EsmsHomeAssistantNotTold")),
             series(
                 "MQTT connection errors",
-                "Connections a minute that could not be made, or that broke.",
+                "Failed and broken connections per minute.",
                 "cpm",
                 {"{{instance}}": a_minute("esms_mqtt_connection_errors_total", "instance")},
             )
@@ -34,8 +34,7 @@ def home_assistant() -> Row:
             .span(12),
             series(
                 "MQTT messages",
-                "Messages a minute, by what they are about and what became of them. Dropped are "
-                "calls that nobody will be told of, because too many waited for the broker.",
+                "Messages per minute, by kind and outcome.",
                 "cpm",
                 {
                     "{{instance}} {{kind}} {{outcome}}": a_minute(

@@ -1,4 +1,4 @@
-"""Are those told of finished calls who are to be?"""
+"""Panels of notifications."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ DURATION: Final = of_exporter("esms_notification_request_duration_seconds_bucket
 
 
 def notifications() -> Row:
-    """Return the row on the targets of `notify`."""
+    """Return the row of the targets of `notify`."""
     return Row(
         "Notifications",
         (
             series(
-                "Notifications done with",
-                "Notifications a minute that were delivered, or given up because their time was "
-                "over or the target answered that it is gone.",
+                "Notifications",
+                "Notifications per minute that were delivered or given up, because they expired "
+                "or the target answered with status 410.",
                 "cpm",
                 {"{{target}} {{outcome}}": f"60 * {rate(DONE, 'target, outcome')}"},
             )
             .links(runbooks("EsmsNotificationsLost"))
             .span(6),
             series(
-                "Notifications pending",
-                "Notifications in the ledger that are still to be sent.",
+                "Pending notifications",
+                "Notifications in the ledger that have not been delivered yet.",
                 "short",
                 {"{{target}}": f"max by (target) ({PENDING})"},
             ).span(6),
             series(
                 "Age of the oldest pending notification",
-                "How long ago the call finished that a target has not been told of for longest.",
+                "Time since the result of the call whose notification has been pending for "
+                "longest.",
                 "s",
                 {"{{target}}": f"max by (target) ({age(OLDEST)})"},
             )
@@ -45,17 +46,17 @@ def notifications() -> Row:
             .span(6),
             series(
                 "Requests to targets",
-                "Requests a minute that carried a notification, by what they came to.",
+                "Requests per minute with a notification, by outcome.",
                 "cpm",
                 {"{{target}} {{outcome}}": f"60 * {rate(REQUESTS, 'target, outcome')}"},
             ).span(6),
             series(
                 "Duration of requests to targets",
-                "The time that half of the requests, and 99 of 100, took at most.",
+                "Median and 99th percentile of the duration of requests.",
                 "s",
                 {
                     f"{{{{target}}}} {name}": quantile(part, DURATION, "target")
-                    for name, part in (("half", 0.5), ("99 of 100", 0.99))
+                    for name, part in (("p50", 0.5), ("p99", 0.99))
                 },
             ).span(24),
         ),

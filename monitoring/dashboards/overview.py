@@ -1,4 +1,4 @@
-"""Are calls being answered?"""
+"""Dashboard of the results of calls."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ PRICE: Final = of_account("esms_call_price_vnd_total")
 DELAYS: Final = of_account("esms_call_result_delay_seconds_bucket")
 WATCHED: Final = of_account("esms_calls_watched")
 
-RANGE: Final = "In the time that is shown."
+RANGE: Final = "In the time range."
 
 
 def overview() -> models.Dashboard:
-    """Return the dashboard for whoever makes the calls."""
+    """Return the dashboard for teams that place calls."""
     return frame(
         "esms-overview",
         "eSMS / Overview",
-        "Are calls being answered? Success, answers, durations and volume of voice calls.",
+        "Results of voice calls: success ratio, answers, durations and volume.",
         (*job_and_instance(), account(), *user_labels()),
         (_now(), _answered(), _volume(), _canaries(), _by_account()),
     )
@@ -62,7 +62,7 @@ def overview() -> models.Dashboard:
 
 def _now() -> Row:
     return Row(
-        "In the time that is shown",
+        "Time range",
         (
             single(
                 "Success ratio",
@@ -90,7 +90,7 @@ def _now() -> Row:
             ),
             single(
                 "Finished calls",
-                f"Calls whose result was committed. {RANGE}",
+                f"Calls whose result is in the ledger. {RANGE}",
                 "short",
                 {"calls": call_total(FINISHED)},
             ),
@@ -102,8 +102,7 @@ def _now() -> Row:
             ),
             single(
                 "Price",
-                "What finished calls cost, as far as the provider's callback told it; 0 without "
-                f"callbacks. {RANGE}",
+                f"Price of finished calls, as reported by callbacks; 0 without callbacks. {RANGE}",
                 "currencyVND",
                 {"VND": call_total(PRICE)},
             ),
@@ -114,7 +113,7 @@ def _now() -> Row:
 
 def _answered() -> Row:
     return Row(
-        "Are calls being answered?",
+        "Success and answers",
         (
             share(
                 "Success ratio and ASR",
@@ -136,8 +135,8 @@ def _answered() -> Row:
             ),
             series(
                 "ACD by $split",
-                f"{ACD_IS} Calls that are answered and hung up at once pull it down: fraud, or "
-                "audio that nobody hears.",
+                f"{ACD_IS} It falls when callees hang up at once, for example because they hear "
+                "nothing, or because of fraud.",
                 "s",
                 {"{{$split}}": ratio(call_rate(TALKED, "$split"), call_rate(TALKS, "$split"))},
             )
@@ -146,11 +145,11 @@ def _answered() -> Row:
             .span(12),
             series(
                 "Duration of answered calls",
-                "The duration below which half, and nine of ten, answered calls are.",
+                "Median and 90th percentile of the duration of answered calls.",
                 "s",
                 {
                     name: quantile(part, of_account("esms_call_duration_seconds_bucket"))
-                    for name, part in (("half", 0.5), ("nine of ten", 0.9))
+                    for name, part in (("p50", 0.5), ("p90", 0.9))
                 },
             )
             .interval("1m")
@@ -166,39 +165,39 @@ def _volume() -> Row:
             coloured(
                 stacked(
                     "Finished calls by result",
-                    "Calls a minute. success: the carrier delivered the call; failure: it did not; "
-                    "unknown: the provider never told.",
+                    "Calls per minute. success: the carrier delivered the call; failure: it did "
+                    "not; unknown: the provider reported no result.",
                     "cpm",
                     {"{{result}}": f"60 * {call_rate(FINISHED, 'result')}"},
                 ).links(runbooks("EsmsResultsUnknown"))
             ),
             stacked(
                 "Failed calls by status",
-                "Calls a minute that the carrier did not deliver, by what became of them.",
+                "Calls per minute that the carrier did not deliver, by status.",
                 "cpm",
                 {"{{status}}": f"60 * {call_rate(FAILURE, 'status')}"},
             ).links(runbooks("EsmsCallFailed", "EsmsCallsFailing")),
             stacked(
                 "Delivered calls by status",
-                "Calls a minute that the carrier delivered, by what the callee did.",
+                "Calls per minute that the carrier delivered, by what the callee did.",
                 "cpm",
                 {"{{status}}": f"60 * {call_rate(SUCCESS, 'status')}"},
             ),
             stacked(
                 "Finished calls by $split",
-                "Calls a minute.",
+                "Calls per minute.",
                 "cpm",
                 {"{{$split}}": f"60 * {call_rate(FINISHED, '$split')}"},
             ),
             stacked(
                 "Key presses",
-                "Finished calls a minute whose callee pressed a key, by the first key.",
+                "Finished calls per minute in which the callee pressed a key, by the first key.",
                 "cpm",
                 {"{{key}}": f"60 * {call_rate(KEYS, 'key')}"},
             ),
             stacked(
                 "Price by $split",
-                "VND an hour, as far as the provider's callback told it; 0 without callbacks.",
+                "VND per hour, as reported by callbacks; 0 without callbacks.",
                 "currencyVND",
                 {"{{$split}}": f"3600 * {call_rate(PRICE, '$split')}"},
             ),
@@ -208,23 +207,23 @@ def _volume() -> Row:
 
 def _by_account() -> Row:
     return Row(
-        "By account alone: empty under a filter on your labels",
+        "By account (empty with a filter on your labels)",
         (
             series(
-                "Delay to result",
-                "Time from the moment a call was watched to its result: that of half, of nine of "
-                "ten, and of 99 of 100 calls.",
+                "Delay of results",
+                "Time from the moment a call was added to its result: median, 90th and 99th "
+                "percentile.",
                 "s",
                 {
                     name: quantile(part, DELAYS)
-                    for name, part in (("half", 0.5), ("nine of ten", 0.9), ("99 of 100", 0.99))
+                    for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
                 },
             )
             .interval("1m")
             .span(12),
             stacked(
-                "Watched calls by state",
-                "Calls that have not finished, by their state at the last answer.",
+                "Open calls by state",
+                "Calls without a result, by their state in the last answer.",
                 "short",
                 {"{{state}}": held(WATCHED, "state")},
             )
@@ -239,17 +238,17 @@ def _canaries() -> Row:
         return f"max by ({by}) ({of_exporter(metric)})"
 
     return Row(
-        "Canary calls: placed to see whether calls go through",
+        "Canary calls",
         (
             timeline(
                 "Last canary call",
                 "Whether the last call of each canary ended as expected.",
                 {"{{canary}}": each("esms_canary_success")},
-                {"0": ("failed", "red"), "1": ("good", "green")},
+                {"0": ("failed", "red"), "1": ("success", "green")},
             ).links(runbooks("EsmsCanaryFailed")),
             series(
-                "Time since a canary call was good",
-                "How long ago a call of each canary last ended as expected.",
+                "Time since the last successful canary call",
+                "Time since a call of each canary last ended as expected.",
                 "s",
                 {"{{canary}}": age(each("esms_canary_last_success_timestamp_seconds"))},
             )
@@ -257,7 +256,7 @@ def _canaries() -> Row:
             .span(12),
             stacked(
                 "Canary calls",
-                "Calls an hour by what became of them. What was missed or limited was not placed.",
+                "Canary calls per hour by result. Missed and limited calls were not placed.",
                 "short",
                 {
                     "{{canary}} {{result}}": "3600 * "
@@ -268,8 +267,7 @@ def _canaries() -> Row:
             .span(12),
             series(
                 "Stages of canary calls",
-                "How long the provider took to accept the last call, and the call from there to "
-                "its end.",
+                "Time until the provider accepted the last call, and from then until its end.",
                 "s",
                 {
                     "{{canary}} {{stage}}": each(

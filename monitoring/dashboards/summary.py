@@ -46,8 +46,8 @@ def by_label() -> table.Panel:
         table.Panel()
         .title("By $split")
         .description(
-            "Calls that finished in the time that is shown, with their success ratio, ASR and ACD, "
-            "for each value of the label chosen at `Split by`."
+            "Calls that finished in the time range, with their success ratio, ASR and ACD, for "
+            "each value of the label in `Split by`."
         )
         .datasource(DATASOURCE)
         .unit("short")
