@@ -3,9 +3,8 @@
 It does not import the rest of the exporter: it takes the place of another company's service.
 """
 
-from exporter.simulator.calls import Mix, Plan
 from exporter.simulator.faults import Fault, FaultKind
-from exporter.simulator.provider import Account, AccountState, Operation, Reply
+from exporter.simulator.provider import Account, AccountState, Mix, Operation, Plan, Reply
 from exporter.simulator.server import Simulator
 
 __all__ = [

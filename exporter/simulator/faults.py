@@ -19,7 +19,7 @@ from aiohttp import web
 from pydantic import Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
-from exporter.simulator.calls import CONFIG
+from exporter.simulator.provider import CONFIG
 
 JSON: Final = "application/json; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
@@ -53,9 +53,6 @@ class FaultKind(StrEnum):
     RAW = "raw"  # any body with any status (body, status, retry_after, date)
 
 
-_STATUS: Final = {FaultKind.STATUS: 500, FaultKind.REDIRECT: 302}
-
-
 @dataclass(frozen=True, slots=True, config=CONFIG)
 class Fault:
     """What goes wrong, and with which requests: None for all of them."""
@@ -80,46 +77,53 @@ def to_json(fields: Mapping[str, object]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
-async def respond(  # noqa: C901, PLR0912 - one case for each kind of fault
-    fault: Fault, request: web.Request, answer: Callable[[], Mapping[str, object]]
-) -> web.StreamResponse:
-    """Answer a request as the fault says. `answer`, the real one, is called where it is sent."""
-    headers, body = {"Content-Type": JSON}, b""
-    match fault.kind:
-        case FaultKind.HANG | FaultKind.RESET:
-            if fault.kind is FaultKind.RESET:
-                _reset(request)
-            # Until the client has gone or the server stops: either cancels the request.
-            await asyncio.Event().wait()
-        case FaultKind.STATUS | FaultKind.HTML | FaultKind.REDIRECT:
-            headers["Content-Type"], body = HTML, (fault.body or ERROR_PAGE).encode()
-            if fault.kind is FaultKind.REDIRECT:
-                headers["Location"] = fault.location or request.path_qs
-        case FaultKind.NOT_OBJECT:
-            body = (fault.body or "[]").encode()
-        case FaultKind.RAW:
-            body = (fault.body or "").encode()
-        case FaultKind.GZIP_BOMB:
-            headers["Content-Encoding"], body = "gzip", _gzip_bomb(fault.size)
-        case FaultKind.TRUNCATED:
-            body = to_json(answer())
-            body = body[: len(body) // 2]
-        case FaultKind.WRONG_TYPES:
-            fields = answer().items()
-            body = to_json({k: {"value": v} if isinstance(v, str) else [v] for k, v in fields})
-        case FaultKind.NAN:
-            body = to_json({**answer(), "CallDuration": math.nan, "Price": math.nan})
-        case FaultKind.HUGE:
-            body = to_json({**answer(), "Padding": "x" * fault.size})
-        case FaultKind.WRONG_ID:
-            body = to_json({**answer(), "ReferenceId": "00000000-0000-4000-8000-000000000000"})
-        case FaultKind.TRICKLE:
-            return await _trickle(request, to_json(answer()), fault.seconds)
-    if fault.retry_after is not None:
-        headers["Retry-After"] = fault.retry_after
-    if fault.date is not None:
-        headers["Date"] = fault.date
-    status = fault.status or _STATUS.get(fault.kind, 200)
+Fields = Mapping[str, object]
+Answer = Callable[[], Fields]
+"""Makes the real answer, where it is sent."""
+
+
+def _wrong_types(fields: Fields) -> Fields:
+    return {k: {"value": v} if isinstance(v, str) else [v] for k, v in fields.items()}
+
+
+_OTHER_ID: Final = "00000000-0000-4000-8000-000000000000"
+# The bodies of faults, and the status where it is not 200.
+_PAGES: Final = {FaultKind.STATUS: 500, FaultKind.HTML: 200, FaultKind.REDIRECT: 302}
+_BODIES: Final = {FaultKind.NOT_OBJECT: "[]", FaultKind.RAW: "", FaultKind.EMPTY: ""}
+_CHANGES: Final[Mapping[FaultKind, Callable[[Fields, Fault], Fields]]] = {
+    FaultKind.WRONG_TYPES: lambda fields, _: _wrong_types(fields),
+    FaultKind.NAN: lambda fields, _: {**fields, "CallDuration": math.nan, "Price": math.nan},
+    FaultKind.HUGE: lambda fields, fault: {**fields, "Padding": "x" * fault.size},
+    FaultKind.WRONG_ID: lambda fields, _: {**fields, "ReferenceId": _OTHER_ID},
+}
+
+
+async def respond(fault: Fault, request: web.Request, answer: Answer) -> web.StreamResponse:
+    """Answer a request as the fault says."""
+    kind, headers = fault.kind, {"Content-Type": JSON}
+    if kind in {FaultKind.HANG, FaultKind.RESET}:
+        if kind is FaultKind.RESET:
+            _reset(request)
+        # Until the client has gone or the server stops: either cancels the request.
+        await asyncio.Event().wait()
+    if kind is FaultKind.TRICKLE:
+        return await _trickle(request, to_json(answer()), fault.seconds)
+    if kind in _PAGES:
+        headers["Content-Type"], body = HTML, (fault.body or ERROR_PAGE).encode()
+        if kind is FaultKind.REDIRECT:
+            headers["Location"] = fault.location or request.path_qs
+    elif kind in _BODIES:
+        body = (fault.body or _BODIES[kind]).encode()
+    elif kind is FaultKind.GZIP_BOMB:
+        headers["Content-Encoding"], body = "gzip", _gzip_bomb(fault.size)
+    elif kind is FaultKind.TRUNCATED:
+        body = to_json(answer())
+        body = body[: len(body) // 2]
+    else:
+        body = to_json(_CHANGES[kind](answer(), fault))
+    more = {"Retry-After": fault.retry_after, "Date": fault.date}
+    headers |= {name: value for name, value in more.items() if value is not None}
+    status = fault.status or _PAGES.get(kind, 200)
     return web.Response(status=status, headers=headers, body=body)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Final, Self
@@ -15,10 +17,17 @@ from aiohttp.typedefs import Handler
 from pydantic import TypeAdapter, ValidationError
 from yarl import URL
 
-from exporter.simulator.calls import Mix, Plan, normalize_id
 from exporter.simulator.faults import ERROR_PAGE, JSON, Fault, Faults, respond, to_json
-from exporter.simulator.provider import Account, Operation, Provider, Reply
-from exporter.simulator.traffic import Traffic
+from exporter.simulator.provider import (
+    Account,
+    Mix,
+    Operation,
+    Plan,
+    Provider,
+    Reply,
+    count_recent,
+    normalize_id,
+)
 
 BASE_PATH: Final = "/MainService.svc/json"
 CONTROL_PATH: Final = "/_simulator"
@@ -37,6 +46,51 @@ _CREDENTIALS: Final = TypeAdapter(dict[str, str])
 
 # The operation, the name of the account or `-`, the parameters and the reply.
 Listener = Callable[[Operation, str, Mapping[str, str], Reply], None]
+
+
+class Traffic:
+    """Requests as the stand-in saw them.
+
+    Attributes:
+        requests: their number by account, operation and outcome: the result code, or the kind of
+            the fault that damaged or replaced the answer.
+        peak_rate: the most requests within any one second, by account.
+        peak_open: the most requests under way at one moment, by account.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.requests: Counter[tuple[str, str, str]] = Counter()
+        self.peak_rate: Counter[str] = Counter()
+        self.peak_open: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()
+        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    @property
+    def open(self) -> int:
+        """Requests under way now."""
+        return self._open.total()
+
+    @contextmanager
+    def request(self, account: str) -> Iterator[None]:
+        """Count a request of an account, which is under way until the context ends."""
+        now, recent = self._clock(), self._recent[account]
+        recent.append(now)
+        self._open[account] += 1
+        self.peak_rate[account] = max(self.peak_rate[account], count_recent(recent, now))
+        self.peak_open[account] = max(self.peak_open[account], self._open[account])
+        try:
+            yield
+        finally:
+            self._open[account] -= 1
+
+    def total(self, account: str | None = None, outcome: str | None = None) -> int:
+        """Return the requests of an account (None: of all) with an outcome (None: any)."""
+        return sum(
+            count
+            for (name, _, result), count in self.requests.items()
+            if account in (None, name) and outcome in (None, result)
+        )
 
 
 class Simulator:
@@ -83,7 +137,7 @@ class Simulator:
         self.put_account = self.provider.put_account
         self.add_call = self.provider.add_call
         self.faults = Faults(seed)
-        self.traffic = Traffic(time.monotonic)
+        self.traffic = Traffic()
         self.origin = self.url = self.control_url = ""
         self._host = host
         self._port = port
@@ -164,7 +218,7 @@ class Simulator:
         reference_id = normalize_id(params.get("ReferenceId", ""))
         account = self.provider.account_of(params.get("ApiKey", ""))
         name = "-" if account is None else account.name
-        with self.traffic.request(name, reference_id):
+        with self.traffic.request(name):
             latency, fault = self.faults.draw(name, operation, reference_id)
             if latency is not None:
                 await asyncio.sleep(latency.seconds)
@@ -208,10 +262,17 @@ class Simulator:
             name: {key: value for key, value in asdict(account).items() if not key.endswith("_key")}
             for name, account in self.provider.accounts.items()
         }
-        active = {name: asdict(fault) for name, fault in self.faults.active.items()}
-        calls = len(self.provider.calls)
+        traffic = self.traffic
         return web.json_response(
-            {"accounts": accounts, "faults": active, "calls": calls, **self.traffic.state()}
+            {
+                "accounts": accounts,
+                "faults": {name: asdict(fault) for name, fault in self.faults.active.items()},
+                "calls": len(self.provider.calls),
+                "requests": {" ".join(key): n for key, n in sorted(traffic.requests.items())},
+                "peak_rate": traffic.peak_rate,
+                "peak_open": traffic.peak_open,
+                "open": traffic.open,
+            }
         )
 
     async def _get_calls(self, request: web.Request) -> web.Response:

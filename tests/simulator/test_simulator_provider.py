@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import replace
 from uuid import UUID
 
 import pytest
 
-from exporter.simulator import Account, AccountState, Mix, Operation, Plan, Reply
-from exporter.simulator.provider import Provider
-from exporter.simulator.traffic import Traffic
+from exporter.simulator import (
+    Account,
+    AccountState,
+    Fault,
+    FaultKind,
+    Mix,
+    Operation,
+    Plan,
+    Reply,
+)
+from exporter.simulator.faults import Faults
+from exporter.simulator.provider import Call, Provider, SendStatus, normalize_id
+from exporter.simulator.server import Traffic
 
 MAIN = Account("main", "key", "secret")
 ID = "505139D7-54F8-48A9-88FA-9460A78731DD"
@@ -168,28 +180,122 @@ def test_a_request_id_blocks_for_a_day() -> None:
     assert [*codes, scene.place(RequestID="a").code] == ["100", "124", "124", "100", "100"]
 
 
-def test_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.simulator.traffic.MAX_IDS", 2)
+def test_traffic() -> None:
     clock = Clock()
     traffic = Traffic(clock)
-    with traffic.request("main", "A"), traffic.request("main", "B"), traffic.request("b", "A"):
+    with traffic.request("main"), traffic.request("main"), traffic.request("b"):
         assert traffic.open == 3
-    assert not traffic.overlapping
     clock.now += 0.9
-    with traffic.request("main", "A"), traffic.request("main", "A"):
+    with traffic.request("main"):
         clock.now += 0.1
-    with traffic.request("main", "C"), traffic.request("main", ""):
+    with traffic.request("main"):
         pass
     for key in (("main", "x", "100"), ("main", "x", "101"), ("b", "x", "100")):
         traffic.requests[key] += 1
     assert (traffic.total(), traffic.total("main"), traffic.total(outcome="100")) == (3, 2, 2)
-    assert traffic.total("b", "101") == 0
-    assert traffic.overlapping == {"A"}
-    assert traffic.by_reference_id == {"A": 4, "B": 1}
-    assert traffic.state() == {
-        "requests": {"b x 100": 1, "main x 100": 1, "main x 101": 1},
-        "peak_rate": {"main": 4, "b": 1},
-        "peak_open": {"main": 2, "b": 1},
-        "open": 0,
-        "overlapping": 1,
-    }
+    assert traffic.total("b", "101") == traffic.open == 0
+    assert (traffic.peak_rate, traffic.peak_open) == ({"main": 3, "b": 1}, {"main": 2, "b": 1})
+
+
+LONG = Plan(unknown_for=1, approval=2, queued=3, sent=4, duration=13, ivr="1")
+END = {
+    "CallDuration": 13,
+    "CallStatus": "ANSWERED",
+    "CodeResponse": "100",
+    "Ivr": "1",
+    "ReferenceId": "ID",
+    "SendStatus": 5,
+    "SentResult": 1,
+}
+NOT_ANSWERED = {"CallDuration": 0, "CallStatus": "", "Ivr": "", "SentResult": 0}
+
+
+@pytest.mark.parametrize(
+    ("plan", "age", "status"),
+    [
+        (LONG, 0, None),
+        (LONG, 0.9, None),
+        (LONG, 1, SendStatus.AWAITING_APPROVAL),
+        (LONG, 2.9, SendStatus.AWAITING_APPROVAL),
+        (LONG, 3, SendStatus.QUEUED),
+        (LONG, 5.9, SendStatus.QUEUED),
+        (LONG, 6, SendStatus.SENT),
+        (LONG, 9.9, SendStatus.SENT),
+        (LONG, 10, SendStatus.FINISHED),
+        (LONG, math.inf, SendStatus.FINISHED),
+        (replace(LONG, queued=math.inf), 1e9, SendStatus.QUEUED),
+        (replace(LONG, rejected=True), 2.9, SendStatus.AWAITING_APPROVAL),
+        (replace(LONG, rejected=True), 3, SendStatus.REJECTED),
+    ],
+)
+def test_a_call_passes_through_its_states(plan: Plan, age: float, status: SendStatus) -> None:
+    call = Call("main", "ID", 100.0, plan)
+    answer = call.answer(100.0 + age)
+    if status is None:
+        assert answer is None
+    else:
+        finished = status is SendStatus.FINISHED
+        assert answer == END | {"SendStatus": status} | ({} if finished else NOT_ANSWERED)
+    assert call.finished(100.0 + age) == (status in {SendStatus.FINISHED, SendStatus.REJECTED})
+
+
+@pytest.mark.parametrize("text", ["ab-cd", " AB-CD", "Ab-\tcD \n", "ab- cd"])
+def test_ids_are_normalized(text: str) -> None:
+    assert normalize_id(text) == "AB-CD"
+
+
+def test_plans_come_from_the_seed() -> None:
+    plans = [Mix().draw(random.Random(seed)) for seed in range(300)]
+    assert plans == [Mix().draw(random.Random(seed)) for seed in range(300)]
+    ends = {plan.call_status for plan in plans}
+    assert ends == {"ANSWERED", "NOANSWERED", "NO ANSWER", "BUSY", "FAILED", ""}
+    assert any(plan.rejected for plan in plans)
+    assert any(plan.unknown_for for plan in plans)
+    assert {plan.ivr for plan in plans} > {"", "1", "2"}
+    for plan in plans:
+        answered = plan.call_status == "ANSWERED" and not plan.rejected
+        assert (plan.duration > 0) == (plan.price > 0) == answered
+
+
+def hits(
+    faults: Faults, account: str = "main", operation: str = "GetSendStatus", call: str = ""
+) -> list[str]:
+    return [fault.kind for fault in faults.draw(account, operation, call) if fault is not None]
+
+
+def test_a_fault_hits_its_account_operation_call_and_count() -> None:
+    faults = Faults()
+    assert hits(faults) == []
+    faults.set("a", Fault(FaultKind.HANG, account="main", count=2))
+    assert hits(faults, "other") == []
+    assert [hits(faults) for _ in range(3)] == [["hang"], ["hang"], []]
+    faults.set("b", Fault(FaultKind.EMPTY, operation="GetBalance_json"))
+    faults.set("c", Fault(FaultKind.HTML, reference_id="ID"))
+    assert hits(faults) == []
+    assert hits(faults, operation="GetBalance_json") == ["empty"]
+    assert hits(faults, call="ID") == ["html"]
+    faults.clear("b")
+    faults.clear("b")
+    assert list(faults.active) == ["c"]
+    faults.clear()
+    assert hits(faults, call="ID") == []
+
+
+def test_the_first_latency_and_the_first_other_fault_hit() -> None:
+    faults = Faults()
+    faults.set("bad", Fault(FaultKind.HTML))
+    faults.set("worse", Fault(FaultKind.RESET, count=1))
+    faults.set("late", Fault(FaultKind.LATENCY, seconds=0.1))
+    faults.set("later", Fault(FaultKind.LATENCY, seconds=0.2, count=1))
+    assert hits(faults) == ["latency", "html"]
+    assert list(faults.active) == ["bad", "worse", "late", "later"]
+
+
+def test_probability_comes_from_the_seed() -> None:
+    def drawn(seed: int) -> list[bool]:
+        faults = Faults(seed)
+        faults.set("some", Fault(FaultKind.EMPTY, probability=0.3))
+        return [bool(hits(faults)) for _ in range(500)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert 100 < sum(drawn(1)) < 200
