@@ -1,4 +1,4 @@
-"""Access to the HTTP server: the rate limit of requests, and users with their passwords."""
+"""What access to the HTTP server depends on: limits of requests, and passwords of users."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from math import ceil
@@ -17,9 +17,7 @@ from aiohttp import web
 
 from exporter.secrets import Secret
 from exporter.threads import SerialThread
-from exporter.web.web_config import RateLimit, WebConfig
-
-PROBES: Final = frozenset({"/-/healthy", "/-/ready"})
+from exporter.web.web_config import RateLimit
 
 MAX_REMEMBERED: Final = 100
 """Right passwords that are remembered."""
@@ -73,8 +71,8 @@ class Passwords:
     that is not known is checked against the hash of some user, so that it takes as long.
 
     Args:
-        check: tells whether a password has a hash.
-        max_checks: passwords that may wait to be checked; one takes some 70 ms at a cost of 10.
+        check: tells whether a password has a hash; takes some 70 ms at a cost of 10.
+        max_checks: passwords that may wait to be checked.
     """
 
     def __init__(
@@ -89,17 +87,29 @@ class Passwords:
         self._key = os.urandom(32)
         self._right: dict[bytes, None] = {}  # the one that was used last is the last
 
-    async def verify(self, users: Mapping[str, Secret], name: str, password: bytes) -> bool:
-        """Tell whether a password is that of a user.
+    async def authenticate(self, users: Mapping[str, Secret], request: web.Request) -> None:
+        """Return if a request shows the name of a user and the right password (RFC 7617).
 
         Args:
             users: bcrypt hashes by name; at least one.
-            name: the user that is claimed.
-            password: in UTF-8.
+            request: has them in its header `Authorization`.
 
         Raises:
-            web.HTTPServiceUnavailable: it would take too long.
+            web.HTTPUnauthorized: it does not.
+            web.HTTPServiceUnavailable: it would take too long to know.
         """
+        try:
+            shown = b64decode(credentials(request, "basic"), validate=True)
+            name, colon, password = shown.partition(b":")
+            # bcrypt knows no NUL.
+            good = bool(colon) and b"\0" not in password
+            good = good and await self._verify(users, name.decode(), password)
+        except ValueError:
+            good = False
+        if not good:
+            raise web.HTTPUnauthorized(text="Unauthorized\n", headers={"WWW-Authenticate": _REALM})
+
+    async def _verify(self, users: Mapping[str, Secret], name: str, password: bytes) -> bool:
         hashes = list(users.values())
         # For an unknown name always the same one, of a cost that occurs.
         some = hashes[int.from_bytes(self._digest(name)[:8]) % len(hashes)]
@@ -133,13 +143,16 @@ class Passwords:
         return blake2b(repr(parts).encode(), key=self._key).digest()
 
 
-class _TokenBucket:
+class TokenBucket:
+    """Counts requests against a limit."""
+
     def __init__(self, limit: RateLimit) -> None:
         self.limit = limit
         self._tokens = float(limit.burst)
         self._filled_at = time.monotonic()
 
     def take(self) -> bool:
+        """Tell whether the next request is within the limit."""
         now = time.monotonic()
         added = (now - self._filled_at) / self.limit.interval
         self._tokens, self._filled_at = min(self.limit.burst, self._tokens + added), now
@@ -147,70 +160,3 @@ class _TokenBucket:
             return False
         self._tokens -= 1
         return True
-
-
-class Access:
-    """Decides which requests are answered.
-
-    Args:
-        open_paths: paths that need no password and are not limited.
-        token_paths: prefixes of paths that ask for credentials of their own.
-        route_prefix: what all of these paths begin with.
-        passwords: checks them.
-
-    Attributes:
-        config: the web configuration in force.
-    """
-
-    def __init__(
-        self,
-        open_paths: Collection[str],
-        token_paths: tuple[str, ...],
-        route_prefix: str,
-        passwords: Passwords,
-    ) -> None:
-        self._open_paths = open_paths
-        self._token_paths = token_paths
-        self._route_prefix = route_prefix
-        self._passwords = passwords
-        self._bucket: _TokenBucket | None = None
-        self.config = WebConfig()
-
-    def configure(self, config: WebConfig) -> None:
-        """Apply another configuration; a limit that stays the same continues."""
-        self.config = config
-        if not config.rate_limit.interval:
-            self._bucket = None
-        elif self._bucket is None or self._bucket.limit != config.rate_limit:
-            self._bucket = _TokenBucket(config.rate_limit)
-
-    @web.middleware
-    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer a request if it has access.
-
-        Raises:
-            web.HTTPException: it has none.
-        """
-        # As the router has understood it, so that no spelling of a path gets around this.
-        resource = request.match_info.route.resource
-        path = resource.canonical.removeprefix(self._route_prefix) if resource else ""
-        if path in self._open_paths:
-            return await handler(request)
-        if self._bucket is not None and not self._bucket.take():
-            headers = retry_after(self._bucket.limit.interval)
-            raise web.HTTPTooManyRequests(text="Too Many Requests\n", headers=headers)
-        if self.config.basic_auth_users and not path.startswith(self._token_paths):
-            await self._check_password(credentials(request, "basic"))
-        return await handler(request)
-
-    async def _check_password(self, shown: str) -> None:
-        try:
-            name, colon, password = b64decode(shown, validate=True).partition(b":")
-            # bcrypt knows no NUL.
-            good = bool(colon) and b"\0" not in password
-            users = self.config.basic_auth_users
-            good = good and await self._passwords.verify(users, name.decode(), password)
-        except ValueError:
-            good = False
-        if not good:
-            raise web.HTTPUnauthorized(text="Unauthorized\n", headers={"WWW-Authenticate": _REALM})

@@ -26,7 +26,7 @@ from exporter.metrics.exposition import (
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.file_watcher import INTERVAL
 from exporter.threads import DetachedThreads
-from exporter.web.access import PROBES, Access, Handler, Passwords, Slots
+from exporter.web.access import Handler, Passwords, Slots, TokenBucket, retry_after
 from exporter.web.api import MAX_BODY, Api, token_of
 from exporter.web.api import PREFIX as API_PREFIX
 from exporter.web.callback import PATH as CALLBACK_PATH
@@ -48,6 +48,7 @@ _DRAIN_TIMEOUT: Final = 1.0
 # Seconds that reading the web configuration may take.
 _LOAD_TIMEOUT: Final = 30.0
 _WEB_CONFIG: Final = "web configuration"
+_PROBES: Final = ("/-/healthy", "/-/ready")
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Server": "esms-exporter"}
 
 # Compressing more than this takes long enough to be felt by the polls: it is done in a thread.
@@ -105,16 +106,12 @@ class WebServer:
         self._pages = Slots(limits.pages)
         self._rendering = asyncio.Lock()
         self._passwords = passwords or Passwords(max_checks=limits.password_checks)
+        self._bucket: TokenBucket | None = None
+        self._web_config = WebConfig()
         prefix = options.route_prefix
-        self._access = Access(
-            PROBES if options.open_probes else (),
-            (f"{API_PREFIX}/", f"{CALLBACK_PATH}/"),
-            prefix,
-            self._passwords,
-        )
         api = Api(app, limits.body, prefix, options.external_path)
         application = web.Application(
-            middlewares=[_tracked, api.problems, self._access.answer], client_max_size=MAX_BODY
+            middlewares=[_tracked, api.problems, self._guarded], client_max_size=MAX_BODY
         )
         routes = [
             web.get("/", self._status),
@@ -166,7 +163,7 @@ class WebServer:
         for listener in self._listeners:
             listener.setblocking(False)
             self._start_task(self.connections.accept(listener, self._runner.server))
-        scheme = "https" if self._access.config.tls_server_config else "http"
+        scheme = "https" if self._web_config.tls_server_config else "http"
         return [url_of(listener, scheme) for listener in self._listeners]
 
     async def stop(self) -> None:
@@ -216,7 +213,11 @@ class WebServer:
                 await self._reload_web_config(changed=False)
 
     def _configure(self, config: WebConfig) -> None:
-        self._access.configure(config)
+        self._web_config = config
+        if not config.rate_limit.interval:
+            self._bucket = None
+        elif self._bucket is None or self._bucket.limit != config.rate_limit:
+            self._bucket = TokenBucket(config.rate_limit)
         tls = config.tls_server_config
         self.connections.configure(tls)
         self._app.metrics.tls_expiry.set(tls.expires_at if tls else 0.0)
@@ -225,8 +226,23 @@ class WebServer:
 
     # Requests.
 
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # As the router has understood it, so that no spelling of a path gets around this.
+        resource = request.match_info.route.resource
+        path = resource.canonical.removeprefix(self._options.route_prefix) if resource else ""
+        if path in _PROBES and self._options.open_probes:
+            return await handler(request)
+        if self._bucket is not None and not self._bucket.take():
+            headers = retry_after(self._bucket.limit.interval)
+            raise web.HTTPTooManyRequests(text="Too Many Requests\n", headers=headers)
+        users = self._web_config.basic_auth_users
+        if users and not path.startswith((f"{API_PREFIX}/", f"{CALLBACK_PATH}/")):
+            await self._passwords.authenticate(users, request)
+        return await handler(request)
+
     def _viewer(self, request: web.Request) -> Viewer:
-        if self._access.config.basic_auth_users:
+        if self._web_config.basic_auth_users:
             return Viewer(authenticated=True, accounts=None)  # else access was denied before
         config = self._app.config
         if config is None or (token := token_of(config.watch.api, request)) is None:
@@ -236,7 +252,7 @@ class WebServer:
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)
-        for name, value in self._access.config.http_server_config.headers.items():
+        for name, value in self._web_config.http_server_config.headers.items():
             response.headers[name] = value
         if not request.content.is_eof():
             # Without the rest of the body, no further request can be told from it.
