@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -20,6 +20,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -463,13 +464,23 @@ FINISHED: Final = "finished"
 WATCHED: Final = "watched"
 """Every other state."""
 
-RECORD: Final = (
+MAX_PAGE: Final = 1_000
+"""Calls on a page, at most."""
+
+EXAMINED: Final = 20_000
+"""Rows that are looked at for a page, at most: some milliseconds."""
+
+_result: Final[ColumnElement[str]] = func.coalesce(calls.c.result, "")
+_state: Final[ColumnElement[str]] = case(
+    (_result == "", calls.c.state), (_result == DELETED, DELETED), else_=FINISHED
+)
+_RECORD: Final = (
     select(
         calls.c.id,
         accounts.c.name,
         calls.c.reference_id,
         label_sets.c.labels,
-        calls.c.state,
+        _state,
         calls.c.first_watched,
         calls.c.result,
         calls.c.status,
@@ -480,16 +491,6 @@ RECORD: Final = (
     .join_from(calls, accounts)
     .join(label_sets)
 )
-"""The query of all calls."""
-
-
-MAX_PAGE: Final = 1_000
-"""Calls on a page, at most."""
-
-EXAMINED: Final = 20_000
-"""Rows that are looked at for a page, at most: some milliseconds."""
-
-Conditions = tuple[ColumnElement[bool], ...]
 
 
 class Page(NamedTuple):
@@ -533,66 +534,72 @@ def list_calls(
                 connection.execute(text(f"SET LOCAL enable_{way} = off"))
         known = select(accounts.c.id).where(accounts.c.name.in_(names))
         rows = connection.scalars(known).all()
-        scopes = _scopes(rows, state, result) if rows else []
+        # What is looked for meets one of these conditions, each with an index in the order of rows.
+        # Calls that have not finished have such an index for each account.
+        scopes: list[tuple[ColumnElement[bool], ...]] = [()] if rows else []
+        if state not in (None, FINISHED) and len(rows) <= EXAMINED // MAX_PAGE:
+            scopes = [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
         ends = [_end(connection, scope, after, max(1, examined // len(scopes))) for scope in scopes]
         end = min((row for row in ends if row is not None), default=None)
         found: list[CallRecord] = []
         for scope in scopes:
-            query = RECORD.where(*scope, calls.c.id > after, *_wanted(rows, state, result))
+            query = _RECORD.where(*scope, calls.c.id > after, *_wanted(rows, state, result))
             if end is not None:
                 query = query.where(calls.c.id <= end)
-            found += read_records(connection, query.order_by(calls.c.id).limit(limit))
+            found += _records(connection, query.order_by(calls.c.id).limit(limit))
     found = sorted(found)[:limit]  # no two have the same row, which comes first
     return Page(found, found[-1].id if len(found) == limit else end)
 
 
-def _scopes(rows: Sequence[int], state: str | None, result: str | None) -> list[Conditions]:
-    """Return conditions with an index in the order of rows; what is looked for meets one of them.
-
-    Calls that have not finished have such an index for each account.
-    """
-    if state not in (None, FINISHED) and result is not None:
-        return []  # no call has a result and is in such a state
-    if state in (None, FINISHED) or len(rows) > EXAMINED // MAX_PAGE:
-        return [()]
-    return [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
-
-
-def _end(connection: Connection, scope: Conditions, after: int, size: int) -> int | None:
+def _end(
+    connection: Connection, scope: tuple[ColumnElement[bool], ...], after: int, size: int
+) -> int | None:
     """Return the last of the first `size` rows of an index; None where it has fewer."""
     query = select(calls.c.id).where(*scope, calls.c.id > after)
     return connection.scalar(query.order_by(calls.c.id).offset(size - 1).limit(1))
 
 
-def _wanted(rows: Sequence[int], state: str | None, result: str | None) -> Conditions:
-    """Return the conditions that a call in a window has to meet.
+def _wanted(
+    rows: Sequence[int], state: str | None, result: str | None
+) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions that a call has to meet.
 
     None of them may lead an engine to an index in another order: it would read, and sort, all
     calls.
     """
-    ended = func.coalesce(calls.c.result, "")
-    wanted = [
-        (calls.c.account_id + 0).in_(rows),
-        ended != DELETED,
-        func.coalesce(calls.c.canary_run_id, 0) == 0,
-    ]
-    if state == FINISHED:
-        wanted.append(ended != "")
-    elif state is not None:
-        wanted.append(ended == "")
-        if state != WATCHED:
-            wanted.append(calls.c.state == state)
+    yield (calls.c.account_id + 0).in_(rows)
+    yield func.coalesce(calls.c.canary_run_id, 0) == 0
+    yield _state.not_in([DELETED, *([FINISHED] if state == WATCHED else [])])
+    if state not in (None, WATCHED):
+        yield _state == state
     if result is not None:
-        wanted.append(ended == result)
-    return tuple(wanted)
+        yield _result == result
 
 
-def read_records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns
-    """Run a query that was made of `RECORD`."""
+def _records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns
     return [
-        CallRecord(row, account, name, json.loads(labels), _state(state, rest[1]), *rest)
-        for row, account, name, labels, state, *rest in connection.execute(query)
+        CallRecord(row, account, name, json.loads(labels), *rest)
+        for row, account, name, labels, *rest in connection.execute(query)
     ]
+
+
+def find_call(
+    connection: Connection, account: str, reference_id: str, *, canaries: bool = True
+) -> CallRecord | None:
+    """Return a call, if it is known; also one that was deleted, with that as its state.
+
+    Args:
+        connection: in a transaction.
+        account: its account.
+        reference_id: its id.
+        canaries: whether calls that canaries placed are known.
+    """
+    query = _RECORD.where(
+        accounts.c.name == account, calls.c.normalized_id == reference_key(reference_id)
+    )
+    if not canaries:
+        query = query.where(calls.c.canary_run_id.is_(None))
+    return next(iter(_records(connection, query)), None)
 
 
 _LABEL_SETS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
@@ -606,12 +613,6 @@ def label_sets_of(connection: Connection, rows: Collection[int]) -> dict[int, La
         return {}
     found = fetch_json(connection, _LABEL_SETS, rows=to_json_rows(rows))
     return {row: json.loads(labels) for row, labels in sorted(found)}
-
-
-def _state(state: str, result: str | None) -> str:
-    if result is None:
-        return state
-    return DELETED if result == DELETED else FINISHED
 
 
 # Calls that finished recently.
@@ -629,6 +630,7 @@ class Past(NamedTuple):
 
 _FINISHED_CALLS: Final = (
     select(
+        calls.c.id,
         accounts.c.name,
         calls.c.reference_id,
         calls.c.result,
@@ -646,46 +648,26 @@ def recent_calls(
     connection: Connection,
     since: float,
     names: Collection[str] | None = None,
-    most: int = MAX_RECENT,
+    limit: int = MAX_RECENT,
 ) -> Past:
-    """Return the calls of accounts that have finished since a Unix time: the newest `most`."""
-    query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(most)
+    """Return the calls of accounts that have finished since a Unix time: the newest `limit`."""
+    query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(limit)
     if names is not None:
         query = query.where(accounts.c.name.in_(list(names)))
-    found = [_call(*row) for row in connection.execute(query)]
-    found.reverse()
-    return Past(found, found[0].finished_at if len(found) == most else since)
+    found = [*_finished(connection, query).values()][::-1]
+    return Past(found, found[0].finished_at if len(found) == limit else since)
 
 
 def ended_of(connection: Connection, rows: Collection[int]) -> dict[int, FinishedCall]:
     """Return those of some calls that have finished, by their rows."""
-    query = _FINISHED_CALLS.add_columns(calls.c.id).where(calls.c.id.in_(list(rows)))
-    return {row: _call(*rest) for *rest, row in connection.execute(query)}
+    return _finished(connection, _FINISHED_CALLS.where(calls.c.id.in_(list(rows))))
 
 
-def _call(
-    name: str, reference_id: str, result: str, status: str, watched: float, finished: float
-) -> FinishedCall:
-    return FinishedCall(name, reference_id, Result(result), Status(status), watched, finished)
-
-
-def find_call(
-    connection: Connection, account: str, reference_id: str, *, canaries: bool = True
-) -> CallRecord | None:
-    """Return a call, if it is known; also one that was deleted, with that as its state.
-
-    Args:
-        connection: in a transaction.
-        account: its account.
-        reference_id: its id.
-        canaries: whether calls that canaries placed are known.
-    """
-    query = RECORD.where(
-        accounts.c.name == account, calls.c.normalized_id == reference_key(reference_id)
-    )
-    if not canaries:
-        query = query.where(calls.c.canary_run_id.is_(None))
-    return next(iter(read_records(connection, query)), None)
+def _finished(connection: Connection, query: Select[Any]) -> dict[int, FinishedCall]:
+    return {
+        row: FinishedCall(name, reference_id, Result(result), Status(status), *times)
+        for row, name, reference_id, result, status, *times in connection.execute(query)
+    }
 
 
 # What sources have read.
@@ -703,15 +685,9 @@ def list_sources(connection: Connection) -> list[str]:
 
 
 def read_cursor(connection: Connection, source: str, query: str) -> float | None:
-    """Return up to when a query has read; None where another one did, or none.
+    """Return up to when a query, told from others by a digest, has read for a source.
 
-    Args:
-        connection: in a transaction.
-        source: its name.
-        query: tells it from others of that name.
-
-    Returns:
-        A Unix time, by the clock of the database that was read.
+    A Unix time, by the clock of the database that was read; None where it never did.
     """
     found = cursors.c.source == source, cursors.c.query == query
     return connection.scalar(select(cursors.c.read_until).where(*found))

@@ -32,7 +32,7 @@ def test_no_more_than_asked_for(store: Store) -> None:
     for number, call in enumerate(calls):
         finish(store, call, after=number)
     with store.database.begin() as connection:
-        past = recent_calls(connection, NOW, most=3)
+        past = recent_calls(connection, NOW, limit=3)
     # They are all since the oldest of them: there may be others before it.
     assert [call.finished_at for call in past.calls] == [NOW + 2, NOW + 3, NOW + 4]
     assert past.since == NOW + 2

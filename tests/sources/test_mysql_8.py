@@ -7,15 +7,17 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from sqlalchemy import text
 
+from exporter.config.document import Problems
 from exporter.errors import SourceError
 from exporter.secrets import Secret
-from exporter.sources.database import Database
+from exporter.sources.sql import Query
+from tests.sources.queried import CONTEXT, File, config
 
 PASSWORD = "made-up password"
 SALT = b"saltsaltsaltsaltsalt"
@@ -85,7 +87,7 @@ def server() -> Iterator[tuple[int, list[bytes]]]:
 def test_a_user_of_mysql_8_is_authenticated(server: tuple[int, list[bytes]]) -> None:
     port, shown = server
     address = f"mysql://esms:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{port}/calls"
-    database = Database(Secret(address), 60)
-    with pytest.raises(SourceError, match="1049"), database.ask(lambda _clock: text("SELECT 1")):
-        pass
+    query = Query(config(File(Path()), url=Secret(address)), CONTEXT)
+    with pytest.raises(SourceError, match="1049"):
+        next(query.batches(lambda now: now, Problems("")))
     assert shown == [PASSWORD.encode() + b"\0"]

@@ -11,14 +11,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
+from exporter.config.document import Problems
 from exporter.errors import SourceError
-from exporter.secrets import Secret
-from exporter.sources.database import Database
+from exporter.sources.sql import Query
+from tests.sources.queried import CONTEXT, File, config
 
 USER = os.geteuid()
-QUERY = text("SELECT reference_id FROM calls ORDER BY reference_id")
+QUERY = "SELECT reference_id FROM calls ORDER BY reference_id"
 
 
 @pytest.fixture
@@ -52,8 +52,16 @@ def reading_only(path: Path) -> Iterator[None]:
 
 
 def read(path: Path) -> list[str]:
-    with Database(Secret(f"sqlite:///{path}"), 60).ask(lambda _clock: QUERY) as found:
-        return list(found.scalars())
+    return ids(query(path))
+
+
+def query(path: Path) -> Query:
+    return Query(config(File(path), QUERY, account="main"), CONTEXT)
+
+
+def ids(query: Query) -> list[str]:
+    batches = query.batches(lambda now: now, Problems(""))
+    return [call.reference_id for batch in batches for call in batch]
 
 
 def test_a_file_that_nobody_has_open_is_read_as_it_is(path: Path) -> None:
@@ -87,20 +95,17 @@ def test_what_is_needed_is_told_where_a_part_cannot_be_read(path: Path, *, live:
 
 
 def test_a_file_that_changes_meanwhile_is_read_again(path: Path) -> None:
-    database = Database(Secret(f"sqlite:///{path}"), 60)
-
-    def read_while_it_is_written() -> None:
-        with database.ask(lambda _clock: QUERY) as found:
-            assert found.scalars().all() == ["A"]
-            os.seteuid(USER)
-            path.parent.chmod(0o700)
-            with closing(opened(path)) as writer:
-                writer.execute("INSERT INTO calls VALUES ('B')")
-
+    found = query(path)
+    with reading_only(path):
+        batches = found.batches(lambda now: now, Problems(""))
+        assert [call.reference_id for call in next(batches)] == ["A"]
+    path.parent.chmod(0o700)
+    with closing(opened(path)) as writer:
+        writer.execute("INSERT INTO calls VALUES ('B')")
     with reading_only(path), pytest.raises(SourceError, match="changed while it was read"):
-        read_while_it_is_written()
-    with reading_only(path), database.ask(lambda _clock: QUERY) as found:
-        assert found.scalars().all() == ["A", "B"]
+        next(batches)
+    with reading_only(path):
+        assert ids(found) == ["A", "B"]
 
 
 def test_a_transaction_that_was_cut_off_is_not_read_over(path: Path) -> None:
