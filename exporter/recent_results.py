@@ -21,8 +21,6 @@ MINUTES: Final = 60
 NEWEST: Final = 10
 """Failures that are kept of each account."""
 
-_RESULTS: Final = tuple(Result)
-
 
 class Minute(NamedTuple):
     """The calls that finished within a minute, which begins `at` (Unix time)."""
@@ -83,30 +81,18 @@ class History:
         # By their midnights, and by their numbers. Twice as many as are shown, because results may
         # come late and clocks go wrong; those that came first go.
         self._days: dict[float, Counter[tuple[Result, Status]]] = {}
-        self._day = (0.0, 0.0)  # of the last call: its midnight, and a time before its end
-        self._minutes: dict[int, list[int]] = {}
+        self._minutes: dict[int, Counter[str]] = {}
         self._failures: deque[FinishedCall] = deque(maxlen=NEWEST)
 
     def add(self, call: FinishedCall) -> None:
         """Count a call that has finished."""
-        at = call.finished_at
         if call.result is not Result.SUCCESS:
             self._failures.append(call)
-        if not self._day[0] <= at < self._day[1]:
-            began = self._midnight(at)
-            # Days are at least 23 hours long; for the rest of one, this is found out each time.
-            self._day = (began, began + 23 * 3600)
-            if began not in self._days:
-                _make_room(self._days, 2)
-                self._days[began] = Counter()
-        self._days[self._day[0]][call.result, call.status] += 1
-        minute = int(at // 60)
-        if (counts := self._minutes.get(minute)) is None:
-            _make_room(self._minutes, 2 * MINUTES)
-            counts = self._minutes[minute] = [0, 0, 0, 0]
-        counts[_RESULTS.index(call.result)] += 1
+        _counter(self._days, self._midnight(call.finished_at), 2)[call.result, call.status] += 1
+        minute = _counter(self._minutes, int(call.finished_at // 60), 2 * MINUTES)
+        minute[call.result.value] += 1
         if call.status is Status.ANSWERED:
-            counts[3] += 1
+            minute["answered"] += 1
 
     def recent(self, now: float) -> Recent:
         """Return what there is to be seen at a Unix time."""
@@ -115,7 +101,7 @@ class History:
             Counter(self._days.get(midnight, ())),
             max(midnight, self._since),
             tuple(
-                Minute(number * 60.0, *self._minutes.get(number, ()))
+                Minute(number * 60.0, **self._minutes.get(number, Counter[str]()))
                 for number in range(minute - MINUTES + 1, minute + 1)
             ),
             tuple(reversed(self._failures)),
@@ -154,9 +140,13 @@ class Histories:
         return (self._of.get(account) or History(self._midnight)).recent(now)
 
 
-def _make_room(held: dict[K, V], most: int) -> None:
-    if len(held) >= most:
-        del held[next(iter(held))]
+def _counter(held: dict[K, Counter[V]], key: K, limit: int) -> Counter[V]:
+    """Return the counter of a key; the one that was added first makes room for a new one."""
+    if key not in held:
+        if len(held) >= limit:
+            del held[next(iter(held))]
+        held[key] = Counter()
+    return held[key]
 
 
 def local_midnight(at: float) -> float:

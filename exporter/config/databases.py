@@ -93,7 +93,7 @@ LedgerUrl = Annotated[
 ]
 Query = Annotated[
     str,
-    text(f"a query of 1 to {MAX_QUERY} characters", r"^[\s\S]", max_length=MAX_QUERY),
+    text(f"a query of 1 to {MAX_QUERY} characters", min_length=1, max_length=MAX_QUERY),
     AfterValidator(_query),
 ]
 

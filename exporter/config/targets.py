@@ -154,7 +154,7 @@ MqttUrl = Annotated[
     Field(json_schema_extra={"format": "uri", "pattern": "^mqtts?://[^/?#@]+/?$"}),
 ]
 UserName = Annotated[str, text("a name of 1 to 1024 characters", r"^[^\x00-\x1f\x7f]{1,1024}$")]
-FilePath = Annotated[str, text("the path of a file", r"^[\s\S]", max_length=4096)]
+FilePath = Annotated[str, text("the path of a file", min_length=1, max_length=4096)]
 
 
 class HomeAssistantConfig(Section):

@@ -139,12 +139,13 @@ def text(
     words: str,
     pattern: str | None = None,
     *,
+    min_length: int | None = None,
     max_length: int | None = None,
     check: Callable[[str], str] = str,
 ) -> Expected:
     """Take a text that matches a pattern of Rust, and that `check` lets pass."""
-    form = StringConstraints(strict=True, pattern=pattern, max_length=max_length)
-    return Expected(words, form, AfterValidator(check))
+    lengths = StringConstraints(strict=True, min_length=min_length, max_length=max_length)
+    return Expected(words, lengths, StringConstraints(pattern=pattern), AfterValidator(check))
 
 
 def _seconds(value: object, info: ValidationInfo) -> object:

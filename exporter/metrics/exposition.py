@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any, Final
 
 import structlog
@@ -116,22 +117,13 @@ def _parts(collector: Collector, generate: Callable[[Any], bytes]) -> Iterator[b
     for metric in reading.describe() if reading else collector.collect():
         samples = reading.samples() if reading else iter(metric.samples)
         part = Metric(metric.name, metric.documentation, metric.type)
+        registry = SimpleNamespace(collect=lambda part=part: (part,))
         part.samples = list(islice(samples, _BATCH_SIZE))
-        yield generate(_Only(part)).removesuffix(_EOF)
+        yield generate(registry).removesuffix(_EOF)
         while batch := list(islice(samples, _BATCH_SIZE)):
             part.samples = batch
-            _help, _type, lines = generate(_Only(part)).removesuffix(_EOF).split(b"\n", 2)
+            _help, _type, lines = generate(registry).removesuffix(_EOF).split(b"\n", 2)
             yield lines
-
-
-class _Only(Collector):
-    """A registry of a single metric."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-
-    def collect(self) -> tuple[Metric]:
-        return (self._metric,)
 
 
 def compress(body: bytes) -> bytes:
