@@ -243,28 +243,6 @@ def interpolate(text: str, environ: Mapping[str, str], *, plain: bool) -> str:
     return Unresolved(result) if plain and _WHOLE_REFERENCE.fullmatch(text) else result
 
 
-def parse_document(
-    text: str,
-    environ: Mapping[str, str] | None,
-    problems: Problems,
-    *,
-    scalars_as_text: bool = False,
-) -> Value:
-    """Return the single document of `text`, or None for none.
-
-    Args:
-        text: YAML.
-        environ: the variables for `${NAME}`; None to leave every `$` as it is.
-        problems: receives the problems that let the rest be read.
-        scalars_as_text: keep numbers and booleans as they are written, which a key that is not a
-            string may resolve.
-
-    Raises:
-        DocumentError: the text is not YAML, or more than is accepted here.
-    """
-    return _Composer(text, environ, problems, scalars_as_text=scalars_as_text).document()
-
-
 def load_mapping(
     path: Path,
     limit: int,
@@ -274,16 +252,23 @@ def load_mapping(
     *,
     scalars_as_text: bool = False,
 ) -> YamlMapping | None:
-    """Read a file of YAML of at most `limit` bytes; return None where it holds nothing.
+    """Read the mapping that a file of YAML holds; return None where it holds nothing.
 
-    The other arguments are those of `parse_document`; `key` is one that the mapping may have.
+    Args:
+        path: the file.
+        limit: its bytes, at most.
+        environ: the variables for `${NAME}`; None to leave every `$` as it is.
+        problems: receives the problems.
+        key: one that the mapping may have.
+        scalars_as_text: keep numbers and booleans as they are written, which a key that is not a
+            string may resolve.
 
     Raises:
         ConfigError: it cannot be read, or does not hold a mapping.
     """
     with collect_errors(problems):
         text = read_text(path, limit)
-        document = parse_document(text, environ, problems, scalars_as_text=scalars_as_text)
+        document = _Composer(text, environ, problems, scalars_as_text=scalars_as_text).document()
     if document is not None and not isinstance(document, YamlMapping):
         if not isinstance(document, InvalidValue):
             problems.add(1, (), f"expected a mapping with the key `{key}`")
@@ -385,8 +370,8 @@ class _Composer:
         value: Value
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
+        self._count(event, 1)
         if isinstance(event, yaml.ScalarEvent):
-            self._count(event, 1)
             value = self._scalar(event)
         else:
             assert isinstance(event, yaml.CollectionStartEvent)  # noqa: S101 - the others are ends
@@ -401,7 +386,6 @@ class _Composer:
             raise self._error(event, "tags (`!name`) are not supported")
         if len(self._path) >= MAX_DEPTH:
             raise self._error(event, f"is nested deeper than {MAX_DEPTH} levels")
-        self._count(event, 1)
         self._anchor(event, None)
 
     def _count(self, event: yaml.Event, nodes: int) -> None:

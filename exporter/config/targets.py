@@ -54,26 +54,19 @@ def _target_url(secret: Secret) -> Secret:
 TargetUrl = Annotated[
     SecretAddress,
     Field(json_schema_extra={"pattern": "^https?://[^#]+$"}),
-    AfterValidator(_target_url),
-    Expected("`https://HOST...` or `http://HOST...`, and no link-local or metadata address"),
+    Expected(
+        "`https://HOST...` or `http://HOST...`, and no link-local or metadata address",
+        AfterValidator(_target_url),
+    ),
 ]
 SigningKey = Annotated[
     SecretAddress,
     Field(json_schema_extra={"pattern": "^whsec_"}),
-    AfterValidator(_signing_key),
-    Expected("`whsec_` and 24 to 64 bytes in Base64"),
+    Expected("`whsec_` and 24 to 64 bytes in Base64", AfterValidator(_signing_key)),
 ]
 ResultName = Literal["success", "failure", "unknown"]
 StatusName = Literal[
-    "answered",
-    "no_answer",
-    "busy",
-    "failed",
-    "rejected",
-    "none",
-    "other",
-    "not_found",
-    "expired",
+    "answered", "no_answer", "busy", "failed", "rejected", "none", "other", "not_found", "expired"
 ]
 LabelValues = Annotated[
     LabelValue | Annotated[tuple[LabelValue, ...], Field(min_length=1)],

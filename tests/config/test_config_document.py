@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from exporter.config.document import (
     YamlMapping,
     YamlSequence,
     interpolate,
-    parse_document,
+    load_mapping,
     resolve,
 )
 
@@ -27,16 +28,17 @@ def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
 
 
-def parse(text: str) -> object:
+def parse(path: Path, text: str) -> object:
     problems = Problems("x")
-    value = parse_document(text, {"NUMBER": "5"}, problems)
+    path.write_text(text)
+    value = load_mapping(path, 1 << 20, {"NUMBER": "5"}, problems, "a")
     assert not problems.total
     return value
 
 
 @pytest.mark.usefixtures("loader")
-def test_every_key_and_item_has_its_line() -> None:
-    value = parse("a: 1\nb:\n  - x\n\n  - {c: 2,\n     d: 3}\n")
+def test_every_key_and_item_has_its_line(tmp_path: Path) -> None:
+    value = parse(tmp_path / "x", "a: 1\nb:\n  - x\n\n  - {c: 2,\n     d: 3}\n")
     assert isinstance(value, YamlMapping)
     assert value == {"a": 1, "b": ["x", {"c": 2, "d": 3}]}
     assert dict(zip(value, value.lines, strict=True)) == {"a": 1, "b": 2}
@@ -71,8 +73,8 @@ def test_every_key_and_item_has_its_line() -> None:
         ("a: '\u00e9\U0001f600'", {"a": "\u00e9\U0001f600"}),
     ],
 )
-def test_text_becomes_values(text: str, value: object) -> None:
-    assert parse(text) == value
+def test_text_becomes_values(tmp_path: Path, text: str, value: object) -> None:
+    assert parse(tmp_path / "x", text) == value
 
 
 @pytest.mark.usefixtures("loader")
