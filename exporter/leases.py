@@ -25,22 +25,16 @@ from exporter.tracker import CallTracker
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# How often a lease is renewed within the time after which it expires.
 _RENEWALS: Final = 3
-"""How often a lease is renewed within the time after which it expires."""
-
+# The share of that time for which a lease is used, also where a timer is late: this exporter has to
+# stop before another one takes it.
 _TRUSTED: Final = 0.9
-"""The share of that time for which a lease is used, also where a timer is late: this exporter has
-to stop before another one takes it."""
-
+# Seconds after which the ledger is asked what other exporters did, and all open calls are counted.
 _LOOK_EVERY: Final = 1.0
-"""Seconds after which the ledger is asked what other exporters did."""
-
 _RECOUNT_EVERY: Final = 60.0
-"""Seconds after which the open calls of all accounts are counted."""
-
+# Why an account may be paused here, and not for another exporter.
 _UNREACHABLE: Final = frozenset({Outcome.CONNECTION, Outcome.TIMEOUT, Outcome.TLS})
-"""Why an account may be paused here, and not for another exporter."""
-
 # Seconds for which an account that could not be reached is left to other exporters.
 _AVOID: Final = ExponentialBackoff(60.0, 900.0)
 
@@ -255,34 +249,23 @@ class LeaseHolder:
         if math.inf > now - self._renewed_at > 2 * heartbeat / _RENEWALS:
             self._patient_until = now + heartbeat
         if renewing:
-            self._renewed(asked, heartbeat)
+            self.last_heartbeat, self._renewed_at = time.time(), asked
+            self._renew_at = asked + heartbeat / _RENEWALS
+            self._hold_until(asked + _TRUSTED * heartbeat)
         self.alive = len(known.exporters)
         self.standby = {
             name: known.exporters[lease.holder].name if lease.holder in known.exporters else ""
             for name in self._configured - self._accounts.keys()
-            if (lease := known.leases.get(name)) is not None
+            if (lease := known.leases.get(name))
         }
-        take, give_up = plan(
-            self._id,
-            self._configured,
-            self._avoided,
-            self._held,
-            known,
-            heartbeat,
-            take_expired=now >= self._patient_until,
-        )
+        mine = self._id, self._configured, self._avoided, self._held
+        take, give_up = plan(*mine, known, heartbeat, take_expired=now >= self._patient_until)
         if give_up:
             self._lose(give_up)
             await self._call(self._leases.give_up, give_up)
         if take:
             await self._take(take)
         self._note(None)
-
-    def _renewed(self, asked: float, heartbeat: float) -> None:
-        self._renewed_at = asked
-        self._renew_at = asked + heartbeat / _RENEWALS
-        self.last_heartbeat = time.time()
-        self._hold_until(asked + _TRUSTED * heartbeat)
 
     def _hold_until(self, until: float) -> None:
         self.held_until = until

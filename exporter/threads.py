@@ -79,19 +79,16 @@ class SerialThread:
 
     def _do(self, work: Callable[[], R], done: asyncio.Future[R]) -> None:
         try:
-            result = work()
+            resolve: Callable[[], None] = partial(done.set_result, work())
         except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
-            self._resolve(done, partial(done.set_exception, error))
-        else:
-            self._resolve(done, partial(done.set_result, result))
+            resolve = partial(done.set_exception, error)
 
-    def _resolve(self, done: asyncio.Future[R], end: Callable[[], None]) -> None:
-        def tell() -> None:
+        def resolve_unless_cancelled() -> None:
             if not done.cancelled():
-                end()
+                resolve()
 
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(tell)
+            self._loop.call_soon_threadsafe(resolve_unless_cancelled)
 
 
 class DetachedThreads:
@@ -127,11 +124,10 @@ class DetachedThreads:
         done = worker.submit(work)
         self._running.add(key)
         done.add_done_callback(lambda _: self._running.discard(key))
-        finished = False
         try:
-            finished = bool((await asyncio.wait([done], timeout=self._timeout))[0])
+            await asyncio.wait([done], timeout=self._timeout)
         finally:
-            if finished:
+            if finished := done.done():
                 self._running.discard(key)
                 self._idle.append(worker)
             else:

@@ -26,8 +26,8 @@ from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run
 from exporter.ledger.clock import LedgerClock
-from exporter.ledger.commits import commit
 from exporter.ledger.engine import Database, open_database
+from exporter.ledger.store import commit
 from exporter.ledger.types import Observation
 from exporter.logs import configure_logging
 from exporter.threads import SerialThread

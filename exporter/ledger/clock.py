@@ -26,17 +26,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Moment(NamedTuple):
-    """What the machine's clocks say.
+    """What the machine's clocks say."""
 
-    Attributes:
-        wall: Unix time; may be set at any time, to anything.
-        steady: seconds since some moment of this boot; cannot be set.
-        boot: names the boot; empty where that cannot be told.
-    """
-
-    wall: float
-    steady: float
-    boot: str
+    wall: float  # Unix time; may be set at any time, to anything
+    steady: float  # seconds since some moment of this boot; cannot be set
+    boot: str  # names the boot; empty where that cannot be told
 
 
 Clocks = Callable[[], Moment]
@@ -68,12 +62,7 @@ def step(before: Moment, now: Moment) -> float:
 
 
 def resumed(mark: Mark, now: Moment) -> float:
-    """Return how far the ledger's clock is ahead of the machine's, in seconds, at a start.
-
-    Args:
-        mark: what the ledger remembers.
-        now: when it is opened again.
-    """
+    """Return how far the ledger's clock is ahead of the machine's, in seconds, at a start."""
     ahead, at = mark
     if now.boot and now.boot == at.boot and now.steady >= at.steady:
         return ahead - step(at, now)
@@ -85,11 +74,7 @@ def resumed(mark: Mark, now: Moment) -> float:
 
 
 class LedgerClock:
-    """The ledger's clock; for any thread.
-
-    Args:
-        clocks: reads those of the machine.
-    """
+    """The ledger's clock; for any thread. `clocks` reads those of the machine."""
 
     def __init__(self, clocks: Clocks | None = None) -> None:
         self._clocks = clocks or machine_clocks()

@@ -110,19 +110,12 @@ _NOTICES_OF_MINE: Final = sql(
 
 
 class Lease(NamedTuple):
-    """The right to poll an account.
+    """The right to poll an account."""
 
-    Attributes:
-        holder: the id of the exporter that has it; None once it was given up.
-        epoch: how often it was taken.
-        expired: the holder has not renewed it in time.
-        overdue: seconds since it could be taken; negative for one that is held.
-    """
-
-    holder: str | None
-    epoch: int
-    expired: bool
-    overdue: float
+    holder: str | None  # the id of the exporter that has it; None once it was given up
+    epoch: int  # how often it was taken
+    expired: bool  # the holder has not renewed it in time
+    overdue: float  # seconds since it could be taken; negative for one that is held
 
 
 class Peer(NamedTuple):
@@ -149,19 +142,12 @@ class Notice(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is new for the holder of leases.
+    """What is new for the holder of leases."""
 
-    Attributes:
-        claimed: open calls that it is to poll from now on.
-        label_sets: of those, by row.
-        notices: what other exporters did; read again until they are acknowledged.
-        finished: the calls of those notices that have finished, by row.
-    """
-
-    claimed: list[StoredCall]
-    label_sets: dict[int, Labels]
-    notices: list[Notice]
-    finished: dict[int, FinishedCall]
+    claimed: list[StoredCall]  # open calls that it polls from now on
+    label_sets: dict[int, Labels]  # of those, by row
+    notices: list[Notice]  # read again until they are acknowledged
+    finished: dict[int, FinishedCall]  # the calls of those notices that have finished, by row
 
 
 class LeaseStore:
@@ -192,10 +178,10 @@ class LeaseStore:
             time: seconds until they expire.
         """
         which = {"exporter": self._exporter, "heartbeat": time}
+        accounts = json.dumps(sorted(wanted))
         with self._database.begin() as connection:
             connection.execute(_LIGHTLY)
-            wanted_ = json.dumps(sorted(wanted))
-            connection.execute(_RENEW_SELF, {**which, "name": name, "wanted": wanted_})
+            connection.execute(_RENEW_SELF, {**which, "name": name, "wanted": accounts})
             connection.execute(_RENEW, {**which, "names": to_json_rows(held)})
             connection.execute(_FORGET_ENDED)
 
@@ -211,11 +197,7 @@ class LeaseStore:
             )
 
     def take(self, names: Collection[str], time: float) -> dict[str, int]:
-        """Take leases that are free or expired, for some seconds.
-
-        Returns:
-            The epochs of those that were.
-        """
+        """Take leases that are free or expired, for some seconds; return the epochs of those."""
         which = {"exporter": self._exporter, "names": to_json_rows(names), "heartbeat": time}
         with self._database.begin() as connection:
             taken = {row.name: int(row.epoch) for row in connection.execute(_TAKE, which)}
@@ -238,20 +220,19 @@ class LeaseStore:
 
         Args:
             names: accounts; those whose lease another exporter holds are left out.
-            acknowledged: ids of notices that were followed; they are deleted.
+            acknowledged: ids of notices that were handled; they are deleted.
         """
         which = {"exporter": self._exporter, "names": to_json_rows(names)}
         with self._database.begin() as connection:
             connection.execute(_BY_INDEX)
+            rows = connection.execute(_CLAIM, {**which, "limit": BATCH_SIZE})
             claimed = [
                 StoredCall(
                     account,
                     labels,
                     WatchedCall(row, ReferenceId(name), watched, CallState(state), since),
                 )
-                for account, labels, row, name, watched, state, since in connection.execute(
-                    _CLAIM, {**which, "limit": BATCH_SIZE}
-                )
+                for account, labels, row, name, watched, state, since in rows
             ]
             if acknowledged:
                 connection.execute(_READ, {"rows": to_json_rows(acknowledged)})

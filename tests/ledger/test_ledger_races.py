@@ -12,9 +12,8 @@ from sqlalchemy import text
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.ledger.calls import insert_calls, prune_finished, remove_source
-from exporter.ledger.commits import commit
 from exporter.ledger.engine import Database
-from exporter.ledger.store import Store
+from exporter.ledger.store import Store, commit
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import NewCall, StoredCall
 from tests.ledger.racing import shuffled, together
