@@ -5,8 +5,10 @@ Pure: no I/O, no clock, no randomness. Times are Unix times, because ages have t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from typing import Final, TypeAlias
 
 from exporter.esms.answers import Answer
@@ -58,18 +60,11 @@ class Status(StrEnum):
     EXPIRED = "expired"
 
 
-_REPORTED: Final = (
-    Status.ANSWERED,
-    Status.NO_ANSWER,
-    Status.BUSY,
-    Status.FAILED,
-    Status.NONE,
-    Status.OTHER,
-)
-
 ENDINGS: Final[tuple[tuple[Result, Status], ...]] = (
-    *((Result.SUCCESS, status) for status in _REPORTED),
-    *((Result.FAILURE, status) for status in _REPORTED),
+    *product(
+        (Result.SUCCESS, Result.FAILURE),
+        (Status.ANSWERED, Status.NO_ANSWER, Status.BUSY, Status.FAILED, Status.NONE, Status.OTHER),
+    ),
     (Result.FAILURE, Status.REJECTED),
     (Result.UNKNOWN, Status.NOT_FOUND),
     (Result.UNKNOWN, Status.EXPIRED),
@@ -89,11 +84,6 @@ _STATUSES: Final = {
 }
 _IGNORED: Final = str.maketrans("", "", " \t\r\n_-")
 
-_STATES: Final = {
-    1: CallState.AWAITING_APPROVAL,
-    2: CallState.QUEUED,
-    7: CallState.AWAITING_REPORT,
-}
 _FINISHED: Final = 5
 _REJECTED: Final = 4
 
@@ -136,24 +126,20 @@ class CallbackOutcome(StrEnum):
     ERROR = "error"  # could not be stored; the provider sends it again
 
 
-_KEYS: Final = {
-    **{key.value: key for key in Key if key.value.isdigit()},
-    "*": Key.STAR,
-    "#": Key.HASH,
-}
+_KEYS: Final = {**{str(key): Key(str(key)) for key in range(10)}, "*": Key.STAR, "#": Key.HASH}
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUpPolicy:
-    """How long calls are polled; in seconds.
+    """How long calls are polled, in seconds; by default for ever.
 
     Attributes:
         not_found_grace: how long the provider may not know a call.
         give_up_after: the age at which a call that does not finish is given up.
     """
 
-    not_found_grace: float
-    give_up_after: float
+    not_found_grace: float = math.inf
+    give_up_after: float = math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -237,7 +223,11 @@ EXPIRED: Final = Finished(Result.UNKNOWN, Status.EXPIRED)
 # Made once, because nearly every poll ends in one of them.
 _STILL_UNKNOWN: Final = PollAgain(CallState.NOT_FOUND)
 _UNCLEAR: Final = PollAgain(CallState.UNKNOWN)
-_POLL_AGAIN_AFTER: Final = {number: PollAgain(state) for number, state in _STATES.items()}
+_POLL_AGAIN: Final = {
+    1: PollAgain(CallState.AWAITING_APPROVAL),
+    2: PollAgain(CallState.QUEUED),
+    7: PollAgain(CallState.AWAITING_REPORT),
+}
 
 
 def verdict(call: WatchedCall, answer: Answer, now: float, policy: GiveUpPolicy) -> Verdict:
@@ -276,7 +266,7 @@ def _reported(call: WatchedCall, answer: Answer, *, expired: bool) -> Verdict:
         return _finished(answer)
     if answer.send_status == _REJECTED:
         return Finished(Result.FAILURE, Status.REJECTED, key=_key(answer.ivr))
-    return EXPIRED if expired else _POLL_AGAIN_AFTER.get(answer.send_status or 0, _UNCLEAR)
+    return EXPIRED if expired else _POLL_AGAIN.get(answer.send_status or 0, _UNCLEAR)
 
 
 def _finished(answer: Answer) -> Finished:

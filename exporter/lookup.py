@@ -49,9 +49,6 @@ _LOOK_EVERY: Final = 0.01
 # A call is polled once where the provider has said this of it, or of the credentials.
 _FINAL: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND, Outcome.AUTH, Outcome.API_ERROR})
 
-# No call is too old to be looked up.
-_NEVER: Final = GiveUpPolicy(math.inf, math.inf)
-
 # Where the provider's own words are missing.
 _MESSAGES: Final = {
     Outcome.BAD_RESPONSE: "the answer is not one about this call",
@@ -122,7 +119,7 @@ def result_of(account: str, asked: ReferenceId, answer: Answer, now: float) -> L
         code=answer.code,
         asked_at=datetime.fromtimestamp(now, UTC).replace(microsecond=0),
     )
-    decided = verdict(WatchedCall(0, asked, now), answer, now, _NEVER)
+    decided = verdict(WatchedCall(0, asked, now), answer, now, GiveUpPolicy())
     if isinstance(decided, Finished):
         return result(
             state="finished",

@@ -13,17 +13,12 @@ from typing import Any, Final
 
 from exporter.errors import RequestError
 
-_LINK_LOCAL: Final = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
-
 # Metadata services outside of the link-local range: those of AWS and Google by IPv6, Azure's,
 # Alibaba's and Oracle's.
-_METADATA: Final = frozenset(
+_METADATA: Final = tuple(
     map(
         ip_address,
-        (
-            *("fd00:ec2::254", "fd20:ce::254"),
-            *("168.63.129.16", "100.100.100.200", "192.0.0.192"),
-        ),
+        "fd00:ec2::254 fd20:ce::254 168.63.129.16 100.100.100.200 192.0.0.192".split(),  # noqa: SIM905
     )
 )
 # IPv4 within IPv6, in its last 32 bits: compatible, translated (NAT64), and translated (SIIT).
@@ -52,10 +47,7 @@ def is_forbidden(address: str) -> bool:
         ValueError: it is no IP address.
     """
     ip = ip_address(address.partition("%")[0])
-    return any(
-        one in _METADATA or any(one in network for network in _LINK_LOCAL)
-        for one in (ip, *_embedded_ipv4(ip))
-    )
+    return any(one.is_link_local or one in _METADATA for one in (ip, *_embedded_ipv4(ip)))
 
 
 def _embedded_ipv4(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...]:

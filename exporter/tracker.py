@@ -47,8 +47,6 @@ _FREEZE_EVERY: Final = 50_000
 # How many times as long as it took to read totals they are left alone.
 _TOTALS_SHARE: Final = 10.0
 
-_ENDLESS: Final = GiveUpPolicy(math.inf, math.inf)
-
 _log = structlog.get_logger(__name__)
 
 
@@ -227,7 +225,9 @@ class CallTracker:
             return await self._not_accepted(call.account, name)
         now = self.ledger.clock.now()
         # How long a call may take is for the exporter that polls it.
-        decided = verdict(watched, answer, now, account.poller.give_up if account else _ENDLESS)
+        decided = verdict(
+            watched, answer, now, account.poller.give_up if account else GiveUpPolicy()
+        )
         if not isinstance(decided, Finished):
             return CallbackOutcome.HINT
         observed = [Observation(call.account, watched, decided, now)]

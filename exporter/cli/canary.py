@@ -37,7 +37,6 @@ _LOOK_EVERY: Final = 0.5
 _POLL_EVERY: Final = 5.0
 _GIVE_UP: Final = 30.0
 """Seconds after the end of `within` after which a call that cannot be polled counts as late."""
-_ENDLESS: Final = GiveUpPolicy(math.inf, math.inf)
 
 
 @click.command()
@@ -170,7 +169,7 @@ class _Command:
             return
         answer, now = await self._client.send_status(run.reference_id), self._clock.now()
         call = WatchedCall(run.call_id, run.reference_id, run.accepted_at or now)
-        decided = verdict(call, answer, now, _ENDLESS)
+        decided = verdict(call, answer, now, GiveUpPolicy())
         if isinstance(decided, Finished):
             observed = [Observation(run.account, call, decided, now)]
             await self._ledger(self._database.run, commit, observed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -37,15 +38,13 @@ class Operation(StrEnum):
     GET_BALANCE = "get_balance"
 
 
+@dataclass(slots=True, eq=False)
 class RequestStats:
     """Requests of one operation: by outcome, by result code, and their durations in seconds."""
 
-    __slots__ = ("codes", "durations", "outcomes")
-
-    def __init__(self) -> None:
-        self.outcomes = dict.fromkeys(Outcome, 0)
-        self.codes = dict.fromkeys((*CODES, OTHER_CODE), 0)
-        self.durations = Distribution(REQUEST_BUCKETS)
+    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    codes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*CODES, OTHER_CODE), 0))
+    durations: Distribution = field(default_factory=lambda: Distribution(REQUEST_BUCKETS))
 
     def count(self, outcome: Outcome, code: str | None, seconds: float) -> None:
         """Count a request, the result code of its answer if it had one, and its duration."""
@@ -62,12 +61,13 @@ class Balance(NamedTuple):
     known_at: float
 
 
+@dataclass(slots=True, eq=False)
 class AccountStats:
     """What is counted of one account and its polls; all begins at 0.
 
     Attributes:
-        requests: requests to the provider, by operation; without operations that were never used.
-        polls: those for the status of calls.
+        polls: requests for the status of calls.
+        requests: all requests, by operation; without operations that were never used.
         odd_values: fields of finished calls that could not be used.
         open_calls: calls that have not finished, by their state at the last answer.
         oldest_open: when the oldest of them was added (Unix time); 0 for none.
@@ -79,32 +79,20 @@ class AccountStats:
         balance_warning: the balance in VND below which it is low, if one is configured.
     """
 
-    __slots__ = (
-        "authorized",
-        "balance",
-        "balance_warning",
-        "lags",
-        "last_success",
-        "odd_values",
-        "oldest_open",
-        "open_calls",
-        "paused_until",
-        "polls",
-        "requests",
-    )
+    polls: RequestStats = field(default_factory=RequestStats)
+    requests: dict[Operation, RequestStats] = field(init=False)
+    odd_values: dict[OddField, int] = field(default_factory=lambda: dict.fromkeys(OddField, 0))
+    open_calls: dict[CallState, int] = field(default_factory=lambda: dict.fromkeys(CallState, 0))
+    oldest_open: float = 0.0
+    lags: Distribution = field(default_factory=lambda: Distribution(LAG_BUCKETS))
+    authorized: bool | None = None
+    paused_until: float = 0.0
+    last_success: float = 0.0
+    balance: Balance | None = None
+    balance_warning: float | None = None
 
-    def __init__(self) -> None:
-        self.polls = RequestStats()
+    def __post_init__(self) -> None:
         self.requests = {Operation.GET_SEND_STATUS: self.polls}
-        self.odd_values = dict.fromkeys(OddField, 0)
-        self.open_calls = dict.fromkeys(CallState, 0)
-        self.oldest_open = 0.0
-        self.lags = Distribution(LAG_BUCKETS)
-        self.authorized: bool | None = None
-        self.paused_until = 0.0
-        self.last_success = 0.0
-        self.balance: Balance | None = None
-        self.balance_warning: float | None = None
 
     def of(self, operation: Operation) -> RequestStats:
         """Return the requests of an operation; the first time, all of them are 0."""

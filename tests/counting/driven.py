@@ -164,7 +164,10 @@ class Driven:
         """Return the rows of the calls that a poller will come to, known to it or not."""
         wheel = poller._wheel
         rows = {
-            call.id for tick, calls in wheel._buckets.items() for call in calls if call.tick == tick
+            call.id
+            for tick, calls in wheel._buckets.values()
+            for call in calls
+            if call.tick == tick
         }
         for queue in (wheel._healthy, wheel._failing):
             for labels in queue._label_sets.values():
