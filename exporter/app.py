@@ -44,15 +44,8 @@ from exporter.tracker import CallTracker
 
 R = TypeVar("R")
 
-RETRY_EVERY: Final = 60.0
-"""Seconds after which configured calls that there was no room for are tried again."""
-
-RETRY_SOON: Final = 5.0
-"""Seconds after which a configuration that the ledger could not take in is tried again."""
-
 # Seconds that reading the configuration may take: with a million calls it takes some 30.
 _LOAD_TIMEOUT: Final = 120.0
-_PRUNE_EVERY: Final = 3600.0
 # Seconds that targets and the MQTT broker have for what is under way when the exporter ends. What a
 # target has not taken by then is sent again.
 _GOODBYE: Final = 2.0
@@ -66,6 +59,9 @@ class App:
         load: reads the configuration; raises `ConfigError`. Called in a thread.
         changed: tells whether it is to be read again, asked twice a second. Called in a thread.
         clocks: reads the clocks of the machine.
+        room_retry: seconds after which configured calls that there was no room for are tried again.
+        ledger_retry: seconds after which a configuration that the ledger failed to take is.
+        prune_interval: seconds after which old calls are deleted.
     """
 
     def __init__(
@@ -73,8 +69,14 @@ class App:
         load: Callable[[], Config],
         changed: Callable[[], bool] | None = None,
         clocks: Clocks | None = None,
+        *,
+        room_retry: float = 60.0,
+        ledger_retry: float = 5.0,
+        prune_interval: float = 3600.0,
     ) -> None:
         self.load = load
+        self._room_retry, self._ledger_retry = room_retry, ledger_retry
+        self._prune_interval = prune_interval
         self._changed = changed
         self.supervisor = Supervisor()
         self.metrics = Catalogue()
@@ -214,7 +216,7 @@ class App:
         except (ConfigError, LedgerError) as error:
             if isinstance(error, LedgerError):
                 # Nothing is wrong with it, and no change of it will come.
-                self._reload_at = time.monotonic() + RETRY_SOON
+                self._reload_at = time.monotonic() + self._ledger_retry
             self._not_reloaded(error)
             raise
         _log.info("configuration reloaded", accounts=len(self.accounts), calls=self.calls.count)
@@ -309,7 +311,7 @@ class App:
         del watch
         if self.sources[ConfigurationSource].refused and self._changed is not None:
             # Calls that were removed just now may have made room.
-            self._reload_at = time.monotonic() + RETRY_EVERY
+            self._reload_at = time.monotonic() + self._room_retry
         self.config = config
         self._notify.configure(self._targets(config), config.shutdown_timeout)
         await self._change_accounts(old, config)
@@ -444,7 +446,7 @@ class App:
 
     async def _prune(self) -> None:
         while True:
-            await asyncio.sleep(_PRUNE_EVERY)
+            await asyncio.sleep(self._prune_interval)
             memory = self.config.memory if self.config else math.inf
             before = self.ledger.clock.now() - memory
             try:

@@ -5,7 +5,7 @@ import gc
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ import pytest_asyncio
 import trustme
 from structlog.testing import capture_logs
 
-from exporter import app as module
-from exporter import tracker
 from exporter.app import App
 from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, Result, Status, WatchedCall
 from exporter.config import (
@@ -34,7 +32,7 @@ from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
 from exporter.ledger.calls import prune_finished
-from exporter.ledger.types import BATCH_SIZE, InsertResult, NewCall, Observation
+from exporter.ledger.types import BATCH_SIZE, InsertResult, NewCall, Observation, StoredCall
 from exporter.polling.intervals import ENOUGH
 from exporter.polling.poller import PollingSettings
 from exporter.secrets import Secret
@@ -56,7 +54,13 @@ async def simulator() -> AsyncIterator[Simulator]:
 class Bench:
     """A service, and the configuration that it loads."""
 
-    def __init__(self, simulator: Simulator, folder: Path) -> None:
+    def __init__(
+        self,
+        simulator: Simulator,
+        folder: Path,
+        changed: Callable[[], bool] | None = None,
+        **intervals: Any,  # float: seconds, see `App`
+    ) -> None:
         self.config = Config(
             accounts=(account(simulator, "main", "key"),),
             polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
@@ -64,7 +68,7 @@ class Bench:
             watch=WatchConfig(labels=("campaign",)),
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}", keep_finished=1),
         )
-        self.service = App(lambda: self.config)
+        self.service = App(lambda: self.config, changed, **intervals)
 
     def counted(self, **labels: str) -> float:
         return value(self.service.metrics, "esms_calls_total", **labels)
@@ -199,10 +203,13 @@ async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
 
 
 async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
-    bench: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, store = bench.service, bench.service.ledger.store
-    service.supervisor.start(service._look_for_changes())
+    bench = Bench(simulator, tmp_path, ledger_retry=0.05)
+    service = bench.service
+    await service.open()
+    await service.start()
+    store = service.ledger.store
     await bench.push(*"xyz", account="b")
     both = (*bench.config.accounts, account(simulator, "b", "kb"))
     bench.config = bench.config.model_copy(update={"accounts": both})
@@ -216,25 +223,20 @@ async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
             broken.setattr(store, method, fail)
             with pytest.raises(LedgerError):
                 await service.reload()
-        assert service._reload_at < time.monotonic() + module.RETRY_SOON + 1
     assert service.calls.count == 0
-    service._reload_at = 0.0  # the time has come
     await until(lambda: not service.config_status.problems)
     assert service.calls.count == 3
+    await service.stop()
 
 
-async def test_configured_calls_wait_for_room(
-    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "RETRY_EVERY", 0.1)
-    bench = Bench(simulator, tmp_path)
+async def test_configured_calls_wait_for_room(simulator: Simulator, tmp_path: Path) -> None:
+    bench = Bench(simulator, tmp_path, lambda: False, room_retry=0.1)
 
     def configure(*names: str) -> None:
         calls = tuple(CallConfig(reference_id(name), "main") for name in names)
         watch = WatchConfig(labels=("campaign",), calls=calls, max_calls=2)
         bench.config = bench.config.model_copy(update={"watch": watch})
 
-    bench.service._changed = lambda: False
     configure("a", "b")
     await bench.service.open()
     await bench.service.start()
@@ -253,23 +255,30 @@ async def test_configured_calls_wait_for_room(
         await bench.service.stop()
 
 
-async def test_old_calls_are_pruned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PRUNE_EVERY", 0.05)
+async def test_old_calls_are_pruned(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(simulator, tmp_path, prune_interval=0.05)
+    await bench.service.open()
+    real = bench.service.ledger.execute
     pruned: list[float] = []
     fails = [True]
 
-    async def execute(statements: object, before: float) -> int:
-        assert statements is prune_finished
-        pruned.append(before)
+    async def execute(statements: Any, *args: Any) -> object:  # Any: whatever the ledger is given
+        if statements is not prune_finished:
+            return await real(statements, *args)
+        pruned.append(args[0])
         if fails.pop() if fails else False:
             raise LedgerError("ledger: is locked")
         return BATCH_SIZE if len(pruned) == 2 else 3
 
     monkeypatch.setattr(bench.service.ledger, "execute", execute)
     with capture_logs() as logs:
-        bench.service.supervisor.start(bench.service._prune())
+        await bench.service.start()
         await until(lambda: len(pruned) >= 4)
-    assert [line["event"] for line in logs] == ["old calls not pruned"]
+        await bench.service.stop()
+    warnings = [line["event"] for line in logs if line["log_level"] == "warning"]
+    assert warnings == ["old calls not pruned"]
 
 
 async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simulator) -> None:
@@ -330,15 +339,16 @@ async def test_the_pace_goes_on_where_it_was(
         await again.service.stop()
 
 
-async def test_the_collector_does_not_look_at_calls_that_stay(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracker, "_FREEZE_EVERY", 3)
+async def test_the_collector_does_not_look_at_calls_that_stay(bench: Bench) -> None:
     gc.unfreeze()
+    calls = [
+        StoredCall("main", 1, WatchedCall(n, reference_id(f"c{n}"), time.time()))
+        for n in range(50_000)
+    ]
     try:
-        await bench.push("a", "b")
+        bench.service.calls.poll(calls[1:])
         assert gc.get_freeze_count() == 0
-        await bench.push("c")
+        bench.service.calls.poll(calls[:1])
         assert gc.get_freeze_count() > 3
         frozen = gc.get_objects()
         assert not [call for call in frozen if isinstance(call, WatchedCall)]
