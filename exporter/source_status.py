@@ -62,10 +62,6 @@ class SourceStatus:
         """Count a reading that failed, or that found something to refuse."""
         self.errors += 1
 
-    def has_problem(self, item: str) -> bool:
-        """Return whether the last report on an item was a problem."""
-        return item in self._problems
-
     def forget(self, item: str) -> None:
         """Drop what was reported on an item that is gone."""
         self._problems.pop(item, None)

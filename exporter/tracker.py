@@ -151,7 +151,7 @@ class CallTracker:
             for call in self._past.pop(account, ())
         )
 
-    # For sources: `exporter.sources.source.CallSink` and `CallbackSink`.
+    # For sources.
 
     async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
         """Add calls, however many, and poll the new ones; see `Store.watch`.

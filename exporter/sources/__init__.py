@@ -11,11 +11,12 @@ from typing import Final, TypeVar, cast
 from exporter.config.watch import WatchConfig
 from exporter.source_status import SourceStatus
 from exporter.sources.api import ApiSource
-from exporter.sources.callback import CallbackSink, CallbackSource
+from exporter.sources.callback import CallbackSource
 from exporter.sources.configuration import ConfigurationSource
 from exporter.sources.files import FilesSource
 from exporter.sources.source import Source, SourceContext
 from exporter.sources.sql import SqlSource
+from exporter.tracker import CallTracker
 
 SOURCES: Final[tuple[type[Source], ...]] = (
     ConfigurationSource,
@@ -32,11 +33,11 @@ class Sources:
     """All sources of an exporter.
 
     Args:
-        sink: takes their calls.
+        tracker: takes their calls.
     """
 
-    def __init__(self, sink: CallbackSink) -> None:
-        self._sources: dict[type[Source], Source] = {kind: kind(sink) for kind in SOURCES}
+    def __init__(self, tracker: CallTracker) -> None:
+        self._sources: dict[type[Source], Source] = {kind: kind(tracker) for kind in SOURCES}
 
     def __iter__(self) -> Iterator[Source]:
         return iter(self._sources.values())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
 from exporter.config import WatchConfig
 from exporter.errors import CapacityError, LedgerError
 from exporter.ledger.types import BATCH_SIZE, Count, NewCall
-from exporter.sources.source import CallSink, Source, SourceContext
+from exporter.sources.source import Source, SourceContext
+from exporter.tracker import CallTracker
 
 MAX_WAITING: Final = 100_000
 """Calls that may wait for the ledger; further requests are asked to come back."""
@@ -25,9 +25,9 @@ class ApiSource(Source):
 
     name = "api"
 
-    def __init__(self, sink: CallSink) -> None:
-        super().__init__(sink)
-        self._queue = PushQueue(sink)
+    def __init__(self, tracker: CallTracker) -> None:
+        super().__init__(tracker)
+        self._queue = PushQueue(tracker)
 
     async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
         """Expose the metrics of the source where there are tokens."""
@@ -63,16 +63,15 @@ class PushQueue:
     A thousand requests per second then need far fewer commits.
 
     Args:
-        sink: stores the calls of requests, and returns once they are durable.
+        tracker: stores the calls of requests, and returns once they are durable.
         limit: calls that may wait.
     """
 
-    def __init__(self, sink: CallSink, limit: int = MAX_WAITING) -> None:
-        self._sink = sink
+    def __init__(self, tracker: CallTracker, limit: int = MAX_WAITING) -> None:
+        self._tracker = tracker
         self._limit = limit
-        self._waiting: deque[_Request] = deque()
+        self._waiting = asyncio.Queue[_Request]()
         self._size = 0
-        self._filled = asyncio.Event()
         self._closed = False
 
     async def push(self, calls: Sequence[NewCall]) -> Count:
@@ -82,9 +81,8 @@ class PushQueue:
         if self._size and self._size + len(calls) > self._limit:
             raise CapacityError("the ledger cannot keep up", 1)
         done: asyncio.Future[Count | str] = asyncio.get_running_loop().create_future()
-        self._waiting.append((calls, done))
+        self._waiting.put_nowait((calls, done))
         self._size += len(calls)
-        self._filled.set()
         count = await done
         if isinstance(count, str):
             raise CapacityError(f"account {count}: `watch.max_calls` is reached", 60)
@@ -95,10 +93,14 @@ class PushQueue:
         group: list[_Request] = []
         try:
             while True:
-                await self._filled.wait()
-                group = self._next_group()
+                group = [await self._waiting.get()]
+                size = len(group[0][0])
+                while size < BATCH_SIZE and not self._waiting.empty():
+                    group.append(self._waiting.get_nowait())
+                    size += len(group[-1][0])
+                self._size -= size
                 try:
-                    counts = await self._sink.push([calls for calls, _ in group])
+                    counts = await self._tracker.push([calls for calls, _ in group])
                 except LedgerError as error:
                     _fail(group, str(error))
                     continue
@@ -107,18 +109,9 @@ class PushQueue:
                         done.set_result(count)
         finally:
             self._closed = True
-            _fail([*group, *self._waiting], STOPPING)
-
-    def _next_group(self) -> list[_Request]:
-        group: list[_Request] = []
-        size = 0
-        while self._waiting and (not group or size + len(self._waiting[0][0]) <= BATCH_SIZE):
-            group.append(self._waiting.popleft())
-            size += len(group[-1][0])
-        self._size -= size
-        if not self._waiting:
-            self._filled.clear()
-        return group
+            while not self._waiting.empty():
+                group.append(self._waiting.get_nowait())
+            _fail(group, STOPPING)
 
 
 def _fail(group: Iterable[_Request], problem: str) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from exporter.calls import CallbackOutcome
 from exporter.config import CallbackConfig, WatchConfig
 from exporter.errors import CapacityError, LedgerError
-from exporter.esms.answers import Answer, read_callback, read_price
+from exporter.esms.answers import read_callback, read_price
 from exporter.ids import ReferenceId, reference_id
-from exporter.ledger.types import DELETED, CallRecord, NewCall
+from exporter.ledger.types import DELETED, NewCall
 from exporter.sources.api import PushQueue
-from exporter.sources.source import CallSink, Source, SourceContext
+from exporter.sources.source import Source, SourceContext
+from exporter.tracker import CallTracker
 
 MAX_FIELD: Final = 200
 """Characters of a parameter that is read; those of the provider have fewer than 40."""
@@ -22,39 +23,15 @@ _FIELDS: Final = frozenset(
 )
 
 
-class CallbackSink(CallSink, Protocol):
-    """A `CallSink` that also knows its calls: `exporter.tracker.CallTracker`."""
-
-    async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
-        """Return a call, if it is known."""
-
-    async def mark_pushed(self, row: int) -> bool:
-        """Watch a call even if no source names it any more, or remember it if it has finished.
-
-        Returns:
-            Whether it is still there.
-        """
-
-    async def set_price(self, row: int, price: float) -> None:
-        """Store what a call has cost, in VND; return once that is durable."""
-
-    async def apply_callback(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
-        """Finish a call if the answer does so; return once that is durable."""
-
-    async def poll_now(self, account: str, row: int) -> None:
-        """Poll a call as soon as possible."""
-
-
 class CallbackSource(Source):
     """Takes the provider's callbacks."""
 
     name = "callback"
 
-    def __init__(self, sink: CallbackSink) -> None:
-        super().__init__(sink)
-        self._calls = sink
+    def __init__(self, tracker: CallTracker) -> None:
+        super().__init__(tracker)
         self._config = CallbackConfig()
-        self._queue = PushQueue(sink)
+        self._queue = PushQueue(tracker)
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
         """Apply `watch.callback`; expose the metrics of the source where there are tokens."""
@@ -93,23 +70,23 @@ class CallbackSource(Source):
         fields = {name: value for name, value in named if name in _FIELDS}
         if (name := _reference_id(fields)) is None:
             return CallbackOutcome.MALFORMED
-        known = await self._calls.find(account, name)
-        if known is not None and not await self._calls.mark_pushed(known.id):
-            known = await self._calls.find(account, name)  # removed or pruned meanwhile
+        known = await self._tracker.find(account, name)
+        if known is not None and not await self._tracker.mark_pushed(known.id):
+            known = await self._tracker.find(account, name)  # removed or pruned meanwhile
         if known is None and self._config.unknown == "watch":
             await self._queue.push([NewCall(account, name, {})])
-        call = known or await self._calls.find(account, name)
+        call = known or await self._tracker.find(account, name)
         if call is None or call.state == DELETED:
             return CallbackOutcome.IGNORED
         if (price := read_price(fields.get("Price", ""))) is not None:
-            await self._calls.set_price(call.id, price)
+            await self._tracker.set_price(call.id, price)
         if call.result is not None:
             return CallbackOutcome.REPEATED
         if self._config.trust == "accept":
-            outcome = await self._calls.apply_callback(call, read_callback(fields))
+            outcome = await self._tracker.apply_callback(call, read_callback(fields))
             if outcome is not CallbackOutcome.HINT:
                 return outcome
-        await self._calls.poll_now(account, call.id)
+        await self._tracker.poll_now(account, call.id)
         return CallbackOutcome.HINT if known else CallbackOutcome.WATCHED
 
 

@@ -12,7 +12,8 @@ import structlog
 from exporter.config import NamedFiles, WatchConfig
 from exporter.ledger.types import NewCall
 from exporter.sources.file_watcher import FileWatcher
-from exporter.sources.source import CallSink, Source, SourceContext
+from exporter.sources.source import Source, SourceContext
+from exporter.tracker import CallTracker
 
 T = TypeVar("T")
 
@@ -28,20 +29,20 @@ class ConfigurationSource(Source):
 
     name = "config"
 
-    def __init__(self, sink: CallSink) -> None:
-        super().__init__(sink)
+    def __init__(self, tracker: CallTracker) -> None:
+        super().__init__(tracker)
         self._rows: set[int] = set()
         self.refused = Counter[str]()
 
     async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
         """Add the calls of `watch.calls`."""
         calls = (NewCall(call.account, call.reference_id, call.labels) for call in watch.calls)
-        added = await self._sink.add(self.name, calls)
+        added = await self._tracker.add(self.name, calls)
         self._rows, self.refused = added.rows, added.refused
 
     async def remove_missing(self) -> None:
         """Remove the calls that `watch.calls` does not list any more."""
-        await self._sink.keep_only(self.name, self._rows)
+        await self._tracker.keep_only(self.name, self._rows)
         self._rows = set()
         if self.refused:
             _log.warning(

@@ -31,9 +31,10 @@ from exporter.sources.file_watcher import (
     matches,
     stat_file,
 )
-from exporter.sources.source import CallSink, Source, SourceContext
+from exporter.sources.source import Source, SourceContext
 from exporter.sources.tabular import read_calls
 from exporter.threads import DetachedThreads
+from exporter.tracker import CallTracker
 
 OPTION: Final = "watch.files"
 """What names the patterns in the configuration."""
@@ -135,7 +136,7 @@ class FilesSource(Source):
     look waits for `timeout` once, and later ones go on without until there is an answer.
 
     Args:
-        sink: takes the calls.
+        tracker: takes the calls.
         find: returns the files of a pattern.
         read: reads a file, as `read_calls`.
         timeout: seconds that a look waits for a file system.
@@ -147,7 +148,7 @@ class FilesSource(Source):
 
     def __init__(
         self,
-        sink: CallSink,
+        tracker: CallTracker,
         *,
         find: Callable[[str], Found] = find_files,
         read: Callable[..., Iterator[CallConfig]] = read_calls,
@@ -155,7 +156,7 @@ class FilesSource(Source):
         limit: int = MAX_FILES,
         retry_interval: float = RETRY_INTERVAL,
     ) -> None:
-        super().__init__(sink)
+        super().__init__(tracker)
         self._find = find
         self._read = read
         self._limit = limit
@@ -184,7 +185,7 @@ class FilesSource(Source):
                 self._watcher = FileWatcher()
                 self._full, self._readings, self._missing = {}, {}, set()
                 self._late = {key: self._late[key] for key in self._late if key.startswith(OPTION)}
-                sources = await self._sink.sources()
+                sources = await self._tracker.sources()
                 self._named = {
                     name.removeprefix(PREFIX) for name in sources if name.startswith(PREFIX)
                 }
@@ -275,7 +276,7 @@ class FilesSource(Source):
             reading = await self._add_calls(change)
             if reading.settled and not reading.problems.total:
                 # What it does not name any more may be all that there is no room for.
-                await self._sink.keep_only(source, reading.rows)
+                await self._tracker.keep_only(source, reading.rows)
                 if reading.refused:
                     reading = await self._add_calls(change)
             problem = "\n".join(map(str, reading.problems.listed()))
@@ -304,7 +305,7 @@ class FilesSource(Source):
             if isinstance(batch, ConfigError):
                 raise batch
             try:
-                added = await self._sink.add(PREFIX + path, batch)
+                added = await self._tracker.add(PREFIX + path, batch)
             except BaseException:
                 del self._readings[path]  # its next batch is not the one to resume with
                 raise
@@ -340,7 +341,7 @@ class FilesSource(Source):
             if not listable:
                 self._report(path, "cannot be read: its folder is gone, or cannot be listed")
                 return
-        await self._sink.keep_only(PREFIX + path, set())
+        await self._tracker.keep_only(PREFIX + path, set())
         self._named.discard(path)
         self._watcher.forget(path)  # it may come back as it was
         self._status.forget(path)

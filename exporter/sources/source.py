@@ -1,43 +1,14 @@
-"""What every source is, and what it hands calls to."""
+"""What every source is."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 from exporter.config.watch import WatchConfig
-from exporter.ledger.types import Count, InsertSummary, NewCall
 from exporter.source_status import SourceStatus
-
-
-class CallSink(Protocol):
-    """What sources hand calls to: `exporter.tracker.CallTracker`.
-
-    Every method raises `LedgerError` where the ledger fails; what it did before is durable.
-    """
-
-    async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
-        """Watch calls, named by a source; None for calls that no source keeps naming."""
-
-    async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
-        """Watch the calls of requests, each request whole or not at all.
-
-        Returns:
-            For each request how many calls were added, or the account that has no room for them.
-        """
-
-    async def keep_only(self, source: str, rows: set[int]) -> None:
-        """Remove the calls that the source named before, except these rows of the ledger."""
-
-    async def sources(self) -> list[str]:
-        """Return every source that names a call."""
-
-    async def cursor(self, source: str, query: str) -> float | None:
-        """Return up to when a query has read (Unix time); None if it was never read."""
-
-    async def move_cursor(self, source: str, query: str, read_until: float) -> None:
-        """Store up to when a query has read."""
+from exporter.tracker import CallTracker
 
 
 class SourceContext(NamedTuple):
@@ -60,7 +31,7 @@ class Source:
     """A source of calls; each module of the package has one.
 
     Args:
-        sink: takes its calls.
+        tracker: takes its calls.
 
     Attributes:
         name: the label `source` in metrics.
@@ -68,8 +39,8 @@ class Source:
 
     name: ClassVar[str]
 
-    def __init__(self, sink: CallSink) -> None:
-        self._sink = sink
+    def __init__(self, tracker: CallTracker) -> None:
+        self._tracker = tracker
         self._status = SourceStatus(self.name)
 
     @property

@@ -44,9 +44,10 @@ from exporter.config.watch import CallReader
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.types import BATCH_SIZE, NewCall
 from exporter.source_status import SourceStatus
-from exporter.sources.source import CallSink, Source, SourceContext
+from exporter.sources.source import Source, SourceContext
 from exporter.sources.tabular import header_problem, row_to_item
 from exporter.threads import SerialThread
+from exporter.tracker import CallTracker
 
 OVERLAP: Final = 600.0
 """Seconds: a row is committed some time after the moment that stands in it."""
@@ -356,8 +357,8 @@ class SqlSource(Source):
 
     name = "sql"
 
-    def __init__(self, sink: CallSink) -> None:
-        super().__init__(sink)
+    def __init__(self, tracker: CallTracker) -> None:
+        super().__init__(tracker)
         self._queries: dict[SqlConfig, SourceContext] = {}
         self._by_name: dict[str, SourceStatus] = {}
         self._changed = asyncio.Event()
@@ -407,7 +408,7 @@ class SqlSource(Source):
     async def _cursor(self, query: Query, interval: float) -> float | None:
         while True:
             try:
-                return await self._sink.cursor(query.source, query.digest)
+                return await self._tracker.cursor(query.source, query.digest)
             except LedgerError:  # counted and logged where it happened
                 await asyncio.sleep(interval)
 
@@ -425,9 +426,9 @@ class SqlSource(Source):
         try:
             while (batch := await thread.submit(lambda: next(batches, None))) is not None:
                 calls = (NewCall(call.account, call.reference_id, call.labels) for call in batch)
-                refused += (await self._sink.add(None, calls)).refused
+                refused += (await self._tracker.add(None, calls)).refused
             if query.started_at is not None and not refused:
-                await self._sink.move_cursor(query.source, query.digest, query.started_at)
+                await self._tracker.move_cursor(query.source, query.digest, query.started_at)
         except (SourceError, LedgerError) as error:
             failure = kind = str(error)
         finally:

@@ -1,4 +1,4 @@
-"""A `CallSink` that keeps what sources hand over, in place of the tracker and its ledger."""
+"""What keeps the calls that sources hand over, in place of the tracker and its ledger."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from exporter.errors import LedgerError
 from exporter.ledger.types import Count, InsertSummary, NewCall
+from exporter.tracker import CallTracker
 
 
-class Sink:
+class Sink(CallTracker):
     """Keeps calls in memory.
 
     Attributes:
@@ -20,7 +21,7 @@ class Sink:
         broken: the ledger fails.
     """
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # a ledger is not made
         self.named = defaultdict[str | None, set[str]](set)
         self.offered: list[str] = []
         self.added = 0
