@@ -27,7 +27,7 @@ from exporter.ledger.outbox import Route
 from exporter.ledger.store import Store
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation
 from exporter.metrics.catalogue import Catalogue
-from exporter.notify.dispatcher import TargetMetrics, TargetWorker
+from exporter.notify.dispatcher import TargetWorker
 from exporter.notify.target import TargetSettings
 from exporter.notify.webhook import webhook
 from exporter.secrets import Secret
@@ -79,22 +79,19 @@ def _target(url: str) -> TargetSettings:
 async def _sent(url: str, count: int) -> tuple[float, float]:
     """Send a backlog; returns CPU seconds per 1,000, and how many a second."""
     metrics = Catalogue()
-    series = TargetMetrics(metrics, "t")
     held = Ledger(lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
         await held.open(f"sqlite:///{folder}/ledger.db")
         held.store.outbox.set_routes([_target(url).route])
         await held.call(finished, held.store, count, 0)
-        worker = TargetWorker(_target(url), held, series)
         cpu, wall = time.process_time(), time.perf_counter()
-        running = asyncio.create_task(worker.run())
+        worker = TargetWorker(_target(url), held, metrics, asyncio.create_task)
         labels = {"target": "t", "outcome": "delivered"}
         get = metrics.registry.get_sample_value
         while (get("esms_notifications_total", labels) or 0) < count:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         await worker.stop(1)
-        await running
         await held.close()
     return cpu / count * 1_000, count / wall
 

@@ -1,4 +1,4 @@
-"""The outbox: notifications of finished calls that are not delivered yet. Blocking.
+"""The outbox: notifications of finished calls that are not delivered yet.
 
 A notification is written in the transaction of the finish that it is about: whatever ends the
 process, both are there or neither is. It holds the call as it finished, so that pruning the call
@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from itertools import islice, zip_longest
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import (
     Boolean,
-    ColumnElement,
     Connection,
     Delete,
     Float,
-    ScalarSelect,
     Update,
     and_,
     bindparam,
@@ -42,7 +41,6 @@ from sqlalchemy import (
 )
 
 from exporter.ledger.clock import LedgerClock
-from exporter.ledger.engine import Database
 from exporter.ledger.json_rows import fetch_json, item, json_param, select_json, to_json_rows
 from exporter.ledger.json_rows import field as field_of
 from exporter.ledger.schema import label_sets, notifications
@@ -54,26 +52,20 @@ before the clock was set back, and is due."""
 
 _rows: Final = json_param("rows")
 _columns: Final = notifications.c
-_target: Final = bindparam("this_target", type_=_columns.target.type)
+_target: Final = _columns.target == bindparam("this_target")
 _now: Final = bindparam("now", type_=Float())
 
 _LABELS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
     label_sets.c.id.in_(select(item(_rows, label_sets.c.id)))
 )
 _INSERT: Final = insert(notifications).from_select(
-    [
-        *("target", "account", "call", "give_up_at"),
-        *("queued_at", "due_at", "attempts", "retry"),
-    ],
+    ["target", "account", "call", "give_up_at", "queued_at", "due_at", "attempts", "retry"],
     select(
         field_of(_rows, 0, _columns.target),
         field_of(_rows, 1, _columns.account),
         field_of(_rows, 2, _columns.call),
         _now + field_of(_rows, 3, _columns.give_up_at),
-        _now,
-        _now,
-        literal(0),
-        false(),
+        *(_now, _now, literal(0), false()),
     )
     .select_from(_rows)
     # Without a condition, SQLite takes what follows for a part of the join.
@@ -81,34 +73,26 @@ _INSERT: Final = insert(notifications).from_select(
     include_defaults=False,
 )
 
-_of_kind: Final = and_(
-    _columns.target == _target, _columns.retry == bindparam("retry", type_=Boolean())
-)
-
-
-def _account_after(account: ColumnElement[str]) -> ScalarSelect[str]:
-    following = select(func.min(_columns.account)).where(_of_kind, _columns.account > account)
-    return following.scalar_subquery()
-
-
+_of_kind: Final = and_(_target, _columns.retry == bindparam("retry", type_=Boolean()))
 # From one account to the next by the index, however many notifications each of them has.
-_first: Final = select(
-    _account_after(bindparam("after", type_=_columns.account.type)).label("account")
-).cte("pending", recursive=True)
-_pending: Final = _first.union_all(
-    select(_account_after(_first.c.account)).where(_first.c.account.is_not(None))
+_first: Final = (
+    select(func.min(_columns.account).label("account"))
+    .where(_of_kind)
+    .cte("pending", recursive=True)
 )
-_ACCOUNTS: Final = (
-    select(_pending.c.account)
-    .where(
-        _pending.c.account.not_in(select(item(_rows, _columns.account))),
-        # Not as EXISTS: PostgreSQL would join, and read all that is due.
-        select(func.min(_columns.due_at))
-        .where(_of_kind, _columns.account == _pending.c.account)
+_pending: Final = _first.union_all(
+    select(
+        select(func.min(_columns.account))
+        .where(_of_kind, _columns.account > _first.c.account)
         .scalar_subquery()
-        <= _now,
-    )
-    .limit(bindparam("limit"))
+    ).where(_first.c.account.is_not(None))
+)
+_ACCOUNTS: Final = select_json(_pending.c.account).where(
+    # Not as EXISTS: PostgreSQL would join, and read all that is due.
+    select(func.min(_columns.due_at))
+    .where(_of_kind, _columns.account == _pending.c.account)
+    .scalar_subquery()
+    <= _now
 )
 _due: Final = (
     select(_columns.id, _columns.attempts, _columns.call)
@@ -120,7 +104,7 @@ _due: Final = (
     .correlate(_rows)
     .subquery()
 )
-_CLAIMABLE: Final = select(select_json(*_due.c).scalar_subquery()).select_from(_rows)
+_DUE: Final = select(select_json(*_due.c).scalar_subquery()).select_from(_rows)
 _IS_GIVEN: Final = _columns.id.in_(select(item(_rows, _columns.id)))
 _CLAIM: Final = (
     update(notifications)
@@ -151,7 +135,7 @@ _DELETE_OVERDUE: Final = _DELETE.where(_columns.give_up_at <= _now)
 _overdue: Final = (
     select(_columns.id)
     .where(
-        _columns.target == _target,
+        _target,
         _columns.give_up_at > _now - bindparam("longest", type_=Float()),
         _columns.give_up_at <= _now - bindparam("shortest", type_=Float()),
         _columns.due_at <= _now,  # else it is under way
@@ -161,14 +145,12 @@ _overdue: Final = (
     .subquery()
 )
 _GIVE_UP: Final = delete(notifications).where(_columns.id.in_(select(_overdue.c.id)))
-_NEXT: Final = select(func.min(_columns.due_at)).where(_columns.target == _target)
-_COUNT: Final = select(func.count(), func.min(_columns.queued_at)).where(_columns.target == _target)
+_NEXT: Final = select(func.min(_columns.due_at)).where(_target)
+_COUNT: Final = select(func.count(), func.min(_columns.queued_at)).where(_target)
 _CUT_WAITS: Final = (
-    update(notifications)
-    .where(_columns.target == _target, _columns.due_at > _now + LONGEST_WAIT)
-    .values(due_at=_now)
+    update(notifications).where(_target, _columns.due_at > _now + LONGEST_WAIT).values(due_at=_now)
 )
-_CLOCK: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
+_SERVER_TIME: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 
 
 class CallFinished(NamedTuple):
@@ -228,28 +210,26 @@ class Claim(NamedTuple):
     """What to claim: retries, or new notifications."""
 
     retry: bool
-    limit: int  # accounts have equal shares of it
+    limit: int
+    each: int  # how many of one account; several have equal shares
     full: Collection[str] = ()  # accounts of which no more are wanted
-    avoid: int | None = None  # the row of one that is claimed only if there is no other
 
 
-@dataclass(slots=True)
-class DeliveryResults:
-    """The results of claimed notifications that are not recorded yet."""
+class DeliveryAction(Enum):
+    """What happens to a claimed notification."""
 
-    delivered: list[Notification] = field(default_factory=list)
-    rejected: list[Notification] = field(default_factory=list)  # counted as given up
-    # To be tried again, each after some seconds, unless their time is over.
-    put_off: list[tuple[Notification, float]] = field(default_factory=list)
-    released: list[Notification] = field(default_factory=list)  # not tried: due at once
+    DONE = auto()
+    GIVE_UP = auto()
+    RETRY = auto()  # after a back-off, unless its time is over
+    RELEASE = auto()  # it was not tried: again at once
 
-    def __bool__(self) -> bool:
-        return bool(self.delivered or self.rejected or self.put_off or self.released)
 
-    def extend(self, other: Self) -> None:
-        """Add other results."""
-        for each in fields(self):
-            getattr(self, each.name).extend(getattr(other, each.name))
+class DeliveryResult(NamedTuple):
+    """The result of a claimed notification that is not recorded yet."""
+
+    notification: Notification
+    action: DeliveryAction
+    wait: float = 0.0  # seconds to the next attempt
 
 
 class ClaimResult(NamedTuple):
@@ -261,40 +241,27 @@ class ClaimResult(NamedTuple):
     due_in: float | None  # seconds until another one is due; None where there is none
 
 
-def ledger_time(connection: Connection, clock: LedgerClock) -> float:
-    """Return the ledger's time, on which exporters that share it agree exactly (Unix time)."""
-    if connection.dialect.name == "postgresql":
-        return float(connection.execute(_CLOCK).scalar_one())
-    return clock.now()
-
-
 class Outbox:
-    """Statements about notifications. Each method but `add` is one transaction.
-
-    Args:
-        database: the ledger's.
-        clock: the ledger's; the machine's by default.
-        time_of: returns the ledger's time.
+    """Statements about notifications, in a transaction of the caller's.
 
     Attributes:
         routes: which targets are notified of which calls.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        clock: LedgerClock | None = None,
-        time_of: Callable[[Connection, LedgerClock], float] = ledger_time,
-    ) -> None:
-        self._database = database
-        self._clock = clock or LedgerClock()
-        self._time_of = time_of
+    def __init__(self, clock: LedgerClock) -> None:
+        self._clock = clock
         self.routes: Collection[Route] = ()
         self._last: dict[tuple[str, bool], str] = {}  # the account whose turn was last
 
     def set_routes(self, routes: Collection[Route]) -> None:
         """Change which targets are notified of calls that finish from now on."""
         self.routes = routes
+
+    def now(self, connection: Connection) -> float:
+        """Return the ledger's time, on which exporters that share it agree exactly (Unix time)."""
+        if connection.dialect.name == "postgresql":
+            return float(connection.execute(_SERVER_TIME).scalar_one())
+        return self._clock.now()
 
     def add(
         self, connection: Connection, finished: Sequence[tuple[int, CallFinished]]
@@ -323,140 +290,107 @@ class Outbox:
                     targets.add(route.target)
                     yield route.target, event.account, content, route.give_up_after
 
-        rows, now = new(), self._time(connection)
+        rows, now = new(), self.now(connection)
         while chunk := list(islice(rows, BATCH_SIZE)):
             connection.execute(_INSERT, {"rows": to_json_rows(chunk), "now": now})
         return frozenset(targets)
 
     def claim(
         self,
+        connection: Connection,
         target: str,
-        results: DeliveryResults,
-        claims: Sequence[Claim],
-        lease: float,
-        limit: float = math.inf,
+        results: Sequence[DeliveryResult],
+        claims: Sequence[Claim] = (),
+        limit: int = 0,
+        lease: float = 0.0,
     ) -> ClaimResult:
-        """Record results, and claim more notifications of a target for some seconds.
-
-        Args:
-            target: its name.
-            results: those of earlier claims.
-            claims: what to claim, the most wanted first.
-            lease: seconds.
-            limit: how many to claim at most, of all kinds.
-        """
-
-        def work(connection: Connection) -> ClaimResult:
-            now = self._time(connection)
-            delivered, gave_up = _record(connection, results, now)
-            claimed: list[Notification] = []
-            for claim in claims:
-                due_at = connection.scalar(_NEXT, {"this_target": target})
-                if due_at is None or due_at > now:
-                    break
-                room = int(min(claim.limit, limit - len(claimed)))
-                if room > 0:
-                    due = self._due(connection, target, claim._replace(limit=room), now)
-                    rows = to_json_rows(one.id for one in due)
-                    connection.execute(_CLAIM, {"rows": rows, "now": now, "lease": lease})
-                    claimed += due
-            due_at = connection.scalar(_NEXT, {"this_target": target})
-            due_in = None if due_at is None else max(0.0, due_at - now)
-            return ClaimResult(delivered, gave_up, claimed, due_in)
-
-        return self._database.run(work)
+        """Record results, and claim up to `limit` notifications of a target, for some seconds."""
+        now = self.now(connection)
+        delivered, gave_up = _record(connection, results, now)
+        claimed: list[Notification] = []
+        for claim in claims:
+            room = min(claim.limit, limit - len(claimed))
+            if room > 0 and (due := self._due(connection, target, claim, room, now)):
+                rows = to_json_rows(one.id for one in due)
+                connection.execute(_CLAIM, {"rows": rows, "now": now, "lease": lease})
+                claimed += due
+        due_at = connection.scalar(_NEXT, {"this_target": target})
+        due_in = None if due_at is None else max(0.0, due_at - now)
+        return ClaimResult(delivered, gave_up, claimed, due_in)
 
     def _due(
-        self, connection: Connection, target: str, claim: Claim, now: float
+        self, connection: Connection, target: str, claim: Claim, limit: int, now: float
     ) -> list[Notification]:
         """Return what is due, from one account to the next after the one whose turn was last."""
         kind = {"this_target": target, "retry": claim.retry, "now": now}
         last = self._last.get((target, claim.retry), "")
-        accounts: list[str] = []
-        for after in dict.fromkeys((last, "")):
-            if len(accounts) < claim.limit:
-                json_param = {
-                    "after": after,
-                    "limit": claim.limit,
-                    "rows": to_json_rows(claim.full),
-                }
-                accounts += connection.scalars(_ACCOUNTS, {**kind, **json_param})
-        accounts = list(dict.fromkeys(accounts))[: claim.limit]
+        due = {name for (name,) in fetch_json(connection, _ACCOUNTS, **kind)}
+        accounts = sorted(due.difference(claim.full), key=lambda name: (name <= last, name))[:limit]
         if not accounts:
             return []
         self._last[target, claim.retry] = accounts[-1]
-        share = math.ceil(claim.limit / len(accounts))
-        # One more, where one is to be avoided.
-        parameters = {**kind, "limit": share + 1, "rows": to_json_rows(accounts)}
+        share = min(claim.each, math.ceil(limit / len(accounts)))
+        parameters = {**kind, "limit": share, "rows": to_json_rows(accounts)}
         by_account = [
             [
                 Notification(row, attempts + 1, claim.retry, CallFinished(**from_json(call)))
                 for row, attempts, call in sorted(from_json(rows))
             ]
-            for rows in connection.scalars(_CLAIMABLE, parameters)
+            for rows in connection.scalars(_DUE, parameters)
         ]
         rounds = (one for turn in zip_longest(*by_account) for one in turn if one)
-        return sorted(rounds, key=lambda one: one.id == claim.avoid)[: claim.limit]
+        return list(islice(rounds, limit))
 
-    def give_up(self, target: str, shortest: float, longest: float) -> int:
+    def give_up(self, connection: Connection, target: str, shortest: float, longest: float) -> int:
         """Delete up to `BATCH_SIZE` notifications whose time has been over for so many seconds.
 
         Those under way are left. Returns how many were deleted.
         """
+        parameters = {"this_target": target, "shortest": shortest, "longest": longest}
+        return connection.execute(_GIVE_UP, {**parameters, "now": self.now(connection)}).rowcount
 
-        def work(connection: Connection) -> int:
-            ages = {"shortest": shortest, "longest": longest}
-            parameters = {"this_target": target, "now": self._time(connection), **ages}
-            return connection.execute(_GIVE_UP, parameters).rowcount
-
-        return self._database.run(work)
-
-    def release_all(self) -> None:
-        """Make all notifications due, if no other exporter shares the ledger.
+    def release_all(self, connection: Connection) -> None:
+        """Make all notifications due, if no other exporter can share the ledger.
 
         Those that a killed process had claimed are sent at once by the next one.
         """
-        if not self._database.shared:
-            with self._database.begin() as connection:
-                connection.execute(_RELEASE_ALL, {"now": self._time(connection)})
+        if connection.dialect.name == "sqlite":
+            connection.execute(_RELEASE_ALL, {"now": self.now(connection)})
 
-    def backlog(self, target: str) -> tuple[int, float | None]:
+    def backlog(self, connection: Connection, target: str) -> tuple[int, float | None]:
         """Return how many are pending for a target, and when the oldest was written (Unix time).
 
         Waits that a clock set back has made endless are ended.
         """
-        with self._database.begin() as connection:
-            parameters = {"this_target": target, "now": self._time(connection)}
-            connection.execute(_CUT_WAITS, parameters)
-            pending, oldest = connection.execute(_COUNT, parameters).one()
+        parameters = {"this_target": target, "now": self.now(connection)}
+        connection.execute(_CUT_WAITS, parameters)
+        pending, oldest = connection.execute(_COUNT, parameters).one()
         return pending, None if oldest is None else oldest - self._clock.ahead
 
-    def prune(self, targets: Collection[str]) -> int:
+    def prune(self, connection: Connection, targets: Collection[str]) -> int:
         """Delete overdue notifications of other targets; returns how many, at most `BATCH_SIZE`."""
-        with self._database.begin() as connection:
-            others = _columns.target.not_in(list(targets))
-            overdue = _columns.give_up_at <= self._time(connection)
-            old = select(_columns.id).where(others, overdue).limit(BATCH_SIZE)
-            return connection.execute(delete(notifications).where(_columns.id.in_(old))).rowcount
-
-    def _time(self, connection: Connection) -> float:
-        return self._time_of(connection, self._clock)
+        others = _columns.target.not_in(list(targets))
+        overdue = _columns.give_up_at <= self.now(connection)
+        old = select(_columns.id).where(others, overdue).limit(BATCH_SIZE)
+        return connection.execute(delete(notifications).where(_columns.id.in_(old))).rowcount
 
 
-def _record(connection: Connection, results: DeliveryResults, now: float) -> tuple[int, int]:
+def _record(
+    connection: Connection, results: Sequence[DeliveryResult], now: float
+) -> tuple[int, int]:
     """Return how many were delivered, and how many given up."""
 
-    def run(statement: Delete | Update, rows: Iterable[object]) -> int:
-        return connection.execute(statement, {"rows": to_json_rows(rows), "now": now}).rowcount
+    def run(statement: Delete | Update, action: DeliveryAction) -> int:
+        rows: list[object] = [
+            (one.id, one.attempts, wait) if isinstance(statement, Update) else one.id
+            for one, found, wait in results
+            if found is action
+        ]
+        parameters = {"rows": to_json_rows(rows), "now": now}
+        return connection.execute(statement, parameters).rowcount if rows else 0
 
-    delivered = gave_up = 0
-    if results.delivered:
-        delivered = run(_DELETE, (one.id for one in results.delivered))
-    if results.rejected:
-        gave_up = run(_DELETE, (one.id for one in results.rejected))
-    if results.put_off:
-        gave_up += run(_DELETE_OVERDUE, (one.id for one, _ in results.put_off))
-        run(_PUT_OFF, ((one.id, one.attempts, wait) for one, wait in results.put_off))
-    if results.released:
-        run(_RELEASE, ((one.id, one.attempts) for one in results.released))
+    delivered = run(_DELETE, DeliveryAction.DONE)
+    gave_up = run(_DELETE, DeliveryAction.GIVE_UP) + run(_DELETE_OVERDUE, DeliveryAction.RETRY)
+    run(_PUT_OFF, DeliveryAction.RETRY)
+    run(_RELEASE, DeliveryAction.RELEASE)
     return delivered, gave_up

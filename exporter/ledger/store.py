@@ -130,7 +130,7 @@ class Store:
     ) -> None:
         self.database = database
         self._clock = clock or LedgerClock()
-        self.outbox = outbox or Outbox(database, self._clock)
+        self.outbox = outbox or Outbox(self._clock)
         self._epochs: dict[str, int] = {}
         self.exporter = uuid.uuid4().hex if database.shared else None
         self._sharing = Sharing(self.exporter, self._epochs) if self.exporter else None

@@ -26,7 +26,7 @@ _MIN_THROTTLED: Final = 2
 # Where bad events are many, more of them come in a row though nothing is wrong with the target.
 _RUN_FACTOR: Final = 5.0
 _RUN_DECAY: Final = 0.98
-_MAX_EVENTS: Final = 100
+_MAX_NEEDED: Final = 100
 
 
 class State(Enum):
@@ -45,9 +45,6 @@ class CircuitBreaker:
 
     Args:
         chance: returns a number from 0 to 1, for the length of pauses.
-
-    Attributes:
-        last: the event that failed last; another one is to be tried next.
     """
 
     def __init__(self, chance: Callable[[], float]) -> None:
@@ -60,7 +57,6 @@ class CircuitBreaker:
         self._succeeded_at = -math.inf
         self._run = 0.0  # failures that came in a row though the target was healthy
         self._trial: int | None = None
-        self.last: int | None = None
 
     def state(self, now: float) -> State:
         """Return what may be sent now."""
@@ -97,8 +93,7 @@ class CircuitBreaker:
             self._run = max(self._run * _RUN_DECAY, len(self._failed))
         self._failed.clear()
         self._throttled.clear()
-        self._pauses = 0
-        self._trial = None
+        self._pauses, self._trial = 0, None
         return paused
 
     def failed(self, event: int, retry_after: float | None, sent_at: float, now: float) -> bool:
@@ -113,17 +108,13 @@ class CircuitBreaker:
         Returns:
             Whether a pause begins with it.
         """
-        state, self.last = self.state(now), event
-        trial = self._trial == event
-        if trial:
-            self._trial = None
-        elif sent_at < self._succeeded_at:
+        state, trial = self.state(now), self._trial == event
+        self.released(event)
+        if sent_at < self._succeeded_at and not trial:
             return False
-        if len(self._failed) < _MAX_EVENTS:
-            self._failed.add(event)
+        self._failed.add(event)
         if retry_after is not None:
-            if len(self._throttled) < _MAX_EVENTS:
-                self._throttled.add(event)
+            self._throttled.add(event)
             if len(self._throttled) >= self._needed(_MIN_THROTTLED):
                 until = now + min(MAX_PAUSE, retry_after)
                 self._throttled_until = max(self._throttled_until, until)
@@ -135,4 +126,4 @@ class CircuitBreaker:
         return state is State.CLOSED and begins
 
     def _needed(self, different: int) -> float:
-        return max(different, min(_MAX_EVENTS, _RUN_FACTOR * self._run))
+        return max(different, min(_MAX_NEEDED, _RUN_FACTOR * self._run))

@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 
 from exporter.backoff import ExponentialBackoff
 from exporter.errors import LedgerError
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.outbox import Claim, ClaimResult, DeliveryResults, Notification
+from exporter.ledger.outbox import Claim, DeliveryAction, DeliveryResult, Notification
 from exporter.ledger.types import BATCH_SIZE
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.breaker import MAX_PAUSE, CircuitBreaker, State
-from exporter.notify.queue import SendQueue
-from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings
+from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 
-AHEAD: Final = 4
-"""How many times `max_concurrency` are claimed at a time: others may send what is not sent soon."""
-
-_GATHER: Final = 0.05
+_GATHER: Final = 0.02
 """Seconds that results gather before they are recorded: a commit has to reach the disk."""
 
 _LOOK_INTERVAL: Final = 5.0
@@ -36,6 +33,12 @@ _COUNT_SHARE: Final = 0.01
 
 _LEDGER_RETRY: Final = 2.0
 
+_RETRY_SHARE: Final = 0.25
+"""Of the connections that retries may have, and of the time where there are fewer than four."""
+
+_LEASE: Final = 30.0
+"""Seconds, beside its time-out, after which an attempt counts as lost with its exporter."""
+
 _LAST_ATTEMPT: Final = 30.0
 """Seconds that a notification has for its last attempt, once its time is over."""
 
@@ -43,6 +46,9 @@ _RETRIES: Final = ExponentialBackoff(5.0, MAX_PAUSE, jitter=0.25)
 
 _LOG_INTERVAL: Final = 60.0
 """Seconds after which the failure of a single notification is logged again."""
+
+Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
+"""Runs work in the background; work that fails ends the exporter."""
 
 _log = structlog.get_logger(__name__)
 
@@ -53,15 +59,10 @@ class Dispatcher:
     Args:
         ledger: to be open before `open`.
         metrics: where it is counted.
-        spawn: runs work in the background; work that fails ends the exporter.
+        spawn: see `Spawn`.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        metrics: Catalogue,
-        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
-    ) -> None:
+    def __init__(self, ledger: Ledger, metrics: Catalogue, spawn: Spawn) -> None:
         self._ledger = ledger
         self._metrics = metrics
         self._spawn = spawn
@@ -73,7 +74,7 @@ class Dispatcher:
         Raises:
             LedgerError: the ledger failed.
         """
-        await self._ledger.call(self._ledger.store.outbox.release_all)
+        await self._ledger.execute(self._ledger.store.outbox.release_all)
 
     def configure(self, targets: Sequence[TargetSettings], timeout: float) -> None:
         """Change the targets; those that are as before are not interrupted.
@@ -94,9 +95,8 @@ class Dispatcher:
                 if name not in wanted:
                     self._metrics.remove("target", name)
         for name in wanted.keys() - self._workers.keys():
-            metrics = TargetMetrics(self._metrics, name)
-            self._workers[name] = TargetWorker(wanted[name], self._ledger, metrics)
-            self._spawn(self._workers[name].run())
+            parts = self._ledger, self._metrics, self._spawn
+            self._workers[name] = TargetWorker(wanted[name], *parts)
 
     def wake(self, targets: frozenset[str]) -> None:
         """Send what was just written for these targets, or can be delivered again."""
@@ -116,7 +116,7 @@ class Dispatcher:
         pruned = BATCH_SIZE
         while pruned == BATCH_SIZE:
             prune = self._ledger.store.outbox.prune
-            pruned = await self._ledger.call(prune, list(self._workers))
+            pruned = await self._ledger.execute(prune, list(self._workers))
             if pruned:
                 _log.warning("notifications of removed targets dropped", count=pruned)
 
@@ -137,153 +137,130 @@ class TargetMetrics:
 
 
 class TargetWorker:
-    """Delivers one target's notifications, for as long as `run` runs.
+    """Delivers one target's notifications, until `stop`.
 
-    They are claimed from the ledger in small batches. An event that fails backs off by itself; the
-    target is paused when different events fail in a row.
+    As many are claimed from the ledger as can be sent at once. An event that fails backs off by
+    itself; the target is paused when different events fail in a row.
 
     Args:
         settings: of the target.
         ledger: open.
-        metrics: the target's series.
+        metrics: where it is counted.
+        spawn: see `Spawn`.
 
-    Must be made inside a running loop, and ended with `stop`.
+    Must be made inside a running loop.
     """
 
-    def __init__(self, settings: TargetSettings, ledger: Ledger, metrics: TargetMetrics) -> None:
+    def __init__(
+        self, settings: TargetSettings, ledger: Ledger, metrics: Catalogue, spawn: Spawn
+    ) -> None:
         self.settings = settings
         self._name = settings.name
         self._target = settings.connect()
         self._ledger = ledger
         self._outbox = ledger.store.outbox
-        self._metrics = metrics
+        self._metrics = TargetMetrics(metrics, settings.name)
+        self._spawn = spawn
         self._loop = asyncio.get_running_loop()
-        self._queue = SendQueue(settings.max_concurrency)
         self._breaker = CircuitBreaker(random.random)
         # A retry that fails says nothing new of the target. Without this one, a target that is down
         # would get all retries after a restart.
         self._retry_breaker = CircuitBreaker(random.random)
-        self._sending: set[asyncio.Task[None]] = set()
-        self._leases: dict[int, float] = {}  # their ends, by the rows of those in the queue
-        self._results = DeliveryResults()
+        self._sending: dict[asyncio.Task[None], Notification] = {}
+        self._results: list[DeliveryResult] = []
+        self._accounts: set[str] = set()  # that events came of
         self._awake = asyncio.Event()
         self._stopping = False
         self._steady_since = self._loop.time()  # without a failure of the ledger
+        self._retry_at = 0.0
         self._count_at = 0.0
         self._give_up_at = 0.0
         self._log_at = 0.0
-        self._running: asyncio.Task[None] | None = None
-        self._bug: BaseException | None = None
+        self._running = spawn(self._run())
 
     def wake(self) -> None:
         """Look for what is to be sent, now."""
         self._awake.set()
-
-    async def run(self) -> None:
-        """Deliver what there is and what comes, until `stop`.
-
-        An exception of an attempt is a bug, and raised again here.
-        """
-        self._running = asyncio.current_task()
-        while not self._stopping:
-            self._awake.clear()
-            wait = await self._cycle()
-            if self._bug is not None:
-                raise self._bug
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._awake.wait()
-            # Attempts seldom end alone.
-            await asyncio.sleep(_GATHER)
 
     async def stop(self, timeout: float) -> None:
         """Stop; attempts under way may end within some seconds, the rest stays in the ledger."""
         deadline = self._loop.time() + timeout
         self._stopping = True
         self.wake()
-        if self._running is not None:
-            await asyncio.wait([self._running], timeout=timeout)
-        self._release(False, True)
-        await self._record(deadline)  # now: others may send it
-        if self._sending:
-            await asyncio.wait(self._sending, timeout=max(0.0, deadline - self._loop.time()))
-        late = set(self._sending)
+        await asyncio.wait([self._running, *self._sending], timeout=timeout)
+        late = list(self._sending)
         for task in late:
             task.cancel()
-        # They release what they were about to send.
         await asyncio.gather(*late, return_exceptions=True)
-        await self._record(deadline)
-        await self._target.close()
-
-    async def _record(self, deadline: float) -> None:
-        if not self._results:
-            return
-        results, self._results = self._results, DeliveryResults()
         try:
             async with asyncio.timeout(max(0.1, deadline - self._loop.time())):
-                claim = self._outbox.claim
-                result = await self._ledger.call(claim, self._name, results, [], 0.0)
-                self._count_results(result.delivered, result.gave_up)
+                await self._claim([], 0)
         except (LedgerError, TimeoutError) as error:
             # The next start sends again what is not recorded as delivered.
             problem = str(error) or "no answer in time"
             _log.warning("delivery results not recorded", target=self._name, problem=problem)
+        await self._target.close()
 
     # Between the ledger and the target.
 
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._awake.clear()
+            try:
+                wait = await self._cycle()
+            except LedgerError:  # the ledger counts and logs it
+                self._steady_since = self._loop.time()
+                wait = _LEDGER_RETRY
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._awake.wait()
+            # Attempts seldom end alone.
+            await asyncio.sleep(_GATHER)
+
     async def _cycle(self) -> float:
         """Record results, send what is due; returns how long there is nothing to do."""
-        if self._paused():
-            self._release(False, True)
-        try:
-            if self._loop.time() >= self._count_at:
-                await self._count_pending()
-            if self._loop.time() >= self._give_up_at:
-                await self._give_up()
-            if self._paused() and not self._results:  # however often calls finish meanwhile
-                return self._bounded(self._breaker.wait(self._loop.time()) or math.inf)
-            result = await self._claim()
-        except LedgerError:
-            self._steady_since = self._loop.time()
-            return _LEDGER_RETRY  # the ledger counts and logs it
-        if self._paused():  # since these were claimed
-            self._release(False, True)
-        self._send()
-        now = self._loop.time()
+        if self._loop.time() >= self._count_at:
+            await self._count_pending()
+        if self._loop.time() >= self._give_up_at:
+            await self._give_up()
+        wait = self._breaker.wait(self._loop.time())
+        if not self._paused or self._results:  # else however often calls finish meanwhile
+            free = self.settings.max_concurrency - len(self._sending)
+            on_trial = self._breaker.state(self._loop.time()) is State.HALF_OPEN
+            due_in = await self._claim(self._claims(), 1 if on_trial else free)
+            now = self._loop.time()
+            retry_wait = max(self._retry_breaker.wait(now), self._retry_at - now)
+            wait = max(due_in, self._breaker.wait(now), retry_wait)
         if self._results:
             return 0.0
-        on_trial = self._breaker.on_trial or self._retry_breaker.on_trial
-        if result.due_in is None or on_trial or self._queue:
-            return self._bounded(math.inf)  # each attempt that ends wakes this
-        waits = (result.due_in, self._breaker.wait(now), self._retry_breaker.wait(now))
-        return self._bounded(max(waits))
+        if self._sending and wait <= 0:
+            wait = math.inf  # each attempt that ends wakes this
+        return max(0.0, min(wait or math.inf, _LOOK_INTERVAL, self._give_up_at - self._loop.time()))
 
+    @property
     def _paused(self) -> bool:
         open_ = self._breaker.state(self._loop.time()) is State.OPEN
         return open_ or not self._target.ready
 
-    def _bounded(self, wait: float) -> float:
-        return max(0.0, min(wait, _LOOK_INTERVAL, self._give_up_at - self._loop.time()))
-
-    async def _claim(self) -> ClaimResult:
-        results, self._results = self._results, DeliveryResults()
-        # Most are sent long before; see `_send`.
-        lease = (AHEAD + 1) * self.settings.timeout + 30.0
-        ends = self._loop.time() + lease
-        on_trial = self._breaker.state(self._loop.time()) is State.HALF_OPEN
-        limit = 1 if on_trial else math.inf
+    async def _claim(self, claims: Sequence[Claim], limit: int) -> float:
+        """Record results, claim more and send them; returns how long no other one is due."""
+        results, self._results = self._results, []
+        lease = self.settings.timeout + _LEASE
         try:
-            result = await self._ledger.call(
-                self._outbox.claim, self._name, results, self._claims(), lease, limit
+            result = await self._ledger.execute(
+                self._outbox.claim, self._name, results, claims, limit, lease
             )
         except LedgerError:
-            results.extend(self._results)  # to be recorded the next time
-            self._results = results
+            self._results = results + self._results  # to be recorded the next time
             raise
-        self._count_results(result.delivered, result.gave_up)
-        self._queue.add(result.claimed)
-        self._leases.update((one.id, ends) for one in result.claimed)
-        return result
+        self._metrics.delivered.inc(result.delivered)
+        self._count_given_up(result.gave_up)
+        for one in result.claimed:
+            if self._stopping or self._paused:  # since these were claimed
+                self._results.append(DeliveryResult(one, DeliveryAction.RELEASE))
+            else:
+                self._send(one)
+        return math.inf if result.due_in is None else result.due_in
 
     async def _give_up(self) -> None:
         """Give up some of those whose time is over, whatever becomes of the others.
@@ -296,85 +273,64 @@ class TargetWorker:
         ages = (_LAST_ATTEMPT, now - self._steady_since)
         if self._breaker.state(now) is not State.CLOSED or not self._target.ready:
             ages = (0.0, math.inf)
-        gave_up = await self._ledger.call(self._outbox.give_up, self._name, *ages)
-        self._count_results(0, gave_up)
+        gave_up = await self._ledger.execute(self._outbox.give_up, self._name, *ages)
+        self._count_given_up(gave_up)
         # More of them the next time, after what is to be sent.
         self._give_up_at = now if gave_up == BATCH_SIZE else self._loop.time() + _LOOK_INTERVAL
 
-    def _count_results(self, delivered: int, gave_up: int) -> None:
-        self._metrics.delivered.inc(delivered)
-        self._metrics.gave_up.inc(gave_up)
-        if gave_up:
-            _log.warning("notifications given up", target=self._name, count=gave_up)
+    def _count_given_up(self, count: int) -> None:
+        self._metrics.gave_up.inc(count)
+        if count:
+            _log.warning("notifications given up", target=self._name, count=count)
 
     async def _count_pending(self) -> None:
         started = self._loop.time()
-        pending, oldest = await self._ledger.call(self._outbox.backlog, self._name)
+        pending, oldest = await self._ledger.execute(self._outbox.backlog, self._name)
         now = self._loop.time()
         self._count_at = now + max(_COUNT_INTERVAL, (now - started) / _COUNT_SHARE)
         self._metrics.pending.set(pending)
         self._metrics.oldest.set(oldest or 0.0)
 
     def _claims(self) -> list[Claim]:
-        """Return what may be claimed now."""
-        now = self._loop.time()
-        retries = self._retry_breaker.state(now)
-        if self._stopping or self._paused():
+        """Return what may be claimed now.
+
+        Events that hang leave other accounts a connection, and new events most of them.
+        """
+        now, connections = self._loop.time(), self.settings.max_concurrency
+        if self._stopping or self._paused:
             return []
         if self._breaker.state(now) is State.HALF_OPEN:
-            if self._breaker.on_trial or self._queue:
-                return []
-            return [Claim(retry, 1, (), self._breaker.last) for retry in (False, True)]
-        limit = self.settings.max_concurrency
-        claims = [self._share(AHEAD * limit, retry=False)]
-        if retries is State.CLOSED:
-            claims.append(self._share(limit, retry=True))
-        elif retries is State.HALF_OPEN and not (
-            self._retry_breaker.on_trial or self._queue.waiting(retry=True)
-        ):
-            claims.append(Claim(True, 1, (), self._retry_breaker.last))
-        return claims
-
-    def _share(self, limit: int, *, retry: bool) -> Claim:
-        waiting = self._queue.waiting(retry=retry)
-        held = sum(waiting.values())
-        # One account's backlog does not take the room of others.
-        enough = self.settings.max_concurrency
-        full = [name for name, count in waiting.items() if count >= enough]
-        room = max(enough, limit - held - len(self._sending))
-        return Claim(retry, min(room, 2 * limit - held), full)
+            on_trial = self._breaker.on_trial
+            return [] if on_trial else [Claim(retry, 1, 1) for retry in (False, True)]
+        held = Counter(one.call.account for one in self._sending.values())
+        most = max(1, connections - 1) if len(self._accounts) > 1 else connections
+        full = [name for name, count in held.items() if count >= most]
+        each = most - max((count for count in held.values() if count < most), default=0)
+        retries = max(1, int(connections * _RETRY_SHARE))
+        retries -= sum(one.retry for one in self._sending.values())
+        match self._retry_breaker.state(now):
+            case State.OPEN:
+                retries = 0
+            case State.HALF_OPEN:
+                retries = 0 if self._retry_breaker.on_trial else 1
+        retries = retries if now >= self._retry_at else 0
+        return [Claim(True, retries, each, full), Claim(False, connections, each, full)]
 
     # Attempts.
 
-    def _send(self) -> None:
-        while not self._stopping:
-            now = self._loop.time()
-            if self._paused() or (
-                self._breaker.state(now) is State.HALF_OPEN and self._breaker.on_trial
-            ):
-                return
-            one = self._queue.next(now)
-            if one is None:
-                return
-            if now + self.settings.timeout > self._leases.pop(one.id):
-                # It waited for so long that others may soon claim it.
-                self._queue.done(one, 0.0, now)
-                self._results.released.append(one)
-                continue
-            self._breaker.sent(one.id, now)
-            if one.retry:
-                self._retry_breaker.sent(one.id, now)
-            task = self._loop.create_task(self._deliver(one))
-            self._sending.add(task)
-            task.add_done_callback(self._sent)
+    def _send(self, one: Notification) -> None:
+        now = self._loop.time()
+        self._accounts.add(one.call.account)
+        self._breaker.sent(one.id, now)
+        if one.retry:
+            self._retry_breaker.sent(one.id, now)
+        task = self._spawn(self._deliver(one))
+        self._sending[task] = one
+        task.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
-        if not task.cancelled():
-            self._bug = self._bug or task.exception()
-        if not self._stopping:
-            self._send()
-            self.wake()
+        del self._sending[task]
+        self.wake()
 
     async def _deliver(self, one: Notification) -> None:
         started = self._loop.time()
@@ -382,33 +338,29 @@ class TargetWorker:
             delivery = await self._target.deliver(one.call)
         except asyncio.CancelledError:
             # It may have arrived or not: it is sent again, at once.
-            self._results.released.append(one)
+            self._results.append(DeliveryResult(one, DeliveryAction.RELEASE))
             raise
         now = self._loop.time()
-        self._queue.done(one, now - started, now)
+        if one.retry:
+            rest = 1 / (_RETRY_SHARE * self.settings.max_concurrency) - 1
+            self._retry_at = now + max(0.0, rest) * (now - started)
         if delivery.action is DeliveryAction.RELEASE:
-            self._results.released.append(one)
             self._breaker.released(one.id)
             self._retry_breaker.released(one.id)
-            return
-        self._metrics.requests[delivery.outcome].inc()
-        self._metrics.duration.observe(now - started)
-        self._keep_result(one, delivery, now)
-        self._observe_health(one, delivery, started, now)
-
-    def _keep_result(self, one: Notification, delivery: Delivery, now: float) -> None:
-        last = one.attempts >= self.settings.max_attempts
-        if delivery.action is DeliveryAction.DONE:
-            self._results.delivered.append(one)
-        elif last or delivery.action is DeliveryAction.GIVE_UP:
-            self._results.rejected.append(one)
         else:
+            self._metrics.requests[delivery.outcome].inc()
+            self._metrics.duration.observe(now - started)
+            self._observe_health(one, delivery, started, now)
+        action, wait = delivery.action, 0.0
+        if action is DeliveryAction.RETRY and one.attempts >= self.settings.max_attempts:
+            action = DeliveryAction.GIVE_UP
+        elif action is DeliveryAction.RETRY:
             wait = _RETRIES.wait(one.attempts, random.random())  # noqa: S311
             wait = max(wait, min(MAX_PAUSE, delivery.retry_after or 0.0))
-            self._results.put_off.append((one, wait))
             if now >= self._log_at:
                 self._log_at = now + _LOG_INTERVAL
                 self._warn("notification failed", delivery)
+        self._results.append(DeliveryResult(one, action, wait))
 
     def _observe_health(
         self, one: Notification, delivery: Delivery, sent_at: float, now: float
@@ -419,21 +371,13 @@ class TargetWorker:
                 _log.info("target resumed", target=self._name)
             return
         failure = (one.id, delivery.retry_after, sent_at, now)
-        if one.retry and self._retry_breaker.failed(*failure):
-            self._release(True)
-        if one.retry and self._breaker.state(now) is State.CLOSED:
-            return
+        if one.retry:
+            self._retry_breaker.failed(*failure)
+            if self._breaker.state(now) is State.CLOSED:
+                return
         if self._breaker.failed(*failure):
             self._warn("target paused", delivery)
-            self._release(False, True)
 
     def _warn(self, event: str, delivery: Delivery) -> None:
         reason = delivery.outcome.value
         _log.warning(event, target=self._name, reason=reason, problem=delivery.problem)
-
-    def _release(self, *kinds: bool) -> None:
-        """Release what is claimed and not sent yet."""
-        for retry in kinds:
-            for one in self._queue.clear(retry=retry):
-                del self._leases[one.id]
-                self._results.released.append(one)

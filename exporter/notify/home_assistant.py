@@ -7,9 +7,9 @@ from typing import Final, Protocol
 
 from exporter.config.targets import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
-from exporter.ledger.outbox import CallFinished, Route
+from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
 from exporter.notify.events import home_assistant_event
-from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings
+from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 
 NAME: Final = "Home Assistant"
 """Of the target; no webhook can have it."""

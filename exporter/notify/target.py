@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum, auto
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from exporter.ledger.outbox import CallFinished, Route
+from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
 
 
 class DeliveryOutcome(StrEnum):
@@ -27,15 +27,6 @@ class DeliveryOutcome(StrEnum):
     TLS = "tls"
     BAD_RESPONSE = "bad_response"
     FORBIDDEN = "forbidden"
-
-
-class DeliveryAction(Enum):
-    """What happens to a notification after an attempt."""
-
-    DONE = auto()
-    GIVE_UP = auto()
-    RETRY = auto()  # after a back-off
-    RELEASE = auto()  # it was not tried: again at once
 
 
 class Delivery(NamedTuple):

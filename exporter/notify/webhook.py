@@ -18,9 +18,9 @@ from exporter.config.targets import NotifyConfig
 from exporter.errors import RequestError, SourceError
 from exporter.esms.answers import read_refusal
 from exporter.http import HttpClient, basic_auth
-from exporter.ledger.outbox import CallFinished, Route
+from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
 from exporter.notify.events import CONTENT_TYPE, cloud_event, signature_headers
-from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings
+from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 from exporter.secrets import decode_signing_key
 from exporter.ssrf import ForbiddenAddressError, ssrf_safe_socket
 from exporter.threads import SerialThread

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, select, text
@@ -19,11 +21,12 @@ from exporter.ledger.outbox import (
     LONGEST_WAIT,
     CallFinished,
     Claim,
-    DeliveryResults,
+    DeliveryResult,
     Notification,
     Outbox,
     Route,
 )
+from exporter.ledger.outbox import DeliveryAction as Action
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
@@ -33,7 +36,6 @@ from tests.ledger.old_ledgers import ledger_at
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 FAILED = Finished(Result.FAILURE, Status.FAILED)
 DAY = 86_400.0
-NOTHING = DeliveryResults()
 
 
 def route(target: str, results: tuple[str, ...] | None = None, **labels: str) -> Route:
@@ -48,21 +50,42 @@ class Clock:
         self.now = 1_800_000_000.0
 
 
+class Timed(Outbox):
+    """An outbox whose time is the test's."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(LedgerClock())
+        self._time = clock
+
+    def now(self, _: Connection) -> float:
+        return self._time.now
+
+
+class Box:
+    """The statements of an outbox, each run in a transaction."""
+
+    def __init__(self, database: Database, outbox: Outbox, *routes: Route) -> None:
+        self.database, self.outbox = database, outbox
+        self.set_routes = outbox.set_routes
+        outbox.set_routes(routes or [route("t")])
+
+    def __getattr__(self, name: str) -> Any:  # Any: what the statement returns
+        return partial(self.database.run, getattr(self.outbox, name))
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
-def outbox(database: Database, clock: Clock) -> Outbox:
-    outbox = Outbox(database, time_of=lambda *_: clock.now)
-    outbox.set_routes([route("t")])
-    return outbox
+def outbox(database: Database, clock: Clock) -> Box:
+    return Box(database, Timed(clock))
 
 
 @pytest.fixture
-def store(database: Database, outbox: Outbox) -> Store:
-    return Store(database, outbox=outbox)
+def store(database: Database, outbox: Box) -> Store:
+    return Store(database, outbox=outbox.outbox)
 
 
 def push(store: Store, *names: str, account: str = "main", **labels: str) -> list[StoredCall]:
@@ -76,18 +99,24 @@ def finish(store: Store, stored: list[StoredCall], verdict: Finished = BUSY) -> 
     return committed.notify
 
 
-def both(most: int) -> list[Claim]:
-    """Claim new ones, and those that were refused before."""
-    return [Claim(retry=False, limit=most), Claim(retry=True, limit=most)]
+BOTH = [Claim(retry, 99, 99) for retry in (False, True)]
+"""Claim new ones, and those that were refused before."""
 
 
-def claim(outbox: Outbox, most: int = 10, results: DeliveryResults = NOTHING) -> list[Notification]:
-    return outbox.claim("t", results, both(most), 60.0, most).claimed
+def claim(
+    outbox: Box, most: int = 10, results: Sequence[DeliveryResult] = (), target: str = "t"
+) -> list[Notification]:
+    found: list[Notification] = outbox.claim(target, results, BOTH, most, 60.0).claimed
+    return found
 
 
-def record(outbox: Outbox, results: DeliveryResults) -> tuple[int, int]:
-    result = outbox.claim("t", results, [], 0.0)
+def record(outbox: Box, *results: DeliveryResult) -> tuple[int, int]:
+    result = outbox.claim("t", results)
     return result.delivered, result.gave_up
+
+
+def put_off(one: Notification, wait: float) -> DeliveryResult:
+    return DeliveryResult(one, Action.RETRY, wait)
 
 
 def named(found: list[Notification]) -> list[str]:
@@ -95,14 +124,14 @@ def named(found: list[Notification]) -> list[str]:
 
 
 def test_without_targets_nothing_is_written(
-    statements: list[str], store: Store, outbox: Outbox
+    statements: list[str], store: Store, outbox: Box
 ) -> None:
     outbox.set_routes([])
     finish(store, push(store, "a"))
     assert not [text for text in statements if "notifications" in text]
 
 
-def test_a_finish_and_what_is_told_of_it_are_one(store: Store, outbox: Outbox) -> None:
+def test_a_finish_and_what_is_told_of_it_are_one(store: Store, outbox: Box) -> None:
     assert finish(store, push(store, "a", "B", campaign="otp")) == {"t"}
     found = claim(outbox)
     assert named(found) == ["a", "B"]
@@ -113,7 +142,7 @@ def test_a_finish_and_what_is_told_of_it_are_one(store: Store, outbox: Outbox) -
 
 
 def test_neither_is_written_where_the_other_cannot_be(
-    database: Database, store: Store, outbox: Outbox
+    database: Database, store: Store, outbox: Box
 ) -> None:
     class Broken(Route):
         def matches(self, call: CallFinished) -> bool:
@@ -161,7 +190,7 @@ def test_a_call_has_to_match_everything_that_a_route_names(
     assert Route("t", 1.0, accounts, results, statuses, labels).matches(call) is matches
 
 
-def test_only_what_counts_is_told(store: Store, outbox: Outbox) -> None:
+def test_only_what_counts_is_told(store: Store, outbox: Box) -> None:
     stored = push(store, "twice", "deleted", "goes-on")
     store.delete(stored[1].call.id, 2.0)
     finish(store, stored[:2])
@@ -172,102 +201,91 @@ def test_only_what_counts_is_told(store: Store, outbox: Outbox) -> None:
     assert found.call.result == "success"
 
 
-def test_each_target_is_told_what_it_wants(store: Store, outbox: Outbox) -> None:
+def test_each_target_is_told_what_it_wants(store: Store, outbox: Box) -> None:
     outbox.set_routes([route("all"), route("bad", ("failure",)), route("otp", campaign="otp")])
     assert finish(store, push(store, "a")) == {"all"}
     assert finish(store, push(store, "b", campaign="otp"), FAILED) == {"all", "bad", "otp"}
-    found = {
-        target: named(outbox.claim(target, NOTHING, both(9), 60.0).claimed)
-        for target in ("all", "bad", "otp")
-    }
+    found = {target: named(claim(outbox, target=target)) for target in ("all", "bad", "otp")}
     assert found == {"all": ["a", "b"], "bad": ["b"], "otp": ["b"]}
 
 
-def test_many_targets_of_many_calls(store: Store, outbox: Outbox) -> None:
+def test_many_targets_of_many_calls(store: Store, outbox: Box) -> None:
     outbox.set_routes([route(f"t{number}") for number in range(3)])
     finish(store, push(store, *(f"c{number}" for number in range(BATCH_SIZE))))
     assert [outbox.backlog(f"t{number}")[0] for number in range(3)] == [BATCH_SIZE] * 3
 
 
 def test_what_is_claimed_is_nobody_elses_until_the_claim_ends(
-    store: Store, outbox: Outbox, clock: Clock
+    store: Store, outbox: Box, clock: Clock
 ) -> None:
     finish(store, push(store, "a", "b", "c"))
     assert named(claim(outbox, 2)) == ["a", "b"]
     assert named(claim(outbox)) == ["c"]
-    assert outbox.claim("t", NOTHING, both(1), 60.0).due_in == 60
+    assert outbox.claim("t", [], BOTH, 1, 60.0).due_in == 60
     clock.now += 61
     again = claim(outbox)
     assert [(one.attempts, *named([one])) for one in again] == [(2, "a"), (2, "b"), (2, "c")]
 
 
-@pytest.mark.parametrize("outcome", ["delivered", "rejected"])
-def test_what_is_done_with_is_counted_once(store: Store, outbox: Outbox, outcome: str) -> None:
+@pytest.mark.parametrize(("action", "counted"), [(Action.DONE, (2, 0)), (Action.GIVE_UP, (0, 2))])
+def test_what_is_done_with_is_counted_once(
+    store: Store, outbox: Box, action: Action, counted: tuple[int, int]
+) -> None:
     finish(store, push(store, "a", "b"))
-    found = claim(outbox)
-    delivered = outcome == "delivered"
-    results = DeliveryResults(delivered=found) if delivered else DeliveryResults(rejected=found)
-    for expected in (2, 0):  # as from another exporter, whose claim had ended
-        step = outbox.claim("t", results, both(9), 60.0)
-        counted = step.delivered if delivered else step.gave_up
-        assert (counted, step.claimed, step.due_in) == (expected, [], None)
+    results = [DeliveryResult(one, action) for one in claim(outbox)]
+    for expected in (counted, (0, 0)):  # as from another exporter, whose claim had ended
+        assert outbox.claim("t", results, BOTH, 9, 60.0) == (*expected, [], None)
 
 
-def test_what_failed_comes_again_later(store: Store, outbox: Outbox, clock: Clock) -> None:
+def test_what_failed_comes_again_later(store: Store, outbox: Box, clock: Clock) -> None:
     finish(store, push(store, "a", "b"))
     a, b = claim(outbox)
-    assert claim(outbox, results=DeliveryResults(put_off=[(a, 5.0), (b, 10.0)])) == []
+    assert claim(outbox, results=[put_off(a, 5.0), put_off(b, 10.0)]) == []
     clock.now += 5
     assert named(claim(outbox)) == ["a"]
     clock.now += 5
     assert named(claim(outbox)) == ["b"]
 
 
-def test_what_was_not_tried_comes_again_at_once(store: Store, outbox: Outbox) -> None:
+def test_what_was_not_tried_comes_again_at_once(store: Store, outbox: Box) -> None:
     finish(store, push(store, "a"))
     (a,) = claim(outbox)
-    assert claim(outbox, results=DeliveryResults(released=[a])) == [a]
+    assert claim(outbox, results=[DeliveryResult(a, Action.RELEASE)]) == [a]
 
 
-def test_who_is_late_does_not_touch_a_newer_claim(
-    store: Store, outbox: Outbox, clock: Clock
-) -> None:
+def test_who_is_late_does_not_touch_a_newer_claim(store: Store, outbox: Box, clock: Clock) -> None:
     finish(store, push(store, "a"))
     (late,) = claim(outbox)
     clock.now += 61
     (newer,) = claim(outbox)
-    for settled in (DeliveryResults(put_off=[(late, 1.0)]), DeliveryResults(released=[late])):
-        assert claim(outbox, results=settled) == []
+    for result in (put_off(late, 1.0), DeliveryResult(late, Action.RELEASE)):
+        assert claim(outbox, results=[result]) == []
     clock.now += 2
     assert claim(outbox) == []
-    assert record(outbox, DeliveryResults(delivered=[newer]))[0] == 1
+    assert record(outbox, DeliveryResult(newer, Action.DONE))[0] == 1
 
 
-def test_the_last_attempt_is_when_the_time_is_over(
-    store: Store, outbox: Outbox, clock: Clock
-) -> None:
+def test_the_last_attempt_is_when_the_time_is_over(store: Store, outbox: Box, clock: Clock) -> None:
     finish(store, push(store, "a"))
     (a,) = claim(outbox)
     clock.now += DAY - 30
-    record(outbox, DeliveryResults(put_off=[(a, 900.0)]))
+    record(outbox, put_off(a, 900.0))
     clock.now += 30
     (a,) = claim(outbox)
-    assert record(outbox, DeliveryResults(put_off=[(a, 900.0)]))[1] == 1
+    assert record(outbox, put_off(a, 900.0))[1] == 1
     assert outbox.backlog("t") == (0, None)
 
 
-def test_an_old_one_is_tried_before_it_is_given_up(
-    store: Store, outbox: Outbox, clock: Clock
-) -> None:
+def test_an_old_one_is_tried_before_it_is_given_up(store: Store, outbox: Box, clock: Clock) -> None:
     finish(store, push(store, "a", "b"))
     clock.now += 2 * DAY
     (a,) = claim(outbox, 1)
-    assert record(outbox, DeliveryResults(put_off=[(a, 5.0)]))[1] == 1
+    assert record(outbox, put_off(a, 5.0))[1] == 1
     assert outbox.backlog("t")[0] == 1
 
 
 def test_what_is_overdue_is_given_up_in_bulk_but_for_what_is_under_way(
-    store: Store, outbox: Outbox, clock: Clock
+    store: Store, outbox: Box, clock: Clock
 ) -> None:
     names = [f"c{number}" for number in range(BATCH_SIZE + 100)]
     finish(store, push(store, *names[:100]))
@@ -280,33 +298,33 @@ def test_what_is_overdue_is_given_up_in_bulk_but_for_what_is_under_way(
     assert outbox.give_up("t", 10.0, math.inf) == 0  # over for 5 s
     assert outbox.give_up("t", 0.0, 4.0) == 0
     assert outbox.give_up("t", 0.0, math.inf) == 99
-    assert record(outbox, DeliveryResults(delivered=[first]))[0] == 1
+    assert record(outbox, DeliveryResult(first, Action.DONE))[0] == 1
     clock.now += DAY
     assert [outbox.give_up("t", 30.0, math.inf) for _ in range(2)] == [BATCH_SIZE, 0]
     assert outbox.backlog("t") == (0, None)
 
 
 def test_new_ones_are_not_among_those_that_were_refused(
-    store: Store, outbox: Outbox, clock: Clock
+    store: Store, outbox: Box, clock: Clock
 ) -> None:
     finish(store, push(store, "bad", "released"))
     bad, released = claim(outbox)
-    record(outbox, DeliveryResults(put_off=[(bad, 5.0)], released=[released]))
+    record(outbox, put_off(bad, 5.0), DeliveryResult(released, Action.RELEASE))
     clock.now += 5
     finish(store, push(store, "new"))
 
     def kind(*, retry: bool) -> list[str]:
-        return named(outbox.claim("t", NOTHING, [Claim(retry, 9)], 0.0).claimed)
+        return named(outbox.claim("t", [], [Claim(retry, 9, 9)], 9).claimed)
 
     assert sorted(kind(retry=False)) == ["new", "released"]
     assert kind(retry=True) == ["bad"]
     # In the order in which they are asked for, up to the limit.
-    step = outbox.claim("t", NOTHING, [Claim(True, 9), Claim(False, 9)], 60.0, 2)
+    step = outbox.claim("t", [], [Claim(True, 9, 9), Claim(False, 9, 9)], 2, 60.0)
     assert named(step.claimed)[0] == "bad"
     assert len(step.claimed) == 2
 
 
-def test_accounts_share_what_is_claimed(store: Store, outbox: Outbox) -> None:
+def test_accounts_share_what_is_claimed(store: Store, outbox: Box) -> None:
     finish(store, push(store, *(f"a{number}" for number in range(50)), account="a"))
     for account in "bcdef":
         finish(store, push(store, account, f"{account}{account}", account=account))
@@ -315,7 +333,7 @@ def test_accounts_share_what_is_claimed(store: Store, outbox: Outbox) -> None:
     assert {name[0] for name in named(claim(outbox, 5))} == {"a"}
 
 
-def test_accounts_take_turns_where_few_are_claimed(store: Store, outbox: Outbox) -> None:
+def test_accounts_take_turns_where_few_are_claimed(store: Store, outbox: Box) -> None:
     for account in "abc":
         finish(store, push(store, *(f"{account}{number}" for number in range(3)), account=account))
     found = [named(claim(outbox, 2)) for _ in range(4)]
@@ -323,23 +341,13 @@ def test_accounts_take_turns_where_few_are_claimed(store: Store, outbox: Outbox)
         *(["a", "b"], ["a", "c"], ["b", "c"], ["a", "b"])
     ]
     # An account that has enough has no turn.
-    step = outbox.claim("t", NOTHING, [Claim(False, 9, full=["c"])], 60.0)
-    assert step.claimed == []
-    assert named(outbox.claim("t", NOTHING, [Claim(False, 9)], 60.0).claimed) == ["c2"]
+    assert outbox.claim("t", [], [Claim(False, 9, 9, ["c"])], 9, 60.0).claimed == []
+    assert named(claim(outbox)) == ["c2"]
 
 
-def test_another_event_goes_before_the_one_that_failed_last(
-    store: Store, outbox: Outbox, clock: Clock
-) -> None:
-    finish(store, push(store, "a", "b"))
-    a, b = claim(outbox)
-    record(outbox, DeliveryResults(put_off=[(a, 5.0), (b, 6.0)]))
-    clock.now += 6
-    found = [
-        named(outbox.claim("t", NOTHING, [Claim(True, 1, avoid=a.id)], 60.0).claimed)
-        for _ in range(2)
-    ]
-    assert found == [["b"], ["a"]]
+def test_an_account_leaves_room_for_others(store: Store, outbox: Box) -> None:
+    finish(store, push(store, *"abcde"))
+    assert len(outbox.claim("t", [], [Claim(False, 9, 3)], 9, 60.0).claimed) == 3
 
 
 def test_notifications_of_the_version_before_are_delivered(old_url: str) -> None:
@@ -371,7 +379,7 @@ def test_notifications_of_the_version_before_are_delivered(old_url: str) -> None
 
     ledger_at("0010", old_url, fill)
     database = open_database(old_url)
-    found = claim(Outbox(database))
+    found = claim(Box(database, Outbox(LedgerClock())))
     times = {"first_watched": 1_700_000_000.25, "finished_at": 1_700_000_060.357}
     call = CallFinished(**{**data, **times})  # type: ignore[arg-type]
     assert [(one.attempts, one.retry, one.call) for one in found] == [
@@ -383,7 +391,7 @@ def test_notifications_of_the_version_before_are_delivered(old_url: str) -> None
     database.close()
 
 
-def test_the_backlog(store: Store, outbox: Outbox, clock: Clock) -> None:
+def test_the_backlog(store: Store, outbox: Box, clock: Clock) -> None:
     finish(store, push(store, "a"))
     first = clock.now
     clock.now += 100
@@ -392,9 +400,7 @@ def test_the_backlog(store: Store, outbox: Outbox, clock: Clock) -> None:
     assert outbox.backlog("another") == (0, None)
 
 
-def test_a_clock_that_is_set_back_puts_nothing_off(
-    store: Store, outbox: Outbox, clock: Clock
-) -> None:
+def test_a_clock_that_is_set_back_puts_nothing_off(store: Store, outbox: Box, clock: Clock) -> None:
     finish(store, push(store, "a"))
     clock.now -= LONGEST_WAIT + 1
     assert claim(outbox) == []
@@ -403,7 +409,7 @@ def test_a_clock_that_is_set_back_puts_nothing_off(
 
 
 def test_the_next_start_sends_at_once_what_was_claimed(
-    database: Database, store: Store, outbox: Outbox
+    database: Database, store: Store, outbox: Box
 ) -> None:
     finish(store, push(store, "a"))
     claim(outbox)
@@ -413,7 +419,7 @@ def test_the_next_start_sends_at_once_what_was_claimed(
 
 
 def test_what_nobody_sends_is_kept_until_its_time_is_over(
-    store: Store, outbox: Outbox, clock: Clock
+    store: Store, outbox: Box, clock: Clock
 ) -> None:
     finish(store, push(store, "a"))
     assert outbox.prune([]) == 0
@@ -431,9 +437,8 @@ def other(shared_url: str) -> Iterator[Database]:
 
 def test_two_exporters_claim_different_ones(shared_url: str, other: Database) -> None:
     database = open_database(shared_url)
-    mine, theirs = Outbox(database), Outbox(other)
-    mine.set_routes([route("t")])
-    store = Store(database, outbox=mine)
+    mine, theirs = (Box(each, Outbox(LedgerClock())) for each in (database, other))
+    store = Store(database, outbox=mine.outbox)
     finish(store, push(store, *"abcdef"))
     with database.begin() as connection:  # a claim that is not committed yet
         query = select(notifications.c.id).order_by(notifications.c.id).limit(3)
@@ -448,9 +453,8 @@ def test_two_exporters_claim_different_ones(shared_url: str, other: Database) ->
 def test_the_servers_clock_counts(shared_url: str) -> None:
     database = open_database(shared_url)
     wrong = LedgerClock(lambda: Moment(5.0, 5.0, ""))  # this machine's
-    outbox = Outbox(database, wrong)
-    outbox.set_routes([route("t")])
-    store = Store(database, wrong, outbox=outbox)
+    outbox = Box(database, Outbox(wrong))
+    store = Store(database, wrong, outbox=outbox.outbox)
     finish(store, push(store, "a"))
     assert (outbox.backlog("t")[1] or 0) > 1_700_000_000
     assert named(claim(outbox)) == ["a"]

@@ -21,8 +21,8 @@ from aiohttp import web
 
 from exporter.config.targets import NotifyConfig
 from exporter.ledger.outbox import CallFinished, Route
+from exporter.ledger.outbox import DeliveryAction as Action
 from exporter.notify.target import Delivery
-from exporter.notify.target import DeliveryAction as Action
 from exporter.notify.target import DeliveryOutcome as Is
 from exporter.notify.webhook import WebhookClient, webhook
 from exporter.secrets import Secret

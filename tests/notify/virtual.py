@@ -18,13 +18,14 @@ from exporter.ids import reference_id
 from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import open_database
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.outbox import CallFinished, Route
+from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall, Observation
 from exporter.metrics.catalogue import Catalogue
-from exporter.notify.dispatcher import TargetMetrics, TargetWorker
-from exporter.notify.target import Delivery, DeliveryAction, DeliveryOutcome, TargetSettings
+from exporter.notify.dispatcher import TargetWorker
+from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 from exporter.notify.webhook import interpret
+from exporter.supervisor import Supervisor
 from tests.samples import value
 
 R = TypeVar("R")
@@ -92,7 +93,6 @@ class World:
         self.outbox = self.store.outbox
         self.outbox.set_routes([self.route])
         self.catalogue = Catalogue()
-        self.metrics = TargetMetrics(self.catalogue, "t")
         self.ledger_delay = 0.0
         self.ledger_fails: Callable[[str], bool] = lambda _: False
         self.answer: Callable[[str, float], Answer] = lambda _, __: OK
@@ -103,11 +103,11 @@ class World:
 
     # What a worker uses of a ledger, of a target and of a connection.
 
-    async def call(self, function: Callable[..., R], /, *given: Any, **more: Any) -> R:  # Any: its
+    async def execute(self, statements: Callable[..., R], /, *args: Any) -> R:  # Any: its
         await asyncio.sleep(self.ledger_delay)
-        if self.ledger_fails(function.__name__):
+        if self.ledger_fails(statements.__name__):
             raise LedgerError("locked")
-        return function(*given, **more)
+        return self.database.run(statements, *args)
 
     async def deliver(self, call: CallFinished) -> Delivery:
         name = call.reference_id
@@ -155,14 +155,20 @@ class World:
             self.max_concurrency,
             self.max_attempts,
         )
-        self.worker = TargetWorker(settings, cast("Ledger", self), self.metrics)
-        self.running = asyncio.create_task(self.worker.run())
+        self.supervisor = Supervisor()
+        parts = cast("Ledger", self), self.catalogue, self.supervisor.start
+        self.worker = TargetWorker(settings, *parts)
 
     async def stop(self, timeout: float = 1.0) -> None:
         assert self.worker
         await self.worker.stop(timeout)
-        await self.running
+        assert self.supervisor.failure is None
         self.worker = None
+
+    @property
+    def backlog(self) -> int:
+        """How many notifications are pending."""
+        return self.database.run(self.outbox.backlog, "t")[0]
 
     def late(self, name: str) -> float:
         """Return how long a call's event took, so far if it was not taken."""
