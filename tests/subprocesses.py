@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _STARTED: Final[list[asyncio.subprocess.Process | subprocess.Popen[Any] | Forked]] = []
 _STARTER: Final = ThreadPoolExecutor(1)
 _SERVER: Final = contextlib.ExitStack()
+_FORKING: Final = threading.Lock()
 _ROOT: Final = Path(__file__).parent.parent
 
 ESMS_EXPORTER: Final = (sys.executable, "-m", "exporter")
@@ -147,12 +149,8 @@ def spawn(
         process: Child | Forked
         if _may_be_forked(command, environ):
             arguments = [str(word) for word in command[len(ESMS_EXPORTER) :]]
-            where = str(folder or Path.cwd())
-            message = json.dumps([arguments, dict(environ), where]).encode()
-            assert len(message) < MAX_MESSAGE
-            server = _server()
-            socket.send_fds(server, [message], [first, stdout, stderr])
-            process = Forked(int(server.recv(MAX_MESSAGE)))
+            message = json.dumps([arguments, dict(environ), str(folder or Path.cwd())]).encode()
+            process = _fork(message, [first, stdout, stderr])
         else:
             process = _STARTER.submit(
                 lambda: subprocess.Popen(
@@ -167,6 +165,69 @@ def spawn(
             ).result()
     _STARTED.append(process)
     return process
+
+
+def _fork(message: bytes, files: list[int]) -> Forked:
+    assert len(message) < MAX_MESSAGE
+    with _FORKING:
+        server = _server()
+        socket.send_fds(server, [message], files)
+        return Forked(int(server.recv(MAX_MESSAGE)))
+
+
+_PROGRAM: Final = """#!{python} -SEI
+# Runs `esms-exporter` with these arguments and files, in a process that tests fork.
+import json, os, signal, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as tests:
+    tests.connect({address!r})
+    message = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
+    socket.send_fds(tests, [message], [0, 1, 2])
+    process = int(tests.recv(16))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os.kill(process, number))
+    sys.exit(int(tests.recv(16)))
+"""
+
+
+@contextlib.contextmanager
+def program_that_forks(path: Path) -> Iterator[None]:
+    """Write a program that is `esms-exporter` to a shell, while the block runs.
+
+    What it runs does not see what libraries find in the environment when they are imported.
+    """
+    address = f"\0esms-exporter-tests-{os.getpid()}-{path}"[:100]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(address)
+        listening.listen()
+        path.write_text(_PROGRAM.format(python=sys.executable, address=address))
+        path.chmod(0o755)
+        serving = threading.Thread(target=_serve, args=(listening,))
+        serving.start()
+        try:
+            yield
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            serving.join()
+
+
+def _serve(listening: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listening.accept()
+            threading.Thread(target=_run_forked, args=(connection,)).start()
+
+
+def _run_forked(connection: socket.socket) -> None:
+    with connection, contextlib.suppress(BrokenPipeError):
+        message, files, *_ = socket.recv_fds(connection, MAX_MESSAGE, 3)
+        process = _fork(message, files)
+        _STARTED.append(process)
+        for file in files:
+            os.close(file)
+        connection.send(str(process.pid).encode())
+        while process.poll() is None:
+            time.sleep(0.01)
+        connection.send(str(process.returncode).encode())
 
 
 def _may_be_forked(command: Sequence[Argument], environ: Mapping[str, str]) -> bool:

@@ -75,9 +75,11 @@ def _token(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> S
             raise click.BadParameter(f"{path}: {error}") from None
     token = text.strip()
     if not (token and token.isascii() and token.isprintable()):
-        if path:
-            raise click.BadParameter(f"{path}: expected a token, on a line of its own")
-        raise click.UsageError("expected --token-file, or a token in ESMS_EXPORTER_TOKEN")
+        raise click.BadParameter(
+            f"{path}: expected a token, on a line of its own"
+            if path
+            else "expected a file, or a token in ESMS_EXPORTER_TOKEN"
+        )
     return Secret(token)
 
 

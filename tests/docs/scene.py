@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -74,6 +75,7 @@ class Scene:
         self._strict = folder / "strict"
         self._simulator = Simulator(accounts=[Account("main", KEY, KEY)])
         self._running: dict[Lasting, Running] = {}
+        self._life = ExitStack()
 
     async def __aenter__(self) -> Self:
         await self._simulator.__aenter__()
@@ -93,6 +95,7 @@ class Scene:
         for running in self._running.values():
             await running.kill()
         await self._simulator.__aexit__(*ended)
+        self._life.close()
 
     def write(self, name: str, text: str) -> None:
         """Write a file that a page shows."""
@@ -194,8 +197,9 @@ class Scene:
             self._bin / "esms-exporter",
             f'case "$1" in --config*|run|demo) set -- "$@" {listen}{self.ports[10375]};;\n'
             f'simulate) set -- "$@" --listen=127.0.0.1:{self.ports[10376]};;\n'
-            f'esac\nexec {python} -m exporter "$@"',
+            f'esac\nexec {self._bin}/forked "$@"',
         )
+        self._life.enter_context(subprocesses.program_that_forks(self._bin / "forked"))
         _script(
             self._bin / "python",
             'if [ "$1 $2" = "-m exporter" ]; then shift 2; exec esms-exporter "$@"; fi\n'

@@ -7,7 +7,7 @@ import os
 import pty
 import re
 import shlex
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,26 +36,23 @@ TYPED = [
 ]
 
 
-def prepared(folder: Path) -> dict[str, str]:
-    """Put `esms-exporter` and a configuration there; returns the environment."""
+@pytest.fixture
+def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a shell that finds `esms-exporter`, with a configuration."""
+    folder = tmp_path
     (folder / "bin").mkdir()
-    script = folder / "bin/esms-exporter"
-    path = shlex.quote(os.pathsep.join(sys.path))
-    script.write_text(
-        f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(sys.executable)} -m exporter "$@"\n'
-    )
-    script.chmod(0o755)
     # Completion needs no keys.
     (folder / "config.yaml").write_text(
         "accounts:\n  - {name: main, api_key: '${NOT_SET}', secret_key_file: missing}\n"
         "  - {name: hotline, api_key: '${NOT_SET}', secret_key_file: missing}\n"
     )
-    return {
-        **os.environ,
-        "PATH": f"{folder}/bin:{os.environ['PATH']}",
-        "HOME": str(folder),
-        "TERM": "dumb",
-    }
+    with subprocesses.program_that_forks(folder / "bin/esms-exporter"):
+        yield {
+            **os.environ,
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "TERM": "dumb",
+        }
 
 
 class Typist:
@@ -89,9 +86,8 @@ class Typist:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-async def test_at_a_terminal(tmp_path: Path, shell: str) -> None:
+async def test_at_a_terminal(tmp_path: Path, environ: dict[str, str], shell: str) -> None:
     program(shell, f"Debian's {shell}")
-    environ = prepared(tmp_path)
     ours, theirs = pty.openpty()
     process = await subprocesses.start(
         *shlex.split(START[shell]),
@@ -117,9 +113,8 @@ async def test_at_a_terminal(tmp_path: Path, shell: str) -> None:
         os.close(ours)
 
 
-async def test_fish(tmp_path: Path) -> None:
+async def test_fish(tmp_path: Path, environ: dict[str, str]) -> None:
     fish = program("fish", "Debian's fish")
-    environ = prepared(tmp_path)
     lines = ["esms-exporter completion fish | source"]
     lines += [f"complete -C {shlex.quote(typed)}; echo" for typed, _ in TYPED]
     process = await subprocesses.start(
