@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
-from itertools import islice
+from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise, takewhile
 from typing import Annotated, Final, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -22,14 +22,12 @@ MAX_CALLS_PER_DAY: Final = 144
 SEPARATOR: Final = "||"
 """Between values in `VariableListStr` (the provider's page of `MakeCallTemplate_V2`)."""
 
-MIN_INTERVAL: Final = 600
-"""Seconds from one due time of `cron` to the next, at least."""
-
+_MIN_INTERVAL: Final = timedelta(minutes=10)
 _CRON_FIELDS: Final = 5
 # Enough for two weeks of calls every ten minutes; what is due less often comes around in it, too.
 _CRON_LIMIT: Final = 2_100
 _CRON_START: Final = datetime(2024, 1, 1, tzinfo=UTC)  # of a leap year
-_CRON_DAYS: Final = 400
+_CRON_SPAN: Final = timedelta(days=400)
 
 _PHONE: Final = re.compile(r"(?:0|\+?84)[1-9][0-9]{8,9}", re.ASCII)
 
@@ -38,20 +36,16 @@ def _cron(expression: str) -> str:
     """Check that times are far enough apart, by those of a year or of two weeks of many calls."""
     if len(expression.split()) != _CRON_FIELDS:
         raise ValueError  # with six of them, one would be seconds
-    last = first = 0.0
     try:
-        for due in islice(CronSim(expression, _CRON_START), _CRON_LIMIT):
-            moment = due.timestamp()
-            first = first or moment
-            if moment > first + _CRON_DAYS * 86_400:
-                break
-            if moment < last + MIN_INTERVAL:
-                raise ValueError
-            last = moment
+        simulated = CronSim(expression, _CRON_START)
+        if (first := next(simulated, None)) is None:
+            raise ValueError  # never, on 30 February
+        end = first + _CRON_SPAN
+        dues = [first, *takewhile(lambda due: due < end, islice(simulated, _CRON_LIMIT))]
     except CronSimError:
         raise ValueError from None
-    if not last:
-        raise ValueError  # never, on 30 February
+    if any(later - earlier < _MIN_INTERVAL for earlier, later in pairwise(dues)):
+        raise ValueError
     return expression
 
 

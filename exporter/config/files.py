@@ -8,7 +8,7 @@ import ssl
 import stat
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -82,11 +82,7 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
 
 
 def read_text(path: Path, limit: int) -> str:
-    """Return the text of a file of at most `limit` bytes.
-
-    Raises:
-        FileProblemError: as of `open_text`.
-    """
+    """Return the text of a file, as of `open_text`."""
     with open_text(path, limit) as file:
         return file.read()
 
@@ -115,27 +111,17 @@ class NamedFiles:
         self.before(path)
 
     def read(self, path: Path, limit: int, *, secret: bool = False) -> str:
-        """Read a file, as `read_text` does.
-
-        Raises:
-            FileProblemError: as there; the message names the file, whose path is no secret.
-        """
+        """Read a file, as `read_text` does; errors name the file, whose path is no secret."""
         self.note(path)
         try:
             text = read_text(path, limit)
         except FileProblemError as error:
             shown = "".join(c if c.isprintable() else "?" for c in os.path.abspath(path))  # noqa: PTH100 - keeps symlinks
             raise FileProblemError(f"the file {shown} {error}") from None
-        if secret and _is_exposed(path):
-            self.exposed.add(path)
+        with suppress(OSError):  # removed since it was read
+            if secret and path.stat().st_mode & stat.S_IROTH:
+                self.exposed.add(path)
         return text
-
-
-def _is_exposed(path: Path) -> bool:
-    try:
-        return bool(path.stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False  # removed since it was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +167,7 @@ def system_authorities(files: NamedFiles) -> Authorities:
 
 
 def authorities_of(pem: str) -> Authorities:
-    """Return the authorities of a text in PEM.
-
-    Raises:
-        FileProblemError: it holds none.
-    """
+    """Return the authorities of a text in PEM; raises `FileProblemError` where it holds none."""
     try:
         # Comments may hold anything, and are no part of it.
         text = pem.encode("ascii", "replace").decode()

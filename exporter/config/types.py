@@ -31,42 +31,38 @@ from exporter.secrets import Secret
 MAX_ACCOUNTS: Final = 1000
 MAX_LABEL_VALUE: Final = 128
 
-# Durations as of prometheus/common's model.ParseDuration: every unit at most once, from large to
-# small.
+_DAY: Final = 86_400_000
 _MILLISECONDS: Final = {
-    "y": 365 * 86_400_000,
-    "w": 7 * 86_400_000,
-    "d": 86_400_000,
+    "y": 365 * _DAY,
+    "w": 7 * _DAY,
+    "d": _DAY,
     "h": 3_600_000,
     "m": 60_000,
     "s": 1_000,
     "ms": 1,
 }
 # Nine digits of years are far beyond every bound, and keep the arithmetic exact.
-_UNITS: Final = "".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _MILLISECONDS)
-_DURATION: Final = re.compile(rf"(?!$)(?:{_UNITS}|0)", re.ASCII)
+_UNITS: Final = "".join(f"([0-9]{{1,9}}{unit})?" for unit in _MILLISECONDS)
 DURATION_WORDS: Final = "a duration such as `15s`, `1m30s` or `3d`"
 
-DURATION_PATTERN: Final = (
-    r"^(0|(?=[0-9])" + "".join(f"([0-9]{{1,9}}{unit})?" for unit in _MILLISECONDS) + ")$"
-)
-"""A duration as a regular expression of JSON Schema (ECMA-262)."""
+DURATION_PATTERN: Final = f"^(0|(?=[0-9]){_UNITS})$"
+"""A duration as of prometheus/common's model.ParseDuration, every unit at most once, from large to
+small; a regular expression of JSON Schema (ECMA-262), too."""
 
 
 def parse_duration(text: str) -> float:
     """Return the seconds of a duration as Prometheus writes it, such as `1m30s`.
 
-    Units are y (365 days), w, d, h, m, s and ms, in this order, each at most once; a bare `0`
-    needs no unit. See "Float literals and time durations" in Prometheus' querying basics.
+    A year has 365 days; a bare `0` needs no unit. See "Float literals and time durations" in
+    Prometheus' querying basics.
 
     Raises:
         ValueError: `text` is not a duration. The message does not repeat it.
     """
-    match = _DURATION.fullmatch(text)
-    if match is None:
+    if not re.fullmatch(DURATION_PATTERN, text):
         raise ValueError(f"expected {DURATION_WORDS}")
-    numbers = zip(match.groups(), _MILLISECONDS.values(), strict=True)
-    return sum(int(number) * unit for number, unit in numbers if number) / 1000
+    numbers = re.findall("([0-9]+)([a-z]+)", text)
+    return sum(int(number) * _MILLISECONDS[unit] for number, unit in numbers) / 1000
 
 
 def format_duration(seconds: float) -> str:
