@@ -59,13 +59,13 @@ _PROBLEMS: Final[Mapping[type[RequestError], str]] = {
 COLUMNS: Final = tuple(Call.model_fields)
 
 
-def _url(_ctx: click.Context, _param: click.Parameter, url: str) -> str:
+def _url(_ctx: object, _param: object, url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter("expected `http://HOST...` or `https://HOST...`")
     return f"{url.rstrip('/')}/api/v1/calls"
 
 
-def _token(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Secret:
+def _token(_ctx: object, _param: object, path: Path | None) -> Secret:
     """Read the token, from the environment where there is no file."""
     text = os.environ.get("ESMS_EXPORTER_TOKEN", "")
     if path:
@@ -83,7 +83,7 @@ def _token(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> S
     return Secret(token)
 
 
-def _trust(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> ssl.SSLContext:
+def _trust(_ctx: object, _param: object, path: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=path)
     except OSError as error:  # ssl.SSLError is one

@@ -40,7 +40,7 @@ Calls = dict[CallName, ReferenceId]
 
 
 def _ending(*suffixes: str) -> Callable[..., Path | None]:
-    def check(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
+    def check(_ctx: object, _param: object, path: Path | None) -> Path | None:
         if path and path.suffix not in suffixes:
             raise click.BadParameter(f"expected a name that ends in {', '.join(suffixes)}")
         return path
@@ -48,9 +48,7 @@ def _ending(*suffixes: str) -> Callable[..., Path | None]:
     return check
 
 
-def _reference_ids(
-    _ctx: click.Context, _param: click.Parameter, texts: Sequence[str]
-) -> list[ReferenceId]:
+def _reference_ids(_ctx: object, _param: object, texts: Sequence[str]) -> list[ReferenceId]:
     ids = []
     for text in texts:
         try:

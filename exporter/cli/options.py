@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,22 +16,18 @@ _MAX_FILE: Final = 1 << 20
 """Bytes; completion has to be fast."""
 
 
-class _Address(click.ParamType[ListenAddress]):
-    name = "ADDRESS"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> ListenAddress:  # Any: click's own signature
-        try:
-            return value if isinstance(value, ListenAddress) else ListenAddress.parse(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _addresses(_ctx: object, _param: object, texts: Sequence[str]) -> tuple[ListenAddress, ...]:
+    try:
+        return tuple(map(ListenAddress.parse, texts))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 listen = click.option(
     "--web.listen-address",
     "addresses",
-    type=_Address(),
+    callback=_addresses,
+    metavar="ADDRESS",
     multiple=True,
     default=(":10375",),
     show_default=True,

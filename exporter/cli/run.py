@@ -26,17 +26,11 @@ RESERVED_PATHS: Final = ("/-/", "/api/", "/callback/")
 """Beginnings of paths that have a meaning, and perhaps a lock, of their own."""
 
 
-class _TelemetryPath(click.ParamType[str]):
-    name = "PATH"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:  # Any: click's own signature
-        path = str(value)
-        if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith(RESERVED_PATHS):
-            reserved = ", ".join(f"`{start}`" for start in RESERVED_PATHS)
-            self.fail(f"expected a path such as `/metrics`, not under {reserved}", param, ctx)
-        return path
+def _telemetry_path(_ctx: object, _param: object, path: str) -> str:
+    if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith(RESERVED_PATHS):
+        reserved = ", ".join(f"`{start}`" for start in RESERVED_PATHS)
+        raise click.BadParameter(f"expected a path such as `/metrics`, not under {reserved}")
+    return path
 
 
 def web_paths(external_url: str, route_prefix: str) -> tuple[str, str]:
@@ -66,7 +60,8 @@ def web_paths(external_url: str, route_prefix: str) -> tuple[str, str]:
 @click.option(
     "--web.telemetry-path",
     "telemetry_path",
-    type=_TelemetryPath(),
+    callback=_telemetry_path,
+    metavar="PATH",
     default="/metrics",
     show_default=True,
     help="Where the metrics are.",

@@ -8,12 +8,12 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import click
 
 from exporter.simulator.provider import TEMPLATES, Account
 from exporter.simulator.server import ACCOUNT, Simulator, describe
+from exporter.web.sockets import ListenAddress
 
 LISTEN: Final = "127.0.0.1:10376"
 # Made up, and recognisably so.
@@ -24,16 +24,11 @@ DEFAULT_ACCOUNTS: Final = (
 ACCOUNT_FORMAT: Final = "NAME:API_KEY:SECRET_KEY[:TPS]"
 
 
-def _address(_: click.Context, __: click.Parameter, value: str) -> tuple[str, int]:
-    """Return the host, empty for every interface, and the port."""
+def _address(_: click.Context, __: click.Parameter, value: str) -> ListenAddress:
     try:
-        parts = urlsplit(f"//{value}")
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port = "", None
-    if port is None:
-        raise click.BadParameter(f"{value!r} is not HOST:PORT, such as :10376 or [::1]:10376")
-    return host, port
+        return ListenAddress.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[Account]:
@@ -84,7 +79,7 @@ def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> l
 )
 def simulate(
     *,
-    listen: tuple[str, int],
+    listen: ListenAddress,
     accounts: Sequence[Account],
     seed: int,
     tls_cert_file: Path | None,
@@ -93,12 +88,11 @@ def simulate(
     unknown_ids: str,
 ) -> None:
     """Run a stand-in for the provider's API, to try things out against."""
-    host, port = listen
     simulator = Simulator(
         accounts=accounts or DEFAULT_ACCOUNTS,
         seed=seed,
-        host=host,
-        port=port,
+        host=listen.host,
+        port=listen.port,
         ssl_context=_ssl_context(tls_cert_file, tls_key_file),
         find_unknown_ids=unknown_ids == "found",
         speed=speed,
@@ -107,7 +101,7 @@ def simulate(
         asyncio.run(_serve(simulator))
     except OSError as error:
         reason = error.strerror or error
-        raise click.ClickException(f"cannot listen on {host}:{port}: {reason}") from None
+        raise click.ClickException(f"cannot listen on {listen}: {reason}") from None
 
 
 def _ssl_context(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | None:

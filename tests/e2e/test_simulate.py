@@ -76,10 +76,10 @@ def test_an_address_in_use() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "error"),
     [
-        (["--listen=x"], 2, "not HOST:PORT"),
-        (["--listen=127.0.0.1:65536"], 2, "not HOST:PORT"),
-        (["--listen=::1:80"], 2, "not HOST:PORT"),
-        (["--listen=[::1]:x"], 2, "not HOST:PORT"),
+        (["--listen=x"], 2, "expected `:10375`, `127.0.0.1:10375`"),
+        (["--listen=127.0.0.1:65536"], 2, "expected `:10375`, `127.0.0.1:10375`"),
+        (["--listen=::1:80"], 2, "expected `:10375`, `127.0.0.1:10375`"),
+        (["--listen=[::1]:x"], 2, "expected `:10375`, `127.0.0.1:10375`"),
         (["--account=a:hidden"], 2, "secret_key: Field required"),
         (["--account=a:b:c:7:hidden"], 2, "tps: Input should be a valid number"),
         (["--account=a:hidden:hidden:x"], 2, "tps: Input should be a valid number"),
