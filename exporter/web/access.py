@@ -148,15 +148,12 @@ class TokenBucket:
 
     def __init__(self, limit: RateLimit) -> None:
         self.limit = limit
-        self._tokens = float(limit.burst)
-        self._filled_at = time.monotonic()
+        self._used_until = 0.0  # when all of the burst is free again
 
     def take(self) -> bool:
         """Tell whether the next request is within the limit."""
-        now = time.monotonic()
-        added = (now - self._filled_at) / self.limit.interval
-        self._tokens, self._filled_at = min(self.limit.burst, self._tokens + added), now
-        if self._tokens < 1:
+        now, limit = time.monotonic(), self.limit
+        if self._used_until - now > (limit.burst - 1) * limit.interval:
             return False
-        self._tokens -= 1
+        self._used_until = max(now, self._used_until) + limit.interval
         return True

@@ -7,7 +7,7 @@ import zlib
 from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection
-from typing import Final, NamedTuple
+from typing import Final
 
 from aiohttp import HttpVersion11, web
 from pydantic import BaseModel
@@ -47,11 +47,6 @@ _ENCODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 # Seconds that a listing may wait and take.
 _LISTING_TIMEOUT: Final = 10.0
 _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
-
-
-class _Client(NamedTuple):
-    token: str
-    scope: Scope
 
 
 class Api:
@@ -109,7 +104,7 @@ class Api:
             return ProblemError(error.status, detail, headers=headers).response()
 
     def _authorized(
-        self, handler: Callable[[_Client, web.Request], Awaitable[web.Response]]
+        self, handler: Callable[[Scope, web.Request], Awaitable[web.Response]]
     ) -> Handler:
         async def authorized(request: web.Request) -> web.StreamResponse:
             config = self._app.config
@@ -126,17 +121,17 @@ class Api:
                 )
             names = (account.name for account in config.accounts)
             accounts = [name for name in names if token.accounts is None or name in token.accounts]
-            scope = Scope(tuple(accounts), config.watch.labels)
-            return await handler(_Client(token.name, scope), request)
+            scope = Scope(tuple(accounts), config.watch.labels, token.name)
+            return await handler(scope, request)
 
         return authorized
 
     # Calls.
 
-    async def _watch(self, client: _Client, request: web.Request) -> web.Response:
+    async def _watch(self, scope: Scope, request: web.Request) -> web.Response:
         source = self._app.sources[ApiSource]
         try:
-            calls = await self._read_calls(client.scope, request)
+            calls = await self._read_calls(scope, request)
         except ProblemError:
             source.refused()
             raise
@@ -181,16 +176,16 @@ class Api:
         except TimeoutError:
             raise ProblemError(408, "the body was not received in time") from None
 
-    async def _list(self, client: _Client, request: web.Request) -> web.Response:
+    async def _list(self, scope: Scope, request: web.Request) -> web.Response:
         if len(request.query) > len(set(request.query)):
             raise ProblemError(400, "expected each parameter once")
-        query = validate(schemas.CallsQuery, dict(request.query), client.scope)
+        query = validate(schemas.CallsQuery, dict(request.query), scope)
         ledger = self._app.ledger
-        accounts = [query.account] if query.account else client.scope.accounts
+        accounts = [query.account] if query.account else scope.accounts
 
         async def page() -> bytes:
             # The thread goes on with it where the client is gone: until then, it counts.
-            with self._listings[client.token].take():
+            with self._listings[scope.token].take():
                 return await ledger.read(_page, ledger, accounts, query)
 
         try:
@@ -200,9 +195,9 @@ class Api:
             headers = retry_after(LEDGER_RETRY)
             raise ProblemError(503, "the listing takes too long", headers=headers) from None
 
-    async def _show(self, client: _Client, request: web.Request) -> web.Response:
+    async def _show(self, scope: Scope, request: web.Request) -> web.Response:
         ledger = self._app.ledger
-        record = await self._find(client, request)
+        record = await self._find(scope, request)
         fields = ledger.to_machine_time(record)._asdict()
         account = self._app.accounts.get(record.account)
         if account is not None and (call := account.poller.calls.get(record.id)):
@@ -212,20 +207,20 @@ class Api:
             fields["next_due"] = account.poller.next_due(call)
         return _json(schemas.CallDetails.model_validate(fields))
 
-    async def _delete(self, client: _Client, request: web.Request) -> web.Response:
-        record = await self._find(client, request)
+    async def _delete(self, scope: Scope, request: web.Request) -> web.Response:
+        record = await self._find(scope, request)
         if record.state != FINISHED and await self._app.calls.delete(record.id):
             return web.Response(status=204)
-        await self._find(client, request)  # unless another request has just deleted it
+        await self._find(scope, request)  # unless another request has just deleted it
         raise ProblemError(409, "the call has finished")
 
-    async def _find(self, client: _Client, request: web.Request) -> CallRecord:
+    async def _find(self, scope: Scope, request: web.Request) -> CallRecord:
         account, text = request.match_info["account"], request.match_info["reference_id"]
         try:
             name = reference_id(text)
         except ValueError as error:
             raise ProblemError(400, f"expected an id; the text {error}") from None
-        if account in client.scope.accounts:
+        if account in scope.accounts:
             ledger = self._app.ledger
             found = await ledger.execute(find_call, account, name, canaries=False)
             if found and found.state != DELETED:
@@ -234,10 +229,10 @@ class Api:
 
     # The exporter.
 
-    async def _status(self, client: _Client, _request: web.Request) -> web.Response:
+    async def _status(self, scope: Scope, _request: web.Request) -> web.Response:
         app = self._app
         problems = app.not_ready()
-        names = client.scope.accounts
+        names = scope.accounts
         accounts = (app.accounts[name].status for name in names if name in app.accounts)
         return _json(
             schemas.ExporterStatus(
@@ -250,8 +245,8 @@ class Api:
             )
         )
 
-    async def _openapi(self, client: _Client, _request: web.Request) -> web.Response:
-        document = schemas.openapi(client.scope, self._external_path)
+    async def _openapi(self, scope: Scope, _request: web.Request) -> web.Response:
+        document = schemas.openapi(scope, self._external_path)
         return _json(to_json(document, indent=2))
 
 

@@ -64,32 +64,20 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What clients may cost; docs/access.md lists these.
+    """What clients may cost; docs/access.md lists these. Times in seconds."""
 
-    Attributes:
-        per_address: connections of one address, or of one /64 of IPv6.
-        connections: connections.
-        head: seconds for the head of a request, or the handshake before it.
-        body: seconds for the body of a request.
-        stall: seconds that a client may take none of its answer (on Linux).
-        linger: seconds for which the rest of a body is read after an answer that did not wait for
-            it: if the connection were closed at once, the client could lose the answer.
-        accept_retry: seconds to wait after a connection could not be accepted.
-        scrapes: answers of metrics under way.
-        pages: status pages that wait to be rendered.
-        password_checks: passwords that wait to be checked.
-    """
-
-    per_address: int = 256
+    per_address: int = 256  # connections of one address, or of one /64 of IPv6
     connections: int = 1_000
-    head: float = 10.0
-    body: float = 30.0
-    stall: float = 10.0
+    head: float = 10.0  # for the head of a request, or the handshake before it
+    body: float = 30.0  # for the body of a request
+    stall: float = 10.0  # that a client may take none of its answer (on Linux)
+    # For reading the rest of a body after an answer that did not wait for it: if the connection
+    # were closed at once, the client could lose the answer.
     linger: float = 5.0
-    accept_retry: float = 1.0
-    scrapes: int = 100
-    pages: int = 32
-    password_checks: int = 64
+    accept_retry: float = 1.0  # after a connection could not be accepted
+    scrapes: int = 100  # answers of metrics under way
+    pages: int = 32  # status pages that wait to be rendered
+    password_checks: int = 64  # passwords that wait to be checked
 
 
 class Connections:

@@ -62,6 +62,7 @@ class Scope(NamedTuple):
 
     accounts: tuple[str, ...]
     labels: tuple[str, ...]
+    token: str = ""  # the name of the token that it showed
 
 
 # Requests.

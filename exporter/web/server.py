@@ -59,25 +59,15 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WebOptions:
-    """The options of the HTTP server on the command line.
-
-    Attributes:
-        addresses: where to listen.
-        telemetry_path: the path of the metrics.
-        config: the web configuration file; None for plain HTTP without users.
-        systemd_socket: listen on the sockets of systemd instead.
-        open_probes: answer `/-/healthy` and `/-/ready` without a password.
-        route_prefix: what all paths begin with, such as `/esms`.
-        external_path: what they begin with for clients, where a proxy changes it.
-    """
+    """The options of the HTTP server on the command line."""
 
     addresses: Sequence[ListenAddress] = ()
     telemetry_path: str = "/metrics"
-    config: ConfigFile[WebConfig] | None = None
-    systemd_socket: bool = False
-    open_probes: bool = False
-    route_prefix: str = ""
-    external_path: str = ""
+    config: ConfigFile[WebConfig] | None = None  # None for plain HTTP without users
+    systemd_socket: bool = False  # listen on the sockets of systemd instead
+    open_probes: bool = False  # answer the probes without a password
+    route_prefix: str = ""  # what all paths begin with, such as `/esms`
+    external_path: str = ""  # what they begin with for clients, where a proxy changes it
 
 
 class WebServer:

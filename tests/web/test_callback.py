@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 from yarl import URL
@@ -16,13 +14,12 @@ from exporter.calls import Finished, OddField, Result, Status, WatchedCall
 from exporter.config import CallbackConfig, PollingConfig
 from exporter.ids import reference_id
 from exporter.ledger.canary_runs import CanaryRuns, Intent
-from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall, Observation
 from exporter.secrets import Secret
 from exporter.simulator import Plan
 from exporter.web.callback import callback_url
 from tests.samples import samples, value
-from tests.waiting import DEADLINE, until
+from tests.waiting import until
 from tests.web.bench import CALLBACK_TOKEN
 from tests.web.bench import Bench as WebBench
 
@@ -73,6 +70,16 @@ class Bench(WebBench):
         async with self.http.get(URL(url, encoded=True).with_query(query)) as answer:
             self.retry_after = answer.headers.get("Retry-After")
             return answer.status
+
+    async def call_back_meanwhile(self, change: Coroutine[Any, Any, object]) -> int:
+        """Have a callback find its call, and something change before it goes on."""
+        async with self.ledger_held():
+            calling = asyncio.create_task(self.call_back())
+            await until(lambda: any(one.busy for one in self.server.connections.open))
+            # The ledger does one after the other: the callback's search comes first.
+            changing = asyncio.create_task(change)
+        await changing
+        return await calling
 
     @property
     def calls(self) -> dict[int, WatchedCall]:
@@ -304,49 +311,27 @@ async def test_a_result_in_words(bench: Bench) -> None:
         assert found.result == result
 
 
-@pytest.mark.parametrize("settled", [False, True])
-async def test_a_poll_that_was_first(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, settled: bool
-) -> None:
+async def test_a_poll_that_was_first(bench: Bench) -> None:
     await bench.trust("accept")
     await bench.watch("a", LIVE)
-    ((row, call),) = bench.calls.items()
-    loop, set_price = asyncio.get_running_loop(), Store.set_price
-    poller = bench.app.accounts["main"].poller
-
-    def after_a_poll(self: Store, *arguments: Any) -> Any:
-        busy = Finished(Result.SUCCESS, Status.BUSY)
-        self.commit([Observation("main", call, busy, time.time())])
-        if settled:
-            loop.call_soon_threadsafe(poller.remove, row)
-        return set_price(self, *arguments)
-
-    monkeypatch.setattr(Store, "set_price", after_a_poll)
-    assert await bench.call_back() == 200
+    ((_, call),) = bench.calls.items()
+    busy = Observation("main", call, Finished(Result.SUCCESS, Status.BUSY), time.time())
+    store = bench.app.ledger.store
+    assert await bench.call_back_meanwhile(bench.app.ledger.call(store.commit, [busy])) == 200
     assert bench.outcomes == {"repeated": 1}
     assert not bench.calls
 
 
-async def test_an_account_that_leaves_meanwhile(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_account_that_leaves_meanwhile(bench: Bench) -> None:
     await bench.trust("accept")
     await bench.watch("a", LIVE)
-    entered, gone = asyncio.Event(), threading.Event()
-    loop, set_price = asyncio.get_running_loop(), Store.set_price
+    accounts = dict(bench.app.accounts)
 
-    def slowly(self: Store, *arguments: Any) -> Any:
-        loop.call_soon_threadsafe(entered.set)
-        assert gone.wait(DEADLINE)
-        return set_price(self, *arguments)
+    async def leave() -> None:
+        del bench.app.accounts["main"]
 
-    monkeypatch.setattr(Store, "set_price", slowly)
-    calling = asyncio.create_task(bench.call_back())
-    await entered.wait()
-    with monkeypatch.context() as patch:
-        patch.delitem(bench.app.accounts, "main")
-        gone.set()
-        assert await calling == 200
+    assert await bench.call_back_meanwhile(leave()) == 200
+    bench.app.accounts.update(accounts)
     assert bench.outcomes == {"hint": 1}
 
 
@@ -358,19 +343,12 @@ async def test_a_call_of_a_file_that_goes_stays_once_it_is_called_back(bench: Be
     assert [call.reference_id for call in bench.calls.values()] == ["b"]
 
 
-async def test_a_call_that_is_let_go_meanwhile_is_watched_anew(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_call_that_is_let_go_meanwhile_is_watched_anew(bench: Bench) -> None:
     await bench.app.calls.add("calls.txt", [NewCall("main", reference_id("a"), OTP)])
     ((row, _),) = bench.calls.items()
-    keep = Store.keep
-
-    def too_late(self: Store, row: int) -> bool:
-        self.keep_only("calls.txt", set())
-        return keep(self, row)
-
-    monkeypatch.setattr(Store, "keep", too_late)
-    assert await bench.call_back() == 200
+    store = bench.app.ledger.store
+    removing = bench.app.ledger.call(store.keep_only, "calls.txt", set())
+    assert await bench.call_back_meanwhile(removing) == 200
     assert bench.outcomes == {"watched": 1}
     assert bench.calls.keys() > {row}
 
