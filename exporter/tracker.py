@@ -19,12 +19,18 @@ from exporter.call_totals import CallTotals
 from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, WatchedCall, verdict
 from exporter.esms.answers import Answer
 from exporter.ids import ReferenceId
-from exporter.ledger.calls import find_call, label_sets_of, list_sources, move_cursor, read_cursor
+from exporter.ledger.calls import (
+    ended_of,
+    find_call,
+    label_sets_of,
+    list_sources,
+    move_cursor,
+    read_cursor,
+)
 from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import NO_LIMITS, LabelLimits
-from exporter.ledger.leases import LeaseStore
+from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.notices import POLL_NOW, TOTALS
 from exporter.ledger.types import (
     BATCH_SIZE,
     CallRecord,
@@ -283,11 +289,13 @@ class CallTracker:
             Whether there may be more to claim.
         """
         look = await self.ledger.call(leases.look, list(self._accounts), self._handled_messages)
-        known = set(self._handled_messages)
-        self._handled_messages = [notice.id for notice in look.notices]
-        self.totals.learn(look.label_sets)
+        if labels := {call.labels for call in look.claimed}:
+            self.totals.learn(await self.ledger.execute(label_sets_of, labels))
         self.poll(look.claimed, within)
+        known = set(self._handled_messages)
         new = [notice for notice in look.notices if notice.id not in known]
+        closed = {notice.call for notice in new if notice.call and notice.notice == FORGET}
+        finished = await self.ledger.execute(ended_of, closed) if closed else {}
         for notice in new:
             account = self._accounts.get(notice.account)
             if account is not None and notice.call is not None:
@@ -295,8 +303,9 @@ class CallTracker:
                     account.poller.poll_now(notice.call)
                 else:
                     account.poller.remove(notice.call)
-                    if ended := look.finished.get(notice.call):
-                        self.recent_results.add(self.ledger.to_machine_time(ended))
+                    if call := finished.get(notice.call):
+                        self.recent_results.add(self.ledger.to_machine_time(call))
+        self._handled_messages = [notice.id for notice in look.notices]
         self._stale |= any(notice.notice == TOTALS for notice in new)
         if self._stale and time.monotonic() >= self._totals_at:
             began = time.monotonic()

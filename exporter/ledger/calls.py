@@ -45,7 +45,7 @@ from exporter.ledger.json_rows import (
     to_json_rows,
 )
 from exporter.ledger.labels import NO_LIMITS, LabelLimits, canonical, count_labels
-from exporter.ledger.notices import FORGET, notify_holders, notify_of_totals
+from exporter.ledger.leases import FORGET, notify_holders, notify_of_totals
 from exporter.ledger.schema import (
     UNFINISHED_ROW,
     accounts,

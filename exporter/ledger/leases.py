@@ -1,10 +1,11 @@
-"""Leases on accounts: who polls an account, where several exporters share the ledger.
+"""Leases on accounts, and what exporters that share the ledger tell the holders of leases.
 
 Blocking, as `exporter.ledger.store` is. All times are the server's: the clocks of the exporters may
 differ. PostgreSQL only: a ledger in a file has one exporter.
 
 Each taking of a lease raises its epoch. The holder claims the open calls of the account whose epoch
-is older; so whatever an exporter still does that has lost the lease, its calls are claimed.
+is older; so whatever an exporter still does that has lost the lease, its calls are claimed. What
+other exporters do to its calls, a holder reads from notices.
 """
 
 from __future__ import annotations
@@ -13,40 +14,61 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import Connection, TextClause, text
 
 from exporter.calls import CallState, WatchedCall
 from exporter.ids import ReferenceId
-from exporter.ledger.calls import ended_of, label_sets_of
 from exporter.ledger.engine import Database
 from exporter.ledger.json_rows import to_json_rows
-from exporter.ledger.notices import FORGET, sql
-from exporter.ledger.types import BATCH_SIZE, FinishedCall, Labels, StoredCall
+from exporter.ledger.types import BATCH_SIZE, StoredCall
 
+FORGET: Final = "forget"
+"""A notice: the call is not open any more."""
+
+POLL_NOW: Final = "poll now"
+"""A notice: the call is to be polled now."""
+
+TOTALS: Final = "totals"
+"""A notice: the totals of the account have changed."""
+
+_CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8"
+_NAMES: Final = "(SELECT json_array_elements_text(CAST(:names AS json)))"
+_ROWS: Final = "(SELECT (value #>> '{}')::bigint FROM json_array_elements(CAST(:rows AS json)))"
+_MINE: Final = "l.holder = :exporter AND a.name IN {names}"
+
+
+def _sql(statement: str) -> TextClause:
+    """Return a statement for PostgreSQL, with its abbreviations written out."""
+    return text(
+        statement.replace("{mine}", _MINE)
+        .replace("{clock}", _CLOCK)
+        .replace("{names}", _NAMES)
+        .replace("{rows}", _ROWS)
+    )
+
+
+# Notices that are read at a time: removing a million calls writes as many.
 _NOTICES: Final = 10 * BATCH_SIZE
-"""Notices that are read at a time: removing a million calls writes as many."""
-
-
 # What is lost of it in a crash of the server is as old as the crash, and means nothing any more.
 _LIGHTLY: Final = text("SET LOCAL synchronous_commit = off")
 
-_ADD_ACCOUNTS: Final = sql(
+_ADD_ACCOUNTS: Final = _sql(
     "INSERT INTO accounts (name) SELECT n FROM {names} AS t (n) ORDER BY n ON CONFLICT DO NOTHING"
 )
-_ADD_LEASES: Final = sql(
+_ADD_LEASES: Final = _sql(
     "INSERT INTO leases (account_id, epoch, expires_at) SELECT id, 0, {clock} FROM accounts "
     "WHERE name IN {names} ORDER BY id ON CONFLICT DO NOTHING"
 )
-_RENEW_SELF: Final = sql(
+_RENEW_SELF: Final = _sql(
     """
     INSERT INTO exporters (id, name, accounts, expires_at)
     VALUES (:exporter, :name, :wanted, {clock} + :heartbeat)
     ON CONFLICT (id) DO UPDATE SET accounts = excluded.accounts, expires_at = excluded.expires_at
     """
 )
-_FORGET_ENDED: Final = sql("DELETE FROM exporters WHERE expires_at < {clock} - 86400")
-_EXPORTERS: Final = sql("SELECT id, name, accounts FROM exporters WHERE expires_at >= {clock}")
-_LEASES: Final = sql(
+_FORGET_ENDED: Final = _sql("DELETE FROM exporters WHERE expires_at < {clock} - 86400")
+_EXPORTERS: Final = _sql("SELECT id, name, accounts FROM exporters WHERE expires_at >= {clock}")
+_LEASES: Final = _sql(
     "SELECT a.name, l.holder, l.epoch, l.holder IS NOT NULL AND l.expires_at < {clock}, "
     "{clock} - l.expires_at FROM leases l JOIN accounts a ON a.id = l.account_id"
 )
@@ -60,7 +82,7 @@ _CHANGE: Final = """
 
 
 def _change(values: str, condition: str) -> TextClause:
-    return sql(_CHANGE.replace("{values}", values).replace("{condition}", condition))
+    return _sql(_CHANGE.replace("{values}", values).replace("{condition}", condition))
 
 
 _RENEW: Final = _change("expires_at = {clock} + :heartbeat", "{mine}")
@@ -69,17 +91,17 @@ _TAKE: Final = _change(
     "a.name IN {names} AND (l.holder IS NULL OR l.holder = :exporter OR l.expires_at < {clock})",
 )
 # Of what has happened before a lease is taken, whoever takes it learns from the ledger.
-_FORGET_NOTICES: Final = sql(
+_FORGET_NOTICES: Final = _sql(
     "DELETE FROM notices WHERE account_id IN (SELECT id FROM accounts WHERE name IN {names})"
 )
 _GIVE_UP: Final = _change("holder = NULL, expires_at = {clock}", "{mine}")
-_LEAVE: Final = sql("DELETE FROM exporters WHERE id = :exporter")
+_LEAVE: Final = _sql("DELETE FROM exporters WHERE id = :exporter")
 _GIVE_UP_ALL: Final = _change("holder = NULL, expires_at = {clock}", "l.holder = :exporter")
 
 # However little the server knows of the table yet, it is not to read all of it.
 _BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
 # Chosen once, however the rest is done: each time, others would be chosen.
-_CLAIM: Final = sql(
+_CLAIM: Final = _sql(
     """
     WITH chosen AS MATERIALIZED (
         SELECT c.id, l.epoch, a.name FROM leases l JOIN accounts a ON a.id = l.account_id
@@ -101,8 +123,8 @@ _CLAIM: Final = sql(
         c.id, c.reference_id, c.first_watched, c.state, c.state_since
     """
 )
-_READ: Final = sql("DELETE FROM notices WHERE id IN {rows}")
-_NOTICES_OF_MINE: Final = sql(
+_READ: Final = _sql("DELETE FROM notices WHERE id IN {rows}")
+_NOTICES_OF_MINE: Final = _sql(
     "SELECT n.id, a.name, n.call_id, n.notice FROM notices n "
     "JOIN leases l USING (account_id) JOIN accounts a ON a.id = n.account_id "
     "WHERE {mine} ORDER BY n.id LIMIT :limit"
@@ -145,9 +167,7 @@ class Look(NamedTuple):
     """What is new for the holder of leases."""
 
     claimed: list[StoredCall]  # open calls that it polls from now on
-    label_sets: dict[int, Labels]  # of those, by row
     notices: list[Notice]  # read again until they are acknowledged
-    finished: dict[int, FinishedCall]  # the calls of those notices that have finished, by row
 
 
 class LeaseStore:
@@ -237,11 +257,47 @@ class LeaseStore:
             if acknowledged:
                 connection.execute(_READ, {"rows": to_json_rows(acknowledged)})
             found = connection.execute(_NOTICES_OF_MINE, {**which, "limit": _NOTICES})
-            notices = [Notice(*row) for row in found]
-            closed = {one.call for one in notices if one.call and one.notice == FORGET}
-            return Look(
-                claimed,
-                label_sets_of(connection, {call.labels for call in claimed}),
-                notices,
-                ended_of(connection, closed) if closed else {},
-            )
+            return Look(claimed, [Notice(*row) for row in found])
+
+
+# Notices.
+
+_NOTIFY: Final = _sql(
+    "INSERT INTO notices (account_id, call_id, notice) SELECT account_id, c.id, :notice "
+    "FROM calls c JOIN leases l USING (account_id) "
+    "WHERE c.id IN {rows} AND l.holder <> :exporter"
+)
+_NOTIFY_OF_TOTALS: Final = _sql(
+    "INSERT INTO notices (account_id, notice) SELECT a.id, :notice "
+    "FROM accounts a JOIN leases l ON l.account_id = a.id "
+    "WHERE a.name IN {names} AND l.holder <> :exporter"
+)
+
+
+def notify_holders(
+    connection: Connection, exporter: str | None, rows: Collection[int], notice: str
+) -> None:
+    """Tell the holders of the accounts of calls, but for this exporter, something about the calls.
+
+    Args:
+        connection: in a transaction.
+        exporter: the id of this process; None where the ledger is not shared.
+        rows: of the calls.
+        notice: `FORGET` or `POLL_NOW`.
+    """
+    if exporter is not None and rows:
+        which = {"exporter": exporter, "rows": to_json_rows(rows), "notice": notice}
+        connection.execute(_NOTIFY, which)
+
+
+def notify_of_totals(
+    connection: Connection, exporter: str | None, accounts: Collection[str]
+) -> None:
+    """Tell the holders of accounts, but for this exporter, that their totals have changed.
+
+    Called after `keep_labels` or what else locks the labels of the accounts: who takes a lease
+    waits for that before it reads the totals, so it either sees the change or is told of it.
+    """
+    if exporter is not None and accounts:
+        which = {"exporter": exporter, "names": to_json_rows(accounts), "notice": TOTALS}
+        connection.execute(_NOTIFY_OF_TOTALS, which)

@@ -47,7 +47,7 @@ from exporter.ledger.labels import (
     limit_labels,
     prune_labels,
 )
-from exporter.ledger.notices import FORGET, notify_holders, notify_of_totals
+from exporter.ledger.leases import FORGET, notify_holders, notify_of_totals
 from exporter.ledger.outbox import CallFinished, Outbox
 from exporter.ledger.schema import (
     UNFINISHED_ROW,

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import Connection, create_engine, text
 
 from exporter.errors import LedgerError
+from exporter.ledger.calls import ended_of
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.labels import LabelLimits
-from exporter.ledger.leases import LeaseStore, Look, Peer
-from exporter.ledger.notices import FORGET, POLL_NOW, TOTALS
+from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, Look, Peer
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import BATCH_SIZE
@@ -151,7 +151,8 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
         ("main", None, TOTALS),
         ("main", row["done"], FORGET),
     ]
-    assert {r: ended.reference_id for r, ended in look.finished.items()} == {row["done"]: "done"}
+    finished = a.store.database.run(ended_of, {row["done"], row["hinted"]})
+    assert {r: ended.reference_id for r, ended in finished.items()} == {row["done"]: "done"}
     b.store.set_price(row["done"], 350.0)
     b.store.configure(LabelLimits(("campaign",), 1, 9))
     push(b.store, new("labelled", {"campaign": "otp"}))

@@ -12,8 +12,7 @@ from exporter.calls import CallState, PollAgain
 from exporter.errors import LedgerError
 from exporter.ledger.calls import find_call, list_calls, list_sources, prune_finished, recent_calls
 from exporter.ledger.engine import open_database
-from exporter.ledger.leases import LeaseStore
-from exporter.ledger.notices import FORGET, POLL_NOW
+from exporter.ledger.leases import FORGET, POLL_NOW, LeaseStore
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from tests.databases import Server, pgbouncer
