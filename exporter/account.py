@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 import structlog
@@ -29,6 +30,10 @@ interval where that is longer."""
 
 # The share of the interval in which the first balance is requested: those of many accounts spread.
 _FIRST_SHARE: Final = 0.1
+
+# What tells whose balance it is, and where requests go.
+_balance_of: Final = attrgetter("balance_url", "api_key", "secret_key")
+_addresses: Final = attrgetter("base_url", "balance_url", "api_key", "secret_key", "proxy_url")
 
 _log = structlog.get_logger(__name__)
 
@@ -110,7 +115,7 @@ class Account:
         self.stats = AccountStats()
         self._supervisor = supervisor
         self._config, self._timeout = config, polling.timeout
-        self._connection = _connection(config, polling, authorities)
+        self._connection = _addresses(config), polling.timeout, authorities
         self._client = _client(config, polling, authorities)
         self.poller = Poller(
             config.name,
@@ -129,7 +134,7 @@ class Account:
     def status(self) -> AccountStatus:
         """The account's line of the status page."""
         poller, backlog = self.poller, self.poller.backlog()
-        said = poller.health.paused_by if poller.paused else None
+        said = poller.breaker.paused_by
         return AccountStatus(
             poller.account,
             self.stats.authorized,
@@ -152,13 +157,13 @@ class Account:
     ) -> None:
         """Go over to another configuration; what has not changed goes on."""
         old, self._config = self._config, config
-        connection = _connection(config, polling, authorities)
+        connection = _addresses(config), polling.timeout, authorities
         if reconnect := connection != self._connection:
             self._supervisor.start(_close_after(self._client, self._timeout))
             self._connection, self._timeout = connection, polling.timeout
             self._client = _client(config, polling, authorities)
         self.poller.configure(_settings(config, polling), self._client if reconnect else None)
-        if _balance_keys(config) != _balance_keys(old):
+        if _balance_of(config) != _balance_of(old):
             self.stats.balance = None  # that of another account
         if reconnect or balance.interval != self._interval:
             self._request_balance(balance.interval)
@@ -233,26 +238,6 @@ class Account:
                 )
             wait = balance_wait(failures, interval, answer.retry_after)
             await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
-
-
-def _balance_keys(config: AccountConfig) -> tuple[object, ...]:
-    """Return what tells whose balance it is."""
-    return config.balance_url, config.api_key, config.secret_key
-
-
-def _connection(
-    config: AccountConfig, polling: PollingConfig, authorities: Authorities | None
-) -> tuple[object, ...]:
-    """Return what a client is made of."""
-    return (
-        config.base_url,
-        config.api_key,
-        config.secret_key,
-        config.proxy_url,
-        config.balance_url,
-        polling.timeout,
-        authorities,
-    )
 
 
 def _client(

@@ -29,7 +29,7 @@ from exporter.esms.answers import Answer
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, ReferenceKey, reference_key
-from exporter.polling.circuit_breaker import GOOD, AccountHealth, Reply
+from exporter.polling.circuit_breaker import GOOD, CircuitBreaker
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
 from exporter.signals import handled_signals
@@ -156,8 +156,7 @@ class _AccountLookup:
         self._client = EsmsClient(account, config.polling.timeout, tls=config.tls)
         self._limiter = RateLimiter(min(rate, account.rate_limit))
         self._calls: dict[int, WatchedCall] = {}
-        self._health = AccountHealth(account.name, self._limiter, AccountStats(), self._calls)
-        self._breaker = self._health.breaker
+        self._breaker = CircuitBreaker(account.name, self._limiter, AccountStats(), self._calls)
         self._clock = asyncio.get_running_loop().time
         self._any_answered = False
         self._pauses = 0  # in a row
@@ -215,14 +214,15 @@ class _AccountLookup:
         answer = await self._client.send_status(call.reference_id)
         now = time.time()
         result = result_of(self._account.name, call.reference_id, answer, now)
-        self._health.polled(call, Reply(answer, result.outcome, sent_at), self._clock(), now)
+        answer = answer._replace(outcome=result.outcome)
+        self._breaker.polled(call, answer, sent_at, self._clock(), now)
         if result.answered:
             self._any_answered, self._pauses = True, 0
         else:
             self._failure = result
         if result.outcome in _FINAL or last:
             del self._calls[call.id]
-            self._health.forget(call.id)
+            self._breaker.forget(call.id)
             self._report(result)
 
 

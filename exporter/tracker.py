@@ -243,7 +243,6 @@ class CallTracker:
             return await self._not_accepted(call.account, name)
         if account:
             account.poller.learn(watched, decided, now, notified=True)
-            account.poller.count_odd_values(watched, decided)
         return CallbackOutcome.ACCEPTED
 
     async def _not_accepted(self, account: str, name: ReferenceId) -> CallbackOutcome:

@@ -12,7 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
@@ -80,14 +80,6 @@ class Witness(Enum):
     RELIABLE = 2
 
 
-class Reply(NamedTuple):
-    """The answer to a request, its outcome for the call, and when the request was sent."""
-
-    answer: Answer
-    outcome: Outcome
-    sent_at: float
-
-
 class Change(Enum):
     """What an answer changes about an account: a pause begins, also one after another, or ends."""
 
@@ -96,7 +88,7 @@ class Change(Enum):
 
 
 class CircuitBreaker:
-    """Decides whether an account is polled: closed, open (paused), or half-open (on trial). Pure.
+    """Decides whether an account is polled: closed, open (paused), or half-open (on trial).
 
     It starts half-open: a single request is sent, and another one only when that is answered, until
     an answer is good. It opens when `REFUSAL` different calls in a row were refused, or `OUTAGE`
@@ -105,49 +97,72 @@ class CircuitBreaker:
     only in a longer run, by twice the longest of those.
 
     Args:
+        account: its name.
         limiter: slowed down where the provider throttles.
+        stats: where `authorized` and `paused_until` are shown.
+        calls: the open calls, by row: a live mapping, shared by reference.
         jitter: returns a factor around 1, so that the pauses of several accounts end apart.
 
     Attributes:
-        limiter: as given.
         half_open: whether one request at a time is sent, until an answer is good.
         healthy: whether the account is closed, and a good answer changes nothing.
         good_at: when the last good answer came.
         open_since: when the first of the pauses in a row began; None while there is none.
         paused_until: when the pause ends, or ended.
-        reason: why the breaker is open; None while it is not.
+        paused_by: the answer that the pause began with; None while the breaker is not open.
+        failures: polls in a row that failed, by row, of calls of which there are any.
+        answered_lately: open calls with a good answer: the best witnesses.
     """
 
-    def __init__(self, limiter: RateLimiter, jitter: Callable[[], float]) -> None:
-        self.limiter = limiter
+    def __init__(
+        self,
+        account: str,
+        limiter: RateLimiter,
+        stats: AccountStats,
+        calls: Mapping[int, WatchedCall],
+        jitter: Callable[[], float] = lambda: random.uniform(0.9, 1.1),  # noqa: S311 - no secret
+    ) -> None:
+        self._account = account
+        self._limiter = limiter
+        self._stats = stats
+        self._calls = calls
         self._jitter = jitter
         self.half_open = True
         self.healthy = False
         self.good_at = -math.inf
         self.open_since: float | None = None
         self.paused_until = -math.inf
-        self.reason: Outcome | None = None
+        self.paused_by: Answer | None = None
+        self.failures: dict[int, int] = {}
+        self.answered_lately: deque[WatchedCall] = deque(maxlen=_WITNESSES)
         self._trial_under_way = False
         # Different calls that failed in a row, by outcome and whether they are reliable.
         self._run: Counter[tuple[Outcome, bool]] = Counter()
         self._retry_after = 0.0  # the longest that any of them asked for
         self._longest_run = 0.0  # of those that lately ended with a good answer
         self._contradicted_at = -math.inf  # when another call showed that a refused one was sick
-        self._recovered: dict[int, float] = {}  # when throttled calls were answered after all
         self._level = 0
         self._failed_trials = 0  # since it is open
         self._answers_from = -math.inf  # answers to requests sent before decide nothing
+        self._throttled: set[int] = set()  # calls whose last poll was throttled
+        self._recovered: dict[int, float] = {}  # when throttled calls were answered after all
+        self._suspects: list[int] = []  # calls that began to fail since the last good answer
+        self._failing_requests: set[str] = set()  # other than polls
 
-    def reset(self, now: float) -> None:
-        """Go on trial at once, because the credentials or the address have changed."""
-        self._close()
-        self._answers_from = now
-        self.half_open, self._trial_under_way = True, False
-        self.healthy = False
+    @property
+    def reason(self) -> Outcome | None:
+        """Why it is open, if it is."""
+        return self.paused_by.outcome if self.paused_by else None
 
-    def end_pause(self) -> None:
-        """Go on trial at once, where there is a pause."""
-        self.paused_until = -math.inf
+    @property
+    def all_failed(self) -> bool:
+        """Whether there is no call left that did not fail."""
+        return len(self.failures) >= len(self._calls)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether failures in a row make it matter which call is polled next."""
+        return self._run.total() >= (1 if self.half_open else REFUSAL)
 
     def wait(self, now: float) -> float:
         """Return the seconds until a request may be sent; 0 or less for now.
@@ -156,57 +171,69 @@ class CircuitBreaker:
         """
         if self._trial_under_way:
             return math.inf
-        return max(self.paused_until - now, self.limiter.wait(now))
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether failures in a row make it matter which call is polled next."""
-        return self._run.total() >= (1 if self.half_open else REFUSAL)
+        return max(self.paused_until - now, self._limiter.wait(now))
 
     def sent(self) -> None:
         """Account for a request that is sent now."""
         self._trial_under_way = self.half_open
 
-    def answered(
-        self,
-        outcome: Outcome,
-        retry_after: float | None,
-        sent_at: float,
-        now: float,
-        witness: Witness = Witness.RELIABLE,
-    ) -> Change | None:
-        """Account for the outcome of a request.
+    def reset(self, now: float) -> list[int]:
+        """Go on trial at once, because the credentials or the address have changed.
 
-        Args:
-            outcome: of the request.
-            retry_after: seconds that a throttling provider asked for.
-            sent_at: when the request was sent; one from before a trial decides nothing.
-            now: when the answer came.
-            witness: what a failure says about the account.
+        Returns:
+            The rows of the calls that failed, to poll them again.
         """
-        if sent_at < self._answers_from:
-            return None
-        self._trial_under_way = False
-        if outcome in GOOD:
-            return self._succeeded(now)
-        self.healthy = False
-        if sent_at < self.good_at:
-            witness = Witness.SICK  # others were answered meanwhile, as where a call hangs
-        if witness is not Witness.SICK:
-            self._run[outcome, witness is Witness.RELIABLE] += 1
-            if outcome is Outcome.THROTTLED:
-                self._retry_after = max(self._retry_after, retry_after or 0.0)
-        if self.open_since is not None:
-            self._failed_trials += 1
-            self._level += witness is Witness.RELIABLE or self._failed_trials > _WEAK_TRIALS
-            return self._open(outcome, now)
-        if witness is not Witness.SICK:
-            return self._suspect(outcome, now)
-        return None
+        self._close()
+        self._answers_from = now
+        self.half_open, self._trial_under_way, self.healthy = True, False, False
+        self._stats.paused_until = 0.0
+        failing = list(self.failures)
+        for seen in (self.failures, self._throttled, self._suspects, self.answered_lately):
+            seen.clear()
+        return failing
 
-    def is_quiet(self, now: float) -> bool:
-        """Return whether no answer has been good for `_QUIET` seconds."""
-        return now - self.good_at > _QUIET
+    def added(self, wall: float) -> None:
+        """End a pause that began with too few different calls, now that there is another."""
+        reason = self.reason
+        if reason and len(self._suspects) < (REFUSAL if reason in _REFUSED else OUTAGE):
+            self.paused_until = -math.inf
+            self._stats.paused_until = wall
+
+    def forget(self, call_id: int) -> None:
+        """Forget a call that is not polled any more."""
+        if self.failures:
+            self.failures.pop(call_id, None)
+            self._throttled.discard(call_id)
+
+    def polled(
+        self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
+    ) -> list[int]:
+        """Account for the answer to a poll, unless it and all that came before are good.
+
+        Returns:
+            The rows of calls to poll again: they failed because of the account.
+        """
+        if answer.outcome not in GOOD:
+            witness = self._fail(call, answer.outcome, now)
+            return self._account_for(answer, witness, sent_at, now, wall)
+        self.failures.pop(call.id, None)
+        if call.id in self._throttled:
+            self._throttled.discard(call.id)
+            self.recovered(call.id, now)
+        return self._account_for(answer, Witness.RELIABLE, sent_at, now, wall)
+
+    def requested(
+        self, request: str, answer: Answer, sent_at: float, now: float, wall: float
+    ) -> list[int]:
+        """Account for the answer to another request, by its name; see `polled`."""
+        witness = Witness.RELIABLE
+        if answer.outcome in GOOD:
+            self._failing_requests.discard(request)
+        else:
+            if request in self._failing_requests and not self._is_left_with_failing_calls(now):
+                witness = Witness.SICK  # one that keeps failing alone
+            self._failing_requests.add(request)
+        return self._account_for(answer, witness, sent_at, now, wall)
 
     def recovered(self, call_id: int, now: float) -> None:
         """Account for a good answer to a call that was throttled the last time.
@@ -217,7 +244,88 @@ class CircuitBreaker:
         since = now - _RECOVERED_WITHIN
         self._recovered = {row: at for row, at in self._recovered.items() if at >= since}
         if len(self._recovered) >= _RECOVERED_CALLS:
-            self._throttled(now)
+            self._slow_down(now)
+
+    def answered(
+        self, answer: Answer, sent_at: float, now: float, witness: Witness = Witness.RELIABLE
+    ) -> Change | None:
+        """Account for the answer to a request.
+
+        Args:
+            answer: with the outcome for the call.
+            sent_at: when the request was sent; one from before a trial decides nothing.
+            now: when the answer came.
+            witness: what a failure says about the account.
+        """
+        if sent_at < self._answers_from:
+            return None
+        self._trial_under_way = False
+        outcome = answer.outcome
+        if outcome in GOOD:
+            return self._succeeded(now)
+        self.healthy = False
+        if sent_at < self.good_at:
+            witness = Witness.SICK  # others were answered meanwhile, as where a call hangs
+        if witness is not Witness.SICK:
+            self._run[outcome, witness is Witness.RELIABLE] += 1
+            if outcome is Outcome.THROTTLED:
+                self._retry_after = max(self._retry_after, answer.retry_after or 0.0)
+        if self.open_since is not None:
+            self._failed_trials += 1
+            self._level += witness is Witness.RELIABLE or self._failed_trials > _WEAK_TRIALS
+            return self._open(answer, now)
+        return None if witness is Witness.SICK else self._suspect(answer, now)
+
+    def _account_for(
+        self, answer: Answer, witness: Witness, sent_at: float, now: float, wall: float
+    ) -> list[int]:
+        stats, was = self._stats, self.reason
+        change = self.answered(answer, sent_at, now, witness)
+        if answer.code is not None and Outcome.AUTH not in (answer.outcome, self.reason):
+            stats.authorized = True
+        if change is Change.OPENED:
+            if answer.outcome is Outcome.AUTH:
+                stats.authorized = False
+            stats.paused_until = wall + self.paused_until - now
+            if was is not self.reason:
+                _log.warning(
+                    "account paused",
+                    account=self._account,
+                    reason=answer.outcome.value,
+                    code=answer.code,
+                    message=answer.message,
+                    seconds=round(self.paused_until - now, 1),
+                )
+        elif change is Change.CLOSED and was is not None:
+            stats.paused_until = 0.0
+            _log.info("account resumed", account=self._account, reason=was.value)
+        if answer.outcome not in GOOD or self.half_open:
+            return []
+        suspects, self._suspects = self._suspects, []
+        # Where the breaker was closed, others were answered: the calls were at fault. Those that
+        # fail again after a pause are sick: no witnesses, until they have a good answer.
+        return suspects if change is Change.CLOSED else []
+
+    def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Witness:
+        failures = self.failures.get(call.id, 0)
+        self.failures[call.id] = failures + 1
+        if outcome is Outcome.THROTTLED:
+            self._throttled.add(call.id)
+        else:
+            self._throttled.discard(call.id)
+        if not failures:
+            self._suspects.append(call.id)
+        if self._is_left_with_failing_calls(now):
+            return Witness.RELIABLE
+        if failures:
+            return Witness.SICK
+        return Witness.RELIABLE if call in self.answered_lately else Witness.WEAK
+
+    def _is_quiet(self, now: float) -> bool:
+        return now - self.good_at > _QUIET
+
+    def _is_left_with_failing_calls(self, now: float) -> bool:
+        return self.all_failed and self._is_quiet(now)
 
     def _usual_run(self, now: float) -> float:
         return self._longest_run * math.pow(0.5, (now - self.good_at) / _HALF_LIFE)
@@ -231,25 +339,25 @@ class CircuitBreaker:
         was_open = self.open_since is not None
         self._close()
         self.half_open = False
-        self.limiter.speed_up(now)
-        self.healthy = self.limiter.share == 1 and self._longest_run < 1
+        self._limiter.speed_up(now)
+        self.healthy = self._limiter.share == 1 and self._longest_run < 1
         return Change.CLOSED if was_open else None
 
-    def _suspect(self, outcome: Outcome, now: float) -> Change | None:
+    def _suspect(self, answer: Answer, now: float) -> Change | None:
         """Open where enough different calls have failed; go on trial where one is missing."""
-        run, more = self._run, 2 * int(self._usual_run(now))
+        run, outcome, more = self._run, answer.outcome, 2 * int(self._usual_run(now))
         failed = run.total()
         reliable = sum(number for (_, is_reliable), number in run.items() if is_reliable)
         refused = run[outcome, True] + run[outcome, False] if outcome in _REFUSED else 0
         # Where others were just answered, two refused calls may well be sick both.
-        needed = REFUSAL if self.is_quiet(now) else OUTAGE
+        needed = REFUSAL if self._is_quiet(now) else OUTAGE
         if (
             (refused and (refused >= needed + more or run[outcome, True] >= REFUSAL))
             or failed >= OUTAGE + more
             or reliable >= OUTAGE
         ):
             self.open_since = now
-            return self._open(outcome, now)
+            return self._open(answer, now)
         if refused == 1 or failed == OUTAGE - 1:
             self.half_open = True
             self._answers_from = now
@@ -257,15 +365,15 @@ class CircuitBreaker:
                 self.paused_until = now + RECHECK * self._jitter()
         return None
 
-    def _open(self, outcome: Outcome, now: float) -> Change:
-        back_off = _AUTH if outcome is Outcome.AUTH else _DOWN
+    def _open(self, answer: Answer, now: float) -> Change:
+        back_off = _AUTH if answer.outcome is Outcome.AUTH else _DOWN
         pause = back_off.wait(self._level + 1) * self._jitter()
-        if outcome is Outcome.THROTTLED:
-            self._throttled(now)
+        if answer.outcome is Outcome.THROTTLED:
+            self._slow_down(now)
             if self._retry_after:
                 pause = max(self._retry_after, _DOWN.first)
                 self._retry_after = 0.0
-        self.reason = outcome
+        self.paused_by = answer
         self.half_open = True
         self._answers_from = now
         self.paused_until = now + min(pause, MAX_PAUSE)
@@ -275,151 +383,9 @@ class CircuitBreaker:
         self._run.clear()
         self._level = self._failed_trials = 0
         self._retry_after = 0.0
-        self.open_since = self.reason = None
+        self.open_since = self.paused_by = None
         self.paused_until = -math.inf
 
-    def _throttled(self, now: float) -> None:
+    def _slow_down(self, now: float) -> None:
         self._recovered.clear()
-        self.limiter.slow_down(now)
-
-
-class AccountHealth:
-    """Tell sick calls from a sick account: feed the circuit breaker, show and log its changes.
-
-    Args:
-        account: its name.
-        limiter: slowed down where the provider throttles.
-        stats: where `authorized` and `paused_until` are shown.
-        calls: the open calls, by row: a live mapping, shared by reference.
-
-    Attributes:
-        failures: polls in a row that failed, by row, of calls of which there are any.
-        answered_lately: open calls with a good answer: the best witnesses.
-        paused_by: the answer that the last pause began with.
-    """
-
-    def __init__(
-        self,
-        account: str,
-        limiter: RateLimiter,
-        stats: AccountStats,
-        calls: Mapping[int, WatchedCall],
-    ) -> None:
-        self._account = account
-        self._stats = stats
-        self._calls = calls
-        self.breaker = CircuitBreaker(limiter, _jitter)
-        self.failures: dict[int, int] = {}
-        self.answered_lately: deque[WatchedCall] = deque(maxlen=_WITNESSES)
-        self.paused_by: Answer | None = None
-        self._throttled: set[int] = set()  # calls whose last poll was throttled
-        self._suspects: list[int] = []  # calls that began to fail since the last good answer
-        self._failing_requests: set[str] = set()  # other than polls
-
-    @property
-    def all_failed(self) -> bool:
-        """Whether there is no call left that did not fail."""
-        return len(self.failures) >= len(self._calls)
-
-    def reset(self, now: float) -> list[int]:
-        """End a pause, because the credentials have changed; return the rows of failed calls."""
-        self.breaker.reset(now)
-        self._stats.paused_until = 0.0
-        failing = list(self.failures)
-        self.forget_all()
-        return failing
-
-    def added(self, wall: float) -> None:
-        """End a pause that began with too few different calls, now that there is another."""
-        reason = self.breaker.reason
-        if reason and len(self._suspects) < (REFUSAL if reason in _REFUSED else OUTAGE):
-            self.breaker.end_pause()
-            self._stats.paused_until = wall
-
-    def forget(self, call_id: int) -> None:
-        """Forget a call that is not polled any more."""
-        if self.failures:
-            self.failures.pop(call_id, None)
-            self._throttled.discard(call_id)
-
-    def forget_all(self) -> None:
-        """Forget all calls."""
-        self.failures.clear()
-        self._throttled.clear()
-        self._suspects.clear()
-        self.answered_lately.clear()
-
-    def polled(self, call: WatchedCall, reply: Reply, now: float, wall: float) -> list[int]:
-        """Account for the reply to a poll, unless it and all that came before are good.
-
-        Returns:
-            The rows of calls to poll again: they failed because of the account.
-        """
-        if reply.outcome not in GOOD:
-            return self._changed(reply, self._fail(call, reply.outcome, now), now, wall)
-        self.failures.pop(call.id, None)
-        if call.id in self._throttled:
-            self._throttled.discard(call.id)
-            self.breaker.recovered(call.id, now)
-        return self._changed(reply, Witness.RELIABLE, now, wall)
-
-    def requested(self, request: str, reply: Reply, now: float, wall: float) -> list[int]:
-        """Account for the reply to another request, by its name; see `polled`."""
-        witness = Witness.RELIABLE
-        if reply.outcome in GOOD:
-            self._failing_requests.discard(request)
-        else:
-            quiet = self.all_failed and self.breaker.is_quiet(now)
-            if request in self._failing_requests and not quiet:
-                witness = Witness.SICK  # one that keeps failing alone
-            self._failing_requests.add(request)
-        return self._changed(reply, witness, now, wall)
-
-    def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Witness:
-        failures = self.failures.get(call.id, 0)
-        self.failures[call.id] = failures + 1
-        if outcome is Outcome.THROTTLED:
-            self._throttled.add(call.id)
-        else:
-            self._throttled.discard(call.id)
-        if not failures:
-            self._suspects.append(call.id)
-        if self.all_failed and self.breaker.is_quiet(now):
-            return Witness.RELIABLE
-        if failures:
-            return Witness.SICK
-        return Witness.RELIABLE if call in self.answered_lately else Witness.WEAK
-
-    def _changed(self, reply: Reply, witness: Witness, now: float, wall: float) -> list[int]:
-        breaker, stats, answer = self.breaker, self._stats, reply.answer
-        was = breaker.reason
-        change = breaker.answered(reply.outcome, answer.retry_after, reply.sent_at, now, witness)
-        if answer.code is not None and Outcome.AUTH not in (reply.outcome, breaker.reason):
-            stats.authorized = True
-        if change is Change.OPENED:
-            self.paused_by = answer
-            if reply.outcome is Outcome.AUTH:
-                stats.authorized = False
-            stats.paused_until = wall + breaker.paused_until - now
-            if was is not breaker.reason:
-                _log.warning(
-                    "account paused",
-                    account=self._account,
-                    reason=reply.outcome.value,
-                    code=answer.code,
-                    message=answer.message,
-                    seconds=round(breaker.paused_until - now, 1),
-                )
-        elif change is Change.CLOSED and was is not None:
-            stats.paused_until = 0.0
-            _log.info("account resumed", account=self._account, reason=was.value)
-        if reply.outcome not in GOOD or breaker.half_open:
-            return []
-        suspects, self._suspects = self._suspects, []
-        # Where the breaker was closed, others were answered: the calls were at fault. Those that
-        # fail again after a pause are sick: no witnesses, until they have a good answer.
-        return suspects if change is Change.CLOSED else []
-
-
-def _jitter() -> float:
-    return 0.9 + 0.2 * random.random()  # noqa: S311 - no secret depends on it
+        self._limiter.slow_down(now)

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import Final, Protocol
 
 import structlog
@@ -29,7 +29,7 @@ from exporter.calls import (
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
-from exporter.polling.circuit_breaker import GOOD, MAX_PAUSE, AccountHealth, Reply
+from exporter.polling.circuit_breaker import GOOD, MAX_PAUSE, CircuitBreaker
 from exporter.polling.intervals import PollIntervals
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
@@ -96,7 +96,7 @@ class Poller:
     Attributes:
         calls: the open calls, by their row, oldest first.
         intervals: when calls are polled again, and what was learnt of their durations.
-        health: which calls fail, and whether the account may be polled.
+        breaker: which calls fail, and whether the account may be polled.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917
@@ -125,8 +125,7 @@ class Poller:
         self._loop = asyncio.get_running_loop()
         self._wheel = TimingWheel(self._priority)
         self._limiter = RateLimiter(settings.rate_limit, held_until)
-        self.health = AccountHealth(account, self._limiter, stats, self.calls)
-        self._breaker = self.health.breaker
+        self.breaker = CircuitBreaker(account, self._limiter, stats, self.calls)
         self._answers: list[tuple[WatchedCall, Answer, float]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -150,7 +149,7 @@ class Poller:
             return
         call.label_set = label_set
         self.calls[call.id] = call
-        self.health.added(self._machine_clock())
+        self.breaker.added(self._machine_clock())
         self.stats.open_calls[call.state] += 1
         now = self._loop.time()
         wait = self._first_wait(call, now)
@@ -182,12 +181,8 @@ class Poller:
             self._wheel.discard(call)
             self._poll_again.discard(call_id)
             self._hinted.discard(call_id)
-            self.health.forget(call_id)
+            self.breaker.forget(call_id)
             self.stats.open_calls[call.state] -= 1
-
-    def idle_calls(self, limit: int) -> list[WatchedCall]:
-        """Return up to `limit` calls that are not being polled."""
-        return list(islice((call for call in self.calls.values() if call.tick >= 0), limit))
 
     def apply_committed(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
         """Show what has been committed: a call's new state, or that it has finished."""
@@ -201,24 +196,11 @@ class Poller:
         held.state, held.state_since = found.state, at
         self.stats.open_calls[held.state] += 1
 
-    def count_odd_values(self, call: WatchedCall, finished: Finished) -> None:
-        """Log and count the fields of an answer that could not be used."""
-        for field in finished.odd:
-            self.stats.odd_values[field] += 1
-            _log.warning(
-                "odd value in the answer",
-                account=self.account,
-                reference_id=call.reference_id,
-                field=field.value,
-            )
-
     def next_due(self, call: WatchedCall) -> float | None:
         """Return when a call is to be polled (Unix time); None while it is."""
         if call.tick < 0:
             return None
         return self._machine_clock() + call.tick * TICK - self._loop.time()
-
-    # Durations.
 
     def learn(
         self,
@@ -229,7 +211,7 @@ class Poller:
         last_seen: float = 0.0,
         notified: bool = False,
     ) -> None:
-        """Learn how long a call took.
+        """Learn how long a call took, and count what was odd about its answer.
 
         Args:
             call: the call; where it was hinted, a callback has reported its end, too.
@@ -245,6 +227,14 @@ class Poller:
         elif finished.status is not Status.NOT_FOUND:
             seen = max(call.state_since, last_seen) - call.first_watched
             self.intervals.learn(seen, age, at, notified=notified or call.id in self._hinted)
+        for field in finished.odd:
+            self.stats.odd_values[field] += 1
+            _log.warning(
+                "odd value in the answer",
+                account=self.account,
+                reference_id=call.reference_id,
+                field=field.value,
+            )
 
     def learn_past(self, ends: Iterable[tuple[Status, float]]) -> None:
         """Learn from calls of the past, oldest first: how they ended, and at which age."""
@@ -264,7 +254,7 @@ class Poller:
     @property
     def paused(self) -> Outcome | None:
         """Why the account is not polled now, if it is not."""
-        return self._breaker.reason
+        return self.breaker.reason
 
     def backlog(self) -> Backlog:
         """Return which calls are due and not polled yet."""
@@ -298,7 +288,7 @@ class Poller:
 
     def retry(self) -> None:
         """End a pause, and poll the calls that failed."""
-        self._poll_all(self.health.reset(self._loop.time()))
+        self._poll_all(self.breaker.reset(self._loop.time()))
         self.wake()
 
     async def request(
@@ -320,16 +310,15 @@ class Poller:
             The answer, and the seconds that it took; None where nothing was sent.
         """
         until = self._loop.time() + timeout
-        if (now := await self._take_slot(self._breaker.wait, until, wanted)) is None:
+        if (now := await self._take_slot(self.breaker.wait, until, wanted)) is None:
             return None
-        self._breaker.sent()
+        self.breaker.sent()
         answer = _CUT_OFF
         try:
             answer = await send()
         finally:
             answered, wall = self._loop.time(), self._machine_clock()
-            reply = Reply(answer, answer.outcome, now)
-            self._poll_all(self.health.requested(name, reply, answered, wall))
+            self._poll_all(self.breaker.requested(name, answer, now, answered, wall))
             self.wake()
         return answer, answered - now
 
@@ -396,14 +385,14 @@ class Poller:
         if not self._answers:
             self._loop.call_soon(self._process_answers)
         self._answers.append((call, answer, sent_at))
-        if not (self._breaker.healthy and answer.outcome in GOOD):
+        if not (self.breaker.healthy and answer.outcome in GOOD):
             self._process_answers()  # a failure must hold up the very next request
 
     def _next_call(self) -> WatchedCall | None:
         """Return the call to poll now; where there is none, set the timer for the next."""
         if self._stopping or (due := self._wheel.next_due()) is None:
             return None
-        now, breaker = self._loop.time(), self._breaker
+        now, breaker = self._loop.time(), self.breaker
         if due > now:
             wait = due - now
         elif breaker.half_open:
@@ -432,9 +421,9 @@ class Poller:
 
     def _witness(self) -> WatchedCall | None:
         """Return a call that was answered lately, due or not: it shows best how the account is."""
-        for call in random.sample(lately := self.health.answered_lately, len(lately)):
+        for call in random.sample(lately := self.breaker.answered_lately, len(lately)):
             is_open = self.calls.get(call.id) is call
-            if is_open and call.tick >= 0 and call.id not in self.health.failures:
+            if is_open and call.tick >= 0 and call.id not in self.breaker.failures:
                 return call
         return None
 
@@ -469,7 +458,7 @@ class Poller:
         # Calls share the number, to save memory.
         if (second := wall // 1) != self._second:
             self._second = second
-        health, breaker, stats = self.health, self._breaker, self.stats
+        breaker, stats = self.breaker, self.stats
         for call, answer, sent_at in answers:
             last_seen, call.last_polled = call.last_polled, self._second
             call.polls += 1
@@ -478,17 +467,17 @@ class Poller:
             stats.polls.count(outcome, answer.code, now - sent_at)
             if good := outcome in GOOD:
                 stats.last_success = machine_wall
-            if good and breaker.healthy and not health.failures:
+            if good and breaker.healthy and not breaker.failures:
                 breaker.good_at = now
             else:
-                if call.id in health.failures:
+                if call.id in breaker.failures:
                     last_seen = 0.0  # the last answer did not show whether the call had ended
-                reply = Reply(answer, outcome, sent_at)
-                self._poll_all(health.polled(call, reply, now, machine_wall))
+                said = answer._replace(outcome=outcome)
+                self._poll_all(breaker.polled(call, said, sent_at, now, machine_wall))
             if self.calls.get(call.id) is call:
                 self._apply(call, decided, last_seen, now, wall)
             elif call.id not in self.calls:
-                health.forget(call.id)  # removed while it was polled
+                breaker.forget(call.id)  # removed while it was polled
             if not breaker.healthy:
                 self._expire(now, wall)
 
@@ -498,19 +487,18 @@ class Poller:
         if isinstance(decided, Finished):
             self.learn(call, decided, wall, last_seen=last_seen)
             self._observe(call, decided, wall)
-            self.count_odd_values(call, decided)
             return
-        health = self.health
+        breaker = self.breaker
         if isinstance(decided, PollAgain):
             # To the second, as `last_polled`: calls share the number, and in the ledger too.
             self._observe(call, decided, call.last_polled)
-            health.answered_lately.append(call)
-        wait = self._next_wait(call, health.failures.get(call.id, 0), wall)
+            breaker.answered_lately.append(call)
+        wait = self._next_wait(call, breaker.failures.get(call.id, 0), wall)
         if isinstance(decided, PauseAccount):
-            if not health.all_failed or self._breaker.open_since is not None:
+            if not breaker.all_failed or self.breaker.open_since is not None:
                 wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
             # Else no other call can show whether the account may be polled.
-            if health.all_failed and now < self._breaker.paused_until:
+            if breaker.all_failed and now < self.breaker.paused_until:
                 wait = 0.0
         if self._hinted:
             if call.id in self._poll_again:
@@ -529,8 +517,8 @@ class Poller:
 
     def _expire(self, now: float, wall: float) -> None:
         """Give up old calls of an account whose credentials have been refused for long."""
-        since = self._breaker.open_since
-        if self._breaker.reason is not Outcome.AUTH or since is None or now - since < MAX_PAUSE:
+        since = self.breaker.open_since
+        if self.breaker.reason is not Outcome.AUTH or since is None or now - since < MAX_PAUSE:
             return
         limit = wall - self._settings.give_up.give_up_after
         # The oldest come first.
@@ -554,7 +542,7 @@ class Poller:
         return self.intervals.next(age if age > 0 else 0.0, failures, _chance())
 
     def _priority(self, call: WatchedCall) -> int:
-        failures = self.health.failures.get(call.id, 0)
+        failures = self.breaker.failures.get(call.id, 0)
         hinted = call.id in self._hinted
         if failures:
             return FAILING + (0 if hinted else min(failures, 3))

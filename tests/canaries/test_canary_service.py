@@ -168,7 +168,7 @@ async def test_a_paused_account_places_nothing(
     monkeypatch.setattr(schedule, "_LEAST_GRACE", 3.0)
     monkeypatch.setattr(schedule, "_GRACE", 0.0)
     async with scene(tmp_path) as there:
-        there.service.accounts["main"].poller._breaker.paused_until = float("inf")
+        there.service.accounts["main"].poller.breaker.paused_until = float("inf")
         clock.set(NOON + 1)
         await there.until(lambda: there.total("missed") == 1)
         assert there.placed.codes == []
@@ -308,7 +308,7 @@ async def test_a_call_that_waits_is_placed_with_the_keys_of_then(
     tmp_path: Path, clock: Clock
 ) -> None:
     async with scene(tmp_path) as there:
-        there.service.accounts["main"].poller._breaker.paused_until = float("inf")
+        there.service.accounts["main"].poller.breaker.paused_until = float("inf")
         clock.set(NOON + 1)
         await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
         there.provider.put_account(replace(ACCOUNT, api_key="key-new"))
@@ -324,7 +324,7 @@ async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(
 ) -> None:
     async with scene(tmp_path) as there:
         there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
-        pace = there.service.accounts["main"].poller._breaker
+        pace = there.service.accounts["main"].poller.breaker
         clock.set(NOON + 1)
         await there.until(lambda: pace._trial_under_way)  # it is sent
         config = tmp_path / "config.yaml"
@@ -343,7 +343,7 @@ async def test_a_call_that_waits_is_placed_as_it_is_configured_then(
     tmp_path: Path, clock: Clock
 ) -> None:
     async with scene(tmp_path) as there:
-        pace = there.service.accounts["main"].poller._breaker
+        pace = there.service.accounts["main"].poller.breaker
         pace.paused_until = float("inf")
         clock.set(NOON + 1)
         await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
