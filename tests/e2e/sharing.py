@@ -100,11 +100,6 @@ async def scene(server: Server, folder: Path) -> AsyncIterator[Scene]:
             yield Scene(simulator, folder, url.replace("+psycopg", ""))
 
 
-def number_of(exporter: Exporter) -> str:
-    """Return the number of an exporter's process, which its name in the ledger ends in."""
-    return str(exporter.running.pid)
-
-
 def polled(samples: Mapping[Series, float]) -> set[str]:
     """Return the accounts that an exporter polls."""
     return {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import socket
 import sqlite3
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -16,9 +15,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from exporter.cli import commands
+from exporter.cli import commands as command_line
 from exporter.ledger.engine import open_database
-from tests import subprocesses
+from tests.e2e import commands
 from tests.e2e.processes import Exporter
 
 GOOD = """\
@@ -30,14 +29,13 @@ ledger:
 """
 
 
-def run(*arguments: str) -> tuple[int, list[str]]:
+async def run(folder: Path, *arguments: str) -> tuple[int, list[str]]:
     """Run a command that is to end by itself; returns its exit code and the lines it wrote."""
-    done = subprocesses.run(sys.executable, "-m", "exporter", *arguments)
-    text = done.stdout + done.stderr
-    assert "Traceback" not in text
+    done = await commands.run(folder, *arguments)
+    text = done.output + done.errors
     assert "key-0123456789" not in text
     assert "secret-9876543210" not in text
-    return done.returncode, text.splitlines()
+    return done.code, text.splitlines()
 
 
 def good(folder: Path) -> Path:
@@ -46,7 +44,7 @@ def good(folder: Path) -> Path:
     return path
 
 
-def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+async def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
         """\
@@ -61,7 +59,7 @@ watch:
 polling: {interval: -5s}
 """
     )
-    code, lines = run("check", f"--config.file={path}")
+    code, lines = await run(tmp_path, "check", f"--config.file={path}")
     assert code == 1
     text = "\n".join(lines)
     for expected in (
@@ -73,8 +71,8 @@ polling: {interval: -5s}
         assert re.search(expected, text), text
 
 
-def test_a_name_that_is_no_text(tmp_path: Path) -> None:
-    code, lines = run(f"--config.file={tmp_path}/\udcff.yaml")
+async def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    code, lines = await run(tmp_path, f"--config.file={tmp_path}/\udcff.yaml")
     assert (code, len(lines)) == (1, 1)
     assert "No such file" in lines[0]
 
@@ -109,11 +107,13 @@ def folder(path: Path) -> None:
         (folder, "is a directory; name a file in it"),
     ],
 )
-def test_a_ledger_that_cannot_be_used(
+async def test_a_ledger_that_cannot_be_used(
     prepare: Callable[[Path], None], expected: str, tmp_path: Path
 ) -> None:
     prepare(tmp_path / "ledger.db")
-    code, lines = run(f"--config.file={good(tmp_path)}", "--web.listen-address=127.0.0.1:0")
+    code, lines = await run(
+        tmp_path, f"--config.file={good(tmp_path)}", "--web.listen-address=127.0.0.1:0"
+    )
     assert (code, len(lines)) == (1, 1), lines
     assert re.match(rf"esms-exporter: ledger {tmp_path}/ledger\.db: {expected}", lines[0])
 
@@ -121,15 +121,19 @@ def test_a_ledger_that_cannot_be_used(
 async def test_a_ledger_that_another_exporter_uses(tmp_path: Path) -> None:
     async with Exporter(good(tmp_path)) as exporter:
         await exporter.ready()
-        code, lines = run(f"--config.file={good(tmp_path)}", "--web.listen-address=127.0.0.1:0")
+        code, lines = await run(
+            tmp_path, f"--config.file={good(tmp_path)}", "--web.listen-address=127.0.0.1:0"
+        )
     assert (code, len(lines)) == (1, 1), lines
     assert "is in use by another esms-exporter; end it" in lines[0]
 
 
-def test_an_address_in_use(tmp_path: Path) -> None:
+async def test_an_address_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, lines = run(f"--config.file={good(tmp_path)}", f"--web.listen-address={address}")
+        code, lines = await run(
+            tmp_path, f"--config.file={good(tmp_path)}", f"--web.listen-address={address}"
+        )
     assert (code, len(lines)) == (1, 1), lines
     assert lines[0] == (
         f"esms-exporter: cannot listen on {address}: address already in use; "
@@ -154,19 +158,19 @@ def test_an_address_in_use(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage(option: str, tmp_path: Path) -> None:
-    ended = CliRunner().invoke(commands, [f"--config.file={good(tmp_path)}", option])
+    ended = CliRunner().invoke(command_line, [f"--config.file={good(tmp_path)}", option])
     assert ended.exit_code == 2
     assert ended.output.splitlines()[-1].startswith("Error: ")
 
 
-def test_wrong_usage_of_a_process() -> None:
-    code, lines = run("run")
+async def test_wrong_usage_of_a_process(tmp_path: Path) -> None:
+    code, lines = await run(tmp_path, "run")
     assert code == 2
     assert lines[-1].startswith("Error: ")
 
 
-def test_the_good_file_is_good(tmp_path: Path) -> None:
-    assert run("check", f"--config.file={good(tmp_path)}") == (
+async def test_the_good_file_is_good(tmp_path: Path) -> None:
+    assert await run(tmp_path, "check", f"--config.file={good(tmp_path)}") == (
         0,
         [f"{tmp_path}/config.yaml: good: 1 accounts, 0 calls"],
     )

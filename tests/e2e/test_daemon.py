@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import (
 )
 
 from exporter.metrics.exposition import OPENMETRICS, TEXT
-from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
+from exporter.simulator import Account, AccountState, Plan, Simulator
 from tests import subprocesses
 from tests.e2e.commands import run
 from tests.e2e.processes import Exporter, Series, parsed, total
@@ -293,49 +293,6 @@ async def test_a_bad_configuration_leaves_the_good_one_in_force(
         assert (await reload(http, exporter))[0] == 200
         samples = await exporter.scrape()
         assert total(samples, "esms_exporter_config_last_reload_successful") == 1
-
-
-HARMLESS_FAULTS = (
-    FaultKind.RESET, FaultKind.HTML, FaultKind.TRUNCATED, FaultKind.WRONG_TYPES, FaultKind.HUGE,
-    FaultKind.WRONG_ID, FaultKind.REDIRECT, FaultKind.NOT_OBJECT,
-)  # fmt: skip
-
-
-async def test_faults_delay_but_lose_nothing(write: Write, simulator: Simulator) -> None:
-    names = [f"call-{number}" for number in range(20)]
-    for name in names:
-        simulator.add_call("main", name, Plan(duration=5, unknown_for=0.3))
-    for kind in HARMLESS_FAULTS:
-        simulator.faults.set(kind.value, Fault(kind, probability=0.05))
-    async with Exporter(write(*map(call, names))) as exporter:
-        await exporter.ready()
-        samples = await exporter.until(lambda found: total(found, "esms_calls_total") >= 20)
-        assert total(samples, "esms_calls_total", result="success", status="answered") == 20
-        assert total(samples, "esms_call_duration_seconds_sum") == 100
-        assert total(samples, "esms_calls_watched") == 0
-
-
-async def test_a_ledger_that_cannot_be_written_loses_nothing(
-    write: Write, simulator: Simulator, http: aiohttp.ClientSession, tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        simulator.add_call("main", name, Plan(unknown_for=1))
-    async with Exporter(write(call("a"), call("b"))) as exporter:
-        await exporter.ready()
-        with sqlite3.connect(tmp_path / "ledger.db", isolation_level=None) as other:
-            other.execute("BEGIN IMMEDIATE")  # until SQLite's patience of 5 s has ended
-            await exporter.says('event="ledger cannot be written"')
-            async with http.get(f"{exporter.url}/-/ready") as answer:
-                assert answer.status == 503
-                assert "is locked by another program" in await answer.text()
-            assert total(await exporter.scrape(), "esms_ledger_errors_total") >= 1
-            assert total(await exporter.scrape(), "esms_calls_total") == 0
-            other.execute("ROLLBACK")
-        other.close()
-        await exporter.until(lambda found: total(found, "esms_calls_total") == 2)
-        async with http.get(f"{exporter.url}/-/ready") as answer:
-            assert answer.status == 200
-        assert 'event="ledger can be written again"' in exporter.output
 
 
 async def test_several_addresses(write: Write, http: aiohttp.ClientSession) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.databases import postgresql
+from tests.e2e.counting import DURABLE, Scrapes
 from tests.e2e.life import live
 
 SECONDS = 25.0
@@ -19,3 +20,12 @@ async def test_every_call_counts_once_in_a_random_life(tmp_path: Path, engine: s
         return
     with postgresql() as server:
         await live(tmp_path, server, seed=12, seconds=SECONDS)
+
+
+@pytest.mark.parametrize("name", DURABLE)
+def test_a_counter_that_goes_backwards_would_be_seen(name: str) -> None:
+    scrapes = Scrapes()
+    series = (f"{name}_x", frozenset[tuple[str, str]]())
+    scrapes.add({series: 2.0})
+    scrapes.add({series: 1.0})
+    assert scrapes.backwards == [(series, 2.0, 1.0)]
