@@ -53,10 +53,7 @@ async def health(*options: str) -> Result:
     ("host", "web", "file"),
     [
         ("127.0.0.1", "", ""),
-        ("::1", "", ""),
-        ("", "", ""),
-        ("localhost", "", ""),
-        ("", USERS, USERS),
+        ("localhost", USERS, USERS),
         ("", "rate_limit: {interval: 1h, burst: 1}\n", ""),
         ("::1", f"{TLS}}}\n", f"{TLS}}}\n"),
         ("", f"{TLS}}}\n{USERS}", f"{TLS}}}\n"),
