@@ -17,7 +17,7 @@ from exporter.config.document import Problems, Value, YamlMapping, YamlSequence,
 from exporter.config.files import Authorities, FileProblemError, NamedFiles, system_authorities
 from exporter.config.targets import MAX_TARGETS, HomeAssistantConfig, NotifyConfig
 from exporter.config.types import MAX_ACCOUNTS, duration, format_duration
-from exporter.config.validation import LoadContext, Section, secret_keys, validate
+from exporter.config.validation import LoadContext, Section, validate
 from exporter.config.watch import ApiConfig, CallbackConfig, CallConfig, TokenConfig, WatchConfig
 
 __all__ = [
@@ -160,7 +160,7 @@ def json_schema() -> dict[str, object]:
     for name, model in {"Config": schema, **schema["$defs"]}.items():
         keys, required = model["properties"], model.get("required", [])
         model["properties"] = {key: _as_in_file(value) for key, value in keys.items()}
-        secrets = secret_keys(models[name])
+        secrets = models[name].secrets
         for key in secrets:
             model["properties"][f"{key}_file"] = {
                 "title": f"{keys[key]['title']} File",

@@ -43,6 +43,8 @@ ProxyUrl = Annotated[
 class AccountConfig(Section):
     """A set of eSMS credentials, and how fast it may be used."""
 
+    secrets = ("api_key", "secret_key", "callback_token", "proxy_url")
+
     name: Name
     """The value of the label `account`. Unique."""
 

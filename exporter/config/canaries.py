@@ -104,6 +104,8 @@ PressedKey = Annotated[str, text("a key, `0` to `9`, `*` or `#`, in quotes", "^[
 class CanaryConfig(Section):
     """A call that is placed on a schedule, and followed to its end."""
 
+    secrets = ("phone",)
+
     name: Name
     """The value of the label `canary`. Unique."""
 

@@ -101,6 +101,8 @@ Query = Annotated[
 class LedgerConfig(Section):
     """The durable record of calls and totals."""
 
+    secrets = ("url",)
+
     url: LedgerUrl = Secret(DEFAULT_LEDGER)
     """A file of SQLite; a relative path starts at the working directory. Or a database of
     PostgreSQL, which any number of exporters share; user and password are percent-encoded."""
@@ -116,6 +118,8 @@ class LedgerConfig(Section):
 
 class SqlConfig(Section):
     """A query on a database of yours, which returns calls to watch."""
+
+    secrets = ("url",)
 
     name: Name
     """Its name in metrics: the label `source` is `sql:NAME`. Unique."""

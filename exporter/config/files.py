@@ -48,6 +48,11 @@ class _Bounded(io.RawIOBase):
         return count
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting: a FIFO waits for a writer that may never come."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 @contextmanager
 def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
     """Open a regular file of at most `limit` bytes of text: UTF-8, or UTF-16 with its mark.
@@ -59,10 +64,8 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
             while it is read within the block.
     """
     try:
-        # Without blocking, because opening a FIFO waits for a writer that may never come. It is
-        # looked at when it is open, so that nothing can be swapped in between.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        with io.FileIO(os.open(path, flags)) as file:
+        # Looked at when it is open, so that nothing can be swapped in between.
+        with io.FileIO(path, opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FileProblemError("cannot be read: not a regular file")

@@ -77,6 +77,8 @@ LabelValues = Annotated[
 class NotifyConfig(Section):
     """A webhook that is notified of finished calls: a POST for each, as a signed CloudEvent."""
 
+    secrets = ("url", "secret")
+
     name: Name
     """The value of the label `target`. Unique."""
 
@@ -152,6 +154,8 @@ FilePath = Annotated[str, text("the path of a file", min_length=1, max_length=40
 
 class HomeAssistantConfig(Section):
     """What is published to Home Assistant about the accounts, through an MQTT broker."""
+
+    secrets = ("password",)
 
     url: MqttUrl
     """The broker; the port is 1883, or 8883 with TLS, where none is named."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Final, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Final, TypeVar
 
 from annotated_types import MaxLen
 from pydantic import (
@@ -18,7 +16,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from exporter.config.document import (
@@ -32,7 +29,6 @@ from exporter.config.document import (
     unknown_key,
 )
 from exporter.config.files import Authorities, FileProblemError, NamedFiles
-from exporter.secrets import Secret
 
 MAX_SECRET_FILE: Final = 64 << 10
 
@@ -93,34 +89,18 @@ def check_unique(value: object, info: ValidationInfo, kind: str, owner: object =
         info.context.seen.add((owner, kind, value))
 
 
-@cache
-def secret_keys(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the keys of a model whose values are secrets, each of which a file may hold instead.
-
-    Not those with a key for the file of their own.
-    """
-    fields = model.model_fields
-    return tuple(
-        key for key, about in fields.items() if _is_secret(about) and f"{key}_file" not in fields
-    )
-
-
-def _is_secret(about: FieldInfo) -> bool:
-    is_union = get_origin(about.annotation) in {Union, UnionType}
-    choices = get_args(about.annotation) if is_union else (about.annotation,)
-    return any(Secret in (choice, *get_args(choice)[:1]) for choice in choices)
-
-
 class Section(BaseModel):
     """A mapping of the file. Its attributes' docstrings are the reference of its keys.
 
     Attributes:
+        secrets: keys whose values a file may hold instead, which `KEY_file` names.
         null_is_default: `key:` without a value leaves any key at its default.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
     )
+    secrets: ClassVar[tuple[str, ...]] = ()
     null_is_default: ClassVar[bool] = False
 
     @model_validator(mode="before")
@@ -131,12 +111,11 @@ class Section(BaseModel):
         if not isinstance(data, YamlMapping) or not isinstance(context, LoadContext):
             return data
         found: dict[str, object] = dict(data)
-        secrets = secret_keys(cls)
-        known = {*cls.model_fields, *(f"{key}_file" for key in secrets)}
+        known = {*cls.model_fields, *(f"{key}_file" for key in cls.secrets)}
         mark_unknown_keys(found, known, context.problems)
         for key, about in cls.model_fields.items():
             value = found.get(key, data)
-            if key in secrets:
+            if key in cls.secrets:
                 _read_secret(found, key, required=about.is_required(), context=context)
             elif value is None and (
                 # A section or a list, whose content may be commented out.

@@ -298,6 +298,8 @@ FilePattern = Annotated[
 class TokenConfig(Section):
     """A token of the HTTP API."""
 
+    secrets = ("token",)
+
     name: Name
     """The name of the program that uses it, for the log. Unique."""
 

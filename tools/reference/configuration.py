@@ -8,12 +8,11 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import MaxLen, MinLen
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from exporter.config import Config
 from exporter.config.types import DURATION_WORDS, MAX_LABEL_VALUE, Expected, format_duration
-from exporter.config.validation import secret_keys
+from exporter.config.validation import Section
 from exporter.config.watch import CALL_SCHEMA, CallConfig
 from exporter.secrets import Secret
 from tools.reference.markdown import NOTE, code, table
@@ -53,10 +52,10 @@ class _Takes:
     item: _Takes | None = None
 
     @property
-    def model(self) -> type[BaseModel] | None:
+    def model(self) -> type[Section] | None:
         """The model that it is, or is a list of."""
         kind = self.item.kind if self.item else self.kind
-        return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 def page() -> str:
@@ -70,7 +69,7 @@ def page() -> str:
     )
 
 
-def _sections(path: str, model: type[BaseModel]) -> Iterator[str]:
+def _sections(path: str, model: type[Section]) -> Iterator[str]:
     """Yield the section of a model, then those of the models in it."""
     yield _section(path, _said(model.__doc__, path), _rows(path, model))
     for name, field in model.model_fields.items():
@@ -86,10 +85,10 @@ def _section(path: str, words: str, rows: Iterator[tuple[str, str, str, str]]) -
     return f"\n## {title}\n\n{words}\n\n{table(_HEAD, rows)}"
 
 
-def _rows(path: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+def _rows(path: str, model: type[Section]) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
         takes, below = _takes(field.annotation, field.metadata), _below(path, name)
-        secret = name in secret_keys(model)
+        secret = name in model.secrets
         default = _default(field, takes)
         if field.is_required():
             default = f"required, or `{name}_file`" if secret else "required"
