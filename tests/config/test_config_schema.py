@@ -76,6 +76,13 @@ def test_a_key_may_be_a_file_instead() -> None:
     ]
 
 
+def test_every_secret_may_be_in_a_file() -> None:
+    for model in (SCHEMA, *SCHEMA["$defs"].values()):
+        known = model["properties"]
+        secrets = {key for key, about in known.items() if '"password"' in json.dumps(about)}
+        assert secrets == {key for key in known if f"{key}_file" in known}
+
+
 def test_durations_are_described_as_they_are_written() -> None:
     about = keys(SCHEMA)["max_interval"]
     assert about["default"] == "5m"
