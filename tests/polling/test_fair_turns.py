@@ -58,10 +58,9 @@ def test_a_campaign_does_not_delay_passwords(settings: Any) -> None:
     assert done <= 1.4 * 556
 
 
-@PACES
-def test_unknown_ids_do_not_delay_calls_with_the_same_labels(settings: Any) -> None:
+def test_unknown_ids_do_not_delay_calls_with_the_same_labels() -> None:
     async def play() -> Any:
-        scene = Scene(settings)
+        scene = Scene(replace(SETTINGS, adaptive=True))
         placing = asyncio.create_task(passwords(scene, 1_200))
         for number in range(6_000):
             scene.replies[f"unknown-{number}"] = NOT_FOUND
