@@ -22,7 +22,7 @@ from exporter.home_assistant.integration import HomeAssistant
 from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.clock import Clocks
-from exporter.ledger.labels import LabelLimits
+from exporter.ledger.labels import LabelLimits, prune_labels
 from exporter.ledger.types import BATCH_SIZE
 from exporter.logs import STANDARD_ERROR
 from exporter.metrics.catalogue import Catalogue
@@ -48,7 +48,7 @@ R = TypeVar("R")
 _LOAD_TIMEOUT: Final = 120.0
 # Seconds that targets and the MQTT broker have for what is under way when the exporter ends. What a
 # target has not taken by then is sent again.
-_GOODBYE: Final = 2.0
+_TARGET_STOP_TIMEOUT: Final = 2.0
 _log = structlog.get_logger(__name__)
 
 
@@ -97,18 +97,18 @@ class App:
         self._reload_others: list[Callable[[], Awaitable[None]]] = []
         self._reloads_begun = 0
         self._last_reload: tuple[int, ExporterError | None] = 0, None  # its number, and its problem
-        self._loading = asyncio.Lock()  # one configuration after the other
-        self._reloading = asyncio.Lock()  # while calls, files and accounts change
+        self._load_lock = asyncio.Lock()  # one configuration after the other
+        self._apply_lock = asyncio.Lock()  # while calls, files and accounts change
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
         self._leases: LeaseHolder | None = None  # where others share the ledger
-        self._sharing: asyncio.Task[None] | None = None
+        self._lease_task: asyncio.Task[None] | None = None
         self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
         self._retiring: set[asyncio.Task[None]] = set()  # of accounts that are not polled any more
         self._committer: asyncio.Task[None] | None = None
         self.loaded = False
-        self._read_metrics()
+        self._register_metrics()
 
-    def _read_metrics(self) -> None:
+    def _register_metrics(self) -> None:
         """Have the metrics of plain state read at each scrape."""
         metrics = self.metrics
         read_calls(metrics, self.calls.totals)
@@ -162,13 +162,13 @@ class App:
         """
         self._committer = self.supervisor.start(self.ledger.run())
         self.supervisor.start(self._prune())
-        async with self._reloading:
+        async with self._apply_lock:
             await self._apply(self._loaded.pop())
         if self._leases:
             with suppress(LedgerError):  # tried again
                 await self._leases.keep()
-            self._sharing = self.supervisor.start(self._leases.run())
-        self.supervisor.start(self._look_for_changes())
+            self._lease_task = self.supervisor.start(self._leases.run())
+        self.supervisor.start(self._watch_config())
         self.supervisor.start(self._canaries.run())
         for source in self.sources:
             self.supervisor.start(source.run())
@@ -187,7 +187,7 @@ class App:
             ExporterError: with every problem; or the ledger could not take the calls in.
         """
         asked = self._reloads_begun
-        async with self._loading:
+        async with self._load_lock:
             if self._last_reload[0] <= asked:
                 self._reloads_begun += 1
                 self._last_reload = self._reloads_begun, await self._reload_all()
@@ -211,7 +211,7 @@ class App:
         try:
             with gc_paused():
                 config = await self._read(self.load)
-                async with self._reloading:
+                async with self._apply_lock:
                     await self._apply(config)
         except (ConfigError, LedgerError) as error:
             if isinstance(error, LedgerError):
@@ -240,12 +240,12 @@ class App:
 
         The parts stop side by side: none that hangs delays another.
         """
-        within = self.config.shutdown_timeout if self.config else 1.0
-        deadline = time.monotonic() + within
+        timeout = self.config.shutdown_timeout if self.config else 1.0
+        deadline = time.monotonic() + timeout
         await asyncio.gather(
-            self._leave(within),
-            self._notify.stop(min(_GOODBYE, within * 0.8)),
-            self._drain(within),
+            self._release_leases(timeout),
+            self._notify.stop(min(_TARGET_STOP_TIMEOUT, timeout * 0.8)),
+            self._drain(timeout),
         )
         await self.supervisor.stop()
         await asyncio.gather(*(account.close() for account in self.accounts.values()))
@@ -254,18 +254,18 @@ class App:
             self._leases.close()
         await self.ledger.close(max(1.0, deadline - time.monotonic()))
 
-    async def _leave(self, within: float) -> None:
+    async def _release_leases(self, timeout: float) -> None:
         """Leave the accounts to those that share the ledger."""
         if self._leases:
-            if self._sharing:
-                self._sharing.cancel()  # or it would take them again
-            await self._leases.leave(within)
+            if self._lease_task:
+                self._lease_task.cancel()  # or it would take them again
+            await self._leases.leave(timeout)
 
-    async def _drain(self, within: float) -> None:
+    async def _drain(self, timeout: float) -> None:
         """Wait for requests under way, commit what they brought, and publish the last states."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + timeout
         stops = [self._canaries.stop, *(account.stop for account in self.accounts.values())]
-        await asyncio.gather(*(stop(within * 0.8) for stop in stops))
+        await asyncio.gather(*(stop(timeout * 0.8) for stop in stops))
         if self._retiring:
             await asyncio.wait(self._retiring, timeout=max(0.1, deadline - time.monotonic()))
         self.ledger.close_soon()
@@ -274,7 +274,7 @@ class App:
             _, late = await asyncio.wait([self._committer], timeout=left)
             if late:
                 _log.error("ledger not written in time", problem=self.ledger.problem)
-        left = max(0.1, min(_GOODBYE, deadline - time.monotonic()))
+        left = max(0.1, min(_TARGET_STOP_TIMEOUT, deadline - time.monotonic()))
         others = self._leases is not None and self._leases.alive > 1
         await self._home_assistant.stop(left, others=others)
 
@@ -334,16 +334,10 @@ class App:
         return targets
 
     async def _change_accounts(self, old: Config | None, config: Config) -> None:
-        """Start, change and end accounts.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Start, change and end accounts."""
         wanted = {account.name: account for account in config.accounts}
-        gone = {account.name for account in old.accounts} - wanted.keys() if old else set()
-        self._stop_accounts(gone)
-        for name in gone:
-            self.metrics.remove("account", name)
+        if old:
+            self._stop_accounts({account.name for account in old.accounts} - wanted.keys())
         for name, section in wanted.items():
             if known := self.accounts.get(name):
                 known.change(section, config.polling, config.balance, config.authorities)
@@ -357,12 +351,8 @@ class App:
             self._to_load.discard(name)
 
     async def _start_accounts(self, names: Collection[str]) -> None:
-        """Poll accounts whose leases were taken.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
-        async with self._reloading:
+        """Poll accounts whose leases were taken."""
+        async with self._apply_lock:
             await self._start(names)
 
     async def _start(self, names: Collection[str]) -> None:
@@ -403,14 +393,14 @@ class App:
 
     def _stop_accounts(self, names: Collection[str]) -> None:
         """Poll accounts no more, and show nothing of them."""
-        within = self.config.polling.timeout if self.config else 0.0
+        timeout = self.config.polling.timeout if self.config else 0.0
         for name in names:
             self.ledger.store.set_epoch(name, None)
             self.calls.drop_totals(name)
             self._to_load.discard(name)
+            self.metrics.remove("account", name)
             if account := self.accounts.pop(name, None):
-                self.metrics.remove("account", name)
-                task = self.supervisor.start(self._retire(account, within))
+                task = self.supervisor.start(self._retire(account, timeout))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
         self._accounts_changed()
@@ -419,19 +409,19 @@ class App:
         if self.config:
             self._canaries.configure(self.config)
 
-    async def _retire(self, account: Account, within: float) -> None:
+    async def _retire(self, account: Account, timeout: float) -> None:
         try:
-            await account.stop(within)
+            await account.stop(timeout)
         finally:
             await account.close()
 
     # In the background.
 
-    async def _look_for_changes(self) -> None:
+    async def _watch_config(self) -> None:
         changed = self._changed
         while True:
             await asyncio.sleep(INTERVAL)
-            async with self._loading:
+            async with self._load_lock:
                 if self._threads.hangs(ConfigurationSource.name):
                     continue  # as was told
                 new = time.monotonic() >= self._reload_at
@@ -452,7 +442,8 @@ class App:
             try:
                 while await self.ledger.execute(prune_finished, before) == BATCH_SIZE:
                     pass
-                await self.ledger.call(self.ledger.store.prune_labels)
+                while await self.ledger.execute(prune_labels) == BATCH_SIZE:
+                    pass
                 await self._notify.prune()
                 await self._canaries.prune(time.time() - memory)
             except LedgerError as error:

@@ -29,7 +29,7 @@ from exporter.ledger.calls import (
 )
 from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import NO_LIMITS, LabelLimits
-from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore
+from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, notify_holders
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.types import (
     BATCH_SIZE,
@@ -255,8 +255,8 @@ class CallTracker:
         known = self._accounts.get(account)
         if known and row in known.poller.calls:
             known.poller.poll_now(row)
-        elif self.ledger.store.exporter:
-            await self.ledger.call(self.ledger.store.notify, row, POLL_NOW)
+        elif exporter := self.ledger.store.exporter:
+            await self.ledger.execute(notify_holders, exporter, [row], POLL_NOW)
 
     async def poll_open_calls(self, account: str) -> None:
         """Poll the calls of an account that the ledger holds for this exporter."""

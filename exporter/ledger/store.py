@@ -45,7 +45,6 @@ from exporter.ledger.labels import (
     add_totals,
     keep_labels,
     limit_labels,
-    prune_labels,
 )
 from exporter.ledger.leases import FORGET, notify_holders, notify_of_totals
 from exporter.ledger.outbox import CallFinished, Outbox
@@ -276,10 +275,6 @@ class Store:
         self.open_calls.remove(committed.by_account)
         return committed
 
-    def notify(self, row: int, notice: str) -> None:
-        """Send a notice about a call to the exporter that polls it, if it is another one."""
-        self.database.run(notify_holders, self.exporter, [row], notice)
-
     def keep(self, row: int) -> bool:
         """Keep a call whatever files say; return whether it exists.
 
@@ -290,11 +285,6 @@ class Store:
     def set_price(self, row: int, price: float) -> dict[TotalKey, float]:
         """Write what a call has cost; see `set_price`."""
         return self.database.run(set_price, row, price, self.exporter)
-
-    def prune_labels(self) -> None:
-        """Forget the sets of labels that no call and no total refers to."""
-        while self.database.run(prune_labels) == BATCH_SIZE:
-            pass
 
 
 def _snapshot(

@@ -11,7 +11,7 @@ from exporter.errors import LedgerError
 from exporter.ledger.calls import ended_of
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.labels import LabelLimits
-from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, Look, Peer
+from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, Look, Peer, notify_holders
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import BATCH_SIZE
@@ -135,7 +135,7 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
     (named,) = (call for call in a.store.unfinished("main") if call.call.reference_id == "named")
     a.notices()
     b.store.delete(row["deleted"], NOW)
-    b.store.notify(row["hinted"], POLL_NOW)
+    b.store.database.run(notify_holders, b.id, [row["hinted"]], POLL_NOW)
     b.store.keep_only("file", set())
     told = [
         ("main", row["deleted"], FORGET),

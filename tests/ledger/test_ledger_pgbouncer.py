@@ -12,7 +12,7 @@ from exporter.calls import CallState, PollAgain
 from exporter.errors import LedgerError
 from exporter.ledger.calls import find_call, list_calls, list_sources, prune_finished, recent_calls
 from exporter.ledger.engine import open_database
-from exporter.ledger.leases import FORGET, POLL_NOW, LeaseStore
+from exporter.ledger.leases import FORGET, POLL_NOW, LeaseStore, notify_holders
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from tests.databases import Server, pgbouncer
@@ -72,7 +72,7 @@ def test_exporters_that_are_more_than_connections(bounced: str) -> None:
             mine.take(["main"], 60)
             claimed = mine.look(["main"], []).claimed
             for call in claimed:
-                store.notify(call.call.id, POLL_NOW)
+                store.database.run(notify_holders, store.exporter, [call.call.id], POLL_NOW)
             finished += store.commit([observed(call, BUSY) for call in claimed]).finished
             mine.give_up(["main"])
         return finished
