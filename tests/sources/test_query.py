@@ -208,40 +208,27 @@ def test_a_query_that_takes_too_long(table: File | Server) -> None:
         read(config(table, slow, timeout=1.0))
 
 
-REFUSED = "the database failed: it cannot be reached, or refuses the user"
-
-
-@pytest.mark.parametrize(
-    ("database", "wrong", "expected"),
-    [
-        (kind, wrong, f"{REFUSED} ({name})")
-        for kind, wrong, name in [
-            ("postgresql", {"password": "other"}, "OperationalError"),
-            ("postgresql", {"username": "nobody"}, "OperationalError"),
-            ("postgresql", {"database": "nowhere"}, "OperationalError"),
-            ("postgresql", {"port": 1}, "OperationalError"),
-            ("mariadb", {"password": "other"}, "OperationalError 1045"),
-            ("mariadb", {"username": "nobody"}, "OperationalError 1045"),
-            ("mariadb", {"database": "nowhere"}, "OperationalError 1044"),
-            ("mariadb", {"port": 1}, "OperationalError 2003"),
-        ]
+def test_nothing_of_an_address_shows(database: File | Server) -> None:
+    refused = "the database failed: it cannot be reached, or refuses the user"
+    elsewhere = "the database failed: unable to open database file (OperationalError)"
+    parts: list[dict[str, Any]] = [
+        {"password": "other"},
+        {"username": "nobody"},
+        {"database": "nowhere"},
+        {"port": 1},
     ]
-    + [
-        (
-            "sqlite",
-            {"database": "/nowhere/secret-name.db"},
-            "the database failed: unable to open database file (OperationalError)",
-        )
-    ],
-    indirect=["database"],
-)
-def test_nothing_of_an_address_shows(
-    database: File | Server, wrong: dict[str, Any], expected: str
-) -> None:
-    url = make_url(database.url).set(**wrong).render_as_string(hide_password=False)
-    with pytest.raises(SourceError) as error:
-        read(config(database, url=Secret(url)))
-    assert str(error.value) == expected
+    expected = {
+        "postgresql": [f"{refused} (OperationalError)"] * 4,
+        "mariadb": [f"{refused} (OperationalError {n})" for n in (1045, 1045, 1044, 2003)],
+        "sqlite": [elsewhere],
+    }[kind(database)]
+    if isinstance(database, File):
+        parts = [{"database": "/nowhere/secret-name.db"}]
+    for wrong, message in zip(parts, expected, strict=True):
+        url = make_url(database.url).set(**wrong).render_as_string(hide_password=False)
+        with pytest.raises(SourceError) as error:
+            read(config(database, url=Secret(url)))
+        assert str(error.value) == message
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)

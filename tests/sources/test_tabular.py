@@ -274,7 +274,6 @@ def unique(count: int) -> Iterator[str]:
 
 KINDS: dict[str, Callable[[int], str]] = {
     "ids.txt": lambda count: "".join(f"{name}\n" for name in unique(count)),
-    "short.txt": lambda count: "".join(f"{name[-8:]}  # {name}\n" for name in unique(count)),
     "comments.txt": lambda count: "\n# nothing\n" * count,
     "bad.txt": lambda count: "b a d\n" * count,
     "labels.csv": lambda count: (
@@ -289,7 +288,6 @@ KINDS: dict[str, Callable[[int], str]] = {
         )
         + "]"
     ),
-    "short.yaml": lambda count: "".join(f"- {name[-8:]}\n" for name in unique(count)),
     "bad.yaml": lambda count: "".join(f"- {{k{name}: [x, y]}}\n" for name in unique(count)),
     "aliases.yaml": lambda count: (
         "- &a {reference_id: a, labels: &l {campaign: otp}}\n"
@@ -315,7 +313,7 @@ def test_a_file_is_read_as_a_stream(tmp_path: Path, name: str) -> None:
         return most
 
     # Of what is kept once, words and labels, there are 10,000 at most.
-    few = 11_000 if name in {"labels.csv", "labels.json", "short.yaml", "bad.yaml"} else 3_000
+    few = 11_000 if name in {"labels.csv", "labels.json", "bad.yaml"} else 3_000
     assert peak(2 * few) < 1.2 * peak(few) + 100_000
 
 
