@@ -62,46 +62,38 @@ def fill(store: Store) -> None:
         store.delete(call.call.id, NOW)
 
 
-@pytest.mark.parametrize(
-    ("names", "state", "result", "after", "expected"),
-    [
-        (["main"], None, None, 0, [0, 3, 6, 9, 15, 18, 21]),
-        (["b", "main"], None, None, 0, [0, 1, 3, 4, 6, 7, 9, 10, 13, 15, 18, 19, 21, 22]),
-        (["main", "nobody"], None, None, 7, [9, 15, 18, 21]),
-        (["main"], "queued", None, 0, [0, 6, 18]),
-        (["main"], "queued", None, 1, [6, 18]),
-        (["main", "c"], "queued", None, 0, [0, 2, 6, 8, 18, 20]),
-        (["main"], "finished", None, 0, [3, 9, 15, 21]),
-        (["main"], None, "success", 4, [9, 15, 21]),
-        (["main"], "queued", "success", 0, []),
-        (["main"], "new", None, 0, []),
-        (["nobody"], None, None, 0, []),
-        ([], None, None, 0, []),
-    ],
-)
-def test_pages(
-    listed: Database,
-    names: list[str],
-    state: str | None,
-    result: str | None,
-    after: int,
-    expected: list[int],
-) -> None:
-    found = list_calls(listed, names, state, result, after)
-    assert [record.reference_id for record in found.records] == [f"c{n}" for n in expected]
-    assert found.next is None
-    shorter = list_calls(listed, names, state, result, after, limit=2)
-    assert shorter.records == found.records[:2]
-    assert shorter.next == (shorter.records[-1].id if len(expected) > 1 else None)
+PAGES: list[tuple[list[str], str | None, str | None, int, list[int]]] = [
+    (["main"], None, None, 0, [0, 3, 6, 9, 15, 18, 21]),
+    (["b", "main"], None, None, 0, [0, 1, 3, 4, 6, 7, 9, 10, 13, 15, 18, 19, 21, 22]),
+    (["main", "nobody"], None, None, 7, [9, 15, 18, 21]),
+    (["main"], "queued", None, 0, [0, 6, 18]),
+    (["main"], "queued", None, 1, [6, 18]),
+    (["main", "c"], "queued", None, 0, [0, 2, 6, 8, 18, 20]),
+    (["main"], "finished", None, 0, [3, 9, 15, 21]),
+    (["main"], None, "success", 4, [9, 15, 21]),
+    (["main"], "queued", "success", 0, []),
+    (["main"], "new", None, 0, []),
+    (["nobody"], None, None, 0, []),
+    ([], None, None, 0, []),
+]
 
 
-@pytest.mark.parametrize("names", [["main"], ["main", "b"], ["b", "c", "main"], ["nobody", "c"]])
-@pytest.mark.parametrize("state", [None, "watched", "queued", "new", "finished"])
-def test_pages_that_look_at_few_rows_lead_to_the_end(
-    listed: Database, names: list[str], state: str | None
-) -> None:
-    expected = list_calls(listed, names, state).records
-    for limit, examined in product((1, 3, 100), (1, 2, 5)):
+def test_pages(listed: Database) -> None:
+    for names, state, result, after, expected in PAGES:
+        found = list_calls(listed, names, state, result, after)
+        assert [record.reference_id for record in found.records] == [f"c{n}" for n in expected]
+        assert found.next is None
+        shorter = list_calls(listed, names, state, result, after, limit=2)
+        assert shorter.records == found.records[:2]
+        assert shorter.next == (shorter.records[-1].id if len(expected) > 1 else None)
+
+
+def test_pages_that_look_at_few_rows_lead_to_the_end(listed: Database) -> None:
+    for names, state, (limit, examined) in product(
+        (["main"], ["b", "c", "main"], ["nobody", "c"]),
+        (None, "watched", "queued", "new", "finished"),
+        ((1, 5), (3, 1), (100, 2)),
+    ):
         found: list[CallRecord] = []
         after: int | None = 0
         while after is not None:
@@ -110,7 +102,7 @@ def test_pages_that_look_at_few_rows_lead_to_the_end(
             assert part.next is None or part.next > after
             found += part.records
             after = part.next
-        assert found == expected
+        assert found == list_calls(listed, names, state).records
 
 
 def test_a_page_is_read_while_the_ledger_is_written(database: Database) -> None:
