@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,7 +10,7 @@ import pytest
 from yarl import URL
 
 from exporter.simulator import Account, Plan, Simulator
-from tests import subprocesses
+from tests.e2e.commands import Ended, run
 from tests.e2e.processes import Exporter, total
 
 
@@ -32,10 +30,8 @@ def configure(folder: Path, base_url: str, trust: str) -> Path:
     return path
 
 
-def callback_url(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocesses.run(
-        *(sys.executable, "-m", "exporter", "callback-url"), f"--config.file={config}", *options
-    )
+async def callback_url(config: Path, *options: str) -> Ended:
+    return await run(config.parent, "callback-url", f"--config.file={config}", *options)
 
 
 @pytest.mark.parametrize("trust", ["verify", "accept"])
@@ -45,8 +41,8 @@ async def test_a_call_that_nobody_told_of(tmp_path: Path, trust: str) -> None:
         simulator.add_call("main", "a", Plan(duration=7))
         config = configure(tmp_path, simulator.url, trust)
         async with Exporter(config) as exporter:
-            printed = callback_url(config, f"--url={await exporter.ready()}/")
-            (line,) = printed.stdout.split()
+            printed = await callback_url(config, f"--url={await exporter.ready()}/")
+            (line,) = printed.output.split()
             # As it stands in the query of MakeCall*, which the provider decodes once.
             url = URL(unquote(line), encoded=True)
             fields = {"ReferenceId": "A", "CallStatus": "ANSWERED", "CallDuration": "7"}
@@ -62,13 +58,13 @@ async def test_a_call_that_nobody_told_of(tmp_path: Path, trust: str) -> None:
             assert "made-up" not in exporter.output
 
 
-def test_the_address_of_no_account(tmp_path: Path) -> None:
+async def test_the_address_of_no_account(tmp_path: Path) -> None:
     config = configure(tmp_path, "http://127.0.0.1:1", "verify")
-    assert callback_url(config, "--url=ftp://x").returncode == 2
-    found = callback_url(config, "--url=https://x.example.com", "--account=b")
-    assert (found.returncode, found.stdout) == (1, "")
-    assert "callback_token" in found.stderr
-    found = callback_url(config, "--url=https://x.example.com/esms", "--account=main")
-    assert found.stdout == (
+    assert (await callback_url(config, "--url=ftp://x")).code == 2
+    found = await callback_url(config, "--url=https://x.example.com", "--account=b")
+    assert (found.code, found.output) == (1, "")
+    assert "callback_token" in found.errors
+    found = await callback_url(config, "--url=https://x.example.com/esms", "--account=main")
+    assert found.output == (
         "https%3A%2F%2Fx.example.com%2Fesms%2Fcallback%2Fmain%2Fmade-up%252Fcallback-token\n"
     )

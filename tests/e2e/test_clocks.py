@@ -59,9 +59,16 @@ class Machine:
         await self.exporter.until(lambda found: total(found, name) >= before + times)
 
 
-@pytest.mark.parametrize("put_right", ["while it runs", "while it is stopped", "never"])
 @pytest.mark.parametrize("wrong_by", [-DAYS, DAYS])
-@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    ("engine", "put_right"),
+    [
+        ("sqlite", "while it runs"),
+        ("sqlite", "while it is stopped"),
+        ("sqlite", "never"),
+        ("postgresql", "while it runs"),  # whose own clock counts
+    ],
+)
 async def test_calls_keep_their_age_whatever_the_clock_says(
     tmp_path: Path, engine: str, wrong_by: float, put_right: str
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import sqlite3
@@ -30,7 +29,6 @@ BOUNDARIES = range(9, 21)
 TARGETS = 2
 MAX_CONCURRENCY = 8  # the default
 SPREAD = 12.0  # seconds over which the calls finish
-KILLS = 8
 
 
 def place(simulator: Simulator, chance: random.Random, spread: float = SPREAD) -> str:
@@ -83,46 +81,11 @@ def check(receiver: Receiver) -> None:
     assert {told.call for told in receiver.told if told.path == "/hook"} == ids.keys()
 
 
-async def test_every_call_is_told_however_often_the_exporter_is_killed(tmp_path: Path) -> None:
-    seed = int.from_bytes(os.urandom(4))
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-    config = tmp_path / "config.yaml"
-    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator, Receiver() as told:
-        told.answer = unsteady
-        ledger = f"url: 'sqlite:///{tmp_path}/ledger.db'"
-        config.write_text(configuration(simulator, ledger, told, place(simulator, chance)))
-        exporter = Exporter(config, environ=UNMEASURED)
-        try:
-            for _ in range(KILLS):
-                await exporter.start()
-                await exporter.listening()
-                await asyncio.sleep(chance.uniform(0.0, 1.5))
-                await exporter.kill()
-            await exporter.start()
-            await exporter.listening()
-            await exporter.until(
-                lambda found: (
-                    total(found, "esms_calls_total") == CALLS
-                    and not rows(tmp_path / "ledger.db")
-                    and total(found, "esms_notifications_pending") == 0
-                )
-            )
-            found = await exporter.scrape()
-            assert total(found, "esms_notifications_total", outcome="gave_up") == 0
-            output = exporter.output
-        finally:
-            await exporter.kill()
-    check(told)
-    print(f"{len(told.told)} requests for {CALLS + CALLS * 2 // 3} notifications")
-    for hidden in ("made-up-url-token", SECRET):
-        assert hidden not in output
-
-
 async def test_every_call_is_told_though_the_exporter_dies_at_any_commit(tmp_path: Path) -> None:
     """Those that write finishes, claim what is to be told of them, and settle it, come in turns."""
     config, wanted = tmp_path / "config.yaml", tmp_path / "commits"
     async with Simulator(accounts=[Account("main", "key", "s")]) as simulator, Receiver() as told:
+        told.answer = unsteady
         ledger = f"url: 'sqlite:///{tmp_path}/ledger.db'"
         calls = place(simulator, random.Random(7), spread=60.0)
         config.write_text(configuration(simulator, ledger, told, calls))
@@ -137,9 +100,14 @@ async def test_every_call_is_told_though_the_exporter_dies_at_any_commit(tmp_pat
             await exporter.listening()
             await exporter.until(
                 lambda found: (
-                    total(found, "esms_calls_total") == CALLS and not rows(tmp_path / "ledger.db")
+                    total(found, "esms_calls_total") == CALLS
+                    and not rows(tmp_path / "ledger.db")
+                    and total(found, "esms_notifications_pending") == 0
                 )
             )
+            found = await exporter.scrape()
+            assert total(found, "esms_notifications_total", outcome="gave_up") == 0
+            assert not any(hidden in exporter.output for hidden in ("made-up-url-token", SECRET))
         finally:
             await exporter.kill()
     check(told)
