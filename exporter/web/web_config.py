@@ -253,9 +253,7 @@ _HeaderValue = Annotated[
 class _TlsServer(_Section):
     cert: _Pem = ""
     cert_file: _Path = ""
-    key: Annotated[Secret | None, Expected("text in PEM"), BeforeValidator(lambda v: v or None)] = (
-        None
-    )
+    key: Annotated[Secret, Expected("text in PEM")] = Secret("")
     key_file: _Path = ""
     client_auth_type: Literal[
         "NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"
@@ -283,7 +281,7 @@ class _TlsBuilder:
         context.set_alpn_protocols(["http/1.1"])
         self._offer(context)
         certificate = self._pem("cert", config.cert)
-        key = self._pem("key", config.key.reveal() if config.key else "")
+        key = self._pem("key", config.key.reveal())
         if certificate and key:
             try:
                 with _as_file(certificate) as first, _as_file(key) as second:
