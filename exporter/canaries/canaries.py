@@ -27,7 +27,8 @@ from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
-from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run, State
+from exporter.ledger import canary_runs
+from exporter.ledger.canary_runs import CanaryResult, NotBegun, Run, State
 from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.reading import Rows
@@ -128,16 +129,15 @@ class Canaries:
         self._accounts = accounts
         self._in_background = in_background
         self._loop = asyncio.get_running_loop()
-        self._config: Config | None = None
+        self._runner = CanaryRunner(ledger.execute, ledger.clock.now)
+        self._timeout = 0.0  # of a poll
+        self._configured: set[str] = set()  # accounts, whichever exporter polls them
         self._canaries: dict[str, CanaryConfig] = {}
         self._placed_by: dict[str, str] = {}  # the accounts, by name
-        self._polled: set[str] = set()  # whose account is polled here
         self._numbers: dict[str, CanaryNumbers] = {}
         read_canaries(metrics, self._numbers)
-        self._begun: dict[str, int] = {}  # the last due time that was seen to, by name
         self._checked: dict[str, tuple[float, float]] = {}  # when nothing more is due, by name
-        self._to_forget = True
-        self._anew: set[str] = set()  # whose due times have changed: they begin anew, too
+        self._kept: set[str] | None = None  # the others are to begin anew
         self._state: State | None = None
         self._read_at = -math.inf
         self._overdue: dict[int, float] = {}  # when runs were found to be late (time of the loop)
@@ -146,33 +146,30 @@ class Canaries:
 
     def configure(self, config: Config) -> None:
         """Go over to a configuration, or to other accounts that are polled here."""
-        self._config = config
         wanted = {canary.name: canary for canary in config.canaries}
-        placed_by = {name: config.account_of(canary) for name, canary in wanted.items()}
-        self._polled = {name for name, account in placed_by.items() if account in self._accounts}
+        # What new times of a canary would have been was not due, and so not missed.
+        kept = {
+            name
+            for name, canary in wanted.items()
+            if schedule_of(self._canaries.get(name, canary)) == schedule_of(canary)
+        }
+        self._kept = kept if self._kept is None else kept & self._kept
+        self._timeout, self._canaries = config.polling.timeout, wanted
+        self._configured = {account.name for account in config.accounts}
+        self._placed_by = {name: config.account_of(canary) for name, canary in wanted.items()}
         for name, numbers in list(self._numbers.items()):
-            if placed_by.get(name) != numbers.account or name not in self._polled:
+            if self._placed_by.get(name) != numbers.account or not self._polled(name):
                 del self._numbers[name]
-        self._placed_by = placed_by
-        for canary in wanted.values():
-            if account := self._accounts.get(placed_by[canary.name]):
+        for name in self._placed_by.values():
+            if account := self._accounts.get(name):
                 account.stats.of(Operation.MAKE_CALL)
-            # What its new times would have been was not due, and so not missed.
-            old = self._canaries.get(canary.name, canary)
-            if schedule_of(old) != schedule_of(canary):
-                self._anew.add(canary.name)
-        self._canaries, self._state = wanted, None
-        self._checked = {}
-        self._to_forget = True
-        self._read_at = -math.inf
+        self._state, self._checked, self._read_at = None, {}, -math.inf
 
     async def run(self) -> None:
         """Place calls, and follow runs to their end, until cancelled."""
-        statements = CanaryRuns(self._ledger.database)
-        runner = CanaryRunner(self._ledger.call, statements, self._ledger.clock.now)
         while True:
             with suppress(LedgerError):  # counted, and shown, by the ledger
-                await self._look(runner, statements)
+                await self._look()
             await asyncio.sleep(LOOK_EVERY)
 
     async def stop(self, timeout: float) -> None:
@@ -187,26 +184,22 @@ class Canaries:
         Raises:
             LedgerError: the ledger failed.
         """
-        statements = CanaryRuns(self._ledger.database)
-        await self._ledger.call(statements.prune, before, self._ledger.clock.now())
+        await self._ledger.execute(canary_runs.prune, before, self._ledger.clock.now())
 
-    # What is to be done now.
+    def _polled(self, name: str) -> bool:
+        """Whether the account of a canary is polled here."""
+        return self._placed_by.get(name) in self._accounts
 
-    async def _look(self, runner: CanaryRunner, statements: CanaryRuns) -> None:
-        if self._to_forget:
-            # Before it is done: they may change meanwhile.
-            anew, self._anew, self._to_forget = self._anew, set(), False
-            try:
-                await self._ledger.call(statements.forget_others, self._canaries.keys() - anew)
-            except LedgerError:
-                self._anew |= anew
-                self._to_forget = True
-                raise
+    async def _look(self) -> None:
+        """Do what is to be done now."""
+        if (kept := self._kept) is not None:
+            await self._ledger.execute(canary_runs.forget_others, kept)
+            if self._kept is kept:  # they may have changed meanwhile
+                self._kept = None
             self._state = None  # what was read before says since when they were known then
         now = time.time()
         for canary, due in list(self._due(now)):
-            self._begun[canary.name] = due
-            task = self._in_background(self._place(runner, canary, due))
+            task = self._in_background(self._place(canary, self._placed_by[canary.name], due))
             self._placing.add(task)
             task.add_done_callback(self._placing.discard)
         open_runs = self._state is not None and self._state.open
@@ -214,31 +207,25 @@ class Canaries:
             return
         if self._loop.time() < self._read_at and not open_runs:
             return
-        await self._read(statements)
-        await self._count_missed(statements, now)
-        await self._follow(runner)
+        state = await self._read()
+        await self._count_missed(state, now)
+        await self._follow(state)
 
     def _due(self, now: float) -> Iterator[tuple[CanaryConfig, int]]:
         """Yield the calls that are to be placed by accounts that are polled here."""
-        if self._stopping:
-            return
-        for name in self._polled:
-            canary = self._canaries[name]
-            past = self._state.past.get(name) if self._state else None
+        for name, past in self._state.past.items() if self._state and not self._stopping else ():
             checked, until = self._checked.get(name, (math.inf, -math.inf))
-            if past is None or checked <= now < until:
+            if not self._polled(name) or checked <= now < until:
                 continue
-            due = schedule_of(canary).last(now)
+            canary = self._canaries[name]
+            schedule = schedule_of(canary)
+            due = schedule.last(now)
             # Skip due times from before the canary was configured.
-            in_time = due >= past.since and now - due <= grace(schedule_of(canary), due)
-            if in_time and self._begun.get(name) != due:
+            if due >= past.since and now - due <= grace(schedule, due):
                 yield canary, due
-            else:
-                self._checked[name] = now, next(schedule_of(canary).after(now), math.inf)
+            self._checked[name] = now, next(schedule.after(now), math.inf)
 
-    async def _place(self, runner: CanaryRunner, canary: CanaryConfig, due: int) -> None:
-        name = self._placed_by[canary.name]
-
+    async def _place(self, canary: CanaryConfig, name: str, due: int) -> None:
         async def place(request: CallRequest) -> tuple[Answer, float] | None:
             if (account := self._accounts.get(name)) is None:
                 return None
@@ -252,23 +239,22 @@ class Canaries:
             return placed
 
         try:
-            run = await runner.place(canary, name, due, place)
+            run = await self._runner.place(canary, name, due, place)
         except LedgerError as error:
             _log.warning("canary call not begun", canary=canary.name, problem=str(error))
             run = None
-        if run is None and self._begun.get(canary.name) == due:
-            del self._begun[canary.name]  # while there is time
-            self._checked.pop(canary.name, None)
+        if run is None:
+            self._checked.pop(canary.name, None)  # again, while there is time
         elif run is not NotBegun.BEGUN:
             self._read_at = -math.inf
 
-    async def _read(self, statements: CanaryRuns) -> None:
+    async def _read(self) -> State:
         """Read what the ledger holds, and show it."""
-        state: State = await self._ledger.call(statements.look, list(self._canaries), time.time())
-        self._state = state
+        names = list(self._canaries)
+        self._state = state = await self._ledger.execute(canary_runs.look, names, time.time())
         self._read_at = self._loop.time() + _READ_EVERY
         for name, past in state.past.items():
-            if name not in self._polled:
+            if not self._polled(name):
                 continue  # not any more
             # Not before its totals are known: a counter must not begin at 0 again.
             ahead = self._ledger.clock.ahead
@@ -282,67 +268,56 @@ class Canaries:
                 },
                 {result: state.totals.get((name, result.value), 0) for result in CanaryResult},
             )
+        return state
 
-    async def _count_missed(self, statements: CanaryRuns, now: float) -> None:
+    async def _count_missed(self, state: State, now: float) -> None:
         """Count due times that are over, and at which no exporter placed a call."""
-        for name, past in self._state.past.items() if self._state else ():
-            if (canary := self._canaries.get(name)) is None or name not in self._polled:
+        for name, past in state.past.items():
+            if not self._polled(name):
                 continue
-            schedule = schedule_of(canary)
-            over = list(
-                islice(
-                    takewhile(
-                        lambda due: due + grace(schedule, due) < now,  # noqa: B023 - used at once
-                        schedule.after(past.seen_until),
-                    ),
-                    _MAX_MISSED,
-                )
+            schedule = schedule_of(self._canaries[name])
+            over = takewhile(
+                lambda due: due + grace(schedule, due) < now,  # noqa: B023 - used at once
+                schedule.after(past.seen_until),
             )
-            if not over:
+            if not (due := list(islice(over, _MAX_MISSED))):
                 continue
-            count = statements.count_missed
-            if missed := await self._ledger.call(count, name, past.seen_until, over):
+            seen = past.seen_until
+            if missed := await self._ledger.execute(canary_runs.count_missed, name, seen, due):
                 _log.warning("canary calls missed", canary=name, missed=missed)
             self._read_at = -math.inf
 
-    async def _follow(self, runner: CanaryRunner) -> None:
+    async def _follow(self, state: State) -> None:
         """Poll the calls of open runs, and end runs."""
-        if self._state is None or self._config is None:
-            return
-        timeout = self._config.polling.timeout
-        configured = {account.name for account in self._config.accounts}
         now = self._ledger.clock.now()
-        for run in self._state.open:
-            if run.id in runner.placing or await runner.finish(run):
+        for run in state.open:
+            if run.id in self._runner.placing or await self._runner.finish(run):
                 continue
-            if run.account in configured and run.account not in self._accounts:
+            if run.account in self._configured and run.account not in self._accounts:
                 continue  # another exporter polls it
-            if run.call_id is None:
-                # Not known whether the request was sent, and it is not sent again.
-                if now > run.started_at + WAIT_FOR_TURN + timeout + _SPARE:
-                    await runner.end(run, CanaryResult.UNSURE)
-                continue
-            account = self._accounts.get(run.account)
-            if account is not None and not self._stopping:
-                self._poll(account, run, now)
-            late = self._loop.time() - self._overdue.get(run.id, math.inf) > timeout + _LAST_POLL
-            # Where no exporter polls the account, it is late in the end.
-            if late or now > run.deadline_at + timeout + 2 * _SPARE:
-                await runner.end(run, CanaryResult.LATE)
-                if account is not None:
-                    account.poller.remove(run.call_id)
-        self._overdue = {
-            run.id: self._overdue[run.id] for run in self._state.open if run.id in self._overdue
-        }
+            if run.call_id is not None and run.reference_id is not None:
+                since = run.accepted_at or now
+                await self._poll(run, WatchedCall(run.call_id, run.reference_id, since), now)
+            # Not known whether the request was sent, and it is not sent again.
+            elif now > run.started_at + WAIT_FOR_TURN + self._timeout + _SPARE:
+                await self._runner.end(run.id, run.canary, CanaryResult.UNSURE)
+        ids = {run.id for run in state.open}
+        self._overdue = {run: at for run, at in self._overdue.items() if run in ids}
 
-    def _poll(self, account: Account, run: Run, now: float) -> None:
+    async def _poll(self, run: Run, call: WatchedCall, now: float) -> None:
         """Have a call polled as any other, and once more when `within` has passed."""
-        if run.call_id is None or run.reference_id is None:
-            return
-        poller = account.poller
-        if run.call_id not in poller.calls:
-            poller.add(WatchedCall(run.call_id, run.reference_id, run.accepted_at or now))
-            poller.wake()
-        if now >= run.deadline_at and run.id not in self._overdue:
-            self._overdue[run.id] = self._loop.time()
-            poller.poll_now(run.call_id)
+        account = self._accounts.get(run.account)
+        if account and not self._stopping:
+            if call.id not in account.poller.calls:
+                account.poller.add(call)
+                account.poller.wake()
+            if now >= run.deadline_at and run.id not in self._overdue:
+                self._overdue[run.id] = self._loop.time()
+                account.poller.poll_now(call.id)
+        waited = self._loop.time() - self._overdue.get(run.id, math.inf)
+        # Where no exporter polls the account, it is late in the end.
+        last = run.deadline_at + self._timeout + 2 * _SPARE
+        if waited > self._timeout + _LAST_POLL or now > last:
+            await self._runner.end(run.id, run.canary, CanaryResult.LATE)
+            if account:
+                account.poller.remove(call.id)

@@ -7,36 +7,33 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
 from zoneinfo import ZoneInfo
 
 import structlog
 
-from exporter.calls import key_named
-from exporter.canaries.results import after_finish, after_placing
+from exporter.calls import Result, Status, key_named
 from exporter.canaries.schedule import grace, schedule_of
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
+from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
-from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, Intent, NotBegun, Run
+from exporter.ledger import canary_runs
+from exporter.ledger.canary_runs import CanaryResult, Intent, NotBegun, Run
+from exporter.ledger.types import DELETED
 
 _RETRY_EVERY: Final = 1.0
 """Seconds after which a write that failed is tried again."""
 
-Place = Callable[[CallRequest], Awaitable[tuple[Answer, float] | None]]
+Place: TypeAlias = Callable[[CallRequest], Awaitable[tuple[Answer, float] | None]]
 """Places a call; returns the outcome, and the seconds that it took; None where nothing was sent."""
 
+Execute: TypeAlias = Callable[..., Awaitable[Any]]  # Any: whatever the statements return
+"""Runs statements of `canary_runs` with their arguments; raises `LedgerError`."""
+
 _log = structlog.get_logger(__name__)
-
-
-class RunStatement(Protocol):
-    """Runs a statement of the ledger in its thread; raises `LedgerError`."""
-
-    # Any: whatever the statement takes and returns
-    async def __call__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Run it."""
 
 
 def request_id(canary: str, due: int, account: str) -> str:
@@ -68,25 +65,51 @@ def call_request(canary: CanaryConfig, account: str, due: int) -> CallRequest:
     )
 
 
-class CanaryRunner:
-    """Begins runs, and ends them.
+def after_placing(answer: Answer) -> CanaryResult | None:
+    """Return how a run ends by the outcome of its request; None where the call is accepted.
 
     Args:
-        ledger: runs statements.
-        statements: those of runs.
+        answer: of the request that places it, or the failure that came instead of one.
+    """
+    if answer.outcome is Outcome.OK:
+        return None
+    if not answer.sent:
+        return CanaryResult.UNREACHABLE
+    # With a code it was the provider who refused; anything else may have come after the call was
+    # placed.
+    refused = answer.code is not None and answer.outcome is not Outcome.BAD_RESPONSE
+    return CanaryResult.REFUSED if refused else CanaryResult.UNSURE
+
+
+def after_finish(run: Run) -> CanaryResult | None:
+    """Return how a run ends by the result of its call; None while there is none."""
+    if run.call_result is None or run.call_result == DELETED:
+        return None
+    if run.call_result == Result.UNKNOWN:
+        return CanaryResult.LATE  # the call was given up
+    answered = run.call_status == Status.ANSWERED
+    good = answered if run.expect == "answered" else run.call_status != Status.REJECTED
+    if run.expect_key is not None:
+        good = good and run.call_key == run.expect_key
+    return CanaryResult.SUCCESS if good else CanaryResult.FAILURE
+
+
+class CanaryRunner:
+    """Begins runs, and ends them. What the ledger raises, its methods raise.
+
+    Args:
+        execute: runs statements.
         clock: of the ledger, for every time but the one at which a run is due.
-        report: called with each stage of a run: its row, the stage, and details.
+        report: called with each stage of a run, and details.
     """
 
     def __init__(
         self,
-        ledger: RunStatement,
-        statements: CanaryRuns,
+        execute: Execute,
         clock: Callable[[], float],
-        report: Callable[[int, str, Mapping[str, object]], None] = lambda *_: None,
+        report: Callable[[str, Mapping[str, object]], None] = lambda *_: None,
     ) -> None:
-        self._ledger = ledger
-        self._statements = statements
+        self._execute = execute
         self._clock = clock
         self._report = report
         self.placing: set[int] = set()  # runs whose request may be under way here
@@ -112,10 +135,6 @@ class CanaryRunner:
         Returns:
             The row of the run; why it may not be placed; None where nothing was sent, and the call
             may still be placed.
-
-        Raises:
-            LedgerError: nothing was placed; or, with a broken connection to the ledger, it will
-                never be.
         """
         request, now = call_request(canary, account, due), self._clock()
         key = key_named(canary.expect_key)
@@ -132,7 +151,7 @@ class CanaryRunner:
             day_of(due, canary.zone),
             by_hand,
         )
-        run = await self._ledger(self._statements.begin, intent)
+        run: int | NotBegun = await self._execute(canary_runs.begin, intent)
         if isinstance(run, NotBegun):
             if run is NotBegun.LIMITED:
                 _log.warning("canary call not placed", canary=canary.name, reason="max_per_day")
@@ -143,73 +162,52 @@ class CanaryRunner:
             if placed is None:
                 _log.info("canary call has to wait", canary=canary.name, account=account)
                 if not by_hand and time.time() > due + grace(schedule_of(canary), due):
-                    await self._end(run, CanaryResult.MISSED)
-                    return int(run)
-                await self._ledger(self._statements.withdraw, run)
+                    await self.end(run, canary.name, CanaryResult.MISSED)
+                    return run
+                await self._execute(canary_runs.withdraw, run)
                 return None
-            await self._placed(canary.name, account, run, *placed)
+            while True:  # however long the ledger fails
+                try:
+                    await self._placed(canary.name, account, run, *placed)
+                    break
+                except LedgerError:
+                    await asyncio.sleep(_RETRY_EVERY)
         finally:
             self.placing.discard(run)
-        return int(run)
+        return run
 
     async def _placed(
         self, canary: str, account: str, run: int, answer: Answer, seconds: float
     ) -> None:
-        """Write the outcome of the request, however long the ledger fails."""
-        result = after_placing(answer)
+        """Write the outcome of the request."""
+        if result := after_placing(answer):
+            await self.end(run, canary, result, code=answer.code, message=answer.message)
+            return
         reference_id = ReferenceId(answer.reference_id or "")
-        while True:
-            try:
-                if result is not None:
-                    await self._end(run, result, code=answer.code)
-                elif not await self._ledger(
-                    self._statements.accept, run, reference_id, self._clock(), seconds
-                ):
-                    _log.warning("canary call accepted too late", canary=canary)
-                    return
-                break
-            except LedgerError:
-                await asyncio.sleep(_RETRY_EVERY)
-        if result is None:
-            about: dict[str, object] = {"reference_id": reference_id}
+        accepted = canary_runs.accept, run, reference_id, self._clock(), seconds
+        if await self._execute(*accepted):
+            about = {"reference_id": reference_id}
             _log.info("canary call accepted", canary=canary, account=account, **about)
-            self._report(run, "accepted", {**about, "seconds": seconds})
+            self._report("accepted", {**about, "seconds": seconds})
         else:
-            about = {"code": answer.code, "message": answer.message}
-            _log.warning("canary call ended", canary=canary, result=result.value, **about)
-            self._report(run, result.value, about)
+            _log.warning("canary call accepted too late", canary=canary)
 
     async def finish(self, run: Run) -> bool:
-        """End a run whose call has finished; returns whether it has.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """End a run whose call has finished; returns whether it has."""
         if (result := after_finish(run)) is None or run.finished_at is None:
             return False
         since = run.accepted_at or run.started_at
         seconds = None if result is CanaryResult.LATE else max(0.0, run.finished_at - since)
-        await self.end(run, result, status=run.call_status, seconds=seconds)
+        await self.end(run.id, run.canary, result, status=run.call_status, seconds=seconds)
         return True
 
     async def end(
-        self,
-        run: Run,
-        result: CanaryResult,
-        *,
-        status: str | None = None,
-        seconds: float | None = None,
+        self, run: int, canary: str, result: CanaryResult, *, message: str = "", **about: Any
     ) -> None:
-        """Write how a run has ended, if it has not ended before.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
-        if not await self._end(run.id, result, status=status, seconds=seconds):
-            return
-        log = _log.info if result is CanaryResult.SUCCESS else _log.warning
-        log("canary call ended", canary=run.canary, result=result.value, status=status)
-        self._report(run.id, result.value, {"status": status, "seconds": seconds})
-
-    async def _end(self, run: int, result: CanaryResult, **about: Any) -> bool:  # Any: of `end`
-        return bool(await self._ledger(self._statements.end, run, result, self._clock(), **about))
+        """Write how a run has ended, if it has not ended before; see `canary_runs.end`."""
+        if await self._execute(canary_runs.end, run, result, self._clock(), **about):
+            log = _log.info if result is CanaryResult.SUCCESS else _log.warning
+            about["message"] = message
+            about = {name: value for name, value in about.items() if value not in (None, "")}
+            log("canary call ended", canary=canary, result=result.value, **about)
+            self._report(result.value, about)

@@ -11,26 +11,29 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 import uvloop
 
 from exporter.calls import Finished, GiveUpPolicy, WatchedCall, verdict
-from exporter.canaries.runs import CanaryRunner, call_request
+from exporter.canaries.runs import CanaryRunner, Execute, call_request
 from exporter.canaries.schedule import schedule_of
 from exporter.cli.options import config_file
 from exporter.config import CanaryConfig, Config, load_config
 from exporter.errors import ExporterError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
-from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, NotBegun, Run
+from exporter.ledger import canary_runs
+from exporter.ledger.canary_runs import CanaryResult, NotBegun, Run
 from exporter.ledger.clock import LedgerClock
-from exporter.ledger.engine import Database, open_database
+from exporter.ledger.engine import open_database
 from exporter.ledger.store import commit
 from exporter.ledger.types import Observation
 from exporter.logs import configure_logging
 from exporter.threads import SerialThread
+
+R = TypeVar("R")
 
 _SHOWN: Final = 5
 _LOOK_EVERY: Final = 0.5
@@ -95,10 +98,14 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     account = next(item for item in config.accounts if item.name == config.account_of(canary))
     client = EsmsClient(account, config.polling.timeout, tls=config.tls)
     clock = LedgerClock()
+
+    async def execute(statements: Callable[..., R], *args: Any, **kwargs: Any) -> R:  # Any: its
+        return await thread.submit(partial(database.run, statements, *args, **kwargs))
+
     try:
         await thread.submit(partial(database.keep_time, clock, opened=True))
         async with client:
-            command = _Command(thread, database, client, account.name, canary, clock)
+            command = _Command(execute, client, account.name, canary, clock)
             return await command.run(min(_POLL_EVERY, config.polling.interval))
     finally:
         await thread.submit(database.close)
@@ -110,22 +117,19 @@ class _Command:
 
     def __init__(
         self,
-        thread: SerialThread,
-        database: Database,
+        execute: Execute,
         client: EsmsClient,
         account: str,
         canary: CanaryConfig,
         clock: LedgerClock,
     ) -> None:
-        self._thread = thread
-        self._database = database
-        self._statements = CanaryRuns(database)
+        self._execute = execute
         self._client = client
         self._account = account
         self._canary = canary
         self._clock = clock
         self._reported = False
-        self._runner = CanaryRunner(self._ledger, self._statements, clock.now, self._report)
+        self._runner = CanaryRunner(execute, clock.now, self._report)
 
     async def run(self, interval: float) -> str | None:
         _say("placing", canary=self._canary.name, account=self._account)
@@ -133,12 +137,12 @@ class _Command:
         while (run := await self._open_run(row)) is not None:
             if not await self._runner.finish(run):
                 if self._clock.now() >= run.deadline_at + _GIVE_UP:
-                    await self._runner.end(run, CanaryResult.LATE)
+                    await self._runner.end(row, run.canary, CanaryResult.LATE)
                 elif time.monotonic() >= polled_at + interval:
                     polled_at = time.monotonic()
                     await self._poll(run)
             await asyncio.sleep(_LOOK_EVERY)
-        result, status = await self._ledger(self._statements.find, row)
+        result, status = await self._execute(canary_runs.find, row)
         if not self._reported:  # a running exporter has ended it
             _say(str(result), status=status)
         return str(result) if result else None
@@ -160,7 +164,7 @@ class _Command:
         return await self._client.place_call(request), time.monotonic() - begun
 
     async def _open_run(self, row: int) -> Run | None:
-        state = await self._ledger(self._statements.look, (), time.time())
+        state = await self._execute(canary_runs.look, (), time.time())
         return next((run for run in state.open if run.id == row), None)
 
     async def _poll(self, run: Run) -> None:
@@ -171,14 +175,9 @@ class _Command:
         call = WatchedCall(run.call_id, run.reference_id, run.accepted_at or now)
         decided = verdict(call, answer, now, GiveUpPolicy())
         if isinstance(decided, Finished):
-            observed = [Observation(run.account, call, decided, now)]
-            await self._ledger(self._database.run, commit, observed)
+            await self._execute(commit, [Observation(run.account, call, decided, now)])
 
-    # Any: as of `RunStatement`
-    async def _ledger(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        return await self._thread.submit(partial(function, *args, **kwargs))
-
-    def _report(self, _run: int, stage: str, about: Mapping[str, object]) -> None:
+    def _report(self, stage: str, about: Mapping[str, object]) -> None:
         self._reported = stage in list(CanaryResult)
         _say(stage, **about)
 

@@ -1,25 +1,22 @@
-"""Reads and writes of canary runs. Blocking, as `exporter.ledger.store` is.
+"""Reads and writes of canary runs, in a transaction of the caller's.
 
 A run is the intent to place a call, and the right to: one row per canary and due time, written
 before the request is sent. Once the provider has accepted the call, it is a call as any other, with
 `canary_run_id`: polled, called back, finished, but counted in no total. The run ends by what the
 ledger holds of its call, once, whichever exporter sees it first.
-
-Each method is one short transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum, StrEnum, auto
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, text, update
 
 from exporter.ids import ReferenceId, reference_key
 from exporter.ledger.calls import row_of
-from exporter.ledger.engine import Database
 from exporter.ledger.labels import canonical
 from exporter.ledger.schema import (
     accounts,
@@ -61,6 +58,29 @@ _INSERT_CALL: Final = text(
 _ADD: Final = text(
     "INSERT INTO canary_totals (canary_id, result, runs) VALUES (:canary, :result, :runs) "
     "ON CONFLICT (canary_id, result) DO UPDATE SET runs = canary_totals.runs + excluded.runs"
+)
+
+_OPEN: Final = (
+    select(
+        canary_runs.c.id,
+        canaries.c.name,
+        canary_runs.c.account,
+        canary_runs.c.expect,
+        canary_runs.c.expect_key,
+        canary_runs.c.started_at,
+        canary_runs.c.deadline_at,
+        canary_runs.c.accepted_at,
+        calls.c.id,
+        calls.c.reference_id,
+        calls.c.result,
+        calls.c.status,
+        calls.c.key,
+        calls.c.finished_at,
+    )
+    .join_from(canary_runs, canaries)
+    .outerjoin(calls, calls.c.canary_run_id == canary_runs.c.id)
+    .where(canary_runs.c.result.is_(None))
+    .order_by(canary_runs.c.id)
 )
 
 
@@ -118,237 +138,200 @@ class NotBegun(Enum):
     LIMITED = auto()  # too many were placed on that day
 
 
-class Past(NamedTuple):
-    """What is known of a canary; see `exporter.ledger.schema`."""
-
-    since: int
-    seen_until: int
-    success: bool | None
-    last_success_at: float | None
-    accepted_seconds: float | None
-    finished_seconds: float | None
-
-
 class State(NamedTuple):
-    """All that is known of canaries: by name, ended runs by result, runs that have not ended."""
+    """All that is known of canaries."""
 
-    past: dict[str, Past]
-    totals: dict[tuple[str, str], int]
+    past: dict[str, Row[Any]]  # by name: see `exporter.ledger.schema`. Any: of its columns
+    totals: dict[tuple[str, str], int]  # ended runs, by name and result
     open: list[Run]
 
 
-class CanaryRuns:
-    """The statements, on an open database."""
+def begin(connection: Connection, intent: Intent) -> int | NotBegun:
+    """Take the right to place a call; returns its row, or why it may not be placed.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    Once it is committed, no other exporter gets the right for that due time.
+    """
+    row = _lock(connection, intent.canary)
+    due = canary_runs.c.canary_id == row, canary_runs.c.due_at == intent.due_at
+    if connection.scalar(select(canary_runs.c.id).where(*due)) is not None:
+        return NotBegun.BEGUN
+    placed = select(func.count()).where(
+        canary_runs.c.canary_id == row,
+        canary_runs.c.due_at >= intent.day[0],
+        canary_runs.c.due_at < intent.day[1],
+        or_(canary_runs.c.result.is_(None), canary_runs.c.result.not_in(_NOT_PLACED)),
+    )
+    limited = (connection.scalar(placed) or 0) >= intent.limit
+    if limited and intent.by_hand:
+        return NotBegun.LIMITED
+    values: dict[str, object] = {
+        name: value
+        for name, value in asdict(intent).items()
+        if name not in {"canary", "limit", "day", "by_hand"}
+    }
+    if limited:
+        values |= {"result": CanaryResult.LIMITED.value, "ended_at": intent.started_at}
+        _count(connection, row, CanaryResult.LIMITED)
+    begun = insert(canary_runs).values(canary_id=row, **values).returning(canary_runs.c.id)
+    found = int(connection.execute(begun).scalar_one())
+    return NotBegun.LIMITED if limited else found
 
-    def begin(self, intent: Intent) -> int | NotBegun:
-        """Take the right to place a call; returns its row, or why it may not be placed.
 
-        Once it is committed, no other exporter gets the right for that due time.
-        """
-        with self._database.begin() as connection:
-            row = _lock(connection, intent.canary)
-            due = canary_runs.c.canary_id == row, canary_runs.c.due_at == intent.due_at
-            if connection.scalar(select(canary_runs.c.id).where(*due)) is not None:
-                return NotBegun.BEGUN
-            placed = select(func.count()).where(
-                canary_runs.c.canary_id == row,
-                canary_runs.c.due_at >= intent.day[0],
-                canary_runs.c.due_at < intent.day[1],
-                or_(canary_runs.c.result.is_(None), canary_runs.c.result.not_in(_NOT_PLACED)),
-            )
-            limited = (connection.scalar(placed) or 0) >= intent.limit
-            if limited and intent.by_hand:
-                return NotBegun.LIMITED
-            values = {
-                "canary_id": row,
-                "due_at": intent.due_at,
-                "account": intent.account,
-                "request_id": intent.request_id,
-                "expect": intent.expect,
-                "expect_key": intent.expect_key,
-                "started_at": intent.started_at,
-                "deadline_at": intent.deadline_at,
-            }
-            if limited:
-                values |= {"result": CanaryResult.LIMITED.value, "ended_at": intent.started_at}
-                _count(connection, row, CanaryResult.LIMITED)
-            begun = insert(canary_runs).values(values).returning(canary_runs.c.id)
-            found = int(connection.execute(begun).scalar_one())
-            return NotBegun.LIMITED if limited else found
+def withdraw(connection: Connection, run: int) -> None:
+    """Give the right up again: no request was sent."""
+    unsent = canary_runs.c.result.is_(None), canary_runs.c.reference_id.is_(None)
+    connection.execute(delete(canary_runs).where(canary_runs.c.id == run, *unsent))
 
-    def withdraw(self, row: int) -> None:
-        """Give the right up again: no request was sent."""
-        unsent = canary_runs.c.result.is_(None), canary_runs.c.reference_id.is_(None)
-        with self._database.begin() as connection:
-            connection.execute(delete(canary_runs).where(canary_runs.c.id == row, *unsent))
 
-    def accept(self, run: int, reference_id: ReferenceId, now: float, seconds: float) -> bool:
-        """Write that the provider has accepted a call, which is watched from now on.
+def accept(
+    connection: Connection, run: int, reference_id: ReferenceId, now: float, seconds: float
+) -> bool:
+    """Write that the provider has accepted a call, which is watched from now on.
 
-        Args:
-            run: its run.
-            reference_id: what the provider calls it.
-            now: Unix time.
-            seconds: what the request took.
+    Args:
+        connection: in a transaction.
+        run: its run.
+        reference_id: what the provider calls it.
+        now: Unix time.
+        seconds: what the request took.
 
-        Returns:
-            Whether the run had not ended before.
-        """
-        accepted = (
-            update(canary_runs)
-            .where(canary_runs.c.id == run, canary_runs.c.result.is_(None))
-            .values(reference_id=reference_id, accepted_at=now)
-            .returning(canary_runs.c.account)
-        )
-        with self._database.begin() as connection:
-            account = connection.execute(accepted).scalar()
-            if account is None:
-                return False
-            call = {
-                "account": row_of(connection, accounts.c.name, account),
-                "key": reference_key(reference_id),
-                "reference_id": reference_id,
-                "labels": row_of(connection, label_sets.c.labels, canonical({})),
-                "now": now,
-                "run": run,
-            }
-            connection.execute(_INSERT_CALL, call)
-            _note(connection, run, accepted_seconds=seconds)
-            return True
+    Returns:
+        Whether the run had not ended before.
+    """
+    accepted = (
+        update(canary_runs)
+        .where(canary_runs.c.id == run, canary_runs.c.result.is_(None))
+        .values(reference_id=reference_id, accepted_at=now)
+        .returning(canary_runs.c.account, canary_runs.c.canary_id)
+    )
+    found = connection.execute(accepted).first()
+    if found is None:
+        return False
+    call = {
+        "account": row_of(connection, accounts.c.name, found.account),
+        "key": reference_key(reference_id),
+        "reference_id": reference_id,
+        "labels": row_of(connection, label_sets.c.labels, canonical({})),
+        "now": now,
+        "run": run,
+    }
+    connection.execute(_INSERT_CALL, call)
+    noted = update(canaries).where(canaries.c.id == found.canary_id)
+    connection.execute(noted.values(accepted_seconds=seconds))
+    return True
 
-    def end(
-        self,
-        row: int,
-        result: CanaryResult,
-        now: float,
-        *,
-        status: str | None = None,
-        code: str | None = None,
-        seconds: float | None = None,
-    ) -> bool:
-        """Write how a run has ended, and count it, once.
 
-        A call that has not finished is not watched any more, as one that was deleted.
+def end(
+    connection: Connection,
+    run: int,
+    result: CanaryResult,
+    now: float,
+    *,
+    status: str | None = None,
+    code: str | None = None,
+    seconds: float | None = None,
+) -> bool:
+    """Write how a run has ended, and count it, once.
 
-        Args:
-            row: of the run.
-            result: how it ended.
-            now: Unix time.
-            status: what the callee did, if that is known.
-            code: the provider's, if it refused.
-            seconds: from its acceptance to its end, if it has finished.
+    A call that has not finished is not watched any more, as one that was deleted.
 
-        Returns:
-            Whether it had not ended before.
-        """
-        ended = (
-            update(canary_runs)
-            .where(canary_runs.c.id == row, canary_runs.c.result.is_(None))
-            .values(result=result.value, status=status, code=code, ended_at=now)
-            .returning(canary_runs.c.canary_id)
-        )
-        with self._database.begin() as connection:
-            canary = connection.execute(ended).scalar()
-            if canary is None:
-                return False
-            _count(connection, canary, result)
-            unfinished = calls.c.canary_run_id == row, calls.c.result.is_(None)
-            deleted = update(calls).where(*unfinished).values(result=DELETED, finished_at=now)
-            connection.execute(deleted)
-            known: dict[str, object] = {}
-            if result.value not in _NOT_PLACED:
-                known["success"] = result is CanaryResult.SUCCESS
-            if result is CanaryResult.SUCCESS:
-                known["last_success_at"] = now
-            if seconds is not None:
-                known["finished_seconds"] = seconds
-            _note(connection, row, **known)
-            return True
+    Args:
+        connection: in a transaction.
+        run: its row.
+        result: how it ended.
+        now: Unix time.
+        status: what the callee did, if that is known.
+        code: the provider's, if it refused.
+        seconds: from its acceptance to its end, if it has finished.
 
-    def count_missed(self, name: str, seen_until: int, due: Sequence[int]) -> int:
-        """Count due times at which no call was placed; returns how many.
+    Returns:
+        Whether it had not ended before.
+    """
+    ended = (
+        update(canary_runs)
+        .where(canary_runs.c.id == run, canary_runs.c.result.is_(None))
+        .values(result=result.value, status=status, code=code, ended_at=now)
+        .returning(canary_runs.c.canary_id)
+    )
+    canary = connection.execute(ended).scalar()
+    if canary is None:
+        return False
+    _count(connection, canary, result)
+    unfinished = calls.c.canary_run_id == run, calls.c.result.is_(None)
+    connection.execute(update(calls).where(*unfinished).values(result=DELETED, finished_at=now))
+    known: dict[str, object] = {}
+    if result.value not in _NOT_PLACED:
+        known["success"] = result is CanaryResult.SUCCESS
+    if result is CanaryResult.SUCCESS:
+        known["last_success_at"] = now
+    if seconds is not None:
+        known["finished_seconds"] = seconds
+    if known:
+        connection.execute(update(canaries).where(canaries.c.id == canary).values(known))
+    return True
 
-        Args:
-            name: of the canary.
-            seen_until: up to when due times were counted: if that has changed, somebody else has
-                counted these.
-            due: the due times since, all too long ago for a call to be placed still.
-        """
-        with self._database.begin() as connection:
-            row = _lock(connection, name)
-            move = update(canaries).where(canaries.c.id == row, canaries.c.seen_until == seen_until)
-            if not connection.execute(move.values(seen_until=due[-1])).rowcount:
-                return 0
-            begun = select(canary_runs.c.due_at).where(
-                canary_runs.c.canary_id == row,
-                canary_runs.c.due_at >= due[0],
-                canary_runs.c.due_at <= due[-1],
-            )
-            missed = len(set(due).difference(connection.scalars(begun)))
-            if missed:
-                _count(connection, row, CanaryResult.MISSED, missed)
-            return missed
 
-    def look(self, names: Collection[str], now: float) -> State:
-        """Return all that is known of canaries, and of every call that has not ended.
+def count_missed(connection: Connection, name: str, seen_until: int, due: Sequence[int]) -> int:
+    """Count due times at which no call was placed; returns how many.
 
-        Args:
-            names: those that are configured; new ones begin now.
-            now: Unix time.
-        """
-        with self._database.begin() as connection:
-            for name in sorted(names):
-                row = row_of(connection, canaries.c.name, name)
-                # Or the clock was wrong when it was new.
-                new = or_(canaries.c.since.is_(None), canaries.c.since > now)
-                begin = update(canaries).where(canaries.c.id == row, new)
-                connection.execute(begin.values(since=int(now), seen_until=int(now)))
-            # Another exporter, with another configuration, may have had it forgotten just now.
-            mine = and_(canaries.c.name.in_(list(names)), canaries.c.since.is_not(None))
-            past = {
-                row.name: Past(
-                    row.since,
-                    row.seen_until,
-                    row.success,
-                    row.last_success_at,
-                    row.accepted_seconds,
-                    row.finished_seconds,
-                )
-                for row in connection.execute(select(canaries).where(mine))
-            }
-            totals = {
-                (name, result): runs
-                for name, result, runs in connection.execute(
-                    select(canaries.c.name, canary_totals.c.result, canary_totals.c.runs)
-                    .join_from(canary_totals, canaries)
-                    .where(mine)
-                )
-            }
-            return State(past, totals, _open_runs(connection))
+    Args:
+        connection: in a transaction.
+        name: of the canary.
+        seen_until: up to when due times were counted: if that has changed, another exporter has
+            counted these.
+        due: the due times since, all too long ago for a call to be placed still.
+    """
+    row = _lock(connection, name)
+    move = update(canaries).where(canaries.c.id == row, canaries.c.seen_until == seen_until)
+    if not connection.execute(move.values(seen_until=due[-1])).rowcount:
+        return 0
+    begun = select(canary_runs.c.due_at).where(
+        canary_runs.c.canary_id == row, canary_runs.c.due_at.between(due[0], due[-1])
+    )
+    missed = len(set(due).difference(connection.scalars(begun)))
+    if missed:
+        _count(connection, row, CanaryResult.MISSED, missed)
+    return missed
 
-    def forget_others(self, names: Collection[str]) -> None:
-        """Have canaries that are not configured any more begin anew when they come back."""
-        forgotten = update(canaries).where(
-            canaries.c.name.not_in(list(names)), canaries.c.since.is_not(None)
-        )
-        with self._database.begin() as connection:
-            connection.execute(forgotten.values(since=None, seen_until=None))
 
-    def find(self, row: int) -> tuple[str | None, str | None]:
-        """Return how a call has ended: its result and status."""
-        columns = canary_runs.c.result, canary_runs.c.status
-        with self._database.begin() as connection:
-            found = connection.execute(select(*columns).where(canary_runs.c.id == row)).first()
-            return (found.result, found.status) if found else (None, None)
+def look(connection: Connection, names: Collection[str], now: float) -> State:
+    """Return all that is known of configured canaries, and every run that has not ended.
 
-    def prune(self, before: float, now: float) -> None:
-        """Forget calls that ended before a Unix time, and not of late."""
-        old = canary_runs.c.ended_at < min(before, now - _KEEP)
-        with self._database.begin() as connection:
-            connection.execute(delete(canary_runs).where(old))
+    New canaries begin now (Unix time).
+    """
+    for name in sorted(names):
+        row = row_of(connection, canaries.c.name, name)
+        # Or the clock was wrong when it was new.
+        new = or_(canaries.c.since.is_(None), canaries.c.since > now)
+        begun = update(canaries).where(canaries.c.id == row, new)
+        connection.execute(begun.values(since=int(now), seen_until=int(now)))
+    # Another exporter, with another configuration, may have had it forgotten just now.
+    mine = and_(canaries.c.name.in_(list(names)), canaries.c.since.is_not(None))
+    past = {row.name: row for row in connection.execute(select(canaries).where(mine))}
+    query = select(canaries.c.name, canary_totals.c.result, canary_totals.c.runs)
+    counted = connection.execute(query.join_from(canary_totals, canaries).where(mine))
+    totals = {(name, result): runs for name, result, runs in counted}
+    return State(past, totals, list(map(Run._make, connection.execute(_OPEN))))
+
+
+def forget_others(connection: Connection, names: Collection[str]) -> None:
+    """Have canaries that are not configured any more begin anew when they come back."""
+    forgotten = update(canaries).where(
+        canaries.c.name.not_in(list(names)), canaries.c.since.is_not(None)
+    )
+    connection.execute(forgotten.values(since=None, seen_until=None))
+
+
+def find(connection: Connection, run: int) -> tuple[str | None, str | None]:
+    """Return how a run has ended: its result and status."""
+    columns = canary_runs.c.result, canary_runs.c.status
+    found = connection.execute(select(*columns).where(canary_runs.c.id == run)).first()
+    return (found.result, found.status) if found else (None, None)
+
+
+def prune(connection: Connection, before: float, now: float) -> None:
+    """Delete runs that ended before a Unix time, and not of late."""
+    connection.execute(delete(canary_runs).where(canary_runs.c.ended_at < min(before, now - _KEEP)))
 
 
 def _lock(connection: Connection, name: str) -> int:
@@ -360,37 +343,3 @@ def _lock(connection: Connection, name: str) -> int:
 
 def _count(connection: Connection, canary: int, result: CanaryResult, runs: int = 1) -> None:
     connection.execute(_ADD, {"canary": canary, "result": result.value, "runs": runs})
-
-
-def _note(connection: Connection, run: int, **known: object) -> None:
-    """Write what is known of a run's canary now."""
-    of_run = select(canary_runs.c.canary_id).where(canary_runs.c.id == run).scalar_subquery()
-    if known:
-        connection.execute(update(canaries).where(canaries.c.id == of_run).values(known))
-
-
-def _open_runs(connection: Connection) -> list[Run]:
-    columns = (
-        canary_runs.c.id,
-        canaries.c.name,
-        canary_runs.c.account,
-        canary_runs.c.expect,
-        canary_runs.c.expect_key,
-        canary_runs.c.started_at,
-        canary_runs.c.deadline_at,
-        canary_runs.c.accepted_at,
-        calls.c.id,
-        calls.c.reference_id,
-        calls.c.result,
-        calls.c.status,
-        calls.c.key,
-        calls.c.finished_at,
-    )
-    query: Select[Any] = (  # Any: of the columns
-        select(*columns)
-        .join_from(canary_runs, canaries)
-        .outerjoin(calls, calls.c.canary_run_id == canary_runs.c.id)
-        .where(canary_runs.c.result.is_(None))
-        .order_by(canary_runs.c.id)
-    )
-    return [Run(*row) for row in connection.execute(query)]

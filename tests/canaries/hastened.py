@@ -18,7 +18,6 @@ from exporter.canaries import canaries, runs, schedule
 from exporter.canaries.runs import CanaryRunner
 from exporter.canaries.schedule import Every
 from exporter.cli import main
-from exporter.ledger.canary_runs import CanaryRuns
 
 
 def hasten(seconds: float) -> None:
@@ -38,12 +37,11 @@ def kill_at(point: str) -> None:
     async def killed_async(*_: Any, **__: Any) -> None:
         killed()
 
-    accept = CanaryRuns.accept
+    placed = CanaryRunner._placed
 
-    def accepted(*args: Any) -> bool:
-        accept(*args)
+    async def accepted(*args: Any) -> None:
+        await placed(*args)
         killed()
-        return True
 
     match point:
         case "intent":
@@ -51,7 +49,7 @@ def kill_at(point: str) -> None:
         case "answer":
             CanaryRunner._placed = killed_async  # type: ignore[method-assign]
         case "accepted":
-            CanaryRuns.accept = accepted  # type: ignore[method-assign,assignment]
+            CanaryRunner._placed = accepted  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

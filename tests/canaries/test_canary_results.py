@@ -5,8 +5,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from exporter.calls import Key, Result, Status
-from exporter.canaries.results import after_finish, after_placing
-from exporter.canaries.runs import call_request, day_of, request_id
+from exporter.canaries.runs import (
+    after_finish,
+    after_placing,
+    call_request,
+    day_of,
+    request_id,
+)
 from exporter.config import CanaryConfig
 from exporter.esms.answers import Answer
 from exporter.esms.codes import CODES, Outcome

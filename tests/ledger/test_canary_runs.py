@@ -3,7 +3,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event, text
@@ -11,8 +13,9 @@ from sqlalchemy import Connection, event, text
 from exporter.calls import Finished, Key, Result, Status, WatchedCall
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ids import reference_id
+from exporter.ledger import canary_runs
 from exporter.ledger.calls import find_call, list_calls, recent_calls
-from exporter.ledger.canary_runs import CanaryResult, CanaryRuns, Intent, NotBegun, Run
+from exporter.ledger.canary_runs import CanaryResult, Intent, NotBegun, Run
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.outbox import Route
 from exporter.ledger.store import Store
@@ -29,22 +32,32 @@ INTENT = Intent(
 )
 
 
+class Runs:
+    """The statements about runs, each run in a transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __getattr__(self, name: str) -> Any:  # Any: what the statement returns
+        return partial(self._database.run, getattr(canary_runs, name))
+
+
 @pytest.fixture
-def runs(database: Database) -> CanaryRuns:
-    return CanaryRuns(database)
+def runs(database: Database) -> Runs:
+    return Runs(database)
 
 
-def begun(runs: CanaryRuns, intent: Intent = INTENT) -> int:
+def begun(runs: Runs, intent: Intent = INTENT) -> int:
     row = runs.begin(intent)
     assert isinstance(row, int)
     return row
 
 
-def totals(runs: CanaryRuns) -> dict[str, int]:
+def totals(runs: Runs) -> dict[str, int]:
     return {result: number for (_, result), number in runs.look(["hourly"], 0.0).totals.items()}
 
 
-def test_a_call_is_begun_once(runs: CanaryRuns) -> None:
+def test_a_call_is_begun_once(runs: Runs) -> None:
     row = begun(runs)
     assert runs.begin(INTENT) is NotBegun.BEGUN
     assert runs.begin(replace(INTENT, request_id="other", account="b")) is NotBegun.BEGUN
@@ -53,7 +66,7 @@ def test_a_call_is_begun_once(runs: CanaryRuns) -> None:
     assert totals(runs) == {}
 
 
-def test_a_call_that_is_withdrawn_may_be_begun_again(runs: CanaryRuns) -> None:
+def test_a_call_that_is_withdrawn_may_be_begun_again(runs: Runs) -> None:
     row = begun(runs)
     runs.withdraw(row)
     row = begun(runs)
@@ -62,7 +75,7 @@ def test_a_call_that_is_withdrawn_may_be_begun_again(runs: CanaryRuns) -> None:
     assert runs.begin(INTENT) is NotBegun.BEGUN
 
 
-def test_a_day_has_so_many_calls(runs: CanaryRuns) -> None:
+def test_a_day_has_so_many_calls(runs: Runs) -> None:
     for number in range(3):
         begun(runs, replace(INTENT, due_at=3600 * number, by_hand=number == 1))
     assert runs.begin(replace(INTENT, due_at=9000, by_hand=True)) is NotBegun.LIMITED
@@ -73,7 +86,7 @@ def test_a_day_has_so_many_calls(runs: CanaryRuns) -> None:
     begun(runs, replace(INTENT, due_at=90_000, day=(DAY, 2 * DAY)))
 
 
-def test_a_call_ends_once(runs: CanaryRuns) -> None:
+def test_a_call_ends_once(runs: Runs) -> None:
     row = begun(runs)
     assert runs.accept(row, ID, 3601.0, 0.5)
     (run,) = runs.look(["hourly"], 0.0).open
@@ -90,7 +103,7 @@ def test_a_call_ends_once(runs: CanaryRuns) -> None:
     assert (past.accepted_seconds, past.finished_seconds) == (0.5, 19.0)
 
 
-def test_what_was_not_placed_says_nothing_of_the_last_call(runs: CanaryRuns) -> None:
+def test_what_was_not_placed_says_nothing_of_the_last_call(runs: Runs) -> None:
     runs.end(begun(runs), CanaryResult.SUCCESS, 3600.0)
     runs.end(begun(runs, replace(INTENT, due_at=7200)), CanaryResult.MISSED, 7200.0)
     assert runs.look(["hourly"], 0.0).past["hourly"].success is True
@@ -111,7 +124,7 @@ def finish(store: Store, call: WatchedCall, account: str = "main") -> Committed:
 
 
 def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> None:
-    runs, store = CanaryRuns(database), Store(database)
+    runs, store = Runs(database), Store(database)
     store.outbox.set_routes([Route("crm", 60.0)])
     row = begun(runs)
     runs.accept(row, ID, 3601.0, 0.5)
@@ -137,7 +150,7 @@ def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> N
 
 
 def test_a_call_whose_run_has_ended_is_not_watched_any_more(database: Database) -> None:
-    runs, store = CanaryRuns(database), Store(database)
+    runs, store = Runs(database), Store(database)
     row = begun(runs)
     runs.accept(row, ID, 3601.0, 0.5)
     (run,) = runs.look(["hourly"], 0.0).open
@@ -149,7 +162,7 @@ def test_a_call_whose_run_has_ended_is_not_watched_any_more(database: Database) 
 
 
 def test_a_callback_may_have_come_before_the_answer(database: Database) -> None:
-    runs, store = CanaryRuns(database), Store(database)
+    runs, store = Runs(database), Store(database)
     store.push([[NewCall("main", reference_id(f"{ID}-"), {"campaign": "otp"})]], 3600.5)
     runs.accept(begun(runs), ID, 3601.0, 0.5)
     (run,) = runs.look(["hourly"], 0.0).open
@@ -184,7 +197,7 @@ def test_a_call_under_way_in_an_older_ledger_goes_on(old_url: str) -> None:
 
     ledger_at(BEFORE, old_url, fill)
     database = open_database(old_url)
-    first, second, unsure = CanaryRuns(database).look(["hourly"], 0.0).open
+    first, second, unsure = Runs(database).look(["hourly"], 0.0).open
     assert (first.account, first.reference_id, first.accepted_at) == ("main", "Ab-1", 5.0)
     assert (second.account, second.reference_id) == ("b", "AB1")
     assert unsure.call_id is None
@@ -193,7 +206,7 @@ def test_a_call_under_way_in_an_older_ledger_goes_on(old_url: str) -> None:
     database.close()
 
 
-def test_missed_calls_are_counted_once(runs: CanaryRuns) -> None:
+def test_missed_calls_are_counted_once(runs: Runs) -> None:
     assert runs.look(["hourly"], 3000.0).past["hourly"].seen_until == 3000
     begun(runs, replace(INTENT, due_at=7200))
     due = [3600, 7200, 10_800]
@@ -203,7 +216,7 @@ def test_missed_calls_are_counted_once(runs: CanaryRuns) -> None:
     assert totals(runs) == {"missed": 2}
 
 
-def test_a_canary_that_comes_back_has_missed_nothing(runs: CanaryRuns) -> None:
+def test_a_canary_that_comes_back_has_missed_nothing(runs: Runs) -> None:
     runs.look(["hourly", "daily"], 3000.0)
     runs.forget_others(["daily"])
     past = runs.look(["hourly", "daily"], 90_000.0).past
@@ -213,14 +226,14 @@ def test_a_canary_that_comes_back_has_missed_nothing(runs: CanaryRuns) -> None:
     }
 
 
-def test_a_canary_that_was_new_when_the_clock_was_wrong_begins_anew(runs: CanaryRuns) -> None:
+def test_a_canary_that_was_new_when_the_clock_was_wrong_begins_anew(runs: Runs) -> None:
     assert runs.look(["hourly"], 90_000.0).past["hourly"].since == 90_000
     past = runs.look(["hourly"], 3000.0).past["hourly"]
     assert (past.since, past.seen_until) == (3000, 3000)
 
 
 def test_a_canary_that_another_exporter_forgets_meanwhile_is_left_out(
-    database: Database, runs: CanaryRuns
+    database: Database, runs: Runs
 ) -> None:
     runs.look(["daily", "hourly"], 0.0)
 
@@ -234,7 +247,7 @@ def test_a_canary_that_another_exporter_forgets_meanwhile_is_left_out(
     assert set(runs.look(["daily", "hourly"], 0.0).past) == {"daily"}
 
 
-def test_old_calls_are_forgotten_and_totals_are_not(runs: CanaryRuns) -> None:
+def test_old_calls_are_forgotten_and_totals_are_not(runs: Runs) -> None:
     row = begun(runs)
     runs.end(row, CanaryResult.SUCCESS, 3600.0)
     other = begun(runs, replace(INTENT, due_at=7200))
@@ -248,11 +261,11 @@ def test_old_calls_are_forgotten_and_totals_are_not(runs: CanaryRuns) -> None:
 
 def test_of_many_exporters_one_begins(shared: Callable[[], Database]) -> None:
     """Each due time, and as many as the day allows, whoever is faster."""
-    several = [CanaryRuns(shared()) for _ in range(4)]
+    several = [Runs(shared()) for _ in range(4)]
     won: list[int] = []
     together = threading.Barrier(len(several))
 
-    def begin(runs: CanaryRuns) -> None:
+    def begin(runs: Runs) -> None:
         for due in range(20):
             together.wait()
             row = runs.begin(replace(INTENT, due_at=due, limit=12))
@@ -269,7 +282,7 @@ def test_of_many_exporters_one_begins(shared: Callable[[], Database]) -> None:
 
 
 def test_different_calls_at_the_same_time_keep_to_the_day(shared: Callable[[], Database]) -> None:
-    several = [CanaryRuns(shared()) for _ in range(6)]
+    several = [Runs(shared()) for _ in range(6)]
     won: list[int] = []
     together = threading.Barrier(len(several))
 
@@ -290,14 +303,14 @@ def test_different_calls_at_the_same_time_keep_to_the_day(shared: Callable[[], D
 def test_a_command_opens_a_ledger_beside_its_exporter(path: Path) -> None:
     url = f"sqlite:///{path}"
     beside = open_database(url, beside=True)  # nobody has made it yet
-    row = begun(CanaryRuns(beside))
+    row = begun(Runs(beside))
     exporter = open_database(url)
     with pytest.raises(LedgerBusyError):
         open_database(url)
     also = open_database(url, beside=True)
-    assert CanaryRuns(also).begin(INTENT) is NotBegun.BEGUN
-    assert CanaryRuns(exporter).end(row, CanaryResult.SUCCESS, 1.0)
-    assert CanaryRuns(beside).find(row) == ("success", None)
+    assert Runs(also).begin(INTENT) is NotBegun.BEGUN
+    assert Runs(exporter).end(row, CanaryResult.SUCCESS, 1.0)
+    assert Runs(beside).find(row) == ("success", None)
     with exporter.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     with pytest.raises(LedgerError, match="of another version"):

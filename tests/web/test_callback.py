@@ -13,7 +13,8 @@ from yarl import URL
 from exporter.calls import Finished, OddField, Result, Status, WatchedCall
 from exporter.config import CallbackConfig, PollingConfig
 from exporter.ids import reference_id
-from exporter.ledger.canary_runs import CanaryRuns, Intent
+from exporter.ledger import canary_runs
+from exporter.ledger.canary_runs import Intent
 from exporter.ledger.types import NewCall, Observation
 from exporter.secrets import Secret
 from exporter.simulator import Plan
@@ -191,12 +192,11 @@ async def test_a_callback_that_is_trusted(bench: Bench) -> None:
 async def test_a_canary_call_that_is_called_back_before_it_is_polled(bench: Bench) -> None:
     await bench.trust("accept")
     ledger, now = bench.app.ledger, time.time()
-    runs = CanaryRuns(ledger.database)
     day = now - 1, now + 1
     intent = Intent("c", int(now), "main", "r", "answered", None, now, now + 60, 1, day)
-    run = await ledger.call(runs.begin, intent)
+    run = await ledger.execute(canary_runs.begin, intent)
     assert isinstance(run, int)
-    assert await ledger.call(runs.accept, run, reference_id("a"), now, 0.1)
+    assert await ledger.execute(canary_runs.accept, run, reference_id("a"), now, 0.1)
     # It is none of the programs' that hand calls over: deleting it would end the run as late.
     assert (await bench.ask("GET", "/calls")) == (200, {"calls": [], "next": None})
     for method in ("GET", "DELETE"):
