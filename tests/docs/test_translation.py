@@ -1,11 +1,14 @@
-"""The README in Vietnamese says what the one in English says."""
+"""Vietnamese pages have the same contents as the English ones."""
 
 from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.docs import pages
 
+RUNBOOKS = [name for name in pages.names() if name.startswith("docs/vi/runbooks/")]
 ENGLISH, VIETNAMESE = "README.md", "README.vi.md"
 
 
@@ -44,3 +47,25 @@ def test_tables_have_the_same_rows() -> None:
 def test_each_leads_to_the_other() -> None:
     for page, other in ((ENGLISH, VIETNAMESE), (VIETNAMESE, ENGLISH)):
         assert other in [target for _, target in pages.links(page)]
+
+
+@pytest.mark.parametrize("page", RUNBOOKS)
+def test_runbooks_have_the_same_steps(page: str) -> None:
+    english = page.replace("/vi/", "/")
+    assert [level for level, _ in pages.headings(page)] == [
+        level for level, _ in pages.headings(english)
+    ]
+    assert set(pages.code_spans(page)) == set(pages.code_spans(english))
+    steps = [
+        re.findall(r"^ *(?:[-|]|\d\.)", pages.prose(name), re.MULTILINE) for name in (page, english)
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_critical_alerts_have_a_vietnamese_runbook() -> None:
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(.+\) \| ([\w, ]+) \|", pages.text("docs/alerts.md"), re.MULTILINE
+    )
+    critical = {name for name, severity in rows if "critical" in severity}
+    assert critical
+    assert {f"docs/vi/runbooks/{name}.md" for name in critical} <= set(RUNBOOKS)
