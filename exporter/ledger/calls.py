@@ -95,8 +95,8 @@ _FIND: Final = select_json(
     ROWS,
     calls,
     and_(
-        calls.c.account_id == field(ROWS, 0, calls.c.account_id),
-        calls.c.normalized_id == field(ROWS, 1, calls.c.normalized_id),
+        calls.c.account_id == field(0, calls.c.account_id),
+        calls.c.normalized_id == field(1, calls.c.normalized_id),
     ),
 )
 _INSERT: Final = insert_rows(

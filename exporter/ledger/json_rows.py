@@ -17,7 +17,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
-    TableValuedAlias,
     bindparam,
     cast,
     literal_column,
@@ -83,40 +82,35 @@ def _compile(element: _JsonFunction, compiler: SQLCompiler, **kw: Any) -> str:
     return template.format(*args, args=", ".join(args))
 
 
-def json_param(name: str) -> TableValuedAlias:
-    """Return the rows of the parameter `name`, a text made by `to_json_rows`."""
-    return _Each(bindparam(name, type_=Text())).table_valued("value", name=name)
+ROWS: Final = _Each(bindparam("rows", type_=Text())).table_valued("value", name="rows")
+"""The rows of the parameter `rows`, a text made by `to_json_rows`."""
 
 
-ROWS: Final = json_param("rows")
-"""The rows of the parameter `rows`."""
+def field(number: int, like: Column[Any]) -> ColumnElement[Any]:
+    """Return the field with that number of `ROWS`, as what a column holds."""
+    return cast(_Field(ROWS.c.value, literal_column(str(number))), like.type)
 
 
-def field(rows: TableValuedAlias, number: int, like: Column[Any]) -> ColumnElement[Any]:
-    """Return the field with that number of the rows that are given, as what a column holds."""
-    return cast(_Field(rows.c.value, literal_column(str(number))), like.type)
-
-
-def item(rows: TableValuedAlias, like: Column[Any]) -> ColumnElement[Any]:
-    """Return the rows that are given, where each is a number or a text, as what a column holds."""
-    return cast(_Item(rows.c.value), like.type)
+def item(like: Column[Any]) -> ColumnElement[Any]:
+    """Return `ROWS`, where each is a number or a text, as what a column holds."""
+    return cast(_Item(ROWS.c.value), like.type)
 
 
 def is_given(column: Column[Any]) -> ColumnElement[bool]:
-    """Say that a column holds one of the `rows`, which are numbers or texts."""
-    return column.in_(select(item(ROWS, column)))
+    """Say that a column holds one of `ROWS`, which are numbers or texts."""
+    return column.in_(select(item(column)))
 
 
 def insert_rows(*columns: Column[Any], update: Column[Any] | None = None) -> Insert:
-    """Return what inserts the `rows`.
+    """Return what inserts `ROWS`.
 
     Args:
         columns: of one table, whose values are the fields of a row; or one, for rows of values.
         update: changed in rows that are there already, which stay as they are otherwise.
     """
-    fields = [field(ROWS, number, column) for number, column in enumerate(columns)]
+    fields = [field(number, column) for number, column in enumerate(columns)]
     if len(columns) == 1:
-        fields = [item(ROWS, *columns)]
+        fields = [item(*columns)]
     # Without a condition, SQLite takes what follows for a part of the join.
     rows = select(*fields).select_from(ROWS).where(true())
     names = [column.name for column in columns]
@@ -129,7 +123,7 @@ def insert_rows(*columns: Column[Any], update: Column[Any] | None = None) -> Ins
 
 
 def to_json_rows(rows: Iterable[Any]) -> str:
-    """Return rows as the text that `json_param` takes: numbers, texts, or sequences of them."""
+    """Return rows as the text of `ROWS`: numbers, texts, or sequences of them."""
     return to_json(list(rows)).decode()
 
 

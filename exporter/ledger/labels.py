@@ -40,7 +40,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from exporter.ledger.json_rows import (
-    ROWS,
     fetch_json,
     field,
     insert_rows,
@@ -183,10 +182,10 @@ _FOLD: Final = insert_rows(
 _FOLD_ON: Final = (
     update(folded_labels)
     .where(
-        folded_labels.c.account_id == field(ROWS, 0, folded_labels.c.account_id),
-        folded_labels.c.into_id == field(ROWS, 1, folded_labels.c.into_id),
+        folded_labels.c.account_id == field(0, folded_labels.c.account_id),
+        folded_labels.c.into_id == field(1, folded_labels.c.into_id),
     )
-    .values(into_id=field(ROWS, 2, folded_labels.c.into_id))
+    .values(into_id=field(2, folded_labels.c.into_id))
 )
 _UNFOLD: Final = delete(folded_labels).where(_of_account(folded_labels))
 _TOTALS: Final = select(totals.c.label_set_id, totals.c.total, totals.c.cell, totals.c.value).where(

@@ -41,7 +41,7 @@ from sqlalchemy import (
 )
 
 from exporter.ledger.clock import LedgerClock
-from exporter.ledger.json_rows import fetch_json, item, json_param, select_json, to_json_rows
+from exporter.ledger.json_rows import ROWS, fetch_json, is_given, item, select_json, to_json_rows
 from exporter.ledger.json_rows import field as field_of
 from exporter.ledger.schema import label_sets, notifications
 from exporter.ledger.types import BATCH_SIZE
@@ -50,24 +50,21 @@ LONGEST_WAIT: Final = 1_200.0
 """Seconds for which a notification is put off at most. One that seems to wait longer was written
 before the clock was set back, and is due."""
 
-_rows: Final = json_param("rows")
 _columns: Final = notifications.c
 _target: Final = _columns.target == bindparam("this_target")
 _now: Final = bindparam("now", type_=Float())
 
-_LABELS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
-    label_sets.c.id.in_(select(item(_rows, label_sets.c.id)))
-)
+_LABELS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(is_given(label_sets.c.id))
 _INSERT: Final = insert(notifications).from_select(
     ["target", "account", "call", "give_up_at", "queued_at", "due_at", "attempts", "retry"],
     select(
-        field_of(_rows, 0, _columns.target),
-        field_of(_rows, 1, _columns.account),
-        field_of(_rows, 2, _columns.call),
-        _now + field_of(_rows, 3, _columns.give_up_at),
+        field_of(0, _columns.target),
+        field_of(1, _columns.account),
+        field_of(2, _columns.call),
+        _now + field_of(3, _columns.give_up_at),
         *(_now, _now, literal(0), false()),
     )
-    .select_from(_rows)
+    .select_from(ROWS)
     # Without a condition, SQLite takes what follows for a part of the join.
     .where(true()),
     include_defaults=False,
@@ -96,16 +93,16 @@ _ACCOUNTS: Final = select_json(_pending.c.account).where(
 )
 _due: Final = (
     select(_columns.id, _columns.attempts, _columns.call)
-    .where(_of_kind, _columns.account == item(_rows, _columns.account), _columns.due_at <= _now)
+    .where(_of_kind, _columns.account == item(_columns.account), _columns.due_at <= _now)
     .order_by(_columns.due_at)
     .limit(bindparam("limit"))
     # Of two exporters that claim at the same time, each gets others.
     .with_for_update(skip_locked=True)
-    .correlate(_rows)
+    .correlate(ROWS)
     .subquery()
 )
-_DUE: Final = select(select_json(*_due.c).scalar_subquery()).select_from(_rows)
-_IS_GIVEN: Final = _columns.id.in_(select(item(_rows, _columns.id)))
+_DUE: Final = select(select_json(*_due.c).scalar_subquery()).select_from(ROWS)
+_IS_GIVEN: Final = is_given(_columns.id)
 _CLAIM: Final = (
     update(notifications)
     .where(_IS_GIVEN)
@@ -113,10 +110,10 @@ _CLAIM: Final = (
 )
 # Not if it was claimed again since.
 _IS_STILL_MINE: Final = and_(
-    _columns.id == field_of(_rows, 0, _columns.id),
-    _columns.attempts == field_of(_rows, 1, _columns.attempts),
+    _columns.id == field_of(0, _columns.id),
+    _columns.attempts == field_of(1, _columns.attempts),
 )
-_again_at: Final = _now + field_of(_rows, 2, _columns.due_at)
+_again_at: Final = _now + field_of(2, _columns.due_at)
 _PUT_OFF: Final = (
     update(notifications)
     .where(_IS_STILL_MINE)

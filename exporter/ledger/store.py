@@ -36,7 +36,7 @@ from exporter.ledger.calls import (
 )
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
-from exporter.ledger.json_rows import fetch_json, field, item, json_param, select_json, to_json_rows
+from exporter.ledger.json_rows import fetch_json, field, is_given, select_json, to_json_rows
 from exporter.ledger.labels import (
     COUNTED_AS,
     FOLDED,
@@ -314,7 +314,6 @@ def _snapshot(
 
 # Commits: what polls found out, in one transaction with what it adds to the totals.
 
-_rows: Final = json_param("rows")
 
 # As plain texts: packing asks each member of an enumeration for its value, which is done in Python.
 _TEXT: Final = {
@@ -336,7 +335,7 @@ _HELD: Final = (
     )
     .join_from(calls, accounts)
     .outerjoin(folded_labels, FOLDED)
-    .where(calls.c.id.in_(select(item(_rows, calls.c.id))), UNFINISHED_ROW)
+    .where(is_given(calls.c.id), UNFINISHED_ROW)
     .order_by(calls.c.id)
     .with_for_update(of=calls, key_share=True)
     .subquery()
@@ -347,12 +346,12 @@ _OPEN_ROWS: Final = select_json(*_HELD.c)
 
 
 def _row_is_given() -> ColumnElement[bool]:
-    return and_(calls.c.id == field(_rows, 0, calls.c.id), UNFINISHED_ROW)
+    return and_(calls.c.id == field(0, calls.c.id), UNFINISHED_ROW)
 
 
 def _given(*columns: Column[Any]) -> dict[str, ColumnElement[Any]]:  # Any: of a column's type
     """Return new values for columns: the fields after the row's number, in this order."""
-    return {column.name: field(_rows, n, column) for n, column in enumerate(columns, 1)}
+    return {column.name: field(n, column) for n, column in enumerate(columns, 1)}
 
 
 _SET_STATE: Final = (
