@@ -20,12 +20,10 @@ from exporter.ledger.engine import Database, open_database
 from exporter.ledger.outbox import Route
 from exporter.ledger.store import Store
 from exporter.ledger.types import Committed, NewCall, Observation
-from tests.ledger.old_ledgers import ledger_at
+from tests.ledger.old_ledgers import oldest_ledger
 
 DAY = 86_400.0
 ID = reference_id("8eb2af6d-fb4c4814")
-BEFORE = "0011"
-"""The revision before canary calls were calls."""
 
 INTENT = Intent(
     "hourly", 3600, "main", "request", "answered", None, 3600.0, 3900.0, limit=3, day=(0.0, DAY)
@@ -195,7 +193,7 @@ def test_a_call_under_way_in_an_older_ledger_goes_on(old_url: str) -> None:
         ):
             connection.execute(text(statement))
 
-    ledger_at(BEFORE, old_url, fill)
+    oldest_ledger(old_url, fill)
     database = open_database(old_url)
     first, second, unsure = Runs(database).look(["hourly"], 0.0).open
     assert (first.account, first.reference_id, first.accepted_at) == ("main", "Ab-1", 5.0)

@@ -15,7 +15,7 @@ from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, Look, P
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import BATCH_SIZE
-from tests.ledger.old_ledgers import ledger_at
+from tests.ledger.old_ledgers import oldest_ledger
 from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
 
@@ -214,7 +214,7 @@ def test_versions_before_leases_are_refused_and_not_cut_off(empty_url: str) -> N
     def fill(connection: Connection) -> None:
         connection.execute(text(_OLD))
 
-    ledger_at("0012", empty_url, fill)
+    oldest_ledger(empty_url, fill)
     with pytest.raises(LedgerError, match=r"version before \(old 1\).*stop them first"):
         open_database(empty_url)
     engine = create_engine(empty_url)

@@ -11,7 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, inspect, select, update
+from sqlalchemy import Connection, create_engine, inspect, select, update
+from sqlalchemy.pool import NullPool
 
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ids import reference_id
@@ -20,7 +21,7 @@ from exporter.ledger.engine import open_database
 from exporter.ledger.schema import alembic_version, compatibility
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall
-from tests.ledger.old_ledgers import ledger_at
+from tests.ledger.old_ledgers import oldest_ledger
 
 
 def url(path: Path) -> str:
@@ -86,37 +87,44 @@ def test_a_file_that_is_not_sqlite_is_left_as_it_is(path: Path, content: bytes) 
     assert path.read_bytes() == content
 
 
-def test_the_database_of_another_program_is_left_as_it_is(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE accounts (id INTEGER)")
-    assert problem(path) == ("is the database of another program; name another one in `ledger.url`")
-    with closing(sqlite3.connect(path)) as connection:
-        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
-    assert tables == [("accounts",)]
+def alter(url: str, *statements: str) -> list[str]:
+    """Change a database past the exporter; return its tables."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    return inspect(engine).get_table_names()
 
 
-def test_a_ledger_of_a_newer_version_is_left_as_it_is(path: Path) -> None:
-    open_database(url(path)).close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-        connection.execute("UPDATE compatibility SET oldest_user = '9998'")
-        connection.commit()
-    assert problem(path) == (
+def refused(url: str) -> str:
+    with pytest.raises(LedgerError) as caught:
+        open_database(url)
+    return str(caught.value).partition(": ")[2]
+
+
+def test_the_database_of_another_program_is_left_as_it_is(old_url: str) -> None:
+    alter(old_url, "CREATE TABLE accounts (id INTEGER)")
+    assert refused(old_url) == (
+        "is the database of another program; name another one in `ledger.url`"
+    )
+    assert alter(old_url, "SELECT id FROM accounts") == ["accounts"]
+
+
+def test_a_ledger_of_a_newer_version_is_used_where_it_says_so(old_url: str) -> None:
+    open_database(old_url).close()
+    oldest_user = "UPDATE compatibility SET oldest_user"
+    alter(old_url, "UPDATE alembic_version SET version_num = '9999'", f"{oldest_user} = '9998'")
+    assert refused(old_url) == (
         "was written by a newer esms-exporter (revision 9999); "
         "upgrade this one, or name another one in `ledger.url`"
     )
-
-
-def test_a_ledger_of_a_newer_version_is_used_where_it_says_so(path: Path) -> None:
-    open_database(url(path)).close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-        connection.execute("ALTER TABLE calls ADD COLUMN of_the_future TEXT")
-        connection.commit()
-    store = Store(open_database(url(path)))
+    alter(old_url, f"{oldest_user} = '0013'", "ALTER TABLE calls ADD COLUMN of_the_future TEXT")
+    store = Store(open_database(old_url))
     store.watch(None, [NewCall("main", reference_id("A"), {})], 1.0)
     assert len(store.unfinished("main")) == 1
     store.database.close()
+    alter(old_url, "DROP TABLE compatibility")
+    assert "newer esms-exporter" in refused(old_url)
 
 
 def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
@@ -236,7 +244,7 @@ def shape(url: str) -> dict[str, object]:
 def test_an_older_ledger_is_brought_to_the_shape_of_a_new_one(
     old_url: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    ledger_at("0010", old_url, lambda _connection: None)
+    oldest_ledger(old_url)
     if old_url.startswith("sqlite"):
         assert shape(old_url) == shape(url(tmp_path / "new.db"))
     else:
@@ -247,7 +255,6 @@ def test_a_ledger_that_is_too_old_is_left_as_it_is(old_url: str) -> None:
     def age(connection: Connection) -> None:
         connection.execute(update(alembic_version).values(version_num="0009"))
 
-    ledger_at("0010", old_url, age)
+    oldest_ledger(old_url, age)
     for _ in range(2):
-        with pytest.raises(LedgerError, match=r"too old \(revision 0009\); name another one"):
-            open_database(old_url)
+        assert "too old (revision 0009); name another one" in refused(old_url)

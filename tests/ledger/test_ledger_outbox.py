@@ -31,7 +31,7 @@ from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
 from exporter.notify.events import cloud_event
-from tests.ledger.old_ledgers import ledger_at
+from tests.ledger.old_ledgers import oldest_ledger
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 FAILED = Finished(Result.FAILURE, Status.FAILED)
@@ -377,7 +377,7 @@ def test_notifications_of_the_version_before_are_delivered(old_url: str) -> None
                 {**row, "account": account, "attempts": attempts, "retry": attempts > 0},
             )
 
-    ledger_at("0010", old_url, fill)
+    oldest_ledger(old_url, fill)
     database = open_database(old_url)
     found = claim(Box(database, Outbox(LedgerClock())))
     times = {"first_watched": 1_700_000_000.25, "finished_at": 1_700_000_060.357}

@@ -89,35 +89,6 @@ def test_a_server_that_is_read_only(server: Server, empty_url: str, *, made: boo
     )
 
 
-def test_the_database_of_another_program_is_left_as_it_is(server: Server, empty_url: str) -> None:
-    server.execute("CREATE TABLE accounts (id INTEGER)", url=empty_url)
-    assert problem(empty_url) == (
-        "is the database of another program; name another one in `ledger.url`"
-    )
-    # Nothing else is there, and this is as it was.
-    server.execute("DROP TABLE accounts", "DROP SCHEMA public", url=empty_url)
-
-
-def test_a_ledger_of_a_newer_version_is_left_as_it_is(server: Server, empty_url: str) -> None:
-    open_database(empty_url).close()
-    server.execute(
-        "UPDATE alembic_version SET version_num = '9999'",
-        "UPDATE compatibility SET oldest_user = '9998'",
-        url=empty_url,
-    )
-    assert problem(empty_url) == (
-        "was written by a newer esms-exporter (revision 9999); "
-        "upgrade this one, or name another one in `ledger.url`"
-    )
-    server.execute("UPDATE compatibility SET oldest_user = '0013'", url=empty_url)
-    store = Store(open_database(empty_url))
-    push(store, new("A"))
-    assert ids(store.unfinished("main")) == ["A"]
-    store.database.close()
-    server.execute("DROP TABLE compatibility", url=empty_url)
-    assert "newer esms-exporter" in problem(empty_url)
-
-
 @pytest.mark.parametrize("isolation", ["read committed", "serializable"])
 def test_exporters_that_start_together_upgrade_once(
     server: Server, empty_url: str, isolation: str
