@@ -8,7 +8,7 @@ import ssl
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import structlog
 from aiohttp import web
@@ -115,7 +115,7 @@ class Connections:
         loop, failing = asyncio.get_running_loop(), False
         while True:
             try:
-                accepted, peer = await loop.sock_accept(listener)
+                accepted, address = await loop.sock_accept(listener)
             except OSError as error:
                 # Too many open files, most likely; the connection waits in the kernel.
                 if not failing:
@@ -130,8 +130,9 @@ class Connections:
                 # Only the kernel sees whether a client reads: buffers and TLS are in between.
                 milliseconds = int(self.limits.stall * 1000)
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-            connection = Connection(self, server, peer, self._tls)
-            if self._make_room(connection.address):
+            peer = address[0] if isinstance(address, tuple) else ""
+            if self._make_room(address_of(peer)):
+                connection = Connection(self, server, peer, self._tls)
                 self.open.add(connection)
                 connection.open(accepted)
             else:
@@ -139,16 +140,14 @@ class Connections:
 
     def _make_room(self, address: str) -> bool:
         """Close an idle connection where there are too many; returns whether there is room."""
-        same = [one for one in self.open if one.address == address]
-        if len(same) >= self.limits.per_address:
-            candidates = same
-        elif len(self.open) >= self.limits.connections:
-            candidates = [*self.open]
-        else:
-            return True
-        idle = [one for one in candidates if not one.busy]
+        candidates = {one for one in self.open if one.address == address}
+        if len(candidates) < self.limits.per_address:
+            if len(self.open) < self.limits.connections:
+                return True
+            candidates = self.open
+        idle = [connection for connection in candidates if not connection.busy]
         if idle:
-            min(idle, key=lambda one: one.idle_since).abort()
+            min(idle, key=lambda connection: connection.idle_since).abort()
         return bool(idle)
 
     def handshake_failed(self, reason: TlsFailure, peer: str, problem: str = "") -> None:
@@ -170,7 +169,7 @@ class Connection(web.RequestHandler):
     Args:
         connections: all of them.
         server: answers its requests.
-        peer: address of the client, as the socket has it.
+        peer: address of the client; empty for a Unix socket.
         tls: how it is secured; None for plain HTTP.
 
     Attributes:
@@ -180,11 +179,7 @@ class Connection(web.RequestHandler):
     """
 
     def __init__(
-        self,
-        connections: Connections,
-        server: web.Server,
-        peer: Any,  # Any: what asyncio has for this kind of socket
-        tls: Tls | None,
+        self, connections: Connections, server: web.Server, peer: str, tls: Tls | None
     ) -> None:
         super().__init__(
             server,
@@ -199,13 +194,13 @@ class Connection(web.RequestHandler):
         )
         self._connections = connections
         self._tls = tls
-        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        self._peer = peer
         self._handshake: asyncio.Task[None] | None = None
         # From beginning to end; aiohttp drops its own reference when it begins to close.
         self._socket: asyncio.Transport | None = None
         self._body: StreamReader = EMPTY_PAYLOAD
         self._ahead = 0
-        self.address = address_of(self._peer)
+        self.address = address_of(peer)
         self.busy = False
         self.idle_since = self._loop.time()
         self._expect_head()
