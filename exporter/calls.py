@@ -231,14 +231,7 @@ _POLL_AGAIN: Final = {
 
 
 def verdict(call: WatchedCall, answer: Answer, now: float, policy: GiveUpPolicy) -> Verdict:
-    """Decide what an answer means for a call. Total: every answer has exactly one verdict.
-
-    Args:
-        call: the call that was polled.
-        answer: the response, or the failure that took its place.
-        now: Unix time of the answer.
-        policy: how long the call may stay unknown or unfinished.
-    """
+    """Decide what an answer that came at `now` means for a call. Total: each has one verdict."""
     outcome = answer.outcome
     expired = now - call.first_watched >= policy.give_up_after
     if outcome is _OK:

@@ -155,7 +155,7 @@ class Poller:
         wait = self._first_wait(call, now)
         if self._wheel.ready > self._settings.rate_limit * self._settings.interval:
             # Overloaded: a first poll at once would find nothing, and delay those of ended calls.
-            wait = max(wait, self._next_wait(call))
+            wait = max(wait, self._next_wait(call, self._clock()))
         if wait > max_wait:
             wait = max_wait * _chance()
         self._wheel.advance(now)
@@ -428,11 +428,9 @@ class Poller:
         return None
 
     def _wake_at(self, when: float) -> None:
-        if when == math.inf:
+        if when == math.inf or (self._timer and self._timer_at <= when):
             return
         if self._timer:
-            if self._timer_at <= when:
-                return
             self._timer.cancel()
         self._timer_at = when
         wait = max(_TIMER_GRAIN, when - self._loop.time())
@@ -493,12 +491,12 @@ class Poller:
             # To the second, as `last_polled`: calls share the number, and in the ledger too.
             self._observe(call, decided, call.last_polled)
             breaker.answered_lately.append(call)
-        wait = self._next_wait(call, breaker.failures.get(call.id, 0), wall)
+        wait = self._next_wait(call, wall)
         if isinstance(decided, PauseAccount):
-            if not breaker.all_failed or self.breaker.open_since is not None:
+            if not breaker.all_failed or breaker.open_since is not None:
                 wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
             # Else no other call can show whether the account may be polled.
-            if breaker.all_failed and now < self.breaker.paused_until:
+            if breaker.all_failed and now < breaker.paused_until:
                 wait = 0.0
         if self._hinted:
             if call.id in self._poll_again:
@@ -530,15 +528,15 @@ class Poller:
 
     def _first_wait(self, call: WatchedCall, now: float) -> float:
         if call.state is not CallState.NEW:
-            return self._next_wait(call) * _chance()
+            return self._next_wait(call, self._clock()) * _chance()
         silence, self._last_added = now - self._last_added, now
         # The first call after a silence shows at once whether the account can be polled.
         if silence >= self._settings.max_interval:
             return 0.0
         return self.intervals.first(max(0.0, self._clock() - call.first_watched), _chance())
 
-    def _next_wait(self, call: WatchedCall, failures: int = 0, wall: float | None = None) -> float:
-        age = (self._clock() if wall is None else wall) - call.first_watched
+    def _next_wait(self, call: WatchedCall, wall: float) -> float:
+        age, failures = wall - call.first_watched, self.breaker.failures.get(call.id, 0)
         return self.intervals.next(age if age > 0 else 0.0, failures, _chance())
 
     def _priority(self, call: WatchedCall) -> int:

@@ -60,10 +60,7 @@ class RateLimiter:
 
     def wait_to_poll(self, now: float) -> float:
         """Return the seconds until a poll may be sent, after the slot that is held for others."""
-        if now >= self._lease_until:
-            return math.inf
-        free_at = self._next - _SLACK
-        return (max(self._held_until, free_at)) - now
+        return max(self.wait(now), self._held_until - now)
 
     def hold_slot(self, now: float, wait: float) -> None:
         """Hold the slot that is free in `wait` seconds for another request than a poll."""
@@ -72,7 +69,7 @@ class RateLimiter:
 
     def sent(self, now: float, *, poll: bool) -> None:
         """Count a request that is sent now."""
-        self._next = (max(now, self._next)) + self._interval
+        self._next = max(now, self._next) + self._interval
         self._polls_next = not poll
         if not poll:
             self._held_until = -math.inf
