@@ -4,7 +4,7 @@ It does not import the rest of the exporter: it takes the place of another compa
 """
 
 from exporter.simulator.faults import Fault, FaultKind
-from exporter.simulator.provider import Account, AccountState, Mix, Operation, Plan, Reply
+from exporter.simulator.provider import Account, AccountState, Operation, Plan, Reply
 from exporter.simulator.server import Simulator
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "AccountState",
     "Fault",
     "FaultKind",
-    "Mix",
     "Operation",
     "Plan",
     "Reply",

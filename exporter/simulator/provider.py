@@ -31,7 +31,7 @@ TEMPLATES: Final = ("1", "2", "3")
 
 # "a RequestId blocks for 24 h" (api/README.md).
 _REQUEST_ID_BLOCKS: Final = 24 * 3600.0
-_PRICE_PER_MINUTE: Final = 700.0  # VND for each started minute of a call of a mix
+_PRICE_PER_MINUTE: Final = 700.0  # VND for each started minute of a call that is drawn
 _ANSWERED: Final = "ANSWERED"
 _PHONE: Final = re.compile(r"(?:0|\+?84)[1-9][0-9]{8,9}")
 # A GUID, with or without each of its dashes: the documented SMSID lacks one.
@@ -117,51 +117,29 @@ class Call:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
-class Mix:
-    """How often calls end in which way.
-
-    Attributes:
-        answered, unanswered, busy, failed, silent: weights of the ends; `silent` is the documented
-            failure with an empty `CallStatus`.
-        rejected: share of calls that are not approved, 0 to 1.
-        pressed: share of answered calls in which a key is pressed, 0 to 1.
-        keys: keys to choose from; one that is named twice is chosen twice as often.
-    """
-
-    answered: float = 62
-    unanswered: float = 20
-    busy: float = 8
-    failed: float = 5
-    silent: float = 5
-    rejected: float = 0.02
-    pressed: float = 0.35
-    keys: str = "11111222390*#"
-
-    def draw(self, rng: random.Random) -> Plan:
-        """Draw a plan."""
-        # Two pages of the provider spell "no answer" differently, and SentResult does not follow
-        # from CallStatus.
-        no_answer = rng.choice(("NOANSWERED", "NO ANSWER")), rng.randint(0, 1)
-        ends = ((_ANSWERED, 1), no_answer, ("BUSY", 1), ("FAILED", 0), ("", 0))
-        weights = (self.answered, self.unanswered, self.busy, self.failed, self.silent)
-        call_status, sent_result = rng.choices(ends, weights)[0]
-        rejected = rng.random() < self.rejected
-        answered = call_status == _ANSWERED and not rejected
-        duration = min(600, 1 + int(rng.expovariate(1 / 22))) if answered else 0
-        return Plan(
-            # Most ids are found at once; the others are what `not_found_grace` is for.
-            unknown_for=rng.uniform(0, 2) if rng.random() < 0.3 else 0,
-            approval=rng.uniform(0, 4),
-            queued=rng.uniform(0, 10),
-            sent=rng.uniform(3, 30) + duration,
-            rejected=rejected,
-            sent_result=sent_result,
-            call_status=call_status,
-            duration=duration,
-            ivr=rng.choice(self.keys) if answered and rng.random() < self.pressed else "",
-            price=_PRICE_PER_MINUTE * math.ceil(duration / 60),
-        )
+def draw_plan(rng: random.Random) -> Plan:
+    """Draw a call: most are answered, and in a third of those a key is pressed."""
+    # Two pages of the provider spell "no answer" differently, and SentResult does not follow from
+    # CallStatus.
+    no_answer = rng.choice(("NOANSWERED", "NO ANSWER")), rng.randint(0, 1)
+    ends = ((_ANSWERED, 1), no_answer, ("BUSY", 1), ("FAILED", 0), ("", 0))
+    call_status, sent_result = rng.choices(ends, (62, 20, 8, 5, 5))[0]
+    rejected = rng.random() < 0.02
+    answered = call_status == _ANSWERED and not rejected
+    duration = min(600, 1 + int(rng.expovariate(1 / 22))) if answered else 0
+    return Plan(
+        # Most ids are found at once; the others are what `not_found_grace` is for.
+        unknown_for=rng.uniform(0, 2) if rng.random() < 0.3 else 0,
+        approval=rng.uniform(0, 4),
+        queued=rng.uniform(0, 10),
+        sent=rng.uniform(3, 30) + duration,
+        rejected=rejected,
+        sent_result=sent_result,
+        call_status=call_status,
+        duration=duration,
+        ivr=rng.choice("11111222390*#") if answered and rng.random() < 0.35 else "",
+        price=_PRICE_PER_MINUTE * math.ceil(duration / 60),
+    )
 
 
 class Operation(StrEnum):
@@ -238,7 +216,7 @@ class Provider:
         clock: Callable[[], float] = time.monotonic,
         speed: float = 1.0,
         find_unknown_ids: bool = False,
-        mix: Mix | None = None,
+        draw: Callable[[random.Random], Plan] = draw_plan,
         max_calls: int = MAX_CALLS,  # the oldest are forgotten
     ) -> None:
         self._max_calls = max_calls
@@ -251,7 +229,7 @@ class Provider:
         self._clock = clock
         self._speed = speed
         self._find_unknown_ids = find_unknown_ids
-        self._mix = mix or Mix()
+        self._draw = draw
         # Not for secrets, but for the same calls with the same seed.
         self._rng = random.Random(f"calls:{seed}")  # noqa: S311
         for account in accounts:
@@ -290,7 +268,7 @@ class Provider:
             raise ValueError("reference_id: expected a text that is not blank")
         if plan is None:
             rng = random.Random(f"{self._seed}:{reference_id}")  # noqa: S311 - as above
-            plan = self._mix.draw(rng)
+            plan = self._draw(rng)
         call = Call(account, reference_id, self.now, plan)
         self.calls[account, reference_id] = call
         if len(self.calls) > self._max_calls:
@@ -331,7 +309,7 @@ class Provider:
         return Reply("100", fields)
 
     def _place(self, operation: Operation, account: Account, params: Mapping[str, str]) -> Reply:
-        plan = self._mix.draw(self._rng)
+        plan = self._draw(self._rng)
         # The provider's pages of the two operations spell the name differently.
         request_id = (params.get("RequestID") or params.get("RequestId", "")).strip()
         if params.get("TemplateId", "").strip() not in TEMPLATES:

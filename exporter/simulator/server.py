@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 import time
 from collections import Counter, defaultdict, deque
@@ -20,12 +21,12 @@ from yarl import URL
 from exporter.simulator.faults import ERROR_PAGE, JSON, Fault, Faults, respond, to_json
 from exporter.simulator.provider import (
     Account,
-    Mix,
     Operation,
     Plan,
     Provider,
     Reply,
     count_recent,
+    draw_plan,
     normalize_id,
 )
 
@@ -106,7 +107,7 @@ class Simulator:
         ssl_context: serve HTTPS with it.
         find_unknown_ids: GetSendStatus answers for any well-formed id, as for a call that is placed
             at the first request, drawn from the seed and the id; else with 105.
-        mix: how calls without an explicit plan end.
+        draw: makes the plans of calls that come without one.
         speed: how many times faster than the clock calls run.
 
     Attributes:
@@ -128,11 +129,11 @@ class Simulator:
         port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
         find_unknown_ids: bool = False,
-        mix: Mix | None = None,
+        draw: Callable[[random.Random], Plan] = draw_plan,
         speed: float = 1.0,
     ) -> None:
         self.provider = Provider(
-            accounts, seed=seed, speed=speed, find_unknown_ids=find_unknown_ids, mix=mix
+            accounts, seed=seed, speed=speed, find_unknown_ids=find_unknown_ids, draw=draw
         )
         self.put_account = self.provider.put_account
         self.add_call = self.provider.add_call

@@ -9,16 +9,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from exporter.simulator import Account, Fault, FaultKind, Mix, Operation, Reply, Simulator
+from exporter.simulator import Account, Fault, FaultKind, Operation, Plan, Reply, Simulator
 from tests.e2e.processes import Exporter, Series, total
 from tests.subprocesses import UNMEASURED
 
 PHONE = "0912345678"
 ACCOUNT = Account("main", "key-main", "s", balance=1e9)
-ANSWERED = Mix(
-    answered=1, unanswered=0, busy=0, failed=0, silent=0, rejected=0, pressed=1, keys="1"
-)
-UNANSWERED = Mix(answered=0, unanswered=1, busy=0, failed=0, silent=0, rejected=0)
+ANSWERED = Plan(approval=2, queued=5, sent=30, ivr="1", price=700)
+UNANSWERED = Plan(approval=2, queued=5, sent=20, call_status="NO ANSWER", duration=0)
 NO_STATUS = Fault(FaultKind.RAW, operation="GetSendStatus", body='{"CodeResult":"105"}')
 MAKE_CALL = (Operation.MAKE_CALL_RECORD, Operation.MAKE_CALL_TEMPLATE)
 
@@ -54,8 +52,8 @@ class Placed:
         return [params.get("RequestID") or params["RequestId"] for params in self.requests]
 
 
-def simulator(mix: Mix = ANSWERED) -> Simulator:
-    return Simulator(accounts=(ACCOUNT,), mix=mix, speed=50, seed=1)
+def simulator(plan: Plan = ANSWERED) -> Simulator:
+    return Simulator(accounts=(ACCOUNT,), draw=lambda _: plan, speed=50, seed=1)
 
 
 def config_text(base_url: str, ledger: str, canary: str, timeout: str = "60s") -> str:

@@ -12,13 +12,12 @@ from exporter.simulator import (
     AccountState,
     Fault,
     FaultKind,
-    Mix,
     Operation,
     Plan,
     Reply,
 )
 from exporter.simulator.faults import Faults
-from exporter.simulator.provider import Call, Provider, SendStatus, normalize_id
+from exporter.simulator.provider import Call, Provider, SendStatus, draw_plan, normalize_id
 from exporter.simulator.server import Traffic
 
 MAIN = Account("main", "key", "secret")
@@ -158,7 +157,7 @@ def test_codes_of_make_call(operation: Operation, params: dict[str, str], code: 
 
 
 def test_a_placed_call_is_found_and_costs_money() -> None:
-    scene = Scene(mix=Mix(answered=1, unanswered=0, busy=0, failed=0, silent=0, rejected=0))
+    scene = Scene(draw=lambda _: Plan(sent=5, price=700))
     reply = scene.place()
     assert set(reply.fields) == {"CodeResult", "SMSID"}
     sms_id = str(reply.fields["SMSID"])
@@ -245,8 +244,8 @@ def test_ids_are_normalized(text: str) -> None:
 
 
 def test_plans_come_from_the_seed() -> None:
-    plans = [Mix().draw(random.Random(seed)) for seed in range(300)]
-    assert plans == [Mix().draw(random.Random(seed)) for seed in range(300)]
+    plans = [draw_plan(random.Random(seed)) for seed in range(300)]
+    assert plans == [draw_plan(random.Random(seed)) for seed in range(300)]
     ends = {plan.call_status for plan in plans}
     assert ends == {"ANSWERED", "NOANSWERED", "NO ANSWER", "BUSY", "FAILED", ""}
     assert any(plan.rejected for plan in plans)
