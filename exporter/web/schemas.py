@@ -287,7 +287,7 @@ class ProblemDetails(BaseModel):
     """What happened, and what can be done about it."""
 
     errors: list[ItemProblem] | None = None
-    """The problems of the request, the first hundred of them."""
+    """The problems of the request, the first hundred of them; none of more than 50,000."""
 
 
 class ProblemError(Exception):
