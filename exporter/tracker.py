@@ -26,6 +26,7 @@ from exporter.ledger.calls import (
     list_sources,
     move_cursor,
     read_cursor,
+    recent_calls,
 )
 from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import NO_LIMITS, LabelLimits
@@ -121,12 +122,13 @@ class CallTracker:
 
     async def load_totals(self, accounts: Collection[str]) -> None:
         """Show the totals and recent results of accounts that are polled here from now on."""
-        since = self.recent_results.start(time.time())
-        past = await self.ledger.recent_calls(accounts, since)
+        since, ahead = self.recent_results.start(time.time()), self.ledger.clock.ahead
+        past = await self.ledger.execute(recent_calls, since + ahead, accounts)
+        finished = [self.ledger.to_machine_time(call) for call in past.calls]
         # What is committed between the two is added to the results, and read with the totals.
-        self.recent_results.recall(accounts, *past)
+        self.recent_results.recall(accounts, finished, past.since - ahead)
         self._past |= {name: deque(maxlen=WINDOW) for name in accounts}
-        for call in past.calls:
+        for call in finished:
             self._past[call.account].append(call)
         snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
         self.totals.show(accounts, snapshot)
@@ -365,12 +367,8 @@ class CallTracker:
             if account:
                 account.poller.apply_committed(call, found, at)
             if isinstance(found, Finished) and call.id not in committed.canaries:
-                self.recent_results.add(self.ledger.to_machine_time(_ended(name, call, found, at)))
+                ending = found.result, found.status, call.first_watched, at
+                finished = FinishedCall(name, call.reference_id, *ending)
+                self.recent_results.add(self.ledger.to_machine_time(finished))
             if debug:
                 _log.debug("observed", account=name, reference_id=call.reference_id, found=found)
-
-
-def _ended(account: str, call: WatchedCall, found: Finished, at: float) -> FinishedCall:
-    return FinishedCall(
-        account, call.reference_id, found.result, found.status, call.first_watched, at
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -17,7 +17,6 @@ from sqlalchemy import Connection
 from exporter.backoff import ExponentialBackoff
 from exporter.calls import Finished, PollAgain, WatchedCall
 from exporter.errors import LedgerError, SourceError
-from exporter.ledger.calls import Past, recent_calls
 from exporter.ledger.clock import Clocks, LedgerClock
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.store import Store
@@ -168,12 +167,6 @@ class Ledger:
         if self._store is None:
             raise LedgerError("the ledger is not open")
         return await _result(self._reader.submit(partial(function, *args, **kwargs)))
-
-    async def recent_calls(self, names: Collection[str], since: float) -> Past:
-        """Return the calls of accounts that have finished since a Unix time."""
-        ahead = self.clock.ahead
-        past = await self.execute(recent_calls, since + ahead, names)
-        return Past(list(map(self.to_machine_time, past.calls)), past.since - ahead)
 
     def to_machine_time(self, call: Call) -> Call:
         """Return a call with its times as the machine's clock has them."""
