@@ -155,11 +155,7 @@ class App:
             await self.calls.load_totals([account.name for account in config.accounts])
 
     async def start(self) -> None:
-        """Take in the configured calls and begin to poll.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Take in the configured calls and begin to poll; raise `LedgerError` where that fails."""
         self._committer = self.supervisor.start(self.ledger.run())
         self.supervisor.start(self._prune())
         async with self._apply_lock:

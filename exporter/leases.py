@@ -119,8 +119,6 @@ class LeaseHolder:
     """Takes leases on accounts, renews them, and gives them up.
 
     Args:
-        ledger: open, and shared.
-        calls: where calls that are claimed go, and what others have counted.
         accounts: the accounts that are polled here: live mapping, shared by reference.
         taken: begins to poll accounts whose leases were taken.
         lost: ends that, at once.
@@ -224,11 +222,7 @@ class LeaseHolder:
     # Leases.
 
     async def keep(self) -> None:
-        """Renew leases in time, give up some, and take those that are free.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Renew leases in time, give up some, and take those that are free."""
         if new := self._configured - self._added:
             await self._call(self._leases.add_accounts, new)
             self._added |= new

@@ -65,13 +65,7 @@ class CallTracker:
 
     Args:
         accounts: the accounts that are polled here: live mapping, shared by reference.
-        clocks: reads those of the machine.
-        observe_commit: called with the seconds that each commit of the ledger took.
-
-    Attributes:
-        ledger: the durable record.
-        totals: what finished calls add up to.
-        recent_results: of the calls of each account.
+        clocks: see `Ledger`, as for `observe_commit`.
     """
 
     def __init__(
@@ -102,13 +96,7 @@ class CallTracker:
         retention: float = math.inf,
         max_calls: float = math.inf,
     ) -> None:
-        """Change what is remembered and shown, and how many calls of an account may be open.
-
-        Args:
-            limits: of labels.
-            retention: seconds for which a finished call is remembered.
-            max_calls: of an account.
-        """
+        """Change what is remembered and shown, and how many calls of an account may be open."""
         self._max_calls = max_calls
         self.ledger.store.configure(limits, retention)
         if limits != self._limits:
@@ -210,11 +198,7 @@ class CallTracker:
         self.totals.add(added.items())
 
     async def mark_pushed(self, row: int) -> bool:
-        """Watch a call even if nothing names it any more, or remember it if it has finished.
-
-        Returns:
-            Whether it is there still.
-        """
+        """Watch a call even if nothing names it, or remember it; return whether it is there."""
         return await self.ledger.call(self.ledger.store.keep, row)
 
     async def apply_callback(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
@@ -280,14 +264,9 @@ class CallTracker:
         await self.reload_totals()
 
     async def sync_with_peers(self, leases: LeaseStore, within: float) -> bool:
-        """Claim the open calls of accounts that are polled here, and follow other exporters.
+        """Claim open calls of accounts that are polled here, and follow other exporters.
 
-        Args:
-            leases: of this exporter.
-            within: seconds in which claimed calls are to be polled, at most.
-
-        Returns:
-            Whether there may be more to claim.
+        Claimed calls are polled within some seconds. Returns whether there may be more to claim.
         """
         look = await self.ledger.call(leases.look, list(self._accounts), self._handled_messages)
         if labels := {call.labels for call in look.claimed}:

@@ -46,7 +46,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Ledger:
-    """The durable record of watched calls and totals.
+    """The durable record of watched calls and totals. Its coroutines raise `LedgerError`.
 
     Observations that cannot be committed are kept and tried again; nothing else waits for them.
 
@@ -54,7 +54,6 @@ class Ledger:
         committed: called in the event loop with each group of observations once it is durable.
         clocks: reads those of the machine.
         observe_commit: called with the seconds that each commit of observations took.
-        retry: between commits that fail.
         health_check: seconds after which an idle ledger is checked.
 
     Attributes:
@@ -93,11 +92,7 @@ class Ledger:
         return self._problem
 
     async def open(self, url: str) -> None:
-        """Open the database at an SQLAlchemy URL, and bring it to the newest shape.
-
-        Raises:
-            LedgerError: it cannot be used; the message says what to do.
-        """
+        """Open the database at an SQLAlchemy URL; see `open_database`."""
 
         def open_store() -> Store:
             database = open_database(url)
@@ -120,11 +115,7 @@ class Ledger:
         return self.store.database
 
     async def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function that uses the database in the ledger's thread.
-
-        Raises:
-            LedgerError: the database failed.
-        """
+        """Run a function that uses the database in the ledger's thread."""
         self._waiting.append(time.monotonic())
         try:
             return await self.call_in(self._thread, function, *args, **kwargs)
@@ -148,21 +139,14 @@ class Ledger:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run statements, a function of a connection, in a transaction in the ledger's thread.
-
-        Raises:
-            LedgerError: the database failed.
-        """
+        """Run statements, a function of a connection, in a transaction in the ledger's thread."""
         database = self.database
         return await self.call(lambda: database.run(statements, *args, **kwargs))
 
     async def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a function that uses `Database.read` in a thread that nothing else waits for.
 
-        It is finished even if this is cancelled.
-
-        Raises:
-            LedgerError: the database failed, or took too long; not counted.
+        It is finished even if this is cancelled. Its failures are not counted.
         """
         if self._store is None:
             raise LedgerError("the ledger is not open")

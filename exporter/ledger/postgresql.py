@@ -90,15 +90,7 @@ _WITHOUT_STATE: Final = (
 
 
 class PostgresqlDatabase(Database):
-    """An open database.
-
-    Args:
-        url: SQLAlchemy's, such as `postgresql://USER:PASSWORD@HOST/DATABASE`. Options of libpq
-            may follow, such as `?sslmode=verify-full`.
-
-    Raises:
-        LedgerError: it cannot be used; the message says what to do.
-    """
+    """An open database. Its address may hold options of libpq, such as `?sslmode=verify-full`."""
 
     shared = True
 

@@ -60,14 +60,7 @@ _STEPS: Final = 10_000
 
 
 class SqliteFile(Database):
-    """A file of SQLite: how it is opened and read, and what its errors mean.
-
-    Args:
-        url: SQLAlchemy's, such as `sqlite:///esms-exporter.db`.
-
-    Raises:
-        LedgerError: it names no file.
-    """
+    """A file of SQLite: how it is opened and read, and what its errors mean."""
 
     shared = False
 
@@ -148,9 +141,6 @@ class SqliteFile(Database):
         """Open the file that the path leads to, past SQLite.
 
         Closing the descriptor ends the locks that SQLite holds in this process.
-
-        Raises:
-            LedgerError: it cannot be opened, or has two names: the `-wal` lies beside one of them.
         """
         try:
             # A new file holds ids and labels: only its owner is to read it. SQLite gives the files
@@ -215,15 +205,7 @@ class SqliteFile(Database):
 
 
 class SqliteDatabase(SqliteFile):
-    """The open ledger of an exporter, locked against others.
-
-    Args:
-        url: as of `SqliteFile`.
-
-    Raises:
-        LedgerBusyError: another exporter has it open.
-        LedgerError: it cannot be used; the message says what to do.
-    """
+    """The open ledger of an exporter, locked against others: `LedgerBusyError` to them."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -441,9 +423,6 @@ def _lock(descriptor: int) -> None:
     The lock belongs to the file, not to a name, and is seen in other containers too. It leaves out
     the bytes that SQLite locks, and is no lock of POSIX, which would end as soon as SQLite closes
     any descriptor of the file. Closing this one ends SQLite's locks: SQLite has to be closed first.
-
-    Raises:
-        OSError: it cannot be locked; `BlockingIOError` where it is locked already.
     """
     if sys.platform == "linux":
         # struct flock: type, whence, start, length, process.

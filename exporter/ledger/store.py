@@ -109,13 +109,7 @@ class Store:
     Blocking; each method is one transaction, or a few short ones. What needs none of this state is
     a function of a connection, for `Database.run`.
 
-    Args:
-        database: open.
-        clock: the ledger's; the machine's by default.
-        outbox: the notifications of calls that finish.
-
     Attributes:
-        database: open.
         exporter: the id of this process among those that share the ledger; None for one alone.
         limits: of the labels of each account.
         open_calls: how many calls of each account are open.
@@ -149,11 +143,7 @@ class Store:
             self._epochs[account] = epoch
 
     def snapshot(self, names: Collection[str] | None = None) -> Snapshot:
-        """Return all that the metrics of finished calls are made of, within the limits.
-
-        Args:
-            names: of accounts; all by default.
-        """
+        """Return all that the metrics of finished calls are made of, within the limits."""
         return self.database.run(_snapshot, names, self.limits)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
@@ -202,13 +192,7 @@ class Store:
     def push(
         self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
     ) -> InsertResult:
-        """Add the calls of requests, each request as a whole or not at all.
-
-        Args:
-            requests: some `BATCH_SIZE` calls, or one request of any size.
-            now: Unix time.
-            max_calls: how many calls of an account may be unfinished at a time.
-        """
+        """Add some `BATCH_SIZE` calls of requests, each request as a whole or not at all."""
         return self._insert(requests, now, max_calls, whole=True)
 
     def _insert(
@@ -240,10 +224,6 @@ class Store:
         It is remembered as deleted, for as long as a finished one is: a query that still returns
         it, or a late callback, does not add it again. To push it again does, and so does a file
         that names it.
-
-        Args:
-            row: of the call.
-            now: Unix time.
         """
         deleted = self.database.run(delete_call, row, now, self.exporter)
         self.open_calls.remove(deleted)
