@@ -44,8 +44,8 @@ LIVELY = (
 NOTHING = {
     "esms-exporter.json: Down": "no exporter is down",
     "esms-exporter.json: Age of heartbeats": "the demo's ledger is not shared",
-    "esms-exporter.json: Notifications done with": "the demo tells nobody of its calls",
-    "esms-exporter.json: Notifications pending": "as above",
+    "esms-exporter.json: Notifications": "the demo tells nobody of its calls",
+    "esms-exporter.json: Pending notifications": "as above",
     "esms-exporter.json: Age of the oldest pending notification": "as above",
     "esms-exporter.json: Requests to targets": "as above",
     "esms-exporter.json: MQTT broker": "the demo tells no Home Assistant",
@@ -53,7 +53,7 @@ NOTHING = {
     "esms-exporter.json: MQTT messages": "as above",
     "esms-exporter.json: Certificate expires in": "the demo has no TLS",
     "esms-overview.json: Last canary call": "the demo places no canary calls",
-    "esms-overview.json: Time since a canary call was good": "as above",
+    "esms-overview.json: Time since the last successful canary call": "as above",
     "esms-overview.json: Canary calls": "as above",
     "esms-overview.json: Stages of canary calls": "as above",
     "esms-exporter.json: Duration of requests to targets": "as above",
@@ -63,31 +63,30 @@ ZERO = {
     "esms-overview.json: Price by $split": "as above",
     "esms-api.json: Failed requests by account": "the stand-in's faults are off",
     "esms-api.json: Throttled requests": "the demo stays below the limit",
-    "esms-api.json: Odd values": "the stand-in's faults are off",
+    "esms-api.json: Unusable values": "the stand-in's faults are off",
     "esms-api.json: Callbacks of the provider": "the demo has none",
     "esms-exporter.json: Ledger errors": "the disk is well",
     "esms-exporter.json: Ledger errors by instance": "the disk is well",
-    "esms-exporter.json: Calls that change hands": "the demo's ledger is not shared",
-    "esms-exporter.json: Evictions": "as above",
+    "esms-exporter.json: Evictions": "the demo's ledger is not shared",
     "esms-exporter.json: Errors of sources": "the demo's source is well",
     "esms-exporter.json: Dropped log lines": "the log is read",
     "esms-exporter.json: Failed TLS handshakes": "the demo has no TLS",
 }
 OF_EACH = {
     "Request rate by account",
-    "Outcomes",
-    "Watched calls",
-    "Watched calls by account",
-    "Watched calls by state",
+    "Requests by outcome",
+    "Open calls",
+    "Open calls by account",
+    "Open calls by state",
 }
 """What each replica has by itself, and is added up."""
 WITHOUT_LABELS = {
     "esms-overview.json: Last canary call",
-    "esms-overview.json: Time since a canary call was good",
+    "esms-overview.json: Time since the last successful canary call",
     "esms-overview.json: Canary calls",
     "esms-overview.json: Stages of canary calls",
-    "esms-overview.json: Delay to result",
-    "esms-overview.json: Watched calls by state",
+    "esms-overview.json: Delay of results",
+    "esms-overview.json: Open calls by state",
 }
 
 
