@@ -2,7 +2,7 @@ ARG PYTHON=3.13
 FROM python:${PYTHON}-slim AS build
 WORKDIR /src
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-# The dependencies first: they change less often than the code.
+# Dependencies first: they change less often than the code.
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv --without-pip /opt/esms-exporter \
     && pip --python /opt/esms-exporter install --only-binary=:all: --require-hashes \
@@ -15,12 +15,12 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && python -m compileall -q /opt/esms-exporter
 
 FROM python:${PYTHON}-slim
-# Neither pip nor a package manager's lists are needed to run. OpenShift runs it as any user of group 0.
+# pip and the lists of the package manager are not needed to run. OpenShift uses any user of group 0.
 RUN pip uninstall --yes --quiet --root-user-action=ignore pip \
     && install -d -o 65534 -g 0 -m 0770 /data
 COPY --from=build /opt/esms-exporter /opt/esms-exporter
 ENV PATH=/opt/esms-exporter/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# The ledger's default, `esms-exporter.db`, is relative to the working directory.
+# The default ledger, `esms-exporter.db`, is relative to the working directory.
 WORKDIR /data
 VOLUME /data
 USER 65534:65534

@@ -1,4 +1,4 @@
-"""The kinds of panels there are, so that all of a kind look and act alike."""
+"""The kinds of panels."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ COLOURS: Final = {
     "unknown": "#8e8e8e",
     "ok": "green",
 }
-"""Of series whose meaning has one; the legend names them, for whoever can't tell the colours."""
+"""Colours of series with a known meaning. The legend names them as well, for colour-blind users."""
 
 Queries = Mapping[str, str]
-"""PromQL by the legend of its series."""
+"""PromQL by legend."""
 
 
 def single(
     title: str, description: str, unit: str, queries: Queries, *, none: str = "-", decimals: int = 0
 ) -> stat.Panel:
-    """Return a panel of single numbers, as of the end of the time that is shown."""
+    """Return a panel of single numbers, at the end of the time range."""
     return (
         stat.Panel()
         .title(title)
@@ -87,7 +87,7 @@ def series(title: str, description: str, unit: str, queries: Queries) -> timeser
 
 
 def coloured(panel: timeseries.Panel) -> timeseries.Panel:
-    """Return the panel with the colours of series whose meaning has one."""
+    """Set the colours of series with a known meaning, and return the panel."""
     for name, colour in COLOURS.items():
         panel.override_by_name(name, [_property("color", mode="fixed", fixedColor=colour)])
     return panel
@@ -96,7 +96,7 @@ def coloured(panel: timeseries.Panel) -> timeseries.Panel:
 def share(title: str, description: str, queries: Queries) -> timeseries.Panel:
     """Return a panel of ratios over time.
 
-    Calls may be few: a ratio of less than a minute of them would jump.
+    The minimum interval is a minute, because the ratio of a few calls would jump.
     """
     return series(title, description, "percentunit", queries).max(1).interval("1m")
 
@@ -111,7 +111,7 @@ def stacked(title: str, description: str, unit: str, queries: Queries) -> timese
 
 
 def heat(title: str, description: str, buckets: str) -> heatmap.Panel:
-    """Return a heat map of a histogram of seconds; each colour tells how many a second."""
+    """Return a heat map of a histogram of seconds; the colour is the rate per second."""
     return (
         heatmap.Panel()
         .title(title)
@@ -143,7 +143,7 @@ def heat(title: str, description: str, buckets: str) -> heatmap.Panel:
 def timeline(
     title: str, description: str, queries: Queries, states: Mapping[str, tuple[str, str]]
 ) -> statetimeline.Panel:
-    """Return a panel of states over time, by the text and the colour of each value."""
+    """Return a panel of states over time, with a text and a colour for each value."""
     texts = {
         value: models.ValueMappingResult(text=text, color=colour, index=number)
         for number, (value, (text, colour)) in enumerate(states.items())
@@ -165,7 +165,7 @@ def timeline(
 
 
 def runbooks(*alerts: str) -> list[Builder[models.DashboardLink]]:
-    """Return a panel's links to the runbooks of alerts on what it shows."""
+    """Return the links of a panel to the runbooks of the related alerts."""
     return [
         builders.DashboardLink(alert)
         .type(models.DashboardLinkType.LINK)
@@ -176,7 +176,7 @@ def runbooks(*alerts: str) -> list[Builder[models.DashboardLink]]:
 
 
 def dashed() -> models.DynamicConfigValue:
-    """Return the property of a series whose line is dashed: a bound, which is no measurement."""
+    """Return the property for a dashed line: a limit, not a measurement."""
     return models.DynamicConfigValue(
         id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 10]}
     )

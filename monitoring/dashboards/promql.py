@@ -1,12 +1,12 @@
-"""How the dashboards ask.
+"""Queries of the dashboards.
 
-Totals of finished calls come from the ledger. Of replicas that share one, the one that polls an
-account exposes them; when the account moves, another one goes on with them. So the largest is taken
-first (`max without`), and only then is summed over accounts, results and labels. What a replica
-does by itself - requests, commits, resources, the calls that it polls - is summed.
+Totals of finished calls come from the ledger. The replica that polls an account exposes them; when
+the account moves, another replica continues with them. So queries take the largest total first
+(`max without`), and then sum over accounts, results and labels. Metrics of a replica itself
+(requests, commits, resources, open calls) are summed.
 
-Histograms are classic ones. Prometheus 3 may be told to convert them to native histograms, without
-series for buckets, sum and count: queries for these ask for the native histogram as well.
+Histograms are classic ones. Prometheus 3 can convert them to native histograms without series for
+buckets, sum and count: the queries support both.
 """
 
 from __future__ import annotations
@@ -15,55 +15,55 @@ import re
 from typing import Final
 
 REPLICA: Final = "instance, pod, container, endpoint, node"
-"""The labels that tell one replica from another: Prometheus' own, and those of Kubernetes."""
+"""The labels in which replicas differ: those of Prometheus, and those of Kubernetes."""
 
 
 def of_exporter(metric: str, *matchers: str) -> str:
-    """Return a selector of a metric, for the jobs and instances that are chosen."""
+    """Return a selector of a metric, for the selected jobs and instances."""
     chosen = 'job=~"$job"', 'instance=~"$instance"'
     return f"{metric}{{{', '.join((*chosen, *matchers))}}}"
 
 
 def of_account(metric: str, *matchers: str) -> str:
-    """Return a selector of a metric with the label `account`, for the accounts that are chosen."""
+    """Return a selector of a metric with the label `account`, for the selected accounts."""
     return of_exporter(metric, 'account=~"$account"', *matchers)
 
 
 def rate(selector: str, by: str = "") -> str:
-    """Return the rate of what each replica counts by itself, per second."""
+    """Return the sum of the rates of all replicas, per second."""
     return _sum(f"rate({selector}[$__rate_interval])", by)
 
 
 def held(selector: str, by: str = "") -> str:
-    """Return what each replica has by itself, of all of them."""
+    """Return the sum of a gauge of all replicas."""
     return _sum(selector, by)
 
 
 def call_rate(selector: str, by: str = "") -> str:
-    """Return the rate of what the ledger counts, per second."""
+    """Return the rate of a total in the ledger, per second."""
     return _sum(_shared(_or_native("rate({}[$__rate_interval])", selector)), by)
 
 
 def call_total(selector: str, by: str = "") -> str:
-    """Return what the ledger counted in the time that is shown.
+    """Return the increase of a total in the ledger in the time range.
 
-    The largest is taken first: when an account moves, each replica has only seen a part of it. It
-    is a total, and survives restarts. The millisecond includes the total at the start of that time,
-    which Prometheus 3 would leave out.
+    The largest total of all replicas is used: when an account moves, each replica has only a part
+    of the range. Totals survive restarts. The millisecond includes the total at the start of the
+    range, which Prometheus 3 excludes.
     """
     totals = f"{_shared(_or_native('{}', selector))}[${{__range}}1ms:$__interval]"
     return _sum(f"last_over_time({totals}) - min_over_time({totals})", by)
 
 
 def ratio(part: str, whole: str) -> str:
-    """Return a quotient; nothing where there is nothing to divide by."""
+    """Return a quotient; no data if the divisor is 0."""
     return f"{part} / ({whole} > 0)"
 
 
 def quantile(share: float, buckets: str, by: str = "") -> str:
-    """Return the value below which that share of the observations is.
+    """Return a quantile of a histogram.
 
-    Replicas that show the same histogram do not change it.
+    Replicas that expose the same histogram do not change it.
     """
     classic = rate(buckets, f"{by}, le" if by else "le")
     native = rate(_native(buckets), by)
@@ -76,7 +76,7 @@ def distribution(buckets: str) -> str:
 
 
 def age(timestamps: str) -> str:
-    """Return how long ago that was, in seconds; nothing where it never was."""
+    """Return the age of a timestamp in seconds; no data if it is 0."""
     return f"time() - ({timestamps} > 0)"
 
 
@@ -85,7 +85,7 @@ def _native(selector: str) -> str:
 
 
 def _or_native(query: str, selector: str) -> str:
-    """Return a query; of a histogram's sum or count, also what a native histogram says."""
+    """Return a query; for the sum or count of a histogram, also of a native histogram."""
     classic, part = query.format(selector), re.search(r"_(sum|count)\{", selector)
     if part is None:
         return classic
@@ -93,7 +93,7 @@ def _or_native(query: str, selector: str) -> str:
 
 
 def _shared(vector: str) -> str:
-    """Return what replicas share, once."""
+    """Return the value that replicas share, once."""
     return f"max without ({REPLICA}) ({vector})"
 
 

@@ -13,7 +13,7 @@ spec:
   serviceAccountName: {{ include "esms-exporter.name" . }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  # Longer than `shutdown_timeout`, so that what was observed is written before the end.
+  # Longer than `shutdown_timeout`, so that all results are written before the end.
   terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
   securityContext:
     {{- toYaml .Values.podSecurityContext | nindent 4 }}
@@ -34,7 +34,7 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- if .Values.replicas.enabled }}
-  # Apart where that is possible; better together than not at all.
+  # On different nodes and zones if possible.
   topologySpreadConstraints:
     {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
     - maxSkew: 1
@@ -76,7 +76,7 @@ spec:
           containerPort: 10375
       securityContext:
         {{- toYaml .Values.securityContext | nindent 8 }}
-      # Opening a ledger of an older version may take minutes.
+      # The migration of an older ledger may take minutes.
       startupProbe:
         httpGet:
           path: {{ include "esms-exporter.prefix" . }}/-/healthy
@@ -120,6 +120,6 @@ spec:
     - name: keys
       secret:
         secretName: {{ .Values.existingSecret | default (include "esms-exporter.name" .) }}
-        # For the owner, to which `fsGroup` adds the group: nobody else.
+        # Readable for the owner and, with `fsGroup`, for the group.
         defaultMode: 0400
 {{- end -}}
