@@ -129,7 +129,7 @@ class App:
 
     def _account_stats(self) -> Iterator[tuple[str, AccountStats]]:
         for name, account in self.accounts.items():
-            account.poller.refresh()
+            account.poller.update_oldest_open()
             yield name, account.stats
 
     # Start, reload, stop.

@@ -204,7 +204,7 @@ class BackOff:
 
 
 @dataclass(frozen=True, slots=True)
-class PauseAccount:
+class Refused:
     """The provider refuses the account, or only this call: answers to others show which.
 
     Attributes:
@@ -216,7 +216,7 @@ class PauseAccount:
     retry_after: float | None = None
 
 
-Verdict: TypeAlias = Finished | PollAgain | BackOff | PauseAccount
+Verdict: TypeAlias = Finished | PollAgain | BackOff | Refused
 
 EXPIRED: Final = Finished(Result.UNKNOWN, Status.EXPIRED)
 
@@ -246,7 +246,7 @@ def verdict(call: WatchedCall, answer: Answer, now: float, policy: GiveUpPolicy)
     if expired:
         return EXPIRED
     if outcome is Outcome.AUTH or outcome is Outcome.THROTTLED:
-        return PauseAccount(outcome, answer.retry_after)
+        return Refused(outcome, answer.retry_after)
     return BackOff(outcome)
 
 

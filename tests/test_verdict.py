@@ -18,8 +18,8 @@ from exporter.calls import (
     GiveUpPolicy,
     Key,
     OddField,
-    PauseAccount,
     PollAgain,
+    Refused,
     Result,
     Status,
     WatchedCall,
@@ -78,7 +78,7 @@ def test_the_documented_answers() -> None:
     answered = read_answer((EXAMPLES / "get-send-status.answered.json").read_bytes())
     assert verdict(call(), answered, NOW, POLICY) == ANSWERED
     refused = read_answer((EXAMPLES / "get-send-status.authorize-failed.json").read_bytes())
-    assert verdict(call(), refused, NOW, POLICY) == PauseAccount(Outcome.AUTH)
+    assert verdict(call(), refused, NOW, POLICY) == Refused(Outcome.AUTH)
     assert (refused.code, refused.message) == ("101", "Authorize Failed")
 
 
@@ -173,11 +173,8 @@ def test_the_documented_answers() -> None:
         ({"CodeResponse": []}, BAD),
         ({"CodeResponse": 10**4000}, BAD),
         ({"Unknown": {"a": [1]}}, ANSWERED),
-        *(
-            ({"CodeResponse": code}, PauseAccount(Outcome.AUTH))
-            for code in ("101", "140", "143", 101)
-        ),
-        ({"CodeResponse": "160"}, PauseAccount(Outcome.THROTTLED)),
+        *(({"CodeResponse": code}, Refused(Outcome.AUTH)) for code in ("101", "140", "143", 101)),
+        ({"CodeResponse": "160"}, Refused(Outcome.THROTTLED)),
         ({"CodeResponse": "105"}, PollAgain(CallState.NOT_FOUND)),
         ({"CodeResponse": "854"}, PollAgain(CallState.NOT_FOUND)),
         *(
@@ -220,11 +217,11 @@ def test_what_an_answer_means(fields: dict[str, object], expected: object) -> No
         # whatever the failure
         *((call(3 * DAY), Answer(outcome), EXPIRED) for outcome in set(Outcome) - {Outcome.OK}),
         (call(3 * DAY), told(CodeResponse="100", ReferenceId="another"), EXPIRED),
-        (call(3 * DAY - 1), told(CodeResponse="101"), PauseAccount(Outcome.AUTH)),
+        (call(3 * DAY - 1), told(CodeResponse="101"), Refused(Outcome.AUTH)),
         (
             call(3 * DAY - 1),
             Answer(Outcome.THROTTLED, retry_after=7.0),
-            PauseAccount(Outcome.THROTTLED, 7.0),
+            Refused(Outcome.THROTTLED, 7.0),
         ),
         # a clock that was set back
         (call(-DAY), told(SendStatus=2), PollAgain(CallState.QUEUED)),
@@ -329,7 +326,7 @@ def decide(watched: WatchedCall, answer: Answer) -> None:
     elif isinstance(found, BackOff):
         assert found.outcome in Outcome
     else:
-        assert isinstance(found, PollAgain | PauseAccount)
+        assert isinstance(found, PollAgain | Refused)
     assert found == verdict(watched, answer, NOW, POLICY)
 
 

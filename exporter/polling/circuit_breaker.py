@@ -66,7 +66,7 @@ _DOWN: Final = ExponentialBackoff(5.0, 120.0)
 _log = structlog.get_logger(__name__)
 
 
-class Witness(Enum):
+class Evidence(Enum):
     """What a failed request for a call says about the account.
 
     Attributes:
@@ -214,26 +214,26 @@ class CircuitBreaker:
             The rows of calls to poll again: they failed because of the account.
         """
         if answer.outcome not in GOOD:
-            witness = self._fail(call, answer.outcome, now)
-            return self._account_for(answer, witness, sent_at, now, wall)
+            evidence = self._fail(call, answer.outcome, now)
+            return self._account_for(answer, evidence, sent_at, now, wall)
         self.failures.pop(call.id, None)
         if call.id in self._throttled:
             self._throttled.discard(call.id)
             self.recovered(call.id, now)
-        return self._account_for(answer, Witness.RELIABLE, sent_at, now, wall)
+        return self._account_for(answer, Evidence.RELIABLE, sent_at, now, wall)
 
     def requested(
         self, request: str, answer: Answer, sent_at: float, now: float, wall: float
     ) -> list[int]:
         """Account for the answer to another request, by its name; see `polled`."""
-        witness = Witness.RELIABLE
+        evidence = Evidence.RELIABLE
         if answer.outcome in GOOD:
             self._failing_requests.discard(request)
         else:
             if request in self._failing_requests and not self._is_left_with_failing_calls(now):
-                witness = Witness.SICK  # one that keeps failing alone
+                evidence = Evidence.SICK  # one that keeps failing alone
             self._failing_requests.add(request)
-        return self._account_for(answer, witness, sent_at, now, wall)
+        return self._account_for(answer, evidence, sent_at, now, wall)
 
     def recovered(self, call_id: int, now: float) -> None:
         """Account for a good answer to a call that was throttled the last time.
@@ -247,7 +247,7 @@ class CircuitBreaker:
             self._slow_down(now)
 
     def answered(
-        self, answer: Answer, sent_at: float, now: float, witness: Witness = Witness.RELIABLE
+        self, answer: Answer, sent_at: float, now: float, evidence: Evidence = Evidence.RELIABLE
     ) -> Change | None:
         """Account for the answer to a request.
 
@@ -255,7 +255,7 @@ class CircuitBreaker:
             answer: with the outcome for the call.
             sent_at: when the request was sent; one from before a trial decides nothing.
             now: when the answer came.
-            witness: what a failure says about the account.
+            evidence: what a failure says about the account.
         """
         if sent_at < self._answers_from:
             return None
@@ -265,22 +265,22 @@ class CircuitBreaker:
             return self._succeeded(now)
         self.healthy = False
         if sent_at < self.good_at:
-            witness = Witness.SICK  # others were answered meanwhile, as where a call hangs
-        if witness is not Witness.SICK:
-            self._run[outcome, witness is Witness.RELIABLE] += 1
+            evidence = Evidence.SICK  # others were answered meanwhile, as where a call hangs
+        if evidence is not Evidence.SICK:
+            self._run[outcome, evidence is Evidence.RELIABLE] += 1
             if outcome is Outcome.THROTTLED:
                 self._retry_after = max(self._retry_after, answer.retry_after or 0.0)
         if self.open_since is not None:
             self._failed_trials += 1
-            self._level += witness is Witness.RELIABLE or self._failed_trials > _WEAK_TRIALS
+            self._level += evidence is Evidence.RELIABLE or self._failed_trials > _WEAK_TRIALS
             return self._open(answer, now)
-        return None if witness is Witness.SICK else self._suspect(answer, now)
+        return None if evidence is Evidence.SICK else self._suspect(answer, now)
 
     def _account_for(
-        self, answer: Answer, witness: Witness, sent_at: float, now: float, wall: float
+        self, answer: Answer, evidence: Evidence, sent_at: float, now: float, wall: float
     ) -> list[int]:
         stats, was = self._stats, self.reason
-        change = self.answered(answer, sent_at, now, witness)
+        change = self.answered(answer, sent_at, now, evidence)
         if answer.code is not None and Outcome.AUTH not in (answer.outcome, self.reason):
             stats.authorized = True
         if change is Change.OPENED:
@@ -306,7 +306,7 @@ class CircuitBreaker:
         # fail again after a pause are sick: no witnesses, until they have a good answer.
         return suspects if change is Change.CLOSED else []
 
-    def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Witness:
+    def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Evidence:
         failures = self.failures.get(call.id, 0)
         self.failures[call.id] = failures + 1
         if outcome is Outcome.THROTTLED:
@@ -316,10 +316,10 @@ class CircuitBreaker:
         if not failures:
             self._suspects.append(call.id)
         if self._is_left_with_failing_calls(now):
-            return Witness.RELIABLE
+            return Evidence.RELIABLE
         if failures:
-            return Witness.SICK
-        return Witness.RELIABLE if call in self.answered_lately else Witness.WEAK
+            return Evidence.SICK
+        return Evidence.RELIABLE if call in self.answered_lately else Evidence.WEAK
 
     def _is_quiet(self, now: float) -> bool:
         return now - self.good_at > _QUIET

@@ -19,8 +19,8 @@ from exporter.calls import (
     CallState,
     Finished,
     GiveUpPolicy,
-    PauseAccount,
     PollAgain,
+    Refused,
     Status,
     Verdict,
     WatchedCall,
@@ -134,7 +134,7 @@ class Poller:
         self._second = 0.0
         self._last_added = -math.inf  # when a new call was added
         self._hinted: set[int] = set()  # polled because of a hint that they have ended
-        self._poll_again: set[int] = set()  # hinted while they were being polled
+        self._hinted_in_flight: set[int] = set()  # hinted while they were being polled
 
     # Calls.
 
@@ -168,7 +168,7 @@ class Poller:
         was_hinted = call_id in self._hinted
         self._hinted.add(call_id)
         if call.tick < 0:
-            self._poll_again.add(call_id)
+            self._hinted_in_flight.add(call_id)
         elif not was_hinted:
             now = self._loop.time()
             self._wheel.advance(now)
@@ -179,7 +179,7 @@ class Poller:
         """Stop polling a call; ignore an answer that is under way."""
         if call := self.calls.pop(call_id, None):
             self._wheel.discard(call)
-            self._poll_again.discard(call_id)
+            self._hinted_in_flight.discard(call_id)
             self._hinted.discard(call_id)
             self.breaker.forget(call_id)
             self.stats.open_calls[call.state] -= 1
@@ -260,8 +260,8 @@ class Poller:
         """Return which calls are due and not polled yet."""
         return self._wheel.backlog(self._loop.time())
 
-    def refresh(self) -> None:
-        """Bring the stats up to date that are not worth it before a scrape."""
+    def update_oldest_open(self) -> None:
+        """Bring up to date what is not worth it before a scrape."""
         oldest = next(iter(self.calls.values()), None)
         behind = round(self._machine_clock() - self._clock())
         self.stats.oldest_open = oldest.first_watched + behind if oldest else 0.0
@@ -288,7 +288,7 @@ class Poller:
 
     def retry(self) -> None:
         """End a pause, and poll the calls that failed."""
-        self._poll_all(self.breaker.reset(self._loop.time()))
+        self._reschedule_now(self.breaker.reset(self._loop.time()))
         self.wake()
 
     async def request(
@@ -318,7 +318,7 @@ class Poller:
             answer = await send()
         finally:
             answered, wall = self._loop.time(), self._machine_clock()
-            self._poll_all(self.breaker.requested(name, answer, now, answered, wall))
+            self._reschedule_now(self.breaker.requested(name, answer, now, answered, wall))
             self.wake()
         return answer, answered - now
 
@@ -359,11 +359,11 @@ class Poller:
     def wake(self) -> None:
         """Start as many requests as may be sent now, and set the timer for the next ones."""
         while len(self._tasks) < self._settings.max_concurrency and (call := self._next_call()):
-            task = self._loop.create_task(self._poll_calls(call))
+            task = self._loop.create_task(self._worker(call))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _poll_calls(self, call: WatchedCall | None) -> None:
+    async def _worker(self, call: WatchedCall | None) -> None:
         # One task polls call after call, for as long as one is due: making a task for each would
         # cost more than everything else in a poll.
         try:
@@ -471,15 +471,15 @@ class Poller:
                 if call.id in breaker.failures:
                     last_seen = 0.0  # the last answer did not show whether the call had ended
                 said = answer._replace(outcome=outcome)
-                self._poll_all(breaker.polled(call, said, sent_at, now, machine_wall))
+                self._reschedule_now(breaker.polled(call, said, sent_at, now, machine_wall))
             if self.calls.get(call.id) is call:
-                self._apply(call, decided, last_seen, now, wall)
+                self._apply_verdict(call, decided, last_seen, now, wall)
             elif call.id not in self.calls:
                 breaker.forget(call.id)  # removed while it was polled
             if not breaker.healthy:
                 self._expire(now, wall)
 
-    def _apply(
+    def _apply_verdict(
         self, call: WatchedCall, decided: Verdict, last_seen: float, now: float, wall: float
     ) -> None:
         if isinstance(decided, Finished):
@@ -492,21 +492,21 @@ class Poller:
             self._observe(call, decided, call.last_polled)
             breaker.answered_lately.append(call)
         wait = self._next_wait(call, wall)
-        if isinstance(decided, PauseAccount):
+        if isinstance(decided, Refused):
             if not breaker.all_failed or breaker.open_since is not None:
                 wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
             # Else no other call can show whether the account may be polled.
             if breaker.all_failed and now < breaker.paused_until:
                 wait = 0.0
         if self._hinted:
-            if call.id in self._poll_again:
-                self._poll_again.discard(call.id)
+            if call.id in self._hinted_in_flight:
+                self._hinted_in_flight.discard(call.id)
                 wait = 0.0
             else:
                 self._hinted.discard(call.id)
         self._wheel.add(call, now + wait)
 
-    def _poll_all(self, rows: Iterable[int]) -> None:
+    def _reschedule_now(self, rows: Iterable[int]) -> None:
         """Poll calls now that failed because of their account."""
         now = self._loop.time()
         for row in rows:

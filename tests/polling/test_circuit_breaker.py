@@ -13,7 +13,7 @@ from exporter.polling.circuit_breaker import (
     RECHECK,
     Change,
     CircuitBreaker,
-    Witness,
+    Evidence,
 )
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
@@ -42,12 +42,12 @@ class Bench(CircuitBreaker):
         now: float,
         outcome: Outcome,
         retry_after: float | None = None,
-        witness: Witness = Witness.RELIABLE,
+        evidence: Evidence = Evidence.RELIABLE,
     ) -> Change | None:
         """Send a request that is answered at once."""
         assert self.wait(now) <= 0
         self.send(now)
-        return self.answered(Answer(outcome, retry_after=retry_after), now, now, witness)
+        return self.answered(Answer(outcome, retry_after=retry_after), now, now, evidence)
 
 
 def closed() -> Bench:
@@ -57,13 +57,13 @@ def closed() -> Bench:
 
 
 def pauses(
-    breaker: Bench, outcome: Outcome, count: int, witness: Witness = Witness.RELIABLE
+    breaker: Bench, outcome: Outcome, count: int, evidence: Evidence = Evidence.RELIABLE
 ) -> list[float]:
     """Fail each time that the account may be polled; returns the lengths of the pauses."""
     now = max(1.0, breaker.paused_until)
     lengths: list[float] = []
     while len(lengths) < count:
-        if breaker.ask(now, outcome, witness=witness):
+        if breaker.ask(now, outcome, evidence=evidence):
             lengths.append(breaker.paused_until - now)
         now = max(now + 0.1, breaker.paused_until)
     return lengths
@@ -118,8 +118,8 @@ def test_refused_credentials_pause_longer_and_longer() -> None:
 
 def test_pauses_do_not_grow_while_only_calls_fail_that_were_never_answered() -> None:
     breaker = Bench()
-    assert pauses(breaker, Outcome.AUTH, 60, Witness.WEAK) == [30] * 60
-    assert pauses(breaker, Outcome.AUTH, 6, Witness.WEAK) == [30, 60, 120, 240, 480, 900]
+    assert pauses(breaker, Outcome.AUTH, 60, Evidence.WEAK) == [30] * 60
+    assert pauses(breaker, Outcome.AUTH, 6, Evidence.WEAK) == [30, 60, 120, 240, 480, 900]
 
 
 @pytest.mark.parametrize("outcome", BAD)
@@ -142,7 +142,7 @@ def test_different_calls_that_fail_in_a_row_open_it(outcome: Outcome) -> None:
 def test_a_sick_call_says_nothing_about_the_account(outcome: Outcome) -> None:
     breaker = closed()
     for number in range(100):
-        assert breaker.ask(1.0 + number, outcome, witness=Witness.SICK) is None
+        assert breaker.ask(1.0 + number, outcome, evidence=Evidence.SICK) is None
         assert not breaker.half_open
 
 
@@ -150,7 +150,7 @@ def test_a_sick_call_says_nothing_about_the_account(outcome: Outcome) -> None:
 def test_good_answers_in_between_keep_it_closed(outcome: Outcome) -> None:
     breaker, now = closed(), 1.0
     for _ in range(100):
-        assert breaker.ask(now, outcome, witness=Witness.WEAK) is None
+        assert breaker.ask(now, outcome, evidence=Evidence.WEAK) is None
         now += RECHECK
         assert breaker.ask(now, Outcome.OK) is None
         now += 1
@@ -160,11 +160,11 @@ def test_good_answers_in_between_keep_it_closed(outcome: Outcome) -> None:
 def test_an_account_whose_calls_often_fail_needs_longer_runs(outcome: Outcome) -> None:
     breaker = closed()
 
-    def run(now: float, length: int, witness: Witness = Witness.WEAK) -> Change | None:
+    def run(now: float, length: int, evidence: Evidence = Evidence.WEAK) -> Change | None:
         change = None
         for _ in range(length):
             now = max(now + 1, breaker.paused_until)
-            change = breaker.ask(now, outcome, witness=witness)
+            change = breaker.ask(now, outcome, evidence=evidence)
         return change
 
     assert run(100.0, OUTAGE) is Change.OPENED
@@ -174,7 +174,7 @@ def test_an_account_whose_calls_often_fail_needs_longer_runs(outcome: Outcome) -
     assert breaker.half_open  # one at a time, until a good answer ends it
     breaker.ask(now + 80, Outcome.OK)
     # Calls that were answered lately are believed at once.
-    assert run(now + 90, OUTAGE, Witness.RELIABLE) is Change.OPENED
+    assert run(now + 90, OUTAGE, Evidence.RELIABLE) is Change.OPENED
     breaker.ask(breaker.paused_until, Outcome.OK)
     # It is forgotten with time.
     assert run(20_000.0, OUTAGE) is Change.OPENED
@@ -193,14 +193,14 @@ def test_a_failure_that_was_sent_before_the_last_good_answer_is_no_evidence() ->
 
 def test_a_refusal_is_rechecked_at_once_where_another_was_contradicted_lately() -> None:
     breaker = closed()
-    breaker.ask(1.0, Outcome.AUTH, witness=Witness.WEAK)
+    breaker.ask(1.0, Outcome.AUTH, evidence=Evidence.WEAK)
     assert breaker.wait(1.1) > 2
     breaker.ask(5.0, Outcome.OK)
-    breaker.ask(6.0, Outcome.AUTH, witness=Witness.WEAK)
+    breaker.ask(6.0, Outcome.AUTH, evidence=Evidence.WEAK)
     assert breaker.half_open
     assert breaker.wait(6.1) <= 0
     breaker.ask(6.1, Outcome.OK)
-    breaker.ask(1_000.0, Outcome.AUTH, witness=Witness.WEAK)
+    breaker.ask(1_000.0, Outcome.AUTH, evidence=Evidence.WEAK)
     assert breaker.wait(1_000.1) > 2
 
 

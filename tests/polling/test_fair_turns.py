@@ -7,14 +7,9 @@ import random
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from exporter.calls import CallState
 from tests.polling.scene import NOT_FOUND, SETTINGS, Scene, run
 
-PACES = pytest.mark.parametrize(
-    "settings", [SETTINGS, replace(SETTINGS, adaptive=True)], ids=["growing", "adaptive"]
-)
 PASSWORDS, CAMPAIGN = 1, 2
 
 
@@ -35,10 +30,9 @@ def percentile(delays: list[float], share: float) -> float:
     return delays[int(share * len(delays))]
 
 
-@PACES
-def test_a_campaign_does_not_delay_passwords(settings: Any) -> None:
+def test_a_campaign_does_not_delay_passwords() -> None:
     async def play() -> Any:
-        scene = Scene(settings)
+        scene = Scene(replace(SETTINGS, adaptive=True))
         chance = random.Random(7)
         placing = asyncio.create_task(passwords(scene, 1_500))
         await asyncio.sleep(300)

@@ -199,10 +199,10 @@ async def test_watching_twice_is_watching_once(bench: Bench) -> None:
     bench.poller.add(WatchedCall(call.id, call.reference_id, 0.0))
     assert list(bench.poller.calls.values()) == [call]
     assert bench.stats.open_calls[CallState.NEW] == 1
-    bench.poller.refresh()
+    bench.poller.update_oldest_open()
     assert bench.stats.oldest_open == call.first_watched
     bench.poller.remove(call.id)
-    bench.poller.refresh()
+    bench.poller.update_oldest_open()
     assert bench.stats.oldest_open == 0
     bench.provider.hold.set()
 

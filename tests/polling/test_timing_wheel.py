@@ -63,7 +63,7 @@ class TimingWheelMachine(RuleBasedStateMachine):
 
 
 TestTimingWheel = TimingWheelMachine.TestCase
-TestTimingWheel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestTimingWheel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_calls_that_are_due_together_share_their_tick() -> None:
