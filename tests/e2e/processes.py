@@ -136,6 +136,14 @@ class Exporter(Process):
         return found
 
 
+class Demo(Exporter):
+    """The demo, on a free port, with what it writes in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "demo.yaml", environ={"TMPDIR": str(folder)})
+        self._command = [*ESMS_EXPORTER, "demo", "--web.listen-address=127.0.0.1:0"]
+
+
 def parsed(text: str) -> dict[Series, float]:
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {_series(series): float(value) for series, _, value in lines}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from playwright.async_api import Browser, Page
 
 from exporter.web.status_page import StatusTemplate
 from tests.browser import LOOKS, Look, chromium, findings, looking
-from tests.e2e.processes import Exporter
+from tests.e2e.processes import Demo
 from tests.waiting import DEADLINE
 from tests.web.sample import VIETNAM, sample
 
@@ -61,9 +60,7 @@ async def focused(page: Page) -> tuple[str, str]:
 
 
 async def test_a_real_exporter(tmp_path: Path, browser: Browser) -> None:
-    demo = Exporter(tmp_path / "none.yaml")
-    demo._command = (sys.executable, "-m", "exporter", "demo", "--web.listen-address=127.0.0.1:0")
-    async with demo:
+    async with Demo(tmp_path) as demo:
         url = await demo.ready()
         await demo.until(
             lambda found: (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from tests.dashboards import FILES, Json, Target, read, substituted, targets
-from tests.e2e.processes import Exporter
+from tests.e2e.processes import Demo
 from tests.e2e.prometheus import KINDS, every_kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -134,10 +133,7 @@ class Scene:
 async def scenes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Scene]]:
     """Yield one demo as each kind of server sees it."""
     folder = tmp_path_factory.mktemp("dashboards")
-    demo = Exporter(folder / "none.yaml")
-    demo._command = (sys.executable, "-m", "exporter", "demo", "--web.listen-address=127.0.0.1:0")
-    demo._environ["TMPDIR"] = str(folder)
-    async with demo:
+    async with Demo(folder) as demo:
         address = (await demo.ready()).removeprefix("http://")
         replicas = (
             f"        labels: {{instance: '{FIRST}'}}\n"

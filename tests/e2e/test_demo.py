@@ -11,7 +11,7 @@ import pytest
 
 from exporter.cli import commands
 from exporter.config import json_schema
-from tests.e2e.processes import Exporter, Process, total
+from tests.e2e.processes import Demo, Process, total
 
 
 def folders(path: Path) -> list[Path]:
@@ -19,11 +19,7 @@ def folders(path: Path) -> list[Path]:
 
 
 async def test_the_demo_is_lively_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    command = (sys.executable, "-m", "exporter", "demo", "--web.listen-address=127.0.0.1:0")
-    demo = Exporter(tmp_path / "none.yaml")
-    demo._command = command
-    demo._environ["TMPDIR"] = str(tmp_path)
-    async with demo:
+    async with Demo(tmp_path) as demo:
         url = await demo.ready()
         shown = (await demo.says(r"(?s)esms-exporter demo: .* left behind\.")).group()
         assert f"{url}/metrics" in shown
