@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -23,13 +23,10 @@ _GOODBYE_TIMEOUT: Final = 1.0
 _KEEPALIVE: Final = 30
 """Seconds of silence after which the broker is asked whether it is there."""
 
-BATCH_SIZE: Final = 10
-"""Messages that may be sent before the broker has acknowledged the first of them."""
-
 _MAX_RECEIVED: Final = 10_000
 """Messages of the broker that wait to be processed: what it retains for a thousand accounts."""
 
-_AT_LEAST_ONCE: Final = 1
+AT_LEAST_ONCE: Final = 1
 _PORT: Final = 1883
 _TLS_PORT: Final = 8883
 
@@ -46,63 +43,11 @@ class Message(NamedTuple):
     retained: bool
 
 
-class Broker:
-    """A broker that is connected."""
-
-    def __init__(self, client: aiomqtt.Client) -> None:
-        self._client = client
-
-    async def subscribe(self, *topics: str) -> None:
-        """Receive what is published on topics, in `messages`.
-
-        Raises:
-            BrokerError: the connection broke, or the broker did not answer in time.
-        """
-        with _mapped_errors():
-            await self._client.subscribe([(topic, _AT_LEAST_ONCE) for topic in topics])
-
-    async def unsubscribe(self, *topics: str) -> None:
-        """Receive no more of what is published on topics.
-
-        Raises:
-            BrokerError: as above.
-        """
-        with _mapped_errors():
-            await self._client.unsubscribe(list(topics))
-
-    async def messages(self) -> AsyncIterator[Message]:
-        """Yield what is received.
-
-        Raises:
-            BrokerError: the connection broke.
-        """
-        with _mapped_errors():
-            async for message in self._client.messages:
-                yield Message(message.topic.value, message.payload, message.retain)
-
-    async def publish(self, messages: Sequence[Message]) -> list[BrokerError | None]:
-        """Publish up to `BATCH_SIZE` messages, in this order.
-
-        Returns:
-            Why the broker is not known to have each of them; None where it has.
-        """
-        return await asyncio.gather(*map(self._publish, messages))
-
-    async def _publish(self, message: Message) -> BrokerError | None:
-        topic, payload, retained = message
-        try:
-            with _mapped_errors():
-                await self._client.publish(topic, payload, _AT_LEAST_ONCE, retained)
-        except BrokerError as error:
-            return error
-        return None
-
-
 @asynccontextmanager
 async def connected(
     config: HomeAssistantConfig, last_will: Message, timeout: float = TIMEOUT
-) -> AsyncIterator[Broker]:
-    """Connect to a broker for as long as the block runs.
+) -> AsyncIterator[aiomqtt.Client]:
+    """Connect to a broker for as long as the block runs, which uses it within `mapped_errors`.
 
     Args:
         config: the broker, and how to log in.
@@ -113,14 +58,14 @@ async def connected(
         BrokerError: it cannot be connected.
     """
     url = urlsplit(config.url)
-    with _mapped_errors():
+    with mapped_errors():
         tls = await asyncio.to_thread(_context, config) if url.scheme == "mqtts" else None
         client = aiomqtt.Client(
             url.hostname or "",
             url.port or (_TLS_PORT if tls else _PORT),
             username=config.username,
             password=config.password.reveal() if config.password else None,
-            will=aiomqtt.Will(*last_will[:2], _AT_LEAST_ONCE, last_will.retained),
+            will=aiomqtt.Will(*last_will[:2], AT_LEAST_ONCE, last_will.retained),
             timeout=timeout,
             keepalive=_KEEPALIVE,
             max_queued_incoming_messages=_MAX_RECEIVED,
@@ -138,7 +83,7 @@ async def connected(
             _cut(client)
             raise
     try:
-        yield Broker(client)
+        yield client
         with suppress(Exception):  # it has ended already, or the broker takes nothing any more
             async with asyncio.timeout(_GOODBYE_TIMEOUT):
                 await client.__aexit__(None, None, None)
@@ -160,7 +105,8 @@ def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
 
 
 @contextmanager
-def _mapped_errors() -> Iterator[None]:
+def mapped_errors() -> Iterator[None]:
+    """Raise `BrokerError` for whatever the library raises."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - the library raises anything, such as struct.error

@@ -26,14 +26,43 @@ OFFLINE: Final = b"offline"
 
 Component = dict[str, Any]  # Any: JSON
 
-_CALLS: Final = {"state_class": "measurement", "unit_of_meas": "calls"}
+_CALLS: Final = {"p": "sensor", "state_class": "measurement", "unit_of_meas": "calls"}
 # Of a day: Home Assistant takes a value that is less than the one before for a new beginning.
-_CALLS_TODAY: Final = {"state_class": "total_increasing", "unit_of_meas": "calls"}
-_TODAY: Final = {
-    Result.SUCCESS: ("Calls delivered today", "mdi:phone-check"),
-    Result.FAILURE: ("Calls failed today", "mdi:phone-remove"),
-    Result.UNKNOWN: ("Calls without a result today", "mdi:phone-alert"),
+_TODAY: Final = {"p": "sensor", "state_class": "total_increasing", "unit_of_meas": "calls"}
+_DIAGNOSTIC: Final = {"p": "binary_sensor", "ent_cat": "diagnostic"}
+
+_ENTITIES: Final[dict[str, Component]] = {
+    "credentials": {**_DIAGNOSTIC, "name": "Credentials", "dev_cla": "problem"},
+    "connectivity": {**_DIAGNOSTIC, "name": "Provider", "dev_cla": "connectivity"},
+    "success_ratio": {
+        "p": "sensor",
+        "name": "Success ratio of the last hour",
+        "ic": "mdi:percent",
+        "state_class": "measurement",
+        "unit_of_meas": "%",
+        "sug_dsp_prc": 1,
+    },
+    "watched": {**_CALLS, "name": "Calls watched", "ic": "mdi:phone-clock"},
+    "success_today": {**_TODAY, "name": "Calls delivered today", "ic": "mdi:phone-check"},
+    "failure_today": {**_TODAY, "name": "Calls failed today", "ic": "mdi:phone-remove"},
+    "unknown_today": {**_TODAY, "name": "Calls without a result today", "ic": "mdi:phone-alert"},
+    "last_failure": {
+        "p": "sensor",
+        "name": "Last failure",
+        "dev_cla": "timestamp",
+        "json_attr_tpl": "{{ value_json.failure | tojson }}",
+    },
+    # Of money, Home Assistant keeps statistics as totals alone.
+    "balance": {
+        "p": "sensor",
+        "name": "Balance",
+        "dev_cla": "monetary",
+        "state_class": "total",
+        "unit_of_meas": "VND",
+    },
 }
+"""By the key of the value in the state: what Home Assistant calls it, and how it shows it."""
+
 # Pauses of an account that is reached: it was answered.
 _REACHED: Final = frozenset({Outcome.AUTH, Outcome.THROTTLED})
 
@@ -116,8 +145,21 @@ def device(topics: Topics, account: str, *, with_balance: bool) -> bytes:
         account: its name.
         with_balance: its balance is known.
     """
-    unique = f"{topics.node}_{device_of(account)}"
-    components = _components(topics, account, with_balance=with_balance)
+    unique, components = f"{topics.node}_{device_of(account)}", dict[str, Component]()
+    for key, entity in _ENTITIES.items():
+        if key != "balance" or with_balance:
+            value = {"val_tpl": f"{{{{ value_json.{key} }}}}", "uniq_id": f"{unique}_{key}"}
+            components[key] = {**entity, **value}
+    components["last_failure"]["json_attr_t"] = topics.state(account)
+    # Each event is published once, and not retained.
+    components["finished"] = {
+        "p": "event",
+        "name": "Call finished",
+        "ic": "mdi:phone-hangup",
+        "stat_t": topics.event(account),
+        "evt_typ": [result.value for result in Result],
+        "uniq_id": f"{unique}_finished",
+    }
     described = {
         "dev": {
             "ids": [unique],
@@ -126,10 +168,7 @@ def device(topics: Topics, account: str, *, with_balance: bool) -> bytes:
             "mdl": "Voice account",
         },
         "o": {"name": "esms-exporter", "sw": exporter.__version__},
-        "cmps": {
-            key: {**component, "uniq_id": f"{unique}_{key}"}
-            for key, component in components.items()
-        },
+        "cmps": components,
         "stat_t": topics.state(account),
         "avty_t": topics.availability,
         "qos": 1,
@@ -167,58 +206,6 @@ def state(status: AccountStatus, recent: Recent, watched: int, balance: float | 
         **({} if balance is None else {"balance": balance}),
     }
     return to_json(values)
-
-
-def _components(topics: Topics, account: str, *, with_balance: bool) -> dict[str, Component]:
-    components: dict[str, Component] = {
-        "credentials": _entity(
-            "binary_sensor", "Credentials", dev_cla="problem", ent_cat="diagnostic"
-        ),
-        "connectivity": _entity(
-            "binary_sensor", "Provider", dev_cla="connectivity", ent_cat="diagnostic"
-        ),
-        "success_ratio": _entity(
-            "sensor",
-            "Success ratio of the last hour",
-            state_class="measurement",
-            unit_of_meas="%",
-            sug_dsp_prc=1,
-            ic="mdi:percent",
-        ),
-        "watched": _entity("sensor", "Calls watched", ic="mdi:phone-clock", **_CALLS),
-        **{
-            f"{result}_today": _entity("sensor", name, ic=icon, **_CALLS_TODAY)
-            for result, (name, icon) in _TODAY.items()
-        },
-        "last_failure": _entity(
-            "sensor",
-            "Last failure",
-            dev_cla="timestamp",
-            json_attr_t=topics.state(account),
-            json_attr_tpl="{{ value_json.failure | tojson }}",
-        ),
-        # Each event is published once, and not retained.
-        "finished": {
-            "p": "event",
-            "name": "Call finished",
-            "stat_t": topics.event(account),
-            "evt_typ": [result.value for result in Result],
-            "ic": "mdi:phone-hangup",
-        },
-    }
-    if with_balance:
-        # Of money, Home Assistant keeps statistics as totals alone.
-        components["balance"] = _entity(
-            "sensor", "Balance", dev_cla="monetary", state_class="total", unit_of_meas="VND"
-        )
-    for key, component in components.items():
-        if component["p"] != "event":
-            component["val_tpl"] = f"{{{{ value_json.{key} }}}}"
-    return components
-
-
-def _entity(platform: str, name: str, **options: object) -> Component:
-    return {"p": platform, "name": name, **options}
 
 
 def _reached(status: AccountStatus) -> bool | None:

@@ -8,17 +8,29 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
+from aiomqtt import Client
 
 from exporter.backoff import ExponentialBackoff
 from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
-from exporter.home_assistant.accounts import ExposedAccounts
-from exporter.home_assistant.mqtt import BATCH_SIZE, TIMEOUT, Broker, Message, connected
+from exporter.home_assistant.mqtt import (
+    AT_LEAST_ONCE,
+    TIMEOUT,
+    Message,
+    connected,
+    mapped_errors,
+)
 from exporter.home_assistant.payloads import OFFLINE, ONLINE, MqttKind
 from exporter.metrics.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from exporter.home_assistant.integration import ExposedAccounts
+
+_BATCH_SIZE: Final = 10
+"""Messages that may be sent before the broker has acknowledged the first of them."""
 
 _SETTLE: Final = 0.5
 """Seconds for which retained messages are awaited: no message marks the last."""
@@ -177,18 +189,20 @@ class Publisher:
                 if isinstance(end, Exception):
                     raise end
 
-    async def _receive(self, broker: Broker) -> None:
-        async for topic, payload, retained in broker.messages():
-            if topic == self._topics.birth:
-                if payload == ONLINE:
-                    self._retained = dict.fromkeys(self._retained, _REPUBLISH)
-            elif topic == self._topics.availability:
-                # The last will of a connection that has broken, perhaps of another exporter's.
-                self._retained[topic] = payload
-            elif retained:
-                self._retained.setdefault(topic, payload)
+    async def _receive(self, broker: Client) -> None:
+        with mapped_errors():
+            async for message in broker.messages:
+                topic, payload = message.topic.value, message.payload
+                if topic == self._topics.birth:
+                    if payload == ONLINE:
+                        self._retained = dict.fromkeys(self._retained, _REPUBLISH)
+                elif topic == self._topics.availability:
+                    # The last will of a connection that has broken, perhaps another exporter's.
+                    self._retained[topic] = payload
+                elif message.retain:
+                    self._retained.setdefault(topic, payload)
 
-    async def _publish_all(self, broker: Broker) -> None:
+    async def _publish_all(self, broker: Client) -> None:
         await self._look(broker)
         self._published = (await self._exposed.messages()).keys()
         loop, look_at = asyncio.get_running_loop(), 0.0
@@ -213,7 +227,7 @@ class Publisher:
             await asyncio.sleep(_SETTLE)
         await self._publish_changes(broker, wanted, ONLINE if self._others else OFFLINE)
 
-    async def _wanted(self, broker: Broker) -> Mapping[str, bytes]:
+    async def _wanted(self, broker: Client) -> Mapping[str, bytes]:
         """Return what is to be retained of the accounts that are polled here."""
         wanted = await self._exposed.messages()
         if not wanted.keys() <= set(self._published):
@@ -221,16 +235,19 @@ class Publisher:
         self._published = wanted.keys()
         return wanted
 
-    async def _look(self, broker: Broker) -> None:
+    async def _look(self, broker: Client) -> None:
         """Learn what the broker retains, whichever exporter published it."""
         self._retained = {}
         topics = self._topics
-        await broker.subscribe(topics.availability, topics.birth, *topics.retained)
+        wanted = topics.availability, topics.birth, *topics.retained
+        with mapped_errors():
+            await broker.subscribe([(topic, AT_LEAST_ONCE) for topic in wanted])
         await asyncio.sleep(_SETTLE)
-        await broker.unsubscribe(*topics.retained)  # or all of its own messages would come back
+        with mapped_errors():  # or all of its own messages would come back
+            await broker.unsubscribe(list(topics.retained))
 
     async def _publish_changes(
-        self, broker: Broker, wanted: Mapping[str, bytes], availability: bytes
+        self, broker: Client, wanted: Mapping[str, bytes], availability: bytes
     ) -> None:
         target = {self._topics.availability: availability, **wanted}
         messages = [
@@ -243,8 +260,8 @@ class Publisher:
         # States the next time: entities that are there still would complain of an empty one.
         messages += [Message(topic, b"", retained=True) for topic in sorted(devices or unwanted)]
         others = [message for message in messages if message.topic not in self._failed]
-        for start in range(0, len(others), BATCH_SIZE):
-            await self._publish_retained(broker, others[start : start + BATCH_SIZE])
+        for start in range(0, len(others), _BATCH_SIZE):
+            await self._publish_retained(broker, others[start : start + _BATCH_SIZE])
         if not self.ready and not self._stopping.is_set():
             return
         # One that failed may be what breaks the connection: last, alone, and after events.
@@ -252,7 +269,7 @@ class Publisher:
         for topic in [topic for topic in self._failed if topic in by_topic]:
             await self._publish_retained(broker, [by_topic[topic]])
 
-    async def _publish_retained(self, broker: Broker, messages: Sequence[Message]) -> None:
+    async def _publish_retained(self, broker: Client, messages: Sequence[Message]) -> None:
         # Before it is known: what others publish meanwhile is newer. Where it fails, all is lost.
         for topic, payload, _ in messages:
             self._retained[topic] = payload
@@ -260,14 +277,14 @@ class Publisher:
                 del self._retained[topic]
             self._failed.pop(topic, None)
             self._failed[topic] = None  # until the answer
-        problems = await self._publish(broker, messages)
+        problems = await asyncio.gather(*(self._publish(broker, each) for each in messages))
         for message, problem in zip(messages, problems, strict=True):
             if not problem:
                 del self._failed[message.topic]
         for problem in filter(None, problems):
             raise problem
 
-    async def _publish_events(self, broker: Broker) -> None:
+    async def _publish_events(self, broker: Client) -> None:
         """Publish the events that wait now; states get their turn before others."""
         for _ in range(len(self._events)):
             message, published = self._events.popleft()
@@ -275,7 +292,7 @@ class Publisher:
                 continue  # it was cancelled
             problem: BrokerError | None = BrokerError("the connection ended before the answer")
             try:
-                (problem,) = await self._publish(broker, [message])
+                problem = await self._publish(broker, message)
             finally:
                 _finish(published, problem)
             if problem:
@@ -286,14 +303,17 @@ class Publisher:
         while self._events:
             _finish(self._events.popleft()[1], BrokerAwayError("the MQTT broker went away"))
 
-    async def _publish(
-        self, broker: Broker, messages: Sequence[Message]
-    ) -> list[BrokerError | None]:
-        problems = await broker.publish(messages)
-        for message, problem in zip(messages, problems, strict=True):
-            outcome = MqttOutcome.FAILED if problem else MqttOutcome.PUBLISHED
-            self._metrics.count(self._topics.kind(message.topic), outcome)
-        return problems
+    async def _publish(self, broker: Client, message: Message) -> BrokerError | None:
+        """Publish a message; returns why the broker is not known to have it, if so."""
+        problem, outcome = None, MqttOutcome.PUBLISHED
+        try:
+            with mapped_errors():
+                topic, payload, retained = message
+                await broker.publish(topic, payload, AT_LEAST_ONCE, retained)
+        except BrokerError as error:
+            problem, outcome = error, MqttOutcome.FAILED
+        self._metrics.count(self._topics.kind(message.topic), outcome)
+        return problem
 
     def _log_connection(self, problem: str | None) -> None:
         if problem is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from exporter.config.targets import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
+from exporter.home_assistant.integration import HomeAssistant
 from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
 from exporter.notify.events import home_assistant_event
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
@@ -18,18 +19,7 @@ _GIVE_UP_AFTER: Final = 86_400.0
 """Seconds for which events wait for a broker that is away."""
 
 
-class EventPublisher(Protocol):
-    """The connection to the broker, which states of accounts share."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether events can be published now."""
-
-    async def publish_event(self, account: str, payload: bytes) -> None:
-        """Publish an event; raises `BrokerAwayError` if it was not sent, or `BrokerError`."""
-
-
-def home_assistant(config: HomeAssistantConfig, publisher: EventPublisher) -> TargetSettings:
+def home_assistant(config: HomeAssistantConfig, publisher: HomeAssistant) -> TargetSettings:
     """Return the settings of Home Assistant.
 
     One event at a time: it is to blame where the connection breaks, and is given up when that
@@ -48,7 +38,7 @@ def home_assistant(config: HomeAssistantConfig, publisher: EventPublisher) -> Ta
 class HomeAssistantEvents:
     """Publishes events; see `exporter.notify.target.Target`."""
 
-    def __init__(self, publisher: EventPublisher) -> None:
+    def __init__(self, publisher: HomeAssistant) -> None:
         self._publisher = publisher
 
     @property

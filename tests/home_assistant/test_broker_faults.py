@@ -19,7 +19,7 @@ from exporter.config import HomeAssistantConfig
 from exporter.config.document import Problems
 from exporter.config.validation import LoadContext
 from exporter.errors import BrokerAwayError, BrokerError
-from exporter.home_assistant.accounts import ExposedAccounts
+from exporter.home_assistant.integration import ExposedAccounts
 from exporter.home_assistant.payloads import Topics
 from exporter.home_assistant.publisher import MqttMetrics, Publisher
 from exporter.metrics.catalogue import Catalogue
