@@ -126,7 +126,6 @@ class Store:
         self.outbox = outbox or Outbox(self._clock)
         self._epochs: dict[str, int] = {}
         self.exporter = uuid.uuid4().hex if database.shared else None
-        self._sharing = Sharing(self.exporter, self._epochs) if self.exporter else None
         self.open_calls = OpenCalls(database)
         self.limits, self._retention = NO_LIMITS, math.inf
         self._seconds: dict[float, float] = {}
@@ -211,7 +210,7 @@ class Store:
             partial(self.open_calls.room, limit=max_calls),
             source=source,
             whole=whole,
-            sharing=self._sharing,
+            sharing=Sharing(self.exporter, self._epochs) if self.exporter else None,
             lately=named_lately(self._retention),
             limits=self.limits,
         )
