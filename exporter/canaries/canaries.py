@@ -84,12 +84,7 @@ class CanaryNumbers:
 
 
 def read_canaries(metrics: Catalogue, canaries: Mapping[str, CanaryNumbers]) -> None:
-    """Have the metrics of canaries read at each scrape.
-
-    Args:
-        metrics: the metrics.
-        canaries: by name: live mapping, shared by reference.
-    """
+    """Have the metrics of canaries, by name in a live mapping, read at each scrape."""
 
     def each(read: Callable[[CanaryNumbers], Rows[float]]) -> Callable[[], Rows[float]]:
         return lambda: (
@@ -179,11 +174,7 @@ class Canaries:
             await asyncio.wait(self._placing, timeout=timeout)
 
     async def prune(self, before: float) -> None:
-        """Forget runs that ended before a Unix time.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Forget runs that ended before a Unix time."""
         await self._ledger.execute(canary_runs.prune, before, self._ledger.clock.now())
 
     def _polled(self, name: str) -> bool:

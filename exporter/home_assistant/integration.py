@@ -150,12 +150,7 @@ class HomeAssistant:
         return self._publisher is not None and self._publisher.ready
 
     async def publish_event(self, account: str, payload: bytes) -> None:
-        """Publish an event of an account, once; returns when the broker has it.
-
-        Raises:
-            BrokerAwayError: it was not published.
-            BrokerError: the broker is not known to have it.
-        """
+        """Publish an event of an account; see `Publisher.publish_event`."""
         if self._publisher is None:
             raise BrokerAwayError("no MQTT broker is configured")
         await self._publisher.publish_event(account, payload)

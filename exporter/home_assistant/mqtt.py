@@ -32,11 +32,7 @@ _TLS_PORT: Final = 8883
 
 
 class Message(NamedTuple):
-    """A message on a topic; an empty one clears what is retained there.
-
-    Attributes:
-        retained: the broker is to keep it; or has kept it, where it comes from there.
-    """
+    """A message on a topic; an empty one clears what is retained there."""
 
     topic: str
     payload: bytes
@@ -53,9 +49,6 @@ async def connected(
         config: the broker, and how to log in.
         last_will: published by the broker when the connection breaks.
         timeout: seconds that the broker may take for an answer.
-
-    Raises:
-        BrokerError: it cannot be connected.
     """
     url = urlsplit(config.url)
     with mapped_errors():

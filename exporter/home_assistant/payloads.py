@@ -138,13 +138,7 @@ def device_of(account: str) -> str:
 
 
 def device(topics: Topics, account: str, *, with_balance: bool) -> bytes:
-    """Return the description of an account's device.
-
-    Args:
-        topics: of the exporter.
-        account: its name.
-        with_balance: its balance is known.
-    """
+    """Return the description of an account's device."""
     unique, components = f"{topics.node}_{device_of(account)}", dict[str, Component]()
     for key, entity in _ENTITIES.items():
         if key != "balance" or with_balance:
@@ -177,14 +171,7 @@ def device(topics: Topics, account: str, *, with_balance: bool) -> bytes:
 
 
 def state(status: AccountStatus, recent: Recent, watched: int, balance: float | None) -> bytes:
-    """Return the state of all entities of an account.
-
-    Args:
-        status: of the account.
-        recent: its recent results.
-        watched: how many of its calls are open.
-        balance: in VND, if it is known.
-    """
+    """Return the state of all entities of an account; its balance is in VND, if it is known."""
     success = sum(minute.success for minute in recent.minutes)
     known = success + sum(minute.failure for minute in recent.minutes)
     failure = recent.failures[0] if recent.failures else None

@@ -186,17 +186,9 @@ def withdraw(connection: Connection, run: int) -> None:
 def accept(
     connection: Connection, run: int, reference_id: ReferenceId, now: float, seconds: float
 ) -> bool:
-    """Write that the provider has accepted a call, which is watched from now on.
+    """Write that the provider has accepted a call, which is watched from now (Unix time) on.
 
-    Args:
-        connection: in a transaction.
-        run: its run.
-        reference_id: what the provider calls it.
-        now: Unix time.
-        seconds: what the request took.
-
-    Returns:
-        Whether the run had not ended before.
+    The request took some seconds. Returns whether the run had not ended before.
     """
     accepted = (
         update(canary_runs)
@@ -233,19 +225,8 @@ def end(
 ) -> bool:
     """Write how a run has ended, and count it, once.
 
-    A call that has not finished is not watched any more, as one that was deleted.
-
-    Args:
-        connection: in a transaction.
-        run: its row.
-        result: how it ended.
-        now: Unix time.
-        status: what the callee did, if that is known.
-        code: the provider's, if it refused.
-        seconds: from its acceptance to its end, if it has finished.
-
-    Returns:
-        Whether it had not ended before.
+    A call that has not finished is not watched any more, as one that was deleted; one that has
+    took some seconds from its acceptance. Returns whether the run had not ended before.
     """
     ended = (
         update(canary_runs)
@@ -274,12 +255,8 @@ def end(
 def count_missed(connection: Connection, name: str, seen_until: int, due: Sequence[int]) -> int:
     """Count due times at which no call was placed; returns how many.
 
-    Args:
-        connection: in a transaction.
-        name: of the canary.
-        seen_until: up to when due times were counted: if that has changed, another exporter has
-            counted these.
-        due: the due times since, all too long ago for a call to be placed still.
+    They are those since `seen_until`, all too long ago for a call to be placed still. If that has
+    changed, another exporter has counted them.
     """
     row = _lock(connection, name)
     move = update(canaries).where(canaries.c.id == row, canaries.c.seen_until == seen_until)

@@ -69,11 +69,7 @@ class Dispatcher:
         self._workers: dict[str, TargetWorker] = {}
 
     async def open(self) -> None:
-        """Make due what a killed process had claimed.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Make due what a killed process had claimed."""
         await self._ledger.execute(self._ledger.store.outbox.release_all)
 
     def configure(self, targets: Sequence[TargetSettings], timeout: float) -> None:
@@ -108,11 +104,7 @@ class Dispatcher:
         await asyncio.gather(*(worker.stop(timeout) for worker in self._workers.values()))
 
     async def prune(self) -> None:
-        """Delete overdue notifications of removed targets.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Delete overdue notifications of removed targets."""
         pruned = BATCH_SIZE
         while pruned == BATCH_SIZE:
             prune = self._ledger.store.outbox.prune

@@ -64,13 +64,7 @@ def cloud_event(call: CallFinished) -> CloudEvent:
 
 
 def signature_headers(key: bytes, event: CloudEvent, now: float) -> dict[str, str]:
-    """Return the headers that prove who sends an event, and when.
-
-    Args:
-        key: for signing.
-        event: what is sent.
-        now: Unix time of this attempt.
-    """
+    """Return the headers that prove who sends an event, and when (Unix time of this attempt)."""
     timestamp = str(int(now))
     signed = hmac.digest(key, f"{event.id}.{timestamp}.".encode() + event.body, hashlib.sha256)
     return {

@@ -38,12 +38,7 @@ _ABOUT_THE_EVENT: Final = frozenset(
 
 
 def webhook(config: NotifyConfig, authorities: Authorities | None = None) -> TargetSettings:
-    """Return the settings of a webhook.
-
-    Args:
-        config: of the webhook.
-        authorities: that certificates are verified against; None for the system's.
-    """
+    """Return the settings of a webhook; its certificate is checked against these authorities."""
     tls = authorities.context if authorities else True
     route = Route(
         config.name,
@@ -67,10 +62,6 @@ class WebhookClient:
 
     Redirects are not followed, certificates are verified, and addresses are checked when they are
     connected to, see `exporter.ssrf`.
-
-    Args:
-        config: of the webhook.
-        tls: see `exporter.http.HttpClient`.
 
     Must be made inside a running loop, and closed.
     """
@@ -122,13 +113,7 @@ class WebhookClient:
 
 
 def interpret(status: int, headers: Mapping[str, str], now: float) -> Delivery:
-    """Return what an answer means for the event.
-
-    Args:
-        status: of HTTP.
-        headers: of the answer.
-        now: Unix time.
-    """
+    """Return what an HTTP response means for the event; `now` is Unix time."""
     if 200 <= status < 300:
         return Delivery(DeliveryOutcome.OK, DeliveryAction.DONE, healthy=True)
     problem = f"the answer has the status {status}"
