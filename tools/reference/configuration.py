@@ -17,23 +17,24 @@ from exporter.config.watch import CALL_SCHEMA, CallConfig
 from exporter.secrets import Secret
 from tools.reference.markdown import NOTE, code, table
 
-_HEAD: Final = ("key", "takes", "default", "what it is")
+_HEAD: Final = ("key", "value", "default", "meaning")
 _INTRODUCTION: Final = """# Configuration
 
-Every key of the file that `--config.file` names, with what it takes and its default.
-[config.example.yaml](../config.example.yaml) is the same as a file to start from, and
-`esms-exporter schema` prints a JSON Schema for editors.
+This page is a reference for people who write a configuration. It lists every key of the file in
+`--config.file`, with its values and its default. [config.example.yaml](../config.example.yaml) is
+an example to start from, and `esms-exporter schema` prints a JSON Schema for editors.
 
-- The file is YAML. An unknown key, a wrong type, a name that is there twice, a variable that is not
-  set, a file that cannot be read: each is an error with its line, all are reported at once, and
-  `esms-exporter check --config.file=config.yaml` reports them without running anything.
-- `${NAME}` in a value is replaced by the environment variable, `${NAME:-default}` also does without
-  it, `$$` is a plain `$`. Between `{ }` or `[ ]`, such a value needs quotes.
-- Durations are those of Prometheus: `100ms`, `15s`, `1m30s`, `6h`, `3d`.
-- Paths of files are relative to the configuration; that in `ledger.url` is relative to the working
-  directory.
-- The file, and those that it names, are read again within 2 s of a change, at SIGHUP and at
-  `POST /-/reload`. One with a problem changes nothing. `ledger.url` alone needs a restart.
+- **Format.** The file is YAML. Unknown keys, wrong types, duplicate names, missing variables and
+  unreadable files are errors. All errors are reported at once, with their lines.
+  `esms-exporter check --config.file=config.yaml` reports them without running the exporter.
+- **Environment variables.** `${NAME}` is replaced by the value of the variable, `${NAME:-default}`
+  has a default, and `$$` is a plain `$`. Between `{ }` or `[ ]`, such a value needs quotes.
+- **Durations** have the format of Prometheus: `100ms`, `15s`, `1m30s`, `6h`, `3d`.
+- **Paths** are relative to the configuration file. The path in `ledger.url` is relative to the
+  working directory.
+- **Reload.** The configuration and the files that it names are read again within 2 s of a change,
+  at SIGHUP and at `POST /-/reload`. An invalid configuration changes nothing. Only `ledger.url`
+  needs a restart.
 """
 
 

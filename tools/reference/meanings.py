@@ -1,4 +1,4 @@
-"""What the values of labels mean, in words."""
+"""The meanings of label values."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ USER_LABEL: Final = "LABELS"
 OPEN_LABELS: Final = {
     "account": "the `name` of an account in the configuration.",
     "reference_id": "a call, as its source wrote it.",
-    "source": "a watch source: `config`, `files`, `api`, `callback`, or `sql:NAME` for an entry of"
-    " `watch.sql`; those that are configured.",
+    "source": "a source of calls: `config`, `files`, `api`, `callback`, or `sql:NAME` for an "
+    "entry of `watch.sql`. Only configured sources have series.",
     "target": "the `name` of a target of notifications in the configuration, or `Home Assistant`.",
     "canary": "the `name` of an entry of `canaries`.",
     "version": "the exporter's version.",
-    "python_version": "the version of Python that it runs on.",
+    "python_version": "the version of Python.",
 }
-"""Labels whose values the user's surroundings decide."""
+"""Labels with values from the configuration or the environment."""
 
 _KEYS: Final = {str(digit): f"the key {digit}" for digit in range(10)}
 CALLBACK_OUTCOME: Final = "outcome of callbacks"
@@ -34,137 +34,136 @@ SPECIAL: Final = {
     ("esms_canary_runs_total", "result"): CANARY_RESULT,
     ("esms_mqtt_messages_total", "outcome"): MQTT_OUTCOME,
 }
-"""Labels of metrics that have values of their own, and where those are explained."""
+"""Metrics whose labels have their own values, and the heading that explains these."""
 
 # By label and value. `make docs` fails where one is missing, or has no series any more.
 MEANINGS: Final[dict[str, dict[str, str]]] = {
     "result": {
-        "success": "the carrier delivered the call; the callee need not have answered",
-        "failure": "the carrier did not deliver it, or the provider rejected it",
-        "unknown": "the provider never told",
+        "success": "the carrier delivered the call, whether the callee answered or not",
+        "failure": "the carrier did not deliver the call, or the provider rejected it",
+        "unknown": "the provider reported no result",
     },
     "status": {
         "answered": "the callee answered",
-        "no_answer": "it rang, and nobody answered",
+        "no_answer": "the phone rang and was not answered",
         "busy": "the line was busy",
-        "failed": "the carrier could not put the call through",
-        "none": "the provider said nothing of the callee",
-        "other": "the provider said something that is not known to this version",
-        "rejected": "the provider rejected the call; it was never placed",
-        "not_found": "the provider did not know the call for `polling.not_found_grace`",
+        "failed": "the carrier could not connect the call",
+        "none": "the provider reported nothing about the callee",
+        "other": "the provider reported a value that this version does not know",
+        "rejected": "the provider rejected the call; it was not placed",
+        "not_found": "the provider did not find the call for `polling.not_found_grace`",
         "expired": "the call did not finish within `polling.give_up_after`",
     },
     "key": {**_KEYS, "star": "the key *", "hash": "the key #", "other": "anything else"},
     "state": {
-        "new": "not asked for yet, or no good answer yet",
-        "awaiting_approval": "the provider has not approved it yet (`SendStatus` 1)",
-        "queued": "it waits to be placed (`SendStatus` 2)",
-        "awaiting_report": "it was placed, and the carrier has not reported yet (`SendStatus` 7)",
-        "unknown": "the provider answers with a state that is not documented",
-        "not_found": "the provider does not know it, or not yet",
+        "new": "not polled yet, or no good answer yet",
+        "awaiting_approval": "the provider has not approved the call yet (`SendStatus` 1)",
+        "queued": "the call is waiting to be placed (`SendStatus` 2)",
+        "awaiting_report": "the call was placed; the carrier has not reported yet (`SendStatus` 7)",
+        "unknown": "the provider answers with an undocumented state",
+        "not_found": "the provider does not find the call, or does not find it yet",
     },
     CANARY_RESULT: {
-        "success": "it finished as expected",
-        "failure": "it finished otherwise: not answered, rejected, or with another key",
-        "late": "it was placed, and had not finished when `within` had passed",
-        "refused": "the provider refused to place it, and said so with a result code",
-        "unreachable": "there was no connection to the provider, so that nothing was placed",
-        "unsure": "nobody knows whether it was placed: the answer was lost, or the exporter ended"
-        " before it came; it is not placed again",
-        "missed": "nobody placed it in time: no exporter ran, the ledger could not be written, or"
-        " the account was paused",
-        "limited": "the calls of `max_per_day` had been placed",
+        "success": "the call finished as expected",
+        "failure": "the call finished differently: not answered, rejected, or with another key",
+        "late": "the call was placed, and had not finished after `within`",
+        "refused": "the provider refused to place the call, with a result code",
+        "unreachable": "the connection to the provider failed, so the call was not placed",
+        "unsure": "it is not known whether the call was placed: the answer was lost, or the"
+        " exporter was killed; it is not placed again",
+        "missed": "the call was not placed in time: no exporter was running, the ledger could not"
+        " be written, or the account was paused",
+        "limited": "`max_per_day` was reached",
     },
     "stage": {
-        "accepted": "from the request that places it to the provider's acceptance",
-        "finished": "from the acceptance to its end, as it was found by asking every 5 s",
+        "accepted": "from the request to place the call until the provider accepted it",
+        "finished": "from then until the poll or callback that reported the end of the call",
     },
     "operation": {
-        "get_balance": "asking for the balance of an account",
-        "get_send_status": "asking what became of a call",
-        "make_call": "placing a canary call; of accounts that place some",
+        "get_balance": "request the balance of an account",
+        "get_send_status": "poll a call",
+        "make_call": "place a canary call; only for accounts with canaries",
     },
     "outcome": {
         "ok": "a good answer",
-        "auth": "the credentials, the caller's address or the account were refused",
-        "not_found": "the provider does not know the call",
+        "auth": "the credentials, the IP address or the account were refused",
+        "not_found": "the provider does not find the call",
         "throttled": "too many requests per second",
-        "api_error": "another error that the provider told",
-        "bad_response": "an answer that cannot be read, or is about another call",
-        "timeout": "no whole answer within `polling.timeout`",
-        "connection": "no connection, or one that broke",
+        "api_error": "another error code of the provider",
+        "bad_response": "an unreadable answer, or an answer about another call",
+        "timeout": "no complete answer within `polling.timeout`",
+        "connection": "no connection, or a broken connection",
         "tls": "the certificate could not be verified, or the handshake failed",
-        "http_error": "an HTTP status that is not one of success",
+        "http_error": "an HTTP status other than success",
     },
     CALLBACK_OUTCOME: {
-        "hint": "the call is asked for now",
-        "accepted": "the call has finished by it",
-        "watched": "nobody watched the call; now it is asked for",
-        "ignored": "nobody watches the call",
-        "repeated": "the call has finished before",
-        "malformed": "it names no call",
-        "forbidden": "it does not hold the account's token",
-        "error": "it could not be stored; the provider sends it again",
+        "hint": "the call is polled at once",
+        "accepted": "the callback finished the call",
+        "watched": "the call was unknown; it is added and polled at once",
+        "ignored": "the call is not watched",
+        "repeated": "the call had finished before",
+        "malformed": "the callback names no call",
+        "forbidden": "the token is not the account's token",
+        "error": "the callback could not be stored; the provider sends it again",
     },
     NOTIFICATION_OUTCOME: {
-        "delivered": "the target answered with a status of the 200s",
-        "gave_up": "it was not delivered within `give_up_after`, or the target answered with the "
-        "status 410",
+        "delivered": "the target answered with a 2xx status",
+        "gave_up": "not delivered within `give_up_after`, or the target answered with status 410",
     },
     POST_OUTCOME: {
-        "ok": "a status of the 200s",
-        "gone": "the status 410: the notification is given up",
-        "throttled": "the status 429 or 503; `Retry-After` is respected, up to 15 minutes",
+        "ok": "a 2xx status",
+        "gone": "status 410: the notification is given up",
+        "throttled": "status 429 or 503; `Retry-After` is respected, up to 15 minutes",
         "http_error": "any other status; redirects are not followed",
         "timeout": "no answer within the target's `timeout`",
-        "connection": "no connection, or one that broke",
+        "connection": "no connection, or a broken connection",
         "tls": "the certificate could not be verified, or the handshake failed",
         "bad_response": "an answer that is not HTTP",
-        "forbidden": "the name of the target leads to a link-local or metadata address",
+        "forbidden": "the host name of the target resolves to a link-local or metadata address",
     },
     "kind": {
-        "device": "an account's device and its entities",
-        "state": "the state of all entities of an account, or whether anybody tells of them",
-        "event": "a call that has finished",
+        "device": "the device of an account, with its entities",
+        "state": "the state of all entities of an account, or the availability of the exporter",
+        "event": "a finished call",
     },
     MQTT_OUTCOME: {
-        "published": "the broker has it",
-        "failed": "the broker is not known to have it; it is sent again",
+        "published": "the broker has acknowledged the message",
+        "failed": "the broker has not acknowledged the message; it is sent again",
     },
     "reason": {
-        "client_refused": "the client refused the server's certificate or parameters, and said so;"
-        " the log tells why",
-        "no_certificate": "the client has no certificate, and one is required",
-        "bad_certificate": "the client's certificate could not be verified: its authority is not"
-        " known, or it has expired",
-        "not_allowed": "the client's certificate holds none of `client_allowed_sans`",
-        "unsupported": "client and server have no version, cipher or curve in common",
-        "not_tls": "the client did not speak TLS, but plain HTTP for example",
-        "closed": "the client closed the connection before the end, as checks of the port do",
+        "client_refused": "the client refused the certificate or the parameters of the server, with"
+        " a TLS alert; the log shows the reason",
+        "no_certificate": "the client sent no certificate, and one is required",
+        "bad_certificate": "the certificate of the client could not be verified: its authority is"
+        " unknown, or it has expired",
+        "not_allowed": "the certificate of the client matches none of `client_allowed_sans`",
+        "unsupported": "client and server have no common version, cipher or curve",
+        "not_tls": "the client does not use TLS, but for example plain HTTP",
+        "closed": "the client closed the connection early, as port checks do",
         "timeout": "the handshake took more than 10 s",
-        "other": "anything else; the log tells what",
+        "other": "anything else; the log shows the reason",
     },
     "code": {
-        "100": "good",
+        "100": "success",
         "99": "the number is blocked",
         "101": "the ApiKey or the SecretKey is wrong",
         "102": "there is no price list",
         "103": "the balance is too low",
         "104": "the call code or the template does not exist",
-        "105": "the id is not found, or not yet",
+        "105": "the id is not found, or is not found yet",
         "106": "the recording does not exist",
         "108": "the phone number is malformed",
         "118": "the type is not supported",
         "124": "the RequestId was used before",
-        "140": "the caller's IP address is not whitelisted",
-        "143": "the account is not active, or locked",
+        "140": "the IP address is not whitelisted",
+        "143": "the account is not active, or is locked",
         "160": "too many requests per second",
         "851": "the id is missing",
         "854": "no data was found",
-        "other": "a code that is not documented",
+        "other": "an undocumented code",
     },
     "field": {
         "sent_result": "`SentResult`: whether the carrier delivered the call",
-        "call_duration": "`CallDuration`: for how long it was answered; no duration is counted",
+        "call_duration": "`CallDuration`: the duration of an answered call; no duration is counted",
     },
 }

@@ -1,4 +1,4 @@
-"""The reference of the metrics, from the catalogue and from what it starts with."""
+"""The reference of the metrics, from the catalogue and its initial series."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ from tools.reference.meanings import (
 
 _INTRODUCTION: Final = """# Metrics
 
-Every metric of the exporter's own, in the order of `/metrics`. LABELS stands for the names in
-`watch.labels`, in that order; a call without one of them shows it empty, and what is beyond
-`watch.max_label_values` and `watch.max_label_sets` is counted as `other`
-([Labels](sources.md#labels)). Times are in seconds; points in time are Unix times, and 0
-where there has been none.
+This page is a reference for people who write queries, alerts or dashboards. It lists every metric
+of the exporter, in the order of `/metrics`, and explains the
+[values of labels](#values-of-labels).
 
-A series is there at 0 before anything happens, so that the first failure is an increase: those of
-an account from the start, those of a set of user labels from the first call that carries it. An
-account has {account} series without the user's labels, and each set of user labels adds {labels}.
+- **LABELS** are the names in `watch.labels`, in this order. A label that a call does not have is
+  empty. Values above `watch.max_label_values` and `watch.max_label_sets` are counted as `other`
+  ([Labels](sources.md#labels)).
+- **Units.** Times are in seconds. Timestamps are Unix times, and 0 if the event has not occurred.
+- **Initial series.** Series are exposed as 0 before the first event, so that the first failure is
+  an increase: the series of an account from the start, those of a set of user labels from its
+  first call. An account has {account} series without user labels; each set of user labels
+  adds {labels}.
+- **Restarts.** Metrics "kept in the ledger" continue after a restart; the others start at 0.
+- **Privacy.** ReferenceIds, phone numbers and error messages are never labels.
+- **Several exporters on one ledger.** Only the exporter that polls an account exposes its series.
+  Sum over exporters: `sum by (account)`.
 
-What is marked as kept in the ledger goes on after a restart where it was; the others start at 0.
-ReferenceIds, phone numbers and texts of errors are never labels. `process_*` and `python_*` come
-from Prometheus' client library for Python.
-
-Of several exporters that share a ledger, only the one that polls an account exposes its series:
-what is labelled `account` is added up over exporters (`sum by (account)`).
+`process_*` and `python_*` come from the Prometheus client library for Python.
 """
 
 
