@@ -107,10 +107,11 @@ class StatusView:
             elif account.paused:
                 reason = f"pause_{account.paused}"
                 found.append(("paused", {"account": account.name, "reason": reason}))
-        failing = (source.name for source in self.sources if source.failing)
-        # The configuration has a message of its own.
         found += [
-            ("source", {"source": name}) for name in failing if name != ConfigurationSource.name
+            ("source", {"source": source.name, "reason": next(iter(source.problems), "")})
+            for source in self.sources
+            # The configuration has a message of its own.
+            if source.failing and source.name != ConfigurationSource.name
         ]
         return found + ([("config", {})] if self.problems else [])
 

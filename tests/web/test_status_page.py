@@ -112,7 +112,7 @@ async def test_problems_of_the_last_reload(failed: Bench) -> None:
     assert await failed.status("/-/reload", "POST") == 200
     _, page = await failed.get()
     assert "config.yaml:7" not in page
-    assert "All is well." in page
+    assert "No problems." in page
     failed.web.write_text("unknown: 1\n")
     assert await failed.status("/-/reload", "POST") == 400
     _, page = await failed.get()
@@ -124,11 +124,11 @@ async def test_sources_with_their_health(bench: Bench, tmp_path: Path) -> None:
     calls.write_text("reference_id,account\nbad id,main\n")
     await bench.configure(files=(str(calls),))
     page = await page_with(bench, f"{calls}:2", Authorization="Bearer token-all")
-    assert "Source “Files”: failing." in page
+    assert "Source “Files” failing: " in page
     _, page = await bench.get()
     assert str(calls) not in page
     calls.write_text("reference_id,account\ngood-id,main\n")
-    await page_with(bench, "All is well.")
+    await page_with(bench, "No problems.")
     await bench.configure(files=())
     _, page = await bench.get()
     assert ">Files</th>" not in page
@@ -142,7 +142,7 @@ async def test_a_pause_with_its_reason(bench: Bench) -> None:
     said = account.status.message
     assert said
     _, page = await bench.get()
-    assert "main: the credentials are refused." in page
+    assert "main: credentials refused." in page
     assert "Result code 101." in page
     assert said not in page
     _, page = await bench.get(Authorization="Bearer token-all")
