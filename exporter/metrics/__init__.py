@@ -1,1 +1,1 @@
-"""What is counted, and how it is exposed."""
+"""The Prometheus metrics, and the `/metrics` response."""

@@ -1,4 +1,4 @@
-"""The answer to a scrape: which format and encoding a scraper accepts, and the text."""
+"""The response to a scrape: content negotiation, rendering and compression."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 _SLICE: Final = 0.004
-"""Seconds of rendering after which the event loop gets its turn. Not more often: each turn lets
-requests come first that take about as long."""
+"""Yield to the event loop after this many seconds of rendering. Each yield may cost as much time
+again, in other requests."""
 
 _BATCH_SIZE: Final = 100
-"""Samples that are rendered before the time is looked at: about half a millisecond."""
+"""Samples to render between checks of the time; takes about half a millisecond."""
 
 _EOF: Final = b"# EOF\n"
 
@@ -34,11 +34,10 @@ _log = structlog.get_logger(__name__)
 
 
 def wants_openmetrics(accept: str) -> bool:
-    """Say whether an `Accept` header prefers OpenMetrics 1.0.0 to the text format 0.0.4.
+    """Return whether an `Accept` header prefers OpenMetrics 1.0.0 to the text format 0.0.4.
 
-    Total: what is malformed does not count, and text is the answer to everything unknown. Not
-    prometheus-client's `choose_encoder`, which ignores q-values, fails on `version=abc` and
-    promises any version that is asked for.
+    Ignores malformed and unknown values. prometheus-client's `choose_encoder` ignores q-values,
+    fails on `version=abc` and claims to support any version.
     """
     openmetrics, text = 0.0, 0.0
     for media, parameters, quality in clauses(accept):
@@ -51,13 +50,16 @@ def wants_openmetrics(accept: str) -> bool:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Say whether an `Accept-Encoding` header takes gzip; total."""
+    """Return whether an `Accept-Encoding` header allows gzip."""
     qualities = {coding: quality for coding, _, quality in clauses(accept_encoding)}
     return qualities.get("gzip", qualities.get("*", 0.0)) > 0
 
 
 def clauses(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
-    """Yield the values of an `Accept...` header with their parameters and q-values; total."""
+    """Yield the values of an `Accept...` header with their parameters and q-values.
+
+    Never raises: a malformed q-value counts as 0.
+    """
     for clause in header.split(","):
         value, *parameters = (part.strip().lower() for part in clause.split(";"))
         named = (parameter.partition("=") for parameter in parameters)
@@ -70,23 +72,20 @@ def clauses(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
 
 
 class Exposition:
-    """Renders all metrics, and lets the event loop have its turn in between.
+    """Renders all metrics, and yields to the event loop in between.
 
-    Not in a thread: while that works, Python's lock would let the loop wait 5 ms for each turn.
-
-    Args:
-        registry: what is rendered.
+    A thread would be worse: holding the GIL, it delays each step of the event loop by 5 ms.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._turn = asyncio.Lock()  # scrapes at the same time would all hold their parts
+        self._turn = asyncio.Lock()  # concurrent scrapes would multiply the memory in use
         self._failing: set[Collector] = set()
 
     async def render(self, *, openmetrics: bool) -> bytes:
-        """Return the text of all metrics as they stand.
+        """Return the text of all metrics.
 
-        A collector that fails is logged, once until it works again, and loses its own metrics.
+        Omit the metrics of a collector that fails, and log its first failure in a row.
         """
         generate = generate_openmetrics if openmetrics else generate_latest
         parts: list[bytes] = []
@@ -112,7 +111,7 @@ class Exposition:
 
 
 def _parts(collector: Collector, generate: Callable[[Any], bytes]) -> Iterator[bytes]:
-    # Any: a registry, of which no more is asked than of a collector
+    # Any: prometheus-client declares a registry, but only calls `collect`.
     reading = collector if isinstance(collector, Reading) else None
     for metric in reading.describe() if reading else collector.collect():
         samples = reading.samples() if reading else iter(metric.samples)
@@ -127,5 +126,5 @@ def _parts(collector: Collector, generate: Callable[[Any], bytes]) -> Iterator[b
 
 
 def compress(body: bytes) -> bytes:
-    """Compress with gzip, at the level that costs least: a scrape is read once."""
+    """Compress with gzip at the fastest level."""
     return zlib.compress(body, level=1, wbits=31)

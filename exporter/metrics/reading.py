@@ -1,4 +1,4 @@
-"""Metrics whose numbers are plain state elsewhere, as collectors of prometheus-client."""
+"""Collectors of prometheus-client that read numbers from other objects at each scrape."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from exporter.polling.stats import Distribution
 V = TypeVar("V", bound=float | Distribution)
 
 Rows: TypeAlias = Iterable[tuple[tuple[str, ...], V]]
-"""The series of a metric: the values of its labels, and its number or numbers."""
+"""The series of a metric: label values and the value."""
 
 
 class Registry(CollectorRegistry):
-    """A registry whose `collectors` are in the order in which they were registered."""
+    """A registry that keeps `collectors` in the order of registration."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,14 +33,11 @@ class Registry(CollectorRegistry):
 
 
 class Reading(Collector, Generic[V]):
-    """A metric whose series are read from plain state at each scrape.
+    """A metric whose series are read from other objects at each scrape.
 
     Args:
-        registry: where it is registered.
-        kind: its type.
-        name: as a query names it; a counter's ends in `_total`.
+        name: as in queries: the name of a counter ends in `_total`.
         documentation: the HELP text.
-        labels: the names of its labels.
     """
 
     def __init__(
@@ -60,11 +57,9 @@ class Reading(Collector, Generic[V]):
     def read_from(
         self, read: Callable[[], Rows[V]], more_labels: Callable[[], tuple[str, ...]] = tuple
     ) -> None:
-        """Read the series from now on.
+        """Set the functions that return the series, and the names of labels after the metric's own.
 
-        Args:
-            read: returns them; `tuple` stands for no series.
-            more_labels: returns the names of labels that follow the metric's own.
+        To remove all series, pass `tuple` as `read`.
         """
         self._read, self._more_labels = read, more_labels
 
@@ -73,13 +68,13 @@ class Reading(Collector, Generic[V]):
         return (Metric(self._name.removesuffix("_total"), self._documentation, self._kind),)
 
     def collect(self) -> tuple[Metric]:
-        """Return the metric as it stands."""
+        """Return the metric with its series."""
         (metric,) = self.describe()
         metric.samples.extend(self.samples())
         return (metric,)
 
     def samples(self) -> Iterator[Sample]:
-        """Yield the samples of the series that there are now; of each, when it is reached."""
+        """Yield the samples of the present series, each read when it is reached."""
         names, rows = self._labels + self._more_labels(), list(self._read())
         for values, value in rows:
             labels = dict(zip(names, values, strict=True))

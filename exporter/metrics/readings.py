@@ -1,4 +1,4 @@
-"""What the metrics of accounts, calls and sources are read from at each scrape."""
+"""Connect the metrics of accounts, calls and sources to the objects that hold their values."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ _ENDINGS: Final = {f"{result}/{status}": (result.value, status.value) for result
 def read_accounts(
     metrics: Catalogue, accounts: Callable[[], Iterable[tuple[str, AccountStats]]]
 ) -> None:
-    """Read the metrics of accounts, and of the requests for them.
+    """Read the metrics of accounts and their requests.
 
-    Args:
-        metrics: the metrics.
-        accounts: returns the accounts that are exposed, by name: their series go with them.
+    `accounts` returns the exposed accounts; the series of other accounts disappear.
     """
 
     def each(read: Callable[[AccountStats], Rows[V]]) -> Callable[[], Rows[V]]:
@@ -83,7 +81,7 @@ def read_accounts(
 
 
 def read_calls(metrics: Catalogue, totals: CallTotals) -> None:
-    """Read the metrics of finished calls; some of their labels are the user's."""
+    """Read the metrics of finished calls, with user labels."""
 
     def each(read: Callable[[LabelSetTotals], Rows[V]]) -> Callable[[], Rows[V]]:
         return lambda: (
@@ -117,7 +115,7 @@ def read_calls(metrics: Catalogue, totals: CallTotals) -> None:
 def read_status(
     metrics: Catalogue, sources: Callable[[], Iterable[SourceStatus]], config: ConfigStatus
 ) -> None:
-    """Read the metrics of the sources that are configured, and of the configuration."""
+    """Read the metrics of sources and of the configuration."""
     metrics.source_last_success.read_from(
         lambda: (((source.name,), source.last_success) for source in sources())
     )
