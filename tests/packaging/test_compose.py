@@ -146,7 +146,7 @@ async def test_the_demo_counts_calls(tmp_path: Path) -> None:
             assert python == "python"
             command = [sys.executable, str(inside(services["caller"], script))]
             async with Process(command, tmp_path / "caller.log", environ) as caller:
-                samples = await exporter.until(lambda s: total(s, "esms_calls_total") > 3)
+                # Calls are of random campaigns.
+                await exporter.until(lambda s: total(s, "esms_calls_total", campaign="otp") > 1)
+                await exporter.until(lambda s: total(s, "esms_account_balance_vnd") > 0)
                 assert caller.output == ""
-    assert total(samples, "esms_calls_total", campaign="otp") > 0
-    assert total(samples, "esms_account_balance_vnd", account="main") > 0
