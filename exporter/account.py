@@ -224,13 +224,13 @@ class Account:
             if answer.balance is not None:
                 self.stats.balance = Balance(answer.balance, time.time())
                 if failures:
-                    _log.info("balance is known again", account=name)
+                    _log.info("balance requests recovered", account=name)
                 failures = 0
             else:
                 failures += 1
             if failures == 1:
                 _log.warning(
-                    "balance not known",
+                    "balance request failed",
                     account=name,
                     reason=answer.outcome.value,
                     code=answer.code,

@@ -220,7 +220,7 @@ class App:
     def _not_reloaded(self, error: ConfigError | LedgerError) -> None:
         self.config_status.failed(ConfigurationSource.name, str(error))
         self.sources[ConfigurationSource].not_loaded()
-        _log.error("configuration not reloaded", problems=str(error))
+        _log.error("configuration reload failed", problems=str(error))
 
     async def _read(self, work: Callable[[], R]) -> R:
         """Read files of the configuration, on a file system that may not answer."""
@@ -269,7 +269,7 @@ class App:
             left = max(0.1, deadline - time.monotonic())
             _, late = await asyncio.wait([self._committer], timeout=left)
             if late:
-                _log.error("ledger not written in time", problem=self.ledger.problem)
+                _log.error("ledger flush timed out", problem=self.ledger.problem)
         left = max(0.1, min(_TARGET_STOP_TIMEOUT, deadline - time.monotonic()))
         others = self._leases is not None and self._leases.alive > 1
         await self._home_assistant.stop(left, others=others)
@@ -443,7 +443,7 @@ class App:
                 await self._notify.prune()
                 await self._canaries.prune(time.time() - memory)
             except LedgerError as error:
-                _log.warning("old calls not pruned", problem=str(error))
+                _log.warning("pruning of old calls failed", problem=str(error))
 
 
 @contextmanager

@@ -132,5 +132,5 @@ class Daemon:
         app = self._app
         if reasons := app.not_ready():
             return "; ".join(reasons)
-        bad = "; configuration not reloaded" if app.config_status.problems else ""
+        bad = "; configuration reload failed" if app.config_status.problems else ""
         return f"{app.calls.count} calls of {len(app.accounts)} accounts watched{bad}"

@@ -198,7 +198,7 @@ class LeaseHolder:
                 await self._call(self._leases.leave)
         except (LedgerError, TimeoutError) as error:
             # They find out by themselves.
-            _log.warning("leases not given up", problem=str(error) or "no answer in time")
+            _log.warning("leases not released", problem=str(error) or "no answer in time")
 
     def close(self) -> None:
         """End the thread, once what it is at is done."""
@@ -214,9 +214,9 @@ class LeaseHolder:
 
     def _note(self, problem: str | None) -> None:
         if problem and self._problem is None:
-            _log.error("the ledger cannot be shared", problem=problem)
+            _log.error("lease renewal failed", problem=problem)
         elif self._problem and problem is None:
-            _log.info("the ledger is shared again")
+            _log.info("lease renewal recovered")
         self._problem = problem
 
     # Leases.
@@ -271,7 +271,7 @@ class LeaseHolder:
 
     def _expire(self) -> None:
         if self._held:
-            _log.warning("leases not renewed in time", accounts=len(self._held))
+            _log.warning("leases expired", accounts=len(self._held))
             self.evictions += 1
             self._lose(list(self._held))
 

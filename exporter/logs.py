@@ -154,7 +154,7 @@ def _crashed(kind: type[BaseException], trace: TracebackType | None) -> None:
     """Log where an exception came from, without its message."""
     frames = traceback.extract_tb(trace)
     structlog.get_logger(__name__).error(
-        "crashed",
+        "uncaught exception",
         error=kind.__name__,
         frames=" ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames),
     )

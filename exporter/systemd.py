@@ -70,7 +70,7 @@ class Notifier:
             self._socket.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
             if self._reported:
-                _log.warning("cannot report to systemd", problem=error.strerror)
+                _log.warning("systemd notification failed", problem=error.strerror)
             self._reported = False
         else:
             self._reported = True

@@ -350,4 +350,6 @@ class CallTracker:
                 finished = FinishedCall(name, call.reference_id, *ending)
                 self.recent_results.add(self.ledger.to_machine_time(finished))
             if debug:
-                _log.debug("observed", account=name, reference_id=call.reference_id, found=found)
+                _log.debug(
+                    "call updated", account=name, reference_id=call.reference_id, found=found
+                )

@@ -176,7 +176,10 @@ async def test_a_refusal_leaves_the_last_balance_and_the_polls_alone(bench: Benc
         bench.simulator.faults.clear()
         await until(lambda: bench.balance() == 5)
     events = [log for log in logs if log.get("account") == "main" and "balance" in log["event"]]
-    assert [log["event"] for log in events] == ["balance not known", "balance is known again"]
+    assert [log["event"] for log in events] == [
+        "balance request failed",
+        "balance requests recovered",
+    ]
     reason = {"reason": "auth", "code": "101", "message": "Authorize Failed"}
     assert reason.items() <= events[0].items()
 

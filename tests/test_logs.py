@@ -80,7 +80,7 @@ def test_what_crashes_tells_where_and_not_what(crash: str) -> None:
         f"{crash}\n"
     )
     ran = subprocesses.run(sys.executable, "-c", program)
-    assert "event=crashed error=ValueError frames=" in ran.stderr
+    assert 'event="uncaught exception" error=ValueError frames=' in ran.stderr
     assert "<string>:5" in ran.stderr
     assert "S3cr3t" not in ran.stderr + ran.stdout
     assert "Traceback" not in ran.stderr

@@ -87,4 +87,4 @@ async def test_a_manager_that_is_gone_or_does_not_listen_stops_nothing(tmp_path:
             notifier.ready("good again")
         notifier.close()
     # Once for each time that it was lost.
-    assert [line["event"] for line in logged] == ["cannot report to systemd"] * 2
+    assert [line["event"] for line in logged] == ["systemd notification failed"] * 2

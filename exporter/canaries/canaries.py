@@ -232,7 +232,7 @@ class Canaries:
         try:
             run = await self._runner.place(canary, name, due, place)
         except LedgerError as error:
-            _log.warning("canary call not begun", canary=canary.name, problem=str(error))
+            _log.warning("canary call not started", canary=canary.name, problem=str(error))
             run = None
         if run is None:
             self._checked.pop(canary.name, None)  # again, while there is time

@@ -160,7 +160,7 @@ class CanaryRunner:
         try:
             placed = await place(request)
             if placed is None:
-                _log.info("canary call has to wait", canary=canary.name, account=account)
+                _log.info("canary call delayed", canary=canary.name, account=account)
                 if not by_hand and time.time() > due + grace(schedule_of(canary), due):
                     await self.end(run, canary.name, CanaryResult.MISSED)
                     return run
@@ -186,9 +186,10 @@ class CanaryRunner:
         reference_id = ReferenceId(answer.reference_id or "")
         accepted = canary_runs.accept, run, reference_id, self._clock(), seconds
         if await self._execute(*accepted):
-            about = {"reference_id": reference_id}
-            _log.info("canary call accepted", canary=canary, account=account, **about)
-            self._report("accepted", {**about, "seconds": seconds})
+            _log.info(
+                "canary call accepted", canary=canary, account=account, reference_id=reference_id
+            )
+            self._report("accepted", {"reference_id": reference_id, "seconds": seconds})
         else:
             _log.warning("canary call accepted too late", canary=canary)
 

@@ -118,7 +118,7 @@ async def _place_calls(service: App, config: Config, seed: int) -> None:
                 await watch(account, answer.reference_id, campaign)
             if answer.outcome is not outcome:
                 outcome = answer.outcome
-                _log.warning("placing calls", account=account.name, outcome=outcome)
+                _log.warning("outcome of demo calls changed", account=account.name, outcome=outcome)
             await asyncio.sleep(1 / CALLS_PER_SECOND)
 
 

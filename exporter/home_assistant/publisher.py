@@ -319,9 +319,9 @@ class Publisher:
         if problem is not None:
             self._metrics.connection_errors += 1
             if problem != self._problem:
-                _log.warning("MQTT broker not connected", problem=problem)
+                _log.warning("MQTT connection failed", problem=problem)
         else:
-            _log.info("MQTT broker connected")
+            _log.info("MQTT connection established")
         self._problem = problem
 
 

@@ -100,7 +100,7 @@ class LedgerClock:
             self._ahead -= found
             mark = Mark(self._ahead, now)
         if found:
-            _log.warning("wall clock was set", seconds=round(found, 1))
+            _log.warning("clock jump detected", seconds=round(found, 1))
         return mark
 
     def move(self, seconds: float) -> None:

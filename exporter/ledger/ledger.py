@@ -232,11 +232,11 @@ class Ledger:
                     self._pending.setdefault(call_id, observation)
             self._observed.set()
             if self._problem is None:
-                _log.error("ledger cannot be written", problem=str(error))
+                _log.error("ledger write failed", problem=str(error))
             self._problem = str(error)
             return False
         if self._problem is not None:
-            _log.info("ledger can be written again")
+            _log.info("ledger writes recovered")
         self._problem = None
         if group:
             self._observe_commit(time.perf_counter() - started)

@@ -122,7 +122,7 @@ class PostgresqlDatabase(Database):
         late = server - asked
         # An answer that was long under way tells nothing; at the start it is better than none.
         if abs(late) >= LEAST_STEP and (opened or took < LEAST_STEP):
-            _log.warning("clock of the ledger's server differs", seconds=round(late, 1))
+            _log.warning("clock differs from database server", seconds=round(late, 1))
             clock.move(late)
 
     def failure(self, error: BaseException) -> LedgerError:

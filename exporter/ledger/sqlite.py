@@ -302,7 +302,7 @@ class SqliteDatabase(SqliteFile):
         # The next connection is one to the new file.
         self.engine.dispose()
         os.close(held)
-        _log.warning("ledger file was gone, and was written anew")
+        _log.warning("missing ledger file recreated")
 
 
 class UnlockedSqliteDatabase(SqliteFile):

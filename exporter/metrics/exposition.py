@@ -103,7 +103,7 @@ class Exposition:
                     del parts[complete:]
                     if collector not in self._failing:
                         name, kind = type(collector).__name__, type(error).__name__
-                        _log.warning("metrics not collected", collector=name, kind=kind)
+                        _log.warning("metrics collection failed", collector=name, kind=kind)
                     self._failing.add(collector)
                 else:
                     self._failing.discard(collector)

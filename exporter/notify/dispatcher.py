@@ -351,7 +351,12 @@ class TargetWorker:
             wait = max(wait, min(MAX_PAUSE, delivery.retry_after or 0.0))
             if now >= self._log_at:
                 self._log_at = now + _LOG_INTERVAL
-                self._warn("notification failed", delivery)
+                _log.warning(
+                    "notification failed",
+                    target=self._name,
+                    reason=delivery.outcome.value,
+                    problem=delivery.problem,
+                )
         self._results.append(DeliveryResult(one, action, wait))
 
     def _observe_health(
@@ -368,8 +373,9 @@ class TargetWorker:
             if self._breaker.state(now) is State.CLOSED:
                 return
         if self._breaker.failed(*failure):
-            self._warn("target paused", delivery)
-
-    def _warn(self, event: str, delivery: Delivery) -> None:
-        reason = delivery.outcome.value
-        _log.warning(event, target=self._name, reason=reason, problem=delivery.problem)
+            _log.warning(
+                "target paused",
+                target=self._name,
+                reason=delivery.outcome.value,
+                problem=delivery.problem,
+            )

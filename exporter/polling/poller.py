@@ -230,7 +230,7 @@ class Poller:
         for field in finished.odd:
             self.stats.odd_values[field] += 1
             _log.warning(
-                "odd value in the answer",
+                "unexpected value in answer",
                 account=self.account,
                 reference_id=call.reference_id,
                 field=field.value,

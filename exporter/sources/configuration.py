@@ -46,7 +46,7 @@ class ConfigurationSource(Source):
         self._rows = set()
         if self.refused:
             _log.warning(
-                "configured calls are beyond watch.max_calls, and not watched",
+                "configured calls exceed watch.max_calls",
                 calls=self.refused.total(),
                 accounts=", ".join(sorted(self.refused)),
             )
@@ -94,9 +94,7 @@ class ConfigFile(Generic[T]):
         finally:
             self._files = [*named.union(map(str, others.paths))]
             for path in sorted(others.exposed - self._exposed):
-                _log.warning(
-                    "file of a secret can be read by anybody on the machine", file=str(path)
-                )
+                _log.warning("secret file is world-readable", file=str(path))
             self._exposed = others.exposed
 
     def changed(self) -> bool:

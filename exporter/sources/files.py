@@ -284,7 +284,7 @@ class FilesSource(Source):
             reading = self._readings.pop(path)
             problem = str(error)
         else:
-            _log.debug("file of calls read", file=path)
+            _log.debug("call file read", file=path)
             if reading.refused:
                 full = ", ".join(sorted(reading.refused))
                 problem = f"some of its calls are beyond `watch.max_calls` (account {full})"
@@ -345,7 +345,7 @@ class FilesSource(Source):
         self._named.discard(path)
         self._watcher.forget(path)  # it may come back as it was
         self._status.forget(path)
-        _log.info("file of calls was removed", file=path)
+        _log.info("call file removed", file=path)
 
     def _report(self, item: str, problem: str | None) -> None:
         if self._status.report(item, problem):

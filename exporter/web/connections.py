@@ -119,12 +119,12 @@ class Connections:
             except OSError as error:
                 # Too many open files, most likely; the connection waits in the kernel.
                 if not failing:
-                    _log.error("connections cannot be accepted", error=error.strerror)
+                    _log.error("accepting connections failed", error=error.strerror)
                 failing = True
                 await asyncio.sleep(self.limits.accept_retry)
                 continue
             if failing:
-                _log.info("connections can be accepted again")
+                _log.info("accepting connections recovered")
             failing = False
             if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
                 # Only the kernel sees whether a client reads: buffers and TLS are in between.
@@ -252,7 +252,7 @@ class Connection(web.RequestHandler):
                 reason, problem = _failure(error)
                 self._connections.handshake_failed(reason, self._peer, problem)
             else:
-                _log.debug("connection not opened", error=type(error).__name__)
+                _log.debug("connection setup failed", error=type(error).__name__)
         finally:
             self._handshake = None
             if self._socket is None:

@@ -193,7 +193,7 @@ class WebServer:
                 # Where there was no answer, no change may be seen later.
                 self._unread = isinstance(error, SourceError)
                 self._app.config_status.failed(_WEB_CONFIG, str(error))
-                _log.error("web configuration not reloaded", problems=str(error))
+                _log.error("web configuration reload failed", problems=str(error))
                 raise
 
     async def _watch_web_config(self) -> None:
@@ -212,7 +212,7 @@ class WebServer:
         self.connections.configure(tls)
         self._app.metrics.tls_expiry.set(tls.expires_at if tls else 0.0)
         if tls and (warning := tls.expiry_warning(time.time())):
-            _log.warning(warning)
+            _log.warning("TLS certificate needs renewal", problem=warning)
 
     # Requests.
 

@@ -10,6 +10,8 @@ import pytest
 from exporter.config import json_schema
 from exporter.metrics.catalogue import Catalogue
 from tools.reference.__main__ import DOCS, PAGES
+from tools.reference.events import MEANINGS
+from tools.reference.logs import events, events_of
 from tools.reference.metrics import name_of, own_metrics
 
 
@@ -40,3 +42,28 @@ def test_every_metric_is_there() -> None:
     assert len(metrics) > 20
     for metric in metrics:
         assert f"\n## {name_of(metric)}\n\n{metric.documentation}\n" in page
+
+
+def test_every_log_event_is_explained() -> None:
+    assert {event.name for event in events()} == MEANINGS.keys()
+
+
+def test_log_events_are_found_with_their_fields() -> None:
+    source = """
+_log = structlog.get_logger(__name__)
+about = {"file": path} if path else {}
+_log.info("read", calls=2, **about)
+structlog.get_logger("x").log(level, "forwarded", where="there")
+other.error("not a log event")
+"""
+    found = [(event.name, event.level, event.fields) for event in events_of(source, "module")]
+    assert found == [
+        ("read", "info", ("calls", "file")),
+        ("forwarded", "warning", ("where",)),
+    ]
+
+
+@pytest.mark.parametrize("call", ["_log.info(event)", "_log.info('read', **about())"])
+def test_a_log_event_that_is_no_literal_is_refused(call: str) -> None:
+    with pytest.raises(LookupError):
+        list(events_of(f"_log = structlog.get_logger(__name__)\n{call}\n", "module"))

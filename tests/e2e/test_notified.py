@@ -65,7 +65,7 @@ async def test_it_tells_that_it_is_ready_reloads_and_stops(
         exporter.send(signal.SIGHUP)
         await manager.until("RELOADING=1")
         lines = await manager.until("READY=1")
-        assert lines[1].endswith("watched; configuration not reloaded")
+        assert lines[1].endswith("watched; configuration reload failed")
 
         exporter.send(signal.SIGTERM)
         await manager.until("STOPPING=1")

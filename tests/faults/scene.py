@@ -167,7 +167,7 @@ class Scene:
             while (answer := await self.ask("/-/ready"))[0] != 503:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         assert words in answer[1]
-        assert "ledger cannot be written" in self.exporter.output
+        assert "ledger write failed" in self.exporter.output
         assert (await self.ask("/-/healthy"))[0] == 200
 
     def requests(self, account: str, outcome: str) -> float:

@@ -196,7 +196,7 @@ async def test_a_problem_is_logged_once_and_counted(
             await until(lambda: publishing.errors >= 3)
             with pytest.raises(BrokerAwayError):
                 await publishing.publisher.publish_event("main", b"{}")
-    (line,) = (line for line in logs if line["event"] == "MQTT broker not connected")
+    (line,) = (line for line in logs if line["event"] == "MQTT connection failed")
     assert problem in line["problem"]
     assert PASSWORD not in str(logs)
     assert "wrong-password" not in str(logs)

@@ -150,7 +150,7 @@ async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosqui
     assert sorted(told) == [f"call-{number:02}" for number in range(30)]
     assert bench.messages("event", "published") == 30
     assert bench.errors >= 1
-    problems = [line for line in logs if line["event"] == "MQTT broker not connected"]
+    problems = [line for line in logs if line["event"] == "MQTT connection failed"]
     assert 1 <= len(problems) <= 3  # each once: it broke, and then it is refused
 
 

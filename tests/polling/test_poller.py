@@ -188,7 +188,7 @@ async def test_an_odd_duration_is_told(bench: Bench) -> None:
         bench.watch("a")
         await until(lambda: not bench.poller.calls)
     assert [(line["event"], line["reference_id"], line["field"]) for line in logs] == [
-        ("odd value in the answer", "a", "call_duration")
+        ("unexpected value in answer", "a", "call_duration")
     ]
 
 

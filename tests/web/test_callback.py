@@ -285,7 +285,7 @@ async def test_odd_values_end_a_call_as_they_would_in_an_answer(bench: Bench) ->
     with capture_logs() as logs:
         assert await bench.call_back(**odd) == 200
     assert bench.counted("other") == 1
-    told = [line for line in logs if line["event"] == "odd value in the answer"]
+    told = [line for line in logs if line["event"] == "unexpected value in answer"]
     assert [(line["reference_id"], line["field"]) for line in told] == [
         ("a", "sent_result"),
         ("a", "call_duration"),

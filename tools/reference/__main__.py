@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.reference import configuration, metrics
+from tools.reference import configuration, logs, metrics
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {"configuration.md": configuration.page, "metrics.md": metrics.page}
+PAGES = {
+    "configuration.md": configuration.page,
+    "logs.md": logs.page,
+    "metrics.md": metrics.page,
+}
 
 
 def main() -> None:

@@ -1,0 +1,110 @@
+"""What log events mean and what to do, in words."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# By event. `make docs` fails where one is missing, or is not logged any more.
+MEANINGS: Final[dict[str, str]] = {
+    # error
+    "accepting connections failed": "The process has too many open files. Raise its limit, or find"
+    " the clients that open many connections.",
+    "configuration reload failed": "The last valid configuration stays in use. Correct the"
+    " `problems`; the file is read again when it changes.",
+    "lease renewal failed": "The database that exporters share cannot be used. Check the database"
+    " and the network; see [scaling](scaling.md).",
+    "ledger flush timed out": "At the stop, the last results were not stored in time. Nothing is"
+    " lost: they are polled again after the start.",
+    "ledger write failed": "Results cannot be stored, and no call is counted. Follow the runbook"
+    " [EsmsLedgerErrors](runbooks/EsmsLedgerErrors.md).",
+    "log lines dropped": "Standard error was blocked or failed. Check the program that reads the"
+    " log, and the disk.",
+    "uncaught exception": "Report this defect with `error` and `frames`.",
+    "web configuration reload failed": "The last valid web configuration stays in use. Correct the"
+    " `problems` of the file, or of the certificates that it names.",
+    # warning
+    "TLS certificate needs renewal": "The certificate of the web server has expired or expires"
+    " soon. Renew it; the new file is read within 2 s.",
+    "TLS handshake failed": "A client could not connect. Its [reason](metrics.md#reason) says"
+    " which side to correct; logged once a minute for each reason.",
+    "MQTT connection failed": "Home Assistant receives nothing. Check the broker, its address and"
+    " its password; the exporter connects again by itself.",
+    "account paused": "Polling of the account stops for `seconds`. See"
+    " [troubleshooting](troubleshooting.md) for the `reason`.",
+    "balance request failed": "The balance is unknown, and polling continues. See"
+    " [balance](balance.md).",
+    "canary call accepted too late": "The run had ended before the provider accepted the call. It"
+    " counts as the result that was recorded.",
+    "canary call not placed": "The calls of `max_per_day` have been placed. Raise the limit if the"
+    " schedule needs more.",
+    "canary call not started": "The ledger could not record the call, so it was not placed. The"
+    " exporter tries again; see `ledger write failed`.",
+    "canary calls missed": "No exporter placed the calls in time. Check whether exporters ran, and"
+    " whether the account was paused.",
+    "clock differs from database server": "The exporter uses the time of the database server."
+    " Synchronize the clocks of both machines.",
+    "clock jump detected": "The system clock was changed by `seconds`. The ages of calls"
+    " are not affected. If it repeats, check time synchronization.",
+    "configured calls exceed watch.max_calls": "Some calls of `watch.calls` are not watched. Raise"
+    " `watch.max_calls`, or wait until other calls finish.",
+    "delivery results not recorded": "At the stop, deliveries could not be recorded. Some"
+    " notifications are sent again after the start.",
+    "lease lost": "Another exporter has taken over the account. If it repeats, see"
+    " [EsmsReplicaEvicted](runbooks/EsmsReplicaEvicted.md).",
+    "leases expired": "This exporter was blocked or disconnected for too long, and others may take"
+    " its accounts. See [EsmsReplicaEvicted](runbooks/EsmsReplicaEvicted.md).",
+    "leases not released": "At the stop, other exporters could not be informed. They take the"
+    " accounts when the leases expire.",
+    "ledger may be incomplete": "The ledger was copied without its `-wal` file, or beside an old"
+    " one. See [backup](backup.md#warnings-at-the-start).",
+    "library message": "A library has logged something at this level or a higher one; its text is"
+    " left out, because it may contain a URL. Report it if it repeats.",
+    "metrics collection failed": "Some metrics are missing from the scrape. Report this defect"
+    " with `collector` and `kind`.",
+    "missing ledger file recreated": "The ledger file was deleted while it was in use. Nothing is"
+    " lost; find out what deleted it.",
+    "notification failed": "The target did not accept a notification, which is sent again; logged"
+    " once a minute. Check the target.",
+    "notifications given up": "The notifications were not delivered within `give_up_after`, or the"
+    " target answered 410. See [EsmsNotificationsLost](runbooks/EsmsNotificationsLost.md).",
+    "notifications of removed targets dropped": "Notifications of targets that are not configured"
+    " any more were deleted. No action is needed if the targets were removed on purpose.",
+    "outcome of demo calls changed": "The demo's simulated API answers differently. No action is"
+    " needed.",
+    "pruning of old calls failed": "Finished calls stay in the ledger for longer. The exporter"
+    " tries again; see `ledger write failed`.",
+    "secret file is world-readable": "Every user of the machine can read the secret. Run `chmod"
+    " o-r` on the file.",
+    "source problem": "A source of calls failed, or some of its calls were refused. Correct the"
+    " `problem`; see [troubleshooting](troubleshooting.md).",
+    "systemd notification failed": "systemd does not receive the state of the exporter. Check"
+    " `NOTIFY_SOCKET` and the unit's sandbox.",
+    "target paused": "The target failed several times in a row; only single notifications are tried"
+    " until it works. Check the target.",
+    "unexpected value in answer": "A finished call has a `field` with no usable value. Ask the"
+    " provider what the value means.",
+    # info
+    "MQTT connection established": "Accounts and calls are published to Home Assistant.",
+    "accepting connections recovered": "New connections are accepted again.",
+    "account resumed": "The account is polled again.",
+    "balance requests recovered": "The balance is known again.",
+    "call file removed": "A file of `watch.files` was deleted, and its open calls are no longer"
+    " watched. No action is needed if it was deleted on purpose.",
+    "canary call accepted": "The provider has accepted a canary call.",
+    "canary call delayed": "The account cannot place the call now. It is tried again for as long as"
+    " the schedule allows.",
+    "configuration reloaded": "The new configuration is in use.",
+    "lease renewal recovered": "The shared database can be used again.",
+    "ledger writes recovered": "Results are stored again.",
+    "listening": "The web server accepts connections at `addresses`.",
+    "ready": "The start is complete, and calls are polled.",
+    "source recovered": "The source, or the `item` of it, works again.",
+    "stopped": "The process ends.",
+    "stopping": "A signal requested the stop. Open requests and writes are completed.",
+    "target resumed": "Notifications are delivered to the target again.",
+    "web configuration reloaded": "The new web configuration is in use.",
+    # debug
+    "call file read": "A file of `watch.files` was read.",
+    "call updated": "The state or the result of a call was stored.",
+    "connection setup failed": "A client disconnected before its connection was set up.",
+}
