@@ -65,7 +65,7 @@ async def calls(url: str) -> None:
     )
     result = await asyncio.to_thread(invoke)
     assert result.exit_code == 1
-    assert "what answers there is no exporter" in f"{result.output}{result.exception}"
+    assert "the server at this URL is not esms-exporter" in f"{result.output}{result.exception}"
 
 
 BODIES = {

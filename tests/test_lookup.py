@@ -149,16 +149,16 @@ def test_the_last_line_of_a_call_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("x.csv", "reference_id,account\na,main\n", "is no file of results"),
-        ("x.csv", "hello", "is no file of results"),
-        ("x.csv", HEADER + "a,main\n", "line 2 is none"),
-        ("x.csv", HEADER + "a,main" + "," * 5 + "odd" + "," * 4 + "\n", "line 2 is none"),
-        ("x.csv", HEADER + '"\n', "line 2 is none"),
-        ("x.csv", HEADER + "\udcff\n", "line 2 is none"),
-        ("x.json", "[]\n", "is no file of results"),
-        ("x.json", '{"reference_id":"a","account":"m","outcome":"ok"}\n1\n', "line 2 is none"),
-        ("x.json", '{"reference_id":1,"account":"a","outcome":"ok"}\n', "line 1 is none"),
-        ("x.json", "hello", "is no file of results"),
+        ("x.csv", "reference_id,account\na,main\n", "is not a results file"),
+        ("x.csv", "hello", "is not a results file"),
+        ("x.csv", HEADER + "a,main\n", "line 2 is invalid"),
+        ("x.csv", HEADER + "a,main" + "," * 5 + "odd" + "," * 4 + "\n", "line 2 is invalid"),
+        ("x.csv", HEADER + '"\n', "line 2 is invalid"),
+        ("x.csv", HEADER + "\udcff\n", "line 2 is invalid"),
+        ("x.json", "[]\n", "is not a results file"),
+        ("x.json", '{"reference_id":"a","account":"m","outcome":"ok"}\n1\n', "line 2 is invalid"),
+        ("x.json", '{"reference_id":1,"account":"a","outcome":"ok"}\n', "line 1 is invalid"),
+        ("x.json", "hello", "is not a results file"),
     ],
 )
 def test_what_is_no_file_of_results_is_left_alone(

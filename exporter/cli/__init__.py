@@ -1,4 +1,4 @@
-"""The command line: its commands, and exit codes."""
+"""The command line: commands and exit codes."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _MODULES: Final = {
     "completion": "completion",
     "simulate": "simulate",
 }
-"""The module of `exporter.cli` for each command. It is imported when it is needed: all of them
-together take a second."""
+"""Module of `exporter.cli` for each command, imported on demand: importing all of them takes a
+second."""
 
 
 class _Commands(click.Group):
-    """The commands; `run` may be left out: options alone mean it."""
+    """Group of all commands; without a command name, the arguments are those of `run`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of all commands."""
         return sorted(_MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Return a command; None where there is none of that name."""
+        """Return a command, or None for an unknown name."""
         if cmd_name not in _MODULES:
             return None
         module = import_module(f"exporter.cli.{_MODULES[cmd_name]}")
@@ -52,14 +52,14 @@ class _Commands(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take options alone for those of `run`."""
+        """Insert `run` before arguments that start with an option."""
         own = {"--help", "--version"}
         if args and args[0].startswith("-") and args[0] not in own:
             args.insert(0, "run")
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-        """Offer the options of `run`, too."""
+        """Also complete the options of `run`."""
         found = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-") and (run := self.get_command(ctx, "run")):
             found += run.shell_complete(ctx, incomplete)
@@ -69,19 +69,20 @@ class _Commands(click.Group):
 @click.group(cls=_Commands)
 @click.version_option(exporter.__version__, prog_name="esms-exporter")
 def commands() -> None:
-    """Expose the results of voice calls placed through the eSMS voice API to Prometheus."""
+    """Prometheus exporter for voice calls placed through the eSMS API."""
 
 
 def _prepare_standard_streams() -> None:
-    """Open closed standard streams on the null device, and have none fail on a character.
+    """Open closed standard streams on the null device, and replace unencodable characters.
 
-    Otherwise the next file or socket would become standard error, and be written to as such.
+    Otherwise the next opened file or socket would get the descriptor of standard error, and log
+    lines would be written to it.
     """
     for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - stays open
     for stream in (sys.stdout, sys.stderr):
@@ -90,9 +91,9 @@ def _prepare_standard_streams() -> None:
 
 
 def main() -> None:
-    """Run the command line; exit 0 when ended as asked, 1 when failed, 2 on wrong usage."""
+    """Run the command line: exit code 0 for success, 1 for failure, 2 for wrong usage."""
     _prepare_standard_streams()
-    # No core dump, which would hold keys. The usual soft limit of 1024 files is there for programs
+    # No core dump: it would contain keys. The usual soft limit of 1024 files exists for programs
     # that use select(2); this one does not.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -100,6 +101,6 @@ def main() -> None:
     try:
         commands.main(prog_name="esms-exporter")
     except ExporterError as error:
-        with suppress(OSError):  # the exit code tells it, too
+        with suppress(OSError):  # the exit code also shows the failure
             click.echo(f"esms-exporter: {error}", err=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""The command `calls`: lists the calls of a running exporter, through its HTTP API."""
+"""The command `calls`: list the calls of a running exporter, through its HTTP API."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ _TABLE: Final = (
     *("duration", "key", "first_watched", "labels"),
 )
 _TIMEOUT: Final = 30.0
-"""Seconds for a page."""
+"""Seconds per page."""
 
 _TRIES: Final = 10
-"""Requests for a page while others with the same token list calls, one a second."""
+"""Requests per page, one a second, while the listing slots of the token are in use."""
 
 _MAX_PAGE: Final = 16 << 20
-"""Bytes; 1,000 calls with five long labels each have a quarter of that."""
+"""Bytes: four times the size of 1,000 calls with five long labels each."""
 
 _MAX_TOKEN: Final = 4096
 
-_NO_EXPORTER: Final = "what answers there is no exporter"
+_NO_EXPORTER: Final = "the server at this URL is not esms-exporter"
 _PROBLEMS: Final[Mapping[type[RequestError], str]] = {
     RequestTimeoutError: f"no answer within {_TIMEOUT:g} s",
-    TLSError: "its certificate cannot be verified; --ca-file names an authority to trust",
+    TLSError: "cannot verify the TLS certificate; pass the CA certificate with --ca-file",
     InvalidResponseError: _NO_EXPORTER,
 }
 
@@ -66,7 +66,7 @@ def _url(_ctx: object, _param: object, url: str) -> str:
 
 
 def _token(_ctx: object, _param: object, path: Path | None) -> Secret:
-    """Read the token, from the environment where there is no file."""
+    """Read the token from the file, or else from the environment."""
     text = os.environ.get("ESMS_EXPORTER_TOKEN", "")
     if path:
         try:
@@ -76,7 +76,7 @@ def _token(_ctx: object, _param: object, path: Path | None) -> Secret:
     token = text.strip()
     if not (token and token.isascii() and token.isprintable()):
         raise click.BadParameter(
-            f"{path}: expected a token, on a line of its own"
+            f"{path}: expected a token on a single line"
             if path
             else "expected a file, or a token in ESMS_EXPORTER_TOKEN"
         )
@@ -99,32 +99,32 @@ def _trust(_ctx: object, _param: object, path: Path | None) -> ssl.SSLContext:
     callback=_url,
     show_default=True,
     show_envvar=True,
-    help="Where the exporter is.",
+    help="URL of the exporter.",
 )
 @click.option(
     "--token-file",
     "token",
     type=click.Path(path_type=Path),
     callback=_token,
-    help="A file with a token of `watch.api.tokens`; else ESMS_EXPORTER_TOKEN holds it.",
+    help="File with a token of `watch.api.tokens`; by default, ESMS_EXPORTER_TOKEN is used.",
 )
 @click.option(
     "--ca-file",
     "trust",
     type=click.Path(path_type=Path),
     callback=_trust,
-    help="Certificates to trust, PEM, in place of the system's.",
+    help="CA certificates in PEM to trust instead of the system's.",
 )
-@click.option("--account", help="Calls of this account.")
+@click.option("--account", help="List calls of this account.")
 @click.option(
     "--state",
     type=click.Choice([WATCHED, *(state.value for state in CallState), FINISHED, _ALL]),
-    help="Calls in this state.  [default: watched, which are all that have not finished]",
+    help="List calls in this state.  [default: watched, which means all open calls]",
 )
 @click.option(
     "--result",
     type=click.Choice([result.value for result in Result]),
-    help="Finished calls with this result.",
+    help="List finished calls with this result.",
 )
 @output_option
 def calls(
@@ -175,10 +175,10 @@ def _cells(call: Call) -> tuple[str, ...]:
 async def _pages(
     url: str, query: Mapping[str, str], token: Secret, trust: ssl.SSLContext
 ) -> AsyncGenerator[Sequence[Call], None]:
-    """Yield page after page.
+    """Yield the pages of the listing.
 
     Raises:
-        RemoteExporterError: the exporter cannot be asked, or refuses to answer.
+        RemoteExporterError: the exporter cannot be reached or refuses the request.
     """
     headers = {"Authorization": f"Bearer {token.reveal()}"}
     after: str | None = "0"
@@ -206,7 +206,7 @@ async def _pages(
 
 
 def _refusal(status: int, body: bytes) -> str:
-    """Return what the exporter says of a request that it does not answer."""
+    """Describe an error response."""
     try:
         problem = ProblemDetails.model_validate_json(body)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""The command `canary`: shows what a canary would call, or has it call now."""
+"""The command `canary`: show what a canary would send, or place a call now."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ _SHOWN: Final = 5
 _LOOK_EVERY: Final = 0.5
 _POLL_EVERY: Final = 5.0
 _GIVE_UP: Final = 30.0
-"""Seconds after the end of `within` after which a call that cannot be polled counts as late."""
+"""Seconds after the end of `within` until a call whose polls fail counts as late."""
 
 
 @click.command()
 @click.argument("name")
 @config_file
-@click.option("--dry-run", is_flag=True, help="Show what would be sent, and when; send nothing.")
-@click.option("--now", is_flag=True, help="Place one call now, and follow it. It costs money.")
+@click.option("--dry-run", is_flag=True, help="Show the request and the next due times.")
+@click.option("--now", is_flag=True, help="Place a call now and wait for its result. Costs money.")
 def canary(name: str, config_file: Path, *, dry_run: bool, now: bool) -> None:
-    """Show what the canary NAME calls, and when; or have it call now.
+    """Show the request and the schedule of the canary NAME, or place a call now.
 
-    A call that is placed by hand is written to the ledger as any other, whether the exporter runs
-    or not: it counts for `max_per_day` and in the metrics. Exit 0 where it ended as expected.
+    The call is recorded in the ledger, with or without a running exporter: it counts for
+    `max_per_day` and in the metrics. The exit code is 0 if the result is as expected.
     """
     configure_logging("error", "logfmt")
     if dry_run is now:
@@ -87,10 +87,10 @@ def _show(config: Config, canary: CanaryConfig, now: float) -> None:
 
 
 async def _call(config: Config, canary: CanaryConfig) -> str | None:
-    """Place a call and follow it; returns the result of the run.
+    """Place a call, wait for its result, and return the result of the run.
 
     Raises:
-        ExporterError: it was not placed.
+        ExporterError: the call was not placed.
     """
     thread = SerialThread("ledger")
     url = config.ledger.url.reveal()
@@ -113,7 +113,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
 
 
 class _Command:
-    """One run, on command."""
+    """A run started from the command line."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _Command:
                     await self._poll(run)
             await asyncio.sleep(_LOOK_EVERY)
         result, status = await self._execute(canary_runs.find, row)
-        if not self._reported:  # a running exporter has ended it
+        if not self._reported:  # a running exporter ended the run
             _say(str(result), status=status)
         return str(result) if result else None
 
@@ -156,8 +156,8 @@ class _Command:
                 return placed
             if placed is NotBegun.LIMITED:
                 limit = self._canary.max_per_day
-                raise ExporterError(f"not placed: `max_per_day`, {limit} calls, was reached")
-            await asyncio.sleep(1)  # another one was placed in this very second
+                raise ExporterError(f"not placed: `max_per_day` ({limit} calls) is reached")
+            await asyncio.sleep(1)  # another call was placed in the same second
 
     async def _send(self, request: CallRequest) -> tuple[Answer, float]:
         begun = time.monotonic()
@@ -168,7 +168,7 @@ class _Command:
         return next((run for run in state.open if run.id == row), None)
 
     async def _poll(self, run: Run) -> None:
-        """Poll the call as an exporter does, which need not run."""
+        """Poll the call, because the exporter may not be running."""
         if run.call_id is None or run.reference_id is None:
             return
         answer, now = await self._client.send_status(run.reference_id), self._clock.now()

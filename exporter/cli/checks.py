@@ -1,4 +1,4 @@
-"""The commands about a configuration: `check`, `schema` and `callback-url`, and `backup`."""
+"""The commands `check`, `schema`, `callback-url` and `backup`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from exporter.web.web_config import load_web_config
 @options.config_file
 @options.web_config
 def check(config_file: Path, web_config: Path | None) -> None:
-    """Check the configuration, and the files of calls: exit 0, or 1 with every problem."""
+    """Check the configuration and the files of calls; exit code 1 if there are problems."""
     files = NamedFiles()
     config = load_config(config_file, files=files)
     if web_config:
@@ -41,9 +41,9 @@ def check(config_file: Path, web_config: Path | None) -> None:
 @options.config_file
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(config_file: Path, file: Path) -> None:
-    """Copy the ledger to a new FILE, also while the exporter runs.
+    """Copy the ledger to a new FILE, even while the exporter runs.
 
-    For a ledger in a file of SQLite; PostgreSQL has `pg_dump`.
+    For SQLite only; use `pg_dump` for PostgreSQL.
     """
     calls = back_up(load_config(config_file).ledger.url.reveal(), file)
     click.echo(f"{file}: {calls} calls")
@@ -51,12 +51,12 @@ def backup(config_file: Path, file: Path) -> None:
 
 @click.command("callback-url")
 @options.config_file
-@click.option("--url", required=True, help="Where the provider reaches the exporter.")
-@click.option("--account", "name", help="Of this account alone.")
+@click.option("--url", required=True, help="URL at which the provider reaches the exporter.")
+@click.option("--account", "name", help="Only this account.")
 def callback_url(config_file: Path, url: str, name: str | None) -> None:
-    """Print each account's `CallbackUrl`, percent-encoded as MakeCall* wants it.
+    """Print the `CallbackUrl` of each account, percent-encoded for a MakeCall request.
 
-    It holds the account's token: who knows it can call back.
+    The URL contains the account's `callback_token`: keep it secret.
     """
     base = urlsplit(url)
     if base.scheme not in {"http", "https"} or not base.hostname or base.query or base.fragment:
@@ -67,7 +67,7 @@ def callback_url(config_file: Path, url: str, name: str | None) -> None:
         if account.callback_token and name in {None, account.name}
     }
     if not tokens:
-        raise ExporterError("no such account has a `callback_token`")
+        raise ExporterError("no account with a `callback_token`")
     for account, token in tokens.items():
         click.echo(quote(url_of(url, account, token), safe=""))
 

@@ -1,4 +1,4 @@
-"""The command `completion`: what makes a shell complete commands, options and account names."""
+"""The command `completion`: shell completion of commands, options and account names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NAME = "esms-exporter"
 
 
 class _Bash(BashComplete):
-    """Bash, which makes words of their own of the `=` in `--option=value`."""
+    """Completion for bash, which splits `--option=value` into three words."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
         args, incomplete = super().get_completion_args()
@@ -28,7 +28,7 @@ add_completion_class(_Bash)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete the command line, to be sourced."""
+    """Print the completion script for SHELL."""
     kind = get_completion_class(shell)
     assert kind  # noqa: S101 - one of click's own
     script = kind(ctx.find_root().command, {}, _NAME, "_ESMS_EXPORTER_COMPLETE")

@@ -1,4 +1,4 @@
-"""The exporter on the stand-in API, from nothing: no key, no file, nothing left behind."""
+"""The demo: an exporter with a simulated API and a generator of calls."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from exporter.web.sockets import ListenAddress
 
 _log = structlog.get_logger(__name__)
 
-# A call a second costs each of them some 2 million VND an hour: enough for a day.
+# One call a second costs some 2 million VND an hour: this balance lasts a day.
 ACCOUNTS: Final = (
     Account("main", "demo-key-main", "demo-secret-main", balance=50_000_000),
     Account("hotline", "demo-key-hotline", "demo-secret-hotline", balance=50_000_000),
 )
 REFUSED: Final = Account("old-keys", "demo-key-old", "demo-secret-old", state=AccountState.REVOKED)
 CAMPAIGNS: Final = {"otp": 6, "reminder": 3, "emergency": 1}
-"""How often calls are placed for each."""
+"""Relative frequency of each campaign."""
 CALLS_PER_SECOND: Final = 2.0
 TIMEOUT: Final = 5.0  # seconds, to place a call
 SPEED: Final = 5.0
-"""A demo has to show the first result soon, not after a minute."""
+"""Fast enough that the demo shows the first result within seconds."""
 
 
 def configuration(url: str, folder: Path) -> Config:
-    """Return the demo's configuration, for a stand-in API at `url`."""
+    """Return the configuration of the demo for a simulated API at `url`."""
     return Config(
         accounts=tuple(
             AccountConfig(
@@ -63,7 +63,7 @@ def configuration(url: str, folder: Path) -> Config:
             )
             for account in (*ACCOUNTS, REFUSED)
         ),
-        # Livelier than the defaults: a demo is watched for minutes.
+        # Shorter than the defaults, because a demo runs for minutes.
         polling=PollingConfig(interval=2.0, max_interval=10.0, not_found_grace=30.0),
         balance=BalanceConfig(interval=10.0),
         watch=WatchConfig(labels=("campaign",)),
@@ -72,10 +72,10 @@ def configuration(url: str, folder: Path) -> Config:
 
 
 async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
-    """Run the stand-in API, a program that places calls on it, and the exporter.
+    """Run the simulated API, the generator of calls, and the exporter.
 
     Raises:
-        ExporterError: it could not start.
+        ExporterError: the exporter could not start.
     """
     with tempfile.TemporaryDirectory(prefix="esms-exporter-demo-") as folder:
         async with Simulator(accounts=(*ACCOUNTS, REFUSED), seed=seed, speed=SPEED) as simulator:
@@ -95,13 +95,13 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
 
 
 async def _place_calls(service: App, config: Config, seed: int) -> None:
-    """Place calls until cancelled, as a program of the user does."""
+    """Place calls until cancelled, as a user's program would."""
 
     async def watch(account: Account, text: str, campaign: str) -> None:
         call = NewCall(account.name, reference_id(text), {"campaign": campaign})
         await service.calls.add(None, [call])
 
-    # A call of the refused account was placed before its keys were revoked.
+    # The calls of the refused account were placed before its keys were revoked.
     await watch(REFUSED, "505139D7-54F8-48A9-88FA-9460A78731DD", "otp")
     rng, outcome = random.Random(seed), Outcome.OK  # noqa: S311 - the same calls each time
     async with AsyncExitStack() as stack:
@@ -111,7 +111,7 @@ async def _place_calls(service: App, config: Config, seed: int) -> None:
         }
         for account in itertools.cycle(ACCOUNTS):
             (campaign,) = rng.choices(list(CAMPAIGNS), list(CAMPAIGNS.values()))
-            phone = Secret(f"09000{rng.randrange(100_000):05}")  # no number of this form is in use
+            phone = Secret(f"09000{rng.randrange(100_000):05}")  # not a number in use
             request = CallRequest(phone, f"{rng.getrandbits(128):x}", recording="1")
             answer = await clients[account.name].place_call(request)
             if answer.reference_id:
@@ -128,9 +128,9 @@ def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:
         for url in listening
     )
     return (
-        f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second on a stand-in for the eSMS API,\n"
-        f"whose time runs {SPEED:g} times as fast\n"
+        f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second on a simulated eSMS API,\n"
+        f"which runs {SPEED:g} times as fast as real time\n"
         f"{places}\n"
-        f"  {simulator.control_url}/state   the stand-in API and its faults\n"
-        "Ctrl-C ends it; nothing is left behind."
+        f"  {simulator.control_url}/state   the simulated API and its faults\n"
+        "Ctrl-C stops the demo and removes its files."
     )

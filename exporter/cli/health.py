@@ -1,4 +1,4 @@
-"""Whether an exporter on this machine answers: for the health checks of containers."""
+"""The command `health`: check an exporter on this machine, for container health checks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from exporter.web.sockets import ListenAddress
 PROGRAM: Final = "esms-exporter"
 
 _TIMEOUT: Final = 4.0
-"""Seconds for an answer; also those after which the event loop counts as hanging."""
+"""Seconds to wait for a response; a blocked event loop takes longer and counts as failed."""
 
 
 def options_of(command_line: bytes) -> list[str]:
-    """Return the options of the exporter that a command line starts; none for another program.
+    """Return the options of the exporter in a command line; empty for another program.
 
     Args:
-        command_line: as in `/proc/PID/cmdline`; an init or an interpreter may stand before it.
+        command_line: as in `/proc/PID/cmdline`; may start with an init process or an interpreter.
     """
     words = command_line.decode(errors="surrogateescape").split("\0")[:-1]
     names = [Path(word).name for word in words]
@@ -35,13 +35,13 @@ def options_of(command_line: bytes) -> list[str]:
 
 
 def schemes_of(web_config: Path | None) -> Sequence[str]:
-    """Return the schemes to try, the likely one first.
+    """Return the schemes to try, the more likely one first.
 
-    The exporter may run with an earlier web configuration than the one in the file.
+    The exporter may still run with an earlier version of the web configuration file.
     """
     if web_config is None:
         return ("http",)
-    # A check that is made every half minute is not to take a second each time.
+    # Imported only if needed: the import takes most of a second.
     from exporter.web.web_config import load_web_config  # noqa: PLC0415
 
     try:
@@ -52,10 +52,10 @@ def schemes_of(web_config: Path | None) -> Sequence[str]:
 
 
 def check_listener(address: ListenAddress, schemes: Sequence[str]) -> None:
-    """Return if an exporter answers at an address, whatever it says: also 401 and a TLS alert.
+    """Check that an exporter responds at an address, even with 401 or a TLS alert.
 
     Raises:
-        RemoteExporterError: none does.
+        RemoteExporterError: no exporter responds.
     """
     hosts = [address.host] if address.host else ["127.0.0.1", "::1"]
     problem = ""
@@ -63,9 +63,9 @@ def check_listener(address: ListenAddress, schemes: Sequence[str]) -> None:
         try:
             if _server_at(host, address.port, scheme) == PROGRAM:
                 return
-            problem = "what answers is no exporter"
+            problem = "another program responds at this address"
         except ssl.SSLError as error:
-            # For want of a client certificate: another exporter's listener sends alerts, too.
+            # The server requires a client certificate; other exporters' listeners send alerts too.
             if "ALERT" in (error.reason or ""):
                 return
             problem = problem or f"TLS failed ({error.reason})"
@@ -76,7 +76,7 @@ def check_listener(address: ListenAddress, schemes: Sequence[str]) -> None:
 
 
 def _server_at(host: str, port: int, scheme: str) -> str | None:
-    """Return which server answers; nothing secret is sent, so that its certificate is not asked."""
+    """Return the `Server` header; certificates are not verified, as no secret is sent."""
     if scheme == "http":
         connection = HTTPConnection(host, port, timeout=_TIMEOUT)
     else:
@@ -96,10 +96,10 @@ def _server_at(host: str, port: int, scheme: str) -> str | None:
 def health(
     ctx: click.Context, addresses: Sequence[ListenAddress], web_config: Path | None, others: object
 ) -> None:
-    """Check that an exporter on this machine answers: exit 0, or 1 and why not.
+    """Check that an exporter on this machine responds; exit code 1 if not.
 
-    Takes the options that the exporter was started with. Without any, those of the first process
-    are taken, which in a container is the exporter. Neither a proxy nor a password is used.
+    Takes the options of `run`. Without options, those of process 1 are used, which is the exporter
+    in a container. No proxy is used and no password is sent.
     """
     given = {ctx.get_parameter_source(name) for name in ("addresses", "web_config")}
     if not others and given == {ParameterSource.DEFAULT}:

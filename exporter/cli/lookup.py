@@ -1,4 +1,4 @@
-"""The command `lookup`: asks the provider for the results of calls."""
+"""The command `lookup`: fetch the results of calls from the provider."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _TABLE: Final = (
 )
 
 Calls = dict[CallName, ReferenceId]
-"""The calls to look up: each once, in the order in which they were named."""
+"""The calls to look up, without duplicates, in the order given."""
 
 
 def _ending(*suffixes: str) -> Callable[..., Path | None]:
     def check(_ctx: object, _param: object, path: Path | None) -> Path | None:
         if path and path.suffix not in suffixes:
-            raise click.BadParameter(f"expected a name that ends in {', '.join(suffixes)}")
+            raise click.BadParameter(f"expected a file ending in {', '.join(suffixes)}")
         return path
 
     return check
@@ -64,26 +64,26 @@ def _reference_ids(_ctx: object, _param: object, texts: Sequence[str]) -> list[R
 @click.option(
     "--account",
     shell_complete=options.complete_account,
-    help="The account of ids that name none; needed where there are several.",
+    help="Account of ids without one; required if there are several accounts.",
 )
 @click.option(
     "--from-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     callback=_ending(".csv", ".txt", ".yaml", ".yml", ".json"),
-    help="A file of calls, as `watch.files` takes them: .csv, .txt, .yaml, .json.",
+    help="File of calls in a format of `watch.files`: .csv, .txt, .yaml, .json.",
 )
 @output_option
 @click.option(
     "--output-file",
     type=click.Path(dir_okay=False, path_type=Path),
     callback=_ending(".csv", ".json", ".jsonl", ".ndjson"),
-    help="Write lines to this .csv or .json; calls that it has an answer for are skipped.",
+    help="Append results to this .csv or .json file; calls that it has results for are skipped.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     default=float("inf"),
-    help="Requests per second of each account, where that is less than its `rate_limit`.",
+    help="Requests per second and account, if lower than the account's `rate_limit`.",
 )
 @click.pass_context
 def lookup(
@@ -96,17 +96,17 @@ def lookup(
     output_file: Path | None,
     rate: float,
 ) -> None:
-    """Ask the provider for the results of calls.
+    """Fetch the results of calls from the provider.
 
-    Nothing is counted, and no ledger is touched. Exit code 0: the provider has answered for all of
-    them; 1: not for all, and why; 2: wrong usage.
+    Look-ups do not count in metrics and do not change the ledger. The exit code is 0 if the
+    provider answered for all calls, 1 if not, 2 for wrong usage.
     """
     configure_logging("error", "logfmt")
     by_name = "csv" if output_file and output_file.suffix == ".csv" else "json"
     if output_file and output not in (None, by_name):
         raise click.UsageError(f"--output-file={output_file.name} is {by_name}, not {output}")
     if not reference_ids and not from_file:
-        raise click.UsageError("expected ids, or --from-file")
+        raise click.UsageError("expected ids or --from-file")
     config = load_config(config_file)
     calls, problems = _read_calls(config, reference_ids, from_file, account)
     asked, file, as_table = len(calls), None, not output_file and output in (None, "table")
@@ -122,7 +122,7 @@ def lookup(
         elif not as_table:
             click.echo("".join(line(output, result) for result in batch), nl=False)
 
-    # A bar is not drawn between lines.
+    # A progress bar would be drawn between the lines of results.
     bar = file or (from_file and (as_table or not sys.stdout.isatty()))
     ended, results = _look_up(config, calls, rate, write, bar=bool(bar))
     if file:
@@ -142,7 +142,7 @@ def lookup(
 def _read_calls(
     config: Config, named: Iterable[ReferenceId], from_file: Path | None, account: str | None
 ) -> tuple[Calls, tuple[Problem, ...]]:
-    """Return the calls to look up, and what is wrong with others; the latter is shown."""
+    """Return the calls to look up and the problems of the file, which are also printed."""
     names = [account_config.name for account_config in config.accounts]
     if account is not None and account not in names:
         raise click.BadParameter("expected the name of one of the accounts", param_hint="--account")
@@ -150,7 +150,7 @@ def _read_calls(
     problems: tuple[Problem, ...] = ()
     for asked in named:
         if not account and len(names) > 1:
-            raise click.UsageError("expected --account: there are several")
+            raise click.UsageError("expected --account, because several accounts are configured")
         calls.setdefault((account or names[0], reference_key(asked)), asked)
     if from_file is not None:
         found = Problems(str(from_file))
@@ -172,9 +172,9 @@ def _look_up(
     *,
     bar: bool,
 ) -> tuple[bool, list[LookupResult]]:
-    """Look calls up; returns whether all was done, and the results.
+    """Look up calls; return whether all were looked up, and the results.
 
-    Progress and pauses are shown on standard error; with a bar, where that is a terminal.
+    Progress and pauses are shown on standard error, with a bar on a terminal.
     """
     results: list[LookupResult] = []
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -201,18 +201,18 @@ def _look_up(
 
 
 class ResultsFile:
-    """A file to which results are appended, also after Ctrl-C or a crash.
+    """A resumable output file.
 
-    A last line that is incomplete is removed. Of several lines for a call, the last counts.
+    An incomplete last line is removed. If a call has several lines, the last one counts.
 
     Args:
-        path: of CSV where it ends so, else of JSON; need not exist.
+        path: CSV if its suffix is `.csv`, else JSON; created if missing.
 
     Attributes:
-        answered: the calls that it holds an answer for.
+        answered: the calls that the file has results for.
 
     Raises:
-        ResultsError: it cannot be used, or holds anything else; also from each method.
+        ResultsError: the file is not usable or not a results file; methods raise it too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -224,7 +224,7 @@ class ResultsFile:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ResultsError(f"{path}: is being written by another lookup") from None
+                raise ResultsError(f"{path}: is in use by another look-up") from None
             self._read()
             stack.pop_all()
 
@@ -243,7 +243,7 @@ class ResultsFile:
         self._file.seek(0)
         data = self._file.read()
         if not (data.startswith(start) or start.startswith(data)):
-            raise ResultsError(f"{self._path}: is no file of results")
+            raise ResultsError(f"{self._path}: is not a results file")
         complete = data[: data.rfind(b"\n") + 1]
         for number, text in enumerate(complete.split(b"\n")[:-1], 1):
             if number == 1 and first:
@@ -251,7 +251,7 @@ class ResultsFile:
             try:
                 name, answered = self._parse(text)
             except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
-                message = f"{self._path}: is no file of results: line {number} is none"
+                message = f"{self._path}: is not a results file: line {number} is invalid"
                 raise ResultsError(message) from None
             self.answered.discard(name)
             if answered:
@@ -261,7 +261,7 @@ class ResultsFile:
             self._append(first)
 
     def _parse(self, text: bytes) -> tuple[CallName, bool]:
-        """Return which call a line is about, and whether there is an answer."""
+        """Return the call of a line, and whether the line has a result."""
         if self._output == "csv":
             (row,) = csv.reader([text.decode()], strict=True)
             values = dict(zip(COLUMNS, map(csv_text, row), strict=True))
@@ -298,13 +298,13 @@ def _cells(result: LookupResult, *, one_account: bool) -> tuple[str, ...]:
 
 
 def _summary(results: Sequence[LookupResult], asked: int, answered: int, known: int) -> str:
-    """Return how many calls were answered, `known` of them before, and why the others were not."""
+    """Summarize the results; `known` calls were already in the output file."""
     text = f"{answered} of {asked} calls answered"
     if known:
-        text += f", {known} of them before"
+        text += f", {known} of them already in the file"
     reasons = Counter(result.outcome.value for result in results if not result.answered)
     if missing := asked - known - len(results):
-        reasons["not asked for"] = missing
+        reasons["not requested"] = missing
     if reasons:
         text += "; not: " + ", ".join(f"{count} {why}" for why, count in reasons.most_common())
     return text

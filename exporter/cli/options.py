@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.errors import ConfigError
 from exporter.web.sockets import ListenAddress
 
 _MAX_FILE: Final = 1 << 20
-"""Bytes; completion has to be fast."""
+"""Bytes: completion has to be fast."""
 
 
 def _addresses(_ctx: object, _param: object, texts: Sequence[str]) -> tuple[ListenAddress, ...]:
@@ -31,7 +31,7 @@ listen = click.option(
     multiple=True,
     default=(":10375",),
     show_default=True,
-    help="Where to listen; may be given several times.",
+    help="Address to listen on; may be repeated.",
 )
 
 
@@ -39,7 +39,7 @@ web_config = click.option(
     "--web.config.file",
     "web_config",
     type=click.Path(path_type=Path),
-    help="TLS, users and limits, in the format of the Prometheus exporter-toolkit.",
+    help="Web configuration file (TLS, users, limits) in the format of the exporter-toolkit.",
 )
 log_level = click.option(
     "--log.level",
@@ -47,7 +47,7 @@ log_level = click.option(
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="Log events of at least this level.",
+    help="Log only events of at least this level.",
 )
 log_format = click.option(
     "--log.format",
@@ -55,7 +55,7 @@ log_format = click.option(
     type=click.Choice(["logfmt", "json"]),
     default="logfmt",
     show_default=True,
-    help="How log lines look.",
+    help="Format of log lines.",
 )
 
 config_file = click.option(
@@ -63,25 +63,25 @@ config_file = click.option(
     "config_file",
     type=click.Path(path_type=Path),
     required=True,
-    help="The configuration file, YAML.",
+    help="Configuration file, YAML.",
 )
 
 
 def complete_account(
     ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
-    """Return the accounts that begin so, of the configuration that the command line names."""
+    """Complete the name of an account from the configuration file on the command line."""
     path = ctx.params.get("config_file")
     names = account_names(path) if isinstance(path, Path) else []
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 def account_names(path: Path) -> list[str]:
-    """Return the names of the accounts of a configuration, as far as it can be read.
+    """Return the names of the accounts in a configuration file that may be invalid.
 
-    Without the environment and without the files of keys: neither is needed to name an account.
+    Needs neither the environment nor the files of keys.
     """
-    # Most commands need nothing of it, and it takes half a second.
+    # Imported here because it takes half a second and most commands do not need it.
     from exporter.config.document import Problems, YamlMapping, load_mapping  # noqa: PLC0415
 
     try:

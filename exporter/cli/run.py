@@ -1,4 +1,4 @@
-"""The commands that run an exporter: `run`, and `demo` on a stand-in for the API."""
+"""The commands that run an exporter: `run`, and `demo` with a simulated API."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from exporter.web.sockets import ListenAddress
 from exporter.web.web_config import load_web_config
 
 RESERVED_PATHS: Final = ("/-/", "/api/", "/callback/")
-"""Beginnings of paths that have a meaning, and perhaps a lock, of their own."""
+"""Prefixes of paths with handlers, and access rules, of their own."""
 
 
 def _telemetry_path(_ctx: object, _param: object, path: str) -> str:
@@ -34,10 +34,10 @@ def _telemetry_path(_ctx: object, _param: object, path: str) -> str:
 
 
 def web_paths(external_url: str, route_prefix: str) -> tuple[str, str]:
-    """Return what paths begin with for clients, and here; as Prometheus reads its options.
+    """Return the path prefix for clients and the local one, as Prometheus derives them.
 
     Raises:
-        click.BadParameter: there is no such path.
+        click.BadParameter: an option is not a valid URL or path.
     """
 
     def path(text: str, option: str, expected: str) -> str:
@@ -64,39 +64,39 @@ def web_paths(external_url: str, route_prefix: str) -> tuple[str, str]:
     metavar="PATH",
     default="/metrics",
     show_default=True,
-    help="Where the metrics are.",
+    help="Path of the metrics.",
 )
 @options.web_config
 @click.option(
     "--web.systemd-socket",
     "systemd_socket",
     is_flag=True,
-    help="Listen on the sockets of a systemd socket unit instead of addresses.",
+    help="Listen on the sockets of a systemd socket unit instead of --web.listen-address.",
 )
 @click.option(
     "--web.open-probes",
     "open_probes",
     is_flag=True,
-    help="Answer /-/healthy and /-/ready without a password.",
+    help="Serve /-/healthy and /-/ready without authentication.",
 )
 @click.option(
     "--web.external-url",
     "external_url",
     default="",
-    help="The URL under which clients reach the exporter, such as that of a reverse proxy.",
+    help="URL at which clients reach the exporter, such as the URL of a reverse proxy.",
 )
 @click.option(
     "--web.route-prefix",
     "route_prefix",
     default="",
-    help="What all paths begin with; by default the path of --web.external-url.",
+    help="Prefix of all paths; by default the path of --web.external-url.",
 )
 @click.option(
     "--config.auto-reload/--no-config.auto-reload",
     "auto_reload",
     default=True,
     show_default=True,
-    help="Reload the configuration when it, or a file of credentials that it names, changes.",
+    help="Reload the configuration when the file, or a credentials file in it, changes.",
 )
 @options.log_level
 @options.log_format
@@ -139,7 +139,7 @@ def run(  # noqa: PLR0913 - an argument for each option
 @options.log_level
 @options.log_format
 def demo(addresses: Sequence[ListenAddress], log_level: str, log_format: LogFormat) -> None:
-    """Run the exporter on a stand-in for the API: no key and no file needed."""
+    """Run an exporter with a simulated API; needs no keys and no configuration."""
     configure_logging(log_level, log_format)
     _run(serve_demo(addresses))
 
@@ -148,9 +148,9 @@ def _load(path: Path, files: NamedFiles) -> Config:
     return load_config(path, files=files)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:  # Any: what it yields and is sent is asyncio's
+def _run(work: Coroutine[Any, Any, None]) -> None:  # Any: the types that asyncio yields and sends
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
-        # All is done. A thread that hangs, such as in a look-up of a name, is not waited for.
+        # Everything is stopped: do not wait for a blocked thread, such as one in a DNS look-up.
         STANDARD_ERROR.drain(EXIT_TIMEOUT)
         os._exit(0)

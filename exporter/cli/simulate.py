@@ -1,4 +1,4 @@
-"""The command `simulate`: the stand-in API alone, until SIGTERM or SIGINT."""
+"""The command `simulate`: run only the simulated API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exporter.simulator.server import ACCOUNT, Simulator, describe
 from exporter.web.sockets import ListenAddress
 
 LISTEN: Final = "127.0.0.1:10376"
-# Made up, and recognisably so.
+# Recognisable as not real.
 DEFAULT_ACCOUNTS: Final = (
     Account("main", "SIMULATED-API-KEY-MAIN", "SIMULATED-SECRET-KEY-MAIN", tps=20),
     Account("backup", "SIMULATED-API-KEY-BACKUP", "SIMULATED-SECRET-KEY-BACKUP", tps=5),
@@ -38,7 +38,7 @@ def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> l
             ACCOUNT.validate_python(dict(zip(names, value.split(":", 3), strict=False)))
             for value in values
         ]
-    except ValueError as error:  # without the value itself, which holds a secret
+    except ValueError as error:  # the message leaves out the value, which holds a secret
         raise click.BadParameter(f"expected {ACCOUNT_FORMAT}: {describe(error)}") from None
     for name in ("name", "api_key"):
         if len({getattr(account, name) for account in accounts}) < len(accounts):
@@ -48,7 +48,7 @@ def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> l
 
 @click.command(context_settings={"show_default": True})
 @click.option(
-    "--listen", callback=_address, metavar="ADDRESS", default=LISTEN, help="Where to listen."
+    "--listen", callback=_address, metavar="ADDRESS", default=LISTEN, help="Address to listen on."
 )
 @click.option(
     "--account",
@@ -56,26 +56,26 @@ def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> l
     callback=_accounts,
     metavar=ACCOUNT_FORMAT,
     multiple=True,
-    help="An account, and its requests per second; may be repeated.  [default: two made-up ones]",
+    help="An account and its requests per second; may be repeated.  [default: two sample accounts]",
 )
-@click.option("--seed", type=int, default=0, help="Same seed, same calls.")
-@click.option("--tls-cert-file", type=click.Path(path_type=Path), help="Serve HTTPS.")
+@click.option("--seed", type=int, default=0, help="Seed of the random results of calls.")
+@click.option("--tls-cert-file", type=click.Path(path_type=Path), help="Certificate for HTTPS.")
 @click.option(
     "--tls-key-file",
     type=click.Path(path_type=Path),
-    help="The certificate's key, where it is not in the same file.",
+    help="Key of the certificate, if it is in another file.",
 )
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
-    help="How many times faster than the clock calls run.",
+    help="Speed of the clock of calls, as a multiple of real time.",
 )
 @click.option(
     "--unknown-ids",
     type=click.Choice(["found", "not_found"]),
     default="found",
-    help="Whether any well-formed ReferenceId is a call, or only those that were placed.",
+    help="Whether unknown, well-formed ReferenceIds are calls.",
 )
 def simulate(
     *,
@@ -87,7 +87,7 @@ def simulate(
     speed: float,
     unknown_ids: str,
 ) -> None:
-    """Run a stand-in for the provider's API, to try things out against."""
+    """Run a simulated eSMS API for tests and experiments."""
     simulator = Simulator(
         accounts=accounts or DEFAULT_ACCOUNTS,
         seed=seed,
@@ -119,9 +119,9 @@ def _ssl_context(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContex
 
 
 async def _serve(simulator: Simulator) -> None:
-    """Serve until a signal comes."""
+    """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
-    # Before it prints that it listens, because a reader may send a signal at once.
+    # Before the banner is printed: a program that reads it may send a signal at once.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with simulator:
@@ -140,7 +140,7 @@ def _banner(simulator: Simulator) -> str:
             f"listening on {simulator.origin}",
             f"base_url: {simulator.url}",
             f"balance_url: {simulator.url}",
-            "accounts (none of this is secret, none of it is real):",
+            "accounts (the keys are not real):",
             *accounts,
             f"templates and recordings: {', '.join(TEMPLATES)}",
             "control:",

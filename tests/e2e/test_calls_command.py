@@ -147,7 +147,10 @@ async def test_over_tls(tmp_path: Path, simulator: Simulator) -> None:
         url = f"--url={await exporter.ready()}"
         found = await run(tmp_path, "calls", url, environ=ENVIRON)
         assert found.code == 1
-        assert "certificate cannot be verified; --ca-file" in found.errors
+        assert (
+            "cannot verify the TLS certificate; pass the CA certificate with --ca-file"
+            in found.errors
+        )
         found = await run(tmp_path, "calls", url, "--ca-file=ca.crt", environ=ENVIRON)
         assert (found.code, found.errors) == (0, "")
 
@@ -177,8 +180,11 @@ async def test_what_is_no_exporter(tmp_path: Path) -> None:
 
     async with answering(answer) as base:
         for path, expected in (
-            ("", "what answers there is no exporter"),
-            ("/moved", "refused with the HTTP status 302; what answers there is no exporter"),
+            ("", "the server at this URL is not esms-exporter"),
+            (
+                "/moved",
+                "refused with the HTTP status 302; the server at this URL is not esms-exporter",
+            ),
         ):
             url = f"{base}{path}"
             found = await run(tmp_path, "calls", f"--url={url}", environ=ENVIRON)

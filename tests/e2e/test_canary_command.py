@@ -58,7 +58,7 @@ async def test_a_call_without_an_exporter(tmp_path: Path) -> None:
             tells_nothing(ended)
         ended = await run(tmp_path, *COMMAND, "--now")
         assert ended.code == 1
-        assert "`max_per_day`, 2 calls, was reached" in ended.errors
+        assert "`max_per_day` (2 calls) is reached" in ended.errors
         assert placed.codes == ["100", "100"]
 
 

@@ -21,7 +21,7 @@ def folders(path: Path) -> list[Path]:
 async def test_the_demo_is_lively_and_leaves_nothing_behind(tmp_path: Path) -> None:
     async with Demo(tmp_path) as demo:
         url = await demo.ready()
-        shown = (await demo.says(r"(?s)esms-exporter demo: .* left behind\.")).group()
+        shown = (await demo.says(r"(?s)esms-exporter demo: .* removes its files\.")).group()
         assert f"{url}/metrics" in shown
         assert len(folders(tmp_path)) == 1
         samples = await demo.until(

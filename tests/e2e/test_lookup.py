@@ -152,9 +152,9 @@ async def test_bad_lines_of_a_file_keep_nothing_else_from_being_asked(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("", "expected ids, or --from-file"),
+        ("", "expected ids or --from-file"),
         ("a --account=c", "--account"),
-        ("a", "--account: there are several"),
+        ("a", "expected --account, because several accounts"),
         ("--account=main x\N{NO-BREAK SPACE}y", "REFERENCE_ID"),
         ("--account=main " + "x" * 129, "is longer than 128"),
         ("--from-file=missing.csv", "does not exist"),

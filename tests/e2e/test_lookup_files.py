@@ -50,7 +50,7 @@ async def test_a_file_is_resumed(
         results.write_bytes(results.read_bytes()[:-7])  # as a power cut leaves it
     else:
         assert ended.code == 1
-        assert re.fullmatch(r"\d+ of 300 calls answered; not: \d+ not asked for\n", ended.errors)
+        assert re.fullmatch(r"\d+ of 300 calls answered; not: \d+ not requested\n", ended.errors)
         assert results.read_bytes().endswith(b"\n")
     before = {row["reference_id"] for row in read(results.read_text().rpartition("\n")[0])}
     assert 40 <= len(before) < 300
@@ -58,12 +58,12 @@ async def test_a_file_is_resumed(
     simulator.subscribe(lambda _, __, params, ___: asked.append(params["ReferenceId"]))
     found = await run(tmp_path, *arguments)
     assert (found.code, found.output) == (0, "")
-    assert found.errors == f"300 of 300 calls answered, {len(before)} of them before\n"
+    assert found.errors == f"300 of 300 calls answered, {len(before)} of them already in the file\n"
     assert Counter(row["reference_id"] for row in read(results.read_text())) == Counter(ids)
     assert {*asked} == {*ids} - before
     asked.clear()
     found = await run(tmp_path, *arguments)
-    assert found.errors == "300 of 300 calls answered, 300 of them before\n"
+    assert found.errors == "300 of 300 calls answered, 300 of them already in the file\n"
     assert not asked
 
 
@@ -95,7 +95,7 @@ async def test_two_do_not_write_one_file(tmp_path: Path, simulator: Simulator) -
     first.send_signal(signal.SIGSTOP)
     second = await run(tmp_path, *arguments)
     assert second.code == 1
-    assert second.errors == "esms-exporter: results.csv: is being written by another lookup\n"
+    assert second.errors == "esms-exporter: results.csv: is in use by another look-up\n"
     first.send_signal(signal.SIGCONT)
     assert (await first.end()).code == 0
 

@@ -97,7 +97,7 @@ async def test_ctrl_c_gives_the_terminal_back(tmp_path: Path, simulator: Simulat
     screen = Screen(tmp_path, 100)
     arguments = ("lookup", "--from-file=ids.txt", "--output-file=results.csv", CONFIG)
     assert await screen.run(*arguments, ctrl_c_at="[1-9]/500") == 1
-    assert re.search(r"\d+ of 500 calls answered; not: \d+ not asked for\r\n$", screen.seen)
+    assert re.search(r"\d+ of 500 calls answered; not: \d+ not requested\r\n$", screen.seen)
     assert screen.seen.rindex(SHOWN_CURSOR) > screen.seen.rindex("━")
 
 

@@ -95,7 +95,7 @@ async def test_something_else_that_answers_is_no_exporter() -> None:
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         ended = await health(f"--web.listen-address=127.0.0.1:{port}")
-    assert str(ended.exception) == f"127.0.0.1:{port}: what answers is no exporter"
+    assert str(ended.exception) == f"127.0.0.1:{port}: another program responds at this address"
 
 
 async def test_in_a_container_the_options_are_those_of_the_first_process(tmp_path: Path) -> None:
