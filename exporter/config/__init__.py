@@ -1,4 +1,4 @@
-"""The configuration: its model, loading it with every problem at once, and its JSON Schema."""
+"""The configuration: its model, its loader, which reports all problems at once, and its schema."""
 
 from __future__ import annotations
 
@@ -50,50 +50,50 @@ class Config(Section):
     """The accounts whose calls are watched."""
 
     polling: PollingConfig = PollingConfig()
-    """When a call is polled, and when it is given up."""
+    """When calls are polled, and when to give up."""
 
     balance: BalanceConfig = BalanceConfig()
     """How often the balance of each account is requested."""
 
     watch: WatchConfig = WatchConfig()
-    """Which calls are watched, and which labels they may carry."""
+    """Which calls are watched, and the names of their labels."""
 
     ledger: LedgerConfig = LedgerConfig()
     """The durable record of calls and totals."""
 
     notify: Annotated[tuple[NotifyConfig, ...], Field(max_length=MAX_TARGETS)] = ()
-    """Webhooks that are notified of finished calls, by a POST for each."""
+    """Webhooks that receive a POST request for each finished call."""
 
     canaries: Annotated[tuple[CanaryConfig, ...], Field(max_length=MAX_CANARIES)] = ()
-    """Calls that are placed on a schedule, and followed to their end. They cost money."""
+    """Test calls that the exporter places on a schedule. They cost money."""
 
     home_assistant: Annotated[HomeAssistantConfig | None, Field(title="Home Assistant")] = None
-    """What is published to Home Assistant about the accounts, through an MQTT broker; without it,
-    nothing."""
+    """Publish accounts and finished calls to Home Assistant, through an MQTT broker. Off by
+    default."""
 
     shutdown_timeout: Annotated[float, duration("100ms", "1h")] = 10.0
-    """How long an exporter that is stopped may take to finish what is under way."""
+    """Grace period at shutdown, to finish what is in progress."""
 
     _authorities: Authorities | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it
-        """Keep the authorities that were read with it."""
+        """Keep the authorities of the load."""
         if isinstance(context, LoadContext):
             self._authorities = context.authorities
 
     @property
     def authorities(self) -> Authorities | None:
-        """The authorities of servers' certificates; None for those that the library has."""
+        """The certificate authorities that servers are verified against; None for the default."""
         return self._authorities
 
     @property
     def tls(self) -> ssl.SSLContext | bool:
-        """What aiohttp takes to verify against them."""
+        """The authorities as an `ssl` argument of aiohttp."""
         return self._authorities.context if self._authorities else True
 
     @property
     def memory(self) -> float:
-        """How long a finished call is remembered, in seconds: over two runs of every query."""
+        """Seconds to remember a finished call: `keep_finished` or two runs of the slowest query."""
         runs = (2 * (query.interval + query.timeout) for query in self.watch.sql)
         return max([self.ledger.keep_finished, *runs])
 
@@ -105,15 +105,15 @@ class Config(Section):
 def load_config(
     path: Path, environ: Mapping[str, str] = os.environ, files: NamedFiles | None = None
 ) -> Config:
-    """Read the configuration file at `path`.
+    """Read a YAML configuration file.
 
     Args:
-        path: a file of YAML; files that it names are relative to its folder.
+        path: the file; paths in it are relative to its folder.
         environ: the variables for `${NAME}`.
         files: records the files that it names.
 
     Raises:
-        ConfigError: with everything that is wrong, in the order of the file.
+        ConfigError: the configuration is invalid; holds all problems, in the order of the file.
     """
     problems, files = Problems(str(path)), files or NamedFiles()
     document = load_mapping(path, MAX_FILE, environ, problems, "accounts")
@@ -141,7 +141,7 @@ def _at(document: Value, path: Iterable[str]) -> Value:
 
 
 def _strings(items: Value, key: str | None = None) -> list[str] | None:
-    """Return the items of a list, or what each has under `key`, if all of them are text."""
+    """Return the items of a list, or the value of `key` in each item; None unless all are text."""
     if not isinstance(items, YamlSequence):
         return None
     values = [_at(item, [key]) for item in items] if key else items
@@ -154,7 +154,7 @@ _VARIABLE: Final = {"type": "string", "pattern": r"^\$\{.+\}$"}
 
 
 def json_schema() -> dict[str, object]:
-    """Return the JSON Schema (draft 2020-12) of the file, as it is before `${NAME}` is replaced."""
+    """Return the JSON Schema (draft 2020-12) of the file before `${NAME}` is replaced."""
     schema: dict[str, Any] = Config.model_json_schema()  # Any: as pydantic declares it
     models = {model.__name__: model for model in Section.__subclasses__()}
     for name, model in {"Config": schema, **schema["$defs"]}.items():
@@ -164,8 +164,8 @@ def json_schema() -> dict[str, object]:
         for key in secrets:
             model["properties"][f"{key}_file"] = {
                 "title": f"{keys[key]['title']} File",
-                "description": f"A file that holds the value of `{key}`, relative to this one;"
-                " read again when it changes.",
+                "description": f"A file that contains the value of `{key}`; the path is relative to"
+                " the configuration. Read again when it changes.",
                 "type": "string",
                 "minLength": 1,
             }
@@ -178,9 +178,9 @@ def json_schema() -> dict[str, object]:
 
 
 def _as_in_file(value: dict[str, Any]) -> dict[str, Any]:
-    """Describe one key as it is written: times as durations, numbers also as variables."""
+    """Return the schema of a key as written in the file: durations and variables are strings."""
     if "$ref" in value:
-        # The defaults are shown with the keys themselves, as durations.
+        # Its keys have their own defaults, as durations.
         return {"$ref": value["$ref"]}
     is_duration = value.get("format") == "duration"
     if is_duration and "default" in value:

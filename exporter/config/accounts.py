@@ -27,7 +27,7 @@ def _proxy_url(value: Secret) -> Secret:
         raise ValueError
     if re.search(r"[?#]|@.*@", value.reveal()):
         raise ValueError
-    if ":" in (url.user or ""):  # which no proxy could tell from the password's beginning
+    if ":" in (url.user or ""):  # the proxy would end the user at the colon
         raise ValueError
     return value
 
@@ -41,7 +41,7 @@ ProxyUrl = Annotated[
 
 
 class AccountConfig(Section):
-    """A set of eSMS credentials, and how fast it may be used."""
+    """A set of eSMS credentials, with its rate limit."""
 
     secrets = ("api_key", "secret_key", "callback_token", "proxy_url")
 
@@ -49,25 +49,25 @@ class AccountConfig(Section):
     """The value of the label `account`. Unique."""
 
     api_key: SecretKey
-    """The ApiKey. Either this or `api_key_file`."""
+    """The ApiKey of eSMS. Either this or `api_key_file`."""
 
     secret_key: SecretKey
-    """The SecretKey. Either this or `secret_key_file`."""
+    """The SecretKey of eSMS. Either this or `secret_key_file`."""
 
     callback_token: SecretKey | None = None
-    """What the path of the provider's callback has to hold; without it, there is no callback."""
+    """Token in the path of the provider's callback. Without it, callbacks are off."""
 
     base_url: BaseUrl = "https://voiceapi.esms.vn/MainService.svc/json"
-    """Where the API is, without the name of an operation."""
+    """The URL of the API, without the name of the operation."""
 
     balance_url: BaseUrl = "https://rest.esms.vn/MainService.svc/json"
-    """Where the balance is requested, without the name of the operation: another host of the
-    provider's."""
+    """The URL of the API for balances, without the name of the operation. The provider has a
+    separate host for it."""
 
     proxy_url: ProxyUrl | None = None
     """An HTTP proxy for all requests of this account: `http://USER:PASSWORD@HOST:PORT`, with user
-    and password percent-encoded. Either this or `proxy_url_file`. Without it there is none: the
-    environment variables `HTTP_PROXY` and `HTTPS_PROXY` are not used."""
+    and password percent-encoded. Either this or `proxy_url_file`. The environment variables
+    `HTTP_PROXY` and `HTTPS_PROXY` are not used."""
 
     balance_warning: (
         Annotated[
@@ -76,39 +76,40 @@ class AccountConfig(Section):
         ]
         | None
     ) = None
-    """The balance, in VND, below which it is low."""
+    """The balance is low below this amount, in VND."""
 
     rate_limit: Annotated[float, amount("a number above 0, at most 100000", 100_000)] = 20.0
-    """Requests per second, at most. Above 0, up to 100000."""
+    """Maximum number of requests per second."""
 
     max_concurrency: Annotated[int, count(1, 1000)] = 32
-    """Requests under way at a time, at most."""
+    """Maximum number of concurrent requests."""
 
 
 class PollingConfig(Section):
-    """When a call is polled, and when it is given up."""
+    """When calls are polled, and when to give up."""
 
     pace: Literal["adaptive", "growing"] = "adaptive"
-    """`adaptive` learns how long an account's calls take, and polls when results are likely;
-    `growing` polls every `interval`, and older calls less and less often."""
+    """`adaptive` learns how long the calls of an account take, and polls when results are likely.
+    `growing` polls new calls every `interval`, and older calls less often."""
 
-    # Nobody should poll ten times a second, but tests of a whole life of a call have to.
+    # 100 ms is for tests.
     interval: Annotated[float, duration("100ms", "1d")] = 15.0
-    """How late results may be known. `adaptive`: 95 % of them are to be known within it, after
-    their calls' end, where that takes no more than some 30 requests for a single one. `growing`,
-    and `adaptive` before it has learnt: from one poll of a young call to the next."""
+    """`adaptive`: the target delay. 95 % of results should be known within this time after the end
+    of the call, if about 30 polls per call are enough. `growing`, and `adaptive` until it has
+    learnt: the interval between polls of a new call."""
 
     max_interval: Annotated[float, duration("100ms", "1d")] = 300.0
-    """The longest time from one poll of a call to the next. At least `interval`."""
+    """Maximum interval between polls of a call. At least `interval`."""
 
     timeout: Annotated[float, duration("1ms", "10m")] = 10.0
-    """Of one request, from connecting to the last byte."""
+    """Timeout of a request, from connecting to the last byte of the response."""
 
     not_found_grace: Annotated[float, duration("0s", "6d")] = 600.0
-    """How long a call may be unknown to the provider before it counts as not found."""
+    """A call that the provider does not know for this long finishes as `not_found`."""
 
     give_up_after: Annotated[float, duration("100ms", "6d")] = 259_200.0
-    """How long a call is watched. The provider forgets calls after about 7 days."""
+    """A call without a result after this time finishes as `expired`. The provider forgets calls
+    after about 7 days."""
 
     @model_validator(mode="after")
     def _in_order(self) -> PollingConfig:
@@ -122,7 +123,7 @@ class BalanceConfig(Section):
     """How often the balance of each account is requested."""
 
     interval: Annotated[float, duration("0s", "1d")] = 300.0
-    """From one request to the next; 0 to request none, else at least 1s."""
+    """Interval between requests, at least 1s. `0` turns requests off."""
 
     @field_validator("interval")
     @classmethod

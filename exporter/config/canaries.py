@@ -1,4 +1,4 @@
-"""The section `canaries`: calls that the exporter places itself."""
+"""The section `canaries`: test calls that the exporter places."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ MAX_VARIABLES: Final = 20
 MAX_CALLS_PER_DAY: Final = 144
 
 SEPARATOR: Final = "||"
-"""Between values in `VariableListStr` (the provider's page of `MakeCallTemplate_V2`)."""
+"""Separates values in `VariableListStr` (the provider's page on `MakeCallTemplate_V2`)."""
 
 _MIN_INTERVAL: Final = timedelta(minutes=10)
 _CRON_FIELDS: Final = 5
-# Enough for two weeks of calls every ten minutes; what is due less often comes around in it, too.
+# Two weeks of calls every ten minutes. Rarer schedules repeat within that number.
 _CRON_LIMIT: Final = 2_100
-_CRON_START: Final = datetime(2024, 1, 1, tzinfo=UTC)  # of a leap year
+_CRON_START: Final = datetime(2024, 1, 1, tzinfo=UTC)  # a leap year
 _CRON_SPAN: Final = timedelta(days=400)
 
 _PHONE: Final = re.compile(r"(?:0|\+?84)[1-9][0-9]{8,9}", re.ASCII)
 
 
 def _cron(expression: str) -> str:
-    """Check that times are far enough apart, by those of a year or of two weeks of many calls."""
+    """Check the interval between due times, for a year or for `_CRON_LIMIT` of them."""
     if len(expression.split()) != _CRON_FIELDS:
-        raise ValueError  # with six of them, one would be seconds
+        raise ValueError  # CronSim accepts a sixth, for seconds
     try:
         simulated = CronSim(expression, _CRON_START)
         if (first := next(simulated, None)) is None:
-            raise ValueError  # never, on 30 February
+            raise ValueError  # never due, such as on 30 February
         end = first + _CRON_SPAN
         dues = [first, *takewhile(lambda due: due < end, islice(simulated, _CRON_LIMIT))]
     except CronSimError:
@@ -70,7 +70,7 @@ def _phone(value: Secret) -> Secret:
 CronExpression = Annotated[
     str,
     text(
-        "five fields as `30 8-18/2 * * 1-5`, of times at least 10 minutes apart",
+        "five fields such as `30 8-18/2 * * 1-5`, with at least 10 minutes between calls",
         max_length=200,
         check=_cron,
     ),
@@ -81,7 +81,7 @@ TimeZone = Annotated[
 PhoneNumber = Annotated[
     SecretKey,
     AfterValidator(_phone),
-    Expected("a phone number of Vietnam, such as 0 or 84 and 9 or 10 digits, in quotes"),
+    Expected("a phone number of Vietnam in quotes: 0 or 84, then 9 or 10 digits"),
 ]
 TemplateId = Annotated[
     str,
@@ -102,7 +102,7 @@ PressedKey = Annotated[str, text("a key, `0` to `9`, `*` or `#`, in quotes", "^[
 
 
 class CanaryConfig(Section):
-    """A call that is placed on a schedule, and followed to its end."""
+    """A test call that the exporter places on a schedule and watches."""
 
     secrets = ("phone",)
 
@@ -110,48 +110,48 @@ class CanaryConfig(Section):
     """The value of the label `canary`. Unique."""
 
     account: KnownAccount | None = Field(default=None, validate_default=True)
-    """The account that places it; may be left out where there is one account."""
+    """The account that places the call. Optional if there is one account."""
 
     every: Annotated[float, duration("10m", "7d")] | None = None
-    """From one call to the next, counted from the start of 1970 (UTC): `1h` is every full hour.
-    Either this or `cron`."""
+    """Interval between calls, aligned to UTC: `1h` calls on every full hour. Either this or
+    `cron`."""
 
     cron: CronExpression | None = None
-    """When to call, as in a crontab: minute, hour, day of the month, month, day of the week. Either
+    """Schedule in crontab format: minute, hour, day of the month, month, day of the week. Either
     this or `every`."""
 
     timezone: TimeZone = "UTC"
-    """Of `cron`, and of the days of `max_per_day`."""
+    """Time zone of `cron` and of the days of `max_per_day`."""
 
     phone: PhoneNumber
-    """The number that is called. Either this or `phone_file`."""
+    """The phone number to call. Either this or `phone_file`."""
 
     recording: TemplateId | None = None
-    """The id of the recording that is played. Either this or `template`."""
+    """The id of the recording to play. Either this or `template`."""
 
     template: TemplateId | None = None
-    """The id of the template that is read out. Either this or `recording`."""
+    """The id of the template to read out. Either this or `recording`."""
 
     variables: Annotated[tuple[Variable, ...], Field(max_length=MAX_VARIABLES)] = ()
-    """The values of the template's variables, in its order."""
+    """The values of the template's variables, in the order of the template."""
 
     expect: Literal["answered", "finished"] = "answered"
-    """How it has to end: `finished` is content with any end but the provider's rejection."""
+    """The expected result. `finished` accepts every result except a rejection by the provider."""
 
     expect_key: PressedKey | None = None
-    """The first key that the callee has to press; any or none where this is left out."""
+    """The key that the callee has to press first. By default, keys are not checked."""
 
     within: Annotated[float, duration("10s", "1d")] = 300.0
-    """In what time the call has to have finished."""
+    """Maximum time from placing the call to its result."""
 
     max_per_day: Annotated[int, count(1, MAX_CALLS_PER_DAY)]
-    """Calls a day, at most: each costs money. Those placed by hand count, too."""
+    """Maximum number of calls per day, including calls placed by hand. Each call costs money."""
 
     @field_validator("account")
     @classmethod
     def _named(cls, account: str | None, info: ValidationInfo) -> str | None:
         if account is None and info.context and len(info.context.accounts or "") > 1:
-            raise invalid("missing; expected it where there are several accounts")
+            raise invalid("missing; required if there are several accounts")
         return account
 
     @model_validator(mode="after")
@@ -159,7 +159,7 @@ class CanaryConfig(Section):
         for one, other in (("every", "cron"), ("recording", "template")):
             given = [key for key in (one, other) if getattr(self, key) is not None]
             if len(given) != 1:
-                count = "not both" if given else "and there is neither"
+                count = "not both" if given else "but both are missing"
                 raise invalid(f"expected either `{one}` or `{other}`, {count}")
         if self.variables and self.template is None:
             raise invalid("expected no `variables` without `template`")
@@ -169,5 +169,5 @@ class CanaryConfig(Section):
 
     @property
     def zone(self) -> ZoneInfo:
-        """The time zone of its days."""
+        """The `timezone` as an object."""
         return ZoneInfo(self.timezone)

@@ -1,4 +1,4 @@
-"""The sections `ledger` and `watch.sql`, and addresses of databases as SQLAlchemy takes them."""
+"""The sections `ledger` and `watch.sql`, and the database URLs in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exporter.secrets import Secret
 MAX_QUERY: Final = 10_000
 DEFAULT_LEDGER: Final = "sqlite:///esms-exporter.db"
 
-# The drivers that the extras install, in place of those that SQLAlchemy would take.
+# The drivers that the extras install, instead of SQLAlchemy's defaults.
 _DRIVERS: Final = {
     "postgresql": "postgresql+psycopg",
     "mysql": "mysql+pymysql",
@@ -27,25 +27,25 @@ _UNENCODED: Final = re.compile(r"[^!-~]|[@/?#\[\]]|%(?![0-9A-Fa-f]{2})")
 
 
 def database_url(secret: Secret) -> URL:
-    """Return an address with its driver.
+    """Return a database URL with its driver.
 
     Raises:
-        SQLAlchemyError: it is none; the exception may hold it.
+        SQLAlchemyError: the URL is invalid; the message may contain it.
     """
     url = make_url(secret.reveal())
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
 def _database_url(secret: Secret) -> Secret:
-    # No message repeats any of it.
+    # Messages must not repeat any part of the URL.
     rest = secret.reveal().partition("://")[2]
-    # As a person means it. SQLAlchemy ends a password at the first `@`: the rest of it would become
-    # a host, which is printed and looked up.
+    # SQLAlchemy ends the password at the first `@`; it would print the rest of the password and
+    # resolve it as a host name.
     user, at, _ = rest.rpartition("@")
     if at and not rest.startswith("/") and _UNENCODED.search(user):
         raise invalid(
-            "the user or the password holds a reserved character (any of `@/?#[]%`) or one that is "
-            "not ASCII; percent-encode it, such as `%40` for `@` and `%25` for `%`"
+            "the user or the password contains a reserved character (any of `@/?#[]%`) or one that "
+            "is not ASCII; percent-encode it, such as `%40` for `@` and `%25` for `%`"
         )
     try:
         url = database_url(secret)
@@ -58,7 +58,7 @@ def _database_url(secret: Secret) -> Secret:
         name = url.database or ""
         if not name or name.startswith(("file:", ":memory:")):
             raise invalid(
-                "expected the path of a file; a database in memory ends with its connection"
+                "expected the path of a file; an in-memory database does not survive its connection"
             )
         if name.endswith(("/", "/.", "/..")) or name in {".", ".."}:
             raise invalid("expected the path of a file, not of a folder")
@@ -66,7 +66,7 @@ def _database_url(secret: Secret) -> Secret:
 
 
 def _ledger_url(secret: Secret) -> Secret:
-    # SQLAlchemy would take what follows a question mark for options.
+    # SQLAlchemy parses options after a question mark.
     if not re.fullmatch(r"sqlite:///[^\x00-\x1f\x7f?]+|postgresql://.+", secret.reveal()):
         raise ValueError
     return secret
@@ -74,10 +74,10 @@ def _ledger_url(secret: Secret) -> Secret:
 
 def _query(query: str) -> str:
     if ":since::" in query:
-        # SQLAlchemy takes it for no parameter, and the database for none of its own.
+        # SQLAlchemy does not replace `:since` here, and the database cannot parse it.
         raise invalid("expected `CAST(:since AS TYPE)` in place of `:since::TYPE`")
     if not sql_text(query).compile().params.keys() <= {"since"}:
-        raise invalid("expected no parameter but `:since`; write `\\:` for a colon")
+        raise invalid("expected no parameter except `:since`; write `\\:` for a colon")
     return query
 
 
@@ -104,38 +104,39 @@ class LedgerConfig(Section):
     secrets = ("url",)
 
     url: LedgerUrl = Secret(DEFAULT_LEDGER)
-    """A file of SQLite; a relative path starts at the working directory. Or a database of
-    PostgreSQL, which any number of exporters share; user and password are percent-encoded."""
+    """An SQLite file; a relative path is relative to the working directory. Or a PostgreSQL
+    database, which several exporters can share; user and password percent-encoded. Either this or
+    `url_file`."""
 
     keep_finished: Annotated[float, duration("1s", "10y")] = 2_592_000.0
-    """How long a finished call is remembered, so as not to count it again, from when it was last
-    named. At least for two runs of every query in `watch.sql`."""
+    """How long a finished call is remembered after a source last listed it, so that it is not
+    counted again. At least two runs of every query in `watch.sql`."""
 
     heartbeat: Annotated[float, duration("1s", "5m")] = 10.0
-    """For how long an exporter may be silent before others take its accounts, where they share the
-    ledger."""
+    """With a shared ledger: an exporter without a heartbeat for this long loses its accounts to
+    the others."""
 
 
 class SqlConfig(Section):
-    """A query on a database of yours, which returns calls to watch."""
+    """An SQL query on your database that returns calls to watch."""
 
     secrets = ("url",)
 
     name: Name
-    """Its name in metrics: the label `source` is `sql:NAME`. Unique."""
+    """The name of the query: the label `source` is `sql:NAME`. Unique."""
 
     url: DatabaseUrl
-    """The database, as SQLAlchemy names it, with user and password percent-encoded. Either this or
+    """The SQLAlchemy URL of the database, with user and password percent-encoded. Either this or
     `url_file`."""
 
     query: Query
-    """Returns `reference_id`, perhaps `account`, and names in `watch.labels`."""
+    """Returns the column `reference_id`, and optionally `account` and names in `watch.labels`."""
 
     interval: Annotated[float, duration("1s", "1d")] = 30.0
-    """From the start of one run to the start of the next."""
+    """Interval between the starts of two runs."""
 
     timeout: Annotated[float, duration("1s", "1h")] = 30.0
-    """How long the database may work on the query."""
+    """Timeout of the query in the database."""
 
     account: KnownAccount | None = None
-    """The account of rows that name none; may be left out where there is one account."""
+    """The account of rows without one. Optional if there is one account."""

@@ -1,8 +1,8 @@
-"""YAML to plain values with the line of each, and the problems of a file.
+"""Parse YAML into plain values with line numbers, and collect the problems of a file.
 
-Values are composed from PyYAML's events: its trees of nodes take ten times the memory, and its
-loaders forget the lines, accept duplicate keys and follow YAML 1.1, where `no` is false, `010` is 8
-and `1:30` is 90: a name, an id or a label that looks like that would silently become another.
+Values are composed from PyYAML's events. Its node trees take ten times the memory. Its loaders lose
+the lines, accept duplicate keys and follow YAML 1.1, where `no` is false, `010` is 8 and `1:30` is
+90, which would silently change names, ids and labels.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from exporter.config.files import FileProblemError, read_text
 from exporter.errors import ConfigError, Problem
 
 MAX_PROBLEMS: Final = 100
-"""Problems of a file that are shown one by one; the rest is counted."""
+"""Problems of a file to list; the rest is counted."""
 
 MAX_DEPTH: Final = 50
 MAX_NODES: Final = 10_000_000
-"""Values of a document, with what aliases repeat. A million calls with all labels are nine million.
-"""
+"""Values of a document, including those that aliases repeat. A million calls with all labels have
+nine million."""
 
 MAX_ITEM_NODES: Final = 100
-"""Values of one item of a list that is read as a stream."""
+"""Values of one item of a streamed list."""
 
 MAX_ANCHORS: Final = 1_000
-"""Anchors of a list that is read as a stream; what they name is kept."""
+"""Anchors of a streamed list; their values stay in memory."""
 
-# Of shorter strings one copy is kept: calls share their accounts and labels. Ids are longer.
+# Shorter strings are shared: calls repeat accounts and labels. Ids are longer.
 _MAX_SHARED_LENGTH: Final = 32
 _MAX_SHARED: Final = 10_000
 
@@ -49,7 +49,7 @@ _WORDS: Final[dict[str, bool | None]] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-# Longer runs of digits become floats: nothing here needs them, and int() refuses very long ones.
+# Longer numbers become floats, because int() refuses very long ones.
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
 _FLOAT: Final = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)"
@@ -62,51 +62,51 @@ _REFERENCE: Final = r"\$\{([A-Za-z_][A-Za-z0-9_]{0,254})(?::-([^}]*))?\}"
 _TOKEN: Final = re.compile(rf"\$\$|{_REFERENCE}|\$\{{", re.ASCII)
 _WHOLE_REFERENCE: Final = re.compile(_REFERENCE, re.ASCII)
 
-# A value that was pasted in place of a key must not be shown: no key of ours is longer or has more
-# digits, and hardly a credential is as short or has as few.
+# A credential pasted in place of a key must not be shown. Valid keys fit this pattern, credentials
+# are longer or have more digits.
 _SHOWN_KEY: Final = re.compile(r"[A-Za-z_-]{1,40}[0-9]{0,3}", re.ASCII)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class InvalidValue:
-    """Stands for a value that cannot be used; without a message, that was reported already."""
+    """Replaces an invalid value; `message` is empty if the problem is already reported."""
 
     message: str = ""
 
 
 class Unresolved(str):
-    """A plain scalar as text, such as the value of a single `${NAME}` without quotes.
+    """A scalar without quotes, such as the value of a single `${NAME}`.
 
-    A key that is not a string may read it as a number; elsewhere it is text.
+    Keys for numbers and booleans convert it; for other keys it is text.
     """
 
     __slots__ = ()
 
 
 class YamlMapping(dict[str, "Value"]):
-    """A mapping; `lines` has the line of every key, in order."""
+    """A mapping; `lines` has the line of each key, in order."""
 
     __slots__ = ("lines",)
     lines: array[int]
 
     def line_of(self, key: str) -> int:
-        """Return the line of a key that is there; looks through all of them."""
+        """Return the line of an existing key, in linear time."""
         return self.lines[list(self).index(key)]
 
 
 class YamlSequence(list["Value"]):
-    """A sequence; `lines` has the line of every item."""
+    """A sequence; `lines` has the line of each item."""
 
     __slots__ = ("lines",)
     lines: array[int]
 
 
-Value = Union[Scalar, YamlMapping, YamlSequence, InvalidValue]  # noqa: UP007 - names what comes later
+Value = Union[Scalar, YamlMapping, YamlSequence, InvalidValue]  # noqa: UP007 - forward references
 
 
 class DocumentError(FileProblemError):
-    """The file is not a document that can be read further."""
+    """The file cannot be parsed any further."""
 
     def __init__(self, line: int, path: Iterable[str | int], message: str) -> None:
         super().__init__(message)
@@ -117,7 +117,7 @@ class Problems:
     """The problems of one file.
 
     Attributes:
-        total: how many there are; only the first `MAX_PROBLEMS` of the file are kept.
+        total: number of problems; the first `MAX_PROBLEMS` of the file are kept.
     """
 
     def __init__(self, file: str) -> None:
@@ -126,14 +126,14 @@ class Problems:
         self._first: list[Problem] = []
 
     def add(self, line: int, path: Iterable[str | int], message: str) -> None:
-        """Add a problem; `path` are the keys and indices that lead to it."""
+        """Add a problem; `path` has the keys and indices of the value."""
         self.total += 1
         self._first.append(Problem(self._file, line, key_path(path), message))
         if len(self._first) > 4 * MAX_PROBLEMS:
             self._keep_first()
 
     def add_hidden(self, count: int = 1) -> None:
-        """Count problems that are none of the first."""
+        """Count problems without listing them."""
         self.total += count
 
     def _keep_first(self) -> None:
@@ -141,7 +141,7 @@ class Problems:
         del self._first[MAX_PROBLEMS:]
 
     def listed(self) -> tuple[Problem, ...]:
-        """Return the problems in the order of the file, and how many more there are."""
+        """Return the problems in the order of the file, with a last one that counts the rest."""
         self._keep_first()
         more = self.total - len(self._first)
         rest = [Problem(self._file, 0, "", f"and {more} more problems")] if more else []
@@ -154,11 +154,7 @@ class Problems:
 
 @contextmanager
 def collect_errors(problems: Problems) -> Iterator[None]:
-    """Turn an error that keeps a file from being read into the last of its problems.
-
-    Raises:
-        ConfigError: with all of them.
-    """
+    """Add a `FileProblemError` to the problems, and raise them all as a `ConfigError`."""
     try:
         yield
     except FileProblemError as error:
@@ -167,7 +163,7 @@ def collect_errors(problems: Problems) -> Iterator[None]:
 
 
 def key_path(path: Iterable[str | int]) -> str:
-    """Render keys and indices as `accounts[0].api_key`; what may not be a key becomes `?`."""
+    """Render keys and indices as `accounts[0].api_key`; keys that may be secrets become `?`."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -178,7 +174,10 @@ def key_path(path: Iterable[str | int]) -> str:
 
 
 def line_of(document: Value, path: Iterable[str | int], line: int = 1) -> int:
-    """Return the line of a key or item of a document that begins on `line`, or of the nearest."""
+    """Return the line of a path in a document that begins on `line`.
+
+    If the path does not exist, return the line of its longest existing part.
+    """
     value = document
     for part in path:
         if isinstance(value, YamlMapping) and isinstance(part, str) and part in value:
@@ -191,36 +190,31 @@ def line_of(document: Value, path: Iterable[str | int], line: int = 1) -> int:
 
 
 def unknown_key(key: str, known: Collection[str]) -> str:
-    """Return the problem of an unknown key, with the known one that is most like it."""
+    """Return the message about an unknown key, with the most similar known key."""
     nearest = get_close_matches(key[:64].lower(), known, 1)
     return f"unknown key; did you mean `{nearest[0]}`?" if nearest else "unknown key"
 
 
 def resolve(text: str) -> Scalar:
-    """Return the value of a plain scalar: null, a boolean, a number, else the text itself."""
+    """Return the value of a plain scalar: null, a boolean, a number or text."""
     if text[:1] not in _NUMBER_STARTS:
         return _WORDS.get(text, text)
     if _INTEGER.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text):
-        # Python spells infinity and not-a-number without YAML's dot.
+        # YAML spells infinity `.inf` and not-a-number `.nan`.
         return float(text.replace(".", "") if text[-1] in "fFnN" else text)
     return text
 
 
 def interpolate(text: str, environ: Mapping[str, str], *, plain: bool) -> str:
-    """Replace `${NAME}` and `${NAME:-default}` once: what comes in is not looked at again.
+    """Replace `${NAME}` and `${NAME:-default}`; the values are not interpolated again.
 
-    As in a shell, the default also stands in for a variable that is empty. `$$` is a `$`, and
-    a `$` before anything but `$` and `{` is itself.
-
-    Args:
-        text: the value as the file has it.
-        environ: the variables.
-        plain: the value was written without quotes.
+    As in a shell, the default also replaces an empty variable. `$$` is a `$`; a `$` before any
+    other character except `{` is kept. `plain` says that the value has no quotes.
 
     Raises:
-        ValueError: a variable is not set, or a reference is malformed; without any value.
+        ValueError: a variable is not set, or a reference is malformed. The message has no values.
     """
 
     def replacement(match: re.Match[str]) -> str:
@@ -235,7 +229,7 @@ def interpolate(text: str, environ: Mapping[str, str], *, plain: bool) -> str:
         if value is None and default is None:
             raise ValueError(
                 f"the environment variable `{name}` is not set;"
-                f" expected it, or a default as in `${{{name}:-default}}`"
+                f" set it, or give a default: `${{{name}:-default}}`"
             )
         return value or default or ""
 
@@ -252,19 +246,18 @@ def load_mapping(
     *,
     scalars_as_text: bool = False,
 ) -> YamlMapping | None:
-    """Read the mapping that a file of YAML holds; return None where it holds nothing.
+    """Read the mapping in a YAML file; return None if the file is empty.
 
     Args:
         path: the file.
-        limit: its bytes, at most.
-        environ: the variables for `${NAME}`; None to leave every `$` as it is.
+        limit: maximum size in bytes.
+        environ: the variables for `${NAME}`; None to keep every `$`.
         problems: receives the problems.
-        key: one that the mapping may have.
-        scalars_as_text: keep numbers and booleans as they are written, which a key that is not a
-            string may resolve.
+        key: an example of a key, for messages.
+        scalars_as_text: return numbers and booleans as `Unresolved` text.
 
     Raises:
-        ConfigError: it cannot be read, or does not hold a mapping.
+        ConfigError: the file cannot be read, or does not contain a mapping.
     """
     with collect_errors(problems):
         text = read_text(path, limit)
@@ -277,19 +270,19 @@ def load_mapping(
 
 
 def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]:
-    """Yield the items of the list that a file of YAML or JSON is, each with its line.
+    """Yield the items of a list in a YAML or JSON file, each with its line.
 
-    Read as a stream: no more than an item is held at a time, and what aliases may repeat.
-    Variables are not replaced. `problems` receives those of items.
+    The file is streamed: only one item and the values of anchors are in memory. Variables are not
+    replaced. `problems` receives the problems of items.
 
     Raises:
-        DocumentError: the rest is not YAML, not a list, or more than is accepted here.
+        DocumentError: the rest of the file is not YAML, not a list, or exceeds a limit.
     """
     return _Composer(file, None, problems).items()
 
 
 class _Composer:
-    """Composes values from the events of a document, depth first."""
+    """Composes values from YAML events."""
 
     def __init__(
         self,
@@ -303,21 +296,21 @@ class _Composer:
         self._environ = environ
         self._problems = problems
         self._scalars_as_text = scalars_as_text
-        self._path: list[str | int] = []  # to the value that comes next
-        self._nodes = 0  # of the document, or of an item of a stream
+        self._path: list[str | int] = []  # of the next value
+        self._nodes = 0  # in the document, or in the item of a streamed list
         self._max_nodes, self._max_anchors = MAX_NODES, MAX_NODES
         self._anchors: dict[str, tuple[Value, int] | None] = {}  # None while it is composed
         self._shared: dict[str, str] = {}
 
     def _parse(self, source: str | TextIO) -> Iterator[yaml.Event]:
-        """Yield the events; translate PyYAML's errors, without words that may be part of a key."""
-        # Without libyaml, PyYAML has only the loader in Python.
+        """Yield the events; translate PyYAML's errors, without quoted text that may be a secret."""
+        # PyYAML without libyaml has only the loader in Python.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
             yield from yaml.parse(source, Loader=loader)
         except yaml.YAMLError as error:
             if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-                message = "is not YAML text: it holds characters that YAML forbids"
+                message = "is not YAML text: it contains characters that YAML forbids"
                 raise DocumentError(0, (), message) from None
             line = error.problem_mark.line + 1
             reason = re.sub(r"'[^']{4,}'|\"[^\"]{4,}\"", "...", error.problem or "cannot be read")
@@ -358,7 +351,7 @@ class _Composer:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise self._error(event, "expected one document, and here a second one starts")
+                    raise self._error(event, "expected one document; a second one starts here")
             elif isinstance(event, yaml.NodeEvent):
                 yield event
 
@@ -391,20 +384,20 @@ class _Composer:
     def _count(self, event: yaml.Event, nodes: int) -> None:
         self._nodes += nodes
         if self._nodes > self._max_nodes:
-            message = f"holds more than {self._max_nodes} values, with what aliases repeat"
+            message = f"has more than {self._max_nodes} values, including those of aliases"
             raise self._error(event, message)
 
     def _anchor(self, event: yaml.NodeEvent, anchored: tuple[Value, int] | None) -> None:
         if event.anchor is not None:
             self._anchors[event.anchor] = anchored
             if len(self._anchors) > self._max_anchors:
-                raise self._error(event, f"holds more than {self._max_anchors} anchors (`&name`)")
+                raise self._error(event, f"has more than {self._max_anchors} anchors (`&name`)")
 
     def _alias(self, event: yaml.AliasEvent) -> Value:
         if event.anchor not in self._anchors:
             raise self._error(event, "the alias (`*name`) has no anchor (`&name`) before it")
         if (anchored := self._anchors[event.anchor]) is None:
-            raise self._error(event, "the alias (`*name`) stands inside of what it repeats")
+            raise self._error(event, "the alias (`*name`) is inside the value of its anchor")
         value, nodes = anchored
         self._count(event, nodes)
         return value
@@ -424,7 +417,7 @@ class _Composer:
         mapping, lines = YamlMapping(), dict[str, int]()
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise self._error(event, "expected a key that is text")
+                raise self._error(event, "expected text as the key")
             key, line = self._key(event), _line(event)
             self._path.append(key)
             first = lines.get(key)
@@ -470,5 +463,5 @@ class _Composer:
 
 
 def _line(event: yaml.Event) -> int:
-    # Only events that a program makes have no marks.
+    # Parsed events always have marks.
     return event.start_mark.line + 1 if event.start_mark is not None else 0

@@ -1,4 +1,4 @@
-"""Files that a configuration names: texts, secrets and certificates of authorities."""
+"""Read the files that a configuration names: text, secrets and CA certificates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class FileProblemError(Exception):
-    """A file cannot be used; the message says why and holds nothing of its content.
+    """A file cannot be used. The message says why and never contains its content.
 
     Attributes:
-        line: where, or 0.
-        path: the keys and indices that lead there.
+        line: the line of the problem, or 0.
+        path: keys and indices of the problem.
     """
 
     line: int = 0
@@ -31,7 +31,7 @@ class FileProblemError(Exception):
 
 
 class _Bounded(io.RawIOBase):
-    """The bytes of a file; fails beyond a limit, also where the file grows."""
+    """Reads a file, and fails beyond `limit` bytes, even if the file grows."""
 
     def __init__(self, file: io.FileIO, limit: int) -> None:
         self._file = file
@@ -49,22 +49,20 @@ class _Bounded(io.RawIOBase):
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting: a FIFO waits for a writer that may never come."""
+    """Open a file without blocking, even if it is a FIFO without a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextmanager
 def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
-    """Open a regular file of at most `limit` bytes of text: UTF-8, or UTF-16 with its mark.
-
-    `newline` says where lines end, as of `open`; they are not translated.
+    """Open a regular file of at most `limit` bytes of text: UTF-8, or UTF-16 with a BOM.
 
     Raises:
-        FileProblemError: it cannot be read, is not regular, too large or no such text; also
-            while it is read within the block.
+        FileProblemError: the file cannot be read, is not regular, too large or not text; also
+            raised by reads within the block.
     """
     try:
-        # Looked at when it is open, so that nothing can be swapped in between.
+        # Check the open file: its path may change between a check and the opening.
         with io.FileIO(path, opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -72,7 +70,7 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
             if status.st_size > limit:
                 raise _too_large(limit)
             raw = io.BufferedReader(_Bounded(file, limit))
-            # Excel's "Unicode text", and what PowerShell redirects.
+            # "Unicode text" of Excel, and redirected output of PowerShell.
             is_utf_16 = raw.peek(2)[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
             encoding = "utf-16" if is_utf_16 else "utf-8-sig"
             yield io.TextIOWrapper(raw, encoding=encoding, newline=newline)
@@ -85,7 +83,7 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
 
 
 def read_text(path: Path, limit: int) -> str:
-    """Return the text of a file, as of `open_text`."""
+    """Return the text of a file; see `open_text`."""
     with open_text(path, limit) as file:
         return file.read()
 
@@ -99,9 +97,9 @@ class NamedFiles:
     """The files that a configuration names.
 
     Attributes:
-        paths: of all of them, also of those that cannot be read.
-        exposed: of those that hold a secret and that anybody on the machine can read.
-        before: called with each file before it is read.
+        paths: all files, also unreadable ones.
+        exposed: files with a secret that every user of the machine can read.
+        before: called with each path before the file is read.
     """
 
     paths: set[Path] = field(default_factory=set)
@@ -109,19 +107,19 @@ class NamedFiles:
     before: Callable[[Path], None] = lambda _: None
 
     def note(self, path: Path) -> None:
-        """Record a file that is about to be read."""
+        """Record a file before it is read."""
         self.paths.add(path)
         self.before(path)
 
     def read(self, path: Path, limit: int, *, secret: bool = False) -> str:
-        """Read a file, as `read_text` does; errors name the file, whose path is no secret."""
+        """Record and read a file; see `read_text`. Errors name the file."""
         self.note(path)
         try:
             text = read_text(path, limit)
         except FileProblemError as error:
             shown = "".join(c if c.isprintable() else "?" for c in os.path.abspath(path))  # noqa: PTH100 - keeps symlinks
             raise FileProblemError(f"the file {shown} {error}") from None
-        with suppress(OSError):  # removed since it was read
+        with suppress(OSError):  # the file may be gone
             if secret and path.stat().st_mode & stat.S_IROTH:
                 self.exposed.add(path)
         return text
@@ -129,11 +127,10 @@ class NamedFiles:
 
 @dataclass(frozen=True, slots=True)
 class Authorities:
-    """Authorities that certificates of servers are verified against; equal where nothing changed.
+    """Certificate authorities to verify servers against. Equal if the certificates are equal.
 
     Attributes:
-        context: verifies against them.
-        version: digest of the certificates, and when their folder changed (in nanoseconds).
+        version: digest of the certificates, and the mtime of their folder (nanoseconds).
     """
 
     context: ssl.SSLContext = field(compare=False, repr=False)
@@ -142,27 +139,27 @@ class Authorities:
 
 def _authorities(context: ssl.SSLContext, folder: str | None = None) -> Authorities:
     certificates = sorted(context.get_ca_certs(binary_form=True))
-    # Certificates of a folder are read when they are needed.
+    # OpenSSL reads certificates in a folder on demand.
     changed = os.stat(folder).st_mtime_ns if folder else 0  # noqa: PTH116 - a text
     return Authorities(context, (sha256(b"".join(certificates)).digest(), changed))
 
 
 def system_authorities(files: NamedFiles) -> Authorities:
-    """Read the system's authorities, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+    """Read the authorities of the system, or those in `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 
     Raises:
-        FileProblemError: the file of `SSL_CERT_FILE` cannot be used.
+        FileProblemError: the file in `SSL_CERT_FILE` cannot be used.
     """
     paths = ssl.get_default_verify_paths()
     named = os.environ.get(paths.openssl_cafile_env)
     file = Path(named or paths.openssl_cafile)
     files.note(file)
     try:
-        # OpenSSL overlooks a file of its environment variable that it cannot use.
+        # OpenSSL ignores an unusable file in `SSL_CERT_FILE`: pass it explicitly.
         folder = paths.capath if named else None
         context = ssl.create_default_context(cafile=named, capath=folder)
     except ssl.SSLError:
-        raise FileProblemError(f"the file {file} holds no certificate in PEM") from None
+        raise FileProblemError(f"the file {file} contains no PEM certificate") from None
     except OSError as error:
         raise FileProblemError(f"the file {file} cannot be read: {error.strerror}") from None
     context.set_alpn_protocols(["http/1.1"])
@@ -170,12 +167,12 @@ def system_authorities(files: NamedFiles) -> Authorities:
 
 
 def authorities_of(pem: str) -> Authorities:
-    """Return the authorities of a text in PEM; raises `FileProblemError` where it holds none."""
+    """Return the authorities in PEM text; raises `FileProblemError` if there are none."""
     try:
-        # Comments may hold anything, and are no part of it.
+        # Comments outside of the certificates may have any encoding.
         text = pem.encode("ascii", "replace").decode()
         return _authorities(ssl.create_default_context(cadata=text))
     except (ssl.SSLError, ValueError):
         raise FileProblemError(
-            "expected certificates as PEM, between `BEGIN CERTIFICATE` and `END CERTIFICATE`"
+            "expected PEM certificates, between `BEGIN CERTIFICATE` and `END CERTIFICATE`"
         ) from None

@@ -1,4 +1,4 @@
-"""The sections `notify` and `home_assistant`: webhooks, and the MQTT broker of Home Assistant."""
+"""The sections `notify` (webhooks) and `home_assistant` (MQTT broker)."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def _target_url(secret: Secret) -> Secret:
     url = urlsplit(secret.reveal())
     if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0 or url.fragment:
         raise ValueError
-    # The client is stricter, and would fail when the first call is notified.
+    # The HTTP client is stricter: it would fail at the first notification.
     if not URL(secret.reveal()).host:
         raise ValueError
-    # A name is checked when it is connected to; here, what can be seen to fail.
+    # Host names are checked when they are resolved.
     if is_ip_address(url.hostname) and is_forbidden(url.hostname):
         raise ValueError
     return secret
@@ -55,7 +55,7 @@ TargetUrl = Annotated[
     SecretAddress,
     Field(json_schema_extra={"pattern": "^https?://[^#]+$"}),
     Expected(
-        "`https://HOST...` or `http://HOST...`, and no link-local or metadata address",
+        "`https://HOST...` or `http://HOST...`, not a link-local or metadata address",
         AfterValidator(_target_url),
     ),
 ]
@@ -75,7 +75,7 @@ LabelValues = Annotated[
 
 
 class NotifyConfig(Section):
-    """A webhook that is notified of finished calls: a POST for each, as a signed CloudEvent."""
+    """A webhook that receives a POST request with a signed CloudEvent for each finished call."""
 
     secrets = ("url", "secret")
 
@@ -83,38 +83,36 @@ class NotifyConfig(Section):
     """The value of the label `target`. Unique."""
 
     url: TargetUrl
-    """Where notifications are sent: `https://HOST...` or `http://HOST...`. Either this or
-    `url_file`."""
+    """The URL to send notifications to. Either this or `url_file`."""
 
     secret: SigningKey
-    """What notifications are signed with: `whsec_` and 24 to 64 bytes in Base64. Either this or
-    `secret_file`."""
+    """The key to sign notifications with. Either this or `secret_file`."""
 
     accounts: KnownAccounts | None = None
-    """Only calls of these accounts; of all of them where this is left out."""
+    """Only calls of these accounts. Default: all accounts."""
 
     results: Annotated[tuple[ResultName, ...], Field(min_length=1, max_length=3)] | None = None
-    """Only calls with one of these values of the label `result`."""
+    """Only calls with one of these values of `result`."""
 
     statuses: Annotated[tuple[StatusName, ...], Field(min_length=1, max_length=9)] | None = None
-    """Only calls with one of these values of the label `status`."""
+    """Only calls with one of these values of `status`."""
 
     labels: dict[KnownLabel, LabelValues] | None = None
-    """Only calls whose labels have these values, each a text or a list of texts; a call without a
-    label shows it empty."""
+    """Only calls whose labels have one of these values. A label that a call does not have is
+    empty."""
 
     timeout: Annotated[float, duration("1s", "1m")] = 10.0
-    """Of one request, from connecting to the status of the answer."""
+    """Timeout of a request, from connecting to the status of the response."""
 
     give_up_after: Annotated[float, duration("1s", "30d")] = 86_400.0
-    """How long delivery is tried, from the finish of the call."""
+    """How long delivery is retried after the end of the call."""
 
     max_concurrency: Annotated[int, count(1, 100)] = 8
-    """Requests under way at a time, at most."""
+    """Maximum number of concurrent requests."""
 
     @property
     def label_values(self) -> Mapping[str, frozenset[str]]:
-        """The values of `labels`, by name."""
+        """The accepted values of each label."""
         return {
             name: frozenset((values,) if isinstance(values, str) else values)
             for name, values in (self.labels or {}).items()
@@ -125,7 +123,7 @@ def _mqtt_url(value: str) -> str:
     url = urlsplit(value)
     port = f":{url.port}" if url.port else ""
     host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-    # Whatever else it holds is found by putting it together anew; the case of a host is lost.
+    # Finds any other part, such as a user or a path. `hostname` is in lower case.
     if not url.hostname or value.lower().rstrip("/") != f"{url.scheme}://{host}{port}":
         raise ValueError
     if url.scheme not in {"mqtt", "mqtts"} or not re.fullmatch("[!-~]+", value):
@@ -153,31 +151,31 @@ FilePath = Annotated[str, text("the path of a file", min_length=1, max_length=40
 
 
 class HomeAssistantConfig(Section):
-    """What is published to Home Assistant about the accounts, through an MQTT broker."""
+    """Publish accounts and finished calls to Home Assistant through an MQTT broker."""
 
     secrets = ("password",)
 
     url: MqttUrl
-    """The broker; the port is 1883, or 8883 with TLS, where none is named."""
+    """The MQTT broker. The default port is 1883, or 8883 with TLS."""
 
     username: UserName | None = None
-    """The user that connects to the broker; without it, an anonymous one."""
+    """The user to connect as. Default: anonymous."""
 
     password: Password | None = None
     """The password of `username`. Either this or `password_file`."""
 
     ca_file: FilePath | None = None
-    """Certificates of the authorities that the broker's may come from, as PEM; without it, those
-    of the system."""
+    """Certificate authorities to verify the broker against, in PEM format. Default: those of the
+    system."""
 
     discovery_prefix: MqttTopic = "homeassistant"
-    """The prefix at which Home Assistant looks for devices, and says that it has started."""
+    """The topic prefix that Home Assistant uses for discovery and for its birth message."""
 
     topic_prefix: MqttTopic = "esms-exporter"
-    """What the exporter's own topics begin with; another one for each ledger on a broker."""
+    """Prefix of the exporter's own topics. Each ledger needs its own prefix on a broker."""
 
     accounts: KnownAccounts | None = None
-    """The accounts that are shown; all of them where this is left out."""
+    """The accounts to publish. Default: all accounts."""
 
     _authorities: Authorities | None = PrivateAttr(default=None)
 
@@ -193,7 +191,7 @@ class HomeAssistantConfig(Section):
     @classmethod
     def _with_username(cls, value: Secret | None, info: ValidationInfo) -> Secret | None:
         if value is not None and info.data.get("username", "") is None:
-            raise invalid("expected `username` beside it")
+            raise invalid("requires `username`")
         return value
 
     def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it

@@ -1,7 +1,4 @@
-"""The types of the values: what each takes, and the words for it.
-
-Whatever is wrong with a value, its one message says what was expected.
-"""
+"""The types of configuration values, each with the one error message that says what is expected."""
 
 from __future__ import annotations
 
@@ -41,23 +38,23 @@ _MILLISECONDS: Final = {
     "s": 1_000,
     "ms": 1,
 }
-# Nine digits of years are far beyond every bound, and keep the arithmetic exact.
+# Nine digits exceed every maximum, and keep the arithmetic exact.
 _UNITS: Final = "".join(f"([0-9]{{1,9}}{unit})?" for unit in _MILLISECONDS)
 DURATION_WORDS: Final = "a duration such as `15s`, `1m30s` or `3d`"
 
 DURATION_PATTERN: Final = f"^(0|(?=[0-9]){_UNITS})$"
-"""A duration as of prometheus/common's model.ParseDuration, every unit at most once, from large to
-small; a regular expression of JSON Schema (ECMA-262), too."""
+"""A duration as in `model.ParseDuration` of prometheus/common: each unit at most once, from large
+to small. Also valid in JSON Schema (ECMA-262)."""
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a duration as Prometheus writes it, such as `1m30s`.
+    """Return the seconds of a duration in Prometheus format, such as `1m30s`.
 
-    A year has 365 days; a bare `0` needs no unit. See "Float literals and time durations" in
-    Prometheus' querying basics.
+    A year has 365 days; `0` needs no unit. See "Float literals and time durations" in Prometheus'
+    querying basics.
 
     Raises:
-        ValueError: `text` is not a duration. The message does not repeat it.
+        ValueError: `text` is not a duration. The message does not contain it.
     """
     if not re.fullmatch(DURATION_PATTERN, text):
         raise ValueError(f"expected {DURATION_WORDS}")
@@ -66,9 +63,9 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write `seconds`, 0 or more, in the fewest units of a day or less; rounds to milliseconds.
+    """Return `seconds` as a duration, rounded to milliseconds.
 
-    Years and weeks are left out: `30d` says more than `4w2d`.
+    The largest unit is the day: `30d` is easier to read than `4w2d`.
     """
     rest = round(seconds * 1000)
     parts = []
@@ -80,14 +77,14 @@ def format_duration(seconds: float) -> str:
 
 
 class _Message:
-    """Replaces every message about a value."""
+    """Replaces all error messages of a value by one."""
 
     def __init__(self, words: str) -> None:
         self._words = words
 
     def __get_pydantic_core_schema__(
         self,
-        source: Any,  # Any: pydantic passes whatever was annotated
+        source: Any,  # Any: as pydantic declares it
         handler: GetCoreSchemaHandler,
     ) -> CoreSchema:
         return core_schema.custom_error_schema(
@@ -96,12 +93,12 @@ class _Message:
 
 
 class Expected(GroupedMetadata):
-    """What a value has to be: its one message, whichever of the constraints it fails.
+    """Constraints of a value, with one error message for all of them.
 
     Args:
-        words: for people.
+        words: what is expected, for messages and the documentation.
         constraints: for pydantic.
-        keeps_messages: those of the constraints themselves, which say more.
+        keeps_messages: keep the messages of the constraints, which are more precise.
     """
 
     def __init__(self, words: str, *constraints: object, keeps_messages: bool = False) -> None:
@@ -109,24 +106,24 @@ class Expected(GroupedMetadata):
         self._parts = constraints if keeps_messages else (*constraints, _Message(words))
 
     def __iter__(self) -> Iterator[object]:
-        """Yield what pydantic makes of it."""
+        """Yield the annotations for pydantic."""
         return iter(self._parts)
 
 
 def _scalar(value: object) -> object:
-    """Read `rate_limit: ${RATE}` as the number that it would be without the variable."""
+    """Convert the text of an unquoted `${NAME}` to a number or boolean if it looks like one."""
     return resolve(value) if isinstance(value, Unresolved) else value
 
 
 def amount(words: str, maximum: float) -> Expected:
-    """Take a number above 0."""
+    """Accept a number above 0."""
     return Expected(
         words, Strict(), Gt(0), Le(maximum), AllowInfNan(False), BeforeValidator(_scalar)
     )
 
 
 def count(minimum: int, maximum: int) -> Expected:
-    """Take a whole number."""
+    """Accept a whole number."""
     words = f"a whole number from {minimum} to {maximum}"
     return Expected(words, Strict(), Ge(minimum), Le(maximum), BeforeValidator(_scalar))
 
@@ -139,7 +136,7 @@ def text(
     max_length: int | None = None,
     check: Callable[[str], str] = str,
 ) -> Expected:
-    """Take a text that matches a pattern of Rust, and that `check` lets pass."""
+    """Accept text that matches `pattern` (Rust syntax) and for which `check` does not raise."""
     lengths = StringConstraints(strict=True, min_length=min_length, max_length=max_length)
     return Expected(words, lengths, StringConstraints(pattern=pattern), AfterValidator(check))
 
@@ -147,14 +144,14 @@ def text(
 def _seconds(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str):
         return parse_duration(value)
-    # Code gives seconds. In a file, 15 is no duration: seconds or minutes? Only 0 needs no unit.
+    # Code passes seconds. A number in a file has no unit; only 0 needs none.
     if info.context is not None and (value != 0 or isinstance(value, bool | float)):
         raise ValueError
     return value
 
 
 def duration(minimum: str, maximum: str) -> Expected:
-    """Take a duration, as seconds."""
+    """Accept a duration; the value is in seconds."""
     return Expected(
         f"{DURATION_WORDS}, from {minimum} to {maximum}",
         *(Strict(), Ge(parse_duration(minimum)), Le(parse_duration(maximum)), AllowInfNan(False)),
@@ -164,10 +161,9 @@ def duration(minimum: str, maximum: str) -> Expected:
 
 
 def secret(words: str, pattern: str, *, keeps_blanks: bool = False) -> Expected:
-    """Take the text of a secret that matches a pattern of Python, without ever repeating it.
+    """Accept a secret that matches `pattern` (Python syntax). Messages never contain it.
 
-    With `keeps_blanks`, one of somebody else's that may begin or end with blanks; the last line
-    break of a file is not part of it.
+    `keeps_blanks` keeps surrounding whitespace, but not the final line break of a file.
     """
 
     def read(value: object) -> object:
@@ -179,16 +175,16 @@ def secret(words: str, pattern: str, *, keeps_blanks: bool = False) -> Expected:
             return Secret(text)
         if isinstance(value, bool | int | float):
             raise invalid("expected text; a key that looks like a number needs quotes")
-        raise invalid(f"expected {words}" if text else "expected a key, and it is empty")
+        raise invalid(f"expected {words}" if text else "expected a key, but the value is empty")
 
     return Expected(words, BeforeValidator(read), keeps_messages=True)
 
 
 SecretKey = Annotated[
     Secret,
-    secret("a key: printable ASCII characters without blanks, 1024 at most", "[!-~]{1,1024}"),
+    secret("a key: up to 1024 printable ASCII characters without spaces", "[!-~]{1,1024}"),
 ]
-# Blanks and letters of any language may stand in addresses.
+# Addresses may contain spaces and non-ASCII letters.
 SecretAddress = Annotated[
     Secret,
     secret(
@@ -199,7 +195,7 @@ SecretAddress = Annotated[
 Password = Annotated[
     Secret,
     secret(
-        "text of up to 4096 characters, taken as it is",
+        "text of up to 4096 characters, used unchanged",
         "[^\ud800-\udfff]{1,4096}",
         keeps_blanks=True,
     ),
@@ -220,7 +216,8 @@ def known_label(name: str, info: ValidationInfo) -> str:
 
 
 def _base_url(value: str) -> str:
-    # Blanks and controls are looked for first: urlsplit drops some. Reading the port checks it.
+    # Check for whitespace and control characters first, because urlsplit removes some. Reading
+    # `port` validates it.
     if not re.fullmatch("[!-~]+", value) or re.search("[?#]", value):
         raise ValueError
     url = urlsplit(value)

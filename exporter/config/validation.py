@@ -1,4 +1,4 @@
-"""From a document to a model, or to every problem with the line that it stands on."""
+"""Validate a document into a model, and report all problems with their lines."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ _MESSAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What validators know while a file is loaded; there is none for models made by code.
+    """Context of validators while a file is loaded. Models made by code have no context.
 
     Attributes:
-        folder: what paths are relative to.
-        problems: receives problems that pydantic does not carry.
-        files: reads the files that are named.
-        accounts: the names of the accounts; None where they cannot be read, to check none.
-        labels: the names in `watch.labels`; None where they cannot be read.
-        authorities: those that certificates of servers are verified against.
-        seen: what has to be unique, each with its kind.
+        folder: the base of relative paths.
+        problems: receives problems that pydantic cannot report.
+        files: reads the named files.
+        accounts: the names of the accounts; None if they could not be read, for no check.
+        labels: the names in `watch.labels`; None if they could not be read, for no check.
+        authorities: certificate authorities to verify servers against.
+        seen: values that have to be unique, with their owner and kind.
     """
 
     folder: Path
@@ -71,18 +71,18 @@ class LoadContext:
 
 
 def invalid(message: str) -> PydanticCustomError:
-    """Return the error that a validator raises."""
+    """Return the error for a validator of a value to raise."""
     return PydanticCustomError("expected", "{message}", {"message": message})
 
 
 def invalid_at(key: str, message: str) -> ValidationError:
-    """Return the error that the validator of a model raises for one of its keys."""
+    """Return the error about a key for a validator of a model to raise."""
     error = InitErrorDetails(type=invalid(message), loc=(key,), input=None)
     return ValidationError.from_exception_data("config", [error])
 
 
 def check_unique(value: object, info: ValidationInfo, kind: str, owner: object = None) -> None:
-    """Check that a file has no other value of a kind, such as the name of an account."""
+    """Check that a value, such as the name of an account, occurs once in the file."""
     if isinstance(info.context, LoadContext):
         if (owner, kind, value) in info.context.seen:
             raise invalid(f"expected a unique {kind}; an earlier item has the same")
@@ -90,11 +90,11 @@ def check_unique(value: object, info: ValidationInfo, kind: str, owner: object =
 
 
 class Section(BaseModel):
-    """A mapping of the file. Its attributes' docstrings are the reference of its keys.
+    """A mapping in the file. The docstrings of its attributes document the keys.
 
     Attributes:
-        secrets: keys whose values a file may hold instead, which `KEY_file` names.
-        null_is_default: `key:` without a value leaves any key at its default.
+        secrets: keys whose value can be read from a file, named by `KEY_file`.
+        null_is_default: any `key:` without a value has its default.
     """
 
     model_config = ConfigDict(
@@ -105,8 +105,8 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _prepare(cls, data: Any, info: ValidationInfo) -> Any:  # Any: whatever is validated
-        """Read the files of secrets, and let pydantic carry the problems that it does not know."""
+    def _prepare(cls, data: Any, info: ValidationInfo) -> Any:  # Any: as pydantic declares it
+        """Read the files of secrets, and replace values that pydantic would accept by problems."""
         context = info.context
         if not isinstance(data, YamlMapping) or not isinstance(context, LoadContext):
             return data
@@ -118,13 +118,13 @@ class Section(BaseModel):
             if key in cls.secrets:
                 _read_secret(found, key, required=about.is_required(), context=context)
             elif value is None and (
-                # A section or a list, whose content may be commented out.
+                # The content of a section or list may be commented out.
                 cls.null_is_default or isinstance(about.default, BaseModel | tuple)
             ):
                 del found[key]
             elif isinstance(value, YamlSequence):
                 for limit in about.metadata:
-                    # One too many is enough to be a problem.
+                    # Validate only one item too many: enough for the error.
                     if isinstance(limit, MaxLen) and len(value) > limit.max_length:
                         found[key] = value[: limit.max_length + 1]
         return found
@@ -137,10 +137,10 @@ class Section(BaseModel):
 
 
 def mark_unknown_keys(found: dict[str, object], known: Collection[str], problems: Problems) -> None:
-    """Put the problem of each unknown key in place of its value."""
+    """Replace the value of each unknown key by its problem."""
     unknown = [key for key in found if key not in known]
     for number, key in enumerate(unknown, problems.total):
-        # A file may have a million of them, and looking for the nearest known key is slow.
+        # A file may have a million of them, and finding similar keys is slow.
         if number < MAX_PROBLEMS:
             found[key] = InvalidValue(unknown_key(key, known))
         else:
@@ -151,11 +151,11 @@ def mark_unknown_keys(found: dict[str, object], known: Collection[str], problems
 def _read_secret(
     found: dict[str, object], key: str, *, required: bool, context: LoadContext
 ) -> None:
-    """Put the content of the file that holds a secret in place of the file's path."""
+    """Replace `KEY_file` by `KEY` with the content of the file."""
     file_key = f"{key}_file"
     if file_key not in found:
         if key not in found and required:
-            found[key] = InvalidValue(f"missing; expected it or `{file_key}`")
+            found[key] = InvalidValue(f"missing; expected this key or `{file_key}`")
         elif found.get(key, "") is None:
             found[key] = ""
     elif key in found:
@@ -176,7 +176,7 @@ def _read_secret(
 
 
 def validate(model: type[M], document: YamlMapping, context: LoadContext) -> M | None:
-    """Return the model that a document makes, or None after adding why not to the problems."""
+    """Return the model of a document; if it is invalid, add the problems and return None."""
     try:
         return model.model_validate(document, context=context)
     except ValidationError as error:
@@ -191,7 +191,7 @@ def add_problems(
     path: tuple[str | int, ...] = (),
     line: int = 1,
 ) -> None:
-    """Add what is wrong with a document, or with a part of one, that `path` and `line` lead to."""
+    """Add the errors of a document, or of the part of one at `path` and `line`."""
     for number, detail in enumerate(error.errors(include_url=False)):
         if not (message := _message(detail)):
             continue
@@ -203,19 +203,19 @@ def add_problems(
 
 
 def _message(detail: ErrorDetails) -> str:
-    """Return what is wrong in our words; empty where it was reported already."""
+    """Return the message of an error; empty if the problem is already reported."""
     value = detail["input"]
     if isinstance(value, InvalidValue):
         return value.message
     if detail["type"] == "too_short" and value:
-        return ""  # items that are wrong leave a list too short
+        return ""  # because invalid items were left out
     if detail["type"] == "literal_error":
         return f"expected {detail['ctx']['expected']}".replace("'", "`")
     return _MESSAGES.get(detail["type"], detail["msg"]).format_map(detail.get("ctx", {}))
 
 
 def _path_in(document: Value, location: tuple[int | str, ...]) -> list[str | int]:
-    """Return where in the document a location of pydantic's is."""
+    """Convert a location of pydantic to a path in the document."""
     value, path = document, list[str | int]()
     for part in location:
         key = part
@@ -225,6 +225,6 @@ def _path_in(document: Value, location: tuple[int | str, ...]) -> list[str | int
             value = value.get(part)
         elif isinstance(value, YamlSequence) and isinstance(part, int):
             value = value[part]
-        if key != "[key]":  # pydantic's mark behind a key that is wrong
+        if key != "[key]":  # pydantic adds this after an invalid key
             path.append(key)
     return path

@@ -1,4 +1,4 @@
-"""The section `watch`: the calls that it names, the labels they may carry, and their sources."""
+"""The section `watch`: the calls to watch, their labels and their sources."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ MAX_PATTERNS: Final = 100
 MAX_TOKENS: Final = 1000
 MAX_QUERIES: Final = 100
 
-# What the exporter itself puts on series, what Prometheus and Kubernetes put on targets, and what
-# alerts put on theirs: there, a label of the user's would be renamed, added over or written over.
+# Labels of the exporter's series, of targets in Prometheus and Kubernetes, and of alerts. They
+# would rename, hide or overwrite a user label of the same name.
 RESERVED_LABELS: Final = frozenset(
     {"account", "result", "status", "key", "state", "outcome", "code", "operation", "source"}
     | {"canary", "stage"}
@@ -71,18 +71,18 @@ CALL_SCHEMA: Final = {
             "properties": {
                 "reference_id": {
                     "title": "Reference Id",
-                    "description": "The id that the provider gave the call.",
+                    "description": "The ReferenceId that the provider returned for the call.",
                     "type": "string",
                 },
                 "account": {
                     "title": "Account",
-                    "description": "The name of the account that placed the call;"
-                    " may be left out where there is one account.",
+                    "description": "The name of the account that placed the call."
+                    " Optional if there is one account.",
                     "type": "string",
                 },
                 "labels": {
                     "title": "Labels",
-                    "description": "Values of some of the names in `watch.labels`.",
+                    "description": "Labels of the call; the names are those in `watch.labels`.",
                     "type": "object",
                     "additionalProperties": {"type": "string", "maxLength": MAX_LABEL_VALUE},
                 },
@@ -93,9 +93,9 @@ CALL_SCHEMA: Final = {
 """The JSON Schema of one call."""
 
 _KEYS: Final = frozenset({"reference_id", "account", "labels"})
-# Lone surrogates cannot be encoded; the others would break lines of logs and of the exposition.
+# Lone surrogates cannot be encoded. The others would break lines in logs and `/metrics`.
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# Sets of labels of which one copy is kept.
+# Label sets that calls share, to save memory.
 _MAX_SHARED: Final = 10_000
 _NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -105,8 +105,8 @@ def _reference_id(value: object) -> ReferenceId:
         raise invalid("expected text; an id that looks like a number needs quotes")
     if not isinstance(value, str):
         raise invalid("expected an id")
-    # A copy, because the ids outlive the document: in between its objects they would keep most of
-    # its memory from being given back.
+    # A copy: ids outlive the document, and between its objects they would keep the allocator from
+    # returning its memory.
     copy = str(value.encode("utf-8", "surrogatepass"), "utf-8", "surrogatepass")
     try:
         return reference_id(copy)
@@ -128,13 +128,13 @@ _LABELS = TypeAdapter(dict[KnownLabel, LabelText])
 
 @dataclass(frozen=True, slots=True)
 class _CallContext:
-    """What validators of a call know; names are None where they cannot be read, to check none."""
+    """Context of the validators of a call. If names could not be read, they are None: no check."""
 
     problems: Problems
     accounts: Collection[str] | None
     labels: Collection[str] | None
     default_account: str | None
-    # One copy of each set of labels.
+    # Shares equal label sets.
     label_sets: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -147,7 +147,7 @@ def _account(value: object, info: ValidationInfo) -> object:
     accounts, default = _context(info).accounts, _context(info).default_account
     if value is None:
         if default is None:
-            raise invalid("missing required key; it may be left out where there is one account")
+            raise invalid("missing required key; it is optional only if there is one account")
         return default
     if not isinstance(value, str) or (accounts is not None and value not in accounts):
         raise invalid("expected the name of one of the accounts")
@@ -167,9 +167,8 @@ class CallConfig:
     """A call to watch.
 
     Attributes:
-        reference_id: the provider's id, as written but trimmed.
-        account: the name of the account that placed it.
-        labels: values of some of the names in `watch.labels`; shared between equal calls.
+        reference_id: as written, without surrounding whitespace.
+        labels: values by name; calls with equal labels share one mapping.
     """
 
     reference_id: Annotated[SkipValidation[ReferenceId], BeforeValidator(_reference_id)]
@@ -181,7 +180,7 @@ class CallConfig:
 
 
 def _item(value: object, info: ValidationInfo) -> object:
-    """Return an item of a list as a mapping."""
+    """Return an item of a list of calls as a mapping."""
     if isinstance(value, YamlMapping):
         found: dict[str, object] = {"account": None, **value}
         if found.get("labels", value) is None:
@@ -197,15 +196,15 @@ _CALL: TypeAdapter[CallConfig] = TypeAdapter(Annotated[CallConfig, BeforeValidat
 
 
 class CallReader:
-    """Reads a list of calls: that of `watch.calls`, of a file of calls, or the rows of a query.
+    """Reads a list of calls: `watch.calls`, a file of calls, or the rows of a query.
 
     Args:
-        accounts: the names of the accounts; None where they cannot be read, to check none.
-        labels: the names in `watch.labels`; None where they cannot be read.
+        accounts: the names of the accounts; None if they could not be read, for no check.
+        labels: the names in `watch.labels`; None if they could not be read, for no check.
         problems: receives the problems.
-        path: the keys that lead to the list.
-        repeats: accept a call that is there twice.
-        account: the account of calls that name none; by default the only one that there is.
+        path: keys and indices of the list in the file.
+        repeats: accept duplicate calls.
+        account: the account of calls without one; by default the only account.
     """
 
     def __init__(
@@ -225,11 +224,11 @@ class CallReader:
         )
         self._path = path
         self._repeats = repeats
-        # By account: ids as they are compared, and the line where each was first.
+        # By account: the line of the first occurrence of each id.
         self._seen: defaultdict[str, dict[ReferenceKey, int]] = defaultdict(dict)
 
     def read(self, items: Iterable[tuple[int, Value]]) -> Iterator[CallConfig]:
-        """Yield the valid calls of items, each with the line where it stands."""
+        """Yield the valid calls of `items`, which are pairs of a line and a value."""
         for index, (line, item) in enumerate(items):
             path = (*self._path, index)
             try:
@@ -241,7 +240,7 @@ class CallReader:
                 key, seen = reference_key(call.reference_id), self._seen[call.account]
                 if key in seen:
                     own = () if isinstance(item, str) else ("reference_id",)
-                    message = f"the same call again; the first is on line {seen[key]}"
+                    message = f"duplicate call; the first is on line {seen[key]}"
                     self._context.problems.add(line_of(item, own, line), (*path, *own), message)
                 seen.setdefault(key, line)
             yield call
@@ -277,8 +276,8 @@ def _beside_file(pattern: str, info: ValidationInfo) -> str:
 LabelName = Annotated[
     str,
     text(
-        "a lower-case label name that does not start with `__` and is not one of the exporter's,"
-        " of a target's (such as `pod` or `service`) or of an alert's (such as `severity`)",
+        "a lower-case label name that does not start with `__` and is not used by the exporter, by"
+        " targets (such as `pod` or `service`) or by alerts (such as `severity`)",
         r"^[a-z_][a-z0-9_]{0,63}$",
         check=_label_name,
     ),
@@ -301,67 +300,69 @@ class TokenConfig(Section):
     secrets = ("token",)
 
     name: Name
-    """The name of the program that uses it, for the log. Unique."""
+    """The name of the program that uses the token, for the log. Unique."""
 
     token: SecretKey
-    """The token itself. Unique. Either this or `token_file`."""
+    """The token. Unique. Either this or `token_file`."""
 
     accounts: KnownAccounts | None = None
-    """The accounts whose calls it may watch and see; all of them where this is left out."""
+    """The token can add and read calls of these accounts only. Default: all accounts."""
 
 
 class ApiConfig(Section):
     """The HTTP API."""
 
     tokens: Annotated[tuple[TokenConfig, ...], Field(max_length=MAX_TOKENS)] = ()
-    """The tokens of programs that may use it; without any, there is no API."""
+    """The tokens of the programs that use the API. Without tokens, the API is off."""
 
 
 class CallbackConfig(Section):
     """How the provider's callbacks are handled, for accounts with a `callback_token`."""
 
     trust: Literal["verify", "accept"] = "verify"
-    """`verify` polls the call at once; `accept` takes the callback's word."""
+    """`verify` polls the call at once to confirm its result. `accept` uses the result in the
+    callback."""
 
     unknown: Literal["watch", "ignore"] = "watch"
-    """Whether a call that is not watched yet is watched from then on."""
+    """What to do with a callback for an unknown call: `watch` adds the call, `ignore` drops the
+    callback."""
 
 
 class WatchConfig(Section):
-    """Which calls are watched, and which labels they may carry."""
+    """Which calls are watched, and the names of their labels."""
 
     labels: Annotated[tuple[LabelName, ...], Field(max_length=MAX_LABELS)] = ()
-    """The names of the labels that a watched call may carry."""
+    """The names of the labels of calls."""
 
     max_label_values: Annotated[int, count(1, 10_000)] = 100
-    """Distinct values of one label in each account. Of more, the least recently used one is counted
-    as `other`."""
+    """Maximum number of distinct values per label and account. Beyond that, the least recently used
+    value is counted as `other`."""
 
     max_label_sets: Annotated[int, count(1, 100_000)] = 1_000
-    """Sets of label values in each account. Of more, the least recently used one is counted as the
-    set in which every value is `other`."""
+    """Maximum number of label sets per account. Beyond that, the least recently used set is counted
+    under `other` for every label."""
 
     max_calls: Annotated[int, count(1, 10_000_000)] = 1_000_000
-    """Calls of each account that may be watched at a time, from all sources."""
+    """Maximum number of open calls per account, from all sources."""
 
     calls: Annotated[
         SkipValidation[tuple[CallConfig, ...]],
         BeforeValidator(_calls),
         WithJsonSchema({"type": "array", "items": CALL_SCHEMA}),
     ] = ()
-    """The calls to watch: ids, or mappings with the key `reference_id`."""
+    """Calls to watch: ids, or mappings with the key `reference_id`."""
 
     files: Annotated[tuple[FilePattern, ...], Field(max_length=MAX_PATTERNS)] = ()
-    """Files with further calls: paths or patterns, relative to the configuration."""
+    """Files with calls to watch: paths or glob patterns, relative to the configuration."""
 
     api: ApiConfig = ApiConfig()
-    """The HTTP API, through which programs hand their calls over."""
+    """The HTTP API, through which programs add calls."""
 
     callback: CallbackConfig = CallbackConfig()
     """How the provider's callbacks are handled, for accounts with a `callback_token`."""
 
     sql: Annotated[tuple[SqlConfig, ...], Field(max_length=MAX_QUERIES)] = ()
-    """Queries on databases of yours, which return calls to watch."""
+    """SQL queries on your databases that return calls to watch."""
 
     @field_validator("calls")
     @classmethod

@@ -266,7 +266,7 @@ class _JsonReader:
 
     def _mapping(self, pairs: Sequence[tuple[str, Value]]) -> YamlMapping:
         if len(pairs) > MAX_ITEM_NODES:
-            raise ValueError(f"holds more than {MAX_ITEM_NODES} keys")
+            raise ValueError(f"has more than {MAX_ITEM_NODES} keys")
         mapping = YamlMapping()
         for key, value in pairs:
             if key in mapping:

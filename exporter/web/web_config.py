@@ -338,7 +338,7 @@ class _TlsBuilder:
             try:
                 context.load_verify_locations(cadata=text.encode("ascii", "replace").decode())
             except (OSError, ValueError):
-                self._problems[key] = "holds no certificate in PEM"
+                self._problems[key] = "contains no PEM certificate"
 
     def _pem(self, key: str, text: str) -> str:
         """Return the text of a key, or of the file that is named instead; empty if neither is."""

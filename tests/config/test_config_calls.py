@@ -90,7 +90,7 @@ def test_the_lines_are_those_of_the_keys(problems: FindProblems) -> None:
 
 
 def test_an_account_is_needed_where_there_are_several(problems: FindProblems, load: Load) -> None:
-    message = "missing required key; it may be left out where there is one account"
+    message = "missing required key; it is optional only if there is one account"
     assert problems(f"{TWO}{WATCH}    - abc\n    - reference_id: b\n") == [
         f"7: watch.calls[0].account: {message}",
         f"8: watch.calls[1].account: {message}",
@@ -102,9 +102,9 @@ def test_an_account_is_needed_where_there_are_several(problems: FindProblems, lo
 def test_the_same_call_twice_names_the_first(problems: FindProblems, load: Load) -> None:
     calls = "    - abc\n    - ABC\n    - reference_id: ABC\n    - {reference_id: aBc}\n"
     assert problems(ONE + WATCH + calls) == [
-        "7: watch.calls[1]: the same call again; the first is on line 6",
-        "8: watch.calls[2].reference_id: the same call again; the first is on line 6",
-        "9: watch.calls[3].reference_id: the same call again; the first is on line 6",
+        "7: watch.calls[1]: duplicate call; the first is on line 6",
+        "8: watch.calls[2].reference_id: duplicate call; the first is on line 6",
+        "9: watch.calls[3].reference_id: duplicate call; the first is on line 6",
     ]
     of_two = "".join(f"    - {{reference_id: a, account: {name}}}\n" for name in ("main", "other"))
     assert len(load(TWO + WATCH + of_two).watch.calls) == 2

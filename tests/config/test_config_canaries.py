@@ -76,7 +76,7 @@ def test_phones(load: Load, tmp_path: Path, phone: str) -> None:
         ({"every": "9m59s"}, "5: canaries[0].every: expected a duration such as"),
         ({"every": "8d"}, "5: canaries[0].every: expected a duration such as"),
         ({"every": "3600"}, "5: canaries[0].every: expected a duration such as"),
-        ({"every": None}, "4: canaries[0]: expected either `every` or `cron`, and there is"),
+        ({"every": None}, "4: canaries[0]: expected either `every` or `cron`, but both"),
         ({"cron": "0 8 * * *"}, "4: canaries[0]: expected either `every` or `cron`, not both"),
         ({"every": None, "cron": "'*/5 8 * * *'"}, "8: canaries[0].cron: expected five fields"),
         ({"every": None, "cron": "hourly"}, "8: canaries[0].cron: expected five fields"),
@@ -85,7 +85,7 @@ def test_phones(load: Load, tmp_path: Path, phone: str) -> None:
         ({"phone": "'113'"}, "6: canaries[0].phone: expected a phone number"),
         ({"phone": "'+1 555 0100'"}, "6: canaries[0].phone: expected a phone number"),
         ({"phone": "912345678"}, "6: canaries[0].phone: expected a phone number"),
-        ({"phone": None}, "4: canaries[0].phone: missing; expected it or `phone_file`"),
+        ({"phone": None}, "4: canaries[0].phone: missing; expected this key or `phone_file`"),
         ({"recording": None}, "4: canaries[0]: expected either `recording` or `template`"),
         ({"template": "'1'"}, "4: canaries[0]: expected either `recording` or `template`, not"),
         ({"recording": "7"}, "7: canaries[0].recording: expected an id of 1 to 64"),
@@ -118,7 +118,7 @@ def test_names_and_accounts(problems: FindProblems) -> None:
         "accounts: [", "accounts: [{name: b, api_key: k, secret_key: s}, "
     ) + text().removeprefix(HEAD)
     assert problems(two) == [
-        "4: canaries[0].account: missing; expected it where there are several accounts",
+        "4: canaries[0].account: missing; required if there are several accounts",
         "10: canaries[1].name: expected a unique name; an earlier item has the same",
-        "10: canaries[1].account: missing; expected it where there are several accounts",
+        "10: canaries[1].account: missing; required if there are several accounts",
     ]

@@ -89,7 +89,7 @@ def test_a_password_of_a_broker_is_taken_as_it_is(
         ),
         (
             "{url: 'mqtt://a', password: x}",
-            "home_assistant.password: expected `username` beside it",
+            "home_assistant.password: requires `username`",
         ),
         ("{url: 'mqtt://a', topic_prefix: a/+}", "home_assistant.topic_prefix: expected up to 8"),
         ("{url: 'mqtt://a', topic_prefix: /a}", "home_assistant.topic_prefix: expected up to 8"),
@@ -105,7 +105,7 @@ def test_a_password_of_a_broker_is_taken_as_it_is(
             "{url: 'mqtts://a', ca_file: missing}",
             "home_assistant.ca_file: the file {folder}/missing cannot be read: No such file or",
         ),
-        ("{url: 'mqtts://a', ca_file: config.yaml}", "home_assistant.ca_file: expected certificat"),
+        ("{url: 'mqtts://a', ca_file: config.yaml}", "home_assistant.ca_file: expected PEM cert"),
         ("{url: 'mqtts://a', ca_file: 5}", "home_assistant.ca_file: expected the path of a file"),
     ],
 )

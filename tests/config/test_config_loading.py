@@ -259,14 +259,14 @@ def test_names_of_accounts_differ(problems: FindProblems) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("", "expected a key, and it is empty"),
-        ("''", "expected a key, and it is empty"),
-        ("${EMPTY}", "expected a key, and it is empty"),
+        ("", "expected a key, but the value is empty"),
+        ("''", "expected a key, but the value is empty"),
+        ("${EMPTY}", "expected a key, but the value is empty"),
         ("123456", "expected text; a key that looks like a number needs quotes"),
         ("true", "expected text; a key that looks like a number needs quotes"),
-        ("hunter2 hunter2", "expected a key: printable ASCII characters without blanks"),
-        ('"hunter2\\0"', "expected a key: printable ASCII characters without blanks"),
-        ("hunter2\u00e9", "expected a key: printable ASCII characters without blanks"),
+        ("hunter2 hunter2", "expected a key: up to 1024 printable ASCII characters without spaces"),
+        ('"hunter2\\0"', "expected a key: up to 1024 printable ASCII characters without spaces"),
+        ("hunter2\u00e9", "expected a key: up to 1024 printable ASCII characters without spaces"),
         ("${hunter", "malformed `${`"),
     ],
 )
@@ -322,11 +322,11 @@ def test_keys_come_from_files_beside_the_configuration(
     ("content", "message"),
     [
         (None, "the file {path} cannot be read: No such file or directory"),
-        (b"", "expected a key, and it is empty"),
-        (b"\n", "expected a key, and it is empty"),
+        (b"", "expected a key, but the value is empty"),
+        (b"\n", "expected a key, but the value is empty"),
         (
             b"k3y\nk3y\n",
-            "expected a key: printable ASCII characters without blanks, 1024 at most",
+            "expected a key: up to 1024 printable ASCII characters without spaces",
         ),
         (b"k3y\xff", "the file {path} is not UTF-8 text"),
         (b"k3y" * 30_000, "the file {path} is larger than 64 KiB"),

@@ -20,7 +20,7 @@ HEAD = (
 )
 KEY = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 URL = "https://crm.example.com/hooks?token=t0k3n"
-ADDRESS = "`https://HOST...` or `http://HOST...`, and no link-local or metadata address"
+ADDRESS = "`https://HOST...` or `http://HOST...`, not a link-local or metadata address"
 
 
 def block(**keys: str) -> str:
@@ -103,8 +103,8 @@ def test_keys_that_are_refused(problems: FindProblems, key: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"url": "-"}, "5: notify[0].url: missing; expected it or `url_file`"),
-        ({"secret": "-"}, "5: notify[0].secret: missing; expected it or `secret_file`"),
+        ({"url": "-"}, "5: notify[0].url: missing; expected this key or `url_file`"),
+        ({"secret": "-"}, "5: notify[0].secret: missing; expected this key or `secret_file`"),
         ({"name": "-"}, "5: notify[0].name: missing required key"),
         ({"name": "'a b'"}, "5: notify[0].name: expected a name of 1 to 64 letters"),
         ({"url_file": "x"}, "8: notify[0].url_file: expected either `url` or `url_file`"),

@@ -7,7 +7,7 @@ import pytest
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}, {name: b, api_key: k, secret_key: s}]\n"
 AGAIN = "expected a unique token; an earlier item has the same"
-EMPTY = "expected a key, and it is empty"
+EMPTY = "expected a key, but the value is empty"
 NO_ITEM = "expected a mapping of keys to values"
 NO_ACCOUNT = "expected the name of one of the accounts"
 NO_URL = "expected a URL such as `postgresql://USER:PASSWORD@HOST/DATABASE`"

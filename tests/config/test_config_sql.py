@@ -14,7 +14,7 @@ FindProblems = Callable[..., list[str]]
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\nwatch:\n  sql:\n    - name: orders\n"
 URL = "      url: sqlite:////nowhere/x.db\n"
-PARAMETER = "6: watch.sql[0].query: expected no parameter but `:since`; write `\\:` for a colon"
+PARAMETER = "6: watch.sql[0].query: expected no parameter except `:since`; write `\\:` for a colon"
 
 
 def block(query: str) -> str:

@@ -157,7 +157,7 @@ BAD_TLS = [
     ("  min_version: TLS13\n  max_version: TLS12", "expected at least the value of `min_version`"),
     ("  max_version: TLS12\n  cipher_suites: [TLS_AES_128_GCM_SHA256]", "expected one for TLS12"),
     ("  client_auth_type: VerifyClientCertIfGiven\n  client_ca_file: server.key",
-     "holds no certificate in PEM"),
+     "contains no PEM certificate"),
 ]  # fmt: skip
 ONE_OF_CERT = "tls_server_config.cert_file: expected either `cert` or `cert_file`"
 ONE_OF_KEY = "tls_server_config.key_file: expected either `key` or `key_file`"
