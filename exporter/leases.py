@@ -1,4 +1,4 @@
-"""Which accounts this exporter polls, where several share the ledger: those it holds leases on."""
+"""Decide which accounts this exporter polls when several share a ledger, by holding leases."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from exporter.tracker import CallTracker
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# How often a lease is renewed within the time after which it expires.
+# Renewals per lifetime of a lease.
 _RENEWALS: Final = 3
-# The share of that time for which a lease is used, also where a timer is late: this exporter has to
-# stop before another one takes it.
+# The part of its lifetime for which a lease is used. The rest is a margin for late timers: polling
+# must stop before another exporter takes the lease.
 _TRUSTED: Final = 0.9
-# Seconds after which the ledger is asked what other exporters did, and all open calls are counted.
+# Seconds between reads of other exporters' changes, and between recounts of the open calls.
 _LOOK_EVERY: Final = 1.0
 _RECOUNT_EVERY: Final = 60.0
-# Why an account may be paused here, and not for another exporter.
+# Outcomes that may be local to this machine: another exporter may reach the provider.
 _UNREACHABLE: Final = frozenset({Outcome.CONNECTION, Outcome.TIMEOUT, Outcome.TLS})
-# Seconds for which an account that could not be reached is left to other exporters.
+# Seconds for which an unreachable account is left to other exporters.
 _AVOID: Final = ExponentialBackoff(60.0, 900.0)
 
 _log = structlog.get_logger(__name__)
@@ -58,20 +58,20 @@ def plan(
     *,
     take_expired: bool,
 ) -> Plan:
-    """Decide about leases, so that each account is polled and exporters hold as many each. Pure.
+    """Decide which leases to take and to give up, so that exporters hold equally many. Pure.
 
-    All exporters that see the same decide the same: a free lease is for the exporter with the
-    fewest among those that want it, and one gives a lease up to another that holds at least two
-    fewer.
+    All exporters decide by the same rules: a free lease goes to the exporter with the fewest
+    leases among those that want it. An exporter gives up a lease if another one that wants it
+    holds at least two fewer.
 
     Args:
         me: the id of this exporter.
-        configured: the accounts that it can poll.
-        avoided: those of them that it leaves to others, where others want them.
-        held: the accounts that it polls.
-        known: what the ledger says.
-        patience: seconds after which a free lease that nobody takes is for anybody.
-        take_expired: whether leases may be taken from exporters that are silent.
+        configured: accounts in this exporter's configuration.
+        avoided: accounts to leave to other exporters that want them.
+        held: accounts that this exporter polls.
+        known: leases and exporters, as read from the ledger.
+        patience: seconds after which any exporter may take a free lease.
+        take_expired: whether expired leases may be taken from other exporters.
     """
     wanted = {id_: peer.accounts for id_, peer in known.exporters.items()}
     wanted[me] = frozenset(configured) - frozenset(avoided)
@@ -116,20 +116,20 @@ def plan(
 
 
 class LeaseHolder:
-    """Takes leases on accounts, renews them, and gives them up.
+    """Takes, renews and gives up leases on accounts.
 
     Args:
-        accounts: the accounts that are polled here: live mapping, shared by reference.
-        taken: begins to poll accounts whose leases were taken.
-        lost: ends that, at once.
+        accounts: polled accounts: live mapping, shared by reference.
+        taken: called to start polling accounts whose leases were taken.
+        lost: called to stop polling accounts at once.
         spawn: runs a coroutine in the background.
 
     Attributes:
-        held_until: when the leases expire here, as a time of the loop.
-        evictions: how often leases could not be renewed in time.
-        last_heartbeat: when they were renewed last (Unix time); 0 before.
-        alive: how many exporters share the ledger, as this one last saw.
-        standby: accounts that another exporter polls, with its name; empty while none does.
+        held_until: loop time until which the leases may be used.
+        evictions: how often leases were lost or could not be renewed in time.
+        last_heartbeat: Unix time of the last renewal; 0 before the first.
+        alive: the number of exporters that share the ledger, at the last read.
+        standby: names of the exporters that poll the other accounts, by account; empty if none.
     """
 
     def __init__(
@@ -144,22 +144,22 @@ class LeaseHolder:
         self._id = ledger.store.exporter or ""
         self._name = f"{socket.gethostname()}:{os.getpid()}"[:255]
         self._leases = LeaseStore(ledger.database, self._id)
-        # Beside the ledger's: to renew leases is not to wait for anything.
+        # A thread of its own, so that renewals do not wait for other statements.
         self._thread = SerialThread("leases")
         self._ledger, self._calls, self._accounts = ledger, calls, accounts
         self._taken, self._lost, self._spawn = taken, lost, spawn
         self._loop = asyncio.get_running_loop()
         self._configured: frozenset[str] = frozenset()
-        self._added: frozenset[str] = frozenset()  # accounts that have leases
+        self._added: frozenset[str] = frozenset()  # accounts with a row in `leases`
         self._heartbeat = math.inf
         self._held: dict[str, int] = {}  # epochs, by account
         self._expiry: asyncio.TimerHandle | None = None
         self._renew_at = self._renewed_at = -math.inf
-        self._patient_until = -math.inf  # leases are not taken from silent exporters before
-        self._avoided: dict[str, float] = {}  # until when, by account
-        self._failures = Counter[str]()  # how often an account could not be reached
+        self._patient_until = -math.inf  # expired leases are not taken before
+        self._avoided: dict[str, float] = {}  # end of the avoidance, by account
+        self._failures = Counter[str]()  # consecutive times an account was unreachable
         self._recount_at = self._loop.time() + _RECOUNT_EVERY
-        self._errors = 0  # of the ledger, after which calls and totals were read again
+        self._errors = 0  # `Ledger.errors` at the last resync
         self.held_until = -math.inf
         self.evictions, self.last_heartbeat, self.alive = 0, 0.0, 1
         self.standby: dict[str, str] = {}
@@ -167,21 +167,21 @@ class LeaseHolder:
 
     @property
     def problem(self) -> str | None:
-        """Why the ledger cannot be shared now, if it cannot."""
+        """The reason why the ledger cannot be shared now; None when it can."""
         silent = self._loop.time() >= self._renewed_at + _TRUSTED * self._heartbeat
         if self._problem is None and silent:
-            return "the ledger does not answer: others may poll by now"
+            return "the ledger does not answer: other exporters may have taken over"
         return self._problem
 
     def configure(self, accounts: Collection[str], heartbeat: float) -> None:
-        """Change which accounts can be polled here, and after how many seconds leases expire."""
+        """Change the configured accounts and the lifetime of leases, in seconds."""
         self._configured, self._heartbeat = frozenset(accounts), heartbeat
         self._avoided = {name: at for name, at in self._avoided.items() if name in accounts}
         self._held = {name: epoch for name, epoch in self._held.items() if name in accounts}
         self._renew_at = -math.inf
 
     def epoch(self, account: str) -> int | None:
-        """Return the epoch of the lease on an account; None where another exporter may have it."""
+        """Return the epoch of the lease on an account; None if it is not held."""
         return self._held.get(account)
 
     async def run(self) -> None:
@@ -191,17 +191,17 @@ class LeaseHolder:
             tasks.create_task(self._repeat(self._follow))
 
     async def leave(self, timeout: float) -> None:
-        """Have the others take all accounts at once: nothing is polled from here on."""
+        """Stop polling and release all leases, so that other exporters take over at once."""
         self._lose(list(self._held))
         try:
             async with asyncio.timeout(timeout):
                 await self._call(self._leases.leave)
         except (LedgerError, TimeoutError) as error:
-            # They find out by themselves.
+            # The leases expire.
             _log.warning("leases not released", problem=str(error) or "no answer in time")
 
     def close(self) -> None:
-        """End the thread, once what it is at is done."""
+        """End the thread after its current work."""
         self._thread.close()
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -222,7 +222,7 @@ class LeaseHolder:
     # Leases.
 
     async def keep(self) -> None:
-        """Renew leases in time, give up some, and take those that are free."""
+        """Renew leases when due, then take and give up leases as `plan` decides."""
         if new := self._configured - self._added:
             await self._call(self._leases.add_accounts, new)
             self._added |= new
@@ -238,7 +238,7 @@ class LeaseHolder:
                 _log.warning("lease lost", account=name)
                 self.evictions += 1
                 self._lose([name])
-        # Where no exporter could renew for a while, each is given the time to go on.
+        # After an outage of the ledger, give the other holders time to renew.
         now = self._loop.time()
         if math.inf > now - self._renewed_at > 2 * heartbeat / _RENEWALS:
             self._patient_until = now + heartbeat
@@ -278,10 +278,10 @@ class LeaseHolder:
     async def _take(self, names: Collection[str]) -> None:
         taken = await self._call(self._leases.take, names, self._heartbeat)
         if self._loop.time() >= self.held_until:
-            return  # this has hung: they are taken again once leases can be renewed
+            return  # the statement took too long: take them again after the next renewal
         self._held |= taken
         if taken:
-            # Beside the loop, which has to renew them meanwhile.
+            # In the background: this loop has to renew the leases meanwhile.
             self._spawn(self._begin(list(taken)))
 
     async def _begin(self, names: Collection[str]) -> None:
@@ -289,14 +289,14 @@ class LeaseHolder:
             await self._taken(names)
         except LedgerError as error:
             self._note(str(error))
-            self._lose(names)  # and taken again
+            self._lose(names)  # `keep` takes them again
 
     def _lose(self, names: Collection[str]) -> None:
         self._held = {name: at for name, at in self._held.items() if name not in names}
         self._lost(names)
 
     def _avoid_unreachable(self) -> None:
-        """Leave accounts whose provider cannot be reached from here to other exporters."""
+        """Leave accounts for which the provider is unreachable to other exporters."""
         now = self._loop.time()
         for name, until in list(self._avoided.items()):
             if now >= until:
@@ -313,14 +313,14 @@ class LeaseHolder:
                 if self._avoided.pop(name, None):
                     self._renew_at = -math.inf
 
-    # What other exporters do.
+    # Changes by other exporters.
 
     async def _follow(self) -> None:
         if (errors := self._ledger.errors) != self._errors:
-            # What was not answered any more may have been done.
+            # A transaction whose answer was lost may have been committed.
             await self._calls.resync()
             self._errors = errors
-        # Soon, as whoever polled them before may have done so long ago.
+        # Poll claimed calls soon: their last poll may be long ago.
         while await self._calls.sync_with_peers(self._leases, within=self._heartbeat / 2):
             pass
         if self._loop.time() >= self._recount_at:

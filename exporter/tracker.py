@@ -1,4 +1,4 @@
-"""The calls that are watched: how they are added and removed, and what is shown of them."""
+"""The calls that are watched: adds, removes and polls them, and updates the shown results."""
 
 from __future__ import annotations
 
@@ -47,25 +47,26 @@ from exporter.ledger.types import (
 from exporter.polling.intervals import WINDOW
 from exporter.recent_results import Histories
 
-# Calls after which Python's collector of cycles is told that they stay. It would look at each of
-# them every now and then, and find nothing: an event loop with a million stands still for 0.1 s.
+# Added calls between runs of `gc.freeze`. Otherwise the garbage collector would examine all calls
+# again and again, and block the event loop for 0.1 s with a million calls.
 _FREEZE_EVERY: Final = 50_000
 
-# How many times as long as it took to read totals they are left alone.
+# Pause between reloads of the totals, as a multiple of the time that a reload takes.
 _TOTALS_SHARE: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
 
 class CallTracker:
-    """Between the sources, the ledger, the pollers and the metrics of finished calls.
+    """Connects the sources, the ledger, the pollers and the metrics of finished calls.
 
-    Whatever is done to a call is done in the ledger first, and then shown. Methods that wait for
-    the ledger raise `LedgerError` where it fails.
+    Every change of a call is written to the ledger before it is shown. Methods that use the ledger
+    raise `LedgerError` if it fails.
 
     Args:
-        accounts: the accounts that are polled here: live mapping, shared by reference.
-        clocks: see `Ledger`, as for `observe_commit`.
+        accounts: polled accounts: live mapping, shared by reference.
+        clocks: see `Ledger`.
+        observe_commit: see `Ledger`.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class CallTracker:
         self.ledger = Ledger(self._committed, clocks, observe_commit)
         self.totals = CallTotals()
         self.recent_results = Histories()
-        # Recent calls by account, until the account is there to learn from them.
+        # Recent calls by account, for `learn_recent_durations`.
         self._past: dict[str, deque[FinishedCall]] = {}
         self._max_calls, self._limits = math.inf, NO_LIMITS
         self._unfrozen = 0
@@ -87,7 +88,7 @@ class CallTracker:
         self._subscribers: list[Callable[[Committed], None]] = []
 
     def subscribe(self, subscriber: Callable[[Committed], None]) -> None:
-        """Call a function with each group of results, once it is durable."""
+        """Call a function with each group of committed changes."""
         self._subscribers.append(subscriber)
 
     async def configure(
@@ -96,7 +97,7 @@ class CallTracker:
         retention: float = math.inf,
         max_calls: float = math.inf,
     ) -> None:
-        """Change what is remembered and shown, and how many calls of an account may be open."""
+        """Change the limits of labels, the retention of finished calls, and `watch.max_calls`."""
         self._max_calls = max_calls
         self.ledger.store.configure(limits, retention)
         if limits != self._limits:
@@ -105,15 +106,15 @@ class CallTracker:
 
     @property
     def count(self) -> int:
-        """How many calls are polled."""
+        """The number of polled calls."""
         return sum(len(account.poller.calls) for account in self._accounts.values())
 
     async def load_totals(self, accounts: Collection[str]) -> None:
-        """Show the totals and recent results of accounts that are polled here from now on."""
+        """Load the totals and recent results of accounts before they are polled."""
         since, ahead = self.recent_results.start(time.time()), self.ledger.clock.ahead
         past = await self.ledger.execute(recent_calls, since + ahead, accounts)
         finished = [self.ledger.to_machine_time(call) for call in past.calls]
-        # What is committed between the two is added to the results, and read with the totals.
+        # Commits from here on are added to the results; their totals are read by `snapshot`.
         self.recent_results.recall(accounts, finished, past.since - ahead)
         self._past |= {name: deque(maxlen=WINDOW) for name in accounts}
         for call in finished:
@@ -122,10 +123,10 @@ class CallTracker:
         self.totals.show(accounts, snapshot)
 
     async def reload_totals(self, names: tuple[str, ...] | None = None) -> None:
-        """Show the totals of the same accounts as they are in the ledger now.
+        """Reload the totals of all shown accounts from the ledger.
 
         Args:
-            names: of the labels that are shown from now on; the same by default.
+            names: new names of the shown labels; None to keep them.
         """
         accounts = set(self.totals.accounts)
         snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
@@ -135,13 +136,13 @@ class CallTracker:
         self.totals.show(accounts, snapshot)
 
     def drop_totals(self, account: str) -> None:
-        """Show nothing of an account that is not polled here any more."""
+        """Remove the totals and recent results of an account that is no longer polled here."""
         self.totals.hide([account])
         self.recent_results.forget(account)
         self._past.pop(account, None)
 
     def learn_recent_durations(self, account: str) -> None:
-        """Have the poll intervals of an account learn from its recent results."""
+        """Train the poll intervals of an account with its recent results."""
         self._accounts[account].poller.learn_past(
             (call.status, call.finished_at - call.first_watched)
             for call in self._past.pop(account, ())
@@ -150,18 +151,17 @@ class CallTracker:
     # For sources.
 
     async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
-        """Add calls, however many, and poll the new ones; see `Store.watch`.
+        """Add any number of calls in batches, and poll the new ones; see `Store.watch`.
 
-        They are never held all at a time. Where this is cancelled, what the ledger is adding at
-        that moment is polled nevertheless.
+        On cancellation, the batch that the ledger is adding is still polled.
 
         Raises:
-            LedgerError: the ledger failed; what it added before is watched.
+            LedgerError: the ledger failed; the batches before are watched.
         """
         added, rows, refused = 0, set[int](), Counter[str]()
         rest = iter(calls)
         while batch := list(islice(rest, BATCH_SIZE)):
-            # The ledger's thread cannot be stopped: what it commits would not be polled.
+            # The ledger's thread cannot be interrupted: calls that it commits must be polled.
             inserted = await asyncio.shield(self._insert(self.ledger.store.watch, source, batch))
             rows |= inserted.rows
             refused += inserted.refused
@@ -181,42 +181,42 @@ class CallTracker:
         return inserted
 
     async def delete(self, row: int) -> bool:
-        """Stop watching a call, by its row, without counting it; returns whether it was watched."""
+        """Stop watching a call without counting it; return whether it was open."""
         now = self.ledger.clock.now()
         deleted = await self.ledger.call(self.ledger.store.delete, row, now)
-        # Whether or not: it may be tried again, because the first answer was lost.
+        # In any case: this may be a retry of a deletion whose answer was lost.
         self._forget(row)
         return deleted
 
     async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
-        """Return a call, if it is known."""
+        """Return a call; None if the ledger does not hold it."""
         return await self.ledger.execute(find_call, account, name)
 
     async def set_price(self, row: int, price: float) -> None:
-        """Store what a call has cost, in VND; returns once that is durable."""
+        """Store the price of a call, in VND; return once it is durable."""
         added = await self.ledger.call(self.ledger.store.set_price, row, price)
         self.totals.add(added.items())
 
     async def mark_pushed(self, row: int) -> bool:
-        """Watch a call even if nothing names it, or remember it; return whether it is there."""
+        """Keep a call even if no source names it; see `Store.keep`. Return whether it exists."""
         return await self.ledger.call(self.ledger.store.keep, row)
 
     async def apply_callback(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
-        """Finish a call, if that is what an answer means; returns once that is durable.
+        """Finish a call if the answer contains its result; return once that is durable.
 
         Returns:
-            `accepted`; `repeated` where the call has finished already; `hint` where the answer
-            ends nothing, or no exporter polls the call's account.
+            `accepted`; `repeated` if the call had finished before; `hint` if the answer does not
+            finish the call, or its account is not configured.
         """
         account, name = self._accounts.get(call.account), ReferenceId(call.reference_id)
         watched = account.poller.calls.get(call.id) if account else None
         if watched is None and (account or self.ledger.store.exporter):
-            # Perhaps another exporter polls it; or a canary has just placed it.
+            # Another exporter may poll it, or it may belong to a canary.
             watched = WatchedCall(call.id, name, call.first_watched)
         if watched is None:
             return await self._not_accepted(call.account, name)
         now = self.ledger.clock.now()
-        # How long a call may take is for the exporter that polls it.
+        # Only the exporter that polls the account knows when to give up.
         decided = verdict(
             watched, answer, now, account.poller.give_up if account else GiveUpPolicy()
         )
@@ -233,11 +233,11 @@ class CallTracker:
 
     async def _not_accepted(self, account: str, name: ReferenceId) -> CallbackOutcome:
         known = await self.find(account, name)
-        ended = known is not None and known.result is not None  # by a poll, which was first
+        ended = known is not None and known.result is not None  # by a poll, before the callback
         return CallbackOutcome.REPEATED if ended else CallbackOutcome.HINT
 
     async def poll_now(self, account: str, row: int) -> None:
-        """Ask the provider about a call now, or have the exporter do it that polls the call."""
+        """Poll a call now, or notify the exporter that polls its account."""
         known = self._accounts.get(account)
         if known and row in known.poller.calls:
             known.poller.poll_now(row)
@@ -245,28 +245,28 @@ class CallTracker:
             await self.ledger.execute(notify_holders, exporter, [row], POLL_NOW)
 
     async def poll_open_calls(self, account: str) -> None:
-        """Poll the calls of an account that the ledger holds for this exporter."""
+        """Poll all open calls of an account in the ledger."""
         last = 0
         store = self.ledger.store
         while page := await self.ledger.call(store.unfinished, account, last):
             last = page[-1].call.id
-            # Some may be new: what was added before an answer was lost.
+            # Some may be unknown: calls added by a commit whose answer was lost.
             if new := {call.labels for call in page}.difference(self.totals.label_sets):
                 self.totals.learn(await self.ledger.execute(label_sets_of, new))
             for start in range(0, len(page), BATCH_SIZE):
                 self.poll(page[start : start + BATCH_SIZE])
-                await asyncio.sleep(0)  # answers and scrapes get their turn
+                await asyncio.sleep(0)  # let other tasks run
 
     async def resync(self) -> None:
-        """Take up all that the ledger holds of the accounts: an answer of it was lost."""
+        """Read all open calls and totals again, after a commit whose answer was lost."""
         for name in list(self._accounts):
             await self.poll_open_calls(name)
         await self.reload_totals()
 
     async def sync_with_peers(self, leases: LeaseStore, within: float) -> bool:
-        """Claim open calls of accounts that are polled here, and follow other exporters.
+        """Claim open calls of the polled accounts, and apply the notices of other exporters.
 
-        Claimed calls are polled within some seconds. Returns whether there may be more to claim.
+        Claimed calls are polled within `within` seconds. Return whether there may be more to claim.
         """
         look = await self.ledger.call(leases.look, list(self._accounts), self._handled_messages)
         if labels := {call.labels for call in look.claimed}:
@@ -295,7 +295,7 @@ class CallTracker:
         return len(look.claimed) == BATCH_SIZE
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
-        """Let go of the calls that a source named before, but for these rows."""
+        """Remove the calls of a source except these rows; see `Store.keep_only`."""
         for call_id in await self.ledger.call(self.ledger.store.keep_only, source, rows):
             self._forget(call_id)
 
@@ -304,11 +304,11 @@ class CallTracker:
         return await self.ledger.execute(list_sources)
 
     async def cursor(self, source: str, query: str) -> float | None:
-        """Return up to when a query of a source has read, if it has."""
+        """Return the time up to which a query of a source has read; see `read_cursor`."""
         return await self.ledger.execute(read_cursor, source, query)
 
     async def move_cursor(self, source: str, query: str, read_until: float) -> None:
-        """Remember up to when a query of a source has read."""
+        """Store the time up to which a query of a source has read."""
         await self.ledger.execute(move_cursor, source, query, read_until)
 
     def _forget(self, call_id: int) -> None:
@@ -316,7 +316,7 @@ class CallTracker:
             account.poller.remove(call_id)
 
     def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:
-        """Poll calls that the ledger holds, those that are not new within some seconds."""
+        """Poll calls of the ledger; calls that are not new are polled within `within` seconds."""
         for account, labels, call in added:
             if known := self._accounts.get(account):
                 self.totals.start(account, labels)
@@ -326,16 +326,16 @@ class CallTracker:
             known.poller.wake()
         if self._unfrozen >= _FREEZE_EVERY:
             self._unfrozen = 0
-            if gc.isenabled():  # else what is being read in is to be looked at neither
+            if gc.isenabled():  # see `gc_paused`
                 gc.collect()
             gc.freeze()
 
     def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
-        """Count and show what has become durable."""
+        """Apply a committed group of observations to totals, pollers and recent results."""
         self.totals.add(committed.added.items())
         for subscriber in self._subscribers:
             subscriber(committed)
-        # Asked once: a line that is not written costs as much as the rest of this loop.
+        # Checked once: a suppressed log call costs as much as the rest of this loop.
         debug = _log.is_enabled_for(logging.DEBUG)
         for name, call, found, at in observations:
             account = self._accounts.get(name)

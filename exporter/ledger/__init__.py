@@ -1,1 +1,1 @@
-"""The durable record of watched calls and totals."""
+"""The ledger: the database of calls, totals, notifications, canary runs and leases."""

@@ -1,7 +1,4 @@
-"""Statements about calls: adding, removing, listing and counting them.
-
-Calls are added as long as their account has room, and once however many sources name them.
-"""
+"""Statements that add, remove, list and count calls."""
 
 from __future__ import annotations
 
@@ -66,12 +63,12 @@ from exporter.ledger.types import (
     StoredCall,
 )
 
-# Adding calls: those that are known stay as they are.
+# Adding calls.
 
 _NAMED_LATELY: Final = 600.0
 
 _Key = tuple[int, str]
-"""The row of an account, and an id as ids are compared."""
+"""The row of an account, and a normalized id."""
 
 
 class Sharing(NamedTuple):
@@ -79,7 +76,7 @@ class Sharing(NamedTuple):
 
     Attributes:
         exporter: the id of this process.
-        epochs: of the leases that it holds, by account: calls of these that it adds, it polls.
+        epochs: the epochs of the leases that it holds, by account.
     """
 
     exporter: str
@@ -113,16 +110,16 @@ _INSERT: Final = insert_rows(
 
 
 def _locked(*conditions: ColumnElement[bool], key_share: bool = True) -> ColumnElement[bool]:
-    """Say of calls that they are given and meet conditions, and lock them.
+    """Return a condition that selects and locks the given calls that meet other conditions.
 
-    In the order of their rows, as everywhere, so that exporters do not wait for each other in a
-    circle; with `key_share`, not against those who only name them.
+    The rows are locked in a fixed order, to avoid deadlocks. With `key_share`, inserts into
+    `call_sources` are not blocked.
     """
     rows = select(calls.c.id).where(is_given(calls.c.id), *conditions).order_by(calls.c.id)
     return calls.c.id.in_(rows.with_for_update(key_share=key_share))
 
 
-# Not each time, because a query may name the same thousands of calls every minute.
+# Write only if the last write is not recent: a query may return the same calls every minute.
 _lately = bindparam("lately", type_=Float())
 _PUSH: Final = (
     update(calls)
@@ -145,11 +142,11 @@ _NAME: Final = insert_rows(call_sources.c.source, call_sources.c.call_id)
 
 
 def named_lately(memory: float) -> float:
-    """Return for how many seconds it is not noted again that a finished call is still named.
+    """Return the minimum interval between updates of `named_at`, in seconds.
 
     Args:
-        memory: seconds for which a finished call is remembered. A query that names it at least
-            twice in that time keeps it from being forgotten.
+        memory: retention of finished calls, in seconds. The interval is short enough that a query
+            which returns a call twice in that time keeps it from being pruned.
     """
     return min(_NAMED_LATELY, memory / 4)
 
@@ -166,20 +163,20 @@ def insert_calls(  # noqa: PLR0913 - what differs between sources and between ex
     lately: float = _NAMED_LATELY,
     limits: LabelLimits = NO_LIMITS,
 ) -> InsertResult:
-    """Add the calls of requests: those that are known stay as they are.
+    """Add the calls of requests; existing calls do not change.
 
-    Calls that were deleted become new ones, except where a query returns them.
+    Deleted calls are added again, unless they come from a query.
 
     Args:
         connection: in a transaction.
-        requests: the calls of each; of duplicates, the first counts.
+        requests: the calls of each request; of duplicates, the first counts.
         now: Unix time.
-        room: how many may be new, of accounts by their rows.
-        source: what names them; None for calls that are pushed.
-        whole: refuse requests of which not every call fits; else, only the calls that do not.
-        sharing: this exporter, where several share the ledger.
+        room: returns how many calls may be added, by account.
+        source: the source that names them; None for pushed calls.
+        whole: if not all calls of a request fit, refuse all of them, not only the excess.
+        sharing: this exporter; None if the ledger is not shared.
         lately: see `named_lately`.
-        limits: of the labels of each account.
+        limits: limits of the labels of each account.
     """
     names = {call.account for call in chain.from_iterable(requests)}
     ids = {name: row_of(connection, accounts.c.name, name) for name in sorted(names)}
@@ -188,7 +185,7 @@ def insert_calls(  # noqa: PLR0913 - what differs between sources and between ex
         for request in requests
     ]
     found = _find(connection, {key for request in keyed for key, _ in request})
-    # A query that still returns a call does not know that it was deleted.
+    # Queries neither name their calls nor push whole requests. They may still return deleted calls.
     revive = whole or source is not None
     known = {
         key: row for key, (row, _, result) in found.items() if not (revive and result == DELETED)
@@ -227,7 +224,7 @@ def insert_calls(  # noqa: PLR0913 - what differs between sources and between ex
 
 
 def keep_call(connection: Connection, row: int, now: float, lately: float) -> bool:
-    """Note that a call was pushed again; return whether it exists."""
+    """Record that a call was pushed again; return whether it exists."""
     connection.execute(_PUSH, {"rows": to_json_rows([row]), "now": now, "lately": now - lately})
     return connection.scalar(select(calls.c.id).where(calls.c.id == row)) is not None
 
@@ -239,16 +236,16 @@ def _push(
     lately: float,
     sharing: Sharing | None,
 ) -> None:
-    """Note that known calls were pushed again.
+    """Record that existing calls were pushed again.
 
     Raises:
-        LedgerConflictError: another exporter has removed one meanwhile.
+        LedgerConflictError: another exporter has removed one of them.
     """
     if not rows:
         return
     given = {"rows": to_json_rows(rows)}
     connection.execute(_PUSH, {**given, "now": now, "lately": now - lately})
-    # From here on no exporter removes them.
+    # The rows are locked now: no exporter can remove them before the commit.
     if sharing is not None and connection.scalar(_COUNT, given) != len(rows):
         raise LedgerConflictError("ledger: a call was removed while it was pushed again")
 
@@ -262,7 +259,7 @@ def _insert(
     *,
     pushed: bool,
 ) -> InsertResult:
-    """Add calls that are not known; `rows` are those of all of them, whoever was faster."""
+    """Add missing calls. `rows` includes calls that another exporter inserted first."""
     names = {key: (call.account, canonical(call.labels)) for key, call in missing.items()}
     labels = {names[key]: call.labels for key, call in missing.items()}
     ids = {call.account: account for (account, _), call in missing.items()}
@@ -271,7 +268,7 @@ def _insert(
         notify_of_totals(connection, sharing.exporter, {name for name, _ in chain(*counted.series)})
     epochs = sharing.epochs if sharing else {}
     state = CallState.NEW.value
-    # In one order for every exporter, so that two do not wait for each other in a circle.
+    # Insert in a fixed order to avoid deadlocks between exporters.
     ordered = sorted(missing.items(), key=itemgetter(0)) if sharing else missing.items()
     values = to_json_rows(
         (
@@ -284,7 +281,7 @@ def _insert(
         for key, call in ordered
     )
     found = dict[_Key, tuple[int, int, str | None]]()
-    # Again where another exporter was faster, and has deleted what it had added since.
+    # Retry if another exporter inserted a call first and deleted it again.
     while len(found) < len(missing):
         connection.execute(_INSERT, {"rows": values})
         found = _find(connection, missing)
@@ -295,7 +292,7 @@ def _insert(
             WatchedCall(found[key][0], call.reference_id, now, CallState.NEW, now),
         )
         for key, call in missing.items()
-        # One that another exporter has inserted meanwhile, the holder of the lease claims.
+        # Calls that another exporter inserted first are claimed by the holder of the lease.
         if found[key][1] == epochs.get(call.account, 0)
     ]
     rows = {row for row, *_ in found.values()}
@@ -303,13 +300,13 @@ def _insert(
 
 
 def _find(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[int, int, str | None]]:
-    """Return the rows of calls, their epochs and results, where there are any."""
+    """Return the row, epoch and result of each existing call, by key."""
     found = fetch_json(connection, _FIND, rows=to_json_rows(keys))
     return {(account, key): (row, epoch, result) for account, key, row, epoch, result in found}
 
 
 def row_of(connection: Connection, column: Column[str], value: str) -> int:
-    """Return the row that holds a value; make it where there is none."""
+    """Return the row of a value, inserting it if necessary."""
     table = column.table
     query = select(table.c.id).where(column == value)
     while (row := connection.scalar(query)) is None:
@@ -318,7 +315,7 @@ def row_of(connection: Connection, column: Column[str], value: str) -> int:
     return int(row)
 
 
-# How many calls of each account are open, for `watch.max_calls`.
+# Counting open calls, for `watch.max_calls`.
 
 _OPEN: Final = select(func.count().label("calls"), func.max(calls.c.id).label("newest")).where(
     calls.c.result.is_(None)
@@ -333,14 +330,11 @@ _NEWER: Final = _OPEN.where(
 
 
 class OpenCalls:
-    """Open calls by account, counted in memory: to count a million takes 0.1 s.
+    """The number of open calls by account, kept in memory: counting a million takes 0.1 s.
 
-    Where exporters share the ledger, the calls that the others have inserted are counted when room
-    is needed, by index and each once. What the others have finished is seen at the next `recount`;
-    until then, the count may be too high.
-
-    Args:
-        database: the ledger.
+    In a shared ledger, `room` adds the calls that other exporters have inserted since it was last
+    called. Calls that they finish are subtracted by the next `recount` only; until then, the count
+    may be too high.
     """
 
     def __init__(self, database: Database) -> None:
@@ -348,7 +342,7 @@ class OpenCalls:
         self.recount()
 
     def recount(self) -> None:
-        """Count anew."""
+        """Count all open calls again."""
         with self._database.begin() as connection:
             found = connection.execute(_ALL).all()
         self._calls = Counter({name: count for name, count, _ in found})
@@ -357,12 +351,12 @@ class OpenCalls:
     def room(
         self, connection: Connection, rows: Mapping[str, int], limit: float
     ) -> dict[str, float]:
-        """Return how many calls there is room for, by account.
+        """Return how many calls may be added, by account.
 
         Args:
             connection: in a transaction.
             rows: the rows of the accounts.
-            limit: how many calls of an account may be open at a time.
+            limit: maximum of open calls per account.
         """
         if self._database.shared:
             for name, row in rows.items():
@@ -374,13 +368,13 @@ class OpenCalls:
         return {name: limit - self._calls[name] for name in rows}
 
     def add(self, inserted: Iterable[StoredCall]) -> None:
-        """Count calls that this exporter has inserted."""
+        """Add calls that this exporter has inserted."""
         for account, _, call in inserted:
             self._calls[account] += 1
             self._newest[account] = max(call.id, self._newest.get(account, 0))
 
     def remove(self, ended: Counter[str]) -> None:
-        """Subtract calls that are not open any more."""
+        """Subtract calls that are no longer open."""
         self._calls.subtract(ended)
 
 
@@ -388,7 +382,7 @@ class OpenCalls:
 
 _ACCOUNT: Final = select(accounts.c.name).join_from(calls, accounts)
 _UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
-# A finished call is remembered from when it was last named.
+# The retention of a finished call starts when it was last named.
 _NAMED_UNTIL: Final = (
     update(calls).where(_locked(calls.c.result.is_not(None))).values(named_at=_NOW)
 )
@@ -398,7 +392,7 @@ _NOT_IN: Final = select_json(call_sources.c.call_id).where(
 
 
 def delete_call(connection: Connection, row: int, now: float, exporter: str | None) -> Counter[str]:
-    """Delete a call; see `Store.delete`. Return how many open calls of which account that was."""
+    """Delete a call; see `Store.delete`. Return the number of deleted calls, by account."""
     unfinished = update(calls).where(calls.c.id == row, calls.c.result.is_(None))
     if not connection.execute(unfinished.values(result=DELETED, finished_at=now)).rowcount:
         return Counter()
@@ -408,7 +402,7 @@ def delete_call(connection: Connection, row: int, now: float, exporter: str | No
 
 
 def calls_not_in(connection: Connection, source: str, rows: set[int]) -> list[int]:
-    """Return the calls that a source named, except some rows."""
+    """Return the calls that a source names, except some rows."""
     return [
         row for (row,) in fetch_json(connection, _NOT_IN, source=source, rows=to_json_rows(rows))
     ]
@@ -417,10 +411,10 @@ def calls_not_in(connection: Connection, source: str, rows: set[int]) -> list[in
 def remove_source(
     connection: Connection, source: str, rows: Sequence[int], exporter: str | None, now: float
 ) -> dict[int, str]:
-    """Note that a source does not name calls any more, which it did until now (Unix time).
+    """Record that a source no longer names calls; their retention starts now.
 
     Returns:
-        The open calls that nothing names any more, with their accounts: they are deleted, and not
+        The accounts, by row, of open calls that no source names any more. They are removed, not
         counted.
     """
     named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
@@ -428,7 +422,7 @@ def remove_source(
     connection.execute(_NAMED_UNTIL, {"rows": to_json_rows(rows), "now": now})
     left = calls.c.id.in_(rows), UNFINISHED_ROW, calls.c.pushed.is_(False)
     if exporter is not None:
-        # Another exporter may be naming one. What it wrote is seen by what is asked after this.
+        # Wait for other exporters that are naming one of the calls; the next query sees the result.
         held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()
         connection.execute(held)
     unnamed = _ACCOUNT.add_columns(calls.c.id).where(*left, _UNNAMED)
@@ -441,7 +435,7 @@ def remove_source(
 def prune_finished(connection: Connection, before: float) -> int:
     """Delete up to `BATCH_SIZE` calls that finished before a Unix time; return how many.
 
-    Calls that a file names stay, and those that were pushed again since. Totals are never pruned.
+    Calls that a source names, and calls named or pushed after that time, stay.
     """
     old = (
         select(calls.c.id)
@@ -459,16 +453,16 @@ def prune_finished(connection: Connection, before: float) -> int:
 # Reading calls.
 
 FINISHED: Final = "finished"
-"""The state of a call that has a result."""
+"""The filter for calls that have a result."""
 
 WATCHED: Final = "watched"
-"""Every other state."""
+"""The filter for open calls, whatever their state."""
 
 MAX_PAGE: Final = 1_000
-"""Calls on a page, at most."""
+"""Maximum of calls on a page."""
 
 EXAMINED: Final = 20_000
-"""Rows that are looked at for a page, at most: some milliseconds."""
+"""Maximum of rows to read for a page, which takes some milliseconds."""
 
 _result: Final[ColumnElement[str]] = func.coalesce(calls.c.result, "")
 _state: Final[ColumnElement[str]] = case(
@@ -494,7 +488,7 @@ _RECORD: Final = (
 
 
 class Page(NamedTuple):
-    """Calls in the order of their rows; `next` is the row to go on after, None at the end."""
+    """Calls in the order of their rows; the next page starts after row `next`, None at the end."""
 
     records: list[CallRecord]
     next: int | None
@@ -509,33 +503,32 @@ def list_calls(
     limit: int = MAX_PAGE,
     examined: int = EXAMINED,
 ) -> Page:
-    """Return calls of some accounts, on a connection of its own.
+    """Return a page of calls of some accounts, on a connection of its own.
 
-    At most `examined` rows are looked at, in the order of an index: where filters hardly match, a
-    page holds few calls, or none, and there are more pages.
+    A page reads at most `examined` rows. If few of them match the filters, it holds few calls or
+    none, although more pages follow.
 
     Args:
         database: the ledger.
-        names: of accounts.
-        state: only calls in this state; `finished` for those that have a result, `watched` for
-            all others.
+        names: the accounts.
+        state: only calls in this state, or with `FINISHED` or `WATCHED`.
         result: only calls with this result.
         after: only calls after this row.
-        limit: how many at most.
-        examined: rows that are looked at, at most.
+        limit: maximum of calls on the page.
+        examined: maximum of rows to read.
 
     Raises:
         LedgerError: the database failed, or took too long.
     """
     with database.read() as connection:
         if database.shared:
-            # PostgreSQL would sort where it expects few calls, and may be wrong.
+            # If PostgreSQL expects few rows, it sorts instead of using the index; it may be wrong.
             for way in ("sort", "seqscan"):
                 connection.execute(text(f"SET LOCAL enable_{way} = off"))
         known = select(accounts.c.id).where(accounts.c.name.in_(names))
         rows = connection.scalars(known).all()
-        # What is looked for meets one of these conditions, each with an index in the order of rows.
-        # Calls that have not finished have such an index for each account.
+        # Each of these conditions has an index in the order of rows, and the calls to list meet one
+        # of them. For open calls, the index is by account.
         scopes: list[tuple[ColumnElement[bool], ...]] = [()] if rows else []
         if state not in (None, FINISHED) and len(rows) <= EXAMINED // MAX_PAGE:
             scopes = [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
@@ -547,14 +540,14 @@ def list_calls(
             if end is not None:
                 query = query.where(calls.c.id <= end)
             found += _records(connection, query.order_by(calls.c.id).limit(limit))
-    found = sorted(found)[:limit]  # no two have the same row, which comes first
+    found = sorted(found)[:limit]  # by row, the first field
     return Page(found, found[-1].id if len(found) == limit else end)
 
 
 def _end(
     connection: Connection, scope: tuple[ColumnElement[bool], ...], after: int, size: int
 ) -> int | None:
-    """Return the last of the first `size` rows of an index; None where it has fewer."""
+    """Return the last of the first `size` rows of an index; None if it has fewer."""
     query = select(calls.c.id).where(*scope, calls.c.id > after)
     return connection.scalar(query.order_by(calls.c.id).offset(size - 1).limit(1))
 
@@ -562,10 +555,10 @@ def _end(
 def _wanted(
     rows: Sequence[int], state: str | None, result: str | None
 ) -> Iterator[ColumnElement[bool]]:
-    """Yield the conditions that a call has to meet.
+    """Yield the filters as conditions.
 
-    None of them may lead an engine to an index in another order: it would read, and sort, all
-    calls.
+    They are written so that no engine uses an index in another order for them, which would mean to
+    read and sort all calls.
     """
     yield (calls.c.account_id + 0).in_(rows)
     yield func.coalesce(calls.c.canary_run_id, 0) == 0
@@ -586,13 +579,9 @@ def _records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  #
 def find_call(
     connection: Connection, account: str, reference_id: str, *, canaries: bool = True
 ) -> CallRecord | None:
-    """Return a call, if it is known; also one that was deleted, with that as its state.
+    """Return a call, or None; a deleted one has the state `deleted`.
 
-    Args:
-        connection: in a transaction.
-        account: its account.
-        reference_id: its id.
-        canaries: whether calls that canaries placed are known.
+    With `canaries` false, calls that canaries placed are left out.
     """
     query = _RECORD.where(
         accounts.c.name == account, calls.c.normalized_id == reference_key(reference_id)
@@ -608,7 +597,7 @@ _LABEL_SETS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(
 
 
 def label_sets_of(connection: Connection, rows: Collection[int]) -> dict[int, Labels]:
-    """Return sets of labels by their rows, oldest first."""
+    """Return label sets by row, oldest first."""
     if not rows:
         return {}
     found = fetch_json(connection, _LABEL_SETS, rows=to_json_rows(rows))
@@ -618,11 +607,11 @@ def label_sets_of(connection: Connection, rows: Collection[int]) -> dict[int, La
 # Calls that finished recently.
 
 MAX_RECENT: Final = 50_000
-"""Calls that are read at the start: some tenths of a second."""
+"""Maximum of finished calls to read, which takes some tenths of a second."""
 
 
 class Past(NamedTuple):
-    """Finished calls, oldest first, and from when on these are all (Unix time)."""
+    """Finished calls, oldest first; complete since the Unix time `since`."""
 
     calls: list[FinishedCall]
     since: float
@@ -650,7 +639,7 @@ def recent_calls(
     names: Collection[str] | None = None,
     limit: int = MAX_RECENT,
 ) -> Past:
-    """Return the calls of accounts that have finished since a Unix time: the newest `limit`."""
+    """Return the newest `limit` calls of accounts that have finished since a Unix time."""
     query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(limit)
     if names is not None:
         query = query.where(accounts.c.name.in_(list(names)))
@@ -659,7 +648,7 @@ def recent_calls(
 
 
 def ended_of(connection: Connection, rows: Collection[int]) -> dict[int, FinishedCall]:
-    """Return those of some calls that have finished, by their rows."""
+    """Return the finished ones of some calls, by row."""
     return _finished(connection, _FINISHED_CALLS.where(calls.c.id.in_(list(rows))))
 
 
@@ -670,7 +659,7 @@ def _finished(connection: Connection, query: Select[Any]) -> dict[int, FinishedC
     }
 
 
-# What sources have read.
+# Sources, and the cursors of queries.
 
 _cursor = insert(cursors)
 _MOVE_CURSOR: Final = _cursor.on_conflict_do_update(
@@ -685,14 +674,14 @@ def list_sources(connection: Connection) -> list[str]:
 
 
 def read_cursor(connection: Connection, source: str, query: str) -> float | None:
-    """Return up to when a query, told from others by a digest, has read for a source.
+    """Return the Unix time up to which a query has read, by the queried database's clock.
 
-    A Unix time, by the clock of the database that was read; None where it never did.
+    `query` is a digest of the query; None if the source has not run that query.
     """
     found = cursors.c.source == source, cursors.c.query == query
     return connection.scalar(select(cursors.c.read_until).where(*found))
 
 
 def move_cursor(connection: Connection, source: str, query: str, read_until: float) -> None:
-    """Remember up to when a query has read; see `read_cursor`."""
+    """Store the time up to which a query has read; see `read_cursor`."""
     connection.execute(_MOVE_CURSOR, {"source": source, "query": query, "read_until": read_until})

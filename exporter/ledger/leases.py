@@ -1,11 +1,11 @@
-"""Leases on accounts, and what exporters that share the ledger tell the holders of leases.
+"""Statements about leases on accounts, and notices from other exporters to the lease holders.
 
-Blocking, as `exporter.ledger.store` is. All times are the server's: the clocks of the exporters may
-differ. PostgreSQL only: a ledger in a file has one exporter.
+Blocking, and only for PostgreSQL: an SQLite ledger has one exporter. All times are the server's,
+because the clocks of the exporters may differ.
 
-Each taking of a lease raises its epoch. The holder claims the open calls of the account whose epoch
-is older; so whatever an exporter still does that has lost the lease, its calls are claimed. What
-other exporters do to its calls, a holder reads from notices.
+Taking a lease increments its epoch. The holder claims the account's open calls with a lower epoch:
+those of the former holder, and those that other exporters add. Notices tell the holder about
+changes that other exporters make to its calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORGET: Final = "forget"
 """A notice: the call is not open any more."""
 
 POLL_NOW: Final = "poll now"
-"""A notice: the call is to be polled now."""
+"""A notice: poll the call now."""
 
 TOTALS: Final = "totals"
 """A notice: the totals of the account have changed."""
@@ -38,7 +38,7 @@ _MINE: Final = "l.holder = :exporter AND a.name IN {names}"
 
 
 def _sql(statement: str) -> TextClause:
-    """Return a statement for PostgreSQL, with its abbreviations written out."""
+    """Return a statement with its placeholders, such as `{clock}`, expanded."""
     return text(
         statement.replace("{mine}", _MINE)
         .replace("{clock}", _CLOCK)
@@ -47,9 +47,9 @@ def _sql(statement: str) -> TextClause:
     )
 
 
-# Notices that are read at a time: removing a million calls writes as many.
+# The limit of one read: removing a million calls writes a million notices.
 _NOTICES: Final = 10 * BATCH_SIZE
-# What is lost of it in a crash of the server is as old as the crash, and means nothing any more.
+# Renewals may be lost in a crash of the server: after a restart, they would be outdated anyway.
 _LIGHTLY: Final = text("SET LOCAL synchronous_commit = off")
 
 _ADD_ACCOUNTS: Final = _sql(
@@ -72,7 +72,7 @@ _LEASES: Final = _sql(
     "SELECT a.name, l.holder, l.epoch, l.holder IS NOT NULL AND l.expires_at < {clock}, "
     "{clock} - l.expires_at FROM leases l JOIN accounts a ON a.id = l.account_id"
 )
-# Locked in one order, so that no two exporters wait for each other in a circle.
+# Lock rows in a fixed order to avoid deadlocks between exporters.
 _CHANGE: Final = """
     UPDATE leases l SET {values} FROM (
         SELECT l.account_id, a.name FROM leases l JOIN accounts a ON a.id = l.account_id
@@ -90,7 +90,7 @@ _TAKE: Final = _change(
     "holder = :exporter, epoch = l.epoch + 1, expires_at = {clock} + :heartbeat",
     "a.name IN {names} AND (l.holder IS NULL OR l.holder = :exporter OR l.expires_at < {clock})",
 )
-# Of what has happened before a lease is taken, whoever takes it learns from the ledger.
+# A new holder reads the current state from the ledger and does not need older notices.
 _FORGET_NOTICES: Final = _sql(
     "DELETE FROM notices WHERE account_id IN (SELECT id FROM accounts WHERE name IN {names})"
 )
@@ -98,9 +98,9 @@ _GIVE_UP: Final = _change("holder = NULL, expires_at = {clock}", "{mine}")
 _LEAVE: Final = _sql("DELETE FROM exporters WHERE id = :exporter")
 _GIVE_UP_ALL: Final = _change("holder = NULL, expires_at = {clock}", "l.holder = :exporter")
 
-# However little the server knows of the table yet, it is not to read all of it.
+# Without statistics, the planner might choose to scan the whole table.
 _BY_INDEX: Final = text("SET LOCAL enable_seqscan = off")
-# Chosen once, however the rest is done: each time, others would be chosen.
+# MATERIALIZED: the subquery skips locked rows, so a second run of it would return other rows.
 _CLAIM: Final = _sql(
     """
     WITH chosen AS MATERIALIZED (
@@ -134,28 +134,28 @@ _NOTICES_OF_MINE: Final = _sql(
 class Lease(NamedTuple):
     """The right to poll an account."""
 
-    holder: str | None  # the id of the exporter that has it; None once it was given up
+    holder: str | None  # the id of an exporter; None if the lease is free
     epoch: int  # how often it was taken
-    expired: bool  # the holder has not renewed it in time
-    overdue: float  # seconds since it could be taken; negative for one that is held
+    expired: bool  # the holder did not renew it in time
+    overdue: float  # seconds since it expired or was given up; negative while it is valid
 
 
 class Peer(NamedTuple):
-    """An exporter that is alive: its name, and the accounts that it wants to poll."""
+    """A live exporter, and the accounts that it wants to poll."""
 
     name: str
     accounts: frozenset[str]
 
 
 class Leases(NamedTuple):
-    """All leases by account, and the exporters that are alive by id."""
+    """All leases by account, and all live exporters by id."""
 
     leases: dict[str, Lease]
     exporters: dict[str, Peer]
 
 
 class Notice(NamedTuple):
-    """What another exporter did; `call` is None for `TOTALS`."""
+    """A change by another exporter; `call` is None for `TOTALS`."""
 
     id: int
     account: str
@@ -164,14 +164,14 @@ class Notice(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is new for the holder of leases."""
+    """New calls and notices for the holder of leases."""
 
-    claimed: list[StoredCall]  # open calls that it polls from now on
-    notices: list[Notice]  # read again until they are acknowledged
+    claimed: list[StoredCall]  # open calls to poll from now on
+    notices: list[Notice]  # returned again until they are acknowledged
 
 
 class LeaseStore:
-    """The statements, for one exporter. Each method is one short transaction.
+    """The lease statements of one exporter. Each method is one short transaction.
 
     Args:
         database: PostgreSQL, open.
@@ -183,19 +183,19 @@ class LeaseStore:
         self._exporter = exporter
 
     def add_accounts(self, names: Collection[str]) -> None:
-        """Have a lease for each account, free where it is new."""
+        """Add a free lease for each account that has none."""
         with self._database.begin() as connection:
             for statement in (_ADD_ACCOUNTS, _ADD_LEASES):
                 connection.execute(statement, {"names": to_json_rows(names)})
 
     def renew(self, name: str, wanted: Collection[str], held: Collection[str], time: float) -> None:
-        """Tell the others that this exporter is alive, and renew its leases.
+        """Record that this exporter is alive, and renew its leases.
 
         Args:
-            name: of this exporter, for people.
+            name: the name of this exporter, for people.
             wanted: accounts that it wants to poll.
-            held: accounts whose leases are renewed, where it has them still.
-            time: seconds until they expire.
+            held: accounts whose leases to renew, unless another exporter took them.
+            time: lifetime of the leases, in seconds.
         """
         which = {"exporter": self._exporter, "heartbeat": time}
         accounts = json.dumps(sorted(wanted))
@@ -206,7 +206,7 @@ class LeaseStore:
             connection.execute(_FORGET_ENDED)
 
     def read(self) -> Leases:
-        """Return all leases, and the exporters that are alive."""
+        """Return all leases and live exporters."""
         with self._database.begin() as connection:
             return Leases(
                 {name: Lease(*lease) for name, *lease in connection.execute(_LEASES)},
@@ -217,7 +217,7 @@ class LeaseStore:
             )
 
     def take(self, names: Collection[str], time: float) -> dict[str, int]:
-        """Take leases that are free or expired, for some seconds; return the epochs of those."""
+        """Take free and expired leases for `time` seconds; return the epochs by account."""
         which = {"exporter": self._exporter, "names": to_json_rows(names), "heartbeat": time}
         with self._database.begin() as connection:
             taken = {row.name: int(row.epoch) for row in connection.execute(_TAKE, which)}
@@ -225,22 +225,22 @@ class LeaseStore:
             return taken
 
     def give_up(self, names: Collection[str]) -> None:
-        """Let others take leases."""
+        """Free leases, so that other exporters can take them."""
         with self._database.begin() as connection:
             connection.execute(_GIVE_UP, {"exporter": self._exporter, "names": to_json_rows(names)})
 
     def leave(self) -> None:
-        """Let others take all leases: this exporter ends."""
+        """Free all leases and remove this exporter, which is stopping."""
         with self._database.begin() as connection:
             for statement in (_LEAVE, _GIVE_UP_ALL):
                 connection.execute(statement, {"exporter": self._exporter})
 
     def look(self, names: Collection[str], acknowledged: Sequence[int]) -> Look:
-        """Claim up to `BATCH_SIZE` open calls of accounts, and read what other exporters did.
+        """Claim up to `BATCH_SIZE` open calls of accounts, and read the notices about them.
 
         Args:
-            names: accounts; those whose lease another exporter holds are left out.
-            acknowledged: ids of notices that were handled; they are deleted.
+            names: accounts; those whose lease this exporter does not hold are ignored.
+            acknowledged: ids of handled notices, to delete.
         """
         which = {"exporter": self._exporter, "names": to_json_rows(names)}
         with self._database.begin() as connection:
@@ -277,12 +277,12 @@ _NOTIFY_OF_TOTALS: Final = _sql(
 def notify_holders(
     connection: Connection, exporter: str | None, rows: Collection[int], notice: str
 ) -> None:
-    """Tell the holders of the accounts of calls, but for this exporter, something about the calls.
+    """Write notices about calls to the other exporters that hold the leases of their accounts.
 
     Args:
         connection: in a transaction.
-        exporter: the id of this process; None where the ledger is not shared.
-        rows: of the calls.
+        exporter: the id of this process; None if the ledger is not shared.
+        rows: the rows of the calls.
         notice: `FORGET` or `POLL_NOW`.
     """
     if exporter is not None and rows:
@@ -293,10 +293,10 @@ def notify_holders(
 def notify_of_totals(
     connection: Connection, exporter: str | None, accounts: Collection[str]
 ) -> None:
-    """Tell the holders of accounts, but for this exporter, that their totals have changed.
+    """Notify the other exporters that hold leases on accounts that their totals have changed.
 
-    Called after `keep_labels` or what else locks the labels of the accounts: who takes a lease
-    waits for that before it reads the totals, so it either sees the change or is told of it.
+    Call this while the labels of the accounts are locked, for instance by `keep_labels`. A new
+    holder waits for that lock before it reads the totals, so it cannot miss the change.
     """
     if exporter is not None and accounts:
         which = {"exporter": exporter, "names": to_json_rows(accounts), "notice": TOTALS}

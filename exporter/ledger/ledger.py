@@ -1,4 +1,4 @@
-"""The ledger as the event loop sees it: a thread of its own, and commits in groups."""
+"""The asynchronous interface to the ledger: runs statements in a thread, commits in groups."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Call = TypeVar("Call", CallRecord, FinishedCall)
 
-# Seconds that observations gather before they are committed: a commit has to reach the disk, so
-# that one for many costs little more than one for one.
+# Seconds to collect observations before a commit. A commit waits for the disk, so committing many
+# observations costs little more than committing one.
 _BATCH_DELAY: Final = 0.1
 _HEALTH_CHECK_INTERVAL: Final = 5.0
 _CLOCK_SYNC_INTERVAL: Final = 60.0
 _RETRY: Final = ExponentialBackoff(0.5, 30.0)
-# Seconds after which a ledger that does not answer is reported.
+# Seconds without an answer after which the ledger is reported as a problem.
 _RESPONSE_TIMEOUT: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
 
 class Ledger:
-    """The durable record of watched calls and totals. Its coroutines raise `LedgerError`.
+    """The durable record of calls and totals. Its coroutines raise `LedgerError`.
 
-    Observations that cannot be committed are kept and tried again; nothing else waits for them.
+    Observations that cannot be committed are kept and retried in the background.
 
     Args:
         committed: called in the event loop with each group of observations once it is durable.
-        clocks: reads those of the machine.
-        observe_commit: called with the seconds that each commit of observations took.
-        health_check: seconds after which an idle ledger is checked.
+        clocks: reads the machine's clocks.
+        observe_commit: called with the duration of each commit of observations, in seconds.
+        health_check: seconds between checks of an idle ledger.
 
     Attributes:
-        clock: the clock of every time in the ledger, and of the calls that it holds.
-        errors: how many transactions failed; each may have been committed.
+        clock: the clock of all times in the ledger and of its calls.
+        errors: the number of failed transactions; some of them may have been committed.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Ledger:
         self.clock = LedgerClock(clocks)
         self._thread = SerialThread("ledger")
         self._reader = SerialThread("ledger reader")
-        self._waiting = deque[float]()  # since when each call waits for the thread
+        self._waiting = deque[float]()  # start times of the pending `call`s
         self._store: Store | None = None
         self._committed = committed
         self._observe_commit = observe_commit
@@ -85,14 +85,14 @@ class Ledger:
 
     @property
     def problem(self) -> str | None:
-        """Why the ledger cannot be used now, if it cannot."""
+        """The reason why the ledger cannot be used now; None when it can."""
         waited = time.monotonic() - self._waiting[0] if self._waiting else 0.0
         if self._problem is None and waited > _RESPONSE_TIMEOUT:
             return "the ledger does not answer"
         return self._problem
 
     async def open(self, url: str) -> None:
-        """Open the database at an SQLAlchemy URL; see `open_database`."""
+        """Open the database; see `open_database`."""
 
         def open_store() -> Store:
             database = open_database(url)
@@ -104,18 +104,18 @@ class Ledger:
 
     @property
     def store(self) -> Store:
-        """The exporter's state between statements; its methods are for `call`."""
+        """The exporter's ledger state. Its methods block: run them with `call`."""
         if self._store is None:
             raise LedgerError("the ledger is not open")
         return self._store
 
     @property
     def database(self) -> Database:
-        """The open database; its methods, and what uses them, are for `call`."""
+        """The open database. Its methods block: run them with `call`."""
         return self.store.database
 
     async def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function that uses the database in the ledger's thread."""
+        """Run a blocking function in the ledger's thread."""
         self._waiting.append(time.monotonic())
         try:
             return await self.call_in(self._thread, function, *args, **kwargs)
@@ -125,7 +125,7 @@ class Ledger:
     async def call_in(
         self, thread: SerialThread, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Run a function that uses the database in another thread; see `call`."""
+        """Run a blocking function in the given thread; see `call`."""
         try:
             return await _result(thread.submit(partial(function, *args, **kwargs)))
         except LedgerError:
@@ -139,21 +139,21 @@ class Ledger:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run statements, a function of a connection, in a transaction in the ledger's thread."""
+        """Run a function of a connection in a transaction, in the ledger's thread."""
         database = self.database
         return await self.call(lambda: database.run(statements, *args, **kwargs))
 
     async def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function that uses `Database.read` in a thread that nothing else waits for.
+        """Run a function that uses `Database.read` in a separate thread.
 
-        It is finished even if this is cancelled. Its failures are not counted.
+        The function runs to its end even if the caller is cancelled. Its errors are not counted.
         """
         if self._store is None:
             raise LedgerError("the ledger is not open")
         return await _result(self._reader.submit(partial(function, *args, **kwargs)))
 
     def to_machine_time(self, call: Call) -> Call:
-        """Return a call with its times as the machine's clock has them."""
+        """Return a call with its times converted to the machine's clock."""
         if not (ahead := self.clock.ahead):
             return call
         call = call._replace(first_watched=call.first_watched - ahead)
@@ -164,18 +164,18 @@ class Ledger:
     def record(
         self, account: str, call: WatchedCall, verdict: Finished | PollAgain, at: float
     ) -> None:
-        """Commit soon what a poll found out about a call."""
+        """Queue the verdict on a call for the next commit."""
         pending = self._pending.get(call.id)
         if pending is None:
             if isinstance(verdict, PollAgain) and verdict.state is call.state:
                 return  # nothing new
         elif isinstance(pending.verdict, Finished):
-            return  # nothing undoes a finish
+            return  # a finished call stays finished
         self._pending[call.id] = Observation(account, call, verdict, at)
         self._observed.set()
 
     async def run(self) -> None:
-        """Commit what is recorded, in groups, until `close_soon`."""
+        """Commit recorded observations in groups until `close_soon` is called."""
         failures, sync_at, ahead = 0, 0.0, self.clock.ahead
         while not (self._closing and not self._pending):
             with suppress(TimeoutError):
@@ -188,23 +188,23 @@ class Ledger:
                 await asyncio.sleep(self._retry.wait(failures))
                 continue
             failures = 0
-            self.clock.now()  # notices that the machine's clock was set
-            # At once then: nothing would tell after a reboot.
+            self.clock.now()  # detects changes of the machine's clock
+            # Store a change at once: after a reboot it could not be detected.
             if time.monotonic() >= sync_at or self.clock.ahead != ahead:
-                with suppress(LedgerError):  # what fails shows at the next commit
+                with suppress(LedgerError):  # the next commit reports a broken ledger
                     noticed = self.clock.ahead
                     await self.call(self.database.keep_time, self.clock)
                     ahead = noticed
                 sync_at = time.monotonic() + _CLOCK_SYNC_INTERVAL
 
     def close_soon(self) -> None:
-        """Have `run` end as soon as everything that was recorded is committed."""
+        """End `run` once all recorded observations are committed."""
         self._closing = True
         self._observed.set()
 
     async def close(self, timeout: float | None = None) -> None:
-        """Close the database; one that does not answer is waited for some seconds at most."""
-        store, self._store = self._store, None  # at once: later calls find it closed
+        """Close the database, waiting for it up to `timeout` seconds."""
+        store, self._store = self._store, None  # later calls fail at once
         if store is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
@@ -213,7 +213,7 @@ class Ledger:
         self._reader.close()
 
     async def _flush(self) -> bool:
-        # The oldest ones; after an outage of the ledger there may be many.
+        # Take the oldest ones; after an outage of the ledger there may be many.
         group = dict(islice(self._pending.items(), BATCH_SIZE))
         for call_id in group:
             del self._pending[call_id]
@@ -221,10 +221,10 @@ class Ledger:
             self._observed.clear()
         started = time.perf_counter()
         try:
-            # An empty group still proves that the ledger can be written.
+            # Commit empty groups too: this proves that the ledger can be written.
             committed = await self.call(self.store.commit, list(group.values()))
         except LedgerError as error:
-            # What was recorded since is newer, except that nothing undoes a finish.
+            # Keep newer observations of the same calls, except that a finish is never replaced.
             for call_id, observation in group.items():
                 if isinstance(observation.verdict, Finished):
                     self._pending[call_id] = observation

@@ -1,4 +1,4 @@
-"""What an exporter keeps between statements, and commits. Blocking: `Ledger` calls it."""
+"""The blocking interface to the ledger, run in a thread by `exporter.ledger.ledger.Ledger`."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ from exporter.ledger.types import (
 )
 
 LOADED: Final = 5 * BATCH_SIZE
-"""Calls that are read at a time when all are: each time, the ledger's thread and the event loop
-have to wait for each other."""
+"""Page size for reading all open calls: each page costs a switch between the ledger's thread and
+the event loop."""
 
-# Times that are remembered while all calls are read: of a day and more.
+# Distinct times to cache while all calls are read: more than the seconds of a day.
 _SECONDS: Final = 100_000
 
 _UNFINISHED_PAGE: Final = (
@@ -104,15 +104,15 @@ _BEGUN: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from
 
 
 class Store:
-    """An exporter on an open database: its limits, its open calls, and its share of the ledger.
+    """An open database with the exporter's state: limits, open calls, and epochs of leases.
 
-    Blocking; each method is one transaction, or a few short ones. What needs none of this state is
-    a function of a connection, for `Database.run`.
+    Each method is one transaction, or a few short ones. Operations that do not need this state are
+    functions of a connection, to run with `Database.run`.
 
     Attributes:
-        exporter: the id of this process among those that share the ledger; None for one alone.
-        limits: of the labels of each account.
-        open_calls: how many calls of each account are open.
+        exporter: the id of this process; None if the ledger is not shared.
+        limits: limits of the labels of each account.
+        open_calls: the number of open calls, by account.
     """
 
     def __init__(
@@ -131,27 +131,27 @@ class Store:
         self._seconds: dict[float, float] = {}
 
     def configure(self, limits: LabelLimits = NO_LIMITS, retention: float = math.inf) -> None:
-        """Change the limits of labels, and for how many seconds a finished call is remembered."""
+        """Change the limits of labels, and the retention of finished calls, in seconds."""
         self.limits, self._retention = limits, retention
 
     def set_epoch(self, account: str, epoch: int | None) -> None:
-        """Have calls that are added to an account polled here, under a lease; None to stop."""
+        """Set the epoch of the held lease on an account; None once the lease is lost."""
         if epoch is None:
             self._epochs.pop(account, None)
         else:
             self._epochs[account] = epoch
 
     def snapshot(self, names: Collection[str] | None = None) -> Snapshot:
-        """Return all that the metrics of finished calls are made of, within the limits."""
+        """Return the data behind the metrics of finished calls, after applying the limits."""
         return self.database.run(_snapshot, names, self.limits)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
-        """Return the first `LOADED` of an account's calls that are to be polled, after a row."""
+        """Return the first `LOADED` open calls of an account after a row."""
         which = {"account": account, "after": after}
         with self.database.begin() as connection:
             rows = fetch_json(connection, _UNFINISHED, **which)
-        # Calls that were added together share their time, and so do those whose state began in
-        # the same second, wherever they stand: a tenth of what a call takes.
+        # Share equal `float`s between calls: many calls have the same times, and this saves a
+        # tenth of their memory.
         times: dict[float, float] = {}
         if len(rows) < LOADED or len(self._seconds) > _SECONDS:
             self._seconds = {}
@@ -177,21 +177,20 @@ class Store:
         now: float,
         max_calls: float = math.inf,
     ) -> InsertResult:
-        """Add up to `BATCH_SIZE` calls; known ones stay as they are.
+        """Add up to `BATCH_SIZE` calls; existing ones do not change.
 
         Args:
-            source: the configuration or file that names them; None for calls that are pushed.
+            source: the source that names them, such as a file; None for pushed calls.
             new: the calls; of duplicates, the first counts.
             now: Unix time.
-            max_calls: how many of an account may be unfinished at a time; those beyond are
-                refused.
+            max_calls: maximum of open calls per account; further calls are refused.
         """
         return self._insert([new], now, max_calls, source=source)
 
     def push(
         self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
     ) -> InsertResult:
-        """Add some `BATCH_SIZE` calls of requests, each request as a whole or not at all."""
+        """Add about `BATCH_SIZE` pushed calls, all calls of a request or none of them."""
         return self._insert(requests, now, max_calls, whole=True)
 
     def _insert(
@@ -218,10 +217,10 @@ class Store:
         return result
 
     def delete(self, row: int, now: float) -> bool:
-        """Delete an open call, whatever names it; return whether there was one.
+        """Delete an open call; return whether there was one.
 
-        It is remembered as deleted, for as long as a finished one is: a query that still returns
-        it, or a late callback, does not add it again. To push it again does, and so does a file
+        The row stays, marked as deleted, as long as the row of a finished call: queries that still
+        return the call and late callbacks do not add it again. Pushing it does, and so does a file
         that names it.
         """
         deleted = self.database.run(delete_call, row, now, self.exporter)
@@ -229,13 +228,13 @@ class Store:
         return bool(deleted)
 
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
-        """Note that `source` names no calls but `rows` any more.
+        """Record that `source` now names only the calls `rows`.
 
-        Finished ones are remembered from now on, however old they are: the source may name them
-        again, as a file does that was away for a moment.
+        The retention of finished calls that it named starts now, because the source may name them
+        again: a file may be missing for a moment.
 
         Returns:
-            The open calls that nothing names any more: they are deleted, and not counted.
+            The rows of open calls that no source names any more. They are removed, not counted.
         """
         unnamed = self.database.run(calls_not_in, source, rows)
         removed, now = list[int](), self._clock.now()
@@ -247,7 +246,7 @@ class Store:
         return removed
 
     def commit(self, observations: Sequence[Observation]) -> Committed:
-        """Write what polls found out."""
+        """Write observations in one transaction."""
         committed = self.database.run(
             commit, observations, self.outbox, self._clock.ahead, self.exporter
         )
@@ -255,14 +254,14 @@ class Store:
         return committed
 
     def keep(self, row: int) -> bool:
-        """Keep a call whatever files say; return whether it exists.
+        """Mark a call as pushed, so that it stays if no source names it; return whether it exists.
 
-        A finished one is remembered from now on. Nothing is written where it was kept lately.
+        The retention of a finished call starts again, at most once per `named_lately`.
         """
         return self.database.run(keep_call, row, self._clock.now(), named_lately(self._retention))
 
     def set_price(self, row: int, price: float) -> dict[TotalKey, float]:
-        """Write what a call has cost; see `set_price`."""
+        """Store the price of a call; see `set_price`."""
         return self.database.run(set_price, row, price, self.exporter)
 
 
@@ -271,10 +270,10 @@ def _snapshot(
 ) -> Snapshot:
     wanted = true() if names is None else accounts.c.name.in_(list(names))
     known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
-    # This waits for transactions that change totals of these accounts.
+    # Wait for transactions that change totals of these accounts.
     for name, row in connection.execute(known).all():
         limit_labels(connection, name, row, limits)
-    # Row by row: SQLite would round the values in a text, and a counter would go backwards.
+    # Not as JSON: SQLite would round the values, and a counter could decrease.
     query = select(
         accounts.c.name,
         totals.c.label_set_id,
@@ -291,17 +290,16 @@ def _snapshot(
     return Snapshot(label_sets_of(connection, rows), found, begun)
 
 
-# Commits: what polls found out, in one transaction with what it adds to the totals.
+# Commits: observations and their increments of the totals, in one transaction.
 
 
-# As plain texts: packing asks each member of an enumeration for its value, which is done in Python.
+# Plain strings: serializing enum members to JSON is slow.
 _TEXT: Final = {
     member: member.value for kind in (CallState, Result, Status, Key) for member in kind
 }
 
-# Locked, so that of two exporters that finish a call at the same time one finds it finished; in
-# the order of their rows, so that they do not wait for each other in a circle. Not against those
-# who only name it.
+# Lock the rows, so that of two exporters that finish a call at the same time only one counts it; in
+# a fixed order, to avoid deadlocks. `key_share`: do not block inserts into `call_sources`.
 _HELD: Final = (
     select(
         calls.c.id,
@@ -329,7 +327,7 @@ def _row_is_given() -> ColumnElement[bool]:
 
 
 def _given(*columns: Column[Any]) -> dict[str, ColumnElement[Any]]:  # Any: of a column's type
-    """Return new values for columns: the fields after the row's number, in this order."""
+    """Return the new values of columns: the fields after the row id, in this order."""
     return {column.name: field(n, column) for n, column in enumerate(columns, 1)}
 
 
@@ -352,18 +350,18 @@ def commit(
     ahead: float = 0.0,
     exporter: str | None = None,
 ) -> Committed:
-    """Write a group of observations, of distinct calls, and the notifications of those that finish.
+    """Write observations of distinct calls, and the notifications of calls that finish.
 
-    A call finishes once: one that has a result already, or is gone, adds nothing.
+    A call finishes once: observations of calls that are not open any more are ignored.
 
     Args:
         connection: in a transaction.
         observations: the group.
-        outbox: takes the notifications.
-        ahead: seconds by which the ledger's clock is ahead of the machine's, which notifications
-            go by.
-        exporter: the id of this process, where exporters share the ledger: those that hold the
-            leases of the accounts are told of what finishes.
+        outbox: stores the notifications.
+        ahead: seconds by which the ledger's clock is ahead of the machine's, whose times
+            notifications contain.
+        exporter: the id of this process, to notify other lease holders; None if the ledger is not
+            shared.
     """
     ids = [observation.call.id for observation in observations]
     keep_labels(connection, {o.account for o in observations if isinstance(o.verdict, Finished)})
@@ -412,13 +410,13 @@ def commit(
 def set_price(
     connection: Connection, row: int, price: float, exporter: str | None = None
 ) -> dict[TotalKey, float]:
-    """Write what a call has cost, in VND.
+    """Store the price of a call, in VND.
 
-    Until the call has finished, the last price is the best one known, and its finish will add it.
-    Of a call that has finished, the first price above 0 stays: it has been added.
+    The last price before the finish is added to the totals with the finish. After the finish, a
+    price replaces a missing one or 0, and is added at once.
 
     Returns:
-        What it adds to the totals.
+        The increments of the totals.
     """
     account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()
     if account is None:

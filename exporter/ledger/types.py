@@ -1,4 +1,4 @@
-"""What goes into the ledger and what comes out of it."""
+"""The values that the ledger's functions take and return."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from exporter.ids import ReferenceId
 from exporter.ledger.totals import TotalKey
 
 BATCH_SIZE: Final = 1_000
-"""Rows in one statement or transaction: long enough to be cheap, short enough not to be felt."""
+"""Rows in one statement or transaction: enough to be efficient, few enough not to block others."""
 
 DELETED: Final = "deleted"
-"""The result of a call that somebody has deleted: it counts nothing, and is not watched again by
-sources that do not know that."""
+"""The result of a deleted call. It is not counted, and sources that still return it do not add it
+again."""
 
 Labels = Mapping[str, str]
 
 
 class NewCall(NamedTuple):
-    """A call that a source wants watched."""
+    """A call that a source adds."""
 
     account: str
     reference_id: ReferenceId
@@ -30,9 +30,9 @@ class NewCall(NamedTuple):
 
 
 class StoredCall(NamedTuple):
-    """A call that has not finished, as the ledger holds it.
+    """An open call in the ledger.
 
-    `labels` is the row of the set of labels that it is counted with.
+    `labels` is the row of the label set whose totals it is added to.
     """
 
     account: str
@@ -41,11 +41,11 @@ class StoredCall(NamedTuple):
 
 
 class SeriesChanges(NamedTuple):
-    """The sets of labels whose series change, by account and row.
+    """The label sets whose series start or end, as pairs of account and row.
 
     Attributes:
-        begun: those that have series from now on.
-        evicted: those that had, and made room.
+        begun: label sets that have series from now on.
+        evicted: label sets that lost their series to make room.
     """
 
     begun: list[tuple[str, int]]
@@ -56,22 +56,22 @@ NO_SERIES_CHANGES: Final = SeriesChanges([], [])
 
 
 class Count(NamedTuple):
-    """How many calls of a request were not known, and how many were."""
+    """How many calls of a request were new, and how many were in the ledger already."""
 
     added: int
     known: int
 
 
 class InsertResult(NamedTuple):
-    """What became of requests to watch calls.
+    """The result of requests to add calls.
 
     Attributes:
-        added: the calls that were not known.
-        label_sets: of those, by row.
-        counts: of each request, or the account that has no room for it.
-        refused: how many calls of each account there was no room for.
-        rows: of all calls that are known now.
-        series: what changed to make room for their labels.
+        added: the new calls.
+        label_sets: their label sets, by row.
+        counts: for each request, its counts, or the name of the account that was full.
+        refused: calls that exceeded the limit of their account, by account.
+        rows: the rows of all accepted calls, new or not.
+        series: the series that started or ended because of the new labels.
     """
 
     added: list[StoredCall]
@@ -83,7 +83,7 @@ class InsertResult(NamedTuple):
 
 
 class CallRecord(NamedTuple):
-    """Everything that the ledger holds of a call; times are Unix times, the duration in seconds."""
+    """A call as shown by listings and look-ups; times are Unix times, the duration in seconds."""
 
     id: int
     account: str
@@ -99,7 +99,7 @@ class CallRecord(NamedTuple):
 
 
 class FinishedCall(NamedTuple):
-    """A call that has finished, for people who look; times are Unix times."""
+    """A finished call for the status page and the poll intervals; times are Unix times."""
 
     account: str
     reference_id: str
@@ -110,7 +110,7 @@ class FinishedCall(NamedTuple):
 
 
 class InsertSummary(NamedTuple):
-    """As `InsertResult`, of any number of calls."""
+    """The sum of several `InsertResult`s."""
 
     added: int
     rows: set[int]
@@ -118,7 +118,7 @@ class InsertSummary(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What a poll found out about a call of an account, and when (Unix time)."""
+    """The verdict on a call of an account, and its Unix time."""
 
     account: str
     call: WatchedCall
@@ -128,14 +128,14 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a group of observations has changed, now durable.
+    """The durable changes of a group of observations.
 
     Attributes:
-        added: what finished calls added to the totals.
-        gone: observed calls that the ledger does not hold unfinished any more: they count nothing.
-        by_account: how many calls of each account have finished.
-        notify: the targets that are to be told of some.
-        canaries: calls that canaries placed and that have finished: they count nowhere.
+        added: increments of the totals.
+        gone: observed calls that were not open any more; they are not counted.
+        by_account: the number of finished calls, by account.
+        notify: targets with new notifications.
+        canaries: finished calls of canaries; they are not counted.
     """
 
     added: Mapping[TotalKey, float]
@@ -146,17 +146,16 @@ class Committed:
 
     @property
     def finished(self) -> int:
-        """How many calls have finished."""
+        """The number of finished calls, canaries included."""
         return self.by_account.total() + len(self.canaries)
 
 
 class Snapshot(NamedTuple):
-    """Everything that the metrics of finished calls are made of.
+    """The data behind the metrics of finished calls.
 
     Attributes:
-        label_sets: the sets of labels that have totals of their own, by row.
-        totals: every total.
-        begun: the accounts and rows of the sets that have series.
+        label_sets: the label sets with totals, by row.
+        begun: the label sets with series, as pairs of account and row.
     """
 
     label_sets: dict[int, Labels]

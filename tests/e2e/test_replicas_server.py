@@ -95,7 +95,7 @@ async def test_a_server_that_hangs(there: Scene) -> None:
             os.kill(pid, signal.SIGSTOP)
         for exporter in ends:
             told = await until_ready(exporter, 503)
-            assert "the ledger does not answer: others may poll by now" in told
+            assert "the ledger does not answer: other exporters may have taken over" in told
             assert (await get(exporter, "/-/healthy"))[0] == 200
             assert (await get(exporter, "/metrics"))[0] == 200
         stopped = time.monotonic() + 2  # those that were under way have come
