@@ -1,9 +1,9 @@
-"""Reads and writes of canary runs, in a transaction of the caller's.
+"""Statements about canary runs. They run in the caller's transaction.
 
-A run is the intent to place a call, and the right to: one row per canary and due time, written
-before the request is sent. Once the provider has accepted the call, it is a call as any other, with
-`canary_run_id`: polled, called back, finished, but counted in no total. The run ends by what the
-ledger holds of its call, once, whichever exporter sees it first.
+A run is one row per canary and due time, written before the request is sent: no other exporter may
+place that call. Once the provider has accepted the call, it is an ordinary call with a
+`canary_run_id`, except that it is not counted in the totals. The first exporter that sees the
+result of the call in the ledger ends the run, once.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from exporter.ledger.schema import (
 from exporter.ledger.types import DELETED
 
 _KEEP: Final = 2 * 86_400.0
-"""Seconds for which runs are kept at least, for `max_per_day`."""
+"""Minimum retention of runs, in seconds; `max_per_day` needs them."""
 
 
 class CanaryResult(StrEnum):
-    """How a canary run ended: the label `result` of `esms_canary_runs_total`."""
+    """The result of a canary run: the label `result` of `esms_canary_runs_total`."""
 
     SUCCESS = "success"  # the call finished as expected
-    FAILURE = "failure"  # it finished otherwise
+    FAILURE = "failure"  # the call finished otherwise
     LATE = "late"  # placed, and not finished in time
     REFUSED = "refused"  # the provider refused to place it
     UNREACHABLE = "unreachable"  # no connection to the provider: not placed
@@ -46,9 +46,9 @@ class CanaryResult(StrEnum):
 
 
 _NOT_PLACED: Final = (CanaryResult.LIMITED.value, CanaryResult.MISSED.value)
-"""Results that say nothing of the provider: `esms_canary_success` stays as it was."""
+"""Results that do not depend on the provider: `esms_canary_success` does not change."""
 
-# Its id may have come with a callback already, and be watched.
+# A callback may have added the call before.
 _INSERT_CALL: Final = text(
     "INSERT INTO calls (account_id, normalized_id, reference_id, label_set_id, pushed, "
     "first_watched, state, state_since, canary_run_id) "
@@ -86,12 +86,13 @@ _OPEN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A canary call that is to be placed; times are Unix times.
+    """A canary call to place; times are Unix times.
 
     Attributes:
-        expect_key: as `exporter.calls.Key` names it.
-        limit: how many may be placed on the day that lies between the times of `day`.
-        by_hand: it is placed on command: beyond the limit, nothing is written.
+        expect_key: a value of `exporter.calls.Key`.
+        limit: maximum of calls on the current day.
+        day: start and end of that day.
+        by_hand: placed by a command; if the limit is reached, no run is written.
     """
 
     canary: str
@@ -111,8 +112,8 @@ class Run(NamedTuple):
     """A run that has not ended; see `exporter.ledger.schema`. Times are Unix times.
 
     Attributes:
-        call_id: the row of its call; None until the provider has accepted it, as for what follows.
-        call_result: None until the call has finished; or `deleted`.
+        call_id: the row of its call; None, as the fields below, until the provider accepts it.
+        call_result: None until the call has finished; `deleted` if it was deleted.
     """
 
     id: int
@@ -134,22 +135,22 @@ class Run(NamedTuple):
 class NotBegun(Enum):
     """Why a call may not be placed."""
 
-    BEGUN = auto()  # a run was begun before
-    LIMITED = auto()  # too many were placed on that day
+    BEGUN = auto()  # the due time has a run already
+    LIMITED = auto()  # the limit of the day is reached
 
 
 class State(NamedTuple):
-    """All that is known of canaries."""
+    """The state of the configured canaries, and the open runs."""
 
-    past: dict[str, Row[Any]]  # by name: see `exporter.ledger.schema`. Any: of its columns
+    past: dict[str, Row[Any]]  # rows of `canaries`, by name. Any: of its columns
     totals: dict[tuple[str, str], int]  # ended runs, by name and result
     open: list[Run]
 
 
 def begin(connection: Connection, intent: Intent) -> int | NotBegun:
-    """Take the right to place a call; returns its row, or why it may not be placed.
+    """Begin a run; return its row, or why the call may not be placed.
 
-    Once it is committed, no other exporter gets the right for that due time.
+    Once this is committed, no other exporter places a call for that due time.
     """
     row = _lock(connection, intent.canary)
     due = canary_runs.c.canary_id == row, canary_runs.c.due_at == intent.due_at
@@ -178,7 +179,7 @@ def begin(connection: Connection, intent: Intent) -> int | NotBegun:
 
 
 def withdraw(connection: Connection, run: int) -> None:
-    """Give the right up again: no request was sent."""
+    """Delete a run whose request was not sent."""
     unsent = canary_runs.c.result.is_(None), canary_runs.c.reference_id.is_(None)
     connection.execute(delete(canary_runs).where(canary_runs.c.id == run, *unsent))
 
@@ -186,9 +187,9 @@ def withdraw(connection: Connection, run: int) -> None:
 def accept(
     connection: Connection, run: int, reference_id: ReferenceId, now: float, seconds: float
 ) -> bool:
-    """Write that the provider has accepted a call, which is watched from now (Unix time) on.
+    """Store that the provider has accepted a call, and add the call.
 
-    The request took some seconds. Returns whether the run had not ended before.
+    `now` is a Unix time, `seconds` the duration of the request. Return whether the run was open.
     """
     accepted = (
         update(canary_runs)
@@ -223,10 +224,9 @@ def end(
     code: str | None = None,
     seconds: float | None = None,
 ) -> bool:
-    """Write how a run has ended, and count it, once.
+    """End a run and count its result; return whether the run was open.
 
-    A call that has not finished is not watched any more, as one that was deleted; one that has
-    took some seconds from its acceptance. Returns whether the run had not ended before.
+    An open call of the run is deleted. `seconds` is the time from its acceptance to its finish.
     """
     ended = (
         update(canary_runs)
@@ -253,10 +253,10 @@ def end(
 
 
 def count_missed(connection: Connection, name: str, seen_until: int, due: Sequence[int]) -> int:
-    """Count due times at which no call was placed; returns how many.
+    """Count due times at which no call was placed; return how many.
 
-    They are those since `seen_until`, all too long ago for a call to be placed still. If that has
-    changed, another exporter has counted them.
+    `due` are the due times after `seen_until` that are too long ago to place a call. If
+    `seen_until` has changed, another exporter has counted them.
     """
     row = _lock(connection, name)
     move = update(canaries).where(canaries.c.id == row, canaries.c.seen_until == seen_until)
@@ -272,17 +272,17 @@ def count_missed(connection: Connection, name: str, seen_until: int, due: Sequen
 
 
 def look(connection: Connection, names: Collection[str], now: float) -> State:
-    """Return all that is known of configured canaries, and every run that has not ended.
+    """Return the state of the configured canaries, and all open runs.
 
-    New canaries begin now (Unix time).
+    New canaries begin at the Unix time `now`.
     """
     for name in sorted(names):
         row = row_of(connection, canaries.c.name, name)
-        # Or the clock was wrong when it was new.
+        # A start in the future means that the clock was wrong then.
         new = or_(canaries.c.since.is_(None), canaries.c.since > now)
         begun = update(canaries).where(canaries.c.id == row, new)
         connection.execute(begun.values(since=int(now), seen_until=int(now)))
-    # Another exporter, with another configuration, may have had it forgotten just now.
+    # Another exporter with another configuration may have reset a canary just now.
     mine = and_(canaries.c.name.in_(list(names)), canaries.c.since.is_not(None))
     past = {row.name: row for row in connection.execute(select(canaries).where(mine))}
     query = select(canaries.c.name, canary_totals.c.result, canary_totals.c.runs)
@@ -292,7 +292,7 @@ def look(connection: Connection, names: Collection[str], now: float) -> State:
 
 
 def forget_others(connection: Connection, names: Collection[str]) -> None:
-    """Have canaries that are not configured any more begin anew when they come back."""
+    """Reset canaries that are not configured: if they are added again, they start as new ones."""
     forgotten = update(canaries).where(
         canaries.c.name.not_in(list(names)), canaries.c.since.is_not(None)
     )
@@ -300,19 +300,19 @@ def forget_others(connection: Connection, names: Collection[str]) -> None:
 
 
 def find(connection: Connection, run: int) -> tuple[str | None, str | None]:
-    """Return how a run has ended: its result and status."""
+    """Return the result and status of a run; None while it is open."""
     columns = canary_runs.c.result, canary_runs.c.status
     found = connection.execute(select(*columns).where(canary_runs.c.id == run)).first()
     return (found.result, found.status) if found else (None, None)
 
 
 def prune(connection: Connection, before: float, now: float) -> None:
-    """Delete runs that ended before a Unix time, and not of late."""
+    """Delete runs that ended before a Unix time, except those of the last two days."""
     connection.execute(delete(canary_runs).where(canary_runs.c.ended_at < min(before, now - _KEEP)))
 
 
 def _lock(connection: Connection, name: str) -> int:
-    """Return the row of a canary, made where there is none, and lock it."""
+    """Lock the row of a canary, inserting it if necessary; return its id."""
     row = row_of(connection, canaries.c.name, name)
     connection.execute(select(canaries.c.id).where(canaries.c.id == row).with_for_update())
     return row

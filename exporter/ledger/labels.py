@@ -1,16 +1,15 @@
-"""Sets of labels: their rows, and which of them have totals of their own.
+"""Label sets: their rows, and which of them have totals of their own.
 
-An account has totals for its most recently used sets of labels, within `LabelLimits`. A set that
-makes room for others is evicted, and its calls are counted as another one from then on:
+An account has totals for its most recently used label sets, within `LabelLimits`. To make room for
+new label sets, others are evicted. From then on, their calls are counted with another label set:
 
 - The least recently used values of a label become `other`.
-- Sets that are shown alike, which differ in labels that are not in `watch.labels` any more, become
-  one.
-- The least recently used sets become the one in which every value is `other`.
+- Label sets that differ only in labels that are no longer in `watch.labels` are merged.
+- The least recently used label sets are replaced by the one in which every value is `other`.
 
-So the series of what makes room disappear, and others stay as they are. The totals of an evicted
-set are deleted: Prometheus has counted its calls, and would count them again in another series.
-Only what the same series shows before and after is moved.
+The series of an evicted label set disappear; all other series stay. Its totals are deleted, not
+added to another series, where Prometheus would count the calls a second time. They are moved only
+if the same series shows them before and after.
 """
 
 from __future__ import annotations
@@ -58,16 +57,16 @@ from exporter.ledger.totals import TotalKey, TotalKind
 from exporter.ledger.types import BATCH_SIZE, Labels, SeriesChanges
 
 OTHER: Final = "other"
-"""The value of a label that made room for others."""
+"""The value that replaces evicted values of a label."""
 
 
 class LabelLimits(NamedTuple):
-    """What an account may have.
+    """The limits of the labels of an account.
 
     Attributes:
         names: `watch.labels`.
-        max_values: distinct values of one label.
-        max_sets: sets of labels.
+        max_values: maximum of distinct values of one label.
+        max_sets: maximum of label sets.
     """
 
     names: tuple[str, ...] = ()
@@ -83,18 +82,19 @@ NO_LIMITS: Final = LabelLimits()
 
 
 def canonical(labels: Labels) -> str:
-    """Return a set of labels as the ledger names it: JSON, keys sorted."""
+    """Return the canonical name of a label set: JSON with sorted keys."""
     return json.dumps(dict(sorted(labels.items())), separators=(",", ":"))
 
 
 def fold(sets: dict[str, Labels], limits: LabelLimits) -> dict[str, Labels]:
-    """Return what each set of labels of an account is counted as: most of them as themselves.
+    """Return the labels that each label set of an account is counted with. Pure.
 
-    The set in which every value is `other` and the one without labels take no room. Pure.
+    Most label sets are counted with their own labels. The one in which every value is `other` and
+    the empty one do not count towards the limits.
 
     Args:
-        sets: by their canonical names, the least recently used first.
-        limits: of the account.
+        sets: label sets by canonical name, the least recently used first.
+        limits: the limits of the account.
     """
     kept = {}
     for label in limits.names:
@@ -120,22 +120,22 @@ def fold(sets: dict[str, Labels], limits: LabelLimits) -> dict[str, Labels]:
     }
 
 
-# What calls are counted as.
+# The label set that a call is counted with.
 
 FOLDED: Final = and_(
     folded_labels.c.label_set_id == calls.c.label_set_id,
     folded_labels.c.account_id == calls.c.account_id,
 )
-"""Joins `folded_labels` to calls, as an outer join."""
+"""The condition of the outer join from calls to `folded_labels`."""
 
 COUNTED_AS: Final = func.coalesce(folded_labels.c.into_id, calls.c.label_set_id)
-"""The set whose totals a call is added to."""
+"""The row of the label set whose totals a call is added to."""
 
 _ACCOUNT: Final = bindparam("account", type_=Integer())
 
 
 def _of_account(table: Table) -> ColumnElement[bool]:
-    """Say of rows that they are of an account, and of sets that are given."""
+    """Return a condition that selects the rows of an account and of the given label sets."""
     return and_(table.c.account_id == _ACCOUNT, is_given(table.c.label_set_id))
 
 
@@ -149,7 +149,7 @@ _NEWEST: Final = (
     .where(counted_labels.c.account_id == _ACCOUNT)
     .scalar_subquery()
 )
-# A set that another exporter is noting the use of, at this moment, is not waited for.
+# Do not wait for another exporter that is updating `used` of the same label set.
 _USED: Final = (
     select(counted_labels.c.label_set_id)
     .where(_of_account(counted_labels), counted_labels.c.used < _NEWEST)
@@ -198,7 +198,7 @@ _ADD: Final = _inserted.on_conflict_do_update(
     set_={"value": totals.c.value + _inserted.excluded.value},
 )
 
-# Whoever adds to an account's totals keeps others from evicting them meanwhile.
+# Transactions that add to the totals of an account share a lock; evictions take it exclusively.
 _LOCK: Final = """
     SELECT pg_advisory_xact_lock{kind}(1699958100, hashtext(value))
     FROM json_array_elements_text(CAST(:names AS json))
@@ -206,7 +206,7 @@ _LOCK: Final = """
 _SHARE: Final = text(_LOCK.format(kind="_shared"))
 _EXCLUDE: Final = text(_LOCK.format(kind=""))
 
-# As the first of the columns of an index, each.
+# Each is the first column of an index.
 _REFERENCES: Final = (
     calls.c.label_set_id,
     totals.c.label_set_id,
@@ -224,13 +224,13 @@ _PRUNE_FOLDED: Final = delete(folded_labels).where(~exists().where(FOLDED))
 
 
 class Counted(NamedTuple):
-    """Where calls with sets of labels are counted.
+    """Where calls with given label sets are counted.
 
     Attributes:
-        sets: by account and canonical name: the row of the set, and that of the one whose totals
-            its calls are added to.
-        labels: the labels of the latter.
-        series: what changed to make room for them.
+        sets: by account and canonical name: the row of the label set, and the row of the one that
+            its calls are counted with.
+        labels: the labels of the latter, by row.
+        series: the series that started or ended.
     """
 
     sets: dict[tuple[str, str], tuple[int, int]]
@@ -244,20 +244,20 @@ def count_labels(
     wanted: Mapping[tuple[str, str], Labels],
     limits: LabelLimits,
 ) -> Counted:
-    """Make room for the sets of labels of new calls.
+    """Start totals for the label sets of new calls, evicting others beyond the limits.
 
     Args:
         connection: in a transaction.
         accounts: the rows of the accounts.
         wanted: the labels of the calls, by account and canonical name.
-        limits: of each account.
+        limits: the limits of each account.
     """
     rows = _set_rows(connection, {name for _, name in wanted})
     used = defaultdict[str, dict[str, Labels]](dict)
     for (account, name), labels in wanted.items():
         used[account][name] = labels
     counted = Counted({}, {}, SeriesChanges([], []))
-    # In one order for every exporter, so that no two wait for each other in a circle.
+    # Lock in a fixed order to avoid deadlocks between exporters.
     for account, sets in sorted(used.items()):
         given = {"account": accounts[account], "rows": to_json_rows(rows[name] for name in sets)}
         if connection.scalars(_COUNTED, given).one() < len(sets):
@@ -271,7 +271,7 @@ def count_labels(
 
 
 def limit_labels(connection: Connection, account: str, row: int, limits: LabelLimits) -> None:
-    """Evict what an account, with its row, has beyond limits, as where they were lowered."""
+    """Evict label sets of an account that exceed limits, for instance after they were lowered."""
     _begin(connection, account, row, {}, limits, Counted({}, {}, SeriesChanges([], [])))
 
 
@@ -283,7 +283,7 @@ def _begin(
     limits: LabelLimits,
     counted: Counted,
 ) -> None:
-    """Begin the totals of the new ones of used sets, and evict those that make room for them."""
+    """Start the totals of used label sets that have none, and evict others beyond the limits."""
     _lock(connection, _EXCLUDE, [account])
     held = connection.execute(_HELD, {"account": account_row}).all()
     rows = {name: row for row, name, _ in held}
@@ -323,19 +323,19 @@ def _begin(
 def _evict(
     connection: Connection, account: str, row: int, evicted: Mapping[int, tuple[int, bool]]
 ) -> None:
-    """Delete the totals of sets.
+    """Delete the totals of label sets, or move them if their series stay the same.
 
     Args:
         connection: in a transaction.
-        account: their account.
+        account: the account.
         row: its row.
-        evicted: by their rows: what they are counted as, and whether the same series shows that.
+        evicted: by row: the label set that replaces it, and whether both have the same series.
     """
     given = {"account": row, "rows": to_json_rows(evicted)}
     moved = defaultdict[TotalKey, float](float)
     for set_row, total, cell, value in connection.execute(_TOTALS, given):
         into, keeps_series = evicted[set_row]
-        if keeps_series or total == TotalKind.DELAY:  # whose series have no labels but the account
+        if keeps_series or total == TotalKind.DELAY:  # its series have only the label `account`
             moved[TotalKey(account, into, TotalKind(total), cell)] += value
     connection.execute(_DELETE_TOTALS, given)
     connection.execute(_UNCOUNT, given)
@@ -349,16 +349,16 @@ def _evict(
 def add_totals(
     connection: Connection, added: Mapping[TotalKey, float], accounts: Mapping[str, int]
 ) -> None:
-    """Add to totals.
+    """Add increments to totals.
 
     Args:
         connection: in a transaction that has called `keep_labels` for the accounts.
-        added: how much.
+        added: the increments.
         accounts: the rows of the accounts.
     """
     connection.execute(
         _ADD,
-        # In one order for every exporter, so that two do not wait for each other in a circle.
+        # Write in a fixed order to avoid deadlocks between exporters.
         [
             {
                 "account_id": accounts[key.account],
@@ -373,26 +373,26 @@ def add_totals(
 
 
 def keep_labels(connection: Connection, accounts: Iterable[str]) -> None:
-    """Keep other exporters from evicting sets of labels of accounts until the transaction ends."""
+    """Prevent evictions from accounts by other exporters until the transaction ends."""
     _lock(connection, _SHARE, accounts)
 
 
 def _lock(connection: Connection, how: TextClause, accounts: Iterable[str]) -> None:
     names = sorted(set(accounts))
-    # A ledger in a file has one user, and one transaction at a time.
+    # An SQLite ledger runs one transaction at a time.
     if names and connection.dialect.name == "postgresql":
         connection.execute(how, {"names": to_json_rows(names)})
 
 
 def prune_labels(connection: Connection) -> int:
-    """Delete up to `BATCH_SIZE` sets of labels that no call and no total uses; return how many."""
+    """Delete up to `BATCH_SIZE` label sets without calls and totals; return how many."""
     connection.execute(_PRUNE_FOLDED)
     return connection.execute(_PRUNE).rowcount
 
 
 def _set_rows(connection: Connection, names: Collection[str]) -> dict[str, int]:
-    """Return the rows of sets of labels by their canonical names, making those that are missing."""
-    # In one order for every exporter, as above.
+    """Return the rows of label sets by canonical name, inserting missing ones."""
+    # In a fixed order, as above.
     given = {"rows": to_json_rows(sorted(names))}
     found = dict[str, int](fetch_json(connection, _FIND_SETS, **given)) if names else {}
     if len(found) < len(names):

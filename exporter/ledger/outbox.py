@@ -1,12 +1,12 @@
 """The outbox: notifications of finished calls that are not delivered yet.
 
-A notification is written in the transaction of the finish that it is about: whatever ends the
-process, both are there or neither is. It holds the call as it finished, so that pruning the call
-loses nothing; its target renders it when it is sent. An exporter claims notifications for some
-seconds of the ledger's clock; those that it has not settled by then may be claimed again.
+A notification is written in the transaction that finishes the call, so a crash cannot lose it. It
+holds a copy of the call, which may be pruned before the delivery; the target renders it when it
+is sent. An exporter claims notifications for some seconds. If it does not record their results
+by then, they may be claimed again.
 
-New ones and retries are claimed apart, and each kind in turns from account to account: neither old
-retries nor another account's backlog delay a new one.
+New notifications and retries are claimed separately, each in turns from account to account. Thus
+neither retries nor the backlog of another account delay new notifications.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from exporter.ledger.schema import label_sets, notifications
 from exporter.ledger.types import BATCH_SIZE
 
 LONGEST_WAIT: Final = 1_200.0
-"""Seconds for which a notification is put off at most. One that seems to wait longer was written
-before the clock was set back, and is due."""
+"""Maximum of seconds until a retry. A notification that seems to wait longer was written before the
+clock was set back, and is due."""
 
 _columns: Final = notifications.c
 _target: Final = _columns.target == bindparam("this_target")
@@ -65,13 +65,13 @@ _INSERT: Final = insert(notifications).from_select(
         *(_now, _now, literal(0), false()),
     )
     .select_from(ROWS)
-    # Without a condition, SQLite takes what follows for a part of the join.
+    # Without a condition, SQLite would parse the next clause as a part of the join.
     .where(true()),
     include_defaults=False,
 )
 
 _of_kind: Final = and_(_target, _columns.retry == bindparam("retry", type_=Boolean()))
-# From one account to the next by the index, however many notifications each of them has.
+# A loose index scan: the cost depends on the number of accounts, not of notifications.
 _first: Final = (
     select(func.min(_columns.account).label("account"))
     .where(_of_kind)
@@ -85,7 +85,7 @@ _pending: Final = _first.union_all(
     ).where(_first.c.account.is_not(None))
 )
 _ACCOUNTS: Final = select_json(_pending.c.account).where(
-    # Not as EXISTS: PostgreSQL would join, and read all that is due.
+    # Not EXISTS: PostgreSQL would turn it into a join that reads all due notifications.
     select(func.min(_columns.due_at))
     .where(_of_kind, _columns.account == _pending.c.account)
     .scalar_subquery()
@@ -96,7 +96,7 @@ _due: Final = (
     .where(_of_kind, _columns.account == item(_columns.account), _columns.due_at <= _now)
     .order_by(_columns.due_at)
     .limit(bindparam("limit"))
-    # Of two exporters that claim at the same time, each gets others.
+    # Exporters that claim at the same time get different notifications.
     .with_for_update(skip_locked=True)
     .correlate(ROWS)
     .subquery()
@@ -108,7 +108,7 @@ _CLAIM: Final = (
     .where(_IS_GIVEN)
     .values(due_at=_now + bindparam("lease", type_=Float()), attempts=_columns.attempts + 1)
 )
-# Not if it was claimed again since.
+# False if it was claimed again.
 _IS_STILL_MINE: Final = and_(
     _columns.id == field_of(0, _columns.id),
     _columns.attempts == field_of(1, _columns.attempts),
@@ -118,7 +118,7 @@ _PUT_OFF: Final = (
     update(notifications)
     .where(_IS_STILL_MINE)
     .values(
-        # One last attempt when the time is over.
+        # The last attempt is at the deadline.
         due_at=case((_again_at < _columns.give_up_at, _again_at), else_=_columns.give_up_at),
         retry=true(),
     )
@@ -135,7 +135,7 @@ _overdue: Final = (
         _target,
         _columns.give_up_at > _now - bindparam("longest", type_=Float()),
         _columns.give_up_at <= _now - bindparam("shortest", type_=Float()),
-        _columns.due_at <= _now,  # else it is under way
+        _columns.due_at <= _now,  # not claimed
     )
     .limit(BATCH_SIZE)
     .with_for_update(skip_locked=True)
@@ -151,9 +151,9 @@ _SERVER_TIME: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8
 
 
 class CallFinished(NamedTuple):
-    """The event that a call has finished. Times are Unix times, as the machine's clock has them.
+    """The event that a call has finished. Times are Unix times of the machine's clock.
 
-    Its fields are those of the JSON in the column `call`.
+    The column `call` stores it as JSON.
     """
 
     account: str
@@ -169,12 +169,12 @@ class CallFinished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The finished calls that a target is notified of. None stands for any.
+    """Selects the finished calls that a target is notified of. None matches any value.
 
     Attributes:
-        target: its name.
-        give_up_after: seconds after a call's finish for which delivery is tried.
-        labels: by name, the values that a call's label may have; a missing label is empty.
+        target: the name of the target.
+        give_up_after: seconds after the finish of a call until its notification is dropped.
+        labels: accepted values by label name; a missing label has the empty value.
     """
 
     target: str
@@ -198,31 +198,31 @@ class Notification(NamedTuple):
     """A claimed notification; `id` is its row."""
 
     id: int
-    attempts: int  # claims, this one included; also tells this claim from others
+    attempts: int  # number of claims, including this one; identifies this claim
     retry: bool  # an earlier attempt failed
     call: CallFinished
 
 
 class Claim(NamedTuple):
-    """What to claim: retries, or new notifications."""
+    """A request for retries or for new notifications."""
 
     retry: bool
     limit: int
-    each: int  # how many of one account; several have equal shares
-    full: Collection[str] = ()  # accounts of which no more are wanted
+    each: int  # maximum per account; accounts have equal shares
+    full: Collection[str] = ()  # accounts to leave out
 
 
 class DeliveryAction(Enum):
-    """What happens to a claimed notification."""
+    """What to do with a claimed notification."""
 
     DONE = auto()
     GIVE_UP = auto()
-    RETRY = auto()  # after a back-off, unless its time is over
-    RELEASE = auto()  # it was not tried: again at once
+    RETRY = auto()  # after a back-off; deleted if its deadline has passed
+    RELEASE = auto()  # not attempted; due at once
 
 
 class DeliveryResult(NamedTuple):
-    """The result of a claimed notification that is not recorded yet."""
+    """The result of a claimed notification, to be recorded."""
 
     notification: Notification
     action: DeliveryAction
@@ -235,27 +235,23 @@ class ClaimResult(NamedTuple):
     delivered: int  # newly recorded
     gave_up: int
     claimed: list[Notification]
-    due_in: float | None  # seconds until another one is due; None where there is none
+    due_in: float | None  # seconds until the next one is due; None if there is none
 
 
 class Outbox:
-    """Statements about notifications, in a transaction of the caller's.
-
-    Attributes:
-        routes: which targets are notified of which calls.
-    """
+    """Statements about notifications. They run in the caller's transaction."""
 
     def __init__(self, clock: LedgerClock) -> None:
         self._clock = clock
         self.routes: Collection[Route] = ()
-        self._last: dict[tuple[str, bool], str] = {}  # the account whose turn was last
+        self._last: dict[tuple[str, bool], str] = {}  # the account that had the last turn
 
     def set_routes(self, routes: Collection[Route]) -> None:
-        """Change which targets are notified of calls that finish from now on."""
+        """Change the routes of calls that finish from now on."""
         self.routes = routes
 
     def now(self, connection: Connection) -> float:
-        """Return the ledger's time, on which exporters that share it agree exactly (Unix time)."""
+        """Return the ledger's Unix time; in a shared ledger, the server's time."""
         if connection.dialect.name == "postgresql":
             return float(connection.execute(_SERVER_TIME).scalar_one())
         return self._clock.now()
@@ -263,14 +259,14 @@ class Outbox:
     def add(
         self, connection: Connection, finished: Sequence[tuple[int, CallFinished]]
     ) -> frozenset[str]:
-        """Write the notifications of finished calls, in the transaction that finishes them.
+        """Write the notifications of finished calls.
 
         Args:
-            connection: in that transaction.
-            finished: the row of each call's labels, and the call without them.
+            connection: in the transaction that finishes the calls.
+            finished: the row of each call's label set, and the call without labels.
 
         Returns:
-            The targets that have new ones.
+            The targets with new notifications.
         """
         label_rows = to_json_rows({row for row, _ in finished})
         labels = {
@@ -301,7 +297,7 @@ class Outbox:
         limit: int = 0,
         lease: float = 0.0,
     ) -> ClaimResult:
-        """Record results, and claim up to `limit` notifications of a target, for some seconds."""
+        """Record results, and claim up to `limit` notifications of a target for `lease` seconds."""
         now = self.now(connection)
         delivered, gave_up = _record(connection, results, now)
         claimed: list[Notification] = []
@@ -318,7 +314,7 @@ class Outbox:
     def _due(
         self, connection: Connection, target: str, claim: Claim, limit: int, now: float
     ) -> list[Notification]:
-        """Return what is due, from one account to the next after the one whose turn was last."""
+        """Return due notifications in turns, starting after the account that had the last turn."""
         kind = {"this_target": target, "retry": claim.retry, "now": now}
         last = self._last.get((target, claim.retry), "")
         due = {name for (name,) in fetch_json(connection, _ACCOUNTS, **kind)}
@@ -339,25 +335,26 @@ class Outbox:
         return list(islice(rounds, limit))
 
     def give_up(self, connection: Connection, target: str, shortest: float, longest: float) -> int:
-        """Delete up to `BATCH_SIZE` notifications whose time has been over for so many seconds.
+        """Delete up to `BATCH_SIZE` notifications that are overdue, except claimed ones.
 
-        Those under way are left. Returns how many were deleted.
+        Their deadline passed at least `shortest` and less than `longest` seconds ago. Return how
+        many were deleted.
         """
         parameters = {"this_target": target, "shortest": shortest, "longest": longest}
         return connection.execute(_GIVE_UP, {**parameters, "now": self.now(connection)}).rowcount
 
     def release_all(self, connection: Connection) -> None:
-        """Make all notifications due, if no other exporter can share the ledger.
+        """Make all notifications due at the start, unless the ledger can be shared.
 
-        Those that a killed process had claimed are sent at once by the next one.
+        So notifications that a killed process had claimed are sent at once.
         """
         if connection.dialect.name == "sqlite":
             connection.execute(_RELEASE_ALL, {"now": self.now(connection)})
 
     def backlog(self, connection: Connection, target: str) -> tuple[int, float | None]:
-        """Return how many are pending for a target, and when the oldest was written (Unix time).
+        """Return the number of pending notifications of a target, and the Unix time of the oldest.
 
-        Waits that a clock set back has made endless are ended.
+        Notifications that wait too long because the clock was set back become due.
         """
         parameters = {"this_target": target, "now": self.now(connection)}
         connection.execute(_CUT_WAITS, parameters)
@@ -365,7 +362,7 @@ class Outbox:
         return pending, None if oldest is None else oldest - self._clock.ahead
 
     def prune(self, connection: Connection, targets: Collection[str]) -> int:
-        """Delete overdue notifications of other targets; returns how many, at most `BATCH_SIZE`."""
+        """Delete up to `BATCH_SIZE` overdue notifications of other targets; return how many."""
         others = _columns.target.not_in(list(targets))
         overdue = _columns.give_up_at <= self.now(connection)
         old = select(_columns.id).where(others, overdue).limit(BATCH_SIZE)
@@ -375,7 +372,7 @@ class Outbox:
 def _record(
     connection: Connection, results: Sequence[DeliveryResult], now: float
 ) -> tuple[int, int]:
-    """Return how many were delivered, and how many given up."""
+    """Record results; return how many were delivered, and how many were given up."""
 
     def run(statement: Delete | Update, action: DeliveryAction) -> int:
         rows: list[object] = [

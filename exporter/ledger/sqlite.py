@@ -1,4 +1,4 @@
-"""A ledger in a file of SQLite: one exporter at a time, durable settings, copies."""
+"""A ledger in an SQLite file, for one exporter, and its backups."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from exporter.ledger.schema import HEAD, clock_marks
 _log = structlog.get_logger(__name__)
 
 BUSY_TIMEOUT: Final = 5.0
-"""Seconds to wait for another program that holds the file, such as one that copies it."""
+"""Seconds to wait for another program that has locked the file, such as a copy."""
 
-# Far behind any byte that is written, and any that SQLite locks.
+# Far beyond the end of the file and the bytes that SQLite locks.
 _LOCKED_BYTE: Final = 1 << 62
 
 _RETRIES: Final = 1000
-"""Marks that may follow each other in one -wal: two for each start beside the same reader."""
+"""Successive marks that one -wal may hold: each start while another program reads adds two."""
 
 _DIRECTORY: Final = (
-    "is a directory; name a file in it (Docker makes a directory where a file that is to be "
-    "mounted does not exist)"
+    "is a directory; name a file in it (Docker creates a directory if a file to mount does not "
+    "exist)"
 )
 
-# What SQLite says, and what a person can do about it.
+# Messages for SQLite's result codes: the problem, and what to do.
 _ADVICE: Final = {
     sqlite3.SQLITE_NOTADB: "is not an SQLite database; name another file in `ledger.url`",
     sqlite3.SQLITE_CORRUPT: "is damaged; restore it from a backup, or name another file",
@@ -55,12 +55,12 @@ _ADVICE: Final = {
     sqlite3.SQLITE_INTERRUPT: "took too long; check the disk",
 }
 
-# Steps of SQLite's machine between two looks at the time: a fraction of a millisecond.
+# SQLite instructions between two checks of the timeout: a fraction of a millisecond.
 _STEPS: Final = 10_000
 
 
 class SqliteFile(Database):
-    """A file of SQLite: how it is opened and read, and what its errors mean."""
+    """An SQLite file: opens and reads it, and translates its errors."""
 
     shared = False
 
@@ -72,7 +72,7 @@ class SqliteFile(Database):
         self._opening = True  # errors name the path
 
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
-        """Have the ledger remember what a clock says, and the clock go on where it was."""
+        """Store the mark of a clock; if `opened`, first continue from the stored mark."""
         with self.begin() as connection:
             known = connection.execute(select(clock_marks)).first()
             if opened and known is not None:
@@ -92,8 +92,8 @@ class SqliteFile(Database):
 
     @cached_property
     def _reader(self) -> Engine:
-        # A new connection each time: it always reads the file that is there now, holds back no
-        # checkpoint of the WAL when it is idle, and takes 0.1 ms.
+        # A new connection for each read takes 0.1 ms. It always opens the current file, and no idle
+        # connection delays checkpoints of the WAL.
         engine = create_engine(
             "sqlite://", creator=self._connect, poolclass=NullPool, hide_parameters=True
         )
@@ -102,8 +102,8 @@ class SqliteFile(Database):
         return engine
 
     def _connect(self) -> sqlite3.Connection:
-        # SQLite makes a -wal where there is none, and removes it only where it may write. An
-        # existing one stays as it is: an exporter that was killed has to find it.
+        # SQLite creates a missing -wal, and removes it only if the mode allows writes. An existing
+        # -wal must stay: an exporter that was killed needs it for its recovery.
         mode = "ro" if self._beside("-wal").exists() else "rw"
         return sqlite3.connect(
             f"{self.path.as_uri()}?mode={mode}",
@@ -119,17 +119,17 @@ class SqliteFile(Database):
         try:
             with super().translated():
                 yield
-        except sqlite3.Error as error:  # past SQLAlchemy: a copy that is made
+        except sqlite3.Error as error:  # from `backup`, which does not use SQLAlchemy
             raise self.failure(error) from None
 
     def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
-        """Return the error that says what is wrong; its path only to the one that opens it."""
+        """Return an error with a message; it contains the path only while the file is opened."""
         return kind(f"ledger {self.path}: {problem}" if self._opening else f"ledger: {problem}")
 
     def failure(self, error: BaseException) -> LedgerError:
-        """Return what the driver raised, and what a person can do about it, as an error."""
+        """Translate an exception of the driver to a message that says what to do."""
         code = getattr(error, "sqlite_errorcode", None)
-        # The low byte is the kind; the rest is detail.
+        # The low byte is the primary result code.
         advice = _ADVICE.get(code & 0xFF) if isinstance(code, int) else None
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return self.failed(f"{advice or 'failed'} ({name})")
@@ -138,13 +138,13 @@ class SqliteFile(Database):
         return self.path.with_name(self.path.name + suffix)
 
     def open_file(self, flags: int) -> int:
-        """Open the file that the path leads to, past SQLite.
+        """Open the file without SQLite.
 
-        Closing the descriptor ends the locks that SQLite holds in this process.
+        Closing the descriptor releases SQLite's locks on the file in this process.
         """
         try:
-            # A new file holds ids and labels: only its owner is to read it. SQLite gives the files
-            # beside it the same mode.
+            # The file will hold ids and labels: only its owner may read it. SQLite creates the -wal
+            # and -shm with the same mode.
             descriptor = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
         except IsADirectoryError:
             raise self.failed(_DIRECTORY) from None
@@ -160,21 +160,21 @@ class SqliteFile(Database):
             problem = "is not a file; name a file in `ledger.url`"
         elif found.st_nlink > 1:
             problem = (
-                f"has {found.st_nlink} names (hard links), and its -wal lies beside one of them; "
-                "delete the others, or copy the file"
+                f"has {found.st_nlink} names (hard links), but only one of them has the -wal; "
+                "delete the other names, or copy the file"
             )
         elif _mounted(self.path, descriptor):
-            problem = "is a mount of its own, and its -wal would lie outside; mount the folder"
+            problem = "is mounted as a single file, without its -wal; mount the folder"
         if problem:
             os.close(descriptor)
             raise self.failed(problem)
         return descriptor
 
     def _mark(self, number: int) -> bool:
-        """Have the file itself, not its -wal, say whether it is in use; see `_new_mark`.
+        """Write a mark to the file itself, not only to its -wal; see `_new_mark`.
 
         Returns:
-            Whether it does: another program that reads holds the -wal as it is.
+            Whether that succeeded: it fails while another program reads the -wal.
         """
         with self.translated(), self.engine.connect() as connection:
             _driver(connection).execute(f"PRAGMA user_version = {number}")
@@ -195,7 +195,7 @@ class SqliteFile(Database):
             hide_parameters=True,
         )
         event.listen(engine, "connect", _configure)
-        # At once for writing: a transaction that starts by reading cannot always go on to write.
+        # Lock for writing at once: a transaction that starts with a read may fail to upgrade.
         event.listen(
             engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
         )
@@ -205,7 +205,7 @@ class SqliteFile(Database):
 
 
 class SqliteDatabase(SqliteFile):
-    """The open ledger of an exporter, locked against others: `LedgerBusyError` to them."""
+    """The ledger of an exporter, locked: another exporter that opens it gets `LedgerBusyError`."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -227,61 +227,61 @@ class SqliteDatabase(SqliteFile):
         self._opening = False
 
     def close(self) -> None:
-        """Close the database and let others open it."""
+        """Close the database and release the lock."""
         if hasattr(self, "engine"):
             if not self._opening:
-                with suppress(LedgerError):  # it could not be written before, either
+                with suppress(LedgerError):  # the commits before have reported the problem
                     self._mark(self._number + 1)
             super().close()
         os.close(self._lock)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Run a transaction on the file that the path leads to: others lose what is written."""
+        """Run a transaction, after checking that the path still names the open file."""
         self._keep_file()
         with super().begin() as connection:
             yield connection
 
     def _lock_file(self) -> int:
-        """Open and lock the file that the path leads to; make it where there is none."""
+        """Open and lock the file, creating it if necessary."""
         descriptor = self.open_file(os.O_RDWR | os.O_CREAT)
         try:
             _lock(descriptor)
         except BlockingIOError:
             os.close(descriptor)
             raise self.failed(
-                "is in use by another esms-exporter; end it, or name another file in `ledger.url`",
+                "is in use by another esms-exporter; stop it, or name another file in `ledger.url`",
                 LedgerBusyError,
             ) from None
         except OSError as error:
             os.close(descriptor)
             raise self.failed(
                 f"cannot be locked ({error.strerror}); "
-                "put it on a file system with locks, such as a local disk"
+                "use a file system that supports locks, such as a local disk"
             ) from None
         return descriptor
 
     def _keep_file(self) -> None:
-        """Verify that the path still leads to the open file; write it anew where it was deleted."""
+        """Verify that the path still names the open file; restore the file if it was deleted."""
         held = os.fstat(self._lock)
         try:
             found = os.stat(self.path)  # noqa: PTH116 - a third of the time, before each transaction
         except FileNotFoundError:
             self._write_anew()
         except OSError as error:
-            raise self.failed(f"cannot be seen any more ({error.strerror})") from None
+            raise self.failed(f"cannot be accessed any more ({error.strerror})") from None
         else:
             if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
                 raise self.failed(
-                    "another file was put in its place; restart the exporter to go on with that "
-                    "one, or put the old one back"
+                    "was replaced by another file; restart the exporter to use that one, or put "
+                    "the old one back"
                 )
 
     def _write_anew(self) -> None:
-        """Write to a new file what the deleted one held: all of it can still be read."""
+        """Copy the deleted file, which is still open, to a new file."""
         held, self._lock = self._lock, self._lock_file()
         try:
-            # Those of the old file would be taken for the new one's.
+            # SQLite would apply those of the old file to the new one.
             for suffix in ("-wal", "-shm"):
                 self._beside(suffix).unlink(missing_ok=True)
             with (
@@ -296,20 +296,18 @@ class SqliteDatabase(SqliteFile):
             self._lock = held
             if isinstance(error, LedgerError):
                 raise
-            raise self.failed(
-                f"was deleted, and cannot be written anew ({error.strerror})"
-            ) from None
-        # The next connection is one to the new file.
+            raise self.failed(f"was deleted and cannot be restored ({error.strerror})") from None
+        # The next connection opens the new file.
         self.engine.dispose()
         os.close(held)
         _log.warning("missing ledger file recreated")
 
 
 class UnlockedSqliteDatabase(SqliteFile):
-    """A ledger that an exporter may have open: SQLite makes transactions wait for each other.
+    """A ledger that an exporter may have open, for short commands.
 
-    The lock that keeps a second exporter away is not taken, so that an exporter may start
-    meanwhile; what it protects, the calls that are polled, is not touched.
+    It does not take the exporter's lock, so that an exporter can start meanwhile. SQLite serializes
+    the transactions; commands do not change the calls that the exporter polls.
     """
 
     def __init__(self, url: str) -> None:
@@ -320,23 +318,23 @@ class UnlockedSqliteDatabase(SqliteFile):
         if found != HEAD:
             self.close()
             raise self.failed(
-                "is in use by an exporter of another version; use the command of that one"
+                "is in use by an exporter of another version; use the command of that version"
             )
         if self._read_mark() % 2:
-            self._mark(0)  # no exporter has it open, and this may be killed
+            self._mark(0)  # no exporter has the file open, and this process may be killed
 
 
 def back_up(url: str, target: Path) -> int:
-    """Copy a ledger in a file of SQLite to a new file, also while an exporter writes to it.
+    """Copy an SQLite ledger to a new file, also while an exporter writes to it.
 
     Returns:
-        How many calls the copy holds.
+        The number of calls in the copy.
 
     Raises:
-        LedgerError: it cannot be copied; nothing is left behind.
+        LedgerError: the copy failed; no file is left behind.
     """
     if make_url(url).get_backend_name() == "postgresql":
-        raise LedgerError("ledger: is a database of PostgreSQL; back it up with `pg_dump`")
+        raise LedgerError("ledger: is a PostgreSQL database; back it up with `pg_dump`")
     source = SqliteFile(url)
     os.close(source.open_file(os.O_RDONLY | os.O_NONBLOCK))
     for suffix in ("", "-wal", "-journal"):
@@ -350,7 +348,7 @@ def back_up(url: str, target: Path) -> int:
             if revision(connection) is None:
                 raise source.failed("holds no ledger")
             _driver(connection).backup(copy)
-            # In one file, which can be read where nothing can be written.
+            # Without a -wal, the copy is one file, also readable on a read-only file system.
             copy.execute("PRAGMA journal_mode = DELETE")
             copy.execute(f"PRAGMA user_version = {_new_mark(closed=True)}")
             (count,) = copy.execute("SELECT count(*) FROM calls").fetchone()
@@ -368,46 +366,46 @@ def _driver(connection: Connection) -> Any:  # Any: whatever the driver's type i
 
 
 def _new_mark(*, closed: bool) -> int:
-    """Return a random `PRAGMA user_version` of a ledger.
+    """Return a random mark, stored as `PRAGMA user_version`, that tells whether a -wal belongs.
 
-    It is even while an exporter has the file open, and odd in a backup and once the file was
-    closed, which leaves no -wal. 0 says nothing. Where the file itself cannot be marked, because
-    another program reads, the next number in the -wal says that it belongs to the file.
+    A mark is even while an exporter has the file open, and odd in backups and closed files, which
+    have no -wal. 0 means unknown. If another program reads and the file itself cannot be marked,
+    the mark in the -wal follows the one in the file.
     """
     return 2 * (secrets.randbelow(1 << 29) + 1) + closed
 
 
 def _oddity(descriptor: int, wal_path: Path) -> str | None:
-    """Return what is odd about a file and its -wal, before SQLite sees them; None if nothing is.
+    """Return how a file and its -wal do not match; None if they do.
 
-    SQLite writes any -wal that lies there into the file.
+    Check this before SQLite opens the file: SQLite applies any -wal that it finds.
     """
     header = os.pread(descriptor, 64, 0)
     if header and not header.startswith(b"SQLite format 3\0"):
-        return None  # SQLite says so
+        return None  # SQLite reports it
     pages, mark = int.from_bytes(header[28:32]), int.from_bytes(header[60:64])
     wal = _marks(wal_path)
     closed, in_wal_mode = mark % 2 == 1, header[18:19] == b"\2"
     if wal is None:
         if mark and not closed and in_wal_mode:
-            return "it was in use when it was copied, and has no -wal: what was new is missing"
+            return "it was copied while in use, without its -wal: the newest data is missing"
         if header and not mark and pages <= 1:
             return "it is empty, but not new: was it copied without its -wal?"
     elif wal and (
         not header
         or (mark and (closed or wal != {0}) and wal.isdisjoint(range(mark, mark + _RETRIES)))
     ):
-        return "its -wal is that of another file: before a backup is restored, delete -wal and -shm"
+        return "its -wal is from another file: delete -wal and -shm before you restore a backup"
     return None
 
 
 def _marks(wal: Path) -> set[int] | None:
-    """Return the marks in what a -wal holds, 0 for pages without; None where there is no -wal."""
+    """Return the marks in the frames of a -wal, 0 for other pages; None if there is no -wal."""
     marks = set[int]()
     try:
         with wal.open("rb") as file:
             size = int.from_bytes(file.read(32)[8:12])  # of a page
-            # Each has 24 bytes before it, the first four of which are its number.
+            # Each page has a header of 24 bytes, which starts with the page number.
             while size >= 512 and len(start := file.read(24 + 64)) == 24 + 64:
                 first = int.from_bytes(start[:4]) == 1
                 marks.add(int.from_bytes(start[24 + 60 :]) if first else 0)
@@ -418,11 +416,11 @@ def _marks(wal: Path) -> set[int] | None:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock a file of SQLite for as long as this descriptor is open, however the process ends.
+    """Lock an SQLite file until this descriptor is closed, or the process ends.
 
-    The lock belongs to the file, not to a name, and is seen in other containers too. It leaves out
-    the bytes that SQLite locks, and is no lock of POSIX, which would end as soon as SQLite closes
-    any descriptor of the file. Closing this one ends SQLite's locks: SQLite has to be closed first.
+    The lock belongs to the file, not to a path, and works across containers. It is not a POSIX
+    lock, which would be released whenever SQLite closes a descriptor of the file. Closing this
+    descriptor releases SQLite's locks: close SQLite first.
     """
     if sys.platform == "linux":
         # struct flock: type, whence, start, length, process.
@@ -433,7 +431,7 @@ def _lock(descriptor: int) -> None:
 
 
 def _mounted(path: Path, descriptor: int) -> bool:
-    """Return whether an open file is a mount of its own; False where the system does not tell."""
+    """Return whether an open file is a mount of its own; False if that cannot be determined."""
     mounts = set[str]()
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
@@ -447,14 +445,14 @@ def _mounted(path: Path, descriptor: int) -> bool:
 
 
 def _configure(connection: Any, _record: object) -> None:  # Any: whatever the driver's type is
-    # SQLAlchemy begins transactions, not the driver, which would begin them late.
+    # Let SQLAlchemy begin transactions: the driver would begin them at the first write.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
-    # Survives a power cut; in groups it costs some 10 microseconds a row.
+    # Survive power failures; for grouped commits it costs some 10 microseconds a row.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
-    # The ledger's folder may be the only one that can be written.
+    # The ledger's folder may be the only writable one.
     cursor.execute("PRAGMA temp_store = MEMORY")
     # 8 MiB of cache, whatever the size of the ledger.
     cursor.execute("PRAGMA cache_size = -8192")

@@ -125,7 +125,7 @@ async def test_a_ledger_that_another_exporter_uses(tmp_path: Path) -> None:
             tmp_path, f"--config.file={good(tmp_path)}", "--web.listen-address=127.0.0.1:0"
         )
     assert (code, len(lines)) == (1, 1), lines
-    assert "is in use by another esms-exporter; end it" in lines[0]
+    assert "is in use by another esms-exporter; stop it" in lines[0]
 
 
 async def test_an_address_in_use(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_one_exporter_has_it_at_a_time(path: Path, tmp_path: Path) -> None:
     link.symlink_to(path)
     for name in (path, link):
         assert problem(name, LedgerBusyError).endswith(
-            "is in use by another esms-exporter; end it, or name another file in `ledger.url`"
+            "is in use by another esms-exporter; stop it, or name another file in `ledger.url`"
         )
     database.close()
     open_database(url(path)).close()

@@ -69,7 +69,7 @@ def test_a_file_in_its_place_is_not_written_over(path: Path) -> None:
     shutil.copy(path, backup)
     content = backup.read_bytes()
     backup.rename(path)
-    with pytest.raises(LedgerError, match="another file was put in its place"):
+    with pytest.raises(LedgerError, match="was replaced by another file"):
         watch(store, "after")
     assert path.read_bytes() == content
     store.database.close()
@@ -83,7 +83,7 @@ def test_a_folder_that_is_gone_and_comes_back(path: Path) -> None:
     with pytest.raises(LedgerError, match="make sure its folder exists"):
         watch(store, "meanwhile")
     path.parent.write_text("a file now")
-    with pytest.raises(LedgerError, match=r"cannot be seen any more \(Not a directory\)"):
+    with pytest.raises(LedgerError, match=r"cannot be accessed any more \(Not a directory\)"):
         watch(store, "meanwhile")
     path.parent.unlink()
     away.rename(path.parent)
@@ -113,7 +113,7 @@ def test_a_file_that_another_exporter_made_in_its_place_is_left_to_it(path: Path
     path.unlink()
     other = opened(path)
     watch(other, "of the other")
-    with pytest.raises(LedgerError, match="another file was put in its place"):
+    with pytest.raises(LedgerError, match="was replaced by another file"):
         watch(store, "after")
     assert watched(other) == ["of the other"]
     other.database.close()

@@ -185,7 +185,7 @@ async def test_an_idle_ledger_is_looked_at(path: Path) -> None:
     running = asyncio.create_task(bench.ledger.run())
     aside = put_another_in_its_place(path)
     await until(lambda: bench.ledger.problem is not None)
-    assert "another file was put in its place" in (bench.ledger.problem or "")
+    assert "was replaced by another file" in (bench.ledger.problem or "")
     await asyncio.to_thread(aside.rename, path)
     await until(lambda: bench.ledger.problem is None)
     assert bench.groups == []

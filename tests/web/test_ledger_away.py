@@ -62,5 +62,5 @@ async def test_a_file_that_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixt
         (tmp_path / "other").rename(tmp_path / "ledger.db")
         await until(lambda: bool(bench.app.not_ready()))
         texts = await shown(bench)
-    assert "another file was put in its place" in texts
+    assert "was replaced by another file" in texts
     assert str(tmp_path) not in texts + "".join(capfd.readouterr())
