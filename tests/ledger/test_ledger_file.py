@@ -171,7 +171,7 @@ def test_a_file_that_is_a_mount_of_its_own(path: Path, tmp_path: Path) -> None:
         done = subprocesses.run(*inside, str(what), str(where), sys.executable, "-c", open_it, file)
         return done.stderr
 
-    assert "is a mount of its own" in open_mounted(path, mounted, mounted)
+    assert "is mounted as a single file" in open_mounted(path, mounted, mounted)
     # As a folder it is the same file, and in use or not.
     folder = tmp_path / "folder"
     folder.mkdir()
