@@ -95,8 +95,8 @@ def test_what_cannot_be_backed_up(path: Path, tmp_path: Path) -> None:
 
 # What an operator puts in the ledger's place, and what is said of it at the start.
 
-WITHOUT = "has no -wal"
-FOREIGN = "is that of another file"
+WITHOUT = "without its -wal: the newest"
+FOREIGN = "is from another file"
 
 
 def copied(path: Path, place: Path) -> None:
