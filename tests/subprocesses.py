@@ -146,6 +146,7 @@ def spawn(
     """
     with Path(os.devnull).open("rb") as nothing:
         first = nothing.fileno() if stdin is None else stdin
+        path = [*filter(None, [environ.get("PYTHONPATH")]), *sys.path]
         process: Child | Forked
         if _may_be_forked(command, environ):
             arguments = [str(word) for word in command[len(ESMS_EXPORTER) :]]
@@ -159,7 +160,7 @@ def spawn(
                     stdout=stdout,
                     stderr=stderr,
                     cwd=folder,
-                    env={"PYTHONPATH": os.pathsep.join(sys.path), **environ},
+                    env={**environ, "PYTHONPATH": os.pathsep.join(path)},
                     start_new_session=True,
                 )
             ).result()

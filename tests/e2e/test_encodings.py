@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from tests.e2e.commands import run
 from tests.e2e.lookups import CONFIG, configure
@@ -21,11 +22,12 @@ async def test_no_character_ends_a_command(tmp_path: Path, encoding: str) -> Non
 
     application = web.Application()
     application.router.add_get("/GetSendStatus", answer)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    configure(tmp_path, f"http://127.0.0.1:{runner.addresses[0][1]}")
+    async with TestServer(application) as server:
+        await commands_end_well(tmp_path, f"http://127.0.0.1:{server.port}", encoding)
+
+
+async def commands_end_well(tmp_path: Path, url: str, encoding: str) -> None:
+    configure(tmp_path, url)
     (tmp_path / "số.yaml").write_text("accounts: [{name: số}]\n")
     (tmp_path / "tốt.yaml").write_text((tmp_path / "config.yaml").read_text())
     environ = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
@@ -45,4 +47,3 @@ async def test_no_character_ends_a_command(tmp_path: Path, encoding: str) -> Non
         ended = await run(tmp_path, *command, environ=environ)
         assert (ended.code, "uncaught exception" in ended.errors) == (code, False), (command, ended)
         assert ended.errors or not code, command
-    await runner.cleanup()
