@@ -1,4 +1,4 @@
-"""One configured account: its client, its poller, and the requests for its balance."""
+"""A configured account: its API client, its poller and its balance requests."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from exporter.polling.stats import AccountStats, Balance, Operation
 from exporter.supervisor import Supervisor
 
 LONGEST_BALANCE_WAIT: Final = 900.0
-"""Seconds to the next request for a balance after failures or a `Retry-After`, at most; the
-interval where that is longer."""
+"""Maximum seconds to the next balance request after failures or a `Retry-After`, unless the
+interval is longer."""
 
-# The share of the interval in which the first balance is requested: those of many accounts spread.
+# The first balance is requested within this share of the interval, to spread many accounts.
 _FIRST_SHARE: Final = 0.1
 
-# What tells whose balance it is, and where requests go.
+# The settings that identify the account, and those that need another client.
 _balance_of: Final = attrgetter("balance_url", "api_key", "secret_key")
 _addresses: Final = attrgetter("base_url", "balance_url", "api_key", "secret_key", "proxy_url")
 
@@ -39,12 +39,12 @@ _log = structlog.get_logger(__name__)
 
 
 def balance_wait(failures: int, interval: float, retry_after: float | None) -> float:
-    """Return the seconds until the next request for a balance.
+    """Return the seconds until the next balance request.
 
     Args:
-        failures: how many requests in a row have failed; each doubles the wait.
-        interval: the seconds from one request to the next while all is well.
-        retry_after: seconds for which a throttling provider wants no requests.
+        failures: consecutive failures; each doubles the wait.
+        interval: the configured interval in seconds.
+        retry_after: seconds to wait, if the provider named them.
     """
     longest = max(interval, LONGEST_BALANCE_WAIT)
     wait = ExponentialBackoff(interval, longest).wait(failures + 1)
@@ -53,19 +53,19 @@ def balance_wait(failures: int, interval: float, retry_after: float | None) -> f
 
 @dataclass(frozen=True, slots=True)
 class AccountStatus:
-    """A line of the status page.
+    """The state of an account, for the status page.
 
     Attributes:
-        authorized: None before an answer could tell.
-        watched: how many calls, by state.
-        overdue: how many calls are due and not asked for yet.
-        lag: for how long the first of them has been due, in seconds.
-        paused: the outcome that paused it, if any.
-        paused_until: when it may be polled again (Unix time).
-        code: the result code that came with the pause, if any.
-        message: the provider's, or that of the request that failed.
-        last_success: when an answer was good (Unix time); 0 before the first.
-        lagging: the row of the labels of the call that has been due for longest; None for none.
+        authorized: whether the provider accepts the credentials; None if unknown.
+        watched: number of open calls by state.
+        overdue: number of calls that are due and not polled yet.
+        lag: seconds since the first of them was due.
+        paused: the outcome that paused the account, if any.
+        paused_until: when the pause ends (Unix time).
+        code: the result code that caused the pause, if any.
+        message: the error message that caused the pause.
+        last_success: time of the last successful poll (Unix time); 0 before the first.
+        lagging: the row of the label set of the call that has been due for longest.
     """
 
     name: str
@@ -82,23 +82,20 @@ class AccountStatus:
 
 
 class Account:
-    """One configured account, polled until `stop` and then `close`. Made inside a running loop.
+    """A configured account, polled until `stop`. Must be created in a running event loop.
 
-    Balances come from another host than calls, which may refuse or throttle when that one does not:
-    neither pauses the other.
+    Balance requests go to another host, which may refuse or throttle independently: they never
+    pause the polls, and a pause does not stop them.
 
     Args:
-        config: the account's section.
-        polling: how all accounts are polled.
-        balance: how often balances are requested.
-        authorities: of the provider's certificate; None for those of the library.
-        observe: takes what polls find out; see `Poller`.
-        supervisor: runs what is done in the background.
+        config: the section of the account.
+        polling: the section `polling`.
+        balance: the section `balance`.
+        authorities: to verify the provider's certificate; None for the default.
+        observe: receives verdicts; see `Poller`.
+        supervisor: runs background tasks.
         clock: see `Poller`.
         held_until: see `Poller.hold`.
-
-    Attributes:
-        stats: what is counted of it and its polls.
     """
 
     def __init__(
@@ -132,7 +129,7 @@ class Account:
 
     @property
     def status(self) -> AccountStatus:
-        """The account's line of the status page."""
+        """The state of the account, for the status page."""
         poller, backlog = self.poller, self.poller.backlog()
         said = poller.breaker.paused_by
         return AccountStatus(
@@ -155,7 +152,7 @@ class Account:
         balance: BalanceConfig,
         authorities: Authorities | None,
     ) -> None:
-        """Go over to another configuration; what has not changed goes on."""
+        """Apply a changed configuration; reconnect only if needed."""
         old, self._config = self._config, config
         connection = _addresses(config), polling.timeout, authorities
         if reconnect := connection != self._connection:
@@ -164,7 +161,7 @@ class Account:
             self._client = _client(config, polling, authorities)
         self.poller.configure(_settings(config, polling), self._client if reconnect else None)
         if _balance_of(config) != _balance_of(old):
-            self.stats.balance = None  # that of another account
+            self.stats.balance = None  # of the previous credentials
         if reconnect or balance.interval != self._interval:
             self._request_balance(balance.interval)
         self.stats.balance_warning = config.balance_warning if balance.interval else None
@@ -172,17 +169,17 @@ class Account:
     async def place(
         self, request: CallRequest, timeout: float, wanted: Callable[[], bool]
     ) -> tuple[Answer, float] | None:
-        """Place a call, at the account's pace: one request, which is never sent again.
+        """Place a call within the rate limit: one request, which is never retried.
 
         Args:
             request: the call.
-            timeout: seconds to wait for a turn, at most.
-            wanted: whether it is still to be placed, asked while it waits.
+            timeout: maximum seconds to wait for a slot.
+            wanted: returns whether to keep waiting.
 
         Returns:
-            The answer, and the seconds that it took; None where nothing was sent.
+            The answer and its duration in seconds; None if no request was sent.
         """
-        # The client as it is when there is a turn: old keys would pause an account with new ones.
+        # Look the client up when it is used: refused old keys would pause an account with new keys.
         return await self.poller.request(
             "place",
             lambda: self._client.place_call(request),
@@ -191,7 +188,7 @@ class Account:
         )
 
     async def stop(self, timeout: float) -> None:
-        """Send nothing more, and wait up to `timeout` seconds for polls that are under way."""
+        """Stop sending requests, and wait up to `timeout` seconds for polls in flight."""
         if self._balance_task:
             self._balance_task.cancel()
         await self.poller.stop(timeout)
@@ -201,12 +198,12 @@ class Account:
         await self._client.close()
 
     def _request_balance(self, interval: float) -> None:
-        """Request the balance at an interval from now on; 0 for not at all."""
+        """Start requesting the balance at an interval in seconds; 0 stops it."""
         self._interval = interval
         if self._balance_task:
             self._balance_task.cancel()
         if interval:
-            self.stats.of(Operation.GET_BALANCE)  # shown before the first request
+            self.stats.of(Operation.GET_BALANCE)  # expose zeros before the first request
             self._balance_task = self._supervisor.start(self._request_balances(interval))
         else:
             self.stats.balance = None
@@ -259,7 +256,7 @@ def _settings(config: AccountConfig, polling: PollingConfig) -> PollingSettings:
 
 
 async def _close_after(client: EsmsClient, seconds: float) -> None:
-    # By then the requests under way have ended, by their own time-out at the latest.
+    # Requests in flight end by their own timeout.
     try:
         await asyncio.sleep(seconds + 1)
     finally:

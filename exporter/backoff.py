@@ -1,4 +1,4 @@
-"""How long to wait after failures in a row. Pure."""
+"""Exponential back-off after consecutive failures. Pure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class ExponentialBackoff:
 
     Attributes:
         first: seconds after the first failure.
-        longest: seconds; no wait is longer.
-        jitter: the share of a wait that chance may take off, so that not all try at the same time.
+        longest: maximum wait in seconds.
+        jitter: maximum share by which a wait is shortened at random, to spread retries.
     """
 
     first: float
@@ -23,9 +23,9 @@ class ExponentialBackoff:
         """Return the seconds to wait.
 
         Args:
-            failures: in a row, at least 1.
+            failures: consecutive failures, at least 1.
             chance: a random number from 0 to 1.
         """
-        # 2.0**64 is beyond any longest wait, and beyond no float.
+        # 2.0**64 exceeds every `longest`, and larger exponents would overflow.
         wait = min(self.longest, self.first * 2.0 ** min(failures - 1, 64))
         return wait * (1.0 - self.jitter * chance)

@@ -1,6 +1,6 @@
 """Calls, their results, and the verdict: what an answer means for a call.
 
-Pure: no I/O, no clock, no randomness. Times are Unix times, because ages have to survive a restart.
+Pure: no I/O, no clock, no randomness. Times are Unix times, so that ages survive a restart.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, reference_key
 
 PROVIDER_MEMORY: Final = 7 * 86_400.0
-"""Seconds after which the provider does not know a call any more (its public documentation)."""
+"""Seconds after which the provider forgets a call (its public documentation)."""
 
 MAX_CALL_DURATION: Final = 86_400.0
-"""The longest plausible call, in seconds. The provider's field is documented wrongly, and one odd
-value must not spoil the sum of durations."""
+"""The longest plausible call, in seconds. The documentation of the field is wrong, and one odd
+value must not corrupt the sum of durations."""
 
-# Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
+# Looking up a member of an enumeration costs as much as a function call in Python 3.11.
 _OK: Final = Outcome.OK
 _NOT_FOUND: Final = Outcome.NOT_FOUND
 
@@ -47,7 +47,7 @@ class Result(StrEnum):
 
 
 class Status(StrEnum):
-    """What the callee did, or why that is not known."""
+    """What the callee did, or why it is unknown."""
 
     ANSWERED = "answered"
     NO_ANSWER = "no_answer"
@@ -69,9 +69,9 @@ ENDINGS: Final[tuple[tuple[Result, Status], ...]] = (
     (Result.UNKNOWN, Status.NOT_FOUND),
     (Result.UNKNOWN, Status.EXPIRED),
 )
-"""Every way a call can end: the combinations that `esms_calls_total` starts with."""
+"""All combinations of result and status, with which `esms_calls_total` starts."""
 
-# CallStatus with case, blanks, `_` and `-` taken away.
+# CallStatus in upper case, without whitespace, `_` and `-`.
 _STATUSES: Final = {
     "": Status.NONE,
     "ANSWERED": Status.ANSWERED,
@@ -107,7 +107,7 @@ class Key(StrEnum):
 
 
 class OddField(StrEnum):
-    """A field whose value cannot be used: the label `field` of `esms_api_odd_values_total`."""
+    """A field with an invalid value: the label `field` of `esms_api_odd_values_total`."""
 
     SENT_RESULT = "sent_result"
     CALL_DURATION = "call_duration"
@@ -116,11 +116,11 @@ class OddField(StrEnum):
 class CallbackOutcome(StrEnum):
     """The outcome of a callback: the label `outcome` of `esms_callbacks_total`."""
 
-    HINT = "hint"  # the call is polled now
+    HINT = "hint"  # the call is polled at once
     ACCEPTED = "accepted"  # the callback finished the call
-    WATCHED = "watched"  # the call was not watched; now it is polled
-    IGNORED = "ignored"  # the call is not watched
-    REPEATED = "repeated"  # the call had finished before
+    WATCHED = "watched"  # the call was unknown, and is added and polled
+    IGNORED = "ignored"  # the call is unknown
+    REPEATED = "repeated"  # the call has already finished
     MALFORMED = "malformed"  # no usable ReferenceId
     FORBIDDEN = "forbidden"  # not the account's token
     ERROR = "error"  # could not be stored; the provider sends it again
@@ -131,11 +131,11 @@ _KEYS: Final = {**{str(key): Key(str(key)) for key in range(10)}, "*": Key.STAR,
 
 @dataclass(frozen=True, slots=True)
 class GiveUpPolicy:
-    """How long calls are polled, in seconds; by default for ever.
+    """When to stop polling a call, in seconds; by default never.
 
     Attributes:
-        not_found_grace: how long the provider may not know a call.
-        give_up_after: the age at which a call that does not finish is given up.
+        not_found_grace: how long a call may be unknown to the provider.
+        give_up_after: the age at which an open call expires.
     """
 
     not_found_grace: float = math.inf
@@ -146,19 +146,18 @@ class GiveUpPolicy:
 class WatchedCall:
     """An open call.
 
-    The poller changes it in place. A million of them are held, so each holds as little as it can:
-    times and ticks are objects that calls share, wherever they can.
+    The poller changes it in place. There may be a million calls: to save memory, they share the
+    objects of times and ticks.
 
     Attributes:
-        id: its row in the ledger.
-        reference_id: the id to poll.
-        first_watched: when it was added (Unix time).
-        state: as of the last answer that was committed.
-        state_since: when that state began (Unix time, to the second once it was answered).
-        polls: how many answers came since it was added here.
-        last_polled: when the last of them came (Unix time, to the second); 0 before the first.
-        tick: when it is due, in ticks of the timing wheel; -1 while it is not in the wheel.
-        label_set: the row of its labels in the ledger.
+        id: the row in the ledger.
+        first_watched: when the call was added (Unix time).
+        state: the state in the last committed answer.
+        state_since: when that state began (Unix time; full seconds after the first answer).
+        polls: number of answers in this process.
+        last_polled: when the last answer arrived (Unix time, full seconds); 0 before the first.
+        tick: the due tick in the timing wheel; -1 if the call is not in the wheel.
+        label_set: the row of the labels in the ledger.
     """
 
     id: int
@@ -177,9 +176,9 @@ class Finished:
     """The call has ended.
 
     Attributes:
-        duration: of an answered call, in seconds; None where there is none or it is absurd.
+        duration: seconds, for an answered call with a plausible duration.
         key: the first key that the callee pressed, if any.
-        odd: the fields of the answer that could not be used.
+        odd: the fields with invalid values.
     """
 
     result: Result
@@ -191,25 +190,25 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class PollAgain:
-    """The call is still open: poll it again at its interval."""
+    """The call is still open: poll it again after its interval."""
 
     state: CallState
 
 
 @dataclass(frozen=True, slots=True)
 class BackOff:
-    """Nothing was learnt of the call: poll it again, later and later."""
+    """The poll failed: poll the call again, with exponential back-off."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The provider refuses the account, or only this call: answers to others show which.
+    """The provider refused the account or only this call; polls of other calls show which.
 
     Attributes:
         outcome: `auth` or `throttled`.
-        retry_after: seconds that the provider asked for, if it did.
+        retry_after: seconds to wait, if the provider named them.
     """
 
     outcome: Outcome
@@ -220,7 +219,7 @@ Verdict: TypeAlias = Finished | PollAgain | BackOff | Refused
 
 EXPIRED: Final = Finished(Result.UNKNOWN, Status.EXPIRED)
 
-# Made once, because nearly every poll ends in one of them.
+# Created once, because most polls return one of them.
 _STILL_UNKNOWN: Final = PollAgain(CallState.NOT_FOUND)
 _UNCLEAR: Final = PollAgain(CallState.UNKNOWN)
 _POLL_AGAIN: Final = {
@@ -231,14 +230,14 @@ _POLL_AGAIN: Final = {
 
 
 def verdict(call: WatchedCall, answer: Answer, now: float, policy: GiveUpPolicy) -> Verdict:
-    """Decide what an answer that came at `now` means for a call. Total: each has one verdict."""
+    """Return what an answer at time `now` means for a call. Never raises."""
     outcome = answer.outcome
     expired = now - call.first_watched >= policy.give_up_after
     if outcome is _OK:
         return _reported(call, answer, expired=expired)
     if outcome is _NOT_FOUND:
-        # The grace begins with the first such answer: a call that was known yesterday, or that was
-        # added while the credentials were refused, gets all of it.
+        # The grace period starts with the first such answer, because the call may have been known
+        # before, or the credentials may have been refused since it was added.
         since = call.state_since if call.state is _STILL_UNKNOWN.state else now
         if now - since >= policy.not_found_grace:
             return Finished(Result.UNKNOWN, Status.NOT_FOUND)
@@ -252,7 +251,7 @@ def verdict(call: WatchedCall, answer: Answer, now: float, policy: GiveUpPolicy)
 
 def _reported(call: WatchedCall, answer: Answer, *, expired: bool) -> Verdict:
     named, asked = answer.reference_id, call.reference_id
-    # Nearly always as written; if not, compare as ids are compared.
+    # Usually the ids are equal as written.
     if named is not None and named != asked and reference_key(named) != reference_key(asked):
         return EXPIRED if expired else BackOff(Outcome.BAD_RESPONSE)
     if answer.send_status == _FINISHED:
@@ -264,14 +263,14 @@ def _reported(call: WatchedCall, answer: Answer, *, expired: bool) -> Verdict:
 
 def _finished(answer: Answer) -> Finished:
     text = answer.call_status
-    # As documented, nearly always.
+    # Usually the text is as documented.
     status = _STATUSES.get(text) or _STATUSES.get(text.translate(_IGNORED).upper(), Status.OTHER)
     odd: tuple[OddField, ...] = ()
     success = answer.sent_result
     if success is None:
         odd, success = (OddField.SENT_RESULT,), status is Status.ANSWERED
     duration = answer.duration
-    # Comparisons are false for NaN, so that it counts as absurd too.
+    # Comparisons with NaN are false, so NaN is not plausible.
     plausible = duration is not None and 0 <= duration <= MAX_CALL_DURATION
     if answer.odd_duration or (duration is not None and not plausible):
         odd += (OddField.CALL_DURATION,)
@@ -285,11 +284,11 @@ def _finished(answer: Answer) -> Finished:
 
 
 def key_named(text: str | None) -> Key | None:
-    """Return the key that a text such as `1` or `#` names."""
+    """Return the key for a text such as `1` or `#`."""
     return _KEYS.get(text) if text else None
 
 
 def _key(ivr: str) -> Key | None:
-    """Return the first key of `ivr`; blanks are no keys."""
+    """Return the first key in `ivr`, ignoring whitespace."""
     pressed = ivr.strip()
     return _KEYS.get(pressed[0], Key.OTHER) if pressed else None

@@ -1,7 +1,7 @@
-"""HTTP requests to other servers: the one place that sets up sessions and maps exceptions.
+"""The HTTP client for other servers.
 
-What aiohttp, asyncio and the system raise becomes one of the project's exceptions: see `_MAPPED`.
-URLs and headers may hold credentials, so no message repeats the original's text.
+Exceptions of aiohttp, asyncio and the system become exceptions of the project: see `_MAPPED`. Their
+messages are not used, because URLs and headers may contain credentials.
 """
 
 from __future__ import annotations
@@ -28,31 +28,30 @@ from exporter.errors import (
 from exporter.secrets import Secret
 
 MAX_BODY: Final = 64 * 1024
-"""Bytes of a response body by default; one of the provider has some 200."""
+"""Maximum bytes of a response body by default. The provider sends about 200."""
 
 MAX_AGES: Final = (300.0, 30.0)
-"""Seconds for which connections are used: while responses are good, and after a bad one."""
+"""Maximum age of connections in seconds: normally, and after a bad response."""
 
-# Beyond the 15 s at which an account is polled by default, so that a quiet account keeps its
-# connection from poll to poll.
+# Longer than the default poll interval of 15 s, so that a quiet account keeps its connection.
 _KEEPALIVE: Final = 75.0
 
-# In place of the time at which a request's time-out ends, once it has ended.
+# Deadline of a request that has timed out.
 _EXPIRED: Final = -1.0
 
-# Bytes and seconds spent on a body that is not needed, so that its connection can be used again.
+# Bytes and seconds to spend on an unneeded body, so that its connection can be reused.
 _MAX_DISCARDED: Final = 16 * 1024
 _DISCARD_TIMEOUT: Final = 1.0
 
 _HEADERS: Final = {
-    # What is not compressed cannot be a decompression bomb.
+    # Uncompressed, because of decompression bombs.
     "Accept-Encoding": "identity",
     "User-Agent": f"esms-exporter/{exporter.__version__}",
 }
 
 
 class Response(NamedTuple):
-    """A response, read to its end; the body is as it came, compressed or not."""
+    """A complete response. The body is not decompressed."""
 
     status: int
     headers: Mapping[str, str]
@@ -60,24 +59,24 @@ class Response(NamedTuple):
 
 
 class HttpClient:
-    """Sends requests to one server, or a few, over connections that are kept and renewed.
+    """Sends requests to a few servers over persistent connections.
 
-    Redirects are not followed, because their target would be handed the credentials. Cookies are
-    not kept, bodies are bounded and not decompressed, the proxies that the environment names are
-    not used. Connections are renewed with age, and sooner when responses are bad: a name may have
-    moved to another address while the old address still answers.
+    Redirects are not followed, because their target would receive the credentials. Cookies and
+    proxies of the environment are ignored; bodies are limited and not decompressed. Connections
+    are renewed after some time, and earlier after bad responses: the host name may have a new
+    address while the old address still responds.
 
     Args:
         timeout: seconds from connecting to the last byte.
         headers: sent with every request.
-        tls: verifies certificates; by default against the system's authorities, or those that the
-            environment variable `SSL_CERT_FILE` names, as they were when the process started.
+        tls: verifies certificates; by default against the authorities of the system, or those in
+            `SSL_CERT_FILE`, as they were at the start of the process.
         proxy: the URL of an HTTP proxy.
         max_ages: see `MAX_AGES`.
-        connector: further arguments of `aiohttp.TCPConnector`. A `RequestError` that its
-            `socket_factory` raises is passed on.
+        connector: further arguments of `aiohttp.TCPConnector`. Its `socket_factory` may raise a
+            `RequestError`.
 
-    Must be made inside a running loop, and closed.
+    Must be created in a running event loop, and closed.
     """
 
     def __init__(
@@ -94,12 +93,12 @@ class HttpClient:
         self._headers = {**_HEADERS, **headers}
         self._proxy = _proxy_options(proxy)
         self._max_ages = max_ages
-        # True is aiohttp's own context, made once: to read the system's certificates takes as long
-        # as hundreds of requests.
+        # True is aiohttp's shared context: reading the system's certificates takes as long as
+        # hundreds of requests.
         self._connector = {"limit": 0, "keepalive_timeout": _KEEPALIVE, "ssl": tls, **connector}
         self._loop = asyncio.get_running_loop()
-        # When the time-out of each request ends, the oldest first; so one timer is enough. A timer
-        # for each, as aiohttp sets it, is a tenth of a request's cost.
+        # The deadlines of requests, in ascending order, share one timer. A timer per request, as in
+        # aiohttp, is a tenth of the cost of a request.
         self._time_outs: dict[asyncio.Task[object], float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._replaced: set[asyncio.Task[None]] = set()
@@ -119,14 +118,13 @@ class HttpClient:
 
         Args:
             method: such as `GET`.
-            url: where to.
-            max_body: bytes; a longer body is an invalid response.
-            discard_body: do not return the body: the status and the headers are enough, even where
-                the body never ends.
+            url: the URL.
+            max_body: maximum bytes; a longer body is an invalid response.
+            discard_body: return an empty body, without waiting for the end of the response.
             options: such as `data` and `headers`.
 
         Raises:
-            RequestError: there was no usable response; see its subclasses.
+            RequestError: no usable response; see its subclasses.
         """
         if self._loop.time() >= self._expires_at:
             task = self._loop.create_task(self._close_later(self._session))
@@ -137,10 +135,10 @@ class HttpClient:
         return await self._send(self._session, limit, method, url, **options)
 
     async def request_once(self, url: URL) -> Response:
-        """Send one GET on a connection of its own, and never a second time; see `request`.
+        """Send a GET request on a new connection, without any retry; see `request`.
 
         Raises:
-            RequestError: `sent` is false where there was no connection to send the request on.
+            RequestError: `sent` is false if no connection was established.
         """
         connected = False
 
@@ -158,11 +156,11 @@ class HttpClient:
                 raise
 
     def distrust(self) -> None:
-        """Renew the connections soon: a response was bad, or there was none."""
+        """Renew the connections soon, after a bad or missing response."""
         self._expires_at = min(self._expires_at, self._opened_at + self._max_ages[1])
 
     async def close(self) -> None:
-        """Close all connections; requests under way fail."""
+        """Close all connections; requests in flight fail."""
         if self._timer:
             self._timer.cancel()
         for task in self._replaced:
@@ -183,7 +181,7 @@ class HttpClient:
         url: URL,
         **options: Any,  # Any: as above
     ) -> Response:
-        # Without the loop, it would be looked up, which costs more than all the rest here.
+        # Passing the loop avoids an expensive look-up.
         task: asyncio.Task[object] = asyncio.current_task(self._loop)  # type: ignore[assignment]
         self._time_outs[task] = self._loop.time() + self._timeout
         if self._timer is None:
@@ -198,14 +196,14 @@ class HttpClient:
                 response.close()
                 raise
         except BaseException as error:
-            # As in asyncio.timeout: where somebody else has cancelled it too, it stays cancelled.
+            # As in asyncio.timeout: another cancellation of the task has precedence.
             timed_out = self._time_outs[task] == _EXPIRED and task.uncancel() == 0
             if timed_out and isinstance(error, asyncio.CancelledError):
                 error = TimeoutError()
             if not isinstance(error, Exception):
                 raise
             self.distrust()
-            # `from None`: the original's text and traceback hold the URL, and so the credentials.
+            # `from None`: the original message and traceback may contain credentials.
             raise map_exception(error) from None
         finally:
             del self._time_outs[task]
@@ -214,7 +212,7 @@ class HttpClient:
         return Response(response.status, response.headers, body)
 
     def _expire(self) -> None:
-        """End the requests whose time is up, and set the timer for the next."""
+        """Cancel the requests that have timed out, and set the timer for the next deadline."""
         now, self._timer = self._loop.time(), None
         for task, ends_at in self._time_outs.items():
             if ends_at > now:
@@ -241,7 +239,7 @@ class HttpClient:
 
     async def _close_later(self, session: aiohttp.ClientSession) -> None:
         try:
-            await asyncio.sleep(self._timeout + 1)  # by then its requests have ended
+            await asyncio.sleep(self._timeout + 1)  # until its requests have ended
         finally:
             await session.close()
 
@@ -249,7 +247,7 @@ class HttpClient:
 async def _never_again(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a GET again where the connection broke."""
+    """Keep aiohttp from retrying a GET request on a broken connection."""
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -258,42 +256,42 @@ async def _never_again(
         raise map_exception(error) from None
 
 
-# The first that matches counts.
+# The first match applies.
 _MAPPED: Final[tuple[tuple[Any, type[RequestError], str], ...]] = (  # Any: of `isinstance`
-    (TimeoutError, RequestTimeoutError, "no complete answer in time"),
+    (TimeoutError, RequestTimeoutError, "timed out before the response was complete"),
     (
         (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch, ssl.SSLError),
         TLSError,
-        "the peer could not be authenticated",
+        "the server could not be authenticated",
     ),
     (aiohttp.ClientHttpProxyError, ConnectionFailedError, "the proxy refused the connection"),
-    (aiohttp.ClientPayloadError, ConnectionFailedError, "the connection broke within the answer"),
+    (aiohttp.ClientPayloadError, ConnectionFailedError, "the connection broke during the response"),
     (
         (aiohttp.ClientConnectionError, OSError),
         ConnectionFailedError,
-        "no connection, or one that broke",
+        "the connection failed",
     ),
-    (Exception, InvalidResponseError, "the answer could not be read"),
+    (Exception, InvalidResponseError, "the response could not be read"),
 )
 
 
 def map_exception(error: Exception) -> RequestError:
-    """Return the project's exception for any that a request may raise."""
+    """Return the project's exception for an exception of a request."""
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, RequestError):
         return error.os_error.with_traceback(None)  # from `socket_factory`
     if isinstance(error, RequestError):
         return error
     kind, words = next((kind, words) for of, kind, words in _MAPPED if isinstance(error, of))
-    # Not the error's own text, which may hold an address.
+    # The message of the error may contain an address.
     errno = error.errno if isinstance(error, OSError) and kind is ConnectionFailedError else None
     reason = os.strerror(errno) if errno and errno > 0 else type(error).__name__
     return kind(words if kind is RequestTimeoutError else f"{words} ({reason})")
 
 
 def basic_auth(url: URL) -> dict[str, str]:
-    """Return the header that shows the user and password of a URL, if it has any.
+    """Return the `Authorization` header for the user and password of a URL, if any.
 
-    Left to itself, aiohttp cannot encode most letters that a password may hold.
+    aiohttp itself fails on most non-ASCII letters.
     """
     if url.user is None and url.password is None:
         return {}
@@ -305,24 +303,24 @@ def _proxy_options(secret: Secret | None) -> dict[str, Any]:  # Any: arguments o
     if secret is None:
         return {}
     url = URL(secret.reveal())
-    # aiohttp makes of the header the `Proxy-Authorization` of the request, or of its CONNECT.
+    # aiohttp sends the header as `Proxy-Authorization`, with CONNECT too.
     return {"proxy": url.with_user(None), "proxy_headers": basic_auth(url)}
 
 
 async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     content = response.content
-    # Nearly always, all of it has come with the headers.
+    # Usually, the body arrives together with the headers.
     body = content.read_nowait() if content.is_eof() else await content.readany()
     while not content.at_eof() and len(body) <= limit:
         body += await content.readany()
     if len(body) > limit:
-        raise InvalidResponseError(f"the answer has more than {limit} bytes")
+        raise InvalidResponseError(f"the response has more than {limit} bytes")
     return body
 
 
 async def _discard_body(response: aiohttp.ClientResponse) -> None:
-    """Read a body, if it is short and there soon, and drop it."""
-    with suppress(Exception):  # the status has said everything
+    """Read and drop a body if it is short and arrives soon; else close the connection."""
+    with suppress(Exception):  # the status is enough
         async with asyncio.timeout(_DISCARD_TIMEOUT):
             left = _MAX_DISCARDED
             while left > 0 and (chunk := await response.content.readany()):

@@ -1,4 +1,4 @@
-"""ReferenceIds: what they look like, and the form in which they are compared. Pure."""
+"""ReferenceIds: validation and comparison. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from typing import Final, NewType
 
 ReferenceId = NewType("ReferenceId", str)
-"""A call's id as its source wrote it, without surrounding blanks: what the provider is asked."""
+"""The id of a call as the source wrote it, trimmed. Requests to the provider use it."""
 
 ReferenceKey = NewType("ReferenceKey", str)
-"""The same id as it is compared: without case, blanks and dashes, in which spellings differ."""
+"""The id for comparison: in lower case, without whitespace and dashes."""
 
 MAX_REFERENCE_ID_LENGTH: Final = 128
 
@@ -17,8 +17,8 @@ ID_PATTERN: Final = (
     r"(?![0-9]+[.][0-9]*([eE][0-9]+)?(\s|$))"
     rf"[A-Za-z0-9][A-Za-z0-9!#$%&*./:?@\\^_~-]{{0,{MAX_REFERENCE_ID_LENGTH - 1}}}"
 )
-"""What an id looks like. Not `[!-~]+`: what spreadsheets, scripts and columns of floating-point
-numbers make of ids is refused, not polled."""
+"""The syntax of an id. Stricter than `[!-~]+`, to refuse ids that spreadsheets, scripts or float
+columns have mangled."""
 
 _ID: Final = re.compile(ID_PATTERN)
 _COLUMN_NAMES: Final = frozenset({"reference_id", "referenceid", "smsid"})
@@ -26,20 +26,20 @@ _NULLS: Final = frozenset({"null", "none", "nan", "undefined"})
 _LOOKS_LIKE: Final = (
     (
         r"[0-9]+([.][0-9]*|([.,][0-9]+)?[eE]\+?[0-9]+)$",
-        "looks like a number that a spreadsheet has rounded",
+        "looks like a number rounded by a spreadsheet",
     ),
     ("=", "looks like a formula"),
     (".*[\t,;|]", "looks like a row of CSV"),
     (".*[\"'`]", "looks quoted; write the id alone"),
-    ("", "holds a character that no id has, or begins with one that none begins with"),
+    ("", "contains a character that is not allowed in an id, or at its start"),
 )
 
 
 def reference_id(text: str) -> ReferenceId:
-    """Return `text` as an id: trimmed, since the documented `SMSID` ends in a blank.
+    """Return `text` as a trimmed id; the documented `SMSID` ends in a space.
 
     Raises:
-        ValueError: it cannot be one; the message says what it looks like.
+        ValueError: the text is not an id; the message says what it looks like.
     """
     trimmed = text.strip()
     if not trimmed:
@@ -49,15 +49,15 @@ def reference_id(text: str) -> ReferenceId:
     if not _ID.fullmatch(trimmed):
         raise ValueError(next(words for like, words in _LOOKS_LIKE if re.match(like, trimmed)))
     if trimmed.lower() in _COLUMN_NAMES:
-        raise ValueError("looks like the name of a column")
+        raise ValueError("looks like a column name")
     if trimmed.lower() in _NULLS:
-        raise ValueError("is a word for no value")
+        raise ValueError("looks like a null value")
     return ReferenceId(trimmed)
 
 
 def reference_key(text: str) -> ReferenceKey:
-    """Return the form in which ids are compared.
+    """Return the id for comparison.
 
-    The documented `SMSID` of a placed call lacks a dash that its status has.
+    In the documentation, the `SMSID` of a placed call lacks a dash of its ReferenceId.
     """
     return ReferenceKey("".join(text.split()).replace("-", "").lower())

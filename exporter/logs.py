@@ -24,10 +24,10 @@ LEVELS: Final = {
 }
 
 _MAX_PENDING: Final = 1024 * 1024
-"""Bytes of lines that wait to be written; further lines are dropped."""
+"""Maximum number of pending bytes; further lines are dropped."""
 
 EXIT_TIMEOUT: Final = 1.0
-"""Seconds for which the end of the process waits for pending lines."""
+"""Seconds to wait for pending lines at exit."""
 
 _log = structlog.get_logger(__name__)
 
@@ -35,38 +35,37 @@ LogFormat = Literal["logfmt", "json"]
 
 
 class LogSink:
-    """Writes lines to a file descriptor in a thread of its own, and never blocks or raises.
+    """Writes lines to a file descriptor in a thread, without blocking the caller.
 
-    A line that cannot be written is dropped and counted: the descriptor fails, or nobody reads the
-    pipe behind it and `_MAX_PENDING` bytes are pending. The first moment at which all lines are
-    written again, the number of dropped lines is logged.
+    A line is dropped and counted if writing fails, or if `_MAX_PENDING` bytes are pending because
+    the pipe is not read. The number of dropped lines is logged once all pending lines are written.
 
-    `logging.handlers.QueueHandler` is not used: its listener waits for its thread at the end, and
-    prints its errors to standard error.
+    `logging.handlers.QueueHandler` is not suitable: its listener blocks at exit until its thread
+    ends, and prints errors to standard error.
 
     Args:
-        descriptor: blocking or not.
+        descriptor: blocking or non-blocking.
 
     Attributes:
-        dropped: lines that were dropped so far.
+        dropped: number of dropped lines.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        # Reentrant: a destructor that fails may log at any moment.
+        # Reentrant: a failing destructor may log at any time.
         self._changed = threading.Condition(threading.RLock())
         self._lines: deque[bytes] = deque()
-        self._pending = 0  # bytes, with those of the line that is being written
+        self._pending = 0  # bytes, including the line that is being written
         self.dropped = 0
         self._reported = 0
-        self._cut = False  # the last line was written in part
+        self._cut = False  # the last line was written partially
         self._started = False
 
     def msg(self, line: str) -> None:
         """Write a line, or drop it.
 
         Raises:
-            RuntimeError: it is the first one, and no thread can be started.
+            RuntimeError: the thread cannot be started, at the first line.
         """
         encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
         data = f"{line}\n".encode(encoding, "replace")
@@ -85,7 +84,7 @@ class LogSink:
     debug = info = warning = error = critical = msg
 
     def drain(self, timeout: float) -> bool:
-        """Wait until nothing is pending; returns False if that takes longer than the timeout."""
+        """Wait until all lines are written; return False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._pending, timeout)
 
@@ -141,17 +140,17 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
         logger_factory=lambda *_: STANDARD_ERROR,
         cache_logger_on_first_use=True,
     )
-    # What libraries log (asyncio on a task that failed, aiohttp on a broken request) may hold the
-    # URL of a request: only that it happened is logged.
+    # Log records of libraries (such as asyncio and aiohttp) may contain URLs of requests: forward
+    # them without their text.
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
-    # So may the words of an exception that nobody has caught, in whatever thread.
+    # So may the messages of uncaught exceptions.
     sys.excepthook = lambda kind, _error, trace: _crashed(kind, trace)
     sys.unraisablehook = lambda args: _crashed(args.exc_type, args.exc_traceback)
     threading.excepthook = lambda args: _crashed(args.exc_type, args.exc_traceback)
 
 
 def _crashed(kind: type[BaseException], trace: TracebackType | None) -> None:
-    """Log where an exception came from, without its message."""
+    """Log the type and the stack of an exception, without its message."""
     frames = traceback.extract_tb(trace)
     structlog.get_logger(__name__).error(
         "uncaught exception",
@@ -161,7 +160,7 @@ def _crashed(kind: type[BaseException], trace: TracebackType | None) -> None:
 
 
 class _Forward(logging.Handler):
-    """Passes a library's record on without its arguments and its traceback."""
+    """Forwards log records of libraries without message, arguments and traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[0] if record.exc_info else None

@@ -1,4 +1,4 @@
-"""A string that does not show itself."""
+"""Credentials that are never printed, signing keys, and masking of phone numbers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pydantic_core import CoreSchema, core_schema
 
 @final
 class Secret:
-    """Holds a credential, and prints as `***` however it is printed.
+    """A credential that prints as `***`.
 
-    Not a `str`, so that it cannot slip into a format string, a JSON body or a join;
-    `reveal` is the one way to the value, and is easily searched for.
+    It is not a `str`, so that it cannot get into a format string, a JSON body or a join by
+    accident. Only `reveal` returns the value.
     """
 
     __slots__ = ("_value",)
@@ -26,7 +26,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the credential itself."""
+        """Return the credential in plain text."""
         return self._value
 
     def __repr__(self) -> str:
@@ -35,8 +35,8 @@ class Secret:
     __str__ = __repr__
 
     def __eq__(self, other: object) -> bool:
-        # In constant time, so that comparing does not tell where two secrets differ.
-        # Whatever a client shows is compared: a lone surrogate, too, which UTF-8 has no bytes for.
+        # In constant time, so that timing does not reveal where two secrets differ.
+        # Clients may send lone surrogates, which UTF-8 cannot encode.
         return isinstance(other, Secret) and hmac.compare_digest(
             self._value.encode(errors="surrogatepass"), other._value.encode(errors="surrogatepass")
         )
@@ -45,16 +45,16 @@ class Secret:
         return hash(self._value)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        # Any: the signature of object.__reduce__. A pickle would hold the value in the clear.
+        # Any: as `object.__reduce__` declares it. A pickle would contain the plain value.
         raise TypeError("a secret cannot be pickled")
 
     @classmethod
     def __get_pydantic_core_schema__(
         cls,
-        source: Any,  # Any: pydantic passes whatever was annotated
+        source: Any,  # Any: as pydantic declares it
         handler: GetCoreSchemaHandler,
     ) -> CoreSchema:
-        """Take a string from a document, or a secret that was made already."""
+        """Accept a string or a `Secret`."""
         return core_schema.union_schema(
             [
                 core_schema.is_instance_schema(cls),
@@ -72,7 +72,7 @@ class Secret:
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Describe it as a string that tools hide."""
+        """Describe the value as a password."""
         return {"type": "string", "minLength": 1, "format": "password", "writeOnly": True}
 
 
@@ -80,10 +80,10 @@ SIGNING_KEY_PREFIX: Final = "whsec_"
 
 
 def decode_signing_key(secret: Secret) -> bytes:
-    """Return the bytes of a key that is written as `whsec_BASE64`.
+    """Return the bytes of a key in the format `whsec_BASE64`.
 
     Raises:
-        ValueError: it is not, or has fewer than 24 or more than 64 bytes (Standard Webhooks).
+        ValueError: another format, or not 24 to 64 bytes (Standard Webhooks).
     """
     text = secret.reveal()
     if not text.startswith(SIGNING_KEY_PREFIX):
@@ -94,10 +94,10 @@ def decode_signing_key(secret: Secret) -> bytes:
     return key
 
 
-# Seven digits or more, however they are grouped.
+# Seven digits or more, in any grouping.
 _PHONE_NUMBER: Final = re.compile(r"\+?\d(?:[ ().-]*\d){6,}")
 
 
 def mask_phone_numbers(text: str) -> str:
-    """Replace what may be phone numbers in a text of others."""
+    """Replace possible phone numbers in external text by `***`."""
     return _PHONE_NUMBER.sub("***", text)

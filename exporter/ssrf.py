@@ -1,8 +1,8 @@
-"""Protection against server-side request forgery: addresses that notifications never go to.
+"""Protection against server-side request forgery: addresses that are refused for notifications.
 
-A URL, or what its name resolves to, may be chosen by somebody who must not reach what only this
-machine can: the metadata service of a cloud hands out credentials to requests from inside. The
-address is checked when the socket is made, so that a second DNS answer changes nothing.
+The person who chooses a URL, or the DNS record of its host, must not reach services that only this
+machine can reach, such as the metadata service of a cloud, which returns credentials. The address
+is checked when the socket is created, so a later DNS answer cannot bypass the check.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from typing import Any, Final
 
 from exporter.errors import RequestError
 
-# Metadata services outside of the link-local range: those of AWS and Google by IPv6, Azure's,
-# Alibaba's and Oracle's.
+# Metadata services outside of the link-local range: AWS and Google (IPv6), Azure, Alibaba, Oracle.
 _METADATA: Final = tuple(
     map(
         ip_address,
         "fd00:ec2::254 fd20:ce::254 168.63.129.16 100.100.100.200 192.0.0.192".split(),  # noqa: SIM905
     )
 )
-# IPv4 within IPv6, in its last 32 bits: compatible, translated (NAT64), and translated (SIIT).
+# IPv6 networks with an IPv4 address in the last 32 bits: compatible, NAT64 and SIIT.
 _EMBEDS_IPV4: Final = tuple(
     map(ip_network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96"))
 )
 
 
 class ForbiddenAddressError(RequestError, OSError):
-    """Notifications are never sent to this address."""
+    """The address is refused for notifications."""
 
 
 def is_ip_address(host: str) -> bool:
-    """Return whether a host is an IP address, not a name."""
+    """Return whether a host is an IP address and not a name."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:
@@ -41,17 +40,17 @@ def is_ip_address(host: str) -> bool:
 
 
 def is_forbidden(address: str) -> bool:
-    """Return whether notifications are never sent to an IP address, such as `169.254.169.254`.
+    """Return whether an IP address, such as `169.254.169.254`, is refused.
 
     Raises:
-        ValueError: it is no IP address.
+        ValueError: not an IP address.
     """
     ip = ip_address(address.partition("%")[0])
     return any(one.is_link_local or one in _METADATA for one in (ip, *_embedded_ipv4(ip)))
 
 
 def _embedded_ipv4(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that an IPv6 address may stand for."""
+    """Return the IPv4 addresses embedded in an IPv6 address."""
     if isinstance(address, IPv4Address):
         return ()
     embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
@@ -61,12 +60,12 @@ def _embedded_ipv4(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...
 
 
 def ssrf_safe_socket(
-    info: tuple[Any, ...],  # Any: as getaddrinfo returns it: family, type, protocol, _, address
+    info: tuple[Any, ...],  # Any: from getaddrinfo: family, type, protocol, _, address
 ) -> socket.socket:
-    """Make the socket for an address that is about to be connected to.
+    """Create the socket for an address of `getaddrinfo`.
 
     Raises:
-        ForbiddenAddressError: notifications are never sent there.
+        ForbiddenAddressError: the address is refused.
     """
     family, kind, protocol, _, address = info
     if is_forbidden(address[0]):

@@ -116,7 +116,7 @@ async def test_a_larger_body_is_not_read() -> None:
     error = await failure(
         get(says(endless, *[b" " * 65_536] * 50, close=False)), InvalidResponseError
     )
-    assert str(error) == "the answer has more than 65536 bytes"
+    assert str(error) == "the response has more than 65536 bytes"
     await failure(get(says(response(b" " * (MAX_BODY + 1)))), InvalidResponseError)
 
 
@@ -142,7 +142,7 @@ async def test_no_connection() -> None:
         port = free.getsockname()[1]
     async with client() as http:
         error = await failure(http.request("GET", url(port)), ConnectionFailedError)
-        assert str(error) == "no connection, or one that broke (Connection refused)"
+        assert str(error) == "the connection failed (Connection refused)"
         unresolved = http.request("GET", URL("http://nowhere.invalid/"))
         await failure(unresolved, ConnectionFailedError)
 
@@ -214,7 +214,7 @@ async def test_certificates_are_verified() -> None:
             assert (await http.request("GET", url(port, "https"))).body == GOOD
         async with client() as http:
             error = await failure(http.request("GET", url(port, "https")), TLSError)
-            assert str(error).startswith("the peer could not be authenticated (Client")
+            assert str(error).startswith("the server could not be authenticated (Client")
     for wrong in (server_tls(authority, "voiceapi.example"), server_tls(stranger)):
         async with peer(good, tls=wrong) as port, client(tls=ours) as http:
             await failure(http.request("GET", url(port, "https")), TLSError)

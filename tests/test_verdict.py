@@ -360,7 +360,7 @@ def test_every_code_of_the_documentation_has_a_class() -> None:
         *((text, "is empty") for text in ("", "  ")),
         ("x" * 129, "is longer than 128"),
         *(
-            (text, "holds a character that no id has")
+            (text, "contains a character that is not allowed in an id")
             for text in ("a b", "a\nb", "\u00e9", "a\x00", "-", "--", "#N/A", "<id>", "{ID}", "x+y")
         ),
         *(
@@ -371,11 +371,11 @@ def test_every_code_of_the_documentation_has_a_class() -> None:
         *((text, "looks quoted") for text in (f'"{ID}"', f"'{ID}", f"`{ID}`")),
         *((text, "looks like a formula") for text in (f'="{ID}"', "=A1", '="1",x')),
         *(
-            (text, "looks like a number that a spreadsheet has rounded")
+            (text, "looks like a number rounded by a spreadsheet")
             for text in ("1.23E+17", "1,23E+17", "1E+17", "1.23457e+17 ", "1.23E17", "12.0")
         ),
-        *((text, "looks like the name of a column") for text in ("reference_id", "SMSID")),
-        *((text, "is a word for no value") for text in ("null", "None", "NaN", "undefined")),
+        *((text, "looks like a column name") for text in ("reference_id", "SMSID")),
+        *((text, "looks like a null value") for text in ("null", "None", "NaN", "undefined")),
     ],
 )
 def test_what_is_no_id(text: str, why: str) -> None:

@@ -1,1 +1,1 @@
-"""Who is polled when, and how fast."""
+"""Polling of the calls of an account: scheduling, rate limit, circuit breaker."""

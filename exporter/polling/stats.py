@@ -1,4 +1,4 @@
-"""What is counted of one account, in plain numbers: metrics and the status page read them."""
+"""Statistics of an account as plain numbers, for metrics and the status page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
 
 
 class Distribution:
-    """Counts of values by upper bound, not cumulated; the last counts those above all bounds."""
+    """Histogram: counts per bucket, not cumulative; the last bucket has no upper bound."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -31,7 +31,7 @@ class Distribution:
 
 
 class Operation(StrEnum):
-    """What a request to the provider is for: the label `operation`."""
+    """The operation of a request to the provider: the label `operation`."""
 
     GET_SEND_STATUS = "get_send_status"  # a poll
     MAKE_CALL = "make_call"  # placing a canary call
@@ -40,14 +40,14 @@ class Operation(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class RequestStats:
-    """Requests of one operation: by outcome, by result code, and their durations in seconds."""
+    """Requests of an operation: by outcome, by result code, and durations in seconds."""
 
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     codes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*CODES, OTHER_CODE), 0))
     durations: Distribution = field(default_factory=lambda: Distribution(REQUEST_BUCKETS))
 
     def count(self, outcome: Outcome, code: str | None, seconds: float) -> None:
-        """Count a request, the result code of its answer if it had one, and its duration."""
+        """Count a request with its outcome, result code and duration."""
         self.outcomes[outcome] += 1
         self.durations.observe(seconds)
         if code is not None:
@@ -63,20 +63,20 @@ class Balance(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class AccountStats:
-    """What is counted of one account and its polls; all begins at 0.
+    """Statistics of an account since the start of the process.
 
     Attributes:
-        polls: requests for the status of calls.
-        requests: all requests, by operation; without operations that were never used.
-        odd_values: fields of finished calls that could not be used.
-        open_calls: calls that have not finished, by their state at the last answer.
-        oldest_open: when the oldest of them was added (Unix time); 0 for none.
-        lags: seconds from the moment a call was due to its request.
-        authorized: whether the credentials are accepted; None while that is not known.
-        paused_until: when the account may be polled again (Unix time); 0 while it is not paused.
-        last_success: when the provider last gave a good answer (Unix time); 0 before the first.
-        balance: the last known one, if any.
-        balance_warning: the balance in VND below which it is low, if one is configured.
+        polls: `GetSendStatus` requests.
+        requests: all requests, by operation; unused operations are missing.
+        odd_values: invalid fields of finished calls.
+        open_calls: open calls by the state in their last answer.
+        oldest_open: when the oldest open call was added (Unix time); 0 if there is none.
+        lags: seconds from the due time of a poll to its request.
+        authorized: whether the provider accepts the credentials; None if unknown.
+        paused_until: when the pause ends (Unix time); 0 if the account is not paused.
+        last_success: time of the last successful poll (Unix time); 0 before the first.
+        balance: the last known balance, if any.
+        balance_warning: the balance is low below this amount in VND, if configured.
     """
 
     polls: RequestStats = field(default_factory=RequestStats)
@@ -95,5 +95,5 @@ class AccountStats:
         self.requests = {Operation.GET_SEND_STATUS: self.polls}
 
     def of(self, operation: Operation) -> RequestStats:
-        """Return the requests of an operation; the first time, all of them are 0."""
+        """Return the statistics of an operation, and create them if needed."""
         return self.requests.setdefault(operation, RequestStats())

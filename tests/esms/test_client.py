@@ -136,7 +136,7 @@ async def test_bodies_that_are_no_answer(body: bytes) -> None:
 async def test_failures_are_answers() -> None:
     for answer in await all_three(b"", 0.2):
         assert answer.outcome is Outcome.TIMEOUT
-        assert answer.message == "no complete answer in time"
+        assert answer.message == "timed out before the response was complete"
     async with make(9) as client:
         assert (await client.send_status(ID)).outcome is Outcome.CONNECTION
         assert (await client.balance()).outcome is Outcome.CONNECTION

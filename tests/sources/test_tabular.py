@@ -17,8 +17,7 @@ from exporter.sources.tabular import MAX_FILE, read_calls
 
 OTP = {"campaign": "otp"}
 NO_ID = (
-    "expected an id; the text holds a character that no id has, or begins with one that none begins"
-    " with"
+    "expected an id; the text contains a character that is not allowed in an id, or at its start"
 )
 NO_LABEL = "expected at most 128 characters, and no control characters"
 
@@ -211,8 +210,8 @@ def test_a_list_of_what_a_spreadsheet_made_of_ids(tmp_path: Path) -> None:
         (3, "looks like a row of CSV"),
         (4, "looks like a row of CSV"),
         (5, "looks like a formula"),
-        (6, "looks like a number that a spreadsheet has rounded"),
-        (7, "looks like the name of a column"),
+        (6, "looks like a number rounded by a spreadsheet"),
+        (7, "looks like a column name"),
     ]
 
 
