@@ -147,8 +147,8 @@ def test_a_list_of_ids(tmp_path: Path) -> None:
                 "a.csv:2: [0].reference_id: expected an id; the text looks like a formula",
                 "a.csv:3: [1].reference_id: expected an id; the text looks like a row of CSV",
                 (
-                    "a.csv:4: [2].reference_id: expected an id; the text looks like a number that"
-                    " a spreadsheet has rounded"
+                    "a.csv:4: [2].reference_id: expected an id; the text looks like a number"
+                    " rounded by a spreadsheet"
                 ),
             ],
         ),
