@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test coverage lint bench bench-pace soak docs screenshots audit sbom lock lint-dashboards clean
+.PHONY: run test coverage lint bench bench-pace soak docs docs-site screenshots audit sbom lock lint-dashboards clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -55,9 +55,14 @@ soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --life sqlite
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --life postgresql
 
-# The references in docs/, from the models of the configuration and the catalogue of metrics.
+# The references in docs/, from the configuration's models, the catalogue of metrics and log calls.
 docs: $(VENV)/.dev
 	$(BIN)/python -m tools.reference
+
+# The documentation as a site with search, in build/site; fails where a link is broken.
+docs-site: $(VENV)/.docs
+	{ git ls-files || find * -type f; } | $(BIN)/python -m tools.site build/pages
+	$(BIN)/zensical build --strict --clean
 
 # The pictures of the documentation, in docs/images; needs Chromium.
 screenshots: $(VENV)/.dev
@@ -72,6 +77,10 @@ $(VENV)/.dev: requirements-dev.lock | $(VENV)/bin/python
 	$(PIP) -r requirements-dev.lock
 	@touch $@ $(VENV)/.run
 
+$(VENV)/.docs: requirements-docs.lock | $(VENV)/bin/python
+	$(PIP) -r requirements-docs.lock
+	@touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +92,7 @@ lock: $(VENV)/.dev
 	$(LOCK) pyproject.toml --all-extras -o requirements.lock
 	$(LOCK) pyproject.toml --all-extras --group dev --group build -c requirements.lock -o requirements-dev.lock
 	$(LOCK) --group build -c requirements-dev.lock -o requirements-build.lock
+	$(LOCK) --group docs -c requirements-dev.lock -o requirements-docs.lock
 
 # Whether anything that is locked is known to be vulnerable; fails where nobody can be asked.
 audit: $(VENV)/.dev
@@ -100,4 +110,4 @@ lint-dashboards:
 	for file in monitoring/dashboards/*.json; do dashboard-linter lint --strict $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis build .cache

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^( *)(`{3,})([\w#+-]*)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"<<-? *['\"]?(\w+)")
+_MADE = {"build", "node_modules"}
 _FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
 
 
@@ -54,7 +55,7 @@ def names() -> tuple[str, ...]:
         if "pyvenv.cfg" in files:
             below.clear()
             continue
-        below[:] = [name for name in below if name[0] != "." and name != "node_modules"]
+        below[:] = [name for name in below if name[0] != "." and name not in _MADE]
         found += [Path(folder, name) for name in files if name.endswith(".md")]
     return tuple(sorted(str(path.relative_to(ROOT)) for path in found))
 

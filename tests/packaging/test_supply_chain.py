@@ -66,11 +66,12 @@ def test_a_lock_that_lets_anything_else_in_would_be_seen(line: str) -> None:
 
 
 def test_locks_agree_with_each_other_and_hold_what_is_asked_for() -> None:
-    run, dev, build = (
-        locked((ROOT / name).read_text())
-        for name in ("requirements.lock", "requirements-dev.lock", "requirements-build.lock")
+    run, dev, build, docs = (
+        locked((ROOT / f"requirements{name}.lock").read_text())
+        for name in ("", "-dev", "-build", "-docs")
     )
     assert run.items() <= dev.items()
+    assert all(dev.get(name, version) == version for name, version in docs.items())
     assert build.items() <= dev.items()
     project = tomllib.loads(PYPROJECT)
     extras = project["project"]["optional-dependencies"].values()
@@ -79,6 +80,7 @@ def test_locks_agree_with_each_other_and_hold_what_is_asked_for() -> None:
         ([*project["project"]["dependencies"], *chain(*extras)], run),
         (groups["dev"], dev),
         (groups["build"], build),
+        (groups["docs"], docs),
     ):
         for requirement in map(Requirement, wanted):
             version = lock[canonicalize_name(requirement.name)]
