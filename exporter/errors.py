@@ -3,20 +3,20 @@
     ExporterError
     ├── ConfigError              the configuration cannot be used; carries every problem
     ├── LedgerError              the ledger cannot be used; the message says what to do
-    │   ├── LedgerBusyError      another exporter has it
-    │   └── LedgerConflictError  another exporter's transaction was in the way
+    │   ├── LedgerBusyError      another process has the ledger open
+    │   └── LedgerConflictError  a concurrent transaction conflicts
     ├── SourceError              a watch source cannot be read
-    ├── CapacityError            there is no room for calls now; there may be later
-    ├── ListenError              an address cannot be listened on
+    ├── CapacityError            a limit of calls is reached; retry later
+    ├── ListenError              the server cannot listen on an address
     ├── ResultsError             a file of results cannot be used
-    ├── BrokerError              the MQTT broker cannot be spoken to
-    │   └── BrokerAwayError      it is not connected; nothing was sent
-    ├── RemoteExporterError      a running exporter cannot be asked, or refuses to answer
+    ├── BrokerError              the MQTT connection failed
+    │   └── BrokerAwayError      there is no connection; nothing was sent
+    ├── RemoteExporterError      a running exporter does not answer, or refuses the request
     └── RequestError             an HTTP request to another server got no usable response
         ├── RequestTimeoutError  no complete response within the time-out
-        ├── ConnectionFailedError  no connection, or one that broke
+        ├── ConnectionFailedError  the connection failed or was lost
         ├── TLSError             the peer could not be authenticated
-        └── InvalidResponseError   the response is not HTTP, or larger than allowed
+        └── InvalidResponseError  the response is not HTTP, or too large
 
 No message of any of them holds a credential, a phone number or the URL of a request.
 """
@@ -28,7 +28,7 @@ from typing import ClassVar
 
 
 class ExporterError(Exception):
-    """The root of the tree: everything that this project raises on purpose."""
+    """The base class of all exceptions of this project."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Problem:
     """One thing that is wrong with a configuration.
 
     Attributes:
-        file: the file as the user named it.
-        line: 1 for the first line; 0 where no line can be named.
+        file: the path as the user wrote it.
+        line: from 1; 0 if the problem has no line.
         key: the path of the key, such as `accounts[0].api_key`; empty for the whole file.
         message: what is wrong and what was expected. Never holds a value that may be a secret.
     """
@@ -70,11 +70,11 @@ class LedgerError(ExporterError):
 
 
 class LedgerBusyError(LedgerError):
-    """Another process uses the ledger."""
+    """Another process has the ledger open."""
 
 
 class LedgerConflictError(LedgerError):
-    """A transaction of another exporter was in the way; the next try sees what it did."""
+    """The transaction conflicts with one of another exporter, and can be retried."""
 
 
 class SourceError(ExporterError):
@@ -82,10 +82,10 @@ class SourceError(ExporterError):
 
 
 class CapacityError(ExporterError):
-    """Calls cannot be taken in now.
+    """Calls cannot be added now, because a limit is reached.
 
     Attributes:
-        retry_after: seconds after which it may be worth another try.
+        retry_after: seconds after which a retry may succeed.
     """
 
     def __init__(self, message: str, retry_after: int) -> None:
@@ -94,15 +94,15 @@ class CapacityError(ExporterError):
 
 
 class ListenError(ExporterError):
-    """An address cannot be listened on."""
+    """The server cannot listen on an address."""
 
 
 class ResultsError(ExporterError):
-    """A file of results cannot be read, or not be written further."""
+    """A file of results cannot be read, or cannot be continued."""
 
 
 class BrokerError(ExporterError):
-    """The MQTT broker cannot be connected, or the connection broke; the message says why."""
+    """The connection to the MQTT broker failed or was lost; the message says why."""
 
 
 class BrokerAwayError(BrokerError):
@@ -126,24 +126,24 @@ class RequestError(ExporterError):
 
 
 class RequestTimeoutError(RequestError):
-    """The last byte had not come when the time-out ended."""
+    """The response was not complete within the time-out."""
 
     reason = "timeout"
 
 
 class ConnectionFailedError(RequestError):
-    """No connection could be made, or it broke before the response was complete."""
+    """The connection failed, or was lost before the response was complete."""
 
     reason = "connection"
 
 
 class TLSError(RequestError):
-    """The TLS handshake failed or the certificate is not to be trusted."""
+    """The TLS handshake failed, or the certificate is not trusted."""
 
     reason = "tls"
 
 
 class InvalidResponseError(RequestError):
-    """The peer did not speak HTTP, or its response was too large."""
+    """The response is not HTTP, or is too large."""
 
     reason = "bad_response"

@@ -21,9 +21,9 @@ it means, what to do, and which fields the line has.
 
 Each line on standard error is one event with its fields. `--log.level` selects the events by level,
 `--log.format` selects logfmt or JSON. Every line also has `timestamp` (UTC) and `level`. The texts
-in `problem`, `problems` and `message` may change. A failure that lasts is logged once when it
-begins, and most of them once more when they are over. Keys, phone numbers and the URLs of requests
-are never logged.
+in `problem`, `problems` and `message` may change. A lasting failure is logged once when it begins
+and, in most cases, once when it ends. Keys, phone numbers and the URLs of requests are never
+logged.
 """
 
 
