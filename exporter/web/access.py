@@ -1,4 +1,4 @@
-"""What access to the HTTP server depends on: limits of requests, and passwords of users."""
+"""Access to the HTTP server: passwords, slots and the rate limit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from exporter.threads import SerialThread
 from exporter.web.web_config import RateLimit
 
 MAX_REMEMBERED: Final = 100
-"""Right passwords that are remembered."""
+"""Verified passwords that are cached."""
 
-# What bcrypt looks at: older versions of its library, and that of Go, cut the rest off.
+# bcrypt uses only the first 72 bytes; older versions of its library, and Go's, cut the rest off.
 _SIGNIFICANT: Final = 72
 
 _REALM: Final = 'Basic realm="esms-exporter", charset="UTF-8"'
@@ -31,19 +31,19 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """Return the header that says when a request may succeed."""
+    """Return a `Retry-After` header, rounded up to whole seconds."""
     return {"Retry-After": str(ceil(seconds))}
 
 
 def credentials(request: web.Request, scheme: str) -> str:
-    """Return what the only `Authorization` header holds in this scheme; empty for another."""
+    """Return the credentials of the only `Authorization` header; empty for another scheme."""
     headers = request.headers.getall("Authorization", [])
     named, _, value = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     return value.strip() if named.lower() == scheme else ""
 
 
 class Slots:
-    """Lets so many requests of a kind in at a time, and refuses further ones."""
+    """Limits concurrent requests of a kind, and refuses further ones."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -53,7 +53,7 @@ class Slots:
         """Hold a slot while the block runs.
 
         Raises:
-            web.HTTPServiceUnavailable: all are taken.
+            web.HTTPServiceUnavailable: all slots are in use.
         """
         if not self._free:
             raise web.HTTPServiceUnavailable(text="try again later\n", headers=retry_after(1))
@@ -65,43 +65,43 @@ class Slots:
 
 
 class Passwords:
-    """Checks passwords against bcrypt hashes, which is slow on purpose, one at a time in a thread.
+    """Checks passwords against bcrypt hashes in a thread, one at a time.
 
-    Right ones are remembered under keyed hashes, so that a scrape does not pay each time. A name
-    that is not known is checked against the hash of some user, so that it takes as long.
+    Verified passwords are cached under keyed hashes, so that a scrape needs no bcrypt. An unknown
+    name is checked against the hash of another user, so that the response takes as long.
 
     Args:
-        check: tells whether a password has a hash; takes some 70 ms at a cost of 10.
-        max_checks: passwords that may wait to be checked.
+        check: returns whether a password matches a hash; takes some 70 ms at a cost of 10.
+        max_checks: limit of passwords that wait to be checked.
     """
 
     def __init__(
         self, check: Callable[[bytes, bytes], bool] = bcrypt.checkpw, max_checks: int = 64
     ) -> None:
-        # A thread that the end of the process does not wait for; started before it is needed.
+        # Start the thread now: the first check is faster, and the process can end without it.
         self._thread = SerialThread("passwords")
         self._thread.submit(int)
         self._check = check
         self._checks = Slots(max_checks)
         self._turn = asyncio.Lock()
         self._key = os.urandom(32)
-        self._right: dict[bytes, None] = {}  # the one that was used last is the last
+        self._right: dict[bytes, None] = {}  # least recently used first
 
     async def authenticate(self, users: Mapping[str, Secret], request: web.Request) -> None:
-        """Return if a request shows the name of a user and the right password (RFC 7617).
+        """Check the user name and password of a request (RFC 7617).
 
         Args:
             users: bcrypt hashes by name; at least one.
-            request: has them in its header `Authorization`.
+            request: the request with an `Authorization` header.
 
         Raises:
-            web.HTTPUnauthorized: it does not.
-            web.HTTPServiceUnavailable: it would take too long to know.
+            web.HTTPUnauthorized: the name or the password is missing or wrong.
+            web.HTTPServiceUnavailable: too many passwords wait to be checked.
         """
         try:
             shown = b64decode(credentials(request, "basic"), validate=True)
             name, colon, password = shown.partition(b":")
-            # bcrypt knows no NUL.
+            # bcrypt rejects NUL.
             good = bool(colon) and b"\0" not in password
             good = good and await self._verify(users, name.decode(), password)
         except ValueError:
@@ -111,7 +111,7 @@ class Passwords:
 
     async def _verify(self, users: Mapping[str, Secret], name: str, password: bytes) -> bool:
         hashes = list(users.values())
-        # For an unknown name always the same one, of a cost that occurs.
+        # Always the same hash for an unknown name, as its cost shows in the response time.
         some = hashes[int.from_bytes(self._digest(name)[:8]) % len(hashes)]
         known_hash = users.get(name, some).reveal().encode()
         key = self._digest(name, known_hash, password)
@@ -120,7 +120,7 @@ class Passwords:
         with self._checks.take():
             async with self._turn:
                 if self._remembers(key):
-                    return True  # it came several times at once
+                    return True  # another request verified it meanwhile
                 significant = password[:_SIGNIFICANT]
                 same = await self._thread.submit(lambda: self._check(significant, known_hash))
         if not same or name not in users:
@@ -131,7 +131,7 @@ class Passwords:
         return True
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._thread.close()
 
     def _remembers(self, key: bytes) -> bool:
@@ -144,14 +144,14 @@ class Passwords:
 
 
 class TokenBucket:
-    """Counts requests against a limit."""
+    """Token bucket for requests."""
 
     def __init__(self, limit: RateLimit) -> None:
         self.limit = limit
-        self._used_until = 0.0  # when all of the burst is free again
+        self._used_until = 0.0  # when the whole burst is available again
 
     def take(self) -> bool:
-        """Tell whether the next request is within the limit."""
+        """Take a token; return False if there is none."""
         now, limit = time.monotonic(), self.limit
         if self._used_until - now > (limit.burst - 1) * limit.interval:
             return False

@@ -1,4 +1,4 @@
-"""The HTTP API under `/api/v1`: programs push calls, and read and delete them."""
+"""The HTTP API under `/api/v1`: add, list, show and delete calls."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from exporter.web.schemas import MAX_CALLS, ProblemError, Scope, validate
 PREFIX: Final = "/api/v1"
 
 MAX_BODY: Final = 16 << 20
-"""Bytes, as sent and as decompressed; 10,000 calls with five long labels each."""
+"""Bytes, both as sent and decompressed: room for 10,000 calls with five long labels each."""
 
 MAX_LISTINGS: Final = 4
-"""Listings of one token at a time."""
+"""Concurrent listings per token."""
 
 STARTING_RETRY: Final = 1
 LEDGER_RETRY: Final = 5
-"""Seconds after which a client may retry while the exporter starts, or the ledger fails."""
+"""Seconds until clients should retry while the exporter starts or the ledger fails."""
 
-# Larger bodies are parsed in a thread: that takes long enough to delay polls.
+# Larger bodies are parsed in a thread, because parsing them would delay polls.
 _INLINE: Final = 64 << 10
-# The largest request has a third of it; each value takes some 100 bytes of memory.
+# Three times the values of the largest valid request; each value takes some 100 bytes of memory.
 _MAX_SEPARATORS: Final = 500_000
 _ENCODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
-# Seconds that a listing may wait and take.
+# Time limit of a listing in seconds, including the wait for the thread.
 _LISTING_TIMEOUT: Final = 10.0
 _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
 
 class Api:
-    """Answers the requests of programs that hold a token.
+    """Handlers of the API.
 
     Args:
-        app: where calls are watched.
-        body_timeout: seconds in which a body has to be received.
-        route_prefix: what the paths begin with.
-        external_path: what they begin with for clients.
+        app: the exporter.
+        body_timeout: seconds to receive a body.
+        route_prefix: prefix of the paths.
+        external_path: prefix of the paths for clients.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Api:
         self._prefix = f"{route_prefix}{PREFIX}/"
         self._external_path = external_path
         self._parsing = asyncio.Lock()  # one large body at a time
-        # By the name of the token.
+        # Keyed by the name of the token.
         self._listings = defaultdict[str, Slots](lambda: Slots(MAX_LISTINGS))
 
     def routes(self) -> list[web.RouteDef]:
-        """Return the paths and their handlers."""
+        """Return the routes of the API."""
         calls = f"{PREFIX}/calls"
-        # Patterns of their own: without, braces would be left out.
+        # Explicit patterns: by default, aiohttp's do not match braces.
         one = f"{calls}/{{account:[^/]+}}/{{reference_id:[^/]+}}"
         return [
             web.post(calls, self._authorized(self._watch)),
@@ -86,7 +86,7 @@ class Api:
 
     @web.middleware
     async def problems(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer with problem details whatever keeps a request to the API from an answer."""
+        """Turn every error of a request to the API into problem details."""
         try:
             return await handler(request)
         except ProblemError as error:
@@ -100,7 +100,7 @@ class Api:
             headers = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
             detail = (error.text or "").strip()
             if error.status in {404, 405}:
-                detail = f"see {self._prefix}openapi.json for what there is"
+                detail = f"see {self._prefix}openapi.json for the paths and methods"
             return ProblemError(error.status, detail, headers=headers).response()
 
     def _authorized(
@@ -112,11 +112,11 @@ class Api:
                 headers = retry_after(STARTING_RETRY)
                 raise ProblemError(503, "the exporter is starting", headers=headers)
             if not config.watch.api.tokens:
-                raise ProblemError(404, "there is no API; `watch.api.tokens` turns it on")
+                raise ProblemError(404, "the API is off; `watch.api.tokens` turns it on")
             if (token := token_of(config.watch.api, request)) is None:
                 raise ProblemError(
                     401,
-                    "expected a known token, in the header `Authorization: Bearer TOKEN`",
+                    "expected a valid token in the header `Authorization: Bearer TOKEN`",
                     headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
                 )
             names = (account.name for account in config.accounts)
@@ -148,7 +148,7 @@ class Api:
         if len(encodings) > 1 or not _ENCODINGS.issuperset(encodings):
             raise ProblemError(
                 415,
-                "expected a body without Content-Encoding, or one of `gzip` and `deflate`",
+                "expected a Content-Encoding of `gzip` or `deflate`, or none",
                 headers={"Accept-Encoding": "gzip, deflate"},
             )
         body = await self._receive(request)
@@ -165,7 +165,7 @@ class Api:
         expects = request.headers.get("Expect", "").lower()
         if expects == "100-continue" and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # the answer has not begun
+            request.writer.output_size = 0  # not the start of the response
         try:
             async with asyncio.timeout(self._body_timeout):
                 return await request.read()
@@ -184,7 +184,7 @@ class Api:
         accounts = [query.account] if query.account else scope.accounts
 
         async def page() -> bytes:
-            # The thread goes on with it where the client is gone: until then, it counts.
+            # The thread keeps running if the client disconnects: hold the slot until it is done.
             with self._listings[scope.token].take():
                 return await ledger.read(_page, ledger, accounts, query)
 
@@ -193,7 +193,7 @@ class Api:
                 return _json(await asyncio.shield(page()))
         except TimeoutError:
             headers = retry_after(LEDGER_RETRY)
-            raise ProblemError(503, "the listing takes too long", headers=headers) from None
+            raise ProblemError(503, "the listing took too long", headers=headers) from None
 
     async def _show(self, scope: Scope, request: web.Request) -> web.Response:
         ledger = self._app.ledger
@@ -211,7 +211,7 @@ class Api:
         record = await self._find(scope, request)
         if record.state != FINISHED and await self._app.calls.delete(record.id):
             return web.Response(status=204)
-        await self._find(scope, request)  # unless another request has just deleted it
+        await self._find(scope, request)  # raises 404 if another request deleted the call
         raise ProblemError(409, "the call has finished")
 
     async def _find(self, scope: Scope, request: web.Request) -> CallRecord:
@@ -251,15 +251,15 @@ class Api:
 
 
 def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
-    """Return the token that a request shows, if it is known."""
+    """Return the configured token that a request sends, or None."""
     secret = Secret(credentials(request, "bearer"))
-    # All of them, so that the time does not tell which one it was. None is empty.
+    # Compare with every token, so that the response time reveals nothing. Tokens are never empty.
     found = [token for token in config.tokens if token.token == secret]
     return found[0] if found else None
 
 
 def _decompress(body: bytes) -> bytes:
-    """Decompress gzip or zlib, as the first bytes tell, up to the size that a body may have."""
+    """Decompress gzip or zlib, detected by the first bytes, up to `MAX_BODY`."""
     stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     try:
         decompressed = stream.decompress(body, MAX_BODY + 1)
@@ -273,24 +273,24 @@ def _decompress(body: bytes) -> bytes:
 
 
 def _too_large() -> ProblemError:
-    return ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB, as sent and as decompressed")
+    return ProblemError(413, f"expected at most {MAX_BODY >> 20} MiB, as sent and decompressed")
 
 
 def parse_calls(scope: Scope, body: bytes) -> list[NewCall]:
-    """Return the calls of the body of `POST /calls`.
+    """Return the calls in the body of `POST /calls`.
 
     Raises:
-        ProblemError: with the first of its problems, if it has any.
+        ProblemError: the body is invalid; lists its first problems.
     """
-    # The parser holds the interpreter's lock until it is done: not with millions of values.
+    # The parser holds the GIL: check the number of values first.
     if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MAX_SEPARATORS:
-        raise ProblemError(413, f"expected no more values than {MAX_CALLS} calls have")
+        raise ProblemError(413, f"expected no more values than in {MAX_CALLS} calls")
     calls = validate(schemas.NewCalls, body.removeprefix(BOM_UTF8), scope).calls
     return [NewCall(call.account, ReferenceId(call.reference_id), call.labels) for call in calls]
 
 
 def _page(ledger: Ledger, accounts: Collection[str], query: schemas.CallsQuery) -> bytes:
-    # In the thread of listings: a thousand calls take 10 ms.
+    # Run in the thread of listings, because a thousand calls take 10 ms.
     filters = query.state or None, query.result or None
     records, last = list_calls(ledger.database, accounts, *filters, query.after, query.limit)
     calls = [schemas.Call.model_validate(ledger.to_machine_time(record)) for record in records]

@@ -1,4 +1,4 @@
-"""Where the provider calls back: `/callback/{account}/{token}`."""
+"""The endpoint of the provider's callback: `/callback/{account}/{token}`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATH: Final = "/callback"
 
 
 def callback_url(base: str, account: str, token: Secret) -> str:
-    """Return the URL of an account's callback.
+    """Return the callback URL of an account.
 
     Args:
         base: the URL of the exporter, such as `https://exporter.example.com`.
@@ -30,18 +30,14 @@ def callback_url(base: str, account: str, token: Secret) -> str:
 
 
 class Callback:
-    """Answers the provider.
-
-    Args:
-        app: where calls are watched.
-    """
+    """Handler of callbacks."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     def routes(self) -> list[web.RouteDef]:
-        """Return the path and its handler."""
-        # Patterns of their own: without, braces would be left out.
+        """Return the route of callbacks."""
+        # Explicit patterns: by default, aiohttp's do not match braces.
         path = f"{PATH}/{{account:[^/]+}}/{{token:[^/]+}}"
         return [web.get(path, self._answer, allow_head=False)]
 
@@ -50,12 +46,12 @@ class Callback:
         if app.config is None:
             return _retry_later(503, STARTING_RETRY)
         account = next((one for one in app.config.accounts if one.name == name), None)
-        # Compared in any case, so that the time does not tell which accounts there are.
+        # Compare even for an unknown account, so that the response time does not reveal accounts.
         token = (account and account.callback_token) or Secret("")
         authorized = token == Secret(request.match_info["token"])
         if account is None:
             raise web.HTTPNotFound(text="not found\n")
-        # Also of an account that another exporter polls: this one has been called back.
+        # Also count callbacks for an account that another exporter polls.
         outcomes = {one: app.metrics.callbacks.labels(name, one.value) for one in CallbackOutcome}
         if not authorized:
             outcomes[CallbackOutcome.FORBIDDEN].inc()

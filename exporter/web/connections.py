@@ -1,4 +1,4 @@
-"""The open connections: how many there may be, and how slow they may be."""
+"""Connections of the HTTP server: limits of number, time and size."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from exporter.metrics.catalogue import Catalogue
 from exporter.web.web_config import ACCEPTED, Tls
 
 KEEPALIVE_TIMEOUT: Final = 300.0
-"""Seconds that a connection is kept without a request: longer than any scrape interval."""
+"""Seconds until an idle connection is closed; longer than any scrape interval."""
 
 MAX_AHEAD: Final = 64 << 10
-"""Bytes that a client may send of further requests before the answer to one."""
+"""Bytes of further requests that are buffered while one is answered."""
 
-# A scrape's request has some ten headers; a proxy adds a few.
+# A scrape sends some ten headers; a proxy adds a few.
 _MAX_HEADERS: Final = 64
 
-# Seconds after which a failed handshake is logged again, for each reason.
+# Seconds between log messages about failed handshakes with the same reason.
 _LOG_INTERVAL: Final = 60.0
 
 
@@ -36,7 +36,7 @@ class TlsFailure(StrEnum):
     CLIENT_REFUSED = "client_refused"  # the client sent an alert
     NO_CERTIFICATE = "no_certificate"
     BAD_CERTIFICATE = "bad_certificate"
-    NOT_ALLOWED = "not_allowed"  # by `client_allowed_sans`
+    NOT_ALLOWED = "not_allowed"  # not in `client_allowed_sans`
     UNSUPPORTED = "unsupported"  # no common version, cipher or curve
     NOT_TLS = "not_tls"
     CLOSED = "closed"
@@ -57,39 +57,39 @@ _TLS_FAILURES: Final = {
         TlsFailure.NOT_TLS,
     ),
 }  # fmt: skip
-"""By the reasons that OpenSSL gives."""
+"""Keyed by the reason in OpenSSL's error."""
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What clients may cost; docs/access.md lists these. Times in seconds."""
+    """Limits for clients; docs/access.md lists them. Times in seconds."""
 
-    per_address: int = 256  # connections of one address, or of one /64 of IPv6
+    per_address: int = 256  # connections from one IPv4 address or IPv6 /64
     connections: int = 1_000
-    head: float = 10.0  # for the head of a request, or the handshake before it
-    body: float = 30.0  # for the body of a request
-    stall: float = 10.0  # that a client may take none of its answer (on Linux)
-    # For reading the rest of a body after an answer that did not wait for it: if the connection
-    # were closed at once, the client could lose the answer.
+    head: float = 10.0  # to receive the TLS handshake and the head of a request
+    body: float = 30.0  # to receive the body of a request
+    stall: float = 10.0  # without the client reading its response (Linux only)
+    # To read the rest of a body after an early response: if the connection were closed at once, the
+    # client could lose the response.
     linger: float = 5.0
-    accept_retry: float = 1.0  # after a connection could not be accepted
-    scrapes: int = 100  # answers of metrics under way
-    pages: int = 32  # status pages that wait to be rendered
-    password_checks: int = 64  # passwords that wait to be checked
+    accept_retry: float = 1.0  # after a failed accept
+    scrapes: int = 100  # concurrent responses with metrics
+    pages: int = 32  # status pages waiting to be rendered
+    password_checks: int = 64  # passwords waiting to be checked
 
 
 class Connections:
-    """Accepts connections, and closes those that take too long.
+    """Accepts connections, limits their number, and closes slow ones.
 
-    When there are too many, the one that has been without a request for longest is closed: holding
-    many open does not keep a scrape out.
+    At a limit, the connection that has been idle for longest is closed, so that many open
+    connections do not block scrapes.
 
     Args:
-        headers: those of answers to broken requests.
-        metrics: where failed handshakes are counted.
-        limits: what the connections may cost.
+        headers: added to responses to malformed requests.
+        metrics: counts failed handshakes.
+        limits: limits for clients.
     """
 
     def __init__(self, headers: dict[str, str], metrics: Catalogue, limits: Limits) -> None:
@@ -103,21 +103,21 @@ class Connections:
         self._log_at: dict[TlsFailure, float] = {}
 
     def configure(self, tls: Tls | None) -> None:
-        """Secure new connections like this; None for plain HTTP."""
+        """Set the TLS configuration of new connections; None for plain HTTP."""
         self._tls = tls
 
     async def accept(self, listener: socket.socket, server: web.Server) -> None:
-        """Accept the connections of a listening socket, until cancelled; `server` answers them.
+        """Accept connections of a listening socket until cancelled; `server` handles them.
 
-        Not left to the event loop, so that a handshake counts as a connection, and so that each
-        connection gets the certificate that is in force then.
+        Replaces the event loop's own method, so that connections count from before the handshake
+        and use the current certificate.
         """
         loop, failing = asyncio.get_running_loop(), False
         while True:
             try:
                 accepted, address = await loop.sock_accept(listener)
             except OSError as error:
-                # Too many open files, most likely; the connection waits in the kernel.
+                # Most likely too many open files; the connection waits in the kernel's queue.
                 if not failing:
                     _log.error("accepting connections failed", error=error.strerror)
                 failing = True
@@ -127,7 +127,7 @@ class Connections:
                 _log.info("accepting connections recovered")
             failing = False
             if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-                # Only the kernel sees whether a client reads: buffers and TLS are in between.
+                # Let the kernel detect clients that do not read: asyncio and TLS have buffers.
                 milliseconds = int(self.limits.stall * 1000)
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             peer = address[0] if isinstance(address, tuple) else ""
@@ -139,7 +139,7 @@ class Connections:
                 accepted.close()
 
     def _make_room(self, address: str) -> bool:
-        """Close an idle connection where there are too many; returns whether there is room."""
+        """Close an idle connection at a limit; return whether there is room for another."""
         candidates = {one for one in self.open if one.address == address}
         if len(candidates) < self.limits.per_address:
             if len(self.open) < self.limits.connections:
@@ -151,31 +151,31 @@ class Connections:
         return bool(idle)
 
     def handshake_failed(self, reason: TlsFailure, peer: str, problem: str = "") -> None:
-        """Count a failed handshake, and log it, once a minute for each reason at most."""
+        """Count a failed handshake; log at most one a minute per reason."""
         self._failures[reason].inc()
         if (now := asyncio.get_running_loop().time()) >= self._log_at.get(reason, 0.0):
             self._log_at[reason] = now + _LOG_INTERVAL
             _log.warning("TLS handshake failed", reason=reason.value, peer=peer, problem=problem)
 
     def close(self) -> None:
-        """Close all of them at once."""
+        """Abort all connections."""
         for connection in [*self.open]:
             connection.abort()
 
 
 class Connection(web.RequestHandler):
-    """One connection, plain or with TLS.
+    """A connection, plain or with TLS.
 
     Args:
-        connections: all of them.
-        server: answers its requests.
+        connections: the set of all connections.
+        server: handles the requests.
         peer: address of the client; empty for a Unix socket.
-        tls: how it is secured; None for plain HTTP.
+        tls: None for plain HTTP.
 
     Attributes:
-        address: what its connections are limited by.
+        address: the address or network that `Limits.per_address` applies to.
         busy: whether a request is being answered.
-        idle_since: when the last request ended, or the connection was opened.
+        idle_since: end of the last request, or start of the connection.
     """
 
     def __init__(
@@ -184,19 +184,19 @@ class Connection(web.RequestHandler):
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type] # as AppRunner has it, for no access log
+            access_log=None,  # type: ignore[arg-type] # no access log, as in AppRunner
             keepalive_timeout=KEEPALIVE_TIMEOUT,
             lingering_time=connections.limits.linger,
             max_headers=_MAX_HEADERS,
             read_bufsize=MAX_AHEAD,
-            # Handlers decompress the bodies that they want, after access was granted.
+            # Handlers decompress bodies themselves, after they have checked the token.
             auto_decompress=False,
         )
         self._connections = connections
         self._tls = tls
         self._peer = peer
         self._handshake: asyncio.Task[None] | None = None
-        # From beginning to end; aiohttp drops its own reference when it begins to close.
+        # Kept until the end; aiohttp drops its own reference when it starts to close.
         self._socket: asyncio.Transport | None = None
         self._body: StreamReader = EMPTY_PAYLOAD
         self._ahead = 0
@@ -214,16 +214,16 @@ class Connection(web.RequestHandler):
         self.abort()
 
     def begin(self, body: StreamReader) -> None:
-        """Note that the head of a request was received."""
+        """Start the body time-out, now that the head of a request is complete."""
         self._head_timer.cancel()
         self.busy, self._body, self._ahead = True, body, 0
 
     def end(self) -> None:
-        """Note that the request was answered."""
+        """Mark the connection as idle after a response."""
         self.busy, self.idle_since = False, self._loop.time()
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         if self._handshake is not None:
             self._handshake.cancel()
         if self._socket is not None:
@@ -235,19 +235,19 @@ class Connection(web.RequestHandler):
         self._connections.open.discard(self)
 
     def open(self, accepted: socket.socket) -> None:
-        """Begin, with the handshake if there is one."""
+        """Start the connection, with a TLS handshake if configured."""
         self._handshake = self._loop.create_task(self._open(accepted))
 
     async def _open(self, accepted: socket.socket) -> None:
         context = self._tls.context if self._tls else None
-        # Not reached: the head's timer closes the connection before.
+        # Never reached: the timer of the head closes the connection first.
         timeout = 2 * self._connections.limits.head if context else None
         ACCEPTED.set(accepted)
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self, accepted, ssl=context, ssl_handshake_timeout=timeout
             )
-        except OSError as error:  # and those of TLS
+        except OSError as error:  # includes ssl.SSLError
             if context:
                 reason, problem = _failure(error)
                 self._connections.handshake_failed(reason, self._peer, problem)
@@ -259,11 +259,11 @@ class Connection(web.RequestHandler):
                 accepted.close()
                 self._forget()
 
-    # Called by asyncio.
+    # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with HTTP."""
-        self._socket = cast("asyncio.Transport", transport)  # uvloop's own is none by name
+        """Start the HTTP protocol."""
+        self._socket = cast("asyncio.Transport", transport)  # uvloop has its own class
         if self._tls and not self._tls.admits(transport.get_extra_info("peercert")):
             self._connections.handshake_failed(TlsFailure.NOT_ALLOWED, self._peer)
             self.force_close()
@@ -272,9 +272,9 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sends, within bounds."""
+        """Process received data; limit what is sent ahead of a response."""
         if self.busy and self._body.is_eof():
-            # Further requests, which aiohttp holds until this one is answered.
+            # Pipelined requests, which aiohttp buffers until the current one is answered.
             self._ahead += len(data)
             if self._ahead > MAX_AHEAD:
                 self.abort()
@@ -284,7 +284,7 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Note that it has ended."""
+        """Remove the connection."""
         self._socket = None
         self._forget()
         super().connection_lost(exc)
@@ -296,11 +296,11 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - it repeats what the client sent
     ) -> web.StreamResponse:
-        """Answer what is no HTTP, or what failed, without repeating any of it."""
+        """Answer a malformed or failed request without repeating any of its content."""
         if status >= 500 and exc is not None:
             self.log_exception("request failed", exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
+            raise ConnectionError("the response has already started")
         response = web.Response(
             status=status,
             text="bad request\n" if status < 500 else "failed\n",
@@ -311,7 +311,7 @@ class Connection(web.RequestHandler):
 
 
 def _failure(error: OSError) -> tuple[TlsFailure, str]:
-    """Return why a handshake failed, and what OpenSSL says."""
+    """Return why a handshake failed, and OpenSSL's message."""
     if not isinstance(error, ssl.SSLError):
         return TlsFailure.CLOSED, ""
     reason = error.reason or ""
@@ -323,7 +323,7 @@ def _failure(error: OSError) -> tuple[TlsFailure, str]:
 
 
 def address_of(host: str) -> str:
-    """Return the address that connections are limited by; empty for a Unix socket."""
+    """Return the address or network that limits apply to; empty for a Unix socket."""
     if not host:
         return ""
     address = ip_address(host.partition("%")[0])

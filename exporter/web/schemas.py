@@ -1,4 +1,4 @@
-"""What requests and answers of the HTTP API hold: models, and the OpenAPI document made of them."""
+"""Models of requests and responses of the HTTP API, and the OpenAPI document made of them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from exporter.ids import ID_PATTERN, ReferenceId, reference_id
 from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
 
 MAX_CALLS: Final = 10_000
-"""Calls in one request."""
+"""Calls in a request."""
 
 MAX_PROBLEMS: Final = 100
-"""Problems of a request that are listed one by one."""
+"""Problems that a response lists."""
 
-# Above this, making the list of problems takes too long to show any of them.
+# With more problems than this, building the list takes too long: none are shown.
 _MAX_LISTED: Final = 50_000
 
 _MESSAGES: Final = {
@@ -58,11 +58,11 @@ _MESSAGES: Final = {
 
 
 class Scope(NamedTuple):
-    """The names that a request may use: the context in which its models are validated."""
+    """The names that a request may use: the validation context of its models."""
 
     accounts: tuple[str, ...]
     labels: tuple[str, ...]
-    token: str = ""  # the name of the token that it showed
+    token: str = ""  # the name of the token of the request
 
 
 # Requests.
@@ -121,7 +121,7 @@ class NewCall(_Request):
     @model_validator(mode="before")
     @classmethod
     def _only_account(cls, value: Any, info: ValidationInfo[Scope]) -> Any:  # Any: JSON
-        """Let the account be left out where there is only one."""
+        """Default to the only account, if there is only one."""
         only = isinstance(value, dict) and len(info.context.accounts) == 1
         return {"account": info.context.accounts[0], **value} if only else value
 
@@ -130,11 +130,11 @@ class NewCalls(_Request):
     """Calls to watch."""
 
     calls: Annotated[list[NewCall], Field(max_length=MAX_CALLS)]
-    """All of them are added, or none."""
+    """Either all of them are added, or none."""
 
 
 class CallsQuery(_Request):
-    """The parameters of `GET /calls`; what is left out is not filtered by."""
+    """The parameters of `GET /calls`; without a parameter, calls are not filtered by it."""
 
     account: _Account = ""
     """Calls of this account."""
@@ -146,13 +146,13 @@ class CallsQuery(_Request):
     """Calls with this result."""
 
     after: Annotated[int, Field(ge=0, le=10**18 - 1, strict=False)] = 0
-    """Where to continue: `next` of the page before."""
+    """Where to continue: `next` of the previous page."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE, strict=False)] = 100
-    """Calls on a page, at most."""
+    """Maximum number of calls on a page."""
 
 
-# Answers.
+# Responses.
 
 
 class _Answer(BaseModel):
@@ -163,10 +163,10 @@ class Accepted(_Answer):
     """The calls of a request are in the ledger."""
 
     added: int
-    """Calls that were not known, and are watched now."""
+    """Number of calls that were new and are now watched."""
 
     known: int
-    """Calls that are watched already, or have finished."""
+    """Number of calls that were already watched or had finished."""
 
 
 class Call(_Answer):
@@ -174,11 +174,11 @@ class Call(_Answer):
 
     account: str
     reference_id: str
-    """As it was first written."""
+    """As it was written in the first request or file."""
 
     labels: Annotated[dict[str, str], BeforeValidator(dict)]
     state: CallState | Literal["finished"]
-    """As of the last answer."""
+    """State of the call in the last answer."""
 
     first_watched: datetime
     result: Result | None = None
@@ -188,13 +188,13 @@ class Call(_Answer):
     """What the callee did."""
 
     duration: float | None = None
-    """Of an answered call, in seconds."""
+    """Duration of an answered call, in seconds."""
 
     key: Key | None = None
     """The first key that the callee pressed."""
 
     finished_at: datetime | None = None
-    """When the result was known."""
+    """When the exporter received the result."""
 
 
 class CallDetails(Call):
@@ -204,23 +204,22 @@ class CallDetails(Call):
     """Number of polls since the exporter started; null once finished."""
 
     last_polled: datetime | None = None
-    """Time of the last poll, to the second; null before the first one since the exporter started,
+    """Time of the last poll since the exporter started, to the second; null before the first one,
     and once finished."""
 
     next_due: datetime | None = None
-    """Time of the next poll; null while one is under way, and once finished."""
+    """Time of the next poll; null during a poll, and once finished."""
 
 
 class Page(_Answer):
-    """Some of the calls, in the order in which they were added.
+    """A page of calls, in the order in which they were added.
 
-    Each page looks at a bounded part of the ledger: one before the last may hold few calls, or
-    none.
+    Each page covers a bounded part of the ledger, so that any page may have few calls or none.
     """
 
     calls: list[Call]
     next: str | None
-    """For `after`; null on the last page, and only there."""
+    """Value of `after` for the next page; null on the last page only."""
 
 
 class AccountStatus(_Answer):
@@ -228,20 +227,20 @@ class AccountStatus(_Answer):
 
     name: str
     authorized: bool | None
-    """Whether the last answer accepted the credentials; null before the first."""
+    """Whether the last answer accepted the credentials; null before the first answer."""
 
     paused: Outcome | None
-    """Why the account is not polled now."""
+    """Why the account is not polled now; null while it is polled."""
 
     paused_until: datetime | None
     watched: dict[CallState, int]
-    """Calls by state."""
+    """Number of calls in each state."""
 
     overdue: int
-    """Calls that are due and not polled yet."""
+    """Number of calls that are due but not polled yet."""
 
     lag_seconds: Annotated[float, Field(validation_alias="lag")]
-    """For how long the first of them has been due."""
+    """Seconds since the oldest of them was due."""
 
 
 class ExporterStatus(_Answer):
@@ -250,53 +249,53 @@ class ExporterStatus(_Answer):
     version: str
     ready: bool
     problems: list[str]
-    """Why it is not ready."""
+    """Why it is not ready; empty while it is."""
 
     watched: int
-    """Calls of all accounts, also of those that the token does not see."""
+    """Open calls of all accounts, including those that the token does not cover."""
 
     accounts: list[AccountStatus]
-    """Those that this exporter polls."""
+    """The accounts that this exporter polls."""
 
     standby: dict[str, str] = {}
-    """Accounts that another exporter polls, with its name; empty while none does."""
+    """The accounts that other exporters poll, with the name of the exporter."""
 
 
 class ItemProblem(BaseModel):
     """One thing that is wrong with a request."""
 
     pointer: str
-    """A JSON pointer to it; for a parameter, its name after a slash."""
+    """JSON Pointer to the invalid value, or `/` and the name of a parameter."""
 
     detail: str
     """What is wrong and what was expected."""
 
 
 class ProblemDetails(BaseModel):
-    """An error (RFC 9457); the type is `about:blank`."""
+    """An error (RFC 9457) of the type `about:blank`."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     title: str
-    """The status in words."""
+    """The phrase of the HTTP status."""
 
     status: int
     """The HTTP status."""
 
     detail: str
-    """What happened, and what can be done about it."""
+    """What happened and what to do."""
 
     errors: list[ItemProblem] | None = None
-    """The problems of the request, the first hundred of them; none of more than 50,000."""
+    """The first 100 problems of the request; empty if there are more than 50,000."""
 
 
 class ProblemError(Exception):
-    """Ends a request to the API with problem details.
+    """Fails a request to the API with problem details.
 
     Args:
         status: the HTTP status.
         detail: what happened.
-        errors: what is wrong with parts of the request.
+        errors: problems of parts of the request.
         headers: headers of the response.
     """
 
@@ -315,7 +314,7 @@ class ProblemError(Exception):
         self._headers = headers
 
     def response(self) -> web.Response:
-        """Return the response to the request."""
+        """Return the response."""
         return web.Response(
             status=self._details.status,
             text=self._details.model_dump_json(exclude_none=True) + "\n",
@@ -325,10 +324,10 @@ class ProblemError(Exception):
 
 
 def validate(model: type[R], request: bytes | dict[str, str], scope: Scope) -> R:
-    """Return what the JSON or the parameters of a request hold.
+    """Validate the JSON body or the parameters of a request.
 
     Raises:
-        ProblemError: with the first of its problems.
+        ProblemError: the request is invalid; lists its first problems.
     """
     try:
         if isinstance(request, bytes):
@@ -340,14 +339,14 @@ def validate(model: type[R], request: bytes | dict[str, str], scope: Scope) -> R
         problems = []
         for detail in details[:MAX_PROBLEMS]:
             message = _MESSAGES.get(detail["type"], detail["msg"])
-            # A JSON pointer (RFC 6901); keys are what the client sent. Behind a key that is wrong,
-            # pydantic puts a mark of its own.
+            # A JSON Pointer (RFC 6901) with keys as the client sent them. For an invalid key,
+            # pydantic appends `[key]`.
             parts = (str(part)[:64] for part in detail["loc"] if part != "[key]")
             pointer = "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in parts)
             message = message.format_map(detail.get("ctx", {}))
             problems.append(ItemProblem(pointer=pointer, detail=message))
         status = 413 if any(detail["type"] == "too_long" for detail in details) else 400
-        text = f"{count} problem{'s' * (count != 1)} in the request; nothing is added"
+        text = f"{count} problem{'s' * (count != 1)} in the request; no call was added"
         raise ProblemError(status, text, problems) from None
 
 
@@ -356,7 +355,7 @@ def openapi(scope: Scope, external_path: str = "") -> dict[str, Any]:  # Any: JS
 
     Args:
         scope: the names that requests may use.
-        external_path: what the paths begin with for clients.
+        external_path: prefix of the paths for clients.
     """
     document: dict[str, Any] = yaml.safe_load((files(__package__) / "openapi.yaml").read_text())
     document["info"]["version"] = exporter.__version__

@@ -1,4 +1,4 @@
-"""The HTTP server: its life, and the way of a request through it."""
+"""The HTTP server: start, stop, reload, and the handling of requests."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from exporter.web.status_page import (
 )
 from exporter.web.web_config import WebConfig
 
-# Seconds that answers under way may still take when the exporter ends.
+# Seconds for open responses to complete when the exporter stops.
 _DRAIN_TIMEOUT: Final = 1.0
-# Seconds that reading the web configuration may take.
+# Time limit in seconds for reading the web configuration.
 _LOAD_TIMEOUT: Final = 30.0
 _WEB_CONFIG: Final = "web configuration"
 _PROBES: Final = ("/-/healthy", "/-/ready")
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Server": "esms-exporter"}
 
-# Compressing more than this takes long enough to be felt by the polls: it is done in a thread.
+# Larger bodies are compressed in a thread, because compressing them would delay polls.
 _INLINE: Final = 128 * 1024
 
 _log = structlog.get_logger(__name__)
@@ -59,25 +59,25 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WebOptions:
-    """The options of the HTTP server on the command line."""
+    """Command-line options of the HTTP server."""
 
     addresses: Sequence[ListenAddress] = ()
     telemetry_path: str = "/metrics"
-    config: ConfigFile[WebConfig] | None = None  # None for plain HTTP without users
-    systemd_socket: bool = False  # listen on the sockets of systemd instead
-    open_probes: bool = False  # answer the probes without a password
-    route_prefix: str = ""  # what all paths begin with, such as `/esms`
-    external_path: str = ""  # what they begin with for clients, where a proxy changes it
+    config: ConfigFile[WebConfig] | None = None  # None for plain HTTP without authentication
+    systemd_socket: bool = False  # listen on systemd's sockets instead of `addresses`
+    open_probes: bool = False  # serve the probes without authentication
+    route_prefix: str = ""  # prefix of all paths, such as `/esms`
+    external_path: str = ""  # prefix of the paths for clients, if a proxy changes it
 
 
 class WebServer:
     """Serves the metrics, the probes, the status page, the API and the callback.
 
     Args:
-        app: the exporter that is served.
-        options: where, and to whom.
-        limits: what clients may cost.
-        passwords: checks those of users.
+        app: the exporter.
+        options: command-line options.
+        limits: limits for clients.
+        passwords: checks the passwords of users.
     """
 
     def __init__(
@@ -126,20 +126,17 @@ class WebServer:
         self._listeners: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
-        self._unread = False  # the file system of the web configuration has not answered
+        self._unread = False  # the last attempt to read the web configuration timed out
         self._web_lock = asyncio.Lock()
         app.on_reload(self._reload_web_config)
 
     async def start(self) -> list[str]:
-        """Listen.
-
-        Returns:
-            The addresses with their real ports, such as `http://127.0.0.1:10375`.
+        """Start to listen, and return the URLs with their real ports.
 
         Raises:
-            ConfigError: the web configuration file cannot be used.
-            SourceError: its file system does not answer.
-            ListenError: an address cannot be listened on.
+            ConfigError: the web configuration file is invalid.
+            SourceError: its file system does not respond.
+            ListenError: an address is not available.
         """
         if self._config is not None:
             self._configure(await self._threads.run(self._config, self._config.load))
@@ -178,7 +175,7 @@ class WebServer:
     async def _reload_web_config(self, *, changed: bool = True) -> None:
         if (config := self._config) is None:
             return
-        # One by one, so that a late one does not undo a newer one.
+        # One at a time, so that a slow reload does not overwrite a newer one.
         async with self._web_lock:
             if not changed and self._threads.hangs(config):
                 return  # already reported
@@ -190,7 +187,7 @@ class WebServer:
                     self._app.config_status.loaded(_WEB_CONFIG)
                     _log.info("web configuration reloaded")
             except (ConfigError, SourceError) as error:
-                # Where there was no answer, no change may be seen later.
+                # The file may have changed meanwhile, which is not noticed later: read it again.
                 self._unread = isinstance(error, SourceError)
                 self._app.config_status.failed(_WEB_CONFIG, str(error))
                 _log.error("web configuration reload failed", problems=str(error))
@@ -199,7 +196,7 @@ class WebServer:
     async def _watch_web_config(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
-            with suppress(ConfigError, SourceError):  # logged and counted where it happened
+            with suppress(ConfigError, SourceError):  # already logged and counted
                 await self._reload_web_config(changed=False)
 
     def _configure(self, config: WebConfig) -> None:
@@ -218,7 +215,7 @@ class WebServer:
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        # As the router has understood it, so that no spelling of a path gets around this.
+        # The path as the router resolved it, so that no other spelling bypasses the checks.
         resource = request.match_info.route.resource
         path = resource.canonical.removeprefix(self._options.route_prefix) if resource else ""
         if path in _PROBES and self._options.open_probes:
@@ -233,7 +230,7 @@ class WebServer:
 
     def _viewer(self, request: web.Request) -> Viewer:
         if self._web_config.basic_auth_users:
-            return Viewer(authenticated=True, accounts=None)  # else access was denied before
+            return Viewer(authenticated=True, accounts=None)  # `_guarded` has checked the password
         config = self._app.config
         if config is None or (token := token_of(config.watch.api, request)) is None:
             return Viewer()
@@ -245,7 +242,7 @@ class WebServer:
         for name, value in self._web_config.http_server_config.headers.items():
             response.headers[name] = value
         if not request.content.is_eof():
-            # Without the rest of the body, no further request can be told from it.
+            # After an unread body, the start of the next request cannot be found.
             response.headers["Connection"] = "close"
             response.force_close()
 
@@ -262,8 +259,8 @@ class WebServer:
                 inline = len(body) < _INLINE
                 body = compress(body) if inline else await asyncio.to_thread(compress, body)
             response = web.Response(headers=headers, body=body)
-            # Here, so that an answer that waits for its reader counts.
-            with suppress(ConnectionError):  # the scraper is gone
+            # Hold the slot while the response is sent, so that slow readers count.
+            with suppress(ConnectionError):  # the scraper disconnected
                 await response.prepare(request)
                 await response.write_eof()
             return response
@@ -284,7 +281,7 @@ class WebServer:
         }
         if "refresh" not in query:
             headers["Refresh"] = str(REFRESH)
-        # In a thread, so that polls are not delayed; one at a time, to leave threads to others.
+        # In a thread, so that polls are not delayed; one at a time, to keep other threads free.
         with self._pages.take():
             async with self._rendering:
                 view = build_status_view(self._app, self._viewer(request), time.time())
@@ -309,7 +306,7 @@ class WebServer:
 
 
 def _redirect(prefix: str) -> Handler:
-    """Return a handler that redirects to the page, relative: a proxy may serve another path."""
+    """Return a handler with a relative redirect to the page: a proxy may change the path."""
 
     async def redirect(request: web.Request) -> web.StreamResponse:
         path = prefix if request.path == "/" else prefix[prefix.rindex("/") :]
@@ -319,12 +316,12 @@ def _redirect(prefix: str) -> Handler:
 
 
 async def _await_access(_request: web.Request) -> None:
-    """Send no `100 Continue` yet: the handler that reads the body does, after its token check."""
+    """Defer `100 Continue` to the handler, which checks the token before it reads the body."""
 
 
 @web.middleware
 async def _tracked(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Tell the connection when it has a request and when no more."""
+    """Mark the connection as busy during a request."""
     if request.version < HttpVersion10:
         raise web.HTTPVersionNotSupported
     connection = cast("Connection", request.protocol)

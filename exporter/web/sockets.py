@@ -1,4 +1,4 @@
-"""The sockets that the HTTP server listens on: of addresses, or handed over by systemd."""
+"""Listening sockets: created for addresses, or passed by systemd."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from exporter.errors import ListenError
 _FIRST_DESCRIPTOR: Final = 3
 _FAMILIES: Final = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 _BACKLOG: Final = 511
-# From a kernel without IPv6, and from one where it is disabled.
+# Raised by a kernel without IPv6, and by one with IPv6 disabled.
 _NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Where to listen; an empty host is every address of the machine."""
+    """An address to listen on; an empty host means all interfaces."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `:10375`, `127.0.0.1:10375` or `[::1]:10375`.
+        """Parse `:10375`, `127.0.0.1:10375` or `[::1]:10375`.
 
         Raises:
-            ValueError: it is none of these.
+            ValueError: the text has another format.
         """
         host, colon, port = text.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
@@ -44,25 +44,25 @@ class ListenAddress:
         return cls(host[1:-1] if bracketed else host, int(port))
 
     def __str__(self) -> str:
-        """Render as it is written on the command line."""
+        """Return the address in the format of the command line."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
-    """Return the sockets that systemd has opened for this process: sd_listen_fds(3).
+    """Return the sockets that systemd passed to this process: sd_listen_fds(3).
 
-    Their variables are removed, so that no child process takes the sockets for its own.
+    Removes the environment variables, so that child processes do not use the sockets.
 
     Raises:
-        ListenError: there are none, or one that cannot be listened on.
+        ListenError: there are none, or one does not listen.
     """
     pid, count, _ = (
         environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
     )
     if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
         raise ListenError(
-            "no socket activation file descriptors found; start it by a systemd socket unit, "
-            "or leave --web.systemd-socket out"
+            "no socket activation file descriptors found; start the exporter by a systemd socket "
+            "unit, or remove --web.systemd-socket"
         )
     sockets = []
     for descriptor in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)):
@@ -73,15 +73,15 @@ def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[sock
         except OSError:
             listens = False
         if not listens or sockets[-1].family not in _FAMILIES:
-            raise ListenError("a socket of systemd does not listen; expected `ListenStream=`")
+            raise ListenError("a systemd socket does not listen; set `ListenStream=` in its unit")
     return sockets
 
 
 def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
-    """Return sockets that listen on these addresses.
+    """Return listening sockets for addresses.
 
     Raises:
-        ListenError: an address cannot be listened on.
+        ListenError: an address is not available.
     """
     sockets: list[socket.socket] = []
     for address in addresses:
@@ -90,12 +90,12 @@ def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
         except OSError as error:
             for listener in sockets:
                 listener.close()
-            # Without the address, which Python adds to some messages.
+            # Leave out the address, which Python adds to some messages.
             number = error.errno or 0
             reason = os.strerror(number).lower() if number > 0 else error.strerror
             raise ListenError(
                 f"cannot listen on {address}: {reason or 'cannot be used'}; "
-                "stop the program that uses it, or give another --web.listen-address"
+                "stop the program that uses it, or choose another --web.listen-address"
             ) from None
     return sockets
 
@@ -115,7 +115,7 @@ def _bound(address: ListenAddress) -> Iterator[socket.socket]:
         try:
             yield socket.create_server((host, address.port), family=family, backlog=_BACKLOG)
         except OSError as error:
-            # A name may have an address of a family that this machine does not have.
+            # A host name may have addresses of a family that this machine does not support.
             if error.errno not in _NO_SUCH_FAMILY:
                 raise
             missing.append(error)

@@ -1,7 +1,7 @@
-"""The web configuration file, in the format that the exporters of Prometheus share, and its TLS.
+"""The web configuration file and its TLS, in the format of the Prometheus exporter-toolkit.
 
-Source of keys and defaults: `docs/web-configuration.md` of prometheus/exporter-toolkit. What the
-toolkit ignores is refused here: what a file says is done, or is a problem.
+Source of keys and defaults: `docs/web-configuration.md` of prometheus/exporter-toolkit. Unlike the
+toolkit, the exporter rejects settings that it would ignore.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 _PART: Final = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(h|ms|us|m|s)"
 
 _ALLOWED: Final = {"X-Content-Type-Options": ["nosniff"], "X-Frame-Options": ["deny", "sameorigin"]}
-"""The values of headers that have few."""
+"""The allowed values of headers with a fixed set of values."""
 
 _VERSIONS: Final = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _CURVES: Final = {
@@ -64,14 +64,14 @@ _CIPHERS: Final = {
         "CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305",
     }.items()
 }
-"""The names of Go's `crypto/tls`, and OpenSSL's."""
+"""OpenSSL's names of cipher suites, by those of Go's `crypto/tls`."""
 
 _CIPHERS_13: Final = (
     "TLS_AES_128_GCM_SHA256",
     "TLS_AES_256_GCM_SHA384",
     "TLS_CHACHA20_POLY1305_SHA256",
 )
-"""All of them are offered wherever TLS 1.3 is, as by the toolkit."""
+"""Always enabled with TLS 1.3, as in the toolkit."""
 
 _VERIFY: Final = {
     "NoClientCert": ssl.CERT_NONE,
@@ -79,23 +79,23 @@ _VERIFY: Final = {
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
 
-# Seconds before it expires that a certificate is reported; for short-lived ones, a fifth of that.
+# Warn this many seconds before a certificate expires, or a fifth of its validity if shorter.
 _SOON: Final = 14 * 86_400.0
 _CERTIFICATE: Final = re.compile(
     "-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
 )
-# Two times in DER, each as UTCTime or as GeneralizedTime.
+# The validity in DER: two times, each UTCTime or GeneralizedTime.
 _VALIDITY: Final = re.compile(rb"(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))" * 2)
 
 
 # TLS.
 
 ACCEPTED: Final[ContextVar[socket.socket]] = ContextVar("accepted")
-"""The socket of the connection that is being opened."""
+"""The socket of the connection whose handshake is starting."""
 
 
 class _Handshake(ssl.SSLObject):
-    """Sends the alert of a handshake that fails: the event loop closes the connection without."""
+    """Sends the alert of a failed handshake, because the event loop closes without sending it."""
 
     outgoing: ssl.MemoryBIO
     accepted: socket.socket
@@ -118,7 +118,7 @@ class _Context(ssl.SSLContext):
         self,
         incoming: ssl.MemoryBIO,
         outgoing: ssl.MemoryBIO,
-        *args: Any,  # Any: the event loop's
+        *args: Any,  # Any: passed on from the event loop
         **options: Any,
     ) -> ssl.SSLObject:
         handshake = super().wrap_bio(incoming, outgoing, *args, **options)
@@ -128,13 +128,13 @@ class _Context(ssl.SSLContext):
 
 
 class Tls(NamedTuple):
-    """How connections are secured.
+    """TLS of the server.
 
     Attributes:
-        context: of new connections, each opened with its socket in `ACCEPTED`.
-        allowed_sans: a client's certificate has to hold one of these names; empty for any.
+        context: for new connections; `ACCEPTED` must hold the socket of each.
+        allowed_sans: a client's certificate must contain one of these names; empty for any.
         expires_at: when the first certificate of the server's chain expires (Unix time).
-        warn_at: from when on that is reported.
+        warn_at: when warnings about that start (Unix time).
     """
 
     context: ssl.SSLContext
@@ -143,7 +143,7 @@ class Tls(NamedTuple):
     warn_at: float
 
     def expiry_warning(self, now: float) -> str | None:
-        """Return a warning where the certificate has expired or expires soon."""
+        """Return a warning if the certificate has expired or expires soon."""
         if now < self.warn_at:
             return None
         when = datetime.fromtimestamp(self.expires_at, UTC)
@@ -151,23 +151,23 @@ class Tls(NamedTuple):
         return f"the certificate of the web server {verb} at {when:%Y-%m-%dT%H:%M:%SZ}"
 
     def admits(self, certificate: Any) -> bool:  # Any: `ssl.SSLSocket.getpeercert`'s own
-        """Tell whether a client with this verified certificate, or None, has access."""
+        """Return whether a client with this verified certificate, or None, is allowed."""
         names = (certificate or {}).get("subjectAltName", ())
         return not self.allowed_sans or any(_san(*name) in self.allowed_sans for name in names)
 
 
 def _san(kind: str, name: str) -> str:
     with suppress(ValueError):
-        # OpenSSL writes IPv6 addresses in a way of its own.
+        # OpenSSL has its own notation of IPv6 addresses.
         return str(ip_address(name.strip())) if kind == "IP Address" else name
     return name
 
 
 def _validity(pem: str) -> tuple[float, float]:
-    """Return when the first of some certificates expires, and from when on that is soon."""
+    """Return when the first of the certificates expires, and when warnings start."""
     ends = []
     for block in _CERTIFICATE.findall(pem):
-        # No certificate has anything like its validity before it (RFC 5280, section 4.1).
+        # The validity is the first such structure in a certificate (RFC 5280, section 4.1).
         if found := _VALIDITY.search(ssl.PEM_cert_to_DER_cert(block)):
             begin, end = (_time(*found.group(n, n + 1)) for n in (1, 3))
             ends.append((end, end - min(_SOON, (end - begin) / 5)))
@@ -181,7 +181,7 @@ def _time(short: bytes | None, long: bytes | None) -> float:
 
 @contextmanager
 def _as_file(text: str) -> Iterator[str]:
-    """Give a text as a file, which is what OpenSSL takes, without leaving a key on a disk."""
+    """Yield the path of an in-memory file with a text: OpenSSL reads files, keys stay off disks."""
     in_memory = hasattr(os, "memfd_create")
     with (
         os.fdopen(os.memfd_create("tls"), "w", encoding="utf-8")
@@ -210,22 +210,22 @@ def _interval(value: object) -> float:
 
 
 def _hash(value: Secret) -> Secret:
-    # Costs above 20 take the better part of a minute for each new password.
+    # A cost above 20 takes most of a minute per password.
     cost = r"\$2[aby]\$(0[4-9]|1[0-9]|20)\$"
     if not re.fullmatch(f"{cost}[./A-Za-z0-9]{{53}}", value.reveal()):
-        expected = "a bcrypt hash of a cost from 4 to 20, as of `htpasswd -nBC 10 NAME`"
+        expected = "a bcrypt hash with a cost from 4 to 20, as from `htpasswd -nBC 10 NAME`"
         raise invalid(f"expected {expected}")
     return value
 
 
 def _user(name: str) -> str:
     if ":" in name or not name.isprintable():
-        raise invalid("a user's name holds no colon and no control characters")
+        raise invalid("expected a user name without colons and control characters")
     return name
 
 
 class _Section(Section):
-    """A mapping of the file; as in Go's YAML, `key:` leaves a key at its default."""
+    """A mapping in the file; as in Go's YAML, an empty value means the default."""
 
     model_config = ConfigDict(strict=True)
     null_is_default = True
@@ -269,7 +269,7 @@ class _TlsServer(_Section):
 
 
 class _TlsBuilder:
-    """Makes the TLS of a section, and collects what keeps it from that, by key."""
+    """Builds the TLS of a section, and collects problems by key."""
 
     def __init__(self, config: _TlsServer, context: LoadContext) -> None:
         self._config = config
@@ -285,10 +285,10 @@ class _TlsBuilder:
         if certificate and key:
             try:
                 with _as_file(certificate) as first, _as_file(key) as second:
-                    # A password is never asked for at a terminal.
+                    # Never prompt for a password.
                     context.load_cert_chain(first, second, password=lambda: "")
             except (OSError, ValueError) as error:
-                reason = getattr(error, "reason", None) or "no certificate and key in PEM"
+                reason = getattr(error, "reason", None) or "expected a certificate and a key in PEM"
                 where = "key_file" if config.key_file else "key"
                 self._problems[where] = f"failed to load X509KeyPair: {reason}"
         self._verify(context)
@@ -312,11 +312,11 @@ class _TlsBuilder:
         if chosen := [_CIPHERS[name] for name in config.cipher_suites if name in _CIPHERS]:
             context.set_ciphers(":".join(chosen))
         elif config.cipher_suites and newest is ssl.TLSVersion.TLSv1_3:
-            context.minimum_version = newest  # no older version has any of them
+            context.minimum_version = newest  # older versions have none of these cipher suites
         elif config.cipher_suites:
-            self._problems["cipher_suites"] = "expected one for TLS12 too"
+            self._problems["cipher_suites"] = "expected at least one cipher suite for TLS12"
         if len(config.curve_preferences) > 1:
-            expected = "expected one curve, or none for all: a choice of some is not offered here"
+            expected = "expected exactly one curve, or none for the default curves"
             self._problems["curve_preferences"] = expected
         for curve in config.curve_preferences[:1]:
             context.set_ecdh_curve(_CURVES[curve])
@@ -327,7 +327,7 @@ class _TlsBuilder:
         key = "client_ca_file" if config.client_ca_file else "client_ca"
         given = bool(config.client_ca or config.client_ca_file)
         if context.verify_mode is ssl.CERT_NONE:
-            unused = "expected a `client_auth_type` that asks for certificates, or none of this"
+            unused = "not used with this `client_auth_type`, which asks for no client certificate"
             if given:
                 self._problems[key] = unused
             if config.client_allowed_sans:
@@ -341,7 +341,7 @@ class _TlsBuilder:
                 self._problems[key] = "contains no PEM certificate"
 
     def _pem(self, key: str, text: str) -> str:
-        """Return the text of a key, or of the file that is named instead; empty if neither is."""
+        """Return the text of a key, or of its `_file`; empty if neither is set."""
         file: str = getattr(self._config, f"{key}_file")
         if bool(text) is bool(file):
             self._problems[f"{key}_file"] = f"expected either `{key}` or `{key}_file`"
@@ -357,21 +357,21 @@ class _TlsBuilder:
 
 
 def _tls(value: object, info: ValidationInfo[LoadContext]) -> Tls | None:
-    """Return the TLS of a section of the file; None for an empty one."""
+    """Return the TLS of a section; None for an empty section."""
     if not value:
         return None
     return _TlsBuilder(_TlsServer.model_validate(value, context=info.context), info.context).build()
 
 
 class _HttpServer(_Section):
-    http2: Switch = True  # for compatibility with the toolkit; there is none
+    http2: Switch = True  # accepted for compatibility; HTTP/2 is not supported
     headers: Annotated[dict[_Header, _HeaderValue], AfterValidator(_headers)] = Field(
         default_factory=dict
     )
 
 
 class RateLimit(_Section):
-    """How many requests are answered: `burst` at once, and one more each `interval` seconds."""
+    """Rate limit of requests: a burst of `burst`, and one more each `interval` seconds."""
 
     interval: Annotated[
         float,
@@ -389,13 +389,13 @@ class RateLimit(_Section):
 
 
 class WebConfig(_Section):
-    """Who has access to the HTTP server, and how.
+    """Access to the HTTP server.
 
     Attributes:
         tls_server_config: None for plain HTTP.
-        http_server_config: has the headers that are added to every answer.
+        http_server_config: headers to add to every response.
         basic_auth_users: bcrypt hashes by name; empty for access without a password.
-        rate_limit: an interval of 0 for no limit.
+        rate_limit: no limit if its interval is 0.
     """
 
     tls_server_config: Annotated[Tls | None, PlainValidator(_tls)] = None
@@ -407,18 +407,18 @@ class WebConfig(_Section):
 
 
 def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
-    """Read a web configuration file, and the certificates that it names.
+    """Read a web configuration file and the certificates that it names.
 
     Args:
-        path: a YAML file; files that it names are relative to its folder. An empty one is valid.
-        files: notes the other files.
+        path: a YAML file, possibly empty; paths in it are relative to its folder.
+        files: records the other files.
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: the file is invalid; lists every problem.
     """
     problems = Problems(str(path))
-    # No variables: the toolkit knows none, and hashes are full of `$`. Go's YAML takes any
-    # scalar where a text is expected, as it is written.
+    # `$` is not expanded: hashes contain it, and the toolkit does not expand it either. As in
+    # Go's YAML, any scalar is accepted where text is expected.
     document = load_mapping(
         path, MAX_FILE, None, problems, "tls_server_config", scalars_as_text=True
     )

@@ -137,7 +137,7 @@ async def test_an_address_in_use(tmp_path: Path) -> None:
     assert (code, len(lines)) == (1, 1), lines
     assert lines[0] == (
         f"esms-exporter: cannot listen on {address}: address already in use; "
-        "stop the program that uses it, or give another --web.listen-address"
+        "stop the program that uses it, or choose another --web.listen-address"
     )
 
 

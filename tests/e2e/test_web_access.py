@@ -64,7 +64,7 @@ async def test_prometheus_comes_in_with_a_password_over_tls(tmp_path: Path) -> N
         # A change that is no good changes nothing, and is told.
         web.write_text("basic_auth_users: {prometheus: right}\n")
         exporter.send(signal.SIGHUP)
-        await exporter.says("expected a bcrypt hash of a cost from 4 to 20")
+        await exporter.says("expected a bcrypt hash with a cost from 4 to 20")
         async with (
             aiohttp.ClientSession() as http,
             http.get(f"https://{target}/", ssl=context) as answer,

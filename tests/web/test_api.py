@@ -262,7 +262,7 @@ PROBLEMS: list[tuple[object, int, str]] = [
         400,
         "/calls/0/labels/campaign: expected text without control characters",
     ),
-    ({"calls": [B, B] + [{"account": "b"}] * 99}, 400, "99 problems in the request; nothing is"),
+    ({"calls": [B, B] + [{"account": "b"}] * 99}, 400, "99 problems in the request; no call was"),
     ({"calls": [B] + [{"a": 1, "b": 2}] * 9_999}, 400, "39996 problems in the request"),
     ({"calls": [B], **{f"{n}": 1 for n in range(60_000)}}, 400, "60000 problems in the request"),
     ({"calls": [B] * 10_001}, 413, "at most 10000 items"),
