@@ -1,8 +1,8 @@
-"""The ledger's clock, by which every time in the ledger is written, and every age is reckoned.
+"""The ledger's clock, used for all times and ages in the ledger.
 
-It says what the machine's says, as long as nobody sets that one. Where it is set, by a second or
-more, the ledger's goes on as if it had not been: while the exporter runs, and while it is stopped,
-because the ledger remembers what both said. Exporters that share a ledger go by its server's clock.
+It follows the machine's clock, but ignores jumps of a second or more, also those that happen while
+the exporter is stopped: the ledger stores the offset. Exporters that share a ledger use the clock
+of its server.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 import structlog
 
 LEAST_STEP: Final = 1.0
-"""Seconds by which a clock has to be set to be noticed: more than a thread is kept waiting between
-reading one clock and the other, as a rule, and less than any age that matters."""
+"""The smallest jump of a clock to detect, in seconds: longer than a thread normally waits between
+reading two clocks, and shorter than any age that matters."""
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -26,20 +26,20 @@ _log = structlog.get_logger(__name__)
 
 
 class Moment(NamedTuple):
-    """What the machine's clocks say."""
+    """A reading of the machine's clocks."""
 
-    wall: float  # Unix time; may be set at any time, to anything
-    steady: float  # seconds since some moment of this boot; cannot be set
-    boot: str  # names the boot; empty where that cannot be told
+    wall: float  # Unix time; may be set
+    steady: float  # monotonic time in seconds, including suspension where possible
+    boot: str  # the id of this boot; empty if unknown
 
 
 Clocks = Callable[[], Moment]
 
 
 def machine_clocks() -> Clocks:
-    """Return what reads this machine's clocks."""
+    """Return a function that reads the machine's clocks."""
     steady, boot = time.CLOCK_MONOTONIC, ""
-    # It counts the time that the machine is suspended, too. Not every system has it.
+    # CLOCK_BOOTTIME includes the time of suspension. Not every system has it.
     with suppress(AttributeError, OSError):
         time.clock_gettime(time.CLOCK_BOOTTIME)
         steady = time.CLOCK_BOOTTIME
@@ -49,32 +49,32 @@ def machine_clocks() -> Clocks:
 
 
 class Mark(NamedTuple):
-    """How far the ledger's clock was ahead of the machine's, in seconds, and when."""
+    """The seconds by which the ledger's clock was ahead of the machine's, and when."""
 
     ahead: float
     at: Moment
 
 
 def step(before: Moment, now: Moment) -> float:
-    """Return by how many seconds the wall clock was set within a boot; 0.0 where it was not."""
+    """Return by how many seconds the wall clock jumped within a boot; 0.0 if it did not."""
     found = (now.wall - now.steady) - (before.wall - before.steady)
     return found if abs(found) >= LEAST_STEP else 0.0
 
 
 def resumed(mark: Mark, now: Moment) -> float:
-    """Return how far the ledger's clock is ahead of the machine's, in seconds, at a start."""
+    """Return the seconds by which the ledger's clock is ahead of the machine's at a start."""
     ahead, at = mark
     if now.boot and now.boot == at.boot and now.steady >= at.steady:
         return ahead - step(at, now)
-    # Another boot, or another machine: only the wall clock can tell how long that took. It cannot
-    # have been less than nothing; and where the ledger's clock was ahead, because the wall clock
-    # was behind, that may have been put right meanwhile.
+    # Another boot or machine: only the wall clock shows how much time passed. If it went back, the
+    # ledger's clock continues where it was. If the wall clock was behind before, it may have been
+    # corrected, so the offset shrinks with the time that passed.
     passed = now.wall - at.wall
     return ahead - passed if passed < 0 else min(ahead, max(0.0, ahead - passed))
 
 
 class LedgerClock:
-    """The ledger's clock; for any thread. `clocks` reads those of the machine."""
+    """The ledger's clock; thread-safe. `clocks` reads the machine's clocks."""
 
     def __init__(self, clocks: Clocks | None = None) -> None:
         self._clocks = clocks or machine_clocks()
@@ -84,16 +84,16 @@ class LedgerClock:
 
     @property
     def ahead(self) -> float:
-        """By how many seconds it is ahead of the machine's: 0.0 as long as nobody sets that."""
+        """Seconds by which it is ahead of the machine's clock; 0.0 unless that one was set."""
         return self._ahead
 
     def now(self) -> float:
-        """Return the time (Unix time, if the machine's clock was right)."""
+        """Return the ledger's Unix time."""
         ahead, at = self.mark()
         return at.wall + ahead
 
     def mark(self) -> Mark:
-        """Return what the ledger is to remember."""
+        """Return the current offset, to be stored in the ledger."""
         with self._lock:
             now = self._clocks()
             found, self._last = step(self._last, now), now
@@ -104,6 +104,6 @@ class LedgerClock:
         return mark
 
     def move(self, seconds: float) -> None:
-        """Set it forward, or back."""
+        """Move the clock forward, or back if negative."""
         with self._lock:
             self._ahead += seconds

@@ -1,4 +1,4 @@
-"""An open ledger database, whatever the engine, and how an older one is brought to its shape."""
+"""The interface to a ledger database, and its upgrade to the current schema."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 READ_TIMEOUT: Final = 5.0
-"""Seconds that a statement of `Database.read` may take."""
+"""The default timeout of statements in `Database.read`, in seconds."""
 
 _TRIES: Final = 10
 
 
 class Database(ABC):
-    """An open ledger database. Whatever uses it raises `LedgerError` where it fails.
+    """An open ledger database. All methods raise `LedgerError` if it fails.
 
     Attributes:
-        shared: whether several exporters may have it open at a time.
-        engine: SQLAlchemy's.
+        shared: whether several exporters can use it at a time.
     """
 
     shared: ClassVar[bool]
@@ -37,35 +36,35 @@ class Database(ABC):
 
     @abstractmethod
     def failure(self, error: BaseException) -> LedgerError:
-        """Return what the driver raised, and what a person can do about it, as an error."""
+        """Translate an exception of the driver to a message that says what to do."""
 
     @abstractmethod
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
-        """Set a clock by the ledger, or have the ledger remember what it says.
+        """Set a clock by the ledger, or store the state of the clock in the ledger.
 
         Args:
-            clock: of the exporter.
-            opened: it has just begun, by the machine's clock.
+            clock: the exporter's clock.
+            opened: the ledger was just opened; the clock still shows the machine's time.
         """
 
     @abstractmethod
     def read(self, timeout: float = READ_TIMEOUT) -> AbstractContextManager[Connection]:
-        """Run a read-only transaction on a connection of its own, also while `begin` runs one.
+        """Run a read-only transaction on a separate connection, also while `begin` runs one.
 
         Args:
-            timeout: seconds after which a statement is interrupted, which is an error.
+            timeout: seconds after which a statement is interrupted with an error.
         """
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Run a transaction; commits at the end, rolls back on an exception."""
+        """Run a transaction: commit at the end, roll back on an exception."""
         with self.translated(), self.engine.begin() as connection:
             yield connection
 
     def run(
         self, statements: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Run statements in a transaction, and again where another exporter's was in its way."""
+        """Run statements in a transaction; retry after conflicts with other exporters."""
         for _ in range(_TRIES - 1):
             with suppress(LedgerConflictError), self.begin() as connection:
                 return statements(connection, *args, **kwargs)
@@ -73,35 +72,35 @@ class Database(ABC):
             return statements(connection, *args, **kwargs)
 
     def close(self) -> None:
-        """Close the database and let others open it."""
+        """Close the database."""
         self.engine.dispose()
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn what the database raises into `LedgerError`."""
+        """Translate exceptions of the database to `LedgerError`."""
         try:
             yield
         except DBAPIError as error:
-            # SQLAlchemy's own text holds the statement and its parameters: ids, labels.
+            # SQLAlchemy's message contains the statement and its parameters: ids and labels.
             raise self.failure(error.orig or error) from None
 
     def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
-        """Return the error that says what is wrong: its message is shown to anybody."""
+        """Return an error with a message. Messages are public: they must not contain secrets."""
         return kind(f"ledger: {problem}")
 
     def upgrade(self, connection: Connection) -> None:
-        """Bring the database to the newest shape, in a transaction in which nobody else does.
+        """Create the schema, or upgrade it to the newest revision, under the exporter's lock.
 
-        One that is newer than this exporter is used as it is where it says that this exporter may.
+        A newer schema is used as it is if it is marked as compatible with this version.
 
         Raises:
-            LedgerError: it is another program's, too new, or too old.
+            LedgerError: the database belongs to another program, or is too new or too old.
         """
         found = revision(connection)
         if found is None:
             if inspect(connection).get_table_names():
                 raise self.failed(
-                    "is the database of another program; name another one in `ledger.url`"
+                    "belongs to another program; name another database in `ledger.url`"
                 )
             metadata.create_all(connection, checkfirst=False)
             connection.execute(insert(alembic_version).values(version_num=HEAD))
@@ -113,24 +112,24 @@ class Database(ABC):
             if (_oldest_user(connection) or found) > HEAD:
                 raise self.failed(
                     f"was written by a newer esms-exporter (revision {found}); "
-                    "upgrade this one, or name another one in `ledger.url`"
+                    "upgrade this exporter, or name another database in `ledger.url`"
                 )
         elif found < OLDEST:
             raise self.failed(
                 f"was written by an esms-exporter that is too old (revision {found}); "
-                "name another one in `ledger.url`"
+                "name another database in `ledger.url`"
             )
         elif found < LEASES and (names := _exporters_without_leases(connection)):
             raise self.failed(
-                f"is in use by exporters of the version before ({', '.join(names)}), which cannot "
-                "share it with this one; stop them first"
+                f"is in use by exporters of an older version ({', '.join(names)}), which cannot "
+                "share it with this version; stop them first"
             )
         else:
             _migrate(connection)
 
 
 def _migrate(connection: Connection) -> None:
-    # Alembic takes a second to import: only where there is something to do.
+    # Import Alembic only when needed: that takes a second.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 
@@ -141,7 +140,7 @@ def _migrate(connection: Connection) -> None:
 
 
 def _exporters_without_leases(connection: Connection) -> list[str]:
-    """Return the names of exporters that were alive a moment ago."""
+    """Return the names of live exporters of versions without leases."""
     if connection.dialect.name != "postgresql":
         return []
     alive = text(
@@ -152,41 +151,41 @@ def _exporters_without_leases(connection: Connection) -> list[str]:
 
 
 def revision(connection: Connection) -> str | None:
-    """Return the revision of a database's shape; None where it has none."""
+    """Return the schema revision of a database; None if it holds no ledger."""
     if not inspect(connection).has_table(alembic_version.name):
         return None
     return connection.scalar(select(alembic_version.c.version_num))
 
 
 def _oldest_user(connection: Connection) -> str | None:
-    """Return the revision of the oldest exporter that can use the database as it is."""
+    """Return the revision of the oldest exporter that can use the current schema."""
     if not inspect(connection).has_table(compatibility.name):
         return None
     return connection.scalar(select(compatibility.c.oldest_user))
 
 
 def open_database(url: str, *, beside: bool = False) -> Database:
-    """Open a ledger, and bring it to the newest shape.
+    """Open a ledger, creating or upgrading it if necessary.
 
     Args:
-        url: SQLAlchemy's, such as `sqlite:///esms-exporter.db` or `postgresql://HOST/DATABASE`.
-        beside: for a short while, whether an exporter runs on it or not.
+        url: for example `sqlite:///esms-exporter.db` or `postgresql://HOST/DATABASE`.
+        beside: open it for a short command, also while an exporter uses it.
 
     Raises:
-        LedgerBusyError: another exporter has it open, and it cannot be shared.
+        LedgerBusyError: another exporter has the SQLite file open.
         LedgerError: it cannot be used; the message says what to do.
     """
     if make_url(url).get_backend_name() == "postgresql":
-        # Its driver is an extra.
+        # The driver is an optional dependency.
         from exporter.ledger.postgresql import PostgresqlDatabase  # noqa: PLC0415
 
         return PostgresqlDatabase(url)
-    # They depend on this module.
+    # These modules import this one.
     from exporter.ledger.sqlite import SqliteDatabase, UnlockedSqliteDatabase  # noqa: PLC0415
 
     if not beside:
         return SqliteDatabase(url)
     with suppress(LedgerBusyError):
-        # Where no exporter runs, it may have to be made, or brought to the newest shape.
+        # If no exporter runs, create or upgrade the file.
         SqliteDatabase(url).close()
     return UnlockedSqliteDatabase(url)

@@ -1,9 +1,8 @@
-"""Many rows in one step of the database.
+"""Pass many rows to or from one statement as a JSON text.
 
-SQLite's driver lets go of the interpreter's lock for each row that it binds or fetches, and under
-load each time has to wait for it: a thousand rows take seconds. PostgreSQL's needs a round trip for
-each. Here the rows of a statement travel as one JSON text, in or out, and a statement is one step
-however many there are. The engines differ in what their functions are called, and in no more.
+SQLite's driver releases the GIL for each row that it binds or fetches, and has to wait for it under
+load: a thousand rows take seconds. PostgreSQL's driver needs a round trip for each row. As JSON,
+any number of rows takes one step. The engines differ only in the names of their JSON functions.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from sqlalchemy import (
     true,
 )
 
-# The words of both engines: SQLite's compiler takes this one, too.
+# SQLite's compiler accepts this INSERT, too.
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Text
 
-# Any, below: of the type of a column, and what the compiler hands on.
+# Any, below: the types of columns, and the compiler's options.
 
 
 class _JsonFunction(FunctionElement[Any]):
-    """A function as each engine writes it, of arguments: `{0}` is the first, `{args}` are all."""
+    """A JSON function, with a template per engine: `{0}` is the first argument, `{args}` all."""
 
     sqlite: ClassVar[str]
     postgresql: ClassVar[str]
@@ -52,7 +51,7 @@ class _Each(_JsonFunction):
 
 
 class _Item(_JsonFunction):
-    """An item as a text."""
+    """An item of the array as text."""
 
     inherit_cache = True
     sqlite = "{0}"
@@ -60,7 +59,7 @@ class _Item(_JsonFunction):
 
 
 class _Field(_JsonFunction):
-    """The field of an item with a number, as a text."""
+    """The field of an item, by index, as text."""
 
     inherit_cache = True
     sqlite = "json_extract({0}, '$[{1}]')"
@@ -87,31 +86,31 @@ ROWS: Final = _Each(bindparam("rows", type_=Text())).table_valued("value", name=
 
 
 def field(number: int, like: Column[Any]) -> ColumnElement[Any]:
-    """Return the field with that number of `ROWS`, as what a column holds."""
+    """Return a field of `ROWS`, by index, cast to the type of a column."""
     return cast(_Field(ROWS.c.value, literal_column(str(number))), like.type)
 
 
 def item(like: Column[Any]) -> ColumnElement[Any]:
-    """Return `ROWS`, where each is a number or a text, as what a column holds."""
+    """Return `ROWS` of single values, cast to the type of a column."""
     return cast(_Item(ROWS.c.value), like.type)
 
 
 def is_given(column: Column[Any]) -> ColumnElement[bool]:
-    """Say that a column holds one of `ROWS`, which are numbers or texts."""
+    """Return the condition that a column is one of `ROWS`, which are single values."""
     return column.in_(select(item(column)))
 
 
 def insert_rows(*columns: Column[Any], update: Column[Any] | None = None) -> Insert:
-    """Return what inserts `ROWS`.
+    """Return a statement that inserts `ROWS`.
 
     Args:
-        columns: of one table, whose values are the fields of a row; or one, for rows of values.
-        update: changed in rows that are there already, which stay as they are otherwise.
+        columns: the columns of the fields of a row; one column for rows of single values.
+        update: the column to update in existing rows; None to leave them unchanged.
     """
     fields = [field(number, column) for number, column in enumerate(columns)]
     if len(columns) == 1:
         fields = [item(*columns)]
-    # Without a condition, SQLite takes what follows for a part of the join.
+    # Without a condition, SQLite would parse ON CONFLICT as a part of the join.
     rows = select(*fields).select_from(ROWS).where(true())
     names = [column.name for column in columns]
     adding = insert(columns[0].table).from_select(names, rows, include_defaults=False)
@@ -123,16 +122,16 @@ def insert_rows(*columns: Column[Any], update: Column[Any] | None = None) -> Ins
 
 
 def to_json_rows(rows: Iterable[Any]) -> str:
-    """Return rows as the text of `ROWS`: numbers, texts, or sequences of them."""
+    """Return the JSON text for `ROWS`: numbers, strings, or sequences of them."""
     return to_json(list(rows)).decode()
 
 
 def select_json(*columns: ColumnElement[Any]) -> Select[Any]:
-    """Return a query whose one row is the list of all rows; `fetch_json` runs it."""
+    """Return a query that returns all rows as one JSON text; run it with `fetch_json`."""
     return select(_Listed(*columns))
 
 
 def fetch_json(connection: Connection, query: Select[Any], **parameters: object) -> list[list[Any]]:
-    """Run a query that was made with `select_json`; return its rows, in no order."""
+    """Run a query of `select_json`; return its rows, in no particular order."""
     rows: list[list[Any]] = from_json(connection.execute(query, parameters).scalar_one())
     return rows

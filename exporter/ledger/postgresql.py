@@ -1,4 +1,4 @@
-"""A ledger on PostgreSQL, which several exporters share."""
+"""A ledger in a PostgreSQL database, which several exporters can share."""
 
 from __future__ import annotations
 
@@ -19,62 +19,62 @@ from exporter.secrets import Secret
 _log = structlog.get_logger(__name__)
 
 OLDEST: Final = 130_000
-"""The oldest server that can be used, as `server_version_num` says it: 13."""
+"""The oldest supported `server_version_num`: PostgreSQL 13."""
 
-# One for the results, one for what exporters tell each other, one for listings.
+# One each for the ledger's thread, the leases and the reader.
 _CONNECTIONS: Final = 3
 
-# The same for every exporter: one upgrades, the others wait.
+# The key of an advisory lock: one exporter upgrades, the others wait.
 _UPGRADING: Final = 0x65534D53
 
 _CLOCK: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 
-# Set for each transaction, not for the connection: PgBouncer may hand every one to another server.
-# An exporter that stands still in the middle of one must not hold up the others for longer. Whoever
-# waits for another transaction has to see what it did, whatever is the default of the database.
+# Set these for each transaction: PgBouncer may run each one on another server connection. The
+# time-outs keep an exporter that hangs in a transaction from blocking the others. READ COMMITTED
+# makes a statement that waited for a lock see the changes of the transaction that held it.
 _BEGIN: Final = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; "
     "SET LOCAL idle_in_transaction_session_timeout = '5s'; "
     "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '60s'"
 )
 
-_OPTIONS: Final[dict[str, Any]] = {  # Any: numbers and what is none
+_OPTIONS: Final[dict[str, Any]] = {  # Any: numbers and strings
     "connect_timeout": 5,
     "application_name": "esms-exporter",
-    # A server that is gone without a word is noticed within seconds, not hours.
+    # Detect a broken connection within seconds, not hours.
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
 
-# By SQLSTATE, the longest that fits: what PostgreSQL says, and what a person can do about it.
+# Messages by prefix of the SQLSTATE, longer prefixes first: the problem, and what to do.
 _ADVICE: Final = {
     "08": "the connection broke",
-    "23503": "lost what another exporter has just deleted; it is tried again",
+    "23503": "needed a row that another exporter has just deleted; it is tried again",
     "25006": "cannot be written: the server is a standby, or read-only; name the primary",
-    "25P03": "took too long within a transaction; this exporter stood still",
+    "25P03": "took too long within a transaction; this exporter was blocked",
     "28": "refuses the user or the password; see `ledger.url` and the server's pg_hba.conf",
     "3D000": "does not exist; create the database",
-    "40": "met another transaction; it is tried again",
+    "40": "had a conflict with another transaction; it is tried again",
     "42501": "may not be used by this user; grant it the right to create and write tables",
     "53100": "cannot grow; the server's disk is full",
     "53300": "has too many connections; raise max_connections, or use PgBouncer",
-    "53": "lacks resources; look at the server",
+    "53": "lacks resources; check the server",
     "55P03": "is locked by another program; end it",
-    "57014": "took too long; look at the server's load",
+    "57014": "took too long; check the server's load",
     "57P": "is being stopped or started",
 }
 
 
 _CONFLICTS: Final = ("23503", "40")
-"""What the next try may not meet."""
+"""Errors that a retry may solve."""
 
 _QUOTED: Final = re.compile(r""""[^"]*"|'[^']*'""")
-"""Names of hosts, users and databases in what is said."""
+"""Names of hosts, users and databases in messages."""
 
-# Where no connection can be made, libpq hands on words and no SQLSTATE. They name the user: what is
-# meant is said instead. Of what a server says in another language, only the last fits.
+# For failed connections, libpq returns a message without an SQLSTATE. It contains the name of the
+# user, so it is replaced. For messages in other languages, only the last pattern matches.
 _WITHOUT_STATE: Final = (
     ("too many|connection slots|no more connections", _ADVICE["53300"]),
     ("authentication|password|pg_hba|role |no such user", _ADVICE["28"]),
@@ -83,14 +83,14 @@ _WITHOUT_STATE: Final = (
     ("SSL|certificate", "no connection over TLS; see `sslmode`, `sslrootcert` in `ledger.url`"),
     ("option|invalid .* value", "`ledger.url` has an option that libpq does not take"),
     ("translate host|resolve", "its host cannot be found; see `ledger.url`"),
-    ("refused", "nobody listens there; see that the server runs, and `ledger.url`"),
+    ("refused", "refuses connections; check that the server runs, and `ledger.url`"),
     ("closed|consuming input|lost|reset", _ADVICE["08"]),
     ("", "cannot be reached, or refuses the user"),
 )
 
 
 class PostgresqlDatabase(Database):
-    """An open database. Its address may hold options of libpq, such as `?sslmode=verify-full`."""
+    """An open database. Its URL may contain options of libpq, such as `?sslmode=verify-full`."""
 
     shared = True
 
@@ -114,19 +114,19 @@ class PostgresqlDatabase(Database):
             yield connection
 
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
-        """Set a clock by the server's, by which all exporters agree."""
+        """Set a clock to the server's time, which all exporters use."""
         with self.begin() as connection:
             asked = clock.now()
             server = float(connection.execute(_CLOCK).scalar_one())
             took = clock.now() - asked
         late = server - asked
-        # An answer that was long under way tells nothing; at the start it is better than none.
+        # A slow answer is inaccurate; use it only at the start.
         if abs(late) >= LEAST_STEP and (opened or took < LEAST_STEP):
             _log.warning("clock differs from database server", seconds=round(late, 1))
             clock.move(late)
 
     def failure(self, error: BaseException) -> LedgerError:
-        """Return what the driver raised, and what a person can do about it, as an error."""
+        """Translate an exception of the driver to a message that says what to do."""
         name, state = type(error).__name__, getattr(error, "sqlstate", None)
         if not state:
             message = _QUOTED.sub("", str(error))
@@ -139,11 +139,11 @@ class PostgresqlDatabase(Database):
     def _prepare(self, connection: Connection) -> None:
         version = connection.scalar(text("SELECT current_setting('server_version_num')::int"))
         if version < OLDEST:
-            raise self.failed(f"is of PostgreSQL {version // 10_000}; 13 or newer is needed")
-        # An index of millions of rows takes its time, and so may an exporter that is upgrading now.
+            raise self.failed(f"uses PostgreSQL {version // 10_000}; 13 or newer is needed")
+        # Creating an index takes long with millions of rows, here or in an exporter that upgrades.
         for setting in ("statement_timeout = 0", "lock_timeout = '10min'"):
             connection.execute(text(f"SET LOCAL {setting}"))
-        # A machine that is busy with other starts may make this one stand still between statements.
+        # A busy machine may delay this process between statements.
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADING})
         self.upgrade(connection)
@@ -154,13 +154,13 @@ def _make_engine(url: URL) -> Engine:
     try:
         engine = create_engine(
             url,
-            # Statements that are prepared belong to a server's connection, see above.
+            # Prepared statements belong to a server connection, which PgBouncer may change.
             connect_args={**options, "prepare_threshold": None},
             # `_begin` begins transactions.
             isolation_level="AUTOCOMMIT",
             pool_size=_CONNECTIONS,
             max_overflow=0,
-            # A server that was restarted is noticed before anything is lost on the way to it.
+            # Replace connections that a restart of the server has closed.
             pool_pre_ping=True,
             hide_parameters=True,
         )

@@ -1,4 +1,4 @@
-"""The tables of the ledger, as new ones are made; `migrations/` brings older ones to this shape."""
+"""The tables of a new ledger; `migrations/` upgrades older ones to this schema."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEAD: Final = "0013"
 """The newest revision under `migrations/versions`."""
 
 LEASES: Final = "0013"
-"""From this revision on, exporters share the ledger by leases."""
+"""The first revision with leases."""
 
 OLDEST: Final = "0010"
 """The oldest revision that can be upgraded."""
@@ -38,20 +38,19 @@ def _where(condition: str) -> dict[str, Any]:  # Any: arguments of an index
     return {f"{engine}_where": text(condition) for engine in ("sqlite", "postgresql")}
 
 
-# SQLite numbers rows by itself only where the type is INTEGER, which has 64 bits there.
+# SQLite generates row ids only for the type INTEGER, which has 64 bits there.
 _Row: Final = BigInteger().with_variant(Integer, "sqlite")
 
-# The revision of the shape, in the only row, as Alembic keeps it.
+# Alembic's table: one row with the revision of the schema.
 alembic_version: Final = Table(
     "alembic_version", metadata, Column("version_num", String(32), primary_key=True)
 )
 
-# The newest exporters may leave a database in a shape that older ones can go on with, so that they
-# can be replaced one after the other.
+# For rolling upgrades: older exporters can use a newer schema if it is marked as compatible.
 compatibility: Final = Table(
     "compatibility",
     metadata,
-    Column("oldest_user", String(32), primary_key=True),  # a revision, in the only row
+    Column("oldest_user", String(32), primary_key=True),  # a revision; one row
 )
 
 accounts: Final = Table(
@@ -61,8 +60,8 @@ accounts: Final = Table(
     Column("name", String(64), nullable=False, unique=True),
 )
 
-# Sets are kept whole, whatever `watch.labels` shows of them, so that changing the names loses
-# nothing; and as long as a call or a total refers to them.
+# All labels of a call, also those that `watch.labels` does not show, so that it can be changed
+# without loss. Label sets without calls and totals are pruned.
 label_sets: Final = Table(
     "label_sets",
     metadata,
@@ -70,20 +69,20 @@ label_sets: Final = Table(
     Column("labels", Text, nullable=False, unique=True),  # JSON object, keys sorted
 )
 
-# The sets of labels that have totals of their own, by account: within `watch.max_label_values` and
+# The label sets that have totals of their own, by account: within `watch.max_label_values` and
 # `watch.max_label_sets`.
 counted_labels: Final = Table(
     "counted_labels",
     metadata,
     Column("label_set_id", Integer, ForeignKey("label_sets.id"), primary_key=True),
     Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
-    # The order of their last use; no time, because clocks are set.
+    # A sequence number of the last use. Not a time, because clocks may be set.
     Column("used", BigInteger, nullable=False),
     Index("counted_labels_used", "account_id", "used"),
     sqlite_with_rowid=False,
 )
 
-# The sets that made room: their calls are added to the totals of another set.
+# Evicted label sets: their calls are added to the totals of another one.
 folded_labels: Final = Table(
     "folded_labels",
     metadata,
@@ -99,29 +98,29 @@ calls: Final = Table(
     metadata,
     Column("id", _Row, primary_key=True),
     Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
-    Column("normalized_id", String(128), nullable=False),  # as ids are compared
-    Column("reference_id", String(128), nullable=False),  # as it was first written
+    Column("normalized_id", String(128), nullable=False),  # for comparison
+    Column("reference_id", String(128), nullable=False),  # as first received
     Column("label_set_id", Integer, ForeignKey("label_sets.id"), nullable=False),
-    # Handed over by a source that says each call once, and does not take it back by silence.
+    # Added by a source that names each call only once: the call stays without `call_sources`.
     Column("pushed", Boolean, nullable=False, server_default=false()),
-    # Unix times, here and below, by the ledger's clock: see `exporter.ledger.clock`.
+    # All times are Unix times of the ledger's clock, see `exporter.ledger.clock`.
     Column("first_watched", Float, nullable=False),
     Column("state", String(24), nullable=False),
     Column("state_since", Float, nullable=False),
-    # NULL until the call has finished, which is the guard of every finish; or `deleted`.
+    # NULL while the call is open, which every finish checks; or `deleted`.
     Column("result", String(16)),
     Column("status", String(16)),
     Column("duration", Float),  # seconds
     Column("key", String(8)),
     Column("finished_at", Float),
-    # When it was last pushed again, of late, or its last name was lost: what is named still,
-    # or was until a moment ago, is not to be forgotten.
+    # When a finished call was last pushed again, or its last source stopped naming it. Its
+    # retention starts then.
     Column("named_at", Float),
-    Column("price", Float),  # VND, as the provider's callback told it
-    # The run of a canary that placed it: it counts in no total.
+    Column("price", Float),  # VND, from the provider's callback
+    # The canary run that placed it, if any. Calls of canaries are not counted.
     Column("canary_run_id", BigInteger),
-    # Of the lease under which it was claimed, where exporters share the ledger: one with an older
-    # epoch is still to be claimed by the holder.
+    # The epoch of the lease under which it was claimed, in a shared ledger. If it is older than the
+    # lease, the holder has still to claim the call.
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("account_id", "normalized_id"),
     Index("calls_unfinished", "account_id", "id", **_where("result IS NULL")),
@@ -129,26 +128,27 @@ calls: Final = Table(
     Index("calls_labels", "label_set_id"),
     Index("calls_of_canaries", "canary_run_id", **_where("canary_run_id IS NOT NULL")),
     Index("calls_epoch", "account_id", "epoch", **_where("result IS NULL")).ddl_if("postgresql"),
-    # A row's number is never used again: an answer that is late cannot hit another call.
+    # Row ids are never reused: a late answer cannot affect another call.
     sqlite_autoincrement=True,
 )
 
 UNFINISHED_ROW: Final = func.coalesce(calls.c.result, "") == ""
-"""Says of calls that are found by their rows that they have not finished. PostgreSQL must not be
-led to the index of those: where it knows little of the table, it would read all of them."""
+"""The condition that a call, selected by its row, is open. Written so that PostgreSQL does not use
+the index of open calls: without statistics, it would read all of them."""
 
-# Which configuration or file names a call now. A call that none names any more is removed.
+# The configurations and files that name a call now. Unless pushed, an open call that none names is
+# removed.
 call_sources: Final = Table(
     "call_sources",
     metadata,
-    # A path may be longer, which SQLite takes.
+    # A path may be longer; SQLite has no limit.
     Column("source", String(255).with_variant(Text(), "postgresql"), primary_key=True),
     Column("call_id", _Row, ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
     Index("call_sources_call", "call_id"),
     sqlite_with_rowid=False,
 )
 
-# Everything that the metrics of finished calls are made of; never pruned.
+# The data behind the metrics of finished calls; never pruned.
 totals: Final = Table(
     "totals",
     metadata,
@@ -161,8 +161,7 @@ totals: Final = Table(
     sqlite_with_rowid=False,
 )
 
-# How far the ledger's clock was ahead of the machine's when they were last looked at, in the only
-# row; see `exporter.ledger.clock`. Exporters that share a ledger have its server's clock.
+# The last state of the ledger's clock, in one row; see `exporter.ledger.clock`. Only for SQLite.
 clock_marks: Final = Table(
     "clock_marks",
     metadata,
@@ -172,12 +171,12 @@ clock_marks: Final = Table(
     Column("boot", String(64), nullable=False),
 )
 
-# Up to when queries have read their databases.
+# The times up to which queries have read their databases.
 cursors: Final = Table(
     "cursors",
     metadata,
     Column("source", String(80), primary_key=True),  # `sql:NAME`
-    Column("query", String(64), nullable=False),  # a digest of what was asked, and of whom
+    Column("query", String(64), nullable=False),  # a digest of the query and its database
     Column("read_until", Float, nullable=False),  # by the clock of that database
     sqlite_with_rowid=False,
 )
@@ -188,50 +187,50 @@ exporters: Final = Table(
     metadata,
     Column("id", String(32), primary_key=True),  # of the process
     Column("name", String(255), nullable=False),  # for people
-    Column("accounts", Text, nullable=False),  # that it wants to poll: a JSON list of names
+    Column("accounts", Text, nullable=False),  # names that it wants to poll: a JSON array
     Column("expires_at", Float, nullable=False),
     sqlite_with_rowid=False,
 )
 
-# The right to poll an account, which one exporter has at a time.
+# The right to poll an account, held by one exporter at a time.
 leases: Final = Table(
     "leases",
     metadata,
     Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
-    Column("holder", String(32)),  # an exporter's id; NULL once it was given up
+    Column("holder", String(32)),  # the id of an exporter; NULL if the lease is free
     Column("epoch", BigInteger, nullable=False),  # how often it was taken
     Column("expires_at", Float, nullable=False),
 )
 
-# What the holder of an account's lease has to know of what other exporters did.
+# Messages to the holder of an account's lease about changes by other exporters.
 notices: Final = Table(
     "notices",
     metadata,
     Column("id", _Row, primary_key=True),
     Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
-    Column("call_id", BigInteger),  # NULL for what concerns the account's totals
+    Column("call_id", BigInteger),  # NULL if the totals of the account changed
     Column("notice", String(16), nullable=False),
     Index("notices_account", "account_id"),
     sqlite_autoincrement=True,
 )
 
-# Notifications of finished calls that are not delivered yet; see `exporter.ledger.outbox`.
+# Pending notifications of finished calls; see `exporter.ledger.outbox`.
 notifications: Final = Table(
     "notifications",
     metadata,
     Column("id", _Row, primary_key=True),
     Column("target", String(64), nullable=False),
-    Column("call", Text, nullable=False),  # JSON, as it finished
-    Column("queued_at", Float, nullable=False),  # by the ledger's clock, as below
+    Column("call", Text, nullable=False),  # `CallFinished` as JSON
+    Column("queued_at", Float, nullable=False),
     Column("give_up_at", Float, nullable=False),
-    Column("due_at", Float, nullable=False),  # or, once it is claimed, when that ends
+    Column("due_at", Float, nullable=False),  # of a claimed one, the end of the claim
     Column("attempts", Integer, nullable=False),
     Column("account", String(64), nullable=False, server_default="?"),
-    Column("retry", Boolean, nullable=False, server_default=false()),  # an attempt has failed
+    Column("retry", Boolean, nullable=False, server_default=false()),  # an attempt failed
     Index("notifications_due", "target", "due_at"),
     Index("notifications_turns", "target", "retry", "account", "due_at"),
     Index("notifications_overdue", "target", "give_up_at"),
-    # Never used again: what is settled late cannot hit another one.
+    # Row ids are never reused: a late result cannot affect another notification.
     sqlite_autoincrement=True,
 )
 
@@ -240,19 +239,19 @@ canaries: Final = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", String(64), nullable=False, unique=True),
-    # Since when it has been configured; NULL where it is not, as below.
+    # When it was added to the configuration; NULL if it is not configured, as below.
     Column("since", BigInteger),
-    # Due times up to then were placed, or counted as missed.
+    # Due times up to then were placed or counted as missed.
     Column("seen_until", BigInteger),
-    # Of its last call that told something, and how long its stages took, in seconds.
+    # Of the last run, except limited and missed ones. Durations are in seconds.
     Column("success", Boolean),
     Column("last_success_at", Float),
     Column("accepted_seconds", Float),
     Column("finished_seconds", Float),
 )
 
-# Canary calls that were due. A row is the intent, and the right, to place one: it is there before
-# the request is sent. Without the phone number.
+# Canary calls that were due. A row is committed before the request is sent, so that a call is
+# placed at most once. Phone numbers are not stored.
 canary_runs: Final = Table(
     "canary_runs",
     metadata,
@@ -261,13 +260,13 @@ canary_runs: Final = Table(
     Column("due_at", BigInteger, nullable=False),
     Column("account", String(64), nullable=False),
     Column("request_id", String(64), nullable=False),
-    Column("expect", String(16), nullable=False),  # as it was configured then
+    Column("expect", String(16), nullable=False),  # as configured at that time
     Column("expect_key", String(8)),
     Column("started_at", Float, nullable=False),
-    Column("deadline_at", Float, nullable=False),  # when it has to have finished
-    Column("reference_id", String(128)),  # once the provider has accepted it
+    Column("deadline_at", Float, nullable=False),  # of the result
+    Column("reference_id", String(128)),  # NULL until the provider has accepted the call
     Column("accepted_at", Float),
-    # NULL until it has ended, which is the guard of every end.
+    # NULL while the run is open, which every end checks.
     Column("result", String(16)),
     Column("status", String(16)),
     Column("code", String(8)),
@@ -277,7 +276,7 @@ canary_runs: Final = Table(
     sqlite_autoincrement=True,
 )
 
-# What `esms_canary_runs_total` shows; never pruned.
+# The values of `esms_canary_runs_total`; never pruned.
 canary_totals: Final = Table(
     "canary_totals",
     metadata,

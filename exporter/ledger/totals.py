@@ -1,4 +1,4 @@
-"""What a finished call adds to the totals: pure, the same for the ledger and for the metrics."""
+"""The totals of finished calls, and the increments that a call adds to them. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TotalKind(StrEnum):
 
 SUM: Final = "sum"
 
-# Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
+# Constants: in Python 3.11, accessing an enum member is as slow as a function call.
 _CALLS: Final = TotalKind.CALLS
 _DURATION: Final = TotalKind.DURATION
 _DELAY: Final = TotalKind.DELAY
@@ -44,7 +44,7 @@ _DELAY_CELLS: Final = (*map(repr, DELAY_BUCKETS), "+Inf")
 
 
 class TotalKey(NamedTuple):
-    """One number that only grows."""
+    """The key of a number that only grows; `labels` is the row of a label set."""
 
     account: str
     labels: int
@@ -55,14 +55,14 @@ class TotalKey(NamedTuple):
 def additions(
     account: str, labels: int, finished: Finished, delay: float, price: float | None = None
 ) -> Iterable[tuple[TotalKey, float]]:
-    """Return what a call that has just finished adds.
+    """Yield the increments of a call that has just finished.
 
     Args:
-        account: the account's name.
-        labels: the row of its set of labels.
-        finished: how it ended.
-        delay: seconds from its first watch to its result; negative ones count as 0.
-        price: in VND, if it is known already.
+        account: the name of the account.
+        labels: the row of the label set.
+        finished: the result.
+        delay: seconds from adding the call to its result; negative values count as 0.
+        price: the price in VND, if known.
     """
     yield TotalKey(account, labels, _CALLS, f"{finished.result}/{finished.status}"), 1.0
     if finished.duration is not None:
@@ -81,11 +81,11 @@ def additions(
 
 
 def price_added(account: str, labels: int, price: float) -> tuple[TotalKey, float]:
-    """Return what the price of a finished call adds, in VND."""
+    """Return the increment of the price of a finished call, in VND."""
     return TotalKey(account, labels, TotalKind.PRICE, SUM), _exact(price)
 
 
 def _exact(value: float) -> float:
-    # In whole 1/1024, whose sums are exact (up to 10^12): added up in another order, as after a
-    # restart, rounded ones could come out smaller, and a counter may not go backwards by any bit.
+    # Sums of multiples of 1/1024 are exact up to 10^12. Inexact sums depend on the order of
+    # additions, which differs after a restart, so a counter could decrease.
     return round(value * 1024) / 1024

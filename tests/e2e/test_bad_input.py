@@ -102,8 +102,8 @@ def folder(path: Path) -> None:
     ("prepare", "expected"),
     [
         (no_sqlite, "is not an SQLite database; name another file"),
-        (foreign, "is the database of another program; name another one"),
-        (newer, "was written by a newer esms-exporter .* upgrade this one"),
+        (foreign, "belongs to another program; name another database"),
+        (newer, "was written by a newer esms-exporter .* upgrade this exporter"),
         (folder, "is a directory; name a file in it"),
     ],
 )

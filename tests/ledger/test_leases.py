@@ -215,7 +215,7 @@ def test_versions_before_leases_are_refused_and_not_cut_off(empty_url: str) -> N
         connection.execute(text(_OLD))
 
     oldest_ledger(empty_url, fill)
-    with pytest.raises(LedgerError, match=r"version before \(old 1\).*stop them first"):
+    with pytest.raises(LedgerError, match=r"older version \(old 1\).*stop them first"):
         open_database(empty_url)
     engine = create_engine(empty_url)
     with engine.begin() as connection:

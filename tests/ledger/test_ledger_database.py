@@ -104,9 +104,7 @@ def refused(url: str) -> str:
 
 def test_the_database_of_another_program_is_left_as_it_is(old_url: str) -> None:
     alter(old_url, "CREATE TABLE accounts (id INTEGER)")
-    assert refused(old_url) == (
-        "is the database of another program; name another one in `ledger.url`"
-    )
+    assert refused(old_url) == "belongs to another program; name another database in `ledger.url`"
     assert alter(old_url, "SELECT id FROM accounts") == ["accounts"]
 
 
@@ -116,7 +114,7 @@ def test_a_ledger_of_a_newer_version_is_used_where_it_says_so(old_url: str) -> N
     alter(old_url, "UPDATE alembic_version SET version_num = '9999'", f"{oldest_user} = '9998'")
     assert refused(old_url) == (
         "was written by a newer esms-exporter (revision 9999); "
-        "upgrade this one, or name another one in `ledger.url`"
+        "upgrade this exporter, or name another database in `ledger.url`"
     )
     alter(old_url, f"{oldest_user} = '0013'", "ALTER TABLE calls ADD COLUMN of_the_future TEXT")
     store = Store(open_database(old_url))
@@ -257,4 +255,4 @@ def test_a_ledger_that_is_too_old_is_left_as_it_is(old_url: str) -> None:
 
     oldest_ledger(old_url, age)
     for _ in range(2):
-        assert "too old (revision 0009); name another one" in refused(old_url)
+        assert "too old (revision 0009); name another database" in refused(old_url)

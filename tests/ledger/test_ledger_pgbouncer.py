@@ -112,7 +112,7 @@ def test_a_bouncer_that_was_restarted(bouncer: Server, bounced: str) -> None:
     store = Store(open_database(bounced))
     push(store, new("before"))
     bouncer.stop()
-    with pytest.raises(LedgerError, match="nobody listens there"):
+    with pytest.raises(LedgerError, match="refuses connections"):
         push(store, new("meanwhile"))
     bouncer.start()
     push(store, new("after"))

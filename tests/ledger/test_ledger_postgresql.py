@@ -56,7 +56,7 @@ def told(error: LedgerError, url: str) -> str:
         ({"username": USER}, "refuses the user or the password; see `ledger.url` and"),
         ({"database": "refused"}, "does not exist; create the database"),
         ({"host": None, "query": {"host": SOCKET}}, "cannot be reached, or refuses the user"),
-        ({"port": 1}, "nobody listens there; see that the server runs"),
+        ({"port": 1}, "refuses connections; check that the server runs"),
         ({"host": "password.invalid"}, "its host cannot be found; see `ledger.url`"),
         ({"query": {"sslmode": "require"}}, "no connection over TLS; see `sslmode`"),
         ({"query": {"sslmode": PASSWORD}}, "`ledger.url` has an option that libpq does not"),
@@ -141,7 +141,7 @@ def test_a_server_that_is_away(mortal: Server, store_there: Store) -> None:
         for _ in range(2):
             with pytest.raises(LedgerError) as caught:
                 push(store_there, new("a"))
-            assert told(caught.value, url).startswith("nobody listens there; see that")
+            assert told(caught.value, url).startswith("refuses connections; check that")
     finally:
         mortal.start()
     assert ids(push(store_there, new("a"))) == ["a"]
@@ -188,11 +188,11 @@ def test_a_connection_that_breaks(
 @pytest.mark.parametrize(
     ("settings", "sleep", "said"),
     [
-        ("statement_timeout = '10ms'", 1, "took too long; look at the server's load ("),
+        ("statement_timeout = '10ms'", 1, "took too long; check the server's load ("),
         (
             "idle_in_transaction_session_timeout = '10ms'",
             0,
-            "took too long within a transaction; this exporter stood still (",
+            "took too long within a transaction; this exporter was blocked (",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that the ledger hands over."""
+"""Alembic's environment: runs the migrations on the connection of the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The oldest shape that can be upgraded. New ledgers are made by `exporter.ledger.schema`."""
+"""The oldest revision that can be upgraded. `exporter.ledger.schema` creates new ledgers."""
 
 from __future__ import annotations
 

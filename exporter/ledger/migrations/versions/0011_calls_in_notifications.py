@@ -1,4 +1,4 @@
-"""Notifications hold the finished call, which their target renders, in place of the event."""
+"""Store the finished call in notifications instead of the rendered event."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _BATCH = 1_000
 
 
 def upgrade() -> None:
-    """Take the calls out of the events that are pending; their ids follow from the calls.
+    """Replace pending events by their calls, from which the ids of events are derived.
 
-    The column gets another name: exporters of the versions before cannot add or send any more.
+    The column is renamed, so that exporters of older versions cannot add or send notifications.
     """
     op.execute("ALTER TABLE notifications RENAME COLUMN event TO call")
     op.execute("ALTER TABLE notifications DROP COLUMN event_id")

@@ -1,4 +1,4 @@
-"""Canary calls are calls."""
+"""Store the calls of canaries as ordinary calls."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from alembic import op
 revision = "0012"
 down_revision = "0011"
 
-# What the provider has accepted, and is not known to have ended.
+# Runs whose call the provider has accepted, and that have not ended.
 _OPEN = "canary_runs.result IS NULL AND canary_runs.reference_id IS NOT NULL"
 
 
 def upgrade() -> None:
-    """Make calls of the canary calls under way, as of those to come.
+    """Insert the calls of open canary runs.
 
-    Exporters of the versions before would count them.
+    Exporters of older versions must not use the ledger: they would count these calls.
     """
     op.add_column("calls", sa.Column("canary_run_id", sa.BigInteger))
     of_canaries = sa.text("canary_run_id IS NOT NULL")

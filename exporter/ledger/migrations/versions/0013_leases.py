@@ -1,4 +1,4 @@
-"""Leases on accounts, in place of what exporters told each other about calls, turns and totals."""
+"""Add leases on accounts, which replace the messages between exporters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0012"
 
 
 def upgrade() -> None:
-    """Replace tables and columns. Exporters of the versions before cannot use the ledger then."""
+    """Replace tables and columns. Exporters of older versions cannot use the ledger any more."""
     postgresql = op.get_context().dialect.name == "postgresql"
     if postgresql:
         indexes = (
@@ -21,7 +21,7 @@ def upgrade() -> None:
         )
         for index in indexes:
             op.execute(f"DROP INDEX {index}")
-    # Not by Alembic's "batch", which would copy the tables.
+    # Alembic's batch mode would copy the tables.
     for table, column in (
         ("accounts", "next_slot"),
         ("calls", "replica_id"),
@@ -62,7 +62,7 @@ def upgrade() -> None:
         sa.Index("notices_account", "account_id"),
         sqlite_autoincrement=True,
     )
-    # Exporters that know no limits of labels may have run beside those that do.
+    # Exporters without limits of labels may have shared the ledger with newer ones.
     op.execute(
         "INSERT INTO counted_labels (label_set_id, account_id, used) "
         "SELECT DISTINCT label_set_id, account_id, -label_set_id FROM totals WHERE TRUE "

@@ -1,1 +1,1 @@
-"""The steps from one shape of the ledger to the next."""
+"""The migrations, one module per revision."""
