@@ -1,3 +1,3 @@
-"""Watches voice calls placed through the eSMS voice API and exposes what became of them."""
+"""A Prometheus exporter for the results of voice calls placed through the eSMS API."""
 
 __version__ = "0.1.0"

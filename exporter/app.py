@@ -1,4 +1,4 @@
-"""Puts the parts together: starts, reloads, drains and stops them."""
+"""The composition root: builds, starts, reloads, drains and stops all parts of the exporter."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ from exporter.tracker import CallTracker
 
 R = TypeVar("R")
 
-# Seconds that reading the configuration may take: with a million calls it takes some 30.
+# Timeout for reading the configuration, in seconds: a million calls take about 30.
 _LOAD_TIMEOUT: Final = 120.0
-# Seconds that targets and the MQTT broker have for what is under way when the exporter ends. What a
-# target has not taken by then is sent again.
+# Seconds that targets and the MQTT broker have to finish at shutdown. Undelivered notifications are
+# sent after the next start.
 _TARGET_STOP_TIMEOUT: Final = 2.0
 _log = structlog.get_logger(__name__)
 
 
 class App:
-    """The exporter, without its HTTP server and its signals.
+    """The exporter without HTTP server and signals.
 
     Args:
-        load: reads the configuration; raises `ConfigError`. Called in a thread.
-        changed: tells whether it is to be read again, asked twice a second. Called in a thread.
-        clocks: reads the clocks of the machine.
-        room_retry: seconds after which configured calls that there was no room for are tried again.
-        ledger_retry: seconds after which a configuration that the ledger failed to take is.
-        prune_interval: seconds after which old calls are deleted.
+        load: reads the configuration, in a thread; raises `ConfigError`.
+        changed: checks whether to reload the configuration, in a thread, twice a second.
+        clocks: reads the machine's clocks.
+        room_retry: seconds until configured calls that exceeded `watch.max_calls` are retried.
+        ledger_retry: seconds until a reload that failed because of the ledger is retried.
+        prune_interval: seconds between deletions of old calls.
     """
 
     def __init__(
@@ -92,24 +92,24 @@ class App:
         on_ready = partial(self._notify.wake, frozenset({HOME_ASSISTANT}))
         self._home_assistant = HomeAssistant(*parts, on_ready)
         self.config: Config | None = None
-        self._loaded: list[Config] = []  # what `open` leaves to `start`
-        self._reload_at = math.inf  # when the configuration is to be read again, changed or not
+        self._loaded: list[Config] = []  # from `open` to `start`
+        self._reload_at = math.inf  # time of a reload without a change
         self._reload_others: list[Callable[[], Awaitable[None]]] = []
         self._reloads_begun = 0
-        self._last_reload: tuple[int, ExporterError | None] = 0, None  # its number, and its problem
-        self._load_lock = asyncio.Lock()  # one configuration after the other
-        self._apply_lock = asyncio.Lock()  # while calls, files and accounts change
+        self._last_reload: tuple[int, ExporterError | None] = 0, None  # its number and error
+        self._load_lock = asyncio.Lock()  # serializes reloads
+        self._apply_lock = asyncio.Lock()  # held while sources and accounts change
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
-        self._leases: LeaseHolder | None = None  # where others share the ledger
+        self._leases: LeaseHolder | None = None  # None if the ledger is not shared
         self._lease_task: asyncio.Task[None] | None = None
-        self._to_load: set[str] = set()  # accounts whose calls are still to come from the ledger
-        self._retiring: set[asyncio.Task[None]] = set()  # of accounts that are not polled any more
+        self._to_load: set[str] = set()  # accounts whose open calls are not loaded yet
+        self._retiring: set[asyncio.Task[None]] = set()  # stopping accounts
         self._committer: asyncio.Task[None] | None = None
         self.loaded = False
         self._register_metrics()
 
     def _register_metrics(self) -> None:
-        """Have the metrics of plain state read at each scrape."""
+        """Register the functions that read values at each scrape."""
         metrics = self.metrics
         read_calls(metrics, self.calls.totals)
         read_accounts(metrics, self._account_stats)
@@ -135,10 +135,10 @@ class App:
     # Start, reload, stop.
 
     async def open(self) -> None:
-        """Load the configuration, open the ledger and show its totals.
+        """Load the configuration, open the ledger and load its totals.
 
         Raises:
-            ConfigError: with every problem.
+            ConfigError: the configuration has problems; contains all of them.
             LedgerError: the ledger cannot be used.
         """
         asyncio.get_running_loop().set_default_executor(ready_threads())
@@ -155,13 +155,13 @@ class App:
             await self.calls.load_totals([account.name for account in config.accounts])
 
     async def start(self) -> None:
-        """Take in the configured calls and begin to poll; raise `LedgerError` where that fails."""
+        """Add the configured calls and start to poll; raise `LedgerError` if the ledger fails."""
         self._committer = self.supervisor.start(self.ledger.run())
         self.supervisor.start(self._prune())
         async with self._apply_lock:
             await self._apply(self._loaded.pop())
         if self._leases:
-            with suppress(LedgerError):  # tried again
+            with suppress(LedgerError):  # `run` retries
                 await self._leases.keep()
             self._lease_task = self.supervisor.start(self._leases.run())
         self.supervisor.start(self._watch_config())
@@ -171,16 +171,16 @@ class App:
         self.loaded = True
 
     def on_reload(self, reload: Callable[[], Awaitable[None]]) -> None:
-        """Have another configuration loaded with each reload; the function raises its problems."""
+        """Register a function to call at each reload; it raises `ExporterError` if it fails."""
         self._reload_others.append(reload)
 
     async def reload(self) -> None:
-        """Load every configuration again; one with a problem stays as it was.
+        """Reload all configurations; one with a problem stays as it was.
 
-        Callers that come while a reload is under way share the next one.
+        Calls during a reload share the next reload.
 
         Raises:
-            ExporterError: with every problem; or the ledger could not take the calls in.
+            ExporterError: all problems of the configurations; or the ledger failed.
         """
         asked = self._reloads_begun
         async with self._load_lock:
@@ -211,7 +211,7 @@ class App:
                     await self._apply(config)
         except (ConfigError, LedgerError) as error:
             if isinstance(error, LedgerError):
-                # Nothing is wrong with it, and no change of it will come.
+                # The configuration is correct: retry without waiting for a change.
                 self._reload_at = time.monotonic() + self._ledger_retry
             self._not_reloaded(error)
             raise
@@ -223,18 +223,18 @@ class App:
         _log.error("configuration reload failed", problems=str(error))
 
     async def _read(self, work: Callable[[], R]) -> R:
-        """Read files of the configuration, on a file system that may not answer."""
+        """Run a function that reads files of the configuration; a file system may hang."""
         try:
             return await self._threads.run(ConfigurationSource.name, work)
         except SourceError as error:
-            self._reload_at = time.monotonic()  # as soon as there is an answer
+            self._reload_at = time.monotonic()  # as soon as the file system answers
             message = f"cannot be read: {error}"
             raise ConfigError((Problem("configuration", 0, "", message),)) from None
 
     async def stop(self) -> None:
-        """Give up what others take over, commit what was observed, close everything.
+        """Release leases, commit pending observations, and close everything.
 
-        The parts stop side by side: none that hangs delays another.
+        The parts stop concurrently, so that one that hangs does not delay the others.
         """
         timeout = self.config.shutdown_timeout if self.config else 1.0
         deadline = time.monotonic() + timeout
@@ -251,14 +251,14 @@ class App:
         await self.ledger.close(max(1.0, deadline - time.monotonic()))
 
     async def _release_leases(self, timeout: float) -> None:
-        """Leave the accounts to those that share the ledger."""
+        """Release all leases, so that other exporters take over."""
         if self._leases:
             if self._lease_task:
-                self._lease_task.cancel()  # or it would take them again
+                self._lease_task.cancel()  # it would take them again
             await self._leases.leave(timeout)
 
     async def _drain(self, timeout: float) -> None:
-        """Wait for requests under way, commit what they brought, and publish the last states."""
+        """Wait for pending requests, commit their results, and publish the last states."""
         deadline = time.monotonic() + timeout
         stops = [self._canaries.stop, *(account.stop for account in self.accounts.values())]
         await asyncio.gather(*(stop(timeout * 0.8) for stop in stops))
@@ -276,16 +276,16 @@ class App:
 
     @property
     def standby(self) -> Mapping[str, str]:
-        """The accounts that another exporter polls, with its name; empty while none does."""
+        """Names of the exporters that poll the other accounts; see `LeaseHolder.standby`."""
         return self._leases.standby if self._leases else {}
 
     def not_ready(self) -> list[str]:
-        """Return the reasons why the exporter does not do its work; empty when it does."""
+        """Return the reasons why the exporter is not ready; empty if it is."""
         reasons = [] if self.loaded else ["starting: the ledger is being read"]
         problem = self.ledger.problem or (self._leases and self._leases.problem)
         return reasons + ([problem] if problem else [])
 
-    # Going over to a configuration.
+    # Applying a configuration.
 
     async def _apply(self, config: Config) -> None:
         old = self.config
@@ -293,9 +293,9 @@ class App:
             message = "cannot change while the exporter runs; restart it"
             raise ConfigError((Problem("configuration", 0, "ledger.url", message),))
         watch = config.watch
-        # Not held any longer than they are added: they would be half of the memory.
+        # Release the configured calls once they are added: they take half of the memory.
         config = config.model_copy(update={"watch": watch.model_copy(update={"calls": ()})})
-        # Whatever fails from here on, calls that the ledger has added are watched.
+        # If a later step fails, the calls that the ledger has added are watched anyway.
         await self._configure_calls(config)
         context = SourceContext(
             [account.name for account in config.accounts],
@@ -306,7 +306,7 @@ class App:
         await self.sources.configure(watch, context)
         del watch
         if self.sources[ConfigurationSource].refused and self._changed is not None:
-            # Calls that were removed just now may have made room.
+            # Retry later: finished or removed calls make room.
             self._reload_at = time.monotonic() + self._room_retry
         self.config = config
         self._notify.configure(self._targets(config), config.shutdown_timeout)
@@ -323,14 +323,14 @@ class App:
         await self.calls.configure(limits, config.memory, watch.max_calls)
 
     def _targets(self, config: Config) -> list[TargetSettings]:
-        """Return where finished calls are notified to."""
+        """Return the targets of notifications."""
         targets = [webhook(target, config.authorities) for target in config.notify]
         if config.home_assistant:
             targets.append(home_assistant(config.home_assistant, self._home_assistant))
         return targets
 
     async def _change_accounts(self, old: Config | None, config: Config) -> None:
-        """Start, change and end accounts."""
+        """Start, change and stop accounts."""
         wanted = {account.name: account for account in config.accounts}
         if old:
             self._stop_accounts({account.name for account in old.accounts} - wanted.keys())
@@ -347,7 +347,7 @@ class App:
             self._to_load.discard(name)
 
     async def _start_accounts(self, names: Collection[str]) -> None:
-        """Poll accounts whose leases were taken."""
+        """Start accounts whose leases were taken."""
         async with self._apply_lock:
             await self._start(names)
 
@@ -364,7 +364,7 @@ class App:
             if self._leases:
                 epoch = self._leases.epoch(name)
                 if epoch is None or epoch != epochs[name]:
-                    self.calls.drop_totals(name)  # lost meanwhile
+                    self.calls.drop_totals(name)  # the lease was lost meanwhile
                     continue
                 until = self._leases.held_until
                 self.ledger.store.set_epoch(name, epoch)
@@ -388,7 +388,7 @@ class App:
         self._accounts_changed()
 
     def _stop_accounts(self, names: Collection[str]) -> None:
-        """Poll accounts no more, and show nothing of them."""
+        """Stop polling accounts and remove their series."""
         timeout = self.config.polling.timeout if self.config else 0.0
         for name in names:
             self.ledger.store.set_epoch(name, None)
@@ -411,7 +411,7 @@ class App:
         finally:
             await account.close()
 
-    # In the background.
+    # Background tasks.
 
     async def _watch_config(self) -> None:
         changed = self._changed
@@ -419,7 +419,7 @@ class App:
             await asyncio.sleep(INTERVAL)
             async with self._load_lock:
                 if self._threads.hangs(ConfigurationSource.name):
-                    continue  # as was told
+                    continue  # already reported
                 new = time.monotonic() >= self._reload_at
                 if not new and changed is not None:
                     try:
@@ -448,9 +448,9 @@ class App:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Pause Python's cycle collector while many calls are created.
+    """Disable the garbage collector while many calls are created.
 
-    Each collection would block the event loop for a tenth of a second, and free nothing.
+    Each collection would block the event loop for 0.1 s and free nothing.
     """
     gc.disable()
     try:

@@ -1,7 +1,4 @@
-"""The totals of finished calls, in plain numbers: metrics read them.
-
-The ledger holds the same numbers; these are the ones of the accounts that this exporter exposes.
-"""
+"""The totals of finished calls of the exposed accounts, in memory, as the metrics read them."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from exporter.polling.stats import Distribution
 
 
 class LabelSetTotals:
-    """What the finished calls of an account with one set of labels add up to.
+    """The totals of an account's finished calls with one label set.
 
     Attributes:
-        calls: how many ended with a result and a status, by `result/status`.
-        keypresses: how many ended with a key, by the first key that was pressed.
-        durations: seconds that answered calls lasted.
-        price: what the provider charged, in VND.
+        calls: number of calls by `result/status`.
+        keypresses: number of calls by the first pressed key.
+        durations: durations of answered calls, in seconds.
+        price: total price, in VND.
     """
 
     __slots__ = ("calls", "durations", "keypresses", "price")
@@ -45,13 +42,13 @@ class LabelSetTotals:
 
 
 class CallTotals:
-    """The totals of finished calls, by account and by the row of their set of labels.
+    """The totals of finished calls, by account and row of the label set.
 
-    The sets of labels are whole; what is shown of them are the labels with the names in
-    `watch.labels`, and sets that look the same then are one.
+    Only the labels in `watch.labels` are shown; label sets that differ only in other labels are
+    shown as one.
 
     Attributes:
-        names: the names of the labels that are shown, in that order.
+        names: the names of the shown labels, in order.
         delays: seconds from adding a call to its result, by account.
     """
 
@@ -63,25 +60,25 @@ class CallTotals:
 
     @property
     def accounts(self) -> AbstractSet[str]:
-        """The accounts whose totals are here; what is added to others is dropped."""
+        """The accounts with totals; additions to others are ignored."""
         return self._sets.keys()
 
     @property
     def label_sets(self) -> Collection[int]:
-        """The rows of the sets of labels that are known."""
+        """The rows of the known label sets."""
         return self._labels.keys()
 
     def configure(self, names: tuple[str, ...]) -> None:
-        """Change which labels are shown; `show` applies it."""
+        """Change the shown labels; call `show` afterwards."""
         self.names = names
 
     def labels(self, row: int) -> Mapping[str, str]:
-        """Return what is shown of a set of labels; nothing where it is not known."""
+        """Return the shown labels of a label set; empty if it is unknown."""
         labels = self._labels.get(row, {})
         return {name: labels[name] for name in self.names if labels.get(name)}
 
     def show(self, accounts: Collection[str], snapshot: Snapshot) -> None:
-        """Replace the totals of accounts by those in the ledger."""
+        """Replace the totals of accounts by a snapshot of the ledger."""
         self.hide(accounts)
         for account in sorted(accounts):
             self.delays[account] = Distribution(DELAY_BUCKETS)
@@ -92,7 +89,7 @@ class CallTotals:
         self.add(snapshot.totals.items())
 
     def hide(self, accounts: Collection[str]) -> None:
-        """Forget the totals of accounts."""
+        """Remove the totals of accounts."""
         for account in list(accounts):
             self._sets.pop(account, None)
             self.delays.pop(account, None)
@@ -100,19 +97,20 @@ class CallTotals:
         self._labels = {row: labels for row, labels in self._labels.items() if row in used}
 
     def learn(self, label_sets: Mapping[int, Labels]) -> None:
-        """Know sets of labels by their rows."""
+        """Add label sets by row."""
         self._labels.update(label_sets)
 
     def start(self, account: str, row: int) -> None:
-        """Begin the totals of an account's calls with a set of labels at 0."""
+        """Start the totals of an account's label set at 0, if it has none."""
         sets = self._sets.get(account)
         if sets is not None and row not in sets:
             sets[row] = LabelSetTotals()
 
     def change_series(self, changes: SeriesChanges) -> None:
-        """Begin the totals of some sets, and forget those of others.
+        """Start the totals of new label sets, and remove those of evicted ones.
 
-        Where another set looks the same, their series stays as it is: a counter must not go down.
+        If another label set has the same series, it takes the totals over: counters must not
+        decrease.
         """
         for account, row in changes.begun:
             self.start(account, row)
@@ -127,7 +125,7 @@ class CallTotals:
                 self._labels.pop(row, None)
 
     def add(self, cells: Iterable[tuple[TotalKey, float]]) -> None:
-        """Add what finished calls added to the ledger's totals."""
+        """Add increments of the ledger's totals."""
         for (account, row, total, cell), amount in cells:
             if (sets := self._sets.get(account)) is None:
                 continue
@@ -146,7 +144,7 @@ class CallTotals:
                 totals.price += amount
 
     def shown(self) -> Iterator[tuple[str, tuple[str, ...], LabelSetTotals]]:
-        """Yield the totals of each account by the values of the labels that are shown."""
+        """Yield the account, the values of the shown labels, and the totals of each series."""
         for account, sets in self._sets.items():
             alike: defaultdict[tuple[str, ...], list[LabelSetTotals]] = defaultdict(list)
             for row, totals in sets.items():

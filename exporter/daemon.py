@@ -1,4 +1,4 @@
-"""The life of the process: start, wait for a reason to stop, drain."""
+"""The process: starts the exporter and its web server, waits for a signal, shuts down."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Daemon:
-    """The exporter as a process.
+    """The exporter as a process. Create it inside the event loop.
 
     Args:
         load: reads the configuration.
-        web: where to listen, and to whom.
-        changed: tells whether the configuration is to be read again; None never to ask.
-        beside: an asynchronous context to run in once everything is up, such as the demo's calls.
-
-    Made inside the event loop.
+        web: addresses and access rules of the web server.
+        changed: checks whether to reload the configuration; None to disable the check.
+        beside: a generator for an async context to enter after the start, such as the demo's calls.
     """
 
     def __init__(
@@ -48,10 +46,10 @@ class Daemon:
         self._reload_requested = asyncio.Event()
 
     async def run(self) -> None:
-        """Run until a signal says to stop.
+        """Run until a signal to stop.
 
         Raises:
-            ExporterError: it could not start.
+            ExporterError: the start failed.
         """
         with handled_signals(self._stop_requested.set, self._reload_requested.set):
             async with self._watchdog():
@@ -64,7 +62,7 @@ class Daemon:
         _log.info("stopped")
 
     async def _start_unless_stopped(self) -> list[str] | None:
-        """Start; return the addresses, or None when a signal says to stop before that."""
+        """Start; return the listening addresses, or None after a signal to stop."""
         starting = asyncio.create_task(self._start_up())
         stopped = asyncio.create_task(self._stop_requested.wait())
         await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -82,7 +80,7 @@ class Daemon:
             addresses = await self._server.start()
             _log.info("listening", addresses=" ".join(addresses), version=exporter.__version__)
             await app.start()
-            # What is there now stays: the collector never has to look at it.
+            # Most objects created so far are permanent: exclude them from collections.
             gc.freeze()
         _log.info("ready", accounts=len(app.accounts), calls=app.calls.count)
         return addresses
@@ -111,14 +109,14 @@ class Daemon:
             self._reload_requested.clear()
             self._notifier.reloading()
             try:
-                with suppress(ExporterError):  # logged and counted where it happened
+                with suppress(ExporterError):  # logged and counted by `reload`
                     await self._app.reload()
             finally:
                 self._notifier.ready(self._status())
 
     @asynccontextmanager
     async def _watchdog(self) -> AsyncIterator[None]:
-        """Report to systemd while the block runs: from the start to the end of the drain."""
+        """Send heartbeats to systemd while the block runs."""
         beat = asyncio.create_task(self._notifier.beat(self._status))
         self._app.supervisor.watch(beat)
         try:
@@ -128,7 +126,7 @@ class Daemon:
             self._notifier.close()
 
     def _status(self) -> str:
-        """Return the state of the exporter in a line."""
+        """Return the state of the exporter as one line."""
         app = self._app
         if reasons := app.not_ready():
             return "; ".join(reasons)

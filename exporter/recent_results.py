@@ -1,6 +1,6 @@
-"""What has become of calls lately, for people who look: bounded, and pure. Time comes in.
+"""Recent results of calls, for the status page and Home Assistant; memory is bounded. Pure.
 
-Counted when a result is durable, as the metrics are; taken up again from the ledger at the start.
+Calls are counted when their result is durable. At the start, recent calls are read from the ledger.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ V = TypeVar("V")
 
 MINUTES: Final = 60
 NEWEST: Final = 10
-"""Failures that are kept of each account."""
+"""Number of failures to keep per account."""
 
 
 class Minute(NamedTuple):
-    """The calls that finished within a minute, which begins `at` (Unix time)."""
+    """Numbers of calls that finished within the minute that starts at Unix time `at`."""
 
     at: float
     success: int = 0
@@ -33,19 +33,19 @@ class Minute(NamedTuple):
 
     @property
     def finished(self) -> int:
-        """All of them."""
+        """The number of finished calls."""
         return self.success + self.failure + self.unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """What has become of an account's calls, as it stands at a moment.
+    """The recent results of an account at a given time.
 
     Attributes:
-        today: finished calls since midnight, or since `since` if that is later.
-        since: from when on all are counted (Unix time).
-        minutes: the last 60, the current one last.
-        failures: the newest calls that did not succeed, the newest first.
+        today: number of calls that finished since `since`, by result and status.
+        since: last midnight, or the start of complete data if that is later (Unix time).
+        minutes: the last 60, oldest first.
+        failures: the latest calls that did not succeed, newest first.
     """
 
     today: Counter[tuple[Result, Status]] = field(default_factory=Counter)
@@ -54,38 +54,38 @@ class Recent:
     failures: tuple[FinishedCall, ...] = ()
 
     def of_result(self, result: Result) -> int:
-        """Return how many of today's calls ended like that."""
+        """Return the number of today's calls with a result."""
         return sum(count for (found, _), count in self.today.items() if found == result)
 
     def of_status(self, status: Status) -> int:
-        """Return of how many of today's calls that was the status."""
+        """Return the number of today's calls with a status."""
         return sum(count for (_, found), count in self.today.items() if found == status)
 
     def share(self, part: int) -> float | None:
-        """Return a part of today's calls as a share of all; None where there are none."""
+        """Return a number of today's calls as a fraction of all; None if there are none."""
         total = self.today.total()
         return part / total if total else None
 
 
 class History:
-    """What has become of one account's calls.
+    """Collects the recent results of an account.
 
     Args:
-        midnight: returns when the day of a Unix time began, where people look.
-        since: from when on all calls are counted (Unix time).
+        midnight: returns the start of the day of a Unix time, in the local time zone.
+        since: the start of complete data (Unix time).
     """
 
     def __init__(self, midnight: Callable[[float], float], since: float = 0.0) -> None:
         self._midnight = midnight
         self._since = since
-        # By their midnights, and by their numbers. Twice as many as are shown, because results may
-        # come late and clocks go wrong; those that came first go.
+        # By midnight and by minute number. Twice as many as shown are kept, because results may be
+        # late and clocks wrong.
         self._days: dict[float, Counter[tuple[Result, Status]]] = {}
         self._minutes: dict[int, Counter[str]] = {}
         self._failures: deque[FinishedCall] = deque(maxlen=NEWEST)
 
     def add(self, call: FinishedCall) -> None:
-        """Count a call that has finished."""
+        """Count a finished call."""
         if call.result is not Result.SUCCESS:
             self._failures.append(call)
         _counter(self._days, self._midnight(call.finished_at), 2)[call.result, call.status] += 1
@@ -95,7 +95,7 @@ class History:
             minute["answered"] += 1
 
     def recent(self, now: float) -> Recent:
-        """Return what there is to be seen at a Unix time."""
+        """Return the recent results at a Unix time."""
         midnight, minute = self._midnight(now), int(now // 60)
         return Recent(
             Counter(self._days.get(midnight, ())),
@@ -109,39 +109,39 @@ class History:
 
 
 class Histories:
-    """The history of every account."""
+    """The histories of all accounts."""
 
     def __init__(self, midnight: Callable[[float], float] | None = None) -> None:
         self._midnight = midnight or local_midnight
         self._of: dict[str, History] = {}
 
     def start(self, now: float) -> float:
-        """Return from when on calls of the past are of interest (Unix time)."""
+        """Return the Unix time from which past calls are needed."""
         return min(self._midnight(now), now - MINUTES * 60)
 
     def recall(self, accounts: Iterable[str], calls: Iterable[FinishedCall], since: float) -> None:
-        """Begin the histories of accounts with all their calls since a Unix time, oldest first."""
+        """Start the histories of accounts with all their calls since a Unix time, oldest first."""
         for account in accounts:
             self._of[account] = History(self._midnight, since)
         for call in calls:
             self.add(call)
 
     def forget(self, account: str) -> None:
-        """Forget the history of an account."""
+        """Remove the history of an account."""
         self._of.pop(account, None)
 
     def add(self, call: FinishedCall) -> None:
-        """Count a call that has finished, of an account whose history has begun."""
+        """Count a finished call, unless its account has no history."""
         if (history := self._of.get(call.account)) is not None:
             history.add(call)
 
     def recent(self, account: str, now: float) -> Recent:
-        """Return what there is to be seen of an account."""
+        """Return the recent results of an account at a Unix time."""
         return (self._of.get(account) or History(self._midnight)).recent(now)
 
 
 def _counter(held: dict[K, Counter[V]], key: K, limit: int) -> Counter[V]:
-    """Return the counter of a key; the one that was added first makes room for a new one."""
+    """Return the counter of a key; beyond the limit, a new one replaces the oldest one."""
     if key not in held:
         if len(held) >= limit:
             del held[next(iter(held))]
@@ -150,6 +150,6 @@ def _counter(held: dict[K, Counter[V]], key: K, limit: int) -> Counter[V]:
 
 
 def local_midnight(at: float) -> float:
-    """Return when the day of a Unix time began in the zone of the process (`TZ`)."""
+    """Return the start of the day of a Unix time in the local time zone (`TZ`)."""
     day = time.localtime(at)
     return time.mktime((day.tm_year, day.tm_mon, day.tm_mday, 0, 0, 0, 0, 0, -1))

@@ -1,4 +1,4 @@
-"""Signals that end the process or have it reload."""
+"""Handlers of the signals that stop or reload the process."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from contextlib import contextmanager
 def handled_signals(
     stop: Callable[[], object], reload: Callable[[], object] | None = None
 ) -> Iterator[None]:
-    """Call `stop` on SIGTERM and SIGINT while the block runs; a second one exits at once.
+    """Call `stop` on SIGTERM and SIGINT while the block runs; exit at once on a second signal.
 
     Args:
-        stop: begins to end what the block does.
-        reload: called on SIGHUP; where there is none, SIGHUP stops, too.
+        stop: called once.
+        reload: called on SIGHUP; without it, SIGHUP calls `stop`.
     """
     stopping = False
 
     def stop_once() -> None:
         nonlocal stopping
         if stopping:
-            # What is committed stays; the rest is learnt again after the next start.
+            # Nothing is lost: uncommitted results are polled again after the next start.
             os._exit(1)
         stopping = True
         stop()

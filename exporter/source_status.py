@@ -1,7 +1,4 @@
-"""The status of the sources of calls and of the files of the configuration.
-
-The sources write it; the status page and the metrics read it.
-"""
+"""The status of sources and configuration files, for the status page and the metrics."""
 
 from __future__ import annotations
 
@@ -13,20 +10,20 @@ from typing import Final
 import structlog
 
 MAX_SHOWN: Final = 10
-"""Items of a source whose problems are shown at a time."""
+"""Maximum of items of a source whose problems are shown."""
 
 _log = structlog.get_logger(__name__)
 
 
 class SourceStatus:
-    """The status of a source, for metrics, the status page and the log.
+    """The status of a source.
 
     Args:
         name: the label `source` in metrics.
 
     Attributes:
         shown: the source is configured.
-        errors: readings that failed, or that found something to refuse.
+        errors: number of reads that failed or found invalid data.
         last_success: Unix time; 0 before the first success.
     """
 
@@ -35,12 +32,12 @@ class SourceStatus:
         self.shown = False
         self.errors = 0
         self.last_success = 0.0
-        # By item (a file, a query): the text, and what must be new in it to be logged again.
+        # By item (a file, a query): the text, and the kinds of problems that were logged.
         self._problems: dict[str, tuple[str, frozenset[str]]] = {}
 
     @property
     def problem(self) -> str:
-        """The current problems, one a line; empty where there are none."""
+        """The current problems, one per line; empty if there are none."""
         texts = (
             text if text.startswith(item) else f"{item}: {text}"
             for item, (text, _) in islice(self._problems.items(), MAX_SHOWN)
@@ -48,34 +45,34 @@ class SourceStatus:
         return "\n".join(texts)
 
     def configure(self, *, shown: bool) -> None:
-        """Start anew with another configuration; the numbers of a source that stays go on."""
+        """Apply a new configuration: clear the problems, and the counts unless `shown`."""
         self._problems.clear()
         if not shown:
             self.errors, self.last_success = 0, 0.0
         self.shown = shown
 
     def succeed(self) -> None:
-        """Note that the source was read, now."""
+        """Record that the source was read now."""
         self.last_success = time.time()
 
     def count_error(self) -> None:
-        """Count a reading that failed, or that found something to refuse."""
+        """Count a read that failed or found invalid data."""
         self.errors += 1
 
     def forget(self, item: str) -> None:
-        """Drop what was reported on an item that is gone."""
+        """Remove the problem of an item that does not exist any more."""
         self._problems.pop(item, None)
 
     def report(self, item: str, problem: str | None, kinds: Iterable[str] | None = None) -> bool:
-        """Report what is wrong with an item; it is logged once when it appears and once when gone.
+        """Set the problem of an item; log it once when it appears and once when it is solved.
 
         Args:
             item: a file, a query, or empty for the source as a whole.
-            problem: None where nothing is wrong.
-            kinds: what is compared with the last report, in place of the text itself.
+            problem: None if there is no problem.
+            kinds: to compare with the last report instead of the text.
 
         Returns:
-            Whether the problem is new, and was logged.
+            Whether the problem is new and was logged.
         """
         known = self._problems.get(item)
         named = {"item": item} if item else {}
@@ -92,11 +89,11 @@ class SourceStatus:
 
 
 class ConfigStatus:
-    """Which files of the configuration could not be loaded, and why.
+    """The status of the configuration files.
 
     Attributes:
-        problems: what is wrong with each file that could not be loaded the last time, by its kind.
-        loaded_at: when the exporter's own configuration was last loaded (Unix time); 0 before that.
+        problems: problems of the files whose last load failed, by the kind of the file.
+        loaded_at: when the main configuration was last loaded (Unix time); 0 before that.
     """
 
     def __init__(self) -> None:
@@ -104,9 +101,9 @@ class ConfigStatus:
         self.loaded_at = 0.0
 
     def loaded(self, kind: str) -> None:
-        """Note that a file was loaded."""
+        """Record that a file was loaded."""
         self.problems.pop(kind, None)
 
     def failed(self, kind: str, problem: str) -> None:
-        """Note why a file could not be loaded."""
+        """Record why a file could not be loaded."""
         self.problems[kind] = problem

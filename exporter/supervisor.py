@@ -1,4 +1,4 @@
-"""Background tasks: one that fails ends the process, which would run degraded without it."""
+"""Background tasks: if one fails, the process exits instead of running degraded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Coroutine
 
 
 class Supervisor:
-    """Runs background tasks and keeps the first exception that ended one. Made inside a loop.
+    """Runs background tasks and stores the first exception of one.
 
     Attributes:
-        failure: that exception; None while there is none.
+        failure: that exception, or None.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Supervisor:
         self.failure: BaseException | None = None
 
     def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Run a coroutine in a task of its own, until it ends or `stop` is called."""
+        """Run a coroutine as a task until it ends or `stop` is called."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -27,17 +27,17 @@ class Supervisor:
         return task
 
     def watch(self, task: asyncio.Task[None]) -> None:
-        """Keep the exception that ends a task whose owner stops it."""
+        """Store the exception of a task that its owner stops."""
         task.add_done_callback(self._ended)
 
     def fail(self, error: BaseException) -> None:
-        """Keep the exception that ended work which is not a task of its own."""
+        """Store the exception of work that is not a task."""
         if self.failure is None:
             self.failure = error
             self._failed.set()
 
     async def wait_for(self, event: asyncio.Event) -> None:
-        """Wait for an event; raise what ended a background task before it was set."""
+        """Wait for an event; raise the exception of a background task that failed before."""
         waiting = [asyncio.ensure_future(each.wait()) for each in (event, self._failed)]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -48,7 +48,7 @@ class Supervisor:
             raise self.failure
 
     async def stop(self) -> None:
-        """Cancel the tasks that `start` began, and wait for their end."""
+        """Cancel the tasks of `start` and wait until they end."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

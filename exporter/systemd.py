@@ -1,4 +1,4 @@
-"""Report to systemd: sd_notify(3), for a unit with `Type=notify`."""
+"""Notifications to systemd by sd_notify(3), for a unit with `Type=notify`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Final
 import structlog
 
 STATUS_EVERY: Final = 10.0
-"""Seconds from one status to the next, where no watchdog expects them more often."""
+"""The default interval of status reports, in seconds; a watchdog may require a shorter one."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Notifier:
-    """The socket that systemd listens on; without one, every method does nothing.
+    """A client of systemd's notification socket; without a socket, all methods do nothing.
 
     Args:
-        environ: names the socket and the time-out of the watchdog. They are removed from it, so
-            that no child process uses them.
+        environ: contains the socket and the time-out of the watchdog. They are removed, so that
+            child processes do not use them.
 
     Attributes:
-        every: seconds from one heartbeat to the next: half of the watchdog's time-out.
+        every: seconds between heartbeats: at most half of the watchdog's time-out.
     """
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -35,17 +35,17 @@ class Notifier:
         self._socket: socket.socket | None = None
         self._reported = True
         if address[:1] in {"/", "@"}:
-            # A leading `@` stands for the zero byte of an abstract socket.
+            # A leading `@` denotes an abstract socket, whose address starts with a zero byte.
             self._address = "\0" + address[1:] if address[0] == "@" else address
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
 
     def ready(self, status: str) -> None:
-        """Report that the start, or a reload, is over."""
+        """Report that the start or a reload is complete."""
         self._send("READY=1", _status(status))
 
     def reloading(self) -> None:
-        """Report that the configuration is read again; `ready` reports the end of it."""
+        """Report the start of a reload; call `ready` at its end."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
@@ -53,7 +53,7 @@ class Notifier:
         self._send("STOPPING=1", _status("stopping"))
 
     async def beat(self, status: Callable[[], str]) -> None:
-        """Send heartbeats for as long as the event loop runs, each with the status in a line."""
+        """Send heartbeats with the status, until cancelled."""
         while self._socket is not None:
             self._send(*(["WATCHDOG=1"] if self._watchdog else []), _status(status()))
             await asyncio.sleep(self.every)

@@ -19,13 +19,12 @@ THREADS: Final = 6
 
 
 def ready_threads() -> ThreadPoolExecutor:
-    """Return a pool whose threads have started.
+    """Return a pool whose threads are already started.
 
-    A pool starts them as they are needed, which fails where the machine has none left: then a
-    scrape would be refused, and background tasks would fail.
+    Otherwise scrapes and background tasks would fail when the machine has no threads left.
 
     Raises:
-        RuntimeError: the machine has none left now.
+        RuntimeError: the machine has no threads left.
     """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="beside")
     started = threading.Barrier(THREADS + 1)
@@ -40,10 +39,10 @@ def ready_threads() -> ThreadPoolExecutor:
 
 
 class SerialThread:
-    """A thread that runs functions one after the other, for the event loop it was made in.
+    """A thread that runs functions one after the other, for the current event loop.
 
-    The process ends without waiting for it, as it would for those of an executor: a database may
-    never answer.
+    Unlike threads of an executor, it does not delay the exit of the process: a database may never
+    answer.
     """
 
     def __init__(self, name: str) -> None:
@@ -53,9 +52,9 @@ class SerialThread:
         self._started = False
 
     def submit(self, work: Callable[[], R]) -> asyncio.Future[R]:
-        """Run a function after those that were submitted before, also if nothing awaits it.
+        """Queue a function; it runs even if the future is not awaited or is cancelled.
 
-        The future raises a `SourceError` where the machine has no thread left.
+        The future raises `SourceError` if the machine has no threads left.
         """
         done: asyncio.Future[R] = self._loop.create_future()
         try:
@@ -64,13 +63,13 @@ class SerialThread:
                 self._started = True
         except RuntimeError:
             done.set_exception(SourceError("no thread can be started"))
-            done.exception()  # retrieved, so that asyncio logs nothing where nothing awaits it
+            done.exception()  # mark as retrieved, so that asyncio does not log it
         else:
             self._work.put(partial(self._do, work, done))
         return done
 
     def close(self) -> None:
-        """End the thread after what was submitted."""
+        """End the thread after the queued functions."""
         self._work.put(None)
 
     def _run(self) -> None:
@@ -80,7 +79,7 @@ class SerialThread:
     def _do(self, work: Callable[[], R], done: asyncio.Future[R]) -> None:
         try:
             resolve: Callable[[], None] = partial(done.set_result, work())
-        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+        except BaseException as error:  # noqa: BLE001 - raised by the future
             resolve = partial(done.set_exception, error)
 
         def resolve_unless_cancelled() -> None:
@@ -92,10 +91,10 @@ class SerialThread:
 
 
 class DetachedThreads:
-    """Runs functions that may never return, in threads of their own.
+    """Runs functions that may never return, each in a separate thread.
 
-    The pool of `ready_threads` would lose a thread to a file system that does not answer, and the
-    process would wait for it at its end.
+    In the pool of `ready_threads`, a file system that hangs would block a thread forever and
+    prevent the process from exiting.
 
     Args:
         timeout: seconds to wait for a function.
@@ -107,14 +106,14 @@ class DetachedThreads:
         self._idle: list[SerialThread] = []
 
     def hangs(self, key: Hashable) -> bool:
-        """Return whether a function that was run under a key has not returned."""
+        """Return whether the last function run under a key has not returned yet."""
         return key in self._running
 
     async def run(self, key: Hashable, work: Callable[[], R]) -> R:
-        """Run a function under a key; after the timeout, it goes on and its result is dropped.
+        """Run a function under a key; after the timeout, ignore its result.
 
         Raises:
-            SourceError: it does not return in time, the last one under this key has not returned,
+            SourceError: the function timed out, the previous one under this key is still running,
                 or there are no threads left.
         """
         no_answer = f"no answer within {self._timeout:g} s"
@@ -131,13 +130,13 @@ class DetachedThreads:
                 self._running.discard(key)
                 self._idle.append(worker)
             else:
-                worker.close()  # once it is done, if ever
-                done.add_done_callback(lambda done: done.exception())  # nobody else retrieves it
+                worker.close()  # after the function returns, if ever
+                done.add_done_callback(lambda done: done.exception())  # mark as retrieved
         if not finished:
             raise SourceError(no_answer)
         return done.result()
 
     def close(self) -> None:
-        """End the threads, each once its work is done."""
+        """End the idle threads."""
         while self._idle:
             self._idle.pop().close()
