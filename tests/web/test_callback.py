@@ -350,7 +350,8 @@ async def test_a_call_that_is_let_go_meanwhile_is_watched_anew(bench: Bench) -> 
     removing = bench.app.ledger.call(store.keep_only, "calls.txt", set())
     assert await bench.call_back_meanwhile(removing) == 200
     assert bench.outcomes == {"watched": 1}
-    assert bench.calls.keys() > {row}
+    # The poller of the removed one may already have noticed.
+    assert bench.calls.keys() - {row}
 
 
 async def test_a_ledger_that_fails(bench: Bench) -> None:
