@@ -1,1 +1,1 @@
-"""The provider: requests, answers and result codes."""
+"""The eSMS API: client, answers and result codes."""

@@ -1,7 +1,7 @@
-"""The provider's answers, parsed and typed. Pure and total: any bytes make an answer.
+"""Parse the provider's answers. Pure; never raises: invalid bytes are a `bad_response`.
 
-Source: the provider's page of `GetSendStatus` and its examples. Types are taken loosely, because
-the documentation and the examples differ: numbers come as numbers or as strings.
+Source: the provider's page of `GetSendStatus` and its examples. They disagree on types, so numbers
+may be JSON numbers or strings.
 """
 
 from __future__ import annotations
@@ -23,38 +23,35 @@ from exporter.secrets import Secret, mask_phone_numbers
 MAX_MESSAGE_LENGTH: Final = 200
 
 MAX_PRICE: Final = 1e9
-"""VND; no call costs as much, and the sum of prices must not be spoilt by one of them."""
+"""VND. A higher price is an error, and must not corrupt the sum of prices."""
 
 MAX_BALANCE: Final = 1e15
-"""VND; no account holds as much, and up to here a float is exact."""
+"""VND. A higher balance is an error; up to here, floats are exact."""
 
-# Looked up once: Python 3.11 takes as long for a member of an enumeration as for a call.
+# Looking up a member of an enumeration costs as much as a function call in Python 3.11.
 _OK: Final = Outcome.OK
 _API_ERROR: Final = Outcome.API_ERROR
 
 _DECIMAL: Final = re.compile("[0-9]{1,20}(?:[.][0-9]{1,20})?")
 
-# A sister call of the provider says `true` where this one says 1.
+# Another operation of the provider returns `true` where this one returns 1.
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 class Answer(NamedTuple):
-    """One answer of the provider, or the failure that took its place.
+    """An answer of the provider, or the failure of the request.
 
     Attributes:
-        outcome: of the request.
-        code: the documented result code, `other` for any other, None where there was none.
-        message: the provider's words for a failure, bounded, without control characters and phone
-            numbers.
-        retry_after: seconds for which a throttling provider wants no requests.
-        reference_id: the id that the answer is about, or of a call that was placed; None where it
-            names none.
-        send_status: 1, 2, 4, 5, 7; None where it is absent or no number.
-        sent_result: 0 or 1, or as a boolean; None where it is absent or neither.
-        call_status: as it came; empty where it is absent.
-        duration: seconds, unchecked; None where it is absent or no number.
-        odd_duration: a duration came that is not a number.
-        ivr: the key or keys that were pressed, as they came.
+        code: the result code if it is documented, else `other`; None if it is missing.
+        message: the error message, limited in length, without control characters and phone numbers.
+        retry_after: seconds to wait, if the provider throttles and names them.
+        reference_id: the id of the call in the answer, or of a placed call.
+        send_status: 1, 2, 4, 5 or 7; None if missing or not a number.
+        sent_result: 0, 1 or a boolean; None if missing or invalid.
+        call_status: as received; empty if missing.
+        duration: seconds, not validated; None if missing or not a number.
+        odd_duration: whether a duration is present that is not a number.
+        ivr: the pressed keys, as received.
         balance: VND.
         sent: whether the request may have reached the provider.
     """
@@ -74,21 +71,19 @@ class Answer(NamedTuple):
     sent: bool = True
 
 
-# `read_answer`, `read_balance` and `read_placed` take the body of a response with the status 200,
-# and case-folded texts, such as the credentials: a message that repeats one in upper or lower case
-# is withheld.
+# `read_answer`, `read_balance` and `read_placed` parse the body of a response with status 200.
+# `hidden` are case-folded texts such as the credentials: a message that contains one is withheld.
 
 
 def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
-    """Read the answer of `GetSendStatus`. Never raises."""
+    """Parse the response of `GetSendStatus`. Never raises."""
     return _read_document(_object(body), hidden)
 
 
 def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
-    """Read the answer of `GetBalance_json`. Never raises.
+    """Parse the response of `GetBalance_json`. Never raises.
 
-    A refusal comes with a balance of 0, which is none. A good answer without a balance that can be
-    one is a bad response: it is better not to know than to know something wrong.
+    The balance of 0 in a refusal is ignored. Success without a plausible balance is a bad response.
     """
     document = _object(body)
     answer = _read_document(document, hidden)
@@ -101,10 +96,9 @@ def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
 
 
 def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
-    """Read the answer of MakeCall*: its `reference_id` is the `SMSID`. Never raises.
+    """Parse the response of `MakeCall*`: `reference_id` is the `SMSID`. Never raises.
 
-    A good answer whose `SMSID` cannot be one is a bad response: a call was placed, and its id is
-    not known.
+    Success without a valid `SMSID` is a bad response: the call was placed, but its id is unknown.
     """
     document = _object(body)
     answer = _read_document(document, hidden)
@@ -119,13 +113,13 @@ def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
 
 
 def read_callback(fields: Mapping[str, str]) -> Answer:
-    """Read the parameters of the provider's callback as the answer that they would be. Total."""
+    """Convert the parameters of the provider's callback to an answer. Never raises."""
     return _read_document({**fields, "CodeResponse": "100"}, ())
 
 
 def read_price(text: str) -> float | None:
-    """Return the price of a callback, in VND; None where there is none that can be one."""
-    # Python reads more than that as a number, `1_0` and `1e3` among it.
+    """Return the price in a callback, in VND; None if it is missing or implausible."""
+    # `float` alone would accept `1_0` and `1e3`.
     price = float(text) if _DECIMAL.fullmatch(text := text.strip()) else math.inf
     return price if price <= MAX_PRICE else None
 
@@ -133,13 +127,13 @@ def read_price(text: str) -> float | None:
 def read_refusal(
     http_status: int, retry_after: str | None, now: float, date: str | None = None
 ) -> Answer:
-    """Read an answer that came with another status than 200. Never raises.
+    """Convert a response with another status than 200. Never raises.
 
     Args:
-        http_status: the status of the response.
-        retry_after: its `Retry-After` header.
-        now: Unix time, for a `Retry-After` that is a date where there is no `date`.
-        date: its `Date` header: by the same clock as `retry_after`, right or wrong.
+        http_status: the status.
+        retry_after: the `Retry-After` header.
+        now: Unix time, for a date in `retry_after` if `date` is missing.
+        date: the `Date` header: the clock of the server may be wrong.
     """
     if http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         sent = _date(date or "")
@@ -149,7 +143,7 @@ def read_refusal(
 
 
 def _object(body: bytes) -> Mapping[str, object]:
-    """Return the JSON object of a body, after a byte order mark; an empty one for any other."""
+    """Return the JSON object in a body, with or without a BOM; empty if there is none."""
     try:
         document = from_json(body.removeprefix(BOM_UTF8))
     except ValueError:
@@ -168,7 +162,7 @@ def _read_document(document: Mapping[str, object], hidden: Iterable[Secret]) -> 
         return Answer(outcome, code, _message(document.get("ErrorMessage"), hidden))
     duration = document.get("CallDuration")
     seconds = _number(duration)
-    # By their places, for which Python takes half the time.
+    # Positional arguments take half the time.
     return Answer(
         outcome,
         code,
@@ -185,11 +179,11 @@ def _read_document(document: Mapping[str, object], hidden: Iterable[Secret]) -> 
 
 
 def _text(value: object) -> str:
-    """Return a string or a whole number as trimmed text; empty for anything else."""
+    """Return a string or a whole number as trimmed text; empty for other values."""
     if type(value) is str:
         return value.strip()
     if type(value) is int:
-        # Python refuses to print integers of thousands of digits; no field here has twenty.
+        # Python refuses to print very long integers; no field has twenty digits.
         return str(value) if abs(value) < 10**20 else ""
     if type(value) is float and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
@@ -197,12 +191,12 @@ def _text(value: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    """Return a number, or a string that is one, as a float; it may be infinite but never NaN."""
-    # bool is an int to Python, and `true` is no number.
+    """Return a number, or a string with a number, as a float; possibly infinite, never NaN."""
+    # `type`, because `isinstance` accepts bool as int.
     if type(value) is not int and type(value) is not float and type(value) is not str:
         return None
     if type(value) is str and "_" in value:
-        return None  # which Python would read over
+        return None  # `float` would ignore it
     try:
         number = float(value)
     except OverflowError:
@@ -220,7 +214,7 @@ def _integer(value: object) -> int | None:
 
 
 def _flag(value: object) -> bool | None:
-    """Return a boolean, or the number or text that is one."""
+    """Return a boolean from a boolean, 0, 1 or a text."""
     if type(value) is bool:
         return value
     if type(value) is str and (flag := _FLAGS.get(value.strip().lower())) is not None:
@@ -236,16 +230,15 @@ def _message(value: object, hidden: Iterable[Secret]) -> str:
     folded = text.casefold()
     for part in hidden:
         if part.reveal() in folded:
-            # Whole: what is left of it could still hold a part of a credential.
+            # Withhold it completely: the rest may contain a part of a credential.
             return "(withheld: it repeats the request)"
     return mask_phone_numbers(text)[:MAX_MESSAGE_LENGTH]
 
 
 def read_retry_after(value: str | None, now: float) -> float | None:
-    """Read a `Retry-After` header (RFC 9110, 10.2.3): seconds or a date.
+    """Parse a `Retry-After` header (RFC 9110, 10.2.3): seconds or a date.
 
-    Returns:
-        Seconds from `now`, not negative and not bounded above; None where it says nothing.
+    Return seconds from `now`, at least 0 and without a maximum; None if missing or invalid.
     """
     text = (value or "").strip()
     if not text:
@@ -257,7 +250,7 @@ def read_retry_after(value: str | None, now: float) -> float | None:
 
 
 def _date(text: str) -> float | None:
-    """Return an HTTP date as Unix time; None where it is none."""
+    """Return an HTTP date as Unix time; None if it is invalid."""
     try:
         return parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):

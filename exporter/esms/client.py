@@ -1,4 +1,4 @@
-"""The one client of the provider: polls, placed calls and balances of one account."""
+"""The client of the eSMS API: poll calls, place calls and request the balance of an account."""
 
 from __future__ import annotations
 
@@ -21,21 +21,18 @@ from exporter.esms.codes import Outcome
 from exporter.http import MAX_AGES, HttpClient, Response
 from exporter.secrets import Secret
 
-# A member of an enumeration is looked up anew each time, which takes as long as a function's call.
+# Looking up a member of an enumeration costs as much as a function call in Python 3.11.
 _OK: Final = int(HTTPStatus.OK)
 _SEPARATOR: Final = "||"
 
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """A call to be placed.
+    """A call to place, with either a recording or a template.
 
     Attributes:
-        phone: the number to call.
-        request_id: the provider refuses a second request with it, for 24 h.
-        recording: its id; None for a template.
-        template: its id; None for a recording.
-        variables: values of the template's variables, in its order.
+        request_id: the provider refuses a second request with the same id for 24 h.
+        variables: the values of the template's variables, in the order of the template.
     """
 
     phone: Secret
@@ -46,11 +43,11 @@ class CallRequest:
 
     @property
     def operation(self) -> str:
-        """The provider's name of the operation."""
+        """The name of the operation in the API."""
         return "MakeCallTemplate_V2" if self.template else "MakeCallRecord_V2"
 
     def parameters(self) -> Mapping[str, str]:
-        """Return the parameters but for the credentials and the phone number."""
+        """Return the parameters without the credentials and the phone number."""
         if self.template:
             variables = _SEPARATOR.join(self.variables)
             more = {"VariableListStr": variables} if variables else {}
@@ -59,15 +56,10 @@ class CallRequest:
 
 
 class EsmsClient:
-    """Sends requests with the credentials of one account. Its methods return failures as answers.
+    """Sends requests with the credentials of one account. Failures are returned as answers.
 
-    Args:
-        account: its addresses, credentials and proxy.
-        timeout: seconds from connecting to the last byte.
-        tls: see `exporter.http.HttpClient`.
-        max_ages: see there.
-
-    Must be made inside a running loop, and closed.
+    Must be created in a running event loop, and closed. For the parameters, see
+    `exporter.http.HttpClient`.
     """
 
     def __init__(
@@ -87,7 +79,7 @@ class EsmsClient:
             proxy=account.proxy_url,
             max_ages=max_ages,
         )
-        # All of a poll's URL but the id, encoded and taken apart once: that costs a fifth of it.
+        # Encode and parse the URL of polls, without the id, once: that is a fifth of a poll's cost.
         url = URL(f"{URL(account.base_url)}/GetSendStatus", encoded=True)
         self._poll_url = partial(
             URL.build,
@@ -108,7 +100,7 @@ class EsmsClient:
     async def send_status(self, reference_id: str) -> Answer:
         """Poll a call: one `GetSendStatus` request."""
         encoded = reference_id
-        # Letters, digits and hyphens stand for themselves, and nearly every id has no others.
+        # Most ids have only letters, digits and hyphens, which need no encoding.
         if not (reference_id.isascii() and reference_id.replace("-", "").isalnum()):
             encoded = quote(reference_id, safe="")
         url = self._poll_url(query_string=self._poll_query.reveal() + encoded)
@@ -118,7 +110,7 @@ class EsmsClient:
         return answer
 
     async def place_call(self, request: CallRequest) -> Answer:
-        """Place a call: one request at most, on a connection of its own."""
+        """Place a call: a single request on a new connection, without retries."""
         phone = request.phone.reveal()
         query = _query({**self._keys(), "Phone": phone, **request.parameters()})
         url = URL(f"{URL(self._account.base_url)}/{request.operation}?{query}", encoded=True)
@@ -126,14 +118,14 @@ class EsmsClient:
         return await _answer(self._http.request_once(url), read_placed, hidden)
 
     async def balance(self) -> Answer:
-        """Ask for the balance: one `GetBalance_json` request, on a host of its own."""
+        """Request the balance: one `GetBalance_json` request, to a separate host."""
         url = URL(f"{URL(self._account.balance_url)}/GetBalance_json", encoded=True)
         data, headers = json.dumps(self._keys()).encode(), {"Content-Type": "application/json"}
         request = self._http.request("POST", url, data=data, headers=headers)
         return await _answer(request, read_balance, self._hidden)
 
     async def close(self) -> None:
-        """Close the connections; requests under way fail."""
+        """Close the connections; requests in flight fail."""
         await self._http.close()
 
     def _keys(self) -> Mapping[str, str]:
@@ -152,7 +144,7 @@ async def _answer(
     read: Callable[[bytes, Iterable[Secret]], Answer],
     hidden: Iterable[Secret],
 ) -> Answer:
-    """Send a request, and read its response or the failure that took its place."""
+    """Send a request, and convert its response or failure to an answer."""
     try:
         response = await request
     except RequestError as error:

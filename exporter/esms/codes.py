@@ -1,6 +1,6 @@
 """The provider's result codes, and the outcomes of requests.
 
-Source: the provider's public table of result codes (`bang-ma-loi`), as far as it concerns calls.
+Source: the provider's public table of result codes (`bang-ma-loi`), limited to calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class Outcome(StrEnum):
-    """The outcome of one request: the label `outcome` of `esms_api_requests_total`."""
+    """The outcome of a request: the label `outcome` of `esms_api_requests_total`."""
 
     OK = "ok"
     AUTH = "auth"
@@ -24,7 +24,7 @@ class Outcome(StrEnum):
     HTTP_ERROR = "http_error"
 
 
-# To add a code: one line here. Its class decides what the poller does with it.
+# To add a code, add one line. Its outcome decides what the poller does.
 CODES: Final[dict[str, Outcome]] = {
     "100": Outcome.OK,
     "99": Outcome.API_ERROR,  # number blocked
@@ -32,7 +32,7 @@ CODES: Final[dict[str, Outcome]] = {
     "102": Outcome.API_ERROR,  # no price list
     "103": Outcome.API_ERROR,  # balance too low
     "104": Outcome.API_ERROR,  # call code or template does not exist
-    "105": Outcome.NOT_FOUND,  # id not found, or not yet
+    "105": Outcome.NOT_FOUND,  # id not found, possibly not yet
     "106": Outcome.API_ERROR,  # recording does not exist
     "108": Outcome.API_ERROR,  # phone number malformed
     "118": Outcome.API_ERROR,  # type not supported
@@ -45,4 +45,4 @@ CODES: Final[dict[str, Outcome]] = {
 }
 
 OTHER_CODE: Final = "other"
-"""The label value for a code that is not documented, so that the label stays bounded."""
+"""The label value of undocumented codes, so that the label stays bounded."""

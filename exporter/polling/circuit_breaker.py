@@ -1,8 +1,8 @@
-"""Whether an account is polled at all.
+"""The circuit breaker: pauses the polls of an account while the provider refuses or fails.
 
-A failed request can be the fault of its call, which the provider never answers properly, or of the
-account: refused credentials, throttling, an outage. Only different calls that fail one after the
-other tell the two apart. Times are seconds of the monotonic clock, unless they are Unix times.
+A failed request can have two causes: the call, if the provider never answers it properly, or the
+account: refused credentials, throttling, an outage. Consecutive failures of different calls point
+to the account. Times are monotonic seconds, unless they are Unix times.
 """
 
 from __future__ import annotations
@@ -24,38 +24,36 @@ from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
 
 MAX_PAUSE: Final = 900.0
-"""Seconds that any pause lasts at most, whatever a `Retry-After` says."""
+"""Maximum seconds of a pause, also with `Retry-After`."""
 
 OUTAGE: Final = 5
-"""Different calls that fail in a row, with no good answer in between, before the breaker opens."""
+"""Consecutive failures of different calls that open the breaker."""
 
 REFUSAL: Final = 2
-"""The same where the provider refuses the credentials or throttles: one call is no witness."""
+"""The same for refused credentials and throttling. One call is not enough evidence."""
 
 RECHECK: Final = 3.0
-"""Seconds from the first refusal to the request for another call that confirms it or not."""
+"""Seconds from the first refusal to the poll of another call, which confirms or refutes it."""
 
 GOOD: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND})
-"""Outcomes that show that the account can be polled."""
+"""Outcomes that prove that the account can be polled."""
 
 _REFUSED: Final = frozenset({Outcome.AUTH, Outcome.THROTTLED})
 
-# Trials that fail before the pause grows, while they are for calls that may be sick themselves:
-# with nine sick calls in ten, so many different ones in a row have a chance of 1 in 500.
+# Failed trials with weak evidence before the pause grows. If nine calls in ten are sick, so many
+# consecutive failures have a probability of 1 in 500.
 _WEAK_TRIALS: Final = 60
 
-# A longer run of failures was an outage.
+# Count a run of failures up to this length; a longer one was an outage.
 _LONGEST_RUN: Final = 30
 
-# Seconds in which half of the longest run of failures that ended with a good answer is forgotten.
+# Half-life, in seconds, of the length of the longest run of failures that ended with a good answer.
 _HALF_LIFE: Final = 300.0
 
-# Seconds without a good answer after which calls that failed before are evidence, where there are
-# no others.
+# After so many seconds without a good answer, failed calls are evidence if there are no others.
 _QUIET: Final = 60.0
 
-# Throttled calls that were answered later, within so many seconds, show that the account was
-# throttled.
+# If so many throttled calls have good answers within so many seconds, the account was throttled.
 _RECOVERED_CALLS: Final = 5
 _RECOVERED_WITHIN: Final = 60.0
 
@@ -67,12 +65,12 @@ _log = structlog.get_logger(__name__)
 
 
 class Evidence(Enum):
-    """What a failed request for a call says about the account.
+    """How far a failed request shows that the account is at fault.
 
     Attributes:
-        SICK: nothing: the call had failed before, while others were answered.
-        WEAK: little: the call may be sick itself.
-        RELIABLE: much: the call was answered lately, or there is no other call to poll.
+        SICK: not at all: the call failed before, while others had good answers.
+        WEAK: a little: the call itself may be at fault.
+        RELIABLE: the call had a good answer lately, or there is no other call to poll.
     """
 
     SICK = 0
@@ -81,7 +79,7 @@ class Evidence(Enum):
 
 
 class Change(Enum):
-    """What an answer changes about an account: a pause begins, also one after another, or ends."""
+    """The effect of an answer: a pause begins, possibly right after another one, or ends."""
 
     OPENED = 0
     CLOSED = 1
@@ -90,28 +88,27 @@ class Change(Enum):
 class CircuitBreaker:
     """Decides whether an account is polled: closed, open (paused), or half-open (on trial).
 
-    It starts half-open: a single request is sent, and another one only when that is answered, until
-    an answer is good. It opens when `REFUSAL` different calls in a row were refused, or `OUTAGE`
-    failed in any way; the last of them is a trial, and so is the request after each pause. Where
-    runs of failures have lately ended with a good answer, calls that may be sick themselves open it
-    only in a longer run, by twice the longest of those.
+    It starts half-open: it sends one request at a time until an answer is good. It opens when
+    `REFUSAL` different calls in a row are refused, or `OUTAGE` fail in any way. The last of them is
+    a trial, and so is the request after each pause. If runs of failures have lately ended with a
+    good answer, weak evidence has to form a run that is longer by twice the longest of them.
 
     Args:
-        account: its name.
-        limiter: slowed down where the provider throttles.
-        stats: where `authorized` and `paused_until` are shown.
+        account: the name of the account.
+        limiter: is slowed down when the provider throttles.
+        stats: receives `authorized` and `paused_until`.
         calls: the open calls, by row: a live mapping, shared by reference.
-        jitter: returns a factor around 1, so that the pauses of several accounts end apart.
+        jitter: returns a factor around 1, to spread the ends of pauses.
 
     Attributes:
-        half_open: whether one request at a time is sent, until an answer is good.
-        healthy: whether the account is closed, and a good answer changes nothing.
-        good_at: when the last good answer came.
-        open_since: when the first of the pauses in a row began; None while there is none.
-        paused_until: when the pause ends, or ended.
-        paused_by: the answer that the pause began with; None while the breaker is not open.
-        failures: polls in a row that failed, by row, of calls of which there are any.
-        answered_lately: open calls with a good answer: the best witnesses.
+        half_open: one request at a time is sent until an answer is good.
+        healthy: the breaker is closed, and a good answer changes nothing.
+        good_at: time of the last good answer.
+        open_since: start of the first of consecutive pauses; None if the breaker is not open.
+        paused_until: end of the current or last pause.
+        paused_by: the answer that caused the pause; None if the breaker is not open.
+        failures: consecutive failed polls by row, without calls that have none.
+        answered_lately: open calls with a good answer, to poll in trials.
     """
 
     def __init__(
@@ -136,52 +133,51 @@ class CircuitBreaker:
         self.failures: dict[int, int] = {}
         self.answered_lately: deque[WatchedCall] = deque(maxlen=_WITNESSES)
         self._trial_under_way = False
-        # Different calls that failed in a row, by outcome and whether they are reliable.
+        # The current run of failures, by outcome and whether the evidence is reliable.
         self._run: Counter[tuple[Outcome, bool]] = Counter()
-        self._retry_after = 0.0  # the longest that any of them asked for
-        self._longest_run = 0.0  # of those that lately ended with a good answer
-        self._contradicted_at = -math.inf  # when another call showed that a refused one was sick
+        self._retry_after = 0.0  # the longest in the run
+        self._longest_run = 0.0  # of the runs that lately ended with a good answer
+        self._contradicted_at = -math.inf  # when a good answer last followed a refusal
         self._level = 0
-        self._failed_trials = 0  # since it is open
-        self._answers_from = -math.inf  # answers to requests sent before decide nothing
+        self._failed_trials = 0  # since the breaker opened
+        self._answers_from = -math.inf  # ignore answers to requests sent before
         self._throttled: set[int] = set()  # calls whose last poll was throttled
-        self._recovered: dict[int, float] = {}  # when throttled calls were answered after all
+        self._recovered: dict[int, float] = {}  # when throttled calls had good answers
         self._suspects: list[int] = []  # calls that began to fail since the last good answer
-        self._failing_requests: set[str] = set()  # other than polls
+        self._failing_requests: set[str] = set()  # requests other than polls
 
     @property
     def reason(self) -> Outcome | None:
-        """Why it is open, if it is."""
+        """The outcome that opened the breaker; None if it is not open."""
         return self.paused_by.outcome if self.paused_by else None
 
     @property
     def all_failed(self) -> bool:
-        """Whether there is no call left that did not fail."""
+        """Whether all open calls failed at their last poll."""
         return len(self.failures) >= len(self._calls)
 
     @property
     def doubtful(self) -> bool:
-        """Whether failures in a row make it matter which call is polled next."""
+        """Whether the next call has to be chosen, because of consecutive failures."""
         return self._run.total() >= (1 if self.half_open else REFUSAL)
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a request may be sent; 0 or less for now.
+        """Return the seconds until the next request; 0 or less if it may be sent now.
 
-        Infinite while the answer to a trial is awaited.
+        Infinite while a trial is in flight.
         """
         if self._trial_under_way:
             return math.inf
         return max(self.paused_until - now, self._limiter.wait(now))
 
     def sent(self) -> None:
-        """Account for a request that is sent now."""
+        """Record that a request is sent now."""
         self._trial_under_way = self.half_open
 
     def reset(self, now: float) -> list[int]:
-        """Go on trial at once, because the credentials or the address have changed.
+        """Go half-open at once, because the credentials or the address have changed.
 
-        Returns:
-            The rows of the calls that failed, to poll them again.
+        Return the rows of the failed calls, to poll them again.
         """
         self._close()
         self._answers_from = now
@@ -193,14 +189,14 @@ class CircuitBreaker:
         return failing
 
     def added(self, wall: float) -> None:
-        """End a pause that began with too few different calls, now that there is another."""
+        """End a pause that was based on too few calls, because a new call was added."""
         reason = self.reason
         if reason and len(self._suspects) < (REFUSAL if reason in _REFUSED else OUTAGE):
             self.paused_until = -math.inf
             self._stats.paused_until = wall
 
     def forget(self, call_id: int) -> None:
-        """Forget a call that is not polled any more."""
+        """Remove a call."""
         if self.failures:
             self.failures.pop(call_id, None)
             self._throttled.discard(call_id)
@@ -208,10 +204,9 @@ class CircuitBreaker:
     def polled(
         self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
     ) -> list[int]:
-        """Account for the answer to a poll, unless it and all that came before are good.
+        """Record the answer to a poll. Not needed for good answers while there are no failures.
 
-        Returns:
-            The rows of calls to poll again: they failed because of the account.
+        Return the rows of calls to poll again, because the account made them fail.
         """
         if answer.outcome not in GOOD:
             evidence = self._fail(call, answer.outcome, now)
@@ -225,20 +220,20 @@ class CircuitBreaker:
     def requested(
         self, request: str, answer: Answer, sent_at: float, now: float, wall: float
     ) -> list[int]:
-        """Account for the answer to another request, by its name; see `polled`."""
+        """Record the answer to a named request other than a poll; see `polled`."""
         evidence = Evidence.RELIABLE
         if answer.outcome in GOOD:
             self._failing_requests.discard(request)
         else:
             if request in self._failing_requests and not self._is_left_with_failing_calls(now):
-                evidence = Evidence.SICK  # one that keeps failing alone
+                evidence = Evidence.SICK  # it fails repeatedly, others do not
             self._failing_requests.add(request)
         return self._account_for(answer, evidence, sent_at, now, wall)
 
     def recovered(self, call_id: int, now: float) -> None:
-        """Account for a good answer to a call that was throttled the last time.
+        """Record a good answer to a call whose last poll was throttled.
 
-        If several calls have one, the account was throttled, and not the calls: lower the rate.
+        Several of them show that the account was throttled, not single calls: lower the rate.
         """
         self._recovered[call_id] = now
         since = now - _RECOVERED_WITHIN
@@ -249,13 +244,13 @@ class CircuitBreaker:
     def answered(
         self, answer: Answer, sent_at: float, now: float, evidence: Evidence = Evidence.RELIABLE
     ) -> Change | None:
-        """Account for the answer to a request.
+        """Record the answer to a request.
 
         Args:
-            answer: with the outcome for the call.
-            sent_at: when the request was sent; one from before a trial decides nothing.
-            now: when the answer came.
-            evidence: what a failure says about the account.
+            answer: the answer, with the outcome of the verdict.
+            sent_at: when the request was sent; it is ignored if that was before a trial.
+            now: when the answer arrived.
+            evidence: see `Evidence`; used for failures.
         """
         if sent_at < self._answers_from:
             return None
@@ -265,7 +260,7 @@ class CircuitBreaker:
             return self._succeeded(now)
         self.healthy = False
         if sent_at < self.good_at:
-            evidence = Evidence.SICK  # others were answered meanwhile, as where a call hangs
+            evidence = Evidence.SICK  # other calls had good answers meanwhile
         if evidence is not Evidence.SICK:
             self._run[outcome, evidence is Evidence.RELIABLE] += 1
             if outcome is Outcome.THROTTLED:
@@ -302,8 +297,8 @@ class CircuitBreaker:
         if answer.outcome not in GOOD or self.half_open:
             return []
         suspects, self._suspects = self._suspects, []
-        # Where the breaker was closed, others were answered: the calls were at fault. Those that
-        # fail again after a pause are sick: no witnesses, until they have a good answer.
+        # If the breaker was closed, other calls had good answers: these calls were at fault. Calls
+        # that fail again after a pause are no evidence until they have a good answer.
         return suspects if change is Change.CLOSED else []
 
     def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Evidence:
@@ -344,12 +339,12 @@ class CircuitBreaker:
         return Change.CLOSED if was_open else None
 
     def _suspect(self, answer: Answer, now: float) -> Change | None:
-        """Open where enough different calls have failed; go on trial where one is missing."""
+        """Open after enough failures of different calls; go half-open one failure before that."""
         run, outcome, more = self._run, answer.outcome, 2 * int(self._usual_run(now))
         failed = run.total()
         reliable = sum(number for (_, is_reliable), number in run.items() if is_reliable)
         refused = run[outcome, True] + run[outcome, False] if outcome in _REFUSED else 0
-        # Where others were just answered, two refused calls may well be sick both.
+        # If other calls had good answers just now, two refused calls may both be at fault.
         needed = REFUSAL if self._is_quiet(now) else OUTAGE
         if (
             (refused and (refused >= needed + more or run[outcome, True] >= REFUSAL))

@@ -1,4 +1,4 @@
-"""When to poll a call, after what was learnt of others. Pure: no I/O, no clock, no randomness."""
+"""Poll intervals, learnt from past calls. Pure: no I/O, no clock, no randomness."""
 
 from __future__ import annotations
 
@@ -10,50 +10,49 @@ from typing import Final, NamedTuple
 from exporter.backoff import ExponentialBackoff
 
 WINDOW: Final = 500
-"""Calls that count: what was learnt before them has lost 63 % of its weight."""
+"""Number of calls after which older calls have lost 63 % of their weight."""
 
 LATE: Final = 0.05
-"""The share of results that may be known later than `interval` after the call's end."""
+"""The share of results that may be known more than `interval` after the end of the call."""
 
 ENOUGH: Final = 32
 """Calls to learn from before intervals are adaptive."""
 
 EXPLORING: Final = 1 / 16
-"""The share of new calls that are polled earlier than planned, to notice that calls get shorter."""
+"""The share of new calls to poll earlier than planned, to notice if calls become shorter."""
 
 EDGES: Final = (0.0, *(0.05 * 2 ** (n / 4) for n in range(96)))
-"""Lower edges of the bins of durations, in seconds: four in an octave. The last bin, beyond all
-that the provider remembers, holds the calls that never end."""
+"""Lower edges of the bins of durations, in seconds, four per octave. The last bin has the calls
+that never end: it starts after the provider has forgotten a call."""
 
-# What is assumed of a new account, in calls.
+# The weight of the initial assumption, in calls.
 _PRIOR_WEIGHT: Final = 8.0
-# The share of what was assumed that a bin without calls keeps, so that it can grow again.
+# The share of the initial assumption that an empty bin keeps, so that it can grow again.
 _FLOOR: Final = 0.001
 
 _JITTER: Final = 0.1
-# A plan is made for calls that are polled when it says; jitter has some be late by a little.
+# Plans ignore jitter: aim a little earlier.
 _MARGIN: Final = 0.95
 
-# A plan takes some milliseconds: make one after so many calls, but not within so many seconds.
+# A plan takes some milliseconds: make one per so many calls, and at most one in so many seconds.
 _PLAN_AFTER: Final = 50
 _PLAN_INTERVAL: Final = 10.0
 
-# However many ends callbacks report, a share of this is expected to be found by polls.
+# The minimum share of ends that polls are expected to find, even if callbacks report all of them.
 _MIN_POLLED: Final = 0.1
 
-# What a delay of `interval` costs, in requests: of plans that are equally punctual, the one that
-# knows results sooner is better.
+# The cost of a delay of `interval`, in requests: prefers the faster of equally punctual plans.
 _DELAY_PRICE: Final = 0.2
 
-# What a late result costs, in requests, and by how much `interval` is stretched: where the highest
-# price does not make results punctual, because ends are spread over a long time, plan for a longer
-# delay. As stretching is a jump, some more late results are tolerated before it.
+# Pairs: the cost of a late result, in requests, and the factor for `interval`. If the highest cost
+# does not make results punctual, because ends are spread over a long time, plan for a longer delay.
+# Tolerate some more late results before that, because the first factor is a jump.
 _AIMS: Final = tuple((0.25 * 1.2**n, 1.0) for n in range(28))
 _STRETCHED: Final = tuple((_AIMS[-1][0], 1.15**n) for n in range(1, 24))
 _TOLERATED_LATE: Final = 2 * LATE
 
-# The ages of a plan: this many steps in a tolerated delay at first, then in a doubling of the age
-# some nine, then one in a tolerated delay. Older calls are polled at growing intervals.
+# The ages of a plan: first this many steps per tolerated delay, then about nine per doubling of the
+# age, then one per tolerated delay. Older calls have growing intervals.
 _FINEST: Final = 6
 _RELATIVE: Final = 12
 _HORIZON: Final = 120
@@ -62,24 +61,23 @@ _HORIZON: Final = 120
 class DurationEstimator:
     """The distribution of the time from adding a call to its end, estimated from polls.
 
-    A poll sees only that a call had not ended at the poll before and has at this one: the duration
-    is known as an interval. Counted at the later end, every duration would be too long, the more
-    the less often is polled, and polls would drift later and later. So an interval is shared out
-    over the bins that it covers, as the durations learnt before make likely: the expectation step
+    Polls show only that a call ended between two polls: the duration is an interval. Using its
+    upper end would overestimate durations, and polls would drift later and later. So each interval
+    is distributed over its bins in proportion to the durations learnt so far: the expectation step
     of B. W. Turnbull, "The empirical distribution function with arbitrarily grouped, censored and
-    truncated data" (1976), done call by call (O. Cappe, E. Moulines, "On-line
-    expectation-maximization algorithm for latent data models", 2009).
+    truncated data" (1976), call by call (O. Cappe, E. Moulines, "On-line expectation-maximization
+    algorithm for latent data models", 2009).
 
     Args:
-        median: assumed at first, in seconds.
+        median: the initial assumption, in seconds.
 
     Attributes:
-        calls: how many calls were added.
+        calls: number of added calls.
     """
 
     def __init__(self, median: float) -> None:
-        # Flat where calls are short, with a long tail (a Lomax distribution): within an interval
-        # without other evidence, all moments are about equally likely.
+        # A Lomax distribution: flat at first, with a long tail. Without other evidence, all moments
+        # of an interval are about equally likely.
         reached = [edge / (median + edge) for edge in EDGES] + [1.0]
         self._prior = [after - before for before, after in pairwise(reached)]
         self._masses = [_PRIOR_WEIGHT * share for share in self._prior]
@@ -87,20 +85,20 @@ class DurationEstimator:
         self.calls = 0
 
     def add(self, after: float, by: float) -> None:
-        """Add a call that ended at an age above `after` and not above `by`, in seconds.
+        """Add a call that ended after the age `after` and not later than `by`, in seconds.
 
-        Equal ages are an exact time. Ignore what is no age.
+        Equal ages are an exact time. Invalid ages are ignored.
         """
         if 0 <= by < EDGES[-1]:
             self._spread(min(after, by) if after > 0 else 0.0, by)
 
     def add_open(self, age: float) -> None:
-        """Add a call that was given up at an age, in seconds, before it ended."""
+        """Add a call that expired at an age, in seconds."""
         if age >= 0:
             self._spread(age, float("inf"))
 
     def ended(self, ages: Iterable[float]) -> list[float]:
-        """Return the shares of calls that have ended by these ages, in seconds."""
+        """Return the share of calls that have ended by each age, in seconds."""
         masses, reached = self._masses, [0.0, *accumulate(self._masses)]
         shares = []
         for age in ages:
@@ -135,13 +133,13 @@ class DurationEstimator:
 
 
 class Plan(NamedTuple):
-    """When to poll calls of certain ages.
+    """Waits between polls by age of the call.
 
     Attributes:
-        ages: where the next wait begins to apply, in seconds, ascending.
+        ages: where each wait after the first begins to apply, in seconds, ascending.
         waits: seconds to wait; one more than `ages`.
-        late: the share of results that are expected to be late.
-        requests: how many are expected for a call.
+        late: the expected share of late results.
+        requests: the expected number of polls per call.
     """
 
     ages: list[float]
@@ -153,12 +151,12 @@ class Plan(NamedTuple):
 def plan(
     durations: DurationEstimator, interval: float, max_interval: float, polled: float = 1.0
 ) -> Plan:
-    """Return the cheapest plan by which no more than `LATE` of all results are late.
+    """Return the cheapest plan with a share of late results of at most `LATE`.
 
-    Where that takes too many requests, plan for the shortest delay that does not.
+    If that takes too many requests, plan for the shortest delay that does not.
 
     Args:
-        durations: what was learnt.
+        durations: the durations of past calls.
         interval: the delay, in seconds, above which a result is late.
         max_interval: the longest wait, in seconds.
         polled: the share of ends that polls have to find.
@@ -168,7 +166,7 @@ def plan(
         return _cheapest(durations, interval * stretch, max_interval, polled, price)
 
     aims = _AIMS if planned(*_AIMS[-1]).late <= _TOLERATED_LATE else _STRETCHED
-    # The first that makes few enough results late, as do all that follow; else the last.
+    # The first aim with few enough late results (so have all later aims), or the last aim.
     punctual = bisect_left(aims, 1, hi=len(aims) - 1, key=lambda aim: planned(*aim).late <= LATE)
     return planned(*aims[punctual])
 
@@ -176,7 +174,7 @@ def plan(
 def _cheapest(
     durations: DurationEstimator, interval: float, max_interval: float, polled: float, price: float
 ) -> Plan:
-    """Return the best plan where each late result costs as much as `price` requests.
+    """Return the best plan if a late result costs as much as `price` requests.
 
     An optimal inspection policy (R. E. Barlow, L. C. Hunter, F. Proschan, "Optimum checking
     procedures", 1963), found by dynamic programming over ages.
@@ -188,11 +186,11 @@ def _cheapest(
     last, slow = len(ages) - 1, _DELAY_PRICE / interval
     shares = durations.ended(ages)
     ended = [polled * share for share in shares]
-    # How many had ended so long before an age that they are late.
+    # The share of ends that are late at each age.
     before = durations.ended([max(0.0, age - tolerated) for age in ages])
     late = [polled * share for share in before]
-    # The cost still to come from a poll at an age on: of requests, late results, and delays, but
-    # for what is the same in all plans.
+    # The remaining cost after a poll at each age: requests, late results and delays, without the
+    # costs that all plans share.
     to_come, following = [0.0] * len(ages), [last] * last
     for n in range(last - 1, -1, -1):
         age, found = ages[n], ended[n]
@@ -219,23 +217,23 @@ def _cheapest(
 
 
 class PollIntervals:
-    """When to poll the calls of an account: growing or adaptive intervals.
+    """The poll intervals of an account: growing or adaptive.
 
-    Growing: poll a call every `interval` until it is ten intervals old, then less and less often.
-    From then on its interval grows by half each time: a geometric series, whose next member follows
-    from the age alone, so that a restart or a changed configuration continues it.
+    Growing: poll a call every `interval` until it is ten intervals old. After that, each interval
+    is 1.5 times the previous one. The interval depends only on the age, so a restart or a changed
+    configuration continues the series.
 
-    Adaptive: learn how long an account's calls take, and poll when they may have ended. Until it
-    has learnt from `ENOUGH` calls, intervals are growing.
+    Adaptive: learn how long the calls of an account take, and poll when they have probably ended.
+    The first `ENOUGH` calls have growing intervals.
 
     Args:
-        interval: seconds. Adaptive: 95 % of the results are to be known within it, after the end.
+        interval: seconds. Adaptive: 95 % of results should be known this long after the end.
         max_interval: the longest wait between two polls of a call, in seconds.
-        adaptive: whether to learn.
+        adaptive: adaptive instead of growing.
 
     Attributes:
-        durations: what was learnt.
-        plan: what follows from it; None before enough was learnt.
+        durations: the durations of past calls.
+        plan: the current plan; None before `ENOUGH` calls.
     """
 
     def __init__(self, interval: float, max_interval: float, *, adaptive: bool) -> None:
@@ -248,7 +246,7 @@ class PollIntervals:
         self._interval, self._max_interval = interval, max_interval
 
     def configure(self, interval: float, max_interval: float, *, adaptive: bool) -> None:
-        """Change the intervals; what was learnt stays as long as they are adaptive."""
+        """Change the settings. Adaptive intervals keep what they have learnt."""
         self._interval, self._max_interval = interval, max_interval
         if not (adaptive and self._adaptive):
             self.durations, self.plan = DurationEstimator(2 * interval), None
@@ -271,8 +269,8 @@ class PollIntervals:
 
         Args:
             age: seconds since the call was added.
-            failures: polls in a row that failed; each doubles the wait.
-            chance: a random number from 0 to 1, for the jitter.
+            failures: consecutive failed polls; each doubles the wait.
+            chance: a random number from 0 to 1, for jitter.
         """
         plan = self.plan
         if plan is not None and (n := bisect_right(plan.ages, age)) < len(plan.ages):
@@ -289,10 +287,10 @@ class PollIntervals:
         """Learn from a call that has ended.
 
         Args:
-            after: the last age, in seconds, at which it was known not to have ended.
-            by: the age at which it was known to have ended.
-            at: when that was, in seconds of any clock.
-            notified: whether a callback reported the end, so that polls need not find it.
+            after: the age, in seconds, at the last answer before the end.
+            by: the age at which the end was found.
+            at: the time of that, in seconds of any clock.
+            notified: a callback reported the end, not a poll.
         """
         if self._adaptive:
             self.durations.add(by if notified else after, by)
@@ -301,16 +299,16 @@ class PollIntervals:
             self._plan_again(at)
 
     def learn_open(self, age: float, at: float) -> None:
-        """Learn from a call that was given up at an age, in seconds, before it ended."""
+        """Learn from a call that expired at an age, in seconds."""
         if self._adaptive:
             self.durations.add_open(age)
             self._plan_again(at)
 
     def learn_past(self, ages: Iterable[tuple[float, bool]]) -> None:
-        """Learn from calls of the past, oldest first: at which age each ended or was given up."""
+        """Learn from past calls, oldest first: the age at the end; False for expired calls."""
         for age, ended in ages if self._adaptive else ():
             if ended:
-                # When it was polled before is not known. For most, it was within `interval`.
+                # The time of the poll before is unknown; usually it was within `interval`.
                 self.durations.add(age - self._interval, age)
             else:
                 self.durations.add_open(age)

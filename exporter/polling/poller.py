@@ -1,4 +1,4 @@
-"""The loop: take the calls of one account that are due, poll them, apply the verdicts."""
+"""The poll loop of an account: poll the calls that are due, and apply the verdicts."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from exporter.polling.timing_wheel import FAILING, TICK, Backlog, TimingWheel
 
 _log = structlog.get_logger(__name__)
 
-# uvloop's clock has whole milliseconds; a shorter wait would only turn the loop once more.
+# uvloop's clock has whole milliseconds; a shorter wait would only wake the loop too early.
 _TIMER_GRAIN: Final = 0.001
 
-# Seconds between two looks for a slot for another request: shortly while a trial is under way, and
-# never longer than this, because a pause may end before its time.
+# Seconds between checks for a free slot: the short interval while a trial is in flight, at most the
+# long one, because a pause may end early.
 _LOOK_INTERVAL: Final = 0.01
 _MAX_LOOK_INTERVAL: Final = 1.0
 
-# Priorities of calls that are due; those that failed come after all others.
+# Priorities of due calls; calls whose last poll failed come after all others.
 _HINTED, _FRESH, _OFTEN_POLLED, _NOT_FOUND = range(FAILING)
 
-# A call that was polled so often without news is less likely to have ended than a newer one.
+# A call with so many polls is less likely to have ended than a newer one.
 _OFTEN: Final = 4
 
 _CUT_OFF: Final = Answer(Outcome.CONNECTION, message="cut off")
@@ -58,17 +58,12 @@ class Provider(Protocol):
     """The eSMS client."""
 
     async def send_status(self, reference_id: ReferenceId) -> Answer:
-        """Poll a call; a failure is an answer, too."""
+        """Poll a call. Failures are returned as answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class PollingSettings:
-    """How one account is polled: see `exporter.polling.intervals` and `GiveUpPolicy`.
-
-    Attributes:
-        rate_limit: requests per second.
-        max_concurrency: how many requests may be under way.
-    """
+    """How an account is polled: see `PollIntervals`, `GiveUpPolicy` and `RateLimiter`."""
 
     interval: float
     max_interval: float
@@ -82,21 +77,21 @@ class Poller:
     """Polls the calls of one account.
 
     Args:
-        account: its name.
-        provider: what is polled; `configure` replaces it.
+        account: the name of the account.
+        provider: the eSMS client; `configure` replaces it.
         settings: intervals and limits; `configure` replaces them.
-        stats: where polls are counted.
-        observe: takes what was learnt of a call, and when (Unix time), to be committed;
-            `apply_committed` is called once it is.
-        fail: takes an exception that ended a task: a bug, after which the process must not go on.
-        clock: tells the time of the ledger, by which calls have their ages (Unix time).
-        machine_clock: tells the time by which others see pauses and good answers (Unix time).
+        stats: counts polls.
+        observe: receives a call, its verdict and the time (Unix time), to commit them; it calls
+            `apply_committed` after the commit.
+        fail: receives an unexpected exception, a bug: the process has to exit.
+        clock: returns the time of the ledger, for the ages of calls (Unix time).
+        machine_clock: returns the time of the machine, for metrics (Unix time).
         held_until: see `hold`.
 
     Attributes:
-        calls: the open calls, by their row, oldest first.
-        intervals: when calls are polled again, and what was learnt of their durations.
-        breaker: which calls fail, and whether the account may be polled.
+        calls: the open calls, by row, oldest first.
+        intervals: the poll intervals.
+        breaker: the circuit breaker.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917
@@ -132,18 +127,17 @@ class Poller:
         self._timer_at = 0.0
         self._stopping = False
         self._second = 0.0
-        self._last_added = -math.inf  # when a new call was added
-        self._hinted: set[int] = set()  # polled because of a hint that they have ended
-        self._hinted_in_flight: set[int] = set()  # hinted while they were being polled
+        self._last_added = -math.inf  # when the last new call was added
+        self._hinted: set[int] = set()  # calls with a hint that they have ended
+        self._hinted_in_flight: set[int] = set()  # calls hinted during a poll: poll again
 
     # Calls.
 
     def add(self, call: WatchedCall, label_set: int = 0, max_wait: float = math.inf) -> None:
-        """Poll a call from now on, within `max_wait` seconds.
+        """Start polling a call within `max_wait` seconds.
 
-        A new one is polled at once, or when it may have ended, where that is known of others; one
-        that was polled already, some time within its interval. The turns of an account are shared
-        between the sets of labels of its calls, which are named by their rows.
+        The first poll of a new call is immediate, or adaptive. A call that was already polled gets
+        a random time within its interval. Label sets, named by row, share the rate evenly.
         """
         if call.id in self.calls:
             return
@@ -154,7 +148,7 @@ class Poller:
         now = self._loop.time()
         wait = self._first_wait(call, now)
         if self._wheel.ready > self._settings.rate_limit * self._settings.interval:
-            # Overloaded: a first poll at once would find nothing, and delay those of ended calls.
+            # Overloaded: an immediate poll would find no result, and delay those of ended calls.
             wait = max(wait, self._next_wait(call, self._clock()))
         if wait > max_wait:
             wait = max_wait * _chance()
@@ -162,7 +156,7 @@ class Poller:
         self._wheel.add(call, now + wait)
 
     def poll_now(self, call_id: int) -> None:
-        """Poll a call next of those with its labels, or once more, if it is being polled."""
+        """Poll a call before others of its label set; poll it again if a poll is in flight."""
         if (call := self.calls.get(call_id)) is None:
             return
         was_hinted = call_id in self._hinted
@@ -176,7 +170,7 @@ class Poller:
             self.wake()
 
     def remove(self, call_id: int) -> None:
-        """Stop polling a call; ignore an answer that is under way."""
+        """Stop polling a call, and ignore the answer to a poll in flight."""
         if call := self.calls.pop(call_id, None):
             self._wheel.discard(call)
             self._hinted_in_flight.discard(call_id)
@@ -185,8 +179,8 @@ class Poller:
             self.stats.open_calls[call.state] -= 1
 
     def apply_committed(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
-        """Show what has been committed: a call's new state, or that it has finished."""
-        # By its row: an account that was removed and added holds the call as another object.
+        """Apply a committed verdict: update the state of the call, or remove it."""
+        # Compare rows: after its account was removed and added, the call is another object.
         if (held := self.calls.get(call.id)) is None:
             return
         if isinstance(found, Finished):
@@ -197,7 +191,7 @@ class Poller:
         self.stats.open_calls[held.state] += 1
 
     def next_due(self, call: WatchedCall) -> float | None:
-        """Return when a call is to be polled (Unix time); None while it is."""
+        """Return when a call is due (Unix time); None while it is being polled."""
         if call.tick < 0:
             return None
         return self._machine_clock() + call.tick * TICK - self._loop.time()
@@ -211,19 +205,19 @@ class Poller:
         last_seen: float = 0.0,
         notified: bool = False,
     ) -> None:
-        """Learn how long a call took, and count what was odd about its answer.
+        """Learn the duration of a finished call, and count the invalid fields of its answer.
 
         Args:
-            call: the call; where it was hinted, a callback has reported its end, too.
-            finished: how it ended.
-            at: when its end was known (Unix time).
-            last_seen: when an answer last showed that it had not ended (Unix time); 0 for never.
-            notified: whether a callback reported its end.
+            call: the call.
+            finished: its result.
+            at: when the result was known (Unix time).
+            last_seen: when an answer last showed the call as open (Unix time); 0 for never.
+            notified: a callback reported the end. Also assumed if the call was hinted.
         """
         age = at - call.first_watched
         if finished.status is Status.EXPIRED:
             self.intervals.learn_open(age, at)
-        # A call that the provider does not know says nothing about the durations of others.
+        # Calls that the provider does not know have no duration.
         elif finished.status is not Status.NOT_FOUND:
             seen = max(call.state_since, last_seen) - call.first_watched
             self.intervals.learn(seen, age, at, notified=notified or call.id in self._hinted)
@@ -237,7 +231,7 @@ class Poller:
             )
 
     def learn_past(self, ends: Iterable[tuple[Status, float]]) -> None:
-        """Learn from calls of the past, oldest first: how they ended, and at which age."""
+        """Learn from past calls, oldest first: the status and the age at the end."""
         self.intervals.learn_past(
             (age, status is not Status.EXPIRED)
             for status, age in ends
@@ -248,28 +242,28 @@ class Poller:
 
     @property
     def give_up(self) -> GiveUpPolicy:
-        """How long calls are polled."""
+        """When to stop polling calls."""
         return self._settings.give_up
 
     @property
     def paused(self) -> Outcome | None:
-        """Why the account is not polled now, if it is not."""
+        """The outcome that paused the account; None if it is not paused."""
         return self.breaker.reason
 
     def backlog(self) -> Backlog:
-        """Return which calls are due and not polled yet."""
+        """Return the number of calls that are due and not polled yet, and the lag."""
         return self._wheel.backlog(self._loop.time())
 
     def update_oldest_open(self) -> None:
-        """Bring up to date what is not worth it before a scrape."""
+        """Update `oldest_open`, which only scrapes need."""
         oldest = next(iter(self.calls.values()), None)
         behind = round(self._machine_clock() - self._clock())
         self.stats.oldest_open = oldest.first_watched + behind if oldest else 0.0
 
     def configure(self, settings: PollingSettings, provider: Provider | None = None) -> None:
-        """Change intervals and limits; calls that are scheduled keep their time.
+        """Change intervals and limits. Scheduled polls keep their time.
 
-        Another provider, with other credentials or another address, ends a pause.
+        A new provider, with other credentials or another address, ends a pause.
         """
         self.intervals.configure(
             settings.interval, settings.max_interval, adaptive=settings.adaptive
@@ -282,12 +276,12 @@ class Poller:
         self.wake()
 
     def hold(self, until: float) -> None:
-        """Send nothing from a time of the loop on: another exporter may poll the account then."""
+        """Send no requests from a loop time on: another exporter may then poll the account."""
         self._limiter.hold(until)
         self.wake()
 
     def retry(self) -> None:
-        """End a pause, and poll the calls that failed."""
+        """End a pause, and poll the failed calls."""
         self._reschedule_now(self.breaker.reset(self._loop.time()))
         self.wake()
 
@@ -298,16 +292,16 @@ class Poller:
         timeout: float,
         wanted: Callable[[], bool] = lambda: True,
     ) -> tuple[Answer, float] | None:
-        """Send another request than a poll, within the account's rate and unless it is paused.
+        """Send a request other than a poll, within the rate limit and not during a pause.
 
         Args:
-            name: one that keeps failing alone says nothing about the account.
-            send: sends it.
+            name: the kind of request. If only one kind keeps failing, the account is not at fault.
+            send: sends the request.
             timeout: seconds to wait for a slot.
-            wanted: whether it is still to be sent; asked while it waits.
+            wanted: returns whether to keep waiting.
 
         Returns:
-            The answer, and the seconds that it took; None where nothing was sent.
+            The answer and its duration in seconds; None if no request was sent.
         """
         until = self._loop.time() + timeout
         if (now := await self._take_slot(self.breaker.wait, until, wanted)) is None:
@@ -323,13 +317,13 @@ class Poller:
         return answer, answered - now
 
     async def wait_for_slot(self) -> None:
-        """Wait for the account's rate alone: for a request that a pause does not concern."""
+        """Wait for a slot of the rate limit, for a request that is sent even during a pause."""
         await self._take_slot(self._limiter.wait, math.inf, lambda: True)
 
     async def _take_slot(
         self, wait_from: Callable[[float], float], until: float, wanted: Callable[[], bool]
     ) -> float | None:
-        """Wait for a slot of another request than a poll; return when it was, None for never."""
+        """Wait for a slot for a request other than a poll; return its time, or None."""
         while wanted() and not self._stopping:
             now = self._loop.time()
             if (wait := wait_from(now)) <= 0:
@@ -343,7 +337,7 @@ class Poller:
         return None
 
     async def stop(self, timeout: float) -> None:
-        """Send nothing more, and wait for what is under way, for `timeout` seconds at most."""
+        """Stop sending requests, and wait up to `timeout` seconds for polls in flight."""
         self._stopping = True
         if self._timer:
             self._timer.cancel()
@@ -357,39 +351,38 @@ class Poller:
     # The loop.
 
     def wake(self) -> None:
-        """Start as many requests as may be sent now, and set the timer for the next ones."""
+        """Start the polls that may be sent now, and set the timer for the next one."""
         while len(self._tasks) < self._settings.max_concurrency and (call := self._next_call()):
             task = self._loop.create_task(self._worker(call))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _worker(self, call: WatchedCall | None) -> None:
-        # One task polls call after call, for as long as one is due: making a task for each would
-        # cost more than everything else in a poll.
+        # A task polls call after call while calls are due: creating a task per call would cost more
+        # than the rest of a poll.
         try:
             while call:
                 await self._poll(call)
                 call = self._next_call()
         except Exception as error:  # noqa: BLE001 - a bug, and nothing awaits this
             self._fail(error)
-        # Before its last answer is processed, which may start another in its place.
+        # Free the slot before the last answer is processed, which may start another task.
         if task := asyncio.current_task():
             self._tasks.discard(task)
 
     async def _poll(self, call: WatchedCall) -> None:
         sent_at = self._loop.time()
         answer = await self._provider.send_status(call.reference_id)
-        # Process the answers of one turn of the event loop together. One by one, between the steps
-        # of an HTTP client, takes twice as long: the processor's caches hold either the one or the
-        # other.
+        # Process the answers of one iteration of the event loop as a batch. One by one takes twice
+        # as long, because the HTTP client in between evicts the CPU caches.
         if not self._answers:
             self._loop.call_soon(self._process_answers)
         self._answers.append((call, answer, sent_at))
         if not (self.breaker.healthy and answer.outcome in GOOD):
-            self._process_answers()  # a failure must hold up the very next request
+            self._process_answers()  # a failure must stop the next request
 
     def _next_call(self) -> WatchedCall | None:
-        """Return the call to poll now; where there is none, set the timer for the next."""
+        """Return the call to poll now, or set the timer for the next one."""
         if self._stopping or (due := self._wheel.next_due()) is None:
             return None
         now, breaker = self._loop.time(), self.breaker
@@ -420,7 +413,7 @@ class Poller:
         return call
 
     def _witness(self) -> WatchedCall | None:
-        """Return a call that was answered lately, due or not: it shows best how the account is."""
+        """Return a call with a recent good answer, due or not: the most reliable for a trial."""
         for call in random.sample(lately := self.breaker.answered_lately, len(lately)):
             is_open = self.calls.get(call.id) is call
             if is_open and call.tick >= 0 and call.id not in self.breaker.failures:
@@ -446,14 +439,14 @@ class Poller:
             return
         try:
             self._process(answers)
-            # Calls have a new time, and a good answer may have opened the account to others.
+            # Calls are due again, and a good answer may have closed the breaker.
             self.wake()
         except Exception as error:  # noqa: BLE001 - a bug, and nothing awaits this
             self._fail(error)
 
     def _process(self, answers: list[tuple[WatchedCall, Answer, float]]) -> None:
         now, wall, machine_wall = self._loop.time(), self._clock(), self._machine_clock()
-        # Calls share the number, to save memory.
+        # Calls share the object, to save memory.
         if (second := wall // 1) != self._second:
             self._second = second
         breaker, stats = self.breaker, self.stats
@@ -469,7 +462,7 @@ class Poller:
                 breaker.good_at = now
             else:
                 if call.id in breaker.failures:
-                    last_seen = 0.0  # the last answer did not show whether the call had ended
+                    last_seen = 0.0  # the last poll failed
                 said = answer._replace(outcome=outcome)
                 self._reschedule_now(breaker.polled(call, said, sent_at, now, machine_wall))
             if self.calls.get(call.id) is call:
@@ -488,14 +481,14 @@ class Poller:
             return
         breaker = self.breaker
         if isinstance(decided, PollAgain):
-            # To the second, as `last_polled`: calls share the number, and in the ledger too.
+            # `last_polled` is shared by calls, in memory and in the ledger.
             self._observe(call, decided, call.last_polled)
             breaker.answered_lately.append(call)
         wait = self._next_wait(call, wall)
         if isinstance(decided, Refused):
             if not breaker.all_failed or breaker.open_since is not None:
                 wait = max(wait, min(decided.retry_after or 0.0, MAX_PAUSE))
-            # Else no other call can show whether the account may be polled.
+            # No other call can show whether the account can be polled.
             if breaker.all_failed and now < breaker.paused_until:
                 wait = 0.0
         if self._hinted:
@@ -507,19 +500,19 @@ class Poller:
         self._wheel.add(call, now + wait)
 
     def _reschedule_now(self, rows: Iterable[int]) -> None:
-        """Poll calls now that failed because of their account."""
+        """Poll calls at once."""
         now = self._loop.time()
         for row in rows:
             if (call := self.calls.get(row)) and call.tick >= 0:
                 self._wheel.add(call, now)
 
     def _expire(self, now: float, wall: float) -> None:
-        """Give up old calls of an account whose credentials have been refused for long."""
+        """Finish old calls as expired while the credentials are refused."""
         since = self.breaker.open_since
         if self.breaker.reason is not Outcome.AUTH or since is None or now - since < MAX_PAUSE:
             return
         limit = wall - self._settings.give_up.give_up_after
-        # The oldest come first.
+        # `calls` is ordered by age.
         old = takewhile(lambda call: call.first_watched <= limit, self.calls.values())
         for call in list(old):
             if call.tick >= 0:
@@ -530,7 +523,7 @@ class Poller:
         if call.state is not CallState.NEW:
             return self._next_wait(call, self._clock()) * _chance()
         silence, self._last_added = now - self._last_added, now
-        # The first call after a silence shows at once whether the account can be polled.
+        # Poll the first call after a silence at once, to see whether the account can be polled.
         if silence >= self._settings.max_interval:
             return 0.0
         return self.intervals.first(max(0.0, self._clock() - call.first_watched), _chance())

@@ -1,6 +1,6 @@
-"""Which call is polled next: a timing wheel for calls to come, fair queues for those that are due.
+"""The schedule of polls: a timing wheel for future polls, fair queues for calls that are due.
 
-The cost for a call does not grow with the number of calls.
+The cost per call does not grow with the number of calls.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from typing import Final, NamedTuple
 from exporter.calls import CallState, WatchedCall
 
 TICK: Final = 0.05
-"""Seconds; calls that are due within the same tick are due together."""
+"""Resolution of due times, in seconds."""
 
 FAILING: Final = 4
-"""The priority from which on calls are polled after all others: they failed the last time."""
+"""Calls whose last poll failed have this priority or a higher number: they come after all others.
+"""
 
-# Of ten turns, calls that failed get one while others wait.
+# Calls whose last poll failed get one turn in ten while others wait.
 _FAILING_EVERY: Final = 10
 
-# Entries of calls that were moved or removed, beyond which the queues are rebuilt.
+# Rebuild the queues when they have more stale entries of moved or removed calls than this.
 _MAX_LEFT_OVER: Final = 1_000
 
 
-# In every tenth turn of a set of labels, its longest waiting call comes first: no priority starves.
+# Every tenth turn of a label set takes its longest waiting call, so that no priority starves.
 _LONGEST_WAITING_EVERY: Final = 10
 
-# Label sets, and calls of each of their priorities, that are sampled to find the best call.
+# Samples to find the best call: label sets, and calls of each priority in them.
 _SAMPLED_SETS: Final = 20
 _SAMPLED_CALLS: Final = 10
 
@@ -39,7 +40,7 @@ _tick: Final = attrgetter("tick")
 
 
 class _LabelSet:
-    """The calls of one set of labels, by priority; the lowest number comes first."""
+    """The due calls of a label set, by priority; the lowest number comes first."""
 
     __slots__ = ("label_set", "queues", "turns")
 
@@ -75,16 +76,15 @@ class _LabelSet:
 
 
 class FairQueue:
-    """The calls of one account that are due: sets of labels share the turns evenly.
+    """The due calls of an account, shared evenly between label sets.
 
-    Round robin, in which a set of labels that was idle comes next: "The Flow Queue CoDel Packet
-    Scheduler" (RFC 8290, section 4.1) does the same for network flows. A set that has just been
-    served keeps its place at the end of the round while it is empty, so it cannot come first twice
-    in a round.
+    Round robin; a label set that was idle comes next, as for network flows in "The Flow Queue CoDel
+    Packet Scheduler" (RFC 8290, section 4.1). A served label set keeps its place at the end of the
+    round while it is empty, so it cannot come first twice in a round.
 
     Args:
-        is_ready: whether a call is due and not being polled; entries of other calls are left over
-            from calls that were moved or removed, and are skipped.
+        is_ready: returns whether a call is due and not being polled. Other entries are stale, and
+            are skipped.
     """
 
     def __init__(self, is_ready: Callable[[WatchedCall], bool]) -> None:
@@ -93,7 +93,7 @@ class FairQueue:
         self._round: deque[_LabelSet] = deque()
 
     def push(self, call: WatchedCall, priority: int) -> None:
-        """Add a call behind those of its label set and priority."""
+        """Add a call at the end of its label set and priority."""
         if (calls := self._label_sets.get(call.label_set)) is None:
             calls = self._label_sets[call.label_set] = _LabelSet(call.label_set)
             self._round.appendleft(calls)
@@ -112,15 +112,15 @@ class FairQueue:
         return None
 
     def compact(self) -> None:
-        """Remove the entries of calls that are not ready."""
+        """Remove stale entries."""
         for calls in self._round:
             for priority, queue in calls.queues.items():
                 calls.queues[priority] = deque(filter(self._is_ready, queue))
 
     def pop_best(self, key: Callable[[WatchedCall], int]) -> WatchedCall | None:
-        """Remove and return a call with the lowest key, at random where several have the same.
+        """Remove and return a call with the lowest key, chosen at random if there are several.
 
-        Where very many calls wait, it is the best of a sample.
+        With very many calls, return the best of a sample.
         """
         sample: list[WatchedCall] = []
         for _ in range(_SAMPLED_SETS if self._round else 0):
@@ -129,7 +129,7 @@ class FairQueue:
                 numbers = random.sample(range(len(queue)), min(len(queue), _SAMPLED_CALLS))
                 sample.extend(queue[number] for number in numbers)
         random.shuffle(sample)
-        # Its entry stays, and is skipped once the call is not ready any more.
+        # The entry stays, and is stale from now on.
         return min(filter(self._is_ready, sample), key=key, default=None) or self.pop()
 
     def longest_waiting(self) -> WatchedCall | None:
@@ -142,9 +142,9 @@ class Backlog(NamedTuple):
     """The calls that are due and not polled yet.
 
     Attributes:
-        calls: how many.
-        lag: for how many seconds the first of them has been due.
-        label_set: the row of its labels; None where no call is due.
+        calls: number of calls.
+        lag: seconds since the first of them was due.
+        label_set: the row of its label set; None if no call is due.
     """
 
     calls: int
@@ -153,22 +153,22 @@ class Backlog(NamedTuple):
 
 
 class TimingWheel:
-    """The calls of one account, by the time at which they are due.
+    """The calls of an account, by due time.
 
-    A call has at most one valid entry: in the bucket of its `tick`, or, once that is past, in a
-    fair queue. Other entries are left over from a call that was moved or removed.
+    A call has at most one valid entry: in the bucket of its `tick`, or in a fair queue once it is
+    due. Entries of moved or removed calls are stale.
 
     Args:
-        priority: of a call that becomes due: 0 comes first. From `FAILING` on, a call has one turn
-            in ten while others wait.
+        priority: returns the priority of a due call; 0 comes first. Calls from `FAILING` on get one
+            turn in ten while others wait.
 
     Attributes:
-        ready: how many calls are due.
+        ready: number of due calls.
     """
 
     def __init__(self, priority: Callable[[WatchedCall], int]) -> None:
         self._priority = priority
-        # The calls that are due in a tick, which they all hold as the same object.
+        # Tick objects, shared by the calls of the bucket, and the calls.
         self._buckets: dict[int, tuple[int, list[WatchedCall]]] = {}
         self._ticks: list[int] = []  # a heap of the buckets' keys
         self._now_tick = -1
@@ -176,15 +176,15 @@ class TimingWheel:
         self._failing = FairQueue(self._is_ready)
         self.ready = 0
         self._turns = 0
-        self._left_over = 0  # entries in the queues, at most
+        self._left_over = 0  # upper bound of stale entries in the queues
 
     def add(self, call: WatchedCall, due: float) -> None:
-        """Add a call, or move it; `due` in seconds of the monotonic clock."""
+        """Add or move a call; `due` is in monotonic seconds."""
         tick = int(due / TICK)
         if tick <= self._now_tick:
             if not self._is_ready(call):
                 self.ready += 1
-                # Not the `tick` of above: a number of its own would be a tenth of a call's memory.
+                # Share the object: a separate number would be a tenth of a call's memory.
                 call.tick = self._now_tick if tick == self._now_tick else tick
             self._push(call)
         elif tick != call.tick:
@@ -210,28 +210,25 @@ class TimingWheel:
     def advance(self, now: float) -> None:
         """Queue the calls that have become due."""
         tick = int(now / TICK)
-        tick += (tick + 1) * TICK <= now  # the division may be off by one
+        tick += (tick + 1) * TICK <= now  # correct rounding of the division
         if tick <= self._now_tick:
             return
         self._now_tick = tick
         while self._ticks and self._ticks[0] <= tick:
             due = heappop(self._ticks)
-            # A call that was moved away and back stands in its bucket twice.
+            # A call that was moved away and back is in its bucket twice.
             for call in dict.fromkeys(self._buckets.pop(due)[1]):
                 if call.tick == due:
                     self.ready += 1
                     self._push(call)
 
     def pop(self, now: float, *, trial: bool = False) -> tuple[WatchedCall, float] | None:
-        """Remove the call to poll now, and return it with the time since which it is due.
+        """Remove and return the next call to poll, with its due time; None if no call is due.
 
         Args:
-            now: seconds of the monotonic clock.
-            trial: whether its answer decides about the account: then it is a random call that did
-                not fail, every other time one that was answered before; else one that failed least.
-
-        Returns:
-            None where no call is due; `next_due` returns when one is.
+            now: monotonic seconds.
+            trial: whether the answer decides about the account. Prefer random calls that did not
+                fail, every other time calls with an answer, then calls with the fewest failures.
         """
         self.advance(now)
         if not self.ready:
@@ -247,20 +244,20 @@ class TimingWheel:
                 first, second = second, first
             call = first.pop() or second.pop()
         if call is None:
-            raise RuntimeError("a call is due and in no queue")
+            raise RuntimeError("a due call is missing in the queues")
         due = call.tick * TICK
         self.ready -= 1
         call.tick = -1
         return call, due
 
     def next_due(self) -> float | None:
-        """Return when the next call is due, in seconds of the monotonic clock; None for never."""
+        """Return when the next call is due, in monotonic seconds; None if there are no calls."""
         if self.ready:
             return -math.inf
         return self._ticks[0] * TICK if self._ticks else None
 
     def backlog(self, now: float) -> Backlog:
-        """Return which calls are due."""
+        """Return the number of due calls, and the lag."""
         self.advance(now)
         waiting = filter(None, (self._healthy.longest_waiting(), self._failing.longest_waiting()))
         first = min(waiting, key=_tick, default=None)

@@ -193,7 +193,7 @@ async def test_what_is_no_exporter(tmp_path: Path) -> None:
         assert asked == ["/api/v1/calls", "/moved/api/v1/calls"]
     found = await run(tmp_path, "calls", f"--url={base}", environ=ENVIRON)
     assert found.code == 1
-    assert found.errors.startswith(f"esms-exporter: {base}/api/v1/calls: no connection")
+    assert found.errors.startswith(f"esms-exporter: {base}/api/v1/calls: the connection failed")
 
 
 async def test_pages_that_are_empty_or_refused_for_a_moment(tmp_path: Path) -> None:
