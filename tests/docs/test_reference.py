@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from exporter.config import json_schema
 from exporter.metrics.catalogue import Catalogue
+from tests.docs import pages
 from tools.reference.__main__ import DOCS, PAGES
 from tools.reference.events import MEANINGS
 from tools.reference.logs import events, events_of
@@ -46,6 +48,13 @@ def test_every_metric_is_there() -> None:
 
 def test_every_log_event_is_explained() -> None:
     assert {event.name for event in events()} == MEANINGS.keys()
+
+
+def test_pages_name_events_that_exist() -> None:
+    text = "\n".join(map(pages.text, pages.names()))
+    named = {one or other for one, other in re.findall(r'event=(?:"([^"]+)"|(\w+))', text)}
+    assert len(named) > 5
+    assert named <= MEANINGS.keys()
 
 
 def test_log_events_are_found_with_their_fields() -> None:

@@ -140,7 +140,7 @@ async def held_by_another(scene: Scene) -> None:
 async def deleted(scene: Scene) -> None:
     scene.ledger.unlink()
     await asyncio.sleep(LASTS)
-    await scene.exporter.says("ledger file was gone")
+    await scene.exporter.says("missing ledger file recreated")
     assert scene.ledger.exists()
 
 
@@ -148,7 +148,7 @@ async def deleted_with_all(scene: Scene) -> None:
     for file in scene.ledger.parent.glob("ledger.db*"):
         file.unlink()
     await asyncio.sleep(LASTS)
-    await scene.exporter.says("ledger file was gone")
+    await scene.exporter.says("missing ledger file recreated")
     names = {file.name for file in scene.ledger.parent.glob("ledger.db*")}
     assert "ledger.db" in names
 
