@@ -93,7 +93,7 @@ class App:
         self._home_assistant = HomeAssistant(*parts, on_ready)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # from `open` to `start`
-        self._reload_at = math.inf  # time of a reload without a change
+        self._reload_at = math.inf  # when to reload even without a change
         self._reload_others: list[Callable[[], Awaitable[None]]] = []
         self._reloads_begun = 0
         self._last_reload: tuple[int, ExporterError | None] = 0, None  # its number and error
@@ -177,10 +177,10 @@ class App:
     async def reload(self) -> None:
         """Reload all configurations; one with a problem stays as it was.
 
-        Calls during a reload share the next reload.
+        Concurrent callers share the next reload.
 
         Raises:
-            ExporterError: all problems of the configurations; or the ledger failed.
+            ExporterError: a configuration has problems, or the ledger failed.
         """
         asked = self._reloads_begun
         async with self._load_lock:

@@ -129,7 +129,7 @@ class LeaseHolder:
         evictions: how often leases were lost or could not be renewed in time.
         last_heartbeat: Unix time of the last renewal; 0 before the first.
         alive: the number of exporters that share the ledger, at the last read.
-        standby: names of the exporters that poll the other accounts, by account; empty if none.
+        standby: accounts not held here, with the name of the exporter that polls them, or "".
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class LeaseHolder:
         self._held: dict[str, int] = {}  # epochs, by account
         self._expiry: asyncio.TimerHandle | None = None
         self._renew_at = self._renewed_at = -math.inf
-        self._patient_until = -math.inf  # expired leases are not taken before
+        self._take_expired_from = -math.inf  # expired leases are not taken before
         self._avoided: dict[str, float] = {}  # end of the avoidance, by account
         self._failures = Counter[str]()  # consecutive times an account was unreachable
         self._recount_at = self._loop.time() + _RECOUNT_EVERY
@@ -209,10 +209,10 @@ class LeaseHolder:
             try:
                 await work()
             except LedgerError as error:
-                self._note(str(error))
+                self._set_problem(str(error))
             await asyncio.sleep(min(_LOOK_EVERY, self._heartbeat / (2 * _RENEWALS)))
 
-    def _note(self, problem: str | None) -> None:
+    def _set_problem(self, problem: str | None) -> None:
         if problem and self._problem is None:
             _log.error("lease renewal failed", problem=problem)
         elif self._problem and problem is None:
@@ -241,7 +241,7 @@ class LeaseHolder:
         # After an outage of the ledger, give the other holders time to renew.
         now = self._loop.time()
         if math.inf > now - self._renewed_at > 2 * heartbeat / _RENEWALS:
-            self._patient_until = now + heartbeat
+            self._take_expired_from = now + heartbeat
         if renewing:
             self.last_heartbeat, self._renewed_at = time.time(), asked
             self._renew_at = asked + heartbeat / _RENEWALS
@@ -253,13 +253,13 @@ class LeaseHolder:
             if (lease := known.leases.get(name))
         }
         mine = self._id, self._configured, self._avoided, self._held
-        take, give_up = plan(*mine, known, heartbeat, take_expired=now >= self._patient_until)
+        take, give_up = plan(*mine, known, heartbeat, take_expired=now >= self._take_expired_from)
         if give_up:
             self._lose(give_up)
             await self._call(self._leases.give_up, give_up)
         if take:
             await self._take(take)
-        self._note(None)
+        self._set_problem(None)
 
     def _hold_until(self, until: float) -> None:
         self.held_until = until
@@ -288,7 +288,7 @@ class LeaseHolder:
         try:
             await self._taken(names)
         except LedgerError as error:
-            self._note(str(error))
+            self._set_problem(str(error))
             self._lose(names)  # `keep` takes them again
 
     def _lose(self, names: Collection[str]) -> None:

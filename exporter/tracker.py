@@ -83,7 +83,7 @@ class CallTracker:
         self._past: dict[str, deque[FinishedCall]] = {}
         self._max_calls, self._limits = math.inf, NO_LIMITS
         self._unfrozen = 0
-        self._handled_messages: list[int] = []  # notices of other exporters
+        self._handled_notices: list[int] = []  # notices of other exporters
         self._stale, self._totals_at = False, -math.inf
         self._subscribers: list[Callable[[Committed], None]] = []
 
@@ -114,7 +114,7 @@ class CallTracker:
         since, ahead = self.recent_results.start(time.time()), self.ledger.clock.ahead
         past = await self.ledger.execute(recent_calls, since + ahead, accounts)
         finished = [self.ledger.to_machine_time(call) for call in past.calls]
-        # Commits from here on are added to the results; their totals are read by `snapshot`.
+        # Calls that finish before `snapshot` are added to the results, and included in its totals.
         self.recent_results.recall(accounts, finished, past.since - ahead)
         self._past |= {name: deque(maxlen=WINDOW) for name in accounts}
         for call in finished:
@@ -268,11 +268,11 @@ class CallTracker:
 
         Claimed calls are polled within `within` seconds. Return whether there may be more to claim.
         """
-        look = await self.ledger.call(leases.look, list(self._accounts), self._handled_messages)
+        look = await self.ledger.call(leases.look, list(self._accounts), self._handled_notices)
         if labels := {call.labels for call in look.claimed}:
             self.totals.learn(await self.ledger.execute(label_sets_of, labels))
         self.poll(look.claimed, within)
-        known = set(self._handled_messages)
+        known = set(self._handled_notices)
         new = [notice for notice in look.notices if notice.id not in known]
         closed = {notice.call for notice in new if notice.call and notice.notice == FORGET}
         finished = await self.ledger.execute(ended_of, closed) if closed else {}
@@ -285,7 +285,7 @@ class CallTracker:
                     account.poller.remove(notice.call)
                     if call := finished.get(notice.call):
                         self.recent_results.add(self.ledger.to_machine_time(call))
-        self._handled_messages = [notice.id for notice in look.notices]
+        self._handled_notices = [notice.id for notice in look.notices]
         self._stale |= any(notice.notice == TOTALS for notice in new)
         if self._stale and time.monotonic() >= self._totals_at:
             began = time.monotonic()
@@ -326,7 +326,7 @@ class CallTracker:
             known.poller.wake()
         if self._unfrozen >= _FREEZE_EVERY:
             self._unfrozen = 0
-            if gc.isenabled():  # see `gc_paused`
+            if gc.isenabled():  # not within `gc_paused`
                 gc.collect()
             gc.freeze()
 

@@ -110,7 +110,7 @@ _INSERT: Final = insert_rows(
 
 
 def _locked(*conditions: ColumnElement[bool], key_share: bool = True) -> ColumnElement[bool]:
-    """Return a condition that selects and locks the given calls that meet other conditions.
+    """Return a condition that selects the given calls that meet `conditions`, and locks them.
 
     The rows are locked in a fixed order, to avoid deadlocks. With `key_share`, inserts into
     `call_sources` are not blocked.
@@ -185,7 +185,7 @@ def insert_calls(  # noqa: PLR0913 - what differs between sources and between ex
         for request in requests
     ]
     found = _find(connection, {key for request in keyed for key, _ in request})
-    # Queries neither name their calls nor push whole requests. They may still return deleted calls.
+    # Not for queries, which may still return deleted calls.
     revive = whole or source is not None
     known = {
         key: row for key, (row, _, result) in found.items() if not (revive and result == DELETED)
@@ -527,8 +527,8 @@ def list_calls(
                 connection.execute(text(f"SET LOCAL enable_{way} = off"))
         known = select(accounts.c.id).where(accounts.c.name.in_(names))
         rows = connection.scalars(known).all()
-        # Each of these conditions has an index in the order of rows, and the calls to list meet one
-        # of them. For open calls, the index is by account.
+        # A scope is a condition with an index in the order of rows; the page is merged from all
+        # scopes. The index of open calls is by account, so each account is a scope.
         scopes: list[tuple[ColumnElement[bool], ...]] = [()] if rows else []
         if state not in (None, FINISHED) and len(rows) <= EXAMINED // MAX_PAGE:
             scopes = [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
@@ -557,8 +557,8 @@ def _wanted(
 ) -> Iterator[ColumnElement[bool]]:
     """Yield the filters as conditions.
 
-    They are written so that no engine uses an index in another order for them, which would mean to
-    read and sort all calls.
+    They are written so that no engine uses an index in another order: it would have to read and
+    sort all calls.
     """
     yield (calls.c.account_id + 0).in_(rows)
     yield func.coalesce(calls.c.canary_run_id, 0) == 0

@@ -2,8 +2,8 @@
 
 A run is one row per canary and due time, written before the request is sent: no other exporter may
 place that call. Once the provider has accepted the call, it is an ordinary call with a
-`canary_run_id`, except that it is not counted in the totals. The first exporter that sees the
-result of the call in the ledger ends the run, once.
+`canary_run_id`, except that it is not counted in the totals. The first exporter that reads the
+result of the call from the ledger ends the run.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def end(
 ) -> bool:
     """End a run and count its result; return whether the run was open.
 
-    An open call of the run is deleted. `seconds` is the time from its acceptance to its finish.
+    `seconds` is the time from the acceptance of the call to its finish. An open call is deleted.
     """
     ended = (
         update(canary_runs)

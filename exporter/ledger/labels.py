@@ -373,7 +373,7 @@ def add_totals(
 
 
 def keep_labels(connection: Connection, accounts: Iterable[str]) -> None:
-    """Prevent evictions from accounts by other exporters until the transaction ends."""
+    """Prevent other exporters from evicting label sets of accounts until the transaction ends."""
     _lock(connection, _SHARE, accounts)
 
 

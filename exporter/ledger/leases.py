@@ -49,8 +49,8 @@ def _sql(statement: str) -> TextClause:
 
 # The limit of one read: removing a million calls writes a million notices.
 _NOTICES: Final = 10 * BATCH_SIZE
-# Renewals may be lost in a crash of the server: after a restart, they would be outdated anyway.
-_LIGHTLY: Final = text("SET LOCAL synchronous_commit = off")
+# If the server crashes, lost renewals do no harm: they are outdated after the restart.
+_ASYNC_COMMIT: Final = text("SET LOCAL synchronous_commit = off")
 
 _ADD_ACCOUNTS: Final = _sql(
     "INSERT INTO accounts (name) SELECT n FROM {names} AS t (n) ORDER BY n ON CONFLICT DO NOTHING"
@@ -66,7 +66,7 @@ _RENEW_SELF: Final = _sql(
     ON CONFLICT (id) DO UPDATE SET accounts = excluded.accounts, expires_at = excluded.expires_at
     """
 )
-_FORGET_ENDED: Final = _sql("DELETE FROM exporters WHERE expires_at < {clock} - 86400")
+_DELETE_DEAD: Final = _sql("DELETE FROM exporters WHERE expires_at < {clock} - 86400")
 _EXPORTERS: Final = _sql("SELECT id, name, accounts FROM exporters WHERE expires_at >= {clock}")
 _LEASES: Final = _sql(
     "SELECT a.name, l.holder, l.epoch, l.holder IS NOT NULL AND l.expires_at < {clock}, "
@@ -91,7 +91,7 @@ _TAKE: Final = _change(
     "a.name IN {names} AND (l.holder IS NULL OR l.holder = :exporter OR l.expires_at < {clock})",
 )
 # A new holder reads the current state from the ledger and does not need older notices.
-_FORGET_NOTICES: Final = _sql(
+_DELETE_NOTICES: Final = _sql(
     "DELETE FROM notices WHERE account_id IN (SELECT id FROM accounts WHERE name IN {names})"
 )
 _GIVE_UP: Final = _change("holder = NULL, expires_at = {clock}", "{mine}")
@@ -123,8 +123,8 @@ _CLAIM: Final = _sql(
         c.id, c.reference_id, c.first_watched, c.state, c.state_since
     """
 )
-_READ: Final = _sql("DELETE FROM notices WHERE id IN {rows}")
-_NOTICES_OF_MINE: Final = _sql(
+_ACKNOWLEDGE: Final = _sql("DELETE FROM notices WHERE id IN {rows}")
+_READ_NOTICES: Final = _sql(
     "SELECT n.id, a.name, n.call_id, n.notice FROM notices n "
     "JOIN leases l USING (account_id) JOIN accounts a ON a.id = n.account_id "
     "WHERE {mine} ORDER BY n.id LIMIT :limit"
@@ -197,13 +197,13 @@ class LeaseStore:
             held: accounts whose leases to renew, unless another exporter took them.
             time: lifetime of the leases, in seconds.
         """
-        which = {"exporter": self._exporter, "heartbeat": time}
+        parameters = {"exporter": self._exporter, "heartbeat": time}
         accounts = json.dumps(sorted(wanted))
         with self._database.begin() as connection:
-            connection.execute(_LIGHTLY)
-            connection.execute(_RENEW_SELF, {**which, "name": name, "wanted": accounts})
-            connection.execute(_RENEW, {**which, "names": to_json_rows(held)})
-            connection.execute(_FORGET_ENDED)
+            connection.execute(_ASYNC_COMMIT)
+            connection.execute(_RENEW_SELF, {**parameters, "name": name, "wanted": accounts})
+            connection.execute(_RENEW, {**parameters, "names": to_json_rows(held)})
+            connection.execute(_DELETE_DEAD)
 
     def read(self) -> Leases:
         """Return all leases and live exporters."""
@@ -218,10 +218,10 @@ class LeaseStore:
 
     def take(self, names: Collection[str], time: float) -> dict[str, int]:
         """Take free and expired leases for `time` seconds; return the epochs by account."""
-        which = {"exporter": self._exporter, "names": to_json_rows(names), "heartbeat": time}
+        parameters = {"exporter": self._exporter, "names": to_json_rows(names), "heartbeat": time}
         with self._database.begin() as connection:
-            taken = {row.name: int(row.epoch) for row in connection.execute(_TAKE, which)}
-            connection.execute(_FORGET_NOTICES, {"names": to_json_rows(taken)})
+            taken = {row.name: int(row.epoch) for row in connection.execute(_TAKE, parameters)}
+            connection.execute(_DELETE_NOTICES, {"names": to_json_rows(taken)})
             return taken
 
     def give_up(self, names: Collection[str]) -> None:
@@ -242,10 +242,10 @@ class LeaseStore:
             names: accounts; those whose lease this exporter does not hold are ignored.
             acknowledged: ids of handled notices, to delete.
         """
-        which = {"exporter": self._exporter, "names": to_json_rows(names)}
+        parameters = {"exporter": self._exporter, "names": to_json_rows(names)}
         with self._database.begin() as connection:
             connection.execute(_BY_INDEX)
-            rows = connection.execute(_CLAIM, {**which, "limit": BATCH_SIZE})
+            rows = connection.execute(_CLAIM, {**parameters, "limit": BATCH_SIZE})
             claimed = [
                 StoredCall(
                     account,
@@ -255,8 +255,8 @@ class LeaseStore:
                 for account, labels, row, name, watched, state, since in rows
             ]
             if acknowledged:
-                connection.execute(_READ, {"rows": to_json_rows(acknowledged)})
-            found = connection.execute(_NOTICES_OF_MINE, {**which, "limit": _NOTICES})
+                connection.execute(_ACKNOWLEDGE, {"rows": to_json_rows(acknowledged)})
+            found = connection.execute(_READ_NOTICES, {**parameters, "limit": _NOTICES})
             return Look(claimed, [Notice(*row) for row in found])
 
 
@@ -277,7 +277,7 @@ _NOTIFY_OF_TOTALS: Final = _sql(
 def notify_holders(
     connection: Connection, exporter: str | None, rows: Collection[int], notice: str
 ) -> None:
-    """Write notices about calls to the other exporters that hold the leases of their accounts.
+    """Write notices about calls for the other exporters that hold leases on their accounts.
 
     Args:
         connection: in a transaction.
@@ -286,8 +286,8 @@ def notify_holders(
         notice: `FORGET` or `POLL_NOW`.
     """
     if exporter is not None and rows:
-        which = {"exporter": exporter, "rows": to_json_rows(rows), "notice": notice}
-        connection.execute(_NOTIFY, which)
+        parameters = {"exporter": exporter, "rows": to_json_rows(rows), "notice": notice}
+        connection.execute(_NOTIFY, parameters)
 
 
 def notify_of_totals(
@@ -299,5 +299,5 @@ def notify_of_totals(
     holder waits for that lock before it reads the totals, so it cannot miss the change.
     """
     if exporter is not None and accounts:
-        which = {"exporter": exporter, "names": to_json_rows(accounts), "notice": TOTALS}
-        connection.execute(_NOTIFY_OF_TOTALS, which)
+        parameters = {"exporter": exporter, "names": to_json_rows(accounts), "notice": TOTALS}
+        connection.execute(_NOTIFY_OF_TOTALS, parameters)

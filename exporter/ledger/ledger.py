@@ -39,7 +39,7 @@ _BATCH_DELAY: Final = 0.1
 _HEALTH_CHECK_INTERVAL: Final = 5.0
 _CLOCK_SYNC_INTERVAL: Final = 60.0
 _RETRY: Final = ExponentialBackoff(0.5, 30.0)
-# Seconds without an answer after which the ledger is reported as a problem.
+# Seconds without an answer after which `Ledger.problem` reports it.
 _RESPONSE_TIMEOUT: Final = 10.0
 
 _log = structlog.get_logger(__name__)

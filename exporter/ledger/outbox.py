@@ -47,7 +47,7 @@ from exporter.ledger.schema import label_sets, notifications
 from exporter.ledger.types import BATCH_SIZE
 
 LONGEST_WAIT: Final = 1_200.0
-"""Maximum of seconds until a retry. A notification that seems to wait longer was written before the
+"""Maximum of seconds until a retry. A notification with a longer wait was scheduled before the
 clock was set back, and is due."""
 
 _columns: Final = notifications.c

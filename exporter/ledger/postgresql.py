@@ -25,7 +25,7 @@ OLDEST: Final = 130_000
 _CONNECTIONS: Final = 3
 
 # The key of an advisory lock: one exporter upgrades, the others wait.
-_UPGRADING: Final = 0x65534D53
+_UPGRADE_LOCK: Final = 0x65534D53
 
 _CLOCK: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 
@@ -145,7 +145,7 @@ class PostgresqlDatabase(Database):
             connection.execute(text(f"SET LOCAL {setting}"))
         # A busy machine may delay this process between statements.
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADING})
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
         self.upgrade(connection)
 
 

@@ -34,8 +34,8 @@ BUSY_TIMEOUT: Final = 5.0
 # Far beyond the end of the file and the bytes that SQLite locks.
 _LOCKED_BYTE: Final = 1 << 62
 
-_RETRIES: Final = 1000
-"""Successive marks that one -wal may hold: each start while another program reads adds two."""
+_MAX_MARKS: Final = 1000
+"""Maximum of marks in one -wal; each start while another program reads the file adds two."""
 
 _DIRECTORY: Final = (
     "is a directory; name a file in it (Docker creates a directory if a file to mount does not "
@@ -102,9 +102,9 @@ class SqliteFile(Database):
         return engine
 
     def _connect(self) -> sqlite3.Connection:
-        # SQLite creates a missing -wal, and removes it only if the mode allows writes. An existing
+        # SQLite creates a missing -wal; in mode `rw`, it removes the -wal at the end. An existing
         # -wal must stay: an exporter that was killed needs it for its recovery.
-        mode = "ro" if self._beside("-wal").exists() else "rw"
+        mode = "ro" if self._sibling("-wal").exists() else "rw"
         return sqlite3.connect(
             f"{self.path.as_uri()}?mode={mode}",
             uri=True,
@@ -134,7 +134,7 @@ class SqliteFile(Database):
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return self.failed(f"{advice or 'failed'} ({name})")
 
-    def _beside(self, suffix: str) -> Path:
+    def _sibling(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
 
     def open_file(self, flags: int) -> int:
@@ -189,7 +189,7 @@ class SqliteFile(Database):
     def _make_engine(self, url: str) -> Engine:
         engine = create_engine(
             url,
-            # One connection, used by one thread at a time; `check_same_thread` is about that.
+            # One connection, used by one thread at a time: no need to check the thread.
             poolclass=StaticPool,
             connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT},
             hide_parameters=True,
@@ -210,8 +210,8 @@ class SqliteDatabase(SqliteFile):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._lock = self._lock_file()
-        if odd := _oddity(self._lock, self._beside("-wal")):
-            _log.warning("ledger may be incomplete", path=str(self.path), problem=odd)
+        if mismatch := _mismatch(self._lock, self._sibling("-wal")):
+            _log.warning("ledger may be incomplete", path=str(self.path), problem=mismatch)
         try:
             self.engine = self._make_engine(url)
             with self.translated(), self.engine.begin() as connection:
@@ -238,7 +238,7 @@ class SqliteDatabase(SqliteFile):
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """Run a transaction, after checking that the path still names the open file."""
-        self._keep_file()
+        self._check_file()
         with super().begin() as connection:
             yield connection
 
@@ -261,13 +261,13 @@ class SqliteDatabase(SqliteFile):
             ) from None
         return descriptor
 
-    def _keep_file(self) -> None:
+    def _check_file(self) -> None:
         """Verify that the path still names the open file; restore the file if it was deleted."""
         held = os.fstat(self._lock)
         try:
             found = os.stat(self.path)  # noqa: PTH116 - a third of the time, before each transaction
         except FileNotFoundError:
-            self._write_anew()
+            self._recreate()
         except OSError as error:
             raise self.failed(f"cannot be accessed any more ({error.strerror})") from None
         else:
@@ -277,13 +277,13 @@ class SqliteDatabase(SqliteFile):
                     "the old one back"
                 )
 
-    def _write_anew(self) -> None:
+    def _recreate(self) -> None:
         """Copy the deleted file, which is still open, to a new file."""
         held, self._lock = self._lock, self._lock_file()
         try:
             # SQLite would apply those of the old file to the new one.
             for suffix in ("-wal", "-shm"):
-                self._beside(suffix).unlink(missing_ok=True)
+                self._sibling(suffix).unlink(missing_ok=True)
             with (
                 self.translated(),
                 closing(sqlite3.connect(self.path)) as target,
@@ -366,16 +366,16 @@ def _driver(connection: Connection) -> Any:  # Any: whatever the driver's type i
 
 
 def _new_mark(*, closed: bool) -> int:
-    """Return a random mark, stored as `PRAGMA user_version`, that tells whether a -wal belongs.
+    """Return a random mark for `PRAGMA user_version`, by which a -wal is matched to its file.
 
     A mark is even while an exporter has the file open, and odd in backups and closed files, which
-    have no -wal. 0 means unknown. If another program reads and the file itself cannot be marked,
-    the mark in the -wal follows the one in the file.
+    have no -wal. 0 means unknown. While another program reads, only the -wal can be marked, with
+    the next number.
     """
     return 2 * (secrets.randbelow(1 << 29) + 1) + closed
 
 
-def _oddity(descriptor: int, wal_path: Path) -> str | None:
+def _mismatch(descriptor: int, wal_path: Path) -> str | None:
     """Return how a file and its -wal do not match; None if they do.
 
     Check this before SQLite opens the file: SQLite applies any -wal that it finds.
@@ -393,7 +393,7 @@ def _oddity(descriptor: int, wal_path: Path) -> str | None:
             return "it is empty, but not new: was it copied without its -wal?"
     elif wal and (
         not header
-        or (mark and (closed or wal != {0}) and wal.isdisjoint(range(mark, mark + _RETRIES)))
+        or (mark and (closed or wal != {0}) and wal.isdisjoint(range(mark, mark + _MAX_MARKS)))
     ):
         return "its -wal is from another file: delete -wal and -shm before you restore a backup"
     return None

@@ -256,7 +256,7 @@ class Store:
     def keep(self, row: int) -> bool:
         """Mark a call as pushed, so that it stays if no source names it; return whether it exists.
 
-        The retention of a finished call starts again, at most once per `named_lately`.
+        The retention of a finished call starts again; see `named_lately` for how often.
         """
         return self.database.run(keep_call, row, self._clock.now(), named_lately(self._retention))
 
@@ -298,8 +298,8 @@ _TEXT: Final = {
     member: member.value for kind in (CallState, Result, Status, Key) for member in kind
 }
 
-# Lock the rows, so that of two exporters that finish a call at the same time only one counts it; in
-# a fixed order, to avoid deadlocks. `key_share`: do not block inserts into `call_sources`.
+# Lock the rows: if two exporters finish a call at the same time, only one counts it. The fixed
+# order avoids deadlocks; `key_share` does not block inserts into `call_sources`.
 _HELD: Final = (
     select(
         calls.c.id,
@@ -358,10 +358,8 @@ def commit(
         connection: in a transaction.
         observations: the group.
         outbox: stores the notifications.
-        ahead: seconds by which the ledger's clock is ahead of the machine's, whose times
-            notifications contain.
-        exporter: the id of this process, to notify other lease holders; None if the ledger is not
-            shared.
+        ahead: seconds by which the ledger's clock is ahead of the machine's.
+        exporter: the id of this process; None if the ledger is not shared.
     """
     ids = [observation.call.id for observation in observations]
     keep_labels(connection, {o.account for o in observations if isinstance(o.verdict, Finished)})
