@@ -58,7 +58,10 @@ def callback_url(config_file: Path, url: str, name: str | None) -> None:
 
     The URL contains the account's `callback_token`: keep it secret.
     """
-    base = urlsplit(url)
+    try:
+        base = urlsplit(url)
+    except ValueError:
+        base = urlsplit("")
     if base.scheme not in {"http", "https"} or not base.hostname or base.query or base.fragment:
         raise click.BadParameter("expected `https://HOST...`", param_hint="--url")
     tokens = {

@@ -24,7 +24,7 @@ from exporter.config.types import (
     duration,
     text,
 )
-from exporter.config.validation import LoadContext, Section, invalid, invalid_at
+from exporter.config.validation import LoadContext, Section, invalid
 from exporter.secrets import Secret, decode_signing_key
 from exporter.ssrf import is_forbidden, is_ip_address
 
@@ -194,18 +194,24 @@ class HomeAssistantConfig(Section):
             raise invalid("requires `username`")
         return value
 
-    def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it
-        """Read the certificates."""
-        if not self.ca_file:
-            return
-        if self.url.startswith("mqtt:"):
-            raise invalid_at("ca_file", "expected `url` to begin with `mqtts://`")
-        if isinstance(context, LoadContext):
+    @field_validator("ca_file")
+    @classmethod
+    def _read_certificates(cls, value: str | None, info: ValidationInfo) -> str | None:
+        context = info.context
+        if value and info.data.get("url", "").startswith("mqtt:"):
+            raise invalid("expected `url` to begin with `mqtts://`")
+        if value and isinstance(context, LoadContext):
             try:
-                pem = context.files.read(context.folder / self.ca_file, _MAX_CERTIFICATES_FILE)
-                self._authorities = authorities_of(pem)
+                pem = context.files.read(context.folder / value, _MAX_CERTIFICATES_FILE)
+                context.broker_authorities[value] = authorities_of(pem)
             except FileProblemError as error:
-                raise invalid_at("ca_file", str(error)) from None
+                raise invalid(str(error)) from None
+        return value
+
+    def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it
+        """Keep the certificates that were read."""
+        if self.ca_file and isinstance(context, LoadContext):
+            self._authorities = context.broker_authorities[self.ca_file]
 
     @property
     def authorities(self) -> Authorities | None:

@@ -59,6 +59,7 @@ class LoadContext:
         labels: the names in `watch.labels`; None if they could not be read, for no check.
         authorities: certificate authorities to verify servers against.
         seen: values that have to be unique, with their owner and kind.
+        broker_authorities: those of each `ca_file` that was read, by its path.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class LoadContext:
     labels: Collection[str] | None = None
     authorities: Authorities | None = None
     seen: set[tuple[object, str, object]] = field(default_factory=set)
+    broker_authorities: dict[str, Authorities] = field(default_factory=dict)
 
 
 def invalid(message: str) -> PydanticCustomError:

@@ -317,7 +317,7 @@ class ProblemError(Exception):
         """Return the response."""
         return web.Response(
             status=self._details.status,
-            text=self._details.model_dump_json(exclude_none=True) + "\n",
+            body=self._details.model_dump_json(exclude_none=True).encode() + b"\n",
             content_type="application/problem+json",
             headers=self._headers,
         )

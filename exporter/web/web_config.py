@@ -255,8 +255,9 @@ class _TlsServer(_Section):
     cert_file: _Path = ""
     key: Annotated[Secret, Expected("text in PEM")] = Secret("")
     key_file: _Path = ""
-    client_auth_type: Literal[
-        "NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"
+    client_auth_type: Annotated[
+        Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"],
+        BeforeValidator(lambda value: "NoClientCert" if value == "" else value),
     ] = "NoClientCert"
     client_ca: _Pem = ""
     client_ca_file: _Path = ""

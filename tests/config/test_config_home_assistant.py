@@ -115,6 +115,12 @@ def test_what_is_wrong(problems: FindProblems, tmp_path: Path, text: str, expect
     assert found.startswith((f"2: {expected}", f"1: {expected}"))
 
 
+def test_certificates_are_checked_whatever_else_is_wrong(problems: FindProblems) -> None:
+    text = "{url: 'mqtts://a', password: x, ca_file: config.yaml, accounts: [other]}"
+    keys = [found.split(": ")[1] for found in problems(HEAD + f"home_assistant: {text}\n")]
+    assert keys == [f"home_assistant.{key}" for key in ("password", "ca_file", "accounts[0]")]
+
+
 def test_authorities_of_a_broker_that_change(load: Load, tmp_path: Path) -> None:
     text, seen = HEAD + "home_assistant: {url: 'mqtts://a', ca_file: ca.pem}\n", []
     first, second = trustme.CA().cert_pem.bytes(), trustme.CA().cert_pem.bytes()

@@ -60,7 +60,8 @@ async def test_a_call_that_nobody_told_of(tmp_path: Path, trust: str) -> None:
 
 async def test_the_address_of_no_account(tmp_path: Path) -> None:
     config = configure(tmp_path, "http://127.0.0.1:1", "verify")
-    assert (await callback_url(config, "--url=ftp://x")).code == 2
+    for url in ("ftp://x", "http://[::1"):
+        assert (await callback_url(config, f"--url={url}")).code == 2
     found = await callback_url(config, "--url=https://x.example.com", "--account=b")
     assert (found.code, found.output) == (1, "")
     assert "callback_token" in found.errors

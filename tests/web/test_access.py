@@ -97,7 +97,7 @@ async def test_a_limit_of_requests(idle: Bench) -> None:
     assert Counter([await idle.status() for _ in range(5)]) == {200: 3, 429: 2}
     response, _ = await idle.get("/api/v1/status")
     assert (response.status, response.headers["Retry-After"]) == (429, "3600")
-    assert response.content_type == "application/problem+json"
+    assert response.headers["Content-Type"] == "application/problem+json"
     # Another limit begins anew, the same one does not; without one, there is none.
     await idle.rewrite("rate_limit: {interval: 1h, burst: 2}\n")
     await idle.rewrite("rate_limit: {interval: 1h, burst: 2}\n# the same\n")

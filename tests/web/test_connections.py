@@ -251,6 +251,20 @@ async def test_many_connections_do_not_keep_a_scrape_out(idle: Bench) -> None:
         writer.close()
 
 
+async def test_five_hundred_slow_clients_do_not_keep_a_scrape_out(bench: Bench) -> None:
+    with contextlib.ExitStack() as stack:
+        slow = []
+        for number in range(500):
+            client = socket.create_connection(("127.0.0.1", bench.port))
+            slow.append(stack.enter_context(client))
+            client.send(METRICS[:-2] + b"A: " + b"a" * (number % 50))
+        for _ in range(3):
+            for client in slow:
+                with contextlib.suppress(OSError):  # it had to make room
+                    client.send(b"a")
+            assert await bench.status("/metrics", Connection="close") == 200
+
+
 async def test_a_request_that_is_answered_keeps_its_connection(idle: Bench) -> None:
     await idle.start(limits=Limits(per_address=3))
     with reloads_held(idle):

@@ -71,8 +71,9 @@ def test_a_whole_file(load: Load) -> None:
     assert HASH not in repr(config)
 
 
-def test_the_defaults_are_the_toolkits(load: Load) -> None:
-    config = load(TLS)
+@pytest.mark.parametrize("text", ["", "  client_auth_type: ''\n"])
+def test_the_defaults_are_the_toolkits(load: Load, text: str) -> None:
+    config = load(TLS + text)
     assert config.tls_server_config is not None
     context = config.tls_server_config.context
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
