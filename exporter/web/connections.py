@@ -21,7 +21,8 @@ KEEPALIVE_TIMEOUT: Final = 300.0
 """Seconds until an idle connection is closed; longer than any scrape interval."""
 
 MAX_AHEAD: Final = 64 << 10
-"""Bytes of further requests that are buffered while one is answered."""
+"""Bytes of further requests that are buffered while one is answered, or of the rest of a body
+that are read after the answer."""
 
 # A scrape sends some ten headers; a proxy adds a few.
 _MAX_HEADERS: Final = 64
@@ -279,7 +280,13 @@ class Connection(web.RequestHandler):
             if self._ahead > MAX_AHEAD:
                 self.abort()
                 return
-        elif not self.busy and self._body.is_eof() and self._head_timer.cancelled():
+        elif not self.busy and not self._body.is_eof():
+            # The rest of a body that was not wanted, which anybody can send.
+            self._ahead += len(data)
+            if self._ahead > MAX_AHEAD and self._socket is not None:
+                self._socket.pause_reading()
+                return
+        elif not self.busy and self._head_timer.cancelled():
             self._expect_head()
         super().data_received(data)
 
