@@ -54,11 +54,11 @@ class Recent:
     failures: tuple[FinishedCall, ...] = ()
 
     def of_result(self, result: Result) -> int:
-        """Return the number of today's calls with a result."""
+        """Return the number of today's calls with the given result."""
         return sum(count for (found, _), count in self.today.items() if found == result)
 
     def of_status(self, status: Status) -> int:
-        """Return the number of today's calls with a status."""
+        """Return the number of today's calls with the given status."""
         return sum(count for (_, found), count in self.today.items() if found == status)
 
     def share(self, part: int) -> float | None:

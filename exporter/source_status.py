@@ -45,7 +45,7 @@ class SourceStatus:
         return "\n".join(texts)
 
     def configure(self, *, shown: bool) -> None:
-        """Apply a new configuration: clear the problems, and the counts unless `shown`."""
+        """Clear the problems after a configuration change; unless `shown`, reset the counts too."""
         self._problems.clear()
         if not shown:
             self.errors, self.last_success = 0, 0.0
@@ -69,7 +69,7 @@ class SourceStatus:
         Args:
             item: a file, a query, or empty for the source as a whole.
             problem: None if there is no problem.
-            kinds: to compare with the last report instead of the text.
+            kinds: compared with the last report instead of the text.
 
         Returns:
             Whether the problem is new and was logged.

@@ -21,7 +21,7 @@ THREADS: Final = 6
 def ready_threads() -> ThreadPoolExecutor:
     """Return a pool whose threads are already started.
 
-    Otherwise scrapes and background tasks would fail when the machine has no threads left.
+    A pool that starts threads on demand would fail later, when the machine has no threads left.
 
     Raises:
         RuntimeError: the machine has no threads left.

@@ -65,7 +65,7 @@ from exporter.ledger.types import (
 
 # Adding calls.
 
-_NAMED_LATELY: Final = 600.0
+_NAMING_INTERVAL: Final = 600.0
 
 _Key = tuple[int, str]
 """The row of an account, and a normalized id."""
@@ -120,7 +120,7 @@ def _locked(*conditions: ColumnElement[bool], key_share: bool = True) -> ColumnE
 
 
 # Write only if the last write is not recent: a query may return the same calls every minute.
-_lately = bindparam("lately", type_=Float())
+_recent = bindparam("recent", type_=Float())
 _PUSH: Final = (
     update(calls)
     .where(
@@ -128,8 +128,8 @@ _PUSH: Final = (
             or_(
                 calls.c.pushed.is_(False),
                 and_(
-                    calls.c.finished_at < _lately,
-                    or_(calls.c.named_at.is_(None), calls.c.named_at < _lately),
+                    calls.c.finished_at < _recent,
+                    or_(calls.c.named_at.is_(None), calls.c.named_at < _recent),
                 ),
             )
         )
@@ -141,14 +141,14 @@ _FORGET: Final = delete(calls).where(_locked(key_share=False))
 _NAME: Final = insert_rows(call_sources.c.source, call_sources.c.call_id)
 
 
-def named_lately(memory: float) -> float:
+def naming_interval(memory: float) -> float:
     """Return the minimum interval between updates of `named_at`, in seconds.
 
     Args:
         memory: retention of finished calls, in seconds. The interval is short enough that a query
             which returns a call twice in that time keeps it from being pruned.
     """
-    return min(_NAMED_LATELY, memory / 4)
+    return min(_NAMING_INTERVAL, memory / 4)
 
 
 def insert_calls(  # noqa: PLR0913 - what differs between sources and between exporters
@@ -160,7 +160,7 @@ def insert_calls(  # noqa: PLR0913 - what differs between sources and between ex
     source: str | None = None,
     whole: bool = False,
     sharing: Sharing | None = None,
-    lately: float = _NAMED_LATELY,
+    interval: float = _NAMING_INTERVAL,
     limits: LabelLimits = NO_LIMITS,
 ) -> InsertResult:
     """Add the calls of requests; existing calls do not change.
@@ -175,7 +175,7 @@ def insert_calls(  # noqa: PLR0913 - what differs between sources and between ex
         source: the source that names them; None for pushed calls.
         whole: if not all calls of a request fit, refuse all of them, not only the excess.
         sharing: this exporter; None if the ledger is not shared.
-        lately: see `named_lately`.
+        interval: see `naming_interval`.
         limits: limits of the labels of each account.
     """
     names = {call.account for call in chain.from_iterable(requests)}
@@ -215,7 +215,7 @@ def insert_calls(  # noqa: PLR0913 - what differs between sources and between ex
         connection.execute(_FORGET, {"rows": to_json_rows(revived)})
     inserted = _insert(connection, missing, now, sharing, limits, pushed=source is None)
     if source is None:
-        _push(connection, rows, now, lately, sharing)
+        _push(connection, rows, now, interval, sharing)
     rows |= inserted.rows
     if source is not None:
         named = to_json_rows((source, row) for row in sorted(rows))
@@ -223,9 +223,9 @@ def insert_calls(  # noqa: PLR0913 - what differs between sources and between ex
     return inserted._replace(counts=counts, refused=refused, rows=rows)
 
 
-def keep_call(connection: Connection, row: int, now: float, lately: float) -> bool:
+def keep_call(connection: Connection, row: int, now: float, interval: float) -> bool:
     """Record that a call was pushed again; return whether it exists."""
-    connection.execute(_PUSH, {"rows": to_json_rows([row]), "now": now, "lately": now - lately})
+    connection.execute(_PUSH, {"rows": to_json_rows([row]), "now": now, "recent": now - interval})
     return connection.scalar(select(calls.c.id).where(calls.c.id == row)) is not None
 
 
@@ -233,7 +233,7 @@ def _push(
     connection: Connection,
     rows: Collection[int],
     now: float,
-    lately: float,
+    interval: float,
     sharing: Sharing | None,
 ) -> None:
     """Record that existing calls were pushed again.
@@ -244,7 +244,7 @@ def _push(
     if not rows:
         return
     given = {"rows": to_json_rows(rows)}
-    connection.execute(_PUSH, {**given, "now": now, "lately": now - lately})
+    connection.execute(_PUSH, {**given, "now": now, "recent": now - interval})
     # The rows are locked now: no exporter can remove them before the commit.
     if sharing is not None and connection.scalar(_COUNT, given) != len(rows):
         raise LedgerConflictError("ledger: a call was removed while it was pushed again")

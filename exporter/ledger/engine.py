@@ -40,7 +40,7 @@ class Database(ABC):
 
     @abstractmethod
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
-        """Set a clock by the ledger, or store the state of the clock in the ledger.
+        """Synchronize a clock with the database, by setting the clock or storing its offset.
 
         Args:
             clock: the exporter's clock.
@@ -89,9 +89,10 @@ class Database(ABC):
         return kind(f"ledger: {problem}")
 
     def upgrade(self, connection: Connection) -> None:
-        """Create the schema, or upgrade it to the newest revision, under the exporter's lock.
+        """Create the schema, or upgrade it to the newest revision.
 
-        A newer schema is used as it is if it is marked as compatible with this version.
+        The caller holds a lock against other exporters. A newer schema is used as it is if it is
+        marked as compatible with this version.
 
         Raises:
             LedgerError: the database belongs to another program, or is too new or too old.

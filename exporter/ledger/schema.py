@@ -263,7 +263,7 @@ canary_runs: Final = Table(
     Column("expect", String(16), nullable=False),  # as configured at that time
     Column("expect_key", String(8)),
     Column("started_at", Float, nullable=False),
-    Column("deadline_at", Float, nullable=False),  # of the result
+    Column("deadline_at", Float, nullable=False),  # for the result
     Column("reference_id", String(128)),  # NULL until the provider has accepted the call
     Column("accepted_at", Float),
     # NULL while the run is open, which every end checks.

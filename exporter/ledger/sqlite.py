@@ -115,7 +115,7 @@ class SqliteFile(Database):
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn what the database raises into `LedgerError`."""
+        """Translate exceptions of the database to `LedgerError`."""
         try:
             with super().translated():
                 yield

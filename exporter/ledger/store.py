@@ -31,7 +31,7 @@ from exporter.ledger.calls import (
     insert_calls,
     keep_call,
     label_sets_of,
-    named_lately,
+    naming_interval,
     remove_source,
 )
 from exporter.ledger.clock import LedgerClock
@@ -210,7 +210,7 @@ class Store:
             source=source,
             whole=whole,
             sharing=Sharing(self.exporter, self._epochs) if self.exporter else None,
-            lately=named_lately(self._retention),
+            interval=naming_interval(self._retention),
             limits=self.limits,
         )
         self.open_calls.add(result.added)
@@ -256,9 +256,11 @@ class Store:
     def keep(self, row: int) -> bool:
         """Mark a call as pushed, so that it stays if no source names it; return whether it exists.
 
-        The retention of a finished call starts again; see `named_lately` for how often.
+        The retention of a finished call starts again; see `naming_interval` for how often.
         """
-        return self.database.run(keep_call, row, self._clock.now(), named_lately(self._retention))
+        return self.database.run(
+            keep_call, row, self._clock.now(), naming_interval(self._retention)
+        )
 
     def set_price(self, row: int, price: float) -> dict[TotalKey, float]:
         """Store the price of a call; see `set_price`."""

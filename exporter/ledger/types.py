@@ -15,7 +15,7 @@ BATCH_SIZE: Final = 1_000
 """Rows in one statement or transaction: enough to be efficient, few enough not to block others."""
 
 DELETED: Final = "deleted"
-"""The result of a deleted call. It is not counted, and sources that still return it do not add it
+"""The result of a deleted call. It is not counted, and queries that still return it do not add it
 again."""
 
 Labels = Mapping[str, str]

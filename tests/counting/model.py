@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from exporter.calls import Finished
-from exporter.ledger.calls import named_lately
+from exporter.ledger.calls import naming_interval
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS
 
 KEEP_FINISHED: Final = 30 * 86_400.0
@@ -112,7 +112,7 @@ class Model:
 
     def hand_over_again(self, call: Call, now: float) -> None:
         over = call.deleted or call.end is not None
-        lately = now - named_lately(KEEP_FINISHED)
+        lately = now - naming_interval(KEEP_FINISHED)
         if not call.pushed or (
             over and call.ended < lately and (call.again is None or call.again < lately)
         ):
