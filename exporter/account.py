@@ -44,7 +44,7 @@ def balance_wait(failures: int, interval: float, retry_after: float | None) -> f
     Args:
         failures: consecutive failures; each doubles the wait.
         interval: the configured interval in seconds.
-        retry_after: seconds to wait, if the provider named them.
+        retry_after: seconds to wait, from the `Retry-After` header.
     """
     longest = max(interval, LONGEST_BALANCE_WAIT)
     wait = ExponentialBackoff(interval, longest).wait(failures + 1)

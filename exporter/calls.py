@@ -208,7 +208,7 @@ class Refused:
 
     Attributes:
         outcome: `auth` or `throttled`.
-        retry_after: seconds to wait, if the provider named them.
+        retry_after: seconds to wait, from the `Retry-After` header.
     """
 
     outcome: Outcome

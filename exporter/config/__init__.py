@@ -77,7 +77,7 @@ class Config(Section):
     _authorities: Authorities | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it
-        """Keep the authorities of the load."""
+        """Keep the certificate authorities of the load context."""
         if isinstance(context, LoadContext):
             self._authorities = context.authorities
 

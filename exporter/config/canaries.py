@@ -139,7 +139,7 @@ class CanaryConfig(Section):
     """The expected result. `finished` accepts every result except a rejection by the provider."""
 
     expect_key: PressedKey | None = None
-    """The key that the callee has to press first. By default, keys are not checked."""
+    """The first key that the callee has to press. By default, keys are not checked."""
 
     within: Annotated[float, duration("10s", "1d")] = 300.0
     """Maximum time from placing the call to its result."""

@@ -22,18 +22,18 @@ from exporter.config.files import FileProblemError, read_text
 from exporter.errors import ConfigError, Problem
 
 MAX_PROBLEMS: Final = 100
-"""Problems of a file to list; the rest is counted."""
+"""Maximum number of problems to list; the rest is counted."""
 
 MAX_DEPTH: Final = 50
 MAX_NODES: Final = 10_000_000
-"""Values of a document, including those that aliases repeat. A million calls with all labels have
-nine million."""
+"""Maximum number of values in a document, including those of aliases. A million calls with all
+labels have nine million."""
 
 MAX_ITEM_NODES: Final = 100
-"""Values of one item of a streamed list."""
+"""Maximum number of values in an item of a streamed list."""
 
 MAX_ANCHORS: Final = 1_000
-"""Anchors of a streamed list; their values stay in memory."""
+"""Maximum number of anchors in a streamed list; their values stay in memory."""
 
 # Shorter strings are shared: calls repeat accounts and labels. Ids are longer.
 _MAX_SHARED_LENGTH: Final = 32

@@ -45,7 +45,7 @@ def _target_url(secret: Secret) -> Secret:
     # The HTTP client is stricter: it would fail at the first notification.
     if not URL(secret.reveal()).host:
         raise ValueError
-    # Host names are checked when they are resolved.
+    # Check IP addresses only: host names are checked when they are resolved.
     if is_ip_address(url.hostname) and is_forbidden(url.hostname):
         raise ValueError
     return secret

@@ -55,8 +55,8 @@ class LoadContext:
         folder: the base of relative paths.
         problems: receives problems that pydantic cannot report.
         files: reads the named files.
-        accounts: the names of the accounts; None if they could not be read, for no check.
-        labels: the names in `watch.labels`; None if they could not be read, for no check.
+        accounts: the names of the accounts; None skips the check, if they could not be read.
+        labels: the names in `watch.labels`; None likewise.
         authorities: certificate authorities to verify servers against.
         seen: values that have to be unique, with their owner and kind.
         broker_authorities: those of each `ca_file` that was read, by its path.
@@ -96,7 +96,7 @@ class Section(BaseModel):
 
     Attributes:
         secrets: keys whose value can be read from a file, named by `KEY_file`.
-        null_is_default: any `key:` without a value has its default.
+        null_is_default: for all keys, `key:` without a value means the default.
     """
 
     model_config = ConfigDict(
@@ -108,7 +108,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, data: Any, info: ValidationInfo) -> Any:  # Any: as pydantic declares it
-        """Read the files of secrets, and replace values that pydantic would accept by problems."""
+        """Read the files of secrets, and mark problems that pydantic does not detect."""
         context = info.context
         if not isinstance(data, YamlMapping) or not isinstance(context, LoadContext):
             return data

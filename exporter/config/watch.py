@@ -128,7 +128,7 @@ _LABELS = TypeAdapter(dict[KnownLabel, LabelText])
 
 @dataclass(frozen=True, slots=True)
 class _CallContext:
-    """Context of the validators of a call. If names could not be read, they are None: no check."""
+    """Context of the validators of a call; for names that are None, see `CallReader`."""
 
     problems: Problems
     accounts: Collection[str] | None
@@ -199,8 +199,8 @@ class CallReader:
     """Reads a list of calls: `watch.calls`, a file of calls, or the rows of a query.
 
     Args:
-        accounts: the names of the accounts; None if they could not be read, for no check.
-        labels: the names in `watch.labels`; None if they could not be read, for no check.
+        accounts: the names of the accounts; None skips the check, if they could not be read.
+        labels: the names in `watch.labels`; None likewise.
         problems: receives the problems.
         path: keys and indices of the list in the file.
         repeats: accept duplicate calls.

@@ -44,7 +44,7 @@ class Answer(NamedTuple):
     Attributes:
         code: the result code if it is documented, else `other`; None if it is missing.
         message: the error message, limited in length, without control characters and phone numbers.
-        retry_after: seconds to wait, if the provider throttles and names them.
+        retry_after: seconds to wait, from the `Retry-After` header.
         reference_id: the id of the call in the answer, or of a placed call.
         send_status: 1, 2, 4, 5 or 7; None if missing or not a number.
         sent_result: 0, 1 or a boolean; None if missing or invalid.
@@ -133,7 +133,7 @@ def read_refusal(
         http_status: the status.
         retry_after: the `Retry-After` header.
         now: Unix time, for a date in `retry_after` if `date` is missing.
-        date: the `Date` header: the clock of the server may be wrong.
+        date: the `Date` header; preferred to `now`, because the clock of the server may be wrong.
     """
     if http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         sent = _date(date or "")
@@ -214,7 +214,7 @@ def _integer(value: object) -> int | None:
 
 
 def _flag(value: object) -> bool | None:
-    """Return a boolean from a boolean, 0, 1 or a text."""
+    """Convert a boolean, 0, 1 or text to a boolean; return None if it is invalid."""
     if type(value) is bool:
         return value
     if type(value) is str and (flag := _FLAGS.get(value.strip().lower())) is not None:

@@ -36,8 +36,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class Catalogue:
     """Every metric, in the order of exposition.
 
-    A metric that nothing else uses is one of prometheus-client. A `Reading` is read at each scrape
-    from numbers that other parts keep.
+    Numbers that only metrics need are kept in metrics of prometheus-client. A `Reading` reads, at
+    each scrape, numbers that other objects keep.
     """
 
     def __init__(self) -> None:  # noqa: PLR0915 - a statement per metric

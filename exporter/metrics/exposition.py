@@ -22,8 +22,8 @@ TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 _SLICE: Final = 0.004
-"""Yield to the event loop after this many seconds of rendering. Each yield may cost as much time
-again, in other requests."""
+"""Seconds of rendering between yields to the event loop. More yields would delay the scrape: other
+requests run in each of them."""
 
 _BATCH_SIZE: Final = 100
 """Samples to render between checks of the time; takes about half a millisecond."""
@@ -85,7 +85,7 @@ class Exposition:
     async def render(self, *, openmetrics: bool) -> bytes:
         """Return the text of all metrics.
 
-        Omit the metrics of a collector that fails, and log its first failure in a row.
+        Omit the metrics of a failing collector, and log the first of its consecutive failures.
         """
         generate = generate_openmetrics if openmetrics else generate_latest
         parts: list[bytes] = []

@@ -40,11 +40,11 @@ GOOD: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND})
 
 _REFUSED: Final = frozenset({Outcome.AUTH, Outcome.THROTTLED})
 
-# Failed trials with weak evidence before the pause grows. If nine calls in ten are sick, so many
-# consecutive failures have a probability of 1 in 500.
+# Failed trials with weak evidence before the pause grows. If nine calls in ten always fail, so many
+# failures in a row have a probability of 1 in 500.
 _WEAK_TRIALS: Final = 60
 
-# Count a run of failures up to this length; a longer one was an outage.
+# Maximum length of a run of failures to remember: a longer run was an outage.
 _LONGEST_RUN: Final = 30
 
 # Half-life, in seconds, of the length of the longest run of failures that ended with a good answer.
@@ -90,8 +90,8 @@ class CircuitBreaker:
 
     It starts half-open: it sends one request at a time until an answer is good. It opens when
     `REFUSAL` different calls in a row are refused, or `OUTAGE` fail in any way. The last of them is
-    a trial, and so is the request after each pause. If runs of failures have lately ended with a
-    good answer, weak evidence has to form a run that is longer by twice the longest of them.
+    a trial, and so is the request after each pause. Runs of failures that ended with a good answer
+    raise these limits for weak evidence, by twice the length of the longest recent run.
 
     Args:
         account: the name of the account.
@@ -107,7 +107,7 @@ class CircuitBreaker:
         open_since: start of the first of consecutive pauses; None if the breaker is not open.
         paused_until: end of the current or last pause.
         paused_by: the answer that caused the pause; None if the breaker is not open.
-        failures: consecutive failed polls by row, without calls that have none.
+        failures: number of consecutive failed polls, by row; only calls whose last poll failed.
         answered_lately: open calls with a good answer, to poll in trials.
     """
 
@@ -158,7 +158,7 @@ class CircuitBreaker:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the next call has to be chosen, because of consecutive failures."""
+        """Whether consecutive failures require a careful choice of the next call."""
         return self._run.total() >= (1 if self.half_open else REFUSAL)
 
     def wait(self, now: float) -> float:
@@ -204,7 +204,7 @@ class CircuitBreaker:
     def polled(
         self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
     ) -> list[int]:
-        """Record the answer to a poll. Not needed for good answers while there are no failures.
+        """Record the answer to a poll. May be skipped for good answers while nothing has failed.
 
         Return the rows of calls to poll again, because the account made them fail.
         """

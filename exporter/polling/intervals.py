@@ -16,7 +16,7 @@ LATE: Final = 0.05
 """The share of results that may be known more than `interval` after the end of the call."""
 
 ENOUGH: Final = 32
-"""Calls to learn from before intervals are adaptive."""
+"""Number of calls to learn from before intervals become adaptive."""
 
 EXPLORING: Final = 1 / 16
 """The share of new calls to poll earlier than planned, to notice if calls become shorter."""
@@ -46,7 +46,7 @@ _DELAY_PRICE: Final = 0.2
 
 # Pairs: the cost of a late result, in requests, and the factor for `interval`. If the highest cost
 # does not make results punctual, because ends are spread over a long time, plan for a longer delay.
-# Tolerate some more late results before that, because the first factor is a jump.
+# Tolerate some more late results before that, because the first factor is a large step.
 _AIMS: Final = tuple((0.25 * 1.2**n, 1.0) for n in range(28))
 _STRETCHED: Final = tuple((_AIMS[-1][0], 1.15**n) for n in range(1, 24))
 _TOLERATED_LATE: Final = 2 * LATE
@@ -166,7 +166,7 @@ def plan(
         return _cheapest(durations, interval * stretch, max_interval, polled, price)
 
     aims = _AIMS if planned(*_AIMS[-1]).late <= _TOLERATED_LATE else _STRETCHED
-    # The first aim with few enough late results (so have all later aims), or the last aim.
+    # The first aim with few enough late results, or the last. Their share falls from aim to aim.
     punctual = bisect_left(aims, 1, hi=len(aims) - 1, key=lambda aim: planned(*aim).late <= LATE)
     return planned(*aims[punctual])
 
@@ -239,7 +239,7 @@ class PollIntervals:
     def __init__(self, interval: float, max_interval: float, *, adaptive: bool) -> None:
         self.durations = DurationEstimator(2 * interval)
         self.plan: Plan | None = None
-        self._notified = 0.0  # the share of results that polls did not have to find
+        self._notified = 0.0  # the share of ends that callbacks reported
         self._since_plan = 0  # calls
         self._planned_at = 0.0
         self._adaptive = adaptive
@@ -305,7 +305,7 @@ class PollIntervals:
             self._plan_again(at)
 
     def learn_past(self, ages: Iterable[tuple[float, bool]]) -> None:
-        """Learn from past calls, oldest first: the age at the end; False for expired calls."""
+        """Learn from past calls, oldest first: the final age, and whether they ended or expired."""
         for age, ended in ages if self._adaptive else ():
             if ended:
                 # The time of the poll before is unknown; usually it was within `interval`.

@@ -136,8 +136,8 @@ class Poller:
     def add(self, call: WatchedCall, label_set: int = 0, max_wait: float = math.inf) -> None:
         """Start polling a call within `max_wait` seconds.
 
-        The first poll of a new call is immediate, or adaptive. A call that was already polled gets
-        a random time within its interval. Label sets, named by row, share the rate evenly.
+        Poll a new call at once or, with adaptive intervals, when it has probably ended. Poll others
+        at a random time within their interval. Label sets, given by row, share the rate evenly.
         """
         if call.id in self.calls:
             return
@@ -212,7 +212,7 @@ class Poller:
             finished: its result.
             at: when the result was known (Unix time).
             last_seen: when an answer last showed the call as open (Unix time); 0 for never.
-            notified: a callback reported the end. Also assumed if the call was hinted.
+            notified: whether a callback reported the end; assumed for a hinted call.
         """
         age = at - call.first_watched
         if finished.status is Status.EXPIRED:
@@ -481,7 +481,7 @@ class Poller:
             return
         breaker = self.breaker
         if isinstance(decided, PollAgain):
-            # `last_polled` is shared by calls, in memory and in the ledger.
+            # `last_polled` has full seconds: many calls share the value.
             self._observe(call, decided, call.last_polled)
             breaker.answered_lately.append(call)
         wait = self._next_wait(call, wall)

@@ -32,7 +32,7 @@ _MAX_LEFT_OVER: Final = 1_000
 # Every tenth turn of a label set takes its longest waiting call, so that no priority starves.
 _LONGEST_WAITING_EVERY: Final = 10
 
-# Samples to find the best call: label sets, and calls of each priority in them.
+# Sample sizes to find the best call: label sets, and calls of each priority in them.
 _SAMPLED_SETS: Final = 20
 _SAMPLED_CALLS: Final = 10
 
@@ -227,8 +227,8 @@ class TimingWheel:
 
         Args:
             now: monotonic seconds.
-            trial: whether the answer decides about the account. Prefer random calls that did not
-                fail, every other time calls with an answer, then calls with the fewest failures.
+            trial: choose a call whose answer decides about the account: a random one that did not
+                fail (every second time, one with an answer), else one with the fewest failures.
         """
         self.advance(now)
         if not self.ready:
