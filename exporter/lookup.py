@@ -1,4 +1,4 @@
-"""Look calls up by hand: poll each until there is a result for it; count nothing."""
+"""Manual look-ups: poll calls until each has a result, without counting them."""
 
 from __future__ import annotations
 
@@ -35,44 +35,44 @@ from exporter.polling.stats import AccountStats
 from exporter.signals import handled_signals
 
 TRIES: Final = 3
-"""How often a call is polled whose polls fail."""
+"""Polls of a call whose polls fail."""
 
 _PAUSES: Final = 12
-"""Pauses in a row, without a good answer in between, after which an account is given up."""
+"""Consecutive pauses, without a good answer between them, until an account is given up."""
 
 _RETRY_AFTER: Final = 1.0
-"""Seconds until calls whose polls failed are polled again."""
+"""Seconds until failed calls are polled again."""
 
 _LOOK_EVERY: Final = 0.01
-"""Seconds after which it is checked whether the account may be polled."""
+"""Seconds between checks whether the account may be polled."""
 
-# A call is polled once where the provider has said this of it, or of the credentials.
+# Outcomes after which a call is not polled again.
 _FINAL: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND, Outcome.AUTH, Outcome.API_ERROR})
 
-# Where the provider's own words are missing.
+# For outcomes without a message from the provider.
 _MESSAGES: Final = {
-    Outcome.BAD_RESPONSE: "the answer is not one about this call",
+    Outcome.BAD_RESPONSE: "the answer is not about this call",
     Outcome.HTTP_ERROR: "the provider answered with an HTTP error",
-    Outcome.THROTTLED: "the provider asks for fewer requests",
+    Outcome.THROTTLED: "the provider throttles requests",
 }
-_GUESSED: Final = "without a SentResult: the result is taken from the status"
+_GUESSED: Final = "no SentResult: the result is derived from the status"
 
 CallName = tuple[str, ReferenceKey]
-"""An account's name and an id as ids are compared."""
+"""Account name and normalized id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupResult:
-    """What was found out about one call, in the words of the metrics.
+    """The result of a look-up, in the words of the metrics.
 
     Attributes:
-        reference_id: as it was named.
-        state: of an open call, or `finished`; None where the provider has not answered.
-        result: of a finished call; so are `status`, `duration` (seconds) and `key`.
-        outcome: of the request, or of another one because of which none was sent.
-        code: the provider's code; `other` for one that is not documented.
-        message: the provider's words for a failure, or the exporter's.
-        asked_at: when the answer came (UTC); None where no request was sent.
+        reference_id: as the user wrote it.
+        state: of an open call, or `finished`; None without an answer.
+        result: of a finished call, like `status`, `duration` (seconds) and `key`.
+        outcome: of the request, or of the request that made the look-up stop.
+        code: the provider's code; `other` if it is not documented.
+        message: the provider's or the exporter's message about a failure.
+        asked_at: time of the answer (UTC); None if no request was sent.
     """
 
     reference_id: ReferenceId
@@ -89,17 +89,17 @@ class LookupResult:
 
     @property
     def answered(self) -> bool:
-        """Whether the provider has answered, also that it knows no such call."""
+        """Whether the provider answered, including that the id is not found."""
         return self.outcome in GOOD
 
     @property
     def name(self) -> CallName:
-        """Which call it is."""
+        """The account and the normalized id."""
         return self.account, reference_key(self.reference_id)
 
     @property
     def summary(self) -> str:
-        """One word for people: the result, else the state, else why there is none."""
+        """The result, else the state, else the outcome."""
         return self.result or self.state or self.outcome
 
 
@@ -107,11 +107,11 @@ COLUMNS: Final = tuple(field.name for field in fields(LookupResult))
 
 Report = Callable[[LookupResult], None]
 ReportPause = Callable[[LookupResult, float], None]
-"""Called with each pause of an account: the failure that is its reason, and the seconds."""
+"""Called for each pause of an account with the failure that caused it, and the seconds."""
 
 
 def result_of(account: str, asked: ReferenceId, answer: Answer, now: float) -> LookupResult:
-    """Return what an answer means for a call, as the exporter would decide it at a Unix time."""
+    """Interpret an answer as the exporter does; `now` is a Unix time."""
     result = partial(
         LookupResult,
         reference_id=asked,
@@ -137,10 +137,10 @@ def result_of(account: str, asked: ReferenceId, answer: Answer, now: float) -> L
 
 
 class _AccountLookup:
-    """Looks up calls of one account, at its rate and with the exporter's own circuit breaker.
+    """Looks up calls of one account with its rate limit and the exporter's circuit breaker.
 
-    All calls are polled once, then those that failed once more. It ends early where the credentials
-    are refused before any answer was good, and after `_PAUSES`.
+    Polls all calls once, then those that failed again. Stops early after `_PAUSES`, or if the
+    credentials are refused before any good answer.
     """
 
     def __init__(
@@ -159,12 +159,12 @@ class _AccountLookup:
         self._breaker = CircuitBreaker(account.name, self._limiter, AccountStats(), self._calls)
         self._clock = asyncio.get_running_loop().time
         self._any_answered = False
-        self._pauses = 0  # in a row
+        self._pauses = 0  # consecutive
         self._paused_until = 0.0
         self._failure: LookupResult | None = None
 
     async def run(self, calls: Sequence[ReferenceId]) -> None:
-        """Look all of them up."""
+        """Look up the calls."""
         now = time.time()
         self._calls.update((row, WatchedCall(row, call, now)) for row, call in enumerate(calls))
         async with self._client:
@@ -177,14 +177,14 @@ class _AccountLookup:
                 self._report(replace(self._failure, reference_id=call.reference_id, asked_at=None))
 
     async def _poll_all(self, *, last: bool) -> bool:
-        """Poll each call; return whether the account may be polled on."""
+        """Poll each call; return False if polling has to stop."""
         left, slots = deque(self._calls.values()), asyncio.Semaphore(self._account.max_concurrency)
         async with asyncio.TaskGroup() as tasks:
             while left:
                 await slots.acquire()
                 if not await self._may_poll():
                     return False
-                # Where calls fail, any other shows best whether the account may be polled.
+                # After failures, a random other call tells best whether the account works.
                 at = random.randrange(len(left)) if self._breaker.doubtful else 0  # noqa: S311
                 left.rotate(-at)
                 call = left.popleft()
@@ -197,7 +197,7 @@ class _AccountLookup:
         return True
 
     async def _may_poll(self) -> bool:
-        """Wait until a request may be sent; return whether one may."""
+        """Wait until the next request is allowed; return False if the look-up has to stop."""
         breaker = self._breaker
         while (wait := breaker.wait(self._clock())) > 0:
             if breaker.reason and self._failure and breaker.paused_until != self._paused_until:
@@ -233,17 +233,17 @@ async def look_up(
     report_pause: ReportPause,
     rate: float = math.inf,
 ) -> bool:
-    """Look calls up, those of each account at its own pace.
+    """Look up calls; each account has its own rate limit.
 
     Args:
         config: the accounts.
-        calls: which.
-        write: takes results as they come, in a thread: it may block, and what it raises ends all.
+        calls: the calls to look up.
+        write: receives results as they arrive, in a thread; its exceptions end the look-up.
         report_pause: see `ReportPause`.
-        rate: requests per second of each account, where that is less than its own rate.
+        rate: requests per second and account, if lower than the account's own limit.
 
     Returns:
-        False where a signal ended it: what was known by then is written.
+        False if a signal ended the look-up; results so far are written.
     """
     results: asyncio.Queue[LookupResult | None] = asyncio.Queue()
 
@@ -271,7 +271,7 @@ async def look_up(
 async def _write_all(
     results: asyncio.Queue[LookupResult | None], write: Callable[[Sequence[LookupResult]], None]
 ) -> None:
-    # In a thread: an output that is read slowly, or not at all, makes no request late.
+    # In a thread, so that a slow or blocked output delays no request.
     last = False
     while not last:
         batch = [await results.get()]

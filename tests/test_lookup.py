@@ -80,7 +80,7 @@ def test_not_finished(answer: Answer, word: str, outcome: Outcome, answered: boo
 def test_the_providers_words_come_first() -> None:
     for message, shown in (
         ("busy", "busy"),
-        ("", "the provider asks for fewer requests"),
+        ("", "the provider throttles requests"),
     ):
         answer = Answer(Outcome.THROTTLED, message=message)
         assert result_of("main", ID, answer, NOW).message == shown

@@ -1,6 +1,6 @@
-"""Where watched calls come from.
+"""Sources of calls.
 
-A new source is a module here, its configuration model, and a line in `SOURCES`.
+To add a source: a module in this package, its configuration model, and a line in `SOURCES`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sources:
     """All sources of an exporter.
 
     Args:
-        tracker: takes their calls.
+        tracker: receives their calls.
     """
 
     def __init__(self, tracker: CallTracker) -> None:
@@ -47,14 +47,14 @@ class Sources:
 
     @property
     def statuses(self) -> list[SourceStatus]:
-        """The status of every source that is configured."""
+        """The statuses of all configured sources."""
         return [one for source in self for one in source.statuses if one.shown]
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
         """Apply a configuration to every source; see `Source`.
 
-        A call that moves from one source to another is watched all the time: all add before any
-        removes.
+        All sources add calls before any source removes calls, so that a call that moves from one
+        source to another stays watched.
 
         Raises:
             LedgerError: the ledger failed.

@@ -1,4 +1,4 @@
-"""The source `api`: programs push calls through the HTTP API."""
+"""The source `api`: calls that programs add through the HTTP API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.sources.source import Source, SourceContext
 from exporter.tracker import CallTracker
 
 MAX_WAITING: Final = 100_000
-"""Calls that may wait for the ledger; further requests are asked to come back."""
+"""Limit of calls waiting for the ledger; further requests get a `CapacityError`."""
 
 STOPPING: Final = "the exporter is stopping"
 
@@ -21,7 +21,7 @@ _Request: TypeAlias = "tuple[Sequence[NewCall], asyncio.Future[Count | str]]"
 
 
 class ApiSource(Source):
-    """Takes the calls of requests to the HTTP API."""
+    """Adds the calls of requests to the HTTP API."""
 
     name = "api"
 
@@ -30,19 +30,19 @@ class ApiSource(Source):
         self._queue = PushQueue(tracker)
 
     async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
-        """Expose the metrics of the source where there are tokens."""
+        """Show metrics of the source if tokens are configured."""
         self._status.configure(shown=bool(watch.api.tokens))
 
     async def run(self) -> None:
-        """Store what is pushed, until cancelled."""
+        """Store pushed calls until cancelled."""
         await self._queue.run()
 
     async def push(self, calls: Sequence[NewCall]) -> Count:
-        """Watch the calls of a request, all of them or none; return once they are durable.
+        """Add the calls of a request, all or none, and return once they are durable.
 
         Raises:
-            CapacityError: there are too many.
-            LedgerError: the ledger failed, or is closed.
+            CapacityError: a limit is reached.
+            LedgerError: the ledger failed or is closed.
         """
         try:
             count = await self._queue.push(calls)
@@ -53,18 +53,16 @@ class ApiSource(Source):
         return count
 
     def refused(self) -> None:
-        """Count a request whose calls could not be read."""
+        """Count a request with invalid calls."""
         self._status.count_error()
 
 
 class PushQueue:
-    """Groups the calls of requests that arrive while the ledger is busy with earlier ones.
-
-    A thousand requests per second then need far fewer commits.
+    """Stores the calls of requests in batches: those that arrive during one commit share the next.
 
     Args:
-        tracker: stores the calls of requests, and returns once they are durable.
-        limit: calls that may wait.
+        tracker: stores the calls.
+        limit: limit of waiting calls.
     """
 
     def __init__(self, tracker: CallTracker, limit: int = MAX_WAITING) -> None:
@@ -89,7 +87,7 @@ class PushQueue:
         return count
 
     async def run(self) -> None:
-        """Store what is pushed, until cancelled; what waits then is refused."""
+        """Store pushed calls until cancelled; then fail the waiting requests."""
         group: list[_Request] = []
         try:
             while True:
@@ -105,7 +103,7 @@ class PushQueue:
                     _fail(group, str(error))
                     continue
                 for (_, done), count in zip(group, counts, strict=True):
-                    if not done.done():  # else the client is gone
+                    if not done.done():  # the request was not cancelled
                         done.set_result(count)
         finally:
             self._closed = True
@@ -117,5 +115,5 @@ class PushQueue:
 def _fail(group: Iterable[_Request], problem: str) -> None:
     for _, done in group:
         if not done.done():
-            # One each: a traceback is written into an exception where it is raised.
+            # One exception for each future, because raising an exception changes its traceback.
             done.set_exception(LedgerError(problem))

@@ -1,4 +1,4 @@
-"""The source `callback`: the provider calls back when a call has ended."""
+"""The source `callback`: notifications of finished calls from the provider."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exporter.sources.source import Source, SourceContext
 from exporter.tracker import CallTracker
 
 MAX_FIELD: Final = 200
-"""Characters of a parameter that is read; those of the provider have fewer than 40."""
+"""Longest parameter value that is read, in characters; the provider's are shorter than 40."""
 
 _FIELDS: Final = frozenset(
     {"ReferenceId", "SendStatus", "SentResult", "CallStatus", "CallDuration", "Ivr", "Price"}
@@ -24,7 +24,7 @@ _FIELDS: Final = frozenset(
 
 
 class CallbackSource(Source):
-    """Takes the provider's callbacks."""
+    """Applies the provider's callbacks."""
 
     name = "callback"
 
@@ -34,24 +34,24 @@ class CallbackSource(Source):
         self._queue = PushQueue(tracker)
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
-        """Apply `watch.callback`; expose the metrics of the source where there are tokens."""
+        """Apply `watch.callback`; show metrics of the source if tokens are configured."""
         self._config = watch.callback
         self._status.configure(shown=context.called_back)
 
     async def run(self) -> None:
-        """Store unknown calls that were called back, until cancelled."""
+        """Store unknown calls of callbacks until cancelled."""
         await self._queue.run()
 
     async def accept(self, account: str, fields: Mapping[str, str]) -> CallbackOutcome:
-        """Apply a callback as the configuration says; what it says is durable then.
+        """Apply a callback, and return once its effect is durable.
 
         Args:
-            account: whose token the callback held.
-            fields: its parameters; unknown ones may be of any length.
+            account: the account whose token the request had.
+            fields: the parameters of the request; unknown ones may be of any length.
 
         Raises:
             LedgerError: the ledger failed.
-            CapacityError: there are too many calls.
+            CapacityError: a limit of calls is reached.
         """
         try:
             outcome = await self._apply(account, fields)
@@ -65,7 +65,7 @@ class CallbackSource(Source):
         return outcome
 
     async def _apply(self, account: str, fields: Mapping[str, str]) -> CallbackOutcome:
-        # The first name may come with a byte order mark.
+        # A byte order mark may precede the first name.
         named = ((name.lstrip("\ufeff"), value) for name, value in fields.items())
         fields = {name: value for name, value in named if name in _FIELDS}
         if (name := _reference_id(fields)) is None:

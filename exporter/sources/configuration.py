@@ -1,4 +1,4 @@
-"""The source `config`: `watch.calls` of the configuration file; and when to read a file again."""
+"""The source `config` (`watch.calls` of the configuration file), and reloading of such files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _log = structlog.get_logger(__name__)
 
 
 class ConfigurationSource(Source):
-    """Adds the calls that the configuration lists.
+    """Adds the calls of `watch.calls`.
 
     Attributes:
-        refused: how many calls of each account there was no room for.
+        refused: number of calls above `watch.max_calls` by account.
     """
 
     name = "config"
@@ -41,7 +41,7 @@ class ConfigurationSource(Source):
         self._rows, self.refused = added.rows, added.refused
 
     async def remove_missing(self) -> None:
-        """Remove the calls that `watch.calls` does not list any more."""
+        """Remove the calls that are not in `watch.calls` any more."""
         await self._tracker.keep_only(self.name, self._rows)
         self._rows = set()
         if self.refused:
@@ -52,7 +52,7 @@ class ConfigurationSource(Source):
             )
 
     def loaded(self) -> None:
-        """Note that a configuration was loaded and applied."""
+        """Record that a configuration was loaded and applied."""
         self._status.configure(shown=True)
         self._status.succeed()
 
@@ -66,7 +66,7 @@ class ConfigFile(Generic[T]):
 
     Args:
         path: the file.
-        read: makes a configuration of it, and notes the other files; raises `ConfigError`.
+        read: parses the file, and records the other files; raises `ConfigError`.
     """
 
     def __init__(self, path: Path, read: Callable[[Path, NamedFiles], T]) -> None:
@@ -77,16 +77,16 @@ class ConfigFile(Generic[T]):
         self._exposed: set[Path] = set()
 
     def load(self) -> T:
-        """Read it.
+        """Read the file.
 
         Raises:
-            ConfigError: with every problem.
+            ConfigError: the file is invalid; lists every problem.
         """
-        # Before it is read: what is written from now on is a change.
+        # Before the file is read, so that a later write counts as a change.
         for change in self._watcher.look(self._files, wait=False):
             self._watcher.mark_read(change)
         others = NamedFiles(before=lambda path: self._watcher.note(str(path)))
-        named = set(self._files)  # a wrong configuration may not name all files of a right one
+        named = set(self._files)  # an invalid configuration may not name all files
         try:
             loaded = self._read(self._path, others)
             named = {str(self._path)}
@@ -98,5 +98,5 @@ class ConfigFile(Generic[T]):
             self._exposed = others.exposed
 
     def changed(self) -> bool:
-        """Return whether a file has changed since it was last read, and is not being written."""
+        """Return whether a file has changed since it was last read, and is complete."""
         return any(change.settled for change in self._watcher.look(self._files))

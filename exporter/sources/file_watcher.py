@@ -1,7 +1,7 @@
-"""Which files patterns find, which have changed, and which are not being written.
+"""Detection of changed files, and expansion of patterns.
 
-Found by polling: that also sees symlinks that are swapped far away, as Kubernetes does, and changes
-by other machines, which cause no event.
+Files are polled: unlike file events, this detects swapped symlinks (Kubernetes) and changes that
+other machines make.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 INTERVAL: Final = 0.5
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
-# Looks after which a file that is written all the time is read as it is.
+# Checks after which a file is read even though it is still being written.
 _MAX_WAITS: Final = 2
-# At the first look, in nanoseconds: what was not written to for so long is settled.
+# Nanoseconds since the last change after which a file counts as complete at the first check.
 _SETTLED_AGE: Final = 1_000_000_000
 
 _ESCAPED: Final = re.compile(r"\[([*?[])\]")
 
 
 class FileStat(NamedTuple):
-    """What changes when a file does; times in nanoseconds, `ctime` that of content or metadata."""
+    """The attributes that show a change of a file; times in nanoseconds."""
 
     device: int
     inode: int
@@ -44,7 +44,7 @@ _ABSENT: Final = FileStat(0, 0, 0, 0, -2)
 
 
 def stat_file(path: str) -> FileStat | None:
-    """Return the stat of the file that a path leads to; None for a folder, or nothing visible."""
+    """Return the stat of a path; None for a folder or an inaccessible path."""
     try:
         found = os.stat(path)  # noqa: PTH116 - half the time, for thousands of files
     except (OSError, ValueError):
@@ -56,11 +56,11 @@ def stat_file(path: str) -> FileStat | None:
 
 
 class Change(NamedTuple):
-    """A file that is to be read.
+    """A file to read.
 
     Attributes:
-        stat: as it was found.
-        settled: it is complete; else it is being written, and may end in half a line.
+        stat: its attributes at the check.
+        settled: False if the file is still being written, and may end in the middle of a line.
     """
 
     path: str
@@ -69,7 +69,7 @@ class Change(NamedTuple):
 
 
 class FileWatcher:
-    """Compares files with how they were at the last look, and when they were last read."""
+    """Compares files with the previous check and with the last read."""
 
     def __init__(self) -> None:
         self._seen: dict[str, FileStat] = {}
@@ -77,15 +77,15 @@ class FileWatcher:
         self._waits: dict[str, int] = {}
 
     def look(self, paths: Iterable[str], *, wait: bool = True) -> list[Change]:
-        """As `compare`, of files that are expected: a missing one has changed. Blocking."""
+        """Like `compare`, for paths that must exist: a missing file counts as changed. Blocking."""
         return self.compare({path: stat_file(path) or _ABSENT for path in paths}, wait=wait)
 
     def compare(self, found: Mapping[str, FileStat], *, wait: bool = True) -> list[Change]:
         """Return the files that have changed since they were last read (see `mark_read`).
 
         Args:
-            found: all files that there are.
-            wait: until a file is settled, but for a few looks at most.
+            found: all existing files.
+            wait: skip a file that is being written, for a few checks at most.
         """
         now = time.time_ns()
         changes = []
@@ -104,28 +104,28 @@ class FileWatcher:
         return changes
 
     def mark_read(self, change: Change) -> None:
-        """Note that a file has been read as it was found."""
+        """Record that a file was read in the state of a change."""
         self._read[change.path] = change.stat
 
     def note(self, path: str) -> None:
-        """Take a file that was never read as read now."""
+        """Record the current state of a file that was not read before."""
         if path not in self._read:
             self._seen[path] = self._read[path] = stat_file(path) or _ABSENT
 
     def forget(self, path: str) -> None:
-        """Have a file that was read be read again."""
+        """Make the next check report a file again."""
         if path in self._read:
             self._read[path] = _NEVER
 
 
 def find(pattern: str) -> Iterator[str]:
-    """Yield the paths that a pattern finds, as `glob` does. Blocking.
+    """Yield the paths that match a pattern, as in `glob`. Blocking.
 
-    For each part of the pattern, a folder is read once, by the shortest way without links where
-    there is one: links may lead in circles. What cannot be read is left out.
+    Each folder is read once per part of the pattern, first by paths without symlinks, because
+    symlinks may form cycles. Unreadable folders are skipped.
     """
     parts = [part for part in pattern.split("/") if part]
-    folders = deque([("/" if pattern.startswith("/") else "", 0)])  # each with the next part
+    folders = deque([("/" if pattern.startswith("/") else "", 0)])  # with the index of a part
     links = deque[tuple[str, int]]()
     seen = set[tuple[int, int, int]]()
     while folders or links:
@@ -135,7 +135,7 @@ def find(pattern: str) -> Iterator[str]:
         if (entries := _entries(folder, part, number, seen)) is None:
             continue
         if deep and not is_last:
-            folders.append((folder, following))  # it also matches no folder at all
+            folders.append((folder, following))  # `**` also matches zero folders
         for name, is_folder, is_link in entries:
             path = os.path.join(folder, name)  # noqa: PTH118 - keeps `..`
             if is_last:
@@ -147,9 +147,9 @@ def find(pattern: str) -> Iterator[str]:
 def _entries(
     folder: str, part: str, number: int, seen: set[tuple[int, int, int]]
 ) -> list[tuple[str, bool, bool]] | None:
-    """Return the names in a folder that a part matches, and if they may be folders, and are links.
+    """Return the matching names in a folder, whether they may be folders, and whether symlinks.
 
-    None for a folder that cannot be read, or in which a part was looked for before.
+    None for an unreadable folder, or one that was already searched for this part.
     """
     try:
         status = os.stat(folder or ".")  # noqa: PTH116 - a third of the time
@@ -180,17 +180,17 @@ def _unescape(pattern: str) -> str:
 
 
 def literals(patterns: Iterable[str]) -> list[str]:
-    """Return the paths that are named without a wildcard."""
+    """Return the paths of the patterns without a wildcard."""
     return [_unescape(pattern) for pattern in patterns if not _is_magic(pattern)]
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
-    """Return whether a pattern would find a path, if it existed."""
+    """Return whether a path matches a pattern; the path need not exist."""
     return any(_matches(path.split("/"), pattern) for pattern in patterns)
 
 
 def _matches(names: list[str], pattern: str) -> bool:
-    reached = [True, *(False for _ in names)]  # by how many names match the parts until now
+    reached = [True, *(False for _ in names)]  # [n]: the first n names match the parts so far
     for part in pattern.split("/"):
         if part == "**":
             reached = list(accumulate(reached, operator.or_))

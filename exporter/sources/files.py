@@ -1,4 +1,4 @@
-"""The source `files`: files of calls that the patterns of `watch.files` find."""
+"""The source `files`: files of calls that match the patterns of `watch.files`."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from exporter.threads import DetachedThreads
 from exporter.tracker import CallTracker
 
 OPTION: Final = "watch.files"
-"""What names the patterns in the configuration."""
+"""The configuration key of the patterns."""
 
 PREFIX: Final = "file:"
-"""Before a file's path, its name as a source in the ledger."""
+"""Prefix of a file's path in its name as a source in the ledger."""
 
 MAX_FILES: Final = 10_000
 
 RETRY_INTERVAL: Final = 60.0
-"""Seconds after which calls that there was no room for are tried again."""
+"""Seconds until calls above `watch.max_calls` are tried again."""
 
 ANSWER_TIMEOUT: Final = 10.0
-"""Seconds that a look waits for a file system."""
+"""Seconds to wait for a file system."""
 
 T = TypeVar("T")
 
@@ -56,11 +56,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Found(NamedTuple):
-    """What patterns find.
+    """The result of a pattern.
 
     Attributes:
-        files: the files, as they are.
-        problem: what is wrong with others.
+        files: the files that match, by path.
+        problem: a problem with other files.
     """
 
     files: dict[str, FileStat]
@@ -68,7 +68,7 @@ class Found(NamedTuple):
 
 
 def find_files(pattern: str, limit: int = MAX_FILES) -> Found:
-    """Return the files of a pattern, up to one more than the limit. Blocking."""
+    """Return the files that match a pattern, at most `limit` + 1. Blocking."""
     files: dict[str, FileStat] = {}
     unprintable = 0
     for path in file_watcher.find(pattern):
@@ -79,7 +79,7 @@ def find_files(pattern: str, limit: int = MAX_FILES) -> Found:
                 unprintable += 1
         if len(files) > limit:
             break
-    problem = f"finds {unprintable} files whose names are no printable text"
+    problem = f"finds {unprintable} files with unprintable names"
     return Found(files, problem if unprintable else None)
 
 
@@ -93,15 +93,15 @@ def _can_be_listed(folder: Path) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Reading:
-    """A file that is being read, a batch of calls at a time.
+    """The progress of reading a file in batches.
 
     Attributes:
-        change: the file as it was found.
-        calls: the rest of its calls.
-        problems: what is wrong with it.
-        rows: of the calls that are known by now.
-        refused: how many calls of each account there was no room for.
-        settled: the file was complete, and did not change until its end was reached.
+        change: the file as it was when reading started.
+        calls: the remaining calls.
+        problems: the problems of the file.
+        rows: ledger rows of the calls that were added or known.
+        refused: number of calls above `watch.max_calls` by account.
+        settled: the file was complete, and did not change until it was read to the end.
     """
 
     change: Change
@@ -112,7 +112,7 @@ class _Reading:
     settled: bool = False
 
     def next_batch(self) -> list[NewCall] | ConfigError:
-        """Return the next calls, none at the end, or why the file cannot be read. Blocking."""
+        """Return the next calls, or an empty list at the end, or the error. Blocking."""
         batch: list[NewCall] | ConfigError
         try:
             calls = islice(self.calls, BATCH_SIZE)
@@ -125,23 +125,22 @@ class _Reading:
 
 
 class FilesSource(Source):
-    """Reads the files that the patterns of a configuration find, again when they change.
+    """Reads the files that match the patterns, and reads them again when they change.
 
-    Each file is a source of its own in the ledger, named by its path: a call that no file names any
-    more is removed. A file with a problem removes nothing. Nor does one that is missing though it
-    is named without a wildcard, or whose folder cannot be listed: such things happen to disks and
-    networks. One that a wildcard found and does not find any more was removed.
+    Each file is a source of its own in the ledger: a call that no file contains any more is
+    removed. As disks and networks fail, nothing is removed for a file that is invalid, is missing
+    though a pattern names it without a wildcard, or is in a folder that cannot be listed.
 
-    A file system that does not answer holds up only the patterns that lead to it, and its files: a
-    look waits for `timeout` once, and later ones go on without until there is an answer.
+    A file system that does not respond delays only its own files: a check waits `timeout` once,
+    and later checks skip these files until the file system responds.
 
     Args:
-        tracker: takes the calls.
-        find: returns the files of a pattern.
-        read: reads a file, as `read_calls`.
-        timeout: seconds that a look waits for a file system.
-        limit: files that are read.
-        retry_interval: seconds after which calls that there was no room for are tried again.
+        tracker: receives the calls.
+        find: returns the files that match a pattern.
+        read: reads a file, as `read_calls` does.
+        timeout: seconds to wait for a file system.
+        limit: maximum number of files.
+        retry_interval: seconds until calls above `watch.max_calls` are tried again.
     """
 
     name = "files"
@@ -162,20 +161,20 @@ class FilesSource(Source):
         self._limit = limit
         self._retry_interval = retry_interval
         self._threads = DetachedThreads(timeout)
-        self._lock = asyncio.Lock()  # one look at a time
+        self._lock = asyncio.Lock()  # one check at a time
         self._patterns: Sequence[str] = ()
         self._context: tuple[Sequence[str], Sequence[str]] = (), ()  # accounts and labels
-        self._late: dict[str, list[object]] = {}  # what functions returned that were given up on
+        self._late: dict[str, list[object]] = {}  # results of calls that timed out
         self._readings: dict[str, _Reading] = {}  # by file
         self._watcher = FileWatcher()
         self._named: set[str] = set()  # files that name calls in the ledger
-        self._missing: set[str] = set()  # of those, not found at the last look
-        self._full: dict[str, float] = {}  # files to be read again, and when
-        # Of the last look: the paths, the patterns without an answer, and whether these are all.
+        self._missing: set[str] = set()  # of those, not found in the last check
+        self._full: dict[str, float] = {}  # when to try refused calls again
+        # Of the last check: the paths, the patterns that timed out, and whether these are all.
         self._found: tuple[Collection[str], set[str], bool] = (), set(), False
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
-        """Read everything anew; where nothing has changed, this is but another look."""
+        """Apply a configuration: read all files again if it has changed, else check for changes."""
         async with self._lock:
             names = context.accounts, context.labels
             same = (self._patterns, self._context) == (watch.files, names)
@@ -192,12 +191,12 @@ class FilesSource(Source):
             await self._add(wait=same)
 
     async def remove_missing(self) -> None:
-        """Remove the calls of files that were removed."""
+        """Remove the calls of removed files."""
         async with self._lock:
             await self._remove_missing()
 
     async def run(self) -> None:
-        """Look for changes twice a second, until cancelled."""
+        """Check for changes twice a second, until cancelled."""
         try:
             while True:
                 await asyncio.sleep(INTERVAL)
@@ -206,7 +205,7 @@ class FilesSource(Source):
             self._threads.close()
 
     async def look(self) -> None:
-        """Look for changes once; what fails is tried again at the next look."""
+        """Check for changes once; the next check retries what failed."""
         problem = None
         async with self._lock:
             try:
@@ -217,10 +216,10 @@ class FilesSource(Source):
         self._report("the ledger", problem)
 
     async def _answer(self, key: str, work: Callable[[], T]) -> T:
-        """Return what a function on files returns, or returned since an earlier call gave up on it.
+        """Return the result of a function on files, possibly of an earlier call that timed out.
 
         Raises:
-            SourceError: the file system does not answer.
+            SourceError: the file system does not respond.
         """
         results = self._late.setdefault(key, [])
         if not results:
@@ -239,15 +238,15 @@ class FilesSource(Source):
         looked_at = {path: files[path] for path in sorted(files)[: self._limit]}
         for change in self._watcher.compare(looked_at, wait=wait):
             if self._threads.hangs(change.path):
-                continue  # reported before
+                continue  # already reported
             try:
                 await self._read_file(change, report=wait or change.settled)
             except SourceError as error:
                 self._report(change.path, f"cannot be read: {error}")
-                return  # the others follow at the next look, which does not wait for this one
+                return  # the next check skips this file and reads the others
 
     async def _search(self) -> tuple[dict[str, FileStat], set[str], bool]:
-        """Return the files, the patterns without an answer, and whether these are all files."""
+        """Return the files, the patterns that timed out, and whether the list is complete."""
         items = {f"{OPTION}: {pattern}": pattern for pattern in self._patterns}
         results = await asyncio.gather(
             *(self._answer(item, partial(self._find, pattern)) for item, pattern in items.items()),
@@ -262,7 +261,7 @@ class FilesSource(Source):
                 self._report(item, result.problem)
             elif isinstance(result, SourceError):
                 silent.add(pattern)
-                self._report(item, f"cannot be looked for: {result}")
+                self._report(item, f"cannot be searched: {result}")
             else:
                 raise result
         too_many = len(files) > self._limit
@@ -275,7 +274,7 @@ class FilesSource(Source):
         try:
             reading = await self._add_calls(change)
             if reading.settled and not reading.problems.total:
-                # What it does not name any more may be all that there is no room for.
+                # Removing calls that are not in the file any more may make room for others.
                 await self._tracker.keep_only(source, reading.rows)
                 if reading.refused:
                     reading = await self._add_calls(change)
@@ -287,7 +286,7 @@ class FilesSource(Source):
             _log.debug("call file read", file=path)
             if reading.refused:
                 full = ", ".join(sorted(reading.refused))
-                problem = f"some of its calls are beyond `watch.max_calls` (account {full})"
+                problem = f"some of its calls exceed `watch.max_calls` (account {full})"
                 self._full[path] = time.monotonic() + self._retry_interval
         if reading.settled:
             self._watcher.mark_read(reading.change)
@@ -295,7 +294,7 @@ class FilesSource(Source):
             self._report(path, problem or None)
 
     async def _add_calls(self, change: Change) -> _Reading:
-        """Add the calls of a file to its end; resume where the file system did not answer."""
+        """Add the calls of a file; resume if reading timed out before."""
         path = change.path
         if (reading := self._readings.get(path)) is None:
             problems = Problems(path)
@@ -307,7 +306,7 @@ class FilesSource(Source):
             try:
                 added = await self._tracker.add(PREFIX + path, batch)
             except BaseException:
-                del self._readings[path]  # its next batch is not the one to resume with
+                del self._readings[path]  # a batch was lost: start again
                 raise
             self._named.add(path)
             reading.rows |= added.rows
@@ -315,7 +314,7 @@ class FilesSource(Source):
         return self._readings.pop(path)
 
     async def _remove_missing(self) -> None:
-        """Remove the calls of files that were removed, and note whether all is well."""
+        """Remove the calls of removed files, and update the status."""
         paths, silent, complete = self._found
         if complete:
             missing = {path for path in self._named.difference(paths) if not matches(path, silent)}
@@ -333,17 +332,17 @@ class FilesSource(Source):
         if matches(path, self._patterns):
             folder = Path(path).parent
             if path in literals(self._patterns) or self._threads.hangs(folder):
-                return  # reported elsewhere
+                return  # already reported
             try:
                 listable = await self._threads.run(folder, partial(_can_be_listed, folder))
             except SourceError:
                 listable = False
             if not listable:
-                self._report(path, "cannot be read: its folder is gone, or cannot be listed")
+                self._report(path, "cannot be read: its folder is missing or cannot be listed")
                 return
         await self._tracker.keep_only(PREFIX + path, set())
         self._named.discard(path)
-        self._watcher.forget(path)  # it may come back as it was
+        self._watcher.forget(path)  # it may be restored unchanged
         self._status.forget(path)
         _log.info("call file removed", file=path)
 
@@ -353,10 +352,10 @@ class FilesSource(Source):
 
 
 def check_files(patterns: Sequence[str], accounts: Sequence[str], labels: Sequence[str]) -> int:
-    """Read every file once; return how many calls they name. Blocking.
+    """Read every file once, and return the number of their calls. Blocking.
 
     Raises:
-        ConfigError: with every problem of every file.
+        ConfigError: a file is invalid; lists every problem of every file.
     """
     paths = set(literals(patterns))
     found: list[Problem] = []

@@ -1,4 +1,4 @@
-"""What every source is."""
+"""The base class of sources."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from exporter.tracker import CallTracker
 
 
 class SourceContext(NamedTuple):
-    """What calls may name, from the rest of the configuration.
+    """Other parts of the configuration that sources need.
 
     Attributes:
         accounts: the names of the accounts.
         labels: the names in `watch.labels`.
-        memory: how long the ledger remembers a finished call, in seconds.
-        called_back: an account has a `callback_token`.
+        memory: seconds for which the ledger keeps a finished call.
+        called_back: whether an account has a `callback_token`.
     """
 
     accounts: Sequence[str]
@@ -28,10 +28,10 @@ class SourceContext(NamedTuple):
 
 
 class Source:
-    """A source of calls; each module of the package has one.
+    """A source of calls.
 
     Args:
-        tracker: takes its calls.
+        tracker: receives its calls.
 
     Attributes:
         name: the label `source` in metrics.
@@ -45,11 +45,11 @@ class Source:
 
     @property
     def statuses(self) -> Sequence[SourceStatus]:
-        """The status of the source, or of each of its parts that metrics show by itself."""
+        """The status of the source, or of each of its parts that has its own label `source`."""
         return [self._status]
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
-        """Apply a configuration: return once the calls that it names are added.
+        """Apply a configuration, and return once its calls are added.
 
         Raises:
             LedgerError: the ledger failed.
@@ -57,12 +57,12 @@ class Source:
         raise NotImplementedError
 
     async def remove_missing(self) -> None:
-        """Remove calls that are not named any more, now that every source has added its own.
+        """Remove obsolete calls; called after every source has added its calls.
 
         Raises:
             LedgerError: the ledger failed.
         """
 
     async def run(self) -> None:
-        """Read what changes, until cancelled."""
+        """Apply changes of the source until cancelled."""
         await asyncio.Event().wait()

@@ -1,7 +1,7 @@
-"""The source `sql:NAME`: queries on databases of users, whose rows are calls.
+"""The source `sql:NAME`: SQL queries on users' databases that return calls as rows.
 
-Queries are patient, read-only, and run for no longer than allowed. What is reported of a database
-that fails holds nothing of its address or its users.
+Queries are read-only and have a time-out. Error messages contain neither the database's address nor
+its users.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from exporter.threads import SerialThread
 from exporter.tracker import CallTracker
 
 OVERLAP: Final = 600.0
-"""Seconds: a row is committed some time after the moment that stands in it."""
+"""Seconds by which the commit of a row may be later than the time in the row."""
 
 CONNECT_TIMEOUT: Final = 10
 
 _REFUSED: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
-# Seconds since 1970 by the clocks of databases, within a session in UTC.
+# Unix time of the database's clock, in a session in UTC.
 _MYSQL: Final = "SELECT unix_timestamp(now(6))"
 _CLOCKS: Final = {
     "postgresql": "SELECT extract(epoch FROM clock_timestamp())",
@@ -65,44 +65,42 @@ _CLOCKS: Final = {
     "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400",
 }
 
-# As MySQL and MariaDB name users who may not: with their address, as the server sees it.
+# User names in messages of MySQL and MariaDB, with the client's address.
 _USER: Final = re.compile(r"'[^']*'@'[^']*'|(?<=\buser )'[^']*'", re.IGNORECASE)
-# Options of drivers that name a database, its server or its user.
+# Query parameters of database URLs that contain a database, a server or a user.
 _PARTS: Final = frozenset(
     {"host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "unix_socket"}
 )
 
 
 def read_since(last: float | None, memory: float, now: float) -> float:
-    """Return the time from which on rows are read.
-
-    All times are Unix times, by the clock of the database.
+    """Return the Unix time from which rows are read, by the clock of the database.
 
     Args:
-        last: when the last complete run began; None before the first.
-        memory: how long the ledger remembers a finished call, in seconds. What was read longer ago
-            is not read again: it would be counted again.
-        now: when this run begins.
+        last: start of the last complete run; None before the first.
+        memory: seconds for which the ledger keeps a finished call. Older rows must not be read
+            again, because their calls would be counted again.
+        now: start of this run.
     """
     known = now - PROVIDER_MEMORY
     remembered = now - memory
     if last is None:
         return max(known, remembered)
-    last = min(last, now)  # the clock was ahead then
+    last = min(last, now)  # the clock was set back
     return max(known, last - OVERLAP, min(last, remembered))
 
 
 class Query:
-    """One query on one database, which is connected to anew for each run.
+    """A query on a database; each run opens a new connection.
 
     Args:
         config: the query and the database.
-        context: what rows may name.
+        context: the names that rows may use.
 
     Attributes:
-        source: its name in metrics.
-        digest: the same for the same query on the same database, whatever its password.
-        started_at: when it was last run, by the database's clock (Unix time); None for a query
+        source: the label `source` in metrics.
+        digest: hash of the query and the database without its password.
+        started_at: start of the last run by the database's clock (Unix time); None for a query
             without `:since`.
     """
 
@@ -113,7 +111,7 @@ class Query:
         self._accounts, self._labels = context.accounts, context.labels
         self._url = database_url(config.url)
         self._hidden = _address_pattern(self._url)
-        self._unlocked: _FileState | None = None  # of an SQLite file that is read without locks
+        self._unlocked: _FileState | None = None  # of an SQLite file read without locks
         url = self._url.set(password=None).render_as_string()
         rows = sorted(self._accounts), sorted(self._labels)
         self.digest = hashlib.sha256(
@@ -123,14 +121,14 @@ class Query:
     def batches(
         self, since: Callable[[float], float], problems: Problems
     ) -> Generator[tuple[CallConfig, ...], None, None]:
-        """Run the query; yield its calls in batches. Blocking.
+        """Run the query, and yield its calls in batches. Blocking.
 
         Args:
-            since: makes `:since` of the time by the database's clock (Unix times).
-            problems: takes what is wrong with rows; the others are yielded.
+            since: returns the value of `:since` for the database's current time (Unix times).
+            problems: receives the problems of invalid rows; the other rows are yielded.
 
         Raises:
-            SourceError: the database failed; the message holds nothing of its address.
+            SourceError: the database failed; the message does not contain its address.
         """
         reader = CallReader(self._accounts, self._labels, problems, (), repeats=True)
         with self._translated(), self._run(since) as found:
@@ -140,7 +138,7 @@ class Query:
             lines = count(1)
             for rows in found.partitions(BATCH_SIZE):
                 items = [self._item(header, row, next(lines)) for row in rows]
-                # A call that is just being placed has no id yet: no mistake, and read again soon.
+                # Not an error: a call that is being placed has no id yet, and is read again soon.
                 items = [item for item in items if "reference_id" in item]
                 yield tuple(reader.read((item.line_of("reference_id"), item) for item in items))
 
@@ -155,7 +153,7 @@ class Query:
     def _run(
         self, since: Callable[[float], float]
     ) -> Iterator[CursorResult[Any]]:  # Any: rows of any type
-        """Run the query; its rows are fetched as they are read."""
+        """Run the query; rows are fetched on demand."""
         with self._connect() as connection:
             raw = connection.connection.dbapi_connection
             for setting in _session_settings(connection.dialect, self._config.timeout):
@@ -170,22 +168,22 @@ class Query:
                 raise
             finally:
                 found.close()
-            # Nothing that the query may have changed stays.
+            # Undo any change that the query made.
             connection.rollback()
             if self._unlocked and self._unlocked != _file_state(self._url):
-                raise SourceError("the file was changed while it was read; it is read again")
+                raise SourceError("the file changed while it was read; the next run reads it again")
 
     def _statement(self, since: Callable[[float], float], connection: Connection) -> TextClause:
         query = text(self._config.query)
         if "since" not in query.compile().params:
             return query
-        # Before the query: what it does not see yet was written after that. By this machine's clock
-        # where the database is of another kind.
+        # Before the query: rows that it does not see yet are newer. For databases without a clock
+        # statement, use this machine's clock.
         clock = _CLOCKS.get(connection.dialect.name)
         self.started_at = (
             float(connection.exec_driver_sql(clock).scalar_one()) if clock else time.time()
         )
-        # Without a zone, because columns mostly are; the session's is UTC.
+        # Without a time zone, like most columns; the session is in UTC.
         moment = datetime.fromtimestamp(since(self.started_at), UTC).replace(tzinfo=None)
         return query.bindparams(bindparam("since", moment, type_=DateTime()))
 
@@ -202,17 +200,17 @@ class Query:
 
     def _open_file(self) -> sqlite3.Connection:
         connection = self._open_read_only()
-        # No folder but the ledger's may be writable.
+        # The ledger's folder may be the only writable one.
         connection.execute("PRAGMA temp_store = MEMORY")
         end = time.monotonic() + self._config.timeout
         connection.set_progress_handler(lambda: int(time.monotonic() > end), 10_000)
         return connection
 
     def _open_read_only(self) -> sqlite3.Connection:
-        """Open an SQLite file; one that does not exist is an error, not a new database.
+        """Open an SQLite file; a missing file is an error, not a new database.
 
-        In WAL mode, SQLite wants to make files beside it, also to read. Where it may not, and no
-        other program has it open, the file alone is read.
+        In WAL mode, even a reader creates files beside the database. If that is not allowed and no
+        other program has the database open, only the database file is read.
         """
         name = f"file:{quote(self._url.database or '')}?mode=ro"
         self._unlocked = None
@@ -227,9 +225,8 @@ class Query:
             state = _file_state(self._url)
             if state[-1]:
                 raise SourceError(
-                    "the file is in WAL mode, and files that belong to it cannot be read; let the "
-                    "exporter's user read those that end in `-wal` and `-shm`, or write to the "
-                    "folder"
+                    "the file is in WAL mode, and its `-wal` and `-shm` files cannot be read; let "
+                    "the exporter's user read them, or write to the folder"
                 ) from None
             self._unlocked = state
             name += "&immutable=1"
@@ -238,18 +235,17 @@ class Query:
 
     @contextmanager
     def _translated(self, *, connecting: bool = False) -> Iterator[None]:
-        """Turn whatever a database raises into a `SourceError`.
+        """Map every exception of a database to a `SourceError`.
 
         Args:
-            connecting: nothing has been asked yet; what is said then is all about addresses and
-                users.
+            connecting: leave out the message, which may contain addresses and users.
         """
         try:
             yield
         except DBAPIError as error:
             raise SourceError(self._message(error.orig or error, connecting=connecting)) from None
         except SQLAlchemyError as error:
-            # Its own words may hold the statement or the address.
+            # The message may contain the statement or the address.
             raise SourceError(f"the query cannot be run ({type(error).__name__})") from None
         except SourceError:
             raise
@@ -257,7 +253,7 @@ class Query:
             raise SourceError(f"the driver failed ({type(error).__name__})") from None
 
     def _message(self, error: BaseException, *, connecting: bool) -> str:
-        """Return what a driver, a server or SQLite says, as far as it may be shown."""
+        """Return the message of a driver, a server or SQLite without addresses and users."""
         name = type(error).__name__
         said = getattr(getattr(error, "diag", None), "message_primary", None) or ""  # psycopg
         match error.args:
@@ -266,29 +262,29 @@ class Query:
             case _ if isinstance(error, sqlite3.Error):
                 said = str(error)
         said = self._hidden.sub("***", _USER.sub("'***'", said.partition("\n")[0]))[:200]
-        if connecting and not isinstance(error, sqlite3.Error):  # which says only what is wrong
+        if connecting and not isinstance(error, sqlite3.Error):  # SQLite's messages are safe
             said = "it cannot be reached, or refuses the user"
-        said = said or "the connection broke, or the driver does not say why"
+        said = said or "connection lost, or no reason given by the driver"
         return f"the database failed: {said} ({name})"
 
 
 def _forget_result(raw: object) -> None:
-    """Keep PyMySQL from reading a result to its end, which may be far, before it closes.
+    """Make PyMySQL discard the rest of a result, which may be long, when it closes.
 
-    There is no other way to have it close in the middle: `SSCursor.close` reads on, and so does the
-    result itself once it is garbage, even from a connection that is closed.
+    PyMySQL has no method for that: `SSCursor.close` reads the whole result, and so does the
+    result's finalizer, even if the connection is closed.
     """
-    result: Any = getattr(raw, "_result", None)  # Any: a driver's own
+    result: Any = getattr(raw, "_result", None)  # Any: internal to the driver
     if hasattr(result, "unbuffered_active"):
         result.unbuffered_active = False
 
 
 _FileState = tuple[int, int, int]
-"""What changes when an SQLite file does: its time in nanoseconds, and sizes of it and its -wal."""
+"""State of an SQLite file: time in nanoseconds, sizes of the file and of its -wal."""
 
 
 def _in_wal_mode(path: Path) -> bool:
-    """Whether a file of SQLite says so (https://www.sqlite.org/fileformat2.html, offset 18)."""
+    """Return whether an SQLite file is in WAL mode (sqlite.org/fileformat2.html, offset 18)."""
     with path.open("rb") as file:
         return file.read(19)[18:] == b"\x02"
 
@@ -300,7 +296,7 @@ def _file_state(url: URL) -> _FileState:
 
 
 def _timeouts(driver: str, timeout: float) -> dict[str, int]:
-    """Return what makes a driver give up on a server that does not answer any more."""
+    """Return the driver options that limit the wait for a server."""
     longest = int(timeout) + CONNECT_TIMEOUT
     if driver == "psycopg":
         return {
@@ -320,7 +316,7 @@ def _timeouts(driver: str, timeout: float) -> dict[str, int]:
 
 
 def _session_settings(dialect: Dialect, timeout: float) -> list[str]:
-    """Return what makes the transaction read-only, short and in UTC, where there is a way."""
+    """Return statements that make the transaction read-only, limited in time, and in UTC."""
     milliseconds = int(timeout * 1000)
     if dialect.name == "postgresql":
         return [
@@ -341,19 +337,19 @@ def _session_settings(dialect: Dialect, timeout: float) -> list[str]:
 
 
 def _address_pattern(url: URL) -> re.Pattern[str]:
-    """Return what finds the parts of a database's address in a message."""
+    """Return a regular expression for the parts of a database's address in a message."""
     values = [url.host, url.username, url.password, url.database, url.port]
     for name in _PARTS & url.query.keys():
         value = url.query[name]
         values += (value if isinstance(value, str) else ",".join(value)).split(",")
     words = sorted({str(value) for value in values if value}, key=len, reverse=True)
-    # As whole words; with none, nothing is found.
+    # Match whole words only; without words, match nothing.
     found = "|".join(map(re.escape, words)) or "(?!)"
     return re.compile(rf"(?<!\w)(?:{found})(?!\w)", re.IGNORECASE)
 
 
 class SqlSource(Source):
-    """Runs the queries of a configuration, each at its interval."""
+    """Runs the configured queries, each at its interval."""
 
     name = "sql"
 
@@ -369,14 +365,14 @@ class SqlSource(Source):
         return [*self._by_name.values()]
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
-        """Apply other queries; those that have not changed go on."""
+        """Replace the queries; unchanged ones keep running."""
         self._queries = dict.fromkeys(watch.sql, context)
         names = [_source_name(config) for config in watch.sql]
         self._by_name = {name: self._by_name.get(name) or _new_status(name) for name in names}
         self._changed.set()
 
     async def run(self) -> None:
-        """Run the queries, until cancelled."""
+        """Run the queries until cancelled."""
         running: dict[SqlConfig, tuple[SourceContext, asyncio.Task[None]]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -409,7 +405,7 @@ class SqlSource(Source):
         while True:
             try:
                 return await self._tracker.cursor(query.source, query.digest)
-            except LedgerError:  # counted and logged where it happened
+            except LedgerError:  # already counted and logged
                 await asyncio.sleep(interval)
 
     async def _run_once(
@@ -419,7 +415,7 @@ class SqlSource(Source):
         since: Callable[[float], float],
         status: SourceStatus,
     ) -> bool:
-        """Run a query; return whether every row was read, and every good call was added."""
+        """Run a query; return whether all rows were read and all valid calls added."""
         problems, refused = Problems(query.source), Counter[str]()
         batches = query.batches(since, problems)
         failure = kind = ""
@@ -432,14 +428,12 @@ class SqlSource(Source):
         except (SourceError, LedgerError) as error:
             failure = kind = str(error)
         finally:
-            # In the thread that opened it, however long that takes: this task may be cancelled.
+            # Close in the same thread, without waiting, because this task may be cancelled.
             thread.submit(batches.close)
         if refused and not failure:
-            kind = (
-                f"of its calls are beyond `watch.max_calls` (account {', '.join(sorted(refused))})"
-            )
+            kind = f"of its calls exceed `watch.max_calls` (account {', '.join(sorted(refused))})"
             failure = f"{refused.total()} {kind}"
-        # Rows are numbered differently in each run: a problem is compared without its number.
+        # Compare problems without row numbers, which differ in each run.
         bad_rows = problems.listed()
         kinds = {f"{row.key.partition(']')[2]}: {row.message}" for row in bad_rows if row.line}
         problem = failure or "\n".join(map(str, bad_rows))
@@ -460,7 +454,7 @@ def _new_status(name: str) -> SourceStatus:
 
 
 def _field(value: object) -> str:
-    """Return a field as text: numbers and UUIDs too; bytes become what no id can be."""
+    """Return a value as text; bytes become a text that is not a valid id."""
     if value is None:
         return ""
     return "\0" if isinstance(value, bytes | bytearray | memoryview) else str(value)

@@ -1,7 +1,7 @@
-"""Files of calls, and rows of queries, as the items that a configuration would list.
+"""Parsers of files of calls and of query results; both yield items as in `watch.calls`.
 
-Files are read as a stream: what is held does not grow with them. A name's ending tells what a file
-is: a list of ids (`.txt`), a table (`.csv`), JSON, or YAML.
+Files are read as a stream in bounded memory. The suffix tells the format: a list of ids (`.txt`), a
+table (`.csv`), JSON, or YAML.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ MAX_FILE: Final = 64 << 20
 """Bytes; a million ids are 37 MB."""
 
 MAX_LINE: Final = 1 << 20
-"""Characters of a line, and of a row of CSV, which may have several lines."""
+"""Characters of a line, and of a CSV row, which may span lines."""
 
 MAX_ITEM: Final = 1 << 16
-"""Characters of an item of JSON."""
+"""Characters of a JSON item."""
 
 COLUMNS: Final = ("reference_id", "account")
-"""Those that every table may have; the others are labels."""
+"""The columns that are not labels."""
 
 _DELIMITERS: Final = ",;\t|"
-# What Excel obeys, and some programs write for it.
+# A first line for Excel that sets the delimiter; some programs write it.
 _SEPARATOR_LINE: Final = re.compile('["\']?sep=([^"\r\n])["\']?[,;\t]*\r?\n?', re.IGNORECASE)
 _BLANKS: Final = re.compile(r"[ \t\r\n]+")
 
 Items = Iterator[tuple[int, Value]]
-"""Items as they would be in YAML, each with its line."""
+"""Line numbers and items as they would be in YAML."""
 
 
 def read_calls(
@@ -63,13 +63,13 @@ def read_calls(
         path: the file.
         accounts: the names of the accounts.
         labels: the names in `watch.labels`.
-        problems: takes what is wrong with calls; the others are yielded.
-        whole: False for a file that is being written: of a list of ids or of CSV, what follows the
-            last line break is left for the next time.
-        account: the account of calls that name none; by default the only one that there is.
+        problems: receives the problems of invalid calls; the other calls are yielded.
+        whole: False for a file that is being written: in a list of ids or CSV, an incomplete last
+            line is ignored.
+        account: the account of calls without one; by default the only configured account.
 
     Raises:
-        ConfigError: it cannot be read, or not any further; with all problems.
+        ConfigError: the rest of the file cannot be read; lists all problems.
     """
     reader = CallReader(accounts, labels, problems, (), repeats=True, account=account)
     newline = "" if path.endswith(".csv") else "\n"
@@ -87,23 +87,23 @@ def read_calls(
 
 
 def header_problem(header: Sequence[str], labels: Sequence[str]) -> str | None:
-    """Return what is wrong with the names of columns, if anything.
+    """Return what is wrong with the names of columns, or None.
 
     Args:
         header: the names.
         labels: the names in `watch.labels`.
     """
     if "reference_id" not in header or len(set(header)) < len(header):
-        return "expected a column `reference_id`, and each name once"
+        return "expected a column `reference_id`, and no duplicate columns"
     if not {*header} <= {*COLUMNS, *labels}:
-        return "expected no columns but `reference_id`, `account` and names in `watch.labels`"
+        return "expected only the columns `reference_id`, `account` and names in `watch.labels`"
     return None
 
 
 def row_to_item(header: Sequence[str], row: Sequence[str], line: int) -> YamlMapping:
-    """Return a row as the mapping that it would be in YAML; empty fields are left out."""
+    """Return a row as the mapping that it would be in YAML, without empty fields."""
     item, labels = YamlMapping(), YamlMapping()
-    # A row that is too long has a field without a name, which is reported as an unknown label.
+    # An extra field has no name, which is reported as an unknown label.
     names = (*header, *("?" for _ in row[len(header) :]))
     for name, value in zip(names, row, strict=False):
         if value.strip():
@@ -136,7 +136,7 @@ def _read_csv(lines: Iterator[tuple[int, str]], labels: Sequence[str]) -> Items:
     if separator := _SEPARATOR_LINE.fullmatch(first[1]):
         delimiter, first = separator[1], next(lines, (2, ""))
     else:
-        # Not `csv.Sniffer`, which guesses: the one column that has to be there tells.
+        # Detected by the required column; `csv.Sniffer` guesses wrong.
         fitting = (one for one in _DELIMITERS if "reference_id" in _names(first[1].split(one)))
         delimiter = next(fitting, ",")
     rows = _split_rows(chain([first], lines), delimiter)
@@ -148,7 +148,7 @@ def _read_csv(lines: Iterator[tuple[int, str]], labels: Sequence[str]) -> Items:
         return
     if problem := header_problem(header, labels):
         if "reference_id" not in header:
-            problem += "; columns are separated by `,`, `;`, tabs, or as a first line `sep=` says"
+            problem += "; the delimiter is `,`, `;`, a tab, or the one in a first line `sep=`"
         raise DocumentError(line, [], problem)
     for line, row in rows:
         if any(field.strip() for field in row):
@@ -158,8 +158,8 @@ def _read_csv(lines: Iterator[tuple[int, str]], labels: Sequence[str]) -> Items:
 def _split_rows(
     lines: Iterator[tuple[int, str]], delimiter: str
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of CSV, each with the line where it ends."""
-    size = number = 0  # of a row
+    """Yield CSV rows with the numbers of their last lines."""
+    size = number = 0  # size of the current row; line number
 
     def measured() -> Iterator[str]:
         nonlocal size, number
@@ -186,13 +186,13 @@ def _too_long(line: int) -> DocumentError:
 
 
 class _JsonReader:
-    """Reads the list that a file of JSON is, an item at a time; an empty file has none.
+    """Incremental parser of a JSON list; an empty file is an empty list.
 
-    It holds more of the text than an item may have, so that each is read at once.
+    Buffers more text than the longest item, so that each item is parsed at once.
 
     Args:
         file: JSON.
-        problems: takes duplicate keys, whose first value counts.
+        problems: receives duplicate keys, whose first value counts.
     """
 
     def __init__(self, file: TextIO, problems: Problems) -> None:
@@ -200,11 +200,11 @@ class _JsonReader:
         self._problems = problems
         self._text, self._at, self._ended = "", 0, False
         self._line, self._index = 1, 0
-        # Whole numbers of thousands of digits, which Python refuses to read, are no ids either.
+        # As floats, because Python refuses to parse integers with thousands of digits.
         self._decoder = json.JSONDecoder(object_pairs_hook=self._mapping, parse_int=float)
 
     def items(self) -> Items:
-        """Yield the items, each with its line.
+        """Yield the items with their line numbers.
 
         Raises:
             DocumentError: the rest is not JSON, not a list, or an item is too long.
@@ -229,7 +229,7 @@ class _JsonReader:
             self._fail("expected nothing after the list")
 
     def _value(self) -> tuple[Value, int]:
-        """Return the item that comes next, and where it ends."""
+        """Return the next item and where it ends."""
         value: Value = None
         try:
             value, end = self._decoder.raw_decode(self._text, self._at)
@@ -239,7 +239,7 @@ class _JsonReader:
             end = len(self._text) if error.msg.startswith("Unterminated") else error.pos
             if end - self._at <= MAX_ITEM:
                 self._move(error.pos)
-                self._fail(f"is not valid JSON: {error.msg.strip()}")  # quotes nothing of the file
+                self._fail(f"is not valid JSON: {error.msg.strip()}")  # quotes no content
         except ValueError as error:
             self._fail(str(error))
         if end - self._at > MAX_ITEM:
@@ -247,7 +247,7 @@ class _JsonReader:
         return value, end
 
     def _peek(self) -> str:
-        """Return what comes after blanks, without passing it; empty at the end of the file."""
+        """Skip blanks and return the next character; empty at the end of the file."""
         while True:
             if not self._ended and len(self._text) - self._at <= MAX_ITEM:
                 more = self._file.read(2 * MAX_ITEM)

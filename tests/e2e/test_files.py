@@ -178,7 +178,7 @@ async def test_a_file_system_that_does_not_answer(tmp_path: Path, simulator: Sim
         await exporter.until(lambda found: total(found, "esms_calls_watched") == 2)
         configure(tmp_path, simulator, more="  calls: [d]\n")
         await exporter.until(lambda found: total(found, "esms_calls_watched") == 3)
-        assert exporter.output.count("cannot be looked for: no answer within 10 s") == 1
+        assert exporter.output.count("cannot be searched: no answer within 10 s") == 1
         # Once it answers, it is gone on with.
         switch.unlink()
         (tmp_path / "mounted" / "calls.json").write_text("[]")

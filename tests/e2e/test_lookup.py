@@ -209,7 +209,7 @@ async def test_throttling_is_obeyed_but_not_for_ever(tmp_path: Path, simulator: 
     found = await process.end()
     assert found.code == 1
     told = found.errors.splitlines()
-    assert "main: throttled: the provider asks for fewer requests; continuing in 6 s" in told
+    assert "main: throttled: the provider throttles requests; continuing in 6 s" in told
     assert told[-1] == "20 of 22 calls answered; not: 2 throttled"
     outcomes = Counter((row["account"], row["outcome"]) for row in in_csv(found.output))
     assert outcomes == {("main", "ok"): 20, ("b", "throttled"): 2}

@@ -110,7 +110,7 @@ async def test_a_file_with_a_bad_line_lets_go_of_nothing(bench: Bench) -> None:
         await bench.settle()
     assert bench.named == {"a.txt": "ABCD"}
     (line,) = [line for line in logs if line["log_level"] == "warning"]
-    assert line["problem"].endswith("none begins with")
+    assert line["problem"].endswith("at its start")
     assert bench.status.errors == 1
     before = bench.status.last_success
     bench.write("a.txt", "D")
@@ -237,7 +237,7 @@ async def test_a_name_that_is_no_text_is_told(bench: Bench) -> None:
         await bench.configure("*.txt")
     assert bench.named == {"a.txt": "A"}
     (line,) = [line for line in logs if "problem" in line]
-    assert line["problem"] == "finds 1 files whose names are no printable text"
+    assert line["problem"] == "finds 1 files with unprintable names"
 
 
 async def test_a_folder_that_cannot_be_listed_keeps_its_calls(bench: Bench) -> None:
@@ -273,7 +273,7 @@ async def test_calls_beyond_the_limit_are_refused(bench: Bench) -> None:
         await bench.settle()
     assert bench.named == {"a.txt": "AB"}
     assert [line["problem"] for line in logs if "problem" in line] == [
-        "some of its calls are beyond `watch.max_calls` (account main)"
+        "some of its calls exceed `watch.max_calls` (account main)"
     ]
     # Others in their place find the room that they leave.
     bench.write("a.txt", "D", "E")
@@ -370,7 +370,7 @@ async def test_a_pattern_whose_file_system_does_not_answer(bench: Bench) -> None
         await bench.configure("a/*.txt", "b/*.txt")
     assert bench.named["a/1.txt"] == "A"
     told = [line["problem"] for line in logs if line["log_level"] == "warning"]
-    assert set(told) == {"cannot be looked for: no answer within 1 s"}
+    assert set(told) == {"cannot be searched: no answer within 1 s"}
     hang.free.set()
     await looked(bench, lambda: "a/1.txt" not in bench.named)
     assert not bench.status.problem

@@ -100,14 +100,14 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
             await until(lambda: status.errors > before + 1)
             sink.broken, sink.room = False, 0
             sink.named.clear()
-            full = "1 of its calls are beyond `watch.max_calls` (account main)"
+            full = "1 of its calls exceed `watch.max_calls` (account main)"
             await until(lambda: warnings(logs)[-1] == full)
         # Each of them is logged once, however often it is tried.
         assert [str(problem)[:30] for problem in warnings(logs)] == [
             "the database failed: unable to",
             "sql:orders:2: [1].reference_id",
             "the disk is full",
-            "1 of its calls are beyond `wat",
+            "1 of its calls exceed `watch.m",
         ]
         # A query that goes on under its name keeps its numbers; one that is gone is not shown.
         await configure(source, query, labels=[])
