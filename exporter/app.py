@@ -85,11 +85,11 @@ class App:
         self.calls = CallTracker(self.accounts, clocks, self.metrics.commit_duration.observe)
         self.ledger = self.calls.ledger
         self.sources = Sources(self.calls)
-        self._notify = Dispatcher(self.ledger, self.metrics, self.supervisor.start)
-        self.calls.subscribe(lambda committed: self._notify.wake(committed.notify))
-        self._canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
+        self.notify = Dispatcher(self.ledger, self.metrics, self.supervisor.start)
+        self.calls.subscribe(lambda committed: self.notify.wake(committed.notify))
+        self.canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
         parts = self.accounts, self.calls, self.metrics, self.supervisor.start
-        on_ready = partial(self._notify.wake, frozenset({HOME_ASSISTANT}))
+        on_ready = partial(self.notify.wake, frozenset({HOME_ASSISTANT}))
         self._home_assistant = HomeAssistant(*parts, on_ready)
         self.config: Config | None = None
         self._loaded: list[Config] = []  # from `open` to `start`
@@ -144,7 +144,7 @@ class App:
         asyncio.get_running_loop().set_default_executor(ready_threads())
         self._loaded.append(config := await self._read(self.load))
         await self.ledger.open(config.ledger.url.reveal())
-        await self._notify.open()
+        await self.notify.open()
         await self._configure_calls(config)
         if self.ledger.store.exporter:
             parts = self.ledger, self.calls, self.accounts
@@ -165,7 +165,7 @@ class App:
                 await self._leases.keep()
             self._lease_task = self.supervisor.start(self._leases.run())
         self.supervisor.start(self._watch_config())
-        self.supervisor.start(self._canaries.run())
+        self.supervisor.start(self.canaries.run())
         for source in self.sources:
             self.supervisor.start(source.run())
         self.loaded = True
@@ -240,7 +240,7 @@ class App:
         deadline = time.monotonic() + timeout
         await asyncio.gather(
             self._release_leases(timeout),
-            self._notify.stop(min(_TARGET_STOP_TIMEOUT, timeout * 0.8)),
+            self.notify.stop(min(_TARGET_STOP_TIMEOUT, timeout * 0.8)),
             self._drain(timeout),
         )
         await self.supervisor.stop()
@@ -260,7 +260,7 @@ class App:
     async def _drain(self, timeout: float) -> None:
         """Wait for pending requests, commit their results, and publish the last states."""
         deadline = time.monotonic() + timeout
-        stops = [self._canaries.stop, *(account.stop for account in self.accounts.values())]
+        stops = [self.canaries.stop, *(account.stop for account in self.accounts.values())]
         await asyncio.gather(*(stop(timeout * 0.8) for stop in stops))
         if self._retiring:
             await asyncio.wait(self._retiring, timeout=max(0.1, deadline - time.monotonic()))
@@ -278,6 +278,11 @@ class App:
     def standby(self) -> Mapping[str, str]:
         """Names of the exporters that poll the other accounts; see `LeaseHolder.standby`."""
         return self._leases.standby if self._leases else {}
+
+    @property
+    def peers(self) -> Collection[str] | None:
+        """The names of the other live exporters; None where the ledger is not shared."""
+        return self._leases.peers if self._leases else None
 
     def not_ready(self) -> list[str]:
         """Return the reasons why the exporter is not ready; empty if it is."""
@@ -309,7 +314,7 @@ class App:
             # Retry later: finished or removed calls make room.
             self._reload_at = time.monotonic() + self._room_retry
         self.config = config
-        self._notify.configure(self._targets(config), config.shutdown_timeout)
+        self.notify.configure(self._targets(config), config.shutdown_timeout)
         await self._change_accounts(old, config)
         self.config_status.loaded(ConfigurationSource.name)
         self.config_status.loaded_at = time.time()
@@ -403,7 +408,7 @@ class App:
 
     def _accounts_changed(self) -> None:
         if self.config:
-            self._canaries.configure(self.config)
+            self.canaries.configure(self.config)
 
     async def _retire(self, account: Account, timeout: float) -> None:
         try:
@@ -440,8 +445,8 @@ class App:
                     pass
                 while await self.ledger.execute(prune_labels) == BATCH_SIZE:
                     pass
-                await self._notify.prune()
-                await self._canaries.prune(time.time() - memory)
+                await self.notify.prune()
+                await self.canaries.prune(time.time() - memory)
             except LedgerError as error:
                 _log.warning("pruning of old calls failed", problem=str(error))
 

@@ -129,6 +129,7 @@ class LeaseHolder:
         evictions: how often leases were lost or could not be renewed in time.
         last_heartbeat: Unix time of the last renewal; 0 before the first.
         alive: the number of exporters that share the ledger, at the last read.
+        peers: the names of the others.
         standby: accounts not held here, with the name of the exporter that polls them, or "".
     """
 
@@ -162,6 +163,7 @@ class LeaseHolder:
         self._errors = 0  # `Ledger.errors` at the last resync
         self.held_until = -math.inf
         self.evictions, self.last_heartbeat, self.alive = 0, 0.0, 1
+        self.peers: list[str] = []
         self.standby: dict[str, str] = {}
         self._problem: str | None = None
 
@@ -247,6 +249,7 @@ class LeaseHolder:
             self._renew_at = asked + heartbeat / _RENEWALS
             self._hold_until(asked + _TRUSTED * heartbeat)
         self.alive = len(known.exporters)
+        self.peers = sorted(peer.name for id_, peer in known.exporters.items() if id_ != self._id)
         self.standby = {
             name: known.exporters[lease.holder].name if lease.holder in known.exporters else ""
             for name in self._configured - self._accounts.keys()

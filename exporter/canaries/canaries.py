@@ -66,7 +66,7 @@ class CanaryStage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CanaryNumbers:
-    """What metrics show of one canary; all of it is in the ledger.
+    """What metrics and the status page show of one canary; all of it is in the ledger.
 
     Attributes:
         account: the account that places its calls.
@@ -74,6 +74,8 @@ class CanaryNumbers:
         last_success: when one last did (Unix time); 0 before that.
         stages: seconds that each stage of the last call took; 0 before that.
         runs: how many calls ended with each result.
+        started_at: when the last run began (Unix time); 0 before the first.
+        result: of the last run; None while it is under way.
     """
 
     account: str
@@ -81,6 +83,8 @@ class CanaryNumbers:
     last_success: float
     stages: Mapping[CanaryStage, float]
     runs: Mapping[CanaryResult, int]
+    started_at: float = 0.0
+    result: CanaryResult | None = None
 
 
 def read_canaries(metrics: Catalogue, canaries: Mapping[str, CanaryNumbers]) -> None:
@@ -159,6 +163,14 @@ class Canaries:
             if account := self._accounts.get(name):
                 account.stats.of(Operation.MAKE_CALL)
         self._state, self._checked, self._read_at = None, {}, -math.inf
+
+    @property
+    def statuses(self) -> list[tuple[str, CanaryNumbers, float]]:
+        """The canaries of accounts that are polled here, and when each is due next (Unix time)."""
+        never = math.inf, math.inf
+        return [
+            (name, one, self._checked.get(name, never)[1]) for name, one in self._numbers.items()
+        ]
 
     async def run(self) -> None:
         """Place calls, and follow runs to their end, until cancelled."""
@@ -258,6 +270,8 @@ class Canaries:
                     CanaryStage.FINISHED: past.finished_seconds or 0.0,
                 },
                 {result: state.totals.get((name, result.value), 0) for result in CanaryResult},
+                past.started_at - ahead if past.started_at else 0.0,
+                CanaryResult(past.result) if past.result else None,
             )
         return state
 

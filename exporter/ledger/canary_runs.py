@@ -142,7 +142,7 @@ class NotBegun(Enum):
 class State(NamedTuple):
     """The state of the configured canaries, and the open runs."""
 
-    past: dict[str, Row[Any]]  # rows of `canaries`, by name. Any: of its columns
+    past: dict[str, Row[Any]]  # canaries and their last runs, by name. Any: of columns
     totals: dict[tuple[str, str], int]  # ended runs, by name and result
     open: list[Run]
 
@@ -284,7 +284,12 @@ def look(connection: Connection, names: Collection[str], now: float) -> State:
         connection.execute(begun.values(since=int(now), seen_until=int(now)))
     # Another exporter with another configuration may have reset a canary just now.
     mine = and_(canaries.c.name.in_(list(names)), canaries.c.since.is_not(None))
-    past = {row.name: row for row in connection.execute(select(canaries).where(mine))}
+    own = canary_runs.c.canary_id == canaries.c.id
+    last = select(func.max(canary_runs.c.due_at)).where(own).correlate(canaries).scalar_subquery()
+    known = select(canaries, canary_runs.c.started_at, canary_runs.c.result).where(mine)
+    joined = and_(own, canary_runs.c.due_at == last)
+    found = connection.execute(known.outerjoin_from(canaries, canary_runs, joined))
+    past = {row.name: row for row in found}
     query = select(canaries.c.name, canary_totals.c.result, canary_totals.c.runs)
     counted = connection.execute(query.join_from(canary_totals, canaries).where(mine))
     totals = {(name, result): runs for name, result, runs in counted}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import structlog
 
@@ -53,6 +54,22 @@ Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 _log = structlog.get_logger(__name__)
 
 
+class TargetStatus(NamedTuple):
+    """A target, as the status page shows it; times are Unix times, 0 for none.
+
+    Attributes:
+        pending: notifications that are still to be sent.
+        oldest: when the call finished whose notification has been pending longest.
+        failure: when an attempt last failed, and how.
+    """
+
+    name: str
+    pending: int
+    oldest: float
+    paused: bool
+    failure: tuple[float, Delivery] | None = None
+
+
 class Dispatcher:
     """Delivers notifications to all targets; none waits for another.
 
@@ -93,6 +110,11 @@ class Dispatcher:
         for name in wanted.keys() - self._workers.keys():
             parts = self._ledger, self._metrics, self._spawn
             self._workers[name] = TargetWorker(wanted[name], *parts)
+
+    @property
+    def statuses(self) -> list[TargetStatus]:
+        """The state of every target, by name."""
+        return sorted(worker.status for worker in self._workers.values())
 
     def wake(self, targets: frozenset[str]) -> None:
         """Send what was just written for these targets, or can be delivered again."""
@@ -168,7 +190,15 @@ class TargetWorker:
         self._count_at = 0.0
         self._give_up_at = 0.0
         self._log_at = 0.0
+        self._backlog = 0, 0.0  # how many are pending, and the oldest (Unix time)
+        self._failure: tuple[float, Delivery] | None = None
         self._running = spawn(self._run())
+
+    @property
+    def status(self) -> TargetStatus:
+        """What the status page shows."""
+        closed = self._breaker.state(self._loop.time()) is State.CLOSED and self._target.ready
+        return TargetStatus(self._name, *self._backlog, not closed, self._failure)
 
     def wake(self) -> None:
         """Look for what is to be sent, now."""
@@ -280,6 +310,7 @@ class TargetWorker:
         pending, oldest = await self._ledger.execute(self._outbox.backlog, self._name)
         now = self._loop.time()
         self._count_at = now + max(_COUNT_INTERVAL, (now - started) / _COUNT_SHARE)
+        self._backlog = pending, oldest or 0.0
         self._metrics.pending.set(pending)
         self._metrics.oldest.set(oldest or 0.0)
 
@@ -343,6 +374,8 @@ class TargetWorker:
             self._metrics.requests[delivery.outcome].inc()
             self._metrics.duration.observe(now - started)
             self._observe_health(one, delivery, started, now)
+            if delivery.outcome is not DeliveryOutcome.OK:
+                self._failure = time.time(), delivery
         action, wait = delivery.action, 0.0
         if action is DeliveryAction.RETRY and one.attempts >= self.settings.max_attempts:
             action = DeliveryAction.GIVE_UP

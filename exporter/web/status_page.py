@@ -21,8 +21,11 @@ from exporter.account import AccountStatus
 from exporter.app import App
 from exporter.calls import CallState, Result
 from exporter.calls import Status as CallStatus
+from exporter.canaries.canaries import CanaryNumbers
+from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import FinishedCall
 from exporter.metrics.exposition import clauses
+from exporter.notify.dispatcher import TargetStatus
 from exporter.polling.stats import Balance
 from exporter.recent_results import Recent
 from exporter.secrets import mask_phone_numbers
@@ -85,7 +88,13 @@ class SourceView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """All that the page shows; times are Unix times."""
+    """All that the page shows; times are Unix times.
+
+    Attributes:
+        canaries: with the time when each is due next.
+        leases: the accounts of the other live exporters by their names, and under "" those of none;
+            None where the ledger is not shared.
+    """
 
     now: float
     not_ready: Sequence[str]
@@ -95,7 +104,9 @@ class StatusView:
     loaded_at: float
     problems: Sequence[str]
     viewer: Viewer
-    standby: Sequence[tuple[str, str]] = ()
+    canaries: Sequence[tuple[str, CanaryNumbers, float]] = ()
+    targets: Sequence[TargetStatus] = ()
+    leases: Mapping[str, Sequence[str]] | None = None
 
     @property
     def attention(self) -> Sequence[tuple[str, Mapping[str, str]]]:
@@ -113,6 +124,12 @@ class StatusView:
             # The configuration has a message of its own.
             if source.failing and source.name != ConfigurationSource.name
         ]
+        found += [
+            ("canary", {"canary": name, "reason": f"canary_{canary.result}"})
+            for name, canary, _ in self.canaries
+            if canary.result not in (None, CanaryResult.SUCCESS, CanaryResult.LIMITED)
+        ]
+        found += [("target", {"target": one.name}) for one in self.targets if one.paused]
         return found + ([("config", {})] if self.problems else [])
 
 
@@ -133,6 +150,9 @@ def build_status_view(app: App, viewer: Viewer, now: float) -> StatusView:
         )
         for name, account in app.accounts.items()
     ]
+    leases: dict[str, list[str]] = {name: [] for name in app.peers or ()}
+    for name, holder in sorted(app.standby.items()):
+        leases.setdefault(holder, []).append(name)
     failures = (call for account in accounts for call in account.recent.failures)
     return StatusView(
         now,
@@ -152,7 +172,9 @@ def build_status_view(app: App, viewer: Viewer, now: float) -> StatusView:
         config.loaded_at,
         redacted_lines("\n".join(config.problems.values())),
         viewer,
-        sorted(app.standby.items()),
+        app.canaries.statuses,
+        app.notify.statuses,
+        None if app.peers is None else leases,
     )
 
 

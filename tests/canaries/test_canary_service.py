@@ -103,6 +103,10 @@ async def test_a_call_is_placed_when_it_is_due(tmp_path: Path, clock: Clock) -> 
         await there.until(lambda: there.total("success") == 1)
         assert there.success == 1
         assert len(there.placed.codes) == 1
+        await there.until(lambda: there.service.canaries.statuses[0][1].result is not None)
+        ((name, run, due),) = there.service.canaries.statuses
+        assert (name, run.result, due) == ("hourly", "success", NOON + 600)
+        assert NOON <= run.started_at < NOON + 60
 
 
 async def test_a_clock_that_is_set_calls_nobody_twice(tmp_path: Path, clock: Clock) -> None:
@@ -152,7 +156,7 @@ async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock)
         short = config.canaries[0].model_copy(update={"within": 1.0})
         polling = config.polling.model_copy(update={"timeout": 1.0})
         change = {"canaries": (short,), "polling": polling}
-        there.service._canaries.configure(config.model_copy(update=change))
+        there.service.canaries.configure(config.model_copy(update=change))
         there.provider.faults.set("x", NO_STATUS)
         clock.set(NOON + 1)
         await there.until(lambda: there.total("late") == 1)
@@ -283,9 +287,9 @@ async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
         assert config
         holding = asyncio.create_task(there.service.ledger.call(hold))
         await there.until(held.is_set)
-        there.service._canaries.configure(config)
+        there.service.canaries.configure(config)
         await asyncio.sleep(0.5)  # the others are being forgotten
-        there.service._canaries.configure(config.model_copy(update={"canaries": ()}))
+        there.service.canaries.configure(config.model_copy(update={"canaries": ()}))
         go_on.set()
         await holding
         await there.until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])

@@ -91,8 +91,8 @@ async def by_keyboard(browser: Browser, url: str) -> None:
     async with looking(browser, LOOKS[0]) as page:
         await page.goto(url)
         for stop in (
-            "Skip to the accounts", "Tiếng Việt", "Stop refreshing", "Metrics for Prometheus",
-            "Health", "Readiness",
+            "Skip to the accounts", "Tiếng Việt", "Stop refreshing", "main", "hotline", "old-keys",
+            "Metrics for Prometheus", "Health", "Readiness",
         ):  # fmt: skip
             await page.keyboard.press("Tab")
             assert await focused(page) == (stop, "solid")

@@ -138,6 +138,11 @@ def test_a_dead_target_gets_one_request_for_each_pause(tmp_path: Path) -> None:
         assert value(world.catalogue, "esms_notifications_pending") > 590
         oldest = "esms_notifications_oldest_pending_timestamp_seconds"
         assert EPOCH - 1 < value(world.catalogue, oldest) < EPOCH + 1
+        assert world.worker
+        status = world.worker.status
+        assert (status.pending > 590, status.paused) == (True, True)
+        assert status.failure
+        assert status.failure[1].outcome == "http_error"
         first = world.requests(0, 60)
         later = world.requests(300, 600)
         assert 5 <= len(first) <= 20

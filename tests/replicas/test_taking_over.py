@@ -24,6 +24,7 @@ async def test_who_joins_gets_a_share_and_who_leaves_hands_it_over_at_once(scene
     assert first.evictions == second.evictions == third.evictions == 0
     for exporter in (first, second, third):
         assert exporter.leases.alive == 3
+        assert len(exporter.service.peers or ()) == 2
     await until(lambda: third.service.standby.keys() == set(ACCOUNTS) - third.accounts)
     assert all(third.service.standby.values())
     handed, holder = third.holds, third.service.ledger.store.exporter

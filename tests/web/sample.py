@@ -9,8 +9,13 @@ from heapq import nlargest
 
 from exporter.account import AccountStatus
 from exporter.calls import CallState, Result, Status
+from exporter.canaries.canaries import CanaryNumbers
 from exporter.esms.codes import Outcome
+from exporter.ledger.canary_runs import CanaryResult
+from exporter.ledger.outbox import DeliveryAction
 from exporter.ledger.types import FinishedCall
+from exporter.notify.dispatcher import TargetStatus
+from exporter.notify.target import Delivery, DeliveryOutcome
 from exporter.polling.stats import Balance
 from exporter.recent_results import Histories
 from exporter.web.status_page import (
@@ -27,6 +32,7 @@ RATES = {"main": 9.0, "hotline": 2.5}
 BALANCES = {"main": Balance(4_812_350, NOW - 74), "hotline": Balance(36_693, NOW - 209)}
 KNOWN = Viewer(authenticated=True, accounts=None)
 
+FAILED = Delivery(DeliveryOutcome.HTTP_ERROR, DeliveryAction.RETRY, problem="HTTP status 503")
 _MIX = (
     (Result.SUCCESS, Status.ANSWERED, 74),
     (Result.SUCCESS, Status.NO_ANSWER, 15),
@@ -119,4 +125,17 @@ def sample(viewer: Viewer = KNOWN) -> StatusView:
         NOW - 26_000,
         (),
         viewer,
+        [
+            (
+                "main-hourly",
+                CanaryNumbers("main", True, NOW - 1900, {}, {}, NOW - 1940, CanaryResult.SUCCESS),
+                NOW + 1660,
+            ),
+            ("main-nightly", CanaryNumbers("main", False, 0.0, {}, {}), NOW + 40_000),
+        ],
+        [
+            TargetStatus("home-assistant", 0, 0.0, paused=False),
+            TargetStatus("crm", 214, NOW - 95, True, (NOW - 12, FAILED)),
+        ],
+        {"exporter-b:21": ["spring", "summer"]},
     )

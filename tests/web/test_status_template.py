@@ -12,8 +12,11 @@ from string import Formatter
 import pytest
 
 from exporter.calls import CallState, Result, Status
+from exporter.canaries.canaries import CanaryNumbers
 from exporter.esms.codes import Outcome
+from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import FinishedCall
+from exporter.notify.dispatcher import TargetStatus
 from exporter.polling.stats import Balance
 from exporter.recent_results import Recent
 from exporter.web.status_page import (
@@ -26,7 +29,7 @@ from exporter.web.status_page import (
     Viewer,
     choose_language,
 )
-from tests.web.sample import KNOWN, NOW, VIETNAM, account, sample
+from tests.web.sample import FAILED, KNOWN, NOW, VIETNAM, account, sample
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}{reason}%s\u202e"
 
@@ -81,7 +84,8 @@ def draw(
 
 
 def with_account(**changes: object) -> StatusView:
-    return replace(sample(), accounts=[AccountView(account("main", **changes), Recent())])
+    accounts = [AccountView(account("main", **changes), Recent())]
+    return replace(sample(), accounts=accounts, canaries=(), targets=())
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -124,7 +128,7 @@ def test_every_state_of_the_credentials(
     template: StatusTemplate, *, authorized: bool | None, shown: str
 ) -> None:
     text = draw(template, with_account(authorized=authorized)).text
-    assert f"Credentials {shown}" in text
+    assert f"✓ active {shown} 58" in text
     assert ("main: credentials refused." in text) is (authorized is False)
 
 
@@ -139,7 +143,7 @@ def test_a_balance_that_is_known(template: StatusTemplate, language: str, shown:
     assert shown in draw(template, sample(), language).text
     view = AccountView(account("main"), Recent(), Balance(0, NOW))
     assert "Balance 0 VND 0 s ago" in draw(template, replace(sample(), accounts=[view])).text
-    assert "Balance" not in draw(template, with_account()).text
+    assert "VND" not in draw(template, with_account()).text
 
 
 def test_an_account_that_is_behind(template: StatusTemplate) -> None:
@@ -156,7 +160,7 @@ def test_an_account_without_calls(template: StatusTemplate) -> None:
     page = draw(template, with_account(watched={}, last_success=0.0))
     assert "no calls" in page.text
     assert "No call finished." in page.text
-    assert "Last successful poll never" in page.text
+    assert "0 0 0 never \u2013" in page.text
     assert "svg" not in [element for element, _ in page.elements]
 
 
@@ -191,6 +195,22 @@ def test_who_sees_reference_ids(template: StatusTemplate, viewer: Viewer, seen: 
     # Nor what the provider says, and what is in files: it may be an id too.
     assert ("Authorize Failed" in text) is viewer.authenticated
     assert ("calls/today.csv" in text) is viewer.authenticated
+
+
+def test_canaries_targets_and_leases(template: StatusTemplate) -> None:
+    text = draw(template, sample()).text
+    assert "main-hourly main 14:00:00 +07 ✓ success 15:00:00 +07" in text
+    assert "main-nightly main never \u2013 15 Mar, 01:39:00 +07" in text
+    assert "crm ✕ paused 214 1 min 35 s http_error: HTTP status 503 12 s ago" in text
+    assert "crm: notifications paused." in text
+    assert "home-assistant ✓ active 0 \u2013 \u2013" in text
+    assert "This exporter main, hotline, old-keys exporter-b:21 spring, summer" in text
+    free = replace(sample(Viewer()), leases={"": ["spring"]})
+    text = draw(template, free).text
+    assert "No exporter spring" in text
+    assert "http_error 12 s ago" in text  # problems are for those who have logged in
+    bare = draw(template, replace(sample(), canaries=(), targets=(), leases=None)).text
+    assert not {"Canary calls", "Notifications", "Leases"} & set(bare.split())
 
 
 def test_telephone_numbers_are_left_out(template: StatusTemplate) -> None:
@@ -259,9 +279,12 @@ def test_nothing_is_taken_for_html_or_a_template(template: StatusTemplate, langu
         NOW,
         [HOSTILE],
         KNOWN,
+        [(HOSTILE, CanaryNumbers(HOSTILE, False, 0.0, {}, {}, NOW, CanaryResult.LATE), NOW)],
+        [TargetStatus(HOSTILE, 1, NOW, True, (NOW, FAILED._replace(problem=HOSTILE)))],
+        {HOSTILE: [HOSTILE]},
     )
     page = draw(template, view, language)
-    assert page.text.count(HOSTILE) == 16
+    assert page.text.count(HOSTILE) == 26
     assert "script" not in [element for element, _ in page.elements]
     assert {name for _, attributes in page.elements for name in attributes} == {
         name for _, attributes in draw(template, sample(), language).elements for name in attributes
@@ -285,7 +308,8 @@ def test_switches_keep_each_other(
 ) -> None:
     page = draw(template, sample(), query=query)
     found = {attributes["href"] for element, attributes in page.elements if element == "a"}
-    assert found == {*links, "#accounts", "m", "-/healthy", "-/ready"}
+    accounts = {"#accounts", "#account-1", "#account-2", "#account-3"}
+    assert found == {*links, *accounts, "m", "-/healthy", "-/ready"}
 
 
 # Languages.
@@ -314,10 +338,11 @@ def test_nothing_is_said_that_is_not_in_the_catalogue() -> None:
     english = WORDS["en"]
     templates = files("exporter.web") / "templates"
     text = "".join(path.read_text() for path in templates.iterdir() if path.name.endswith(".html"))
-    said = set(re.findall(r"""\bt\("([a-z_]+)"[,)]""", text))
-    said |= set(re.findall(r"""\{\{ counts\(t\("\w+"\), "([a-z_]+)",""", text))
-    kinds: list[tuple[str, type[CallState | Result | Status | Outcome]]] = [
+    assert set(re.findall(r"""\bt\("([a-z_]+)"[,)]""", text)) <= english.messages.keys()
+    said = set(re.findall(r'"([a-z_]+)"', text)) & english.messages.keys()
+    kinds: list[tuple[str, type[CallState | Result | Status | Outcome | CanaryResult]]] = [
         ("state", CallState), ("result", Result), ("status", Status), ("pause", Outcome),
+        ("canary", CanaryResult),
     ]  # fmt: skip
     said |= {f"{kind}_{value.value}" for kind, values in kinds for value in values}
     assert said <= english.messages.keys()
