@@ -405,7 +405,9 @@ async def test_a_new_bundle_of_authorities_is_trusted(
             f"notify: [{{name: crm, url: '{simulator.origin}/x', secret: {SECRET}}}]\n"
             f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\nshutdown_timeout: 1s\n"
         )
-        with pytest.raises(ConfigError, match=f"SSL_CERT_FILE: the file {bundle} holds no certif"):
+        with pytest.raises(
+            ConfigError, match=f"SSL_CERT_FILE: the file {bundle} contains no PEM certif"
+        ):
             file.load()
         service = App(file.load, file.changed)
 
