@@ -131,7 +131,7 @@ class Account:
     def status(self) -> AccountStatus:
         """The state of the account, for the status page."""
         poller, backlog = self.poller, self.poller.backlog()
-        said = poller.breaker.paused_by
+        paused_by = poller.breaker.paused_by
         return AccountStatus(
             poller.account,
             self.stats.authorized,
@@ -139,8 +139,8 @@ class Account:
             *backlog[:2],
             poller.paused,
             self.stats.paused_until if poller.paused else None,
-            said.code if said else None,
-            said.message if said else "",
+            paused_by.code if paused_by else None,
+            paused_by.message if paused_by else "",
             self.stats.last_success,
             backlog.label_set,
         )

@@ -162,9 +162,9 @@ class CanaryConfig(Section):
                 count = "not both" if given else "but both are missing"
                 raise invalid(f"expected either `{one}` or `{other}`, {count}")
         if self.variables and self.template is None:
-            raise invalid("expected no `variables` without `template`")
+            raise invalid("`variables` requires `template`")
         if self.expect_key and self.expect != "answered":
-            raise invalid("expected `expect: answered` with `expect_key`")
+            raise invalid("`expect_key` requires `expect: answered`")
         return self
 
     @property

@@ -75,7 +75,7 @@ def _ledger_url(secret: Secret) -> Secret:
 def _query(query: str) -> str:
     if ":since::" in query:
         # SQLAlchemy does not replace `:since` here, and the database cannot parse it.
-        raise invalid("expected `CAST(:since AS TYPE)` in place of `:since::TYPE`")
+        raise invalid("expected `CAST(:since AS TYPE)` instead of `:since::TYPE`")
     if not sql_text(query).compile().params.keys() <= {"since"}:
         raise invalid("expected no parameter except `:since`; write `\\:` for a colon")
     return query

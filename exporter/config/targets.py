@@ -199,7 +199,7 @@ class HomeAssistantConfig(Section):
     def _read_certificates(cls, value: str | None, info: ValidationInfo) -> str | None:
         context = info.context
         if value and info.data.get("url", "").startswith("mqtt:"):
-            raise invalid("expected `url` to begin with `mqtts://`")
+            raise invalid("requires a `url` that begins with `mqtts://`")
         if value and isinstance(context, LoadContext):
             try:
                 pem = context.files.read(context.folder / value, _MAX_CERTIFICATES_FILE)

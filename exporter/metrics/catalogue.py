@@ -153,7 +153,7 @@ class Catalogue:
         )
         self.balance_warning = read_gauge(
             "esms_account_balance_warning_vnd",
-            "`balance_warning` of the account, the balance in VND below which it is low; no "
+            "Threshold in VND below which the balance is low: `balance_warning` of the account; no "
             "series if it is not set.",
             ["account"],
         )
@@ -188,7 +188,7 @@ class Catalogue:
         self.source_last_success = read_gauge(
             "esms_source_last_success_timestamp_seconds",
             "Unix time at which a source was last read without an error; refused rows of a query "
-            "are no error here.",
+            "do not count as an error.",
             ["source"],
         )
         self.source_errors = read_counter(
@@ -209,7 +209,7 @@ class Catalogue:
         )
         self.notification_requests = counter(
             "esms_notification_requests_total",
-            "Requests that carried a notification, by outcome, with retries.",
+            "Requests that carried a notification, by outcome, including retries.",
             ["target", "outcome"],
         )
         self.notification_duration = histogram(

@@ -50,7 +50,7 @@ _LONGEST_RUN: Final = 30
 # Half-life, in seconds, of the length of the longest run of failures that ended with a good answer.
 _HALF_LIFE: Final = 300.0
 
-# After so many seconds without a good answer, failed calls are evidence if there are no others.
+# After so many seconds without a good answer, repeated failures are evidence if all calls fail.
 _QUIET: Final = 60.0
 
 # If so many throttled calls have good answers within so many seconds, the account was throttled.
@@ -248,7 +248,7 @@ class CircuitBreaker:
 
         Args:
             answer: the answer, with the outcome of the verdict.
-            sent_at: when the request was sent; it is ignored if that was before a trial.
+            sent_at: when the request was sent. Answers to requests from before a trial are ignored.
             now: when the answer arrived.
             evidence: see `Evidence`; used for failures.
         """

@@ -323,7 +323,7 @@ class Poller:
     async def _take_slot(
         self, wait_from: Callable[[float], float], until: float, wanted: Callable[[], bool]
     ) -> float | None:
-        """Wait for a slot for a request other than a poll; return its time, or None."""
+        """Wait for a slot for a request other than a poll; return its time, or None on timeout."""
         while wanted() and not self._stopping:
             now = self._loop.time()
             if (wait := wait_from(now)) <= 0:

@@ -89,7 +89,7 @@ def test_phones(load: Load, tmp_path: Path, phone: str) -> None:
         ({"recording": None}, "4: canaries[0]: expected either `recording` or `template`"),
         ({"template": "'1'"}, "4: canaries[0]: expected either `recording` or `template`, not"),
         ({"recording": "7"}, "7: canaries[0].recording: expected an id of 1 to 64"),
-        ({"variables": "[a]"}, "4: canaries[0]: expected no `variables` without `template`"),
+        ({"variables": "[a]"}, "4: canaries[0]: `variables` requires `template`"),
         (
             {"recording": None, "template": "'1'", "variables": "['a||b']"},
             "9: canaries[0].variables[0]: expected a text of 1 to 200 characters",
@@ -98,7 +98,7 @@ def test_phones(load: Load, tmp_path: Path, phone: str) -> None:
         ({"expect_key": "'12'"}, "9: canaries[0].expect_key: expected a key"),
         (
             {"expect": "finished", "expect_key": "'1'"},
-            "4: canaries[0]: expected `expect: answered` with `expect_key`",
+            "4: canaries[0]: `expect_key` requires `expect: answered`",
         ),
         ({"within": "5s"}, "9: canaries[0].within: expected a duration such as"),
         ({"max_per_day": None}, "4: canaries[0].max_per_day: missing required key"),

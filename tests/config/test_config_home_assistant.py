@@ -136,7 +136,7 @@ def test_authorities_of_a_broker_that_change(load: Load, tmp_path: Path) -> None
 def test_certificates_need_tls(problems: FindProblems, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     found = problems(HEAD + "home_assistant: {url: 'mqtt://a', ca_file: ca.pem}\n")
-    assert found == ["2: home_assistant.ca_file: expected `url` to begin with `mqtts://`"]
+    assert found == ["2: home_assistant.ca_file: requires a `url` that begins with `mqtts://`"]
 
 
 def test_a_client_that_is_not_installed(

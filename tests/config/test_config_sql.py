@@ -48,7 +48,7 @@ def test_queries(load: Load, query: str) -> None:
         (block("-- from :noon on"), PARAMETER),
         (
             block("WHERE at >= :since::timestamptz"),
-            "6: watch.sql[0].query: expected `CAST(:since AS TYPE)` in place of `:since::TYPE`",
+            "6: watch.sql[0].query: expected `CAST(:since AS TYPE)` instead of `:since::TYPE`",
         ),
         (HEAD + URL + "      query: ''\n", "6: watch.sql[0].query: expected a query of 1 to 10000"),
         (HEAD + URL, "4: watch.sql[0].query: missing required key"),
