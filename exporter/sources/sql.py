@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -31,8 +31,10 @@ from sqlalchemy import (
     TextClause,
     bindparam,
     create_engine,
+    event,
     text,
 )
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -195,8 +197,10 @@ class Query:
         }
         if self._url.get_backend_name() == "sqlite":
             options["creator"] = self._open_file
+        engine = create_engine(self._url, **options)
+        event.listen(engine, "handle_error", _close_cursor)
         with self._translated(connecting=True):
-            return create_engine(self._url, **options).connect()
+            return engine.connect()
 
     def _open_file(self) -> sqlite3.Connection:
         connection = self._open_read_only()
@@ -266,6 +270,13 @@ class Query:
             said = "it cannot be reached, or refuses the user"
         said = said or "connection lost, or no reason given by the driver"
         return f"the database failed: {said} ({name})"
+
+
+def _close_cursor(context: ExceptionContext) -> None:
+    """Close the cursor of a lost connection, which SQLAlchemy leaves open and psycopg warns of."""
+    if context.is_disconnect and context.execution_context is not None:
+        with suppress(Exception):  # PyMySQL fails to close it
+            context.execution_context.cursor.close()
 
 
 def _forget_result(raw: object) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections import deque
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -123,27 +124,42 @@ def test_what_is_left_of_rows_is_not_waited_for(database: File | Server) -> None
         next(Query(many(database, "id"), CONTEXT).batches(lambda now: now, Problems("")))
 
 
+OTHERS = {
+    "postgresql": "SELECT pid FROM pg_stat_activity"
+    " WHERE usename = 'postgres' AND pid <> pg_backend_pid()",
+    "mariadb": "SELECT id FROM information_schema.processlist WHERE id <> connection_id()",
+}
+END = {"postgresql": "SELECT pg_terminate_backend({})", "mariadb": "KILL {}"}
+
+
+def break_connections(database: Server) -> None:
+    """End the connections of others."""
+    with create_engine(database.url, poolclass=NullPool).connect() as connection:
+        for number in connection.scalars(text(OTHERS[kind(database)])).all():
+            connection.execute(text(END[kind(database)].format(number)))
+
+
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 def test_a_connection_that_breaks(database: Server, caplog: pytest.LogCaptureFixture) -> None:
     batches = Query(many(database), CONTEXT).batches(lambda now: now, Problems(""))
     next(batches)
-    others, end = {
-        "postgresql": (
-            "pid FROM pg_stat_activity WHERE usename = 'postgres' AND pid <> pg_backend_pid()",
-            "SELECT pg_terminate_backend({})",
-        ),
-        "mariadb": (
-            "id FROM information_schema.processlist WHERE id <> connection_id()",
-            "KILL {}",
-        ),
-    }[kind(database)]
-    with create_engine(database.url, poolclass=NullPool).connect() as connection:
-        for (number,) in connection.execute(text(f"SELECT {others}")).all():
-            connection.execute(text(end.format(number)))
+    break_connections(database)
     with pytest.raises(SourceError, match="the database failed"):
         deque(batches, maxlen=0)
     # A driver or SQLAlchemy may have logged what it could not close.
     assert not caplog.records
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_a_connection_that_breaks_before_the_query(database: Server) -> None:
+    def since(_now: float) -> float:
+        break_connections(database)
+        return 0.0
+
+    query = Query(config(database, "SELECT 'a' AS reference_id WHERE :since < now()"), CONTEXT)
+    with pytest.raises(SourceError, match="the database failed"):
+        list(query.batches(since, Problems("")))
+    gc.collect()  # a cursor that is still open would warn
 
 
 def test_since(table: File | Server) -> None:
