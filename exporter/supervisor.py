@@ -27,7 +27,7 @@ class Supervisor:
         return task
 
     def watch(self, task: asyncio.Task[None]) -> None:
-        """Store the exception of a task that its owner stops."""
+        """Store the exception of a task that `stop` does not cancel."""
         task.add_done_callback(self._ended)
 
     def fail(self, error: BaseException) -> None:

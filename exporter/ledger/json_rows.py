@@ -1,8 +1,8 @@
 """Pass many rows to or from one statement as a JSON text.
 
-SQLite's driver releases the GIL for each row that it binds or fetches, and has to wait for it under
-load: a thousand rows take seconds. PostgreSQL's driver needs a round trip for each row. As JSON,
-any number of rows takes one step. The engines differ only in the names of their JSON functions.
+SQLite's driver releases the GIL for each row and waits to get it back: under load, a thousand rows
+take seconds. PostgreSQL's driver needs a round trip for each row. As JSON, any number of rows takes
+one step. The engines differ only in the names of their JSON functions.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ DELAY_BUCKETS: Final = (
 
 
 class TotalKind(StrEnum):
-    """The kinds of totals. A cell of a histogram is the upper bound of its bucket, or `sum`."""
+    """The kinds of totals. A histogram has a cell per bucket, its upper bound, and `sum`."""
 
     CALLS = "calls"  # cell: result/status
     DURATION = "duration"
