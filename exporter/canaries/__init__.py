@@ -1,1 +1,1 @@
-"""Canary calls: placed on a schedule, and followed to their end."""
+"""Canary calls: placed on a schedule, and polled until they finish."""

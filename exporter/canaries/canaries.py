@@ -1,7 +1,7 @@
-"""The canaries of an exporter: places the calls that are due, and shows how runs end.
+"""Placing of due canary calls, and the results of their runs.
 
-Of exporters that share a ledger, the one that polls an account places its canary calls. They agree
-by the ledger: a run is begun once, and ends once.
+If exporters share a ledger, the holder of an account's lease places its canary calls. The ledger
+guarantees that a run starts once and ends once.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from exporter.metrics.reading import Rows
 from exporter.polling.stats import Operation
 
 WAIT_FOR_TURN: Final = 30.0
-"""Seconds that a request waits for its turn, before the right to send it is given up."""
+"""Seconds that a request waits for the rate limiter before it is withdrawn."""
 
 LOOK_EVERY: Final = 1.0
-"""Seconds after which due times, and the runs that have not ended, are checked."""
+"""Seconds between checks of due times and open runs."""
 
 _READ_EVERY = 5.0
-"""Seconds after which the ledger is read, where no run is open."""
+"""Seconds between reads of the ledger without an open run."""
 
 _SPARE = 30.0
-"""Seconds by which a request may last longer than its time-out, before it counts as lost with the
-exporter that sent it."""
+"""Seconds after the time-out of a request until it counts as lost, for example because its
+exporter was killed."""
 
 _LAST_POLL = 5.0
-"""Seconds, beside its time-out, that the poll may take that follows the end of `within`."""
+"""Seconds for the last poll after the end of `within`, beside its time-out."""
 
 _MAX_MISSED: Final = 200
-"""Due times that are checked at a time, at most: to derive as many takes a tenth of a second, in
-which nothing is polled."""
+"""Maximum number of due times that are checked at once: deriving them takes 0.1 s, during which
+the event loop is blocked."""
 
 _log = structlog.get_logger(__name__)
 
@@ -66,16 +66,16 @@ class CanaryStage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CanaryNumbers:
-    """What metrics and the status page show of one canary; all of it is in the ledger.
+    """The numbers of a canary for metrics and the status page, all from the ledger.
 
     Attributes:
         account: the account that places its calls.
         success: whether the last call ended as expected.
-        last_success: when one last did (Unix time); 0 before that.
-        stages: seconds that each stage of the last call took; 0 before that.
-        runs: how many calls ended with each result.
-        started_at: when the last run began (Unix time); 0 before the first.
-        result: of the last run; None while it is under way.
+        last_success: when a call last ended as expected (Unix time); 0 if none did.
+        stages: seconds of each stage of the last call; 0 before the first call.
+        runs: number of runs by result.
+        started_at: start of the last run (Unix time); 0 before the first run.
+        result: result of the last run; None while it is open.
     """
 
     account: str
@@ -88,7 +88,7 @@ class CanaryNumbers:
 
 
 def read_canaries(metrics: Catalogue, canaries: Mapping[str, CanaryNumbers]) -> None:
-    """Have the metrics of canaries, by name in a live mapping, read at each scrape."""
+    """Register the metrics of canaries; `canaries` is a live mapping by name."""
 
     def each(read: Callable[[CanaryNumbers], Rows[float]]) -> Callable[[], Rows[float]]:
         return lambda: (
@@ -111,10 +111,10 @@ class Canaries:
     """The canaries of an exporter.
 
     Args:
-        ledger: open before `configure`.
-        accounts: those that are polled here: live mapping, shared by reference.
-        metrics: what is shown.
-        in_background: runs a task; one that fails ends the exporter.
+        ledger: the ledger; must be open before `configure` is called.
+        accounts: the accounts that this exporter polls: live mapping, shared by reference.
+        metrics: the registry of metrics.
+        in_background: starts a task, whose failure ends the exporter.
     """
 
     def __init__(
@@ -130,23 +130,23 @@ class Canaries:
         self._loop = asyncio.get_running_loop()
         self._runner = CanaryRunner(ledger.execute, ledger.clock.now)
         self._timeout = 0.0  # of a poll
-        self._configured: set[str] = set()  # accounts, whichever exporter polls them
+        self._configured: set[str] = set()  # all accounts, including those of other exporters
         self._canaries: dict[str, CanaryConfig] = {}
-        self._placed_by: dict[str, str] = {}  # the accounts, by name
+        self._placed_by: dict[str, str] = {}  # accounts by canary
         self._numbers: dict[str, CanaryNumbers] = {}
         read_canaries(metrics, self._numbers)
-        self._checked: dict[str, tuple[float, float]] = {}  # when nothing more is due, by name
-        self._kept: set[str] | None = None  # the others are to begin anew
+        self._checked: dict[str, tuple[float, float]] = {}  # times without due calls
+        self._kept: set[str] | None = None  # canaries whose schedule has not changed
         self._state: State | None = None
         self._read_at = -math.inf
-        self._overdue: dict[int, float] = {}  # when runs were found to be late (time of the loop)
+        self._overdue: dict[int, float] = {}  # when runs were found to be late (loop time)
         self._placing: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     def configure(self, config: Config) -> None:
-        """Go over to a configuration, or to other accounts that are polled here."""
+        """Apply a configuration, or a change of the accounts that this exporter polls."""
         wanted = {canary.name: canary for canary in config.canaries}
-        # What new times of a canary would have been was not due, and so not missed.
+        # Due times of a new schedule from before the change were not missed.
         kept = {
             name
             for name, canary in wanted.items()
@@ -166,40 +166,40 @@ class Canaries:
 
     @property
     def statuses(self) -> list[tuple[str, CanaryNumbers, float]]:
-        """The canaries of accounts that are polled here, and when each is due next (Unix time)."""
+        """Name, numbers and next due time (Unix time) of the canaries that this exporter runs."""
         never = math.inf, math.inf
         return [
             (name, one, self._checked.get(name, never)[1]) for name, one in self._numbers.items()
         ]
 
     async def run(self) -> None:
-        """Place calls, and follow runs to their end, until cancelled."""
+        """Place calls and end runs until cancelled."""
         while True:
-            with suppress(LedgerError):  # counted, and shown, by the ledger
+            with suppress(LedgerError):  # already counted and logged
                 await self._look()
             await asyncio.sleep(LOOK_EVERY)
 
     async def stop(self, timeout: float) -> None:
-        """Place no more calls, and wait for those that are being placed."""
+        """Stop placing calls, and wait for requests that are under way."""
         self._stopping = True
         if self._placing:
             await asyncio.wait(self._placing, timeout=timeout)
 
     async def prune(self, before: float) -> None:
-        """Forget runs that ended before a Unix time."""
+        """Delete runs that ended before a Unix time."""
         await self._ledger.execute(canary_runs.prune, before, self._ledger.clock.now())
 
     def _polled(self, name: str) -> bool:
-        """Whether the account of a canary is polled here."""
+        """Whether this exporter polls the account of a canary."""
         return self._placed_by.get(name) in self._accounts
 
     async def _look(self) -> None:
-        """Do what is to be done now."""
+        """Run one check."""
         if (kept := self._kept) is not None:
             await self._ledger.execute(canary_runs.forget_others, kept)
-            if self._kept is kept:  # they may have changed meanwhile
+            if self._kept is kept:  # not reconfigured meanwhile
                 self._kept = None
-            self._state = None  # what was read before says since when they were known then
+            self._state = None  # its `since` is outdated
         now = time.time()
         for canary, due in list(self._due(now)):
             task = self._in_background(self._place(canary, self._placed_by[canary.name], due))
@@ -215,7 +215,7 @@ class Canaries:
         await self._follow(state)
 
     def _due(self, now: float) -> Iterator[tuple[CanaryConfig, int]]:
-        """Yield the calls that are to be placed by accounts that are polled here."""
+        """Yield the due calls of accounts that this exporter polls."""
         for name, past in self._state.past.items() if self._state and not self._stopping else ():
             checked, until = self._checked.get(name, (math.inf, -math.inf))
             if not self._polled(name) or checked <= now < until:
@@ -247,19 +247,19 @@ class Canaries:
             _log.warning("canary call not started", canary=canary.name, problem=str(error))
             run = None
         if run is None:
-            self._checked.pop(canary.name, None)  # again, while there is time
+            self._checked.pop(canary.name, None)  # try again within the grace period
         elif run is not NotBegun.BEGUN:
             self._read_at = -math.inf
 
     async def _read(self) -> State:
-        """Read what the ledger holds, and show it."""
+        """Read the state from the ledger, and update the metrics."""
         names = list(self._canaries)
         self._state = state = await self._ledger.execute(canary_runs.look, names, time.time())
         self._read_at = self._loop.time() + _READ_EVERY
         for name, past in state.past.items():
             if not self._polled(name):
-                continue  # not any more
-            # Not before its totals are known: a counter must not begin at 0 again.
+                continue  # reconfigured meanwhile
+            # Only with totals from the ledger: a counter must not restart at 0.
             ahead = self._ledger.clock.ahead
             self._numbers[name] = CanaryNumbers(
                 self._placed_by[name],
@@ -276,7 +276,7 @@ class Canaries:
         return state
 
     async def _count_missed(self, state: State, now: float) -> None:
-        """Count due times that are over, and at which no exporter placed a call."""
+        """Count due times whose grace period has passed without a call."""
         for name, past in state.past.items():
             if not self._polled(name):
                 continue
@@ -303,14 +303,14 @@ class Canaries:
             if run.call_id is not None and run.reference_id is not None:
                 since = run.accepted_at or now
                 await self._poll(run, WatchedCall(run.call_id, run.reference_id, since), now)
-            # Not known whether the request was sent, and it is not sent again.
+            # Unknown whether the request was sent; it must not be sent twice.
             elif now > run.started_at + WAIT_FOR_TURN + self._timeout + _SPARE:
                 await self._runner.end(run.id, run.canary, CanaryResult.UNSURE)
         ids = {run.id for run in state.open}
         self._overdue = {run: at for run, at in self._overdue.items() if run in ids}
 
     async def _poll(self, run: Run, call: WatchedCall, now: float) -> None:
-        """Have a call polled as any other, and once more when `within` has passed."""
+        """Poll a call as usual, and once more when `within` has passed."""
         account = self._accounts.get(run.account)
         if account and not self._stopping:
             if call.id not in account.poller.calls:
@@ -320,7 +320,7 @@ class Canaries:
                 self._overdue[run.id] = self._loop.time()
                 account.poller.poll_now(call.id)
         waited = self._loop.time() - self._overdue.get(run.id, math.inf)
-        # Where no exporter polls the account, it is late in the end.
+        # Without an exporter that polls the account, the run ends as late.
         last = run.deadline_at + self._timeout + 2 * _SPARE
         if waited > self._timeout + _LAST_POLL or now > last:
             await self._runner.end(run.id, run.canary, CanaryResult.LATE)

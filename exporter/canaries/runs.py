@@ -1,4 +1,4 @@
-"""One canary run: its intent, its request, its end. The exporter and the command share it."""
+"""Steps of a canary run: intent, request, end. Used by the exporter and the command."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from exporter.ledger.canary_runs import CanaryResult, Intent, NotBegun, Run
 from exporter.ledger.types import DELETED
 
 _RETRY_EVERY: Final = 1.0
-"""Seconds after which a write that failed is tried again."""
+"""Seconds until a failed write is retried."""
 
 Place: TypeAlias = Callable[[CallRequest], Awaitable[tuple[Answer, float] | None]]
-"""Places a call; returns the outcome, and the seconds that it took; None where nothing was sent."""
+"""Places a call; returns the outcome and the seconds it took, or None if nothing was sent."""
 
-Execute: TypeAlias = Callable[..., Awaitable[Any]]  # Any: whatever the statements return
-"""Runs statements of `canary_runs` with their arguments; raises `LedgerError`."""
+Execute: TypeAlias = Callable[..., Awaitable[Any]]  # Any: the result of the statements
+"""Runs a function of `canary_runs` in the ledger; raises `LedgerError`."""
 
 _log = structlog.get_logger(__name__)
 
 
 def request_id(canary: str, due: int, account: str) -> str:
-    """Return the id with which the provider refuses to place the same call twice (code 124).
+    """Return the `RequestId` of a call, which the provider accepts only once (code 124).
 
-    It is derived, so that it is the same whichever exporter places the call.
+    It is derived from the arguments, so that every exporter sends the same id.
     """
     text = f"{canary}\n{due}\n{account}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def day_of(moment: float, zone: ZoneInfo) -> tuple[float, float]:
-    """Return the beginning and the end of the day that a moment is in; Unix times."""
-    # Without its fold: where midnight comes twice, the day begins with the first one.
+    """Return the start and the end of the day of a moment; Unix times."""
+    # If midnight occurs twice, the day starts with the first one.
     local = datetime.fromtimestamp(moment, zone)
     start = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
-    end = start + timedelta(days=1)  # by the local calendar: it may have 23 or 25 hours
+    end = start + timedelta(days=1)  # local time: a day may have 23 or 25 hours
     return start.timestamp(), end.timestamp()
 
 
 def call_request(canary: CanaryConfig, account: str, due: int) -> CallRequest:
-    """Return the request that places a canary's call."""
+    """Return the request of a canary's call."""
     return CallRequest(
         canary.phone,
         request_id(canary.name, due, account),
@@ -66,27 +66,22 @@ def call_request(canary: CanaryConfig, account: str, due: int) -> CallRequest:
 
 
 def after_placing(answer: Answer) -> CanaryResult | None:
-    """Return how a run ends by the outcome of its request; None where the call is accepted.
-
-    Args:
-        answer: of the request that places it, or the failure that came instead of one.
-    """
+    """Return the result of a run whose request failed; None if the call was accepted."""
     if answer.outcome is Outcome.OK:
         return None
     if not answer.sent:
         return CanaryResult.UNREACHABLE
-    # With a code it was the provider who refused; anything else may have come after the call was
-    # placed.
+    # Without a code, the call may have been placed in spite of the failure.
     refused = answer.code is not None and answer.outcome is not Outcome.BAD_RESPONSE
     return CanaryResult.REFUSED if refused else CanaryResult.UNSURE
 
 
 def after_finish(run: Run) -> CanaryResult | None:
-    """Return how a run ends by the result of its call; None while there is none."""
+    """Return the result of a run whose call has finished; None if it has not."""
     if run.call_result is None or run.call_result == DELETED:
         return None
     if run.call_result == Result.UNKNOWN:
-        return CanaryResult.LATE  # the call was given up
+        return CanaryResult.LATE  # the exporter gave up polling the call
     answered = run.call_status == Status.ANSWERED
     good = answered if run.expect == "answered" else run.call_status != Status.REJECTED
     if run.expect_key is not None:
@@ -95,12 +90,12 @@ def after_finish(run: Run) -> CanaryResult | None:
 
 
 class CanaryRunner:
-    """Begins runs, and ends them. What the ledger raises, its methods raise.
+    """Starts and ends runs; its methods raise `LedgerError`.
 
     Args:
-        execute: runs statements.
-        clock: of the ledger, for every time but the one at which a run is due.
-        report: called with each stage of a run, and details.
+        execute: runs statements of the ledger.
+        clock: the ledger's clock, used for all times except due times.
+        report: called for each stage of a run, with details.
     """
 
     def __init__(
@@ -112,7 +107,7 @@ class CanaryRunner:
         self._execute = execute
         self._clock = clock
         self._report = report
-        self.placing: set[int] = set()  # runs whose request may be under way here
+        self.placing: set[int] = set()  # runs whose request is under way in this process
 
     async def place(
         self,
@@ -123,18 +118,18 @@ class CanaryRunner:
         *,
         by_hand: bool = False,
     ) -> int | NotBegun | None:
-        """Place a call, if no other exporter has.
+        """Place a call, unless another exporter has started the run.
 
         Args:
-            canary: which.
-            account: places the call.
-            due: when it is due (Unix time).
+            canary: the canary.
+            account: the account that places the call.
+            due: the due time (Unix time).
             place: sends the request.
-            by_hand: it is placed on command.
+            by_hand: placed by the command `canary`.
 
         Returns:
-            The row of the run; why it may not be placed; None where nothing was sent, and the call
-            may still be placed.
+            The row of the run; the reason why it was not started; or None if nothing was sent, and
+            the call may still be placed.
         """
         request, now = call_request(canary, account, due), self._clock()
         key = key_named(canary.expect_key)
@@ -166,7 +161,7 @@ class CanaryRunner:
                     return run
                 await self._execute(canary_runs.withdraw, run)
                 return None
-            while True:  # however long the ledger fails
+            while True:  # until the ledger works
                 try:
                     await self._placed(canary.name, account, run, *placed)
                     break
@@ -179,7 +174,7 @@ class CanaryRunner:
     async def _placed(
         self, canary: str, account: str, run: int, answer: Answer, seconds: float
     ) -> None:
-        """Write the outcome of the request."""
+        """Store the outcome of the request."""
         if result := after_placing(answer):
             await self.end(run, canary, result, code=answer.code, message=answer.message)
             return
@@ -194,7 +189,7 @@ class CanaryRunner:
             _log.warning("canary call accepted too late", canary=canary)
 
     async def finish(self, run: Run) -> bool:
-        """End a run whose call has finished; returns whether it has."""
+        """End a run if its call has finished; return whether it has."""
         if (result := after_finish(run)) is None or run.finished_at is None:
             return False
         since = run.accepted_at or run.started_at
@@ -205,7 +200,7 @@ class CanaryRunner:
     async def end(
         self, run: int, canary: str, result: CanaryResult, *, message: str = "", **about: Any
     ) -> None:
-        """Write how a run has ended, if it has not ended before; see `canary_runs.end`."""
+        """Store the result of a run, unless it has ended before; see `canary_runs.end`."""
         if await self._execute(canary_runs.end, run, result, self._clock(), **about):
             log = _log.info if result is CanaryResult.SUCCESS else _log.warning
             about["message"] = message

@@ -1,7 +1,7 @@
-"""When canary calls are due. Pure: time comes in, as Unix time.
+"""Schedules of canary calls. Pure: times are parameters, as Unix times.
 
-Due times are derived from the configuration alone: exporters that share a ledger, and one that was
-restarted, agree on them without remembering anything.
+Due times depend only on the configuration, so that exporters that share a ledger, or were
+restarted, agree on them without stored state.
 """
 
 from __future__ import annotations
@@ -22,16 +22,12 @@ _MOST_GRACE: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Due at every multiple of some seconds since the Unix epoch.
-
-    Attributes:
-        seconds: whole ones.
-    """
+    """Due at every multiple of `seconds` since the Unix epoch."""
 
     seconds: float
 
     def after(self, moment: float) -> Iterator[int]:
-        """Yield the due times after a moment, without end."""
+        """Yield the due times after a moment, endlessly."""
         apart = round(self.seconds)
         due = int(moment // apart) * apart
         while True:
@@ -39,17 +35,17 @@ class Every:
             yield due
 
     def last(self, moment: float) -> int:
-        """Return the last due time that is not after a moment."""
+        """Return the last due time up to a moment."""
         apart = round(self.seconds)
         return int(moment // apart) * apart
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """Due when an expression of cron says so.
+    """Due at the times of a cron expression.
 
-    As Debian's cron does it: what is due at a time that the clocks leap over is due right after
-    it, and what is due at a time that comes twice is due the first time.
+    When the clocks change, as in Debian's cron: due times in a skipped hour are due right after
+    it; due times in a repeated hour are due once, the first time.
     """
 
     expression: str
@@ -57,7 +53,7 @@ class Cron:
 
     def after(self, moment: float) -> Iterator[int]:
         """Yield the due times after a moment."""
-        # From well before: by the local clock, which may be set back, times may seem to repeat.
+        # Start two hours earlier, because local time may repeat when the clocks change.
         start = datetime.fromtimestamp(moment - 7200, self.zone)
         last = moment
         for found in CronSim(self.expression, start):
@@ -67,7 +63,7 @@ class Cron:
                 yield due
 
     def last(self, moment: float) -> int:
-        """Return the last due time that is not after a moment; 0 where there was none for long."""
+        """Return the last due time up to a moment; 0 if there was none in five years."""
         for back in (7200, 2 * 86_400, 40 * 86_400, 400 * 86_400, 5 * 366 * 86_400):
             last = 0
             for due in self.after(moment - back):
@@ -83,14 +79,14 @@ Schedule: TypeAlias = Every | Cron
 
 
 def schedule_of(canary: CanaryConfig) -> Schedule:
-    """Return when a canary is due."""
+    """Return the schedule of a canary."""
     return Every(canary.every) if canary.every else Cron(canary.cron or "", canary.zone)
 
 
 def grace(schedule: Schedule, due: int) -> float:
-    """Return for how many seconds a call that is due may still be placed.
+    """Return the seconds after a due time in which the call may be placed.
 
-    A tenth of the time to the next one, at least a minute and at most ten.
+    A tenth of the time to the next due time, at least 1 and at most 10 minutes.
     """
     apart = next(schedule.after(due), due) - due
     return min(_MOST_GRACE, max(_LEAST_GRACE, _GRACE * apart))

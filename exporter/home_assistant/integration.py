@@ -1,4 +1,4 @@
-"""Home Assistant, as the configuration has it."""
+"""The integration with Home Assistant: applies its configuration."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from exporter.home_assistant.publisher import MqttMetrics, Publisher
 
 _GOODBYE: Final = 5.0
-"""Seconds that an old configuration has to clear what it has published."""
+"""Seconds to clear retained messages of the previous configuration."""
 
 
 _MIN_INTERVAL: Final = 1.0
-"""Seconds between looks at what has changed."""
+"""Minimum seconds between updates."""
 
 _PER_ACCOUNT: Final = 0.01
-"""Seconds for each account between looks: those at a thousand take a hundredth of a core."""
+"""Seconds between updates per account: with 1,000 accounts, updates use 1 % of a core."""
 
 
 class ExposedAccounts:
-    """The accounts that one configuration exposes.
+    """The accounts that a configuration exposes.
 
     Args:
-        config: that configuration.
-        accounts: those that are polled here: live mapping, shared by reference.
-        configured: those, and others that other exporters may poll: shared by reference, too.
-        calls: the tracker of their calls.
+        config: the configuration.
+        accounts: the accounts that this exporter polls: live mapping, shared by reference.
+        configured: the names of all configured accounts: live set, shared by reference.
+        calls: the tracker of calls.
 
     Attributes:
-        topics: of the messages.
+        topics: the MQTT topics.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class ExposedAccounts:
 
     @property
     def interval(self) -> float:
-        """The seconds after which `messages` may return others."""
+        """Seconds between updates of `messages`."""
         return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self._accounts))
 
     def left_to_others(self) -> set[str]:
-        """Return the topics of accounts that another exporter may publish."""
+        """Return the topics of accounts that other exporters may publish."""
         standby = [name for name in self._configured if name not in self._accounts]
         return {
             topic(name) for name in standby for topic in (self.topics.device, self.topics.state)
         }
 
     async def messages(self) -> Mapping[str, bytes]:
-        """Return what a broker is to retain of the accounts that are polled here, by topic."""
+        """Return the messages to retain for the accounts that this exporter polls, by topic."""
         now, wanted = time.time(), dict[str, bytes]()
         for name, account in list(self._accounts.items()):
             if self._only is None or name in self._only:
@@ -82,19 +82,19 @@ class ExposedAccounts:
                     len(account.poller.calls),
                     balance and balance.vnd,
                 )
-                await asyncio.sleep(0)  # answers and scrapes get their turn
+                await asyncio.sleep(0)  # do not block polls and scrapes
         return wanted
 
 
 class HomeAssistant:
-    """Publishes accounts and events, where the configuration has a broker for it.
+    """Publishes accounts and events if a broker is configured.
 
     Args:
         accounts: live mapping, shared by reference.
-        calls: the tracker of their calls.
-        metrics: where messages are counted.
-        spawn: runs a coroutine in the background, until it is cancelled.
-        on_ready: called when events can be published, at first or again.
+        calls: the tracker of calls.
+        metrics: counts messages.
+        spawn: starts a background task.
+        on_ready: called whenever events can be published again.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class HomeAssistant:
         self._running: asyncio.Task[None] | None = None
 
     def configure(self, config: HomeAssistantConfig | None, accounts: Collection[str]) -> None:
-        """Change the broker; None for none. Nothing happens where it has not changed.
+        """Change the broker, unless it is the same; None for no broker.
 
         Args:
-            config: of the broker.
-            accounts: those that are configured; other exporters may poll some.
+            config: configuration of the broker.
+            accounts: all configured accounts, including those that other exporters poll.
         """
         self._configured.clear()
         self._configured.update(accounts)
@@ -136,7 +136,7 @@ class HomeAssistant:
             self._metrics.remove_mqtt()
             self._mqtt = None
         else:
-            # Its library is installed where a broker is configured.
+            # The MQTT library is optional: import it only if a broker is configured.
             from exporter.home_assistant.publisher import MqttMetrics, Publisher  # noqa: PLC0415
 
             exposed = ExposedAccounts(config, self._accounts, self._configured, self._calls)
@@ -150,17 +150,17 @@ class HomeAssistant:
         return self._publisher is not None and self._publisher.ready
 
     async def publish_event(self, account: str, payload: bytes) -> None:
-        """Publish an event of an account; see `Publisher.publish_event`."""
+        """Publish an event; see `Publisher.publish_event`."""
         if self._publisher is None:
             raise BrokerAwayError("no MQTT broker is configured")
         await self._publisher.publish_event(account, payload)
 
     async def stop(self, timeout: float, *, others: bool = False) -> None:
-        """Publish the last states, and that no exporter is there unless others are.
+        """Publish the last states, and the availability `offline` unless others are online.
 
         Args:
-            timeout: seconds after which it is given up.
-            others: other exporters go on publishing.
+            timeout: seconds until the task is cancelled.
+            others: whether other exporters keep publishing.
         """
         if self._publisher:
             self._publisher.stop(clear_retained=False, others=others)
@@ -168,7 +168,7 @@ class HomeAssistant:
 
 
 def _location(config: HomeAssistantConfig | None) -> tuple[object, ...]:
-    """Return what decides where messages are retained."""
+    """Return the settings that determine where messages are retained."""
     return (config.url, config.discovery_prefix, config.topic_prefix) if config else ()
 
 

@@ -1,4 +1,4 @@
-"""The connection to an MQTT broker. Imported where one is configured: its library is an extra."""
+"""Connection to an MQTT broker. Its library is optional: import this module only if needed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerError
 
 TIMEOUT: Final = 10.0
-"""Seconds that a broker may take for an answer."""
+"""Seconds to wait for a response of the broker."""
 
 _GOODBYE_TIMEOUT: Final = 1.0
-"""Seconds that it may take to end a connection in good order."""
+"""Seconds for a clean disconnect."""
 
 _KEEPALIVE: Final = 30
-"""Seconds of silence after which the broker is asked whether it is there."""
+"""MQTT keep-alive interval in seconds."""
 
 _MAX_RECEIVED: Final = 10_000
-"""Messages of the broker that wait to be processed: what it retains for a thousand accounts."""
+"""Limit of unprocessed messages; enough for the retained messages of a thousand accounts."""
 
 AT_LEAST_ONCE: Final = 1
 _PORT: Final = 1883
@@ -32,7 +32,7 @@ _TLS_PORT: Final = 8883
 
 
 class Message(NamedTuple):
-    """A message on a topic; an empty one clears what is retained there."""
+    """An MQTT message; an empty payload clears the retained message of the topic."""
 
     topic: str
     payload: bytes
@@ -43,12 +43,12 @@ class Message(NamedTuple):
 async def connected(
     config: HomeAssistantConfig, last_will: Message, timeout: float = TIMEOUT
 ) -> AsyncIterator[aiomqtt.Client]:
-    """Connect to a broker for as long as the block runs, which uses it within `mapped_errors`.
+    """Connect to a broker for the duration of the block, which has to use `mapped_errors`.
 
     Args:
-        config: the broker, and how to log in.
-        last_will: published by the broker when the connection breaks.
-        timeout: seconds that the broker may take for an answer.
+        config: the broker and its credentials.
+        last_will: message that the broker publishes when the connection breaks.
+        timeout: seconds to wait for a response of the broker.
     """
     url = urlsplit(config.url)
     with mapped_errors():
@@ -64,7 +64,7 @@ async def connected(
             max_queued_incoming_messages=_MAX_RECEIVED,
             tls_context=tls,
         )
-        # A cancellation in the middle would leave an open connection behind.
+        # A cancelled connection attempt would leave an open socket behind.
         connecting = asyncio.ensure_future(client.__aenter__())
         try:
             await asyncio.shield(connecting)
@@ -72,17 +72,17 @@ async def connected(
             connecting.add_done_callback(lambda _: _cut(client))
             raise
         except Exception:
-            # The library leaves a peer that does not answer connected.
+            # On a time-out, the library leaves the socket open.
             _cut(client)
             raise
     try:
         yield client
-        with suppress(Exception):  # it has ended already, or the broker takes nothing any more
+        with suppress(Exception):  # the connection may be broken
             async with asyncio.timeout(_GOODBYE_TIMEOUT):
                 await client.__aexit__(None, None, None)
     finally:
-        # Without a goodbye if the block failed: the broker publishes the last will. And where the
-        # library could not read what came, it would be woken for it for ever.
+        # After a failed block, close without DISCONNECT: the broker publishes the last will.
+        # Always close: the library may leave a readable socket in the event loop.
         _cut(client)
 
 
@@ -91,7 +91,7 @@ def _cut(client: aiomqtt.Client) -> None:
 
 
 def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
-    # As the configuration was last loaded with success, whatever has happened to the file since.
+    # The certificates that were loaded with the configuration: the file may have changed since.
     if config.authorities:
         return config.authorities.context
     return ssl.create_default_context(cafile=config.ca_file)
@@ -99,7 +99,7 @@ def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Raise `BrokerError` for whatever the library raises."""
+    """Map all exceptions of the library to `BrokerError`."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - the library raises anything, such as struct.error

@@ -1,8 +1,7 @@
-"""What is published for Home Assistant: topics, devices with their entities, and states. Pure.
+"""Topics and payloads for Home Assistant. Pure.
 
-As its MQTT integration documents it: one retained message describes a device with all its entities,
-which Home Assistant 2024.11 and newer read. Clearing the message removes the device. `null` is a
-value that is not known; Home Assistant shows it so.
+One retained message describes a device with its entities (MQTT device discovery, Home Assistant
+2024.11 and newer); clearing the message removes the device. Home Assistant shows `null` as unknown.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ OFFLINE: Final = b"offline"
 Component = dict[str, Any]  # Any: JSON
 
 _CALLS: Final = {"p": "sensor", "state_class": "measurement", "unit_of_meas": "calls"}
-# Of a day: Home Assistant takes a value that is less than the one before for a new beginning.
+# Counters of the current day: Home Assistant treats a decrease as a reset of the counter.
 _TODAY: Final = {"p": "sensor", "state_class": "total_increasing", "unit_of_meas": "calls"}
 _DIAGNOSTIC: Final = {"p": "binary_sensor", "ent_cat": "diagnostic"}
 
@@ -52,7 +51,7 @@ _ENTITIES: Final[dict[str, Component]] = {
         "dev_cla": "timestamp",
         "json_attr_tpl": "{{ value_json.failure | tojson }}",
     },
-    # Of money, Home Assistant keeps statistics as totals alone.
+    # For monetary values, Home Assistant has long-term statistics only as `total`.
     "balance": {
         "p": "sensor",
         "name": "Balance",
@@ -61,27 +60,27 @@ _ENTITIES: Final[dict[str, Component]] = {
         "unit_of_meas": "VND",
     },
 }
-"""By the key of the value in the state: what Home Assistant calls it, and how it shows it."""
+"""Entities by the key of their value in the state."""
 
-# Pauses of an account that is reached: it was answered.
+# Reasons of a pause that come from the provider's answers: the provider is reachable.
 _REACHED: Final = frozenset({Outcome.AUTH, Outcome.THROTTLED})
 
 
 class MqttKind(StrEnum):
-    """What a message is about: the label `kind` of `esms_mqtt_messages_total`."""
+    """Kind of a message: the label `kind` of `esms_mqtt_messages_total`."""
 
-    DEVICE = "device"  # an account's device and its entities
-    STATE = "state"  # the state of all of them
-    EVENT = "event"  # a call that has finished
+    DEVICE = "device"  # description of an account's device and entities
+    STATE = "state"  # state of the entities of an account
+    EVENT = "event"  # finished call
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The topics of one exporter, or of several that share a ledger.
+    """The topics of an exporter, or of several that share a ledger.
 
     Args:
-        discovery_prefix: at which Home Assistant looks for devices.
-        prefix: of the exporter's own topics.
+        discovery_prefix: Home Assistant's discovery prefix.
+        prefix: prefix of the exporter's own topics.
     """
 
     discovery_prefix: str
@@ -89,47 +88,47 @@ class Topics:
 
     @property
     def node(self) -> str:
-        """What tells these devices from those of others."""
+        """Part of the topics that distinguishes installations."""
         return self.prefix.replace("/", "_")
 
     @property
     def availability(self) -> str:
-        """Whether any exporter publishes the accounts."""
+        """Topic of the availability of all devices."""
         return f"{self.prefix}/availability"
 
     @property
     def birth(self) -> str:
-        """Where Home Assistant announces that it has started."""
+        """Topic of Home Assistant's birth message."""
         return f"{self.discovery_prefix}/status"
 
     @property
     def retained(self) -> tuple[str, str]:
-        """Filters for everything that the broker retains for accounts."""
+        """Topic filters for all retained messages of accounts."""
         return self.device("+"), self.state("+")
 
     def device(self, account: str) -> str:
-        """Return where an account's device is described."""
+        """Return the topic of an account's device."""
         return f"{self.discovery_prefix}/device/{self.node}/{device_of(account)}/config"
 
     def state(self, account: str) -> str:
-        """Return where an account's state is published."""
+        """Return the topic of an account's state."""
         return f"{self.prefix}/{device_of(account)}/state"
 
     def event(self, account: str) -> str:
-        """Return where an account's finished calls are published."""
+        """Return the topic of an account's events."""
         return f"{self.prefix}/{device_of(account)}/finished"
 
     def kind(self, topic: str) -> MqttKind:
-        """Return what a message on a topic is about."""
+        """Return the kind of the messages of a topic."""
         if topic.startswith(f"{self.discovery_prefix}/device/"):
             return MqttKind.DEVICE
         return MqttKind.EVENT if topic.endswith("/finished") else MqttKind.STATE
 
 
 def device_of(account: str) -> str:
-    """Return the level of topics that stands for an account.
+    """Return the topic level of an account.
 
-    Home Assistant takes letters, digits, `_` and `-`; a name may hold dots, too.
+    Home Assistant allows letters, digits, `_` and `-`; account names may also contain dots.
     """
     if "." not in account:
         return account
@@ -145,7 +144,7 @@ def device(topics: Topics, account: str, *, with_balance: bool) -> bytes:
             value = {"val_tpl": f"{{{{ value_json.{key} }}}}", "uniq_id": f"{unique}_{key}"}
             components[key] = {**entity, **value}
     components["last_failure"]["json_attr_t"] = topics.state(account)
-    # Each event is published once, and not retained.
+    # Events are not retained.
     components["finished"] = {
         "p": "event",
         "name": "Call finished",
@@ -171,14 +170,14 @@ def device(topics: Topics, account: str, *, with_balance: bool) -> bytes:
 
 
 def state(status: AccountStatus, recent: Recent, watched: int, balance: float | None) -> bytes:
-    """Return the state of all entities of an account; its balance is in VND, if it is known."""
+    """Return the state of an account's entities; `balance` is in VND."""
     success = sum(minute.success for minute in recent.minutes)
     known = success + sum(minute.failure for minute in recent.minutes)
     failure = recent.failures[0] if recent.failures else None
     values = {
         "credentials": _switch(None if status.authorized is None else not status.authorized),
         "connectivity": _switch(_reached(status)),
-        # As in the alerts, without unknown results: they say nothing of the calls.
+        # As in the alerts, without unknown results, which do not show how calls ended.
         "success_ratio": round(100 * success / known, 2) if known else None,
         "watched": watched,
         **{f"{result}_today": recent.of_result(result) for result in Result},

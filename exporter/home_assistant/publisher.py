@@ -1,4 +1,4 @@
-"""Publishes accounts and events to Home Assistant, through a broker that may be away."""
+"""Publisher of accounts and events to an MQTT broker, with reconnection."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
     from exporter.home_assistant.integration import ExposedAccounts
 
 _BATCH_SIZE: Final = 10
-"""Messages that may be sent before the broker has acknowledged the first of them."""
+"""Limit of unacknowledged messages."""
 
 _SETTLE: Final = 0.5
-"""Seconds for which retained messages are awaited: no message marks the last."""
+"""Seconds to wait for retained messages, as nothing marks the last one."""
 
-# Several exporters are not to come back together.
+# With jitter, so that several exporters do not reconnect at the same time.
 BACKOFF: Final = ExponentialBackoff(1.0, 60.0, jitter=0.5)
-"""Before a connection that broke is made again."""
+"""Back-off of reconnections."""
 
 _STEADY: Final = 60.0
-"""Seconds after which a connection counts as a good one."""
+"""Seconds after which a connection counts as stable."""
 
 _REPUBLISH: Final = b"?"
-"""Stands for a retained message that is to be published again; no message is like it."""
+"""Placeholder for a retained message that has to be published again."""
 
 _log = structlog.get_logger(__name__)
 
 
 class MqttOutcome(StrEnum):
-    """What became of a message: the label `outcome` of `esms_mqtt_messages_total`."""
+    """Outcome of a message: the label `outcome` of `esms_mqtt_messages_total`."""
 
-    PUBLISHED = "published"  # the broker has it
-    FAILED = "failed"  # it is sent again
+    PUBLISHED = "published"  # acknowledged by the broker
+    FAILED = "failed"  # not acknowledged; published again
 
 
 class MqttMetrics:
-    """What is counted of the broker: all of it begins at 0.
+    """Metrics of the broker; they start at 0.
 
     Attributes:
         connected: whether the broker is connected.
-        connection_errors: how many connections failed.
+        connection_errors: number of failed connections.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -80,19 +80,19 @@ class MqttMetrics:
 
 
 class Publisher:
-    """Publishes to a broker, and keeps trying, until it is stopped.
+    """Publishes to a broker until stopped.
 
-    What the broker is to retain is compared with what it retains: differences are published, and
-    what is not wanted is cleared. So a start, a reconnection, a birth of Home Assistant and an
-    account that has gone are all the same.
+    Compares the messages to retain with the retained ones, publishes differences and clears
+    obsolete messages. This handles a start, a reconnection, a birth message of Home Assistant and
+    a removed account alike.
 
     Args:
-        config: of the broker.
+        config: the broker.
         exposed: the accounts.
-        metrics: where messages are counted.
+        metrics: counts messages.
         on_ready: called when events can be published.
-        timeout: seconds that the broker may take for an answer.
-        backoff: before a connection that broke is made again.
+        timeout: seconds to wait for a response of the broker.
+        backoff: back-off of reconnections.
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class Publisher:
         self._timeout = timeout
         self._backoff = backoff
         self._topics = exposed.topics
-        self._retained: dict[str, bytes] = {}  # by the broker, as far as it is known
-        self._published: Collection[str] = ()  # topics of accounts that it published the last time
-        self._failed: dict[str, None] = {}  # topics whose last message failed, in this order
+        self._retained: dict[str, bytes] = {}  # the known retained messages of the broker
+        self._published: Collection[str] = ()  # topics of accounts in the last update
+        self._failed: dict[str, None] = {}  # topics whose last message failed, oldest first
         self._events: deque[tuple[Message, asyncio.Future[None]]] = deque()
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -123,25 +123,25 @@ class Publisher:
         self.ready = False
 
     def stop(self, *, clear_retained: bool, others: bool = False) -> None:
-        """Have `run` end, at once where the broker is away.
+        """Stop `run`, at once if the broker is disconnected.
 
         Args:
-            clear_retained: leave nothing with the broker.
-            others: other exporters go on publishing.
+            clear_retained: whether to clear all retained messages.
+            others: whether other exporters keep publishing.
         """
         self._clear_retained, self._others = clear_retained, others
         self._stopping.set()
         self._wake.set()
 
     async def publish_event(self, account: str, payload: bytes) -> None:
-        """Publish an event of an account, once; returns when the broker has it.
+        """Publish an event once, and return when the broker has acknowledged it.
 
-        Events are published one after the other, and never beside other messages, so that one at
-        which the connection breaks is known.
+        Events are published one at a time, without other messages under way, to know which event
+        breaks the connection.
 
         Raises:
-            BrokerAwayError: it was not published.
-            BrokerError: the broker is not known to have it.
+            BrokerAwayError: the event was not published.
+            BrokerError: the event was not acknowledged.
         """
         if not self.ready:
             raise BrokerAwayError("the MQTT broker is not connected")
@@ -152,7 +152,7 @@ class Publisher:
         await published
 
     async def run(self) -> None:
-        """Connect again and again, with a back-off, until `stop`."""
+        """Connect and publish, with a back-off after failures, until `stop`."""
         failures = 0
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
@@ -197,7 +197,7 @@ class Publisher:
                     if payload == ONLINE:
                         self._retained = dict.fromkeys(self._retained, _REPUBLISH)
                 elif topic == self._topics.availability:
-                    # The last will of a connection that has broken, perhaps another exporter's.
+                    # May be the last will of a broken connection, also of another exporter.
                     self._retained[topic] = payload
                 elif message.retain:
                     self._retained.setdefault(topic, payload)
@@ -228,22 +228,22 @@ class Publisher:
         await self._publish_changes(broker, wanted, ONLINE if self._others else OFFLINE)
 
     async def _wanted(self, broker: Client) -> Mapping[str, bytes]:
-        """Return what is to be retained of the accounts that are polled here."""
+        """Return the messages to retain for the accounts that this exporter polls."""
         wanted = await self._exposed.messages()
         if not wanted.keys() <= set(self._published):
-            await self._look(broker)  # another exporter may have published them
+            await self._look(broker)  # another exporter may have published the new accounts
         self._published = wanted.keys()
         return wanted
 
     async def _look(self, broker: Client) -> None:
-        """Learn what the broker retains, whichever exporter published it."""
+        """Read the retained messages of the broker."""
         self._retained = {}
         topics = self._topics
         wanted = topics.availability, topics.birth, *topics.retained
         with mapped_errors():
             await broker.subscribe([(topic, AT_LEAST_ONCE) for topic in wanted])
         await asyncio.sleep(_SETTLE)
-        with mapped_errors():  # or all of its own messages would come back
+        with mapped_errors():  # otherwise the broker would send back every message
             await broker.unsubscribe(list(topics.retained))
 
     async def _publish_changes(
@@ -257,26 +257,26 @@ class Publisher:
         ]
         unwanted = self._retained.keys() - target.keys() - self._exposed.left_to_others()
         devices = {topic for topic in unwanted if self._topics.kind(topic) is MqttKind.DEVICE}
-        # States the next time: entities that are there still would complain of an empty one.
+        # Clear states in a later update: existing entities log an error for an empty state.
         messages += [Message(topic, b"", retained=True) for topic in sorted(devices or unwanted)]
         others = [message for message in messages if message.topic not in self._failed]
         for start in range(0, len(others), _BATCH_SIZE):
             await self._publish_retained(broker, others[start : start + _BATCH_SIZE])
         if not self.ready and not self._stopping.is_set():
             return
-        # One that failed may be what breaks the connection: last, alone, and after events.
+        # A message that failed may break the connection: publish it last, alone, and after events.
         by_topic = {message.topic: message for message in messages}
         for topic in [topic for topic in self._failed if topic in by_topic]:
             await self._publish_retained(broker, [by_topic[topic]])
 
     async def _publish_retained(self, broker: Client, messages: Sequence[Message]) -> None:
-        # Before it is known: what others publish meanwhile is newer. Where it fails, all is lost.
+        # Record before publishing: messages of other exporters that arrive meanwhile are newer.
         for topic, payload, _ in messages:
             self._retained[topic] = payload
             if not payload:
                 del self._retained[topic]
             self._failed.pop(topic, None)
-            self._failed[topic] = None  # until the answer
+            self._failed[topic] = None  # until it is acknowledged
         problems = await asyncio.gather(*(self._publish(broker, each) for each in messages))
         for message, problem in zip(messages, problems, strict=True):
             if not problem:
@@ -285,12 +285,12 @@ class Publisher:
             raise problem
 
     async def _publish_events(self, broker: Client) -> None:
-        """Publish the events that wait now; states get their turn before others."""
+        """Publish the waiting events; later events wait until states were published."""
         for _ in range(len(self._events)):
             message, published = self._events.popleft()
             if published.done():
-                continue  # it was cancelled
-            problem: BrokerError | None = BrokerError("the connection ended before the answer")
+                continue  # cancelled
+            problem: BrokerError | None = BrokerError("connection lost before the acknowledgement")
             try:
                 problem = await self._publish(broker, message)
             finally:
@@ -301,10 +301,10 @@ class Publisher:
     def _refuse_events(self) -> None:
         self.ready = False
         while self._events:
-            _finish(self._events.popleft()[1], BrokerAwayError("the MQTT broker went away"))
+            _finish(self._events.popleft()[1], BrokerAwayError("the MQTT broker disconnected"))
 
     async def _publish(self, broker: Client, message: Message) -> BrokerError | None:
-        """Publish a message; returns why the broker is not known to have it, if so."""
+        """Publish a message; return the problem if the broker did not acknowledge it."""
         problem, outcome = None, MqttOutcome.PUBLISHED
         try:
             with mapped_errors():
@@ -327,7 +327,7 @@ class Publisher:
 
 def _finish(published: asyncio.Future[None], problem: BrokerError | None) -> None:
     if published.done():
-        return  # it was cancelled
+        return  # cancelled
     if problem:
         published.set_exception(problem)
     else:

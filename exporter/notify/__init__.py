@@ -1,1 +1,1 @@
-"""Notifications of finished calls: one dispatcher, and a module for each kind of target."""
+"""Notifications of finished calls: the dispatcher, and a module per kind of target."""

@@ -1,6 +1,6 @@
-"""Whether a target is sent anything: a circuit breaker. Pure: time comes in.
+"""Circuit breaker of a target. Pure: times are parameters, in seconds of the monotonic clock.
 
-Times are seconds of the monotonic clock. Events are identified by the rows of their notifications.
+Events are identified by the ledger rows of their notifications.
 """
 
 from __future__ import annotations
@@ -13,81 +13,81 @@ from typing import Final
 from exporter.backoff import ExponentialBackoff
 
 MAX_PAUSE: Final = 900.0
-"""Seconds after which anything is tried again at the latest, whatever the target asks for."""
+"""Longest pause in seconds, also if the target asks for more."""
 
 _PAUSES: Final = ExponentialBackoff(1.0, 60.0, jitter=0.25)
 
 _MIN_FAILED: Final = 5
-"""Different events that fail in a row and so pause a target."""
+"""Consecutive failures of different events that open the breaker."""
 
 _MIN_THROTTLED: Final = 2
-"""Different events in a row to which a target has to answer `Retry-After` before it applies."""
+"""Different events that must get `Retry-After` before the target is paused for it."""
 
-# Where bad events are many, more of them come in a row though nothing is wrong with the target.
+# If many events fail on their own, longer runs of failures are normal: adapt the threshold.
 _RUN_FACTOR: Final = 5.0
 _RUN_DECAY: Final = 0.98
 _MAX_NEEDED: Final = 100
 
 
 class State(Enum):
-    """Of a circuit breaker."""
+    """State of a circuit breaker."""
 
-    CLOSED = auto()  # everything is sent
-    OPEN = auto()  # nothing is: paused
-    HALF_OPEN = auto()  # one event is: on trial
+    CLOSED = auto()  # events are sent
+    OPEN = auto()  # paused: nothing is sent
+    HALF_OPEN = auto()  # one event is sent on trial
 
 
 class CircuitBreaker:
-    """Pauses a target when different events fail in a row, with no good answer between them.
+    """Pauses a target when different events fail in a row, without a success between them.
 
-    After each pause one event is on trial: a good answer closes the breaker, anything else makes
-    the next pause longer.
+    After each pause, one event is sent on trial: success closes the breaker, failure makes the
+    next pause longer.
 
     Args:
-        chance: returns a number from 0 to 1, for the length of pauses.
+        chance: returns a random number from 0 to 1, for the jitter of pauses.
     """
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
-        self._failed: set[int] = set()  # since the last good answer
+        self._failed: set[int] = set()  # since the last success
         self._throttled: set[int] = set()
-        self._pauses = 0  # in a row
+        self._pauses = 0  # consecutive
         self._until = -math.inf
-        self._throttled_until = -math.inf  # a `Retry-After` that is confirmed
+        self._throttled_until = -math.inf  # end of a confirmed `Retry-After`
         self._succeeded_at = -math.inf
-        self._run = 0.0  # failures that came in a row though the target was healthy
+        self._run = 0.0  # decaying maximum of consecutive failures while the target was healthy
         self._trial: int | None = None
 
     def state(self, now: float) -> State:
-        """Return what may be sent now."""
+        """Return the state at a time."""
         if not self._pauses:
             return State.CLOSED
         return State.OPEN if now < self._until else State.HALF_OPEN
 
     @property
     def on_trial(self) -> bool:
-        """Whether the answer to a trial is awaited."""
+        """Whether a trial is under way."""
         return self._trial is not None
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a pause ends; 0 where there is none."""
+        """Return the seconds until the pause ends; 0 without a pause."""
         return max(0.0, self._until - now) if self._pauses else 0.0
 
     def sent(self, event: int, now: float) -> None:
-        """Record that an event is sent now."""
+        """Record the start of an attempt."""
         if self.state(now) is State.HALF_OPEN:
             self._trial = event
 
     def released(self, event: int) -> None:
-        """Record that an event could not be sent after all."""
+        """Record that an event was not sent after all."""
         if self._trial == event:
             self._trial = None
 
     def succeeded(self, now: float) -> bool:
-        """Record a good answer; returns whether a pause ends with it."""
+        """Record a success; return whether it ends a pause."""
         self._succeeded_at = now
         if now < self._throttled_until:
-            return False  # it was under way when the target asked for the pause
+            return False  # sent before the target asked for the pause
         paused = self._pauses > 0
         if not paused:
             self._run = max(self._run * _RUN_DECAY, len(self._failed))
@@ -97,16 +97,13 @@ class CircuitBreaker:
         return paused
 
     def failed(self, event: int, retry_after: float | None, sent_at: float, now: float) -> bool:
-        """Record an event that failed.
+        """Record a failure; return whether it starts a pause.
 
         Args:
-            event: which.
-            retry_after: seconds for which the target asks not to be sent anything, if it does.
-            sent_at: when it was sent: one from before the last good answer proves nothing.
-            now: when the answer came.
-
-        Returns:
-            Whether a pause begins with it.
+            event: the event.
+            retry_after: seconds for which the target asks to be left alone, if it does.
+            sent_at: start of the attempt; one before the last success is ignored.
+            now: time of the response.
         """
         state, trial = self.state(now), self._trial == event
         self.released(event)

@@ -1,4 +1,4 @@
-"""Delivers notifications of finished calls: claims, sends, retries, gives up."""
+"""Dispatcher of notifications: claims, sends and retries them, and gives up."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from exporter.notify.breaker import MAX_PAUSE, CircuitBreaker, State
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 
 _GATHER: Final = 0.02
-"""Seconds that results gather before they are recorded: a commit has to reach the disk."""
+"""Seconds for which results are batched before they are committed."""
 
 _LOOK_INTERVAL: Final = 5.0
-"""Seconds between looks for what another exporter left, a clock made due, or is overdue."""
+"""Seconds between checks for notifications that are due, overdue, or released by others."""
 
 _COUNT_INTERVAL: Final = 10.0
 _COUNT_SHARE: Final = 0.01
-"""The share of the time that may be spent on counting what is pending."""
+"""Maximum share of the time spent on counting pending notifications."""
 
 _LEDGER_RETRY: Final = 2.0
 
 _RETRY_SHARE: Final = 0.25
-"""Of the connections that retries may have, and of the time where there are fewer than four."""
+"""Share of the connections for retries, or of the time with fewer than four connections."""
 
 _LEASE: Final = 30.0
-"""Seconds, beside its time-out, after which an attempt counts as lost with its exporter."""
+"""Seconds after its time-out until an unfinished attempt may be claimed again."""
 
 _LAST_ATTEMPT: Final = 30.0
-"""Seconds that a notification has for its last attempt, once its time is over."""
+"""Seconds for a last attempt after a notification has expired."""
 
 _RETRIES: Final = ExponentialBackoff(5.0, MAX_PAUSE, jitter=0.25)
 
 _LOG_INTERVAL: Final = 60.0
-"""Seconds after which the failure of a single notification is logged again."""
+"""Minimum seconds between log messages about failed notifications of a target."""
 
 Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
-"""Runs work in the background; work that fails ends the exporter."""
+"""Starts a background task, whose failure ends the exporter."""
 
 _log = structlog.get_logger(__name__)
 
@@ -58,9 +58,9 @@ class TargetStatus(NamedTuple):
     """A target, as the status page shows it; times are Unix times, 0 for none.
 
     Attributes:
-        pending: notifications that are still to be sent.
-        oldest: when the call finished whose notification has been pending longest.
-        failure: when an attempt last failed, and how.
+        pending: number of pending notifications.
+        oldest: finish time of the call of the oldest pending notification.
+        failure: time and reason of the last failed attempt.
     """
 
     name: str
@@ -71,11 +71,11 @@ class TargetStatus(NamedTuple):
 
 
 class Dispatcher:
-    """Delivers notifications to all targets; none waits for another.
+    """Delivers notifications to all targets independently.
 
     Args:
-        ledger: to be open before `open`.
-        metrics: where it is counted.
+        ledger: the ledger; must be open before `open` is called.
+        metrics: the metrics to update.
         spawn: see `Spawn`.
     """
 
@@ -86,18 +86,18 @@ class Dispatcher:
         self._workers: dict[str, TargetWorker] = {}
 
     async def open(self) -> None:
-        """Make due what a killed process had claimed."""
+        """Make the claimed notifications of a killed exporter due."""
         await self._ledger.execute(self._ledger.store.outbox.release_all)
 
     def configure(self, targets: Sequence[TargetSettings], timeout: float) -> None:
-        """Change the targets; those that are as before are not interrupted.
+        """Replace the targets; unchanged ones are not interrupted.
 
-        What is pending for a removed target stays in the ledger until its time is over, and is sent
-        if the target comes back.
+        Notifications of a removed target stay in the ledger until they expire, and are sent if the
+        target is added again.
 
         Args:
-            targets: all that there are.
-            timeout: seconds for which attempts at those that change may go on.
+            targets: all targets.
+            timeout: seconds for attempts of changed or removed targets to finish.
         """
         self._ledger.store.outbox.set_routes([settings.route for settings in targets])
         wanted = {settings.name: settings for settings in targets}
@@ -117,16 +117,16 @@ class Dispatcher:
         return sorted(worker.status for worker in self._workers.values())
 
     def wake(self, targets: frozenset[str]) -> None:
-        """Send what was just written for these targets, or can be delivered again."""
+        """Check the notifications of these targets now."""
         for name in targets & self._workers.keys():
             self._workers[name].wake()
 
     async def stop(self, timeout: float) -> None:
-        """Stop; attempts under way may end within some seconds, the rest stays in the ledger."""
+        """Stop; attempts may finish within `timeout` seconds, all others stay in the ledger."""
         await asyncio.gather(*(worker.stop(timeout) for worker in self._workers.values()))
 
     async def prune(self) -> None:
-        """Delete overdue notifications of removed targets."""
+        """Delete expired notifications of removed targets."""
         pruned = BATCH_SIZE
         while pruned == BATCH_SIZE:
             prune = self._ledger.store.outbox.prune
@@ -136,7 +136,7 @@ class Dispatcher:
 
 
 class TargetMetrics:
-    """The series of one target, each looked up once."""
+    """The metrics of a target."""
 
     def __init__(self, catalogue: Catalogue, target: str) -> None:
         self.delivered = catalogue.notifications.labels(target, "delivered")
@@ -151,18 +151,18 @@ class TargetMetrics:
 
 
 class TargetWorker:
-    """Delivers one target's notifications, until `stop`.
+    """Delivers the notifications of a target until `stop`.
 
-    As many are claimed from the ledger as can be sent at once. An event that fails backs off by
-    itself; the target is paused when different events fail in a row.
+    Claims as many as it can send at once. A failed event backs off on its own; different events
+    that fail in a row pause the target.
 
     Args:
-        settings: of the target.
-        ledger: open.
-        metrics: where it is counted.
+        settings: settings of the target.
+        ledger: the open ledger.
+        metrics: the metrics to update.
         spawn: see `Spawn`.
 
-    Must be made inside a running loop.
+    Must be created in a running event loop.
     """
 
     def __init__(
@@ -177,15 +177,15 @@ class TargetWorker:
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._breaker = CircuitBreaker(random.random)
-        # A retry that fails says nothing new of the target. Without this one, a target that is down
-        # would get all retries after a restart.
+        # A separate breaker for retries: failed retries do not show whether the target works.
+        # Without it, a target that is down would get every retry after a restart.
         self._retry_breaker = CircuitBreaker(random.random)
         self._sending: dict[asyncio.Task[None], Notification] = {}
         self._results: list[DeliveryResult] = []
-        self._accounts: set[str] = set()  # that events came of
+        self._accounts: set[str] = set()  # accounts with events
         self._awake = asyncio.Event()
         self._stopping = False
-        self._steady_since = self._loop.time()  # without a failure of the ledger
+        self._steady_since = self._loop.time()  # time of the last failure of the ledger
         self._retry_at = 0.0
         self._count_at = 0.0
         self._give_up_at = 0.0
@@ -201,11 +201,11 @@ class TargetWorker:
         return TargetStatus(self._name, *self._backlog, not closed, self._failure)
 
     def wake(self) -> None:
-        """Look for what is to be sent, now."""
+        """Check for due notifications now."""
         self._awake.set()
 
     async def stop(self, timeout: float) -> None:
-        """Stop; attempts under way may end within some seconds, the rest stays in the ledger."""
+        """Stop; attempts may finish within `timeout` seconds, all others stay in the ledger."""
         deadline = self._loop.time() + timeout
         self._stopping = True
         self.wake()
@@ -218,35 +218,35 @@ class TargetWorker:
             async with asyncio.timeout(max(0.1, deadline - self._loop.time())):
                 await self._claim([], 0)
         except (LedgerError, TimeoutError) as error:
-            # The next start sends again what is not recorded as delivered.
+            # Events that are not recorded as delivered are sent again after the next start.
             problem = str(error) or "no answer in time"
             _log.warning("delivery results not recorded", target=self._name, problem=problem)
         await self._target.close()
 
-    # Between the ledger and the target.
+    # Claims and results.
 
     async def _run(self) -> None:
         while not self._stopping:
             self._awake.clear()
             try:
                 wait = await self._cycle()
-            except LedgerError:  # the ledger counts and logs it
+            except LedgerError:  # already counted and logged
                 self._steady_since = self._loop.time()
                 wait = _LEDGER_RETRY
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._awake.wait()
-            # Attempts seldom end alone.
+            # Batch completions.
             await asyncio.sleep(_GATHER)
 
     async def _cycle(self) -> float:
-        """Record results, send what is due; returns how long there is nothing to do."""
+        """Record results and send due notifications; return the seconds until the next cycle."""
         if self._loop.time() >= self._count_at:
             await self._count_pending()
         if self._loop.time() >= self._give_up_at:
             await self._give_up()
         wait = self._breaker.wait(self._loop.time())
-        if not self._paused or self._results:  # else however often calls finish meanwhile
+        if not self._paused or self._results:  # while paused, finished calls cause no claims
             free = self.settings.max_concurrency - len(self._sending)
             on_trial = self._breaker.state(self._loop.time()) is State.HALF_OPEN
             due_in = await self._claim(self._claims(), 1 if on_trial else free)
@@ -256,7 +256,7 @@ class TargetWorker:
         if self._results:
             return 0.0
         if self._sending and wait <= 0:
-            wait = math.inf  # each attempt that ends wakes this
+            wait = math.inf  # the end of an attempt wakes this task
         return max(0.0, min(wait or math.inf, _LOOK_INTERVAL, self._give_up_at - self._loop.time()))
 
     @property
@@ -265,7 +265,7 @@ class TargetWorker:
         return open_ or not self._target.ready
 
     async def _claim(self, claims: Sequence[Claim], limit: int) -> float:
-        """Record results, claim more and send them; returns how long no other one is due."""
+        """Record results, claim and send notifications; return the seconds until one is due."""
         results, self._results = self._results, []
         lease = self.settings.timeout + _LEASE
         try:
@@ -273,23 +273,22 @@ class TargetWorker:
                 self._outbox.claim, self._name, results, claims, limit, lease
             )
         except LedgerError:
-            self._results = results + self._results  # to be recorded the next time
+            self._results = results + self._results  # recorded by the next cycle
             raise
         self._metrics.delivered.inc(result.delivered)
         self._count_given_up(result.gave_up)
         for one in result.claimed:
-            if self._stopping or self._paused:  # since these were claimed
+            if self._stopping or self._paused:  # changed during the claim
                 self._results.append(DeliveryResult(one, DeliveryAction.RELEASE))
             else:
                 self._send(one)
         return math.inf if result.due_in is None else result.due_in
 
     async def _give_up(self) -> None:
-        """Give up some of those whose time is over, whatever becomes of the others.
+        """Give up expired notifications.
 
-        While the target is paused, nothing is tried any more. Otherwise each has its last attempt,
-        and what was overdue when this began, because nothing was sent for long, has all the time
-        that it takes.
+        While the target is paused, give up all of them. Otherwise each first gets a last attempt,
+        also those that expired while the ledger failed.
         """
         now = self._loop.time()
         ages = (_LAST_ATTEMPT, now - self._steady_since)
@@ -297,7 +296,7 @@ class TargetWorker:
             ages = (0.0, math.inf)
         gave_up = await self._ledger.execute(self._outbox.give_up, self._name, *ages)
         self._count_given_up(gave_up)
-        # More of them the next time, after what is to be sent.
+        # After a full batch, continue in the next cycle, after sending what is due.
         self._give_up_at = now if gave_up == BATCH_SIZE else self._loop.time() + _LOOK_INTERVAL
 
     def _count_given_up(self, count: int) -> None:
@@ -315,9 +314,10 @@ class TargetWorker:
         self._metrics.oldest.set(oldest or 0.0)
 
     def _claims(self) -> list[Claim]:
-        """Return what may be claimed now.
+        """Return what to claim.
 
-        Events that hang leave other accounts a connection, and new events most of them.
+        Reserves a connection for accounts other than the busiest one, and most connections for new
+        events.
         """
         now, connections = self._loop.time(), self.settings.max_concurrency
         if self._stopping or self._paused:
@@ -360,7 +360,7 @@ class TargetWorker:
         try:
             delivery = await self._target.deliver(one.call)
         except asyncio.CancelledError:
-            # It may have arrived or not: it is sent again, at once.
+            # The event may have arrived or not: send it again at once.
             self._results.append(DeliveryResult(one, DeliveryAction.RELEASE))
             raise
         now = self._loop.time()

@@ -1,6 +1,6 @@
-"""Events of finished calls as targets receive them. Pure.
+"""Payloads of notifications. Pure.
 
-Webhooks receive CloudEvents (1.0, in the JSON format), signed as Standard Webhooks has it
+Webhooks receive CloudEvents 1.0 in JSON, signed according to Standard Webhooks
 (https://www.standardwebhooks.com).
 """
 
@@ -19,16 +19,16 @@ from exporter.ids import reference_key
 from exporter.ledger.outbox import CallFinished
 
 TYPE: Final = "esms-exporter.call.finished"
-"""The `type` of the events: the exporter's, because eSMS has no say in its meaning."""
+"""The `type` of events; it names the exporter, which defines them, and not eSMS."""
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
 
 
 class CloudEvent(NamedTuple):
-    """An event as it is sent.
+    """A CloudEvent.
 
     Attributes:
-        id: the same whichever exporter sends it, and how often: receivers know repeats by it.
+        id: the same for each attempt and exporter, so that receivers can detect repeats.
         body: JSON.
     """
 
@@ -37,7 +37,7 @@ class CloudEvent(NamedTuple):
 
 
 def cloud_event(call: CallFinished) -> CloudEvent:
-    """Return the event that a webhook receives for a finished call."""
+    """Return the event of a finished call for a webhook."""
     name = f"{TYPE}\n{call.account}\n{reference_key(call.reference_id)}"
     number, at = str(uuid5(NAMESPACE_URL, name)), _milliseconds(call.finished_at)
     event = {
@@ -64,7 +64,7 @@ def cloud_event(call: CallFinished) -> CloudEvent:
 
 
 def signature_headers(key: bytes, event: CloudEvent, now: float) -> dict[str, str]:
-    """Return the headers that prove who sends an event, and when (Unix time of this attempt)."""
+    """Return the signature headers of an attempt at `now` (Unix time)."""
     timestamp = str(int(now))
     signed = hmac.digest(key, f"{event.id}.{timestamp}.".encode() + event.body, hashlib.sha256)
     return {
@@ -75,7 +75,7 @@ def signature_headers(key: bytes, event: CloudEvent, now: float) -> dict[str, st
 
 
 def home_assistant_event(call: CallFinished) -> bytes:
-    """Return the message that makes an event entity of Home Assistant fire."""
+    """Return the message of a finished call for an event entity of Home Assistant."""
     event: dict[str, Any] = {  # Any: JSON
         "event_type": call.result,
         "account": call.account,
@@ -94,5 +94,5 @@ def _time(at: float) -> datetime:
 
 
 def _milliseconds(at: float) -> str:
-    """Return a Unix time as RFC 3339 has it."""
+    """Format a Unix time as in RFC 3339."""
     return _time(at).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -1,4 +1,4 @@
-"""Home Assistant's events: a message to an MQTT broker for each event."""
+"""The target Home Assistant: publishes events to an MQTT broker."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from exporter.notify.events import home_assistant_event
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 
 NAME: Final = "Home Assistant"
-"""Of the target; no webhook can have it."""
+"""Name of the target; not allowed for webhooks."""
 
 _GIVE_UP_AFTER: Final = 86_400.0
-"""Seconds for which events wait for a broker that is away."""
+"""Seconds until events for a disconnected broker expire."""
 
 
 def home_assistant(config: HomeAssistantConfig, publisher: HomeAssistant) -> TargetSettings:
-    """Return the settings of Home Assistant.
+    """Return the settings of the target.
 
-    One event at a time: it is to blame where the connection breaks, and is given up when that
-    happens for the third time.
+    With one event at a time, it is known which event breaks the connection; after the third time,
+    the event is given up.
     """
     return TargetSettings(
         Route(NAME, _GIVE_UP_AFTER, config.accounts),
@@ -60,4 +60,4 @@ class HomeAssistantEvents:
         return Delivery(DeliveryOutcome.CONNECTION, action, problem=problem)
 
     async def close(self) -> None:
-        """Leave the connection to its owner."""
+        """Do nothing: the connection belongs to `HomeAssistant`."""

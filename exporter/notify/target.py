@@ -1,7 +1,7 @@
-"""Targets of notifications, whatever their kind.
+"""The interface of targets.
 
-To add a target: a module beside this one with a class that satisfies `Target` and a function that
-returns its settings, a line in `App._targets`, and the model of its section in `exporter.config`.
+To add a target: a module in this package with a class that implements `Target` and a function that
+returns its settings, a line in `App._targets`, and a configuration model in `exporter.config`.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ class Delivery(NamedTuple):
 
     outcome: DeliveryOutcome
     action: DeliveryAction
-    healthy: bool = False  # whether the target works; if not, its circuit breaker counts that
-    retry_after: float | None = None  # seconds for which the target asks not to be sent anything
-    problem: str = ""  # for the log; without secrets
+    healthy: bool = False  # False counts as a failure of the target in its circuit breaker
+    retry_after: float | None = None  # seconds for which the target asks to be left alone
+    problem: str = ""  # for the log; contains no secrets
 
 
 class Target(Protocol):
-    """A target that is connected."""
+    """A connected target."""
 
     @property
     def ready(self) -> bool:
-        """Whether events can be delivered now; if not, the target is paused."""
+        """Whether events can be delivered now; otherwise the target is paused."""
 
     async def deliver(self, call: CallFinished) -> Delivery:
-        """Try once to deliver an event; never raises because of the target."""
+        """Make one attempt to deliver an event; never raises for errors of the target."""
 
     async def close(self) -> None:
-        """Close the connection; attempts under way fail."""
+        """Close the connection; open attempts fail."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSettings:
-    """A target as it is configured. One that is equal after a reload is not interrupted."""
+    """Settings of a target. If they are equal after a reload, the target is not interrupted."""
 
     route: Route
-    config: object  # all that `connect` depends on
-    connect: Callable[[], Target] = field(compare=False)  # inside a running loop
-    timeout: float  # seconds that `Target.deliver` takes at most
+    config: object  # everything that `connect` depends on
+    connect: Callable[[], Target] = field(compare=False)  # called in a running event loop
+    timeout: float  # maximum duration of `Target.deliver` in seconds
     max_concurrency: int
-    max_attempts: float = math.inf  # after which an event is given up
+    max_attempts: float = math.inf  # failed attempts until an event is given up
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ from exporter.secrets import decode_signing_key
 from exporter.ssrf import ForbiddenAddressError, ssrf_safe_socket
 from exporter.threads import SerialThread
 
-# These refuse one event, but say nothing against others.
+# These statuses refuse one event, but do not show a problem of the target.
 _ABOUT_THE_EVENT: Final = frozenset(
     {
         HTTPStatus.BAD_REQUEST,
@@ -38,7 +38,7 @@ _ABOUT_THE_EVENT: Final = frozenset(
 
 
 def webhook(config: NotifyConfig, authorities: Authorities | None = None) -> TargetSettings:
-    """Return the settings of a webhook; its certificate is checked against these authorities."""
+    """Return the settings of a webhook; `authorities` replace the system's CA certificates."""
     tls = authorities.context if authorities else True
     route = Route(
         config.name,
@@ -58,12 +58,10 @@ def webhook(config: NotifyConfig, authorities: Authorities | None = None) -> Tar
 
 
 class WebhookClient:
-    """Sends events to one webhook, over connections of its own.
+    """Sends events to a webhook over its own connections.
 
-    Redirects are not followed, certificates are verified, and addresses are checked when they are
-    connected to, see `exporter.ssrf`.
-
-    Must be made inside a running loop, and closed.
+    Does not follow redirects, verifies certificates, and checks the address of each connection,
+    see `exporter.ssrf`. Must be created in a running event loop, and closed.
     """
 
     ready = True
@@ -80,12 +78,12 @@ class WebhookClient:
             tls=tls,
             limit=config.max_concurrency,
             resolver=self._resolver,
-            use_dns_cache=False,  # each connection is checked as it is made
+            use_dns_cache=False,  # addresses are checked for each connection
             socket_factory=ssrf_safe_socket,
         )
 
     async def deliver(self, call: CallFinished) -> Delivery:
-        """Send an event once. Never raises because of the webhook or the network."""
+        """Make one attempt to send an event; never raises for errors of the webhook or network."""
         event = cloud_event(call)
         signed = signature_headers(self._key, event, time.time())
         try:
@@ -97,7 +95,7 @@ class WebhookClient:
                 discard_body=True,
             )
         except ForbiddenAddressError as error:
-            # The message names no address: what a name resolves to may be confidential.
+            # Leave out the address, because internal addresses may be confidential.
             return Delivery(DeliveryOutcome.FORBIDDEN, DeliveryAction.RETRY, problem=str(error))
         except RequestError as error:
             return Delivery(DeliveryOutcome(error.reason), DeliveryAction.RETRY, problem=str(error))
@@ -107,16 +105,16 @@ class WebhookClient:
         return delivery
 
     async def close(self) -> None:
-        """Close the connections; requests under way fail."""
+        """Close the connections; open requests fail."""
         await self._http.close()
         await self._resolver.close()
 
 
 def interpret(status: int, headers: Mapping[str, str], now: float) -> Delivery:
-    """Return what an HTTP response means for the event; `now` is Unix time."""
+    """Return the outcome of an HTTP response; `now` is a Unix time."""
     if 200 <= status < 300:
         return Delivery(DeliveryOutcome.OK, DeliveryAction.DONE, healthy=True)
-    problem = f"the answer has the status {status}"
+    problem = f"the response has the status {status}"
     if status == HTTPStatus.GONE:
         return Delivery(DeliveryOutcome.GONE, DeliveryAction.GIVE_UP, healthy=True, problem=problem)
     retry = DeliveryAction.RETRY
@@ -129,10 +127,10 @@ def interpret(status: int, headers: Mapping[str, str], now: float) -> Delivery:
 
 
 class _Resolver(AbstractResolver):
-    """Resolves names in a thread of its own.
+    """Resolves names in its own thread.
 
-    It may take half a minute where no name server answers. The event loop's few threads for that
-    also resolve the provider's name.
+    Look-ups can take half a minute without a name server, and must not block the few threads of
+    the event loop, which resolve the provider's name.
     """
 
     def __init__(self) -> None:
@@ -141,7 +139,7 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return the addresses of a host; raises `OSError` where there are none."""
+        """Return the addresses of a host; raise `OSError` if there are none."""
         try:
             addresses = await self._thread.submit(
                 lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
@@ -161,5 +159,5 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """End the thread, once it is idle."""
+        """Stop the thread once it is idle."""
         self._thread.close()

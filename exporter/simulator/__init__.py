@@ -1,6 +1,6 @@
-"""A stand-in for the provider's API, for the demo, tests and benchmarks.
+"""A simulated eSMS API for the demo, tests and benchmarks.
 
-It does not import the rest of the exporter: it takes the place of another company's service.
+It does not import the rest of the exporter, because it replaces another company's service.
 """
 
 from exporter.simulator.faults import Fault, FaultKind

@@ -1,4 +1,4 @@
-"""Faults that are switched on and off while the stand-in runs, and how each looks on the wire."""
+"""Faults of the simulated API, which can be turned on and off while it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from exporter.simulator.provider import CONFIG
 
 JSON: Final = "application/json; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
-# The page that a WCF service shows in place of an answer in JSON.
+# WCF's error page, which replaces the JSON response.
 ERROR_PAGE: Final = (
     "<!DOCTYPE html><html><head><title>Request Error</title></head><body>"
     "<p>The server encountered an error processing the request.</p></body></html>"
@@ -33,53 +33,53 @@ Header = Annotated[str, StringConstraints(pattern="^[ -~]*$")]
 
 
 class FaultKind(StrEnum):
-    """What goes wrong; in brackets, the parameters of `Fault` that matter."""
+    """Kind of a fault; in brackets, the parameters of `Fault` that it uses."""
 
-    LATENCY = "latency"  # the answer comes late (seconds); may be combined with another fault
-    HANG = "hang"  # no answer ever comes; the connection stays open
+    LATENCY = "latency"  # a late response (seconds); may be combined with another fault
+    HANG = "hang"  # no response; the connection stays open
     RESET = "reset"  # the connection is reset (RST)
     STATUS = "status"  # an HTTP status with an HTML body (status, retry_after, date, body)
     HTML = "html"  # an HTML page with HTTP 200 (body)
     EMPTY = "empty"  # HTTP 200 with an empty body
-    TRUNCATED = "truncated"  # the first half of the real answer, as if it were all
-    WRONG_TYPES = "wrong_types"  # the real answer's fields, each with a value of another type
-    NOT_OBJECT = "not_object"  # JSON that is no object (body, else `[]`)
-    NAN = "nan"  # the real answer with NaN for its CallDuration, and a Price that is NaN
-    HUGE = "huge"  # the real answer with padding of `size` bytes: correct JSON
-    TRICKLE = "trickle"  # the real answer in small pieces (seconds, for the whole body)
-    GZIP_BOMB = "gzip_bomb"  # a small gzip body that grows to `size` bytes
-    WRONG_ID = "wrong_id"  # the real answer for another ReferenceId
+    TRUNCATED = "truncated"  # the first half of the real response, with a matching length
+    WRONG_TYPES = "wrong_types"  # the real response with values of wrong types
+    NOT_OBJECT = "not_object"  # JSON that is not an object (body, else `[]`)
+    NAN = "nan"  # the real response with NaN as CallDuration and Price
+    HUGE = "huge"  # the real response with `size` bytes of padding, still valid JSON
+    TRICKLE = "trickle"  # the real response in small pieces (seconds, for the whole body)
+    GZIP_BOMB = "gzip_bomb"  # a small gzip body that decompresses to `size` bytes
+    WRONG_ID = "wrong_id"  # the real response for another ReferenceId
     REDIRECT = "redirect"  # a redirect (location, status)
     RAW = "raw"  # any body with any status (body, status, retry_after, date)
 
 
 @dataclass(frozen=True, slots=True, config=CONFIG)
 class Fault:
-    """What goes wrong, and with which requests: None for all of them."""
+    """A fault, and the requests that it affects; None matches all requests."""
 
     kind: FaultKind
     probability: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the matching requests
     account: str | None = None
     operation: str | None = None  # such as `GetSendStatus`
     reference_id: str | None = None  # in upper case
-    count: Annotated[int, Field(ge=1)] | None = None  # of requests that it still hits
+    count: Annotated[int, Field(ge=1)] | None = None  # remaining requests to affect
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     status: Annotated[int, Field(ge=200, le=599)] | None = None
     retry_after: Header | None = None
-    date: Header | None = None  # None for the right one
+    date: Header | None = None  # None for the current time
     body: str | None = None
     size: Annotated[int, Field(ge=0, le=256 << 20)] = 1_000_000  # bytes
-    location: Header | None = None  # None for the same address again, for ever
+    location: Header | None = None  # None for an endless redirect to the same URL
 
 
 def to_json(fields: Mapping[str, object]) -> bytes:
-    """Return the body of an answer, compact as WCF writes it."""
+    """Return the body of a response, compact like WCF's."""
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
 Fields = Mapping[str, object]
 Answer = Callable[[], Fields]
-"""Makes the real answer, where it is sent."""
+"""Returns the real response."""
 
 
 def _wrong_types(fields: Fields) -> Fields:
@@ -87,7 +87,7 @@ def _wrong_types(fields: Fields) -> Fields:
 
 
 _OTHER_ID: Final = "00000000-0000-4000-8000-000000000000"
-# The bodies of faults, and the status where it is not 200.
+# Bodies of faults, and their status if it is not 200.
 _PAGES: Final = {FaultKind.STATUS: 500, FaultKind.HTML: 200, FaultKind.REDIRECT: 302}
 _BODIES: Final = {FaultKind.NOT_OBJECT: "[]", FaultKind.RAW: "", FaultKind.EMPTY: ""}
 _CHANGES: Final[Mapping[FaultKind, Callable[[Fields, Fault], Fields]]] = {
@@ -99,12 +99,12 @@ _CHANGES: Final[Mapping[FaultKind, Callable[[Fields, Fault], Fields]]] = {
 
 
 async def respond(fault: Fault, request: web.Request, answer: Answer) -> web.StreamResponse:
-    """Answer a request as the fault says."""
+    """Respond to a request with a fault."""
     kind, headers = fault.kind, {"Content-Type": JSON}
     if kind in {FaultKind.HANG, FaultKind.RESET}:
         if kind is FaultKind.RESET:
             _reset(request)
-        # Until the client has gone or the server stops: either cancels the request.
+        # Until the client disconnects or the server stops, which cancels the request.
         await asyncio.Event().wait()
     if kind is FaultKind.TRICKLE:
         return await _trickle(request, to_json(answer()), fault.seconds)
@@ -133,7 +133,7 @@ def _gzip_bomb(size: int) -> bytes:
 
 
 async def _trickle(request: web.Request, body: bytes, seconds: float) -> web.StreamResponse:
-    """Send a body in small pieces, spread over so many seconds."""
+    """Send a body in small pieces over some seconds."""
     response = web.StreamResponse(headers={"Content-Type": JSON})
     response.content_length = len(body)
     await response.prepare(request)
@@ -145,35 +145,35 @@ async def _trickle(request: web.Request, body: bytes, seconds: float) -> web.Str
 
 
 def _reset(request: web.Request) -> None:
-    """Reset the connection: the client gets an RST, not an orderly end."""
+    """Reset the connection: the client gets a RST instead of a FIN."""
     if request.transport is not None:
         connection: socket.socket = request.transport.get_extra_info("socket")
-        # A linger time of 0 is what makes the kernel send an RST.
+        # With a linger time of 0, the kernel sends a RST.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()
 
 
 class Faults:
-    """The faults that are switched on, by name."""
+    """The active faults by name."""
 
     def __init__(self, seed: int = 0) -> None:
         self.active: dict[str, Fault] = {}
-        # Not for secrets, but for the same run with the same seed.
+        # Deterministic, and not for secrets.
         self._rng = random.Random(f"faults:{seed}")  # noqa: S311
 
     def set(self, name: str, fault: Fault) -> None:
-        """Switch a fault on, in place of one of the same name."""
+        """Turn on a fault, replacing one of the same name."""
         self.active[name] = fault
 
     def clear(self, name: str | None = None) -> None:
-        """Switch a fault off, or all of them."""
+        """Turn off a fault, or all of them."""
         for each in [name] if name else list(self.active):
             self.active.pop(each, None)
 
     def draw(
         self, account: str, operation: str, reference_id: str = ""
     ) -> tuple[Fault | None, Fault | None]:
-        """Return the faults of a request: a latency, and another one, the first that was set."""
+        """Return the faults of a request: at most one latency and one other, the oldest first."""
         hits: dict[bool, Fault] = {}
         for name, fault in tuple(self.active.items()):
             is_latency = fault.kind is FaultKind.LATENCY

@@ -1,6 +1,6 @@
-"""The stand-in provider: its accounts, its calls, and its answers. No I/O; time is a parameter.
+"""The simulated provider: accounts, calls and responses. No I/O; times are parameters.
 
-Field names, codes and their mix of strings and numbers follow the provider's pages
+Field names, codes and the mix of strings and numbers follow the provider's documentation
 (https://developers.esms.vn, "Hàm lấy trạng thái cuộc gọi" for GetSendStatus).
 """
 
@@ -20,21 +20,21 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-# Errors do not repeat the input, because some inputs are secrets.
+# Errors do not quote the input, which may be a secret.
 CONFIG: Final = ConfigDict(extra="forbid", hide_input_in_errors=True)
 NotEmpty = Annotated[str, Field(min_length=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 MAX_CALLS: Final = 1_000_000
 TEMPLATES: Final = ("1", "2", "3")
-"""Ids of templates and of recordings that exist."""
+"""Ids of existing templates and recordings."""
 
 # "a RequestId blocks for 24 h" (api/README.md).
 _REQUEST_ID_BLOCKS: Final = 24 * 3600.0
-_PRICE_PER_MINUTE: Final = 700.0  # VND for each started minute of a call that is drawn
+_PRICE_PER_MINUTE: Final = 700.0  # VND per started minute of a random call
 _ANSWERED: Final = "ANSWERED"
 _PHONE: Final = re.compile(r"(?:0|\+?84)[1-9][0-9]{8,9}")
-# A GUID, with or without each of its dashes: the documented SMSID lacks one.
+# A GUID whose dashes are optional: the documented SMSID lacks one.
 _ID: Final = re.compile(r"(?:[0-9A-F]-?){31}[0-9A-F]")
 
 
@@ -50,19 +50,19 @@ class SendStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Plan:
-    """The course of a call; times are in seconds. By default it is answered, and finished at once.
+    """The course of a call; times in seconds. By default, it is answered and finished at once.
 
-    A call is not found at first (code 105), then in SendStatus 1, 2 and 7, then finished.
+    A call is first not found (code 105), then in SendStatus 1, 2 and 7, then finished.
     """
 
     unknown_for: NotNegative = 0.0
     approval: NotNegative = 0.0
     queued: NotNegative = 0.0
     sent: NotNegative = 0.0
-    rejected: bool = False  # the approval ends in SendStatus 4; queued and sent are left out
+    rejected: bool = False  # the approval ends in SendStatus 4, without the later states
     sent_result: int = 1
     call_status: str = _ANSWERED
-    duration: int | float = 13  # odd values are allowed, for tests
+    duration: int | float = 13  # invalid values are allowed, for tests
     ivr: str = ""
     price: NotNegative = 0.0  # VND, taken from the account's balance when the call is placed
 
@@ -88,7 +88,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that an account placed, at a time of the provider's clock in seconds."""
+    """A call of an account, placed at a time of the provider's clock in seconds."""
 
     account: str
     reference_id: str
@@ -100,7 +100,7 @@ class Call:
         return now - self.placed_at >= self.plan.ends_after
 
     def answer(self, now: float = math.inf) -> dict[str, object] | None:
-        """Return the fields that GetSendStatus answers; None while the id is not found."""
+        """Return the fields of the response to GetSendStatus; None while the id is not found."""
         plan = self.plan
         status = plan.status(now - self.placed_at)
         if status is None:
@@ -118,8 +118,8 @@ class Call:
 
 
 def draw_plan(rng: random.Random) -> Plan:
-    """Draw a call: most are answered, and in a third of those a key is pressed."""
-    # Two pages of the provider spell "no answer" differently, and SentResult does not follow from
+    """Return a random plan: most calls are answered, a third of those with a key press."""
+    # The provider documents two spellings of "no answer", and SentResult does not follow from
     # CallStatus.
     no_answer = rng.choice(("NOANSWERED", "NO ANSWER")), rng.randint(0, 1)
     ends = ((_ANSWERED, 1), no_answer, ("BUSY", 1), ("FAILED", 0), ("", 0))
@@ -128,7 +128,7 @@ def draw_plan(rng: random.Random) -> Plan:
     answered = call_status == _ANSWERED and not rejected
     duration = min(600, 1 + int(rng.expovariate(1 / 22))) if answered else 0
     return Plan(
-        # Most ids are found at once; the others are what `not_found_grace` is for.
+        # Most ids are found at once; the others need `not_found_grace`.
         unknown_for=rng.uniform(0, 2) if rng.random() < 0.3 else 0,
         approval=rng.uniform(0, 4),
         queued=rng.uniform(0, 10),
@@ -152,7 +152,7 @@ class Operation(StrEnum):
 
 
 class AccountState(StrEnum):
-    """Whether the requests of an account are answered, or the reason for which all are refused."""
+    """Whether requests of an account are answered, or why all are refused."""
 
     OK = "ok"
     REVOKED = "revoked"
@@ -169,12 +169,12 @@ _REFUSALS: Final = {
 
 @dataclass(frozen=True, slots=True, config=CONFIG)
 class Account:
-    """A set of credentials that the stand-in accepts."""
+    """A set of accepted credentials."""
 
     name: NotEmpty
     api_key: NotEmpty = field(repr=False)
     secret_key: NotEmpty = field(repr=False)
-    # Requests per second, a fraction counting as a whole one; None for no limit.
+    # Requests per second, rounded up; None for no limit.
     tps: Annotated[float, Field(gt=0)] | None = None
     state: AccountState = AccountState.OK
     balance: Annotated[float, Field(allow_inf_nan=False)] = 1_000_000  # VND
@@ -182,30 +182,30 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: its result code, which is also the outcome in the counters, and its body."""
+    """A response: its result code, which is also the outcome in counters, and its body."""
 
     code: str
     fields: Mapping[str, object]
 
 
 def normalize_id(reference_id: str) -> str:
-    """Return an id as the provider shows it: upper case, without blanks."""
+    """Return an id in the provider's notation: upper case, without blanks."""
     return "".join(reference_id.split()).upper()
 
 
 def count_recent(times: deque[float], now: float) -> int:
-    """Drop the times that are a second ago, and return how many are left."""
+    """Remove times older than a second, and return how many are left."""
     while times and times[0] <= now - 1.0:
         times.popleft()
     return len(times)
 
 
 class Provider:
-    """Accounts, calls and answers; see `Simulator` for the arguments.
+    """Accounts, calls and responses; see `Simulator` for the arguments.
 
     Attributes:
         accounts: by name.
-        calls: by the account's name and the normalized id.
+        calls: by account name and normalized id.
     """
 
     def __init__(
@@ -217,27 +217,27 @@ class Provider:
         speed: float = 1.0,
         find_unknown_ids: bool = False,
         draw: Callable[[random.Random], Plan] = draw_plan,
-        max_calls: int = MAX_CALLS,  # the oldest are forgotten
+        max_calls: int = MAX_CALLS,  # limit; the oldest are removed
     ) -> None:
         self._max_calls = max_calls
         self.accounts: dict[str, Account] = {}
         self.calls: dict[tuple[str, str], Call] = {}
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
-        # When each was used, the oldest first.
+        # Times of use, the oldest first.
         self._request_ids: dict[tuple[str, str], float] = {}
         self._seed = seed
         self._clock = clock
         self._speed = speed
         self._find_unknown_ids = find_unknown_ids
         self._draw = draw
-        # Not for secrets, but for the same calls with the same seed.
+        # Deterministic, and not for secrets.
         self._rng = random.Random(f"calls:{seed}")  # noqa: S311
         for account in accounts:
             self.put_account(account)
 
     @property
     def now(self) -> float:
-        """The clock of calls, seconds."""
+        """Seconds of the clock of calls."""
         return self._clock() * self._speed
 
     def account_of(self, api_key: str) -> Account | None:
@@ -245,27 +245,27 @@ class Provider:
         return next((it for it in self.accounts.values() if it.api_key == api_key), None)
 
     def put_account(self, account: Account) -> None:
-        """Create an account, or replace the one of the same name.
+        """Add an account, or replace the one of the same name.
 
         Raises:
             ValueError: another account has the same key.
         """
         other = self.account_of(account.api_key)
         if other is not None and other.name != account.name:
-            raise ValueError(f"api_key: the account {other.name} has the same")
+            raise ValueError(f"api_key: the account {other.name} has the same key")
         self.accounts[account.name] = account
 
     def add_call(self, account: str, reference_id: str, plan: Plan | None = None) -> Call:
-        """Place a call now, or place it anew, with a plan or one drawn for this id.
+        """Place a call now, with a given or a random plan; replaces a call with the same id.
 
         Raises:
-            ValueError: there is no such account, or the id is blank.
+            ValueError: the account does not exist, or the id is blank.
         """
         if account not in self.accounts:
             raise ValueError(f"account: expected one of {', '.join(self.accounts)}")
         reference_id = normalize_id(reference_id)
         if not reference_id:
-            raise ValueError("reference_id: expected a text that is not blank")
+            raise ValueError("reference_id: expected text that is not blank")
         if plan is None:
             rng = random.Random(f"{self._seed}:{reference_id}")  # noqa: S311 - as above
             plan = self._draw(rng)
@@ -278,7 +278,7 @@ class Provider:
     def answer(
         self, operation: Operation, account: Account | None, params: Mapping[str, str]
     ) -> Reply:
-        """Answer a request of the account of its `ApiKey`, with the parameters given."""
+        """Respond to a request of the account with its `ApiKey`."""
         if account is None or params.get("SecretKey") != account.secret_key:
             return _refused(operation, *_REFUSALS[AccountState.REVOKED])
         if account.state is not AccountState.OK:
@@ -318,13 +318,13 @@ class Provider:
             return _refused(operation, "104", "Template not found")
         if not _PHONE.fullmatch(params.get("Phone", "").strip()):
             return _refused(operation, "108", "Phone number invalid")
-        # The balance must cover a call whose end is not known yet.
+        # The balance must cover a call of unknown duration.
         if account.balance < max(plan.price, _PRICE_PER_MINUTE):
             return _refused(operation, "103", "Balance not enough")
         if request_id and self._is_repeated(account.name, request_id):
             return _refused(operation, "124", "RequestId already exists")
         self.put_account(replace(account, balance=account.balance - plan.price))
-        # Lower case and a blank at the end are documented; GetSendStatus has it in upper case.
+        # As documented: lower case with a trailing blank, while GetSendStatus shows upper case.
         reference_id = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
         self.add_call(account.name, reference_id, plan)
         return Reply("100", {"CodeResult": "100", "SMSID": reference_id + " "})
@@ -339,9 +339,9 @@ class Provider:
 
 
 def _refused(operation: Operation, code: str, message: str) -> Reply:
-    """Return a failure, in the form of the operation (api/examples).
+    """Return an error response in the format of the operation (api/examples).
 
-    The messages of 101 and 104 are documented; the others are made up in their manner.
+    The messages of 101 and 104 are documented; the others are invented.
     """
     error = {"ErrorMessage": message}
     if operation is Operation.GET_BALANCE:

@@ -1,4 +1,4 @@
-"""The stand-in provider as an HTTP server: its API, and the control of the stand-in itself."""
+"""HTTP server of the simulated API, with a control API."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from exporter.simulator.provider import (
 
 BASE_PATH: Final = "/MainService.svc/json"
 CONTROL_PATH: Final = "/_simulator"
-# Seconds that open requests have to end by themselves when the server stops.
+# Seconds for open requests to finish when the server stops.
 SHUTDOWN_TIMEOUT: Final = 0.05
-# Where to reach a server that listens on every interface.
+# Host in URLs of a server that listens on all interfaces.
 _REACHABLE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound
 SESSION_COOKIE: Final = "ASP.NET_SessionId=1m2a3d4e5u6p; path=/; HttpOnly"
 
 ACCOUNT: Final = TypeAdapter(Account)
 _FAULT: Final = TypeAdapter(Fault)
 _PLAN: Final = TypeAdapter(Plan)
-_OBJECT: Final = TypeAdapter(dict[str, Any])  # a JSON object, that one of the above is read from
+_OBJECT: Final = TypeAdapter(dict[str, Any])  # a JSON object with fields of the models above
 _OBJECTS: Final = TypeAdapter(list[dict[str, Any]])
 _CREDENTIALS: Final = TypeAdapter(dict[str, str])
 
-# The operation, the name of the account or `-`, the parameters and the reply.
+# Operation, account name or `-`, parameters, response.
 Listener = Callable[[Operation, str, Mapping[str, str], Reply], None]
 
 
 class Traffic:
-    """Requests as the stand-in saw them.
+    """Counters of requests.
 
     Attributes:
-        requests: their number by account, operation and outcome: the result code, or the kind of
-            the fault that damaged or replaced the answer.
-        peak_rate: the most requests within any one second, by account.
-        peak_open: the most requests under way at one moment, by account.
+        requests: number by account, operation and outcome: the result code, or the kind of the
+            fault that changed the response.
+        peak_rate: maximum number of requests within one second, by account.
+        peak_open: maximum number of concurrent requests, by account.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,12 +69,12 @@ class Traffic:
 
     @property
     def open(self) -> int:
-        """Requests under way now."""
+        """Number of open requests."""
         return self._open.total()
 
     @contextmanager
     def request(self, account: str) -> Iterator[None]:
-        """Count a request of an account, which is under way until the context ends."""
+        """Count a request of an account, which is open for the duration of the block."""
         now, recent = self._clock(), self._recent[account]
         recent.append(now)
         self._open[account] += 1
@@ -86,7 +86,7 @@ class Traffic:
             self._open[account] -= 1
 
     def total(self, account: str | None = None, outcome: str | None = None) -> int:
-        """Return the requests of an account (None: of all) with an outcome (None: any)."""
+        """Return the number of requests of an account (None: all) with an outcome (None: any)."""
         return sum(
             count
             for (name, _, result), count in self.requests.items()
@@ -95,28 +95,28 @@ class Traffic:
 
 
 class Simulator:
-    """A stand-in for the eSMS voice API on a socket of its own.
+    """A simulated eSMS API on its own socket.
 
     Use it as `async with Simulator(...) as simulator`, and poll `simulator.url`.
 
     Args:
-        accounts: the accounts at the start.
-        seed: the same seed and the same requests bring the same calls and faults.
-        host: the address to listen on; empty for every interface.
-        port: 0 for any that is free.
-        ssl_context: serve HTTPS with it.
-        find_unknown_ids: GetSendStatus answers for any well-formed id, as for a call that is placed
-            at the first request, drawn from the seed and the id; else with 105.
-        draw: makes the plans of calls that come without one.
-        speed: how many times faster than the clock calls run.
+        accounts: the initial accounts.
+        seed: the same seed and requests cause the same calls and faults.
+        host: the address to listen on; empty for all interfaces.
+        port: 0 for any free port.
+        ssl_context: for HTTPS.
+        find_unknown_ids: whether GetSendStatus treats unknown, well-formed ids as calls, placed at
+            the first request with a plan derived from seed and id; otherwise it returns 105.
+        draw: returns the plans of calls without one.
+        speed: speed of the clock of calls, as a multiple of real time.
 
     Attributes:
-        origin: scheme, host and port, known once it has started.
+        origin: scheme, host and port; set after the start.
         url: the `base_url` of the API.
         control_url: the base URL of the control API.
         provider: accounts and calls.
         put_account, add_call: methods of the provider.
-        faults: the faults that are switched on.
+        faults: the active faults.
         traffic: counters of requests.
     """
 
@@ -156,7 +156,7 @@ class Simulator:
         ]
 
     def subscribe(self, listener: Listener) -> None:
-        """Call a listener with each request that reaches the provider, and with its reply."""
+        """Call `listener` for each request that reaches the provider, with the response."""
         self._listeners.append(listener)
 
     @property
@@ -165,10 +165,10 @@ class Simulator:
         return [f"{route.method:7}{route.path}" for route in self._control_routes]
 
     async def start(self) -> None:
-        """Listen.
+        """Start to listen.
 
         Raises:
-            OSError: the address cannot be listened on.
+            OSError: the address is not available.
         """
         app = web.Application(middlewares=[self._errors], client_max_size=64 << 20)
         for operation in Operation:
@@ -176,7 +176,7 @@ class Simulator:
             handler = partial(self._answer, operation)
             app.router.add_route(method, f"{BASE_PATH}/{operation}", handler)
         app.router.add_routes(self._control_routes)
-        # A client that goes away ends its request, so that none hangs on without one.
+        # Cancel the request of a client that disconnects, so that none hangs forever.
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT
         )
@@ -184,8 +184,8 @@ class Simulator:
         site = web.TCPSite(runner, self._host or None, self._port, ssl_context=self._ssl)
         await site.start()
         self._runner = runner
-        # An IPv4 address has two parts, an IPv6 one four. Port 0 is a port for each of them, and
-        # `origin` names the first family.
+        # An IPv4 address has two parts, an IPv6 one four. With port 0, each family gets a port;
+        # `origin` uses the first one.
         self._port = min(runner.addresses, key=len)[1]
         host = _REACHABLE.get(self._host, self._host)
         scheme = "http" if self._ssl is None else "https"
@@ -193,7 +193,7 @@ class Simulator:
         self.url, self.control_url = self.origin + BASE_PATH, self.origin + CONTROL_PATH
 
     async def stop(self) -> None:
-        """Stop listening, and cut off the requests under way."""
+        """Stop listening, and abort open requests."""
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -208,7 +208,7 @@ class Simulator:
     # The API.
 
     async def _answer(self, operation: Operation, request: web.Request) -> web.StreamResponse:
-        """Answer as the provider does: HTTP 200, with the error in the body."""
+        """Respond like the provider: HTTP 200, with errors in the body."""
         if operation is Operation.GET_BALANCE:
             try:
                 params = _CREDENTIALS.validate_json(await request.read())
@@ -225,7 +225,7 @@ class Simulator:
                 await asyncio.sleep(latency.seconds)
 
             def answer() -> Reply:
-                # Looked up anew, because the account may have changed during the latency.
+                # Look up the account again, because it may have changed during the latency.
                 account = self.provider.account_of(params.get("ApiKey", ""))
                 reply = self.provider.answer(operation, account, params)
                 for listener in self._listeners:
@@ -242,7 +242,7 @@ class Simulator:
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer errors with JSON in the control API, and else with a page as WCF does."""
+        """Return errors as JSON in the control API, and as WCF's error page otherwise."""
         is_control = request.path.startswith(CONTROL_PATH)
         try:
             return await handler(request)
@@ -295,7 +295,7 @@ class Simulator:
         default = accounts[0] if len(accounts) == 1 else ""
         for call in calls:
             account, reference_id = call.pop("account", default), call.pop("reference_id", "")
-            # Without a word about its course, a call gets a plan drawn from the seed.
+            # A call without a plan gets one derived from the seed.
             plan = _PLAN.validate_python(call) if call else None
             self.add_call(str(account), str(reference_id), plan)
         return web.json_response({"added": len(calls)})
@@ -310,7 +310,7 @@ class Simulator:
 
     async def _put_fault(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        # A fault that is named like a kind is of that kind.
+        # The name of a fault is its kind by default.
         fields = {"kind": name, **_OBJECT.validate_json(await request.read() or b"{}")}
         self.faults.set(name, _FAULT.validate_python(fields))
         return web.json_response({"fault": name})
@@ -321,7 +321,7 @@ class Simulator:
 
 
 def describe(error: ValueError) -> str:
-    """Return what is wrong with an input, on one line and without the input."""
+    """Describe an invalid input on one line, without quoting it."""
     if not isinstance(error, ValidationError):
         return str(error)
     problems = ((".".join(map(str, it["loc"])), it["msg"]) for it in error.errors())
