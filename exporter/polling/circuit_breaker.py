@@ -90,8 +90,8 @@ class CircuitBreaker:
 
     It starts half-open: it sends one request at a time until an answer is good. It opens when
     `REFUSAL` different calls in a row are refused, or `OUTAGE` fail in any way. The last of them is
-    a trial, and so is the request after each pause. Runs of failures that ended with a good answer
-    raise these limits for weak evidence, by twice the length of the longest recent run.
+    a trial, and so is the request after each pause. After runs of failures that ended with a good
+    answer, weak evidence needs more failures: more by twice the length of the longest recent run.
 
     Args:
         account: the name of the account.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
-# Seconds by which a late request is compensated: timers are coarse, and without compensation each
-# late request would lower the rate.
+# A request may be late by this many seconds without delaying the next one: timers are coarse, and
+# each late request would lower the rate.
 _SLACK: Final = 0.004
 
 # Hold a free slot for this long for requests other than polls, whose timers are coarse too.

@@ -95,7 +95,7 @@ def _rows(path: str, model: type[Section]) -> Iterator[tuple[str, str, str, str]
             default = f"required, or `{name}_file`" if secret else "required"
         yield code(name), _in_words(takes, below), default, _said(field.description, below)
         if secret:
-            about = f"A file that holds the value of `{name}`; read again when it changes."
+            about = f"A file that contains the value of `{name}`; read again when it changes."
             yield code(f"{name}_file"), "the path of a file", "none", about
 
 
