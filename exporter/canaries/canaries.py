@@ -1,4 +1,4 @@
-"""Placing of due canary calls, and the results of their runs.
+"""The canaries of an exporter: placing due calls, and ending their runs.
 
 If exporters share a ledger, the holder of an account's lease places its canary calls. The ledger
 guarantees that a run starts once and ends once.
@@ -41,7 +41,7 @@ LOOK_EVERY: Final = 1.0
 """Seconds between checks of due times and open runs."""
 
 _READ_EVERY = 5.0
-"""Seconds between reads of the ledger without an open run."""
+"""Seconds between reads of the ledger while no run is open."""
 
 _SPARE = 30.0
 """Seconds after the time-out of a request until it counts as lost, for example because its
@@ -135,7 +135,7 @@ class Canaries:
         self._placed_by: dict[str, str] = {}  # accounts by canary
         self._numbers: dict[str, CanaryNumbers] = {}
         read_canaries(metrics, self._numbers)
-        self._checked: dict[str, tuple[float, float]] = {}  # times without due calls
+        self._checked: dict[str, tuple[float, float]] = {}  # from, until: no call due
         self._kept: set[str] | None = None  # canaries whose schedule has not changed
         self._state: State | None = None
         self._read_at = -math.inf

@@ -30,7 +30,7 @@ def check(config_file: Path, web_config: Path | None) -> None:
         if tls and (warning := tls.expiry_warning(time.time())):
             click.echo(f"{web_config}: {warning}", err=True)
     for path in sorted(files.exposed):
-        click.echo(f"{path}: can be read by anybody on the machine", err=True)
+        click.echo(f"{path}: is world-readable", err=True)
     names = [account.name for account in config.accounts]
     in_files = check_files(config.watch.files, names, config.watch.labels)
     calls = len(config.watch.calls) + in_files

@@ -124,8 +124,7 @@ async def _place_calls(service: App, config: Config, seed: int) -> None:
 
 def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:
     places = "\n".join(
-        f"  {url}/          what is going on\n  {url}/metrics   what Prometheus scrapes"
-        for url in listening
+        f"  {url}/          the status page\n  {url}/metrics   the metrics" for url in listening
     )
     return (
         f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second on a simulated eSMS API,\n"

@@ -98,7 +98,7 @@ def lookup(
 ) -> None:
     """Fetch the results of calls from the provider.
 
-    Look-ups do not count in metrics and do not change the ledger. The exit code is 0 if the
+    Look-ups change neither metrics nor the ledger. The exit code is 0 if the
     provider answered for all calls, 1 if not, 2 for wrong usage.
     """
     configure_logging("error", "logfmt")

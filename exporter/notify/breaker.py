@@ -23,7 +23,7 @@ _MIN_FAILED: Final = 5
 _MIN_THROTTLED: Final = 2
 """Different events that must get `Retry-After` before the target is paused for it."""
 
-# If many events fail on their own, longer runs of failures are normal: adapt the threshold.
+# With many events that fail on their own, longer runs of failures are normal: adapt the limit.
 _RUN_FACTOR: Final = 5.0
 _RUN_DECAY: Final = 0.98
 _MAX_NEEDED: Final = 100
@@ -59,7 +59,7 @@ class CircuitBreaker:
         self._trial: int | None = None
 
     def state(self, now: float) -> State:
-        """Return the state at a time."""
+        """Return the state at the time `now`."""
         if not self._pauses:
             return State.CLOSED
         return State.OPEN if now < self._until else State.HALF_OPEN

@@ -35,7 +35,7 @@ _COUNT_SHARE: Final = 0.01
 _LEDGER_RETRY: Final = 2.0
 
 _RETRY_SHARE: Final = 0.25
-"""Share of the connections for retries, or of the time with fewer than four connections."""
+"""Maximum share of connections for retries; below four connections, share of the time."""
 
 _LEASE: Final = 30.0
 """Seconds after its time-out until an unfinished attempt may be claimed again."""
@@ -185,18 +185,18 @@ class TargetWorker:
         self._accounts: set[str] = set()  # accounts with events
         self._awake = asyncio.Event()
         self._stopping = False
-        self._steady_since = self._loop.time()  # time of the last failure of the ledger
+        self._steady_since = self._loop.time()  # when the ledger last failed
         self._retry_at = 0.0
         self._count_at = 0.0
         self._give_up_at = 0.0
         self._log_at = 0.0
-        self._backlog = 0, 0.0  # how many are pending, and the oldest (Unix time)
+        self._backlog = 0, 0.0  # pending notifications, and the oldest one's time (Unix time)
         self._failure: tuple[float, Delivery] | None = None
         self._running = spawn(self._run())
 
     @property
     def status(self) -> TargetStatus:
-        """What the status page shows."""
+        """The status of the target."""
         closed = self._breaker.state(self._loop.time()) is State.CLOSED and self._target.ready
         return TargetStatus(self._name, *self._backlog, not closed, self._failure)
 
@@ -246,7 +246,7 @@ class TargetWorker:
         if self._loop.time() >= self._give_up_at:
             await self._give_up()
         wait = self._breaker.wait(self._loop.time())
-        if not self._paused or self._results:  # while paused, finished calls cause no claims
+        if not self._paused or self._results:  # do not claim while paused
             free = self.settings.max_concurrency - len(self._sending)
             on_trial = self._breaker.state(self._loop.time()) is State.HALF_OPEN
             due_in = await self._claim(self._claims(), 1 if on_trial else free)

@@ -158,7 +158,7 @@ class Faults:
 
     def __init__(self, seed: int = 0) -> None:
         self.active: dict[str, Fault] = {}
-        # Deterministic, and not for secrets.
+        # Seeded, so that runs are repeatable; not used for secrets.
         self._rng = random.Random(f"faults:{seed}")  # noqa: S311
 
     def set(self, name: str, fault: Fault) -> None:

@@ -230,7 +230,7 @@ class Provider:
         self._speed = speed
         self._find_unknown_ids = find_unknown_ids
         self._draw = draw
-        # Deterministic, and not for secrets.
+        # Seeded, so that runs are repeatable; not used for secrets.
         self._rng = random.Random(f"calls:{seed}")  # noqa: S311
         for account in accounts:
             self.put_account(account)

@@ -58,7 +58,7 @@ class ApiSource(Source):
 
 
 class PushQueue:
-    """Stores the calls of requests in batches: those that arrive during one commit share the next.
+    """Stores calls in batches: all requests that arrive during a commit share the next commit.
 
     Args:
         tracker: stores the calls.

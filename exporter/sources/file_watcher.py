@@ -125,7 +125,9 @@ def find(pattern: str) -> Iterator[str]:
     symlinks may form cycles. Unreadable folders are skipped.
     """
     parts = [part for part in pattern.split("/") if part]
-    folders = deque([("/" if pattern.startswith("/") else "", 0)])  # with the index of a part
+    folders = deque(
+        [("/" if pattern.startswith("/") else "", 0)]
+    )  # with the index of the next part
     links = deque[tuple[str, int]]()
     seen = set[tuple[int, int, int]]()
     while folders or links:
@@ -147,7 +149,7 @@ def find(pattern: str) -> Iterator[str]:
 def _entries(
     folder: str, part: str, number: int, seen: set[tuple[int, int, int]]
 ) -> list[tuple[str, bool, bool]] | None:
-    """Return the matching names in a folder, whether they may be folders, and whether symlinks.
+    """Return matching names in a folder, each with `may be a folder` and `is a symlink`.
 
     None for an unreadable folder, or one that was already searched for this part.
     """

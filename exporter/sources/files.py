@@ -60,7 +60,7 @@ class Found(NamedTuple):
 
     Attributes:
         files: the files that match, by path.
-        problem: a problem with other files.
+        problem: why other files are left out.
     """
 
     files: dict[str, FileStat]
@@ -167,7 +167,7 @@ class FilesSource(Source):
         self._late: dict[str, list[object]] = {}  # results of calls that timed out
         self._readings: dict[str, _Reading] = {}  # by file
         self._watcher = FileWatcher()
-        self._named: set[str] = set()  # files that name calls in the ledger
+        self._named: set[str] = set()  # files with calls in the ledger
         self._missing: set[str] = set()  # of those, not found in the last check
         self._full: dict[str, float] = {}  # when to try refused calls again
         # Of the last check: the paths, the patterns that timed out, and whether these are all.

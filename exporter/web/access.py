@@ -78,7 +78,7 @@ class Passwords:
     def __init__(
         self, check: Callable[[bytes, bytes], bool] = bcrypt.checkpw, max_checks: int = 64
     ) -> None:
-        # Start the thread now: the first check is faster, and the process can end without it.
+        # Started early, so that the first check is fast; the process can exit while it runs.
         self._thread = SerialThread("passwords")
         self._thread.submit(int)
         self._check = check
@@ -111,7 +111,7 @@ class Passwords:
 
     async def _verify(self, users: Mapping[str, Secret], name: str, password: bytes) -> bool:
         hashes = list(users.values())
-        # Always the same hash for an unknown name, as its cost shows in the response time.
+        # Pick the same hash for an unknown name each time: its cost shows in the response time.
         some = hashes[int.from_bytes(self._digest(name)[:8]) % len(hashes)]
         known_hash = users.get(name, some).reveal().encode()
         key = self._digest(name, known_hash, password)

@@ -41,7 +41,7 @@ LEDGER_RETRY: Final = 5
 
 # Larger bodies are parsed in a thread, because parsing them would delay polls.
 _INLINE: Final = 64 << 10
-# Three times the values of the largest valid request; each value takes some 100 bytes of memory.
+# The largest valid request has a third as many values; a value takes some 100 bytes of memory.
 _MAX_SEPARATORS: Final = 500_000
 _ENCODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 # Time limit of a listing in seconds, including the wait for the thread.
@@ -282,7 +282,7 @@ def parse_calls(scope: Scope, body: bytes) -> list[NewCall]:
     Raises:
         ProblemError: the body is invalid; lists its first problems.
     """
-    # The parser holds the GIL: check the number of values first.
+    # Check the number of values first, because the parser holds the GIL until it is done.
     if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MAX_SEPARATORS:
         raise ProblemError(413, f"expected no more values than in {MAX_CALLS} calls")
     calls = validate(schemas.NewCalls, body.removeprefix(BOM_UTF8), scope).calls

@@ -21,8 +21,8 @@ KEEPALIVE_TIMEOUT: Final = 300.0
 """Seconds until an idle connection is closed; longer than any scrape interval."""
 
 MAX_AHEAD: Final = 64 << 10
-"""Bytes of further requests that are buffered while one is answered, or of the rest of a body
-that are read after the answer."""
+"""Limit in bytes of data after the current request: of pipelined requests while it is answered, or
+of the rest of its body after the response."""
 
 # A scrape sends some ten headers; a proxy adds a few.
 _MAX_HEADERS: Final = 64
@@ -128,7 +128,7 @@ class Connections:
                 _log.info("accepting connections recovered")
             failing = False
             if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-                # Let the kernel detect clients that do not read: asyncio and TLS have buffers.
+                # Only the kernel can detect clients that do not read: asyncio and TLS buffer data.
                 milliseconds = int(self.limits.stall * 1000)
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             peer = address[0] if isinstance(address, tuple) else ""
@@ -281,7 +281,7 @@ class Connection(web.RequestHandler):
                 self.abort()
                 return
         elif not self.busy and not self._body.is_eof():
-            # The rest of a body that was not wanted, which anybody can send.
+            # The rest of an unread body; sending it needs no access.
             self._ahead += len(data)
             if self._ahead > MAX_AHEAD and self._socket is not None:
                 self._socket.pause_reading()

@@ -167,7 +167,7 @@ def _validity(pem: str) -> tuple[float, float]:
     """Return when the first of the certificates expires, and when warnings start."""
     ends = []
     for block in _CERTIFICATE.findall(pem):
-        # The validity is the first such structure in a certificate (RFC 5280, section 4.1).
+        # The validity is the first pair of times in a certificate (RFC 5280, section 4.1).
         if found := _VALIDITY.search(ssl.PEM_cert_to_DER_cert(block)):
             begin, end = (_time(*found.group(n, n + 1)) for n in (1, 3))
             ends.append((end, end - min(_SOON, (end - begin) / 5)))
@@ -181,7 +181,7 @@ def _time(short: bytes | None, long: bytes | None) -> float:
 
 @contextmanager
 def _as_file(text: str) -> Iterator[str]:
-    """Yield the path of an in-memory file with a text: OpenSSL reads files, keys stay off disks."""
+    """Yield the path of an in-memory file with a text, so that no key is written to a disk."""
     in_memory = hasattr(os, "memfd_create")
     with (
         os.fdopen(os.memfd_create("tls"), "w", encoding="utf-8")

@@ -129,5 +129,5 @@ def test_check_reads_the_web_configuration_too(tmp_path: Path) -> None:
     assert (good.exit_code, good.stderr) == (0, "")
     (tmp_path / "server.key").chmod(0o644)
     exposed = CliRunner().invoke(commands, command)
-    told = f"{tmp_path}/server.key: can be read by anybody on the machine\n"
+    told = f"{tmp_path}/server.key: is world-readable\n"
     assert (exposed.exit_code, exposed.stderr) == (0, told)
