@@ -139,8 +139,8 @@ def result_of(account: str, asked: ReferenceId, answer: Answer, now: float) -> L
 class _AccountLookup:
     """Looks up calls of one account with its rate limit and the exporter's circuit breaker.
 
-    Polls all calls once, then those that failed again. Stops early after `_PAUSES`, or if the
-    credentials are refused before any good answer.
+    Polls each call once, and up to `TRIES` times if polls fail. Stops early after `_PAUSES`, or if
+    the credentials are refused before any good answer.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ def check_listener(address: ListenAddress, schemes: Sequence[str]) -> None:
                 return
             problem = "another program responds at this address"
         except ssl.SSLError as error:
-            # The server requires a client certificate; other exporters' listeners send alerts too.
+            # The server requires a client certificate: enough to show that it responds.
             if "ALERT" in (error.reason or ""):
                 return
             problem = problem or f"TLS failed ({error.reason})"

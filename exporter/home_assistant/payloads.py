@@ -177,7 +177,7 @@ def state(status: AccountStatus, recent: Recent, watched: int, balance: float | 
     values = {
         "credentials": _switch(None if status.authorized is None else not status.authorized),
         "connectivity": _switch(_reached(status)),
-        # As in the alerts, without unknown results, which do not show how calls ended.
+        # Without unknown results, as in the alerts: they do not show how calls ended.
         "success_ratio": round(100 * success / known, 2) if known else None,
         "watched": watched,
         **{f"{result}_today": recent.of_result(result) for result in Result},

@@ -130,7 +130,7 @@ class _Resolver(AbstractResolver):
     """Resolves names in its own thread.
 
     Look-ups can take half a minute without a name server, and must not block the few threads of
-    the event loop, which resolve the provider's name.
+    the event loop, which also resolve the provider's name.
     """
 
     def __init__(self) -> None:

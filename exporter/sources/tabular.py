@@ -136,7 +136,7 @@ def _read_csv(lines: Iterator[tuple[int, str]], labels: Sequence[str]) -> Items:
     if separator := _SEPARATOR_LINE.fullmatch(first[1]):
         delimiter, first = separator[1], next(lines, (2, ""))
     else:
-        # Detected by the required column; `csv.Sniffer` guesses wrong.
+        # The delimiter that splits off the required column; `csv.Sniffer` only guesses.
         fitting = (one for one in _DELIMITERS if "reference_id" in _names(first[1].split(one)))
         delimiter = next(fitting, ",")
     rows = _split_rows(chain([first], lines), delimiter)

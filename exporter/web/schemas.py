@@ -134,7 +134,7 @@ class NewCalls(_Request):
 
 
 class CallsQuery(_Request):
-    """The parameters of `GET /calls`; without a parameter, calls are not filtered by it."""
+    """The filters and the position of `GET /calls`; all are optional."""
 
     account: _Account = ""
     """Calls of this account."""

@@ -187,7 +187,7 @@ class WebServer:
                     self._app.config_status.loaded(_WEB_CONFIG)
                     _log.info("web configuration reloaded")
             except (ConfigError, SourceError) as error:
-                # The file may have changed meanwhile, which is not noticed later: read it again.
+                # A change during the time-out would go unnoticed: read the file again.
                 self._unread = isinstance(error, SourceError)
                 self._app.config_status.failed(_WEB_CONFIG, str(error))
                 _log.error("web configuration reload failed", problems=str(error))
