@@ -11,6 +11,7 @@ from datetime import UTC
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 import uvloop
@@ -60,7 +61,11 @@ COLUMNS: Final = tuple(Call.model_fields)
 
 
 def _url(_ctx: object, _param: object, url: str) -> str:
-    if not url.startswith(("http://", "https://")):
+    try:
+        good = url.startswith(("http://", "https://")) and urlsplit(url).hostname
+    except ValueError:
+        good = False
+    if not good:
         raise click.BadParameter("expected `http://HOST...` or `https://HOST...`")
     return f"{url.rstrip('/')}/api/v1/calls"
 

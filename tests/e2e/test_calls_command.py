@@ -225,6 +225,7 @@ async def test_pages_that_are_empty_or_refused_for_a_moment(tmp_path: Path) -> N
     ("arguments", "expected"),
     [
         ("--url=ftp://x", "--url"),
+        ("--url=http://[::1", "--url"),
         ("--token-file=missing", "--token-file"),
         ("--token-file=empty", "expected a token"),
         ("--ca-file=missing", "--ca-file"),
