@@ -129,7 +129,7 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
         refused = await listed(ESMS_EXPORTER_TOKEN="wrong-1")
         assert (refused.code, refused.output) == (1, "")
         assert refused.errors.startswith(
-            f"esms-exporter: {url}/api/v1/calls: refused with the HTTP status 401: expected a known"
+            f"esms-exporter: {url}/api/v1/calls: refused with the HTTP status 401: expected a valid"
         )
         unknown = await listed("--account=nobody")
         assert unknown.code == 1
