@@ -185,7 +185,7 @@ async def test_refused_credentials_pause_and_recover(
         assert total(samples, "esms_calls_watched", account="main") == 3
         assert total(samples, "esms_calls_watched", account="main", state="new") == 3
         async with http.get(exporter.url) as answer:
-            assert "paused: the credentials are refused" in await answer.text()
+            assert "paused: credentials refused" in await answer.text()
         assert exporter.output.count('event="account paused"') == 1
         # New keys are tried at once, not when the pause ends.
         simulator.put_account(Account("main", "new-main", "s"))
