@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from urllib.parse import unquote
@@ -49,3 +50,14 @@ def test_every_page_of_docs_is_in_the_list_of_the_readme() -> None:
     for page in pages.names():
         if page.startswith("docs/"):
             assert page in listed or any(map(page.startswith, folders)), f"README.md: name {page}"
+
+
+def test_pages_name_files_of_the_project_that_exist() -> None:
+    named = [
+        (page, path)
+        for page in pages.names()
+        for path in pages.code_spans(page)
+        if re.fullmatch(r"(tests|benchmarks|tools|monitoring)/[\w./-]+", path)
+    ]
+    assert len(named) > 20
+    assert not [(page, path) for page, path in named if not (ROOT / path).exists()]
