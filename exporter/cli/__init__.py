@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import resource
@@ -72,6 +73,10 @@ def commands() -> None:
     """Prometheus exporter for voice calls placed through the eSMS API."""
 
 
+_UNWRITABLE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Errors of the file that standard output is redirected to."""
+
+
 def _prepare_standard_streams() -> None:
     """Open closed standard streams on the null device, and replace unencodable characters.
 
@@ -100,7 +105,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         commands.main(prog_name="esms-exporter")
-    except ExporterError as error:
+    except (ExporterError, OSError) as error:
+        problem = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in _UNWRITABLE:
+                raise  # a defect
+            problem = f"the output cannot be written: {error.strerror}"
         with suppress(OSError):  # the exit code also shows the failure
-            click.echo(f"esms-exporter: {error}", err=True)
+            click.echo(f"esms-exporter: {problem}", err=True)
         sys.exit(1)

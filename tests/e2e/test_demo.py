@@ -11,7 +11,9 @@ import pytest
 
 from exporter.cli import commands
 from exporter.config import json_schema
+from tests import subprocesses
 from tests.e2e.processes import Demo, Process, total
+from tests.subprocesses import ESMS_EXPORTER
 
 
 def folders(path: Path) -> list[Path]:
@@ -66,3 +68,11 @@ async def test_wrong_commands(tmp_path: Path, wrong: str) -> None:
     async with Process(command, tmp_path / "output") as process:
         assert await process.wait() == 2
     assert process.output.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize("command", ["schema", "--help"])
+def test_output_that_cannot_be_written(command: str) -> None:
+    full = ("sh", "-c", 'exec "$@" > /dev/full', "sh")
+    done = subprocesses.run(*full, *ESMS_EXPORTER, command)
+    problem = "the output cannot be written: No space left on device"
+    assert (done.returncode, done.stderr) == (1, f"esms-exporter: {problem}\n")
