@@ -103,6 +103,15 @@ class LedgerClock:
             _log.warning("clock jump detected", seconds=round(found, 1))
         return mark
 
+    def resume(self, mark: Mark) -> None:
+        """Continue from the mark of an earlier start.
+
+        A jump since this clock was created is a part of the jump since the mark: it counts once.
+        """
+        with self._lock:
+            self._last = self._clocks()
+            self._ahead = resumed(mark, self._last)
+
     def move(self, seconds: float) -> None:
         """Move the clock forward, or back if negative."""
         with self._lock:

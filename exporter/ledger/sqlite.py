@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, create_engine, delete, event, insert,
 from sqlalchemy.pool import NullPool, StaticPool
 
 from exporter.errors import LedgerBusyError, LedgerError
-from exporter.ledger.clock import LedgerClock, Mark, Moment, resumed
+from exporter.ledger.clock import LedgerClock, Mark, Moment
 from exporter.ledger.engine import READ_TIMEOUT, Database, revision
 from exporter.ledger.schema import HEAD, clock_marks
 
@@ -76,8 +76,8 @@ class SqliteFile(Database):
         with self.begin() as connection:
             known = connection.execute(select(clock_marks)).first()
             if opened and known is not None:
-                mark = Mark(known.ahead, Moment(known.wall, known.steady, known.boot))
-                clock.move(resumed(mark, clock.mark().at))
+                at = Moment(known.wall, known.steady, known.boot)
+                clock.resume(Mark(known.ahead, at))
             ahead, at = clock.mark()
             connection.execute(delete(clock_marks))
             connection.execute(insert(clock_marks).values(ahead=ahead, **at._asdict()))

@@ -100,3 +100,18 @@ def test_a_ledger_remembers_what_its_clock_said(database: Database) -> None:
     database.keep_time(clock, opened=True)
     if not database.shared:
         assert clock.now() == pytest.approx(machine.wall, abs=60)
+
+
+@pytest.mark.parametrize("jump", [DAYS, -DAYS])
+def test_a_clock_that_is_set_while_an_exporter_starts(database: Database, jump: float) -> None:
+    machine = Machine(time.time())
+    clock = LedgerClock(machine)
+    database.keep_time(clock, opened=True)
+    machine.pass_time(10.0)
+    began = clock.now()
+    again = LedgerClock(machine)
+    machine.wall += jump  # before the ledger is open
+    database.keep_time(again, opened=True)
+    assert again.now() == pytest.approx(began, abs=60 if database.shared else 0.001)
+    machine.wall -= jump
+    assert again.now() == pytest.approx(began, abs=60 if database.shared else 0.001)
