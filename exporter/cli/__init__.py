@@ -111,6 +111,7 @@ def main() -> None:
             if error.errno not in _UNWRITABLE:
                 raise  # a defect
             problem = f"the output cannot be written: {error.strerror}"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at the exit
         with suppress(OSError):  # the exit code also shows the failure
             click.echo(f"esms-exporter: {problem}", err=True)
         sys.exit(1)
