@@ -11,8 +11,7 @@ from typing import Final
 
 import click
 
-from exporter.simulator.provider import TEMPLATES, Account
-from exporter.simulator.server import ACCOUNT, Simulator, describe
+from exporter.simulator import ACCOUNT, TEMPLATES, Account, Simulator, describe
 from exporter.web.sockets import ListenAddress
 
 LISTEN: Final = "127.0.0.1:10376"

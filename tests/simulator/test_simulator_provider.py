@@ -10,15 +10,19 @@ import pytest
 from exporter.simulator import (
     Account,
     AccountState,
+    Call,
     Fault,
     FaultKind,
+    Faults,
     Operation,
     Plan,
+    Provider,
     Reply,
+    SendStatus,
+    Traffic,
+    draw_plan,
+    normalize_id,
 )
-from exporter.simulator.faults import Faults
-from exporter.simulator.provider import Call, Provider, SendStatus, draw_plan, normalize_id
-from exporter.simulator.server import Traffic
 
 MAIN = Account("main", "key", "secret")
 ID = "505139D7-54F8-48A9-88FA-9460A78731DD"
