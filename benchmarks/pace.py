@@ -108,7 +108,7 @@ async def _follow(
 
     poller = Poller(
         "main",
-        account,
+        account.send_status,
         way.settings,
         AccountStats(),
         observe,

@@ -31,7 +31,7 @@ interval is longer."""
 # The first balance is requested within this share of the interval, to spread many accounts.
 _FIRST_SHARE: Final = 0.1
 
-# The settings that identify the account, and those that need another client.
+# The settings that identify the balance, and those that need another client.
 _balance_of: Final = attrgetter("balance_url", "api_key", "secret_key")
 _addresses: Final = attrgetter("base_url", "balance_url", "api_key", "secret_key", "proxy_url")
 
@@ -39,13 +39,7 @@ _log = structlog.get_logger(__name__)
 
 
 def balance_wait(failures: int, interval: float, retry_after: float | None) -> float:
-    """Return the seconds until the next balance request.
-
-    Args:
-        failures: consecutive failures; each doubles the wait.
-        interval: the configured interval in seconds.
-        retry_after: seconds to wait, from the `Retry-After` header.
-    """
+    """Return the seconds until the next balance request, after consecutive failures."""
     longest = max(interval, LONGEST_BALANCE_WAIT)
     wait = ExponentialBackoff(interval, longest).wait(failures + 1)
     return max(wait, min(longest, retry_after or 0.0))
@@ -53,18 +47,14 @@ def balance_wait(failures: int, interval: float, retry_after: float | None) -> f
 
 @dataclass(frozen=True, slots=True)
 class AccountStatus:
-    """The state of an account, for the status page.
+    """The state of an account, for the status page; see `AccountStats`.
 
     Attributes:
-        authorized: whether the provider accepts the credentials; None if unknown.
         watched: number of open calls by state.
         overdue: number of calls that are due and not polled yet.
         lag: seconds since the first of them was due.
-        paused: the outcome that paused the account, if any.
+        paused: the outcome that paused the account, if any; also `code` and `message`.
         paused_until: when the pause ends (Unix time).
-        code: the result code that caused the pause, if any.
-        message: the error message that caused the pause.
-        last_success: time of the last successful poll (Unix time); 0 before the first.
         lagging: the row of the label set of the call that has been due for longest.
     """
 
@@ -110,13 +100,12 @@ class Account:
         held_until: float = math.inf,
     ) -> None:
         self.stats = AccountStats()
-        self._supervisor = supervisor
-        self._config, self._timeout = config, polling.timeout
+        self._supervisor, self._config, self._timeout = supervisor, config, polling.timeout
         self._connection = _addresses(config), polling.timeout, authorities
         self._client = _client(config, polling, authorities)
         self.poller = Poller(
             config.name,
-            self._client,
+            self._client.send_status,
             _settings(config, polling),
             self.stats,
             observe,
@@ -138,7 +127,7 @@ class Account:
             dict(self.stats.open_calls),
             *backlog[:2],
             poller.paused,
-            self.stats.paused_until if poller.paused else None,
+            self.stats.paused_until if paused_by else None,
             paused_by.code if paused_by else None,
             paused_by.message if paused_by else "",
             self.stats.last_success,
@@ -159,7 +148,8 @@ class Account:
             self._supervisor.start(_close_after(self._client, self._timeout))
             self._connection, self._timeout = connection, polling.timeout
             self._client = _client(config, polling, authorities)
-        self.poller.configure(_settings(config, polling), self._client if reconnect else None)
+        send = self._client.send_status if reconnect else None
+        self.poller.configure(_settings(config, polling), send)
         if _balance_of(config) != _balance_of(old):
             self.stats.balance = None  # of the previous credentials
         if reconnect or balance.interval != self._interval:
@@ -169,23 +159,15 @@ class Account:
     async def place(
         self, request: CallRequest, timeout: float, wanted: Callable[[], bool]
     ) -> tuple[Answer, float] | None:
-        """Place a call within the rate limit: one request, which is never retried.
-
-        Args:
-            request: the call.
-            timeout: maximum seconds to wait for a slot.
-            wanted: returns whether to keep waiting.
-
-        Returns:
-            The answer and its duration in seconds; None if no request was sent.
-        """
+        """Place a call: one request, which is never retried; see `Poller.request`."""
         # Look the client up when it is used: refused old keys would pause an account with new keys.
-        return await self.poller.request(
-            "place",
-            lambda: self._client.place_call(request),
-            timeout,
-            wanted,
+        placed = await self.poller.request(
+            "place", lambda: self._client.place_call(request), timeout, wanted
         )
+        if placed:
+            answer, seconds = placed
+            self.stats.of(Operation.MAKE_CALL).count(answer.outcome, answer.code, seconds)
+        return placed
 
     async def stop(self, timeout: float) -> None:
         """Stop sending requests, and wait up to `timeout` seconds for polls in flight."""

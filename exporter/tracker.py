@@ -16,7 +16,7 @@ import structlog
 
 from exporter.account import Account
 from exporter.call_totals import CallTotals
-from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, WatchedCall, verdict
+from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, Status, WatchedCall, verdict
 from exporter.esms.answers import Answer
 from exporter.ids import ReferenceId
 from exporter.ledger.calls import (
@@ -143,9 +143,10 @@ class CallTracker:
 
     def learn_recent_durations(self, account: str) -> None:
         """Train the poll intervals of an account with its recent results."""
-        self._accounts[account].poller.learn_past(
-            (call.status, call.finished_at - call.first_watched)
+        self._accounts[account].poller.intervals.learn_past(
+            (call.finished_at - call.first_watched, call.status is not Status.EXPIRED)
             for call in self._past.pop(account, ())
+            if call.status is not Status.NOT_FOUND  # the provider does not know its duration
         )
 
     # For sources.

@@ -282,12 +282,11 @@ async def test_old_calls_are_pruned(
 
 
 async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simulator) -> None:
-    class Buggy:
-        async def send_status(self, reference_id: str) -> Answer:
-            raise ZeroDivisionError(reference_id)
+    async def buggy(reference_id: str) -> Answer:
+        raise ZeroDivisionError(reference_id)
 
     settings = PollingSettings(1.0, 1.0, GiveUpPolicy(600, 600), 100, 1)
-    bench.service.accounts["main"].poller.configure(settings, Buggy())
+    bench.service.accounts["main"].poller.configure(settings, buggy)
     await bench.push("a")
     async with deadline():
         with pytest.raises(ZeroDivisionError):

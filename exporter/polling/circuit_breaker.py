@@ -65,24 +65,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Evidence(Enum):
-    """How far a failed request shows that the account is at fault.
+    """How far a failed request shows that the account is at fault."""
 
-    Attributes:
-        SICK: not at all: the call failed before, while others had good answers.
-        WEAK: a little: the call itself may be at fault.
-        RELIABLE: the call had a good answer lately, or there is no other call to poll.
-    """
-
-    SICK = 0
-    WEAK = 1
-    RELIABLE = 2
-
-
-class Change(Enum):
-    """The effect of an answer: a pause begins, possibly right after another one, or ends."""
-
-    OPENED = 0
-    CLOSED = 1
+    SICK = 0  # not at all: the call failed before, while others had good answers
+    WEAK = 1  # a little: the call itself may be at fault
+    RELIABLE = 2  # the call had a good answer lately, or there is no other call to poll
 
 
 class CircuitBreaker:
@@ -119,32 +106,32 @@ class CircuitBreaker:
         calls: Mapping[int, WatchedCall],
         jitter: Callable[[], float] = lambda: random.uniform(0.9, 1.1),  # noqa: S311 - no secret
     ) -> None:
-        self._account = account
-        self._limiter = limiter
-        self._stats = stats
-        self._calls = calls
-        self._jitter = jitter
+        self._account, self._limiter, self._stats = account, limiter, stats
+        self._calls, self._jitter = calls, jitter
         self.half_open = True
         self.healthy = False
         self.good_at = -math.inf
-        self.open_since: float | None = None
-        self.paused_until = -math.inf
-        self.paused_by: Answer | None = None
         self.failures: dict[int, int] = {}
         self.answered_lately: deque[WatchedCall] = deque(maxlen=_WITNESSES)
         self._trial_under_way = False
         # The current run of failures, by outcome and whether the evidence is reliable.
         self._run: Counter[tuple[Outcome, bool]] = Counter()
-        self._retry_after = 0.0  # the longest in the run
         self._longest_run = 0.0  # of the runs that lately ended with a good answer
         self._contradicted_at = -math.inf  # when a good answer last followed a refusal
-        self._level = 0
-        self._failed_trials = 0  # since the breaker opened
         self._answers_from = -math.inf  # ignore answers to requests sent before
         self._throttled: set[int] = set()  # calls whose last poll was throttled
         self._recovered: dict[int, float] = {}  # when throttled calls had good answers
         self._suspects: list[int] = []  # calls that began to fail since the last good answer
         self._failing_requests: set[str] = set()  # requests other than polls
+        self._close()
+
+    def _close(self) -> None:
+        self._run.clear()
+        self._level = self._failed_trials = 0  # since the breaker opened
+        self._retry_after = 0.0  # the longest in the run
+        self.open_since: float | None = None
+        self.paused_by: Answer | None = None
+        self.paused_until = -math.inf
 
     @property
     def reason(self) -> Outcome | None:
@@ -204,31 +191,42 @@ class CircuitBreaker:
     def polled(
         self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
     ) -> list[int]:
-        """Record the answer to a poll. May be skipped for good answers while nothing has failed.
+        """Record the answer to a poll; see `answered`.
 
-        Return the rows of calls to poll again, because the account made them fail.
+        May be skipped for good answers while nothing has failed.
         """
-        if answer.outcome not in GOOD:
-            evidence = self._fail(call, answer.outcome, now)
-            return self._account_for(answer, evidence, sent_at, now, wall)
-        self.failures.pop(call.id, None)
-        if call.id in self._throttled:
-            self._throttled.discard(call.id)
-            self.recovered(call.id, now)
-        return self._account_for(answer, Evidence.RELIABLE, sent_at, now, wall)
+        row, outcome, evidence = call.id, answer.outcome, Evidence.RELIABLE
+        was_throttled = row in self._throttled
+        self._throttled.discard(row)
+        if outcome in GOOD:
+            self.failures.pop(row, None)
+            if was_throttled:
+                self.recovered(row, now)
+        else:
+            failures = self.failures.get(row, 0)
+            self.failures[row] = failures + 1
+            if outcome is Outcome.THROTTLED:
+                self._throttled.add(row)
+            if not failures:
+                self._suspects.append(row)
+            if not self._has_no_witness(outcome, now):
+                known = Evidence.RELIABLE if call in self.answered_lately else Evidence.WEAK
+                evidence = Evidence.SICK if failures else known
+        return self.answered(answer, evidence, sent_at, now, wall)
 
     def requested(
         self, request: str, answer: Answer, sent_at: float, now: float, wall: float
     ) -> list[int]:
-        """Record the answer to a named request other than a poll; see `polled`."""
+        """Record the answer to a named request other than a poll; see `answered`."""
         evidence = Evidence.RELIABLE
         if answer.outcome in GOOD:
             self._failing_requests.discard(request)
         else:
-            if request in self._failing_requests and not self._is_left_with_failing_calls(now):
+            failed = request in self._failing_requests
+            if failed and not self._has_no_witness(answer.outcome, now):
                 evidence = Evidence.SICK  # it fails repeatedly, others do not
             self._failing_requests.add(request)
-        return self._account_for(answer, evidence, sent_at, now, wall)
+        return self.answered(answer, evidence, sent_at, now, wall)
 
     def recovered(self, call_id: int, now: float) -> None:
         """Record a good answer to a call whose last poll was throttled.
@@ -242,22 +240,56 @@ class CircuitBreaker:
             self._slow_down(now)
 
     def answered(
-        self, answer: Answer, sent_at: float, now: float, evidence: Evidence = Evidence.RELIABLE
-    ) -> Change | None:
+        self, answer: Answer, evidence: Evidence, sent_at: float, now: float, wall: float
+    ) -> list[int]:
         """Record the answer to a request.
 
         Args:
             answer: the answer, with the outcome of the verdict.
+            evidence: what it shows if it is a failure.
             sent_at: when the request was sent. Answers to requests from before a trial are ignored.
             now: when the answer arrived.
-            evidence: see `Evidence`; used for failures.
+            wall: the same as a Unix time.
+
+        Returns:
+            The rows of calls to poll again, because the account made them fail.
         """
-        if sent_at < self._answers_from:
-            return None
+        stats, was, outcome = self._stats, self.reason, answer.outcome
+        changed = sent_at >= self._answers_from and self._judge(answer, evidence, sent_at, now)
+        if answer.code is not None and Outcome.AUTH not in (outcome, self.reason):
+            stats.authorized = True
+        if outcome not in GOOD:
+            if changed:
+                if outcome is Outcome.AUTH:
+                    stats.authorized = False
+                stats.paused_until = wall + self.paused_until - now
+            if changed and was is not outcome:
+                _log.warning(
+                    "account paused",
+                    account=self._account,
+                    reason=outcome.value,
+                    code=answer.code,
+                    message=answer.message,
+                    seconds=round(self.paused_until - now, 1),
+                )
+            return []
+        if changed and was is not None:
+            stats.paused_until = 0.0
+            _log.info("account resumed", account=self._account, reason=was.value)
+        if self.half_open:
+            return []
+        suspects, self._suspects = self._suspects, []
+        # If the breaker was closed, other calls had good answers: these calls were at fault. Calls
+        # that fail again after a pause are no evidence until they have a good answer.
+        return suspects if changed else []
+
+    def _judge(self, answer: Answer, evidence: Evidence, sent_at: float, now: float) -> bool:
+        """Return whether an answer begins, prolongs or ends a pause."""
         self._trial_under_way = False
-        outcome = answer.outcome
+        was_open, outcome = self.open_since is not None, answer.outcome
         if outcome in GOOD:
-            return self._succeeded(now)
+            self._succeeded(now)
+            return was_open
         self.healthy = False
         if sent_at < self.good_at:
             evidence = Evidence.SICK  # other calls had good answers meanwhile
@@ -265,82 +297,41 @@ class CircuitBreaker:
             self._run[outcome, evidence is Evidence.RELIABLE] += 1
             if outcome is Outcome.THROTTLED:
                 self._retry_after = max(self._retry_after, answer.retry_after or 0.0)
-        if self.open_since is not None:
+        if was_open:
             self._failed_trials += 1
             self._level += evidence is Evidence.RELIABLE or self._failed_trials > _WEAK_TRIALS
-            return self._open(answer, now)
-        return None if evidence is Evidence.SICK else self._suspect(answer, now)
-
-    def _account_for(
-        self, answer: Answer, evidence: Evidence, sent_at: float, now: float, wall: float
-    ) -> list[int]:
-        stats, was = self._stats, self.reason
-        change = self.answered(answer, sent_at, now, evidence)
-        if answer.code is not None and Outcome.AUTH not in (answer.outcome, self.reason):
-            stats.authorized = True
-        if change is Change.OPENED:
-            if answer.outcome is Outcome.AUTH:
-                stats.authorized = False
-            stats.paused_until = wall + self.paused_until - now
-            if was is not self.reason:
-                _log.warning(
-                    "account paused",
-                    account=self._account,
-                    reason=answer.outcome.value,
-                    code=answer.code,
-                    message=answer.message,
-                    seconds=round(self.paused_until - now, 1),
-                )
-        elif change is Change.CLOSED and was is not None:
-            stats.paused_until = 0.0
-            _log.info("account resumed", account=self._account, reason=was.value)
-        if answer.outcome not in GOOD or self.half_open:
-            return []
-        suspects, self._suspects = self._suspects, []
-        # If the breaker was closed, other calls had good answers: these calls were at fault. Calls
-        # that fail again after a pause are no evidence until they have a good answer.
-        return suspects if change is Change.CLOSED else []
-
-    def _fail(self, call: WatchedCall, outcome: Outcome, now: float) -> Evidence:
-        failures = self.failures.get(call.id, 0)
-        self.failures[call.id] = failures + 1
-        if outcome is Outcome.THROTTLED:
-            self._throttled.add(call.id)
+        elif evidence is Evidence.SICK or not self._is_convincing(outcome, now):
+            return False
         else:
-            self._throttled.discard(call.id)
-        if not failures:
-            self._suspects.append(call.id)
-        if self._is_left_with_failing_calls(now):
-            return Evidence.RELIABLE
-        if failures:
-            return Evidence.SICK
-        return Evidence.RELIABLE if call in self.answered_lately else Evidence.WEAK
+            self.open_since = now
+        self._open(answer, now)
+        return True
+
+    def _has_no_witness(self, outcome: Outcome, now: float) -> bool:
+        """Return whether no other call can show if the account is at fault."""
+        alone = outcome is Outcome.AUTH and len(self._calls) == 1
+        return self.all_failed and (alone or self._is_quiet(now))
 
     def _is_quiet(self, now: float) -> bool:
         return now - self.good_at > _QUIET
 
-    def _is_left_with_failing_calls(self, now: float) -> bool:
-        return self.all_failed and self._is_quiet(now)
-
     def _usual_run(self, now: float) -> float:
         return self._longest_run * math.pow(0.5, (now - self.good_at) / _HALF_LIFE)
 
-    def _succeeded(self, now: float) -> Change | None:
+    def _succeeded(self, now: float) -> None:
         weak = sum(number for (_, reliable), number in self._run.items() if not reliable)
         self._longest_run = max(float(min(weak, _LONGEST_RUN)), self._usual_run(now))
         self.good_at = now
         if any(outcome in _REFUSED for outcome, _ in self._run):
             self._contradicted_at = now
-        was_open = self.open_since is not None
         self._close()
         self.half_open = False
         self._limiter.speed_up(now)
         self.healthy = self._limiter.share == 1 and self._longest_run < 1
-        return Change.CLOSED if was_open else None
 
-    def _suspect(self, answer: Answer, now: float) -> Change | None:
-        """Open after enough failures of different calls; go half-open one failure before that."""
-        run, outcome, more = self._run, answer.outcome, 2 * int(self._usual_run(now))
+    def _is_convincing(self, outcome: Outcome, now: float) -> bool:
+        """Return whether enough different calls failed; go half-open one failure before that."""
+        run, more = self._run, 2 * int(self._usual_run(now))
         failed = run.total()
         reliable = sum(number for (_, is_reliable), number in run.items() if is_reliable)
         refused = run[outcome, True] + run[outcome, False] if outcome in _REFUSED else 0
@@ -351,16 +342,15 @@ class CircuitBreaker:
             or failed >= OUTAGE + more
             or reliable >= OUTAGE
         ):
-            self.open_since = now
-            return self._open(answer, now)
+            return True
         if refused == 1 or failed == OUTAGE - 1:
             self.half_open = True
             self._answers_from = now
             if refused == 1 and now - self._contradicted_at > _HALF_LIFE:
                 self.paused_until = now + RECHECK * self._jitter()
-        return None
+        return False
 
-    def _open(self, answer: Answer, now: float) -> Change:
+    def _open(self, answer: Answer, now: float) -> None:
         back_off = _AUTH if answer.outcome is Outcome.AUTH else _DOWN
         pause = back_off.wait(self._level + 1) * self._jitter()
         if answer.outcome is Outcome.THROTTLED:
@@ -372,14 +362,6 @@ class CircuitBreaker:
         self.half_open = True
         self._answers_from = now
         self.paused_until = now + min(pause, MAX_PAUSE)
-        return Change.OPENED
-
-    def _close(self) -> None:
-        self._run.clear()
-        self._level = self._failed_trials = 0
-        self._retry_after = 0.0
-        self.open_since = self.paused_by = None
-        self.paused_until = -math.inf
 
     def _slow_down(self, now: float) -> None:
         self._recovered.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
@@ -87,30 +88,12 @@ class DurationEstimator:
     def add(self, after: float, by: float) -> None:
         """Add a call that ended after the age `after` and not later than `by`, in seconds.
 
-        Equal ages are an exact time. Invalid ages are ignored.
+        Equal ages are an exact time. An infinite `by` means that the call expired at `after`.
+        Invalid ages are ignored.
         """
-        if 0 <= by < EDGES[-1]:
-            self._spread(min(after, by) if after > 0 else 0.0, by)
-
-    def add_open(self, age: float) -> None:
-        """Add a call that expired at an age, in seconds."""
-        if age >= 0:
-            self._spread(age, float("inf"))
-
-    def ended(self, ages: Iterable[float]) -> list[float]:
-        """Return the share of calls that have ended by each age, in seconds."""
-        masses, reached = self._masses, [0.0, *accumulate(self._masses)]
-        shares = []
-        for age in ages:
-            index = bisect_right(EDGES, age) - 1
-            mass = 0.0
-            if index < len(EDGES) - 1:
-                part = (age - EDGES[index]) / (EDGES[index + 1] - EDGES[index])
-                mass = part * masses[index]
-            shares.append((reached[index] + mass) / reached[-1])
-        return shares
-
-    def _spread(self, after: float, by: float) -> None:
+        if not (0 <= by < EDGES[-1] or by == math.inf):
+            return
+        after = min(after, by) if after > 0 else 0.0
         first, last = bisect_right(EDGES, after) - 1, bisect_right(EDGES, by) - 1
         masses = self._masses
         if first == last:
@@ -130,6 +113,19 @@ class DurationEstimator:
             kept = (WINDOW - 1) / self._total
             self._masses = [kept * mass for mass in masses]
             self._total = WINDOW - 1
+
+    def ended(self, ages: Iterable[float]) -> list[float]:
+        """Return the share of calls that have ended by each age, in seconds."""
+        masses, reached = self._masses, [0.0, *accumulate(self._masses)]
+        shares = []
+        for age in ages:
+            index = bisect_right(EDGES, age) - 1
+            mass = 0.0
+            if index < len(EDGES) - 1:
+                part = (age - EDGES[index]) / (EDGES[index + 1] - EDGES[index])
+                mass = part * masses[index]
+            shares.append((reached[index] + mass) / reached[-1])
+        return shares
 
 
 class Plan(NamedTuple):
@@ -237,19 +233,18 @@ class PollIntervals:
     """
 
     def __init__(self, interval: float, max_interval: float, *, adaptive: bool) -> None:
-        self.durations = DurationEstimator(2 * interval)
-        self.plan: Plan | None = None
         self._notified = 0.0  # the share of ends that callbacks reported
         self._since_plan = 0  # calls
         self._planned_at = 0.0
-        self._adaptive = adaptive
-        self._interval, self._max_interval = interval, max_interval
+        self._adaptive = False
+        self.configure(interval, max_interval, adaptive=adaptive)
 
     def configure(self, interval: float, max_interval: float, *, adaptive: bool) -> None:
         """Change the settings. Adaptive intervals keep what they have learnt."""
         self._interval, self._max_interval = interval, max_interval
         if not (adaptive and self._adaptive):
-            self.durations, self.plan = DurationEstimator(2 * interval), None
+            self.durations = DurationEstimator(2 * interval)
+            self.plan: Plan | None = None
             self._adaptive = adaptive
         elif self.plan:
             self._make_plan()
@@ -288,43 +283,30 @@ class PollIntervals:
 
         Args:
             after: the age, in seconds, at the last answer before the end.
-            by: the age at which the end was found.
+            by: the age at which the end was found; infinite if the call expired.
             at: the time of that, in seconds of any clock.
             notified: a callback reported the end, not a poll.
         """
-        if self._adaptive:
-            self.durations.add(by if notified else after, by)
+        if not self._adaptive:
+            return
+        self.durations.add(by if notified else after, by)
+        if by < math.inf:
             share = 1 / min(self.durations.calls + 1, WINDOW)
             self._notified += ((1.0 if notified else 0.0) - self._notified) * share
-            self._plan_again(at)
-
-    def learn_open(self, age: float, at: float) -> None:
-        """Learn from a call that expired at an age, in seconds."""
-        if self._adaptive:
-            self.durations.add_open(age)
-            self._plan_again(at)
+        self._since_plan += 1
+        # Clocks can be set back.
+        recent = self._since_plan < _PLAN_AFTER or 0 <= at - self._planned_at < _PLAN_INTERVAL
+        if self.durations.calls >= ENOUGH if self.plan is None else not recent:
+            self._since_plan, self._planned_at = 0, at
+            self._make_plan()
 
     def learn_past(self, ages: Iterable[tuple[float, bool]]) -> None:
         """Learn from past calls, oldest first: the final age, and whether they ended or expired."""
         for age, ended in ages if self._adaptive else ():
-            if ended:
-                # The time of the poll before is unknown; usually it was within `interval`.
-                self.durations.add(age - self._interval, age)
-            else:
-                self.durations.add_open(age)
+            # The time of the poll before is unknown; usually it was within `interval`.
+            self.durations.add(*((age - self._interval, age) if ended else (age, math.inf)))
         if self.durations.calls >= ENOUGH:
             self._make_plan()
-
-    def _plan_again(self, at: float) -> None:
-        self._since_plan += 1
-        if self.plan is None:
-            if self.durations.calls < ENOUGH:
-                return
-        # Clocks can be set back.
-        elif self._since_plan < _PLAN_AFTER or 0 <= at - self._planned_at < _PLAN_INTERVAL:
-            return
-        self._since_plan, self._planned_at = 0, at
-        self._make_plan()
 
     def _make_plan(self) -> None:
         polled = max(_MIN_POLLED, 1 - self._notified)

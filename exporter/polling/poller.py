@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -51,14 +51,8 @@ _HINTED, _FRESH, _OFTEN_POLLED, _NOT_FOUND = range(FAILING)
 # A call with so many polls is less likely to have ended than a newer one.
 _OFTEN: Final = 4
 
-_CUT_OFF: Final = Answer(Outcome.CONNECTION, message="cut off")
-
-
-class Provider(Protocol):
-    """The eSMS client."""
-
-    async def send_status(self, reference_id: ReferenceId) -> Answer:
-        """Poll a call. Failures are returned as answers."""
+Send: TypeAlias = Callable[[ReferenceId], Awaitable[Answer]]
+"""Polls a call; failures are returned as answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +72,8 @@ class Poller:
 
     Args:
         account: the name of the account.
-        provider: the eSMS client; `configure` replaces it.
-        settings: intervals and limits; `configure` replaces them.
+        send: polls a call.
+        settings: intervals and limits.
         stats: counts polls.
         observe: receives a call, its verdict and the time (Unix time), to commit them; it calls
             `apply_committed` after the commit.
@@ -97,7 +91,7 @@ class Poller:
     def __init__(  # noqa: PLR0913, PLR0917
         self,
         account: str,
-        provider: Provider,
+        send: Send,
         settings: PollingSettings,
         stats: AccountStats,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
@@ -106,16 +100,13 @@ class Poller:
         machine_clock: Callable[[], float] = time.time,
         held_until: float = math.inf,
     ) -> None:
-        self.account = account
-        self.stats = stats
+        self.account, self.stats = account, stats
         self.calls: dict[int, WatchedCall] = {}
         self.intervals = PollIntervals(
             settings.interval, settings.max_interval, adaptive=settings.adaptive
         )
-        self._provider = provider
-        self._settings = settings
-        self._observe = observe
-        self._fail = fail
+        self._send, self._settings = send, settings
+        self._observe, self._fail = observe, fail
         self._clock, self._machine_clock = clock, machine_clock
         self._loop = asyncio.get_running_loop()
         self._wheel = TimingWheel(self._priority)
@@ -216,7 +207,7 @@ class Poller:
         """
         age = at - call.first_watched
         if finished.status is Status.EXPIRED:
-            self.intervals.learn_open(age, at)
+            self.intervals.learn(age, math.inf, at)
         # Calls that the provider does not know have no duration.
         elif finished.status is not Status.NOT_FOUND:
             seen = max(call.state_since, last_seen) - call.first_watched
@@ -229,14 +220,6 @@ class Poller:
                 reference_id=call.reference_id,
                 field=field.value,
             )
-
-    def learn_past(self, ends: Iterable[tuple[Status, float]]) -> None:
-        """Learn from past calls, oldest first: the status and the age at the end."""
-        self.intervals.learn_past(
-            (age, status is not Status.EXPIRED)
-            for status, age in ends
-            if status is not Status.NOT_FOUND
-        )
 
     # The account.
 
@@ -260,18 +243,18 @@ class Poller:
         behind = round(self._machine_clock() - self._clock())
         self.stats.oldest_open = oldest.first_watched + behind if oldest else 0.0
 
-    def configure(self, settings: PollingSettings, provider: Provider | None = None) -> None:
+    def configure(self, settings: PollingSettings, send: Send | None = None) -> None:
         """Change intervals and limits. Scheduled polls keep their time.
 
-        A new provider, with other credentials or another address, ends a pause.
+        A new `send`, with other credentials or another address, ends a pause.
         """
         self.intervals.configure(
             settings.interval, settings.max_interval, adaptive=settings.adaptive
         )
         self._settings = settings
         self._limiter.set_rate(settings.rate_limit)
-        if provider is not None:
-            self._provider = provider
+        if send is not None:
+            self._send = send
             self.retry()
         self.wake()
 
@@ -307,7 +290,7 @@ class Poller:
         if (now := await self._take_slot(self.breaker.wait, until, wanted)) is None:
             return None
         self.breaker.sent()
-        answer = _CUT_OFF
+        answer = Answer(Outcome.CONNECTION, message="cut off")
         try:
             answer = await send()
         finally:
@@ -372,7 +355,7 @@ class Poller:
 
     async def _poll(self, call: WatchedCall) -> None:
         sent_at = self._loop.time()
-        answer = await self._provider.send_status(call.reference_id)
+        answer = await self._send(call.reference_id)
         # Process the answers of one iteration of the event loop as a batch. One by one takes twice
         # as long, because the HTTP client in between evicts the CPU caches.
         if not self._answers:

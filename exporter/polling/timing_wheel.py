@@ -28,15 +28,12 @@ _FAILING_EVERY: Final = 10
 # Rebuild the queues when they have more stale entries of moved or removed calls than this.
 _MAX_LEFT_OVER: Final = 1_000
 
-
 # Every tenth turn of a label set takes its longest waiting call, so that no priority starves.
 _LONGEST_WAITING_EVERY: Final = 10
 
 # Sample sizes to find the best call: label sets, and calls of each priority in them.
 _SAMPLED_SETS: Final = 20
 _SAMPLED_CALLS: Final = 10
-
-_tick: Final = attrgetter("tick")
 
 
 class _LabelSet:
@@ -57,22 +54,18 @@ class _LabelSet:
 
     def pop(self, is_ready: Callable[[WatchedCall], bool]) -> WatchedCall | None:
         self.turns += 1
-        if self.turns % _LONGEST_WAITING_EVERY or len(self.queues) == 1:
-            for queue in self.queues.values():
-                while queue:
-                    if is_ready(call := queue.popleft()):
-                        return call
+        if not (waiting := self.waiting(is_ready)):
             return None
-        if longest := self.longest_waiting(is_ready):
-            next(queue for queue in self.queues.values() if queue and queue[0] is longest).popleft()
-        return longest
+        if not self.turns % _LONGEST_WAITING_EVERY:
+            waiting.sort(key=lambda queue: queue[0].tick)
+        return waiting[0].popleft()
 
-    def longest_waiting(self, is_ready: Callable[[WatchedCall], bool]) -> WatchedCall | None:
+    def waiting(self, is_ready: Callable[[WatchedCall], bool]) -> list[deque[WatchedCall]]:
+        """Return the queues that have due calls, after dropping stale entries at their heads."""
         for queue in self.queues.values():
             while queue and not is_ready(queue[0]):
                 queue.popleft()
-        heads = (queue[0] for queue in self.queues.values() if queue)
-        return min(heads, key=_tick, default=None)
+        return [queue for queue in self.queues.values() if queue]
 
 
 class FairQueue:
@@ -104,8 +97,7 @@ class FairQueue:
         while self._round:
             calls = self._round[0]
             if call := calls.pop(self._is_ready):
-                if len(self._round) > 1:
-                    self._round.rotate(-1)
+                self._round.rotate(-1)
                 return call
             self._round.popleft()
             del self._label_sets[calls.label_set]
@@ -132,10 +124,9 @@ class FairQueue:
         # The entry stays, and is stale from now on.
         return min(filter(self._is_ready, sample), key=key, default=None) or self.pop()
 
-    def longest_waiting(self) -> WatchedCall | None:
-        """Return the call that has been due for longest."""
-        heads = (call for calls in self._round if (call := calls.longest_waiting(self._is_ready)))
-        return min(heads, key=_tick, default=None)
+    def heads(self) -> list[WatchedCall]:
+        """Return the calls that have been due for longest in their label set and priority."""
+        return [queue[0] for calls in self._round for queue in calls.waiting(self._is_ready)]
 
 
 class Backlog(NamedTuple):
@@ -236,8 +227,10 @@ class TimingWheel:
         self._turns += 1
         first, second = self._healthy, self._failing
         if trial:
-            rank = _was_never_answered if self._turns % 2 else _any
-            call = first.pop_best(rank) or second.pop_best(self._priority)
+            odd = self._turns % 2 == 1
+            call = first.pop_best(
+                lambda call: odd and call.state is CallState.NEW
+            ) or second.pop_best(self._priority)
             self._left_over += 1
         else:
             if not self._turns % _FAILING_EVERY:
@@ -259,9 +252,8 @@ class TimingWheel:
     def backlog(self, now: float) -> Backlog:
         """Return the number of due calls, and the lag."""
         self.advance(now)
-        waiting = filter(None, (self._healthy.longest_waiting(), self._failing.longest_waiting()))
-        first = min(waiting, key=_tick, default=None)
-        if first is None:
+        heads = self._healthy.heads() + self._failing.heads()
+        if (first := min(heads, key=attrgetter("tick"), default=None)) is None:
             return Backlog(0, 0.0, None)
         return Backlog(self.ready, max(0.0, now - first.tick * TICK), first.label_set)
 
@@ -271,11 +263,3 @@ class TimingWheel:
     def _push(self, call: WatchedCall) -> None:
         priority = self._priority(call)
         (self._healthy if priority < FAILING else self._failing).push(call, priority)
-
-
-def _any(_: WatchedCall) -> int:
-    return 0
-
-
-def _was_never_answered(call: WatchedCall) -> int:
-    return call.state is CallState.NEW

@@ -183,8 +183,9 @@ class Driven:
     async def _ask(self, poller: Poller, call: WatchedCall) -> Asked:
         task = asyncio.create_task(poller._poll(call))
         await asyncio.sleep(0)
-        assert isinstance(poller._provider, HeldClient)
-        asked = Asked(poller, call, poller._provider.asked.pop(), task)
+        client: object = self.service.accounts[poller.account]._client
+        assert isinstance(client, HeldClient)
+        asked = Asked(poller, call, client.asked.pop(), task)
         self.asked.append(asked)
         return asked
 

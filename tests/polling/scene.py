@@ -54,7 +54,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.poller = Poller(
             "main",
-            self,
+            self.send_status,
             self.settings,
             self.stats,
             self._observe,

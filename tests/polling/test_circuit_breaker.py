@@ -2,25 +2,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from enum import Enum
 
 import pytest
 
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.polling.circuit_breaker import (
-    MAX_PAUSE,
-    OUTAGE,
-    RECHECK,
-    Change,
-    CircuitBreaker,
-    Evidence,
-)
+from exporter.polling.circuit_breaker import MAX_PAUSE, OUTAGE, RECHECK, CircuitBreaker, Evidence
 from exporter.polling.rate_limiter import RateLimiter
 from exporter.polling.stats import AccountStats
 
 BAD = [Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.TLS, Outcome.HTTP_ERROR, Outcome.BAD_RESPONSE,
        Outcome.API_ERROR]  # fmt: skip
 REFUSED = [Outcome.AUTH, Outcome.THROTTLED]
+
+
+class Change(Enum):
+    """What an answer did: a pause began, possibly right after another one, or ended."""
+
+    OPENED = 0
+    CLOSED = 1
 
 
 class Bench(CircuitBreaker):
@@ -34,8 +35,19 @@ class Bench(CircuitBreaker):
         self.limiter.sent(now, poll=True)
         self.sent()
 
-    def answer(self, outcome: Outcome, sent_at: float, now: float) -> Change | None:
-        return self.answered(Answer(outcome), sent_at, now)
+    def answer(
+        self,
+        outcome: Outcome,
+        sent_at: float,
+        now: float,
+        retry_after: float | None = None,
+        evidence: Evidence = Evidence.RELIABLE,
+    ) -> Change | None:
+        was = self.paused_by
+        self.answered(Answer(outcome, retry_after=retry_after), evidence, sent_at, now, now)
+        if self.paused_by is was:
+            return None
+        return Change.OPENED if self.paused_by else Change.CLOSED
 
     def ask(
         self,
@@ -47,7 +59,7 @@ class Bench(CircuitBreaker):
         """Send a request that is answered at once."""
         assert self.wait(now) <= 0
         self.send(now)
-        return self.answered(Answer(outcome, retry_after=retry_after), now, now, evidence)
+        return self.answer(outcome, now, now, retry_after, evidence)
 
 
 def closed() -> Bench:

@@ -240,10 +240,8 @@ def test_any_history_has_a_wait(
     most = min(86_400.0, interval * longer)
     intervals = PollIntervals(interval, most, adaptive=True)
     for after, by, at, what in history:
-        if what == "outlived":
-            intervals.learn_open(by, at)
-        else:
-            intervals.learn(after, by, at, notified=what == "told")
+        end = (by, math.inf) if what == "outlived" else (after, by)
+        intervals.learn(*end, at, notified=what == "told")
         assert intervals.plan is None or intervals.durations.calls >= ENOUGH
     assert 0 <= intervals.first(age, chance) <= most
     wait = intervals.next(age, failures, chance)

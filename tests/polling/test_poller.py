@@ -59,7 +59,7 @@ class Bench:
         self.observed: list[tuple[str, Finished | PollAgain]] = []
         self.poller = Poller(
             "main",
-            self.provider,
+            self.provider.send_status,
             FAST,
             self.stats,
             self._observe,

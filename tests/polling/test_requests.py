@@ -11,7 +11,7 @@ from exporter.calls import CallState, GiveUpPolicy, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
-from exporter.polling.poller import Poller, PollingSettings, Provider
+from exporter.polling.poller import Poller, PollingSettings, Send
 from exporter.polling.stats import AccountStats
 from tests.waiting import deadline, until
 
@@ -22,20 +22,19 @@ def fail(error: BaseException) -> None:
     raise error
 
 
-def poller_of(provider: Provider, settings: PollingSettings) -> Poller:
+def poller_of(send: Send, settings: PollingSettings) -> Poller:
     wall = virtual_time.wall
-    return Poller("main", provider, settings, AccountStats(), lambda *_: None, fail, wall, wall)
+    return Poller("main", send, settings, AccountStats(), lambda *_: None, fail, wall, wall)
 
 
-class NoProvider:
-    async def send_status(self, _: str) -> Answer:
-        raise AssertionError("nothing is polled")
+async def never(_: str) -> Answer:
+    raise AssertionError("nothing is polled")
 
 
 @pytest_asyncio.fixture
 async def poller() -> AsyncIterator[Poller]:
     settings = PollingSettings(0.05, 0.2, GiveUpPolicy(60, 600), 20, 4)
-    poller = poller_of(NoProvider(), settings)
+    poller = poller_of(never, settings)
     yield poller
     await poller.stop(1)
 
@@ -109,13 +108,12 @@ async def test_nothing_is_sent_once_it_is_to_end(poller: Poller) -> None:
 async def test_a_request_gets_every_other_turn_of_an_account_that_is_overloaded() -> None:
     polled: list[str] = []
 
-    class Overloaded:
-        async def send_status(self, name: str) -> Answer:
-            polled.append(name)
-            return Answer(Outcome.OK, "100", reference_id=name, send_status=1)
+    async def send(name: str) -> Answer:
+        polled.append(name)
+        return Answer(Outcome.OK, "100", reference_id=name, send_status=1)
 
     settings = PollingSettings(0.05, 0.05, GiveUpPolicy(1e9, 1e9), 10, 4)
-    poller = poller_of(Overloaded(), settings)
+    poller = poller_of(send, settings)
     now = virtual_time.wall()
     for row in range(100):
         name = reference_id(f"call-{row}")

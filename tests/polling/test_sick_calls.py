@@ -424,3 +424,21 @@ def test_removed_calls_leave_nothing_behind_while_their_account_is_paused() -> N
         return held
 
     assert run(play) <= 5_000
+
+
+def test_refused_keys_are_shown_within_seconds_where_one_call_is_left_to_ask() -> None:
+    """It was answered just now, and no other call can confirm what it says."""
+
+    async def play() -> Any:
+        scene = Scene()
+        scene.lives = {"only": 1e9}
+        scene.watch("only")
+        await asyncio.sleep(40)
+        scene.for_all = AUTH
+        sent = scene.requests()
+        await scene.until(lambda: scene.requests() > sent)
+        await asyncio.sleep(5)
+        await scene.poller.stop(1)
+        return scene.stats.authorized, scene.requests() - sent
+
+    assert run(play) == (False, 2)
