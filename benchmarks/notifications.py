@@ -26,8 +26,7 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Route
 from exporter.ledger.store import Store
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation
-from exporter.metrics.catalogue import Catalogue
-from exporter.notify.dispatcher import TargetWorker
+from exporter.notify.dispatcher import TargetStatus, TargetWorker
 from exporter.notify.target import TargetSettings
 from exporter.notify.webhook import webhook
 from exporter.secrets import Secret
@@ -78,17 +77,15 @@ def _target(url: str) -> TargetSettings:
 
 async def _sent(url: str, count: int) -> tuple[float, float]:
     """Send a backlog; returns CPU seconds per 1,000, and how many a second."""
-    metrics = Catalogue()
     held = Ledger(lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
         await held.open(f"sqlite:///{folder}/ledger.db")
         held.store.outbox.set_routes([_target(url).route])
         await held.call(finished, held.store, count, 0)
         cpu, wall = time.process_time(), time.perf_counter()
-        worker = TargetWorker(_target(url), held, metrics, asyncio.create_task)
-        labels = {"target": "t", "outcome": "delivered"}
-        get = metrics.registry.get_sample_value
-        while (get("esms_notifications_total", labels) or 0) < count:  # noqa: ASYNC110 - nobody tells
+        status = TargetStatus("t")
+        worker = TargetWorker(_target(url), held, asyncio.create_task, status)
+        while status.delivered < count:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         await worker.stop(1)

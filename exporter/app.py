@@ -18,7 +18,7 @@ from exporter.calls import CallbackOutcome
 from exporter.canaries.canaries import Canaries
 from exporter.config import Config
 from exporter.errors import ConfigError, ExporterError, LedgerError, Problem, SourceError
-from exporter.home_assistant.integration import HomeAssistant
+from exporter.home_assistant.integration import HomeAssistant, read_mqtt
 from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.clock import Clocks
@@ -26,8 +26,7 @@ from exporter.ledger.labels import LabelLimits, prune_labels
 from exporter.ledger.types import BATCH_SIZE
 from exporter.logs import STANDARD_ERROR
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.readings import read_accounts, read_calls, read_status
-from exporter.notify.dispatcher import Dispatcher
+from exporter.notify.dispatcher import Dispatcher, read_targets
 from exporter.notify.home_assistant import NAME as HOME_ASSISTANT
 from exporter.notify.home_assistant import home_assistant
 from exporter.notify.target import TargetSettings
@@ -82,13 +81,14 @@ class App:
         self.metrics = Catalogue()
         self.config_status = ConfigStatus()
         self.accounts: dict[str, Account] = {}
+        self.callbacks: dict[str, dict[CallbackOutcome, int]] = {}  # numbers by account
         self.calls = CallTracker(self.accounts, clocks, self.metrics.commit_duration.observe)
         self.ledger = self.calls.ledger
         self.sources = Sources(self.calls)
-        self.notify = Dispatcher(self.ledger, self.metrics, self.supervisor.start)
+        self.notify = Dispatcher(self.ledger, self.supervisor.start)
         self.calls.subscribe(lambda committed: self.notify.wake(committed.notify))
         self.canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
-        parts = self.accounts, self.calls, self.metrics, self.supervisor.start
+        parts = self.accounts, self.calls, self.supervisor.start
         on_ready = partial(self.notify.wake, frozenset({HOME_ASSISTANT}))
         self._home_assistant = HomeAssistant(*parts, on_ready)
         self.config: Config | None = None
@@ -111,21 +111,23 @@ class App:
     def _register_metrics(self) -> None:
         """Register the functions that read values at each scrape."""
         metrics = self.metrics
-        read_calls(metrics, self.calls.totals)
-        read_accounts(metrics, self._account_stats)
-        read_status(metrics, lambda: self.sources.statuses, self.config_status)
-        metrics.ledger_errors.read_from(lambda: [((), self.ledger.errors)])
-        metrics.lease.read_from(self._lease_states)
-        metrics.replicas.read_from(lambda: [((), self._leases.alive if self._leases else 1)])
-        metrics.last_heartbeat.read_from(
-            lambda: [((), self._leases.last_heartbeat if self._leases else 0)]
+        metrics.read_calls(self.calls.totals)
+        metrics.read_accounts(self._account_stats)
+        metrics.read_status(lambda: self.sources.statuses, self.config_status)
+        read_targets(metrics, lambda: self.notify.statuses)
+        read_mqtt(metrics, lambda: self._home_assistant.stats)
+        metrics.callbacks.read_from(lambda: self.callbacks)
+        metrics.ledger_errors.read_from(lambda: self.ledger.errors)
+        metrics.lease.read_from(
+            lambda: {
+                account.name: account.name in self.accounts
+                for account in (self.config.accounts if self.config else ())
+            }
         )
-        metrics.evictions.read_from(lambda: [((), self._leases.evictions if self._leases else 0)])
-        metrics.log_lines_dropped.read_from(lambda: [((), STANDARD_ERROR.dropped)])
-
-    def _lease_states(self) -> Iterator[tuple[tuple[str], float]]:
-        for account in self.config.accounts if self.config else ():
-            yield (account.name,), float(account.name in self.accounts)
+        metrics.replicas.read_from(lambda: self._leases.alive if self._leases else 1)
+        metrics.last_heartbeat.read_from(lambda: self._leases.last_heartbeat if self._leases else 0)
+        metrics.evictions.read_from(lambda: self._leases.evictions if self._leases else 0)
+        metrics.log_lines_dropped.read_from(lambda: STANDARD_ERROR.dropped)
 
     def _account_stats(self) -> Iterator[tuple[str, AccountStats]]:
         for name, account in self.accounts.items():
@@ -314,13 +316,13 @@ class App:
             # Retry later: finished or removed calls make room.
             self._reload_at = time.monotonic() + self._room_retry
         self.config = config
+        names = [account.name for account in config.accounts]
+        self._home_assistant.configure(config.home_assistant, names)
         self.notify.configure(self._targets(config), config.shutdown_timeout)
         await self._change_accounts(old, config)
         self.config_status.loaded(ConfigurationSource.name)
         self.config_status.loaded_at = time.time()
         self.sources[ConfigurationSource].loaded()
-        names = [account.name for account in config.accounts]
-        self._home_assistant.configure(config.home_assistant, names)
 
     async def _configure_calls(self, config: Config) -> None:
         watch = config.watch
@@ -330,8 +332,8 @@ class App:
     def _targets(self, config: Config) -> list[TargetSettings]:
         """Return the targets of notifications."""
         targets = [webhook(target, config.authorities) for target in config.notify]
-        if config.home_assistant:
-            targets.append(home_assistant(config.home_assistant, self._home_assistant))
+        if config.home_assistant and (publisher := self._home_assistant.publisher):
+            targets.append(home_assistant(config.home_assistant, publisher))
         return targets
 
     async def _change_accounts(self, old: Config | None, config: Config) -> None:
@@ -387,8 +389,7 @@ class App:
                 until,
             )
             self.accounts[name] = account
-            for outcome in CallbackOutcome:
-                self.metrics.callbacks.labels(name, outcome.value)
+            self.callbacks.setdefault(name, dict.fromkeys(CallbackOutcome, 0))
             self.calls.learn_recent_durations(name)
         self._accounts_changed()
 
@@ -399,7 +400,7 @@ class App:
             self.ledger.store.set_epoch(name, None)
             self.calls.drop_totals(name)
             self._to_load.discard(name)
-            self.metrics.remove("account", name)
+            self.callbacks.pop(name, None)
             if account := self.accounts.pop(name, None):
                 task = self.supervisor.start(self._retire(account, timeout))
                 self._retiring.add(task)

@@ -9,7 +9,6 @@ from exporter.calls import ENDINGS, Finished, Key, Result, Status
 from exporter.ledger.totals import TotalKey, TotalKind, additions
 from exporter.ledger.types import SeriesChanges, Snapshot
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.readings import read_calls
 from tests.samples import samples, value
 
 ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
@@ -22,7 +21,7 @@ class Shown:
         self.totals = CallTotals(names)
         self.totals.show(set(accounts), Snapshot({}, {}, set()))
         self.metrics = Catalogue()
-        read_calls(self.metrics, self.totals)
+        self.metrics.read_calls(self.totals)
 
     def finish(self, account: str, row: int, price: float | None = None) -> None:
         self.totals.add(additions(account, row, ANSWERED, 20.0, price))

@@ -31,7 +31,7 @@ from exporter.ledger import canary_runs
 from exporter.ledger.canary_runs import CanaryResult, NotBegun, Run, State
 from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.reading import Rows
+from exporter.metrics.reading import Reading, Values
 from exporter.polling.stats import Operation
 
 WAIT_FOR_TURN: Final = 30.0
@@ -88,23 +88,17 @@ class CanaryNumbers:
 
 
 def read_canaries(metrics: Catalogue, canaries: Mapping[str, CanaryNumbers]) -> None:
-    """Register the metrics of canaries; `canaries` is a live mapping by name."""
+    """Read the metrics of canaries; `canaries` is a live mapping by name."""
 
-    def each(read: Callable[[CanaryNumbers], Rows[float]]) -> Callable[[], Rows[float]]:
-        return lambda: (
-            ((canary.account, name, *labels), value)
-            for name, canary in canaries.items()
-            for labels, value in read(canary)
+    def read(metric: Reading, values: Callable[[CanaryNumbers], Values]) -> None:
+        metric.read_from(
+            lambda: {(canary.account, name): values(canary) for name, canary in canaries.items()}
         )
 
-    metrics.canary_success.read_from(each(lambda canary: [((), canary.success)]))
-    metrics.canary_last_success.read_from(each(lambda canary: [((), canary.last_success)]))
-    metrics.canary_stages.read_from(
-        each(lambda canary: (((stage.value,), seconds) for stage, seconds in canary.stages.items()))
-    )
-    metrics.canary_runs.read_from(
-        each(lambda canary: (((result.value,), number) for result, number in canary.runs.items()))
-    )
+    read(metrics.canary_success, lambda canary: canary.success)
+    read(metrics.canary_last_success, lambda canary: canary.last_success)
+    read(metrics.canary_stages, lambda canary: canary.stages)
+    read(metrics.canary_runs, lambda canary: canary.runs)
 
 
 class Canaries:

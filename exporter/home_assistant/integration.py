@@ -3,117 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from exporter.account import Account
 from exporter.config import HomeAssistantConfig
-from exporter.errors import BrokerAwayError
-from exporter.home_assistant.payloads import Topics, device, state
+from exporter.home_assistant.payloads import MqttStats
+from exporter.home_assistant.publisher import ExposedAccounts, Publisher
 from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.reading import Reading, Values
 from exporter.tracker import CallTracker
-
-if TYPE_CHECKING:
-    from exporter.home_assistant.publisher import MqttMetrics, Publisher
 
 _GOODBYE: Final = 5.0
 """Seconds to clear retained messages of the previous configuration."""
 
 
-_MIN_INTERVAL: Final = 1.0
-"""Minimum seconds between updates."""
+def read_mqtt(metrics: Catalogue, stats: Callable[[], MqttStats | None]) -> None:
+    """Read the metrics of the broker; `stats` returns None if no broker is configured."""
 
-_PER_ACCOUNT: Final = 0.01
-"""Seconds between updates per account: with 1,000 accounts, updates use 1 % of a core."""
+    def read(metric: Reading, values: Callable[[MqttStats], Values]) -> None:
+        metric.read_from(lambda: None if (now := stats()) is None else values(now))
 
-
-class ExposedAccounts:
-    """The accounts that a configuration exposes.
-
-    Args:
-        config: the configuration.
-        accounts: the accounts that this exporter polls: live mapping, shared by reference.
-        configured: the names of all configured accounts: live set, shared by reference.
-        calls: the tracker of calls.
-
-    Attributes:
-        topics: the MQTT topics.
-    """
-
-    def __init__(
-        self,
-        config: HomeAssistantConfig,
-        accounts: Mapping[str, Account],
-        configured: Collection[str],
-        calls: CallTracker,
-    ) -> None:
-        self.topics = Topics(config.discovery_prefix, config.topic_prefix)
-        self._only = config.accounts
-        self._accounts = accounts
-        self._configured = configured
-        self._calls = calls
-
-    @property
-    def interval(self) -> float:
-        """Seconds between updates of `messages`."""
-        return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self._accounts))
-
-    def left_to_others(self) -> set[str]:
-        """Return the topics of accounts that other exporters may publish."""
-        standby = [name for name in self._configured if name not in self._accounts]
-        return {
-            topic(name) for name in standby for topic in (self.topics.device, self.topics.state)
-        }
-
-    async def messages(self) -> Mapping[str, bytes]:
-        """Return the messages to retain for the accounts that this exporter polls, by topic."""
-        now, wanted = time.time(), dict[str, bytes]()
-        for name, account in list(self._accounts.items()):
-            if self._only is None or name in self._only:
-                balance = account.stats.balance
-                wanted[self.topics.device(name)] = device(
-                    self.topics, name, with_balance=balance is not None
-                )
-                recent = self._calls.recent_results.recent(name, now)
-                wanted[self.topics.state(name)] = state(
-                    account.status,
-                    recent,
-                    len(account.poller.calls),
-                    balance and balance.vnd,
-                )
-                await asyncio.sleep(0)  # do not block polls and scrapes
-        return wanted
+    read(metrics.mqtt_connected, lambda stats: stats.connected)
+    read(metrics.mqtt_errors, lambda stats: stats.connection_errors)
+    read(metrics.mqtt_messages, lambda stats: stats.messages)
 
 
 class HomeAssistant:
-    """Publishes accounts and events if a broker is configured.
+    """Runs the publisher of the configured broker, if there is one.
 
     Args:
         accounts: live mapping, shared by reference.
         calls: the tracker of calls.
-        metrics: counts messages.
         spawn: starts a background task.
         on_ready: called whenever events can be published again.
+
+    Attributes:
+        publisher: None if no broker is configured.
+        stats: its statistics; kept when the broker changes.
     """
 
     def __init__(
         self,
         accounts: Mapping[str, Account],
         calls: CallTracker,
-        metrics: Catalogue,
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         on_ready: Callable[[], None],
     ) -> None:
         self._accounts = accounts
         self._calls = calls
-        self._metrics = metrics
         self._spawn = spawn
         self._on_ready = on_ready
+        self.stats: MqttStats | None = None
         self._configured: set[str] = set()
         self._config: HomeAssistantConfig | None = None
-        self._publisher: Publisher | None = None
-        self._mqtt: MqttMetrics | None = None
+        self.publisher: Publisher | None = None
         self._running: asyncio.Task[None] | None = None
 
     def configure(self, config: HomeAssistantConfig | None, accounts: Collection[str]) -> None:
@@ -127,33 +71,17 @@ class HomeAssistant:
         self._configured.update(accounts)
         if config == self._config:
             return
-        if self._publisher:
+        if self.publisher:
             moved = config is None or _location(config) != _location(self._config)
-            self._publisher.stop(clear_retained=moved)
+            self.publisher.stop(clear_retained=moved)
         self._config = config
-        self._publisher = None
         if config is None:
-            self._metrics.remove_mqtt()
-            self._mqtt = None
+            self.publisher = self.stats = None
         else:
-            # The MQTT library is optional: import it only if a broker is configured.
-            from exporter.home_assistant.publisher import MqttMetrics, Publisher  # noqa: PLC0415
-
             exposed = ExposedAccounts(config, self._accounts, self._configured, self._calls)
-            self._mqtt = self._mqtt or MqttMetrics(self._metrics)
-            self._publisher = Publisher(config, exposed, self._mqtt, self._on_ready)
-        self._running = self._spawn(_replace(self._running, self._publisher))
-
-    @property
-    def ready(self) -> bool:
-        """Whether events can be published now."""
-        return self._publisher is not None and self._publisher.ready
-
-    async def publish_event(self, account: str, payload: bytes) -> None:
-        """Publish an event; see `Publisher.publish_event`."""
-        if self._publisher is None:
-            raise BrokerAwayError("no MQTT broker is configured")
-        await self._publisher.publish_event(account, payload)
+            self.stats = self.stats or MqttStats()
+            self.publisher = Publisher(config, exposed, self.stats, self._on_ready)
+        self._running = self._spawn(_replace(self._running, self.publisher))
 
     async def stop(self, timeout: float, *, others: bool = False) -> None:
         """Publish the last states, and the availability `offline` unless others are online.
@@ -162,8 +90,8 @@ class HomeAssistant:
             timeout: seconds until the task is cancelled.
             others: whether other exporters keep publishing.
         """
-        if self._publisher:
-            self._publisher.stop(clear_retained=False, others=others)
+        if self.publisher:
+            self.publisher.stop(clear_retained=False, others=others)
         await _end(self._running, timeout)
 
 

@@ -7,7 +7,7 @@ One retained message describes a device with its entities (MQTT device discovery
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -72,6 +72,24 @@ class MqttKind(StrEnum):
     DEVICE = "device"  # description of an account's device and entities
     STATE = "state"  # state of the entities of an account
     EVENT = "event"  # finished call
+
+
+class MqttOutcome(StrEnum):
+    """Outcome of a message: the label `outcome` of `esms_mqtt_messages_total`."""
+
+    PUBLISHED = "published"  # acknowledged by the broker
+    FAILED = "failed"  # not acknowledged; published again
+
+
+@dataclass(slots=True, eq=False)
+class MqttStats:
+    """Statistics of the connection to the broker, and numbers of messages, for metrics."""
+
+    connected: bool = False
+    connection_errors: int = 0
+    messages: dict[MqttKind, dict[MqttOutcome, int]] = field(
+        default_factory=lambda: {kind: dict.fromkeys(MqttOutcome, 0) for kind in MqttKind}
+    )
 
 
 @dataclass(frozen=True, slots=True)

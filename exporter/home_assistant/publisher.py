@@ -4,30 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import structlog
-from aiomqtt import Client
 
+from exporter.account import Account
 from exporter.backoff import ExponentialBackoff
 from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
-from exporter.home_assistant.mqtt import (
-    AT_LEAST_ONCE,
-    TIMEOUT,
-    Message,
-    connected,
-    mapped_errors,
+from exporter.home_assistant.payloads import (
+    OFFLINE,
+    ONLINE,
+    MqttKind,
+    MqttOutcome,
+    MqttStats,
+    Topics,
+    device,
+    state,
 )
-from exporter.home_assistant.payloads import OFFLINE, ONLINE, MqttKind
-from exporter.metrics.catalogue import Catalogue
+from exporter.tracker import CallTracker
 
 if TYPE_CHECKING:
-    from exporter.home_assistant.integration import ExposedAccounts
+    from aiomqtt import Client
+
+_TIMEOUT: Final = 10.0
+"""Seconds to wait for a response of the broker."""
+
+_GOODBYE_TIMEOUT: Final = 1.0
+"""Seconds for a clean disconnect."""
+
+_KEEPALIVE: Final = 30
+"""MQTT keep-alive interval in seconds."""
+
+_MAX_RECEIVED: Final = 10_000
+"""Limit of unprocessed messages; enough for the retained messages of a thousand accounts."""
+
+_AT_LEAST_ONCE: Final = 1
+_PORT: Final = 1883
+_TLS_PORT: Final = 8883
+
+_MIN_INTERVAL: Final = 1.0
+"""Minimum seconds between updates."""
+
+_PER_ACCOUNT: Final = 0.01
+"""Seconds between updates per account: with 1,000 accounts, updates use 1 % of a core."""
 
 _BATCH_SIZE: Final = 10
 """Limit of unacknowledged messages."""
@@ -36,7 +62,7 @@ _SETTLE: Final = 0.5
 """Seconds to wait for retained messages, as nothing marks the last one."""
 
 # With jitter, so that several exporters do not reconnect at the same time.
-BACKOFF: Final = ExponentialBackoff(1.0, 60.0, jitter=0.5)
+_BACKOFF: Final = ExponentialBackoff(1.0, 60.0, jitter=0.5)
 """Back-off of reconnections."""
 
 _STEADY: Final = 60.0
@@ -48,35 +74,57 @@ _REPUBLISH: Final = b"?"
 _log = structlog.get_logger(__name__)
 
 
-class MqttOutcome(StrEnum):
-    """Outcome of a message: the label `outcome` of `esms_mqtt_messages_total`."""
+class Message(NamedTuple):
+    """An MQTT message; an empty payload clears the retained message of the topic."""
 
-    PUBLISHED = "published"  # acknowledged by the broker
-    FAILED = "failed"  # not acknowledged; published again
+    topic: str
+    payload: bytes
+    retained: bool
 
 
-class MqttMetrics:
-    """Metrics of the broker; they start at 0.
+@dataclass(eq=False)
+class ExposedAccounts:
+    """The accounts that a configuration exposes.
 
     Attributes:
-        connected: whether the broker is connected.
-        connection_errors: number of failed connections.
+        config: the configuration.
+        accounts: the accounts that this exporter polls: live mapping, shared by reference.
+        configured: the names of all configured accounts: live set, shared by reference.
+        calls: the tracker of calls.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._messages = {
-            (kind, outcome): catalogue.mqtt_messages.labels(kind.value, outcome.value)
-            for kind in MqttKind
-            for outcome in MqttOutcome
-        }
-        self.connected = False
-        self.connection_errors = 0
-        catalogue.mqtt_connected.read_from(lambda: [((), self.connected)])
-        catalogue.mqtt_errors.read_from(lambda: [((), self.connection_errors)])
+    config: HomeAssistantConfig
+    accounts: Mapping[str, Account]
+    configured: Collection[str]
+    calls: CallTracker
 
-    def count(self, kind: MqttKind, outcome: MqttOutcome) -> None:
-        """Count a message."""
-        self._messages[kind, outcome].inc()
+    @property
+    def topics(self) -> Topics:
+        """The MQTT topics."""
+        return Topics(self.config.discovery_prefix, self.config.topic_prefix)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between updates of `messages`."""
+        return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self.accounts))
+
+    def left_to_others(self) -> set[str]:
+        """Return the topics of accounts that other exporters may publish."""
+        standby = [name for name in self.configured if name not in self.accounts]
+        return {*map(self.topics.device, standby), *map(self.topics.state, standby)}
+
+    async def messages(self) -> Mapping[str, bytes]:
+        """Return the messages to retain for the accounts that this exporter polls, by topic."""
+        now, topics, wanted = time.time(), self.topics, dict[str, bytes]()
+        for name, account in list(self.accounts.items()):
+            if self.config.accounts is None or name in self.config.accounts:
+                balance = account.stats.balance and account.stats.balance.vnd
+                wanted[topics.device(name)] = device(topics, name, with_balance=balance is not None)
+                recent = self.calls.recent_results.recent(name, now)
+                open_calls = len(account.poller.calls)
+                wanted[topics.state(name)] = state(account.status, recent, open_calls, balance)
+                await asyncio.sleep(0)  # do not block polls and scrapes
+        return wanted
 
 
 class Publisher:
@@ -89,7 +137,7 @@ class Publisher:
     Args:
         config: the broker.
         exposed: the accounts.
-        metrics: counts messages.
+        stats: receives the numbers of messages and connections.
         on_ready: called when events can be published.
         timeout: seconds to wait for a response of the broker.
         backoff: back-off of reconnections.
@@ -99,28 +147,33 @@ class Publisher:
         self,
         config: HomeAssistantConfig,
         exposed: ExposedAccounts,
-        metrics: MqttMetrics,
+        stats: MqttStats,
         on_ready: Callable[[], None],
-        timeout: float = TIMEOUT,
-        backoff: ExponentialBackoff = BACKOFF,
+        timeout: float = _TIMEOUT,
+        backoff: ExponentialBackoff = _BACKOFF,
     ) -> None:
         self._config = config
         self._exposed = exposed
-        self._metrics = metrics
+        self._stats = stats
         self._others = False
         self._on_ready = on_ready
         self._timeout = timeout
         self._backoff = backoff
         self._topics = exposed.topics
         self._retained: dict[str, bytes] = {}  # the known retained messages of the broker
-        self._published: Collection[str] = ()  # topics of accounts in the last update
+        self._published: Collection[str] | None = None  # topics in the last update
         self._failed: dict[str, None] = {}  # topics whose last message failed, oldest first
-        self._events: deque[tuple[Message, asyncio.Future[None]]] = deque()
-        self._wake = asyncio.Event()
+        # The connection, and a group for tasks that end with it; None unless ready for events.
+        self._session: tuple[Client, asyncio.TaskGroup] | None = None
+        self._publishing = asyncio.Lock()  # held while messages are unacknowledged
         self._stopping = asyncio.Event()
         self._clear_retained = False
         self._problem: str | None = None
-        self.ready = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether events can be published."""
+        return self._session is not None
 
     def stop(self, *, clear_retained: bool, others: bool = False) -> None:
         """Stop `run`, at once if the broker is disconnected.
@@ -131,25 +184,29 @@ class Publisher:
         """
         self._clear_retained, self._others = clear_retained, others
         self._stopping.set()
-        self._wake.set()
 
     async def publish_event(self, account: str, payload: bytes) -> None:
         """Publish an event once, and return when the broker has acknowledged it.
 
-        Events are published one at a time, without other messages under way, to know which event
-        breaks the connection.
+        No other messages are under way meanwhile, to know which event breaks the connection.
 
         Raises:
             BrokerAwayError: the event was not published.
             BrokerError: the event was not acknowledged.
         """
-        if not self.ready:
-            raise BrokerAwayError("the MQTT broker is not connected")
-        message = Message(self._topics.event(account), payload, retained=False)
-        published = asyncio.get_running_loop().create_future()
-        self._events.append((message, published))
-        self._wake.set()
-        await published
+        async with self._publishing:
+            if self._session is None:
+                raise BrokerAwayError("the MQTT broker is not connected")
+            broker, tasks = self._session
+            message = Message(self._topics.event(account), payload, retained=False)
+            publishing = tasks.create_task(self._publish(broker, message))
+            try:
+                await asyncio.wait([publishing])
+            finally:
+                publishing.cancel()
+        if publishing.cancelled():
+            raise BrokerError("connection lost before the acknowledgement")
+        publishing.result()
 
     async def run(self) -> None:
         """Connect and publish, with a back-off after failures, until `stop`."""
@@ -159,92 +216,81 @@ class Publisher:
             started = loop.time()
             try:
                 await self._connect()
-            except BrokerError as error:
+            except* BrokerError as errors:
                 failures = 1 if loop.time() - started > _STEADY else failures + 1
-                self._log_connection(str(error))
+                self._stats.connection_errors += 1
+                if (problem := str(errors.exceptions[0])) != self._problem:
+                    _log.warning("MQTT connection failed", problem=problem)
+                self._problem = problem
             finally:
-                self._metrics.connected = False
-                self._refuse_events()
+                self._stats.connected, self._session = False, None
             wait = self._backoff.wait(failures, random.random())  # noqa: S311
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._stopping.wait()
 
     async def _connect(self) -> None:
+        """Publish over one connection, until `stop` or a `BrokerError`."""
         last_will = Message(self._topics.availability, OFFLINE, retained=True)
-        async with connected(self._config, last_will, self._timeout) as broker:
-            self._metrics.connected = True
-            self._log_connection(None)
-            tasks = [
-                asyncio.create_task(self._receive(broker)),
-                asyncio.create_task(self._publish_all(broker)),
-            ]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                ends = await asyncio.gather(*tasks, return_exceptions=True)
-            for end in ends:
-                if isinstance(end, Exception):
-                    raise end
+        async with (
+            _connected(self._config, last_will, self._timeout) as broker,
+            asyncio.TaskGroup() as tasks,
+        ):
+            self._stats.connected, self._problem, self._published = True, None, None
+            _log.info("MQTT connection established")
+            receiving = tasks.create_task(self._receive(broker))
+            await self._publish_changes(broker, await self._wanted(broker), ONLINE)
+            self._session = broker, tasks
+            self._on_ready()
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._exposed.interval):
+                        await self._stopping.wait()
+                        break
+                await self._publish_changes(broker, await self._wanted(broker), ONLINE)
+            self._session = None
+            wanted = await self._wanted(broker)
+            if self._clear_retained:
+                wanted = {}
+                await self._publish_changes(broker, wanted, ONLINE)
+                await asyncio.sleep(_SETTLE)
+            await self._publish_changes(broker, wanted, ONLINE if self._others else OFFLINE)
+            receiving.cancel()
 
     async def _receive(self, broker: Client) -> None:
-        with mapped_errors():
-            async for message in broker.messages:
-                topic, payload = message.topic.value, message.payload
-                if topic == self._topics.birth:
-                    if payload == ONLINE:
-                        self._retained = dict.fromkeys(self._retained, _REPUBLISH)
-                elif topic == self._topics.availability:
-                    # May be the last will of a broken connection, also of another exporter.
-                    self._retained[topic] = payload
-                elif message.retain:
-                    self._retained.setdefault(topic, payload)
-
-    async def _publish_all(self, broker: Client) -> None:
-        await self._look(broker)
-        self._published = (await self._exposed.messages()).keys()
-        loop, look_at = asyncio.get_running_loop(), 0.0
-        while not self._stopping.is_set():
-            self._wake.clear()
-            await self._publish_events(broker)
-            if loop.time() >= look_at:
-                look_at = loop.time() + self._exposed.interval
-                await self._publish_changes(broker, await self._wanted(broker), ONLINE)
-                if not self.ready:
-                    self.ready = True
-                    self._on_ready()
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(look_at):
-                    await self._wake.wait()
-        self.ready = False
-        await self._publish_events(broker)
-        wanted = await self._wanted(broker)
-        if self._clear_retained:
-            wanted = {}
-            await self._publish_changes(broker, wanted, ONLINE)
-            await asyncio.sleep(_SETTLE)
-        await self._publish_changes(broker, wanted, ONLINE if self._others else OFFLINE)
+        try:
+            with _mapped_errors():
+                async for message in broker.messages:
+                    topic, payload = message.topic.value, message.payload
+                    if topic == self._topics.birth:
+                        if payload == ONLINE:
+                            self._retained = dict.fromkeys(self._retained, _REPUBLISH)
+                    elif topic == self._topics.availability:
+                        # May be the last will of a broken connection, also of another exporter.
+                        self._retained[topic] = payload
+                    elif message.retain:
+                        self._retained.setdefault(topic, payload)
+        finally:
+            self._session = None
 
     async def _wanted(self, broker: Client) -> Mapping[str, bytes]:
-        """Return the messages to retain for the accounts that this exporter polls."""
+        """Return the messages to retain for the accounts that this exporter polls.
+
+        First read the retained messages of the broker, if that is not done on this connection, or
+        if another exporter may have published an account since.
+        """
         wanted = await self._exposed.messages()
-        if not wanted.keys() <= set(self._published):
-            await self._look(broker)  # another exporter may have published the new accounts
+        if self._published is None or not wanted.keys() <= set(self._published):
+            self._retained = {}
+            topics = self._topics
+            watched = topics.availability, topics.birth, *topics.retained
+            with _mapped_errors():
+                await broker.subscribe([(topic, _AT_LEAST_ONCE) for topic in watched])
+            await asyncio.sleep(_SETTLE)
+            with _mapped_errors():  # otherwise the broker would send back every message
+                await broker.unsubscribe(list(topics.retained))
         self._published = wanted.keys()
         return wanted
-
-    async def _look(self, broker: Client) -> None:
-        """Read the retained messages of the broker."""
-        self._retained = {}
-        topics = self._topics
-        wanted = topics.availability, topics.birth, *topics.retained
-        with mapped_errors():
-            await broker.subscribe([(topic, AT_LEAST_ONCE) for topic in wanted])
-        await asyncio.sleep(_SETTLE)
-        with mapped_errors():  # otherwise the broker would send back every message
-            await broker.unsubscribe(list(topics.retained))
 
     async def _publish_changes(
         self, broker: Client, wanted: Mapping[str, bytes], availability: bytes
@@ -270,65 +316,98 @@ class Publisher:
             await self._publish_retained(broker, [by_topic[topic]])
 
     async def _publish_retained(self, broker: Client, messages: Sequence[Message]) -> None:
-        # Record before publishing: messages of other exporters that arrive meanwhile are newer.
-        for topic, payload, _ in messages:
-            self._retained[topic] = payload
-            if not payload:
-                del self._retained[topic]
-            self._failed.pop(topic, None)
-            self._failed[topic] = None  # until it is acknowledged
-        problems = await asyncio.gather(*(self._publish(broker, each) for each in messages))
-        for message, problem in zip(messages, problems, strict=True):
-            if not problem:
-                del self._failed[message.topic]
-        for problem in filter(None, problems):
-            raise problem
+        async with self._publishing:
+            # Record before publishing: messages of other exporters that arrive meanwhile are newer.
+            for topic, payload, _ in messages:
+                self._retained[topic] = payload
+                if not payload:
+                    del self._retained[topic]
+                self._failed.pop(topic, None)
+                self._failed[topic] = None  # until it is acknowledged
+            publishing = (self._publish(broker, message) for message in messages)
+            for problem in await asyncio.gather(*publishing, return_exceptions=True):
+                if problem:
+                    raise problem
 
-    async def _publish_events(self, broker: Client) -> None:
-        """Publish the waiting events; later events wait until states were published."""
-        for _ in range(len(self._events)):
-            message, published = self._events.popleft()
-            if published.done():
-                continue  # cancelled
-            problem: BrokerError | None = BrokerError("connection lost before the acknowledgement")
-            try:
-                problem = await self._publish(broker, message)
-            finally:
-                _finish(published, problem)
-            if problem:
-                raise problem
-
-    def _refuse_events(self) -> None:
-        self.ready = False
-        while self._events:
-            _finish(self._events.popleft()[1], BrokerAwayError("the MQTT broker disconnected"))
-
-    async def _publish(self, broker: Client, message: Message) -> BrokerError | None:
-        """Publish a message; return the problem if the broker did not acknowledge it."""
-        problem, outcome = None, MqttOutcome.PUBLISHED
+    async def _publish(self, broker: Client, message: Message) -> None:
+        """Publish a message, and wait until the broker acknowledges it."""
+        numbers = self._stats.messages[self._topics.kind(message.topic)]
         try:
-            with mapped_errors():
+            with _mapped_errors():
                 topic, payload, retained = message
-                await broker.publish(topic, payload, AT_LEAST_ONCE, retained)
-        except BrokerError as error:
-            problem, outcome = error, MqttOutcome.FAILED
-        self._metrics.count(self._topics.kind(message.topic), outcome)
-        return problem
-
-    def _log_connection(self, problem: str | None) -> None:
-        if problem is not None:
-            self._metrics.connection_errors += 1
-            if problem != self._problem:
-                _log.warning("MQTT connection failed", problem=problem)
-        else:
-            _log.info("MQTT connection established")
-        self._problem = problem
+                await broker.publish(topic, payload, _AT_LEAST_ONCE, retained)
+        except BrokerError:
+            self._session = None
+            numbers[MqttOutcome.FAILED] += 1
+            raise
+        numbers[MqttOutcome.PUBLISHED] += 1
+        self._failed.pop(message.topic, None)
 
 
-def _finish(published: asyncio.Future[None], problem: BrokerError | None) -> None:
-    if published.done():
-        return  # cancelled
-    if problem:
-        published.set_exception(problem)
-    else:
-        published.set_result(None)
+@asynccontextmanager
+async def _connected(
+    config: HomeAssistantConfig, last_will: Message, timeout: float
+) -> AsyncIterator[Client]:
+    """Connect to a broker for the duration of the block, which has to use `_mapped_errors`.
+
+    Args:
+        config: the broker and its credentials.
+        last_will: message that the broker publishes when the connection breaks.
+        timeout: seconds to wait for a response of the broker.
+    """
+    import aiomqtt  # noqa: PLC0415 - optional
+
+    url = urlsplit(config.url)
+    with _mapped_errors():
+        tls = await asyncio.to_thread(_context, config) if url.scheme == "mqtts" else None
+        client = aiomqtt.Client(
+            url.hostname or "",
+            url.port or (_TLS_PORT if tls else _PORT),
+            username=config.username,
+            password=config.password.reveal() if config.password else None,
+            will=aiomqtt.Will(*last_will[:2], _AT_LEAST_ONCE, last_will.retained),
+            timeout=timeout,
+            keepalive=_KEEPALIVE,
+            max_queued_incoming_messages=_MAX_RECEIVED,
+            tls_context=tls,
+        )
+        # A cancelled connection attempt would leave an open socket behind.
+        connecting = asyncio.ensure_future(client.__aenter__())
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(lambda _: _cut(client))
+            raise
+        except Exception:
+            # On a time-out, the library leaves the socket open.
+            _cut(client)
+            raise
+    try:
+        yield client
+        with suppress(Exception):  # the connection may be broken
+            async with asyncio.timeout(_GOODBYE_TIMEOUT):
+                await client.__aexit__(None, None, None)
+    finally:
+        # After a failed block, close without DISCONNECT: the broker publishes the last will.
+        # Always close: the library may leave a readable socket in the event loop.
+        _cut(client)
+
+
+def _cut(client: Client) -> None:
+    client._client._sock_close()  # noqa: SLF001
+
+
+def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
+    # The certificates that were loaded with the configuration: the file may have changed since.
+    if config.authorities:
+        return config.authorities.context
+    return ssl.create_default_context(cafile=config.ca_file)
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Map all exceptions of the library to `BrokerError`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the library raises anything, such as struct.error
+        raise BrokerError(str(error) or type(error).__name__) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -16,17 +16,17 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.metrics import MetricWrapperBase
 
 import exporter
+from exporter.call_totals import CallTotals, LabelSetTotals
 from exporter.esms.codes import CODES, Outcome
-from exporter.metrics.reading import Reading, Registry
-from exporter.polling.stats import REQUEST_BUCKETS, Distribution
+from exporter.metrics.reading import Reading, Registry, Values
+from exporter.polling.stats import AccountStats, Operation
+from exporter.source_status import ConfigStatus, SourceStatus
 
 COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 AUTH_CODES: Final = tuple(code for code, outcome in CODES.items() if outcome is Outcome.AUTH)
-
 
 _SURVIVES: Final = "Kept in the ledger: survives restarts."
 
@@ -36,162 +36,160 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class Catalogue:
     """Every metric, in the order of exposition.
 
-    Numbers that only metrics need are kept in metrics of prometheus-client. A `Reading` reads, at
-    each scrape, numbers that other objects keep.
+    Most are of the kind `Reading`: other objects count in plain numbers, which each scrape reads.
     """
 
     def __init__(self) -> None:  # noqa: PLR0915 - a statement per metric
         registry = self.registry = Registry()
-        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
-        histogram = partial(Histogram, registry=registry)
-        read_counter = partial(Reading[float], registry, "counter")
-        read_gauge = partial(Reading[float], registry, "gauge")
-        read_histogram = partial(Reading[Distribution], registry, "histogram")
-        # Finished calls. The labels of `watch.labels` follow these labels.
-        self.calls = read_counter(
+        counter = partial(Reading, registry, "counter")
+        gauge = partial(Reading, registry, "gauge")
+        histogram = partial(Reading, registry, "histogram")
+        # Finished calls. The labels of `watch.labels` follow the label `account`.
+        self.calls = counter(
             "esms_calls_total",
             "Finished calls, each counted once, when its result is committed. result: whether "
             f"the carrier delivered the call; status: what the callee did. {_SURVIVES}",
             ["account", "result", "status"],
         )
-        self.call_duration = read_histogram(
+        self.call_duration = histogram(
             "esms_call_duration_seconds",
             f"Duration of answered calls, observed when the result is committed. {_SURVIVES}",
             ["account"],
         )
-        self.keypresses = read_counter(
+        self.keypresses = counter(
             "esms_call_keypresses_total",
             "Finished calls in which the callee pressed a key, by the first key, counted when "
             f"the result is committed. {_SURVIVES}",
             ["account", "key"],
         )
-        self.result_delay = read_histogram(
+        self.result_delay = histogram(
             "esms_call_result_delay_seconds",
             "Time from adding a call to its result, observed when the result is committed. "
             f"{_SURVIVES}",
             ["account"],
         )
-        self.price = read_counter(
+        self.price = counter(
             "esms_call_price_vnd_total",
             "Prices of finished calls in VND, as reported by the provider's callback, added when "
             f"the price and the result are committed. {_SURVIVES}",
             ["account"],
         )
         # Accounts and their requests.
-        self.watched = read_gauge(
+        self.watched = gauge(
             "esms_calls_watched",
             "Open calls, by the state in their last answer.",
             ["account", "state"],
         )
-        self.oldest = read_gauge(
+        self.oldest = gauge(
             "esms_oldest_watched_call_timestamp_seconds",
             "Unix time at which the oldest open call was added; 0 if no call is open.",
             ["account"],
         )
-        self.requests = read_counter(
+        self.requests = counter(
             "esms_api_requests_total",
             "Requests to the provider, by outcome. The exporter polls on its own timer, because "
             "the provider limits requests and each result has to be fetched once: a scrape sends "
             "no request.",
             ["account", "operation", "outcome"],
         )
-        self.result_codes = read_counter(
+        self.result_codes = counter(
             "esms_api_result_codes_total",
             "Answers of the provider, by result code; undocumented codes count as `other`.",
             ["account", "operation", "code"],
         )
-        self.odd_values = read_counter(
+        self.odd_values = counter(
             "esms_api_odd_values_total",
             "Invalid values of fields in answers and callbacks for finished calls, and missing "
             "values of SentResult. Without a valid SentResult, an answered call counts as "
             "success and any other as failure.",
             ["account", "field"],
         )
-        self.request_duration = read_histogram(
+        self.request_duration = histogram(
             "esms_api_request_duration_seconds",
             "Time from sending a request to the complete answer or the failure.",
             ["account", "operation"],
         )
-        self.auth_failures = read_counter(
+        self.auth_failures = counter(
             "esms_auth_failures_total",
             "Polls that the provider refused because of the credentials, the exporter's address "
             "or the account.",
             ["account", "code"],
         )
-        self.authorized = read_gauge(
+        self.authorized = gauge(
             "esms_account_authorized",
             "1 if the provider accepts the credentials; 0 after it refused two calls in a row, "
             "and before the first answer.",
             ["account"],
         )
-        self.lease = read_gauge(
+        self.lease = gauge(
             "esms_account_lease",
             "1 if this exporter polls the account and exposes its series, 0 if another exporter "
             "on the same ledger does.",
             ["account"],
         )
-        self.paused_until = read_gauge(
+        self.paused_until = gauge(
             "esms_account_paused_until_timestamp_seconds",
             "Unix time at which the account is polled again; 0 if it is not paused.",
             ["account"],
         )
-        self.last_success = read_gauge(
+        self.last_success = gauge(
             "esms_last_successful_poll_timestamp_seconds",
             "Unix time of the last successful poll; 0 before the first.",
             ["account"],
         )
-        self.balance = read_gauge(
+        self.balance = gauge(
             "esms_account_balance_vnd",
             "Balance of the account in VND, from the last successful balance request; no series "
             "before the first.",
             ["account"],
         )
-        self.balance_timestamp = read_gauge(
+        self.balance_timestamp = gauge(
             "esms_account_balance_timestamp_seconds",
             "Unix time of the last successful balance request; 0 before the first.",
             ["account"],
         )
-        self.balance_warning = read_gauge(
+        self.balance_warning = gauge(
             "esms_account_balance_warning_vnd",
             "Threshold in VND below which the balance is low: `balance_warning` of the account; no "
             "series if it is not set.",
             ["account"],
         )
-        self.lag = read_histogram(
+        self.lag = histogram(
             "esms_poll_lag_seconds",
             "Delay from the time a poll is due to the time its request is sent.",
             ["account"],
         )
-        self.commit_duration = histogram(
+        self.commit_duration = Histogram(
             "esms_ledger_commit_duration_seconds",
             "Time to commit a batch of results to the ledger.",
             buckets=COMMIT_BUCKETS,
+            registry=registry,
         )
-        self.ledger_errors = read_counter(
+        self.ledger_errors = counter(
             "esms_ledger_errors_total",
             "Failed reads and writes of the ledger.",
         )
-        self.replicas = read_gauge(
+        self.replicas = gauge(
             "esms_replicas",
             "Running exporters that share the ledger, at this exporter's last heartbeat; 1 if "
             "the ledger is not shared.",
         )
-        self.last_heartbeat = read_gauge(
+        self.last_heartbeat = gauge(
             "esms_replica_last_heartbeat_timestamp_seconds",
             "Unix time of this exporter's last heartbeat in the ledger; 0 if the ledger is not "
             "shared.",
         )
-        self.evictions = read_counter(
+        self.evictions = counter(
             "esms_replica_evictions_total",
             "Times this exporter stopped polling because it could not renew its leases in time.",
         )
-        self.source_last_success = read_gauge(
+        self.source_last_success = gauge(
             "esms_source_last_success_timestamp_seconds",
             "Unix time at which a source was last read without an error; refused rows of a query "
             "do not count as an error.",
             ["source"],
         )
-        self.source_errors = read_counter(
+        self.source_errors = counter(
             "esms_source_errors_total",
             "Reads of a source that failed or contained refused calls.",
             ["source"],
@@ -216,7 +214,6 @@ class Catalogue:
             "esms_notification_request_duration_seconds",
             "Time from sending a notification to the target's response or the failure.",
             ["target"],
-            buckets=REQUEST_BUCKETS,
         )
         self.notifications_pending = gauge(
             "esms_notifications_pending",
@@ -230,33 +227,33 @@ class Catalogue:
             "is pending.",
             ["target"],
         )
-        self.canary_success = read_gauge(
+        self.canary_success = gauge(
             "esms_canary_success",
             "1 if the last canary call ended as expected, else 0; 0 before the first. Skipped "
             "calls do not count.",
             ["account", "canary"],
         )
-        self.canary_runs = read_counter(
+        self.canary_runs = counter(
             "esms_canary_runs_total",
             "Canary calls that were due, by result, counted at their end. They are not counted "
             "in esms_calls_total.",
             ["account", "canary", "result"],
         )
-        self.canary_stages = read_gauge(
+        self.canary_stages = gauge(
             "esms_canary_stage_duration_seconds",
             "Duration of a stage in the last canary call that completed it; 0 before the first.",
             ["account", "canary", "stage"],
         )
-        self.canary_last_success = read_gauge(
+        self.canary_last_success = gauge(
             "esms_canary_last_success_timestamp_seconds",
             "Unix time at which a canary call last ended as expected; 0 before the first.",
             ["account", "canary"],
         )
-        self.mqtt_connected = read_gauge(
+        self.mqtt_connected = gauge(
             "esms_mqtt_connected",
             "1 if the exporter is connected to the MQTT broker, else 0.",
         )
-        self.mqtt_errors = read_counter(
+        self.mqtt_errors = counter(
             "esms_mqtt_connection_errors_total",
             "Failed connections to the MQTT broker.",
         )
@@ -265,48 +262,103 @@ class Catalogue:
             "Messages for Home Assistant, by kind and outcome.",
             ["kind", "outcome"],
         )
-        self.build_info = gauge(
+        build_info = Gauge(
             "esms_exporter_build_info",
             "Constant 1, labelled with the versions of the exporter and of Python.",
             ["version", "python_version"],
+            registry=registry,
         )
-        self.reload_successful = read_gauge(
+        build_info.labels(exporter.__version__, platform.python_version()).set(1)
+        self.reload_successful = gauge(
             "esms_exporter_config_last_reload_successful",
             "1 if the last load of the configuration and of the web configuration, if there is "
             "one, succeeded, else 0.",
         )
-        self.reload_timestamp = read_gauge(
+        self.reload_timestamp = gauge(
             "esms_exporter_config_last_reload_success_timestamp_seconds",
             "Unix time of the last successful load of the configuration.",
         )
-        self.log_lines_dropped = read_counter(
+        self.log_lines_dropped = counter(
             "esms_exporter_log_lines_dropped_total",
             "Log lines dropped because standard error failed or was not read.",
         )
-        self.tls_failures = counter(
+        self.tls_failures = Counter(
             "esms_exporter_tls_handshake_failures_total",
             "Failed TLS handshakes with clients of the exporter's web server, by reason.",
             ["reason"],
+            registry=registry,
         )
-        self.tls_expiry = gauge(
+        self.tls_expiry = Gauge(
             "esms_exporter_tls_certificate_expiry_timestamp_seconds",
             "Unix time at which the first certificate in the web server's chain expires; 0 "
             "without TLS.",
+            registry=registry,
         )
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self.build_info.labels(exporter.__version__, platform.python_version()).set(1)
 
-    def remove_mqtt(self) -> None:
-        """Remove the series of the MQTT broker."""
-        self.mqtt_connected.read_from(tuple)
-        self.mqtt_errors.read_from(tuple)
-        self.mqtt_messages.clear()
+    def read_accounts(self, accounts: Callable[[], Iterable[tuple[str, AccountStats]]]) -> None:
+        """Read the metrics of accounts and their requests.
 
-    def remove(self, label: str, value: str) -> None:
-        """Remove the series with this label value, except those of `Reading` metrics."""
-        for metric in vars(self).values():
-            if isinstance(metric, MetricWrapperBase):
-                with suppress(ValueError):  # no such label
-                    metric.remove_by_labels({label: value})
+        `accounts` returns the exposed accounts; the series of other accounts disappear.
+        """
+
+        def read(metric: Reading, values: Callable[[AccountStats], Values]) -> None:
+            metric.read_from(lambda: {name: values(stats) for name, stats in accounts()})
+
+        read(self.watched, lambda stats: stats.open_calls)
+        read(self.oldest, lambda stats: stats.oldest_open)
+        read(self.requests, lambda stats: {to: n.outcomes for to, n in stats.requests.items()})
+        read(self.result_codes, lambda stats: {to: n.codes for to, n in stats.requests.items()})
+        read(
+            self.request_duration,
+            lambda stats: {to: n.durations for to, n in stats.requests.items()},
+        )
+        read(self.odd_values, lambda stats: stats.odd_values)
+        read(self.auth_failures, lambda stats: {c: stats.polls.codes[c] for c in AUTH_CODES})
+        read(self.authorized, lambda stats: bool(stats.authorized))
+        read(self.paused_until, lambda stats: stats.paused_until)
+        read(self.last_success, lambda stats: stats.last_success)
+        read(self.balance, lambda stats: stats.balance and stats.balance.vnd)
+        read(
+            self.balance_timestamp,
+            lambda stats: (
+                (stats.balance.known_at if stats.balance else 0.0)
+                if Operation.GET_BALANCE in stats.requests
+                else None
+            ),
+        )
+        read(self.balance_warning, lambda stats: stats.balance_warning)
+        read(self.lag, lambda stats: stats.lags)
+
+    def read_calls(self, totals: CallTotals) -> None:
+        """Read the metrics of finished calls, with the labels of `watch.labels`."""
+
+        def read(metric: Reading, values: Callable[[LabelSetTotals], Values]) -> None:
+            metric.read_from(
+                lambda: {
+                    (account, *labels): values(shown) for account, labels, shown in totals.shown()
+                },
+                lambda: totals.names,
+            )
+
+        read(
+            self.calls,
+            lambda shown: {tuple(ending.split("/")): n for ending, n in shown.calls.items()},
+        )
+        read(self.call_duration, lambda shown: shown.durations)
+        read(self.keypresses, lambda shown: shown.keypresses)
+        read(self.price, lambda shown: shown.price)
+        self.result_delay.read_from(lambda: totals.delays)
+
+    def read_status(
+        self, sources: Callable[[], Iterable[SourceStatus]], config: ConfigStatus
+    ) -> None:
+        """Read the metrics of sources and of the configuration."""
+        self.source_last_success.read_from(
+            lambda: {one.name: one.last_success for one in sources()}
+        )
+        self.source_errors.read_from(lambda: {one.name: one.errors for one in sources()})
+        self.reload_successful.read_from(lambda: not config.problems)
+        self.reload_timestamp.read_from(lambda: config.loaded_at)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -13,10 +13,21 @@ from prometheus_client.samples import Sample
 
 from exporter.polling.stats import Distribution
 
-V = TypeVar("V", bound=float | Distribution)
+Values: TypeAlias = "float | Distribution | Mapping[Any, Values] | None"
+"""What a metric shows: a value, or values by the value of the next label; None for no series.
 
-Rows: TypeAlias = Iterable[tuple[tuple[str, ...], V]]
-"""The series of a metric: label values and the value."""
+A key may also be a tuple, with the values of several labels.
+"""
+
+
+class Series(NamedTuple):
+    """A series: the values of its labels, and its value at a point in time.
+
+    For a histogram, the value is its bounds, the count of each bucket, and the sum.
+    """
+
+    labels: tuple[str, ...]
+    value: float | tuple[tuple[float, ...], tuple[int, ...], float]
 
 
 class Registry(CollectorRegistry):
@@ -32,7 +43,7 @@ class Registry(CollectorRegistry):
         self.collectors.append(collector)
 
 
-class Reading(Collector, Generic[V]):
+class Reading(Collector):
     """A metric whose series are read from other objects at each scrape.
 
     Args:
@@ -50,18 +61,22 @@ class Reading(Collector, Generic[V]):
     ) -> None:
         self._kind, self._name, self._documentation = kind, name, documentation
         self._labels = tuple(labels)
-        self._read: Callable[[], Rows[V]] = tuple
-        self._more_labels: Callable[[], tuple[str, ...]] = tuple
+        self.read_from(lambda: None)
         registry.register(self)
 
     def read_from(
-        self, read: Callable[[], Rows[V]], more_labels: Callable[[], tuple[str, ...]] = tuple
+        self, read: Callable[[], Values], more_labels: Callable[[], tuple[str, ...]] = tuple
     ) -> None:
-        """Set the functions that return the series, and the names of labels after the metric's own.
+        """Set the functions that return the values, and more names of labels, after the first one.
 
-        To remove all series, pass `tuple` as `read`.
+        Both are called at each scrape.
         """
         self._read, self._more_labels = read, more_labels
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of all labels."""
+        return (*self._labels[:1], *self._more_labels(), *self._labels[1:])
 
     def describe(self) -> tuple[Metric]:
         """Return the metric without its series."""
@@ -70,19 +85,33 @@ class Reading(Collector, Generic[V]):
     def collect(self) -> tuple[Metric]:
         """Return the metric with its series."""
         (metric,) = self.describe()
-        metric.samples.extend(self.samples())
+        for series in self.series():
+            metric.samples += self.samples(series)
         return (metric,)
 
-    def samples(self) -> Iterator[Sample]:
-        """Yield the samples of the present series, each read when it is reached."""
-        names, rows = self._labels + self._more_labels(), list(self._read())
-        for values, value in rows:
-            labels = dict(zip(names, values, strict=True))
-            if not isinstance(value, Distribution):
-                yield Sample(self._name, labels, value)
-                continue
-            counts = list(accumulate(value.counts))
-            for bound, count in zip((*map(repr, value.bounds), "+Inf"), counts, strict=True):
-                yield Sample(f"{self._name}_bucket", {**labels, "le": bound}, count)
-            yield Sample(f"{self._name}_count", labels, counts[-1])
-            yield Sample(f"{self._name}_sum", labels, value.sum)
+    def series(self) -> Iterator[Series]:
+        """Yield the present series, each read when it is reached."""
+        return _series((), self._read())
+
+    def samples(self, series: Series) -> Iterator[Sample]:
+        """Yield the samples of a series."""
+        labels = dict(zip(self.labels, series.labels, strict=True))
+        if not isinstance(series.value, tuple):
+            yield Sample(self._name, labels, series.value)
+            return
+        bounds, counts, total = series.value
+        cumulative = list(accumulate(counts))
+        for bound, count in zip((*map(repr, bounds), "+Inf"), cumulative, strict=True):
+            yield Sample(f"{self._name}_bucket", {**labels, "le": bound}, count)
+        yield Sample(f"{self._name}_count", labels, cumulative[-1])
+        yield Sample(f"{self._name}_sum", labels, total)
+
+
+def _series(labels: tuple[str, ...], values: Values) -> Iterator[Series]:
+    if isinstance(values, float | int):
+        yield Series(labels, values)
+    elif isinstance(values, Distribution):
+        yield Series(labels, (values.bounds, tuple(values.counts), values.sum))
+    elif values is not None:
+        for key, inner in list(values.items()):
+            yield from _series(labels + (key if isinstance(key, tuple) else (key,)), inner)

@@ -15,7 +15,7 @@ from exporter.backoff import ExponentialBackoff
 MAX_PAUSE: Final = 900.0
 """Longest pause in seconds, also if the target asks for more."""
 
-_PAUSES: Final = ExponentialBackoff(1.0, 60.0, jitter=0.25)
+PAUSES: Final = ExponentialBackoff(1.0, 60.0, jitter=0.25)
 
 _MIN_FAILED: Final = 5
 """Consecutive failures of different events that open the breaker."""
@@ -37,7 +37,7 @@ class State(Enum):
     HALF_OPEN = auto()  # one event is sent on trial
 
 
-class CircuitBreaker:
+class TargetBreaker:
     """Pauses a target when different events fail in a row, without a success between them.
 
     After each pause, one event is sent on trial: success closes the breaker, failure makes the
@@ -118,7 +118,7 @@ class CircuitBreaker:
         begins = self._throttled_until > now or len(self._failed) >= self._needed(_MIN_FAILED)
         if trial or (state is State.CLOSED and begins):
             self._pauses += 1
-            self._until = now + _PAUSES.wait(self._pauses, self._chance())
+            self._until = now + PAUSES.wait(self._pauses, self._chance())
         self._until = max(self._until, self._throttled_until)
         return state is State.CLOSED and begins
 

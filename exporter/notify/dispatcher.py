@@ -7,9 +7,10 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -19,8 +20,10 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Claim, DeliveryAction, DeliveryResult, Notification
 from exporter.ledger.types import BATCH_SIZE
 from exporter.metrics.catalogue import Catalogue
-from exporter.notify.breaker import MAX_PAUSE, CircuitBreaker, State
+from exporter.metrics.reading import Reading, Values
+from exporter.notify.breaker import MAX_PAUSE, PAUSES, State, TargetBreaker
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
+from exporter.polling.stats import REQUEST_BUCKETS, Distribution
 
 _GATHER: Final = 0.02
 """Seconds for which results are batched before they are committed."""
@@ -36,6 +39,9 @@ _LEDGER_RETRY: Final = 2.0
 
 _RETRY_SHARE: Final = 0.25
 """Maximum share of connections for retries; below four connections, share of the time."""
+
+_FAILED_RETRIES: Final = 5
+"""Failed retries without a success between them after which retries pause."""
 
 _LEASE: Final = 30.0
 """Seconds after its time-out until an unfinished attempt may be claimed again."""
@@ -54,20 +60,43 @@ Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 _log = structlog.get_logger(__name__)
 
 
-class TargetStatus(NamedTuple):
-    """A target, as the status page shows it; times are Unix times, 0 for none.
+@dataclass(slots=True)
+class TargetStatus:
+    """A target, for metrics and the status page; times are Unix times, 0 for none.
 
     Attributes:
         pending: number of pending notifications.
         oldest: finish time of the call of the oldest pending notification.
         failure: time and reason of the last failed attempt.
+        delivered: number of delivered notifications since the start of the process.
+        requests: number of attempts by outcome.
+        durations: seconds of attempts.
     """
 
     name: str
-    pending: int
-    oldest: float
-    paused: bool
+    pending: int = 0
+    oldest: float = 0.0
+    paused: bool = False
     failure: tuple[float, Delivery] | None = None
+    delivered: int = 0
+    gave_up: int = 0
+    requests: dict[DeliveryOutcome, int] = field(
+        default_factory=lambda: dict.fromkeys(DeliveryOutcome, 0)
+    )
+    durations: Distribution = field(default_factory=lambda: Distribution(REQUEST_BUCKETS))
+
+
+def read_targets(metrics: Catalogue, targets: Callable[[], Iterable[TargetStatus]]) -> None:
+    """Read the metrics of targets."""
+
+    def read(metric: Reading, values: Callable[[TargetStatus], Values]) -> None:
+        metric.read_from(lambda: {target.name: values(target) for target in targets()})
+
+    read(metrics.notifications, lambda it: {"delivered": it.delivered, "gave_up": it.gave_up})
+    read(metrics.notification_requests, lambda target: target.requests)
+    read(metrics.notification_duration, lambda target: target.durations)
+    read(metrics.notifications_pending, lambda target: target.pending)
+    read(metrics.notifications_oldest, lambda target: target.oldest)
 
 
 class Dispatcher:
@@ -75,13 +104,11 @@ class Dispatcher:
 
     Args:
         ledger: the ledger; must be open before `open` is called.
-        metrics: the metrics to update.
         spawn: see `Spawn`.
     """
 
-    def __init__(self, ledger: Ledger, metrics: Catalogue, spawn: Spawn) -> None:
+    def __init__(self, ledger: Ledger, spawn: Spawn) -> None:
         self._ledger = ledger
-        self._metrics = metrics
         self._spawn = spawn
         self._workers: dict[str, TargetWorker] = {}
 
@@ -100,21 +127,22 @@ class Dispatcher:
             timeout: seconds for attempts of changed or removed targets to finish.
         """
         self._ledger.store.outbox.set_routes([settings.route for settings in targets])
-        wanted = {settings.name: settings for settings in targets}
-        for name, worker in list(self._workers.items()):
-            if worker.settings != wanted.get(name):
-                del self._workers[name]
-                self._spawn(worker.stop(timeout))
-                if name not in wanted:
-                    self._metrics.remove("target", name)
-        for name in wanted.keys() - self._workers.keys():
-            parts = self._ledger, self._metrics, self._spawn
-            self._workers[name] = TargetWorker(wanted[name], *parts)
+        old, self._workers = self._workers, {}
+        for settings in targets:
+            worker = old.get(settings.name)
+            if worker and worker.settings == settings:
+                self._workers[settings.name] = old.pop(settings.name)
+            else:
+                status = worker.status if worker else TargetStatus(settings.name)
+                new = TargetWorker(settings, self._ledger, self._spawn, status)
+                self._workers[settings.name] = new
+        for worker in old.values():
+            self._spawn(worker.stop(timeout))
 
     @property
     def statuses(self) -> list[TargetStatus]:
         """The state of every target, by name."""
-        return sorted(worker.status for worker in self._workers.values())
+        return [self._workers[name].status for name in sorted(self._workers)]
 
     def wake(self, targets: frozenset[str]) -> None:
         """Check the notifications of these targets now."""
@@ -135,21 +163,6 @@ class Dispatcher:
                 _log.warning("notifications of removed targets dropped", count=pruned)
 
 
-class TargetMetrics:
-    """The metrics of a target."""
-
-    def __init__(self, catalogue: Catalogue, target: str) -> None:
-        self.delivered = catalogue.notifications.labels(target, "delivered")
-        self.gave_up = catalogue.notifications.labels(target, "gave_up")
-        self.requests = {
-            outcome: catalogue.notification_requests.labels(target, outcome.value)
-            for outcome in DeliveryOutcome
-        }
-        self.duration = catalogue.notification_duration.labels(target)
-        self.pending = catalogue.notifications_pending.labels(target)
-        self.oldest = catalogue.notifications_oldest.labels(target)
-
-
 class TargetWorker:
     """Delivers the notifications of a target until `stop`.
 
@@ -159,46 +172,44 @@ class TargetWorker:
     Args:
         settings: settings of the target.
         ledger: the open ledger.
-        metrics: the metrics to update.
         spawn: see `Spawn`.
+        status: is kept up to date.
 
     Must be created in a running event loop.
     """
 
     def __init__(
-        self, settings: TargetSettings, ledger: Ledger, metrics: Catalogue, spawn: Spawn
+        self, settings: TargetSettings, ledger: Ledger, spawn: Spawn, status: TargetStatus
     ) -> None:
         self.settings = settings
+        self._status = status
         self._name = settings.name
         self._target = settings.connect()
         self._ledger = ledger
         self._outbox = ledger.store.outbox
-        self._metrics = TargetMetrics(metrics, settings.name)
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
-        self._breaker = CircuitBreaker(random.random)
-        # A separate breaker for retries: failed retries do not show whether the target works.
+        self._breaker = TargetBreaker(random.random)
+        # Retries pause on their own, because failed ones do not show whether the target works.
         # Without it, a target that is down would get every retry after a restart.
-        self._retry_breaker = CircuitBreaker(random.random)
+        self._failed_retries = 0  # since the last success
+        self._retry_at = 0.0
         self._sending: dict[asyncio.Task[None], Notification] = {}
         self._results: list[DeliveryResult] = []
         self._accounts: set[str] = set()  # accounts with events
         self._awake = asyncio.Event()
         self._stopping = False
         self._steady_since = self._loop.time()  # when the ledger last failed
-        self._retry_at = 0.0
         self._count_at = 0.0
         self._give_up_at = 0.0
         self._log_at = 0.0
-        self._backlog = 0, 0.0  # pending notifications, and the oldest one's time (Unix time)
-        self._failure: tuple[float, Delivery] | None = None
         self._running = spawn(self._run())
 
     @property
     def status(self) -> TargetStatus:
         """The status of the target."""
-        closed = self._breaker.state(self._loop.time()) is State.CLOSED and self._target.ready
-        return TargetStatus(self._name, *self._backlog, not closed, self._failure)
+        self._status.paused = not self._healthy
+        return self._status
 
     def wake(self) -> None:
         """Check for due notifications now."""
@@ -251,13 +262,16 @@ class TargetWorker:
             on_trial = self._breaker.state(self._loop.time()) is State.HALF_OPEN
             due_in = await self._claim(self._claims(), 1 if on_trial else free)
             now = self._loop.time()
-            retry_wait = max(self._retry_breaker.wait(now), self._retry_at - now)
-            wait = max(due_in, self._breaker.wait(now), retry_wait)
+            wait = max(due_in, self._breaker.wait(now), self._retry_at - now)
         if self._results:
             return 0.0
         if self._sending and wait <= 0:
             wait = math.inf  # the end of an attempt wakes this task
         return max(0.0, min(wait or math.inf, _LOOK_INTERVAL, self._give_up_at - self._loop.time()))
+
+    @property
+    def _healthy(self) -> bool:
+        return self._breaker.state(self._loop.time()) is State.CLOSED and self._target.ready
 
     @property
     def _paused(self) -> bool:
@@ -275,7 +289,7 @@ class TargetWorker:
         except LedgerError:
             self._results = results + self._results  # recorded by the next cycle
             raise
-        self._metrics.delivered.inc(result.delivered)
+        self._status.delivered += result.delivered
         self._count_given_up(result.gave_up)
         for one in result.claimed:
             if self._stopping or self._paused:  # changed during the claim
@@ -291,16 +305,14 @@ class TargetWorker:
         also those that expired while the ledger failed.
         """
         now = self._loop.time()
-        ages = (_LAST_ATTEMPT, now - self._steady_since)
-        if self._breaker.state(now) is not State.CLOSED or not self._target.ready:
-            ages = (0.0, math.inf)
+        ages = (_LAST_ATTEMPT, now - self._steady_since) if self._healthy else (0.0, math.inf)
         gave_up = await self._ledger.execute(self._outbox.give_up, self._name, *ages)
         self._count_given_up(gave_up)
         # After a full batch, continue in the next cycle, after sending what is due.
         self._give_up_at = now if gave_up == BATCH_SIZE else self._loop.time() + _LOOK_INTERVAL
 
     def _count_given_up(self, count: int) -> None:
-        self._metrics.gave_up.inc(count)
+        self._status.gave_up += count
         if count:
             _log.warning("notifications given up", target=self._name, count=count)
 
@@ -309,9 +321,7 @@ class TargetWorker:
         pending, oldest = await self._ledger.execute(self._outbox.backlog, self._name)
         now = self._loop.time()
         self._count_at = now + max(_COUNT_INTERVAL, (now - started) / _COUNT_SHARE)
-        self._backlog = pending, oldest or 0.0
-        self._metrics.pending.set(pending)
-        self._metrics.oldest.set(oldest or 0.0)
+        self._status.pending, self._status.oldest = pending, oldest or 0.0
 
     def _claims(self) -> list[Claim]:
         """Return what to claim.
@@ -329,24 +339,17 @@ class TargetWorker:
         most = max(1, connections - 1) if len(self._accounts) > 1 else connections
         full = [name for name, count in held.items() if count >= most]
         each = most - max((count for count in held.values() if count < most), default=0)
-        retries = max(1, int(connections * _RETRY_SHARE))
+        failing = self._failed_retries >= _FAILED_RETRIES
+        retries = 1 if failing else max(1, int(connections * _RETRY_SHARE))
         retries -= sum(one.retry for one in self._sending.values())
-        match self._retry_breaker.state(now):
-            case State.OPEN:
-                retries = 0
-            case State.HALF_OPEN:
-                retries = 0 if self._retry_breaker.on_trial else 1
         retries = retries if now >= self._retry_at else 0
         return [Claim(True, retries, each, full), Claim(False, connections, each, full)]
 
     # Attempts.
 
     def _send(self, one: Notification) -> None:
-        now = self._loop.time()
         self._accounts.add(one.call.account)
-        self._breaker.sent(one.id, now)
-        if one.retry:
-            self._retry_breaker.sent(one.id, now)
+        self._breaker.sent(one.id, self._loop.time())
         task = self._spawn(self._deliver(one))
         self._sending[task] = one
         task.add_done_callback(self._sent)
@@ -369,13 +372,12 @@ class TargetWorker:
             self._retry_at = now + max(0.0, rest) * (now - started)
         if delivery.action is DeliveryAction.RELEASE:
             self._breaker.released(one.id)
-            self._retry_breaker.released(one.id)
         else:
-            self._metrics.requests[delivery.outcome].inc()
-            self._metrics.duration.observe(now - started)
+            self._status.requests[delivery.outcome] += 1
+            self._status.durations.observe(now - started)
             self._observe_health(one, delivery, started, now)
             if delivery.outcome is not DeliveryOutcome.OK:
-                self._failure = time.time(), delivery
+                self._status.failure = time.time(), delivery
         action, wait = delivery.action, 0.0
         if action is DeliveryAction.RETRY and one.attempts >= self.settings.max_attempts:
             action = DeliveryAction.GIVE_UP
@@ -384,11 +386,9 @@ class TargetWorker:
             wait = max(wait, min(MAX_PAUSE, delivery.retry_after or 0.0))
             if now >= self._log_at:
                 self._log_at = now + _LOG_INTERVAL
+                reason, problem = delivery.outcome.value, delivery.problem
                 _log.warning(
-                    "notification failed",
-                    target=self._name,
-                    reason=delivery.outcome.value,
-                    problem=delivery.problem,
+                    "notification failed", target=self._name, reason=reason, problem=problem
                 )
         self._results.append(DeliveryResult(one, action, wait))
 
@@ -396,19 +396,18 @@ class TargetWorker:
         self, one: Notification, delivery: Delivery, sent_at: float, now: float
     ) -> None:
         if delivery.healthy:
-            self._retry_breaker.succeeded(now)
+            if self._failed_retries >= _FAILED_RETRIES:
+                self._retry_at = now
+            self._failed_retries = 0
             if self._breaker.succeeded(now):
                 _log.info("target resumed", target=self._name)
             return
-        failure = (one.id, delivery.retry_after, sent_at, now)
         if one.retry:
-            self._retry_breaker.failed(*failure)
+            self._failed_retries += 1
+            if (pauses := self._failed_retries - _FAILED_RETRIES + 1) > 0:
+                self._retry_at = now + PAUSES.wait(pauses, random.random())  # noqa: S311
             if self._breaker.state(now) is State.CLOSED:
                 return
-        if self._breaker.failed(*failure):
-            _log.warning(
-                "target paused",
-                target=self._name,
-                reason=delivery.outcome.value,
-                problem=delivery.problem,
-            )
+        if self._breaker.failed(one.id, delivery.retry_after, sent_at, now):
+            reason, problem = delivery.outcome.value, delivery.problem
+            _log.warning("target paused", target=self._name, reason=reason, problem=problem)

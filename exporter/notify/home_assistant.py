@@ -7,7 +7,7 @@ from typing import Final
 
 from exporter.config.targets import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
-from exporter.home_assistant.integration import HomeAssistant
+from exporter.home_assistant.publisher import Publisher
 from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
 from exporter.notify.events import home_assistant_event
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
@@ -19,7 +19,7 @@ _GIVE_UP_AFTER: Final = 86_400.0
 """Seconds until events for a disconnected broker expire."""
 
 
-def home_assistant(config: HomeAssistantConfig, publisher: HomeAssistant) -> TargetSettings:
+def home_assistant(config: HomeAssistantConfig, publisher: Publisher) -> TargetSettings:
     """Return the settings of the target.
 
     With one event at a time, it is known which event breaks the connection; after the third time,
@@ -38,7 +38,7 @@ def home_assistant(config: HomeAssistantConfig, publisher: HomeAssistant) -> Tar
 class HomeAssistantEvents:
     """Publishes events; see `exporter.notify.target.Target`."""
 
-    def __init__(self, publisher: HomeAssistant) -> None:
+    def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 
     @property
@@ -48,16 +48,13 @@ class HomeAssistantEvents:
 
     async def deliver(self, call: CallFinished) -> Delivery:
         """Publish an event."""
-        action, problem = DeliveryAction.RETRY, ""
         try:
             await self._publisher.publish_event(call.account, home_assistant_event(call))
-        except BrokerAwayError as error:
-            action, problem = DeliveryAction.RELEASE, str(error)
         except BrokerError as error:
-            problem = str(error)
-        else:
-            return Delivery(DeliveryOutcome.OK, DeliveryAction.DONE, healthy=True)
-        return Delivery(DeliveryOutcome.CONNECTION, action, problem=problem)
+            away = isinstance(error, BrokerAwayError)
+            action = DeliveryAction.RELEASE if away else DeliveryAction.RETRY
+            return Delivery(DeliveryOutcome.CONNECTION, action, problem=str(error))
+        return Delivery(DeliveryOutcome.OK, DeliveryAction.DONE, healthy=True)
 
     async def close(self) -> None:
-        """Do nothing: the connection belongs to `HomeAssistant`."""
+        """Do nothing: the publisher keeps its connection."""

@@ -52,18 +52,18 @@ class Callback:
         if account is None:
             raise web.HTTPNotFound(text="not found\n")
         # Also count callbacks for an account that another exporter polls.
-        outcomes = {one: app.metrics.callbacks.labels(name, one.value) for one in CallbackOutcome}
+        numbers = app.callbacks.setdefault(name, dict.fromkeys(CallbackOutcome, 0))
         if not authorized:
-            outcomes[CallbackOutcome.FORBIDDEN].inc()
+            numbers[CallbackOutcome.FORBIDDEN] += 1
             raise web.HTTPNotFound(text="not found\n")
         try:
             outcome = await app.sources[CallbackSource].accept(name, request.query)
         except (LedgerError, CapacityError) as error:
-            outcomes[CallbackOutcome.ERROR].inc()
+            numbers[CallbackOutcome.ERROR] += 1
             if isinstance(error, CapacityError):
                 return _retry_later(429, error.retry_after)
             return _retry_later(503, LEDGER_RETRY)
-        outcomes[outcome].inc()
+        numbers[outcome] += 1
         if outcome is CallbackOutcome.MALFORMED:
             return web.Response(status=400, text="expected a ReferenceId\n")
         return web.Response(text="ok\n")

@@ -19,10 +19,8 @@ from exporter.config import HomeAssistantConfig
 from exporter.config.document import Problems
 from exporter.config.validation import LoadContext
 from exporter.errors import BrokerAwayError, BrokerError
-from exporter.home_assistant.integration import ExposedAccounts
-from exporter.home_assistant.payloads import Topics
-from exporter.home_assistant.publisher import MqttMetrics, Publisher
-from exporter.metrics.catalogue import Catalogue
+from exporter.home_assistant.payloads import MqttStats, Topics
+from exporter.home_assistant.publisher import ExposedAccounts, Publisher
 from exporter.secrets import Secret
 from exporter.simulator import Simulator
 from tests import subprocesses
@@ -30,7 +28,6 @@ from tests.brokers import PASSWORD, Mosquitto, listening, mosquitto
 from tests.e2e.processes import Exporter
 from tests.home_assistant.bench import Bench
 from tests.programs import program
-from tests.samples import value
 from tests.waiting import deadline, until
 from tests.web.certificates import Certificates
 
@@ -52,9 +49,9 @@ class Exposed(ExposedAccounts):
     """
 
     interval = 0.05
+    topics = Topics("homeassistant", "esms-exporter")
 
     def __init__(self, **wanted: bytes) -> None:
-        self.topics = Topics("homeassistant", "esms-exporter")
         self.wanted = {STATE: b"{}", **wanted}
         self.others: set[str] = set()
         self.known = asyncio.Event()
@@ -74,16 +71,16 @@ class Publishing:
     Attributes:
         publisher: runs within the block.
         exposed: what it publishes.
-        metrics: what it counts.
+        stats: what it counts.
         ready: how often it has become ready for events.
     """
 
     def __init__(self, config: HomeAssistantConfig, timeout: float = 1000.0) -> None:
-        self.metrics, self.exposed, self.ready = Catalogue(), Exposed(), 0
+        self.stats, self.exposed, self.ready = MqttStats(), Exposed(), 0
         self.publisher = Publisher(
             config,
             self.exposed,
-            MqttMetrics(self.metrics),
+            self.stats,
             self._count,
             timeout,
             ExponentialBackoff(0.01, 0.1),
@@ -93,8 +90,8 @@ class Publishing:
         self.ready += 1
 
     @property
-    def errors(self) -> float:
-        return value(self.metrics, "esms_mqtt_connection_errors_total")
+    def errors(self) -> int:
+        return self.stats.connection_errors
 
     async def __aenter__(self) -> Self:
         self.running = asyncio.create_task(self.publisher.run())

@@ -18,7 +18,6 @@ from exporter.ledger.store import Store
 from exporter.ledger.totals import SUM, TotalKind
 from exporter.ledger.types import Labels, NewCall, StoredCall
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.readings import read_calls
 from tests.increases import Increases
 from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed, push, rows
@@ -192,7 +191,7 @@ def test_sets_are_limited(store: Store) -> None:
 def series(totals: CallTotals) -> dict[tuple[str, ...], float]:
     """Return the values of series, and of histograms how much they have counted."""
     metrics = Catalogue()
-    read_calls(metrics, totals)
+    metrics.read_calls(totals)
     return {
         (sample.name, *sample.labels.values()): sample.value
         for sample in samples(metrics)

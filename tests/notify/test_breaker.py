@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.notify.breaker import CircuitBreaker, State
+from exporter.notify.breaker import State, TargetBreaker
 
 
-def after(steps: str, pause: float = 0.0) -> tuple[CircuitBreaker, float]:
+def after(steps: str, pause: float = 0.0) -> tuple[TargetBreaker, float]:
     """Return a breaker after some answers, 0.1 s apart, and the time.
 
     Args:
@@ -15,7 +15,7 @@ def after(steps: str, pause: float = 0.0) -> tuple[CircuitBreaker, float]:
             case for one with a `Retry-After` of 100 s.
         pause: seconds that pass before each answer.
     """
-    breaker, now = CircuitBreaker(lambda: 0.0), 0.0
+    breaker, now = TargetBreaker(lambda: 0.0), 0.0
     for step in steps:
         now += 0.1 + pause
         breaker.sent(ord(step), now)

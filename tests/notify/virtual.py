@@ -21,12 +21,10 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall, Observation
-from exporter.metrics.catalogue import Catalogue
-from exporter.notify.dispatcher import TargetWorker
+from exporter.notify.dispatcher import TargetStatus, TargetWorker
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 from exporter.notify.webhook import interpret
 from exporter.supervisor import Supervisor
-from tests.samples import value
 
 R = TypeVar("R")
 
@@ -92,7 +90,7 @@ class World:
         self.store = Store(self.database, self.clock)
         self.outbox = self.store.outbox
         self.outbox.set_routes([self.route])
-        self.catalogue = Catalogue()
+        self.status = TargetStatus("t")
         self.ledger_delay = 0.0
         self.ledger_fails: Callable[[str], bool] = lambda _: False
         self.answer: Callable[[str, float], Answer] = lambda _, __: OK
@@ -130,10 +128,6 @@ class World:
 
     # What a test does.
 
-    def ended(self, outcome: str) -> float:
-        """Return how many notifications ended with an outcome."""
-        return value(self.catalogue, "esms_notifications_total", outcome=outcome)
-
     @property
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -156,7 +150,7 @@ class World:
             self.max_attempts,
         )
         self.supervisor = Supervisor()
-        parts = cast("Ledger", self), self.catalogue, self.supervisor.start
+        parts = cast("Ledger", self), self.supervisor.start, self.status
         self.worker = TargetWorker(settings, *parts)
 
     async def stop(self, timeout: float = 1.0) -> None:

@@ -10,12 +10,12 @@ from prometheus_client.core import Metric
 from exporter.call_totals import CallTotals
 from exporter.calls import ENDINGS, CallbackOutcome
 from exporter.canaries.canaries import CanaryNumbers, CanaryStage, read_canaries
-from exporter.home_assistant.publisher import MqttMetrics
+from exporter.home_assistant.integration import read_mqtt
+from exporter.home_assistant.payloads import MqttStats
 from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import Snapshot
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.readings import read_accounts, read_calls, read_status
-from exporter.notify.dispatcher import TargetMetrics
+from exporter.notify.dispatcher import TargetStatus, read_targets
 from exporter.polling.stats import AccountStats, Balance, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
 from exporter.web.connections import TlsFailure
@@ -57,21 +57,20 @@ def page() -> str:
     account, source = AccountStats(), SourceStatus("config")
     account.of(Operation.GET_BALANCE)
     account.balance, account.balance_warning = Balance(0.0, 0.0), 0.0
-    read_calls(metrics, totals)
-    read_accounts(metrics, lambda: [("main", account)])
-    read_status(metrics, lambda: [source], ConfigStatus())
-    for outcome in CallbackOutcome:
-        metrics.callbacks.labels("main", outcome.value)
+    metrics.read_calls(totals)
+    metrics.read_accounts(lambda: [("main", account)])
+    metrics.read_status(lambda: [source], ConfigStatus())
+    metrics.callbacks.read_from(lambda: {"main": dict.fromkeys(CallbackOutcome, 0)})
     for reason in TlsFailure:
         metrics.tls_failures.labels(reason.value)
-    TargetMetrics(metrics, "crm")
-    MqttMetrics(metrics)
+    read_targets(metrics, lambda: [TargetStatus("crm")])
+    read_mqtt(metrics, MqttStats)
     for reading in (
         *(metrics.ledger_errors, metrics.log_lines_dropped),
         *(metrics.replicas, metrics.last_heartbeat, metrics.evictions),
     ):
-        reading.read_from(lambda: [((), 0)])
-    metrics.lease.read_from(lambda: [(("main",), 1)])
+        reading.read_from(lambda: 0)
+    metrics.lease.read_from(lambda: {"main": 1})
     sizes = {
         "account": _series(metrics, "account"),
         "labels": _series(metrics, USER_LABEL),
