@@ -39,20 +39,24 @@ def reference_id(text: str) -> ReferenceId:
     """Return `text` as a trimmed id; the documented `SMSID` ends in a space.
 
     Raises:
-        ValueError: the text is not an id; the message says what it looks like.
+        ValueError: the text is not an id; the message says what was expected.
     """
     trimmed = text.strip()
-    if not trimmed:
-        raise ValueError("is empty")
-    if len(trimmed) > MAX_REFERENCE_ID_LENGTH:
-        raise ValueError(f"is longer than {MAX_REFERENCE_ID_LENGTH} characters")
-    if not _ID.fullmatch(trimmed):
-        raise ValueError(next(words for like, words in _LOOKS_LIKE if re.match(like, trimmed)))
-    if trimmed.lower() in _COLUMN_NAMES:
-        raise ValueError("looks like a column name")
-    if trimmed.lower() in _NULLS:
-        raise ValueError("looks like a null value")
+    if problem := _problem(trimmed):
+        raise ValueError(f"expected an id; the text {problem}")
     return ReferenceId(trimmed)
+
+
+def _problem(text: str) -> str | None:
+    if not text:
+        return "is empty"
+    if len(text) > MAX_REFERENCE_ID_LENGTH:
+        return f"is longer than {MAX_REFERENCE_ID_LENGTH} characters"
+    if not _ID.fullmatch(text):
+        return next(words for like, words in _LOOKS_LIKE if re.match(like, text))
+    if text.lower() in _COLUMN_NAMES:
+        return "looks like a column name"
+    return "looks like a null value" if text.lower() in _NULLS else None
 
 
 def reference_key(text: str) -> ReferenceKey:

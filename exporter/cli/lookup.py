@@ -54,7 +54,7 @@ def _reference_ids(_ctx: object, _param: object, texts: Sequence[str]) -> list[R
         try:
             ids.append(reference_id(text))
         except ValueError as error:
-            raise click.BadParameter(f"{text[:40]!r} {error}") from None
+            raise click.BadParameter(f"{text[:40]!r}: {error}") from None
     return ids
 
 

@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from exporter.config.document import (
@@ -31,6 +32,7 @@ from exporter.config.document import (
 from exporter.config.files import Authorities, FileProblemError, NamedFiles
 
 MAX_SECRET_FILE: Final = 64 << 10
+MAX_TEXT_FILE: Final = 1 << 20
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -95,7 +97,7 @@ class Section(BaseModel):
     """A mapping in the file. The docstrings of its attributes document the keys.
 
     Attributes:
-        secrets: keys whose value can be read from a file, named by `KEY_file`.
+        secrets: keys whose value can be read from a file, named by `KEY_file`. A text is no secret.
         null_is_default: for all keys, `key:` without a value means the default.
     """
 
@@ -108,7 +110,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, data: Any, info: ValidationInfo) -> Any:  # Any: as pydantic declares it
-        """Read the files of secrets, and mark problems that pydantic does not detect."""
+        """Read the files of keys, and mark problems that pydantic does not detect."""
         context = info.context
         if not isinstance(data, YamlMapping) or not isinstance(context, LoadContext):
             return data
@@ -118,7 +120,7 @@ class Section(BaseModel):
         for key, about in cls.model_fields.items():
             value = found.get(key, data)
             if key in cls.secrets:
-                _read_secret(found, key, required=about.is_required(), context=context)
+                _read_file(found, key, about, context)
             elif value is None and (
                 # The content of a section or list may be commented out.
                 cls.null_is_default or isinstance(about.default, BaseModel | tuple)
@@ -150,13 +152,11 @@ def mark_unknown_keys(found: dict[str, object], known: Collection[str], problems
             problems.add_hidden()
 
 
-def _read_secret(
-    found: dict[str, object], key: str, *, required: bool, context: LoadContext
-) -> None:
+def _read_file(found: dict[str, object], key: str, about: FieldInfo, context: LoadContext) -> None:
     """Replace `KEY_file` by `KEY` with the content of the file."""
     file_key = f"{key}_file"
     if file_key not in found:
-        if key not in found and required:
+        if key not in found and about.is_required():
             found[key] = InvalidValue(f"missing; expected this key or `{file_key}`")
         elif found.get(key, "") is None:
             found[key] = ""
@@ -168,7 +168,9 @@ def _read_secret(
         if isinstance(path, str) and path:
             try:
                 file = context.folder / path
-                found[key] = context.files.read(file, MAX_SECRET_FILE, secret=True)
+                secret = about.annotation is not str
+                limit = MAX_SECRET_FILE if secret else MAX_TEXT_FILE
+                found[key] = context.files.read(file, limit, secret=secret)
             except FileProblemError as error:
                 found[key] = InvalidValue(str(error))
         elif isinstance(path, InvalidValue):

@@ -111,7 +111,7 @@ def _reference_id(value: object) -> ReferenceId:
     try:
         return reference_id(copy)
     except ValueError as error:
-        raise invalid(f"expected an id; the text {error}") from None
+        raise invalid(str(error)) from None
 
 
 def _label_text(value: str) -> str:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -26,15 +26,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
 
-from exporter.config.document import Problems, load_mapping
-from exporter.config.files import FileProblemError, NamedFiles
-from exporter.config.types import Expected, Switch, count
+from exporter.config.document import Problems, YamlMapping, load_mapping
+from exporter.config.files import FileProblemError, NamedFiles, authorities_of
+from exporter.config.types import Expected, Switch, count, secret, text
 from exporter.config.validation import LoadContext, Section, invalid, invalid_at, validate
 from exporter.secrets import Secret
 
@@ -79,13 +77,13 @@ _VERIFY: Final = {
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
 
-# Warn this many seconds before a certificate expires, or a fifth of its validity if shorter.
-_SOON: Final = 14 * 86_400.0
+# Warn this long before a certificate expires, or a fifth of its validity if shorter.
+_SOON: Final = timedelta(days=14)
 _CERTIFICATE: Final = re.compile(
     "-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
 )
 # The validity in DER: two times, each UTCTime or GeneralizedTime.
-_VALIDITY: Final = re.compile(rb"(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))" * 2)
+_VALIDITY: Final = re.compile(rb"(?:\x17\x0d(?=\d{12}Z)|\x18\x0f(?=\d{14}Z))(\d+Z)" * 2)
 
 
 # TLS.
@@ -169,31 +167,132 @@ def _validity(pem: str) -> tuple[float, float]:
     for block in _CERTIFICATE.findall(pem):
         # The validity is the first pair of times in a certificate (RFC 5280, section 4.1).
         if found := _VALIDITY.search(ssl.PEM_cert_to_DER_cert(block)):
-            begin, end = (_time(*found.group(n, n + 1)) for n in (1, 3))
-            ends.append((end, end - min(_SOON, (end - begin) / 5)))
+            begin, end = (
+                datetime.strptime(at.decode(), f"%{'y' if len(at) == 13 else 'Y'}%m%d%H%M%S%z")
+                for at in found.groups()
+            )
+            ends.append((end.timestamp(), (end - min(_SOON, (end - begin) / 5)).timestamp()))
     return min(ends, default=(math.inf, math.inf))
 
 
-def _time(short: bytes | None, long: bytes | None) -> float:
-    text, form = (short, "%y%m%d%H%M%SZ") if short else (long or b"", "%Y%m%d%H%M%SZ")
-    return datetime.strptime(text.decode(), form).replace(tzinfo=UTC).timestamp()
-
-
 @contextmanager
-def _as_file(text: str) -> Iterator[str]:
-    """Yield the path of an in-memory file with a text, so that no key is written to a disk."""
+def _as_file(content: str) -> Iterator[str]:
+    """Yield the path of an in-memory file, so that no key is written to a disk."""
     in_memory = hasattr(os, "memfd_create")
     with (
         os.fdopen(os.memfd_create("tls"), "w", encoding="utf-8")
         if in_memory
         else tempfile.NamedTemporaryFile("w", encoding="utf-8")
     ) as file:
-        file.write(text)
+        file.write(content)
         file.flush()
         yield f"/proc/self/fd/{file.fileno()}" if in_memory else file.name
 
 
 # The file.
+
+
+class _Section(Section):
+    """A mapping in the file; as in Go's YAML, an empty value means the default."""
+
+    model_config = ConfigDict(strict=True)
+    null_is_default = True
+
+
+_Text = Annotated[str, Expected("text")]
+_Pem = Annotated[str, Expected("text in PEM")]
+_Version = Literal["TLS12", "TLS13"]
+
+
+def _client_ca(pem: str) -> str:
+    try:
+        authorities_of(pem)
+    except FileProblemError as error:
+        raise invalid(str(error)) from None
+    return pem
+
+
+def _used(value: Any, info: ValidationInfo) -> Any:  # Any: a text or a list
+    if value and info.data.get("client_auth_type") == "NoClientCert":
+        raise invalid("not used with this `client_auth_type`, which asks for no client certificate")
+    return value
+
+
+def _not_older(version: str, info: ValidationInfo) -> str:
+    if version < info.data.get("min_version", version):
+        raise invalid("expected at least the value of `min_version`")
+    return version
+
+
+def _usable(ciphers: list[str], info: ValidationInfo) -> list[str]:
+    if ciphers and info.data.get("max_version") == "TLS12" and _CIPHERS.keys().isdisjoint(ciphers):
+        raise invalid("expected at least one cipher suite for TLS12")
+    return ciphers
+
+
+def _at_most_one(curves: list[str]) -> list[str]:
+    if len(curves) > 1:
+        raise invalid("expected exactly one curve, or none for the default curves")
+    return curves
+
+
+class _TlsServer(_Section):
+    secrets = ("cert", "key", "client_ca")
+
+    cert: _Pem
+    key: Annotated[Secret, Expected("text in PEM")]
+    client_auth_type: Literal[tuple(_VERIFY)] = "NoClientCert"  # type: ignore[valid-type] # texts
+    client_ca: Annotated[_Pem, AfterValidator(_client_ca), AfterValidator(_used)] = ""
+    client_allowed_sans: Annotated[list[_Text], AfterValidator(_used)] = Field(default_factory=list)
+    min_version: _Version = "TLS12"
+    max_version: Annotated[_Version, AfterValidator(_not_older)] = "TLS13"
+    cipher_suites: Annotated[
+        list[Literal[(*_CIPHERS, *_CIPHERS_13)]],  # type: ignore[valid-type] # texts
+        AfterValidator(_usable),
+    ] = Field(default_factory=list)
+    curve_preferences: Annotated[
+        list[Literal[tuple(_CURVES)]],  # type: ignore[valid-type] # texts
+        AfterValidator(_at_most_one),
+    ] = Field(default_factory=list)
+    prefer_server_cipher_suites: Switch = True
+
+    def tls(self) -> Tls:
+        """Return the TLS of the section; raise `ValidationError` for a bad certificate or key."""
+        context = _Context(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["http/1.1"])
+        context.minimum_version = _VERSIONS[self.min_version]
+        context.maximum_version = _VERSIONS[self.max_version]
+        if not self.prefer_server_cipher_suites:
+            context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+        if chosen := [_CIPHERS[name] for name in self.cipher_suites if name in _CIPHERS]:
+            context.set_ciphers(":".join(chosen))
+        elif self.cipher_suites:
+            # Older versions have none of these cipher suites.
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+        for curve in self.curve_preferences:
+            context.set_ecdh_curve(_CURVES[curve])
+        try:
+            with _as_file(self.cert) as first, _as_file(self.key.reveal()) as second:
+                # Never prompt for a password.
+                context.load_cert_chain(first, second, password=lambda: "")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or "expected a certificate and a key in PEM"
+            raise invalid_at("key", f"failed to load X509KeyPair: {reason}") from None
+        context.verify_mode = _VERIFY[self.client_auth_type]
+        if self.client_ca:
+            context.load_verify_locations(cadata=self.client_ca.encode("ascii", "replace").decode())
+        elif context.verify_mode is not ssl.CERT_NONE:
+            context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+        return Tls(context, frozenset(self.client_allowed_sans), *_validity(self.cert))
+
+
+def _tls(value: object, info: ValidationInfo[LoadContext]) -> Tls | None:
+    """Return the TLS of a section; None for an empty section."""
+    if not value:
+        return None
+    if isinstance(value, YamlMapping):
+        value = YamlMapping((key, item) for key, item in value.items() if item not in ("", None))
+    return _TlsServer.model_validate(value, context=info.context).tls()
 
 
 def _headers(headers: dict[str, str]) -> dict[str, str]:
@@ -209,32 +308,21 @@ def _interval(value: object) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_PART, value))
 
 
-def _hash(value: Secret) -> Secret:
-    # A cost above 20 takes most of a minute per password.
-    cost = r"\$2[aby]\$(0[4-9]|1[0-9]|20)\$"
-    if not re.fullmatch(f"{cost}[./A-Za-z0-9]{{53}}", value.reveal()):
-        expected = "a bcrypt hash with a cost from 4 to 20, as from `htpasswd -nBC 10 NAME`"
-        raise invalid(f"expected {expected}")
-    return value
-
-
 def _user(name: str) -> str:
     if ":" in name or not name.isprintable():
-        raise invalid("expected a user name without colons and control characters")
+        raise ValueError
     return name
 
 
-class _Section(Section):
-    """A mapping in the file; as in Go's YAML, an empty value means the default."""
-
-    model_config = ConfigDict(strict=True)
-    null_is_default = True
-
-
-_Text = Annotated[str, Expected("text")]
-_Path = Annotated[str, Expected("the path of a file")]
-_Pem = Annotated[str, Expected("text in PEM")]
-_Version = Literal["TLS12", "TLS13"]
+_User = Annotated[str, text("a user name without colons and control characters", check=_user)]
+_Hash = Annotated[
+    Secret,
+    secret(
+        # A cost above 20 takes most of a minute per password.
+        "a bcrypt hash with a cost from 4 to 20, as from `htpasswd -nBC 10 NAME`",
+        r"\$2[aby]\$(0[4-9]|1[0-9]|20)\$[./A-Za-z0-9]{53}",
+    ),
+]
 _Header = Literal[
     "Strict-Transport-Security",
     "X-Content-Type-Options",
@@ -248,120 +336,6 @@ _HeaderValue = Annotated[
     Field(pattern=r"^[ -~]{0,4096}$"),
     Expected("a text of printable ASCII characters"),
 ]
-
-
-class _TlsServer(_Section):
-    cert: _Pem = ""
-    cert_file: _Path = ""
-    key: Annotated[Secret, Expected("text in PEM")] = Secret("")
-    key_file: _Path = ""
-    client_auth_type: Annotated[
-        Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"],
-        BeforeValidator(lambda value: "NoClientCert" if value == "" else value),
-    ] = "NoClientCert"
-    client_ca: _Pem = ""
-    client_ca_file: _Path = ""
-    client_allowed_sans: list[_Text] = Field(default_factory=list)
-    min_version: _Version = "TLS12"
-    max_version: _Version = "TLS13"
-    cipher_suites: list[Literal[(*_CIPHERS, *_CIPHERS_13)]] = Field(default_factory=list)  # type: ignore[valid-type] # texts
-    curve_preferences: list[Literal[tuple(_CURVES)]] = Field(default_factory=list)  # type: ignore[valid-type] # texts
-    prefer_server_cipher_suites: Switch = True
-
-
-class _TlsBuilder:
-    """Builds the TLS of a section, and collects problems by key."""
-
-    def __init__(self, config: _TlsServer, context: LoadContext) -> None:
-        self._config = config
-        self._context = context
-        self._problems: dict[str, str] = {}
-
-    def build(self) -> Tls:
-        config, context = self._config, _Context(ssl.PROTOCOL_TLS_SERVER)
-        context.set_alpn_protocols(["http/1.1"])
-        self._offer(context)
-        certificate = self._pem("cert", config.cert)
-        key = self._pem("key", config.key.reveal())
-        if certificate and key:
-            try:
-                with _as_file(certificate) as first, _as_file(key) as second:
-                    # Never prompt for a password.
-                    context.load_cert_chain(first, second, password=lambda: "")
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "reason", None) or "expected a certificate and a key in PEM"
-                where = "key_file" if config.key_file else "key"
-                self._problems[where] = f"failed to load X509KeyPair: {reason}"
-        self._verify(context)
-        if self._problems:
-            errors = [
-                InitErrorDetails(type=invalid(message), loc=(key,), input=None)
-                for key, message in self._problems.items()
-            ]
-            raise ValidationError.from_exception_data("config", errors)
-        return Tls(context, frozenset(config.client_allowed_sans), *_validity(certificate))
-
-    def _offer(self, context: ssl.SSLContext) -> None:
-        config = self._config
-        oldest, newest = _VERSIONS[config.min_version], _VERSIONS[config.max_version]
-        if oldest > newest:
-            self._problems["max_version"] = "expected at least the value of `min_version`"
-            return
-        context.minimum_version, context.maximum_version = oldest, newest
-        if not config.prefer_server_cipher_suites:
-            context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-        if chosen := [_CIPHERS[name] for name in config.cipher_suites if name in _CIPHERS]:
-            context.set_ciphers(":".join(chosen))
-        elif config.cipher_suites and newest is ssl.TLSVersion.TLSv1_3:
-            context.minimum_version = newest  # older versions have none of these cipher suites
-        elif config.cipher_suites:
-            self._problems["cipher_suites"] = "expected at least one cipher suite for TLS12"
-        if len(config.curve_preferences) > 1:
-            expected = "expected exactly one curve, or none for the default curves"
-            self._problems["curve_preferences"] = expected
-        for curve in config.curve_preferences[:1]:
-            context.set_ecdh_curve(_CURVES[curve])
-
-    def _verify(self, context: ssl.SSLContext) -> None:
-        config = self._config
-        context.verify_mode = _VERIFY[config.client_auth_type]
-        key = "client_ca_file" if config.client_ca_file else "client_ca"
-        given = bool(config.client_ca or config.client_ca_file)
-        if context.verify_mode is ssl.CERT_NONE:
-            unused = "not used with this `client_auth_type`, which asks for no client certificate"
-            if given:
-                self._problems[key] = unused
-            if config.client_allowed_sans:
-                self._problems["client_allowed_sans"] = unused
-        elif not given:
-            context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
-        elif text := self._pem("client_ca", config.client_ca):
-            try:
-                context.load_verify_locations(cadata=text.encode("ascii", "replace").decode())
-            except (OSError, ValueError):
-                self._problems[key] = "contains no PEM certificate"
-
-    def _pem(self, key: str, text: str) -> str:
-        """Return the text of a key, or of its `_file`; empty if neither is set."""
-        file: str = getattr(self._config, f"{key}_file")
-        if bool(text) is bool(file):
-            self._problems[f"{key}_file"] = f"expected either `{key}` or `{key}_file`"
-            return ""
-        if not file:
-            return text
-        try:
-            path = self._context.folder / file
-            return self._context.files.read(path, MAX_FILE, secret=key == "key")
-        except FileProblemError as error:
-            self._problems[f"{key}_file"] = f"failed to read {key}_file: {error}"
-            return ""
-
-
-def _tls(value: object, info: ValidationInfo[LoadContext]) -> Tls | None:
-    """Return the TLS of a section; None for an empty section."""
-    if not value:
-        return None
-    return _TlsBuilder(_TlsServer.model_validate(value, context=info.context), info.context).build()
 
 
 class _HttpServer(_Section):
@@ -401,9 +375,7 @@ class WebConfig(_Section):
 
     tls_server_config: Annotated[Tls | None, PlainValidator(_tls)] = None
     http_server_config: _HttpServer = _HttpServer()
-    basic_auth_users: dict[
-        Annotated[str, AfterValidator(_user)], Annotated[Secret, AfterValidator(_hash)]
-    ] = Field(default_factory=dict)
+    basic_auth_users: dict[_User, _Hash] = Field(default_factory=dict)
     rate_limit: RateLimit = RateLimit()
 
 

@@ -123,7 +123,7 @@ def test_check_reads_the_web_configuration_too(tmp_path: Path) -> None:
     command = ["check", f"--config.file={config}", f"--web.config.file={web}"]
     bad = CliRunner().invoke(commands, command)
     assert isinstance(bad.exception, ConfigError)
-    assert "failed to read cert_file" in str(bad.exception)
+    assert "server.crt cannot be read" in str(bad.exception)
     Certificates(tmp_path)
     good = CliRunner().invoke(commands, command)
     assert (good.exit_code, good.stderr) == (0, "")
