@@ -15,12 +15,11 @@ from typing import Final, TypeAlias
 import bcrypt
 from aiohttp import web
 
+from exporter.app import App
+from exporter.config import Config
 from exporter.secrets import Secret
 from exporter.threads import SerialThread
 from exporter.web.web_config import RateLimit
-
-MAX_REMEMBERED: Final = 100
-"""Verified passwords that are cached."""
 
 # bcrypt uses only the first 72 bytes; older versions of its library, and Go's, cut the rest off.
 _SIGNIFICANT: Final = 72
@@ -30,9 +29,16 @@ _REALM: Final = 'Basic realm="esms-exporter", charset="UTF-8"'
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def retry_after(seconds: float) -> dict[str, str]:
-    """Return a `Retry-After` header, rounded up to whole seconds."""
-    return {"Retry-After": str(ceil(seconds))}
+def refusal(kind: type[web.HTTPError], text: str, seconds: float) -> web.HTTPError:
+    """Return the response to a request that the client should repeat after some seconds."""
+    return kind(text=f"{text}\n", headers={"Retry-After": str(ceil(seconds))})
+
+
+def configuration(app: App) -> Config:
+    """Return the configuration; raise `HTTPServiceUnavailable` while the exporter starts."""
+    if app.config is None:
+        raise refusal(web.HTTPServiceUnavailable, "the exporter is starting", 1)
+    return app.config
 
 
 def credentials(request: web.Request, scheme: str) -> str:
@@ -50,13 +56,9 @@ class Slots:
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Hold a slot while the block runs.
-
-        Raises:
-            web.HTTPServiceUnavailable: all slots are in use.
-        """
+        """Hold a slot while the block runs; raise `HTTPServiceUnavailable` if all are in use."""
         if not self._free:
-            raise web.HTTPServiceUnavailable(text="try again later\n", headers=retry_after(1))
+            raise refusal(web.HTTPServiceUnavailable, "try again later", 1)
         self._free -= 1
         try:
             yield
@@ -67,8 +69,9 @@ class Slots:
 class Passwords:
     """Checks passwords against bcrypt hashes in a thread, one at a time.
 
-    Verified passwords are cached under keyed hashes, so that a scrape needs no bcrypt. An unknown
-    name is checked against the hash of another user, so that the response takes as long.
+    The last right password of each user is remembered as a keyed hash, so that a scrape needs no
+    bcrypt. An unknown name is checked against the hash of another user, so that the response takes
+    as long.
 
     Args:
         check: returns whether a password matches a hash; takes some 70 ms at a cost of 10.
@@ -85,14 +88,10 @@ class Passwords:
         self._checks = Slots(max_checks)
         self._turn = asyncio.Lock()
         self._key = os.urandom(32)
-        self._right: dict[bytes, None] = {}  # least recently used first
+        self._right: dict[str, bytes] = {}  # digests by name
 
     async def authenticate(self, users: Mapping[str, Secret], request: web.Request) -> None:
         """Check the user name and password of a request (RFC 7617).
-
-        Args:
-            users: bcrypt hashes by name; at least one.
-            request: the request with an `Authorization` header.
 
         Raises:
             web.HTTPUnauthorized: the name or the password is missing or wrong.
@@ -114,30 +113,23 @@ class Passwords:
         # Pick the same hash for an unknown name each time: its cost shows in the response time.
         some = hashes[int.from_bytes(self._digest(name)[:8]) % len(hashes)]
         known_hash = users.get(name, some).reveal().encode()
-        key = self._digest(name, known_hash, password)
-        if self._remembers(key):
+        digest = self._digest(known_hash, password)
+        if self._right.get(name) == digest:
             return True
         with self._checks.take():
             async with self._turn:
-                if self._remembers(key):
+                if self._right.get(name) == digest:
                     return True  # another request verified it meanwhile
                 significant = password[:_SIGNIFICANT]
                 same = await self._thread.submit(lambda: self._check(significant, known_hash))
-        if not same or name not in users:
-            return False
-        self._right[key] = None
-        if len(self._right) > MAX_REMEMBERED:
-            del self._right[next(iter(self._right))]
-        return True
+        if same and name in users:
+            self._right[name] = digest
+            return True
+        return False
 
     def close(self) -> None:
         """Stop the thread."""
         self._thread.close()
-
-    def _remembers(self, key: bytes) -> bool:
-        if known := key in self._right:
-            self._right[key] = self._right.pop(key)
-        return known
 
     def _digest(self, *parts: str | bytes) -> bytes:
         return blake2b(repr(parts).encode(), key=self._key).digest()
@@ -150,10 +142,9 @@ class TokenBucket:
         self.limit = limit
         self._used_until = 0.0  # when the whole burst is available again
 
-    def take(self) -> bool:
-        """Take a token; return False if there is none."""
+    def take(self) -> None:
+        """Take a token; raise `HTTPTooManyRequests` if there is none."""
         now, limit = time.monotonic(), self.limit
         if self._used_until - now > (limit.burst - 1) * limit.interval:
-            return False
+            raise refusal(web.HTTPTooManyRequests, "Too Many Requests", limit.interval)
         self._used_until = max(now, self._used_until) + limit.interval
-        return True

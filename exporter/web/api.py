@@ -24,7 +24,7 @@ from exporter.ledger.types import DELETED, CallRecord, NewCall
 from exporter.secrets import Secret
 from exporter.sources.api import ApiSource
 from exporter.web import schemas
-from exporter.web.access import Handler, Slots, credentials, retry_after
+from exporter.web.access import Handler, Slots, configuration, credentials
 from exporter.web.schemas import MAX_CALLS, ProblemError, Scope, validate
 
 PREFIX: Final = "/api/v1"
@@ -35,10 +35,8 @@ MAX_BODY: Final = 16 << 20
 MAX_LISTINGS: Final = 4
 """Concurrent listings per token."""
 
-STARTING_RETRY: Final = 1
-LEDGER_RETRY: Final = 5
-"""Seconds until clients should retry while the exporter starts or the ledger fails."""
-
+# Seconds until clients should retry while the ledger fails.
+_LEDGER_RETRY: Final = 5
 # Larger bodies are parsed in a thread, because parsing them would delay polls.
 _INLINE: Final = 64 << 10
 # The largest valid request has a third as many values; a value takes some 100 bytes of memory.
@@ -50,20 +48,13 @@ _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
 
 class Api:
-    """Handlers of the API.
-
-    Args:
-        app: the exporter.
-        body_timeout: seconds to receive a body.
-        route_prefix: prefix of the paths.
-        external_path: prefix of the paths for clients.
-    """
+    """Handlers of the API; paths of clients start with `external_path`."""
 
     def __init__(
         self, app: App, body_timeout: float, route_prefix: str = "", external_path: str = ""
     ) -> None:
         self._app = app
-        self._body_timeout = body_timeout
+        self._body_timeout = body_timeout  # seconds
         self._prefix = f"{route_prefix}{PREFIX}/"
         self._external_path = external_path
         self._parsing = asyncio.Lock()  # one large body at a time
@@ -86,31 +77,34 @@ class Api:
 
     @web.middleware
     async def problems(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Turn every error of a request to the API into problem details."""
+        """Answer failed requests; those to the API with problem details."""
+        to_api = request.path.startswith(self._prefix)
         try:
             return await handler(request)
         except ProblemError as error:
-            return error.response()
-        except (web.HTTPException, LedgerError) as error:
-            if not request.path.startswith(self._prefix):
+            return error.response
+        except (CapacityError, LedgerError) as error:
+            if isinstance(error, CapacityError):
+                status, seconds = 429, error.retry_after
+            else:
+                status, seconds = 503, _LEDGER_RETRY
+            detail, headers = str(error), {"Retry-After": str(seconds)}
+            if not to_api:
+                return web.Response(status=status, text=f"{detail}\n", headers=headers)
+        except web.HTTPException as error:
+            if not to_api:
                 raise
-            if isinstance(error, LedgerError):
-                headers = retry_after(LEDGER_RETRY)
-                return ProblemError(503, str(error), headers=headers).response()
+            status, detail = error.status, (error.text or "").strip()
             headers = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
-            detail = (error.text or "").strip()
-            if error.status in {404, 405}:
+            if status in {404, 405}:
                 detail = f"see {self._prefix}openapi.json for the paths and methods"
-            return ProblemError(error.status, detail, headers=headers).response()
+        return ProblemError(status, detail, headers=headers).response
 
     def _authorized(
         self, handler: Callable[[Scope, web.Request], Awaitable[web.Response]]
     ) -> Handler:
         async def authorized(request: web.Request) -> web.StreamResponse:
-            config = self._app.config
-            if config is None:
-                headers = retry_after(STARTING_RETRY)
-                raise ProblemError(503, "the exporter is starting", headers=headers)
+            config = configuration(self._app)
             if not config.watch.api.tokens:
                 raise ProblemError(404, "the API is off; `watch.api.tokens` turns it on")
             if (token := token_of(config.watch.api, request)) is None:
@@ -132,13 +126,10 @@ class Api:
         source = self._app.sources[ApiSource]
         try:
             calls = await self._read_calls(scope, request)
-        except ProblemError:
+        except (ProblemError, web.HTTPException):
             source.refused()
             raise
-        try:
-            count = await source.push(calls)
-        except CapacityError as error:
-            raise ProblemError(429, str(error), headers=retry_after(error.retry_after)) from None
+        count = await source.push(calls)
         return _json(schemas.Accepted(added=count.added, known=count.known), 202)
 
     async def _read_calls(self, scope: Scope, request: web.Request) -> list[NewCall]:
@@ -169,8 +160,6 @@ class Api:
         try:
             async with asyncio.timeout(self._body_timeout):
                 return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise _too_large() from None
         except (web.RequestPayloadError, ConnectionError):
             raise ProblemError(400, "the body cannot be read") from None
         except TimeoutError:
@@ -192,8 +181,7 @@ class Api:
             async with asyncio.timeout(_LISTING_TIMEOUT):
                 return _json(await asyncio.shield(page()))
         except TimeoutError:
-            headers = retry_after(LEDGER_RETRY)
-            raise ProblemError(503, "the listing took too long", headers=headers) from None
+            raise LedgerError("the listing took too long") from None
 
     async def _show(self, scope: Scope, request: web.Request) -> web.Response:
         ledger = self._app.ledger
@@ -219,10 +207,9 @@ class Api:
         try:
             name = reference_id(text)
         except ValueError as error:
-            raise ProblemError(400, f"expected an id; the text {error}") from None
+            raise ProblemError(400, str(error)) from None
         if account in scope.accounts:
-            ledger = self._app.ledger
-            found = await ledger.execute(find_call, account, name, canaries=False)
+            found = await self._app.ledger.execute(find_call, account, name, canaries=False)
             if found and found.state != DELETED:
                 return found
         raise ProblemError(404, "no such call")
@@ -230,9 +217,8 @@ class Api:
     # The exporter.
 
     async def _status(self, scope: Scope, _request: web.Request) -> web.Response:
-        app = self._app
+        app, names = self._app, scope.accounts
         problems = app.not_ready()
-        names = scope.accounts
         accounts = (app.accounts[name].status for name in names if name in app.accounts)
         return _json(
             schemas.ExporterStatus(
@@ -246,8 +232,7 @@ class Api:
         )
 
     async def _openapi(self, scope: Scope, _request: web.Request) -> web.Response:
-        document = schemas.openapi(scope, self._external_path)
-        return _json(to_json(document, indent=2))
+        return _json(to_json(schemas.openapi(scope, self._external_path), indent=2))
 
 
 def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
@@ -277,11 +262,7 @@ def _too_large() -> ProblemError:
 
 
 def parse_calls(scope: Scope, body: bytes) -> list[NewCall]:
-    """Return the calls in the body of `POST /calls`.
-
-    Raises:
-        ProblemError: the body is invalid; lists its first problems.
-    """
+    """Return the calls in the body of `POST /calls`; raise `ProblemError` if it is invalid."""
     # Check the number of values first, because the parser holds the GIL until it is done.
     if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MAX_SEPARATORS:
         raise ProblemError(413, f"expected no more values than in {MAX_CALLS} calls")

@@ -85,12 +85,7 @@ class Connections:
     """Accepts connections, limits their number, and closes slow ones.
 
     At a limit, the connection that has been idle for longest is closed, so that many open
-    connections do not block scrapes.
-
-    Args:
-        headers: added to responses to malformed requests.
-        metrics: counts failed handshakes.
-        limits: limits for clients.
+    connections do not block scrapes. Responses to malformed requests have the headers.
     """
 
     def __init__(self, headers: dict[str, str], metrics: Catalogue, limits: Limits) -> None:
@@ -133,9 +128,7 @@ class Connections:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             peer = address[0] if isinstance(address, tuple) else ""
             if self._make_room(address_of(peer)):
-                connection = Connection(self, server, peer, self._tls)
-                self.open.add(connection)
-                connection.open(accepted)
+                self.open.add(Connection(self, server, accepted, peer, self._tls))
             else:
                 accepted.close()
 
@@ -165,13 +158,7 @@ class Connections:
 
 
 class Connection(web.RequestHandler):
-    """A connection, plain or with TLS.
-
-    Args:
-        connections: the set of all connections.
-        server: handles the requests.
-        peer: address of the client; empty for a Unix socket.
-        tls: None for plain HTTP.
+    """A connection, from before its TLS handshake if there is one.
 
     Attributes:
         address: the address or network that `Limits.per_address` applies to.
@@ -180,7 +167,12 @@ class Connection(web.RequestHandler):
     """
 
     def __init__(
-        self, connections: Connections, server: web.Server, peer: str, tls: Tls | None
+        self,
+        connections: Connections,
+        server: web.Server,
+        accepted: socket.socket,
+        peer: str,
+        tls: Tls | None,
     ) -> None:
         super().__init__(
             server,
@@ -196,7 +188,6 @@ class Connection(web.RequestHandler):
         self._connections = connections
         self._tls = tls
         self._peer = peer
-        self._handshake: asyncio.Task[None] | None = None
         # Kept until the end; aiohttp drops its own reference when it starts to close.
         self._socket: asyncio.Transport | None = None
         self._body: StreamReader = EMPTY_PAYLOAD
@@ -205,17 +196,18 @@ class Connection(web.RequestHandler):
         self.busy = False
         self.idle_since = self._loop.time()
         self._expect_head()
+        self._opening: asyncio.Task[None] | None = self._loop.create_task(self._open(accepted))
 
     def _expect_head(self) -> None:
         self._head_timer = self._loop.call_later(self._connections.limits.head, self._head_is_late)
 
     def _head_is_late(self) -> None:
-        if self._tls and self._handshake:
+        if self._tls and self._opening:
             self._connections.handshake_failed(TlsFailure.TIMEOUT, self._peer)
         self.abort()
 
     def begin(self, body: StreamReader) -> None:
-        """Start the body time-out, now that the head of a request is complete."""
+        """Mark the connection as busy, now that the head of a request is complete."""
         self._head_timer.cancel()
         self.busy, self._body, self._ahead = True, body, 0
 
@@ -225,8 +217,8 @@ class Connection(web.RequestHandler):
 
     def abort(self) -> None:
         """Close the connection at once."""
-        if self._handshake is not None:
-            self._handshake.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
         if self._socket is not None:
             self._socket.abort()
         self._forget()
@@ -234,10 +226,6 @@ class Connection(web.RequestHandler):
     def _forget(self) -> None:
         self._head_timer.cancel()
         self._connections.open.discard(self)
-
-    def open(self, accepted: socket.socket) -> None:
-        """Start the connection, with a TLS handshake if configured."""
-        self._handshake = self._loop.create_task(self._open(accepted))
 
     async def _open(self, accepted: socket.socket) -> None:
         context = self._tls.context if self._tls else None
@@ -255,7 +243,7 @@ class Connection(web.RequestHandler):
             else:
                 _log.debug("connection setup failed", error=type(error).__name__)
         finally:
-            self._handshake = None
+            self._opening = None
             if self._socket is None:
                 accepted.close()
                 self._forget()
@@ -274,17 +262,15 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Process received data; limit what is sent ahead of a response."""
-        if self.busy and self._body.is_eof():
-            # Pipelined requests, which aiohttp buffers until the current one is answered.
-            self._ahead += len(data)
-            if self._ahead > MAX_AHEAD:
-                self.abort()
-                return
-        elif not self.busy and not self._body.is_eof():
-            # The rest of an unread body; sending it needs no access.
+        if self.busy is self._body.is_eof():
+            # Pipelined requests, which aiohttp buffers until the current one is answered, or the
+            # rest of an unread body; sending it needs no access.
             self._ahead += len(data)
             if self._ahead > MAX_AHEAD and self._socket is not None:
-                self._socket.pause_reading()
+                if self.busy:
+                    self.abort()
+                else:
+                    self._socket.pause_reading()
                 return
         elif not self.busy and self._head_timer.cancelled():
             self._expect_head()

@@ -24,9 +24,9 @@ from pydantic.json_schema import models_json_schema
 
 import exporter
 from exporter.calls import CallState, Key, Result, Status
-from exporter.config.types import MAX_LABEL_VALUE
+from exporter.config.types import MAX_LABEL_VALUE, KnownAccount, KnownLabel
 from exporter.esms.codes import Outcome
-from exporter.ids import ID_PATTERN, ReferenceId, reference_id
+from exporter.ids import ID_PATTERN, reference_id
 from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
 
 MAX_CALLS: Final = 10_000
@@ -68,28 +68,8 @@ class Scope(NamedTuple):
 # Requests.
 
 
-def _account(name: str, info: ValidationInfo[Scope]) -> str:
-    if name not in info.context.accounts:
-        raise ValueError("expected the name of one of the accounts")
-    return name
-
-
-def _label(name: str, info: ValidationInfo[Scope]) -> str:
-    if name not in info.context.labels:
-        raise ValueError("expected one of the names in `watch.labels`")
-    return name
-
-
-def _reference_id(text: str) -> ReferenceId:
-    try:
-        return reference_id(text)
-    except ValueError as error:
-        raise ValueError(f"expected an id; the text {error}") from None
-
-
 _BLANK: Final = r"[ \t\r\n]*"
 _ID_SCHEMA: Final = {"type": "string", "pattern": f"^{_BLANK}{ID_PATTERN}{_BLANK}$"}
-_Account = Annotated[str, AfterValidator(_account)]
 _LabelValue = Annotated[
     str, Field(max_length=MAX_LABEL_VALUE, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")
 ]
@@ -108,14 +88,14 @@ class NewCall(_Request):
     """A call to watch."""
 
     reference_id: Annotated[
-        str, Field(json_schema_extra={**_ID_SCHEMA}), AfterValidator(_reference_id)
+        str, Field(json_schema_extra={**_ID_SCHEMA}), AfterValidator(reference_id)
     ]
     """The id that the provider gave the call."""
 
-    account: _Account
+    account: KnownAccount
     """The account that placed the call."""
 
-    labels: dict[Annotated[str, AfterValidator(_label)], _LabelValue] = Field(default_factory=dict)
+    labels: dict[KnownLabel, _LabelValue] = Field(default_factory=dict)
     """Values of names in `watch.labels`."""
 
     @model_validator(mode="before")
@@ -136,7 +116,7 @@ class NewCalls(_Request):
 class CallsQuery(_Request):
     """The filters and the position of `GET /calls`; all are optional."""
 
-    account: _Account = ""
+    account: KnownAccount = ""
     """Calls of this account."""
 
     state: Literal[(*map(str, CallState), FINISHED, WATCHED)] = ""  # type: ignore[valid-type] # a str
@@ -290,14 +270,7 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemError(Exception):
-    """Fails a request to the API with problem details.
-
-    Args:
-        status: the HTTP status.
-        detail: what happened.
-        errors: problems of parts of the request.
-        headers: headers of the response.
-    """
+    """Fails a request to the API with problem details; `errors` are problems of its parts."""
 
     def __init__(
         self,
@@ -308,27 +281,19 @@ class ProblemError(Exception):
     ) -> None:
         super().__init__(detail)
         title = HTTPStatus(status).phrase
-        self._details = ProblemDetails(
+        details = ProblemDetails(
             title=title, status=status, detail=detail, errors=list(errors) or None
         )
-        self._headers = headers
-
-    def response(self) -> web.Response:
-        """Return the response."""
-        return web.Response(
-            status=self._details.status,
-            body=self._details.model_dump_json(exclude_none=True).encode() + b"\n",
+        self.response = web.Response(
+            status=status,
+            body=details.model_dump_json(exclude_none=True).encode() + b"\n",
             content_type="application/problem+json",
-            headers=self._headers,
+            headers=headers,
         )
 
 
 def validate(model: type[R], request: bytes | dict[str, str], scope: Scope) -> R:
-    """Validate the JSON body or the parameters of a request.
-
-    Raises:
-        ProblemError: the request is invalid; lists its first problems.
-    """
+    """Validate the JSON body or the parameters of a request; raise `ProblemError` if invalid."""
     try:
         if isinstance(request, bytes):
             return model.model_validate_json(request, context=scope)
@@ -351,12 +316,7 @@ def validate(model: type[R], request: bytes | dict[str, str], scope: Scope) -> R
 
 
 def openapi(scope: Scope, external_path: str = "") -> dict[str, Any]:  # Any: JSON
-    """Return the OpenAPI document of the API.
-
-    Args:
-        scope: the names that requests may use.
-        external_path: prefix of the paths for clients.
-    """
+    """Return the OpenAPI document for clients that may use the names in `scope`."""
     document: dict[str, Any] = yaml.safe_load((files(__package__) / "openapi.yaml").read_text())
     document["info"]["version"] = exporter.__version__
     if external_path:

@@ -26,11 +26,11 @@ from exporter.metrics.exposition import (
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.file_watcher import INTERVAL
 from exporter.threads import DetachedThreads
-from exporter.web.access import Handler, Passwords, Slots, TokenBucket, retry_after
+from exporter.web.access import Handler, Passwords, Slots, TokenBucket
 from exporter.web.api import MAX_BODY, Api, token_of
 from exporter.web.api import PREFIX as API_PREFIX
 from exporter.web.callback import PATH as CALLBACK_PATH
-from exporter.web.callback import Callback
+from exporter.web.callback import callback_route
 from exporter.web.connections import Connection, Connections, Limits
 from exporter.web.sockets import ListenAddress, listen, systemd_sockets, url_of
 from exporter.web.status_page import (
@@ -71,14 +71,7 @@ class WebOptions:
 
 
 class WebServer:
-    """Serves the metrics, the probes, the status page, the API and the callback.
-
-    Args:
-        app: the exporter.
-        options: command-line options.
-        limits: limits for clients.
-        passwords: checks the passwords of users.
-    """
+    """Serves the metrics, the probes, the status page, the API and the callback."""
 
     def __init__(
         self,
@@ -96,8 +89,8 @@ class WebServer:
         self._pages = Slots(limits.pages)
         self._rendering = asyncio.Lock()
         self._passwords = passwords or Passwords(max_checks=limits.password_checks)
-        self._bucket: TokenBucket | None = None
         self._web_config = WebConfig()
+        self._bucket = TokenBucket(self._web_config.rate_limit)
         prefix = options.route_prefix
         api = Api(app, limits.body, prefix, options.external_path)
         application = web.Application(
@@ -110,7 +103,7 @@ class WebServer:
             web.get("/-/ready", self._ready),
             web.post("/-/reload", self._reload),
             *api.routes(),
-            *Callback(app).routes(),
+            callback_route(app),
         ]
         routes = [web.RouteDef(r.method, prefix + r.path, r.handler, r.kwargs) for r in routes]
         if prefix:
@@ -180,8 +173,7 @@ class WebServer:
             if not changed and self._threads.hangs(config):
                 return  # already reported
             try:
-                changed = changed or self._unread
-                if changed or await self._threads.run(config, config.changed):
+                if changed or self._unread or await self._threads.run(config, config.changed):
                     self._configure(await self._threads.run(config, config.load))
                     self._unread = False
                     self._app.config_status.loaded(_WEB_CONFIG)
@@ -201,9 +193,7 @@ class WebServer:
 
     def _configure(self, config: WebConfig) -> None:
         self._web_config = config
-        if not config.rate_limit.interval:
-            self._bucket = None
-        elif self._bucket is None or self._bucket.limit != config.rate_limit:
+        if self._bucket.limit != config.rate_limit:
             self._bucket = TokenBucket(config.rate_limit)
         tls = config.tls_server_config
         self.connections.configure(tls)
@@ -220,9 +210,7 @@ class WebServer:
         path = resource.canonical.removeprefix(self._options.route_prefix) if resource else ""
         if path in _PROBES and self._options.open_probes:
             return await handler(request)
-        if self._bucket is not None and not self._bucket.take():
-            headers = retry_after(self._bucket.limit.interval)
-            raise web.HTTPTooManyRequests(text="Too Many Requests\n", headers=headers)
+        self._bucket.take()
         users = self._web_config.basic_auth_users
         if users and not path.startswith((f"{API_PREFIX}/", f"{CALLBACK_PATH}/")):
             await self._passwords.authenticate(users, request)
@@ -239,8 +227,7 @@ class WebServer:
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)
-        for name, value in self._web_config.http_server_config.headers.items():
-            response.headers[name] = value
+        response.headers.update(self._web_config.http_server_config.headers.items())
         if not request.content.is_eof():
             # After an unread body, the start of the next request cannot be found.
             response.headers["Connection"] = "close"
@@ -266,11 +253,8 @@ class WebServer:
             return response
 
     async def _status(self, request: web.Request) -> web.Response:
-        query = {}
-        if (chosen := request.query.get("lang")) in LANGUAGES:
-            query["lang"] = chosen
-        if request.query.get("refresh") == "off":
-            query["refresh"] = "off"
+        kept = {"lang": LANGUAGES, "refresh": ("off",)}
+        query = {key: text for key, text in request.query.items() if text in kept.get(key, ())}
         accept = ",".join(request.headers.getall("Accept-Language", []))
         language = query.get("lang") or choose_language(accept)
         headers = {

@@ -27,11 +27,7 @@ class ListenAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse `:10375`, `127.0.0.1:10375` or `[::1]:10375`.
-
-        Raises:
-            ValueError: the text has another format.
-        """
+        """Parse `:10375`, `127.0.0.1:10375` or `[::1]:10375`, or raise `ValueError`."""
         host, colon, port = text.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
         if (
@@ -51,14 +47,11 @@ class ListenAddress:
 def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
     """Return the sockets that systemd passed to this process: sd_listen_fds(3).
 
-    Removes the environment variables, so that child processes do not use the sockets.
-
-    Raises:
-        ListenError: there are none, or one does not listen.
+    Removes the environment variables, so that child processes do not use the sockets. Raises
+    `ListenError` if there are none, or one does not listen.
     """
-    pid, count, _ = (
-        environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-    )
+    names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    pid, count, _ = (environ.pop(name, "") for name in names)
     if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
         raise ListenError(
             "no socket activation file descriptors found; start the exporter by a systemd socket "
@@ -78,11 +71,7 @@ def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[sock
 
 
 def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
-    """Return listening sockets for addresses.
-
-    Raises:
-        ListenError: an address is not available.
-    """
+    """Return listening sockets for addresses, or raise `ListenError`."""
     sockets: list[socket.socket] = []
     for address in addresses:
         try:
@@ -101,25 +90,23 @@ def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
 
 
 def _bound(address: ListenAddress) -> Iterator[socket.socket]:
-    if not address.host:
-        dual = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        yield socket.create_server(
-            ("", address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual
-        )
-        return
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    addresses = dict.fromkeys((family, str(resolved[0])) for family, *_, resolved in found)
+    dual = not address.host and socket.has_dualstack_ipv6()
+    if address.host:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        hosts = dict.fromkeys((family, str(resolved[0])) for family, *_, resolved in found)
+    else:
+        hosts = {(socket.AF_INET6 if dual else socket.AF_INET, ""): None}
     missing = []
-    for family, host in addresses:
+    for family, host in hosts:
+        at = host, address.port
         try:
-            yield socket.create_server((host, address.port), family=family, backlog=_BACKLOG)
+            yield socket.create_server(at, family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
         except OSError as error:
             # A host name may have addresses of a family that this machine does not support.
             if error.errno not in _NO_SUCH_FAMILY:
                 raise
             missing.append(error)
-    if len(missing) == len(addresses):
+    if len(missing) == len(hosts):
         raise missing[0]
 
 

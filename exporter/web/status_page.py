@@ -45,15 +45,10 @@ LANGUAGES: Final = ("en", "vi")
 
 
 class Viewer(NamedTuple):
-    """Who requests the page.
-
-    Attributes:
-        authenticated: by a password or a token.
-        accounts: whose ReferenceIds are shown; None for all.
-    """
+    """Who requests the page, with a password or token, and the accounts whose ids are shown."""
 
     authenticated: bool = False
-    accounts: frozenset[str] | None = frozenset()
+    accounts: frozenset[str] | None = frozenset()  # None for all
 
     def sees(self, account: str) -> bool:
         """Tell whether ReferenceIds of an account are shown."""
@@ -88,13 +83,7 @@ class SourceView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """All that the page shows; times are Unix times.
-
-    Attributes:
-        canaries: with the time when each is due next.
-        leases: the accounts of the other live exporters by their names, and under "" those of none;
-            None where the ledger is not shared.
-    """
+    """All that the page shows; times are Unix times."""
 
     now: float
     not_ready: Sequence[str]
@@ -104,8 +93,9 @@ class StatusView:
     loaded_at: float
     problems: Sequence[str]
     viewer: Viewer
-    canaries: Sequence[tuple[str, CanaryNumbers, float]] = ()
+    canaries: Sequence[tuple[str, CanaryNumbers, float]] = ()  # with the time when each is due next
     targets: Sequence[TargetStatus] = ()
+    # The accounts of the other exporters, under "" those of none; None if the ledger is not shared.
     leases: Mapping[str, Sequence[str]] | None = None
 
     @property
@@ -179,14 +169,7 @@ def build_status_view(app: App, viewer: Viewer, now: float) -> StatusView:
 
 
 class Language:
-    """A language: the texts of the page, and how numbers, times and durations are written.
-
-    Args:
-        code: as in `lang` of HTML and in `Accept-Language`.
-
-    Attributes:
-        messages: every text of the page by its key, with placeholders in braces.
-    """
+    """A language: the texts of the page, and how numbers, times and durations are written."""
 
     def __init__(self, code: str) -> None:
         text = (files("exporter.web") / "messages" / f"{code}.yaml").read_text("utf-8")
@@ -247,14 +230,7 @@ def choose_language(accept: str) -> str:
 
 
 class StatusTemplate:
-    """Renders the page.
-
-    Args:
-        telemetry_path: the path of the metrics.
-
-    Attributes:
-        policy: the `Content-Security-Policy` of the page: its own style, and nothing else.
-    """
+    """Renders the page. Its policy allows its own style and nothing else."""
 
     def __init__(self, telemetry_path: str = "/metrics") -> None:
         loader = jinja2.PackageLoader("exporter.web")
@@ -292,14 +268,7 @@ class StatusTemplate:
         query: Mapping[str, str],
         zone: tzinfo | None = None,
     ) -> str:
-        """Return the page.
-
-        Args:
-            view: what it shows.
-            language: one of `LANGUAGES`.
-            query: the parameters that are kept in its links: `lang`, `refresh`.
-            zone: of the times; None for that of the process.
-        """
+        """Return the page, with times in a zone; its links keep the parameters in `query`."""
         words = self._languages[language]
 
         def link(**changes: str) -> str:

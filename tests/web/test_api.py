@@ -295,7 +295,7 @@ def test_the_cost_of_a_body_is_bounded_whatever_it_holds() -> None:
         tracemalloc.start()
         with pytest.raises(ProblemError) as caught:
             parse_calls(scope, body)
-        text = caught.value.response().text or ""
+        text = caught.value.response.text or ""
         assert re.search("expected no more values|the body is not JSON", text)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
