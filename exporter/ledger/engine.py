@@ -11,9 +11,16 @@ from typing import ClassVar, Concatenate, Final, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, insert, inspect, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from exporter.errors import LedgerBusyError, LedgerConflictError, LedgerError
+from exporter.errors import LedgerConflictError, LedgerError
 from exporter.ledger.clock import LedgerClock
-from exporter.ledger.schema import HEAD, LEASES, OLDEST, alembic_version, compatibility, metadata
+from exporter.ledger.schema import (
+    HEAD,
+    OLDEST,
+    OLDEST_USER,
+    alembic_version,
+    compatibility,
+    metadata,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,17 +49,14 @@ class Database(ABC):
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
         """Synchronize a clock with the database, by setting the clock or storing its offset.
 
-        Args:
-            clock: the exporter's clock.
-            opened: the ledger was just opened; the clock still shows the machine's time.
+        With `opened`, the ledger was just opened: the clock still shows the machine's time.
         """
 
     @abstractmethod
     def read(self, timeout: float = READ_TIMEOUT) -> AbstractContextManager[Connection]:
         """Run a read-only transaction on a separate connection, also while `begin` runs one.
 
-        Args:
-            timeout: seconds after which a statement is interrupted with an error.
+        A statement is interrupted with an error after `timeout` seconds.
         """
 
     @contextmanager
@@ -105,22 +109,22 @@ class Database(ABC):
                 )
             metadata.create_all(connection, checkfirst=False)
             connection.execute(insert(alembic_version).values(version_num=HEAD))
-            connection.execute(insert(compatibility).values(oldest_user=LEASES))
+            connection.execute(insert(compatibility).values(oldest_user=OLDEST_USER))
         elif found == HEAD:
             # Proves that the database can be written.
             connection.execute(update(alembic_version).values(version_num=HEAD))
         elif found > HEAD:
-            if (_oldest_user(connection) or found) > HEAD:
+            if (connection.scalar(select(compatibility.c.oldest_user)) or found) > HEAD:
                 raise self.failed(
                     f"was written by a newer esms-exporter (revision {found}); "
                     "upgrade this exporter, or name another database in `ledger.url`"
                 )
-        elif found < OLDEST:
+        elif found != OLDEST:
             raise self.failed(
                 f"was written by an esms-exporter that is too old (revision {found}); "
                 "name another database in `ledger.url`"
             )
-        elif found < LEASES and (names := _exporters_without_leases(connection)):
+        elif names := _exporters_without_leases(connection):
             raise self.failed(
                 f"is in use by exporters of an older version ({', '.join(names)}), which cannot "
                 "share it with this version; stop them first"
@@ -158,13 +162,6 @@ def revision(connection: Connection) -> str | None:
     return connection.scalar(select(alembic_version.c.version_num))
 
 
-def _oldest_user(connection: Connection) -> str | None:
-    """Return the revision of the oldest exporter that can use the current schema."""
-    if not inspect(connection).has_table(compatibility.name):
-        return None
-    return connection.scalar(select(compatibility.c.oldest_user))
-
-
 def open_database(url: str, *, beside: bool = False) -> Database:
     """Open a ledger, creating or upgrading it if necessary.
 
@@ -184,9 +181,4 @@ def open_database(url: str, *, beside: bool = False) -> Database:
     # These modules import this one.
     from exporter.ledger.sqlite import SqliteDatabase, UnlockedSqliteDatabase  # noqa: PLC0415
 
-    if not beside:
-        return SqliteDatabase(url)
-    with suppress(LedgerBusyError):
-        # If no exporter runs, create or upgrade the file.
-        SqliteDatabase(url).close()
-    return UnlockedSqliteDatabase(url)
+    return UnlockedSqliteDatabase(url) if beside else SqliteDatabase(url)

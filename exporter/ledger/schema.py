@@ -25,11 +25,11 @@ from sqlalchemy import (
 HEAD: Final = "0013"
 """The newest revision under `migrations/versions`."""
 
-LEASES: Final = "0013"
-"""The first revision with leases."""
-
 OLDEST: Final = "0010"
-"""The oldest revision that can be upgraded."""
+"""The revision of older ledgers that can be upgraded."""
+
+OLDEST_USER: Final = "0013"
+"""The revision of the oldest exporters that can use a ledger of this revision."""
 
 metadata: Final = MetaData()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import secrets
 import sqlite3
 import stat
 import struct
@@ -13,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,8 +33,10 @@ BUSY_TIMEOUT: Final = 5.0
 # Far beyond the end of the file and the bytes that SQLite locks.
 _LOCKED_BYTE: Final = 1 << 62
 
-_MAX_MARKS: Final = 1000
-"""Maximum of marks in one -wal; each start while another program reads the file adds two."""
+# Values of `PRAGMA user_version`, which show whether a -wal belongs to the file. Other even numbers
+# except 0 mean in use, too, and other odd ones closed. Backups are marked as closed.
+_CLOSED: Final = 1
+_IN_USE: Final = 2
 
 _DIRECTORY: Final = (
     "is a directory; name a file in it (Docker creates a directory if a file to mount does not "
@@ -57,6 +58,15 @@ _ADVICE: Final = {
 
 # SQLite instructions between two checks of the timeout: a fraction of a millisecond.
 _STEPS: Final = 10_000
+
+_PRAGMAS: Final = (
+    # Survive power failures; for grouped commits it costs some 10 microseconds a row.
+    "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; "
+    # The ledger's folder may be the only writable one.
+    "PRAGMA temp_store = MEMORY; "
+    # 8 MiB of cache, whatever the size of the ledger.
+    "PRAGMA cache_size = -8192"
+)
 
 
 class SqliteFile(Database):
@@ -92,26 +102,36 @@ class SqliteFile(Database):
 
     @cached_property
     def _reader(self) -> Engine:
-        # A new connection for each read takes 0.1 ms. It always opens the current file, and no idle
-        # connection delays checkpoints of the WAL.
+        return self._make_engine(write=False)
+
+    def _make_engine(self, *, write: bool) -> Engine:
         engine = create_engine(
-            "sqlite://", creator=self._connect, poolclass=NullPool, hide_parameters=True
+            "sqlite://",
+            creator=partial(self._connect, write=write),
+            # A new connection for each read takes 0.1 ms. It always opens the current file, and no
+            # idle connection delays checkpoints of the WAL.
+            poolclass=StaticPool if write else NullPool,
+            hide_parameters=True,
         )
-        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA temp_store = MEMORY"))
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        # Lock for writing at once: a transaction that starts with a read may fail to upgrade.
+        begin = "BEGIN IMMEDIATE" if write else "BEGIN"
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         return engine
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, write: bool) -> sqlite3.Connection:
         # SQLite creates a missing -wal; in mode `rw`, it removes the -wal at the end. An existing
         # -wal must stay: an exporter that was killed needs it for its recovery.
-        mode = "ro" if self._sibling("-wal").exists() else "rw"
-        return sqlite3.connect(
+        mode = "rw" if write or not self._sibling("-wal").exists() else "ro"
+        connection = sqlite3.connect(
             f"{self.path.as_uri()}?mode={mode}",
             uri=True,
             timeout=BUSY_TIMEOUT,
+            # Let SQLAlchemy begin transactions: the driver would begin them at the first write.
             isolation_level=None,
-            check_same_thread=False,
+            check_same_thread=False,  # one thread at a time uses it
         )
+        connection.executescript(_PRAGMAS)
+        return connection
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -119,7 +139,7 @@ class SqliteFile(Database):
         try:
             with super().translated():
                 yield
-        except sqlite3.Error as error:  # from `backup`, which does not use SQLAlchemy
+        except sqlite3.Error as error:  # from the driver, without SQLAlchemy
             raise self.failure(error) from None
 
     def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
@@ -170,38 +190,15 @@ class SqliteFile(Database):
             raise self.failed(problem)
         return descriptor
 
-    def _mark(self, number: int) -> bool:
-        """Write a mark to the file itself, not only to its -wal; see `_new_mark`.
-
-        Returns:
-            Whether that succeeded: it fails while another program reads the -wal.
-        """
+    def _pragma(self, pragma: str) -> Any:  # Any: a number or a text
         with self.translated(), self.engine.connect() as connection:
-            _driver(connection).execute(f"PRAGMA user_version = {number}")
-            result = _driver(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            busy, *_ = result.fetchone()
-        return not busy
+            row = _driver(connection).execute(f"PRAGMA {pragma}").fetchone()
+            return row and row[0]
 
-    def _read_mark(self) -> int:
-        with self.translated(), self.engine.connect() as connection:
-            return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-
-    def _make_engine(self, url: str) -> Engine:
-        engine = create_engine(
-            url,
-            # One connection, used by one thread at a time: no need to check the thread.
-            poolclass=StaticPool,
-            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT},
-            hide_parameters=True,
-        )
-        event.listen(engine, "connect", _configure)
-        # Lock for writing at once: a transaction that starts with a read may fail to upgrade.
-        event.listen(
-            engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
-        )
-        with self.translated(), engine.connect():
-            pass
-        return engine
+    def _mark(self, mark: int) -> None:
+        """Write a mark to the file itself, not only to its -wal, unless a program reads it."""
+        self._pragma(f"user_version = {mark}")
+        self._pragma("wal_checkpoint(TRUNCATE)")
 
 
 class SqliteDatabase(SqliteFile):
@@ -210,17 +207,14 @@ class SqliteDatabase(SqliteFile):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._lock = self._lock_file()
-        if mismatch := _mismatch(self._lock, self._sibling("-wal")):
-            _log.warning("ledger may be incomplete", path=str(self.path), problem=mismatch)
         try:
-            self.engine = self._make_engine(url)
+            self._check_wal()
+            self.engine = self._make_engine(write=True)
             with self.translated(), self.engine.begin() as connection:
                 self.upgrade(connection)
-            number = self._read_mark()
-            self._number = number + 2 - number % 2
-            if self._mark(self._number):
-                self._number = _new_mark(closed=False)
-                self._mark(self._number)
+            # Not before: the file may belong to another program.
+            self._pragma("journal_mode = WAL")
+            self._mark(_IN_USE)
         except BaseException:
             self.close()
             raise
@@ -231,7 +225,7 @@ class SqliteDatabase(SqliteFile):
         if hasattr(self, "engine"):
             if not self._opening:
                 with suppress(LedgerError):  # the commits before have reported the problem
-                    self._mark(self._number + 1)
+                    self._mark(_CLOSED)
             super().close()
         os.close(self._lock)
 
@@ -247,19 +241,34 @@ class SqliteDatabase(SqliteFile):
         descriptor = self.open_file(os.O_RDWR | os.O_CREAT)
         try:
             _lock(descriptor)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise self.failed(
-                "is in use by another esms-exporter; stop it, or name another file in `ledger.url`",
-                LedgerBusyError,
-            ) from None
         except OSError as error:
             os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise self.failed(
+                    "is in use by another esms-exporter; stop it, or name another file in "
+                    "`ledger.url`",
+                    LedgerBusyError,
+                ) from None
             raise self.failed(
                 f"cannot be locked ({error.strerror}); "
                 "use a file system that supports locks, such as a local disk"
             ) from None
         return descriptor
+
+    def _check_wal(self) -> None:
+        """Warn if the -wal is missing, or from another file: SQLite applies any that it finds."""
+        header, size, problem = os.pread(self._lock, 64, 0), -1, None
+        with suppress(OSError):
+            size = self._sibling("-wal").stat().st_size
+        in_wal_mode, mark = header[18:19] == b"\2", int.from_bytes(header[60:64])
+        if size > 32 and (mark % 2 or not header):  # more than the header of a -wal
+            problem = (
+                "its -wal is from another file: delete -wal and -shm before you restore a backup"
+            )
+        elif size < 0 and mark and mark % 2 == 0 and in_wal_mode:
+            problem = "it was copied while in use, without its -wal: the newest data is missing"
+        if problem:
+            _log.warning("ledger may be incomplete", path=str(self.path), problem=problem)
 
     def _check_file(self) -> None:
         """Verify that the path still names the open file; restore the file if it was deleted."""
@@ -312,7 +321,10 @@ class UnlockedSqliteDatabase(SqliteFile):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.engine = self._make_engine(url)
+        with suppress(LedgerBusyError):
+            # If no exporter runs, create or upgrade the file.
+            SqliteDatabase(url).close()
+        self.engine = self._make_engine(write=True)
         with self.begin() as connection:
             found = revision(connection)
         if found != HEAD:
@@ -320,7 +332,7 @@ class UnlockedSqliteDatabase(SqliteFile):
             raise self.failed(
                 "is in use by an exporter of another version; use the command of that version"
             )
-        if self._read_mark() % 2:
+        if self._pragma("user_version") % 2:
             self._mark(0)  # no exporter has the file open, and this process may be killed
 
 
@@ -350,7 +362,7 @@ def back_up(url: str, target: Path) -> int:
             _driver(connection).backup(copy)
             # Without a -wal, the copy is one file, also readable on a read-only file system.
             copy.execute("PRAGMA journal_mode = DELETE")
-            copy.execute(f"PRAGMA user_version = {_new_mark(closed=True)}")
+            copy.execute(f"PRAGMA user_version = {_CLOSED}")
             (count,) = copy.execute("SELECT count(*) FROM calls").fetchone()
         unfinished.rename(target)
     except OSError as error:
@@ -363,56 +375,6 @@ def back_up(url: str, target: Path) -> int:
 
 def _driver(connection: Connection) -> Any:  # Any: whatever the driver's type is
     return connection.connection.driver_connection
-
-
-def _new_mark(*, closed: bool) -> int:
-    """Return a random mark for `PRAGMA user_version`, by which a -wal is matched to its file.
-
-    A mark is even while an exporter has the file open, and odd in backups and closed files, which
-    have no -wal. 0 means unknown. While another program reads, only the -wal can be marked, with
-    the next number.
-    """
-    return 2 * (secrets.randbelow(1 << 29) + 1) + closed
-
-
-def _mismatch(descriptor: int, wal_path: Path) -> str | None:
-    """Return how a file and its -wal do not match; None if they do.
-
-    Check this before SQLite opens the file: SQLite applies any -wal that it finds.
-    """
-    header = os.pread(descriptor, 64, 0)
-    if header and not header.startswith(b"SQLite format 3\0"):
-        return None  # SQLite reports it
-    pages, mark = int.from_bytes(header[28:32]), int.from_bytes(header[60:64])
-    wal = _marks(wal_path)
-    closed, in_wal_mode = mark % 2 == 1, header[18:19] == b"\2"
-    if wal is None:
-        if mark and not closed and in_wal_mode:
-            return "it was copied while in use, without its -wal: the newest data is missing"
-        if header and not mark and pages <= 1:
-            return "it is empty, but not new: was it copied without its -wal?"
-    elif wal and (
-        not header
-        or (mark and (closed or wal != {0}) and wal.isdisjoint(range(mark, mark + _MAX_MARKS)))
-    ):
-        return "its -wal is from another file: delete -wal and -shm before you restore a backup"
-    return None
-
-
-def _marks(wal: Path) -> set[int] | None:
-    """Return the marks in the frames of a -wal, 0 for other pages; None if there is no -wal."""
-    marks = set[int]()
-    try:
-        with wal.open("rb") as file:
-            size = int.from_bytes(file.read(32)[8:12])  # of a page
-            # Each page has a header of 24 bytes, which starts with the page number.
-            while size >= 512 and len(start := file.read(24 + 64)) == 24 + 64:
-                first = int.from_bytes(start[:4]) == 1
-                marks.add(int.from_bytes(start[24 + 60 :]) if first else 0)
-                file.seek(size - 64, os.SEEK_CUR)
-    except OSError:
-        return None
-    return marks
 
 
 def _lock(descriptor: int) -> None:
@@ -442,18 +404,3 @@ def _mounted(path: Path, descriptor: int) -> bool:
         finally:
             os.close(folder)
     return len(mounts) > 1
-
-
-def _configure(connection: Any, _record: object) -> None:  # Any: whatever the driver's type is
-    # Let SQLAlchemy begin transactions: the driver would begin them at the first write.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    # Survive power failures; for grouped commits it costs some 10 microseconds a row.
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    # The ledger's folder may be the only writable one.
-    cursor.execute("PRAGMA temp_store = MEMORY")
-    # 8 MiB of cache, whatever the size of the ledger.
-    cursor.execute("PRAGMA cache_size = -8192")
-    cursor.close()

@@ -117,14 +117,9 @@ def backup_beside_the_wal(path: Path, place: Path) -> None:
     shutil.copy(f"{path}-wal", f"{place}-wal")
 
 
-def earlier_copy_beside_the_wal(path: Path, place: Path) -> None:
-    shutil.copy(path.with_name("earlier"), place)
+def stopped_copy_beside_the_wal(path: Path, place: Path) -> None:
+    shutil.copy(path.with_name("stopped"), place)
     shutil.copy(f"{path}-wal", f"{place}-wal")
-
-
-def without_content(_: Path, place: Path) -> None:
-    with closing(sqlite3.connect(place)) as made:
-        made.execute("PRAGMA journal_mode = WAL")
 
 
 def killed_without_a_wal(_: Path, place: Path) -> None:
@@ -143,8 +138,7 @@ def killed_without_a_wal(_: Path, place: Path) -> None:
         (copied_with_its_wal, None),
         (only_the_wal, FOREIGN),
         (backup_beside_the_wal, FOREIGN),
-        (earlier_copy_beside_the_wal, FOREIGN),
-        (without_content, "is empty, but not new"),
+        (stopped_copy_beside_the_wal, FOREIGN),
         (lambda _, place: place.touch(), None),
         (lambda *_: None, None),
     ],
@@ -153,8 +147,8 @@ def test_what_is_restored_badly_is_told(
     path: Path, tmp_path: Path, put: Callable[[Path, Path], None], said: str | None
 ) -> None:
     store = opened(path)
-    shutil.copy(path, tmp_path / "earlier")
     store.database.close()
+    shutil.copy(path, tmp_path / "stopped")
     store = opened(path)
     for number in range(5):
         watch(store, f"call-{number}", labels=20)
@@ -172,34 +166,21 @@ def test_what_is_restored_badly_is_told(
     store.database.close()
 
 
-def test_a_reader_that_holds_the_wal_is_no_fault(path: Path, tmp_path: Path) -> None:
-    """The file says nothing new then, at the start or at the end: its -wal alone does."""
-    opened(path).database.close()
-    left: list[Path] = []
-
-    def leave() -> None:
-        left.append(tmp_path / f"left-{len(left)}.db")
-        copied_with_its_wal(path, left[-1])
-
+def test_a_reader_that_holds_the_wal_at_the_end_is_no_fault(path: Path, tmp_path: Path) -> None:
+    """The file says nothing new then: its -wal alone does."""
+    store = opened(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM calls")
-        store = opened(path)
         watch(store, "A")
-        leave()  # as if killed
-        reader.execute("COMMIT")
         store.database.close()
-        store = opened(path)
-        reader.execute("BEGIN")
-        reader.execute("SELECT * FROM calls")
-        store.database.close()
-        leave()
-    for place in left:
-        with capture_logs() as logs:
-            store = opened(place)
-        assert logs == []
-        assert watched(store) == ["A"]
-        store.database.close()
+        left = tmp_path / "left.db"
+        copied_with_its_wal(path, left)
+    with capture_logs() as logs:
+        store = opened(left)
+    assert logs == []
+    assert watched(store) == ["A"]
+    store.database.close()
 
 
 def test_a_ledger_that_was_not_closed_is_as_it_should_be(path: Path) -> None:
