@@ -9,7 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from typing import Final, NamedTuple, ParamSpec, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import structlog
 
@@ -17,12 +17,19 @@ from exporter.account import Account
 from exporter.backoff import ExponentialBackoff
 from exporter.errors import LedgerError
 from exporter.esms.codes import Outcome
-from exporter.ledger.leases import Leases, LeaseStore
+from exporter.ledger.leases import (
+    Leases,
+    add_leases,
+    give_up_leases,
+    leave,
+    read_leases,
+    renew_leases,
+    take_leases,
+)
 from exporter.ledger.ledger import Ledger
 from exporter.threads import SerialThread
 from exporter.tracker import CallTracker
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 # Renewals per lifetime of a lease.
@@ -144,7 +151,6 @@ class LeaseHolder:
     ) -> None:
         self._id = ledger.store.exporter or ""
         self._name = f"{socket.gethostname()}:{os.getpid()}"[:255]
-        self._leases = LeaseStore(ledger.database, self._id)
         # A thread of its own, so that renewals do not wait for other statements.
         self._thread = SerialThread("leases")
         self._ledger, self._calls, self._accounts = ledger, calls, accounts
@@ -197,7 +203,7 @@ class LeaseHolder:
         self._lose(list(self._held))
         try:
             async with asyncio.timeout(timeout):
-                await self._call(self._leases.leave)
+                await self._execute(leave, self._id)
         except (LedgerError, TimeoutError) as error:
             # The leases expire.
             _log.warning("leases not released", problem=str(error) or "no answer in time")
@@ -226,15 +232,16 @@ class LeaseHolder:
     async def keep(self) -> None:
         """Renew leases when due, then take and give up leases as `plan` decides."""
         if new := self._configured - self._added:
-            await self._call(self._leases.add_accounts, new)
+            await self._execute(add_leases, new)
             self._added |= new
         self._avoid_unreachable()
         asked, heartbeat = self._loop.time(), self._heartbeat
         renewing = asked >= self._renew_at
         if renewing:
             wanted = self._configured - self._avoided.keys()
-            await self._call(self._leases.renew, self._name, wanted, list(self._held), heartbeat)
-        known = await self._call(self._leases.read)
+            me = self._id, self._name, wanted, list(self._held), heartbeat
+            await self._execute(renew_leases, *me)
+        known = await self._execute(read_leases)
         for name, epoch in list(self._held.items()):
             if (lease := known.leases.get(name)) is None or lease[:2] != (self._id, epoch):
                 _log.warning("lease lost", account=name)
@@ -259,7 +266,7 @@ class LeaseHolder:
         take, give_up = plan(*mine, known, heartbeat, take_expired=now >= self._take_expired_from)
         if give_up:
             self._lose(give_up)
-            await self._call(self._leases.give_up, give_up)
+            await self._execute(give_up_leases, self._id, give_up)
         if take:
             await self._take(take)
         self._set_problem(None)
@@ -279,7 +286,7 @@ class LeaseHolder:
             self._lose(list(self._held))
 
     async def _take(self, names: Collection[str]) -> None:
-        taken = await self._call(self._leases.take, names, self._heartbeat)
+        taken = await self._execute(take_leases, self._id, names, self._heartbeat)
         if self._loop.time() >= self.held_until:
             return  # the statement took too long: take them again after the next renewal
         self._held |= taken
@@ -324,11 +331,12 @@ class LeaseHolder:
             await self._calls.resync()
             self._errors = errors
         # Poll claimed calls soon: their last poll may be long ago.
-        while await self._calls.sync_with_peers(self._leases, within=self._heartbeat / 2):
+        while await self._calls.sync_with_peers(within=self._heartbeat / 2):
             pass
         if self._loop.time() >= self._recount_at:
-            await self._ledger.call(self._ledger.store.open_calls.recount)
+            await self._ledger.call(self._ledger.store.recount)
             self._recount_at = self._loop.time() + _RECOUNT_EVERY
 
-    async def _call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self._ledger.call_in(self._thread, function, *args, **kwargs)
+    async def _execute(self, statements: Callable[..., R], *args: object) -> R:
+        run = self._ledger.database.run
+        return await self._ledger.call_in(self._thread, run, statements, *args)

@@ -30,7 +30,7 @@ from exporter.ledger.calls import (
 )
 from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import NO_LIMITS, LabelLimits
-from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, notify_holders
+from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, look, notify_holders
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.types import (
     BATCH_SIZE,
@@ -81,7 +81,7 @@ class CallTracker:
         self.recent_results = Histories()
         # Recent calls by account, for `learn_recent_durations`.
         self._past: dict[str, deque[FinishedCall]] = {}
-        self._max_calls, self._limits = math.inf, NO_LIMITS
+        self._limits = NO_LIMITS
         self._unfrozen = 0
         self._handled_notices: list[int] = []  # notices of other exporters
         self._stale, self._totals_at = False, -math.inf
@@ -98,8 +98,7 @@ class CallTracker:
         max_calls: float = math.inf,
     ) -> None:
         """Change the limits of labels, the retention of finished calls, and `watch.max_calls`."""
-        self._max_calls = max_calls
-        self.ledger.store.configure(limits, retention)
+        self.ledger.store.configure(limits, retention, max_calls)
         if limits != self._limits:
             await self.reload_totals(limits.names)
             self._limits = limits
@@ -174,8 +173,7 @@ class CallTracker:
         return (await self._insert(self.ledger.store.push, requests)).counts
 
     async def _insert(self, insert: Callable[..., InsertResult], *args: object) -> InsertResult:
-        now = self.ledger.clock.now()
-        inserted = await self.ledger.call(insert, *args, now, self._max_calls)
+        inserted = await self.ledger.call(insert, *args, self.ledger.clock.now())
         self.totals.learn(inserted.label_sets)
         self.totals.change_series(inserted.series)
         self.poll(inserted.added)
@@ -264,17 +262,18 @@ class CallTracker:
             await self.poll_open_calls(name)
         await self.reload_totals()
 
-    async def sync_with_peers(self, leases: LeaseStore, within: float) -> bool:
+    async def sync_with_peers(self, within: float) -> bool:
         """Claim open calls of the polled accounts, and apply the notices of other exporters.
 
         Claimed calls are polled within `within` seconds. Return whether there may be more to claim.
         """
-        look = await self.ledger.call(leases.look, list(self._accounts), self._handled_notices)
-        if labels := {call.labels for call in look.claimed}:
+        me, accounts = self.ledger.store.exporter or "", list(self._accounts)
+        found = await self.ledger.execute(look, me, accounts, self._handled_notices)
+        if labels := {call.labels for call in found.claimed}:
             self.totals.learn(await self.ledger.execute(label_sets_of, labels))
-        self.poll(look.claimed, within)
+        self.poll(found.claimed, within)
         known = set(self._handled_notices)
-        new = [notice for notice in look.notices if notice.id not in known]
+        new = [notice for notice in found.notices if notice.id not in known]
         closed = {notice.call for notice in new if notice.call and notice.notice == FORGET}
         finished = await self.ledger.execute(ended_of, closed) if closed else {}
         for notice in new:
@@ -286,14 +285,14 @@ class CallTracker:
                     account.poller.remove(notice.call)
                     if call := finished.get(notice.call):
                         self.recent_results.add(self.ledger.to_machine_time(call))
-        self._handled_notices = [notice.id for notice in look.notices]
+        self._handled_notices = [notice.id for notice in found.notices]
         self._stale |= any(notice.notice == TOTALS for notice in new)
         if self._stale and time.monotonic() >= self._totals_at:
             began = time.monotonic()
             await self.reload_totals()
             self._stale = False
             self._totals_at = time.monotonic() + _TOTALS_SHARE * (time.monotonic() - began)
-        return len(look.claimed) == BATCH_SIZE
+        return len(found.claimed) == BATCH_SIZE
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Remove the calls of a source except these rows; see `Store.keep_only`."""

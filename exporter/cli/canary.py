@@ -28,7 +28,7 @@ from exporter.ledger import canary_runs
 from exporter.ledger.canary_runs import CanaryResult, NotBegun, Run
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import open_database
-from exporter.ledger.store import commit
+from exporter.ledger.store import Store
 from exporter.ledger.types import Observation
 from exporter.logs import configure_logging
 from exporter.threads import SerialThread
@@ -104,8 +104,9 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
 
     try:
         await thread.submit(partial(database.keep_time, clock, opened=True))
+        store = await thread.submit(partial(Store, database, clock))
         async with client:
-            command = _Command(execute, client, account.name, canary, clock)
+            command = _Command(execute, store, client, account.name, canary, clock)
             return await command.run(min(_POLL_EVERY, config.polling.interval))
     finally:
         await thread.submit(database.close)
@@ -118,12 +119,14 @@ class _Command:
     def __init__(
         self,
         execute: Execute,
+        store: Store,
         client: EsmsClient,
         account: str,
         canary: CanaryConfig,
         clock: LedgerClock,
     ) -> None:
         self._execute = execute
+        self._store = store
         self._client = client
         self._account = account
         self._canary = canary
@@ -175,7 +178,7 @@ class _Command:
         call = WatchedCall(run.call_id, run.reference_id, run.accepted_at or now)
         decided = verdict(call, answer, now, GiveUpPolicy())
         if isinstance(decided, Finished):
-            await self._execute(commit, [Observation(run.account, call, decided, now)])
+            await self._execute(self._store.write, [Observation(run.account, call, decided, now)])
 
     def _report(self, stage: str, about: Mapping[str, object]) -> None:
         self._reported = stage in list(CanaryResult)

@@ -100,19 +100,22 @@ def is_given(column: Column[Any]) -> ColumnElement[bool]:
     return column.in_(select(item(column)))
 
 
-def insert_rows(*columns: Column[Any], update: Column[Any] | None = None) -> Insert:
+def insert_rows(
+    *columns: Column[Any], update: Column[Any] | None = None, **constants: ColumnElement[Any]
+) -> Insert:
     """Return a statement that inserts `ROWS`.
 
     Args:
         columns: the columns of the fields of a row; one column for rows of single values.
         update: the column to update in existing rows; None to leave them unchanged.
+        constants: the values of further columns, the same in all rows.
     """
     fields = [field(number, column) for number, column in enumerate(columns)]
     if len(columns) == 1:
         fields = [item(*columns)]
     # Without a condition, SQLite would parse ON CONFLICT as a part of the join.
-    rows = select(*fields).select_from(ROWS).where(true())
-    names = [column.name for column in columns]
+    rows = select(*fields, *constants.values()).select_from(ROWS).where(true())
+    names = [*(column.name for column in columns), *constants]
     adding = insert(columns[0].table).from_select(names, rows, include_defaults=False)
     if update is None:
         return adding.on_conflict_do_nothing()

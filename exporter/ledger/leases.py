@@ -1,7 +1,7 @@
 """Statements about leases on accounts, and notices from other exporters to the lease holders.
 
-Blocking, and only for PostgreSQL: an SQLite ledger has one exporter. All times are the server's,
-because the clocks of the exporters may differ.
+Only for PostgreSQL: an SQLite ledger has one exporter. All times are the server's, because the
+clocks of the exporters may differ.
 
 Taking a lease increments its epoch. The holder claims the account's open calls with a lower epoch:
 those of the former holder, and those that other exporters add. Notices tell the holder about
@@ -18,7 +18,6 @@ from sqlalchemy import Connection, TextClause, text
 
 from exporter.calls import CallState, WatchedCall
 from exporter.ids import ReferenceId
-from exporter.ledger.engine import Database
 from exporter.ledger.json_rows import to_json_rows
 from exporter.ledger.types import BATCH_SIZE, StoredCall
 
@@ -170,94 +169,92 @@ class Look(NamedTuple):
     notices: list[Notice]  # returned again until they are acknowledged
 
 
-class LeaseStore:
-    """The lease statements of one exporter. Each method is one short transaction.
+def add_leases(connection: Connection, names: Collection[str]) -> None:
+    """Add a free lease for each account that has none."""
+    for statement in (_ADD_ACCOUNTS, _ADD_LEASES):
+        connection.execute(statement, {"names": to_json_rows(names)})
+
+
+def renew_leases(
+    connection: Connection,
+    exporter: str,
+    name: str,
+    wanted: Collection[str],
+    held: Collection[str],
+    time: float,
+) -> None:
+    """Record that an exporter is alive, and renew its leases.
 
     Args:
-        database: PostgreSQL, open.
-        exporter: the id of this process.
+        connection: in a transaction.
+        exporter: the id of the process, here and below.
+        name: its name, for people.
+        wanted: accounts that it wants to poll.
+        held: accounts whose leases to renew, unless another exporter took them.
+        time: lifetime of the leases, in seconds.
     """
+    parameters = {"exporter": exporter, "heartbeat": time}
+    accounts = json.dumps(sorted(wanted))
+    connection.execute(_ASYNC_COMMIT)
+    connection.execute(_RENEW_SELF, {**parameters, "name": name, "wanted": accounts})
+    connection.execute(_RENEW, {**parameters, "names": to_json_rows(held)})
+    connection.execute(_DELETE_DEAD)
 
-    def __init__(self, database: Database, exporter: str) -> None:
-        self._database = database
-        self._exporter = exporter
 
-    def add_accounts(self, names: Collection[str]) -> None:
-        """Add a free lease for each account that has none."""
-        with self._database.begin() as connection:
-            for statement in (_ADD_ACCOUNTS, _ADD_LEASES):
-                connection.execute(statement, {"names": to_json_rows(names)})
+def read_leases(connection: Connection) -> Leases:
+    """Return all leases and live exporters."""
+    return Leases(
+        {name: Lease(*lease) for name, *lease in connection.execute(_LEASES)},
+        {
+            id_: Peer(name, frozenset(json.loads(accounts)))
+            for id_, name, accounts in connection.execute(_EXPORTERS)
+        },
+    )
 
-    def renew(self, name: str, wanted: Collection[str], held: Collection[str], time: float) -> None:
-        """Record that this exporter is alive, and renew its leases.
 
-        Args:
-            name: the name of this exporter, for people.
-            wanted: accounts that it wants to poll.
-            held: accounts whose leases to renew, unless another exporter took them.
-            time: lifetime of the leases, in seconds.
-        """
-        parameters = {"exporter": self._exporter, "heartbeat": time}
-        accounts = json.dumps(sorted(wanted))
-        with self._database.begin() as connection:
-            connection.execute(_ASYNC_COMMIT)
-            connection.execute(_RENEW_SELF, {**parameters, "name": name, "wanted": accounts})
-            connection.execute(_RENEW, {**parameters, "names": to_json_rows(held)})
-            connection.execute(_DELETE_DEAD)
+def take_leases(
+    connection: Connection, exporter: str, names: Collection[str], time: float
+) -> dict[str, int]:
+    """Take free and expired leases for `time` seconds; return the epochs by account."""
+    parameters = {"exporter": exporter, "names": to_json_rows(names), "heartbeat": time}
+    taken = {row.name: int(row.epoch) for row in connection.execute(_TAKE, parameters)}
+    connection.execute(_DELETE_NOTICES, {"names": to_json_rows(taken)})
+    return taken
 
-    def read(self) -> Leases:
-        """Return all leases and live exporters."""
-        with self._database.begin() as connection:
-            return Leases(
-                {name: Lease(*lease) for name, *lease in connection.execute(_LEASES)},
-                {
-                    id_: Peer(name, frozenset(json.loads(accounts)))
-                    for id_, name, accounts in connection.execute(_EXPORTERS)
-                },
-            )
 
-    def take(self, names: Collection[str], time: float) -> dict[str, int]:
-        """Take free and expired leases for `time` seconds; return the epochs by account."""
-        parameters = {"exporter": self._exporter, "names": to_json_rows(names), "heartbeat": time}
-        with self._database.begin() as connection:
-            taken = {row.name: int(row.epoch) for row in connection.execute(_TAKE, parameters)}
-            connection.execute(_DELETE_NOTICES, {"names": to_json_rows(taken)})
-            return taken
+def give_up_leases(connection: Connection, exporter: str, names: Collection[str]) -> None:
+    """Free leases, so that other exporters can take them."""
+    connection.execute(_GIVE_UP, {"exporter": exporter, "names": to_json_rows(names)})
 
-    def give_up(self, names: Collection[str]) -> None:
-        """Free leases, so that other exporters can take them."""
-        with self._database.begin() as connection:
-            connection.execute(_GIVE_UP, {"exporter": self._exporter, "names": to_json_rows(names)})
 
-    def leave(self) -> None:
-        """Free all leases and remove this exporter, which is stopping."""
-        with self._database.begin() as connection:
-            for statement in (_LEAVE, _GIVE_UP_ALL):
-                connection.execute(statement, {"exporter": self._exporter})
+def leave(connection: Connection, exporter: str) -> None:
+    """Free all leases of an exporter that is stopping, and remove it."""
+    for statement in (_LEAVE, _GIVE_UP_ALL):
+        connection.execute(statement, {"exporter": exporter})
 
-    def look(self, names: Collection[str], acknowledged: Sequence[int]) -> Look:
-        """Claim up to `BATCH_SIZE` open calls of accounts, and read the notices about them.
 
-        Args:
-            names: accounts; those whose lease this exporter does not hold are ignored.
-            acknowledged: ids of handled notices, to delete.
-        """
-        parameters = {"exporter": self._exporter, "names": to_json_rows(names)}
-        with self._database.begin() as connection:
-            connection.execute(_BY_INDEX)
-            rows = connection.execute(_CLAIM, {**parameters, "limit": BATCH_SIZE})
-            claimed = [
-                StoredCall(
-                    account,
-                    labels,
-                    WatchedCall(row, ReferenceId(name), watched, CallState(state), since),
-                )
-                for account, labels, row, name, watched, state, since in rows
-            ]
-            if acknowledged:
-                connection.execute(_ACKNOWLEDGE, {"rows": to_json_rows(acknowledged)})
-            found = connection.execute(_READ_NOTICES, {**parameters, "limit": _NOTICES})
-            return Look(claimed, [Notice(*row) for row in found])
+def look(
+    connection: Connection, exporter: str, names: Collection[str], acknowledged: Sequence[int]
+) -> Look:
+    """Claim up to `BATCH_SIZE` open calls of accounts, and read the notices about them.
+
+    Accounts whose lease the exporter does not hold are ignored. `acknowledged` are ids of handled
+    notices, which are deleted.
+    """
+    parameters = {"exporter": exporter, "names": to_json_rows(names)}
+    connection.execute(_BY_INDEX)
+    claimed = [
+        StoredCall(
+            account, labels, WatchedCall(row, ReferenceId(name), watched, CallState(state), since)
+        )
+        for account, labels, row, name, watched, state, since in connection.execute(
+            _CLAIM, {**parameters, "limit": BATCH_SIZE}
+        )
+    ]
+    if acknowledged:
+        connection.execute(_ACKNOWLEDGE, {"rows": to_json_rows(acknowledged)})
+    found = connection.execute(_READ_NOTICES, {**parameters, "limit": _NOTICES})
+    return Look(claimed, [Notice(*row) for row in found])
 
 
 # Notices.
@@ -279,13 +276,9 @@ def notify_holders(
 ) -> None:
     """Write notices about calls for the other exporters that hold leases on their accounts.
 
-    Args:
-        connection: in a transaction.
-        exporter: the id of this process; None if the ledger is not shared.
-        rows: the rows of the calls.
-        notice: `FORGET` or `POLL_NOW`.
+    `exporter` is None if the ledger is not shared; `notice` is `FORGET` or `POLL_NOW`.
     """
-    if exporter is not None and rows:
+    if exporter and rows:
         parameters = {"exporter": exporter, "rows": to_json_rows(rows), "notice": notice}
         connection.execute(_NOTIFY, parameters)
 
@@ -298,6 +291,6 @@ def notify_of_totals(
     Call this while the labels of the accounts are locked, for instance by `keep_labels`. A new
     holder waits for that lock before it reads the totals, so it cannot miss the change.
     """
-    if exporter is not None and accounts:
+    if exporter and accounts:
         parameters = {"exporter": exporter, "names": to_json_rows(accounts), "notice": TOTALS}
         connection.execute(_NOTIFY_OF_TOTALS, parameters)

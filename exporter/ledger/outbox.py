@@ -11,9 +11,8 @@ neither retries nor the backlog of another account delay new notifications.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice, zip_longest
@@ -32,18 +31,25 @@ from sqlalchemy import (
     delete,
     false,
     func,
-    insert,
     literal,
     select,
-    text,
     true,
     update,
 )
 
+from exporter.ledger.calls import label_sets_of
 from exporter.ledger.clock import LedgerClock
-from exporter.ledger.json_rows import ROWS, fetch_json, is_given, item, select_json, to_json_rows
+from exporter.ledger.json_rows import (
+    ROWS,
+    fetch_json,
+    insert_rows,
+    is_given,
+    item,
+    select_json,
+    to_json_rows,
+)
 from exporter.ledger.json_rows import field as field_of
-from exporter.ledger.schema import label_sets, notifications
+from exporter.ledger.schema import notifications
 from exporter.ledger.types import BATCH_SIZE
 
 LONGEST_WAIT: Final = 1_200.0
@@ -54,20 +60,15 @@ _columns: Final = notifications.c
 _target: Final = _columns.target == bindparam("this_target")
 _now: Final = bindparam("now", type_=Float())
 
-_LABELS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(is_given(label_sets.c.id))
-_INSERT: Final = insert(notifications).from_select(
-    ["target", "account", "call", "give_up_at", "queued_at", "due_at", "attempts", "retry"],
-    select(
-        field_of(0, _columns.target),
-        field_of(1, _columns.account),
-        field_of(2, _columns.call),
-        _now + field_of(3, _columns.give_up_at),
-        *(_now, _now, literal(0), false()),
-    )
-    .select_from(ROWS)
-    # Without a condition, SQLite would parse the next clause as a part of the join.
-    .where(true()),
-    include_defaults=False,
+_INSERT: Final = insert_rows(
+    _columns.target,
+    _columns.account,
+    _columns.call,
+    give_up_at=_now + field_of(3, _columns.give_up_at),
+    queued_at=_now,
+    due_at=_now,
+    attempts=literal(0),
+    retry=false(),
 )
 
 _of_kind: Final = and_(_target, _columns.retry == bindparam("retry", type_=Boolean()))
@@ -147,7 +148,6 @@ _COUNT: Final = select(func.count(), func.min(_columns.queued_at)).where(_target
 _CUT_WAITS: Final = (
     update(notifications).where(_target, _columns.due_at > _now + LONGEST_WAIT).values(due_at=_now)
 )
-_SERVER_TIME: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 
 
 class CallFinished(NamedTuple):
@@ -250,43 +250,29 @@ class Outbox:
         """Change the routes of calls that finish from now on."""
         self.routes = routes
 
-    def now(self, connection: Connection) -> float:
-        """Return the ledger's Unix time; in a shared ledger, the server's time."""
-        if connection.dialect.name == "postgresql":
-            return float(connection.execute(_SERVER_TIME).scalar_one())
-        return self._clock.now()
-
     def add(
         self, connection: Connection, finished: Sequence[tuple[int, CallFinished]]
     ) -> frozenset[str]:
-        """Write the notifications of finished calls.
+        """Write the notifications of finished calls, in the transaction that finishes them.
 
-        Args:
-            connection: in the transaction that finishes the calls.
-            finished: the row of each call's label set, and the call without labels.
-
-        Returns:
-            The targets with new notifications.
+        `finished` are the calls without labels, each after the row of its label set. Return the
+        targets with new notifications.
         """
-        label_rows = to_json_rows({row for row, _ in finished})
-        labels = {
-            row: json.loads(text) for row, text in fetch_json(connection, _LABELS, rows=label_rows)
-        }
-        targets = set()
-
-        def new() -> Iterator[tuple[str, str, str, float]]:
-            for row, call in finished:
-                event = call._replace(labels=labels[row])
-                matching = [route for route in self.routes if route.matches(event)]
-                content = to_json(event._asdict()).decode() if matching else ""
-                for route in matching:
-                    targets.add(route.target)
-                    yield route.target, event.account, content, route.give_up_after
-
-        rows, now = new(), self.now(connection)
-        while chunk := list(islice(rows, BATCH_SIZE)):
-            connection.execute(_INSERT, {"rows": to_json_rows(chunk), "now": now})
-        return frozenset(targets)
+        if not (self.routes and finished):
+            return frozenset()
+        labels = label_sets_of(connection, {row for row, _ in finished})
+        new, now = list[tuple[str, str, str, float]](), self._clock.now()
+        for row, call in finished:
+            event = call._replace(labels=labels[row])
+            matching = [route for route in self.routes if route.matches(event)]
+            content = to_json(event._asdict()).decode() if matching else ""
+            new += [
+                (route.target, event.account, content, route.give_up_after) for route in matching
+            ]
+        for start in range(0, len(new), BATCH_SIZE):
+            rows = to_json_rows(new[start : start + BATCH_SIZE])
+            connection.execute(_INSERT, {"rows": rows, "now": now})
+        return frozenset(target for target, *_ in new)
 
     def claim(
         self,
@@ -298,7 +284,7 @@ class Outbox:
         lease: float = 0.0,
     ) -> ClaimResult:
         """Record results, and claim up to `limit` notifications of a target for `lease` seconds."""
-        now = self.now(connection)
+        now = self._clock.now()
         delivered, gave_up = _record(connection, results, now)
         claimed: list[Notification] = []
         for claim in claims:
@@ -341,7 +327,7 @@ class Outbox:
         many were deleted.
         """
         parameters = {"this_target": target, "shortest": shortest, "longest": longest}
-        return connection.execute(_GIVE_UP, {**parameters, "now": self.now(connection)}).rowcount
+        return connection.execute(_GIVE_UP, {**parameters, "now": self._clock.now()}).rowcount
 
     def release_all(self, connection: Connection) -> None:
         """Make all notifications due at the start, unless the ledger can be shared.
@@ -349,14 +335,14 @@ class Outbox:
         So notifications that a killed process had claimed are sent at once.
         """
         if connection.dialect.name == "sqlite":
-            connection.execute(_RELEASE_ALL, {"now": self.now(connection)})
+            connection.execute(_RELEASE_ALL, {"now": self._clock.now()})
 
     def backlog(self, connection: Connection, target: str) -> tuple[int, float | None]:
         """Return the number of pending notifications of a target, and the Unix time of the oldest.
 
         Notifications that wait too long because the clock was set back become due.
         """
-        parameters = {"this_target": target, "now": self.now(connection)}
+        parameters = {"this_target": target, "now": self._clock.now()}
         connection.execute(_CUT_WAITS, parameters)
         pending, oldest = connection.execute(_COUNT, parameters).one()
         return pending, None if oldest is None else oldest - self._clock.ahead
@@ -364,7 +350,7 @@ class Outbox:
     def prune(self, connection: Connection, targets: Collection[str]) -> int:
         """Delete up to `BATCH_SIZE` overdue notifications of other targets; return how many."""
         others = _columns.target.not_in(list(targets))
-        overdue = _columns.give_up_at <= self.now(connection)
+        overdue = _columns.give_up_at <= self._clock.now()
         old = select(_columns.id).where(others, overdue).limit(BATCH_SIZE)
         return connection.execute(delete(notifications).where(_columns.id.in_(old))).rowcount
 

@@ -1,21 +1,30 @@
-"""The blocking interface to the ledger, run in a thread by `exporter.ledger.ledger.Ledger`."""
+"""The exporter's use of the ledger: adds, finishes and removes calls.
+
+Blocking: `exporter.ledger.ledger.Ledger` runs it in a thread.
+"""
 
 from __future__ import annotations
 
 import math
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import (
+    Boolean,
     Column,
     ColumnElement,
     Connection,
+    Float,
+    Update,
     and_,
     bindparam,
+    delete,
     func,
+    literal,
     or_,
     select,
     true,
@@ -23,26 +32,29 @@ from sqlalchemy import (
 )
 
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status, WatchedCall
-from exporter.ledger.calls import (
-    OpenCalls,
-    Sharing,
-    calls_not_in,
-    delete_call,
-    insert_calls,
-    keep_call,
-    label_sets_of,
-    naming_interval,
-    remove_source,
-)
+from exporter.errors import LedgerConflictError
+from exporter.ids import reference_key
+from exporter.ledger.calls import UNNAMED, label_sets_of, row_of
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
-from exporter.ledger.json_rows import fetch_json, field, is_given, select_json, to_json_rows
+from exporter.ledger.json_rows import (
+    ROWS,
+    fetch_json,
+    field,
+    insert_rows,
+    is_given,
+    select_json,
+    to_json_rows,
+)
 from exporter.ledger.labels import (
     COUNTED_AS,
     FOLDED,
     NO_LIMITS,
+    Counted,
     LabelLimits,
     add_totals,
+    canonical,
+    count_labels,
     keep_labels,
     limit_labels,
 )
@@ -51,6 +63,7 @@ from exporter.ledger.outbox import CallFinished, Outbox
 from exporter.ledger.schema import (
     UNFINISHED_ROW,
     accounts,
+    call_sources,
     calls,
     counted_labels,
     folded_labels,
@@ -61,6 +74,7 @@ from exporter.ledger.types import (
     BATCH_SIZE,
     DELETED,
     Committed,
+    Count,
     InsertResult,
     NewCall,
     Observation,
@@ -68,12 +82,27 @@ from exporter.ledger.types import (
     StoredCall,
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 LOADED: Final = 5 * BATCH_SIZE
 """Page size for reading all open calls: each page costs a switch between the ledger's thread and
 the event loop."""
 
 # Distinct times to cache while all calls are read: more than the seconds of a day.
 _SECONDS: Final = 100_000
+
+_NAMING_INTERVAL: Final = 600.0
+
+_Key = tuple[int, str]
+"""The row of an account, and a normalized id."""
+
+# Plain strings: serializing enum members to JSON is slow.
+_TEXT: Final = {
+    member: member.value for kind in (CallState, Result, Status, Key) for member in kind
+}
+
+# Reading calls and totals.
 
 _UNFINISHED_PAGE: Final = (
     select(
@@ -97,22 +126,149 @@ _UNFINISHED_PAGE: Final = (
     .subquery()
 )
 _UNFINISHED: Final = select_json(*_UNFINISHED_PAGE.c)
-
 _BEGUN: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from(
     counted_labels, accounts
 )
+# Not as JSON: SQLite would round the values, and a counter could decrease.
+_TOTALS: Final = select(
+    accounts.c.name, totals.c.label_set_id, totals.c.total, totals.c.cell, totals.c.value
+).join(accounts)
+_OPEN: Final = select(func.count().label("calls"), func.max(calls.c.id).label("newest")).where(
+    calls.c.result.is_(None)
+)
+_BY_ACCOUNT: Final = _OPEN.add_columns(calls.c.account_id).group_by(calls.c.account_id).subquery()
+_ALL_OPEN: Final = select(accounts.c.name, _BY_ACCOUNT.c.calls, _BY_ACCOUNT.c.newest).join_from(
+    accounts, _BY_ACCOUNT
+)
+_NEWER: Final = _OPEN.where(
+    calls.c.account_id == bindparam("account"), calls.c.id > bindparam("newest")
+)
+
+# Adding calls.
+
+_NOW: Final = bindparam("now", type_=Float())
+_FIND: Final = select_json(
+    calls.c.account_id, calls.c.normalized_id, calls.c.id, calls.c.epoch, calls.c.result
+).join_from(
+    ROWS,
+    calls,
+    and_(
+        calls.c.account_id == field(0, calls.c.account_id),
+        calls.c.normalized_id == field(1, calls.c.normalized_id),
+    ),
+)
+_INSERT: Final = insert_rows(
+    calls.c.account_id,
+    calls.c.normalized_id,
+    calls.c.reference_id,
+    calls.c.label_set_id,
+    calls.c.epoch,
+    pushed=bindparam("pushed", type_=Boolean()),
+    first_watched=_NOW,
+    state=literal(CallState.NEW.value),
+    state_since=_NOW,
+)
+_NAME: Final = insert_rows(
+    call_sources.c.call_id, source=bindparam("source", type_=call_sources.c.source.type)
+)
+
+
+def _locked(*conditions: ColumnElement[bool], key_share: bool = True) -> ColumnElement[bool]:
+    """Return a condition that selects the given calls that meet `conditions`, and locks them.
+
+    The rows are locked in a fixed order, to avoid deadlocks. With `key_share`, inserts into
+    `call_sources` are not blocked.
+    """
+    rows = select(calls.c.id).where(is_given(calls.c.id), *conditions).order_by(calls.c.id)
+    return calls.c.id.in_(rows.with_for_update(key_share=key_share))
+
+
+# Write only if the last write is not recent: a query may return the same calls every minute.
+_recent = bindparam("recent", type_=Float())
+_not_recent = or_(calls.c.named_at.is_(None), calls.c.named_at < _recent)
+_PUSH: Final = (
+    update(calls)
+    .where(
+        _locked(or_(calls.c.pushed.is_(False), and_(calls.c.finished_at < _recent, _not_recent)))
+    )
+    .values(pushed=True, named_at=_NOW)
+)
+_COUNT: Final = select(func.count()).where(is_given(calls.c.id))
+_FORGET: Final = delete(calls).where(_locked(key_share=False))
+
+_ACCOUNT: Final = select(accounts.c.name).join_from(calls, accounts)
+# The retention of a finished call starts when it was last named.
+_NAMED_UNTIL: Final = (
+    update(calls).where(_locked(calls.c.result.is_not(None))).values(named_at=_NOW)
+)
+_NOT_IN: Final = select_json(call_sources.c.call_id).where(
+    call_sources.c.source == bindparam("source"), ~is_given(call_sources.c.call_id)
+)
+
+# Lock the rows: if two exporters finish a call at the same time, only one counts it. The fixed
+# order avoids deadlocks; `key_share` does not block inserts into `call_sources`.
+_HELD: Final = (
+    select(
+        calls.c.id,
+        COUNTED_AS.label("counted_as"),
+        calls.c.label_set_id,
+        calls.c.price,
+        calls.c.canary_run_id,
+        accounts.c.id.label("account_id"),
+    )
+    .join_from(calls, accounts)
+    .outerjoin(folded_labels, FOLDED)
+    .where(is_given(calls.c.id), UNFINISHED_ROW)
+    .order_by(calls.c.id)
+    .with_for_update(of=calls, key_share=True)
+    .subquery()
+)
+_OPEN_ROWS: Final = select_json(*_HELD.c)
+_ACCOUNT_OF: Final = select(accounts.c.id, accounts.c.name).join_from(calls, accounts)
+_SET_OF: Final = select(COUNTED_AS).select_from(calls).outerjoin(folded_labels, FOLDED)
+
+
+def _update_given(*columns: Column[Any]) -> Update:  # Any: of a column's type
+    """Return an update of given open calls: a row is an id, then the new values of columns."""
+    values = {column.name: field(number, column) for number, column in enumerate(columns, 1)}
+    return update(calls).where(calls.c.id == field(0, calls.c.id), UNFINISHED_ROW).values(values)
+
+
+_SET_STATE: Final = _update_given(calls.c.state, calls.c.state_since)
+_FINISH: Final = _update_given(
+    calls.c.result, calls.c.status, calls.c.duration, calls.c.key, calls.c.finished_at
+)
+
+
+def naming_interval(retention: float) -> float:
+    """Return the minimum interval between updates of `named_at`, in seconds.
+
+    It is short enough that a query which returns a finished call twice in its retention, in
+    seconds, keeps it from being pruned.
+    """
+    return min(_NAMING_INTERVAL, retention / 4)
+
+
+def _transaction(
+    statements: Callable[Concatenate[Store, Connection, P], R],
+) -> Callable[Concatenate[Store, P], R]:
+    """Run a method in a transaction; retry after conflicts with other exporters."""
+
+    def run(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return store.database.run(lambda connection: statements(store, connection, *args, **kwargs))
+
+    return run
 
 
 class Store:
     """An open database with the exporter's state: limits, open calls, and epochs of leases.
 
-    Each method is one transaction, or a few short ones. Operations that do not need this state are
-    functions of a connection, to run with `Database.run`.
+    Methods without a connection are one transaction, or a few short ones. Operations that do not
+    need this state are functions of a connection, to run with `Database.run`.
 
     Attributes:
         exporter: the id of this process; None if the ledger is not shared.
         limits: limits of the labels of each account.
-        open_calls: the number of open calls, by account.
     """
 
     def __init__(
@@ -126,13 +282,18 @@ class Store:
         self.outbox = outbox or Outbox(self._clock)
         self._epochs: dict[str, int] = {}
         self.exporter = uuid.uuid4().hex if database.shared else None
-        self.open_calls = OpenCalls(database)
-        self.limits, self._retention = NO_LIMITS, math.inf
         self._seconds: dict[float, float] = {}
+        self.configure()
+        self.recount()
 
-    def configure(self, limits: LabelLimits = NO_LIMITS, retention: float = math.inf) -> None:
-        """Change the limits of labels, and the retention of finished calls, in seconds."""
-        self.limits, self._retention = limits, retention
+    def configure(
+        self,
+        limits: LabelLimits = NO_LIMITS,
+        retention: float = math.inf,
+        max_calls: float = math.inf,
+    ) -> None:
+        """Change the limits of labels, the retention of finished calls, and `watch.max_calls`."""
+        self.limits, self._retention, self._max_calls = limits, retention, max_calls
 
     def set_epoch(self, account: str, epoch: int | None) -> None:
         """Set the epoch of the held lease on an account; None once the lease is lost."""
@@ -141,15 +302,28 @@ class Store:
         else:
             self._epochs[account] = epoch
 
-    def snapshot(self, names: Collection[str] | None = None) -> Snapshot:
+    # Reading calls and totals.
+
+    @_transaction
+    def snapshot(self, connection: Connection, names: Collection[str] | None = None) -> Snapshot:
         """Return the data behind the metrics of finished calls, after applying the limits."""
-        return self.database.run(_snapshot, names, self.limits)
+        wanted = true() if names is None else accounts.c.name.in_(list(names))
+        known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
+        # Wait for transactions that change totals of these accounts.
+        for name, row in connection.execute(known).all():
+            limit_labels(connection, name, row, self.limits)
+        found = {
+            TotalKey(name, labels, TotalKind(total), cell): value
+            for name, labels, total, cell, value in connection.execute(_TOTALS.where(wanted))
+        }
+        begun = {(name, labels) for name, labels in connection.execute(_BEGUN.where(wanted))}
+        rows = {row for _, row in begun}.union(cell.labels for cell in found)
+        return Snapshot(label_sets_of(connection, rows), found, begun)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
         """Return the first `LOADED` open calls of an account after a row."""
-        which = {"account": account, "after": after}
         with self.database.begin() as connection:
-            rows = fetch_json(connection, _UNFINISHED, **which)
+            rows = fetch_json(connection, _UNFINISHED, account=account, after=after)
         # Share equal `float`s between calls: many calls have the same times, and this saves a
         # tenth of their memory.
         times: dict[float, float] = {}
@@ -170,51 +344,159 @@ class Store:
             for row, text, watched, state, since, labels in sorted(rows)
         ]
 
-    def watch(
-        self,
-        source: str | None,
-        new: Sequence[NewCall],
-        now: float,
-        max_calls: float = math.inf,
-    ) -> InsertResult:
+    @_transaction
+    def recount(self, connection: Connection) -> None:
+        """Count all open calls, which takes 0.1 s for a million.
+
+        The counts are kept in memory. In a shared ledger, the calls that other exporters finish are
+        subtracted only here: until then, a count may be too high.
+        """
+        found = connection.execute(_ALL_OPEN).all()
+        self._open = Counter({name: count for name, count, _ in found})
+        self._newest = {name: newest for name, _, newest in found}
+
+    def _room(self, connection: Connection, rows: Mapping[str, int]) -> dict[str, float]:
+        """Return how many calls may be added to accounts, which are given with their rows."""
+        if self.exporter:
+            for name, row in rows.items():
+                newer = {"account": row, "newest": self._newest.get(name, 0)}
+                count, newest = connection.execute(_NEWER, newer).one()
+                if count:
+                    self._open[name] += count
+                    self._newest[name] = newest
+        return {name: self._max_calls - self._open[name] for name in rows}
+
+    # Adding calls.
+
+    def watch(self, source: str | None, new: Sequence[NewCall], now: float) -> InsertResult:
         """Add up to `BATCH_SIZE` calls; existing ones do not change.
+
+        Of duplicates, the first counts. Calls beyond `max_calls` of an account are refused.
 
         Args:
             source: the source that names them, such as a file; None for pushed calls.
-            new: the calls; of duplicates, the first counts.
+            new: the calls.
             now: Unix time.
-            max_calls: maximum of open calls per account; further calls are refused.
         """
-        return self._insert([new], now, max_calls, source=source)
+        return self._added(self.database.run(self.insert, [new], now, source=source))
 
-    def push(
-        self, requests: Sequence[Sequence[NewCall]], now: float, max_calls: float = math.inf
-    ) -> InsertResult:
+    def push(self, requests: Sequence[Sequence[NewCall]], now: float) -> InsertResult:
         """Add about `BATCH_SIZE` pushed calls, all calls of a request or none of them."""
-        return self._insert(requests, now, max_calls, whole=True)
+        return self._added(self.database.run(self.insert, requests, now, whole=True))
 
-    def _insert(
+    def _added(self, result: InsertResult) -> InsertResult:
+        for account, _, call in result.added:
+            self._open[account] += 1
+            self._newest[account] = max(call.id, self._newest.get(account, 0))
+        return result
+
+    def insert(
         self,
+        connection: Connection,
         requests: Sequence[Sequence[NewCall]],
         now: float,
-        max_calls: float,
         *,
         source: str | None = None,
         whole: bool = False,
     ) -> InsertResult:
-        result = self.database.run(
-            insert_calls,
-            requests,
-            now,
-            partial(self.open_calls.room, limit=max_calls),
-            source=source,
-            whole=whole,
-            sharing=Sharing(self.exporter, self._epochs) if self.exporter else None,
-            interval=naming_interval(self._retention),
-            limits=self.limits,
+        """Add the calls of requests; see `watch`, and `push` for `whole`.
+
+        Deleted calls are added again, unless they come from a query.
+
+        Raises:
+            LedgerConflictError: another exporter has removed one of the existing calls.
+        """
+        names = {call.account for call in chain.from_iterable(requests)}
+        ids = {name: row_of(connection, accounts.c.name, name) for name in sorted(names)}
+        keyed = [
+            [((ids[call.account], reference_key(call.reference_id)), call) for call in request]
+            for request in requests
+        ]
+        found = _find(connection, {key for request in keyed for key, _ in request})
+        # Not for queries, which may still return deleted calls.
+        revive = whole or source is not None
+        known = {
+            key: row
+            for key, (row, _, result) in found.items()
+            if not (revive and result == DELETED)
+        }
+        missing, rows, refused = dict[_Key, NewCall](), set[int](), Counter[str]()
+        room, existing, counts = self._room(connection, ids), set(known), list[Count | str]()
+        for request in keyed:
+            left = dict(room)
+            new, over = _fitting(request, existing, left)
+            refused += over
+            if over and whole:
+                counts.append(next(iter(over)))
+                continue
+            room = left
+            missing |= new
+            existing |= new.keys()
+            rows.update(known[key] for key, _ in request if key in known)
+            counts.append(Count(len(new), len(request) - len(new)))
+        if revived := [found[key][0] for key in missing if key in found]:
+            connection.execute(_FORGET, {"rows": to_json_rows(revived)})
+        added, inserted, counted = self._insert(connection, missing, now, pushed=source is None)
+        if source is None and rows:
+            self._push(connection, rows, now)
+            # The rows are locked now: no exporter can remove them before the commit.
+            if self.exporter and _count(connection, rows) != len(rows):
+                raise LedgerConflictError("ledger: a call was removed while it was pushed again")
+        rows |= inserted
+        if source is not None:
+            connection.execute(_NAME, {"source": source, "rows": to_json_rows(sorted(rows))})
+        return InsertResult(added, counted.labels, counts, refused, rows, counted.series)
+
+    def _insert(
+        self, connection: Connection, missing: Mapping[_Key, NewCall], now: float, *, pushed: bool
+    ) -> tuple[list[StoredCall], set[int], Counted]:
+        """Add missing calls; return those to poll, and the rows of all, whoever inserted them."""
+        names = {key: (call.account, canonical(call.labels)) for key, call in missing.items()}
+        labels = {names[key]: call.labels for key, call in missing.items()}
+        ids = {call.account: account for (account, _), call in missing.items()}
+        counted = count_labels(connection, ids, labels, self.limits)
+        notify_of_totals(connection, self.exporter, {name for name, _ in chain(*counted.series)})
+        # Insert in a fixed order to avoid deadlocks between exporters.
+        ordered = sorted(missing.items(), key=itemgetter(0)) if self.exporter else missing.items()
+        values = to_json_rows(
+            (*key, call.reference_id, counted.sets[names[key]][0], self._epoch(call.account))
+            for key, call in ordered
         )
-        self.open_calls.add(result.added)
-        return result
+        found = dict[_Key, tuple[int, int, str | None]]()
+        # Retry if another exporter inserted a call first and deleted it again.
+        while len(found) < len(missing):
+            connection.execute(_INSERT, {"rows": values, "pushed": pushed, "now": now})
+            found = _find(connection, missing)
+        mine = [
+            StoredCall(
+                call.account,
+                counted.sets[names[key]][1],
+                WatchedCall(found[key][0], call.reference_id, now, CallState.NEW, now),
+            )
+            for key, call in missing.items()
+            # Calls that another exporter inserted first are claimed by the holder of the lease.
+            if found[key][1] == self._epoch(call.account)
+        ]
+        return mine, {row for row, *_ in found.values()}, counted
+
+    def _epoch(self, account: str) -> int:
+        return self._epochs.get(account, 0)
+
+    def _push(self, connection: Connection, rows: Collection[int], now: float) -> None:
+        """Record that existing calls were pushed again."""
+        recent = now - naming_interval(self._retention)
+        connection.execute(_PUSH, {"rows": to_json_rows(rows), "now": now, "recent": recent})
+
+    @_transaction
+    def keep(self, connection: Connection, row: int) -> bool:
+        """Mark a call as pushed, so that it stays if no source names it; return whether it exists.
+
+        The retention of a finished call starts again; see `naming_interval` for how often.
+        """
+        self._push(connection, [row], self._clock.now())
+        return _count(connection, [row]) == 1
+
+    # Removing calls.
 
     def delete(self, row: int, now: float) -> bool:
         """Delete an open call; return whether there was one.
@@ -223,9 +505,18 @@ class Store:
         return the call and late callbacks do not add it again. Pushing it does, and so does a file
         that names it.
         """
-        deleted = self.database.run(delete_call, row, now, self.exporter)
-        self.open_calls.remove(deleted)
-        return bool(deleted)
+        account = self.database.run(self._delete, row, now)
+        if account is not None:
+            self._open[account] -= 1
+        return account is not None
+
+    def _delete(self, connection: Connection, row: int, now: float) -> str | None:
+        unfinished = update(calls).where(calls.c.id == row, calls.c.result.is_(None))
+        if not connection.execute(unfinished.values(result=DELETED, finished_at=now)).rowcount:
+            return None
+        connection.execute(delete(call_sources).where(call_sources.c.call_id == row))
+        notify_holders(connection, self.exporter, [row], FORGET)
+        return connection.scalar(_ACCOUNT.where(calls.c.id == row))
 
     def keep_only(self, source: str, rows: set[int]) -> list[int]:
         """Record that `source` now names only the calls `rows`.
@@ -236,200 +527,141 @@ class Store:
         Returns:
             The rows of open calls that no source names any more. They are removed, not counted.
         """
-        unnamed = self.database.run(calls_not_in, source, rows)
+        with self.database.begin() as connection:
+            given = {"source": source, "rows": to_json_rows(rows)}
+            unnamed = [row for (row,) in fetch_json(connection, _NOT_IN, **given)]
         removed, now = list[int](), self._clock.now()
         for start in range(0, len(unnamed), BATCH_SIZE):
             batch = unnamed[start : start + BATCH_SIZE]
-            deleted = self.database.run(remove_source, source, batch, self.exporter, now)
-            self.open_calls.remove(Counter(deleted.values()))
+            deleted = self.database.run(self.remove_source, source, batch, now)
+            self._open.subtract(deleted.values())
             removed += deleted
         return removed
 
+    def remove_source(
+        self, connection: Connection, source: str, rows: Sequence[int], now: float
+    ) -> dict[int, str]:
+        """Record that a source no longer names calls; see `keep_only`.
+
+        Returns:
+            The accounts of the removed calls, by row.
+        """
+        named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
+        connection.execute(delete(call_sources).where(*named))
+        connection.execute(_NAMED_UNTIL, {"rows": to_json_rows(rows), "now": now})
+        left = calls.c.id.in_(rows), UNFINISHED_ROW, calls.c.pushed.is_(False)
+        if self.exporter:
+            # Wait for other exporters that are naming one of the calls; the next query sees the
+            # result.
+            held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()
+            connection.execute(held)
+        unnamed = _ACCOUNT.add_columns(calls.c.id).where(*left, UNNAMED)
+        gone = {row: name for name, row in connection.execute(unnamed)}
+        notify_holders(connection, self.exporter, list(gone), FORGET)
+        connection.execute(delete(calls).where(calls.c.id.in_(gone)))
+        return gone
+
+    # Commits: observations and their increments of the totals, in one transaction.
+
     def commit(self, observations: Sequence[Observation]) -> Committed:
-        """Write observations in one transaction."""
-        committed = self.database.run(
-            commit, observations, self.outbox, self._clock.ahead, self.exporter
-        )
-        self.open_calls.remove(committed.by_account)
+        """Write observations of distinct calls, and the notifications of calls that finish.
+
+        A call finishes once: observations of calls that are not open any more are ignored.
+        """
+        committed = self.database.run(self.write, observations)
+        self._open.subtract(committed.by_account)
         return committed
 
-    def keep(self, row: int) -> bool:
-        """Mark a call as pushed, so that it stays if no source names it; return whether it exists.
+    def write(self, connection: Connection, observations: Sequence[Observation]) -> Committed:
+        """Write observations; see `commit`."""
+        finishing = (o.account for o in observations if isinstance(o.verdict, Finished))
+        keep_labels(connection, finishing)
+        ids = [observation.call.id for observation in observations]
+        rows = fetch_json(connection, _OPEN_ROWS, rows=to_json_rows(ids))
+        held = {row: rest for row, *rest in rows}
+        states, finished, events = list[tuple[Any, ...]](), list[tuple[Any, ...]](), []
+        canaries, account_ids, ahead = set[int](), dict[str, int](), self._clock.ahead
+        added: defaultdict[TotalKey, float] = defaultdict(float)
+        for account, call, found, at in observations:
+            if call.id not in held:
+                continue
+            if isinstance(found, PollAgain):
+                states.append((call.id, _TEXT[found.state], at))
+                continue
+            key = None if found.key is None else _TEXT[found.key]
+            ending = _TEXT[found.result], _TEXT[found.status], found.duration, key
+            finished.append((call.id, *ending, at))
+            counted_as, labels, price, canary, account_id = held[call.id]
+            if canary is not None:
+                canaries.add(call.id)
+                continue
+            times = call.first_watched - ahead, at - ahead
+            events.append((labels, CallFinished(account, call.reference_id, *ending, {}, *times)))
+            account_ids[account] = account_id
+            delay = at - call.first_watched
+            for cell, amount in additions(account, counted_as, found, delay, price):
+                added[cell] += amount
+        if states:
+            connection.execute(_SET_STATE, {"rows": to_json_rows(states)})
+        if finished:
+            connection.execute(_FINISH, {"rows": to_json_rows(finished)})
+        if added:
+            add_totals(connection, added, account_ids)
+            notify_of_totals(connection, self.exporter, account_ids)
+        notify_holders(connection, self.exporter, [row for row, *_ in finished], FORGET)
+        notify = self.outbox.add(connection, events)
+        by_account = Counter(event.account for _, event in events)
+        gone = frozenset(ids) - held.keys()
+        return Committed(dict(added), gone, by_account, notify, frozenset(canaries))
 
-        The retention of a finished call starts again; see `naming_interval` for how often.
+    @_transaction
+    def set_price(self, connection: Connection, row: int, price: float) -> dict[TotalKey, float]:
+        """Store the price of a call, in VND.
+
+        The last price before the finish is added to the totals with the finish. After the finish, a
+        price replaces a missing one or 0, and is added at once.
+
+        Returns:
+            The increments of the totals.
         """
-        return self.database.run(
-            keep_call, row, self._clock.now(), naming_interval(self._retention)
-        )
-
-    def set_price(self, row: int, price: float) -> dict[TotalKey, float]:
-        """Store the price of a call; see `set_price`."""
-        return self.database.run(set_price, row, price, self.exporter)
-
-
-def _snapshot(
-    connection: Connection, names: Collection[str] | None, limits: LabelLimits
-) -> Snapshot:
-    wanted = true() if names is None else accounts.c.name.in_(list(names))
-    known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
-    # Wait for transactions that change totals of these accounts.
-    for name, row in connection.execute(known).all():
-        limit_labels(connection, name, row, limits)
-    # Not as JSON: SQLite would round the values, and a counter could decrease.
-    query = select(
-        accounts.c.name,
-        totals.c.label_set_id,
-        totals.c.total,
-        totals.c.cell,
-        totals.c.value,
-    ).join(accounts)
-    found = {
-        TotalKey(name, labels, TotalKind(total), cell): value
-        for name, labels, total, cell, value in connection.execute(query.where(wanted))
-    }
-    begun = {(name, labels) for name, labels in connection.execute(_BEGUN.where(wanted))}
-    rows = {row for _, row in begun}.union(cell.labels for cell in found)
-    return Snapshot(label_sets_of(connection, rows), found, begun)
+        account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()
+        if account is None:
+            return {}
+        keep_labels(connection, [account.name])
+        none_added = and_(calls.c.result != DELETED, func.coalesce(calls.c.price, 0) == 0)
+        open_still = or_(calls.c.result.is_(None), none_added)
+        known = update(calls).where(calls.c.id == row, open_still).values(price=price)
+        found = connection.execute(known.returning(calls.c.result, calls.c.canary_run_id)).first()
+        if found is None or found.result is None or found.canary_run_id is not None:
+            return {}
+        counted_as = connection.scalars(_SET_OF.where(calls.c.id == row)).one()
+        cell, amount = price_added(account.name, counted_as, price)
+        add_totals(connection, {cell: amount}, {account.name: account.id})
+        notify_of_totals(connection, self.exporter, [account.name])
+        return {cell: amount}
 
 
-# Commits: observations and their increments of the totals, in one transaction.
+def _find(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[int, int, str | None]]:
+    """Return the row, epoch and result of each existing call, by key."""
+    found = fetch_json(connection, _FIND, rows=to_json_rows(keys))
+    return {(account, key): (row, epoch, result) for account, key, row, epoch, result in found}
 
 
-# Plain strings: serializing enum members to JSON is slow.
-_TEXT: Final = {
-    member: member.value for kind in (CallState, Result, Status, Key) for member in kind
-}
-
-# Lock the rows: if two exporters finish a call at the same time, only one counts it. The fixed
-# order avoids deadlocks; `key_share` does not block inserts into `call_sources`.
-_HELD: Final = (
-    select(
-        calls.c.id,
-        COUNTED_AS.label("counted_as"),
-        calls.c.label_set_id,
-        calls.c.price,
-        calls.c.canary_run_id,
-        accounts.c.id.label("account_id"),
-        accounts.c.name,
-    )
-    .join_from(calls, accounts)
-    .outerjoin(folded_labels, FOLDED)
-    .where(is_given(calls.c.id), UNFINISHED_ROW)
-    .order_by(calls.c.id)
-    .with_for_update(of=calls, key_share=True)
-    .subquery()
-)
-_ACCOUNT_OF: Final = select(accounts.c.id, accounts.c.name).join_from(calls, accounts)
-_SET_OF: Final = select(COUNTED_AS).select_from(calls).outerjoin(folded_labels, FOLDED)
-_OPEN_ROWS: Final = select_json(*_HELD.c)
+def _fitting(
+    request: Iterable[tuple[_Key, NewCall]], existing: Collection[_Key], room: dict[str, float]
+) -> tuple[dict[_Key, NewCall], Counter[str]]:
+    """Return the new calls that there is room for, and how many others there are, by account."""
+    new, over = dict[_Key, NewCall](), Counter[str]()
+    for key, call in request:
+        if key not in existing and key not in new:
+            if room[call.account] >= 1:
+                room[call.account] -= 1
+                new[key] = call
+            else:
+                over[call.account] += 1
+    return new, over
 
 
-def _row_is_given() -> ColumnElement[bool]:
-    return and_(calls.c.id == field(0, calls.c.id), UNFINISHED_ROW)
-
-
-def _given(*columns: Column[Any]) -> dict[str, ColumnElement[Any]]:  # Any: of a column's type
-    """Return the new values of columns: the fields after the row id, in this order."""
-    return {column.name: field(n, column) for n, column in enumerate(columns, 1)}
-
-
-_SET_STATE: Final = (
-    update(calls).where(_row_is_given()).values(_given(calls.c.state, calls.c.state_since))
-)
-_FINISH: Final = (
-    update(calls)
-    .where(_row_is_given())
-    .values(
-        _given(calls.c.result, calls.c.status, calls.c.duration, calls.c.key, calls.c.finished_at)
-    )
-)
-
-
-def commit(
-    connection: Connection,
-    observations: Sequence[Observation],
-    outbox: Outbox | None = None,
-    ahead: float = 0.0,
-    exporter: str | None = None,
-) -> Committed:
-    """Write observations of distinct calls, and the notifications of calls that finish.
-
-    A call finishes once: observations of calls that are not open any more are ignored.
-
-    Args:
-        connection: in a transaction.
-        observations: the group.
-        outbox: stores the notifications.
-        ahead: seconds by which the ledger's clock is ahead of the machine's.
-        exporter: the id of this process; None if the ledger is not shared.
-    """
-    ids = [observation.call.id for observation in observations]
-    keep_labels(connection, {o.account for o in observations if isinstance(o.verdict, Finished)})
-    held = {row: rest for row, *rest in fetch_json(connection, _OPEN_ROWS, rows=to_json_rows(ids))}
-    known = [observation for observation in observations if observation.call.id in held]
-    states = [
-        (call.id, _TEXT[found.state], at)
-        for _, call, found, at in known
-        if isinstance(found, PollAgain)
-    ]
-    finished, events, canaries = list[tuple[Any, ...]](), [], set[int]()
-    added: defaultdict[TotalKey, float] = defaultdict(float)
-    account_ids: dict[str, int] = {}
-    for _, call, found, at in known:
-        if isinstance(found, PollAgain):
-            continue
-        key = None if found.key is None else _TEXT[found.key]
-        ending = _TEXT[found.result], _TEXT[found.status], found.duration, key
-        finished.append((call.id, *ending, at))
-        counted_as, labels, price, canary, account_id, account = held[call.id]
-        if canary is not None:
-            canaries.add(call.id)
-            continue
-        times = call.first_watched - ahead, at - ahead
-        events.append((labels, CallFinished(account, call.reference_id, *ending, {}, *times)))
-        account_ids[account] = account_id
-        for cell, amount in additions(account, counted_as, found, at - call.first_watched, price):
-            added[cell] += amount
-    if states:
-        connection.execute(_SET_STATE, {"rows": to_json_rows(states)})
-    if finished:
-        connection.execute(_FINISH, {"rows": to_json_rows(finished)})
-    if added:
-        add_totals(connection, added, account_ids)
-        notify_of_totals(connection, exporter, account_ids)
-    if finished:
-        notify_holders(connection, exporter, [row for row, *_ in finished], FORGET)
-    notify = frozenset[str]()
-    if outbox and outbox.routes and events:
-        notify = outbox.add(connection, events)
-    by_account = Counter(event.account for _, event in events)
-    gone = frozenset(ids) - held.keys()
-    return Committed(dict(added), gone, by_account, notify, frozenset(canaries))
-
-
-def set_price(
-    connection: Connection, row: int, price: float, exporter: str | None = None
-) -> dict[TotalKey, float]:
-    """Store the price of a call, in VND.
-
-    The last price before the finish is added to the totals with the finish. After the finish, a
-    price replaces a missing one or 0, and is added at once.
-
-    Returns:
-        The increments of the totals.
-    """
-    account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()
-    if account is None:
-        return {}
-    keep_labels(connection, [account.name])
-    none_added = and_(calls.c.result != DELETED, func.coalesce(calls.c.price, 0) == 0)
-    open_still = or_(calls.c.result.is_(None), none_added)
-    known = update(calls).where(calls.c.id == row, open_still).values(price=price)
-    found = connection.execute(known.returning(calls.c.result, calls.c.canary_run_id)).first()
-    if found is None or found.result is None or found.canary_run_id is not None:
-        return {}
-    counted_as = connection.scalars(_SET_OF.where(calls.c.id == row)).one()
-    cell, amount = price_added(account.name, counted_as, price)
-    add_totals(connection, {cell: amount}, {account.name: account.id})
-    notify_of_totals(connection, exporter, [account.name])
-    return {cell: amount}
+def _count(connection: Connection, rows: Collection[int]) -> int:
+    """Return how many of some calls exist."""
+    return connection.scalar(_COUNT, {"rows": to_json_rows(rows)}) or 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from exporter.calls import Finished
-from exporter.ledger.calls import naming_interval
+from exporter.ledger.store import naming_interval
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS
 
 KEEP_FINISHED: Final = 30 * 86_400.0

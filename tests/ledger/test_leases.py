@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 from sqlalchemy import Connection, create_engine, text
 
 from exporter.errors import LedgerError
+from exporter.ledger import leases
 from exporter.ledger.calls import ended_of
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.labels import LabelLimits
-from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, LeaseStore, Look, Peer, notify_holders
+from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, Leases, Look, Peer, notify_holders
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import BATCH_SIZE
 from tests.ledger.old_ledgers import oldest_ledger
 from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
+
+R = TypeVar("R")
 
 ACCOUNTS = ("main", "b")
 
@@ -28,18 +32,26 @@ class Exporter:
     def __init__(self, database: Database) -> None:
         self.store = Store(database)
         self.id = self.store.exporter or ""
-        self.leases = LeaseStore(database, self.id)
-        self.leases.add_accounts(ACCOUNTS)
+        database.run(leases.add_leases, ACCOUNTS)
         self.heard: list[int] = []
 
     def take(self, *names: str, time: float = 60.0) -> dict[str, int]:
-        taken = self.leases.take(names or ACCOUNTS, time)
+        taken = self.run(leases.take_leases, names or ACCOUNTS, time)
         for account, epoch in taken.items():
             self.store.set_epoch(account, epoch)
         return taken
 
+    def run(self, statements: Callable[..., R], *args: object) -> R:
+        return self.store.database.run(statements, self.id, *args)
+
+    def read(self) -> Leases:
+        return self.store.database.run(leases.read_leases)
+
+    def leave(self) -> None:
+        self.run(leases.leave)
+
     def look(self) -> Look:
-        look = self.leases.look(ACCOUNTS, self.heard)
+        look = self.run(leases.look, ACCOUNTS, self.heard)
         self.heard = [notice.id for notice in look.notices]
         return look
 
@@ -59,26 +71,26 @@ def test_a_lease_is_held_by_one_until_it_expires_or_is_given_up(
     pair: tuple[Exporter, Exporter],
 ) -> None:
     a, b = pair
-    a.leases.renew("a:1", ACCOUNTS, (), 60)
+    a.run(leases.renew_leases, "a:1", ACCOUNTS, (), 60)
     assert a.take("main") == {"main": 1}
     assert b.take() == {"b": 1}
-    known = b.leases.read()
+    known = b.read()
     assert {name: lease[:3] for name, lease in known.leases.items()} == {
         "main": (a.id, 1, False),
         "b": (b.id, 1, False),
     }
     assert known.exporters == {a.id: Peer("a:1", frozenset(ACCOUNTS))}
-    a.leases.give_up(["main", "b"])
+    a.run(leases.give_up_leases, ["main", "b"])
     assert b.take("main") == {"main": 2}
     assert a.take() == {}
     # Its own it may take again, in a new epoch; and an expired one is for anybody.
     assert b.take("main", time=-1) == {"main": 3}
-    assert a.leases.read().leases["main"].expired
+    assert a.read().leases["main"].expired
     assert a.take() == {"main": 4}
-    b.leases.renew("b:1", (), ACCOUNTS, 60)
-    assert a.leases.read().leases["main"].holder == a.id
-    a.leases.leave()
-    known = b.leases.read()
+    b.run(leases.renew_leases, "b:1", (), ACCOUNTS, 60)
+    assert a.read().leases["main"].holder == a.id
+    a.leave()
+    known = b.read()
     assert known.leases["main"][:2] == (None, 4)
     assert known.exporters == {b.id: Peer("b:1", frozenset())}
 
@@ -90,7 +102,7 @@ def test_one_of_many_takes_a_lease(shared: Callable[[], Database]) -> None:
         assert sorted(name for names in taken for name in names) == ["b", "main"]
         assert {number for names in taken for number in names.values()} == {epoch}
         for exporter in exporters:
-            exporter.leases.leave()
+            exporter.leave()
 
 
 def test_open_calls_are_claimed_once_in_each_epoch(pair: tuple[Exporter, Exporter]) -> None:
@@ -107,7 +119,7 @@ def test_open_calls_are_claimed_once_in_each_epoch(pair: tuple[Exporter, Exporte
     finish(a.store, before)
     assert ids(a.store.unfinished("main")) == ["mine", "theirs"]
     # Another one takes the lease: all are claimed, whatever the first still does.
-    a.leases.give_up(["main"])
+    a.run(leases.give_up_leases, ["main"])
     b.take("main")
     push(a.store, new("late"))
     assert sorted(b.claimed()) == ["late", "mine", "theirs"]
@@ -142,7 +154,7 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
         ("main", row["hinted"], POLL_NOW),
         ("main", named.call.id, FORGET),
     ]
-    assert a.leases.look(ACCOUNTS, []).notices[0][1:] == told[0]  # again, as nothing was said
+    assert a.run(leases.look, ACCOUNTS, []).notices[0][1:] == told[0]  # again, as nothing was said
     assert a.notices() == told
     assert a.notices() == []
     b.store.commit([observed(calls["done"], BUSY)])
@@ -161,7 +173,7 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
     # Of what it does itself it is not told, nor anybody of an account that nobody polls.
     a.store.delete(row["hinted"], NOW)
     finish(a.store, calls["priced"])
-    a.leases.leave()
+    a.leave()
     b.store.delete(row["priced"], NOW)
     push(b.store, new("more", {"campaign": "reminder"}))
     assert rows(a.store, "SELECT * FROM notices") == []
@@ -176,7 +188,7 @@ def test_whoever_takes_a_lease_sees_or_is_told_of_every_total(
     for number in range(20):
         holder, other = (a, b) if number % 2 else (b, a)
         calls = push(other.store, *(new(f"c{number}-{n}") for n in range(5)))
-        other.leases.leave()
+        other.leave()
 
         def commit(other: Exporter = other, calls: list[object] = calls) -> float:  # type: ignore[assignment]
             for call in calls:

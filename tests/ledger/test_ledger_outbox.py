@@ -50,17 +50,6 @@ class Clock:
         self.now = 1_800_000_000.0
 
 
-class Timed(Outbox):
-    """An outbox whose time is the test's."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(LedgerClock())
-        self._time = clock
-
-    def now(self, _: Connection) -> float:
-        return self._time.now
-
-
 class Box:
     """The statements of an outbox, each run in a transaction."""
 
@@ -80,7 +69,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def outbox(database: Database, clock: Clock) -> Box:
-    return Box(database, Timed(clock))
+    timed = LedgerClock(lambda: Moment(clock.now, clock.now, ""))
+    return Box(database, Outbox(timed))
 
 
 @pytest.fixture
@@ -453,9 +443,12 @@ def test_two_exporters_claim_different_ones(shared_url: str, other: Database) ->
 def test_the_servers_clock_counts(shared_url: str) -> None:
     database = open_database(shared_url)
     wrong = LedgerClock(lambda: Moment(5.0, 5.0, ""))  # this machine's
+    database.keep_time(wrong, opened=True)
     outbox = Box(database, Outbox(wrong))
     store = Store(database, wrong, outbox=outbox.outbox)
     finish(store, push(store, "a"))
-    assert (outbox.backlog("t")[1] or 0) > 1_700_000_000
+    right = LedgerClock()
+    database.keep_time(right, opened=True)
+    assert (Box(database, Outbox(right)).backlog("t")[1] or 0) > 1_700_000_000
     assert named(claim(outbox)) == ["a"]
     database.close()

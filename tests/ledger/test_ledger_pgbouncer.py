@@ -10,9 +10,10 @@ from sqlalchemy import make_url, text
 
 from exporter.calls import CallState, PollAgain
 from exporter.errors import LedgerError
+from exporter.ledger import leases
 from exporter.ledger.calls import find_call, list_calls, list_sources, prune_finished, recent_calls
 from exporter.ledger.engine import open_database
-from exporter.ledger.leases import FORGET, POLL_NOW, LeaseStore, notify_holders
+from exporter.ledger.leases import FORGET, POLL_NOW
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from tests.databases import Server, pgbouncer
@@ -59,22 +60,21 @@ def test_everything_that_one_exporter_does(bounced: str) -> None:
 
 def test_exporters_that_are_more_than_connections(bounced: str) -> None:
     stores = [Store(open_database(bounced)) for _ in range(3)]
-    leases = [LeaseStore(store.database, store.exporter or "") for store in stores]
-    leases[0].add_accounts(["main"])
+    stores[0].database.run(leases.add_leases, ["main"])
 
     def work(number: int) -> int:
-        store, mine = stores[number], leases[number]
-        finished = 0
+        store = stores[number]
+        run, me, finished = store.database.run, store.exporter or "", 0
         for n in range(20):
             store.watch(None, [new(f"c{n}-{m}", {"n": str(m % 2)}) for m in range(9)], NOW)
-            mine.renew(f"exporter-{number}", ["main"], ["main"], 60)
-            assert mine.read().exporters
-            mine.take(["main"], 60)
-            claimed = mine.look(["main"], []).claimed
+            run(leases.renew_leases, me, f"exporter-{number}", ["main"], ["main"], 60)
+            assert run(leases.read_leases).exporters
+            run(leases.take_leases, me, ["main"], 60)
+            claimed = run(leases.look, me, ["main"], []).claimed
             for call in claimed:
-                store.database.run(notify_holders, store.exporter, [call.call.id], POLL_NOW)
+                run(leases.notify_holders, me, [call.call.id], POLL_NOW)
             finished += store.commit([observed(call, BUSY) for call in claimed]).finished
-            mine.give_up(["main"])
+            run(leases.give_up_leases, me, ["main"])
         return finished
 
     finished = sum(together(*(partial(work, number) for number in range(3))))
@@ -85,10 +85,11 @@ def test_exporters_that_are_more_than_connections(bounced: str) -> None:
     with stores[0].database.begin() as connection:
         query = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")
         assert connection.scalar(query, {"name": "esms-exporter"}) <= CONNECTIONS
-    assert leases[0].take(["main"], 60)
+    run, me = stores[0].database.run, stores[0].exporter or ""
+    assert run(leases.take_leases, me, ["main"], 60)
     (call,) = push(stores[0], new("told"))
     stores[1].delete(call.call.id, NOW)
-    (notice,) = leases[0].look(["main"], []).notices
+    (notice,) = run(leases.look, me, ["main"], []).notices
     assert notice[1:] == ("main", call.call.id, FORGET)
     for store in stores:
         store.database.close()

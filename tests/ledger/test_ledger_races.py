@@ -11,13 +11,13 @@ import pytest
 from sqlalchemy import text
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
-from exporter.ledger.calls import insert_calls, prune_finished, remove_source
+from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import Database
-from exporter.ledger.store import Store, commit
+from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import NewCall, StoredCall
 from tests.ledger.racing import shuffled, together
-from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, roomy, rows
+from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
 
 EXPORTERS = 3
 ROUNDS = 20
@@ -246,7 +246,7 @@ def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
         with stores[1].database.begin() as connection:
-            insert_calls(connection, [[new("a")]], NOW, roomy, source="file:b")
+            stores[1].insert(connection, [[new("a")]], NOW, source="file:b")
             removing = thread.submit(stores[0].keep_only, "file:a", set())
             while not (waits(stores[2]) or removing.done()):
                 pass
@@ -259,7 +259,7 @@ def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Sto
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
     with ThreadPoolExecutor(1) as thread:
         with stores[0].database.begin() as connection:
-            gone = remove_source(connection, "file:a", [stored.call.id], stores[0].exporter, NOW)
+            gone = stores[0].remove_source(connection, "file:a", [stored.call.id], NOW)
             assert gone == {stored.call.id: "main"}
             naming = thread.submit(stores[1].watch, "file:b", [new("A"), new("b")], NOW + 9)
             while not (waits(stores[2]) or naming.done()):
@@ -327,7 +327,7 @@ def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first:
     groups = [[observed(a, BUSY), observed(b, BUSY)], [observed(b, BUSY), observed(a, BUSY)]]
     with ThreadPoolExecutor(1) as thread:
         with stores[0].database.begin() as connection:
-            assert commit(connection, groups[first]).finished == 2
+            assert stores[0].write(connection, groups[first]).finished == 2
             other = thread.submit(stores[1].commit, groups[1 - first])
             while not waits(stores[2]):
                 assert not other.done()
@@ -337,7 +337,7 @@ def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first:
 def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:
     with ThreadPoolExecutor(1) as thread:
         with stores[0].database.begin() as connection:
-            mine = insert_calls(connection, [[new("a"), new("b")]], NOW, roomy)
+            mine = stores[0].insert(connection, [[new("a"), new("b")]], NOW)
             other = thread.submit(stores[1].push, [[new("B"), new("c")]], NOW)
             while not waits(stores[2]):
                 assert not other.done()

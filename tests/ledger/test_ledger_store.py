@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import pytest
-from sqlalchemy import Connection
 
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status, WatchedCall
 from exporter.config.types import MAX_LABEL_VALUE
@@ -31,11 +29,6 @@ VIETNAMESE = "".join(map(chr, range(0x1EA0, 0x1EFA)))
 
 def new(reference_id: str, labels: Labels | None = None, account: str = "main") -> NewCall:
     return NewCall(account, ReferenceId(reference_id), labels or {})
-
-
-def roomy(_: Connection, accounts: Iterable[str]) -> dict[str, float]:
-    """Say that there is room."""
-    return dict.fromkeys(accounts, math.inf)
 
 
 def push(store: Store, *calls: NewCall, now: float = NOW) -> list[StoredCall]:
@@ -296,7 +289,9 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     assert push(store, new("A"), now=NOW + 5_000) == []
     assert store.database.run(prune_finished, NOW + 4_000) == 0
     # It left its room to others.
-    assert store.watch(None, [new("next")], NOW, max_calls=2).refused == {}
+    store.configure(max_calls=2)
+    assert store.watch(None, [new("next")], NOW).refused == {}
+    store.configure()
     # Who hands it over again means it, and so does a file.
     for source in (None, "file:a"):
         wanted = [new("A")]

@@ -18,14 +18,16 @@ def calls(prefix: str, count: int, account: str = "main") -> list[NewCall]:
 
 @pytest.mark.parametrize("source", [None, "config"])
 def test_each_account_has_its_own_room(store: Store, source: str | None) -> None:
-    assert store.watch(None, calls("a", 5, "revoked"), NOW, 3).refused == {"revoked": 2}
+    store.configure(max_calls=3)
+    assert store.watch(None, calls("a", 5, "revoked"), NOW).refused == {"revoked": 2}
     mixed = [*calls("b", 2, "revoked"), *calls("b", 4), *calls("b", 1, "third")]
-    taken = store.watch(source, mixed, NOW, 3)
+    taken = store.watch(source, mixed, NOW)
     assert ids(taken.added) == ["b0", "b1", "b2", "b0"]
     assert taken.refused == {"revoked": 2, "main": 1}
 
 
 def test_a_request_is_refused_by_the_account_that_is_full(store: Store) -> None:
+    store.configure(max_calls=3)
     push(store, *calls("a", 3, "revoked"))
     requests = [
         [*calls("b", 2), new("x", account="revoked")],
@@ -34,14 +36,15 @@ def test_a_request_is_refused_by_the_account_that_is_full(store: Store) -> None:
         [*calls("a", 3, "revoked"), *calls("e", 1)],  # those of the full one are known
         calls("f", 1, "third"),
     ]
-    counts = store.push(requests, NOW, 3).counts
+    counts = store.push(requests, NOW).counts
     assert counts == ["revoked", (2, 0), "main", (1, 3), (1, 0)]
 
 
 def test_what_ends_leaves_its_room(store: Store) -> None:
     def refused(name: str, account: str = "main") -> int:
-        return store.watch(None, [new(name, account=account)], NOW, 3).refused.total()
+        return store.watch(None, [new(name, account=account)], NOW).refused.total()
 
+    store.configure(max_calls=3)
     a, _, _ = push(store, *calls("a", 3))
     (b,) = store.watch("file", [*calls("b", 1, "b")], NOW).added
     push(store, *calls("c", 2, "b"))
@@ -59,27 +62,29 @@ def test_what_ends_leaves_its_room(store: Store) -> None:
     assert refused("y", "b") == 0
     # And so it is after a start.
     again = Store(store.database)
+    again.configure(max_calls=3)
     for account in ("main", "b"):
-        assert again.watch(None, calls("z", 1, account), NOW, 3).refused == {account: 1}
+        assert again.watch(None, calls("z", 1, account), NOW).refused == {account: 1}
 
 
 def test_what_other_exporters_insert_takes_room_at_once(
     shared: Callable[[], Database],
 ) -> None:
     a, b = Store(shared()), Store(shared())
+    for store in (a, b):
+        store.configure(max_calls=3)
     push(a, *calls("a", 2))
-    assert b.push([calls("b", 2)], NOW, 3).counts == ["main"]
-    assert b.push([calls("b", 1)], NOW, 3).counts == [(1, 0)]
-    assert a.push([calls("c", 1), calls("c", 1, "other")], NOW, 3).counts == ["main", (1, 0)]
+    assert b.push([calls("b", 2)], NOW).counts == ["main"]
+    assert b.push([calls("b", 1)], NOW).counts == [(1, 0)]
+    assert a.push([calls("c", 1), calls("c", 1, "other")], NOW).counts == ["main", (1, 0)]
     # What was counted once is not counted again.
+    b.configure(max_calls=9)
     for n in range(3):
-        assert (
-            b.push([calls(f"d{n}", 1), calls(f"d{n}", 1, "third")], NOW, 9).counts == [(1, 0)] * 2
-        )
-    assert b.push([calls("e", 3)], NOW, 9).counts == [(3, 0)]
-    assert b.push([calls("f", 1)], NOW, 9).counts == ["main"]
+        assert b.push([calls(f"d{n}", 1), calls(f"d{n}", 1, "third")], NOW).counts == [(1, 0)] * 2
+    assert b.push([calls("e", 3)], NOW).counts == [(3, 0)]
+    assert b.push([calls("f", 1)], NOW).counts == ["main"]
     # What they finish is seen when it is counted anew.
     finish(a, *(one for one in a.unfinished("main") if one.call.reference_id.startswith("a")))
-    b.open_calls.recount()
-    assert b.push([calls("f", 2), calls("f", 1, "third")], NOW, 9).counts == [(2, 0), (1, 0)]
-    assert b.push([calls("g", 1)], NOW, 9).counts == ["main"]
+    b.recount()
+    assert b.push([calls("f", 2), calls("f", 1, "third")], NOW).counts == [(2, 0), (1, 0)]
+    assert b.push([calls("g", 1)], NOW).counts == ["main"]
