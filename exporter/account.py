@@ -33,7 +33,9 @@ _FIRST_SHARE: Final = 0.1
 
 # The settings that identify the balance, and those that need another client.
 _balance_of: Final = attrgetter("balance_url", "api_key", "secret_key")
-_addresses: Final = attrgetter("base_url", "balance_url", "api_key", "secret_key", "proxy_url")
+_client_of: Final = attrgetter(
+    "base_url", "balance_url", "api_key", "secret_key", "proxy_url", "codes"
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -100,8 +102,9 @@ class Account:
         held_until: float = math.inf,
     ) -> None:
         self.stats = AccountStats()
+        self.stats.show_codes(config.codes)
         self._supervisor, self._config, self._timeout = supervisor, config, polling.timeout
-        self._connection = _addresses(config), polling.timeout, authorities
+        self._connection = _client_of(config), polling.timeout, authorities
         self._client = _client(config, polling, authorities)
         self.poller = Poller(
             config.name,
@@ -143,7 +146,8 @@ class Account:
     ) -> None:
         """Apply a changed configuration; reconnect only if needed."""
         old, self._config = self._config, config
-        connection = _addresses(config), polling.timeout, authorities
+        self.stats.show_codes(config.codes)
+        connection = _client_of(config), polling.timeout, authorities
         if reconnect := connection != self._connection:
             self._supervisor.start(_close_after(self._client, self._timeout))
             self._connection, self._timeout = connection, polling.timeout

@@ -231,3 +231,20 @@ async def test_a_stop_waits_for_no_balance(bench: Bench) -> None:
     asked = bench.asked()
     await asyncio.sleep(0.2)
     assert bench.asked() == asked
+
+
+async def test_a_code_that_is_configured_as_refused_credentials(bench: Bench) -> None:
+    refusals = "esms_auth_failures_total"
+    body = json.dumps({"CodeResult": "102", "ErrorMessage": "account locked"})
+    bench.simulator.faults.set("fault", Fault(FaultKind.RAW, operation="GetSendStatus", body=body))
+    main, other = bench.config.accounts
+    await bench.reload(accounts=(main.model_copy(update={"codes": {"102": "auth"}}), other))
+    await bench.app.calls.add(None, [NewCall("main", reference_id("call"), {})])
+    await until(lambda: bool(bench.value(refusals, code="102")))
+    assert bench.value(refusals, code="101") == 0
+    assert bench.value(refusals, "b", code="102") is None
+    assert bench.requests("auth", "get_send_status") == bench.value(refusals, code="102")
+    # A reload without the code resumes polling: the call backs off, the account is not paused.
+    await bench.reload(accounts=(main, other))
+    await until(lambda: bench.requests("api_error", "get_send_status") > 0)
+    assert bench.value(refusals, code="102") == bench.requests("auth", "get_send_status")

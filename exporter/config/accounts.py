@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from yarl import URL
@@ -16,6 +16,7 @@ from exporter.config.types import (
     amount,
     count,
     duration,
+    text,
 )
 from exporter.config.validation import Section, invalid, invalid_at
 from exporter.secrets import Secret
@@ -38,6 +39,22 @@ ProxyUrl = Annotated[
     AfterValidator(_proxy_url),
     Expected("a URL `http://HOST:PORT`; user and password before the host percent-encoded"),
 ]
+
+
+MAX_CODES: Final = 100
+
+
+def _not_success(code: str) -> str:
+    if code == "100":
+        raise ValueError
+    return code
+
+
+ResultCode = Annotated[
+    str,
+    text("result codes of 1 to 8 digits other than 100", "^[0-9]{1,8}$", check=_not_success),
+]
+CodeClass = Literal["auth", "not_found", "throttled", "api_error"]
 
 
 class AccountConfig(Section):
@@ -68,6 +85,11 @@ class AccountConfig(Section):
     """An HTTP proxy for all requests of this account: `http://USER:PASSWORD@HOST:PORT`, with user
     and password percent-encoded. Either this or `proxy_url_file`. The environment variables
     `HTTP_PROXY` and `HTTPS_PROXY` are not used."""
+
+    codes: dict[ResultCode, CodeClass] = Field(default_factory=dict, max_length=MAX_CODES)
+    """Classes of result codes that differ from the default, or that are new: `auth` (pause the
+    account: the credentials are refused), `throttled` (slow the account down), `not_found` (poll
+    the call again within `not_found_grace`) or `api_error` (poll the call again, with back-off)."""
 
     balance_warning: (
         Annotated[

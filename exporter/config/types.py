@@ -232,7 +232,9 @@ Name = Annotated[
 ]
 KnownAccount = Annotated[Name, AfterValidator(_known_account)]
 KnownAccounts = Annotated[tuple[KnownAccount, ...], Field(min_length=1, max_length=MAX_ACCOUNTS)]
-KnownLabel = Annotated[str, AfterValidator(known_label)]
+KnownLabel = Annotated[
+    str, Expected("names in `watch.labels`", keeps_messages=True), AfterValidator(known_label)
+]
 LabelValue = Annotated[str, Field(strict=True, max_length=MAX_LABEL_VALUE)]
 BaseUrl = Annotated[
     str,

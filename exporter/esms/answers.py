@@ -32,6 +32,7 @@ MAX_BALANCE: Final = 1e15
 _OK: Final = Outcome.OK
 _API_ERROR: Final = Outcome.API_ERROR
 
+_CODE: Final = re.compile("[0-9]{1,8}")
 _DECIMAL: Final = re.compile("[0-9]{1,20}(?:[.][0-9]{1,20})?")
 
 # Another operation of the provider returns `true` where this one returns 1.
@@ -42,7 +43,7 @@ class Answer(NamedTuple):
     """An answer of the provider, or the failure of the request.
 
     Attributes:
-        code: the result code if it is documented, else `other`; None if it is missing.
+        code: the result code; `other` if it is not a number of up to 8 digits; None if missing.
         message: the error message, limited in length, without control characters and phone numbers.
         retry_after: seconds to wait, from the `Retry-After` header.
         reference_id: the id of the call in the answer, or of a placed call.
@@ -157,7 +158,9 @@ def _read_document(document: Mapping[str, object], hidden: Iterable[Secret]) -> 
         return Answer(Outcome.BAD_RESPONSE)
     outcome = CODES.get(code)
     if outcome is None:
-        outcome, code = _API_ERROR, OTHER_CODE
+        outcome = _API_ERROR
+        if not _CODE.fullmatch(code):
+            code = OTHER_CODE
     if outcome is not _OK:
         return Answer(outcome, code, _message(document.get("ErrorMessage"), hidden))
     duration = document.get("CallDuration")

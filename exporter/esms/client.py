@@ -12,18 +12,23 @@ from http import HTTPStatus
 from typing import Final, Self
 from urllib.parse import quote
 
+import structlog
 from yarl import URL
 
 from exporter.config import AccountConfig
+from exporter.config.accounts import MAX_CODES
 from exporter.errors import RequestError
 from exporter.esms.answers import Answer, read_answer, read_balance, read_placed, read_refusal
-from exporter.esms.codes import Outcome
+from exporter.esms.codes import CODES, Outcome
 from exporter.http import MAX_AGES, HttpClient, Response
 from exporter.secrets import Secret
 
 # Looking up a member of an enumeration costs as much as a function call in Python 3.11.
 _OK: Final = int(HTTPStatus.OK)
+_SUCCESS: Final = Outcome.OK
 _SEPARATOR: Final = "||"
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ class EsmsClient:
             encoded=True,
         )
         self._poll_query = Secret(f"{_query(keys)}&ReferenceId=")
+        self._codes = {code: Outcome(outcome) for code, outcome in account.codes.items()}
+        self._unknown_codes = set[str]()
         self._hidden = _hidden(
             *keys.values(),
             *(quote(key, safe="") for key in keys.values()),
@@ -104,7 +111,7 @@ class EsmsClient:
         if not (reference_id.isascii() and reference_id.replace("-", "").isalnum()):
             encoded = quote(reference_id, safe="")
         url = self._poll_url(query_string=self._poll_query.reveal() + encoded)
-        answer = await _answer(self._http.request("GET", url), read_answer, self._hidden)
+        answer = await self._answer(self._http.request("GET", url), read_answer, self._hidden)
         if answer.outcome is not Outcome.OK:
             self._http.distrust()
         return answer
@@ -115,18 +122,55 @@ class EsmsClient:
         query = _query({**self._keys(), "Phone": phone, **request.parameters()})
         url = URL(f"{URL(self._account.base_url)}/{request.operation}?{query}", encoded=True)
         hidden = self._hidden + _hidden(phone, phone.lstrip("+0"), "Phone=")
-        return await _answer(self._http.request_once(url), read_placed, hidden)
+        return await self._answer(self._http.request_once(url), read_placed, hidden)
 
     async def balance(self) -> Answer:
         """Request the balance: one `GetBalance_json` request, to a separate host."""
         url = URL(f"{URL(self._account.balance_url)}/GetBalance_json", encoded=True)
         data, headers = json.dumps(self._keys()).encode(), {"Content-Type": "application/json"}
         request = self._http.request("POST", url, data=data, headers=headers)
-        return await _answer(request, read_balance, self._hidden)
+        return await self._answer(request, read_balance, self._hidden)
 
     async def close(self) -> None:
         """Close the connections; requests in flight fail."""
         await self._http.close()
+
+    async def _answer(
+        self,
+        request: Awaitable[Response],
+        read: Callable[[bytes, Iterable[Secret]], Answer],
+        hidden: Iterable[Secret],
+    ) -> Answer:
+        """Send a request, and convert its response or failure to an answer."""
+        try:
+            response = await request
+        except RequestError as error:
+            return Answer(Outcome(error.reason), message=str(error), sent=error.sent)
+        if response.status != _OK:
+            retry_after, date = map(response.headers.get, ("Retry-After", "Date"))
+            return read_refusal(response.status, retry_after, time.time(), date)
+        answer = read(response.body, hidden)
+        return answer if answer.outcome is _SUCCESS else self._reclassified(answer)
+
+    def _reclassified(self, answer: Answer) -> Answer:
+        """Apply `codes` of the account, and log each unknown code once."""
+        code = answer.code
+        if code is None or answer.outcome is Outcome.BAD_RESPONSE:
+            return answer
+        if (outcome := self._codes.get(code)) is not None:
+            return answer._replace(outcome=outcome)
+        unknown = self._unknown_codes
+        if code not in CODES and code not in unknown and len(unknown) < MAX_CODES:
+            unknown.add(code)
+            _log.warning(
+                "unknown result code",
+                account=self._account.name,
+                code=code,
+                message=answer.message,
+                outcome=answer.outcome.value,
+                setting="accounts[].codes",
+            )
+        return answer
 
     def _keys(self) -> Mapping[str, str]:
         account = self._account
@@ -137,22 +181,6 @@ class EsmsClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-async def _answer(
-    request: Awaitable[Response],
-    read: Callable[[bytes, Iterable[Secret]], Answer],
-    hidden: Iterable[Secret],
-) -> Answer:
-    """Send a request, and convert its response or failure to an answer."""
-    try:
-        response = await request
-    except RequestError as error:
-        return Answer(Outcome(error.reason), message=str(error), sent=error.sent)
-    if response.status == _OK:
-        return read(response.body, hidden)
-    retry_after, date = map(response.headers.get, ("Retry-After", "Date"))
-    return read_refusal(response.status, retry_after, time.time(), date)
 
 
 def _query(parameters: Mapping[str, str]) -> str:

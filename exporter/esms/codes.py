@@ -24,7 +24,8 @@ class Outcome(StrEnum):
     HTTP_ERROR = "http_error"
 
 
-# To add a code, add one line. Its outcome decides what the poller does.
+# To add a code, add one line. Its outcome decides what the poller does. `codes` of an account
+# overrides it.
 CODES: Final[dict[str, Outcome]] = {
     "100": Outcome.OK,
     "99": Outcome.API_ERROR,  # number blocked
@@ -44,5 +45,7 @@ CODES: Final[dict[str, Outcome]] = {
     "854": Outcome.NOT_FOUND,  # no data found
 }
 
+AUTH_CODES: Final = tuple(code for code, outcome in CODES.items() if outcome is Outcome.AUTH)
+
 OTHER_CODE: Final = "other"
-"""The label value of undocumented codes, so that the label stays bounded."""
+"""The label value of codes that are neither documented nor configured: bounds the label."""

@@ -19,14 +19,12 @@ from prometheus_client import (
 
 import exporter
 from exporter.call_totals import CallTotals, LabelSetTotals
-from exporter.esms.codes import CODES, Outcome
 from exporter.metrics.reading import Reading, Registry, Values
 from exporter.polling.stats import AccountStats, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
 
 COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
-AUTH_CODES: Final = tuple(code for code, outcome in CODES.items() if outcome is Outcome.AUTH)
 
 _SURVIVES: Final = "Kept in the ledger: survives restarts."
 
@@ -94,7 +92,8 @@ class Catalogue:
         )
         self.result_codes = counter(
             "esms_api_result_codes_total",
-            "Answers of the provider, by result code; undocumented codes count as `other`.",
+            "Answers of the provider, by result code; codes that are neither documented nor "
+            "configured count as `other`.",
             ["account", "operation", "code"],
         )
         self.odd_values = counter(
@@ -316,7 +315,7 @@ class Catalogue:
             lambda stats: {to: n.durations for to, n in stats.requests.items()},
         )
         read(self.odd_values, lambda stats: stats.odd_values)
-        read(self.auth_failures, lambda stats: {c: stats.polls.codes[c] for c in AUTH_CODES})
+        read(self.auth_failures, lambda stats: stats.polls.refusals)
         read(self.authorized, lambda stats: bool(stats.authorized))
         read(self.paused_until, lambda stats: stats.paused_until)
         read(self.last_success, lambda stats: stats.last_success)

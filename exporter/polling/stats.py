@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from exporter.calls import CallState, OddField
-from exporter.esms.codes import CODES, OTHER_CODE, Outcome
+from exporter.esms.codes import AUTH_CODES, CODES, OTHER_CODE, Outcome
 
 REQUEST_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
@@ -40,10 +41,18 @@ class Operation(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class RequestStats:
-    """Requests of an operation: by outcome, by result code, and durations in seconds."""
+    """Requests of an operation.
+
+    Attributes:
+        outcomes: number of requests by outcome.
+        codes: number of answers by result code.
+        refusals: number of answers by which the credentials were refused, by result code.
+        durations: in seconds.
+    """
 
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     codes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*CODES, OTHER_CODE), 0))
+    refusals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(AUTH_CODES, 0))
     durations: Distribution = field(default_factory=lambda: Distribution(REQUEST_BUCKETS))
 
     def count(self, outcome: Outcome, code: str | None, seconds: float) -> None:
@@ -51,7 +60,16 @@ class RequestStats:
         self.outcomes[outcome] += 1
         self.durations.observe(seconds)
         if code is not None:
-            self.codes[code] += 1
+            self.codes[code if code in self.codes else OTHER_CODE] += 1
+            if outcome is Outcome.AUTH:
+                self.refusals[code] = self.refusals.get(code, 0) + 1
+
+    def show(self, codes: Mapping[str, str]) -> None:
+        """Count these codes by themselves; `codes` has the class of each."""
+        for code, outcome in codes.items():
+            self.codes.setdefault(code, 0)
+            if outcome == Outcome.AUTH:
+                self.refusals.setdefault(code, 0)
 
 
 class Balance(NamedTuple):
@@ -90,10 +108,20 @@ class AccountStats:
     last_success: float = 0.0
     balance: Balance | None = None
     balance_warning: float | None = None
+    _codes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.requests = {Operation.GET_SEND_STATUS: self.polls}
 
     def of(self, operation: Operation) -> RequestStats:
         """Return the statistics of an operation, and create them if needed."""
-        return self.requests.setdefault(operation, RequestStats())
+        if (made := self.requests.get(operation)) is None:
+            made = self.requests[operation] = RequestStats()
+            made.show(self._codes)
+        return made
+
+    def show_codes(self, codes: Mapping[str, str]) -> None:
+        """Count configured result codes by themselves; `codes` has the class of each."""
+        self._codes = codes
+        for made in self.requests.values():
+            made.show(codes)

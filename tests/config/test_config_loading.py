@@ -185,6 +185,14 @@ def test_secrets_stay_text(load: Load) -> None:
             )
             for value in ["0", "-1", "1e16", "500k", "true", ".nan", "'5'", "[5]"]
         ),
+        *(
+            (HEAD + f"    codes: {codes}\n", f"5: accounts[0].codes.{expected}")
+            for codes, expected in [
+                ("{'100': auth}", "?: expected result codes of 1 to 8 digits other than 100"),
+                ("{x1: auth}", "x1: expected result codes"),
+                ("{102: failed}", "?: expected `auth`, `not_found`, `throttled` or `api_error`"),
+            ]
+        ),
         (HEAD + "    balance_url: http://x?a\n", "5: accounts[0].balance_url: expected a URL"),
         (HEAD + "shutdown_timeout: 2h\n", f"5: shutdown_timeout: {DURATION}100ms to 1h"),
         (HEAD + "ledger:\n  keep_finished: 30\n", f"6: ledger.keep_finished: {DURATION}1s to 10y"),

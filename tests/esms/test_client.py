@@ -13,13 +13,14 @@ from urllib.parse import quote
 
 import pytest
 import trustme
+from structlog.testing import capture_logs
 from yarl import URL
 
 from exporter.canaries.runs import after_placing
 from exporter.config import AccountConfig
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
-from exporter.esms.codes import Outcome
+from exporter.esms.codes import OTHER_CODE, Outcome
 from exporter.ids import reference_id, reference_key
 from exporter.ledger.canary_runs import CanaryResult
 from exporter.secrets import Secret
@@ -304,3 +305,30 @@ async def test_a_proxy_that_refuses_is_told_without_its_address(*, secured: bool
         answer = await client.send_status(ID)
         assert answer.outcome is Outcome.CONNECTION
         assert "wrong" not in answer.message
+
+
+async def test_configured_classes_of_codes_and_unknown_codes_logged_once() -> None:
+    account = AccountConfig(
+        name="main",
+        api_key=Secret(API_KEY),
+        secret_key=Secret(SECRET_KEY),
+        codes={"102": "auth", "104": "not_found", "100000": "api_error"},
+    )
+    outcomes = dict[str, Outcome]()
+    with capture_logs() as logs:
+        for code in ("102", "104", "103", "999", "999", "100000", "9" * 9, "it's 7", "7"):
+            body = json.dumps({"CodeResult": code, "ErrorMessage": "no"}).encode()
+            async with peer(says(response(body), close=False)) as port:
+                base = f"http://127.0.0.1:{port}/json"
+                changed = account.model_copy(update={"base_url": base, "balance_url": base})
+                async with EsmsClient(changed, 60) as client:
+                    for answer in (await client.send_status(ID), await client.balance()):
+                        outcomes[answer.code or ""] = answer.outcome
+                        assert answer.message == "no"
+    assert outcomes == {
+        "102": Outcome.AUTH,
+        "104": Outcome.NOT_FOUND,
+        **dict.fromkeys(("103", "999", "100000", OTHER_CODE, "7"), Outcome.API_ERROR),
+    }
+    assert [log["code"] for log in logs] == ["999", "999", OTHER_CODE, OTHER_CODE, "7"]
+    assert {log["event"] for log in logs} == {"unknown result code"}

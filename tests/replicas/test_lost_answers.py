@@ -37,7 +37,6 @@ async def test_what_is_written_counts_though_the_answer_is_lost(scene: Scene) ->
     assert first.holds == {"pushed"}
     assert first.proxy.lost == 3
     assert first.counted() == 1
-    assert first.evictions == 0
 
 
 async def test_leases_and_claims_whose_answer_is_lost(scene: Scene) -> None:

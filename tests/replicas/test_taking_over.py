@@ -21,7 +21,6 @@ async def test_who_joins_gets_a_share_and_who_leaves_hands_it_over_at_once(scene
     second = await scene.exporter("second", CALLS, ACCOUNTS)
     third = await scene.exporter("third", CALLS, ACCOUNTS)
     await scene.settled(CALLS, first, second, third)
-    assert first.evictions == second.evictions == third.evictions == 0
     for exporter in (first, second, third):
         assert exporter.leases.alive == 3
         assert len(exporter.service.peers or ()) == 2

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import MaxLen, MinLen
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from exporter.config import Config
 from exporter.config.types import DURATION_WORDS, MAX_LABEL_VALUE, Expected, format_duration
@@ -140,8 +141,8 @@ def _in_words(takes: _Takes, path: str) -> str:
     if get_origin(takes.kind) is Literal:
         return f"{', '.join(map(code, arguments[:-1]))} or {code(arguments[-1])}"
     if get_origin(takes.kind) is dict:
-        value = _in_words(_takes(arguments[1], ()), path)
-        return f"a mapping of names in `watch.labels`, each to {value}"
+        name, value = (_in_words(_takes(argument, ()), path) for argument in arguments)
+        return f"a mapping of {name} to {value}"
     return _words(takes, path)
 
 
@@ -172,7 +173,7 @@ def _default(field: FieldInfo, takes: _Takes) -> str:
     value = field.default
     if takes.model and not takes.item:
         return ""  # those of its own keys
-    if value in (None, ()):
+    if value in (None, (), PydanticUndefined):
         return "none"
     if isinstance(value, Secret):
         value = value.reveal()  # nobody's

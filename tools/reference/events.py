@@ -31,6 +31,9 @@ MEANINGS: Final[dict[str, str]] = {
     " its password; the exporter connects again by itself.",
     "account paused": "Polling of the account stops for `seconds`. See"
     " [troubleshooting](troubleshooting.md) for the `reason`.",
+    "unknown result code": "The provider answered with an undocumented code. The calls are polled"
+    " again, with back-off. If the code means something else, set its class in `codes` of the"
+    " account. Logged once for each code.",
     "balance request failed": "The balance is unknown, and polling continues. See"
     " [balance](balance.md).",
     "canary call accepted too late": "The run had ended before the provider accepted the call. It"
