@@ -14,6 +14,8 @@ from exporter.cli import commands
 from tests.docs import pages
 from tests.docs.pages import ROOT, Command
 from tests.docs.scene import Scene
+from tests.docs.test_first_alert import TUTORIAL
+from tests.docs.test_translation import TRANSLATED
 
 # Commands that a test cannot run, by what they start with, and why.
 NOT_RUN = {
@@ -33,12 +35,12 @@ NOT_RUN = {
 
 SHELLS = {"sh", "bash", "shell", "zsh", "shell-session", "terminal", "powershell", "cmd"}
 BLOCKS = [block for page in pages.names() for block in pages.blocks(page)]
-# Those of the README in Vietnamese are the same: see test_translation.
+# The tutorial runs as a whole, in test_first_alert.
 SECTIONS = list(
     dict.fromkeys(
         (block.page, block.section)
         for block in BLOCKS
-        if block.language == "console" and block.page != "README.vi.md"
+        if block.language == "console" and block.page not in {TUTORIAL, *TRANSLATED.values()}
     )
 )
 

@@ -1,4 +1,4 @@
-"""The examples of the README, run as they stand there."""
+"""The client code of the documentation, run as it stands there."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests import subprocesses
 from tests.e2e.processes import Exporter
 from tests.programs import program
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/sources.md").read_text()
 TOKEN = "made-up-token"
 
 
 def example(language: str) -> str:
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if "/api/v1/calls" in block]
     return str(block)
 
