@@ -143,14 +143,14 @@ class CallTotals:
             else:
                 totals.price += amount
 
-    def shown(self) -> Iterator[tuple[str, tuple[str, ...], LabelSetTotals]]:
-        """Yield the account, the values of the shown labels, and the totals of each series."""
+    def shown(self) -> Iterator[tuple[tuple[str, ...], LabelSetTotals]]:
+        """Yield the account with the values of the shown labels, and their totals."""
         for account, sets in self._sets.items():
             alike: defaultdict[tuple[str, ...], list[LabelSetTotals]] = defaultdict(list)
             for row, totals in sets.items():
                 alike[self._values(row)].append(totals)
             for values, group in alike.items():
-                yield account, values, group[0] if len(group) == 1 else _merged(group)
+                yield (account, *values), group[0] if len(group) == 1 else _merged(group)
 
     def _values(self, row: int | None) -> tuple[str, ...]:
         labels = self._labels.get(row, {}) if row is not None else {}

@@ -31,7 +31,6 @@ from exporter.ledger import canary_runs
 from exporter.ledger.canary_runs import CanaryResult, NotBegun, Run, State
 from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.reading import Reading, Values
 from exporter.polling.stats import Operation
 
 WAIT_FOR_TURN: Final = 30.0
@@ -90,15 +89,13 @@ class CanaryNumbers:
 def read_canaries(metrics: Catalogue, canaries: Mapping[str, CanaryNumbers]) -> None:
     """Read the metrics of canaries; `canaries` is a live mapping by name."""
 
-    def read(metric: Reading, values: Callable[[CanaryNumbers], Values]) -> None:
-        metric.read_from(
-            lambda: {(canary.account, name): values(canary) for name, canary in canaries.items()}
-        )
+    def each() -> Iterator[tuple[tuple[str, str], CanaryNumbers]]:
+        return (((canary.account, name), canary) for name, canary in canaries.items())
 
-    read(metrics.canary_success, lambda canary: canary.success)
-    read(metrics.canary_last_success, lambda canary: canary.last_success)
-    read(metrics.canary_stages, lambda canary: canary.stages)
-    read(metrics.canary_runs, lambda canary: canary.runs)
+    metrics.canary_success.read_each(each, lambda canary: canary.success)
+    metrics.canary_last_success.read_each(each, lambda canary: canary.last_success)
+    metrics.canary_stages.read_each(each, lambda canary: canary.stages)
+    metrics.canary_runs.read_each(each, lambda canary: canary.runs)
 
 
 class Canaries:

@@ -1,32 +1,109 @@
-"""The integration with Home Assistant: applies its configuration."""
+"""The integration with Home Assistant: accounts and events, published to an MQTT broker."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping
-from typing import Final
+import random
+import ssl
+import time
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import structlog
 
 from exporter.account import Account
+from exporter.backoff import ExponentialBackoff
 from exporter.config import HomeAssistantConfig
-from exporter.home_assistant.payloads import MqttStats
-from exporter.home_assistant.publisher import ExposedAccounts, Publisher
+from exporter.errors import BrokerAwayError, BrokerError
+from exporter.home_assistant.payloads import (
+    OFFLINE,
+    ONLINE,
+    MqttKind,
+    MqttOutcome,
+    MqttStats,
+    Topics,
+    device,
+    state,
+)
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.reading import Reading, Values
 from exporter.tracker import CallTracker
+
+if TYPE_CHECKING:
+    from aiomqtt import Client
+
+_TIMEOUT: Final = 10.0
+"""Seconds to wait for a response of the broker."""
+
+_GOODBYE_TIMEOUT: Final = 1.0
+"""Seconds for a clean disconnect."""
+
+_KEEPALIVE: Final = 30
+"""MQTT keep-alive interval in seconds."""
+
+_MAX_RECEIVED: Final = 10_000
+"""Limit of unprocessed messages; enough for the retained messages of a thousand accounts."""
+
+_AT_LEAST_ONCE: Final = 1
+_PORT: Final = 1883
+_TLS_PORT: Final = 8883
+
+_MIN_INTERVAL: Final = 1.0
+"""Minimum seconds between updates."""
+
+_PER_ACCOUNT: Final = 0.01
+"""Seconds between updates per account: with 1,000 accounts, updates use 1 % of a core."""
+
+_BATCH_SIZE: Final = 10
+"""Limit of unacknowledged messages."""
+
+_SETTLE: Final = 0.5
+"""Seconds to wait for retained messages, as nothing marks the last one."""
+
+# With jitter, so that several exporters do not reconnect at the same time.
+_BACKOFF: Final = ExponentialBackoff(1.0, 60.0, jitter=0.5)
+"""Back-off of reconnections."""
+
+_STEADY: Final = 60.0
+"""Seconds after which a connection counts as stable."""
+
+_REPUBLISH: Final = b"?"
+"""Placeholder for a retained message that has to be published again."""
 
 _GOODBYE: Final = 5.0
 """Seconds to clear retained messages of the previous configuration."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Message(NamedTuple):
+    """An MQTT message; an empty payload clears the retained message of the topic."""
+
+    topic: str
+    payload: bytes
+    retained: bool
 
 
 def read_mqtt(metrics: Catalogue, stats: Callable[[], MqttStats | None]) -> None:
     """Read the metrics of the broker; `stats` returns None if no broker is configured."""
 
-    def read(metric: Reading, values: Callable[[MqttStats], Values]) -> None:
-        metric.read_from(lambda: None if (now := stats()) is None else values(now))
+    def each() -> Iterator[tuple[tuple[()], MqttStats]]:
+        if found := stats():
+            yield (), found
 
-    read(metrics.mqtt_connected, lambda stats: stats.connected)
-    read(metrics.mqtt_errors, lambda stats: stats.connection_errors)
-    read(metrics.mqtt_messages, lambda stats: stats.messages)
+    metrics.mqtt_connected.read_each(each, lambda stats: stats.connected)
+    metrics.mqtt_errors.read_each(each, lambda stats: stats.connection_errors)
+    metrics.mqtt_messages.read_each(each, lambda stats: stats.messages)
 
 
 class HomeAssistant:
@@ -111,3 +188,334 @@ async def _end(running: asyncio.Task[None] | None, timeout: float) -> None:
         await asyncio.wait([running], timeout=timeout)
         running.cancel()
         await asyncio.wait([running])
+
+
+@dataclass(eq=False)
+class ExposedAccounts:
+    """The accounts that a configuration exposes.
+
+    Attributes:
+        config: the configuration.
+        accounts: the accounts that this exporter polls: live mapping, shared by reference.
+        configured: the names of all configured accounts: live set, shared by reference.
+        calls: the tracker of calls.
+    """
+
+    config: HomeAssistantConfig
+    accounts: Mapping[str, Account]
+    configured: Collection[str]
+    calls: CallTracker
+
+    @property
+    def topics(self) -> Topics:
+        """The MQTT topics."""
+        return Topics(self.config.discovery_prefix, self.config.topic_prefix)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between updates of `messages`."""
+        return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self.accounts))
+
+    def left_to_others(self) -> set[str]:
+        """Return the topics of accounts that other exporters may publish."""
+        standby = [name for name in self.configured if name not in self.accounts]
+        return {*map(self.topics.device, standby), *map(self.topics.state, standby)}
+
+    async def messages(self) -> Mapping[str, bytes]:
+        """Return the messages to retain for the accounts that this exporter polls, by topic."""
+        now, topics, wanted = time.time(), self.topics, dict[str, bytes]()
+        for name, account in list(self.accounts.items()):
+            if self.config.accounts is None or name in self.config.accounts:
+                balance = account.stats.balance and account.stats.balance.vnd
+                wanted[topics.device(name)] = device(topics, name, with_balance=balance is not None)
+                recent = self.calls.recent_results.recent(name, now)
+                open_calls = len(account.poller.calls)
+                wanted[topics.state(name)] = state(account.status, recent, open_calls, balance)
+                await asyncio.sleep(0)  # do not block polls and scrapes
+        return wanted
+
+
+class Publisher:
+    """Publishes to a broker until stopped.
+
+    Compares the messages to retain with the retained ones, publishes differences and clears
+    obsolete messages. This handles a start, a reconnection, a birth message of Home Assistant and
+    a removed account alike.
+
+    Args:
+        config: the broker.
+        exposed: the accounts.
+        stats: receives the numbers of messages and connections.
+        on_ready: called when events can be published.
+        timeout: seconds to wait for a response of the broker.
+        backoff: back-off of reconnections.
+    """
+
+    def __init__(
+        self,
+        config: HomeAssistantConfig,
+        exposed: ExposedAccounts,
+        stats: MqttStats,
+        on_ready: Callable[[], None],
+        timeout: float = _TIMEOUT,
+        backoff: ExponentialBackoff = _BACKOFF,
+    ) -> None:
+        self._config = config
+        self._exposed = exposed
+        self._stats = stats
+        self._others = False
+        self._on_ready = on_ready
+        self._timeout = timeout
+        self._backoff = backoff
+        self._topics = exposed.topics
+        self._retained: dict[str, bytes] = {}  # the known retained messages of the broker
+        self._published: Collection[str] | None = None  # topics in the last update
+        self._failed: dict[str, None] = {}  # topics whose last message failed, oldest first
+        # The connection, and a group for tasks that end with it; None unless ready for events.
+        self._session: tuple[Client, asyncio.TaskGroup] | None = None
+        self._publishing = asyncio.Lock()  # held while messages are unacknowledged
+        self._stopping = asyncio.Event()
+        self._clear_retained = False
+        self._problem: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether events can be published."""
+        return self._session is not None
+
+    def stop(self, *, clear_retained: bool, others: bool = False) -> None:
+        """Stop `run`, at once if the broker is disconnected.
+
+        Args:
+            clear_retained: whether to clear all retained messages.
+            others: whether other exporters keep publishing.
+        """
+        self._clear_retained, self._others = clear_retained, others
+        self._stopping.set()
+
+    async def publish_event(self, account: str, payload: bytes) -> None:
+        """Publish an event once, and return when the broker has acknowledged it.
+
+        No other messages are under way meanwhile, to know which event breaks the connection.
+
+        Raises:
+            BrokerAwayError: the event was not published.
+            BrokerError: the event was not acknowledged.
+        """
+        async with self._publishing:
+            if self._session is None:
+                raise BrokerAwayError("the MQTT broker is not connected")
+            broker, tasks = self._session
+            message = Message(self._topics.event(account), payload, retained=False)
+            publishing = tasks.create_task(self._publish(broker, message))
+            try:
+                await asyncio.wait([publishing])
+            finally:
+                publishing.cancel()
+        if publishing.cancelled():
+            raise BrokerError("connection lost before the acknowledgement")
+        publishing.result()
+
+    async def run(self) -> None:
+        """Connect and publish, with a back-off after failures, until `stop`."""
+        failures = 0
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            started = loop.time()
+            try:
+                await self._connect()
+            except* BrokerError as errors:
+                failures = 1 if loop.time() - started > _STEADY else failures + 1
+                self._stats.connection_errors += 1
+                if (problem := str(errors.exceptions[0])) != self._problem:
+                    _log.warning("MQTT connection failed", problem=problem)
+                self._problem = problem
+            finally:
+                self._stats.connected, self._session = False, None
+            wait = self._backoff.wait(failures, random.random())  # noqa: S311
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._stopping.wait()
+
+    async def _connect(self) -> None:
+        """Publish over one connection, until `stop` or a `BrokerError`."""
+        last_will = Message(self._topics.availability, OFFLINE, retained=True)
+        async with (
+            _connected(self._config, last_will, self._timeout) as broker,
+            asyncio.TaskGroup() as tasks,
+        ):
+            self._stats.connected, self._problem, self._published = True, None, None
+            _log.info("MQTT connection established")
+            receiving = tasks.create_task(self._receive(broker))
+            await self._publish_changes(broker, await self._wanted(broker), ONLINE)
+            self._session = broker, tasks
+            self._on_ready()
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._exposed.interval):
+                        await self._stopping.wait()
+                        break
+                await self._publish_changes(broker, await self._wanted(broker), ONLINE)
+            self._session = None
+            wanted = await self._wanted(broker)
+            if self._clear_retained:
+                wanted = {}
+                await self._publish_changes(broker, wanted, ONLINE)
+                await asyncio.sleep(_SETTLE)
+            await self._publish_changes(broker, wanted, ONLINE if self._others else OFFLINE)
+            receiving.cancel()
+
+    async def _receive(self, broker: Client) -> None:
+        try:
+            with _mapped_errors():
+                async for message in broker.messages:
+                    topic, payload = message.topic.value, message.payload
+                    if topic == self._topics.birth:
+                        if payload == ONLINE:
+                            self._retained = dict.fromkeys(self._retained, _REPUBLISH)
+                    elif topic == self._topics.availability:
+                        # May be the last will of a broken connection, also of another exporter.
+                        self._retained[topic] = payload
+                    elif message.retain:
+                        self._retained.setdefault(topic, payload)
+        finally:
+            self._session = None
+
+    async def _wanted(self, broker: Client) -> Mapping[str, bytes]:
+        """Return the messages to retain for the accounts that this exporter polls.
+
+        First read the retained messages of the broker, if that is not done on this connection, or
+        if another exporter may have published an account since.
+        """
+        wanted = await self._exposed.messages()
+        if self._published is None or not wanted.keys() <= set(self._published):
+            self._retained = {}
+            topics = self._topics
+            watched = topics.availability, topics.birth, *topics.retained
+            with _mapped_errors():
+                await broker.subscribe([(topic, _AT_LEAST_ONCE) for topic in watched])
+            await asyncio.sleep(_SETTLE)
+            with _mapped_errors():  # otherwise the broker would send back every message
+                await broker.unsubscribe(list(topics.retained))
+        self._published = wanted.keys()
+        return wanted
+
+    async def _publish_changes(
+        self, broker: Client, wanted: Mapping[str, bytes], availability: bytes
+    ) -> None:
+        target = {self._topics.availability: availability, **wanted}
+        messages = [
+            Message(topic, payload, retained=True)
+            for topic, payload in target.items()
+            if self._retained.get(topic) != payload
+        ]
+        unwanted = self._retained.keys() - target.keys() - self._exposed.left_to_others()
+        devices = {topic for topic in unwanted if self._topics.kind(topic) is MqttKind.DEVICE}
+        # Clear states in a later update: existing entities log an error for an empty state.
+        messages += [Message(topic, b"", retained=True) for topic in sorted(devices or unwanted)]
+        others = [message for message in messages if message.topic not in self._failed]
+        for start in range(0, len(others), _BATCH_SIZE):
+            await self._publish_retained(broker, others[start : start + _BATCH_SIZE])
+        if not self.ready and not self._stopping.is_set():
+            return
+        # A message that failed may break the connection: publish it last, alone, and after events.
+        by_topic = {message.topic: message for message in messages}
+        for topic in [topic for topic in self._failed if topic in by_topic]:
+            await self._publish_retained(broker, [by_topic[topic]])
+
+    async def _publish_retained(self, broker: Client, messages: Sequence[Message]) -> None:
+        async with self._publishing:
+            # Record before publishing: messages of other exporters that arrive meanwhile are newer.
+            for topic, payload, _ in messages:
+                self._retained[topic] = payload
+                if not payload:
+                    del self._retained[topic]
+                self._failed.pop(topic, None)
+                self._failed[topic] = None  # until it is acknowledged
+            publishing = (self._publish(broker, message) for message in messages)
+            for problem in await asyncio.gather(*publishing, return_exceptions=True):
+                if problem:
+                    raise problem
+
+    async def _publish(self, broker: Client, message: Message) -> None:
+        """Publish a message, and wait until the broker acknowledges it."""
+        numbers = self._stats.messages[self._topics.kind(message.topic)]
+        try:
+            with _mapped_errors():
+                topic, payload, retained = message
+                await broker.publish(topic, payload, _AT_LEAST_ONCE, retained)
+        except BrokerError:
+            self._session = None
+            numbers[MqttOutcome.FAILED] += 1
+            raise
+        numbers[MqttOutcome.PUBLISHED] += 1
+        self._failed.pop(message.topic, None)
+
+
+@asynccontextmanager
+async def _connected(
+    config: HomeAssistantConfig, last_will: Message, timeout: float
+) -> AsyncIterator[Client]:
+    """Connect to a broker for the duration of the block, which has to use `_mapped_errors`.
+
+    Args:
+        config: the broker and its credentials.
+        last_will: message that the broker publishes when the connection breaks.
+        timeout: seconds to wait for a response of the broker.
+    """
+    import aiomqtt  # noqa: PLC0415 - optional
+
+    url = urlsplit(config.url)
+    with _mapped_errors():
+        tls = await asyncio.to_thread(_context, config) if url.scheme == "mqtts" else None
+        client = aiomqtt.Client(
+            url.hostname or "",
+            url.port or (_TLS_PORT if tls else _PORT),
+            username=config.username,
+            password=config.password.reveal() if config.password else None,
+            will=aiomqtt.Will(*last_will[:2], _AT_LEAST_ONCE, last_will.retained),
+            timeout=timeout,
+            keepalive=_KEEPALIVE,
+            max_queued_incoming_messages=_MAX_RECEIVED,
+            tls_context=tls,
+        )
+        # A cancelled connection attempt would leave an open socket behind.
+        connecting = asyncio.ensure_future(client.__aenter__())
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(lambda _: _cut(client))
+            raise
+        except Exception:
+            # On a time-out, the library leaves the socket open.
+            _cut(client)
+            raise
+    try:
+        yield client
+        with suppress(Exception):  # the connection may be broken
+            async with asyncio.timeout(_GOODBYE_TIMEOUT):
+                await client.__aexit__(None, None, None)
+    finally:
+        # After a failed block, close without DISCONNECT: the broker publishes the last will.
+        # Always close: the library may leave a readable socket in the event loop.
+        _cut(client)
+
+
+def _cut(client: Client) -> None:
+    client._client._sock_close()  # noqa: SLF001
+
+
+def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
+    # The certificates that were loaded with the configuration: the file may have changed since.
+    if config.authorities:
+        return config.authorities.context
+    return ssl.create_default_context(cafile=config.ca_file)
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Map all exceptions of the library to `BrokerError`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the library raises anything, such as struct.error
+        raise BrokerError(str(error) or type(error).__name__) from None

@@ -92,53 +92,42 @@ class MqttStats:
     )
 
 
-@dataclass(frozen=True, slots=True)
 class Topics:
     """The topics of an exporter, or of several that share a ledger.
 
     Args:
         discovery_prefix: Home Assistant's discovery prefix.
         prefix: prefix of the exporter's own topics.
+
+    Attributes:
+        node: part of the topics that distinguishes installations.
+        availability: topic of the availability of all devices.
+        birth: topic of Home Assistant's birth message.
+        retained: topic filters for all retained messages of accounts.
     """
 
-    discovery_prefix: str
-    prefix: str
-
-    @property
-    def node(self) -> str:
-        """Part of the topics that distinguishes installations."""
-        return self.prefix.replace("/", "_")
-
-    @property
-    def availability(self) -> str:
-        """Topic of the availability of all devices."""
-        return f"{self.prefix}/availability"
-
-    @property
-    def birth(self) -> str:
-        """Topic of Home Assistant's birth message."""
-        return f"{self.discovery_prefix}/status"
-
-    @property
-    def retained(self) -> tuple[str, str]:
-        """Topic filters for all retained messages of accounts."""
-        return self.device("+"), self.state("+")
+    def __init__(self, discovery_prefix: str, prefix: str) -> None:
+        self._devices, self._prefix = f"{discovery_prefix}/device", prefix
+        self.node = prefix.replace("/", "_")
+        self.availability = f"{prefix}/availability"
+        self.birth = f"{discovery_prefix}/status"
+        self.retained = self.device("+"), self.state("+")
 
     def device(self, account: str) -> str:
         """Return the topic of an account's device."""
-        return f"{self.discovery_prefix}/device/{self.node}/{device_of(account)}/config"
+        return f"{self._devices}/{self.node}/{device_of(account)}/config"
 
     def state(self, account: str) -> str:
         """Return the topic of an account's state."""
-        return f"{self.prefix}/{device_of(account)}/state"
+        return f"{self._prefix}/{device_of(account)}/state"
 
     def event(self, account: str) -> str:
         """Return the topic of an account's events."""
-        return f"{self.prefix}/{device_of(account)}/finished"
+        return f"{self._prefix}/{device_of(account)}/finished"
 
     def kind(self, topic: str) -> MqttKind:
         """Return the kind of the messages of a topic."""
-        if topic.startswith(f"{self.discovery_prefix}/device/"):
+        if topic.startswith(f"{self._devices}/"):
             return MqttKind.DEVICE
         return MqttKind.EVENT if topic.endswith("/finished") else MqttKind.STATE
 

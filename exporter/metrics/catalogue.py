@@ -44,119 +44,99 @@ class Catalogue:
         histogram = partial(Reading, registry, "histogram")
         # Finished calls. The labels of `watch.labels` follow the label `account`.
         self.calls = counter(
-            "esms_calls_total",
+            "esms_calls_total{account,result,status}",
             "Finished calls, each counted once, when its result is committed. result: whether "
             f"the carrier delivered the call; status: what the callee did. {_SURVIVES}",
-            ["account", "result", "status"],
         )
         self.call_duration = histogram(
-            "esms_call_duration_seconds",
+            "esms_call_duration_seconds{account}",
             f"Duration of answered calls, observed when the result is committed. {_SURVIVES}",
-            ["account"],
         )
         self.keypresses = counter(
-            "esms_call_keypresses_total",
+            "esms_call_keypresses_total{account,key}",
             "Finished calls in which the callee pressed a key, by the first key, counted when "
             f"the result is committed. {_SURVIVES}",
-            ["account", "key"],
         )
         self.result_delay = histogram(
-            "esms_call_result_delay_seconds",
+            "esms_call_result_delay_seconds{account}",
             "Time from adding a call to its result, observed when the result is committed. "
             f"{_SURVIVES}",
-            ["account"],
         )
         self.price = counter(
-            "esms_call_price_vnd_total",
+            "esms_call_price_vnd_total{account}",
             "Prices of finished calls in VND, as reported by the provider's callback, added when "
             f"the price and the result are committed. {_SURVIVES}",
-            ["account"],
         )
         # Accounts and their requests.
         self.watched = gauge(
-            "esms_calls_watched",
+            "esms_calls_watched{account,state}",
             "Open calls, by the state in their last answer.",
-            ["account", "state"],
         )
         self.oldest = gauge(
-            "esms_oldest_watched_call_timestamp_seconds",
+            "esms_oldest_watched_call_timestamp_seconds{account}",
             "Unix time at which the oldest open call was added; 0 if no call is open.",
-            ["account"],
         )
         self.requests = counter(
-            "esms_api_requests_total",
+            "esms_api_requests_total{account,operation,outcome}",
             "Requests to the provider, by outcome. The exporter polls on its own timer, because "
             "the provider limits requests and each result has to be fetched once: a scrape sends "
             "no request.",
-            ["account", "operation", "outcome"],
         )
         self.result_codes = counter(
-            "esms_api_result_codes_total",
+            "esms_api_result_codes_total{account,operation,code}",
             "Answers of the provider, by result code; codes that are neither documented nor "
             "configured count as `other`.",
-            ["account", "operation", "code"],
         )
         self.odd_values = counter(
-            "esms_api_odd_values_total",
+            "esms_api_odd_values_total{account,field}",
             "Invalid values of fields in answers and callbacks for finished calls, and missing "
             "values of SentResult. Without a valid SentResult, an answered call counts as "
             "success and any other as failure.",
-            ["account", "field"],
         )
         self.request_duration = histogram(
-            "esms_api_request_duration_seconds",
+            "esms_api_request_duration_seconds{account,operation}",
             "Time from sending a request to the complete answer or the failure.",
-            ["account", "operation"],
         )
         self.auth_failures = counter(
-            "esms_auth_failures_total",
+            "esms_auth_failures_total{account,code}",
             "Polls that the provider refused because of the credentials, the exporter's address "
             "or the account.",
-            ["account", "code"],
         )
         self.authorized = gauge(
-            "esms_account_authorized",
+            "esms_account_authorized{account}",
             "1 if the provider accepts the credentials; 0 after it refused two calls in a row, "
             "and before the first answer.",
-            ["account"],
         )
         self.lease = gauge(
-            "esms_account_lease",
+            "esms_account_lease{account}",
             "1 if this exporter polls the account and exposes its series, 0 if another exporter "
             "on the same ledger does.",
-            ["account"],
         )
         self.paused_until = gauge(
-            "esms_account_paused_until_timestamp_seconds",
+            "esms_account_paused_until_timestamp_seconds{account}",
             "Unix time at which the account is polled again; 0 if it is not paused.",
-            ["account"],
         )
         self.last_success = gauge(
-            "esms_last_successful_poll_timestamp_seconds",
+            "esms_last_successful_poll_timestamp_seconds{account}",
             "Unix time of the last successful poll; 0 before the first.",
-            ["account"],
         )
         self.balance = gauge(
-            "esms_account_balance_vnd",
+            "esms_account_balance_vnd{account}",
             "Balance of the account in VND, from the last successful balance request; no series "
             "before the first.",
-            ["account"],
         )
         self.balance_timestamp = gauge(
-            "esms_account_balance_timestamp_seconds",
+            "esms_account_balance_timestamp_seconds{account}",
             "Unix time of the last successful balance request; 0 before the first.",
-            ["account"],
         )
         self.balance_warning = gauge(
-            "esms_account_balance_warning_vnd",
+            "esms_account_balance_warning_vnd{account}",
             "Threshold in VND below which the balance is low: `balance_warning` of the account; no "
             "series if it is not set.",
-            ["account"],
         )
         self.lag = histogram(
-            "esms_poll_lag_seconds",
+            "esms_poll_lag_seconds{account}",
             "Delay from the time a poll is due to the time its request is sent.",
-            ["account"],
         )
         self.commit_duration = Histogram(
             "esms_ledger_commit_duration_seconds",
@@ -183,70 +163,58 @@ class Catalogue:
             "Times this exporter stopped polling because it could not renew its leases in time.",
         )
         self.source_last_success = gauge(
-            "esms_source_last_success_timestamp_seconds",
+            "esms_source_last_success_timestamp_seconds{source}",
             "Unix time at which a source was last read without an error; refused rows of a query "
             "do not count as an error.",
-            ["source"],
         )
         self.source_errors = counter(
-            "esms_source_errors_total",
+            "esms_source_errors_total{source}",
             "Reads of a source that failed or contained refused calls.",
-            ["source"],
         )
         self.callbacks = counter(
-            "esms_callbacks_total",
+            "esms_callbacks_total{account,outcome}",
             "Callbacks of the provider, by outcome, counted when they are answered.",
-            ["account", "outcome"],
         )
         self.notifications = counter(
-            "esms_notifications_total",
+            "esms_notifications_total{target,outcome}",
             "Completed notifications of finished calls, by outcome, counted when the outcome is "
             "committed.",
-            ["target", "outcome"],
         )
         self.notification_requests = counter(
-            "esms_notification_requests_total",
+            "esms_notification_requests_total{target,outcome}",
             "Requests that carried a notification, by outcome, including retries.",
-            ["target", "outcome"],
         )
         self.notification_duration = histogram(
-            "esms_notification_request_duration_seconds",
+            "esms_notification_request_duration_seconds{target}",
             "Time from sending a notification to the target's response or the failure.",
-            ["target"],
         )
         self.notifications_pending = gauge(
-            "esms_notifications_pending",
+            "esms_notifications_pending{target}",
             "Notifications in the ledger that still have to be delivered, updated every 10 s. "
             "All exporters on one ledger expose the same value.",
-            ["target"],
         )
         self.notifications_oldest = gauge(
-            "esms_notifications_oldest_pending_timestamp_seconds",
+            "esms_notifications_oldest_pending_timestamp_seconds{target}",
             "Unix time at which the call of the oldest pending notification finished; 0 if none "
             "is pending.",
-            ["target"],
         )
         self.canary_success = gauge(
-            "esms_canary_success",
+            "esms_canary_success{account,canary}",
             "1 if the last canary call ended as expected, else 0; 0 before the first. Skipped "
             "calls do not count.",
-            ["account", "canary"],
         )
         self.canary_runs = counter(
-            "esms_canary_runs_total",
+            "esms_canary_runs_total{account,canary,result}",
             "Canary calls that were due, by result, counted at their end. They are not counted "
             "in esms_calls_total.",
-            ["account", "canary", "result"],
         )
         self.canary_stages = gauge(
-            "esms_canary_stage_duration_seconds",
+            "esms_canary_stage_duration_seconds{account,canary,stage}",
             "Duration of a stage in the last canary call that completed it; 0 before the first.",
-            ["account", "canary", "stage"],
         )
         self.canary_last_success = gauge(
-            "esms_canary_last_success_timestamp_seconds",
+            "esms_canary_last_success_timestamp_seconds{account,canary}",
             "Unix time at which a canary call last ended as expected; 0 before the first.",
-            ["account", "canary"],
         )
         self.mqtt_connected = gauge(
             "esms_mqtt_connected",
@@ -257,9 +225,8 @@ class Catalogue:
             "Failed connections to the MQTT broker.",
         )
         self.mqtt_messages = counter(
-            "esms_mqtt_messages_total",
+            "esms_mqtt_messages_total{kind,outcome}",
             "Messages for Home Assistant, by kind and outcome.",
-            ["kind", "outcome"],
         )
         build_info = Gauge(
             "esms_exporter_build_info",
@@ -304,30 +271,20 @@ class Catalogue:
         """
 
         def read(metric: Reading, values: Callable[[AccountStats], Values]) -> None:
-            metric.read_from(lambda: {name: values(stats) for name, stats in accounts()})
+            metric.read_each(accounts, values)
 
         read(self.watched, lambda stats: stats.open_calls)
         read(self.oldest, lambda stats: stats.oldest_open)
         read(self.requests, lambda stats: {to: n.outcomes for to, n in stats.requests.items()})
         read(self.result_codes, lambda stats: {to: n.codes for to, n in stats.requests.items()})
-        read(
-            self.request_duration,
-            lambda stats: {to: n.durations for to, n in stats.requests.items()},
-        )
+        read(self.request_duration, lambda s: {to: n.durations for to, n in s.requests.items()})
         read(self.odd_values, lambda stats: stats.odd_values)
         read(self.auth_failures, lambda stats: stats.polls.refusals)
         read(self.authorized, lambda stats: bool(stats.authorized))
         read(self.paused_until, lambda stats: stats.paused_until)
         read(self.last_success, lambda stats: stats.last_success)
         read(self.balance, lambda stats: stats.balance and stats.balance.vnd)
-        read(
-            self.balance_timestamp,
-            lambda stats: (
-                (stats.balance.known_at if stats.balance else 0.0)
-                if Operation.GET_BALANCE in stats.requests
-                else None
-            ),
-        )
+        read(self.balance_timestamp, _balance_timestamp)
         read(self.balance_warning, lambda stats: stats.balance_warning)
         read(self.lag, lambda stats: stats.lags)
 
@@ -335,17 +292,9 @@ class Catalogue:
         """Read the metrics of finished calls, with the labels of `watch.labels`."""
 
         def read(metric: Reading, values: Callable[[LabelSetTotals], Values]) -> None:
-            metric.read_from(
-                lambda: {
-                    (account, *labels): values(shown) for account, labels, shown in totals.shown()
-                },
-                lambda: totals.names,
-            )
+            metric.read_each(totals.shown, values, lambda: totals.names)
 
-        read(
-            self.calls,
-            lambda shown: {tuple(ending.split("/")): n for ending, n in shown.calls.items()},
-        )
+        read(self.calls, lambda shown: {tuple(to.split("/")): n for to, n in shown.calls.items()})
         read(self.call_duration, lambda shown: shown.durations)
         read(self.keypresses, lambda shown: shown.keypresses)
         read(self.price, lambda shown: shown.price)
@@ -355,9 +304,13 @@ class Catalogue:
         self, sources: Callable[[], Iterable[SourceStatus]], config: ConfigStatus
     ) -> None:
         """Read the metrics of sources and of the configuration."""
-        self.source_last_success.read_from(
-            lambda: {one.name: one.last_success for one in sources()}
-        )
-        self.source_errors.read_from(lambda: {one.name: one.errors for one in sources()})
+        self.source_last_success.read_from(lambda: {s.name: s.last_success for s in sources()})
+        self.source_errors.read_from(lambda: {source.name: source.errors for source in sources()})
         self.reload_successful.read_from(lambda: not config.problems)
         self.reload_timestamp.read_from(lambda: config.loaded_at)
+
+
+def _balance_timestamp(stats: AccountStats) -> float | None:
+    if Operation.GET_BALANCE not in stats.requests:
+        return None
+    return stats.balance.known_at if stats.balance else 0.0

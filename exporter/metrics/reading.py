@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -12,6 +13,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from exporter.polling.stats import Distribution
+
+T = TypeVar("T")
 
 Values: TypeAlias = "float | Distribution | Mapping[Any, Values] | None"
 """What a metric shows: a value, or values by the value of the next label; None for no series.
@@ -47,7 +50,7 @@ class Reading(Collector):
     """A metric whose series are read from other objects at each scrape.
 
     Args:
-        name: as in queries: the name of a counter ends in `_total`.
+        name: as in queries, with labels: `esms_calls_watched{account,state}`.
         documentation: the HELP text.
     """
 
@@ -57,10 +60,9 @@ class Reading(Collector):
         kind: Literal["counter", "gauge", "histogram"],
         name: str,
         documentation: str,
-        labels: Sequence[str] = (),
     ) -> None:
-        self._kind, self._name, self._documentation = kind, name, documentation
-        self._labels = tuple(labels)
+        self._name, *labels = re.findall(r"\w+", name)
+        self._kind, self._documentation, self._labels = kind, documentation, labels
         self.read_from(lambda: None)
         registry.register(self)
 
@@ -72,6 +74,15 @@ class Reading(Collector):
         Both are called at each scrape.
         """
         self._read, self._more_labels = read, more_labels
+
+    def read_each(
+        self,
+        items: Callable[[], Iterable[tuple[object, T]]],
+        values: Callable[[T], Values],
+        more_labels: Callable[[], tuple[str, ...]] = tuple,
+    ) -> None:
+        """Read values from each of several objects, by the values of the first labels."""
+        self.read_from(lambda: {key: values(item) for key, item in items()}, more_labels)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -91,7 +102,7 @@ class Reading(Collector):
 
     def series(self) -> Iterator[Series]:
         """Yield the present series, each read when it is reached."""
-        return _series((), self._read())
+        return _series((), {(): self._read()})
 
     def samples(self, series: Series) -> Iterator[Sample]:
         """Yield the samples of a series."""
@@ -107,11 +118,12 @@ class Reading(Collector):
         yield Sample(f"{self._name}_sum", labels, total)
 
 
-def _series(labels: tuple[str, ...], values: Values) -> Iterator[Series]:
-    if isinstance(values, float | int):
-        yield Series(labels, values)
-    elif isinstance(values, Distribution):
-        yield Series(labels, (values.bounds, tuple(values.counts), values.sum))
-    elif values is not None:
-        for key, inner in list(values.items()):
-            yield from _series(labels + (key if isinstance(key, tuple) else (key,)), inner)
+def _series(labels: tuple[str, ...], values: Mapping[Any, Values]) -> Iterator[Series]:
+    for key, value in list(values.items()):
+        inner = labels + (key if isinstance(key, tuple) else (key,))
+        if isinstance(value, (float, int)):
+            yield Series(inner, value)
+        elif isinstance(value, Distribution):
+            yield Series(inner, (value.bounds, tuple(value.counts), value.sum))
+        elif value is not None:
+            yield from _series(inner, value)

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -20,7 +20,6 @@ from exporter.ledger.ledger import Ledger
 from exporter.ledger.outbox import Claim, DeliveryAction, DeliveryResult, Notification
 from exporter.ledger.types import BATCH_SIZE
 from exporter.metrics.catalogue import Catalogue
-from exporter.metrics.reading import Reading, Values
 from exporter.notify.breaker import MAX_PAUSE, PAUSES, State, TargetBreaker
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 from exporter.polling.stats import REQUEST_BUCKETS, Distribution
@@ -89,14 +88,16 @@ class TargetStatus:
 def read_targets(metrics: Catalogue, targets: Callable[[], Iterable[TargetStatus]]) -> None:
     """Read the metrics of targets."""
 
-    def read(metric: Reading, values: Callable[[TargetStatus], Values]) -> None:
-        metric.read_from(lambda: {target.name: values(target) for target in targets()})
+    def each() -> Iterator[tuple[str, TargetStatus]]:
+        return ((target.name, target) for target in targets())
 
-    read(metrics.notifications, lambda it: {"delivered": it.delivered, "gave_up": it.gave_up})
-    read(metrics.notification_requests, lambda target: target.requests)
-    read(metrics.notification_duration, lambda target: target.durations)
-    read(metrics.notifications_pending, lambda target: target.pending)
-    read(metrics.notifications_oldest, lambda target: target.oldest)
+    metrics.notifications.read_each(
+        each, lambda target: {"delivered": target.delivered, "gave_up": target.gave_up}
+    )
+    metrics.notification_requests.read_each(each, lambda target: target.requests)
+    metrics.notification_duration.read_each(each, lambda target: target.durations)
+    metrics.notifications_pending.read_each(each, lambda target: target.pending)
+    metrics.notifications_oldest.read_each(each, lambda target: target.oldest)
 
 
 class Dispatcher:

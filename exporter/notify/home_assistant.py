@@ -7,7 +7,7 @@ from typing import Final
 
 from exporter.config.targets import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
-from exporter.home_assistant.publisher import Publisher
+from exporter.home_assistant.integration import Publisher
 from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
 from exporter.notify.events import home_assistant_event
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings

@@ -19,8 +19,8 @@ from exporter.config import HomeAssistantConfig
 from exporter.config.document import Problems
 from exporter.config.validation import LoadContext
 from exporter.errors import BrokerAwayError, BrokerError
+from exporter.home_assistant.integration import ExposedAccounts, Publisher
 from exporter.home_assistant.payloads import MqttStats, Topics
-from exporter.home_assistant.publisher import ExposedAccounts, Publisher
 from exporter.secrets import Secret
 from exporter.simulator import Simulator
 from tests import subprocesses

@@ -33,9 +33,9 @@ def test_readings_are_written_as_prometheus_client_writes_them(
     help_text: str, scrapes: list[dict[tuple[str, str], float]], counted: str
 ) -> None:
     registry, users = Registry(), ["campaign", "team"]
-    gauge = Reading(registry, "gauge", "a_gauge", help_text, ["account"])
-    counter = Reading(registry, "counter", "a_total", help_text, ["z", "a"])
-    histogram = Reading(registry, "histogram", "a_seconds", "Help.", ["account", "x"])
+    gauge = Reading(registry, "gauge", "a_gauge{account}", help_text)
+    counter = Reading(registry, "counter", "a_total{z,a}", help_text)
+    histogram = Reading(registry, "histogram", "a_seconds{account,x}", "Help.")
     Counter("library_total", help_text, ["label"], registry=registry).labels(counted).inc()
     exposition = Exposition(registry)
     for series in scrapes:
@@ -55,7 +55,7 @@ def test_readings_are_written_as_prometheus_client_writes_them(
 def test_a_distribution_is_shown_as_a_histogram_of_prometheus_client(values: list[float]) -> None:
     bounds, ours, theirs = (0.5, 1.0, 10.0), Registry(), Registry()
     distribution = Distribution(bounds)
-    reading = Reading(ours, "histogram", "h_seconds", "Help.", ["account"])
+    reading = Reading(ours, "histogram", "h_seconds{account}", "Help.")
     reading.read_from(lambda: {"a": distribution})
     histogram = Histogram("h_seconds", "Help.", ["account"], buckets=bounds, registry=theirs)
     histogram.labels("a")
@@ -99,7 +99,7 @@ def test_a_collector_that_fails_loses_its_own_metrics_alone(*, openmetrics: bool
 
 async def test_others_get_their_turn_while_many_series_are_rendered() -> None:
     registry, numbers = Registry(), {(str(number),): float(number) for number in range(20_000)}
-    reading = Reading(registry, "gauge", "a_gauge", "Help.", ["number"])
+    reading = Reading(registry, "gauge", "a_gauge{number}", "Help.")
     reading.read_from(lambda: numbers)
     rendering = asyncio.create_task(Exposition(registry).render(openmetrics=False))
     turns = 0
