@@ -223,14 +223,9 @@ class Canaries:
         async def place(request: CallRequest) -> tuple[Answer, float] | None:
             if (account := self._accounts.get(name)) is None:
                 return None
-            placed = await account.place(
+            return await account.place(
                 request, WAIT_FOR_TURN, lambda: self._canaries.get(canary.name) == canary
             )
-            if placed:
-                answer, seconds = placed
-                requests = account.stats.of(Operation.MAKE_CALL)
-                requests.count(answer.outcome, answer.code, seconds)
-            return placed
 
         try:
             run = await self._runner.place(canary, name, due, place)
