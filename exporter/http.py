@@ -110,18 +110,13 @@ class HttpClient:
         method: str,
         url: URL,
         *,
-        max_body: int = MAX_BODY,
-        discard_body: bool = False,
+        max_body: int | None = MAX_BODY,
         **options: Any,  # Any: further arguments of `aiohttp.ClientSession.request`
     ) -> Response:
-        """Send a request and read the response.
+        """Send a request and read the response; `options` are those of `aiohttp`, such as `data`.
 
-        Args:
-            method: such as `GET`.
-            url: the URL.
-            max_body: maximum bytes; a longer body is an invalid response.
-            discard_body: return an empty body, without waiting for the end of the response.
-            options: such as `data` and `headers`.
+        A body of more than `max_body` bytes is an invalid response. With None, the body is empty,
+        and the end of the response is not awaited.
 
         Raises:
             RequestError: no usable response; see its subclasses.
@@ -131,8 +126,7 @@ class HttpClient:
             self._replaced.add(task)
             task.add_done_callback(self._replaced.discard)
             self._renew_session()
-        limit = None if discard_body else max_body
-        return await self._send(self._session, limit, method, url, **options)
+        return await self._send(self._session, max_body, method, url, **options)
 
     async def request_once(self, url: URL) -> Response:
         """Send a GET request on a new connection, without any retry; see `request`.
@@ -208,7 +202,10 @@ class HttpClient:
         finally:
             del self._time_outs[task]
         if limit is None:
-            await _discard_body(response)
+            with suppress(Exception):  # the status is enough
+                async with asyncio.timeout(_DISCARD_TIMEOUT):
+                    await _read_body(response, _MAX_DISCARDED)
+            response.close()  # no effect after the whole body, which releases the connection
         return Response(response.status, response.headers, body)
 
     def _expire(self) -> None:
@@ -266,11 +263,7 @@ _MAPPED: Final[tuple[tuple[Any, type[RequestError], str], ...]] = (  # Any: of `
     ),
     (aiohttp.ClientHttpProxyError, ConnectionFailedError, "the proxy refused the connection"),
     (aiohttp.ClientPayloadError, ConnectionFailedError, "the connection broke during the response"),
-    (
-        (aiohttp.ClientConnectionError, OSError),
-        ConnectionFailedError,
-        "the connection failed",
-    ),
+    ((aiohttp.ClientConnectionError, OSError), ConnectionFailedError, "the connection failed"),
     (Exception, InvalidResponseError, "the response could not be read"),
 )
 
@@ -316,15 +309,3 @@ async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     if len(body) > limit:
         raise InvalidResponseError(f"the response has more than {limit} bytes")
     return body
-
-
-async def _discard_body(response: aiohttp.ClientResponse) -> None:
-    """Read and drop a body if it is short and arrives soon; else close the connection."""
-    with suppress(Exception):  # the status is enough
-        async with asyncio.timeout(_DISCARD_TIMEOUT):
-            left = _MAX_DISCARDED
-            while left > 0 and (chunk := await response.content.readany()):
-                left -= len(chunk)
-            if response.content.at_eof():
-                response.release()
-    response.close()

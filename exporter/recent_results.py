@@ -53,27 +53,19 @@ class Recent:
     minutes: tuple[Minute, ...] = ()
     failures: tuple[FinishedCall, ...] = ()
 
-    def of_result(self, result: Result) -> int:
-        """Return the number of today's calls with the given result."""
-        return sum(count for (found, _), count in self.today.items() if found == result)
+    @property
+    def results(self) -> Counter[Result]:
+        """The number of today's calls by result."""
+        return _sums((result, count) for (result, _), count in self.today.items())
 
-    def of_status(self, status: Status) -> int:
-        """Return the number of today's calls with the given status."""
-        return sum(count for (_, found), count in self.today.items() if found == status)
-
-    def share(self, part: int) -> float | None:
-        """Return a number of today's calls as a fraction of all; None if there are none."""
-        total = self.today.total()
-        return part / total if total else None
+    @property
+    def statuses(self) -> Counter[Status]:
+        """The number of today's calls by status."""
+        return _sums((status, count) for (_, status), count in self.today.items())
 
 
 class History:
-    """Collects the recent results of an account.
-
-    Args:
-        midnight: returns the start of the day of a Unix time, in the local time zone.
-        since: the start of complete data (Unix time).
-    """
+    """Collects the recent results of an account, complete since a Unix time."""
 
     def __init__(self, midnight: Callable[[float], float], since: float = 0.0) -> None:
         self._midnight = midnight
@@ -138,6 +130,13 @@ class Histories:
     def recent(self, account: str, now: float) -> Recent:
         """Return the recent results of an account at a Unix time."""
         return (self._of.get(account) or History(self._midnight)).recent(now)
+
+
+def _sums(counts: Iterable[tuple[K, int]]) -> Counter[K]:
+    sums = Counter[K]()
+    for key, count in counts:
+        sums[key] += count
+    return sums
 
 
 def _counter(held: dict[K, Counter[V]], key: K, limit: int) -> Counter[V]:

@@ -34,13 +34,11 @@ def test_the_day() -> None:
     history.add(ended(MIDNIGHT + 6, Result.SUCCESS, Status.BUSY))
     today = history.recent(MIDNIGHT + DAY - 1)
     assert today.today.total() == 4
-    assert [today.of_result(result) for result in Result] == [3, 1, 0]
-    assert (today.of_status(Status.ANSWERED), today.of_status(Status.BUSY)) == (2, 2)
-    assert today.share(today.of_result(Result.SUCCESS)) == 0.75
+    assert today.results == {Result.SUCCESS: 3, Result.FAILURE: 1}
+    assert today.statuses == {Status.ANSWERED: 2, Status.BUSY: 2}
     assert today.since == MIDNIGHT
     tomorrow = history.recent(MIDNIGHT + DAY)
     assert tomorrow.today.total() == 0
-    assert tomorrow.share(0) is None
 
 
 def test_what_is_late_counts_for_its_own_day() -> None:

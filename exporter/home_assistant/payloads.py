@@ -187,7 +187,7 @@ def state(status: AccountStatus, recent: Recent, watched: int, balance: float | 
         # Without unknown results, as in the alerts: they do not show how calls ended.
         "success_ratio": round(100 * success / known, 2) if known else None,
         "watched": watched,
-        **{f"{result}_today": recent.of_result(result) for result in Result},
+        **{f"{result}_today": recent.results[result] for result in Result},
         "last_failure": _time(failure.finished_at) if failure else None,
         "failure": {
             "reference_id": failure.reference_id,

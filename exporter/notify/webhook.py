@@ -92,7 +92,7 @@ class WebhookClient:
                 self._url,
                 data=event.body,
                 headers={**signed, **self._auth},
-                discard_body=True,
+                max_body=None,
             )
         except ForbiddenAddressError as error:
             # Leave out the address, because internal addresses may be confidential.

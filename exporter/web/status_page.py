@@ -64,12 +64,6 @@ class AccountView:
     balance: Balance | None = None
     lagging: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def statuses_today(self) -> Sequence[tuple[CallStatus, int]]:
-        """What the callees did today, the most frequent first."""
-        counts = [(status, self.recent.of_status(status)) for status in CallStatus]
-        return sorted((count for count in counts if count[1]), key=lambda count: -count[1])
-
 
 class SourceView(NamedTuple):
     """A source; `last_success` is a Unix time, 0 before the first."""
