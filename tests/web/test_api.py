@@ -7,23 +7,19 @@ import json
 import re
 import time
 import tracemalloc
-from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from exporter.config import ApiConfig, LedgerConfig
+from exporter.config import ApiConfig
 from exporter.ids import ReferenceId
 from exporter.ledger.types import NewCall
-from exporter.secrets import Secret
 from exporter.simulator import Plan
 from exporter.web.api import MAX_LISTINGS, parse_calls
 from exporter.web.schemas import MAX_CALLS, ProblemError, Scope
-from tests.databases import postgresql
 from tests.waiting import until
-from tests.web.bench import Bench, serving
+from tests.web.bench import Bench
 
 
 async def raw_status(
@@ -164,13 +160,10 @@ async def test_a_token_of_one_account(bench: Bench) -> None:
     assert "main" not in json.dumps(document["paths"])
 
 
-async def test_there_is_no_api_without_tokens(bench: Bench) -> None:
-    await bench.configure(api=ApiConfig())
-    assert (await bench.ask("GET", "/status"))[0] == 404
-    assert "api" not in [status.name for status in bench.app.sources.statuses]
-
-
-async def test_limits(bench: Bench) -> None:
+async def test_limits_and_a_ledger_that_fails(bench: Bench) -> None:
+    async with bench.ledger_failing("calls"):
+        status, problem = await bench.push("a")
+        assert (status, problem["detail"].startswith("ledger: ")) == (503, True)
     await bench.configure(max_calls=3)
     assert await bench.push("a", "b") == (202, {"added": 2, "known": 0})
     status, problem = await bench.push("b", "c", "d")
@@ -186,16 +179,7 @@ async def test_limits(bench: Bench) -> None:
     # All of a request or nothing; what is known needs no room.
     assert await bench.push("a", "b") == (202, {"added": 0, "known": 2})
     assert await bench.push("c") == (202, {"added": 1, "known": 0})
-
-
-async def test_a_ledger_that_fails(bench: Bench) -> None:
-    async with bench.ledger_failing("calls"):
-        status, problem = await bench.push("a")
-        assert (status, problem["detail"].startswith("ledger: ")) == (503, True)
-    assert await bench.push("a") == (202, {"added": 1, "known": 0})
-
-
-async def test_calls_that_come_while_it_stops_are_not_accepted(bench: Bench) -> None:
+    # What comes while it stops is not accepted.
     await bench.app.stop()
     assert (await bench.push("late"))[0] == 503
 
@@ -327,16 +311,13 @@ async def test_parameters_with_a_problem(bench: Bench) -> None:
             assert problem["detail"].startswith(("expected ", "unknown key"))
 
 
-async def test_paths_and_methods_that_there_are_not(bench: Bench) -> None:
+async def test_what_there_is_not(bench: Bench) -> None:
     assert (await bench.ask("GET", "/nothing"))[0] == 404
     assert (await bench.ask("PUT", "/calls"))[0] == 405
     assert (await bench.ask("GET", "/calls/main"))[0] == 404
-
-
-async def test_a_large_request(bench: Bench) -> None:
-    names = [f"{n:036}" for n in range(10_000)]
-    assert await bench.push(*names, campaign="otp") == (202, {"added": 10_000, "known": 0})
-    assert bench.app.calls.count == 10_000
+    await bench.configure(api=ApiConfig())
+    assert (await bench.ask("GET", "/status"))[0] == 404  # no API without tokens
+    assert "api" not in [status.name for status in bench.app.sources.statuses]
 
 
 # As they stand in a path and in JSON.
@@ -354,21 +335,7 @@ IDS = {
 }
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LedgerConfig]:
-    if request.param == "sqlite":
-        yield LedgerConfig(url=Secret(f"sqlite:///{tmp_path}/ledger.db"))
-        return
-    with postgresql() as server, server.database() as url:
-        yield LedgerConfig(url=Secret(url.replace("+psycopg", "")))
-
-
-async def test_ids_and_labels_that_no_call_can_have(tmp_path: Path, ledger: LedgerConfig) -> None:
-    async with serving(tmp_path, ledger=ledger) as bench:
-        await refuse_ids(bench)
-
-
-async def refuse_ids(bench: Bench) -> None:
+async def test_ids_and_labels_that_no_call_can_have(bench: Bench) -> None:
     await bench.push("there")
     for name, (in_path, in_json) in IDS.items():
         for account in ("main", "nobody", in_path):

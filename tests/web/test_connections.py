@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from prometheus_client import Gauge
 
 from exporter.app import App
@@ -345,33 +343,3 @@ async def test_what_is_no_request(idle: Bench) -> None:
             assert b"aiohttp" not in head, name
             assert b"x-content-type-options: nosniff" in head, name
     assert await healthy(idle)
-
-
-async def test_any_bytes(bench: Bench) -> None:
-    loop = asyncio.get_running_loop()
-    pieces = st.sampled_from(
-        [b"GET ", b"POST ", b"/metrics", b"/api/v1/calls", b" HTTP/1.1", b"\r\n", b"\r\n\r\n",
-         b"Host: x\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n",
-         b"Authorization: Basic ", b"Expect: 100-continue\r\n", b"Upgrade: websocket\r\n",
-         b"Connection: Upgrade\r\n", b"\xff", b"\0"]
-    )  # fmt: skip
-    sent = st.lists(st.one_of(pieces, st.binary(max_size=40)), max_size=30).map(b"".join)
-
-    async def answer(data: bytes) -> bytes:
-        reader, writer = await connect(bench, data)
-        writer.write_eof()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.05):
-                return await ends((reader, writer))
-        return b""
-
-    @given(sent)
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-    def fuzz(data: bytes) -> None:
-        found = asyncio.run_coroutine_threadsafe(answer(data), loop).result(DEADLINE)
-        assert b"aiohttp" not in found.lower()
-        assert b" 500 " not in found
-
-    await asyncio.to_thread(fuzz)
-    assert await healthy(bench)
-    assert bench.app.supervisor.failure is None
