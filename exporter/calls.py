@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId, reference_key
+from exporter.ids import Kind, ReferenceId, reference_key
 
 PROVIDER_MEMORY: Final = 7 * 86_400.0
 """Seconds after which the provider forgets a call (its public documentation)."""
@@ -86,6 +86,7 @@ _IGNORED: Final = str.maketrans("", "", " \t\r\n_-")
 
 _FINISHED: Final = 5
 _REJECTED: Final = 4
+_ENDED: Final = frozenset({_FINISHED, _REJECTED})
 
 
 class Key(StrEnum):
@@ -110,6 +111,7 @@ class OddField(StrEnum):
     """A field with an invalid value: the label `field` of `esms_api_odd_values_total`."""
 
     SENT_RESULT = "sent_result"
+    SEND_SUCCESS = "send_success"
     CALL_DURATION = "call_duration"
 
 
@@ -169,16 +171,34 @@ class WatchedCall:
     last_polled: float = 0.0
     tick: int = -1
     label_set: int = 0
+    kind: ClassVar[Kind] = Kind.CALL
+
+
+class WatchedMessage(WatchedCall):
+    """An open message. A class, because a field for the kind would take memory."""
+
+    __slots__ = ()
+    kind: ClassVar[Kind] = Kind.MESSAGE
+
+
+class Receivers(NamedTuple):
+    """The receivers of a finished message: those that got it, and the others."""
+
+    delivered: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The call has ended.
+    """The call or message has ended.
 
     Attributes:
+        result: of a message, `success` if all receivers got it.
         duration: seconds, for an answered call with a plausible duration.
         key: the first key that the callee pressed, if any.
         odd: the fields with invalid values.
+        receivers: of a message with a known result.
+        price: of a message, in VND.
     """
 
     result: Result
@@ -186,6 +206,8 @@ class Finished:
     duration: float | None = None
     key: Key | None = None
     odd: tuple[OddField, ...] = ()
+    receivers: Receivers | None = None
+    price: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +276,8 @@ def _reported(call: WatchedCall, answer: Answer, *, expired: bool) -> Verdict:
     # Usually the ids are equal as written.
     if named is not None and named != asked and reference_key(named) != reference_key(asked):
         return EXPIRED if expired else BackOff(Outcome.BAD_RESPONSE)
+    if answer.send_status in _ENDED and call.kind is Kind.MESSAGE:
+        return _message_ended(answer)
     if answer.send_status == _FINISHED:
         return _finished(answer)
     if answer.send_status == _REJECTED:
@@ -281,6 +305,21 @@ def _finished(answer: Answer) -> Finished:
         _key(answer.ivr),
         odd,
     )
+
+
+def _message_ended(answer: Answer) -> Finished:
+    """Return the result of a message: of each receiver, if the answer says it."""
+    delivered, failed = answer.delivered or 0, answer.failed or 0
+    odd: tuple[OddField, ...] = ()
+    if answer.send_status == _REJECTED:
+        status, delivered, failed = Status.REJECTED, 0, max(failed, answer.receivers or 1)
+    else:
+        status = Status.NONE
+        if not delivered and not failed:
+            odd, failed = (OddField.SEND_SUCCESS,), max(1, answer.receivers or 0)
+    result = Result.FAILURE if failed else Result.SUCCESS
+    receivers = Receivers(delivered, failed)
+    return Finished(result, status, odd=odd, receivers=receivers, price=answer.price)
 
 
 def key_named(text: str | None) -> Key | None:

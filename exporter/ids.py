@@ -1,9 +1,18 @@
-"""ReferenceIds: validation and comparison. Pure."""
+"""ReferenceIds: validation, comparison and kinds. Pure."""
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Final, NewType
+
+
+class Kind(StrEnum):
+    """The kind of an id: which of the provider's look-ups finds it."""
+
+    CALL = "call"
+    MESSAGE = "message"  # a Voice OTP, an SMS, a Zalo or Viber message; the id is its `SMSID`
+
 
 ReferenceId = NewType("ReferenceId", str)
 """The id of a call as the source wrote it, trimmed. Requests to the provider use it."""

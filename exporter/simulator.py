@@ -2,7 +2,8 @@
 
 It does not import the rest of the exporter, because it replaces another company's service. Field
 names, codes and the mix of strings and numbers follow the provider's documentation
-(https://developers.esms.vn, "Hàm lấy trạng thái cuộc gọi" for GetSendStatus).
+(https://developers.esms.vn, "Hàm lấy trạng thái cuộc gọi" for GetSendStatus). The provider has two
+hosts, for calls and for messages; here, both are one: their operations differ in a parameter.
 """
 
 from __future__ import annotations
@@ -71,11 +72,14 @@ class Plan:
     queued: NotNegative = 0.0
     sent: NotNegative = 0.0
     rejected: bool = False  # the approval ends in SendStatus 4, without the later states
-    sent_result: int = 1
+    sent_result: int | bool | str = 1
     call_status: str = _ANSWERED
     duration: int | float = 13  # invalid values are allowed, for tests
     ivr: str = ""
     price: NotNegative = 0.0  # VND, taken from the account's balance when the call is placed
+    # A message in place of a call, with this number of receivers; 0 for a call.
+    receivers: Annotated[int, Field(ge=0)] = 0
+    failed: Annotated[int, Field(ge=0)] = 0  # receivers that do not get the message
 
     @property
     def ends_after(self) -> float:
@@ -111,12 +115,25 @@ class Call:
         return now - self.placed_at >= self.plan.ends_after
 
     def answer(self, now: float = math.inf) -> dict[str, object] | None:
-        """Return the fields of the response to GetSendStatus; None while the id is not found."""
+        """Return the fields of the response to its look-up; None while the id is not found."""
         plan = self.plan
         status = plan.status(now - self.placed_at)
         if status is None:
             return None
         finished = status is SendStatus.FINISHED
+        if plan.receivers:
+            ended = finished or status is SendStatus.REJECTED
+            failed = plan.receivers if status is SendStatus.REJECTED else plan.failed
+            return {
+                "CodeResponse": "100",
+                "SMSID": self.reference_id,
+                "SendFailed": failed if ended else 0,
+                "SendStatus": int(status),
+                "SendSuccess": plan.receivers - failed if ended else 0,
+                "TotalPrice": plan.price,
+                "TotalReceiver": plan.receivers,
+                "TotalSent": plan.receivers,
+            }
         return {
             "CallDuration": plan.duration if finished else 0,
             "CallStatus": plan.call_status if finished else "",
@@ -153,6 +170,20 @@ def draw_plan(rng: random.Random) -> Plan:
     )
 
 
+def draw_message_plan(rng: random.Random) -> Plan:
+    """Return a random plan of a message: most reach their one receiver."""
+    receivers = 1 if rng.random() < 0.9 else rng.randint(2, 200)
+    return Plan(
+        approval=rng.uniform(0, 2),
+        queued=rng.uniform(0, 5),
+        sent=rng.uniform(1, 20),
+        rejected=rng.random() < 0.02,
+        receivers=receivers,
+        failed=sum(rng.random() < 0.08 for _ in range(receivers)),
+        price=470.0 * receivers,
+    )
+
+
 # The provider. No I/O; times are parameters.
 
 # "a RequestId blocks for 24 h" (api/README.md).
@@ -160,12 +191,15 @@ _REQUEST_ID_BLOCKS: Final = 24 * 3600.0
 _PHONE: Final = re.compile(r"(?:0|\+?84)[1-9][0-9]{8,9}")
 # A GUID whose dashes are optional: the documented SMSID lacks one.
 _ID: Final = re.compile(r"(?:[0-9A-F]-?){31}[0-9A-F]")
+# The documented ids of messages: the same, with a number at the end.
+_MESSAGE_ID: Final = re.compile(r"(?:[0-9A-F]-?){32}[0-9]{1,4}")
 
 
 class Operation(StrEnum):
     """Operations, named as in the URL."""
 
     GET_SEND_STATUS = "GetSendStatus"
+    GET_MESSAGE_STATUS = "GetSendStatus?RefId="  # the same path on another host of the provider
     MAKE_CALL_RECORD = "MakeCallRecord_V2"
     MAKE_CALL_TEMPLATE = "MakeCallTemplate_V2"
     GET_BALANCE = "GetBalance_json"
@@ -211,6 +245,10 @@ class Reply:
 def normalize_id(reference_id: str) -> str:
     """Return an id in the provider's notation: upper case, without blanks."""
     return "".join(reference_id.split()).upper()
+
+
+def _id_in(params: Mapping[str, str]) -> str:
+    return normalize_id(params.get("RefId") or params.get("ReferenceId", ""))
 
 
 def _count_recent(times: deque[float], now: float) -> int:
@@ -281,8 +319,7 @@ class Provider:
         if not (reference_id := normalize_id(reference_id)):
             raise ValueError("reference_id: expected text that is not blank")
         if plan is None:
-            rng = random.Random(f"{self._seed}:{reference_id}")  # noqa: S311 - as above
-            plan = self._draw(rng)
+            plan = self._draw(self._rng_of(reference_id))
         call = Call(account, reference_id, self.now, plan)
         self.calls[account, reference_id] = call
         if len(self.calls) > self._max_calls:
@@ -294,32 +331,36 @@ class Provider:
     ) -> Reply:
         """Respond to a request of the account with its `ApiKey`."""
         if account is None or params.get("SecretKey") != account.secret_key:
-            return _refused(operation, *_REFUSALS[AccountState.REVOKED])
+            return _refused(operation, *_REFUSALS[AccountState.REVOKED], _id_in(params))
         if account.state is not AccountState.OK:
-            return _refused(operation, *_REFUSALS[account.state])
+            return _refused(operation, *_REFUSALS[account.state], _id_in(params))
         if account.tps is not None:
             recent, now = self._recent[account.name], self._clock()
             if _count_recent(recent, now) >= account.tps:
-                return _refused(operation, "160", "TPS limit exceeded")
+                return _refused(operation, "160", "TPS limit exceeded", _id_in(params))
             recent.append(now)
         match operation:
-            case Operation.GET_SEND_STATUS:
-                return self._status(account, normalize_id(params.get("ReferenceId", "")))
+            case Operation.GET_SEND_STATUS | Operation.GET_MESSAGE_STATUS:
+                return self._status(operation, account, _id_in(params))
             case Operation.GET_BALANCE:
                 fields = {"Balance": round(account.balance), "CodeResponse": "100", "UserID": 9999}
                 return Reply("100", fields)
             case _:
                 return self._place(operation, account, params)
 
-    def _status(self, account: Account, reference_id: str) -> Reply:
+    def _status(self, operation: Operation, account: Account, reference_id: str) -> Reply:
+        of_message = operation is Operation.GET_MESSAGE_STATUS
         if not reference_id:
-            return _refused(Operation.GET_SEND_STATUS, "851", "ReferenceId is required")
+            return _refused(operation, "851", "ReferenceId is required")
         call = self.calls.get((account.name, reference_id))
-        if call is None and self._find_unknown_ids and _ID.fullmatch(reference_id):
-            call = self.add_call(account.name, reference_id)
+        if call is None and self._find_unknown_ids:
+            pattern = _MESSAGE_ID if of_message else _ID
+            if pattern.fullmatch(reference_id):
+                plan = draw_message_plan(self._rng_of(reference_id)) if of_message else None
+                call = self.add_call(account.name, reference_id, plan)
         fields = None if call is None else call.answer(self.now)
-        if fields is None:
-            return _refused(Operation.GET_SEND_STATUS, "105", "ReferenceId not found")
+        if call is None or fields is None or bool(call.plan.receivers) != of_message:
+            return _refused(operation, "105", "ReferenceId not found", reference_id)
         return Reply("100", fields)
 
     def _place(self, operation: Operation, account: Account, params: Mapping[str, str]) -> Reply:
@@ -343,6 +384,9 @@ class Provider:
         self.add_call(account.name, reference_id, plan)
         return Reply("100", {"CodeResult": "100", "SMSID": reference_id + " "})
 
+    def _rng_of(self, reference_id: str) -> random.Random:
+        return random.Random(f"{self._seed}:{reference_id}")  # noqa: S311 - as above
+
     def _is_repeated(self, account: str, request_id: str) -> bool:
         used, now, key = self._request_ids, self.now, (account, request_id)
         while used and used[oldest := next(iter(used))] <= now - _REQUEST_ID_BLOCKS:
@@ -352,11 +396,13 @@ class Provider:
         return repeated
 
 
-def _refused(operation: Operation, code: str, message: str) -> Reply:
+def _refused(operation: Operation, code: str, message: str, reference_id: str = "") -> Reply:
     """Return an error response in the format of the operation (api/examples).
 
     The messages of 101 and 104 are documented; the others are invented.
     """
+    if operation is Operation.GET_MESSAGE_STATUS:
+        return Reply(code, {"CodeResponse": code, "SMSID": reference_id})
     error = {"ErrorMessage": message}
     if operation is Operation.GET_BALANCE:
         return Reply(code, {"Balance": 0, "CodeResponse": code, **error})
@@ -465,17 +511,21 @@ _BODIES: Final = {
     FaultKind.RAW: (200, _JSON, ""),
     FaultKind.EMPTY: (200, _JSON, ""),
 }
+_OTHER_ID: Final = "00000000-0000-4000-8000-000000000000"
 # Kinds that change the fields of the real response.
 _CHANGES: Final[Mapping[FaultKind, Callable[[Fields, Fault], Fields]]] = {
     FaultKind.WRONG_TYPES: lambda fields, _: {
         name: {"value": value} if isinstance(value, str) else [value]
         for name, value in fields.items()
     },
-    FaultKind.NAN: lambda fields, _: {**fields, "CallDuration": math.nan, "Price": math.nan},
+    FaultKind.NAN: lambda fields, _: {
+        **fields,
+        **dict.fromkeys(("CallDuration", "Price", "TotalPrice", "SendSuccess"), math.nan),
+    },
     FaultKind.HUGE: lambda fields, fault: {**fields, "Padding": "x" * fault.size},
     FaultKind.WRONG_ID: lambda fields, _: {
         **fields,
-        "ReferenceId": "00000000-0000-4000-8000-000000000000",
+        **dict.fromkeys(fields.keys() & {"ReferenceId", "SMSID"}, _OTHER_ID),
     },
 }
 
@@ -673,7 +723,7 @@ class Simulator:
             OSError: the address is not available.
         """
         app = web.Application(middlewares=[self._errors], client_max_size=64 << 20)
-        for operation in Operation:
+        for operation in set(Operation) - {Operation.GET_MESSAGE_STATUS}:
             method = "POST" if operation is Operation.GET_BALANCE else "GET"
             handler = partial(self._answer, operation)
             app.router.add_route(method, f"{_BASE_PATH}/{operation}", handler)
@@ -716,7 +766,9 @@ class Simulator:
                 raise web.HTTPBadRequest from None
         else:
             params = dict(request.query)
-        reference_id = normalize_id(params.get("ReferenceId", ""))
+        if operation is Operation.GET_SEND_STATUS and "RefId" in params:
+            operation = Operation.GET_MESSAGE_STATUS
+        reference_id = _id_in(params)
         account = self.provider.account_of(params.get("ApiKey", ""))
         name = "-" if account is None else account.name
         with self.traffic.request(name):

@@ -64,6 +64,7 @@ ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0)
 NO_ANSWER = Finished(Result.SUCCESS, Status.NO_ANSWER)
 AGAIN = PollAgain(CallState.UNKNOWN)
 BAD = BackOff(Outcome.BAD_RESPONSE)
+ODD = (OddField.SENT_RESULT, OddField.CALL_DURATION)
 ODD_RESULTS: tuple[object, ...] = (
     *(..., None, "", 2, -1, 0.5, 10**400),
     *("x", "yes", "truely", [], {}),
@@ -104,7 +105,9 @@ def test_the_documented_answers() -> None:
         ),
         (
             {"SentResult": "x", "CallStatus": "BUSY", "CallDuration": -1},
-            Finished(Result.FAILURE, Status.BUSY, odd=tuple(OddField)),
+            Finished(
+                Result.FAILURE, Status.BUSY, odd=(OddField.SENT_RESULT, OddField.CALL_DURATION)
+            ),
         ),
         (
             {"SentResult": ..., "CallStatus": ...},

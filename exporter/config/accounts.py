@@ -77,6 +77,10 @@ class AccountConfig(Section):
     base_url: BaseUrl = "https://voiceapi.esms.vn/MainService.svc/json"
     """The URL of the API, without the name of the operation."""
 
+    message_url: BaseUrl = "https://rest.esms.vn/MainService.svc/json"
+    """The URL of the API for messages, without the name of the operation. The provider has a
+    separate host for them."""
+
     balance_url: BaseUrl = "https://rest.esms.vn/MainService.svc/json"
     """The URL of the API for balances, without the name of the operation. The provider has a
     separate host for it."""

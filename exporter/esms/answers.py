@@ -25,6 +25,9 @@ MAX_MESSAGE_LENGTH: Final = 200
 MAX_PRICE: Final = 1e9
 """VND. A higher price is an error, and must not corrupt the sum of prices."""
 
+MAX_RECEIVERS: Final = 10_000_000
+"""Receivers of a message. A higher number is an error, and must not corrupt the counters."""
+
 MAX_BALANCE: Final = 1e15
 """VND. A higher balance is an error; up to here, floats are exact."""
 
@@ -46,7 +49,7 @@ class Answer(NamedTuple):
         code: the result code; `other` if it is not a number of up to 8 digits; None if missing.
         message: the error message, limited in length, without control characters and phone numbers.
         retry_after: seconds to wait, from the `Retry-After` header.
-        reference_id: the id of the call in the answer, or of a placed call.
+        reference_id: the id of the call or message in the answer, or of a placed call.
         send_status: 1, 2, 4, 5 or 7; None if missing or not a number.
         sent_result: 0, 1 or a boolean; None if missing or invalid.
         call_status: as received; empty if missing.
@@ -54,6 +57,10 @@ class Answer(NamedTuple):
         odd_duration: whether a duration is present that is not a number.
         ivr: the pressed keys, as received.
         balance: VND.
+        delivered: number of receivers that got the message; None if missing or invalid.
+        failed: number of receivers that did not; None likewise.
+        receivers: number of receivers; None likewise.
+        price: total price of a message in VND; None likewise.
         sent: whether the request may have reached the provider.
     """
 
@@ -70,6 +77,10 @@ class Answer(NamedTuple):
     ivr: str = ""
     balance: float | None = None
     sent: bool = True
+    delivered: int | None = None
+    failed: int | None = None
+    receivers: int | None = None
+    price: float | None = None
 
 
 # `read_answer`, `read_balance` and `read_placed` parse the body of a response with status 200.
@@ -79,6 +90,11 @@ class Answer(NamedTuple):
 def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     """Parse the response of `GetSendStatus`. Never raises."""
     return _read_document(_object(body), hidden)
+
+
+def read_message_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
+    """Parse the response of `GetSendStatus` for a message. Never raises."""
+    return _read_message(_object(body), hidden)
 
 
 def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
@@ -114,8 +130,13 @@ def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
 
 
 def read_callback(fields: Mapping[str, str]) -> Answer:
-    """Convert the parameters of the provider's callback to an answer. Never raises."""
+    """Convert the parameters of the provider's callback for a call to an answer. Never raises."""
     return _read_document({**fields, "CodeResponse": "100"}, ())
+
+
+def read_message_callback(fields: Mapping[str, str]) -> Answer:
+    """Convert the parameters of the callback for a message to an answer. Never raises."""
+    return _read_message({**fields, "CodeResponse": "100"}, ())
 
 
 def read_price(text: str) -> float | None:
@@ -179,6 +200,25 @@ def _read_document(document: Mapping[str, object], hidden: Iterable[Secret]) -> 
         seconds is None and duration is not None and duration != "",
         _text(document.get("Ivr")),
     )
+
+
+def _read_message(document: Mapping[str, object], hidden: Iterable[Secret]) -> Answer:
+    answer = _read_document(document, hidden)
+    if answer.outcome is not _OK:
+        return answer
+    price = _number(document.get("TotalPrice"))
+    return answer._replace(
+        reference_id=_text(document.get("SMSID")) or None,
+        delivered=_receivers(document.get("SendSuccess")),
+        failed=_receivers(document.get("SendFailed")),
+        receivers=_receivers(document.get("TotalReceiver")),
+        price=price if price is not None and 0 <= price <= MAX_PRICE else None,
+    )
+
+
+def _receivers(value: object) -> int | None:
+    number = _integer(value)
+    return number if number is not None and 0 <= number <= MAX_RECEIVERS else None
 
 
 def _text(value: object) -> str:

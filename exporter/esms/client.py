@@ -1,4 +1,4 @@
-"""The client of the eSMS API: poll calls, place calls and request the balance of an account."""
+"""The client of the eSMS API: polls, placing calls, and the balance."""
 
 from __future__ import annotations
 
@@ -18,15 +18,25 @@ from yarl import URL
 from exporter.config import AccountConfig
 from exporter.config.accounts import MAX_CODES
 from exporter.errors import RequestError
-from exporter.esms.answers import Answer, read_answer, read_balance, read_placed, read_refusal
+from exporter.esms.answers import (
+    Answer,
+    read_answer,
+    read_balance,
+    read_message_answer,
+    read_placed,
+    read_refusal,
+)
 from exporter.esms.codes import CODES, Outcome
 from exporter.http import MAX_AGES, HttpClient, Response
+from exporter.ids import Kind
 from exporter.secrets import Secret
 
 # Looking up a member of an enumeration costs as much as a function call in Python 3.11.
 _OK: Final = int(HTTPStatus.OK)
 _SUCCESS: Final = Outcome.OK
 _SEPARATOR: Final = "||"
+
+_Read = Callable[[bytes, Iterable[Secret]], Answer]
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +70,22 @@ class CallRequest:
         return {"TemplateId": self.recording or "", "RequestID": self.request_id}
 
 
+class _LookUp:
+    """The URL of polls of a kind, without the id, and the function that parses their answers."""
+
+    def __init__(self, base: str, keys: Mapping[str, str], parameter: str, read: _Read) -> None:
+        url = URL(f"{URL(base)}/GetSendStatus", encoded=True)
+        self.url = partial(
+            URL.build,
+            scheme=url.scheme,
+            authority=url.raw_authority,
+            path=url.raw_path,
+            encoded=True,
+        )
+        self.query = Secret(f"{_query(keys)}&{parameter}=")
+        self.read = read
+
+
 class EsmsClient:
     """Sends requests with the credentials of one account. Failures are returned as answers.
 
@@ -85,15 +111,10 @@ class EsmsClient:
             max_ages=max_ages,
         )
         # Encode and parse the URL of polls, without the id, once: that is a fifth of a poll's cost.
-        url = URL(f"{URL(account.base_url)}/GetSendStatus", encoded=True)
-        self._poll_url = partial(
-            URL.build,
-            scheme=url.scheme,
-            authority=url.raw_authority,
-            path=url.raw_path,
-            encoded=True,
-        )
-        self._poll_query = Secret(f"{_query(keys)}&ReferenceId=")
+        self._look_ups = {
+            Kind.CALL: _LookUp(account.base_url, keys, "ReferenceId", read_answer),
+            Kind.MESSAGE: _LookUp(account.message_url, keys, "RefId", read_message_answer),
+        }
         self._codes = {code: Outcome(outcome) for code, outcome in account.codes.items()}
         self._unknown_codes = set[str]()
         self._hidden = _hidden(
@@ -104,14 +125,15 @@ class EsmsClient:
             *(f'"{name}"' for name in keys),
         )
 
-    async def send_status(self, reference_id: str) -> Answer:
-        """Poll a call: one `GetSendStatus` request."""
+    async def send_status(self, reference_id: str, kind: Kind = Kind.CALL) -> Answer:
+        """Poll a call or a message: one `GetSendStatus` request."""
+        look_up = self._look_ups[kind]
         encoded = reference_id
         # Most ids have only letters, digits and hyphens, which need no encoding.
         if not (reference_id.isascii() and reference_id.replace("-", "").isalnum()):
             encoded = quote(reference_id, safe="")
-        url = self._poll_url(query_string=self._poll_query.reveal() + encoded)
-        answer = await self._answer(self._http.request("GET", url), read_answer, self._hidden)
+        url = look_up.url(query_string=look_up.query.reveal() + encoded)
+        answer = await self._answer(self._http.request("GET", url), look_up.read, self._hidden)
         if answer.outcome is not Outcome.OK:
             self._http.distrust()
         return answer
@@ -138,7 +160,7 @@ class EsmsClient:
     async def _answer(
         self,
         request: Awaitable[Response],
-        read: Callable[[bytes, Iterable[Secret]], Answer],
+        read: _Read,
         hidden: Iterable[Secret],
     ) -> Answer:
         """Send a request, and convert its response or failure to an answer."""

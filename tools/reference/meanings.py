@@ -165,5 +165,6 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
     "field": {
         "sent_result": "`SentResult`: whether the carrier delivered the call",
         "call_duration": "`CallDuration`: the duration of an answered call; no duration is counted",
+        "send_success": "`SendSuccess`, `SendFailed` of a message: all receivers count as failed",
     },
 }

@@ -1,0 +1,170 @@
+"""Messages: their look-up, and what its answer means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.calls import (
+    EXPIRED,
+    BackOff,
+    CallState,
+    Finished,
+    GiveUpPolicy,
+    OddField,
+    PollAgain,
+    Receivers,
+    Refused,
+    Result,
+    Status,
+    WatchedMessage,
+    verdict,
+)
+from exporter.config import AccountConfig
+from exporter.esms.answers import Answer, read_message_answer, read_message_callback
+from exporter.esms.client import EsmsClient
+from exporter.esms.codes import Outcome
+from exporter.ids import Kind, reference_id
+from exporter.secrets import Secret
+from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
+
+EXAMPLES = Path(__file__).parent / "examples"
+ID = "434a124c-7818-4f45-bdf2-7f7b07fff210100"
+NOW = 1_764_000_000.0
+POLICY = GiveUpPolicy(not_found_grace=600, give_up_after=259_200)
+
+
+def message(age: float = 60) -> WatchedMessage:
+    return WatchedMessage(1, reference_id(ID), NOW - age)
+
+
+def answer(**fields: object) -> Answer:
+    document = {
+        "CodeResponse": "100",
+        "SMSID": ID,
+        "SendFailed": 0,
+        "SendStatus": 5,
+        "SendSuccess": 1,
+        "TotalPrice": 850.0,
+        "TotalReceiver": 1,
+        **fields,
+    }
+    return read_message_answer(json.dumps(document).encode())
+
+
+def finished(delivered: int, failed: int, **more: object) -> Finished:
+    result = Result.FAILURE if failed else Result.SUCCESS
+    values = {"status": Status.NONE, "price": 850.0, **more}
+    return Finished(result, receivers=Receivers(delivered, failed), **values)  # type: ignore[arg-type]
+
+
+def test_the_documented_answers() -> None:
+    read = read_message_answer((EXAMPLES / "get-message-status.ok.json").read_bytes())
+    assert verdict(message(), read, NOW, POLICY) == finished(1, 0)
+    body = (EXAMPLES / "get-message-status.authorize-failed.json").read_bytes()
+    assert verdict(message(), read_message_answer(body), NOW, POLICY) == Refused(Outcome.AUTH)
+    query = (EXAMPLES / "callback.message.query.txt").read_text().strip()
+    called_back = read_message_callback(dict(parse_qsl(query)))
+    assert (called_back.delivered, called_back.failed, called_back.price) == (1, 0, 470.0)
+    assert "0901888484" not in repr(called_back)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"SendSuccess": "100", "SendFailed": "69"}, finished(100, 69)),
+        ({"SendSuccess": 0, "SendFailed": 2.0}, finished(0, 2)),
+        ({"SendSuccess": 3, "SendFailed": None}, finished(3, 0)),
+        ({"SendSuccess": 3, "SendFailed": "x"}, finished(3, 0)),
+        *(
+            (
+                {"SendSuccess": odd, "TotalReceiver": 7},
+                finished(0, 7, odd=(OddField.SEND_SUCCESS,)),
+            )
+            for odd in (0, None, "", "x", -1, 0.5, True, [1], 10_000_001, 10**400)
+        ),
+        (
+            {"SendSuccess": None, "TotalReceiver": None},
+            finished(0, 1, odd=(OddField.SEND_SUCCESS,)),
+        ),
+        ({"SendStatus": 4, "SendSuccess": 0}, finished(0, 1, status=Status.REJECTED)),
+        ({"SendStatus": "4", "TotalReceiver": 9}, finished(0, 9, status=Status.REJECTED)),
+        *(
+            ({"TotalPrice": price}, finished(1, 0, price=value))
+            for price, value in [("470.0000", 470.0), (0, 0.0)]
+        ),
+        *(
+            ({"TotalPrice": price}, finished(1, 0, price=None))
+            for price in (None, "", "x", -1, 1e10, True, [5])
+        ),
+        ({"SendStatus": 1}, PollAgain(CallState.AWAITING_APPROVAL)),
+        ({"SendStatus": 2}, PollAgain(CallState.QUEUED)),
+        ({"SendStatus": 7}, PollAgain(CallState.AWAITING_REPORT)),
+        *(({"SendStatus": odd}, PollAgain(CallState.UNKNOWN)) for odd in (None, 0, 9, "x")),
+        ({"SMSID": ID.upper() + " "}, finished(1, 0)),
+        ({"SMSID": None}, finished(1, 0)),
+        ({"SMSID": "another"}, BackOff(Outcome.BAD_RESPONSE)),
+        ({"CodeResponse": "105"}, PollAgain(CallState.NOT_FOUND)),
+    ],
+)
+def test_verdicts(fields: dict[str, object], expected: object) -> None:
+    assert verdict(message(), answer(**fields), NOW, POLICY) == expected
+
+
+def test_a_message_expires_as_a_call_does() -> None:
+    assert verdict(message(259_200), answer(SendStatus=2), NOW, POLICY) == EXPIRED
+    assert verdict(message(259_200), answer(), NOW, POLICY) == finished(1, 0)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+)
+FIELDS = ("CodeResponse", "SMSID", "SendStatus", "SendSuccess", "SendFailed", "TotalReceiver")
+
+
+@given(st.binary() | st.dictionaries(st.sampled_from((*FIELDS, "TotalPrice")), JSON))
+def test_every_answer_has_a_verdict(document: object) -> None:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    decided = verdict(message(), read_message_answer(body), NOW, POLICY)
+    if isinstance(decided, Finished) and decided.receivers:
+        assert sum(decided.receivers) >= 1
+        assert (decided.result is Result.SUCCESS) == (decided.receivers.failed == 0)
+
+
+async def test_both_kinds_of_one_account() -> None:
+    accounts = [Account("main", "key", "secret")]
+    async with Simulator(accounts=accounts, find_unknown_ids=True) as simulator:
+        account = AccountConfig(
+            name="main",
+            api_key=Secret("key"),
+            secret_key=Secret("secret"),
+            base_url=simulator.url,
+            message_url=simulator.url,
+        )
+        simulator.add_call("main", ID, Plan(receivers=169, failed=69, price=79_430))
+        simulator.add_call("main", "call", Plan())
+        async with EsmsClient(account, 60) as client:
+
+            async def ask(text: str, kind: Kind) -> Answer:
+                return await client.send_status(reference_id(text), kind)
+
+            found = await ask(ID, Kind.MESSAGE)
+            assert verdict(message(), found, NOW, POLICY) == finished(100, 69, price=79_430.0)
+            assert (await ask("call", Kind.CALL)).call_status == "ANSWERED"
+            # Each look-up knows its own ids only.
+            assert (await ask(ID, Kind.CALL)).outcome is Outcome.NOT_FOUND
+            assert (await ask("call", Kind.MESSAGE)).outcome is Outcome.NOT_FOUND
+            documented = "d8e0f1f0702544b2acb456ca9ccfd111250"
+            assert (await ask(documented, Kind.MESSAGE)).receivers
+            simulator.faults.set("wrong_id", Fault(FaultKind.WRONG_ID, count=1))
+            other = verdict(message(), await ask(ID, Kind.MESSAGE), NOW, POLICY)
+            assert other == BackOff(Outcome.BAD_RESPONSE)
+            simulator.put_account(Account("main", "key", "secret", state=AccountState.LOCKED))
+            refused = await ask(ID, Kind.MESSAGE)
+            assert (refused.outcome, refused.code) == (Outcome.AUTH, "143")
