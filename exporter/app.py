@@ -221,7 +221,7 @@ class App:
 
     def _not_reloaded(self, error: ConfigError | LedgerError) -> None:
         self.config_status.failed(ConfigurationSource.name, str(error))
-        self.sources[ConfigurationSource].not_loaded()
+        self.sources.config.not_loaded()
         _log.error("configuration reload failed", problems=str(error))
 
     async def _read(self, work: Callable[[], R]) -> R:
@@ -312,7 +312,7 @@ class App:
         )
         await self.sources.configure(watch, context)
         del watch
-        if self.sources[ConfigurationSource].refused and self._changed is not None:
+        if self.sources.config.refused and self._changed is not None:
             # Retry later: finished or removed calls make room.
             self._reload_at = time.monotonic() + self._room_retry
         self.config = config
@@ -322,7 +322,7 @@ class App:
         await self._change_accounts(old, config)
         self.config_status.loaded(ConfigurationSource.name)
         self.config_status.loaded_at = time.time()
-        self.sources[ConfigurationSource].loaded()
+        self.sources.config.loaded()
 
     async def _configure_calls(self, config: Config) -> None:
         watch = config.watch

@@ -1,12 +1,11 @@
 """Sources of calls.
 
-To add a source: a module in this package, its configuration model, and a line in `SOURCES`.
+To add a source: a module in this package, its configuration model, and an attribute of `Sources`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, TypeVar, cast
 
 from exporter.config.watch import WatchConfig
 from exporter.source_status import SourceStatus
@@ -18,32 +17,19 @@ from exporter.sources.source import Source, SourceContext
 from exporter.sources.sql import SqlSource
 from exporter.tracker import CallTracker
 
-SOURCES: Final[tuple[type[Source], ...]] = (
-    ConfigurationSource,
-    FilesSource,
-    ApiSource,
-    CallbackSource,
-    SqlSource,
-)
-
-S = TypeVar("S", bound=Source)
-
 
 class Sources:
-    """All sources of an exporter.
-
-    Args:
-        tracker: receives their calls.
-    """
+    """All sources of an exporter; `tracker` receives their calls."""
 
     def __init__(self, tracker: CallTracker) -> None:
-        self._sources: dict[type[Source], Source] = {kind: kind(tracker) for kind in SOURCES}
+        self.config = ConfigurationSource(tracker)
+        self.files = FilesSource(tracker)
+        self.api = ApiSource(tracker)
+        self.callback = CallbackSource(tracker)
+        self.sql = SqlSource(tracker)
 
     def __iter__(self) -> Iterator[Source]:
-        return iter(self._sources.values())
-
-    def __getitem__(self, kind: type[S]) -> S:
-        return cast("S", self._sources[kind])
+        return iter((self.config, self.files, self.api, self.callback, self.sql))
 
     @property
     def statuses(self) -> list[SourceStatus]:
@@ -51,13 +37,10 @@ class Sources:
         return [one for source in self for one in source.statuses if one.shown]
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
-        """Apply a configuration to every source; see `Source`.
+        """Apply a configuration to every source; raise `LedgerError` if the ledger fails.
 
         All sources add calls before any source removes calls, so that a call that moves from one
         source to another stays watched.
-
-        Raises:
-            LedgerError: the ledger failed.
         """
         for source in self:
             await source.configure(watch, context)

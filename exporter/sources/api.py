@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, TypeAlias
 
 from exporter.config import WatchConfig
@@ -15,76 +16,20 @@ from exporter.tracker import CallTracker
 MAX_WAITING: Final = 100_000
 """Limit of calls waiting for the ledger; further requests get a `CapacityError`."""
 
-STOPPING: Final = "the exporter is stopping"
+_STOPPING: Final = "the exporter is stopping"
 
 _Request: TypeAlias = "tuple[Sequence[NewCall], asyncio.Future[Count | str]]"
 
 
-class ApiSource(Source):
-    """Adds the calls of requests to the HTTP API."""
-
-    name = "api"
-
-    def __init__(self, tracker: CallTracker) -> None:
-        super().__init__(tracker)
-        self._queue = PushQueue(tracker)
-
-    async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
-        """Show metrics of the source if tokens are configured."""
-        self._status.configure(shown=bool(watch.api.tokens))
-
-    async def run(self) -> None:
-        """Store pushed calls until cancelled."""
-        await self._queue.run()
-
-    async def push(self, calls: Sequence[NewCall]) -> Count:
-        """Add the calls of a request, all or none, and return once they are durable.
-
-        Raises:
-            CapacityError: a limit is reached.
-            LedgerError: the ledger failed or is closed.
-        """
-        try:
-            count = await self._queue.push(calls)
-        except (LedgerError, CapacityError):
-            self._status.count_error()
-            raise
-        self._status.succeed()
-        return count
-
-    def refused(self) -> None:
-        """Count a request with invalid calls."""
-        self._status.count_error()
-
-
-class PushQueue:
-    """Stores calls in batches: all requests that arrive during a commit share the next commit.
-
-    Args:
-        tracker: stores the calls.
-        limit: limit of waiting calls.
-    """
+class PushSource(Source):
+    """Stores the calls of requests: all that arrive during a commit share the next commit."""
 
     def __init__(self, tracker: CallTracker, limit: int = MAX_WAITING) -> None:
-        self._tracker = tracker
+        super().__init__(tracker)
         self._limit = limit
         self._waiting = asyncio.Queue[_Request]()
         self._size = 0
         self._closed = False
-
-    async def push(self, calls: Sequence[NewCall]) -> Count:
-        """Store calls; see `ApiSource.push`."""
-        if self._closed:
-            raise LedgerError(STOPPING)
-        if self._size and self._size + len(calls) > self._limit:
-            raise CapacityError("the ledger cannot keep up", 1)
-        done: asyncio.Future[Count | str] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((calls, done))
-        self._size += len(calls)
-        count = await done
-        if isinstance(count, str):
-            raise CapacityError(f"account {count}: `watch.max_calls` is reached", 60)
-        return count
 
     async def run(self) -> None:
         """Store pushed calls until cancelled; then fail the waiting requests."""
@@ -109,7 +54,31 @@ class PushQueue:
             self._closed = True
             while not self._waiting.empty():
                 group.append(self._waiting.get_nowait())
-            _fail(group, STOPPING)
+            _fail(group, _STOPPING)
+
+    async def _push(self, calls: Sequence[NewCall]) -> Count:
+        """Store calls; see `ApiSource.push`."""
+        if self._closed:
+            raise LedgerError(_STOPPING)
+        if self._size and self._size + len(calls) > self._limit:
+            raise CapacityError("the ledger cannot keep up", 1)
+        done: asyncio.Future[Count | str] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((calls, done))
+        self._size += len(calls)
+        count = await done
+        if isinstance(count, str):
+            raise CapacityError(f"account {count}: `watch.max_calls` is reached", 60)
+        return count
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the outcome of a request."""
+        try:
+            yield
+        except (LedgerError, CapacityError):
+            self._status.count_error()
+            raise
+        self._status.succeed()
 
 
 def _fail(group: Iterable[_Request], problem: str) -> None:
@@ -117,3 +86,27 @@ def _fail(group: Iterable[_Request], problem: str) -> None:
         if not done.done():
             # One exception for each future, because raising an exception changes its traceback.
             done.set_exception(LedgerError(problem))
+
+
+class ApiSource(PushSource):
+    """Adds the calls of requests to the HTTP API."""
+
+    name = "api"
+
+    async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
+        """Show metrics of the source if tokens are configured."""
+        self._status.configure(shown=bool(watch.api.tokens))
+
+    async def push(self, calls: Sequence[NewCall]) -> Count:
+        """Add the calls of a request, all or none, and return once they are durable.
+
+        Raises:
+            CapacityError: a limit is reached.
+            LedgerError: the ledger failed or is closed.
+        """
+        with self._counted():
+            return await self._push(calls)
+
+    def refused(self) -> None:
+        """Count a request with invalid calls."""
+        self._status.count_error()

@@ -7,12 +7,11 @@ from typing import Final
 
 from exporter.calls import CallbackOutcome
 from exporter.config import CallbackConfig, WatchConfig
-from exporter.errors import CapacityError, LedgerError
 from exporter.esms.answers import read_callback, read_price
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.types import DELETED, NewCall
-from exporter.sources.api import PushQueue
-from exporter.sources.source import Source, SourceContext
+from exporter.sources.api import PushSource
+from exporter.sources.source import SourceContext
 from exporter.tracker import CallTracker
 
 MAX_FIELD: Final = 200
@@ -23,7 +22,7 @@ _FIELDS: Final = frozenset(
 )
 
 
-class CallbackSource(Source):
+class CallbackSource(PushSource):
     """Applies the provider's callbacks."""
 
     name = "callback"
@@ -31,16 +30,11 @@ class CallbackSource(Source):
     def __init__(self, tracker: CallTracker) -> None:
         super().__init__(tracker)
         self._config = CallbackConfig()
-        self._queue = PushQueue(tracker)
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
         """Apply `watch.callback`; show metrics of the source if tokens are configured."""
         self._config = watch.callback
         self._status.configure(shown=context.called_back)
-
-    async def run(self) -> None:
-        """Store unknown calls of callbacks until cancelled."""
-        await self._queue.run()
 
     async def accept(self, account: str, fields: Mapping[str, str]) -> CallbackOutcome:
         """Apply a callback, and return once its effect is durable.
@@ -53,28 +47,27 @@ class CallbackSource(Source):
             LedgerError: the ledger failed.
             CapacityError: a limit of calls is reached.
         """
-        try:
-            outcome = await self._apply(account, fields)
-        except (LedgerError, CapacityError):
-            self._status.count_error()
-            raise
-        if outcome is CallbackOutcome.MALFORMED:
-            self._status.count_error()
-        else:
-            self._status.succeed()
-        return outcome
-
-    async def _apply(self, account: str, fields: Mapping[str, str]) -> CallbackOutcome:
         # A byte order mark may precede the first name.
         named = ((name.lstrip("\ufeff"), value) for name, value in fields.items())
         fields = {name: value for name, value in named if name in _FIELDS}
-        if (name := _reference_id(fields)) is None:
+        try:
+            if any(len(value) > MAX_FIELD for value in fields.values()):
+                raise ValueError
+            name = reference_id(fields.get("ReferenceId", ""))
+        except ValueError:
+            self._status.count_error()
             return CallbackOutcome.MALFORMED
+        with self._counted():
+            return await self._apply(account, name, fields)
+
+    async def _apply(
+        self, account: str, name: ReferenceId, fields: Mapping[str, str]
+    ) -> CallbackOutcome:
         known = await self._tracker.find(account, name)
         if known is not None and not await self._tracker.mark_pushed(known.id):
             known = await self._tracker.find(account, name)  # removed or pruned meanwhile
         if known is None and self._config.unknown == "watch":
-            await self._queue.push([NewCall(account, name, {})])
+            await self._push([NewCall(account, name, {})])
         call = known or await self._tracker.find(account, name)
         if call is None or call.state == DELETED:
             return CallbackOutcome.IGNORED
@@ -88,12 +81,3 @@ class CallbackSource(Source):
                 return outcome
         await self._tracker.poll_now(account, call.id)
         return CallbackOutcome.HINT if known else CallbackOutcome.WATCHED
-
-
-def _reference_id(fields: Mapping[str, str]) -> ReferenceId | None:
-    if any(len(value) > MAX_FIELD for value in fields.values()):
-        return None
-    try:
-        return reference_id(fields.get("ReferenceId", ""))
-    except ValueError:
-        return None

@@ -22,7 +22,6 @@ from exporter.ledger.calls import FINISHED, find_call, list_calls
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.types import DELETED, CallRecord, NewCall
 from exporter.secrets import Secret
-from exporter.sources.api import ApiSource
 from exporter.web import schemas
 from exporter.web.access import Handler, Slots, configuration, credentials
 from exporter.web.schemas import MAX_CALLS, ProblemError, Scope, validate
@@ -123,7 +122,7 @@ class Api:
     # Calls.
 
     async def _watch(self, scope: Scope, request: web.Request) -> web.Response:
-        source = self._app.sources[ApiSource]
+        source = self._app.sources.api
         try:
             calls = await self._read_calls(scope, request)
         except (ProblemError, web.HTTPException):

@@ -10,7 +10,6 @@ from aiohttp import web
 from exporter.app import App
 from exporter.calls import CallbackOutcome
 from exporter.secrets import Secret
-from exporter.sources.callback import CallbackSource
 from exporter.web.access import configuration
 
 PATH: Final = "/callback"
@@ -37,7 +36,7 @@ def callback_route(app: App) -> web.RouteDef:
         outcome = CallbackOutcome.ERROR
         try:
             if authorized:
-                outcome = await app.sources[CallbackSource].accept(name, request.query)
+                outcome = await app.sources.callback.accept(name, request.query)
             else:
                 outcome = CallbackOutcome.FORBIDDEN
         finally:

@@ -18,9 +18,6 @@ from exporter.config import Config
 from exporter.esms.answers import Answer
 from exporter.ledger.clock import Moment
 from exporter.polling.poller import Poller
-from exporter.sources.api import ApiSource
-from exporter.sources.callback import CallbackSource
-from exporter.sources.files import FilesSource
 from tests.counting.model import Series
 from tests.samples import samples
 
@@ -114,8 +111,8 @@ class Driven:
         await self.service.open()
         await self.service.ledger.call(self._wait_for_no_lock)
         await self.service._apply(self.service._loaded.pop())
-        for kind in (ApiSource, CallbackSource):
-            self.service.supervisor.start(self.service.sources[kind].run())
+        for source in (self.service.sources.api, self.service.sources.callback):
+            self.service.supervisor.start(source.run())
 
     def _wait_for_no_lock(self) -> None:
         with self.service.ledger.store.database.engine.connect() as connection:
@@ -198,7 +195,7 @@ class Driven:
     def look(self) -> None:
         """Look for changes of files until those that lie still are read, as at every second."""
         for _ in range(2):
-            self.run(self.service.sources[FilesSource].look())
+            self.run(self.service.sources.files.look())
 
     def commit(self) -> bool:
         """Write what was observed; returns whether that could be done."""

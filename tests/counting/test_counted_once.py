@@ -36,8 +36,6 @@ from exporter.ids import reference_id
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import open_database
 from exporter.ledger.labels import OTHER
-from exporter.sources.api import ApiSource
-from exporter.sources.callback import CallbackSource
 from tests.counting.answers import CALLBACKS, REPLIES, Reply
 from tests.counting.driven import Asked, Clock, Driven, HeldClient, QuietAccount
 from tests.counting.model import KEEP_FINISHED, Call, Model, Named, Series
@@ -123,9 +121,9 @@ class Counting(RuleBasedStateMachine):
     def push(self, *, calls: list[Named], locked: bool) -> None:
         if locked:
             with self.real.locked(), pytest.raises(LedgerError, match="is locked"):
-                self.real.run(self.real.service.sources[ApiSource].push(new_calls(calls)))
+                self.real.run(self.real.service.sources.api.push(new_calls(calls)))
             return
-        put = self.real.service.sources[ApiSource].push(new_calls(calls))
+        put = self.real.service.sources.api.push(new_calls(calls))
         if self.model.push(calls, self.clock.now):
             self.real.run(put)
         else:
@@ -211,7 +209,7 @@ class Counting(RuleBasedStateMachine):
     @rule(index=_WHICH, name=NAMES, fields=CALLBACKS, times=st.integers(1, 2))
     def callback(self, index: int, name: str, fields: dict[str, str], times: int) -> None:
         account = self.wish.accounts[index % len(self.wish.accounts)]
-        source = self.real.service.sources[CallbackSource]
+        source = self.real.service.sources.callback
         said = {"ReferenceId": f" {name} ", **fields}
 
         async def at_once() -> list[object]:

@@ -28,7 +28,6 @@ from exporter.ids import reference_id
 from exporter.leases import LeaseHolder
 from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
-from exporter.sources.api import ApiSource
 from tests.replicas.proxy import Proxy
 from tests.samples import samples
 from tests.waiting import deadline, until
@@ -148,7 +147,7 @@ class Exporter:
         return sum(value for key, value in self.shown().items() if key.startswith("esms_calls_t"))
 
     async def push(self, *names: str, account: str = "main", **labels: str) -> None:
-        await self.service.sources[ApiSource].push(
+        await self.service.sources.api.push(
             [NewCall(account, reference_id(name), labels) for name in names]
         )
 

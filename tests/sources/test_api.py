@@ -10,7 +10,7 @@ import pytest_asyncio
 from exporter.errors import CapacityError, LedgerError
 from exporter.ids import reference_id
 from exporter.ledger.types import Count, NewCall
-from exporter.sources.api import ApiSource, PushQueue
+from exporter.sources.api import ApiSource
 from tests.sources.sink import Sink
 from tests.waiting import until
 
@@ -37,13 +37,17 @@ async def sink() -> BusySink:
 
 
 @pytest_asyncio.fixture
-async def queue(sink: BusySink) -> AsyncIterator[PushQueue]:
-    queue = PushQueue(sink, limit=5)
-    running = asyncio.create_task(queue.run())
-    yield queue
-    running.cancel()
+async def source(sink: BusySink) -> AsyncIterator[ApiSource]:
+    source = ApiSource(sink, limit=5)
+    running = asyncio.create_task(source.run())
+    yield source
+    await stop(running)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
     with suppress(asyncio.CancelledError):
-        await running
+        await task
 
 
 def calls(*names: str) -> list[NewCall]:
@@ -51,11 +55,11 @@ def calls(*names: str) -> list[NewCall]:
 
 
 async def test_requests_that_arrive_while_the_ledger_is_busy_share_a_commit(
-    sink: BusySink, queue: PushQueue
+    sink: BusySink, source: ApiSource
 ) -> None:
-    first = asyncio.create_task(queue.push(calls("a")))
+    first = asyncio.create_task(source.push(calls("a")))
     await until(lambda: sink.groups == [1])
-    others = [asyncio.create_task(queue.push(calls(name))) for name in "bcdef"]
+    others = [asyncio.create_task(source.push(calls(name))) for name in "bcdef"]
     await asyncio.sleep(0)
     gone = others.pop()
     gone.cancel()
@@ -64,10 +68,10 @@ async def test_requests_that_arrive_while_the_ledger_is_busy_share_a_commit(
     assert sink.groups == [1, 5]
 
 
-async def test_a_request_beyond_the_bound_is_refused(sink: BusySink, queue: PushQueue) -> None:
-    large = asyncio.create_task(queue.push(calls(*"abcdefgh")))  # alone, it may be of any size
+async def test_a_request_beyond_the_bound_is_refused(sink: BusySink, source: ApiSource) -> None:
+    large = asyncio.create_task(source.push(calls(*"abcdefgh")))  # alone, it may be of any size
     await until(lambda: sink.groups == [1])
-    waiting = [asyncio.create_task(queue.push(calls("a", "b"))) for _ in range(6)]
+    waiting = [asyncio.create_task(source.push(calls("a", "b"))) for _ in range(6)]
     await until(lambda: sum(request.done() for request in waiting) == 4)
     sink.free.set()
     assert await large == Count(8, 0)
@@ -78,11 +82,11 @@ async def test_a_request_beyond_the_bound_is_refused(sink: BusySink, queue: Push
     ] * 4
 
 
-async def test_every_outcome_is_counted_and_each_request_has_its_own(sink: BusySink) -> None:
-    source = ApiSource(sink)
+async def test_every_outcome_is_counted_and_each_request_has_its_own(
+    sink: BusySink, source: ApiSource
+) -> None:
     (status,) = source.statuses
     sink.free.set()
-    running = asyncio.create_task(source.run())
     with pytest.raises(CapacityError, match=r"account main: .* is reached"):
         await source.push(calls("a", "b", "c"))
     sink.broken = True
@@ -94,21 +98,16 @@ async def test_every_outcome_is_counted_and_each_request_has_its_own(sink: BusyS
     sink.broken = False
     await source.push(calls("a"))
     assert status.last_success > 0
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    with pytest.raises(LedgerError, match="the exporter is stopping"):
-        await source.push(calls("a"))
 
 
 async def test_what_waits_at_the_end_is_refused(sink: BusySink) -> None:
-    queue = PushQueue(sink)
-    running = asyncio.create_task(queue.run())
-    requests = [asyncio.create_task(queue.push(calls("a")))]
+    source = ApiSource(sink)
+    running = asyncio.create_task(source.run())
+    requests = [asyncio.create_task(source.push(calls("a")))]
     await until(lambda: sink.groups == [1])
-    requests.append(asyncio.create_task(queue.push(calls("b"))))
+    requests.append(asyncio.create_task(source.push(calls("b"))))
     await asyncio.sleep(0)
-    running.cancel()
-    for request in requests:
+    await stop(running)
+    for request in (*requests, source.push(calls("a"))):
         with pytest.raises(LedgerError, match="the exporter is stopping"):
             await request

@@ -9,7 +9,6 @@ from sqlalchemy import make_url
 
 from exporter.config import LedgerConfig, SqlConfig
 from exporter.secrets import Secret
-from exporter.sources.sql import SqlSource
 from tests.databases import PASSWORD, postgresql
 from tests.waiting import until
 from tests.web.bench import Bench, serving
@@ -34,7 +33,7 @@ async def test_a_server_that_goes_away(tmp_path: Path, capfd: pytest.CaptureFixt
         )  # fmt: skip
         async with serving(tmp_path, ledger=ledger) as bench:
             await bench.configure(sql=(query,))
-            (status,) = bench.app.sources[SqlSource].statuses
+            (status,) = bench.app.sources.sql.statuses
             await until(lambda: status.last_success > 0)
             server.stop()
             try:
