@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 from exporter.calls import CallbackOutcome
@@ -50,11 +51,11 @@ class CallbackSource(PushSource):
         # A byte order mark may precede the first name.
         named = ((name.lstrip("\ufeff"), value) for name, value in fields.items())
         fields = {name: value for name, value in named if name in _FIELDS}
-        try:
-            if any(len(value) > MAX_FIELD for value in fields.values()):
-                raise ValueError
-            name = reference_id(fields.get("ReferenceId", ""))
-        except ValueError:
+        name = None
+        if all(len(value) <= MAX_FIELD for value in fields.values()):
+            with suppress(ValueError):
+                name = reference_id(fields.get("ReferenceId", ""))
+        if name is None:
             self._status.count_error()
             return CallbackOutcome.MALFORMED
         with self._counted():

@@ -82,9 +82,10 @@ class ConfigFile(Generic[T]):
         Raises:
             ConfigError: the file is invalid; lists every problem.
         """
-        # Before the file is read, so that a later write counts as a change.
-        for change in self._watcher.look(self._files, wait=False):
-            self._watcher.mark_read(change)
+        # Before the files are read, so that a later write counts as a change.
+        self._watcher = FileWatcher()
+        for known in self._files:
+            self._watcher.note(known)
         others = NamedFiles(before=lambda path: self._watcher.note(str(path)))
         named = set(self._files)  # an invalid configuration may not name all files
         try:

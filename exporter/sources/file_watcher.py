@@ -39,8 +39,7 @@ class FileStat(NamedTuple):
     size: int
 
 
-_NEVER: Final = FileStat(0, 0, 0, 0, -1)
-_ABSENT: Final = FileStat(0, 0, 0, 0, -2)
+_ABSENT: Final = FileStat(0, 0, 0, 0, -1)
 
 
 def stat_file(path: str) -> FileStat | None:
@@ -76,9 +75,9 @@ class FileWatcher:
         self._read: dict[str, FileStat] = {}
         self._waits: dict[str, int] = {}
 
-    def look(self, paths: Iterable[str], *, wait: bool = True) -> list[Change]:
+    def look(self, paths: Iterable[str]) -> list[Change]:
         """Like `compare`, for paths that must exist: a missing file counts as changed. Blocking."""
-        return self.compare({path: stat_file(path) or _ABSENT for path in paths}, wait=wait)
+        return self.compare({path: stat_file(path) or _ABSENT for path in paths})
 
     def compare(self, found: Mapping[str, FileStat], *, wait: bool = True) -> list[Change]:
         """Return the files that have changed since they were last read (see `mark_read`).
@@ -108,14 +107,13 @@ class FileWatcher:
         self._read[change.path] = change.stat
 
     def note(self, path: str) -> None:
-        """Record the current state of a file that was not read before."""
+        """Record that a file is read for the first time, in its current state. Blocking."""
         if path not in self._read:
             self._seen[path] = self._read[path] = stat_file(path) or _ABSENT
 
     def forget(self, path: str) -> None:
         """Make the next check report a file again."""
-        if path in self._read:
-            self._read[path] = _NEVER
+        self._read.pop(path, None)
 
 
 def find(pattern: str) -> Iterator[str]:

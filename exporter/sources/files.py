@@ -8,11 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar, cast
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -31,7 +30,7 @@ from exporter.sources.file_watcher import (
     matches,
     stat_file,
 )
-from exporter.sources.source import Source, SourceContext
+from exporter.sources.source import Source, SourceContext, too_many
 from exporter.sources.tabular import read_calls
 from exporter.threads import DetachedThreads
 from exporter.tracker import CallTracker
@@ -50,21 +49,10 @@ RETRY_INTERVAL: Final = 60.0
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds to wait for a file system."""
 
-T = TypeVar("T")
+Found: TypeAlias = "tuple[dict[str, FileStat], str | None]"
+"""The files that match a pattern, by path, and why others are left out."""
 
 _log = structlog.get_logger(__name__)
-
-
-class Found(NamedTuple):
-    """The result of a pattern.
-
-    Attributes:
-        files: the files that match, by path.
-        problem: why other files are left out.
-    """
-
-    files: dict[str, FileStat]
-    problem: str | None = None
 
 
 def find_files(pattern: str, limit: int = MAX_FILES) -> Found:
@@ -79,8 +67,7 @@ def find_files(pattern: str, limit: int = MAX_FILES) -> Found:
                 unprintable += 1
         if len(files) > limit:
             break
-    problem = f"finds {unprintable} files with unprintable names"
-    return Found(files, problem if unprintable else None)
+    return files, f"finds {unprintable} files with unprintable names" if unprintable else None
 
 
 def _can_be_listed(folder: Path) -> bool:
@@ -89,39 +76,6 @@ def _can_be_listed(folder: Path) -> bool:
         next(entries, None)
         return True
     return False
-
-
-@dataclass(slots=True, eq=False)
-class _Reading:
-    """The progress of reading a file in batches.
-
-    Attributes:
-        change: the file as it was when reading started.
-        calls: the remaining calls.
-        problems: the problems of the file.
-        rows: ledger rows of the calls that were added or known.
-        refused: number of calls above `watch.max_calls` by account.
-        settled: the file was complete, and did not change until it was read to the end.
-    """
-
-    change: Change
-    calls: Iterator[CallConfig]
-    problems: Problems
-    rows: set[int] = field(default_factory=set)
-    refused: Counter[str] = field(default_factory=Counter)
-    settled: bool = False
-
-    def next_batch(self) -> list[NewCall] | ConfigError:
-        """Return the next calls, or an empty list at the end, or the error. Blocking."""
-        batch: list[NewCall] | ConfigError
-        try:
-            calls = islice(self.calls, BATCH_SIZE)
-            batch = [NewCall(call.account, call.reference_id, call.labels) for call in calls]
-        except ConfigError as error:
-            batch = error
-        if not isinstance(batch, list) or not batch:
-            self.settled = self.change.settled and stat_file(self.change.path) == self.change.stat
-        return batch
 
 
 class FilesSource(Source):
@@ -164,8 +118,7 @@ class FilesSource(Source):
         self._lock = asyncio.Lock()  # one check at a time
         self._patterns: Sequence[str] = ()
         self._context: tuple[Sequence[str], Sequence[str]] = (), ()  # accounts and labels
-        self._late: dict[str, list[object]] = {}  # results of calls that timed out
-        self._readings: dict[str, _Reading] = {}  # by file
+        self._late: dict[str, list[Found]] = {}  # results of searches that timed out
         self._watcher = FileWatcher()
         self._named: set[str] = set()  # files with calls in the ledger
         self._missing: set[str] = set()  # of those, not found in the last check
@@ -182,8 +135,7 @@ class FilesSource(Source):
                 self._status.configure(shown=bool(watch.files))
                 self._patterns, self._context = watch.files, names
                 self._watcher = FileWatcher()
-                self._full, self._readings, self._missing = {}, {}, set()
-                self._late = {key: self._late[key] for key in self._late if key.startswith(OPTION)}
+                self._full, self._missing = {}, set()
                 sources = await self._tracker.sources()
                 self._named = {
                     name.removeprefix(PREFIX) for name in sources if name.startswith(PREFIX)
@@ -215,18 +167,6 @@ class FilesSource(Source):
                 problem = str(error)
         self._report("the ledger", problem)
 
-    async def _answer(self, key: str, work: Callable[[], T]) -> T:
-        """Return the result of a function on files, possibly of an earlier call that timed out.
-
-        Raises:
-            SourceError: the file system does not respond.
-        """
-        results = self._late.setdefault(key, [])
-        if not results:
-            await self._threads.run(key, lambda: results.append(work()))
-        del self._late[key]
-        return cast("T", results[0])
-
     async def _add(self, *, wait: bool) -> None:
         """Add the calls of new and changed files."""
         files, silent, complete = await self._search()
@@ -248,70 +188,77 @@ class FilesSource(Source):
     async def _search(self) -> tuple[dict[str, FileStat], set[str], bool]:
         """Return the files, the patterns that timed out, and whether the list is complete."""
         items = {f"{OPTION}: {pattern}": pattern for pattern in self._patterns}
-        results = await asyncio.gather(
-            *(self._answer(item, partial(self._find, pattern)) for item, pattern in items.items()),
-            return_exceptions=True,
-        )
+        results = await asyncio.gather(*map(self._find_files, items, items.values()))
         files: dict[str, FileStat] = {}
         silent, complete = set[str](), True
         for (item, pattern), result in zip(items.items(), results, strict=True):
-            if isinstance(result, Found):
-                files |= result.files
-                complete = complete and len(result.files) <= self._limit
-                self._report(item, result.problem)
-            elif isinstance(result, SourceError):
+            if isinstance(result, SourceError):
                 silent.add(pattern)
-                self._report(item, f"cannot be searched: {result}")
+                problem: str | None = f"cannot be searched: {result}"
             else:
-                raise result
-        too_many = len(files) > self._limit
-        self._report(OPTION, f"finds over {self._limit} files" if too_many else None)
+                found, problem = result
+                files |= found
+                complete = complete and len(found) <= self._limit
+            self._report(item, problem)
+        self._report(
+            OPTION, f"finds over {self._limit} files" if len(files) > self._limit else None
+        )
         return files, silent, complete
 
+    async def _find_files(self, item: str, pattern: str) -> Found | SourceError:
+        """Return the result of a search, possibly of an earlier one that timed out."""
+        results = self._late.setdefault(item, [])
+        if not results:
+            try:
+                await self._threads.run(item, lambda: results.append(self._find(pattern)))
+            except SourceError as error:
+                return error
+        del self._late[item]
+        return results[0]
+
     async def _read_file(self, change: Change, *, report: bool) -> None:
-        path, source = change.path, PREFIX + change.path
-        problem = None
-        try:
-            reading = await self._add_calls(change)
-            if reading.settled and not reading.problems.total:
-                # Removing calls that are not in the file any more may make room for others.
-                await self._tracker.keep_only(source, reading.rows)
-                if reading.refused:
-                    reading = await self._add_calls(change)
-            problem = "\n".join(map(str, reading.problems.listed()))
-        except ConfigError as error:
-            reading = self._readings.pop(path)
-            problem = str(error)
-        else:
-            _log.debug("call file read", file=path)
-            if reading.refused:
-                full = ", ".join(sorted(reading.refused))
-                problem = f"some of its calls exceed `watch.max_calls` (account {full})"
-                self._full[path] = time.monotonic() + self._retry_interval
-        if reading.settled:
-            self._watcher.mark_read(reading.change)
+        path = change.path
+        problems, rows, refused, settled = await self._add_calls(change)
+        if settled and not problems.total:
+            # Removing calls that are not in the file any more may make room for others.
+            await self._tracker.keep_only(PREFIX + path, rows)
+            if refused:
+                problems, _, refused, settled = await self._add_calls(change)
+        _log.debug("call file read", file=path)
+        problem = "\n".join(map(str, problems.listed()))
+        if refused:
+            problem = problem or too_many(refused)
+            self._full[path] = time.monotonic() + self._retry_interval
+        if settled:
+            self._watcher.mark_read(change)
         if report:
             self._report(path, problem or None)
 
-    async def _add_calls(self, change: Change) -> _Reading:
-        """Add the calls of a file; resume if reading timed out before."""
+    async def _add_calls(self, change: Change) -> tuple[Problems, set[int], Counter[str], bool]:
+        """Add the calls of a file in batches.
+
+        Returns:
+            The problems of the file, the ledger's rows of its calls, the number of calls above
+            `watch.max_calls` by account, and whether the file was complete and did not change.
+        """
         path = change.path
-        if (reading := self._readings.get(path)) is None:
-            problems = Problems(path)
-            calls = self._read(path, *self._context, problems, whole=change.settled)
-            reading = self._readings[path] = _Reading(change, calls, problems)
-        while batch := await self._answer(path, reading.next_batch):
-            if isinstance(batch, ConfigError):
-                raise batch
-            try:
-                added = await self._tracker.add(PREFIX + path, batch)
-            except BaseException:
-                del self._readings[path]  # a batch was lost: start again
-                raise
+        problems, rows, refused = Problems(path), set[int](), Counter[str]()
+        calls = self._read(path, *self._context, problems, whole=change.settled)
+
+        def read_batch() -> list[NewCall]:
+            batch: list[NewCall] = []
+            with suppress(ConfigError):  # its problems are in `problems`
+                some = islice(calls, BATCH_SIZE)
+                batch.extend(NewCall(call.account, call.reference_id, call.labels) for call in some)
+            return batch
+
+        while batch := await self._threads.run(path, read_batch):
+            added = await self._tracker.add(PREFIX + path, batch)
             self._named.add(path)
-            reading.rows |= added.rows
-            reading.refused += added.refused
-        return self._readings.pop(path)
+            rows |= added.rows
+            refused += added.refused
+        stat = await self._threads.run(path, partial(stat_file, path))
+        return problems, rows, refused, change.settled and stat == change.stat
 
     async def _remove_missing(self) -> None:
         """Remove the calls of removed files, and update the status."""
@@ -319,8 +266,14 @@ class FilesSource(Source):
         if complete:
             missing = {path for path in self._named.difference(paths) if not matches(path, silent)}
             for path in sorted(missing):
-                if path in self._missing or not matches(path, self._patterns):
-                    await self._remove_file(path)
+                if not matches(path, self._patterns) or (
+                    path in self._missing and await self._is_removed(path)
+                ):
+                    await self._tracker.keep_only(PREFIX + path, set())
+                    self._named.discard(path)
+                    self._watcher.forget(path)  # it may be restored unchanged
+                    self._status.forget(path)
+                    _log.info("call file removed", file=path)
             self._missing = missing
         for path in literals(set(self._patterns) - silent):
             if path not in paths:
@@ -328,23 +281,18 @@ class FilesSource(Source):
         if self._patterns and not self._status.problem:
             self._status.succeed()
 
-    async def _remove_file(self, path: str) -> None:
-        if matches(path, self._patterns):
-            folder = Path(path).parent
-            if path in literals(self._patterns) or self._threads.hangs(folder):
-                return  # already reported
-            try:
-                listable = await self._threads.run(folder, partial(_can_be_listed, folder))
-            except SourceError:
-                listable = False
-            if not listable:
-                self._report(path, "cannot be read: its folder is missing or cannot be listed")
-                return
-        await self._tracker.keep_only(PREFIX + path, set())
-        self._named.discard(path)
-        self._watcher.forget(path)  # it may be restored unchanged
-        self._status.forget(path)
-        _log.info("call file removed", file=path)
+    async def _is_removed(self, path: str) -> bool:
+        """Return whether a file that patterns do not find any more was removed on purpose."""
+        folder = Path(path).parent
+        if path in literals(self._patterns) or self._threads.hangs(folder):
+            return False  # already reported
+        try:
+            listable = await self._threads.run(folder, partial(_can_be_listed, folder))
+        except SourceError:
+            listable = False
+        if not listable:
+            self._report(path, "cannot be read: its folder is missing or cannot be listed")
+        return listable
 
     def _report(self, item: str, problem: str | None) -> None:
         if self._status.report(item, problem):
@@ -360,10 +308,10 @@ def check_files(patterns: Sequence[str], accounts: Sequence[str], labels: Sequen
     paths = set(literals(patterns))
     found: list[Problem] = []
     for pattern in patterns:
-        result = find_files(pattern)
-        paths |= result.files.keys()
-        if result.problem:
-            found.append(Problem(f"{OPTION}: {pattern}", 0, "", result.problem))
+        files, problem = find_files(pattern)
+        paths |= files.keys()
+        if problem:
+            found.append(Problem(f"{OPTION}: {pattern}", 0, "", problem))
     if len(paths) > MAX_FILES:
         found.append(Problem(OPTION, 0, "", f"finds over {MAX_FILES} files"))
     calls = 0

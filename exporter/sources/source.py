@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 from exporter.config.watch import WatchConfig
@@ -66,3 +66,8 @@ class Source:
     async def run(self) -> None:
         """Apply changes of the source until cancelled."""
         await asyncio.Event().wait()
+
+
+def too_many(accounts: Iterable[str]) -> str:
+    """Return the problem of a source with calls above `watch.max_calls`."""
+    return f"some of its calls exceed `watch.max_calls` (account {', '.join(sorted(accounts))})"

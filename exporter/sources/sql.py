@@ -32,6 +32,8 @@ from sqlalchemy import (
     bindparam,
     create_engine,
     event,
+    func,
+    select,
     text,
 )
 from sqlalchemy.engine import ExceptionContext
@@ -46,7 +48,7 @@ from exporter.config.watch import CallReader
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.types import BATCH_SIZE, NewCall
 from exporter.source_status import SourceStatus
-from exporter.sources.source import Source, SourceContext
+from exporter.sources.source import Source, SourceContext, too_many
 from exporter.sources.tabular import header_problem, row_to_item
 from exporter.threads import SerialThread
 from exporter.tracker import CallTracker
@@ -56,23 +58,13 @@ OVERLAP: Final = 600.0
 
 CONNECT_TIMEOUT: Final = 10
 
-_REFUSED: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+_IN_UTC: Final = frozenset({"postgresql", "mysql", "mariadb", "sqlite"})
+"""Databases whose sessions, and so the clock in them, are in UTC."""
 
-# Unix time of the database's clock, in a session in UTC.
-_MYSQL: Final = "SELECT unix_timestamp(now(6))"
-_CLOCKS: Final = {
-    "postgresql": "SELECT extract(epoch FROM clock_timestamp())",
-    "mysql": _MYSQL,
-    "mariadb": _MYSQL,
-    "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400",
-}
+_REFUSED: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 # User names in messages of MySQL and MariaDB, with the client's address.
 _USER: Final = re.compile(r"'[^']*'@'[^']*'|(?<=\buser )'[^']*'", re.IGNORECASE)
-# Query parameters of database URLs that contain a database, a server or a user.
-_PARTS: Final = frozenset(
-    {"host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "unix_socket"}
-)
 
 
 def read_since(last: float | None, memory: float, now: float) -> float:
@@ -179,13 +171,12 @@ class Query:
         query = text(self._config.query)
         if "since" not in query.compile().params:
             return query
-        # Before the query: rows that it does not see yet are newer. For databases without a clock
-        # statement, use this machine's clock.
-        clock = _CLOCKS.get(connection.dialect.name)
-        self.started_at = (
-            float(connection.exec_driver_sql(clock).scalar_one()) if clock else time.time()
-        )
-        # Without a time zone, like most columns; the session is in UTC.
+        # Before the query: rows that it does not see yet are newer.
+        self.started_at = time.time()
+        if connection.dialect.name in _IN_UTC:
+            now = connection.execute(select(func.current_timestamp())).scalar_one()
+            self.started_at = now.replace(tzinfo=UTC).timestamp()
+        # Without a time zone, like most columns.
         moment = datetime.fromtimestamp(since(self.started_at), UTC).replace(tzinfo=None)
         return query.bindparams(bindparam("since", moment, type_=DateTime()))
 
@@ -350,9 +341,8 @@ def _session_settings(dialect: Dialect, timeout: float) -> list[str]:
 def _address_pattern(url: URL) -> re.Pattern[str]:
     """Return a regular expression for the parts of a database's address in a message."""
     values = [url.host, url.username, url.password, url.database, url.port]
-    for name in _PARTS & url.query.keys():
-        value = url.query[name]
-        values += (value if isinstance(value, str) else ",".join(value)).split(",")
+    for texts in url.normalized_query.values():  # may be servers and users, too
+        values += ",".join(texts).split(",")
     words = sorted({str(value) for value in values if value}, key=len, reverse=True)
     # Match whole words only; without words, match nothing.
     found = "|".join(map(re.escape, words)) or "(?!)"
@@ -403,55 +393,42 @@ class SqlSource(Source):
     ) -> None:
         with closing(SerialThread(status.name)) as thread:
             query = Query(config, context)
-            last = await self._cursor(query, config.interval)
             while True:
                 started = time.monotonic()
-                since = partial(read_since, last, context.memory)
-                if await self._run_once(query, thread, since, status):
-                    last = query.started_at
-                    status.succeed()
+                await self._run_once(query, thread, context.memory, status)
                 await asyncio.sleep(max(0.0, started + config.interval - time.monotonic()))
 
-    async def _cursor(self, query: Query, interval: float) -> float | None:
-        while True:
-            try:
-                return await self._tracker.cursor(query.source, query.digest)
-            except LedgerError:  # already counted and logged
-                await asyncio.sleep(interval)
-
     async def _run_once(
-        self,
-        query: Query,
-        thread: SerialThread,
-        since: Callable[[float], float],
-        status: SourceStatus,
-    ) -> bool:
-        """Run a query; return whether all rows were read and all valid calls added."""
+        self, query: Query, thread: SerialThread, memory: float, status: SourceStatus
+    ) -> None:
         problems, refused = Problems(query.source), Counter[str]()
-        batches = query.batches(since, problems)
-        failure = kind = ""
+        failure = ""
         try:
-            while (batch := await thread.submit(lambda: next(batches, None))) is not None:
-                calls = (NewCall(call.account, call.reference_id, call.labels) for call in batch)
-                refused += (await self._tracker.add(None, calls)).refused
-            if query.started_at is not None and not refused:
+            last = await self._tracker.cursor(query.source, query.digest)
+            batches = query.batches(partial(read_since, last, memory), problems)
+            try:
+                while (batch := await thread.submit(lambda: next(batches, None))) is not None:
+                    calls = (
+                        NewCall(call.account, call.reference_id, call.labels) for call in batch
+                    )
+                    refused += (await self._tracker.add(None, calls)).refused
+            finally:
+                # Close in the same thread, without waiting, because this task may be cancelled.
+                thread.submit(batches.close)
+            if refused:
+                failure = too_many(refused)
+            elif query.started_at is not None:
                 await self._tracker.move_cursor(query.source, query.digest, query.started_at)
         except (SourceError, LedgerError) as error:
-            failure = kind = str(error)
-        finally:
-            # Close in the same thread, without waiting, because this task may be cancelled.
-            thread.submit(batches.close)
-        if refused and not failure:
-            kind = f"of its calls exceed `watch.max_calls` (account {', '.join(sorted(refused))})"
-            failure = f"{refused.total()} {kind}"
-        # Compare problems without row numbers, which differ in each run.
+            failure = str(error)
+        if not failure:
+            status.succeed()
         bad_rows = problems.listed()
-        kinds = {f"{row.key.partition(']')[2]}: {row.message}" for row in bad_rows if row.line}
-        problem = failure or "\n".join(map(str, bad_rows))
-        if problem:
+        if problem := failure or "\n".join(map(str, bad_rows)):
             status.count_error()
-        status.report("", problem or None, {kind} if failure else kinds)
-        return not failure
+        # Compare problems without row numbers, which differ in each run.
+        kinds = {f"{row.key.partition(']')[2]}: {row.message}" for row in bad_rows if row.line}
+        status.report("", problem or None, {failure} if failure else kinds)
 
 
 def _source_name(config: SqlConfig) -> str:

@@ -12,8 +12,9 @@ from exporter.sources.file_watcher import FileWatcher, find, literals, matches, 
 
 
 def look(watcher: FileWatcher, *paths: Path, wait: bool = True) -> list[tuple[str, bool]]:
-    """Look, and read what lies still."""
-    changes = watcher.look(map(str, paths), wait=wait)
+    """Look at the files that exist, and read what lies still."""
+    found = {str(path): stat for path in paths if (stat := stat_file(str(path)))}
+    changes = watcher.compare(found, wait=wait)
     for change in changes:
         if change.settled:
             watcher.mark_read(change)
@@ -101,7 +102,8 @@ def test_what_was_not_read_well_is_read_again(tmp_path: Path) -> None:
 def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
     watcher, path = FileWatcher(), tmp_path / "a"
     path.write_text("1")
-    (change,) = watcher.look([str(path)], wait=False)
+    watcher.look([str(path)])
+    (change,) = watcher.look([str(path)])
     path.write_text("12")
     watcher.mark_read(change)
     assert look(watcher, path) == []

@@ -100,14 +100,14 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
             await until(lambda: status.errors > before + 1)
             sink.broken, sink.room = False, 0
             sink.named.clear()
-            full = "1 of its calls exceed `watch.max_calls` (account main)"
+            full = "some of its calls exceed `watch.max_calls` (account main)"
             await until(lambda: warnings(logs)[-1] == full)
         # Each of them is logged once, however often it is tried.
         assert [str(problem)[:30] for problem in warnings(logs)] == [
             "the database failed: unable to",
             "sql:orders:2: [1].reference_id",
             "the disk is full",
-            "1 of its calls exceed `watch.m",
+            "some of its calls exceed `watc",
         ]
         # A query that goes on under its name keeps its numbers; one that is gone is not shown.
         await configure(source, query, labels=[])
@@ -136,16 +136,17 @@ async def test_since_goes_on_with_what_was_read(tmp_path: Path) -> None:
         now = time.time()
         await configure(source, fast(file, select))
         (status,) = source.statuses
-        await until(lambda: len(sink.offered) > 3)
+        # The clock of SQLite has full seconds.
+        await until(lambda: len({*sink.offered}) > 2)
         moments = [datetime.fromisoformat(f"{found}Z").timestamp() for found in sink.offered]
         assert moments[0] == pytest.approx(now - 7 * DAY, abs=60)
         assert moments[1] == pytest.approx(now - OVERLAP, abs=60)
-        assert moments[1] < moments[2] < moments[3]
+        assert moments == sorted(moments)
         # Calls that could not be added have to be read again.
         for broken in (True, False):
             sink.broken, sink.room = broken, 0
-            before = status.errors
-            await until(lambda: status.errors > before + 3)  # noqa: B023 - awaited here
+            before, end = status.errors, time.monotonic() + 1.1
+            await until(lambda: status.errors > before + 1 and time.monotonic() > end)  # noqa: B023 - awaited here
             assert sink.offered[-1] == sink.offered[-2]
 
 
