@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -29,8 +27,8 @@ from exporter.esms.answers import Answer
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, ReferenceKey, reference_key
-from exporter.polling.circuit_breaker import GOOD, CircuitBreaker
-from exporter.polling.rate_limiter import RateLimiter
+from exporter.polling.circuit_breaker import GOOD
+from exporter.polling.poller import Poller, PollingSettings
 from exporter.polling.stats import AccountStats
 from exporter.signals import handled_signals
 
@@ -43,8 +41,8 @@ _PAUSES: Final = 12
 _RETRY_AFTER: Final = 1.0
 """Seconds until failed calls are polled again."""
 
-_LOOK_EVERY: Final = 0.01
-"""Seconds between checks whether the account may be polled."""
+_LOOK_EVERY: Final = 0.02
+"""Seconds between checks whether all calls have a result, or the account is paused."""
 
 # Outcomes after which a call is not polled again.
 _FINAL: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND, Outcome.AUTH, Outcome.API_ERROR})
@@ -137,7 +135,7 @@ def result_of(account: str, asked: ReferenceId, answer: Answer, now: float) -> L
 
 
 class _AccountLookup:
-    """Looks up calls of one account with its rate limit and the exporter's circuit breaker.
+    """Looks up calls of one account with a `Poller`, and is its provider, to report each answer.
 
     Polls each call once, and up to `TRIES` times if polls fail. Stops early after `_PAUSES`, or if
     the credentials are refused before any good answer.
@@ -151,79 +149,68 @@ class _AccountLookup:
         report: Report,
         report_pause: ReportPause,
     ) -> None:
-        self._account = account
-        self._report, self._report_pause = report, report_pause
+        self._name = account.name
         self._client = EsmsClient(account, config.polling.timeout, tls=config.tls)
-        self._limiter = RateLimiter(min(rate, account.rate_limit))
-        self._calls: dict[int, WatchedCall] = {}
-        self._breaker = CircuitBreaker(account.name, self._limiter, AccountStats(), self._calls)
-        self._clock = asyncio.get_running_loop().time
+        self._report, self._report_pause = report, report_pause
+        limits = min(rate, account.rate_limit), account.max_concurrency
+        settings = PollingSettings(_RETRY_AFTER, _RETRY_AFTER, GiveUpPolicy(), *limits)
+        self._bugs: list[BaseException] = []
+        self._poller = Poller(
+            account.name, self, settings, AccountStats(), lambda *_: None, self._bugs.append
+        )
+        self._calls: dict[ReferenceId, WatchedCall] = {}
         self._any_answered = False
         self._pauses = 0  # consecutive
-        self._paused_until = 0.0
+        self._paused_until = -math.inf
         self._failure: LookupResult | None = None
 
     async def run(self, calls: Sequence[ReferenceId]) -> None:
         """Look up the calls."""
-        now = time.time()
-        self._calls.update((row, WatchedCall(row, call, now)) for row, call in enumerate(calls))
+        now, poller = time.time(), self._poller
+        for row, asked in enumerate(calls):
+            self._calls[asked] = call = WatchedCall(row, asked, now)
+            poller.add(call)
         async with self._client:
-            for tries_left in reversed(range(TRIES)):
-                if not await self._poll_all(last=not tries_left) or not self._calls:
-                    break
-                await asyncio.sleep(_RETRY_AFTER)
-        for call in self._calls.values():
+            try:
+                poller.wake()
+                while poller.calls and not self._has_to_stop():  # noqa: ASYNC110 - pauses, too
+                    await asyncio.sleep(_LOOK_EVERY)
+            finally:
+                await poller.stop(0)
+        for call in poller.calls.values():
             if self._failure:
                 self._report(replace(self._failure, reference_id=call.reference_id, asked_at=None))
 
-    async def _poll_all(self, *, last: bool) -> bool:
-        """Poll each call; return False if polling has to stop."""
-        left, slots = deque(self._calls.values()), asyncio.Semaphore(self._account.max_concurrency)
-        async with asyncio.TaskGroup() as tasks:
-            while left:
-                await slots.acquire()
-                if not await self._may_poll():
-                    return False
-                # After failures, a random other call tells best whether the account works.
-                at = random.randrange(len(left)) if self._breaker.doubtful else 0  # noqa: S311
-                left.rotate(-at)
-                call = left.popleft()
-                left.rotate(at)
-                sent_at = self._clock()
-                self._limiter.sent(sent_at, poll=True)
-                self._breaker.sent()
-                polling = tasks.create_task(self._poll(call, sent_at, last=last))
-                polling.add_done_callback(lambda _: slots.release())
-        return True
-
-    async def _may_poll(self) -> bool:
-        """Wait until the next request is allowed; return False if the look-up has to stop."""
-        breaker = self._breaker
-        while (wait := breaker.wait(self._clock())) > 0:
-            if breaker.reason and self._failure and breaker.paused_until != self._paused_until:
-                self._paused_until = breaker.paused_until
-                self._pauses += 1
-                refused = breaker.reason is Outcome.AUTH and not self._any_answered
-                if refused or self._pauses >= _PAUSES:
-                    return False
-                self._report_pause(self._failure, self._paused_until - self._clock())
-            await asyncio.sleep(min(wait, _LOOK_EVERY))
-        return True
-
-    async def _poll(self, call: WatchedCall, sent_at: float, *, last: bool) -> None:
-        answer = await self._client.send_status(call.reference_id)
-        now = time.time()
-        result = result_of(self._account.name, call.reference_id, answer, now)
-        answer = answer._replace(outcome=result.outcome)
-        self._breaker.polled(call, answer, sent_at, self._clock(), now)
+    async def send_status(self, reference_id: ReferenceId) -> Answer:
+        """Poll a call, and report the result or the last failure."""
+        answer = await self._client.send_status(reference_id)
+        result = result_of(self._name, reference_id, answer, time.time())
         if result.answered:
             self._any_answered, self._pauses = True, 0
         else:
             self._failure = result
-        if result.outcome in _FINAL or last:
-            del self._calls[call.id]
-            self._breaker.forget(call.id)
+        call = self._calls[reference_id]
+        if result.outcome in _FINAL or call.polls + 1 >= TRIES:
+            self._poller.remove(call.id)
             self._report(result)
+        else:
+            # Even if `Retry-After` is longer: it may be about this call alone.
+            asyncio.get_running_loop().call_later(_RETRY_AFTER, self._poller.poll_now, call.id)
+        return answer
+
+    def _has_to_stop(self) -> bool:
+        if self._bugs:
+            raise self._bugs[0]
+        breaker = self._poller.breaker
+        if breaker.reason and self._failure and breaker.paused_until != self._paused_until:
+            self._paused_until = breaker.paused_until
+            self._pauses += 1
+            refused = breaker.reason is Outcome.AUTH and not self._any_answered
+            if refused or self._pauses >= _PAUSES:
+                return True
+            seconds = self._paused_until - asyncio.get_running_loop().time()
+            self._report_pause(self._failure, seconds)
+        return False
 
 
 async def look_up(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from exporter.calls import MAX_CALL_DURATION, CallState, Key, Result, Status
-from exporter.cli.lookup import ResultsFile
+from exporter.cli.lookup import results_file
 from exporter.errors import ResultsError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
@@ -98,16 +98,14 @@ def names(*ids: str) -> set[CallName]:
 
 
 def written(path: Path, *results: LookupResult) -> bytes:
-    file = ResultsFile(path)
-    file.write(results)
-    file.close()
+    with results_file(path) as file:
+        file.write(results)
     return path.read_bytes()
 
 
 def answered(path: Path) -> set[CallName]:
-    file = ResultsFile(path)
-    file.close()
-    return file.answered
+    with results_file(path) as file:
+        return file.answered
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])
@@ -167,8 +165,8 @@ def test_what_is_no_file_of_results_is_left_alone(
     path = tmp_path / name
     before = content.encode(errors="surrogateescape")
     path.write_bytes(before)
-    with pytest.raises(ResultsError, match=reason):
-        ResultsFile(path)
+    with pytest.raises(ResultsError, match=reason), results_file(path):
+        pass
     assert path.read_bytes() == before
 
 
@@ -180,22 +178,20 @@ def test_what_is_no_file_at_all(tmp_path: Path) -> None:
         ("pipe.csv", "Illegal seek"),
         ("missing/x.csv", "No such file"),
     ):
-        with pytest.raises(ResultsError, match=reason):
-            ResultsFile(tmp_path / name)
+        with pytest.raises(ResultsError, match=reason), results_file(tmp_path / name):
+            pass
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing_for_long(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     whole = written(path, GOOD)
-    file = ResultsFile(path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Room for a part of a line.
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
     try:
         with pytest.raises(ResultsError, match="File too large"):
-            file.write([BAD])
+            written(path, BAD)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        file.close()
     assert answered(path) == names("a")
     assert path.read_bytes() == whole

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import csv
 import fcntl
+import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -109,32 +110,30 @@ def lookup(
         raise click.UsageError("expected ids or --from-file")
     config = load_config(config_file)
     calls, problems = _read_calls(config, reference_ids, from_file, account)
-    asked, file, as_table = len(calls), None, not output_file and output in (None, "table")
-    if output_file:
-        file = ResultsFile(output_file)
-        calls = {name: call for name, call in calls.items() if name not in file.answered}
-    else:
-        click.echo(header(output, COLUMNS), nl=False)
-
-    def write(batch: Sequence[LookupResult]) -> None:
+    asked, as_table = len(calls), not output_file and output in (None, "table")
+    with results_file(output_file) if output_file else nullcontext() as file:
         if file:
-            file.write(batch)
-        elif not as_table:
-            click.echo("".join(line(output, result) for result in batch), nl=False)
+            calls = {name: call for name, call in calls.items() if name not in file.answered}
+        else:
+            click.echo(header(output, COLUMNS), nl=False)
 
-    # A progress bar would be drawn between the lines of results.
-    bar = file or (from_file and (as_table or not sys.stdout.isatty()))
-    ended, results = _look_up(config, calls, rate, write, bar=bool(bar))
-    if file:
-        file.close()
-    elif as_table:
+        def write(batch: Sequence[LookupResult]) -> None:
+            if file:
+                file.write(batch)
+            elif not as_table:
+                click.echo("".join(line(output, result) for result in batch), nl=False)
+
+        # A progress bar would be drawn between the lines of results.
+        bar = file or (from_file and (as_table or not sys.stdout.isatty()))
+        ended, results = _look_up(config, calls, rate, write, bar=bool(bar))
+    if as_table:
         order = {name: number for number, name in enumerate(calls)}
         results.sort(key=lambda result: order[result.name])
         one_account = len(config.accounts) == 1
         print_table(_TABLE, [_cells(result, one_account=one_account) for result in results])
     known = asked - len(calls)
     answered = known + sum(result.answered for result in results)
-    if file or answered < asked:
+    if output_file or answered < asked:
         click.echo(_summary(results, asked, answered, known), err=True)
     ctx.exit(0 if not problems and ended and answered == asked else 1)
 
@@ -200,50 +199,41 @@ def _look_up(
         return runner.run(look_up(config, calls, take, report_pause, rate)), results
 
 
+@contextmanager
+def results_file(path: Path) -> Iterator[ResultsFile]:
+    """Open a resumable output file, or create it; raise `ResultsError` if it cannot be used."""
+    try:
+        with path.open("a+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield ResultsFile(path, file)
+    except BlockingIOError:
+        raise ResultsError(f"{path}: is in use by another look-up") from None
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be used: {error.strerror}") from None
+
+
 class ResultsFile:
-    """A resumable output file.
+    """A resumable output file: CSV if its suffix is `.csv`, else JSON.
 
     An incomplete last line is removed. If a call has several lines, the last one counts.
-
-    Args:
-        path: CSV if its suffix is `.csv`, else JSON; created if missing.
 
     Attributes:
         answered: the calls that the file has results for.
 
     Raises:
-        ResultsError: the file is not usable or not a results file; methods raise it too.
+        ResultsError: it is not a results file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, file: io.FileIO) -> None:
+        self._file = file
         self._output = "csv" if path.suffix == ".csv" else "json"
         self.answered: set[CallName] = set()
-        with self._mapped_errors(), ExitStack() as stack:
-            self._file = stack.enter_context(path.open("a+b", buffering=0))
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ResultsError(f"{path}: is in use by another look-up") from None
-            self._read()
-            stack.pop_all()
-
-    def write(self, results: Iterable[LookupResult]) -> None:
-        """Append results. Blocking."""
-        self._append("".join(line(self._output, result) for result in results))
-
-    def close(self) -> None:
-        """Close it."""
-        with self._mapped_errors():
-            self._file.close()
-
-    def _read(self) -> None:
         first = header(self._output, COLUMNS)
         start = (first or '{"reference_id":').encode()
-        self._file.seek(0)
-        data = self._file.read()
+        file.seek(0)
+        data = file.read()
         if not (data.startswith(start) or start.startswith(data)):
-            raise ResultsError(f"{self._path}: is not a results file")
+            raise ResultsError(f"{path}: is not a results file")
         complete = data[: data.rfind(b"\n") + 1]
         for number, text in enumerate(complete.split(b"\n")[:-1], 1):
             if number == 1 and first:
@@ -251,14 +241,18 @@ class ResultsFile:
             try:
                 name, answered = self._parse(text)
             except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
-                message = f"{self._path}: is not a results file: line {number} is invalid"
+                message = f"{path}: is not a results file: line {number} is invalid"
                 raise ResultsError(message) from None
             self.answered.discard(name)
             if answered:
                 self.answered.add(name)
-        self._file.truncate(len(complete))
+        file.truncate(len(complete))
         if not complete:
             self._append(first)
+
+    def write(self, results: Iterable[LookupResult]) -> None:
+        """Append results. Blocking."""
+        self._append("".join(line(self._output, result) for result in results))
 
     def _parse(self, text: bytes) -> tuple[CallName, bool]:
         """Return the call of a line, and whether the line has a result."""
@@ -272,16 +266,8 @@ class ResultsFile:
 
     def _append(self, text: str) -> None:
         left = memoryview(text.encode())
-        with self._mapped_errors():
-            while left:
-                left = left[self._file.write(left) :]
-
-    @contextmanager
-    def _mapped_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ResultsError(f"{self._path}: cannot be used: {error.strerror}") from None
+        while left:
+            left = left[self._file.write(left) :]
 
 
 def _cells(result: LookupResult, *, one_account: bool) -> tuple[str, ...]:
