@@ -72,8 +72,8 @@ async def _with_pulse(work: Coroutine[Any, Any, None]) -> None:  # Any: as async
 
 
 def main() -> None:
-    run = command._run  # noqa: SLF001 - the one place where the command line starts the loop
-    command._run = lambda work: run(_with_pulse(work))  # noqa: SLF001
+    run = command.run_process  # the one place where the command line starts the loop
+    command.run_process = lambda work: run(_with_pulse(work))
     cli.main()
 
 

@@ -12,15 +12,21 @@ from importlib import import_module
 from typing import Final
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    add_completion_class,
+    get_completion_class,
+)
 
 import exporter
-from exporter.cli import completion as _completion  # noqa: F401 - completes for bash
 from exporter.errors import ExporterError
+
+_NAME: Final = "esms-exporter"
 
 _MODULES: Final = {
     "run": "run",
-    "demo": "run",
+    "demo": "demo",
     "check": "checks",
     "backup": "checks",
     "health": "health",
@@ -29,7 +35,6 @@ _MODULES: Final = {
     "canary": "canary",
     "callback-url": "checks",
     "schema": "checks",
-    "completion": "completion",
     "simulate": "simulate",
 }
 """Module of `exporter.cli` for each command, imported on demand: importing all of them takes a
@@ -41,12 +46,12 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of all commands."""
-        return sorted(_MODULES)
+        return sorted({*_MODULES, *self.commands})
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, or None for an unknown name."""
         if cmd_name not in _MODULES:
-            return None
+            return super().get_command(ctx, cmd_name)
         module = import_module(f"exporter.cli.{_MODULES[cmd_name]}")
         command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)  # noqa: S101 - they are made so
@@ -68,9 +73,34 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands)
-@click.version_option(exporter.__version__, prog_name="esms-exporter")
+@click.version_option(exporter.__version__, prog_name=_NAME)
 def commands() -> None:
     """Prometheus exporter for voice calls placed through the eSMS API."""
+
+
+class _Bash(BashComplete):
+    """Completion for bash, which splits `--option=value` into three words."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        args, incomplete = super().get_completion_args()
+        kept = [
+            word
+            for before, word in zip(["", *args], args, strict=False)
+            if not (word == "=" and before.startswith("--"))
+        ]
+        return kept, incomplete
+
+
+add_completion_class(_Bash)
+
+
+@commands.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL."""
+    kind = get_completion_class(shell)
+    assert kind  # noqa: S101 - one of click's own
+    click.echo(kind(commands, {}, _NAME, "_ESMS_EXPORTER_COMPLETE").source())
 
 
 _UNWRITABLE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -104,7 +134,7 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        commands.main(prog_name="esms-exporter")
+        commands.main(prog_name=_NAME)
     except (ExporterError, OSError) as error:
         problem = str(error)
         if isinstance(error, OSError):
@@ -113,5 +143,5 @@ def main() -> None:
             problem = f"the output cannot be written: {error.strerror}"
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at the exit
         with suppress(OSError):  # the exit code also shows the failure
-            click.echo(f"esms-exporter: {problem}", err=True)
+            click.echo(f"{_NAME}: {problem}", err=True)
         sys.exit(1)

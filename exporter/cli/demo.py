@@ -1,4 +1,4 @@
-"""The demo: an exporter with a simulated API and a generator of calls."""
+"""The command `demo`: an exporter with a simulated API and a generator of calls."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import click
 import structlog
 
 from exporter.app import App
+from exporter.cli import options
+from exporter.cli.run import run_process
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -28,6 +30,7 @@ from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
 from exporter.ledger.types import NewCall
+from exporter.logs import LogFormat, configure_logging
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Simulator
 from exporter.web.server import WebOptions
@@ -71,19 +74,24 @@ def configuration(url: str, folder: Path) -> Config:
     )
 
 
-async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
-    """Run the simulated API, the generator of calls, and the exporter.
+@click.command()
+@options.listen
+@options.log_level
+@options.log_format
+def demo(addresses: Sequence[ListenAddress], log_level: str, log_format: LogFormat) -> None:
+    """Run an exporter with a simulated API; needs no keys and no configuration."""
+    configure_logging(log_level, log_format)
+    run_process(_serve(addresses))
 
-    Raises:
-        ExporterError: the exporter could not start.
-    """
+
+async def _serve(addresses: Sequence[ListenAddress]) -> None:
     with tempfile.TemporaryDirectory(prefix="esms-exporter-demo-") as folder:
-        async with Simulator(accounts=(*ACCOUNTS, REFUSED), seed=seed, speed=SPEED) as simulator:
+        async with Simulator(accounts=(*ACCOUNTS, REFUSED), speed=SPEED) as simulator:
             config = configuration(simulator.url, Path(folder))
 
             async def beside(service: App, listening: Sequence[str]) -> AsyncIterator[None]:
                 click.echo(_where_to_look(listening, simulator))
-                calls = asyncio.create_task(_place_calls(service, config, seed))
+                calls = asyncio.create_task(_place_calls(service, config))
                 try:
                     yield
                 finally:
@@ -94,7 +102,7 @@ async def demo(addresses: Sequence[ListenAddress], *, seed: int = 0) -> None:
             await Daemon(lambda: config, WebOptions(addresses), beside=beside).run()
 
 
-async def _place_calls(service: App, config: Config, seed: int) -> None:
+async def _place_calls(service: App, config: Config) -> None:
     """Place calls until cancelled, as a user's program would."""
 
     async def watch(account: Account, text: str, campaign: str) -> None:
@@ -103,7 +111,7 @@ async def _place_calls(service: App, config: Config, seed: int) -> None:
 
     # The calls of the refused account were placed before its keys were revoked.
     await watch(REFUSED, "505139D7-54F8-48A9-88FA-9460A78731DD", "otp")
-    rng, outcome = random.Random(seed), Outcome.OK  # noqa: S311 - the same calls each time
+    rng, outcome = random.Random(0), Outcome.OK  # noqa: S311 - the same calls each time
     async with AsyncExitStack() as stack:
         clients = {
             account.name: await stack.enter_async_context(EsmsClient(account, TIMEOUT))

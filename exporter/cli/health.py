@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from itertools import product
@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from exporter.cli import options
-from exporter.errors import ConfigError, RemoteExporterError
+from exporter.errors import RemoteExporterError
 from exporter.web.sockets import ListenAddress
 
 PROGRAM: Final = "esms-exporter"
@@ -34,24 +34,7 @@ def options_of(command_line: bytes) -> list[str]:
     return words[names.index(PROGRAM) + 1 :] if PROGRAM in names else []
 
 
-def schemes_of(web_config: Path | None) -> Sequence[str]:
-    """Return the schemes to try, the more likely one first.
-
-    The exporter may still run with an earlier version of the web configuration file.
-    """
-    if web_config is None:
-        return ("http",)
-    # Imported only if needed: the import takes most of a second.
-    from exporter.web.web_config import load_web_config  # noqa: PLC0415
-
-    try:
-        secured = load_web_config(web_config).tls_server_config is not None
-    except ConfigError:
-        secured = True
-    return ("https", "http") if secured else ("http", "https")
-
-
-def check_listener(address: ListenAddress, schemes: Sequence[str]) -> None:
+def check_listener(address: ListenAddress, schemes: Iterable[str]) -> None:
     """Check that an exporter responds at an address, even with 401 or a TLS alert.
 
     Raises:
@@ -107,6 +90,8 @@ def health(
             started = options_of(Path("/proc/1/cmdline").read_bytes())
             params = health.make_context("health", started).params
             addresses, web_config = params["addresses"], params["web_config"]
+    # The web configuration in use may be older than the file, which may not even be readable here.
+    schemes = ("https", "http") if web_config else ("http",)
     for address in addresses:
-        check_listener(address, schemes_of(web_config))
+        check_listener(address, schemes)
     click.echo("healthy")

@@ -1,8 +1,7 @@
-"""The commands that run an exporter: `run`, and `demo` with a simulated API."""
+"""The command `run`: run an exporter."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Coroutine, Sequence
@@ -13,8 +12,7 @@ import click
 import uvloop
 
 from exporter.cli import options
-from exporter.cli.demo import demo as serve_demo
-from exporter.config import Config, NamedFiles, load_config
+from exporter.config import load_config
 from exporter.daemon import Daemon
 from exporter.logs import EXIT_TIMEOUT, STANDARD_ERROR, LogFormat, configure_logging
 from exporter.sources.configuration import ConfigFile
@@ -116,7 +114,7 @@ def run(  # noqa: PLR0913 - an argument for each option
 ) -> None:
     """Run the exporter (the default command)."""
     configure_logging(log_level, log_format)
-    file = ConfigFile(config_file, _load)
+    file = ConfigFile(config_file, lambda path, files: load_config(path, files=files))
     external_path, prefix = web_paths(external_url, route_prefix)
     web = WebOptions(
         addresses,
@@ -131,26 +129,16 @@ def run(  # noqa: PLR0913 - an argument for each option
     async def serve() -> None:
         await Daemon(file.load, web, changed=file.changed if auto_reload else None).run()
 
-    _run(serve())
+    run_process(serve())
 
 
-@click.command()
-@options.listen
-@options.log_level
-@options.log_format
-def demo(addresses: Sequence[ListenAddress], log_level: str, log_format: LogFormat) -> None:
-    """Run an exporter with a simulated API; needs no keys and no configuration."""
-    configure_logging(log_level, log_format)
-    _run(serve_demo(addresses))
+def run_process(work: Coroutine[Any, Any, None]) -> None:  # Any: what asyncio yields and sends
+    """Run an exporter, and exit."""
 
-
-def _load(path: Path, files: NamedFiles) -> Config:
-    return load_config(path, files=files)
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:  # Any: the types that asyncio yields and sends
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
+    async def run_and_exit() -> None:
+        await work
         # Everything is stopped: do not wait for a blocked thread, such as one in a DNS look-up.
         STANDARD_ERROR.drain(EXIT_TIMEOUT)
         os._exit(0)
+
+    uvloop.run(run_and_exit())

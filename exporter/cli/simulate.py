@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Final
 
 import click
 
+from exporter.cli.options import ADDRESS, PATH
+from exporter.signals import handled_signals
 from exporter.simulator import ACCOUNT, TEMPLATES, Account, Simulator, describe
 from exporter.web.sockets import ListenAddress
 
@@ -21,13 +22,6 @@ DEFAULT_ACCOUNTS: Final = (
     Account("backup", "SIMULATED-API-KEY-BACKUP", "SIMULATED-SECRET-KEY-BACKUP", tps=5),
 )
 ACCOUNT_FORMAT: Final = "NAME:API_KEY:SECRET_KEY[:TPS]"
-
-
-def _address(_: click.Context, __: click.Parameter, value: str) -> ListenAddress:
-    try:
-        return ListenAddress.parse(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[Account]:
@@ -47,7 +41,7 @@ def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> l
 
 @click.command(context_settings={"show_default": True})
 @click.option(
-    "--listen", callback=_address, metavar="ADDRESS", default=LISTEN, help="Address to listen on."
+    "--listen", type=ADDRESS, metavar="ADDRESS", default=LISTEN, help="Address to listen on."
 )
 @click.option(
     "--account",
@@ -58,12 +52,8 @@ def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> l
     help="An account and its requests per second; may be repeated.  [default: two sample accounts]",
 )
 @click.option("--seed", type=int, default=0, help="Seed of the random results of calls.")
-@click.option("--tls-cert-file", type=click.Path(path_type=Path), help="Certificate for HTTPS.")
-@click.option(
-    "--tls-key-file",
-    type=click.Path(path_type=Path),
-    help="Key of the certificate, if it is in another file.",
-)
+@click.option("--tls-cert-file", type=PATH, help="Certificate for HTTPS.")
+@click.option("--tls-key-file", type=PATH, help="Key of the certificate, if it is in another file.")
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
@@ -121,11 +111,10 @@ async def _serve(simulator: Simulator) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     # Before the banner is printed: a program that reads it may send a signal at once.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with simulator:
-        click.echo(_banner(simulator))
-        await stop.wait()
+    with handled_signals(stop.set):
+        async with simulator:
+            click.echo(_banner(simulator))
+            await stop.wait()
 
 
 def _banner(simulator: Simulator) -> str:
