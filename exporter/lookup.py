@@ -135,7 +135,7 @@ def result_of(account: str, asked: ReferenceId, answer: Answer, now: float) -> L
 
 
 class _AccountLookup:
-    """Looks up calls of one account with a `Poller`, and is its provider, to report each answer.
+    """Looks up calls of one account with a `Poller`, and reports each answer.
 
     Polls each call once, and up to `TRIES` times if polls fail. Stops early after `_PAUSES`, or if
     the credentials are refused before any good answer.
@@ -156,7 +156,7 @@ class _AccountLookup:
         settings = PollingSettings(_RETRY_AFTER, _RETRY_AFTER, GiveUpPolicy(), *limits)
         self._bugs: list[BaseException] = []
         self._poller = Poller(
-            account.name, self, settings, AccountStats(), lambda *_: None, self._bugs.append
+            account.name, self._poll, settings, AccountStats(), lambda *_: None, self._bugs.append
         )
         self._calls: dict[ReferenceId, WatchedCall] = {}
         self._any_answered = False
@@ -181,7 +181,7 @@ class _AccountLookup:
             if self._failure:
                 self._report(replace(self._failure, reference_id=call.reference_id, asked_at=None))
 
-    async def send_status(self, reference_id: ReferenceId) -> Answer:
+    async def _poll(self, reference_id: ReferenceId) -> Answer:
         """Poll a call, and report the result or the last failure."""
         answer = await self._client.send_status(reference_id)
         result = result_of(self._name, reference_id, answer, time.time())
