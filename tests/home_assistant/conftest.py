@@ -8,9 +8,9 @@ import pytest
 import pytest_asyncio
 
 from exporter.config import HomeAssistantConfig
-from exporter.simulator import Account, Simulator
+from exporter.simulator import Simulator
 from tests.brokers import Mosquitto, mosquitto
-from tests.home_assistant.bench import Bench
+from tests.notify.bench import ACCOUNTS, Bench
 
 # For those who have one: a Python with `homeassistant` 2024.11 or newer, named by this variable.
 collect_ignore = [] if os.environ.get("HOME_ASSISTANT_PYTHON") else ["test_real.py"]
@@ -18,7 +18,7 @@ collect_ignore = [] if os.environ.get("HOME_ASSISTANT_PYTHON") else ["test_real.
 
 @pytest_asyncio.fixture
 async def simulator() -> AsyncIterator[Simulator]:
-    async with Simulator(accounts=[Account("main", "key", "s"), Account("b.1", "kb", "s")]) as it:
+    async with Simulator(accounts=ACCOUNTS) as it:
         yield it
 
 
@@ -30,8 +30,8 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 
 @pytest_asyncio.fixture
 async def bench(simulator: Simulator, broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Bench]:
-    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
-    bench = Bench(simulator, ledger, HomeAssistantConfig(url=broker.url))
+    config = HomeAssistantConfig(url=broker.url)
+    bench = Bench(simulator, f"sqlite:///{tmp_path}/ledger.db", home_assistant=config)
     await bench.start()
     yield bench
     await bench.stop()

@@ -21,12 +21,12 @@ from exporter.config.validation import LoadContext
 from exporter.errors import BrokerAwayError, BrokerError
 from exporter.home_assistant.integration import ExposedAccounts, Publisher
 from exporter.home_assistant.payloads import MqttStats, Topics
+from exporter.notify.home_assistant import NAME
 from exporter.secrets import Secret
 from exporter.simulator import Simulator
 from tests import subprocesses
 from tests.brokers import PASSWORD, Mosquitto, listening, mosquitto
-from tests.e2e.processes import Exporter
-from tests.home_assistant.bench import Bench
+from tests.notify.bench import Bench
 from tests.programs import program
 from tests.waiting import deadline, until
 from tests.web.certificates import Certificates
@@ -109,11 +109,10 @@ class Publishing:
 async def exporting(
     simulator: Simulator, folder: Path, config: HomeAssistantConfig
 ) -> AsyncIterator[Bench]:
-    bench = Bench(simulator, f"sqlite:///{folder / 'ledger.db'}", config)
+    bench = Bench(simulator, f"sqlite:///{folder}/ledger.db", home_assistant=config)
     await bench.start()
     try:
         yield bench
-        assert bench.service.supervisor.failure is None
     finally:
         await bench.stop()
 
@@ -286,12 +285,10 @@ async def test_a_broker_that_stands_still_delays_nothing(
 ) -> None:
     async with exporting(simulator, tmp_path, HomeAssistantConfig(url=broker.url)) as bench:
         await bench.change(shutdown_timeout=1e6)
-        await until(lambda: bench.connected == 1)
-        await bench.pause(1)
+        await until(lambda: bench.value("esms_mqtt_connected") == 1)
+        await asyncio.sleep(1)
         broker.signal(signal.SIGSTOP)
-        for number in range(20):
-            await bench.finish(f"call-{number}")
-        await until(lambda: bench.service.calls.count == 0)
+        await bench.finish(*(f"call-{number}" for number in range(20)))
         async with deadline():
             await bench.stop()
 
@@ -377,30 +374,6 @@ async def test_an_exporter_that_cannot_say_goodbye_is_unavailable(broker: Mosqui
         await until(lambda: listener.kept[AVAILABILITY] == b"offline")
 
 
-async def test_an_exporter_that_is_killed_is_not_available_and_comes_back(
-    simulator: Simulator, broker: Mosquitto, tmp_path: Path
-) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        f"accounts: [{{name: main, api_key: key, secret_key: s, base_url: '{simulator.url}'}}]\n"
-        f"balance: {{interval: 0}}\n"
-        f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
-        f"home_assistant: {{url: '{broker.url}', username: u, password: {PASSWORD}}}\n"
-    )
-    async with listening(broker.port) as listener:
-        for end in ("kill", "stop"):
-            exporter = Exporter(config, "--log.level=debug")
-            await exporter.start()
-            await exporter.ready()
-            await until(lambda: listener.kept.get(AVAILABILITY) == b"online")
-            metrics = await exporter.scrape()
-            assert metrics["esms_mqtt_connected", frozenset()] == 1
-            await (exporter.kill() if end == "kill" else exporter.stop())
-            await until(lambda: listener.kept.get(AVAILABILITY) == b"offline")
-            assert PASSWORD not in exporter.output
-            assert "Traceback" not in exporter.output
-
-
 @asynccontextmanager
 async def cutting(port: int, poison: bytes) -> AsyncIterator[int]:
     """Stand before a broker, and cut each connection on which this is said."""
@@ -435,13 +408,12 @@ async def test_an_event_that_breaks_the_connection_blocks_no_other_one(
             listening(broker.port) as listener,
             exporting(simulator, tmp_path, config) as bench,
         ):
-            await until(lambda: bench.connected == 1)
+            await until(lambda: bench.value("esms_mqtt_connected") == 1)
             names = ["poison", *(f"call-{number}" for number in range(25))]
-            for name in names:
-                await bench.finish(name)
+            await bench.finish(*names)
             await until(
                 lambda: {event["reference_id"] for event in listener.said(EVENTS)} == {*names[1:]}
             )
-            await until(lambda: bench.events("gave_up") == 1)
+            await until(lambda: bench.done("gave_up", NAME) == 1)
             await until(lambda: STATE in listener.kept)
             await until(lambda: listener.json(STATE)["success_today"] == len(names))

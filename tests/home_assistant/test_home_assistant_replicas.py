@@ -7,7 +7,7 @@ from exporter.home_assistant.payloads import Topics
 from exporter.simulator import Plan, Simulator
 from tests.brokers import Mosquitto, listening
 from tests.databases import Server
-from tests.home_assistant.bench import Bench
+from tests.notify.bench import Bench
 from tests.waiting import until
 
 AVAILABILITY = "esms-exporter/availability"
@@ -21,7 +21,8 @@ async def test_one_publishes_the_accounts_and_each_event_is_published_once(
 ) -> None:
     with server.database() as url:
         ledger = url.replace("postgresql+psycopg:", "postgresql:")
-        benches = [Bench(simulator, ledger, HomeAssistantConfig(url=broker.url)) for _ in range(2)]
+        config = HomeAssistantConfig(url=broker.url)
+        benches = [Bench(simulator, ledger, home_assistant=config) for _ in range(2)]
         first, second = benches
         try:
             async with listening(broker.port) as listener:
@@ -31,7 +32,7 @@ async def test_one_publishes_the_accounts_and_each_event_is_published_once(
                 if "main" in second.service.accounts:
                     first, second = second, first
                 await until(lambda: STATE in listener.kept and OTHER in listener.kept)
-                await until(lambda: second.connected == 1)
+                await until(lambda: second.value("esms_mqtt_connected") == 1)
                 for number in range(40):
                     simulator.add_call("main", f"call-{number}", Plan(sent=15))
                     await benches[number % 2].watch(f"call-{number}")
@@ -43,7 +44,8 @@ async def test_one_publishes_the_accounts_and_each_event_is_published_once(
 
                 listener.heard.clear()
                 await first.stop()
-                await second.finish("after")
+                simulator.add_call("main", "after", Plan())
+                await second.watch("after")
                 await until(lambda: listener.json(STATE)["success_today"] == 41)
                 # Nobody was told that nobody tells.
                 assert (AVAILABILITY, b"offline") not in listener.heard

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import asyncio
+
 from structlog.testing import capture_logs
 
 from exporter.config import BalanceConfig
 from exporter.home_assistant.payloads import device_of
+from exporter.notify.home_assistant import NAME
 from exporter.simulator import Account, AccountState, Plan
 from tests.brokers import Mosquitto, listening
-from tests.home_assistant.bench import Bench
+from tests.notify.bench import Bench
 from tests.samples import samples
 from tests.waiting import until
 
@@ -18,14 +21,20 @@ EVENTS = "esms-exporter/main/finished"
 FAILED = Plan(sent_result=0, call_status="FAILED")
 
 
+async def tell(bench: Bench, **update: object) -> None:
+    """Change the section `home_assistant`."""
+    assert bench.config.home_assistant
+    await bench.change(home_assistant=bench.config.home_assistant.model_copy(update=update))
+
+
 async def test_an_account_is_a_device_and_a_call_an_event(bench: Bench, broker: Mosquitto) -> None:
     async with listening(broker.port) as listener:
         await until(lambda: CONFIG in listener.kept and STATE in listener.kept)
         assert listener.json(CONFIG)["dev"]["name"] == "eSMS main"
         assert listener.kept[AVAILABILITY] == b"online"
-        assert bench.connected == 1
+        assert bench.value("esms_mqtt_connected") == 1
         assert listener.json(STATE)["credentials"] is None
-        await bench.finish("a", FAILED, campaign="emergency")
+        await bench.finish("a", plan=FAILED, campaign="emergency")
         await until(lambda: listener.json(STATE)["failure_today"] == 1)
         (event,) = listener.said(EVENTS)
         assert event.pop("finished_at") == listener.json(STATE)["last_failure"]
@@ -42,7 +51,7 @@ async def test_an_account_is_a_device_and_a_call_an_event(bench: Bench, broker: 
         assert (state["credentials"], state["connectivity"]) == ("OFF", "ON")
         assert state["success_ratio"] == 0
         assert state["failure"] == {"reference_id": "a", "result": "failure", "status": "failed"}
-        assert bench.messages("event", "published") == 1
+        assert bench.value("esms_mqtt_messages_total", kind="event", outcome="published") == 1
         async with listening(broker.port) as later:
             await until(lambda: STATE in later.kept)
             assert EVENTS not in later.kept  # or each start of Home Assistant would tell it again
@@ -57,7 +66,7 @@ async def test_what_has_not_changed_is_not_said_again(bench: Bench, broker: Mosq
         await bench.finish("a")
         await until(lambda: listener.json(STATE)["success_today"] == 1)
         heard = len(listener.heard)
-        await bench.pause(2.5)
+        await asyncio.sleep(2.5)
         assert len(listener.heard) == heard
 
 
@@ -67,7 +76,7 @@ async def test_all_is_said_again_when_home_assistant_has_started(
     async with listening(broker.port) as listener:
         await until(lambda: STATE in listener.kept and CONFIG in listener.kept)
         await listener.say("homeassistant/status", "offline")
-        await bench.pause(1.5)
+        await asyncio.sleep(1.5)
         listener.heard.clear()
         await listener.say("homeassistant/status", "online")
         topics = {CONFIG, STATE, AVAILABILITY}
@@ -107,12 +116,11 @@ async def test_an_account_that_goes_takes_its_device_along(bench: Bench, broker:
 async def test_accounts_may_be_chosen(bench: Bench, broker: Mosquitto) -> None:
     async with listening(broker.port) as listener:
         await until(lambda: CONFIG in listener.kept)
-        await bench.tell(accounts=("b.1",))
+        await tell(bench, accounts=("b.1",))
         await until(lambda: CONFIG not in listener.kept)
         await until(lambda: listener.kept[AVAILABILITY] == b"online")
         await bench.finish("a")
-        await until(lambda: bench.service.calls.count == 0)
-        await bench.tell(accounts=None)
+        await tell(bench, accounts=None)
         await until(lambda: CONFIG in listener.kept)
         assert listener.said(EVENTS) == []
 
@@ -120,7 +128,7 @@ async def test_accounts_may_be_chosen(bench: Bench, broker: Mosquitto) -> None:
 async def test_other_topics_are_gone_over_to(bench: Bench, broker: Mosquitto) -> None:
     async with listening(broker.port) as listener:
         await until(lambda: CONFIG in listener.kept)
-        await bench.tell(topic_prefix="voice/one", discovery_prefix="ha")
+        await tell(bench, topic_prefix="voice/one", discovery_prefix="ha")
         new = "ha/device/voice_one/main/config"
         await until(lambda: new in listener.kept)
         assert {CONFIG, STATE}.isdisjoint(listener.kept)
@@ -134,13 +142,11 @@ async def test_without_a_broker_there_are_no_series(bench: Bench) -> None:
 
 
 async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosquitto) -> None:
-    await until(lambda: bench.connected == 1)
+    await until(lambda: bench.value("esms_mqtt_connected") == 1)
     with capture_logs() as logs:
         broker.stop()
-        await until(lambda: bench.connected == 0)
-        for number in range(30):
-            await bench.finish(f"call-{number:02}", FAILED)
-        await until(lambda: bench.service.calls.count == 0)
+        await until(lambda: bench.value("esms_mqtt_connected") == 0)
+        await bench.finish(*(f"call-{number:02}" for number in range(30)), plan=FAILED)
         broker.start()
         async with listening(broker.port) as listener:
             await until(lambda: len(listener.said(EVENTS)) == 30)
@@ -148,8 +154,8 @@ async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosqui
             assert listener.json(STATE)["failure_today"] == 30
             told = [event["reference_id"] for event in listener.said(EVENTS)]
     assert sorted(told) == [f"call-{number:02}" for number in range(30)]
-    assert bench.messages("event", "published") == 30
-    assert bench.errors >= 1
+    assert bench.value("esms_mqtt_messages_total", kind="event", outcome="published") == 30
+    assert bench.value("esms_mqtt_connection_errors_total") >= 1
     problems = [line for line in logs if line["event"] == "MQTT connection failed"]
     assert 1 <= len(problems) <= 3  # each once: it broke, and then it is refused
 
@@ -157,16 +163,15 @@ async def test_calls_wait_for_a_broker_that_is_away(bench: Bench, broker: Mosqui
 async def test_events_survive_a_restart_while_the_broker_is_away(
     bench: Bench, broker: Mosquitto
 ) -> None:
-    await until(lambda: bench.connected == 1)
+    await until(lambda: bench.value("esms_mqtt_connected") == 1)
     broker.stop()
-    await until(lambda: bench.connected == 0)
+    await until(lambda: bench.value("esms_mqtt_connected") == 0)
     await bench.finish("a")
-    await until(lambda: bench.service.calls.count == 0)
     await bench.restart()
-    assert bench.events("delivered") == 0
+    assert bench.done("delivered", NAME) == 0
     broker.start()
     async with listening(broker.port) as listener:
-        await until(lambda: bench.events("delivered") == 1)
+        await until(lambda: bench.done("delivered", NAME) == 1)
         await until(lambda: [one["reference_id"] for one in listener.said(EVENTS)] == ["a"])
         # The device is described before, or Home Assistant would not listen yet.
         heard = [topic for topic, _ in listener.heard]
@@ -188,7 +193,6 @@ async def test_a_stop_says_goodbye_and_the_next_start_sends_what_is_left(
     async with listening(broker.port) as listener:
         await until(lambda: STATE in listener.kept)
         await bench.finish("a")
-        await until(lambda: bench.service.calls.count == 0)
         await bench.stop()
         await until(lambda: listener.kept[AVAILABILITY] == b"offline")
         assert CONFIG in listener.kept  # it comes back

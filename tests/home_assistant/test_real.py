@@ -16,7 +16,7 @@ from exporter.simulator import Plan
 from tests import subprocesses
 from tests.brokers import Mosquitto
 from tests.docs import pages
-from tests.home_assistant.bench import Bench
+from tests.notify.bench import Bench
 from tests.waiting import deadline
 
 PYTHON = os.environ.get("HOME_ASSISTANT_PYTHON", "")
@@ -83,10 +83,10 @@ async def test_a_real_home_assistant(bench: Bench, broker: Mosquitto, tmp_path: 
         assert state(known, "sensor.esms_main_success_ratio_of_the_last_hour") == "unknown"
         assert state(known, "binary_sensor.esms_main_credentials") == "unknown"
 
-        await bench.finish("fine", Plan(), campaign="emergency")
-        await bench.finish("other", Plan(sent_result=0, call_status="FAILED"), campaign="otp")
-        await bench.finish("bare", Plan(sent_result=0, call_status="FAILED"))
-        await bench.finish("rang", Plan(call_status="NO_ANSWERED"), campaign="emergency")
+        await bench.finish("fine", plan=Plan(), campaign="emergency")
+        await bench.finish("other", plan=Plan(sent_result=0, call_status="FAILED"), campaign="otp")
+        await bench.finish("bare", plan=Plan(sent_result=0, call_status="FAILED"))
+        await bench.finish("rang", plan=Plan(call_status="NO_ANSWERED"), campaign="emergency")
         known = await home.until(lambda known: len(known["notified"]) == 1)
         assert known["notified"][0] == {
             "title": "An emergency call was not answered",

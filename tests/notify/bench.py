@@ -1,10 +1,9 @@
-"""A whole exporter that notifies a receiver of the calls of a stand-in for the provider."""
+"""An exporter in the process of the test, and the configuration that it loads."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from exporter.app import App
@@ -20,10 +19,12 @@ from exporter.config import (
 from exporter.ids import reference_id
 from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
-from exporter.simulator import Plan, Simulator
+from exporter.simulator import Account, Plan, Simulator
 from tests.notify.receiver import SECRET, Receiver
 from tests.samples import value
 from tests.waiting import until
+
+ACCOUNTS = (Account("main", "key", "s"), Account("b.1", "kb", "s"))
 
 
 def target(name: str, receiver: Receiver, **more: Any) -> NotifyConfig:  # Any: of its keys
@@ -32,76 +33,87 @@ def target(name: str, receiver: Receiver, **more: Any) -> NotifyConfig:  # Any: 
 
 
 class Bench:
-    """An exporter that notifies a receiver of the calls of a simulator."""
+    """An exporter that notifies others of the calls of a simulator.
 
-    def __init__(self, simulator: Simulator, folder: Path, *targets: NotifyConfig) -> None:
+    Args:
+        simulator: with the accounts above.
+        ledger: its URL.
+        sections: of the configuration.
+    """
+
+    def __init__(self, simulator: Simulator, ledger: str, **sections: Any) -> None:  # Any: theirs
         self.simulator = simulator
-        self.ledger = folder / "ledger.db"
-        account = AccountConfig(
-            name="main",
-            api_key=Secret("key"),
-            secret_key=Secret("s"),
-            base_url=simulator.url,
-            rate_limit=10_000,
-        )
+        accounts = [
+            AccountConfig(
+                name=account.name,
+                api_key=Secret(account.api_key),
+                secret_key=Secret(account.secret_key),
+                base_url=simulator.url,
+                balance_url=simulator.url,
+                rate_limit=10_000,
+            )
+            for account in ACCOUNTS
+        ]
         self.config = Config(
-            accounts=(account,),
-            balance=BalanceConfig(interval=0.0),
+            accounts=tuple(accounts),
+            balance=BalanceConfig(interval=0),
             polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=60),
             watch=WatchConfig(labels=("campaign",)),
-            ledger=LedgerConfig(url=f"sqlite:///{self.ledger}"),
-            shutdown_timeout=60.0,
-            notify=targets,
+            ledger=LedgerConfig(url=Secret(ledger), heartbeat=4),
+            shutdown_timeout=60,
+            **sections,
         )
-        self.service: App | None = None
+        self._running: App | None = None
 
     @property
-    def running(self) -> App:
-        assert self.service is not None
-        return self.service
+    def service(self) -> App:
+        assert self._running is not None
+        return self._running
 
     async def start(self) -> None:
-        self.service = App(lambda: self.config)
+        self._running = App(lambda: self.config)
         await self.service.open()
         await self.service.start()
 
     async def stop(self) -> None:
-        if self.service is not None:
-            service, self.service = self.service, None
+        """Stop the exporter, if that was not done."""
+        if self._running is not None:
+            service, self._running = self._running, None
             await service.stop()
             assert service.supervisor.failure is None
 
-    def notify(self, *targets: NotifyConfig) -> None:
-        """Tell others from the next reload on."""
-        self.config = self.config.model_copy(update={"notify": targets})
+    async def restart(self) -> None:
+        """Stop the exporter, and start another one on its ledger."""
+        await self.stop()
+        await self.start()
 
-    async def finish(self, *names: str, plan: Plan | None = None, campaign: str = "otp") -> None:
+    async def change(self, **update: object) -> None:
+        """Change sections of the configuration, and have it reloaded."""
+        self.config = self.config.model_copy(update=update)
+        await self.service.reload()
+
+    async def finish(self, *names: str, plan: Plan | None = None, **labels: str) -> None:
         """Have calls end, and be counted."""
-        before = self.counted
+        before = self.value("esms_calls_total")
         for name in names:
             self.simulator.add_call("main", name, plan or Plan())
-        labels = {"campaign": campaign}
+        await self.watch(*names, **labels)
+        await until(lambda: self.value("esms_calls_total") == before + len(names))
+
+    async def watch(self, *names: str, **labels: str) -> None:
+        """Have calls watched."""
         new = [NewCall("main", reference_id(name), labels) for name in names]
-        await self.running.calls.add(None, new)
-        await until(lambda: self.counted == before + len(names))
+        await self.service.calls.add(None, new)
 
-    @property
-    def counted(self) -> float:
-        return value(self.running.metrics, "esms_calls_total")
+    def value(self, metric: str, **labels: str) -> float:
+        return value(self.service.metrics, metric, **labels)
 
-    def done(self, outcome: str = "delivered", name: str = "t") -> float:
-        counted = {"target": name, "outcome": outcome}
-        return value(self.running.metrics, "esms_notifications_total", **counted)
-
-    def requests(self, outcome: str, name: str = "t") -> float:
-        counted = {"target": name, "outcome": outcome}
-        return value(self.running.metrics, "esms_notification_requests_total", **counted)
+    def done(self, outcome: str = "delivered", target: str = "t") -> float:
+        return self.value("esms_notifications_total", target=target, outcome=outcome)
 
     def in_ledger(self, which: str = "1 = 1") -> int:
-        """Return how many notifications are in the ledger."""
-        with closing(sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True)) as connection:
+        """Return how many notifications are in the ledger, a file."""
+        file = self.config.ledger.url.reveal().removeprefix("sqlite:///")
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
             query = f"SELECT count(*) FROM notifications WHERE {which}"
             return int(connection.execute(query).fetchone()[0])
-
-    def pending(self, name: str = "t") -> float:
-        return value(self.running.metrics, "esms_notifications_pending", target=name)

@@ -3,11 +3,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
-from exporter.simulator import Account, Simulator
-from tests.notify.bench import Bench, target
+from exporter.simulator import Simulator
+from tests.notify.bench import ACCOUNTS, Bench, target
 from tests.notify.receiver import Receiver
+from tests.notify.virtual import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
 
 
 @pytest_asyncio.fixture
@@ -18,8 +25,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest_asyncio.fixture
 async def bench(receiver: Receiver, tmp_path: Path) -> AsyncIterator[Bench]:
-    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
-        bench = Bench(simulator, tmp_path, target("t", receiver))
+    async with Simulator(accounts=ACCOUNTS) as simulator:
+        bench = Bench(simulator, f"sqlite:///{tmp_path}/l.db", notify=(target("t", receiver),))
         await bench.start()
         yield bench
         await bench.stop()

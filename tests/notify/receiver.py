@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -57,7 +58,8 @@ class Receiver:
         bad: what is wrong with requests that are not as they should be.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.told: list[Told] = []
         self.bad: list[str] = []
         self.answer: Answer = ok
@@ -88,10 +90,11 @@ class Receiver:
         app.router.add_route("*", "/{path:.*}", self._take)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{self.port}/hook?token=made-up-url-token"
+        host = "https://localhost" if self._tls else "http://127.0.0.1"
+        self.url = f"{host}:{self.port}/hook?token=made-up-url-token"
 
     async def stop(self) -> None:
         if self._runner is not None:

@@ -22,7 +22,7 @@ BUSY = Plan(duration=0, call_status="BUSY", sent_result=0)
 
 
 async def test_a_finished_call_is_told_at_once(bench: Bench, receiver: Receiver) -> None:
-    await bench.finish("a", plan=Plan(duration=7, ivr="1"))
+    await bench.finish("a", plan=Plan(duration=7, ivr="1"), campaign="otp")
     await until(lambda: bench.done() == 1)
     (told,) = receiver.told
     assert receiver.bad == []
@@ -31,20 +31,13 @@ async def test_a_finished_call_is_told_at_once(bench: Bench, receiver: Receiver)
     assert shown == ["a", "success", "answered", 7.0, "1"]
     assert data["labels"] == {"campaign": "otp"}
     await until(lambda: bench.in_ledger() == 0)
-    assert bench.requests("ok") == 1
+    assert bench.value("esms_notification_requests_total", outcome="ok") == 1
 
 
 async def test_however_a_call_ends_it_is_told(bench: Bench, receiver: Receiver) -> None:
     """By a poll, by a callback, and by no answer at all."""
     await bench.finish("polled")
-    bench.config = bench.config.model_copy(
-        update={
-            "polling": PollingConfig(
-                interval=0.1, max_interval=0.1, not_found_grace=0.0, give_up_after=0.1
-            )
-        }
-    )
-    calls = bench.running.calls
+    calls = bench.service.calls
     bench.simulator.add_call("main", "called-back", Plan(queued=1e9))
     await calls.add(None, [NewCall("main", reference_id("called-back"), {})])
     record = await calls.find("main", reference_id("called-back"))
@@ -52,7 +45,8 @@ async def test_however_a_call_ends_it_is_told(bench: Bench, receiver: Receiver) 
     told_by = {"SMSID": "called-back", "SendStatus": "5", "SendSuccess": "1", "CallStatus": "BUSY"}
     answer = read_callback(told_by)
     assert await calls.apply_callback(record, answer) is CallbackOutcome.ACCEPTED
-    await bench.running.reload()
+    polling = {"interval": 0.1, "max_interval": 0.1, "not_found_grace": 0, "give_up_after": 0.1}
+    await bench.change(polling=PollingConfig(**polling))
     await bench.finish("expired", plan=Plan(queued=1e9))
     await until(lambda: bench.done() == 3)
     results = {told.call: told.event["data"]["status"] for told in receiver.told}
@@ -69,9 +63,7 @@ async def test_nobody_waits_for_a_target_that_hangs(bench: Bench, receiver: Rece
     hanging.answer = hang
     async with hanging:
         slow = target("slow", hanging, max_concurrency=3).model_copy(update={"timeout": 1e6})
-        bench.notify(target("t", receiver), slow)
-        bench.config = bench.config.model_copy(update={"shutdown_timeout": 1e6})
-        await bench.running.reload()
+        await bench.change(notify=(target("t", receiver), slow), shutdown_timeout=1e6)
         names = [f"c{number}" for number in range(200)]
         await bench.finish(*names)
         await until(lambda: bench.done() == 200)
@@ -97,13 +89,11 @@ async def test_a_target_that_goes_and_comes_back(bench: Bench, receiver: Receive
     await receiver.stop()
     await bench.finish("a")
     was = bench.config.notify
-    bench.notify()
-    await bench.running.reload()
-    assert not any("target" in sample.labels for sample in samples(bench.running.metrics))
+    await bench.change(notify=())
+    assert not any("target" in sample.labels for sample in samples(bench.service.metrics))
     await bench.finish("nobody-is-told")
     await receiver.start()
-    bench.notify(*was)
-    await bench.running.reload()
+    await bench.change(notify=was)
     await until(lambda: bench.done() == 1)
     assert receiver.calls == ["a"]
 
@@ -113,8 +103,7 @@ async def test_a_target_that_moves(bench: Bench, receiver: Receiver) -> None:
     await bench.finish("a")
     await until(lambda: len(receiver.told) >= 1)
     async with Receiver() as other:
-        bench.notify(target("t", other))
-        await bench.running.reload()
+        await bench.change(notify=(target("t", other),))
         await until(lambda: bench.done() == 1)
         assert other.calls == ["a"]
         await bench.finish("b")
@@ -123,14 +112,17 @@ async def test_a_target_that_moves(bench: Bench, receiver: Receiver) -> None:
 
 
 async def test_secrets_are_not_told(bench: Bench, receiver: Receiver) -> None:
+    def failed(outcome: str) -> bool:
+        return bench.value("esms_notification_requests_total", outcome=outcome) > 0
+
     with capture_logs() as logs:
         for status in (500, 410):
             receiver.answers(status)
             await bench.finish(f"a{status}")
-            await until(lambda: bench.requests("http_error") > 0)
+            await until(lambda: failed("http_error"))
         await receiver.stop()
         await bench.finish("b")
-        await until(lambda: bench.requests("connection") > 0)
+        await until(lambda: failed("connection"))
         await bench.stop()
     assert logs
     for hidden in ("made-up-url-token", SECRET, SECRET[6:], str(receiver.port)):

@@ -61,6 +61,7 @@ class World:
 
     Attributes:
         timeout: see `TargetSettings`; so are the next two.
+        give_up_after: see `Route`.
         answer: says how the target answers for a call, at a time.
         ready: whether the target can be reached.
         sent: when a call's event was sent (virtual seconds), and the call, in this order.
@@ -72,14 +73,13 @@ class World:
     """
 
     timeout = 10.0
+    max_concurrency = 8
+    max_attempts = math.inf
+    give_up_after = 86_400.0
     ready = True
 
-    def __init__(
-        self, folder: Path, *, max_concurrency: int = 8, give_up_after: float = 86_400.0
-    ) -> None:
-        self.max_concurrency = max_concurrency
-        self.max_attempts = math.inf
-        self.route = Route("t", give_up_after)
+    def __init__(self, folder: Path) -> None:
+        self.loop = VirtualLoop()
         self.database = open_database(f"sqlite:///{folder / 'ledger.db'}")
         # Nothing here has to survive a crash of the machine, and no test waits for its disk.
         raw = self.database.engine.raw_connection()
@@ -89,7 +89,6 @@ class World:
         self.clock = LedgerClock(lambda: Moment(EPOCH + self.set_by + self.now, self.now, ""))
         self.store = Store(self.database, self.clock)
         self.outbox = self.store.outbox
-        self.outbox.set_routes([self.route])
         self.status = TargetStatus("t")
         self.ledger_delay = 0.0
         self.ledger_fails: Callable[[str], bool] = lambda _: False
@@ -130,9 +129,14 @@ class World:
 
     @property
     def now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self.loop.time()
+
+    @property
+    def route(self) -> Route:
+        return Route("t", self.give_up_after)
 
     def finish(self, *names: str, account: str = "main") -> None:
+        self.outbox.set_routes([self.route])
         new = [NewCall(account, reference_id(name), {}) for name in names]
         added, *_ = self.store.watch(None, new, EPOCH)
         self.store.commit([Observation(account, one.call, BUSY, EPOCH) for one in added])
@@ -172,19 +176,18 @@ class World:
         return [name for at, name in self.sent if since <= at < until]
 
 
-def run(main: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine in virtual time; returns what it returns."""
-    loop = VirtualLoop()
-    random.seed(7)
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(main)
-
-
 def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test in virtual time."""
+    """Run a test of a world in virtual time, and stop the world."""
 
     @functools.wraps(test)
-    def wrapper(*args: Any, **kwargs: Any) -> None:  # Any: its fixtures
-        run(test(*args, **kwargs))
+    def wrapper(world: World, **fixtures: Any) -> None:  # Any: of the test
+        async def main() -> None:
+            await test(world=world, **fixtures)
+            if world.worker:
+                await world.stop()
+
+        random.seed(7)
+        with asyncio.Runner(loop_factory=lambda: world.loop) as runner:
+            runner.run(main())
 
     return wrapper
