@@ -17,7 +17,6 @@ from sqlalchemy import (
     Connection,
     Select,
     bindparam,
-    cast,
     literal_column,
     select,
     true,
@@ -39,7 +38,10 @@ class _JsonFunction(FunctionElement[Any]):
     sqlite: ClassVar[str]
     postgresql: ClassVar[str]
     inherit_cache = True
-    type = Text()
+
+    def __init__(self, *arguments: ColumnElement[Any], like: Column[Any] | None = None) -> None:
+        super().__init__(*arguments)
+        self.type = Text() if like is None else like.type
 
 
 class _Each(_JsonFunction):
@@ -51,19 +53,19 @@ class _Each(_JsonFunction):
 
 
 class _Item(_JsonFunction):
-    """An item of the array as text."""
+    """An item of the array."""
 
     inherit_cache = True
     sqlite = "{0}"
-    postgresql = "{0} #>> '{{}}'"
+    postgresql = "CAST({0} #>> '{{}}' AS {type})"
 
 
 class _Field(_JsonFunction):
-    """The field of an item, by index, as text."""
+    """The field of an item, by index."""
 
     inherit_cache = True
     sqlite = "json_extract({0}, '$[{1}]')"
-    postgresql = "{0} ->> {1}"
+    postgresql = "CAST({0} ->> {1} AS {type})"
 
 
 class _Listed(_JsonFunction):
@@ -78,7 +80,9 @@ class _Listed(_JsonFunction):
 def _compile(element: _JsonFunction, compiler: SQLCompiler, **kw: Any) -> str:
     template: str = getattr(element, compiler.dialect.name)
     args = [compiler.process(clause, **kw) for clause in element.clauses]
-    return template.format(*args, args=", ".join(args))
+    types = compiler.dialect.type_compiler_instance
+    kind = types.process(element.type) if "{type}" in template else ""
+    return template.format(*args, args=", ".join(args), type=kind)
 
 
 ROWS: Final = _Each(bindparam("rows", type_=Text())).table_valued("value", name="rows")
@@ -86,13 +90,13 @@ ROWS: Final = _Each(bindparam("rows", type_=Text())).table_valued("value", name=
 
 
 def field(number: int, like: Column[Any]) -> ColumnElement[Any]:
-    """Return a field of `ROWS`, by index, cast to the type of a column."""
-    return cast(_Field(ROWS.c.value, literal_column(str(number))), like.type)
+    """Return a field of `ROWS`, by index, as the type of a column."""
+    return _Field(ROWS.c.value, literal_column(str(number)), like=like)
 
 
 def item(like: Column[Any]) -> ColumnElement[Any]:
-    """Return `ROWS` of single values, cast to the type of a column."""
-    return cast(_Item(ROWS.c.value), like.type)
+    """Return `ROWS` of single values, as the type of a column."""
+    return _Item(ROWS.c.value, like=like)
 
 
 def is_given(column: Column[Any]) -> ColumnElement[bool]:
