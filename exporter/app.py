@@ -247,7 +247,6 @@ class App:
         )
         await self.supervisor.stop()
         await asyncio.gather(*(account.close() for account in self.accounts.values()))
-        self._threads.close()
         if self._leases:
             self._leases.close()
         await self.ledger.close(max(1.0, deadline - time.monotonic()))

@@ -82,12 +82,8 @@ class SerialThread:
         except BaseException as error:  # noqa: BLE001 - raised by the future
             resolve = partial(done.set_exception, error)
 
-        def resolve_unless_cancelled() -> None:
-            if not done.cancelled():
-                resolve()
-
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(resolve_unless_cancelled)
+            self._loop.call_soon_threadsafe(lambda: None if done.cancelled() else resolve())
 
 
 class DetachedThreads:
@@ -103,7 +99,6 @@ class DetachedThreads:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._running: set[Hashable] = set()
-        self._idle: list[SerialThread] = []
 
     def hangs(self, key: Hashable) -> bool:
         """Return whether the last function run under a key has not returned yet."""
@@ -119,24 +114,18 @@ class DetachedThreads:
         no_answer = f"no answer within {self._timeout:g} s"
         if key in self._running:
             raise SourceError(no_answer)
-        worker = self._idle.pop() if self._idle else SerialThread("detached")
-        done = worker.submit(work)
+        thread = SerialThread("detached")
+        done = thread.submit(work)
+        thread.close()  # after the function returns, if ever
         self._running.add(key)
-        done.add_done_callback(lambda _: self._running.discard(key))
-        try:
-            await asyncio.wait([done], timeout=self._timeout)
-        finally:
-            if finished := done.done():
-                self._running.discard(key)
-                self._idle.append(worker)
-            else:
-                worker.close()  # after the function returns, if ever
-                done.add_done_callback(lambda done: done.exception())  # mark as retrieved
-        if not finished:
-            raise SourceError(no_answer)
-        return done.result()
 
-    def close(self) -> None:
-        """End the idle threads."""
-        while self._idle:
-            self._idle.pop().close()
+        def returned(done: asyncio.Future[R]) -> None:
+            self._running.discard(key)
+            done.exception()  # mark as retrieved, so that asyncio does not log it
+
+        done.add_done_callback(returned)
+        await asyncio.wait([done], timeout=self._timeout)
+        if not done.done():
+            raise SourceError(no_answer)
+        self._running.discard(key)
+        return done.result()

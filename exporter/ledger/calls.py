@@ -85,12 +85,7 @@ _RECORD: Final = (
         calls.c.reference_id,
         label_sets.c.labels,
         _state,
-        calls.c.first_watched,
-        calls.c.result,
-        calls.c.status,
-        calls.c.duration,
-        calls.c.key,
-        calls.c.finished_at,
+        *calls.c["first_watched", "result", "status", "duration", "key", "finished_at"],
     )
     .join_from(calls, accounts)
     .join(label_sets)
@@ -218,11 +213,7 @@ _FINISHED_CALLS: Final = (
     select(
         calls.c.id,
         accounts.c.name,
-        calls.c.reference_id,
-        calls.c.result,
-        calls.c.status,
-        calls.c.first_watched,
-        calls.c.finished_at,
+        *calls.c["reference_id", "result", "status", "first_watched", "finished_at"],
     )
     .join_from(calls, accounts)
     .where(calls.c.result.is_not(None), calls.c.result != DELETED, calls.c.canary_run_id.is_(None))

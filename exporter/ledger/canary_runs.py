@@ -64,18 +64,9 @@ _OPEN: Final = (
     select(
         canary_runs.c.id,
         canaries.c.name,
-        canary_runs.c.account,
-        canary_runs.c.expect,
-        canary_runs.c.expect_key,
-        canary_runs.c.started_at,
-        canary_runs.c.deadline_at,
-        canary_runs.c.accepted_at,
-        calls.c.id,
-        calls.c.reference_id,
-        calls.c.result,
-        calls.c.status,
-        calls.c.key,
-        calls.c.finished_at,
+        *canary_runs.c["account", "expect", "expect_key"],
+        *canary_runs.c["started_at", "deadline_at", "accepted_at"],
+        *calls.c["id", "reference_id", "result", "status", "key", "finished_at"],
     )
     .join_from(canary_runs, canaries)
     .outerjoin(calls, calls.c.canary_run_id == canary_runs.c.id)

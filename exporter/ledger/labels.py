@@ -89,12 +89,9 @@ def canonical(labels: Labels) -> str:
 def fold(sets: dict[str, Labels], limits: LabelLimits) -> dict[str, Labels]:
     """Return the labels that each label set of an account is counted with. Pure.
 
-    Most label sets are counted with their own labels. The one in which every value is `other` and
-    the empty one do not count towards the limits.
-
-    Args:
-        sets: label sets by canonical name, the least recently used first.
-        limits: the limits of the account.
+    `sets` are label sets by canonical name, the least recently used first. Most are counted with
+    their own labels. The one in which every value is `other` and the empty one do not count towards
+    the limits.
     """
     kept = {}
     for label in limits.names:
@@ -167,17 +164,11 @@ _HELD: Final = (
     .order_by(counted_labels.c.used, label_sets.c.id.desc())
 )
 _COUNT: Final = insert_rows(
-    counted_labels.c.account_id,
-    counted_labels.c.label_set_id,
-    counted_labels.c.used,
-    update=counted_labels.c.used,
+    *counted_labels.c["account_id", "label_set_id", "used"], update=counted_labels.c.used
 )
 _UNCOUNT: Final = delete(counted_labels).where(_of_account(counted_labels))
 _FOLD: Final = insert_rows(
-    folded_labels.c.account_id,
-    folded_labels.c.label_set_id,
-    folded_labels.c.into_id,
-    update=folded_labels.c.into_id,
+    *folded_labels.c["account_id", "label_set_id", "into_id"], update=folded_labels.c.into_id
 )
 _FOLD_ON: Final = (
     update(folded_labels)
@@ -246,11 +237,8 @@ def count_labels(
 ) -> Counted:
     """Start totals for the label sets of new calls, evicting others beyond the limits.
 
-    Args:
-        connection: in a transaction.
-        accounts: the rows of the accounts.
-        wanted: the labels of the calls, by account and canonical name.
-        limits: the limits of each account.
+    `accounts` are the rows of the accounts; `wanted` are the labels of the calls, by account and
+    canonical name; `limits` apply to each account.
     """
     rows = _set_rows(connection, {name for _, name in wanted})
     used = defaultdict[str, dict[str, Labels]](dict)
@@ -325,11 +313,7 @@ def _evict(
 ) -> None:
     """Delete the totals of label sets, or move them if their series stay the same.
 
-    Args:
-        connection: in a transaction.
-        account: the account.
-        row: its row.
-        evicted: by row: the label set that replaces it, and whether both have the same series.
+    `evicted` are, by row, the label set that replaces it, and whether both have the same series.
     """
     given = {"account": row, "rows": to_json_rows(evicted)}
     moved = defaultdict[TotalKey, float](float)
@@ -349,27 +333,16 @@ def _evict(
 def add_totals(
     connection: Connection, added: Mapping[TotalKey, float], accounts: Mapping[str, int]
 ) -> None:
-    """Add increments to totals.
+    """Add increments to totals, in a transaction that has called `keep_labels` for the accounts.
 
-    Args:
-        connection: in a transaction that has called `keep_labels` for the accounts.
-        added: the increments.
-        accounts: the rows of the accounts.
+    `accounts` are the rows of the accounts.
     """
-    connection.execute(
-        _ADD,
-        # Write in a fixed order to avoid deadlocks between exporters.
-        [
-            {
-                "account_id": accounts[key.account],
-                "label_set_id": key.labels,
-                "total": key.total.value,
-                "cell": key.cell,
-                "value": amount,
-            }
-            for key, amount in sorted(added.items())
-        ],
-    )
+    # Write in a fixed order to avoid deadlocks between exporters.
+    rows = [
+        (accounts[account], labels, total.value, cell, amount)
+        for (account, labels, total, cell), amount in sorted(added.items())
+    ]
+    connection.execute(_ADD, [dict(zip(totals.c.keys(), row, strict=True)) for row in rows])
 
 
 def keep_labels(connection: Connection, accounts: Iterable[str]) -> None:

@@ -133,15 +133,10 @@ class Ledger:
             raise
 
     async def execute(
-        self,
-        statements: Callable[Concatenate[Connection, P], R],
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        self, statements: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Run a function of a connection in a transaction, in the ledger's thread."""
-        database = self.database
-        return await self.call(lambda: database.run(statements, *args, **kwargs))
+        return await self.call(partial(self.database.run, statements, *args, **kwargs))
 
     async def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a function that uses `Database.read` in a separate thread.

@@ -61,9 +61,7 @@ _target: Final = _columns.target == bindparam("this_target")
 _now: Final = bindparam("now", type_=Float())
 
 _INSERT: Final = insert_rows(
-    _columns.target,
-    _columns.account,
-    _columns.call,
+    *_columns["target", "account", "call"],
     give_up_at=_now + field_of(3, _columns.give_up_at),
     queued_at=_now,
     due_at=_now,

@@ -15,7 +15,6 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import (
     Boolean,
-    Column,
     ColumnElement,
     Connection,
     Float,
@@ -106,11 +105,7 @@ _TEXT: Final = {
 
 _UNFINISHED_PAGE: Final = (
     select(
-        calls.c.id,
-        calls.c.reference_id,
-        calls.c.first_watched,
-        calls.c.state,
-        calls.c.state_since,
+        *calls.c["id", "reference_id", "first_watched", "state", "state_since"],
         COUNTED_AS.label("counted_as"),
     )
     .join_from(calls, accounts)
@@ -148,7 +143,7 @@ _NEWER: Final = _OPEN.where(
 
 _NOW: Final = bindparam("now", type_=Float())
 _FIND: Final = select_json(
-    calls.c.account_id, calls.c.normalized_id, calls.c.id, calls.c.epoch, calls.c.result
+    *calls.c["account_id", "normalized_id", "id", "epoch", "result"]
 ).join_from(
     ROWS,
     calls,
@@ -158,11 +153,7 @@ _FIND: Final = select_json(
     ),
 )
 _INSERT: Final = insert_rows(
-    calls.c.account_id,
-    calls.c.normalized_id,
-    calls.c.reference_id,
-    calls.c.label_set_id,
-    calls.c.epoch,
+    *calls.c["account_id", "normalized_id", "reference_id", "label_set_id", "epoch"],
     pushed=bindparam("pushed", type_=Boolean()),
     first_watched=_NOW,
     state=literal(CallState.NEW.value),
@@ -209,15 +200,10 @@ _NOT_IN: Final = select_json(call_sources.c.call_id).where(
 # order avoids deadlocks; `key_share` does not block inserts into `call_sources`.
 _HELD: Final = (
     select(
-        calls.c.id,
+        *calls.c["id", "account_id", "label_set_id", "price", "canary_run_id"],
         COUNTED_AS.label("counted_as"),
-        calls.c.label_set_id,
-        calls.c.price,
-        calls.c.canary_run_id,
-        accounts.c.id.label("account_id"),
     )
-    .join_from(calls, accounts)
-    .outerjoin(folded_labels, FOLDED)
+    .outerjoin_from(calls, folded_labels, FOLDED)
     .where(is_given(calls.c.id), UNFINISHED_ROW)
     .order_by(calls.c.id)
     .with_for_update(of=calls, key_share=True)
@@ -228,16 +214,14 @@ _ACCOUNT_OF: Final = select(accounts.c.id, accounts.c.name).join_from(calls, acc
 _SET_OF: Final = select(COUNTED_AS).select_from(calls).outerjoin(folded_labels, FOLDED)
 
 
-def _update_given(*columns: Column[Any]) -> Update:  # Any: of a column's type
+def _update_given(*columns: str) -> Update:
     """Return an update of given open calls: a row is an id, then the new values of columns."""
-    values = {column.name: field(number, column) for number, column in enumerate(columns, 1)}
+    values = {name: field(number, calls.c[name]) for number, name in enumerate(columns, 1)}
     return update(calls).where(calls.c.id == field(0, calls.c.id), UNFINISHED_ROW).values(values)
 
 
-_SET_STATE: Final = _update_given(calls.c.state, calls.c.state_since)
-_FINISH: Final = _update_given(
-    calls.c.result, calls.c.status, calls.c.duration, calls.c.key, calls.c.finished_at
-)
+_SET_STATE: Final = _update_given("state", "state_since")
+_FINISH: Final = _update_given("result", "status", "duration", "key", "finished_at")
 
 
 def naming_interval(retention: float) -> float:
@@ -591,7 +575,7 @@ class Store:
             key = None if found.key is None else _TEXT[found.key]
             ending = _TEXT[found.result], _TEXT[found.status], found.duration, key
             finished.append((call.id, *ending, at))
-            counted_as, labels, price, canary, account_id = held[call.id]
+            account_id, labels, price, canary, counted_as = held[call.id]
             if canary is not None:
                 canaries.add(call.id)
                 continue

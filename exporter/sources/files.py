@@ -149,12 +149,9 @@ class FilesSource(Source):
 
     async def run(self) -> None:
         """Check for changes twice a second, until cancelled."""
-        try:
-            while True:
-                await asyncio.sleep(INTERVAL)
-                await self.look()
-        finally:
-            self._threads.close()
+        while True:
+            await asyncio.sleep(INTERVAL)
+            await self.look()
 
     async def look(self) -> None:
         """Check for changes once; the next check retries what failed."""

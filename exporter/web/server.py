@@ -155,7 +155,6 @@ class WebServer:
             listener.close()
         await self._runner.cleanup()
         self.connections.close()
-        self._threads.close()
         self._passwords.close()
 
     def _start_task(self, work: Coroutine[None, None, None]) -> None:
