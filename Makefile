@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test coverage lint bench bench-pace soak docs docs-site screenshots audit sbom lock lint-dashboards clean
+.PHONY: run test coverage lint bench bench-pace soak verify-provider docs docs-site screenshots audit sbom lock lint-dashboards clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -54,6 +54,11 @@ soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --life sqlite
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --life postgresql
+
+# What the provider's real API answers beside what the exporter assumes: a report in Markdown, from
+# ESMS_API_KEY, ESMS_SECRET_KEY, and the ids ESMS_CALL_ID and ESMS_MESSAGE_ID. Places no call.
+verify-provider: $(VENV)/.run
+	@$(BIN)/python -m tools.verify_provider
 
 # The references in docs/, from the configuration's models, the catalogue of metrics and log calls.
 docs: $(VENV)/.dev
