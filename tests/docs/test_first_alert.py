@@ -39,10 +39,9 @@ async def test_the_readme_shows_an_alert(version: str, tmp_path: Path) -> None:
         await scene.end()
 
 
-@every_prometheus
-async def test_the_tutorial_shows_what_it_says(version: str, tmp_path: Path) -> None:
+async def test_the_tutorial_shows_what_it_says(tmp_path: Path) -> None:
     sections = list(dict.fromkeys(block.section for block in pages.blocks(TUTORIAL)))
-    async with Scene(tmp_path, of_prometheus("prometheus", version)) as scene:
+    async with Scene(tmp_path) as scene:
         for section in sections:
             await follow(scene, TUTORIAL, section)
             if section == "5. Add calls":
