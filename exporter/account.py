@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ import structlog
 from exporter.backoff import ExponentialBackoff
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
 from exporter.config import AccountConfig, BalanceConfig, PollingConfig
-from exporter.config.files import Authorities
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
@@ -83,7 +83,7 @@ class Account:
         config: the section of the account.
         polling: the section `polling`.
         balance: the section `balance`.
-        authorities: to verify the provider's certificate; None for the default.
+        tls: verifies the provider's certificate; see `HttpClient`.
         observe: receives verdicts; see `Poller`.
         supervisor: runs background tasks.
         clock: see `Poller`.
@@ -95,7 +95,7 @@ class Account:
         config: AccountConfig,
         polling: PollingConfig,
         balance: BalanceConfig,
-        authorities: Authorities | None,
+        tls: ssl.SSLContext | None,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         supervisor: Supervisor,
         clock: Callable[[], float] = time.time,
@@ -104,8 +104,8 @@ class Account:
         self.stats = AccountStats()
         self.stats.show_codes(config.codes)
         self._supervisor, self._config, self._timeout = supervisor, config, polling.timeout
-        self._connection = _client_of(config), polling.timeout, authorities
-        self._client = _client(config, polling, authorities)
+        self._connection = _client_of(config), polling.timeout, tls
+        self._client = EsmsClient(config, polling.timeout, tls=tls)
         self.poller = Poller(
             config.name,
             self._client.send_status,
@@ -142,16 +142,16 @@ class Account:
         config: AccountConfig,
         polling: PollingConfig,
         balance: BalanceConfig,
-        authorities: Authorities | None,
+        tls: ssl.SSLContext | None,
     ) -> None:
         """Apply a changed configuration; reconnect only if needed."""
         old, self._config = self._config, config
         self.stats.show_codes(config.codes)
-        connection = _client_of(config), polling.timeout, authorities
+        connection = _client_of(config), polling.timeout, tls
         if reconnect := connection != self._connection:
             self._supervisor.start(_close_after(self._client, self._timeout))
             self._connection, self._timeout = connection, polling.timeout
-            self._client = _client(config, polling, authorities)
+            self._client = EsmsClient(config, polling.timeout, tls=tls)
         send = self._client.send_status if reconnect else None
         self.poller.configure(_settings(config, polling), send)
         if _balance_of(config) != _balance_of(old):
@@ -221,13 +221,6 @@ class Account:
                 )
             wait = balance_wait(failures, interval, answer.retry_after)
             await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
-
-
-def _client(
-    config: AccountConfig, polling: PollingConfig, authorities: Authorities | None
-) -> EsmsClient:
-    tls = authorities.context if authorities else True
-    return EsmsClient(config, polling.timeout, tls=tls)
 
 
 def _settings(config: AccountConfig, polling: PollingConfig) -> PollingSettings:

@@ -330,7 +330,7 @@ class App:
 
     def _targets(self, config: Config) -> list[TargetSettings]:
         """Return the targets of notifications."""
-        targets = [webhook(target, config.authorities) for target in config.notify]
+        targets = [webhook(target, config.tls) for target in config.notify]
         if config.home_assistant and (publisher := self._home_assistant.publisher):
             targets.append(home_assistant(config.home_assistant, publisher))
         return targets
@@ -342,7 +342,7 @@ class App:
             self._stop_accounts({account.name for account in old.accounts} - wanted.keys())
         for name, section in wanted.items():
             if known := self.accounts.get(name):
-                known.change(section, config.polling, config.balance, config.authorities)
+                known.change(section, config.polling, config.balance, config.tls)
         self._accounts_changed()
         if self._leases:
             self._leases.configure(wanted, config.ledger.heartbeat)
@@ -381,7 +381,7 @@ class App:
                 section,
                 config.polling,
                 config.balance,
-                config.authorities,
+                config.tls,
                 observe,
                 self.supervisor,
                 now,
@@ -408,7 +408,8 @@ class App:
 
     def _accounts_changed(self) -> None:
         if self.config:
-            self.canaries.configure(self.config)
+            names = [account.name for account in self.config.accounts]
+            self.canaries.configure(self.config.canaries, names, self.config.polling.timeout)
 
     async def _retire(self, account: Account, timeout: float) -> None:
         try:

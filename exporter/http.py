@@ -84,7 +84,7 @@ class HttpClient:
         timeout: float,
         headers: Mapping[str, str],
         *,
-        tls: ssl.SSLContext | bool = True,
+        tls: ssl.SSLContext | None = None,
         proxy: Secret | None = None,
         max_ages: tuple[float, float] = MAX_AGES,
         **connector: Any,  # Any: of aiohttp
@@ -95,7 +95,12 @@ class HttpClient:
         self._max_ages = max_ages
         # True is aiohttp's shared context: reading the system's certificates takes as long as
         # hundreds of requests.
-        self._connector = {"limit": 0, "keepalive_timeout": _KEEPALIVE, "ssl": tls, **connector}
+        self._connector = {
+            "limit": 0,
+            "keepalive_timeout": _KEEPALIVE,
+            "ssl": tls or True,
+            **connector,
+        }
         self._loop = asyncio.get_running_loop()
         # The deadlines of requests, in ascending order, share one timer. A timer per request, as in
         # aiohttp, is a tenth of the cost of a request.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +22,7 @@ from exporter.calls import (
     WatchedCall,
     verdict,
 )
-from exporter.config import AccountConfig, Config
+from exporter.config import AccountConfig
 from exporter.esms.answers import Answer
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
@@ -144,13 +144,13 @@ class _AccountLookup:
     def __init__(
         self,
         account: AccountConfig,
-        config: Config,
+        client: EsmsClient,
         rate: float,
         report: Report,
         report_pause: ReportPause,
     ) -> None:
         self._name = account.name
-        self._client = EsmsClient(account, config.polling.timeout, tls=config.tls)
+        self._client = client
         self._report, self._report_pause = report, report_pause
         limits = min(rate, account.rate_limit), account.max_concurrency
         settings = PollingSettings(_RETRY_AFTER, _RETRY_AFTER, GiveUpPolicy(), *limits)
@@ -214,7 +214,8 @@ class _AccountLookup:
 
 
 async def look_up(
-    config: Config,
+    accounts: Iterable[AccountConfig],
+    connect: Callable[[AccountConfig], EsmsClient],
     calls: Mapping[CallName, ReferenceId],
     write: Callable[[Sequence[LookupResult]], None],
     report_pause: ReportPause,
@@ -223,7 +224,8 @@ async def look_up(
     """Look up calls; each account has its own rate limit.
 
     Args:
-        config: the accounts.
+        accounts: the configured accounts.
+        connect: makes the client of an account.
         calls: the calls to look up.
         write: receives results as they arrive, in a thread; its exceptions end the look-up.
         report_pause: see `ReportPause`.
@@ -236,11 +238,11 @@ async def look_up(
 
     async def look_up_all() -> None:
         async with asyncio.TaskGroup() as tasks:
-            for account in config.accounts:
+            for account in accounts:
                 ids = [asked for (name, _), asked in calls.items() if name == account.name]
                 if ids:
-                    client = _AccountLookup(account, config, rate, results.put_nowait, report_pause)
-                    tasks.create_task(client.run(ids))
+                    one = account, connect(account), rate, results.put_nowait, report_pause
+                    tasks.create_task(_AccountLookup(*one).run(ids))
 
     looking_up = asyncio.create_task(look_up_all())
     writing = asyncio.create_task(_write_all(results, write))

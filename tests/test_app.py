@@ -414,7 +414,7 @@ async def test_a_new_bundle_of_authorities_is_trusted(
             return value(service.metrics, "esms_notification_requests_total", outcome="http_error")
 
         def changed_from(version: object) -> bool:
-            return service.config is not None and service.config.authorities != version
+            return service.config is not None and service.config.tls != version
 
         async def everything_works(call: str) -> None:
             """Serve with another authority, and see that it is trusted once the bundle has it."""
@@ -425,7 +425,7 @@ async def test_a_new_bundle_of_authorities_is_trusted(
                 await service.open()
                 await service.start()
             else:
-                version = service.config.authorities
+                version = service.config.tls
                 await until(lambda: changed_from(version))
             before = time.time()
             posts_before = posts()

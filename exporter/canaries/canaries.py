@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +22,6 @@ from exporter.account import Account
 from exporter.calls import WatchedCall
 from exporter.canaries.runs import CanaryRunner
 from exporter.canaries.schedule import grace, schedule_of
-from exporter.config import Config
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
 from exporter.esms.answers import Answer
@@ -121,9 +120,8 @@ class Canaries:
         self._loop = asyncio.get_running_loop()
         self._runner = CanaryRunner(ledger.execute, ledger.clock.now)
         self._timeout = 0.0  # of a poll
-        self._configured: set[str] = set()  # all accounts, including those of other exporters
+        self._configured: Collection[str] = ()
         self._canaries: dict[str, CanaryConfig] = {}
-        self._placed_by: dict[str, str] = {}  # accounts by canary
         self._numbers: dict[str, CanaryNumbers] = {}
         read_canaries(metrics, self._numbers)
         self._checked: dict[str, tuple[float, float]] = {}  # from, until: no call due
@@ -134,9 +132,17 @@ class Canaries:
         self._placing: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    def configure(self, config: Config) -> None:
-        """Apply a configuration, or a change of the accounts that this exporter polls."""
-        wanted = {canary.name: canary for canary in config.canaries}
+    def configure(
+        self, canaries: Iterable[CanaryConfig], accounts: Collection[str], timeout: float
+    ) -> None:
+        """Apply a configuration, or a change of the accounts that this exporter polls.
+
+        Args:
+            canaries: the section `canaries`.
+            accounts: the names of all accounts, including those of other exporters.
+            timeout: of a poll, in seconds.
+        """
+        wanted = {canary.name: canary for canary in canaries}
         # Due times of a new schedule from before the change were not missed.
         kept = {
             name
@@ -144,14 +150,12 @@ class Canaries:
             if schedule_of(self._canaries.get(name, canary)) == schedule_of(canary)
         }
         self._kept = kept if self._kept is None else kept & self._kept
-        self._timeout, self._canaries = config.polling.timeout, wanted
-        self._configured = {account.name for account in config.accounts}
-        self._placed_by = {name: config.account_of(canary) for name, canary in wanted.items()}
+        self._timeout, self._canaries, self._configured = timeout, wanted, accounts
         for name, numbers in list(self._numbers.items()):
-            if self._placed_by.get(name) != numbers.account or not self._polled(name):
+            if not self._polled(name) or wanted[name].account != numbers.account:
                 del self._numbers[name]
-        for name in self._placed_by.values():
-            if account := self._accounts.get(name):
+        for canary in wanted.values():
+            if account := self._accounts.get(canary.account):
                 account.stats.of(Operation.MAKE_CALL)
         self._state, self._checked, self._read_at = None, {}, -math.inf
 
@@ -182,7 +186,7 @@ class Canaries:
 
     def _polled(self, name: str) -> bool:
         """Whether this exporter polls the account of a canary."""
-        return self._placed_by.get(name) in self._accounts
+        return name in self._canaries and self._canaries[name].account in self._accounts
 
     async def _look(self) -> None:
         """Run one check."""
@@ -193,7 +197,7 @@ class Canaries:
             self._state = None  # its `since` is outdated
         now = time.time()
         for canary, due in list(self._due(now)):
-            task = self._in_background(self._place(canary, self._placed_by[canary.name], due))
+            task = self._in_background(self._place(canary, due))
             self._placing.add(task)
             task.add_done_callback(self._placing.discard)
         open_runs = self._state is not None and self._state.open
@@ -219,16 +223,16 @@ class Canaries:
                 yield canary, due
             self._checked[name] = now, next(schedule.after(now), math.inf)
 
-    async def _place(self, canary: CanaryConfig, name: str, due: int) -> None:
+    async def _place(self, canary: CanaryConfig, due: int) -> None:
         async def place(request: CallRequest) -> tuple[Answer, float] | None:
-            if (account := self._accounts.get(name)) is None:
+            if (account := self._accounts.get(canary.account)) is None:
                 return None
             return await account.place(
                 request, WAIT_FOR_TURN, lambda: self._canaries.get(canary.name) == canary
             )
 
         try:
-            run = await self._runner.place(canary, name, due, place)
+            run = await self._runner.place(canary, due, place)
         except LedgerError as error:
             _log.warning("canary call not started", canary=canary.name, problem=str(error))
             run = None
@@ -248,7 +252,7 @@ class Canaries:
             # Only with totals from the ledger: a counter must not restart at 0.
             ahead = self._ledger.clock.ahead
             self._numbers[name] = CanaryNumbers(
-                self._placed_by[name],
+                self._canaries[name].account,
                 bool(past.success),
                 past.last_success_at - ahead if past.last_success_at else 0.0,
                 {

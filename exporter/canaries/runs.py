@@ -54,11 +54,11 @@ def day_of(moment: float, zone: ZoneInfo) -> tuple[float, float]:
     return start.timestamp(), end.timestamp()
 
 
-def call_request(canary: CanaryConfig, account: str, due: int) -> CallRequest:
+def call_request(canary: CanaryConfig, due: int) -> CallRequest:
     """Return the request of a canary's call."""
     return CallRequest(
         canary.phone,
-        request_id(canary.name, due, account),
+        request_id(canary.name, due, canary.account),
         canary.recording,
         canary.template,
         canary.variables,
@@ -110,19 +110,12 @@ class CanaryRunner:
         self.placing: set[int] = set()  # runs whose request is under way in this process
 
     async def place(
-        self,
-        canary: CanaryConfig,
-        account: str,
-        due: int,
-        place: Place,
-        *,
-        by_hand: bool = False,
+        self, canary: CanaryConfig, due: int, place: Place, *, by_hand: bool = False
     ) -> int | NotBegun | None:
         """Place a call, unless another exporter has started the run.
 
         Args:
             canary: the canary.
-            account: the account that places the call.
             due: the due time (Unix time).
             place: sends the request.
             by_hand: placed by the command `canary`.
@@ -131,12 +124,12 @@ class CanaryRunner:
             The row of the run; the reason why it was not started; or None if nothing was sent, and
             the call may still be placed.
         """
-        request, now = call_request(canary, account, due), self._clock()
+        request, now = call_request(canary, due), self._clock()
         key = key_named(canary.expect_key)
         intent = Intent(
             canary.name,
             due,
-            account,
+            canary.account,
             request.request_id,
             canary.expect,
             key.value if key else None,
@@ -155,7 +148,7 @@ class CanaryRunner:
         try:
             placed = await place(request)
             if placed is None:
-                _log.info("canary call delayed", canary=canary.name, account=account)
+                _log.info("canary call delayed", canary=canary.name, account=canary.account)
                 if not by_hand and time.time() > due + grace(schedule_of(canary), due):
                     await self.end(run, canary.name, CanaryResult.MISSED)
                     return run
@@ -163,7 +156,7 @@ class CanaryRunner:
                 return None
             while True:  # until the ledger works
                 try:
-                    await self._placed(canary.name, account, run, *placed)
+                    await self._placed(canary, run, *placed)
                     break
                 except LedgerError:
                     await asyncio.sleep(_RETRY_EVERY)
@@ -171,22 +164,23 @@ class CanaryRunner:
             self.placing.discard(run)
         return run
 
-    async def _placed(
-        self, canary: str, account: str, run: int, answer: Answer, seconds: float
-    ) -> None:
+    async def _placed(self, canary: CanaryConfig, run: int, answer: Answer, seconds: float) -> None:
         """Store the outcome of the request."""
         if result := after_placing(answer):
-            await self.end(run, canary, result, code=answer.code, message=answer.message)
+            await self.end(run, canary.name, result, code=answer.code, message=answer.message)
             return
         reference_id = ReferenceId(answer.reference_id or "")
         accepted = canary_runs.accept, run, reference_id, self._clock(), seconds
         if await self._execute(*accepted):
             _log.info(
-                "canary call accepted", canary=canary, account=account, reference_id=reference_id
+                "canary call accepted",
+                canary=canary.name,
+                account=canary.account,
+                reference_id=reference_id,
             )
             self._report("accepted", {"reference_id": reference_id, "seconds": seconds})
         else:
-            _log.warning("canary call accepted too late", canary=canary)
+            _log.warning("canary call accepted too late", canary=canary.name)
 
     async def finish(self, run: Run) -> bool:
         """End a run if its call has finished; return whether it has."""

@@ -70,12 +70,11 @@ def canary(name: str, config_file: Path, *, dry_run: bool, now: bool) -> None:
 
 
 def _show(config: Config, canary: CanaryConfig, now: float) -> None:
-    name = config.account_of(canary)
     due = list(islice(schedule_of(canary).after(now), _SHOWN))
-    request = call_request(canary, name, due[0] if due else int(now))
-    account = next(item for item in config.accounts if item.name == name)
+    request = call_request(canary, due[0] if due else int(now))
+    account = next(item for item in config.accounts if item.name == canary.account)
     hidden = {"ApiKey": "***", "SecretKey": "***", "Phone": "***"}
-    click.echo(f"{canary.name}: account {name}, at most {canary.max_per_day} calls a day")
+    click.echo(f"{canary.name}: account {account.name}, at most {canary.max_per_day} calls a day")
     click.echo(f"GET {account.base_url}/{request.operation}")
     for key, value in {**hidden, **request.parameters()}.items():
         click.echo(f"  {key}={value}")
@@ -95,7 +94,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     thread = SerialThread("ledger")
     url = config.ledger.url.reveal()
     database = await thread.submit(partial(open_database, url, beside=True))
-    account = next(item for item in config.accounts if item.name == config.account_of(canary))
+    account = next(item for item in config.accounts if item.name == canary.account)
     client = EsmsClient(account, config.polling.timeout, tls=config.tls)
     clock = LedgerClock()
 
@@ -106,7 +105,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
         await thread.submit(partial(database.keep_time, clock, opened=True))
         store = await thread.submit(partial(Store, database, clock))
         async with client:
-            command = _Command(execute, store, client, account.name, canary, clock)
+            command = _Command(execute, store, client, canary, clock)
             return await command.run(min(_POLL_EVERY, config.polling.interval))
     finally:
         await thread.submit(database.close)
@@ -121,21 +120,19 @@ class _Command:
         execute: Execute,
         store: Store,
         client: EsmsClient,
-        account: str,
         canary: CanaryConfig,
         clock: LedgerClock,
     ) -> None:
         self._execute = execute
         self._store = store
         self._client = client
-        self._account = account
         self._canary = canary
         self._clock = clock
         self._reported = False
         self._runner = CanaryRunner(execute, clock.now, self._report)
 
     async def run(self, interval: float) -> str | None:
-        _say("placing", canary=self._canary.name, account=self._account)
+        _say("placing", canary=self._canary.name, account=self._canary.account)
         row, polled_at = await self._place(), -math.inf
         while (run := await self._open_run(row)) is not None:
             if not await self._runner.finish(run):
@@ -153,7 +150,7 @@ class _Command:
     async def _place(self) -> int:
         while True:
             placed = await self._runner.place(
-                self._canary, self._account, int(time.time()), self._send, by_hand=True
+                self._canary, int(time.time()), self._send, by_hand=True
             )
             if isinstance(placed, int):
                 return placed

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from exporter.cli.output import csv_text, header, line, output_option, print_tab
 from exporter.config import Config, load_config
 from exporter.config.document import Problems
 from exporter.errors import ConfigError, Problem, ResultsError
+from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, reference_id, reference_key
 from exporter.logs import configure_logging
@@ -196,7 +198,9 @@ def _look_up(
         console.print(f"{why.account}: {why.outcome}: {why.message}; continuing in {seconds:.0f} s")
 
     with progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(look_up(config, calls, take, report_pause, rate)), results
+        connect = partial(EsmsClient, timeout=config.polling.timeout, tls=config.tls)
+        done = look_up(config.accounts, connect, calls, take, report_pause, rate)
+        return runner.run(done), results
 
 
 @contextmanager

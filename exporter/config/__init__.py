@@ -1,24 +1,39 @@
-"""The configuration: its model, its loader, which reports all problems at once, and its schema."""
+"""The configuration: its top level, and the function that loads a file."""
 
 from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
-from exporter.config.accounts import AccountConfig, BalanceConfig, PollingConfig
 from exporter.config.canaries import MAX_CANARIES, CanaryConfig
 from exporter.config.databases import LedgerConfig, SqlConfig
 from exporter.config.document import Problems, Value, YamlMapping, YamlSequence, load_mapping
-from exporter.config.files import Authorities, FileProblemError, NamedFiles, system_authorities
+from exporter.config.files import FileProblemError, NamedFiles, system_tls
 from exporter.config.targets import MAX_TARGETS, HomeAssistantConfig, NotifyConfig
-from exporter.config.types import MAX_ACCOUNTS, duration, format_duration
-from exporter.config.validation import LoadContext, Section, validate
+from exporter.config.validation import (
+    MAX_ACCOUNTS,
+    BaseUrl,
+    Expected,
+    LoadContext,
+    Name,
+    SecretKey,
+    Section,
+    amount,
+    check_url,
+    count,
+    duration,
+    invalid,
+    invalid_at,
+    text,
+    validate,
+)
 from exporter.config.watch import ApiConfig, CallbackConfig, CallConfig, TokenConfig, WatchConfig
+from exporter.secrets import Secret
 
 __all__ = [
     "AccountConfig",
@@ -41,6 +56,138 @@ __all__ = [
 ]
 
 MAX_FILE: Final = 64 << 20
+
+
+def _proxy_url(value: Secret) -> Secret:
+    url = check_url(value.reveal(), "http", "https", without="?#", path=False)
+    # The proxy would end the user at the colon.
+    if value.reveal().count("@") > 1 or ":" in (url.user or ""):
+        raise ValueError
+    return value
+
+
+ProxyUrl = Annotated[
+    SecretKey,
+    Field(json_schema_extra={"pattern": "^https?://"}),
+    AfterValidator(_proxy_url),
+    Expected("a URL `http://HOST:PORT`; user and password before the host percent-encoded"),
+]
+
+
+MAX_CODES: Final = 100
+
+
+def _not_success(code: str) -> str:
+    if code == "100":
+        raise ValueError
+    return code
+
+
+ResultCode = Annotated[
+    str,
+    text("result codes of 1 to 8 digits other than 100", "^[0-9]{1,8}$", check=_not_success),
+]
+CodeClass = Literal["auth", "not_found", "throttled", "api_error"]
+
+
+class AccountConfig(Section):
+    """A set of eSMS credentials, with its rate limit."""
+
+    name: Name
+    """The value of the label `account`. Unique."""
+
+    api_key: SecretKey
+    """The ApiKey of eSMS. Either this or `api_key_file`."""
+
+    secret_key: SecretKey
+    """The SecretKey of eSMS. Either this or `secret_key_file`."""
+
+    callback_token: SecretKey | None = None
+    """Token in the path of the provider's callback. Without it, callbacks are off."""
+
+    base_url: BaseUrl = "https://voiceapi.esms.vn/MainService.svc/json"
+    """The URL of the API, without the name of the operation."""
+
+    message_url: BaseUrl = "https://rest.esms.vn/MainService.svc/json"
+    """The URL of the API for messages, without the name of the operation. The provider has a
+    separate host for them."""
+
+    balance_url: BaseUrl = "https://rest.esms.vn/MainService.svc/json"
+    """The URL of the API for balances, without the name of the operation. The provider has a
+    separate host for it."""
+
+    proxy_url: ProxyUrl | None = None
+    """An HTTP proxy for all requests of this account: `http://USER:PASSWORD@HOST:PORT`, with user
+    and password percent-encoded. Either this or `proxy_url_file`. The environment variables
+    `HTTP_PROXY` and `HTTPS_PROXY` are not used."""
+
+    codes: dict[ResultCode, CodeClass] = Field(default_factory=dict, max_length=MAX_CODES)
+    """Classes of result codes that differ from the default, or that are new: `auth` (pause the
+    account: the credentials are refused), `throttled` (slow the account down), `not_found` (poll
+    the call again within `not_found_grace`) or `api_error` (poll the call again, with back-off)."""
+
+    balance_warning: (
+        Annotated[
+            float,
+            amount("an amount in VND: a number above 0, at most 1000000000000000", 1e15),
+        ]
+        | None
+    ) = None
+    """The balance is low below this amount, in VND."""
+
+    rate_limit: Annotated[float, amount("a number above 0, at most 100000", 100_000)] = 20.0
+    """Maximum number of requests per second."""
+
+    max_concurrency: Annotated[int, count(1, 1000)] = 32
+    """Maximum number of concurrent requests."""
+
+
+class PollingConfig(Section):
+    """When calls are polled, and when to give up."""
+
+    pace: Literal["adaptive", "growing"] = "adaptive"
+    """`adaptive` learns how long the calls of an account take, and polls when results are likely.
+    `growing` polls new calls every `interval`, and older calls less often."""
+
+    # 100 ms is for tests.
+    interval: Annotated[float, duration("100ms", "1d")] = 15.0
+    """`adaptive`: the target delay. 95 % of results should be known within this time after the end
+    of the call, if about 30 polls per call are enough. `growing`, and `adaptive` until it has
+    learnt: the interval between polls of a new call."""
+
+    max_interval: Annotated[float, duration("100ms", "1d")] = 300.0
+    """Maximum interval between polls of a call. At least `interval`."""
+
+    timeout: Annotated[float, duration("1ms", "10m")] = 10.0
+    """Timeout of a request, from connecting to the last byte of the response."""
+
+    not_found_grace: Annotated[float, duration("0s", "6d")] = 600.0
+    """A call that the provider does not know for this long finishes as `not_found`."""
+
+    give_up_after: Annotated[float, duration("100ms", "6d")] = 259_200.0
+    """A call without a result after this time finishes as `expired`. The provider forgets calls
+    after about 7 days."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PollingConfig:
+        for lower, upper in (("interval", "max_interval"), ("not_found_grace", "give_up_after")):
+            if getattr(self, upper) < getattr(self, lower):
+                raise invalid_at(upper, f"expected at least the value of `{lower}`")
+        return self
+
+
+class BalanceConfig(Section):
+    """How often the balance of each account is requested."""
+
+    interval: Annotated[float, duration("0s", "1d")] = 300.0
+    """Interval between requests, at least 1s. `0` turns requests off."""
+
+    @field_validator("interval")
+    @classmethod
+    def _off_or_at_least_a_second(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise invalid("expected 0s, or a duration from 1s to 1d")
+        return value
 
 
 class Config(Section):
@@ -74,32 +221,23 @@ class Config(Section):
     shutdown_timeout: Annotated[float, duration("100ms", "1h")] = 10.0
     """Grace period at shutdown, to finish what is in progress."""
 
-    _authorities: Authorities | None = PrivateAttr(default=None)
+    _tls: ssl.SSLContext | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it
         """Keep the certificate authorities of the load context."""
         if isinstance(context, LoadContext):
-            self._authorities = context.authorities
+            self._tls = context.tls
 
     @property
-    def authorities(self) -> Authorities | None:
+    def tls(self) -> ssl.SSLContext | None:
         """The certificate authorities that servers are verified against; None for the default."""
-        return self._authorities
-
-    @property
-    def tls(self) -> ssl.SSLContext | bool:
-        """The authorities as an `ssl` argument of aiohttp."""
-        return self._authorities.context if self._authorities else True
+        return self._tls
 
     @property
     def memory(self) -> float:
         """Seconds to remember a finished call: `keep_finished` or two runs of the slowest query."""
         runs = (2 * (query.interval + query.timeout) for query in self.watch.sql)
         return max([self.ledger.keep_finished, *runs])
-
-    def account_of(self, canary: CanaryConfig) -> str:
-        """Return the name of the account that places a canary call."""
-        return canary.account or self.accounts[0].name
 
 
 def load_config(
@@ -117,75 +255,38 @@ def load_config(
     """
     problems, files = Problems(str(path)), files or NamedFiles()
     document = load_mapping(path, MAX_FILE, environ, problems, "accounts")
-    if document is None:
+    if not document:
         problems.add(0, (), "is empty; expected a mapping with the key `accounts`")
         problems.fail()
-    authorities = None
+    watch = document.get("watch")
+    labels = watch.get("labels") if isinstance(watch, YamlMapping) else None
+    context = LoadContext(
+        path.parent,
+        problems,
+        files,
+        _texts(document.get("accounts"), "name"),
+        _texts(labels or YamlSequence()),
+    )
     try:
-        authorities = system_authorities(files)
+        context.tls = system_tls(files)
     except FileProblemError as error:
         problems.add(0, ("SSL_CERT_FILE",), str(error))
-    accounts = _strings(_at(document, ("accounts",)), "name")
-    labels = _strings(_at(document, ("watch", "labels")) or YamlSequence())
-    context = LoadContext(path.parent, problems, files, accounts, labels, authorities)
-    config = validate(Config, document, context)
-    if config is None or problems.total:
-        problems.fail()
-    return config
+    return validate(Config, document, context)
 
 
-def _at(document: Value, path: Iterable[str]) -> Value:
-    for key in path:
-        document = document.get(key) if isinstance(document, YamlMapping) else None
-    return document
-
-
-def _strings(items: Value, key: str | None = None) -> list[str] | None:
+def _texts(items: Value, key: str | None = None) -> frozenset[str] | None:
     """Return the items of a list, or the value of `key` in each item; None unless all are text."""
     if not isinstance(items, YamlSequence):
         return None
-    values = [_at(item, [key]) for item in items] if key else items
-    texts = [value for value in values if isinstance(value, str)]
-    return texts if len(texts) == len(items) else None
-
-
-_ANNOTATIONS: Final = ("title", "description", "default")
-_VARIABLE: Final = {"type": "string", "pattern": r"^\$\{.+\}$"}
+    if key:
+        items = YamlSequence(
+            item.get(key) if isinstance(item, YamlMapping) else None for item in items
+        )
+    texts = [item for item in items if isinstance(item, str)]
+    return frozenset(texts) if len(texts) == len(items) else None
 
 
 def json_schema() -> dict[str, object]:
     """Return the JSON Schema (draft 2020-12) of the file before `${NAME}` is replaced."""
-    schema: dict[str, Any] = Config.model_json_schema()  # Any: as pydantic declares it
-    models = {model.__name__: model for model in Section.__subclasses__()}
-    for name, model in {"Config": schema, **schema["$defs"]}.items():
-        keys, required = model["properties"], model.get("required", [])
-        model["properties"] = {key: _as_in_file(value) for key, value in keys.items()}
-        secrets = models[name].secrets
-        for key in secrets:
-            model["properties"][f"{key}_file"] = {
-                "title": f"{keys[key]['title']} File",
-                "description": f"A file that contains the value of `{key}`; the path is relative to"
-                " the configuration. Read again when it changes.",
-                "type": "string",
-                "minLength": 1,
-            }
-        if either := [key for key in secrets if key in required]:
-            model["required"] = [key for key in required if key not in either]
-            model["allOf"] = [
-                {"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]} for key in either
-            ]
+    schema: dict[str, object] = Config.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _as_in_file(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a key as written in the file: durations and variables are strings."""
-    if "$ref" in value:
-        # Its keys have their own defaults, as durations.
-        return {"$ref": value["$ref"]}
-    is_duration = value.get("format") == "duration"
-    if is_duration and "default" in value:
-        value = {**value, "default": format_duration(value["default"])}
-    if is_duration or value.get("type") in {"integer", "number"}:
-        about: dict[str, Any] = {key: value.pop(key) for key in _ANNOTATIONS if key in value}
-        value = {**about, "anyOf": [value, _VARIABLE]}
-    return value

@@ -9,10 +9,19 @@ from typing import Annotated, Final, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from exporter.config.types import Expected, KnownAccount, Name, SecretKey, count, duration, text
-from exporter.config.validation import Section, invalid
+from exporter.config.validation import (
+    Expected,
+    Name,
+    OwnAccount,
+    SecretKey,
+    Section,
+    count,
+    duration,
+    invalid,
+    text,
+)
 from exporter.secrets import Secret
 
 MAX_CANARIES: Final = 100
@@ -104,12 +113,10 @@ PressedKey = Annotated[str, text("a key, `0` to `9`, `*` or `#`, in quotes", "^[
 class CanaryConfig(Section):
     """A test call that the exporter places on a schedule and watches."""
 
-    secrets = ("phone",)
-
     name: Name
     """The value of the label `canary`. Unique."""
 
-    account: KnownAccount | None = Field(default=None, validate_default=True)
+    account: OwnAccount = ""
     """The account that places the call. Optional if there is one account."""
 
     every: Annotated[float, duration("10m", "7d")] | None = None
@@ -146,13 +153,6 @@ class CanaryConfig(Section):
 
     max_per_day: Annotated[int, count(1, MAX_CALLS_PER_DAY)]
     """Maximum number of calls per day, including calls placed by hand. Each call costs money."""
-
-    @field_validator("account")
-    @classmethod
-    def _named(cls, account: str | None, info: ValidationInfo) -> str | None:
-        if account is None and info.context and len(info.context.accounts or "") > 1:
-            raise invalid("missing; required if there are several accounts")
-        return account
 
     @model_validator(mode="after")
     def _one_of_each(self) -> CanaryConfig:

@@ -10,8 +10,16 @@ from sqlalchemy import URL, make_url
 from sqlalchemy import text as sql_text
 from sqlalchemy.exc import SQLAlchemyError
 
-from exporter.config.types import Expected, KnownAccount, Name, SecretAddress, duration, text
-from exporter.config.validation import Section, invalid
+from exporter.config.validation import (
+    Expected,
+    KnownAccount,
+    Name,
+    SecretAddress,
+    Section,
+    duration,
+    invalid,
+    text,
+)
 from exporter.secrets import Secret
 
 MAX_QUERY: Final = 10_000
@@ -101,8 +109,6 @@ Query = Annotated[
 class LedgerConfig(Section):
     """The durable record of calls and totals."""
 
-    secrets = ("url",)
-
     url: LedgerUrl = Secret(DEFAULT_LEDGER)
     """An SQLite file; a relative path is relative to the working directory. Or a PostgreSQL
     database, which several exporters can share; user and password percent-encoded. Either this or
@@ -119,8 +125,6 @@ class LedgerConfig(Section):
 
 class SqlConfig(Section):
     """An SQL query on your database that returns calls to watch."""
-
-    secrets = ("url",)
 
     name: Name
     """The name of the query: the label `source` is `sql:NAME`. Unique."""

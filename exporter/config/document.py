@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from bisect import insort
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, NoReturn, TextIO, Union, final
 
@@ -85,32 +86,28 @@ class Unresolved(str):
 
 
 class YamlMapping(dict[str, "Value"]):
-    """A mapping; `lines` has the line of each key, in order."""
+    """A mapping; `lines` has the line of each key, in order; empty if all are on its own line."""
 
     __slots__ = ("lines",)
-    lines: array[int]
 
-    def line_of(self, key: str) -> int:
-        """Return the line of an existing key, in linear time."""
-        return self.lines[list(self).index(key)]
+    def __init__(
+        self, values: Mapping[str, Value] | Iterable[tuple[str, Value]], lines: Iterable[int] = ()
+    ) -> None:
+        super().__init__(values)
+        self.lines: Final = array("I", lines)
 
 
 class YamlSequence(list["Value"]):
     """A sequence; `lines` has the line of each item."""
 
     __slots__ = ("lines",)
-    lines: array[int]
+
+    def __init__(self, values: Iterable[Value] = (), lines: Iterable[int] = ()) -> None:
+        super().__init__(values)
+        self.lines: Final = array("I", lines)
 
 
 Value = Union[Scalar, YamlMapping, YamlSequence, InvalidValue]  # noqa: UP007 - forward references
-
-
-class DocumentError(FileProblemError):
-    """The file cannot be parsed any further."""
-
-    def __init__(self, line: int, path: Iterable[str | int], message: str) -> None:
-        super().__init__(message)
-        self.line, self.path = line, tuple(path)
 
 
 class Problems:
@@ -128,21 +125,16 @@ class Problems:
     def add(self, line: int, path: Iterable[str | int], message: str) -> None:
         """Add a problem; `path` has the keys and indices of the value."""
         self.total += 1
-        self._first.append(Problem(self._file, line, key_path(path), message))
-        if len(self._first) > 4 * MAX_PROBLEMS:
-            self._keep_first()
+        problem = Problem(self._file, line, key_path(path), message)
+        insort(self._first, problem, key=attrgetter("line"))
+        del self._first[MAX_PROBLEMS:]
 
     def add_hidden(self, count: int = 1) -> None:
         """Count problems without listing them."""
         self.total += count
 
-    def _keep_first(self) -> None:
-        self._first.sort(key=lambda problem: problem.line)
-        del self._first[MAX_PROBLEMS:]
-
     def listed(self) -> tuple[Problem, ...]:
         """Return the problems in the order of the file, with a last one that counts the rest."""
-        self._keep_first()
         more = self.total - len(self._first)
         rest = [Problem(self._file, 0, "", f"and {more} more problems")] if more else []
         return (*self._first, *rest)
@@ -173,26 +165,32 @@ def key_path(path: Iterable[str | int]) -> str:
     return text
 
 
-def line_of(document: Value, path: Iterable[str | int], line: int = 1) -> int:
-    """Return the line of a path in a document that begins on `line`.
+def locate(
+    document: Value, location: Iterable[str | int], line: int = 1
+) -> tuple[list[str | int], int]:
+    """Convert the location of an error of pydantic to a path and its line.
 
-    If the path does not exist, return the line of its longest existing part.
+    If the path does not exist, the line is that of its longest existing part.
+
+    Args:
+        document: what was validated.
+        location: keys and indices in it.
+        line: the line of the document in the file.
     """
-    value = document
-    for part in path:
-        if isinstance(value, YamlMapping) and isinstance(part, str) and part in value:
-            line, value = value.line_of(part), value[part]
+    value, path = document, list[str | int]()
+    for part in location:
+        key = part
+        if isinstance(value, YamlMapping) and isinstance(part, str):
+            file = f"{part}_file"
+            key = file if file in value and part not in value else part
+            if key in value and value.lines:
+                line = value.lines[list(value).index(key)]  # in linear time
+            value = value.get(key)
         elif isinstance(value, YamlSequence) and isinstance(part, int):
             line, value = value.lines[part], value[part]
-        else:
-            break
-    return line
-
-
-def unknown_key(key: str, known: Collection[str]) -> str:
-    """Return the message about an unknown key, with the most similar known key."""
-    nearest = get_close_matches(key[:64].lower(), known, 1)
-    return f"unknown key; did you mean `{nearest[0]}`?" if nearest else "unknown key"
+        if key != "[key]":  # pydantic adds this after an invalid key
+            path.append(key)
+    return path, line
 
 
 def resolve(text: str) -> Scalar:
@@ -245,8 +243,8 @@ def load_mapping(
     key: str,
     *,
     scalars_as_text: bool = False,
-) -> YamlMapping | None:
-    """Read the mapping in a YAML file; return None if the file is empty.
+) -> YamlMapping:
+    """Read the mapping in a YAML file; an empty file is an empty mapping.
 
     Args:
         path: the file.
@@ -266,7 +264,7 @@ def load_mapping(
         if not isinstance(document, InvalidValue):
             problems.add(1, (), f"expected a mapping with the key `{key}`")
         problems.fail()
-    return document
+    return document or YamlMapping({})
 
 
 def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]:
@@ -276,7 +274,7 @@ def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]
     replaced. `problems` receives the problems of items.
 
     Raises:
-        DocumentError: the rest of the file is not YAML, not a list, or exceeds a limit.
+        FileProblemError: the rest of the file is not YAML, not a list, or exceeds a limit.
     """
     return _Composer(file, None, problems).items()
 
@@ -311,14 +309,15 @@ class _Composer:
         except yaml.YAMLError as error:
             if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
                 message = "is not YAML text: it contains characters that YAML forbids"
-                raise DocumentError(0, (), message) from None
+                raise FileProblemError(message) from None
             line = error.problem_mark.line + 1
             reason = re.sub(r"'[^']{4,}'|\"[^\"]{4,}\"", "...", error.problem or "cannot be read")
             lines = source.split("\n", line) if isinstance(source, str) else []
             hint = ""
             if line <= len(lines) and "${" in lines[line - 1]:
                 hint = "; between `{}` or `[]`, `${NAME}` needs quotes"
-            raise DocumentError(line, self._path, f"is not valid YAML: {reason}{hint}") from None
+            message = f"is not valid YAML: {reason}{hint}"
+            raise FileProblemError(message, line, self._path) from None
 
     def document(self) -> Value:
         """Compose the only document."""
@@ -332,18 +331,13 @@ class _Composer:
         for root in self._roots():
             if not isinstance(root, yaml.SequenceStartEvent):
                 if not isinstance(root, yaml.ScalarEvent) or self._value(root) is not None:
-                    raise DocumentError(1, (), "expected a list of calls, as in `watch.calls`")
+                    raise FileProblemError("expected a list of calls, as in `watch.calls`", 1)
                 continue
             self._open(root)
-            self._path.append(0)
             self._max_nodes, self._max_anchors = MAX_ITEM_NODES, MAX_ANCHORS
-            index = 0
-            while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            for event in self._until(yaml.SequenceEndEvent):
                 self._nodes = 0
                 yield _line(event), self._value(event)
-                index += 1
-                self._path[0] = index
-            self._path.pop()
 
     def _roots(self) -> Iterator[yaml.NodeEvent]:
         documents = 0
@@ -355,8 +349,8 @@ class _Composer:
             elif isinstance(event, yaml.NodeEvent):
                 yield event
 
-    def _error(self, event: yaml.Event, message: str) -> DocumentError:
-        return DocumentError(_line(event), self._path, message)
+    def _error(self, event: yaml.Event, message: str) -> FileProblemError:
+        return FileProblemError(message, _line(event), self._path)
 
     def _value(self, event: yaml.Event) -> Value:
         before = self._nodes
@@ -402,54 +396,54 @@ class _Composer:
         self._count(event, nodes)
         return value
 
-    def _sequence(self) -> YamlSequence:
-        sequence, lines = YamlSequence(), array("I")
+    def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:
+        """Yield the first event of each item or key up to an end; the path leads to it."""
         self._path.append(0)
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            lines.append(_line(event))
-            sequence.append(self._value(event))
-            self._path[-1] = len(sequence)
+        index = 0
+        while not isinstance(event := next(self._events), end):
+            yield event
+            index += 1
+            self._path[-1] = index
         self._path.pop()
-        sequence.lines = lines
-        return sequence
+
+    def _sequence(self) -> YamlSequence:
+        values, lines = list[Value](), array("I")
+        for event in self._until(yaml.SequenceEndEvent):
+            lines.append(_line(event))
+            values.append(self._value(event))
+        return YamlSequence(values, lines)
 
     def _mapping(self) -> YamlMapping:
-        mapping, lines = YamlMapping(), dict[str, int]()
+        mapping, lines = dict[str, Value](), dict[str, int]()
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise self._error(event, "expected text as the key")
-            key, line = self._key(event), _line(event)
+            key, line = self._text(event), _line(event)
+            self._anchor(event, (key, 1))
             self._path.append(key)
             first = lines.get(key)
+            merge = key == "<<" and event.implicit[0] and event.tag is None
             if first is not None:
                 message = f"duplicate key; the first is on line {first}"
                 self._problems.add(line, self._path, message)
-            merge = key == "<<" and event.implicit[0] and event.tag is None
             if merge:
                 self._problems.add(line, self._path, "merge keys (`<<`) are not supported")
             value = self._value(next(self._events))
             if first is None and not merge:
                 mapping[key], lines[key] = value, line
             self._path.pop()
-        mapping.lines = array("I", lines.values())
-        return mapping
+        return YamlMapping(mapping, lines.values())
 
-    def _key(self, event: yaml.ScalarEvent) -> str:
+    def _text(self, event: yaml.ScalarEvent) -> str:
         if event.tag not in _STRING_TAGS:
             raise self._error(event, "tags (`!name`) are not supported")
-        key = self._share(event.value)
-        self._anchor(event, (key, 1))
-        return key
-
-    def _share(self, text: str) -> str:
+        text: str = event.value
         if len(self._shared) >= _MAX_SHARED:
             self._shared.clear()
         return text if len(text) > _MAX_SHARED_LENGTH else self._shared.setdefault(text, text)
 
     def _scalar(self, event: yaml.ScalarEvent) -> Value:
-        if event.tag not in _STRING_TAGS:
-            raise self._error(event, "tags (`!name`) are not supported")
-        text, plain = event.value, event.implicit[0] and event.tag is None
+        text, plain = self._text(event), event.implicit[0] and event.tag is None
         if "$" in text and self._environ is not None:
             try:
                 return interpolate(text, self._environ, plain=plain)
@@ -457,9 +451,8 @@ class _Composer:
                 self._problems.add(_line(event), self._path, str(error))
                 return InvalidValue()
         value = resolve(text) if plain else text
-        if type(value) is str:
-            return self._share(value)
-        return Unresolved(text) if self._scalars_as_text and value is not None else value
+        is_number = value is not None and not isinstance(value, str)
+        return Unresolved(text) if is_number and self._scalars_as_text else value
 
 
 def _line(event: yaml.Event) -> int:

@@ -7,12 +7,12 @@ import os
 import ssl
 import stat
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -26,8 +26,9 @@ class FileProblemError(Exception):
         path: keys and indices of the problem.
     """
 
-    line: int = 0
-    path: tuple[str | int, ...] = ()
+    def __init__(self, message: str, line: int = 0, path: Iterable[str | int] = ()) -> None:
+        super().__init__(message)
+        self.line, self.path = line, tuple(path)
 
 
 class _Bounded(io.RawIOBase):
@@ -48,9 +49,8 @@ class _Bounded(io.RawIOBase):
         return count
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without blocking, even if it is a FIFO without a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
+def _too_large(limit: int) -> FileProblemError:
+    return FileProblemError(f"is larger than {limit >> 10} KiB")
 
 
 @contextmanager
@@ -62,8 +62,9 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
             raised by reads within the block.
     """
     try:
-        # Check the open file: its path may change between a check and the opening.
-        with io.FileIO(path, opener=_open_at_once) as file:
+        # A FIFO without a writer must not block. Check the open file: its path may change between
+        # a check and the opening.
+        with io.FileIO(path, opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FileProblemError("cannot be read: not a regular file")
@@ -86,10 +87,6 @@ def read_text(path: Path, limit: int) -> str:
     """Return the text of a file; see `open_text`."""
     with open_text(path, limit) as file:
         return file.read()
-
-
-def _too_large(limit: int) -> FileProblemError:
-    return FileProblemError(f"is larger than {limit >> 10} KiB")
 
 
 @dataclass(slots=True)
@@ -125,27 +122,17 @@ class NamedFiles:
         return text
 
 
-@dataclass(frozen=True, slots=True)
-class Authorities:
-    """Certificate authorities to verify servers against. Equal if the certificates are equal.
-
-    Attributes:
-        version: digest of the certificates, and the mtime of their folder (nanoseconds).
-    """
-
-    context: ssl.SSLContext = field(compare=False, repr=False)
-    version: tuple[bytes, int]
+# Equal certificates are one object, so that a reload without a change keeps the connections.
+_contexts: Final = WeakValueDictionary[object, ssl.SSLContext]()
 
 
-def _authorities(context: ssl.SSLContext, folder: str | None = None) -> Authorities:
-    certificates = sorted(context.get_ca_certs(binary_form=True))
-    # OpenSSL reads certificates in a folder on demand.
-    changed = os.stat(folder).st_mtime_ns if folder else 0  # noqa: PTH116 - a text
-    return Authorities(context, (sha256(b"".join(certificates)).digest(), changed))
+def _shared(context: ssl.SSLContext, *version: object) -> ssl.SSLContext:
+    certificates = frozenset(context.get_ca_certs(binary_form=True))
+    return _contexts.setdefault((certificates, *version), context)
 
 
-def system_authorities(files: NamedFiles) -> Authorities:
-    """Read the authorities of the system, or those in `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+def system_tls(files: NamedFiles) -> ssl.SSLContext:
+    """Return TLS with the authorities of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 
     Raises:
         FileProblemError: the file in `SSL_CERT_FILE` cannot be used.
@@ -163,16 +150,22 @@ def system_authorities(files: NamedFiles) -> Authorities:
     except OSError as error:
         raise FileProblemError(f"the file {file} cannot be read: {error.strerror}") from None
     context.set_alpn_protocols(["http/1.1"])
-    return _authorities(context, paths.capath)
+    # OpenSSL reads certificates in a folder on demand.
+    changed = os.stat(paths.capath).st_mtime_ns if paths.capath else 0  # noqa: PTH116 - a text
+    return _shared(context, changed)
 
 
-def authorities_of(pem: str) -> Authorities:
-    """Return the authorities in PEM text; raises `FileProblemError` if there are none."""
+def tls_of(pem: str) -> ssl.SSLContext:
+    """Return TLS with the authorities in PEM text.
+
+    Raises:
+        FileProblemError: there are none.
+    """
     try:
         # Comments outside of the certificates may have any encoding.
-        text = pem.encode("ascii", "replace").decode()
-        return _authorities(ssl.create_default_context(cadata=text))
+        context = ssl.create_default_context(cadata=pem.encode("ascii", "replace").decode())
     except (ssl.SSLError, ValueError):
         raise FileProblemError(
             "expected PEM certificates, between `BEGIN CERTIFICATE` and `END CERTIFICATE`"
         ) from None
+    return _shared(context)

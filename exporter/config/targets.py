@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import re
+import ssl
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
-from yarl import URL
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator
 
-from exporter.config.files import Authorities, FileProblemError, authorities_of
-from exporter.config.types import (
+from exporter.config.files import FileProblemError, tls_of
+from exporter.config.validation import (
     Expected,
     KnownAccounts,
     KnownLabel,
     LabelValue,
+    LoadContext,
     Name,
     Password,
     SecretAddress,
+    Section,
+    check_url,
     count,
     duration,
+    invalid,
     text,
 )
-from exporter.config.validation import LoadContext, Section, invalid
 from exporter.secrets import Secret, decode_signing_key
 from exporter.ssrf import is_forbidden, is_ip_address
 
@@ -39,14 +40,9 @@ def _signing_key(secret: Secret) -> Secret:
 
 
 def _target_url(secret: Secret) -> Secret:
-    url = urlsplit(secret.reveal())
-    if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0 or url.fragment:
-        raise ValueError
-    # The HTTP client is stricter: it would fail at the first notification.
-    if not URL(secret.reveal()).host:
-        raise ValueError
+    host = check_url(secret.reveal(), "http", "https", without="#").host or ""
     # Check IP addresses only: host names are checked when they are resolved.
-    if is_ip_address(url.hostname) and is_forbidden(url.hostname):
+    if is_ip_address(host) and is_forbidden(host):
         raise ValueError
     return secret
 
@@ -76,8 +72,6 @@ LabelValues = Annotated[
 
 class NotifyConfig(Section):
     """A webhook that receives a POST request with a signed CloudEvent for each finished call."""
-
-    secrets = ("url", "secret")
 
     name: Name
     """The value of the label `target`. Unique."""
@@ -120,15 +114,22 @@ class NotifyConfig(Section):
 
 
 def _mqtt_url(value: str) -> str:
-    url = urlsplit(value)
-    port = f":{url.port}" if url.port else ""
-    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-    # Finds any other part, such as a user or a path. `hostname` is in lower case.
-    if not url.hostname or value.lower().rstrip("/") != f"{url.scheme}://{host}{port}":
-        raise ValueError
-    if url.scheme not in {"mqtt", "mqtts"} or not re.fullmatch("[!-~]+", value):
-        raise ValueError
+    check_url(value, "mqtt", "mqtts", without="?#@", path=False)
     return value.rstrip("/")
+
+
+def _certificates(value: object, info: ValidationInfo[LoadContext]) -> ssl.SSLContext:
+    if isinstance(value, ssl.SSLContext):
+        return value
+    if not isinstance(value, str) or not value:
+        raise invalid("expected the path of a file")
+    if info.data.get("url", "").startswith("mqtt:"):
+        raise invalid("requires a `url` that begins with `mqtts://`")
+    try:
+        file = info.context.folder / value
+        return tls_of(info.context.files.read(file, _MAX_CERTIFICATES_FILE))
+    except FileProblemError as error:
+        raise invalid(str(error)) from None
 
 
 MqttTopic = Annotated[
@@ -142,18 +143,24 @@ MqttUrl = Annotated[
     str,
     text(
         "`mqtt://HOST[:PORT]`, or `mqtts://HOST[:PORT]` for TLS, without user and path",
+        "^[!-~]+$",
         check=_mqtt_url,
     ),
     Field(json_schema_extra={"format": "uri", "pattern": "^mqtts?://[^/?#@]+/?$"}),
 ]
 UserName = Annotated[str, text("a name of 1 to 1024 characters", r"^[^\x00-\x1f\x7f]{1,1024}$")]
-FilePath = Annotated[str, text("the path of a file", min_length=1, max_length=4096)]
+Certificates = Annotated[
+    ssl.SSLContext,
+    Expected(
+        "the path of a file",
+        PlainValidator(_certificates, json_schema_input_type=Annotated[str, Field(min_length=1)]),
+        keeps_messages=True,
+    ),
+]
 
 
 class HomeAssistantConfig(Section):
     """Publish accounts and finished calls to Home Assistant through an MQTT broker."""
-
-    secrets = ("password",)
 
     url: MqttUrl
     """The MQTT broker. The default port is 1883, or 8883 with TLS."""
@@ -164,7 +171,7 @@ class HomeAssistantConfig(Section):
     password: Password | None = None
     """The password of `username`. Either this or `password_file`."""
 
-    ca_file: FilePath | None = None
+    ca_file: Certificates | None = None
     """Certificate authorities to verify the broker against, in PEM format. Default: those of the
     system."""
 
@@ -176,8 +183,6 @@ class HomeAssistantConfig(Section):
 
     accounts: KnownAccounts | None = None
     """The accounts to publish. Default: all accounts."""
-
-    _authorities: Authorities | None = PrivateAttr(default=None)
 
     @field_validator("url")
     @classmethod
@@ -193,27 +198,3 @@ class HomeAssistantConfig(Section):
         if value is not None and info.data.get("username", "") is None:
             raise invalid("requires `username`")
         return value
-
-    @field_validator("ca_file")
-    @classmethod
-    def _read_certificates(cls, value: str | None, info: ValidationInfo) -> str | None:
-        context = info.context
-        if value and info.data.get("url", "").startswith("mqtt:"):
-            raise invalid("requires a `url` that begins with `mqtts://`")
-        if value and isinstance(context, LoadContext):
-            try:
-                pem = context.files.read(context.folder / value, _MAX_CERTIFICATES_FILE)
-                context.broker_authorities[value] = authorities_of(pem)
-            except FileProblemError as error:
-                raise invalid(str(error)) from None
-        return value
-
-    def model_post_init(self, context: Any) -> None:  # Any: as pydantic declares it
-        """Keep the certificates that were read."""
-        if self.ca_file and isinstance(context, LoadContext):
-            self._authorities = context.broker_authorities[self.ca_file]
-
-    @property
-    def authorities(self) -> Authorities | None:
-        """The authorities of `ca_file`; None for those of the system."""
-        return self._authorities

@@ -1,38 +1,65 @@
-"""Validate a document into a model, and report all problems with their lines."""
+"""Sections of the configuration: their base class, the types of their values, and validation.
+
+Each type has one error message, which says what is expected.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+import ssl
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar, get_args
 
-from annotated_types import MaxLen
+from annotated_types import Ge, GroupedMetadata, Gt, Le, MaxLen
 from pydantic import (
+    AfterValidator,
+    AllowInfNan,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Strict,
+    StringConstraints,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import (
+    CoreSchema,
+    ErrorDetails,
+    InitErrorDetails,
+    PydanticCustomError,
+    core_schema,
+)
+from yarl import URL
 
 from exporter.config.document import (
     MAX_PROBLEMS,
     InvalidValue,
     Problems,
+    Unresolved,
     Value,
     YamlMapping,
     YamlSequence,
-    line_of,
-    unknown_key,
+    locate,
+    resolve,
 )
-from exporter.config.files import Authorities, FileProblemError, NamedFiles
+from exporter.config.files import FileProblemError, NamedFiles
+from exporter.secrets import Secret
 
 MAX_SECRET_FILE: Final = 64 << 10
 MAX_TEXT_FILE: Final = 1 << 20
+MAX_ACCOUNTS: Final = 1000
+MAX_LABEL_VALUE: Final = 128
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,8 +75,31 @@ _MESSAGES: Final = {
     "too_long": "expected at most {max_length} items",
 }
 
+_DAY: Final = 86_400_000
+_MILLISECONDS: Final = {
+    "y": 365 * _DAY,
+    "w": 7 * _DAY,
+    "d": _DAY,
+    "h": 3_600_000,
+    "m": 60_000,
+    "s": 1_000,
+    "ms": 1,
+}
+# Nine digits exceed every maximum, and keep the arithmetic exact.
+_UNITS: Final = "".join(f"([0-9]{{1,9}}{unit})?" for unit in _MILLISECONDS)
+DURATION_WORDS: Final = "a duration such as `15s`, `1m30s` or `3d`"
 
-@dataclass(frozen=True, slots=True)
+DURATION_PATTERN: Final = f"^(0|(?=[0-9]){_UNITS})$"
+"""A duration as in `model.ParseDuration` of prometheus/common: each unit at most once, from large
+to small. Also valid in JSON Schema (ECMA-262)."""
+
+_DURATION: Final = {"type": "string", "format": "duration", "pattern": DURATION_PATTERN}
+
+
+# Validation of a document.
+
+
+@dataclass(slots=True)
 class LoadContext:
     """Context of validators while a file is loaded. Models made by code have no context.
 
@@ -59,9 +109,10 @@ class LoadContext:
         files: reads the named files.
         accounts: the names of the accounts; None skips the check, if they could not be read.
         labels: the names in `watch.labels`; None likewise.
-        authorities: certificate authorities to verify servers against.
+        account: the account of calls without one; by default the only account.
+        tls: certificate authorities to verify servers against.
         seen: values that have to be unique, with their owner and kind.
-        broker_authorities: those of each `ca_file` that was read, by its path.
+        label_sets: label sets that calls share, to save memory.
     """
 
     folder: Path
@@ -69,9 +120,59 @@ class LoadContext:
     files: NamedFiles = field(default_factory=NamedFiles)
     accounts: Collection[str] | None = None
     labels: Collection[str] | None = None
-    authorities: Authorities | None = None
+    account: str | None = None
+    tls: ssl.SSLContext | None = None
     seen: set[tuple[object, str, object]] = field(default_factory=set)
-    broker_authorities: dict[str, Authorities] = field(default_factory=dict)
+    label_sets: dict[object, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.accounts is None or len(self.accounts) == 1:
+            self.account = self.account or next(iter(self.accounts or ("",)))
+
+
+def validate(model: type[M], document: YamlMapping, context: LoadContext) -> M:
+    """Return the model of a document.
+
+    Raises:
+        ConfigError: the document is invalid; lists all problems of the context.
+    """
+    try:
+        loaded = model.model_validate(document, context=context)
+    except ValidationError as error:
+        add_problems(error, document, context.problems)
+        context.problems.fail()
+    if context.problems.total:
+        context.problems.fail()
+    return loaded
+
+
+def add_problems(
+    error: ValidationError,
+    document: Value,
+    problems: Problems,
+    path: tuple[str | int, ...] = (),
+    line: int = 1,
+) -> None:
+    """Add the errors of a document, or of the part of one at `path` and `line`."""
+    details = error.errors(include_url=False)
+    for detail in details[: 4 * MAX_PROBLEMS]:
+        if message := _message(detail):
+            inner, inner_line = locate(document, detail["loc"], line)
+            problems.add(inner_line, (*path, *inner), message)
+    # Finding their lines is slow in a large mapping.
+    problems.add_hidden(len(details[4 * MAX_PROBLEMS :]))
+
+
+def _message(detail: ErrorDetails) -> str:
+    """Return the message of an error; empty if the problem is already reported."""
+    value = detail["input"]
+    if isinstance(value, InvalidValue):
+        return value.message
+    if detail["type"] == "too_short" and value:
+        return ""  # because invalid items were left out
+    if detail["type"] == "literal_error":
+        return f"expected {detail['ctx']['expected']}".replace("'", "`")
+    return _MESSAGES.get(detail["type"], detail["msg"]).format_map(detail.get("ctx", {}))
 
 
 def invalid(message: str) -> PydanticCustomError:
@@ -93,19 +194,32 @@ def check_unique(value: object, info: ValidationInfo, kind: str, owner: object =
         info.context.seen.add((owner, kind, value))
 
 
+# Sections.
+
+
 class Section(BaseModel):
     """A mapping in the file. The docstrings of its attributes document the keys.
 
     Attributes:
-        secrets: keys whose value can be read from a file, named by `KEY_file`. A text is no secret.
+        secrets: keys whose value can be read from a file, named by `KEY_file`: every secret, and
+            texts that are as long.
         null_is_default: for all keys, `key:` without a value means the default.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
     )
-    secrets: ClassVar[tuple[str, ...]] = ()
+    secrets: ClassVar[Collection[str]] = ()
     null_is_default: ClassVar[bool] = False
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_kwargs: object) -> None:
+        """Find the secrets."""
+        for key, about in cls.model_fields.items():
+            kinds = about.annotation, *get_args(about.annotation)  # of `X | None` also X
+            is_secret = any(getattr(kind, "__origin__", kind) is Secret for kind in kinds)
+            if is_secret and key not in cls.secrets:
+                cls.secrets = [*cls.secrets, key]
 
     @model_validator(mode="before")
     @classmethod
@@ -139,14 +253,41 @@ class Section(BaseModel):
         check_unique(value, info, str(info.field_name), cls)
         return value
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe the keys as written in the file, before `${NAME}` is replaced."""
+        found = handler(schema)
+        model = handler.resolve_ref_schema(found)
+        for key, about in list(model["properties"].items()):
+            if about.get("default") is not None and _DURATION in about.get("anyOf", ()):
+                about["default"] = format_duration(about["default"])
+            if key in cls.secrets:
+                model["properties"][f"{key}_file"] = {
+                    "title": f"{about['title']} File",
+                    "description": f"A file that contains the value of `{key}`; the path is"
+                    " relative to the configuration. Read again when it changes.",
+                    "type": "string",
+                    "minLength": 1,
+                }
+        if either := [key for key in cls.secrets if key in model.get("required", ())]:
+            model["required"] = [key for key in model["required"] if key not in either]
+            model["allOf"] = [
+                {"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]} for key in either
+            ]
+        return found
+
 
 def mark_unknown_keys(found: dict[str, object], known: Collection[str], problems: Problems) -> None:
-    """Replace the value of each unknown key by its problem."""
+    """Replace the value of each unknown key by its problem, with the most similar known key."""
     unknown = [key for key in found if key not in known]
     for number, key in enumerate(unknown, problems.total):
         # A file may have a million of them, and finding similar keys is slow.
         if number < MAX_PROBLEMS:
-            found[key] = InvalidValue(unknown_key(key, known))
+            nearest = get_close_matches(key[:64].lower(), known, 1)
+            hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
+            found[key] = InvalidValue(f"unknown key{hint}")
         else:
             del found[key]
             problems.add_hidden()
@@ -179,56 +320,233 @@ def _read_file(found: dict[str, object], key: str, about: FieldInfo, context: Lo
             found[key] = InvalidValue("expected the path of a file")
 
 
-def validate(model: type[M], document: YamlMapping, context: LoadContext) -> M | None:
-    """Return the model of a document; if it is invalid, add the problems and return None."""
-    try:
-        return model.model_validate(document, context=context)
-    except ValidationError as error:
-        add_problems(error, document, context.problems)
-        return None
+# Types of values.
 
 
-def add_problems(
-    error: ValidationError,
-    document: Value,
-    problems: Problems,
-    path: tuple[str | int, ...] = (),
-    line: int = 1,
-) -> None:
-    """Add the errors of a document, or of the part of one at `path` and `line`."""
-    for number, detail in enumerate(error.errors(include_url=False)):
-        if not (message := _message(detail)):
-            continue
-        if number < 4 * MAX_PROBLEMS:
-            inner = _path_in(document, detail["loc"])
-            problems.add(line_of(document, inner, line), (*path, *inner), message)
-        else:
-            problems.add_hidden()  # finding its line is slow in a large mapping
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration in Prometheus format, such as `1m30s`.
+
+    A year has 365 days; `0` needs no unit. See "Float literals and time durations" in Prometheus'
+    querying basics.
+
+    Raises:
+        ValueError: `text` is not a duration. The message does not contain it.
+    """
+    if not re.fullmatch(DURATION_PATTERN, text):
+        raise ValueError(f"expected {DURATION_WORDS}")
+    numbers = re.findall("([0-9]+)([a-z]+)", text)
+    return sum(int(number) * _MILLISECONDS[unit] for number, unit in numbers) / 1000
 
 
-def _message(detail: ErrorDetails) -> str:
-    """Return the message of an error; empty if the problem is already reported."""
-    value = detail["input"]
-    if isinstance(value, InvalidValue):
-        return value.message
-    if detail["type"] == "too_short" and value:
-        return ""  # because invalid items were left out
-    if detail["type"] == "literal_error":
-        return f"expected {detail['ctx']['expected']}".replace("'", "`")
-    return _MESSAGES.get(detail["type"], detail["msg"]).format_map(detail.get("ctx", {}))
+def format_duration(seconds: float) -> str:
+    """Return `seconds` as a duration, rounded to milliseconds.
+
+    The largest unit is the day: `30d` is easier to read than `4w2d`.
+    """
+    rest = round(seconds * 1000)
+    parts = []
+    for unit in ("d", "h", "m", "s", "ms"):
+        number, rest = divmod(rest, _MILLISECONDS[unit])
+        if number:
+            parts.append(f"{number}{unit}")
+    return "".join(parts) or "0s"
 
 
-def _path_in(document: Value, location: tuple[int | str, ...]) -> list[str | int]:
-    """Convert a location of pydantic to a path in the document."""
-    value, path = document, list[str | int]()
-    for part in location:
-        key = part
-        if isinstance(value, YamlMapping) and isinstance(part, str):
-            if part not in value and f"{part}_file" in value:
-                key = f"{part}_file"
-            value = value.get(part)
-        elif isinstance(value, YamlSequence) and isinstance(part, int):
-            value = value[part]
-        if key != "[key]":  # pydantic adds this after an invalid key
-            path.append(key)
-    return path
+class Expected(GroupedMetadata):
+    """Constraints of a value, with one error message for all of them.
+
+    Args:
+        words: what is expected, for messages and the documentation.
+        constraints: for pydantic.
+        keeps_messages: keep the messages of the constraints, which are more precise.
+    """
+
+    def __init__(self, words: str, *constraints: object, keeps_messages: bool = False) -> None:
+        self.words = words
+        self._parts = constraints if keeps_messages else (*constraints, self)
+
+    def __iter__(self) -> Iterator[object]:
+        """Yield the annotations for pydantic."""
+        return iter(self._parts)
+
+    def __get_pydantic_core_schema__(
+        self,
+        source: Any,  # Any: as pydantic declares it
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        """Replace all error messages of the value by one."""
+        return core_schema.custom_error_schema(
+            handler(source), "expected", custom_error_message=f"expected {self.words}"
+        )
+
+
+def _scalar(value: object) -> object:
+    """Convert the text of an unquoted `${NAME}` to a number or boolean if it looks like one."""
+    return resolve(value) if isinstance(value, Unresolved) else value
+
+
+def _or_variable(**schema: object) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [schema, {"type": "string", "pattern": r"^\$\{.+\}$"}]})
+
+
+def amount(words: str, maximum: float) -> Expected:
+    """Accept a number above 0."""
+    return Expected(
+        words,
+        *(Strict(), Gt(0), Le(maximum), AllowInfNan(False), BeforeValidator(_scalar)),
+        _or_variable(exclusiveMinimum=0, maximum=maximum, type="number"),
+    )
+
+
+def count(minimum: int, maximum: int) -> Expected:
+    """Accept a whole number."""
+    return Expected(
+        f"a whole number from {minimum} to {maximum}",
+        *(Strict(), Ge(minimum), Le(maximum), BeforeValidator(_scalar)),
+        _or_variable(maximum=maximum, minimum=minimum, type="integer"),
+    )
+
+
+def text(
+    words: str,
+    pattern: str | None = None,
+    *,
+    min_length: int | None = None,
+    max_length: int | None = None,
+    check: Callable[[str], str] = str,
+) -> Expected:
+    """Accept text that matches `pattern` (Rust syntax) and for which `check` does not raise."""
+    lengths = StringConstraints(strict=True, min_length=min_length, max_length=max_length)
+    return Expected(words, lengths, StringConstraints(pattern=pattern), AfterValidator(check))
+
+
+def _seconds(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, str):
+        return parse_duration(value)
+    # Code passes seconds. A number in a file has no unit; only 0 needs none.
+    if info.context is not None and (value != 0 or isinstance(value, bool | float)):
+        raise ValueError
+    return value
+
+
+def duration(minimum: str, maximum: str) -> Expected:
+    """Accept a duration; the value is in seconds."""
+    return Expected(
+        f"{DURATION_WORDS}, from {minimum} to {maximum}",
+        *(Strict(), Ge(parse_duration(minimum)), Le(parse_duration(maximum)), AllowInfNan(False)),
+        BeforeValidator(_seconds),
+        _or_variable(**_DURATION),
+    )
+
+
+def secret(words: str, pattern: str, *, keeps_blanks: bool = False) -> Expected:
+    """Accept a secret that matches `pattern` (Python syntax). Messages never contain it.
+
+    `keeps_blanks` keeps surrounding whitespace, but not the final line break of a file.
+    """
+
+    def read(value: object) -> object:
+        if isinstance(value, Secret):
+            return value
+        text = value if isinstance(value, str) else ""
+        text = re.sub(r"\r?\n\Z", "", text) if keeps_blanks else text.strip()
+        if re.fullmatch(pattern, text):
+            return Secret(text)
+        if isinstance(value, bool | int | float):
+            raise invalid("expected text; a key that looks like a number needs quotes")
+        raise invalid(f"expected {words}" if text else "expected a key, but the value is empty")
+
+    return Expected(words, BeforeValidator(read), keeps_messages=True)
+
+
+def check_url(value: str, *schemes: str, without: str, path: bool = True) -> URL:
+    """Return a URL of one of the schemes.
+
+    Args:
+        value: the URL.
+        schemes: the accepted schemes.
+        without: characters that it must not contain.
+        path: accept a path.
+
+    Raises:
+        ValueError: it is not such a URL.
+    """
+    url = URL(value)
+    if url.scheme not in schemes or not url.host or url.explicit_port == 0:
+        raise ValueError
+    if re.search(f"[{without}]", value) or not (path or url.path in {"", "/"}):
+        raise ValueError
+    return url
+
+
+def _base_url(value: str) -> str:
+    check_url(value, "http", "https", without="?#@")
+    return value.rstrip("/")
+
+
+def _known(names: str, words: str) -> Expected:
+    """Accept one of some names of the load context, or any if they could not be read."""
+
+    def check(name: str, info: ValidationInfo) -> str:
+        known = getattr(info.context, names, None)
+        if known is not None and name not in known:
+            raise ValueError
+        return name
+
+    return Expected(words, Strict(), AfterValidator(check))
+
+
+def _or_default_account(value: object, info: ValidationInfo) -> object:
+    if value in (None, "") and isinstance(info.context, LoadContext):
+        if info.context.account is None:
+            raise invalid("missing required key; it is optional only if there is one account")
+        return info.context.account
+    return value
+
+
+SecretKey = Annotated[
+    Secret,
+    secret("a key: up to 1024 printable ASCII characters without spaces", "[!-~]{1,1024}"),
+]
+# Addresses may contain spaces and non-ASCII letters.
+SecretAddress = Annotated[
+    Secret,
+    secret(
+        "an address of up to 4096 characters, without control characters",
+        "[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}",
+    ),
+]
+Password = Annotated[
+    Secret,
+    secret(
+        "text of up to 4096 characters, used unchanged",
+        "[^\ud800-\udfff]{1,4096}",
+        keeps_blanks=True,
+    ),
+]
+Name = Annotated[
+    str, text("a name of 1 to 64 letters, digits, `_`, `.` or `-`", r"^[A-Za-z0-9_.-]{1,64}$")
+]
+KnownAccount = Annotated[str, _known("accounts", "the name of one of the accounts")]
+KnownAccounts = Annotated[tuple[KnownAccount, ...], Field(min_length=1, max_length=MAX_ACCOUNTS)]
+OwnAccount = Annotated[
+    KnownAccount, BeforeValidator(_or_default_account), Field(validate_default=True)
+]
+"""The account of a call; its default, an empty text, becomes the only account."""
+
+KnownLabel = Annotated[
+    str,
+    _known("labels", "one of the names in `watch.labels`"),
+    Expected("names in `watch.labels`", keeps_messages=True),
+]
+LabelValue = Annotated[str, Field(strict=True, max_length=MAX_LABEL_VALUE)]
+BaseUrl = Annotated[
+    str,
+    text(
+        "a URL `http://HOST...` or `https://HOST...` without user, query and fragment",
+        "^[!-~]+$",
+        check=_base_url,
+    ),
+    Field(json_schema_extra={"format": "uri", "pattern": "^https?://[^?#@]+$"}),
+]
+Switch = Annotated[bool, Strict(), BeforeValidator(_scalar), Expected("`true` or `false`")]

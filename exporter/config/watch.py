@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -20,29 +20,27 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
 )
 
 from exporter.config.databases import SqlConfig
-from exporter.config.document import Problems, Value, YamlMapping, YamlSequence, line_of
-from exporter.config.types import (
+from exporter.config.document import Value, YamlMapping, YamlSequence, locate
+from exporter.config.validation import (
     MAX_LABEL_VALUE,
     Expected,
     KnownAccounts,
     KnownLabel,
-    Name,
-    SecretKey,
-    count,
-    text,
-)
-from exporter.config.validation import (
     LoadContext,
+    Name,
+    OwnAccount,
+    SecretKey,
     Section,
     add_problems,
     check_unique,
+    count,
     invalid,
     mark_unknown_keys,
+    text,
 )
 from exporter.ids import ReferenceId, ReferenceKey, reference_id, reference_key
 
@@ -61,38 +59,6 @@ RESERVED_LABELS: Final = frozenset(
     | {"alertname", "severity", "window"}
 )
 
-CALL_SCHEMA: Final = {
-    "anyOf": [
-        {"type": "string", "description": "The ReferenceId alone."},
-        {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["reference_id"],
-            "properties": {
-                "reference_id": {
-                    "title": "Reference Id",
-                    "description": "The ReferenceId that the provider returned for the call.",
-                    "type": "string",
-                },
-                "account": {
-                    "title": "Account",
-                    "description": "The name of the account that placed the call."
-                    " Optional if there is one account.",
-                    "type": "string",
-                },
-                "labels": {
-                    "title": "Labels",
-                    "description": "Labels of the call; the names are those in `watch.labels`.",
-                    "type": "object",
-                    "additionalProperties": {"type": "string", "maxLength": MAX_LABEL_VALUE},
-                },
-            },
-        },
-    ]
-}
-"""The JSON Schema of one call."""
-
-_KEYS: Final = frozenset({"reference_id", "account", "labels"})
 # Lone surrogates cannot be encoded. The others would break lines in logs and `/metrics`.
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Label sets that calls share, to save memory.
@@ -120,137 +86,92 @@ def _label_text(value: str) -> str:
     return value
 
 
-LabelText = Annotated[
-    str, Field(strict=True), Expected("text; write it in quotes"), AfterValidator(_label_text)
-]
-_LABELS = TypeAdapter(dict[KnownLabel, LabelText])
-
-
-@dataclass(frozen=True, slots=True)
-class _CallContext:
-    """Context of the validators of a call; for names that are None, see `CallReader`."""
-
-    problems: Problems
-    accounts: Collection[str] | None
-    labels: Collection[str] | None
-    default_account: str | None
-    # Shares equal label sets.
-    label_sets: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = field(default_factory=dict)
-
-
-def _context(info: ValidationInfo) -> _CallContext:
-    assert isinstance(info.context, _CallContext)  # noqa: S101 - `CallReader` passes it
-    return info.context
-
-
-def _account(value: object, info: ValidationInfo) -> object:
-    accounts, default = _context(info).accounts, _context(info).default_account
-    if value is None:
-        if default is None:
-            raise invalid("missing required key; it is optional only if there is one account")
-        return default
-    if not isinstance(value, str) or (accounts is not None and value not in accounts):
-        raise invalid("expected the name of one of the accounts")
-    return value
-
-
-def _labels(value: object, info: ValidationInfo) -> Mapping[str, str]:
-    labels = _LABELS.validate_python(value, context=info.context)
-    known = _context(info).label_sets
+def _shared(labels: dict[str, str], info: ValidationInfo[LoadContext]) -> Mapping[str, str]:
+    known = info.context.label_sets
     if len(known) >= _MAX_SHARED:
         known.clear()
     return known.setdefault(tuple(sorted(labels.items())), MappingProxyType(labels))
 
 
+LabelText = Annotated[
+    str,
+    Field(strict=True, json_schema_extra={"maxLength": MAX_LABEL_VALUE}),
+    Expected("text; write it in quotes"),
+    AfterValidator(_label_text),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class CallConfig:
-    """A call to watch.
+    """A call to watch; calls with equal labels share one mapping."""
 
-    Attributes:
-        reference_id: as written, without surrounding whitespace.
-        labels: values by name; calls with equal labels share one mapping.
-    """
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     reference_id: Annotated[SkipValidation[ReferenceId], BeforeValidator(_reference_id)]
-    account: Annotated[SkipValidation[str], BeforeValidator(_account)]
-    labels: Annotated[SkipValidation[Mapping[str, str]], BeforeValidator(_labels)] = field(
+    """The ReferenceId that the provider returned for the call."""
+
+    account: OwnAccount = ""
+    """The name of the account that placed the call. Optional if there is one account."""
+
+    labels: Annotated[Mapping[KnownLabel, LabelText], AfterValidator(_shared)] = field(
         default_factory=lambda: _NO_LABELS
     )
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+    """Labels of the call; the names are those in `watch.labels`."""
 
 
-def _item(value: object, info: ValidationInfo) -> object:
+def _item(value: object, info: ValidationInfo[LoadContext]) -> object:
     """Return an item of a list of calls as a mapping."""
     if isinstance(value, YamlMapping):
-        found: dict[str, object] = {"account": None, **value}
+        found: dict[str, object] = dict(value)
         if found.get("labels", value) is None:
             del found["labels"]
-        mark_unknown_keys(found, _KEYS, _context(info).problems)
+        mark_unknown_keys(found, CallConfig.__slots__, info.context.problems)
         return found
     if value is None or isinstance(value, list):
         raise invalid("expected an id, or a mapping with the key `reference_id`")
-    return {"reference_id": _reference_id(value), "account": None}
+    return {"reference_id": _reference_id(value)}
 
 
 _CALL: TypeAdapter[CallConfig] = TypeAdapter(Annotated[CallConfig, BeforeValidator(_item)])
 
 
-class CallReader:
-    """Reads a list of calls: `watch.calls`, a file of calls, or the rows of a query.
+def validate_calls(
+    items: Iterable[tuple[int, Value]],
+    context: LoadContext,
+    path: tuple[str | int, ...] = (),
+    *,
+    unique: bool = False,
+) -> Iterator[CallConfig]:
+    """Yield the valid calls of a list: `watch.calls`, a file of calls, or the rows of a query.
 
     Args:
-        accounts: the names of the accounts; None skips the check, if they could not be read.
-        labels: the names in `watch.labels`; None likewise.
-        problems: receives the problems.
+        items: pairs of a line and a value.
+        context: the names of accounts and labels; receives the problems.
         path: keys and indices of the list in the file.
-        repeats: accept duplicate calls.
-        account: the account of calls without one; by default the only account.
+        unique: refuse a call that occurs twice.
     """
-
-    def __init__(
-        self,
-        accounts: Collection[str] | None,
-        labels: Collection[str] | None,
-        problems: Problems,
-        path: tuple[str | int, ...] = ("watch", "calls"),
-        *,
-        repeats: bool = False,
-        account: str | None = None,
-    ) -> None:
-        only = next(iter(accounts)) if accounts and len(accounts) == 1 else None
-        names = None if accounts is None else frozenset(accounts)
-        self._context = _CallContext(
-            problems, names, labels, account or ("" if names is None else only)
-        )
-        self._path = path
-        self._repeats = repeats
-        # By account: the line of the first occurrence of each id.
-        self._seen: defaultdict[str, dict[ReferenceKey, int]] = defaultdict(dict)
-
-    def read(self, items: Iterable[tuple[int, Value]]) -> Iterator[CallConfig]:
-        """Yield the valid calls of `items`, which are pairs of a line and a value."""
-        for index, (line, item) in enumerate(items):
-            path = (*self._path, index)
-            try:
-                call = _CALL.validate_python(item, context=self._context)
-            except ValidationError as error:
-                add_problems(error, item, self._context.problems, path, line)
-                continue
-            if not self._repeats:
-                key, seen = reference_key(call.reference_id), self._seen[call.account]
-                if key in seen:
-                    own = () if isinstance(item, str) else ("reference_id",)
-                    message = f"duplicate call; the first is on line {seen[key]}"
-                    self._context.problems.add(line_of(item, own, line), (*path, *own), message)
-                seen.setdefault(key, line)
-            yield call
+    seen: dict[tuple[str, ReferenceKey], tuple[int, int]] = {}  # index and line of the first
+    for index, (line, item) in enumerate(items):
+        here = (*path, index)
+        try:
+            call = _CALL.validate_python(item, context=context)
+        except ValidationError as error:
+            add_problems(error, item, context.problems, here, line)
+            continue
+        if unique:
+            name = call.account, reference_key(call.reference_id)
+            first, first_line = seen.setdefault(name, (index, line))
+            if first != index:
+                key = () if isinstance(item, str) else ("reference_id",)
+                message = f"duplicate call; the first is on line {first_line}"
+                context.problems.add(locate(item, key, line)[1], (*here, *key), message)
+        yield call
 
 
 def _calls(value: object, info: ValidationInfo) -> tuple[CallConfig, ...]:
     if isinstance(value, YamlSequence) and isinstance(info.context, LoadContext):
-        labels = info.data.get("labels")
-        reader = CallReader(info.context.accounts, labels, info.context.problems)
-        return tuple(reader.read(zip(value.lines, value, strict=True)))
+        items = zip(value.lines, value, strict=True)
+        return tuple(validate_calls(items, info.context, ("watch", "calls"), unique=True))
     if not isinstance(value, tuple):
         raise invalid("expected a list")
     return value
@@ -296,8 +217,6 @@ FilePattern = Annotated[
 
 class TokenConfig(Section):
     """A token of the HTTP API."""
-
-    secrets = ("token",)
 
     name: Name
     """The name of the program that uses the token, for the log. Unique."""
@@ -347,8 +266,7 @@ class WatchConfig(Section):
 
     calls: Annotated[
         SkipValidation[tuple[CallConfig, ...]],
-        BeforeValidator(_calls),
-        WithJsonSchema({"type": "array", "items": CALL_SCHEMA}),
+        BeforeValidator(_calls, json_schema_input_type=list[str | CallConfig]),
     ] = ()
     """Calls to watch: ids, or mappings with the key `reference_id`."""
 

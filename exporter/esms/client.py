@@ -15,8 +15,7 @@ from urllib.parse import quote
 import structlog
 from yarl import URL
 
-from exporter.config import AccountConfig
-from exporter.config.accounts import MAX_CODES
+from exporter.config import MAX_CODES, AccountConfig
 from exporter.errors import RequestError
 from exporter.esms.answers import (
     Answer,
@@ -98,7 +97,7 @@ class EsmsClient:
         account: AccountConfig,
         timeout: float,
         *,
-        tls: ssl.SSLContext | bool = True,
+        tls: ssl.SSLContext | None = None,
         max_ages: tuple[float, float] = MAX_AGES,
     ) -> None:
         self._account = account

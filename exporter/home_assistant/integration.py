@@ -506,10 +506,7 @@ def _cut(client: Client) -> None:
 
 
 def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
-    # The certificates that were loaded with the configuration: the file may have changed since.
-    if config.authorities:
-        return config.authorities.context
-    return ssl.create_default_context(cafile=config.ca_file)
+    return config.ca_file or ssl.create_default_context()
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Final
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from exporter.config.files import Authorities
 from exporter.config.targets import NotifyConfig
 from exporter.errors import RequestError, SourceError
 from exporter.esms.answers import read_refusal
@@ -37,9 +36,8 @@ _ABOUT_THE_EVENT: Final = frozenset(
 )
 
 
-def webhook(config: NotifyConfig, authorities: Authorities | None = None) -> TargetSettings:
-    """Return the settings of a webhook; `authorities` replace the system's CA certificates."""
-    tls = authorities.context if authorities else True
+def webhook(config: NotifyConfig, tls: ssl.SSLContext | None = None) -> TargetSettings:
+    """Return the settings of a webhook; see `HttpClient` for `tls`."""
     route = Route(
         config.name,
         config.give_up_after,
@@ -50,7 +48,7 @@ def webhook(config: NotifyConfig, authorities: Authorities | None = None) -> Tar
     )
     return TargetSettings(
         route,
-        (config, authorities),
+        (config, tls),
         partial(WebhookClient, config, tls=tls),
         config.timeout,
         config.max_concurrency,
@@ -66,7 +64,7 @@ class WebhookClient:
 
     ready = True
 
-    def __init__(self, config: NotifyConfig, *, tls: ssl.SSLContext | bool = True) -> None:
+    def __init__(self, config: NotifyConfig, *, tls: ssl.SSLContext | None = None) -> None:
         url = URL(config.url.reveal())
         self._url = url.with_user(None)
         self._auth = basic_auth(url)

@@ -43,8 +43,9 @@ from sqlalchemy.pool import NullPool
 from exporter.calls import PROVIDER_MEMORY
 from exporter.config import CallConfig, SqlConfig, WatchConfig
 from exporter.config.databases import database_url
-from exporter.config.document import Problems, YamlMapping
-from exporter.config.watch import CallReader
+from exporter.config.document import Problems
+from exporter.config.validation import LoadContext
+from exporter.config.watch import validate_calls
 from exporter.errors import LedgerError, SourceError
 from exporter.ledger.types import BATCH_SIZE, NewCall
 from exporter.source_status import SourceStatus
@@ -124,24 +125,26 @@ class Query:
         Raises:
             SourceError: the database failed; the message does not contain its address.
         """
-        reader = CallReader(self._accounts, self._labels, problems, (), repeats=True)
+        context = LoadContext(
+            Path(),
+            problems,
+            accounts=self._accounts,
+            labels=self._labels,
+            account=self._config.account,
+        )
         with self._translated(), self._run(since) as found:
             header = list(found.keys())
             if problem := header_problem(header, self._labels):
                 raise SourceError(problem)
             lines = count(1)
             for rows in found.partitions(BATCH_SIZE):
-                items = [self._item(header, row, next(lines)) for row in rows]
+                items = [
+                    (next(lines), row_to_item(header, [_field(value) for value in row]))
+                    for row in rows
+                ]
                 # Not an error: a call that is being placed has no id yet, and is read again soon.
-                items = [item for item in items if "reference_id" in item]
-                yield tuple(reader.read((item.line_of("reference_id"), item) for item in items))
-
-    def _item(self, header: Sequence[str], row: Sequence[object], line: int) -> YamlMapping:
-        item = row_to_item(header, [_field(value) for value in row], line)
-        if self._config.account is not None and "account" not in item:
-            item["account"] = self._config.account
-            item.lines.append(line)
-        return item
+                known = (item for item in items if "reference_id" in item[1])
+                yield tuple(validate_calls(known, context))
 
     @contextmanager
     def _run(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Final, NoReturn, TextIO
 
 from exporter.config.document import (
     MAX_ITEM_NODES,
-    DocumentError,
     Problems,
     Value,
     YamlMapping,
     collect_errors,
     parse_items,
 )
-from exporter.config.files import open_text
-from exporter.config.watch import CallConfig, CallReader
+from exporter.config.files import FileProblemError, open_text
+from exporter.config.validation import LoadContext
+from exporter.config.watch import CallConfig, validate_calls
 
 MAX_FILE: Final = 64 << 20
 """Bytes; a million ids are 37 MB."""
@@ -71,7 +70,7 @@ def read_calls(
     Raises:
         ConfigError: the rest of the file cannot be read; lists all problems.
     """
-    reader = CallReader(accounts, labels, problems, (), repeats=True, account=account)
+    context = LoadContext(Path(), problems, accounts=accounts, labels=labels, account=account)
     newline = "" if path.endswith(".csv") else "\n"
     with collect_errors(problems), open_text(Path(path), MAX_FILE, newline) as file:
         if path.endswith(".txt"):
@@ -83,7 +82,7 @@ def read_calls(
         else:
             # No variables: files of other programs must not read the exporter's environment.
             items = parse_items(file, problems)
-        yield from reader.read(items)
+        yield from validate_calls(items, context)
 
 
 def header_problem(header: Sequence[str], labels: Sequence[str]) -> str | None:
@@ -100,19 +99,17 @@ def header_problem(header: Sequence[str], labels: Sequence[str]) -> str | None:
     return None
 
 
-def row_to_item(header: Sequence[str], row: Sequence[str], line: int) -> YamlMapping:
+def row_to_item(header: Sequence[str], row: Sequence[str]) -> YamlMapping:
     """Return a row as the mapping that it would be in YAML, without empty fields."""
-    item, labels = YamlMapping(), YamlMapping()
+    item, labels = dict[str, Value](), dict[str, Value]()
     # An extra field has no name, which is reported as an unknown label.
     names = (*header, *("?" for _ in row[len(header) :]))
     for name, value in zip(names, row, strict=False):
         if value.strip():
             (item if name in COLUMNS else labels)[name] = value.strip()
     if labels:
-        labels.lines = array("I", [line] * len(labels))
-        item["labels"] = labels
-    item.lines = array("I", [line] * len(item))
-    return item
+        item["labels"] = YamlMapping(labels)
+    return YamlMapping(item)
 
 
 def _read_lines(file: TextIO, *, whole: bool) -> Iterator[tuple[int, str]]:
@@ -149,10 +146,10 @@ def _read_csv(lines: Iterator[tuple[int, str]], labels: Sequence[str]) -> Items:
     if problem := header_problem(header, labels):
         if "reference_id" not in header:
             problem += "; the delimiter is `,`, `;`, a tab, or the one in a first line `sep=`"
-        raise DocumentError(line, [], problem)
+        raise FileProblemError(problem, line)
     for line, row in rows:
         if any(field.strip() for field in row):
-            yield line, row_to_item(header, row, line)
+            yield line, row_to_item(header, row)
 
 
 def _split_rows(
@@ -174,15 +171,15 @@ def _split_rows(
             size = 0
             yield number, row
     except csv.Error as error:
-        raise DocumentError(number, [], f"is not valid CSV: {error}") from None
+        raise FileProblemError(f"is not valid CSV: {error}", number) from None
 
 
 def _names(fields: Sequence[str]) -> list[str]:
     return [field.strip().strip('"') for field in fields]
 
 
-def _too_long(line: int) -> DocumentError:
-    return DocumentError(line, [], f"is longer than {MAX_LINE} characters")
+def _too_long(line: int) -> FileProblemError:
+    return FileProblemError(f"is longer than {MAX_LINE} characters", line)
 
 
 class _JsonReader:
@@ -207,12 +204,12 @@ class _JsonReader:
         """Yield the items with their line numbers.
 
         Raises:
-            DocumentError: the rest is not JSON, not a list, or an item is too long.
+            FileProblemError: the rest is not JSON, not a list, or an item is too long.
         """
         if not (first := self._peek()):
             return
         if first != "[":
-            raise DocumentError(self._line, [], "expected a list of calls, as in `watch.calls`")
+            raise FileProblemError("expected a list of calls, as in `watch.calls`", self._line)
         self._at += 1
         after = self._peek()
         while after != "]":
@@ -262,15 +259,14 @@ class _JsonReader:
         self._at = end
 
     def _fail(self, message: str) -> NoReturn:
-        raise DocumentError(self._line, [self._index], message)
+        raise FileProblemError(message, self._line, [self._index])
 
     def _mapping(self, pairs: Sequence[tuple[str, Value]]) -> YamlMapping:
         if len(pairs) > MAX_ITEM_NODES:
             raise ValueError(f"has more than {MAX_ITEM_NODES} keys")
-        mapping = YamlMapping()
+        mapping = dict[str, Value]()
         for key, value in pairs:
             if key in mapping:
                 self._problems.add(self._line, (self._index, key), "duplicate key")
             mapping.setdefault(key, value)
-        mapping.lines = array("I", [self._line] * len(mapping))
-        return mapping
+        return YamlMapping(mapping)

@@ -24,7 +24,7 @@ from pydantic.json_schema import models_json_schema
 
 import exporter
 from exporter.calls import CallState, Key, Result, Status
-from exporter.config.types import MAX_LABEL_VALUE, KnownAccount, KnownLabel
+from exporter.config.validation import MAX_LABEL_VALUE, KnownAccount, KnownLabel
 from exporter.esms.codes import Outcome
 from exporter.ids import ID_PATTERN, reference_id
 from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED

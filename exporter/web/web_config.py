@@ -31,9 +31,19 @@ from pydantic import (
 )
 
 from exporter.config.document import Problems, YamlMapping, load_mapping
-from exporter.config.files import FileProblemError, NamedFiles, authorities_of
-from exporter.config.types import Expected, Switch, count, secret, text
-from exporter.config.validation import LoadContext, Section, invalid, invalid_at, validate
+from exporter.config.files import FileProblemError, NamedFiles, tls_of
+from exporter.config.validation import (
+    Expected,
+    LoadContext,
+    Section,
+    Switch,
+    count,
+    invalid,
+    invalid_at,
+    secret,
+    text,
+    validate,
+)
 from exporter.secrets import Secret
 
 MAX_FILE: Final = 1 << 20
@@ -206,7 +216,7 @@ _Version = Literal["TLS12", "TLS13"]
 
 def _client_ca(pem: str) -> str:
     try:
-        authorities_of(pem)
+        tls_of(pem)
     except FileProblemError as error:
         raise invalid(str(error)) from None
     return pem
@@ -395,10 +405,4 @@ def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
     document = load_mapping(
         path, MAX_FILE, None, problems, "tls_server_config", scalars_as_text=True
     )
-    if document is None:
-        return WebConfig()
-    context = LoadContext(path.parent, problems, files or NamedFiles())
-    config = validate(WebConfig, document, context)
-    if config is None or problems.total:
-        problems.fail()
-    return config
+    return validate(WebConfig, document, LoadContext(path.parent, problems, files or NamedFiles()))

@@ -116,13 +116,14 @@ def test_a_day_whose_midnight_comes_twice_begins_with_the_first() -> None:
 def test_what_is_asked_for() -> None:
     canary = CanaryConfig(
         name="hourly",
+        account="main",
         every=3600.0,
         phone=Secret("0912345678"),
         template="7",
         variables=("Trung", "20 000"),
         max_per_day=24,
     )
-    request = call_request(canary, "main", 3600)
+    request = call_request(canary, 3600)
     assert request.operation == "MakeCallTemplate_V2"
     assert request.parameters() == {
         "TemplateId": "7",

@@ -154,9 +154,7 @@ async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock)
         config = there.service.config
         assert config
         short = config.canaries[0].model_copy(update={"within": 1.0})
-        polling = config.polling.model_copy(update={"timeout": 1.0})
-        change = {"canaries": (short,), "polling": polling}
-        there.service.canaries.configure(config.model_copy(update=change))
+        there.service.canaries.configure((short,), ["main"], 1.0)
         there.provider.faults.set("x", NO_STATUS)
         clock.set(NOON + 1)
         await there.until(lambda: there.total("late") == 1)
@@ -287,9 +285,10 @@ async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
         assert config
         holding = asyncio.create_task(there.service.ledger.call(hold))
         await there.until(held.is_set)
-        there.service.canaries.configure(config)
+        timeout = config.polling.timeout
+        there.service.canaries.configure(config.canaries, ["main"], timeout)
         await asyncio.sleep(0.5)  # the others are being forgotten
-        there.service.canaries.configure(config.model_copy(update={"canaries": ()}))
+        there.service.canaries.configure((), ["main"], timeout)
         go_on.set()
         await holding
         await there.until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])

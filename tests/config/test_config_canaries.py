@@ -32,7 +32,7 @@ def test_a_canary(load: Load) -> None:
     assert schedule_of(canary) == Every(3600)
     assert canary.phone.reveal() == "0912345678"
     assert (canary.expect, canary.expect_key, canary.within) == ("answered", None, 300)
-    assert load(text()).account_of(canary) == "main"
+    assert canary.account == "main"
     assert "0912345678" not in f"{canary!r} {canary} {canary.model_dump_json()}"
 
 
@@ -117,8 +117,9 @@ def test_names_and_accounts(problems: FindProblems) -> None:
     two = text().replace(
         "accounts: [", "accounts: [{name: b, api_key: k, secret_key: s}, "
     ) + text().removeprefix(HEAD)
+    missing = "missing required key; it is optional only if there is one account"
     assert problems(two) == [
-        "4: canaries[0].account: missing; required if there are several accounts",
+        f"4: canaries[0].account: {missing}",
         "10: canaries[1].name: expected a unique name; an earlier item has the same",
-        "10: canaries[1].account: missing; required if there are several accounts",
+        f"10: canaries[1].account: {missing}",
     ]

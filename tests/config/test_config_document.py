@@ -14,6 +14,7 @@ from exporter.config.document import (
     YamlSequence,
     interpolate,
     load_mapping,
+    locate,
     resolve,
 )
 
@@ -42,7 +43,7 @@ def test_every_key_and_item_has_its_line(tmp_path: Path) -> None:
     assert isinstance(value, YamlMapping)
     assert value == {"a": 1, "b": ["x", {"c": 2, "d": 3}]}
     assert dict(zip(value, value.lines, strict=True)) == {"a": 1, "b": 2}
-    assert value.line_of("b") == 2
+    assert locate(value, ["b", 1, "d", "x"]) == (["b", 1, "d", "x"], 6)
     items = value["b"]
     assert isinstance(items, YamlSequence)
     assert list(items.lines) == [3, 5]
@@ -55,9 +56,9 @@ def test_every_key_and_item_has_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("", None),
-        ("# nothing\n", None),
-        ("---\n...\n", None),
+        ("", {}),
+        ("# nothing\n", {}),
+        ("---\n...\n", {}),
         ("%YAML 1.1\n---\na: no\n", {"a": "no"}),
         ("a: 010", {"a": 10}),
         ("a: '010'", {"a": "010"}),

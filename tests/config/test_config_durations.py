@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.config.types import DURATION_PATTERN, format_duration, parse_duration
+from exporter.config.validation import DURATION_PATTERN, format_duration, parse_duration
 
 WEEK = 604_800
 

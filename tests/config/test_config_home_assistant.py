@@ -9,6 +9,7 @@ import pytest
 import trustme
 
 from exporter.config import Config, HomeAssistantConfig
+from exporter.config.files import tls_of
 from exporter.secrets import Secret
 
 Load = Callable[..., Config]
@@ -41,7 +42,7 @@ def test_all_of_it(load: Load, tmp_path: Path) -> None:
         url="mqtts://[::1]:8884",
         username="Nguyễn An",
         password=Secret("made-up"),
-        ca_file="ca.pem",
+        ca_file=tls_of((tmp_path / "ca.pem").read_text()),
         discovery_prefix="ha",
         topic_prefix="voice/one",
         accounts=("main",),
@@ -129,8 +130,8 @@ def test_authorities_of_a_broker_that_change(load: Load, tmp_path: Path) -> None
         seen.append(load(text).home_assistant)
     assert seen[0] == seen[1] != seen[2]  # which makes the connection anew
     assert seen[2] is not None
-    assert seen[2].authorities is not None
-    assert len(seen[2].authorities.context.get_ca_certs()) == 1
+    assert seen[2].ca_file is not None
+    assert len(seen[2].ca_file.get_ca_certs()) == 1
 
 
 def test_certificates_need_tls(problems: FindProblems, tmp_path: Path) -> None:

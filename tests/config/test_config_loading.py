@@ -96,7 +96,7 @@ def test_secrets_stay_text(load: Load) -> None:
         ("- a\n", "1: expected a mapping with the key `accounts`"),
         ("abc\n", "1: expected a mapping with the key `accounts`"),
         ("${NONE}\n", "1: the environment variable `NONE` is not set"),
-        ("{}\n", "1: accounts: missing required key"),
+        ("{}\n", "is empty; expected a mapping with the key `accounts`"),
         ("accounts:\n", "1: accounts: expected a list"),
         ("accounts: {a: b}\n", "1: accounts: expected a list"),
         ("accounts: []\n", "1: accounts: expected at least 1 item"),

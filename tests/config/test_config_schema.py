@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exporter.config import AccountConfig, Config, json_schema, load_config
-from exporter.config.types import parse_duration
+from exporter.config.validation import parse_duration
 from exporter.secrets import Secret
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status, WatchedCall
-from exporter.config.types import MAX_LABEL_VALUE
+from exporter.config.validation import MAX_LABEL_VALUE
 from exporter.config.watch import MAX_LABELS
 from exporter.ids import MAX_REFERENCE_ID_LENGTH, ReferenceId
 from exporter.ledger.calls import find_call, list_calls, list_sources, prune_finished

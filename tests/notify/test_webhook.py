@@ -37,7 +37,7 @@ def target(url: str, timeout: float = 60.0) -> NotifyConfig:
 
 
 async def deliver(
-    config: NotifyConfig, times: int = 1, *, tls: ssl.SSLContext | bool = True
+    config: NotifyConfig, times: int = 1, *, tls: ssl.SSLContext | None = None
 ) -> list[Delivery]:
     client = WebhookClient(config, tls=tls)
     try:

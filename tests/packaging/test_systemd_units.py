@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from exporter.config import load_config
-from exporter.config.types import parse_duration
+from exporter.config.validation import parse_duration
 from tests import subprocesses
 from tests.programs import program
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from exporter.config.document import Problems
-from exporter.config.watch import CallConfig, CallReader
+from exporter.config.validation import LoadContext
+from exporter.config.watch import CallConfig, validate_calls
 from exporter.errors import ConfigError, Problem
 from exporter.sources.tabular import MAX_FILE, read_calls
 
@@ -373,5 +374,5 @@ def test_what_stands_before_a_bad_byte_is_read(tmp_path: Path) -> None:
 
 def test_a_surrogate_of_a_variable_is_not_replaced_by_what_an_id_can_have() -> None:
     problems = Problems("config.yaml")
-    calls = list(CallReader(["b"], [], problems).read([(1, "a\udcffb")]))
+    calls = list(validate_calls([(1, "a\udcffb")], LoadContext(Path(), problems)))
     assert (calls, problems.total) == ([], 1)

@@ -8,13 +8,18 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import MaxLen, MinLen
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from exporter.config import Config
-from exporter.config.types import DURATION_WORDS, MAX_LABEL_VALUE, Expected, format_duration
-from exporter.config.validation import Section
-from exporter.config.watch import CALL_SCHEMA, CallConfig
+from exporter.config import CallConfig, Config
+from exporter.config.validation import (
+    DURATION_WORDS,
+    MAX_LABEL_VALUE,
+    Expected,
+    Section,
+    format_duration,
+)
 from exporter.secrets import Secret
 from tools.reference.markdown import NOTE, code, table
 
@@ -101,16 +106,15 @@ def _rows(path: str, model: type[Section]) -> Iterator[tuple[str, str, str, str]
 
 
 def _call_rows() -> Iterator[tuple[str, str, str, str]]:
-    schema: Any = CALL_SCHEMA  # Any: JSON
-    long_form = schema["anyOf"][1]
+    schema = TypeAdapter(CallConfig).json_schema()
     takes = {
         "reference_id": "1 to 128 ASCII letters, digits and signs such as `-`; no blanks, quotes,"
         " commas or semicolons; case and dashes do not matter",
         "account": "the name of one of the accounts",
         "labels": f"a mapping of names to text of up to {MAX_LABEL_VALUE} characters",
     }
-    for name, about in long_form["properties"].items():
-        default = "required" if name in long_form["required"] else "none"
+    for name, about in schema["properties"].items():
+        default = "required" if name in schema["required"] else "none"
         yield code(name), takes[name], default, about["description"]
 
 
@@ -173,7 +177,7 @@ def _default(field: FieldInfo, takes: _Takes) -> str:
     value = field.default
     if takes.model and not takes.item:
         return ""  # those of its own keys
-    if value in (None, (), PydanticUndefined):
+    if value in (None, (), "", PydanticUndefined):
         return "none"
     if isinstance(value, Secret):
         value = value.reveal()  # nobody's
