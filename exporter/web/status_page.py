@@ -22,14 +22,12 @@ from exporter.app import App
 from exporter.calls import CallState, Result
 from exporter.calls import Status as CallStatus
 from exporter.canaries.canaries import CanaryNumbers
-from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import FinishedCall
 from exporter.metrics.exposition import clauses
 from exporter.notify.dispatcher import TargetStatus
 from exporter.polling.stats import Balance
 from exporter.recent_results import Recent
 from exporter.secrets import mask_phone_numbers
-from exporter.sources.configuration import ConfigurationSource
 
 REFRESH: Final = 15
 """Seconds after which a browser reloads the page."""
@@ -91,30 +89,6 @@ class StatusView:
     targets: Sequence[TargetStatus] = ()
     # The accounts of the other exporters, under "" those of none; None if the ledger is not shared.
     leases: Mapping[str, Sequence[str]] | None = None
-
-    @property
-    def attention(self) -> Sequence[tuple[str, Mapping[str, str]]]:
-        """What needs attention: keys of messages and their values."""
-        found = [("not_ready", {"reason": reason}) for reason in self.not_ready]
-        for account in (view.status for view in self.accounts):
-            if account.authorized is False:
-                found.append(("refused", {"account": account.name}))
-            elif account.paused:
-                reason = f"pause_{account.paused}"
-                found.append(("paused", {"account": account.name, "reason": reason}))
-        found += [
-            ("source", {"source": source.name, "reason": next(iter(source.problems), "")})
-            for source in self.sources
-            # The configuration has a message of its own.
-            if source.failing and source.name != ConfigurationSource.name
-        ]
-        found += [
-            ("canary", {"canary": name, "reason": f"canary_{canary.result}"})
-            for name, canary, _ in self.canaries
-            if canary.result not in (None, CanaryResult.SUCCESS, CanaryResult.LIMITED)
-        ]
-        found += [("target", {"target": one.name}) for one in self.targets if one.paused]
-        return found + ([("config", {})] if self.problems else [])
 
 
 def redacted_lines(text: str) -> list[str]:

@@ -150,11 +150,6 @@ class Bench:
         self.servers = []
         await self.app.stop()
 
-    async def restart(self, **options: Any) -> None:
-        await self.stop()
-        self.app = self._app(self.load)
-        await self.start(**options)
-
     async def configure(self, **watch: object) -> None:
         """Change the section `watch`, and reload."""
         changed = self.config.watch.model_copy(update=watch)

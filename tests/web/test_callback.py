@@ -292,19 +292,6 @@ async def test_a_poll_that_was_first(bench: Bench) -> None:
     assert not bench.calls
 
 
-async def test_an_account_that_leaves_meanwhile(bench: Bench) -> None:
-    await bench.trust("accept")
-    await bench.watch("a", LIVE)
-    accounts = dict(bench.app.accounts)
-
-    async def leave() -> None:
-        del bench.app.accounts["main"]
-
-    assert await bench.call_back_meanwhile(leave()) == 200
-    bench.app.accounts.update(accounts)
-    assert bench.outcomes == {"hint": 1}
-
-
 async def test_a_call_of_a_file_that_goes_stays_once_it_is_called_back(bench: Bench) -> None:
     named = [NewCall("main", reference_id(name), OTP) for name in "abc"]
     await bench.app.calls.add("calls.txt", named)

@@ -53,13 +53,3 @@ async def test_a_server_that_goes_away(tmp_path: Path, capfd: pytest.CaptureFixt
     for part in (PASSWORD, str(parsed.port), parsed.database, parsed.username, "://postgres"):
         assert part not in texts
         assert part not in logged
-
-
-async def test_a_file_that_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    async with serving(tmp_path) as bench:
-        (tmp_path / "other").write_bytes(b"")
-        (tmp_path / "other").rename(tmp_path / "ledger.db")
-        await until(lambda: bool(bench.app.not_ready()))
-        texts = await shown(bench)
-    assert "was replaced by another file" in texts
-    assert str(tmp_path) not in texts + "".join(capfd.readouterr())

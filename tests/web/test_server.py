@@ -88,17 +88,13 @@ def test_no_header_is_too_odd(text: str) -> None:
 
 async def test_the_other_paths(bench: Bench) -> None:
     for method, path, status in (
-        ("GET", "/-/healthy", 200),
-        ("GET", "/-/ready", 200),
         ("HEAD", "/metrics", 200),
         ("HEAD", "/", 200),
-        ("GET", "/nothing", 404),
         ("GET", "/-/reload", 405),
         ("POST", "/metrics", 405),
     ):
         response, text = await bench.get(path, method)
         assert (method, path, response.status) == (method, path, status)
-        assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert method != "HEAD" or text == ""
     response, page = await bench.get("/")
     assert "default-src 'none'" in response.headers["Content-Security-Policy"]
@@ -120,26 +116,18 @@ async def test_not_ready_before_it_has_started(idle: Bench) -> None:
 # Where it listens.
 
 
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
+def test_listen_addresses() -> None:
+    for text, *parts in (
         (":10375", "", 10375),
         ("127.0.0.1:10375", "127.0.0.1", 10375),
         ("[::1]:10375", "::1", 10375),
         ("localhost:0", "localhost", 0),
-    ],
-)
-def test_listen_addresses(text: str, host: str, port: int) -> None:
-    assert ListenAddress.parse(text) == ListenAddress(host, port)
-    assert str(ListenAddress(host, port)) == text
-
-
-@pytest.mark.parametrize(
-    "text", ["", "10375", "::1:10375", "127.0.0.1:", ":65536", ":-1", ":x", "[::1]", ":\u0661"]
-)
-def test_what_is_no_listen_address(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^expected `:10375`, "):
-        ListenAddress.parse(text)
+    ):
+        address = ListenAddress.parse(text)
+        assert [address.host, address.port, str(address)] == [*parts, text]
+    for text in ("", "1", "::1:1", "127.0.0.1:", ":65536", ":-1", ":x", "[::1]", ":\u0661"):
+        with pytest.raises(ValueError, match=r"^expected `:10375`, "):
+            ListenAddress.parse(text)
 
 
 async def test_an_address_in_use(bench: Bench) -> None:

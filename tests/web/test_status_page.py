@@ -83,22 +83,6 @@ async def test_tokens_and_users_show_ids(failed: Bench) -> None:
         assert (response.status, shown(page)) == (401, set())
 
 
-async def test_results_are_shown_once_durable_and_after_a_restart(failed: Bench) -> None:
-    failed.simulator.add_call("main", "third", Plan(duration=5))
-    async with failed.ledger_failing("calls", "UPDATE"):
-        await watch(failed)
-        page = await page_with(failed, "Not ready: ledger: ")
-        assert "▲ 1 delivered" not in page
-    await until(lambda: failed.app.calls.count == 0)
-    _, before = await failed.get()
-    await failed.restart()
-    _, after = await failed.get()
-    for page in (before, after):
-        assert '<dd class="large">50%</dd>' in page
-        assert "▲ 1 delivered" in page
-        assert page.count("Failed: Busy") == 2
-
-
 async def test_problems_of_the_last_reload(failed: Bench) -> None:
     def fail() -> None:
         problem = Problem("config.yaml", 7, "accounts[0].name", "expected <a name>")
@@ -152,5 +136,3 @@ async def test_a_pause_with_its_reason(bench: Bench) -> None:
     account.poller.retry()
     await until(lambda: account.status.paused is None)
     assert (account.status.code, account.status.message) == (None, "")
-    _, page = await bench.get()
-    assert "Result code 101." not in page

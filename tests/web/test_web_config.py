@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,21 @@ def test_which_files_it_names(certificates: Certificates) -> None:
     (certificates.folder / "server.key").chmod(0o644)
     load_web_config(path, files)
     assert files.exposed == {certificates.folder / "server.key"}
+
+
+@pytest.mark.parametrize(
+    ("begun", "left", "warning"),
+    [(80, 30, None), (80, 10, " expires soon, at "), (4, 2, None), (80, -1, " expired at ")],
+)
+def test_when_a_certificate_expires(
+    tmp_path: Path, begun: int, left: int, warning: str | None
+) -> None:
+    now, day = datetime.now(UTC).replace(microsecond=0), timedelta(days=1)
+    certificates = Certificates(tmp_path)
+    certificates.write(certificates.authority, now - begun * day, now + left * day)
+    (tmp_path / "web.yml").write_text(TLS)
+    tls = load_web_config(tmp_path / "web.yml").tls_server_config
+    assert tls is not None
+    assert tls.expires_at == (now + left * day).timestamp()
+    text = tls.expiry_warning(now.timestamp())
+    assert text is None if warning is None else warning in str(text)
