@@ -27,9 +27,8 @@ class SourceStatus:
         last_success: Unix time; 0 before the first success.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.shown = False
+    def __init__(self, name: str, *, shown: bool = False) -> None:
+        self.name, self.shown = name, shown
         self.errors = 0
         self.last_success = 0.0
         # By item (a file, a query): the text, and the kinds of problems that were logged.

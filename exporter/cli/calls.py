@@ -6,7 +6,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from yarl import URL
 
 from exporter.calls import CallState, Result
+from exporter.cli.options import PATH, Parsed
 from exporter.cli.output import header, line, output_option, print_table
 from exporter.config.files import FileProblemError, read_text
 from exporter.errors import (
@@ -60,24 +61,19 @@ _PROBLEMS: Final[Mapping[type[RequestError], str]] = {
 COLUMNS: Final = tuple(Call.model_fields)
 
 
-def _url(_ctx: object, _param: object, url: str) -> str:
-    try:
-        good = url.startswith(("http://", "https://")) and urlsplit(url).hostname
-    except ValueError:
-        good = False
-    if not good:
-        raise click.BadParameter("expected `http://HOST...` or `https://HOST...`")
-    return f"{url.rstrip('/')}/api/v1/calls"
+def _calls_of(url: str) -> str:
+    with suppress(ValueError):
+        if url.startswith(("http://", "https://")) and urlsplit(url).hostname:
+            return f"{url.rstrip('/')}/api/v1/calls"
+    raise ValueError("expected `http://HOST...` or `https://HOST...`")
 
 
 def _token(_ctx: object, _param: object, path: Path | None) -> Secret:
     """Read the token from the file, or else from the environment."""
-    text = os.environ.get("ESMS_EXPORTER_TOKEN", "")
-    if path:
-        try:
-            text = read_text(path, _MAX_TOKEN)
-        except FileProblemError as error:
-            raise click.BadParameter(f"{path}: {error}") from None
+    try:
+        text = read_text(path, _MAX_TOKEN) if path else os.environ.get("ESMS_EXPORTER_TOKEN", "")
+    except FileProblemError as error:
+        raise click.BadParameter(f"{path}: {error}") from None
     token = text.strip()
     if not (token and token.isascii() and token.isprintable()):
         raise click.BadParameter(
@@ -101,7 +97,7 @@ def _trust(_ctx: object, _param: object, path: Path | None) -> ssl.SSLContext:
     "--url",
     envvar="ESMS_EXPORTER_URL",
     default="http://127.0.0.1:10375",
-    callback=_url,
+    type=Parsed(_calls_of),
     show_default=True,
     show_envvar=True,
     help="URL of the exporter.",
@@ -109,14 +105,14 @@ def _trust(_ctx: object, _param: object, path: Path | None) -> ssl.SSLContext:
 @click.option(
     "--token-file",
     "token",
-    type=click.Path(path_type=Path),
+    type=PATH,
     callback=_token,
     help="File with a token of `watch.api.tokens`; by default, ESMS_EXPORTER_TOKEN is used.",
 )
 @click.option(
     "--ca-file",
     "trust",
-    type=click.Path(path_type=Path),
+    type=PATH,
     callback=_trust,
     help="CA certificates in PEM to trust instead of the system's.",
 )
@@ -160,8 +156,7 @@ def calls(
         if output in (None, "table"):
             print_table(_TABLE, rows)
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(list_calls())
+    uvloop.run(list_calls())
 
 
 def _cells(call: Call) -> tuple[str, ...]:

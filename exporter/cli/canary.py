@@ -64,8 +64,7 @@ def canary(name: str, config_file: Path, *, dry_run: bool, now: bool) -> None:
     if dry_run:
         _show(config, found, time.time())
         return
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        result = runner.run(_call(config, found))
+    result = uvloop.run(_call(config, found))
     sys.exit(0 if result == CanaryResult.SUCCESS else 1)
 
 
@@ -96,90 +95,70 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     database = await thread.submit(partial(open_database, url, beside=True))
     account = next(item for item in config.accounts if item.name == canary.account)
     client = EsmsClient(account, config.polling.timeout, tls=config.tls)
-    clock = LedgerClock()
+    clock, reported = LedgerClock(), False
+    interval, polled_at = min(_POLL_EVERY, config.polling.interval), -math.inf
 
     async def execute(statements: Callable[..., R], *args: Any, **kwargs: Any) -> R:  # Any: its
         return await thread.submit(partial(database.run, statements, *args, **kwargs))
 
+    def report(stage: str, about: Mapping[str, object]) -> None:
+        nonlocal reported
+        reported = stage in list(CanaryResult)
+        _say(stage, **about)
+
+    runner = CanaryRunner(execute, clock.now, report)
     try:
         await thread.submit(partial(database.keep_time, clock, opened=True))
         store = await thread.submit(partial(Store, database, clock))
         async with client:
-            command = _Command(execute, store, client, canary, clock)
-            return await command.run(min(_POLL_EVERY, config.polling.interval))
+            _say("placing", canary=canary.name, account=account.name)
+            row = await _place(runner, client, canary)
+            while run := await _open_run(execute, row):
+                if not await runner.finish(run):
+                    if clock.now() >= run.deadline_at + _GIVE_UP:
+                        await runner.end(row, run.canary, CanaryResult.LATE)
+                    elif time.monotonic() >= polled_at + interval:
+                        polled_at = time.monotonic()
+                        # Because the exporter may not be running.
+                        if observation := await _poll(client, run, clock):
+                            await execute(store.write, [observation])
+                await asyncio.sleep(_LOOK_EVERY)
+        result, status = await execute(canary_runs.find, row)
     finally:
         await thread.submit(database.close)
         thread.close()
+    if not reported:  # a running exporter ended the run
+        _say(str(result), status=status)
+    return str(result) if result else None
 
 
-class _Command:
-    """A run started from the command line."""
-
-    def __init__(
-        self,
-        execute: Execute,
-        store: Store,
-        client: EsmsClient,
-        canary: CanaryConfig,
-        clock: LedgerClock,
-    ) -> None:
-        self._execute = execute
-        self._store = store
-        self._client = client
-        self._canary = canary
-        self._clock = clock
-        self._reported = False
-        self._runner = CanaryRunner(execute, clock.now, self._report)
-
-    async def run(self, interval: float) -> str | None:
-        _say("placing", canary=self._canary.name, account=self._canary.account)
-        row, polled_at = await self._place(), -math.inf
-        while (run := await self._open_run(row)) is not None:
-            if not await self._runner.finish(run):
-                if self._clock.now() >= run.deadline_at + _GIVE_UP:
-                    await self._runner.end(row, run.canary, CanaryResult.LATE)
-                elif time.monotonic() >= polled_at + interval:
-                    polled_at = time.monotonic()
-                    await self._poll(run)
-            await asyncio.sleep(_LOOK_EVERY)
-        result, status = await self._execute(canary_runs.find, row)
-        if not self._reported:  # a running exporter ended the run
-            _say(str(result), status=status)
-        return str(result) if result else None
-
-    async def _place(self) -> int:
-        while True:
-            placed = await self._runner.place(
-                self._canary, int(time.time()), self._send, by_hand=True
-            )
-            if isinstance(placed, int):
-                return placed
-            if placed is NotBegun.LIMITED:
-                limit = self._canary.max_per_day
-                raise ExporterError(f"not placed: `max_per_day` ({limit} calls) is reached")
-            await asyncio.sleep(1)  # another call was placed in the same second
-
-    async def _send(self, request: CallRequest) -> tuple[Answer, float]:
+async def _place(runner: CanaryRunner, client: EsmsClient, canary: CanaryConfig) -> int:
+    async def send(request: CallRequest) -> tuple[Answer, float]:
         begun = time.monotonic()
-        return await self._client.place_call(request), time.monotonic() - begun
+        return await client.place_call(request), time.monotonic() - begun
 
-    async def _open_run(self, row: int) -> Run | None:
-        state = await self._execute(canary_runs.look, (), time.time())
-        return next((run for run in state.open if run.id == row), None)
+    while True:
+        placed = await runner.place(canary, int(time.time()), send, by_hand=True)
+        if isinstance(placed, int):
+            return placed
+        if placed is NotBegun.LIMITED:
+            limit = canary.max_per_day
+            raise ExporterError(f"not placed: `max_per_day` ({limit} calls) is reached")
+        await asyncio.sleep(1)  # another call was placed in the same second
 
-    async def _poll(self, run: Run) -> None:
-        """Poll the call, because the exporter may not be running."""
-        if run.call_id is None or run.reference_id is None:
-            return
-        answer, now = await self._client.send_status(run.reference_id), self._clock.now()
-        call = WatchedCall(run.call_id, run.reference_id, run.accepted_at or now)
-        decided = verdict(call, answer, now, GiveUpPolicy())
-        if isinstance(decided, Finished):
-            await self._execute(self._store.write, [Observation(run.account, call, decided, now)])
 
-    def _report(self, stage: str, about: Mapping[str, object]) -> None:
-        self._reported = stage in list(CanaryResult)
-        _say(stage, **about)
+async def _open_run(execute: Execute, row: int) -> Run | None:
+    state = await execute(canary_runs.look, (), time.time())
+    return next((run for run in state.open if run.id == row), None)
+
+
+async def _poll(client: EsmsClient, run: Run, clock: LedgerClock) -> Observation | None:
+    if run.call_id is None or run.reference_id is None:
+        return None
+    answer, now = await client.send_status(run.reference_id), clock.now()
+    call = WatchedCall(run.call_id, run.reference_id, run.accepted_at or now)
+    found = verdict(call, answer, now, GiveUpPolicy())
+    return Observation(run.account, call, found, now) if isinstance(found, Finished) else None
 
 
 def _say(stage: str, **about: object) -> None:

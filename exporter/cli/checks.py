@@ -39,7 +39,7 @@ def check(config_file: Path, web_config: Path | None) -> None:
 
 @click.command()
 @options.config_file
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=options.PATH)
 def backup(config_file: Path, file: Path) -> None:
     """Copy the ledger to a new FILE, even while the exporter runs.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import fcntl
 import io
@@ -51,18 +50,17 @@ def _ending(*suffixes: str) -> Callable[..., Path | None]:
     return check
 
 
-def _reference_ids(_ctx: object, _param: object, texts: Sequence[str]) -> list[ReferenceId]:
-    ids = []
-    for text in texts:
-        try:
-            ids.append(reference_id(text))
-        except ValueError as error:
-            raise click.BadParameter(f"{text[:40]!r}: {error}") from None
-    return ids
+def _reference_id(text: str) -> ReferenceId:
+    try:
+        return reference_id(text)
+    except ValueError as error:
+        raise ValueError(f"{text[:40]!r}: {error}") from None
 
 
 @click.command()
-@click.argument("reference_ids", metavar="REFERENCE_ID...", nargs=-1, callback=_reference_ids)
+@click.argument(
+    "reference_ids", metavar="REFERENCE_ID...", nargs=-1, type=options.Parsed(_reference_id)
+)
 @options.config_file
 @click.option(
     "--account",
@@ -197,10 +195,10 @@ def _look_up(
     def report_pause(why: LookupResult, seconds: float) -> None:
         console.print(f"{why.account}: {why.outcome}: {why.message}; continuing in {seconds:.0f} s")
 
-    with progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        connect = partial(EsmsClient, timeout=config.polling.timeout, tls=config.tls)
+    connect = partial(EsmsClient, timeout=config.polling.timeout, tls=config.tls)
+    with progress:
         done = look_up(config.accounts, connect, calls, take, report_pause, rate)
-        return runner.run(done), results
+        return uvloop.run(done), results
 
 
 @contextmanager

@@ -24,10 +24,10 @@ RESERVED_PATHS: Final = ("/-/", "/api/", "/callback/")
 """Prefixes of paths with handlers, and access rules, of their own."""
 
 
-def _telemetry_path(_ctx: object, _param: object, path: str) -> str:
+def _telemetry_path(path: str) -> str:
     if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith(RESERVED_PATHS):
         reserved = ", ".join(f"`{start}`" for start in RESERVED_PATHS)
-        raise click.BadParameter(f"expected a path such as `/metrics`, not under {reserved}")
+        raise ValueError(f"expected a path such as `/metrics`, not under {reserved}")
     return path
 
 
@@ -58,7 +58,7 @@ def web_paths(external_url: str, route_prefix: str) -> tuple[str, str]:
 @click.option(
     "--web.telemetry-path",
     "telemetry_path",
-    callback=_telemetry_path,
+    type=options.Parsed(_telemetry_path),
     metavar="PATH",
     default="/metrics",
     show_default=True,

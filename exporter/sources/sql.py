@@ -106,7 +106,7 @@ class Query:
         self._accounts, self._labels = context.accounts, context.labels
         self._url = database_url(config.url)
         self._hidden = _address_pattern(self._url)
-        self._unlocked: _FileState | None = None  # of an SQLite file read without locks
+        self._unlocked: tuple[int, ...] | None = None  # of an SQLite file read without locks
         url = self._url.set(password=None).render_as_string()
         rows = sorted(self._accounts), sorted(self._labels)
         self.digest = hashlib.sha256(
@@ -167,7 +167,8 @@ class Query:
                 found.close()
             # Undo any change that the query made.
             connection.rollback()
-            if self._unlocked and self._unlocked != _file_state(self._url):
+            path = Path(self._url.database or "")
+            if self._unlocked and self._unlocked != _file_state(path):
                 raise SourceError("the file changed while it was read; the next run reads it again")
 
     def _statement(self, since: Callable[[float], float], connection: Connection) -> TextClause:
@@ -197,36 +198,35 @@ class Query:
             return engine.connect()
 
     def _open_file(self) -> sqlite3.Connection:
-        connection = self._open_read_only()
+        connection = self._open_read_only(Path(self._url.database or ""))
         # The ledger's folder may be the only writable one.
         connection.execute("PRAGMA temp_store = MEMORY")
         end = time.monotonic() + self._config.timeout
         connection.set_progress_handler(lambda: int(time.monotonic() > end), 10_000)
         return connection
 
-    def _open_read_only(self) -> sqlite3.Connection:
+    def _open_read_only(self, path: Path) -> sqlite3.Connection:
         """Open an SQLite file; a missing file is an error, not a new database.
 
         In WAL mode, even a reader creates files beside the database. If that is not allowed and no
         other program has the database open, only the database file is read.
         """
-        name = f"file:{quote(self._url.database or '')}?mode=ro"
-        self._unlocked = None
+        name, self._unlocked = f"file:{quote(str(path))}?mode=ro", None
         connection = sqlite3.connect(name, uri=True, check_same_thread=False)
         try:
             connection.execute("PRAGMA schema_version")
         except sqlite3.OperationalError as error:
             connection.close()
-            refused = error.sqlite_errorcode & 0xFF in _REFUSED
-            if not refused or not _in_wal_mode(Path(self._url.database or "")):
+            with path.open("rb") as file:
+                in_wal_mode = file.read(19)[18:] == b"\x02"  # sqlite.org/fileformat2.html
+            if error.sqlite_errorcode & 0xFF not in _REFUSED or not in_wal_mode:
                 raise
-            state = _file_state(self._url)
-            if state[-1]:
+            self._unlocked = _file_state(path)
+            if self._unlocked[-1]:
                 raise SourceError(
                     "the file is in WAL mode, and its `-wal` and `-shm` files cannot be read; let "
                     "the exporter's user read them, or write to the folder"
                 ) from None
-            self._unlocked = state
             name += "&immutable=1"
             return sqlite3.connect(name, uri=True, check_same_thread=False)
         return connection
@@ -284,18 +284,8 @@ def _forget_result(raw: object) -> None:
         result.unbuffered_active = False
 
 
-_FileState = tuple[int, int, int]
-"""State of an SQLite file: time in nanoseconds, sizes of the file and of its -wal."""
-
-
-def _in_wal_mode(path: Path) -> bool:
-    """Return whether an SQLite file is in WAL mode (sqlite.org/fileformat2.html, offset 18)."""
-    with path.open("rb") as file:
-        return file.read(19)[18:] == b"\x02"
-
-
-def _file_state(url: URL) -> _FileState:
-    path = Path(url.database or "")
+def _file_state(path: Path) -> tuple[int, int, int]:
+    """Return the state of an SQLite file: time in nanoseconds, and the sizes of it and its -wal."""
     found, log = path.stat(), path.with_name(f"{path.name}-wal")
     return found.st_mtime_ns, found.st_size, log.stat().st_size if log.exists() else 0
 
@@ -372,7 +362,9 @@ class SqlSource(Source):
         """Replace the queries; unchanged ones keep running."""
         self._queries = dict.fromkeys(watch.sql, context)
         names = [_source_name(config) for config in watch.sql]
-        self._by_name = {name: self._by_name.get(name) or _new_status(name) for name in names}
+        self._by_name = {
+            name: self._by_name.get(name) or SourceStatus(name, shown=True) for name in names
+        }
         self._changed.set()
 
     async def run(self) -> None:
@@ -436,12 +428,6 @@ class SqlSource(Source):
 
 def _source_name(config: SqlConfig) -> str:
     return f"sql:{config.name}"
-
-
-def _new_status(name: str) -> SourceStatus:
-    status = SourceStatus(name)
-    status.configure(shown=True)
-    return status
 
 
 def _field(value: object) -> str:
