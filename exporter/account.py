@@ -88,9 +88,10 @@ class Account:
         supervisor: runs background tasks.
         clock: see `Poller`.
         held_until: see `Poller.hold`.
+        client: makes the client.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917
         self,
         config: AccountConfig,
         polling: PollingConfig,
@@ -100,12 +101,14 @@ class Account:
         supervisor: Supervisor,
         clock: Callable[[], float] = time.time,
         held_until: float = math.inf,
+        client: Callable[..., EsmsClient] = EsmsClient,
     ) -> None:
         self.stats = AccountStats()
+        self._make_client = client
         self.stats.show_codes(config.codes)
         self._supervisor, self._config, self._timeout = supervisor, config, polling.timeout
         self._connection = _client_of(config), polling.timeout, tls
-        self._client = EsmsClient(config, polling.timeout, tls=tls)
+        self._client = self._make_client(config, polling.timeout, tls=tls)
         self.poller = Poller(
             config.name,
             self._client.send_status,
@@ -151,7 +154,7 @@ class Account:
         if reconnect := connection != self._connection:
             self._supervisor.start(_close_after(self._client, self._timeout))
             self._connection, self._timeout = connection, polling.timeout
-            self._client = EsmsClient(config, polling.timeout, tls=tls)
+            self._client = self._make_client(config, polling.timeout, tls=tls)
         send = self._client.send_status if reconnect else None
         self.poller.configure(_settings(config, polling), send)
         if _balance_of(config) != _balance_of(old):

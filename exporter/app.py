@@ -18,6 +18,7 @@ from exporter.calls import CallbackOutcome
 from exporter.canaries.canaries import Canaries
 from exporter.config import Config
 from exporter.errors import ConfigError, ExporterError, LedgerError, Problem, SourceError
+from exporter.esms.client import EsmsClient
 from exporter.home_assistant.integration import HomeAssistant, read_mqtt
 from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
@@ -58,6 +59,7 @@ class App:
         load: reads the configuration, in a thread; raises `ConfigError`.
         changed: checks whether to reload the configuration, in a thread, twice a second.
         clocks: reads the machine's clocks.
+        client: makes the client of an account.
         room_retry: seconds until configured calls that exceeded `watch.max_calls` are retried.
         ledger_retry: seconds until a reload that failed because of the ledger is retried.
         prune_interval: seconds between deletions of old calls.
@@ -69,6 +71,7 @@ class App:
         changed: Callable[[], bool] | None = None,
         clocks: Clocks | None = None,
         *,
+        client: Callable[..., EsmsClient] = EsmsClient,
         room_retry: float = 60.0,
         ledger_retry: float = 5.0,
         prune_interval: float = 3600.0,
@@ -77,6 +80,7 @@ class App:
         self._room_retry, self._ledger_retry = room_retry, ledger_retry
         self._prune_interval = prune_interval
         self._changed = changed
+        self._client = client
         self.supervisor = Supervisor()
         self.metrics = Catalogue()
         self.config_status = ConfigStatus()
@@ -386,6 +390,7 @@ class App:
                 self.supervisor,
                 now,
                 until,
+                self._client,
             )
             self.accounts[name] = account
             self.callbacks.setdefault(name, dict.fromkeys(CallbackOutcome, 0))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exporter.account import Account
 from exporter.app import App
 from exporter.calls import WatchedCall
 from exporter.config import Config
@@ -31,35 +30,23 @@ class Clock:
         self.now = self._booted = 1_760_000_000.0
         self.error = 0.0
 
-    def wall(self) -> float:
-        """Stands where `time.time` does."""
-        return self.now + self.error
-
     def moment(self) -> Moment:
         """What the clocks of the machine say."""
-        return Moment(self.wall(), self.now - self._booted, "the only boot")
+        return Moment(self.now + self.error, self.now - self._booted, "the only boot")
 
 
 class HeldClient:
-    """Stands where `Client` does: holds each request until the test answers it."""
+    """Holds each request until the test answers it, in a list."""
 
-    def __init__(self, *_: object, **__: object) -> None:
-        self.asked: list[asyncio.Future[Answer]] = []
+    def __init__(self, held: list[asyncio.Future[Answer]]) -> None:
+        self._held = held
 
     async def send_status(self, _: str) -> Answer:
-        self.asked.append(asyncio.get_running_loop().create_future())
-        return await self.asked[-1]
+        self._held.append(asyncio.get_running_loop().create_future())
+        return await self._held[-1]
 
     async def close(self) -> None:
         pass
-
-
-class QuietAccount(Account):
-    """Sends nothing by itself: what is asked, and when, is up to the test."""
-
-    def __init__(self, *args: Any) -> None:  # Any: those of an account
-        super().__init__(*args)
-        self.poller._stopping = True
 
 
 @dataclass(eq=False)
@@ -91,6 +78,7 @@ class Driven:
         self.config = config
         self._reading = sqlite3.connect(self._path)
         self.asked: list[Asked] = []
+        self._held: list[asyncio.Future[Answer]] = []
         self.start()
 
     @property
@@ -104,10 +92,14 @@ class Driven:
 
     def start(self) -> None:
         self.run(self._start())
+        self.look()  # what was written just now lies still: nobody else writes
+
+    def _client(self, *_: object, **__: object) -> Any:  # Any: in place of `EsmsClient`
+        return HeldClient(self._held)
 
     async def _start(self) -> None:
         # As `App.start`, but for what works by the clock: commits, looks at files, prunes.
-        self.service = App(lambda: self.config, clocks=self._clock.moment)
+        self.service = App(lambda: self.config, clocks=self._clock.moment, client=self._client)
         await self.service.open()
         await self.service.ledger.call(self._wait_for_no_lock)
         await self.service._apply(self.service._loaded.pop())
@@ -126,8 +118,9 @@ class Driven:
         self.run(self._stop())
 
     async def _stop(self) -> None:
-        self.service._committer = asyncio.create_task(self.service.ledger.run())
         await self._end(*(asked.task for asked in self.asked))
+        self.service.ledger.close_soon()
+        await self.service.ledger.run()
         await self.service.stop()
 
     def crash(self) -> None:
@@ -180,9 +173,7 @@ class Driven:
     async def _ask(self, poller: Poller, call: WatchedCall) -> Asked:
         task = asyncio.create_task(poller._poll(call))
         await asyncio.sleep(0)
-        client: object = self.service.accounts[poller.account]._client
-        assert isinstance(client, HeldClient)
-        asked = Asked(poller, call, client.asked.pop(), task)
+        asked = Asked(poller, call, self._held.pop(), task)
         self.asked.append(asked)
         return asked
 

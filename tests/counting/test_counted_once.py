@@ -37,7 +37,7 @@ from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import open_database
 from exporter.ledger.labels import OTHER
 from tests.counting.answers import CALLBACKS, REPLIES, Reply
-from tests.counting.driven import Asked, Clock, Driven, HeldClient, QuietAccount
+from tests.counting.driven import Asked, Clock, Driven
 from tests.counting.model import KEEP_FINISHED, Call, Model, Named, Series
 from tests.counting.wishes import (
     ACCOUNTS,
@@ -58,7 +58,7 @@ from tests.counting.wishes import (
 # others, chosen at random; what fails is printed as a program.
 _EXAMPLES = os.environ.get("ESMS_EXPORTER_TESTS_EXAMPLES")
 SETTINGS = settings(
-    max_examples=int(_EXAMPLES or 120),
+    max_examples=int(_EXAMPLES or 80),
     stateful_step_count=50,
     derandomize=_EXAMPLES is None,
     database=None,
@@ -372,18 +372,10 @@ class Counting(RuleBasedStateMachine):
         assert self.real.service.supervisor.failure is None
 
 
-def test_whatever_happens_each_call_is_counted_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_happens_each_call_is_counted_once(tmp_path: Path) -> None:
     clock, empty, numbers = Clock(), tmp_path / "empty.db", count()
     # Made once: to bring an empty file to the newest shape takes longer than an example.
     open_database(f"sqlite:///{empty}").close()
-    monkeypatch.setattr("time.time", clock.wall)
-    monkeypatch.setattr("exporter.account.EsmsClient", HeldClient)
-    monkeypatch.setattr("exporter.app.Account", QuietAccount)
-    monkeypatch.setattr("exporter.ledger.ledger._BATCH_DELAY", 0.0)
-    # A file that was written just now lies still: nobody else writes.
-    monkeypatch.setattr("exporter.sources.file_watcher._SETTLED_AGE", -(10**18))
     with asyncio.Runner() as runner, capture_logs():
 
         class Life(Counting):

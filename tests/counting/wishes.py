@@ -67,7 +67,10 @@ class Wish:
         secret = Secret("made-up")
         return Config(
             accounts=tuple(
-                AccountConfig(name=name, api_key=secret, secret_key=secret)
+                # It polls nothing by itself: what is asked, and when, is up to the test.
+                AccountConfig(name=name, api_key=secret, secret_key=secret).model_copy(
+                    update={"max_concurrency": 0}
+                )
                 for name in self.accounts
             ),
             polling=PollingConfig(),

@@ -16,7 +16,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest_asyncio.fixture
-async def scene(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+async def scene(server: Server) -> AsyncIterator[Scene]:
     with server.database() as url:
-        async with Scene(url, monkeypatch) as scene:
+        async with Scene(url) as scene:
             yield scene

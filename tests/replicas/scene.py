@@ -6,9 +6,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
-import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
@@ -25,11 +25,10 @@ from exporter.config import (
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
-from exporter.leases import LeaseHolder
 from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from tests.replicas.proxy import Proxy
-from tests.samples import samples
+from tests.samples import samples, value
 from tests.waiting import deadline, until
 
 HEARTBEAT: Final = 4.0
@@ -59,8 +58,8 @@ class Provider:
         self.failing: dict[str, Answer] = {}  # by exporter: what it gets in place of answers
         self.answered: dict[str, asyncio.Event] = {}  # by exporter: answers wait for it
 
-    def client(self, account: AccountConfig, *_: object, **__: object) -> Client:
-        return Client(self, account.base_url)
+    def client(self, by: str, *_: object, **__: object) -> Any:  # Any: in place of `EsmsClient`
+        return Client(self, by)
 
     def by(self, name: str, since: float = 0.0) -> Counter[str]:
         """Return how often each exporter asked for a call."""
@@ -70,9 +69,8 @@ class Provider:
 class Client:
     """Stands where `exporter.esms.client.EsmsClient` does."""
 
-    def __init__(self, provider: Provider, url: str) -> None:
-        self._provider = provider
-        self._by = url.removeprefix("http://").partition(".")[0]
+    def __init__(self, provider: Provider, by: str) -> None:
+        self._provider, self._by = provider, by
 
     async def send_status(self, name: str) -> Answer:
         now = asyncio.get_running_loop().time()
@@ -88,11 +86,11 @@ class Client:
 class Exporter:
     """One of them."""
 
-    def __init__(self, name: str, proxy: Proxy, config: Config) -> None:
+    def __init__(self, name: str, proxy: Proxy, config: Config, provider: Provider) -> None:
         self.name = name
         self.proxy = proxy
         self.config = config
-        self.service = App(lambda: self.config)
+        self.service = App(lambda: self.config, client=partial(provider.client, name))
         self.stopped = False
 
     async def start(self) -> None:
@@ -126,12 +124,7 @@ class Exporter:
 
     @property
     def evictions(self) -> int:
-        return self.leases.evictions
-
-    @property
-    def leases(self) -> LeaseHolder:
-        assert self.service._leases is not None
-        return self.service._leases
+        return int(value(self.service.metrics, "esms_replica_evictions_total"))
 
     def shown(self) -> dict[str, float]:
         """Return the series of finished calls, without zeros."""
@@ -155,12 +148,11 @@ class Exporter:
 class Scene:
     """The exporters, the provider that they ask, and the ledger that they share."""
 
-    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
         self._engine = create_engine(url, poolclass=NullPool)
         self._ends = AsyncExitStack()
         self.provider = Provider()
-        monkeypatch.setattr("exporter.account.EsmsClient", self.provider.client)
 
     async def __aenter__(self) -> Self:
         return self
@@ -219,7 +211,7 @@ class Scene:
             ),
             shutdown_timeout=1,
         )
-        exporter = Exporter(name, proxy, config)
+        exporter = Exporter(name, proxy, config, self.provider)
         self._ends.push_async_callback(exporter.stop)
         self._ends.callback(proxy.heal)
         await exporter.start()

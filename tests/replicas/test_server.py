@@ -1,11 +1,13 @@
-"""A server that is restarted, and one that takes no more connections."""
+"""A server that is restarted, takes no more connections, or was changed by a newer version."""
 
 from __future__ import annotations
 
 import asyncio
 
+import pytest
 from sqlalchemy import make_url
 
+from exporter.errors import LedgerError
 from tests.databases import Server
 from tests.replicas.scene import Exporter, Scene, names, spread
 from tests.waiting import until
@@ -54,3 +56,30 @@ async def test_a_server_that_takes_no_connection_for_a_while(server: Server, sce
             await exporter.stop()
     finally:
         await scene.rows("DROP OWNED BY app; DROP ROLE app")
+
+
+async def test_a_newer_version_changes_the_tables_meanwhile(scene: Scene) -> None:
+    first, second = await scene.exporter("first"), await scene.exporter("second")
+    await until(lambda: bool(first.accounts or second.accounts))
+    await first.push(*names(20, "before"))
+    for statement in (
+        "ALTER TABLE calls ADD COLUMN note TEXT",
+        "ALTER TABLE leases ADD COLUMN note TEXT",
+        "CREATE TABLE notes (id INTEGER PRIMARY KEY)",
+        "UPDATE alembic_version SET version_num = '9999'",
+    ):
+        await scene.rows(statement)
+    await second.push(*names(20, "after"))
+    # One that starts anew reads and writes what it knows of.
+    third = await scene.exporter("third")
+    await third.push(*names(20, "anew"))
+    exporters = (first, second, third)
+    scene.finish(*names(20, "before"), *names(20, "after"), *names(20, "anew"))
+    await until(lambda: sum(one.counted() for one in exporters) == 60)
+    assert not any(one.service.ledger.errors for one in exporters)
+    await scene.rows("UPDATE compatibility SET oldest_user = '9998'")
+    with pytest.raises(LedgerError, match="was written by a newer esms-exporter"):
+        await scene.exporter("refused")
+    scene.finish(*names(20, "later"))
+    await first.push(*names(20, "later"))
+    await until(lambda: sum(one.counted() for one in exporters) == 80)

@@ -9,6 +9,7 @@ import pytest
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from tests.replicas.scene import HEARTBEAT, Scene, names, spread
+from tests.samples import value
 from tests.waiting import deadline, until
 
 ACCOUNTS = tuple(f"a{number}" for number in range(6))
@@ -22,7 +23,7 @@ async def test_who_joins_gets_a_share_and_who_leaves_hands_it_over_at_once(scene
     third = await scene.exporter("third", CALLS, ACCOUNTS)
     await scene.settled(CALLS, first, second, third)
     for exporter in (first, second, third):
-        assert exporter.leases.alive == 3
+        assert value(exporter.service.metrics, "esms_replicas") == 3
         assert len(exporter.service.peers or ()) == 2
     await until(lambda: third.service.standby.keys() == set(ACCOUNTS) - third.accounts)
     assert all(third.service.standby.values())
