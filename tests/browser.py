@@ -6,7 +6,6 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
 from playwright.async_api import Browser, Page, async_playwright
@@ -29,15 +28,6 @@ class Look(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name}-{self.scheme}-{self.language}"
-
-
-_SCHEMES: Final[tuple[Scheme, ...]] = ("light", "dark")
-LOOKS: Final = [
-    Look(name, width, height, scheme, language)
-    for (name, width, height), scheme, language in product(
-        (("phone", 360, 780), ("desktop", 1280, 900)), _SCHEMES, ("en", "vi")
-    )
-]
 
 
 @asynccontextmanager

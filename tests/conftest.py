@@ -18,9 +18,7 @@ from tests import subprocesses
 from tests.databases import Server, postgresql
 
 # What their assertions compare is to be shown as that of tests is.
-pytest.register_assert_rewrite(
-    *(f"tests.faults.{name}" for name in ("scene", "machine", "commits", "scrapers"))
-)
+pytest.register_assert_rewrite("tests.faults.scene")
 
 # How fast examples are made and run is for benchmarks: the machine may be busy.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,17 +1,22 @@
-"""Commands that are run to their end."""
+"""Commands that are run to their end, and what they print."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from tests import subprocesses
 from tests.subprocesses import ESMS_EXPORTER
 from tests.waiting import until
+
+CONFIG = "--config.file=config.yaml"
 
 
 class Ended(NamedTuple):
@@ -81,3 +86,11 @@ def _content(file: IO[bytes]) -> str:
 async def run(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Ended:
     """Run `esms-exporter` in a folder."""
     return await Command(folder, *arguments, environ=environ).end()
+
+
+def in_csv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def in_json(text: str) -> list[dict[str, Any]]:  # Any: JSON
+    return [json.loads(line) for line in text.splitlines()]

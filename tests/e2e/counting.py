@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,11 +16,8 @@ from tests.e2e.processes import Exporter, Series
 Counts = Counter[tuple[str, ...]]
 
 DURABLE = (
-    "esms_calls_total",
-    "esms_call_duration_seconds",
-    "esms_call_keypresses_total",
-    "esms_call_result_delay_seconds",
-    "esms_call_price_vnd",
+    *("esms_calls_total", "esms_call_duration_seconds", "esms_call_keypresses_total"),
+    *("esms_call_result_delay_seconds", "esms_call_price_vnd"),
 )
 
 # (what the provider says in the end, how it is counted)
@@ -31,6 +29,15 @@ ENDS: list[tuple[dict[str, object], tuple[str, str]]] = [
     ({"duration": 0, "call_status": "BUSY", "sent_result": 0, "ivr": "#"}, ("failure", "busy")),
     ({"rejected": True}, ("failure", "rejected")),
 ]
+
+
+def plan(
+    chance: random.Random, spread: float, which: int | None = None, unknown_for: float = 0.0
+) -> tuple[Plan, tuple[str, str]]:
+    """Return what becomes of a call within `spread` seconds, and how it has to be counted."""
+    options, ending = chance.choice(ENDS) if which is None else ENDS[which % len(ENDS)]
+    wait = {"approval" if "rejected" in options else "queued": chance.uniform(0, spread)}
+    return Plan(unknown_for=unknown_for, **wait, **options), ending  # type: ignore[arg-type]
 
 
 class Scrapes:

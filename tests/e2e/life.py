@@ -25,14 +25,14 @@ from sqlalchemy.pool import NullPool
 
 from exporter.simulator import Account, Plan, Simulator
 from tests.databases import Server
-from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scrape_for_ever
-from tests.e2e.processes import Exporter, total
-from tests.e2e.sharing import HEARTBEAT, TOKEN
+from tests.e2e.counting import Counts, Scrapes, counted, expect, plan, scrape_for_ever
+from tests.e2e.processes import API, TOKEN, Exporter, configure, listed, total
 from tests.faults.scene import environment
 from tests.subprocesses import UNMEASURED
 
-ACCOUNTS: Final = (Account("main", "key-main", "s"), Account("other", "key-other", "s"))
+ACCOUNTS: Final = ("main", "other")
 FILES: Final = 3
+HEARTBEAT: Final = 6.0
 SETTLES_WITHIN: Final = 240.0
 """Seconds after which all calls have ended, once nothing happens any more; a deadline."""
 
@@ -87,12 +87,9 @@ class Call:
     @property
     def story(self) -> str:
         """What has been done with it."""
-        done = [
-            *sorted(self.ways),
-            *(["deleted"] if self.deleted else ["deletion asked for"] if self.delete_sent else []),
-            *(["dropped"] if self.dropped else []),
-        ]
-        return ", ".join(done)
+        deletion = "deleted" if self.deleted else "deletion asked for" if self.delete_sent else ""
+        done = (*sorted(self.ways), deletion, "dropped" if self.dropped else "")
+        return ", ".join(filter(None, done))
 
 
 class Life:
@@ -130,19 +127,15 @@ class Life:
             orders.execute("PRAGMA journal_mode = WAL")
             orders.execute("CREATE TABLE calls (reference_id, account, campaign, placed_at)")
         (folder / "calls").mkdir()
-        names = [f"exporter-{number}" for number in range(3 if server else 1)]
-        self._configs = [folder / f"{name}.yaml" for name in names]
-        self._write_config()
-        self.exporters = []
-        for config in self._configs:
-            clock = config.with_suffix(".clock")
-            self._write(clock, "0.0")
-            environ = UNMEASURED | environment(clock=clock)
+        self._names = [f"exporter-{number}" for number in range(3 if server else 1)]
+        self.exporters: list[Exporter] = []
+        for name, config in zip(self._names, self._write_config(), strict=True):
+            self._write(folder / f"{name}.clock", "0.0")
+            environ = UNMEASURED | environment(clock=folder / f"{name}.clock")
             self.exporters.append(Exporter(config, environ=environ))
         self.scrapes = [Scrapes() for _ in self.exporters]
         self._tasks: set[asyncio.Task[None]] = set()
         self._handed = list[asyncio.Task[None]]()
-        self._stopped = set[Exporter]()
 
     # The world around them.
 
@@ -151,33 +144,35 @@ class Life:
         new.write_text(content)
         new.rename(path)
 
-    def _write_config(self) -> None:
-        labels = self._chance.choice(("[campaign]", "[campaign, team]"))
-        accounts = "".join(
-            f"  - {{name: {account.name}, api_key: {account.api_key}, secret_key: s, "
-            f"base_url: '{self._simulator.url}', rate_limit: 200, callback_token: {TOKEN}}}\n"
-            for account in ACCOUNTS
-        )
-        named = "".join(
-            f"    - {{reference_id: {call.name}, account: {call.account}, "
-            f"labels: {{{f'campaign: {call.campaign}' if call.campaign else ''}}}}}\n"
-            for call in self._named["config"]
-        )
-        for config in self._configs:
-            self._write(
-                config,
-                f"accounts:\n{accounts}"
-                "polling: {pace: growing, interval: 1s, max_interval: 1s, timeout: 5s}\n"
-                f"balance: {{interval: 0}}\nshutdown_timeout: 5s\n"
-                f"ledger: {{url: '{self._ledger}', heartbeat: {HEARTBEAT:.0f}s}}\n"
-                f"watch:\n  labels: {labels}\n  files: ['calls/*.csv']\n"
-                f"  callback: {{trust: {self._trust}}}\n"
-                f"  api: {{tokens: [{{name: life, token: {TOKEN}}}]}}\n"
-                f"  sql:\n    - name: orders\n      url: 'sqlite:///{self._orders}'\n"
-                "      interval: 1s\n      query: SELECT reference_id, account, campaign"
-                " FROM calls WHERE placed_at >= :since\n"
-                f"  calls:\n{named or '    []'}\n",
+    def _write_config(self) -> list[Path]:
+        query = "SELECT reference_id, account, campaign FROM calls WHERE placed_at >= :since"
+        url = f"sqlite:///{self._orders}"
+        watch = {
+            "labels": self._chance.choice((["campaign"], ["campaign", "team"])),
+            "files": ["calls/*.csv"],
+            "callback": {"trust": self._trust},
+            "api": API,
+            "sql": [{"name": "orders", "url": url, "interval": "1s", "query": query}],
+        }
+        polling = {"pace": "growing", "interval": "1s", "max_interval": "1s", "timeout": "5s"}
+        calls = [
+            listed(
+                call.name, call.account, **({"campaign": call.campaign} if call.campaign else {})
             )
+            for call in self._named["config"]
+        ]
+        return [
+            configure(
+                *(self._folder, self._simulator, calls),
+                file=f"{name}.yaml",
+                account={"rate_limit": 200, "callback_token": TOKEN},
+                polling=polling,
+                shutdown_timeout="5s",
+                ledger={"url": self._ledger, "heartbeat": f"{HEARTBEAT:.0f}s"},
+                watch=watch,
+            )
+            for name in self._names
+        ]
 
     def _write_file(self, name: str) -> None:
         path = self._folder / "calls" / name
@@ -200,25 +195,23 @@ class Life:
 
     def _place_one(self) -> None:
         chance, number = self._chance, len(self.calls)
-        options, ending = chance.choice(ENDS)
-        when = {"approval" if "rejected" in options else "queued": chance.uniform(0, self._spread)}
-        plan = Plan(unknown_for=chance.uniform(0, 1), **when, **options)  # type: ignore[arg-type]
+        planned, ending = plan(chance, self._spread, unknown_for=chance.uniform(0, 1))
         called_back = chance.random() < 0.3
         ways = set(chance.choices(("push", "file", "config", "sql"), (6, 4, 1, 3), k=2))
         if called_back and chance.random() < 0.3:
             ways = set()
         call = Call(
             f"call-{number}",
-            chance.choice(ACCOUNTS).name,
+            chance.choice(ACCOUNTS),
             # One that is called back may be known by that first, without labels.
             "" if called_back else chance.choice(("otp", "reminder")),
             frozenset(ways | ({"callback"} if called_back else set())),
-            plan,
+            planned,
             ending,
             chance.choice((None, 350.0, 420.5)) if called_back else None,
         )
         self.calls.append(call)
-        self._simulator.add_call(call.account, call.name, plan)
+        self._simulator.add_call(call.account, call.name, planned)
         if "sql" in ways:
             with closing(sqlite3.connect(self._orders, timeout=30)) as orders, orders:
                 row = (call.name, call.account, call.campaign)
@@ -237,9 +230,9 @@ class Life:
     async def _hand_over(self, call: Call) -> None:
         if "push" in call.ways:
             labels = {"campaign": call.campaign} if call.campaign else {}
-            body = {"reference_id": call.name, "account": call.account, "labels": labels}
+            body = {"calls": [listed(call.name, call.account, **labels)]}
             for _ in range(self._chance.choice((1, 1, 2))):
-                await self._ask("POST", "/api/v1/calls", (202,), json={"calls": [body]})
+                await self._ask("POST", "/api/v1/calls", (202,), json=body)
         call.taken.set()
         if "callback" in call.ways:
             plan = call.plan
@@ -319,7 +312,7 @@ class Life:
             await exporter.ready()
 
     async def _start(self, exporter: Exporter) -> None:
-        if exporter._output.exists() and "Traceback" in exporter.output:
+        if "Traceback" in exporter.output:
             self.tracebacks.append(exporter.output)
         await exporter.start()
         self._later(self._find(exporter))
@@ -330,35 +323,29 @@ class Life:
 
     async def trouble(self) -> None:
         """Make one trouble after the other until cancelled."""
-        kinds: list[tuple[str, Callable[[Exporter], Awaitable[None]]]] = [
-            ("kills", self._kill),
-            ("stops", self._stop),
-            ("standstills", self._stand_still),
-            ("wrong clocks", self._go_wrong),
-            ("reloads", self._reload),
-        ]
+        kinds: dict[str, Callable[[Exporter], Awaitable[None]]] = {
+            "kills": Exporter.kill,
+            "stops": Exporter.stop,
+            "standstills": self._stand_still,
+            "wrong clocks": self._go_wrong,
+            "reloads": self._reload,
+        }
         if self._server:
-            kinds.append(("server crashes", self._crash))
+            kinds["server crashes"] = self._crash
         while True:
             # Each comes once before any comes again, and kills twice.
-            for name, happen in self._chance.sample([*kinds, kinds[0]], len(kinds) + 1):
+            for name in self._chance.sample([*kinds, "kills"], len(kinds) + 1):
                 await asyncio.sleep(self._chance.uniform(0.3, 2.0))
                 self.happened[name] += 1
                 # One that finds no server ends by itself.
                 with suppress(ProcessLookupError):
-                    await happen(self._chance.choice(self.exporters))
+                    await kinds[name](self._chance.choice(self.exporters))
                 await self._start_again()
 
     async def _start_again(self) -> None:
         for exporter in self.exporters:
             if exporter.running.poll() is not None:
                 await self._start(exporter)
-
-    async def _kill(self, exporter: Exporter) -> None:
-        await exporter.kill()
-
-    async def _stop(self, exporter: Exporter) -> None:
-        await exporter.stop()
 
     async def _stand_still(self, exporter: Exporter) -> None:
         exporter.send(signal.SIGSTOP)
@@ -369,8 +356,8 @@ class Life:
                 exporter.send(signal.SIGCONT)
 
     async def _go_wrong(self, exporter: Exporter) -> None:
-        clock = self._configs[self.exporters.index(exporter)].with_suffix(".clock")
-        self._write(clock, str(self._chance.choice(CLOCKS)))
+        name = self._names[self.exporters.index(exporter)]
+        self._write(self._folder / f"{name}.clock", str(self._chance.choice(CLOCKS)))
 
     async def _reload(self, _exporter: Exporter) -> None:
         self._write_config()
@@ -409,7 +396,7 @@ class Life:
     def _late(self) -> list[str]:
         """Return what is still to end, and what is still to be taken in."""
         try:
-            found = {name: result for name, result, *_ in self.rows()}
+            found = self.rows()
         except SQLAlchemyError as error:
             return [str(error)]
         missing = [
@@ -417,18 +404,18 @@ class Life:
             for call in self.calls
             if call.name not in found and LET_GO not in call.outcomes
         ]
-        return missing + [f"{name}: open" for name, result in found.items() if result is None]
+        return missing + [f"{name}: open" for name, (result, *_) in found.items() if result is None]
 
-    def rows(self) -> list[tuple[Any, ...]]:  # Any: of several types
-        """Return the name, result, status, and price of all calls, as the ledger has them."""
+    def rows(self) -> dict[str, tuple[Any, ...]]:  # Any: of several types
+        """Return the result, status, and price of all calls, as the ledger has them."""
         url = self._ledger.replace("postgresql:", "postgresql+psycopg:")
         with create_engine(url, poolclass=NullPool).begin() as connection:
             query = "SELECT reference_id, result, status, price FROM calls"
-            return [tuple(row) for row in connection.execute(text(query))]
+            return {name: tuple(rest) for name, *rest in connection.execute(text(query))}
 
     def faults(self) -> Iterator[str]:
         """Yield what is not as it has to be, by what the ledger and the last scrapes say."""
-        found = {name: rest for name, *rest in self.rows()}
+        found = self.rows()
         expected, prices = Counts(), 0.0
         for call in self.calls:
             result, status, price = found.get(call.name, (None, None, None))
@@ -445,25 +432,12 @@ class Life:
         paid = sum(total(scrapes.newest, "esms_call_price_vnd_total") for scrapes in self.scrapes)
         if paid != prices:
             yield f"{paid} VND are shown in place of {prices}"
-        for exporter, scrapes in zip(self.exporters, self.scrapes, strict=True):
-            name = exporter._output.stem
+        for name, exporter, scrapes in zip(self._names, self.exporters, self.scrapes, strict=True):
             if scrapes.backwards:
                 yield f"{name}: went backwards: {scrapes.backwards[:3]}"
             if "Traceback" in exporter.output:
                 yield exporter.output
         yield from self.tracebacks
-
-    def report(self) -> str:
-        """Return what has happened, and what has become of the calls that chance decided about."""
-        found = {name: result for name, result, *_ in self.rows()}
-        unsure = Counter[str]()
-        for call in self.calls:
-            if len(call.outcomes) > 1 or call.delete_sent or call.dropped:
-                unsure[f"{call.story}: {_outcome(found.get(call.name))}"] += 1
-        lines = [
-            f"{len(self.calls)} calls; {', '.join(f'{n} {k}' for k, n in self.happened.items())}"
-        ]
-        return "\n".join(lines + [f"{count:6} {what}" for what, count in sorted(unsure.items())])
 
     def _later(self, work: Any) -> asyncio.Task[None]:  # Any: a coroutine
         task = asyncio.get_running_loop().create_task(work)
@@ -496,8 +470,8 @@ def _problem(call: Call, result: str | None, status: str | None, price: float | 
 
 async def live(
     folder: Path, server: Server | None, *, seed: int, seconds: float, spread: float = 8.0
-) -> Life:
-    """Have a life of some seconds, and settle; returns it for `faults` and `report`.
+) -> None:
+    """Have a life of some seconds, and settle; fail where it ends otherwise than it has to.
 
     Args:
         folder: for everything.
@@ -507,7 +481,8 @@ async def live(
         spread: seconds that a call takes, at most.
     """
     async with AsyncExitStack() as ends:
-        simulator = await ends.enter_async_context(Simulator(accounts=ACCOUNTS))
+        accounts = [Account(name, f"key-{name}", "s") for name in ACCOUNTS]
+        simulator = await ends.enter_async_context(Simulator(accounts=accounts))
         url = f"sqlite:///{folder}/ledger.db"
         if server:
             url = ends.enter_context(server.database()).replace("+psycopg", "")
@@ -524,7 +499,6 @@ async def live(
         await life.settle()
         for exporter, scrapes in zip(life.exporters, life.scrapes, strict=True):
             scrapes.add(await exporter.scrape())
-        print(life.report())
+        print(f"{len(life.calls)} calls; {life.happened}")
         faults = list(life.faults())
         assert not faults, "\n".join(faults)
-        return life

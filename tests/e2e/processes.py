@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -14,9 +15,13 @@ from typing import Self
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from exporter.simulator import Account, Simulator
 from tests import subprocesses
 from tests.subprocesses import ESMS_EXPORTER, Child, Forked
 from tests.waiting import deadline, until
+
+TOKEN = "made-up-token"
+API = {"tokens": [{"name": "program", "token": TOKEN}]}  # of `watch`
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
@@ -39,7 +44,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        return self._output.read_text()
+        return self._output.read_text() if self._output.exists() else ""
 
     async def start(self) -> None:
         with self._output.open("wb") as file:
@@ -142,6 +147,67 @@ class Demo(Exporter):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "demo.yaml", environ={"TMPDIR": str(folder)})
         self._command = [*ESMS_EXPORTER, "demo", "--web.listen-address=127.0.0.1:0"]
+
+
+def configure(
+    folder: Path,
+    provider: Simulator | str,
+    calls: Iterable[str | Mapping[str, object]] = (),
+    *,
+    accounts: Iterable[Account | Mapping[str, object]] | None = None,
+    account: Mapping[str, object] | None = None,
+    watch: Mapping[str, object] | None = None,
+    file: str = "config.yaml",
+    **sections: object,
+) -> Path:
+    """Write a configuration: a ledger in the folder, the label `campaign`, and no balances.
+
+    Args:
+        folder: where the file lies.
+        provider: the stand-in, or the `base_url` of accounts.
+        calls: as in `watch.calls`.
+        accounts: all of the stand-in by default, or `main`; or their sections.
+        account: more keys of each account; None leaves one out.
+        watch: more keys of `watch`.
+        file: its name.
+        sections: of the file; in place of what is there by default.
+    """
+    url = provider if isinstance(provider, str) else provider.url
+    if accounts is None:
+        known = () if isinstance(provider, str) else provider.provider.accounts.values()
+        accounts = known or (Account("main", "key-main", "s"),)
+    keys = {"base_url": url, **(account or {})}
+    document = {
+        "accounts": [_section(it, keys) if isinstance(it, Account) else it for it in accounts],
+        "balance": {"interval": 0},
+        "polling": {"interval": "200ms", "max_interval": "200ms"},
+        "ledger": {"url": f"sqlite:///{folder}/ledger.db"},
+        "watch": {"labels": ["campaign"], "calls": list(calls), **(watch or {})},
+        **sections,
+    }
+    new = folder / f".{file}.new"
+    new.write_text(json.dumps(document, indent=1))
+    return new.replace(folder / file)
+
+
+def _section(account: Account, more: Mapping[str, object]) -> dict[str, object]:
+    own = {"name": account.name, "api_key": account.api_key, "secret_key": account.secret_key}
+    return {key: value for key, value in {**own, **more}.items() if value is not None}
+
+
+def listed(name: str, account: str = "main", **labels: str) -> dict[str, object]:
+    """Return a call as a configuration and a request of the HTTP API name it."""
+    return {"reference_id": name, "account": account, "labels": labels}
+
+
+async def push(exporter: Exporter, calls: Iterable[Mapping[str, object]]) -> None:
+    """Add calls through the HTTP API."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.post(f"{exporter.url}/api/v1/calls", json={"calls": list(calls)}) as answer,
+    ):
+        assert answer.status == 202, await answer.text()
 
 
 def parsed(text: str) -> dict[Series, float]:

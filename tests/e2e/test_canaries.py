@@ -1,31 +1,43 @@
-"""Canary calls of real exporters, which are killed, share a ledger, and are refused."""
+"""Canary calls of real exporters, which are killed and share a ledger, and of the command."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import random
-from dataclasses import replace
+import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
-from exporter.simulator import Fault, FaultKind, Operation
+from exporter.simulator import Fault, FaultKind
 from tests.canaries.scene import (
-    MAKE_CALL,
+    NO_STATUS,
     PHONE,
+    UNANSWERED,
     Hastened,
     Placed,
+    config_text,
     configured,
     rows,
     runs,
     simulator,
 )
+from tests.databases import Server
+from tests.e2e.commands import CONFIG, Command, Ended, run
 from tests.e2e.processes import total
+from tests.subprocesses import UNMEASURED
+from tests.waiting import deadline, until
 
 GOING_ON = "SELECT 1 FROM canary_runs WHERE result IS NULL"
 RECORDING = "recording: '1', max_per_day: 144, within: 60s"
+TEMPLATE = "template: '1', variables: [Trung, '20000'], max_per_day: 2, within: 60s"
 EVERY = 4.0
+COMMAND = ("canary", "hourly", CONFIG)
+SECRETS = (PHONE, PHONE[1:], "key-main")
 
 
 async def test_a_call_is_placed_and_followed_to_its_end(tmp_path: Path) -> None:
@@ -50,28 +62,14 @@ async def test_a_call_is_placed_and_followed_to_its_end(tmp_path: Path) -> None:
         assert total(found, "esms_api_requests_total", **made) == len(placed.codes)
         assert {params["Phone"] for params in placed.requests} == {PHONE}
         assert len(set(placed.request_ids)) == len(placed.request_ids)
-        assert PHONE not in exporter.output
+        assert not any(secret in exporter.output for secret in SECRETS)
         assert PHONE[1:] not in "".join(map(str, rows(tmp_path, "SELECT * FROM canary_runs")))
-
-
-@pytest.mark.parametrize(
-    ("canary", "result"),
-    [
-        ("recording: '1', max_per_day: 144, within: 60s, expect_key: '2'", "failure"),
-        ("recording: '9', max_per_day: 144", "refused"),
-        ("template: '1', variables: [Trung, '20000'], max_per_day: 1", "limited"),
-    ],
-)
-async def test_what_a_run_comes_to(tmp_path: Path, canary: str, result: str) -> None:
-    async with simulator() as provider:
-        placed = Placed(provider)
-        config = configured(tmp_path, provider.url, canary)
-        async with Hastened(config, EVERY) as exporter:
+        # What came of runs survives a restart.
+        async with Hastened(config, 1e6) as exporter:
             await exporter.ready()
-            await exporter.until(lambda samples: runs(samples, result) >= 1)
-        if result == "limited":
-            assert placed.codes == ["100"]
-            assert placed.requests[0]["VariableListStr"] == "Trung||20000"
+            after = await exporter.until(lambda samples: runs(samples, "success") >= 2)
+        for name in ("esms_canary_success", "esms_canary_last_success_timestamp_seconds"):
+            assert total(after, name) >= total(found, name) > 0
 
 
 @pytest.mark.parametrize(
@@ -102,79 +100,6 @@ async def test_killed_at_any_step_it_never_calls_twice(
             assert placed.request_ids == [row[1]]
 
 
-async def test_what_came_of_runs_survives_a_restart(tmp_path: Path) -> None:
-    async with simulator() as provider:
-        config = configured(tmp_path, provider.url, RECORDING)
-        async with Hastened(config, EVERY) as exporter:
-            await exporter.ready()
-            before = await exporter.until(lambda samples: runs(samples, "success") >= 1)
-        async with Hastened(config, 1e6) as exporter:
-            await exporter.ready()
-            after = await exporter.until(lambda samples: runs(samples) >= 1)
-        for name in ("esms_canary_success", "esms_canary_last_success_timestamp_seconds"):
-            assert total(after, name) >= total(before, name) > 0
-
-
-async def test_due_times_while_nobody_was_there_are_missed(tmp_path: Path) -> None:
-    async with simulator() as provider:
-        placed = Placed(provider)
-        config = configured(tmp_path, provider.url, RECORDING)
-        async with Hastened(config, 1.0) as exporter:
-            await exporter.ready()
-            await exporter.until(lambda samples: runs(samples) >= 1)
-        await asyncio.sleep(4)
-        before = len(placed.requests)
-        async with Hastened(config, 1.0) as exporter:
-            await exporter.ready()
-            found = await exporter.until(lambda samples: runs(samples, "missed") >= 3)
-            last = await exporter.until(
-                lambda samples: runs(samples, "success") > runs(found, "success")
-            )
-        assert total(last, "esms_canary_success") == 1
-        assert len(placed.requests) > before
-        assert len(set(placed.request_ids)) == len(placed.requests)
-
-
-# What the provider does to the request, and what is made of it; tests/esms has all the others.
-FAULTS = {
-    "reset": (Fault(FaultKind.RESET), "unsure"),
-    "hang": (Fault(FaultKind.HANG), "unsure"),
-    "telling": (
-        Fault(FaultKind.RAW, body=f'{{"CodeResult":"108","ErrorMessage":"Phone {PHONE} bad"}}'),
-        "refused",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-async def test_a_request_is_sent_once_whatever_the_provider_does(tmp_path: Path, name: str) -> None:
-    fault, result = FAULTS[name]
-    async with simulator() as provider:
-        provider.faults.set("x", replace(fault, operation=Operation.MAKE_CALL_RECORD))
-        config = configured(tmp_path, provider.url, RECORDING, "2s" if name == "hang" else "60s")
-        async with Hastened(config, EVERY) as exporter:
-            await exporter.ready()
-            found = await exporter.until(lambda samples: runs(samples) >= 1)
-            # What is due later may be waiting for its end.
-            assert runs(found, result) == runs(found) == 1
-            assert total(found, "esms_canary_success") == 0
-        placed = {op: n for (_, op, _), n in provider.traffic.requests.items() if op in MAKE_CALL}
-        ((begun,),) = rows(tmp_path, "SELECT count(*) FROM canary_runs")
-        assert sum(placed.values()) == begun
-        for secret in (PHONE, PHONE[1:], "key-main"):
-            assert secret not in exporter.output
-
-
-async def test_a_provider_that_is_not_there_was_not_asked(tmp_path: Path) -> None:
-    async with simulator() as provider:
-        url = provider.url
-    config = configured(tmp_path, url, RECORDING)
-    async with Hastened(config, EVERY) as exporter:
-        await exporter.ready()
-        found = await exporter.until(lambda samples: runs(samples) >= 1)
-        assert runs(found, "unreachable") >= 1
-
-
 async def test_killed_at_any_moment_it_never_calls_twice(tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4))
     print(f"seed {seed}")
@@ -183,7 +108,7 @@ async def test_killed_at_any_moment_it_never_calls_twice(tmp_path: Path) -> None
         placed = Placed(provider)
         config = configured(tmp_path, provider.url, RECORDING, "2s")
         shown = 0.0
-        for _ in range(8):
+        for _ in range(6):
             exporter = Hastened(config, 1.0)
             await exporter.start()
             await exporter.listening()
@@ -202,3 +127,130 @@ async def test_killed_at_any_moment_it_never_calls_twice(tmp_path: Path) -> None
     assert len(set(placed.request_ids)) == len(placed.requests)
     assert set(placed.request_ids) <= set(begun)
     assert set(placed.codes) == {"100"}
+
+
+async def test_each_call_is_placed_by_one_of_several_exporters_and_outlives_it(
+    tmp_path: Path, server: Server
+) -> None:
+    async with simulator() as provider, AsyncExitStack() as ends:
+        database = ends.enter_context(server.database())
+        placed = Placed(provider)
+        exporters = []
+        for number in range(3):
+            config = tmp_path / f"{number}.yaml"
+            url = database.replace("+psycopg", "")
+            config.write_text(config_text(provider.url, url, RECORDING))
+            # The first dies as soon as one of its calls is accepted.
+            exporters.append(Hastened(config, 2.0, "accepted" if number == 0 else "nowhere"))
+            ends.push_async_callback(exporters[-1].stop)
+        first, *others = exporters
+        await first.start()
+        await until(lambda: bool(placed.requests))  # it polls the account
+        await asyncio.gather(*(exporter.start() for exporter in others))
+        await asyncio.gather(*(exporter.ready() for exporter in others))
+        await first.wait()
+        before = len(placed.requests)
+        assert before > 0
+        async with deadline():  # one of the others goes on, and shows the runs alone
+            shown = [0.0]
+            while max(shown) < before + 3:
+                await asyncio.sleep(0.1)
+                shown = [runs(await exporter.scrape(), "success") for exporter in others]
+        assert sum(shown) == max(shown)
+        await asyncio.gather(*(exporter.stop() for exporter in others))
+        with create_engine(database, poolclass=NullPool).connect() as connection:
+            query = "SELECT request_id, result, reference_id FROM canary_runs"
+            found = list(connection.execute(text(query)))
+        # One request for each due time, and none was refused as one that came before.
+        assert sorted(row.request_id for row in found) == sorted(placed.request_ids)
+        assert set(placed.codes) == {"100"}
+        assert {row.result for row in found} <= {"success", None}
+        assert all(row.reference_id for row in found)
+
+
+# The command.
+
+
+def tells_nothing(ended: Ended) -> None:
+    assert not any(secret in ended.output + ended.errors for secret in SECRETS)
+
+
+async def test_what_the_command_would_send(tmp_path: Path) -> None:
+    async with simulator() as provider:
+        placed = Placed(provider)
+        configured(tmp_path, provider.url, TEMPLATE)
+        ended = await run(tmp_path, *COMMAND, "--dry-run")
+    assert ended.code == 0
+    head, _, due = ended.output.partition("due:\n")
+    assert f"GET {provider.url}/MakeCallTemplate_V2\n" in head
+    assert "  Phone=***\n  TemplateId=1\n  VariableListStr=Trung||20000\n" in head
+    assert len(due.splitlines()) == 5
+    tells_nothing(ended)
+    assert placed.codes == []
+    assert not (tmp_path / "ledger.db").exists()
+    for wrong in (("--now", "--dry-run"), ()):
+        assert (await run(tmp_path, *COMMAND, *wrong)).code == 2
+    unknown = await run(tmp_path, "canary", "daily", CONFIG, "--dry-run")
+    assert unknown.code == 2
+    assert "no such canary; configured: hourly" in unknown.errors
+
+
+async def test_the_command_without_an_exporter(tmp_path: Path) -> None:
+    async with simulator() as provider:
+        placed = Placed(provider)
+        configured(tmp_path, provider.url, TEMPLATE)
+        for _ in range(2):
+            ended = await run(tmp_path, *COMMAND, "--now")
+            assert ended.code == 0, ended
+            stages = [line.split()[1] for line in ended.output.splitlines()]
+            assert stages == ["placing", "accepted", "success"]
+            tells_nothing(ended)
+        assert placed.requests[0]["VariableListStr"] == "Trung||20000"
+        ended = await run(tmp_path, *COMMAND, "--now")
+        assert ended.code == 1
+        assert "`max_per_day` (2 calls) is reached" in ended.errors
+        assert placed.codes == ["100", "100"]
+
+
+async def test_the_command_refused_and_interrupted(tmp_path: Path) -> None:
+    async with simulator() as provider:
+        configured(tmp_path, provider.url, TEMPLATE)
+        body = f'{{"CodeResult":"103","ErrorMessage":"no money to call {PHONE}"}}'
+        provider.faults.set("x", Fault(FaultKind.RAW, body=body))
+        ended = await run(tmp_path, *COMMAND, "--now")
+        assert ended.code == 1
+        assert "refused code=103 message=(withheld: it repeats the request)" in ended.output
+        tells_nothing(ended)
+
+        provider.faults.set("x", Fault(FaultKind.HANG, operation="GetSendStatus"))
+        placed = Placed(provider)
+        command = Command(tmp_path, *COMMAND, "--now")
+        await until(lambda: bool(placed.codes))
+        command.send_signal(signal.SIGINT)
+        assert (await command.end()).code == 1
+
+
+async def test_the_command_beside_an_exporter(tmp_path: Path) -> None:
+    """What it came to is shown, and what it was killed at is gone on with."""
+    async with simulator(UNANSWERED) as provider:
+        placed = Placed(provider)
+        config = configured(tmp_path, provider.url, TEMPLATE)
+        async with Hastened(config, 1e6) as exporter:
+            await exporter.ready()
+            ended = await run(tmp_path, *COMMAND, "--now")
+            assert ended.code == 1
+            assert "failure status=no_answer" in ended.output
+            found = await exporter.until(lambda samples: runs(samples) == 1)
+            assert runs(found, "failure") == 1
+            assert total(found, "esms_canary_success") == 0
+
+            provider.faults.set("x", NO_STATUS)
+            command = Command(tmp_path, *COMMAND, "--now", environ=UNMEASURED)
+            accepted = f"{GOING_ON} AND reference_id IS NOT NULL"
+            await until(lambda: bool(rows(tmp_path, accepted)))
+            command.send_signal(signal.SIGKILL)
+            assert (await command.end()).code == -signal.SIGKILL
+            provider.faults.clear()
+            await exporter.until(lambda samples: runs(samples, "failure") == 2)
+    assert placed.codes == ["100", "100"]
+    assert rows(tmp_path, "PRAGMA integrity_check") == [("ok",)]

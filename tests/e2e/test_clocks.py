@@ -1,20 +1,24 @@
-"""Clocks that were wrong, and are put right: a real exporter, restarted, on every engine."""
+"""Clocks that were wrong and are put right, and accounts that are renamed, on every engine."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from exporter.simulator import Account, Plan, Simulator
 from tests.databases import postgresql
-from tests.e2e.processes import Exporter, total
-from tests.e2e.sharing import TOKEN, push
+from tests.docs.pages import ROOT
+from tests.e2e.processes import API, Exporter, configure, listed, push, total
 from tests.faults.scene import environment
 
 DAYS = 4 * 86_400.0
+REQUESTS = "esms_api_requests_total"
 
 
 @contextmanager
@@ -29,19 +33,22 @@ def ledger_url(engine: str, folder: Path) -> Iterator[str]:
 class Machine:
     """An exporter on a machine with a clock that can be set."""
 
-    def __init__(self, folder: Path, name: str, url: str, provider: str, give_up: str) -> None:
-        self.config = folder / f"{name}.yaml"
+    def __init__(self, folder: Path, name: str, url: str, provider: Simulator) -> None:
+        self._folder, self._file, self._provider, self._url = folder, f"{name}.yaml", provider, url
         self._clock = folder / f"{name}.clock"
-        self.set_clock(0.0)
-        self.config.write_text(
-            f"accounts: [{{name: main, api_key: k, secret_key: s, base_url: '{provider}'}}]\n"
-            f"polling: {{pace: growing, interval: 200ms, max_interval: 200ms, "
-            f"not_found_grace: 1s, give_up_after: {give_up}}}\n"
-            "balance: {interval: 0}\n"
-            f"ledger: {{url: '{url}', heartbeat: 2s}}\n"
-            f"watch:\n  labels: [campaign]\n  api: {{tokens: [{{name: app, token: {TOKEN}}}]}}\n"
+        config = self.give_up_after("3d")
+        self.exporter = Exporter(config, environ=environment(clock=self._clock))
+
+    def give_up_after(self, time: str) -> Path:
+        polling = {"pace": "growing", "interval": "200ms", "max_interval": "200ms"}
+        return configure(
+            *(self._folder, self._provider),
+            accounts=[self._provider.provider.accounts["main"]],
+            file=self._file,
+            polling={**polling, "not_found_grace": "1s", "give_up_after": time},
+            ledger={"url": self._url, "heartbeat": "2s"},
+            watch={"api": API},
         )
-        self.exporter = Exporter(self.config, environ=environment(clock=self._clock))
 
     def set_clock(self, wrong_by: float) -> None:
         new = self._clock.with_suffix(".new")
@@ -54,77 +61,89 @@ class Machine:
 
     async def polled(self, times: int = 5) -> None:
         """Return once the calls were asked for so often from now on."""
-        name = "esms_api_requests_total"
-        before = total(await self.exporter.scrape(), name)
-        await self.exporter.until(lambda found: total(found, name) >= before + times)
+        before = total(await self.exporter.scrape(), REQUESTS)
+        await self.exporter.until(lambda found: total(found, REQUESTS) >= before + times)
 
 
-@pytest.mark.parametrize("wrong_by", [-DAYS, DAYS])
 @pytest.mark.parametrize(
-    ("engine", "put_right"),
+    ("engine", "wrong_by", "put_right"),
     [
-        ("sqlite", "while it runs"),
-        ("sqlite", "while it is stopped"),
-        ("sqlite", "never"),
-        ("postgresql", "while it runs"),  # whose own clock counts
+        ("sqlite", -DAYS, "while it is stopped"),
+        ("sqlite", DAYS, "while it runs"),
+        ("postgresql", -DAYS, "while it runs"),  # whose own clock counts
     ],
 )
 async def test_calls_keep_their_age_whatever_the_clock_says(
-    tmp_path: Path, engine: str, wrong_by: float, put_right: str
+    tmp_path: Path, simulator: Simulator, engine: str, wrong_by: float, put_right: str
 ) -> None:
     async with AsyncExitStack() as ends:
-        simulator = await ends.enter_async_context(Simulator(accounts=[Account("main", "k", "s")]))
         url = ends.enter_context(ledger_url(engine, tmp_path))
         simulator.add_call("main", "a", Plan(queued=9e9))
-        machine = Machine(tmp_path, "one", url, simulator.url, "3d")
+        machine = Machine(tmp_path, "one", url, simulator)
         ends.push_async_callback(machine.exporter.kill)
         machine.set_clock(wrong_by)
         await machine.start()
-        await push(machine.exporter, ["a"], "main", "otp")
+        await push(machine.exporter, [listed("a")])
         await machine.polled()
         if put_right == "while it runs":
             machine.set_clock(0.0)
             await machine.polled()
         await machine.exporter.kill()
-        if put_right != "never":
-            machine.set_clock(0.0)
+        machine.set_clock(0.0)
         await machine.start()
         await machine.polled()
         found = await machine.exporter.scrape()
         assert total(found, "esms_calls_watched") == 1
         assert total(found, "esms_calls_total") == 0
         # What is old by now is given up.
-        await machine.exporter.stop()
-        text = machine.config.read_text()
-        machine.config.write_text(text.replace("give_up_after: 3d", "give_up_after: 1s"))
-        await machine.start()
+        machine.give_up_after("1s")
         await machine.exporter.until(
             lambda found: total(found, "esms_calls_total", status="expired") == 1
         )
 
 
-async def test_exporters_with_different_clocks_agree_on_ages(tmp_path: Path) -> None:
+def recipe() -> list[str]:
+    """Return the statements that rename an account, as the documentation has them."""
+    page = (ROOT / "docs" / "sources.md").read_text()
+    section = page[page.index("## Renaming an account") :]
+    found = re.search(r"```sql\n(.*?)```", section, re.DOTALL)
+    assert found
+    return [line.strip() for line in found[1].strip().splitlines()]
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+async def test_an_account_that_is_renamed_keeps_its_calls_and_counts(
+    tmp_path: Path, engine: str
+) -> None:
     async with AsyncExitStack() as ends:
-        simulator = await ends.enter_async_context(Simulator(accounts=[Account("main", "k", "s")]))
-        url = ends.enter_context(ledger_url("postgresql", tmp_path))
-        ids = [f"call-{number}" for number in range(20)]
-        for name in ids:
-            simulator.add_call("main", name, Plan(queued=9e9))
-        behind, ahead = (
-            Machine(tmp_path, name, url, simulator.url, "3d") for name in ("behind", "ahead")
-        )
-        for machine, wrong_by, names in ((behind, -DAYS, ids[:10]), (ahead, DAYS, ids[10:])):
-            ends.push_async_callback(machine.exporter.kill)
-            machine.set_clock(wrong_by)
-            await machine.start()
-            await push(machine.exporter, names, "main", "otp")
-            await behind.polled(20)  # it holds the lease
-        for machine in (behind, ahead):
-            await machine.exporter.until(
-                lambda found: total(found, "esms_calls_watched") == len(ids)
+        simulator = await ends.enter_async_context(Simulator(accounts=[Account("any", "k", "s")]))
+        url = ends.enter_context(ledger_url(engine, tmp_path))
+        for name in ("named", "pushed"):
+            simulator.add_call("any", name, Plan())
+        simulator.add_call("any", "open", Plan(queued=9e9))
+
+        def write(account: str) -> Exporter:
+            named = f"reference_id,account\nnamed,{account}\nopen,{account}\n"
+            (tmp_path / "calls.csv").write_text(named)
+            accounts, watch = [Account(account, "k", "s")], {"files": ["calls.csv"], "api": API}
+            ledger = {"url": url}
+            return Exporter(
+                configure(tmp_path, simulator, accounts=accounts, watch=watch, ledger=ledger)
             )
-            if machine is behind:
-                await behind.polled(40)
-                await behind.exporter.kill()
-        await ahead.polled(40)
-        assert total(await ahead.exporter.scrape(), "esms_calls_total") == 0
+
+        async with write("main") as exporter:
+            await exporter.ready()
+            await push(exporter, [listed("pushed", campaign="otp")])
+            await exporter.until(lambda found: total(found, "esms_calls_total") == 2)
+        address = url.replace("postgresql:", "postgresql+psycopg:")
+        with create_engine(address, poolclass=NullPool).begin() as connection:
+            for statement in recipe():
+                connection.execute(text(statement))
+        async with write("sales") as exporter:
+            await exporter.ready()
+            await push(exporter, [listed("pushed", "sales", campaign="otp")])
+            before = total(await exporter.scrape(), REQUESTS)
+            found = await exporter.until(lambda found: total(found, REQUESTS) > before + 5)
+            assert total(found, "esms_calls_total", account="sales") == 2
+            assert total(found, "esms_calls_total") == 2
+            assert total(found, "esms_calls_watched") == 1

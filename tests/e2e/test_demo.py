@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import aiohttp
@@ -12,7 +11,8 @@ import pytest
 from exporter.cli import commands
 from exporter.config import json_schema
 from tests import subprocesses
-from tests.e2e.processes import Demo, Process, total
+from tests.e2e.commands import run
+from tests.e2e.processes import Demo, total
 from tests.subprocesses import ESMS_EXPORTER
 
 
@@ -48,10 +48,9 @@ async def test_commands_that_print(tmp_path: Path) -> None:
         ("--version", "esms-exporter, version "),
         ("--help", "Usage: esms-exporter"),
     ):
-        process = Process([sys.executable, "-m", "exporter", command], tmp_path / "output")
-        async with process:
-            assert await process.wait() == 0
-        assert process.output.startswith(expected)
+        ended = await run(tmp_path, command)
+        assert (ended.code, ended.errors) == (0, "")
+        assert ended.output.startswith(expected)
 
 
 def test_every_command_and_option_says_what_it_does() -> None:
@@ -60,14 +59,6 @@ def test_every_command_and_option_says_what_it_does() -> None:
         for parameter in command.params:
             if not isinstance(parameter, click.Argument):
                 assert getattr(parameter, "help", None), (command.name, parameter.name)
-
-
-@pytest.mark.parametrize("wrong", ["nonsense", "run extra --config.file=x"])
-async def test_wrong_commands(tmp_path: Path, wrong: str) -> None:
-    command = [sys.executable, "-m", "exporter", *wrong.split()]
-    async with Process(command, tmp_path / "output") as process:
-        assert await process.wait() == 2
-    assert process.output.splitlines()[-1].startswith("Error: ")
 
 
 @pytest.mark.parametrize("command", ["schema", "--help"])

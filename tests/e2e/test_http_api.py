@@ -1,107 +1,104 @@
-"""The HTTP API of a real process: its description is true, and what it accepts is kept."""
+"""The HTTP API of a real process: its description is true, and client code of pages works."""
 
 from __future__ import annotations
 
 import asyncio
-import random
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
+import pytest
 import pytest_asyncio
 
-from exporter.simulator import Account, Simulator
+from exporter.simulator import Simulator
 from tests import subprocesses
-from tests.e2e.processes import Exporter
-from tests.waiting import until
-
-TOKEN = "made-up-token"
-HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+from tests.docs import pages
+from tests.e2e.processes import API, TOKEN, Exporter, configure
+from tests.programs import program
 
 
 @pytest_asyncio.fixture
-async def simulator() -> AsyncIterator[Simulator]:
-    accounts = [Account("main", "key-main", "s"), Account("b", "key-b", "s")]
-    async with Simulator(accounts=accounts) as simulator:
-        yield simulator
+async def exporter(tmp_path: Path, simulator: Simulator) -> AsyncIterator[Exporter]:
+    main = [simulator.provider.accounts["main"]]
+    config = configure(tmp_path, simulator, accounts=main, watch={"api": API})
+    async with Exporter(config) as exporter:
+        await exporter.ready()
+        yield exporter
 
 
-def configure(folder: Path, simulator: Simulator) -> Path:
-    path = folder / "config.yaml"
-    (folder / "token").write_text(f"{TOKEN}\n")
-    accounts = "".join(
-        f"  - {{name: {name}, api_key: key-{name}, secret_key: s, base_url: '{simulator.url}',"
-        " rate_limit: 2000}\n"
-        for name in ("main", "b")
-    )
-    path.write_text(
-        f"accounts:\n{accounts}"
-        "polling: {interval: 200ms, max_interval: 200ms}\n"
-        "balance: {interval: 0}\n"
-        f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n"
-        "watch: {labels: [campaign], api: {tokens: [{name: test, token_file: token}]}}\n"
-    )
-    return path
-
-
-async def test_its_description_is_true(tmp_path: Path, simulator: Simulator) -> None:
+async def test_its_description_is_true(tmp_path: Path, exporter: Exporter) -> None:
     rules = tmp_path / "schemathesis.toml"
     # By default, a 413 is no way to refuse a list that is too long.
     rules.write_text("checks.negative_data_rejection.expected-statuses = [400, 404, 405, 413]\n")
-    async with Exporter(configure(tmp_path, simulator)) as exporter:
-        url = await exporter.ready()
-        tester = await subprocesses.start(
-            *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(rules)),
-            *("run", f"{url}/api/v1/openapi.json"),
-            *("--checks=all", "--header", f"Authorization: Bearer {TOKEN}"),
-            *("--max-examples=50", "--seed=1", "--generation-database=none", "--no-color"),
-            cwd=tmp_path,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        output, _ = await subprocesses.output(tester)
-        assert tester.returncode == 0, output[-10_000:]
-        assert "Error handling request" not in exporter.output
+    tester = await subprocesses.start(
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(rules)),
+        *("run", f"{exporter.url}/api/v1/openapi.json"),
+        *("--checks=all", "--header", f"Authorization: Bearer {TOKEN}"),
+        *("--max-examples=25", "--seed=1", "--generation-database=none", "--no-color"),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await subprocesses.output(tester)
+    assert tester.returncode == 0, output[-10_000:]
+    assert "Error handling request" not in exporter.output
 
 
-async def test_what_was_accepted_survives_a_kill(tmp_path: Path, simulator: Simulator) -> None:
-    config = configure(tmp_path, simulator)
-    random.seed(7)
-    accepted: set[str] = set()
-    sent = 0
+# The client code of the documentation, run as it stands there.
 
-    async def push(url: str, http: aiohttp.ClientSession) -> None:
-        nonlocal sent
-        while True:
-            sent += 1
-            names = [f"c{sent}-{part}" for part in range(random.randint(1, 3))]
-            calls = [{"reference_id": name, "account": "main"} for name in names]
-            try:
-                async with http.post(f"{url}/api/v1/calls", json={"calls": calls}) as answer:
-                    assert answer.status == 202
-                    accepted.update(names)
-            except aiohttp.ClientError:
-                return
 
-    for _ in range(4):
-        async with Exporter(config) as exporter, aiohttp.ClientSession(headers=HEADERS) as http:
-            url = await exporter.ready()
-            before = len(accepted)
-            pushing = [asyncio.create_task(push(url, http)) for _ in range(16)]
-            await until(lambda: len(accepted) > before + 30)  # noqa: B023 - awaited here
-            await asyncio.sleep(random.random())
-            await exporter.kill()
-            await asyncio.gather(*pushing)
-    assert len(accepted) > 100
-    known: set[str] = set()
-    async with Exporter(config) as exporter, aiohttp.ClientSession(headers=HEADERS) as http:
-        url = await exporter.ready()
-        after = "0"
-        while after:
-            query = {"after": after, "limit": "1000"}
-            async with http.get(f"{url}/api/v1/calls", params=query) as answer:
-                page = await answer.json()
-            known.update(call["reference_id"] for call in page["calls"])
-            after = page["next"]
-    assert accepted <= known
+def example(language: str) -> str:
+    (block,) = (
+        block.text
+        for block in pages.blocks("docs/sources.md")
+        if block.language == language and "/api/v1/calls" in block.text
+    )
+    return block
+
+
+async def run(exporter: Exporter, *command: str) -> dict[str, int]:
+    environ = {"PATH": "/usr/bin:/bin", "TOKEN": TOKEN}
+    environ |= {"ESMS_EXPORTER_URL": exporter.url, "ESMS_EXPORTER_TOKEN": TOKEN}
+    process = await subprocesses.start(
+        *command, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await subprocesses.output(process)
+    assert process.returncode == 0, errors
+    found: dict[str, int] = json.loads(output)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("language", "command", "install", "call"),
+    [
+        (
+            *("python", "python3", "Python"),
+            "\nprint(json.dumps(watch(['X', 'Y'], campaign='otp')))\n",
+        ),
+        (
+            *("javascript", "node", "Debian's nodejs, 18 or newer"),
+            "\nwatch(['X', 'Y'], 'main', {})\n.then(JSON.stringify).then(console.log)",
+        ),
+        (
+            *("php", "php", "Debian's php-cli"),
+            "\necho json_encode(watch(['X', 'Y'], 'main', ['campaign' => 'otp']));\n",
+        ),
+    ],
+)
+async def test_a_program_hands_calls_over(
+    exporter: Exporter, tmp_path: Path, language: str, command: str, install: str, call: str
+) -> None:
+    interpreter = program(command, install)
+    script = tmp_path / "script"
+    start = "<?php\n" if language == "php" else ""
+    script.write_text(start + example(language) + call)
+    assert await run(exporter, interpreter, str(script)) == {"added": 2, "known": 0}
+    assert await run(exporter, interpreter, str(script)) == {"added": 0, "known": 2}
+
+
+async def test_by_hand(exporter: Exporter) -> None:
+    program("curl", "Debian's curl")
+    command, answer = example("console").removeprefix("$ ").rsplit("\n{", 1)
+    command = command.replace("localhost:10375", exporter.url)
+    assert await run(exporter, "sh", "-c", command) == json.loads("{" + answer)

@@ -9,7 +9,7 @@ import json
 import re
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote, unquote_plus
 
@@ -29,11 +29,12 @@ SECRET = "S3cr3t+/with?odd=&chars-"
 TOKEN = "T0k3n+/with?odd={chars}-"
 CALLBACK = "C4llb4ck+/with?odd={chars}-"
 USER, PASSWORD, HOST, DATABASE = "sql-us3r", "sql-p4ssw0rd", "sql-h0st.invalid", "sql-d4tabase"
-HOOK, HOOK_HOST = "h00k-t0k3n", "h00k-h0st.invalid"
+LOGIN = f"{USER}:{PASSWORD}"
+HOOK, HOOK_HOST, PROXY = "h00k-t0k3n", "h00k-h0st.invalid", "pr0xy-p4ssw0rd"
 SIGNING = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 HIDDEN = (
     *(KEY, SECRET, TOKEN, CALLBACK, USER, PASSWORD, HOST, DATABASE),
-    *(HOOK, HOOK_HOST, SIGNING, SIGNING[6:]),
+    *(HOOK, HOOK_HOST, PROXY, SIGNING, SIGNING[6:]),
 )
 ECHO = {"CodeResult": "104", "ErrorMessage": f"ApiKey={KEY}raw {SECRET}raw"}
 PLAIN = ["good", "not-found", "revoked", "no-connection", "no-tls"]
@@ -54,15 +55,14 @@ def credentials(account: str) -> tuple[str, str]:
 
 def queries(server: str) -> dict[str, str]:
     """Return addresses of databases, each of which fails in its own way."""
-    login = f"{USER}:{PASSWORD}"
     return {
-        "no-host": f"postgresql://{login}@{HOST}/{DATABASE}",
-        "no-host-either": f"mysql://{login}@{HOST}/{DATABASE}",
-        "no-server": f"postgresql://{login}@127.0.0.1:9/{DATABASE}",
-        "refused": f"postgresql://{login}@{server}/{DATABASE}",
-        "no-table": f"postgresql://{USER}:{PASSWORD}x@{server}/postgres",
+        "no-host": f"postgresql://{LOGIN}@{HOST}/{DATABASE}",
+        "no-host-either": f"mysql://{LOGIN}@{HOST}/{DATABASE}",
+        "no-server": f"postgresql://{LOGIN}@127.0.0.1:9/{DATABASE}",
+        "refused": f"postgresql://{LOGIN}@{server}/{DATABASE}",
+        "no-table": f"postgresql://{LOGIN}x@{server}/postgres",
         "no-file": f"sqlite:////{HOST}/{DATABASE}/{PASSWORD}.db",
-        "no-driver-option": f"postgresql://{login}@{server}/{DATABASE}?{PASSWORD}={USER}",
+        "no-driver-option": f"postgresql://{LOGIN}@{server}/{DATABASE}?{PASSWORD}={USER}",
     }
 
 
@@ -77,77 +77,85 @@ def targets(provider: str) -> dict[str, str]:
     }
 
 
-def configuration(folder: Path, simulator: Simulator, server: str) -> str:
-    (folder / "token").write_text(f"{TOKEN}file\n")
-    lines = ["accounts:"]
+def configuration(folder: Path, provider: str, server: str, ledger: str) -> str:
+    def written(name: str, text: str) -> str:
+        (folder / name).write_text(f"{text}\n")
+        return name
+
+    accounts = []
     for name in ACCOUNTS:
         key, secret = credentials(name)
-        (folder / f"{name}.key").write_text(f"{secret}\n")
-        url = simulator.url
-        if name == "no-connection":
-            url = "http://127.0.0.1:9/json"
-        elif name == "no-tls":
-            url = url.replace("http:", "https:")
-        lines.append(
-            f"  - {{name: {name}, api_key: {json.dumps(key)}, "
-            f"secret_key_file: '{folder}/{name}.key', base_url: '{url}', "
-            f"balance_url: '{url}', "
-            f"callback_token: {json.dumps(CALLBACK + name)}}}"
+        url = provider.replace("http:", "https:") if name == "no-tls" else provider
+        proxy = {"proxy_url": f"http://u:{PROXY}@127.0.0.1:9"}
+        accounts.append(
+            {
+                "name": name,
+                "api_key": key,
+                "base_url": url,
+                "balance_url": url,
+                "secret_key_file": written(f"{name}.key", secret),
+                "callback_token": CALLBACK + name,
+                **(proxy if name == "no-connection" else {}),
+            }
         )
-    lines += [
-        f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}",
-        "balance: {interval: 1s}",
-        "polling: {interval: 100ms, max_interval: 100ms, timeout: 1s}",
-        "notify:",
+    tokens = [
+        {"name": "plain", "token": TOKEN},
+        {"name": "file", "token_file": written("token", f"{TOKEN}file")},
     ]
-    (folder / "signing").write_text(f"{SIGNING}\n")
-    for name, url in targets(simulator.url).items():
-        (folder / f"{name}.hook").write_text(f"{url}\n")
-        lines.append(f"  - {{name: {name}, url_file: {name}.hook, secret_file: signing}}")
-    lines += [
-        "watch:",
-        "  api:",
-        "    tokens:",
-        f"      - {{name: plain, token: {json.dumps(TOKEN)}}}",
-        "      - {name: file, token_file: token}",
-        "  sql:",
-    ]
-    for name, url in queries(server).items():
-        (folder / f"{name}.url").write_text(f"{url}\n")
-        lines.append(
-            f"    - {{name: {name}, url_file: {name}.url, interval: 1s, account: good,"
-            " query: SELECT reference_id FROM nothing}"
-        )
-    lines += [
-        "  calls:",
-        *(f"    - {{account: {name}, reference_id: call-{name}}}" for name in ACCOUNTS),
-    ]
-    return "\n".join(lines) + "\n"
+    query = {"interval": "1s", "account": "good", "query": "SELECT reference_id FROM nothing"}
+    sections: dict[str, object] = {
+        "accounts": accounts,
+        "ledger": {"url_file": written("ledger.url", ledger)},
+        "balance": {"interval": "1s"},
+        "polling": {"interval": "100ms", "max_interval": "100ms", "timeout": "1s"},
+        "notify": [
+            {
+                "name": name,
+                "url_file": written(f"{name}.hook", url),
+                "secret_file": written("signing", SIGNING),
+            }
+            for name, url in targets(provider).items()
+        ],
+        "watch": {
+            "api": {"tokens": tokens},
+            "sql": [
+                {"name": name, "url_file": written(f"{name}.url", url), **query}
+                for name, url in queries(server).items()
+            ],
+            "calls": [{"account": name, "reference_id": f"call-{name}"} for name in ACCOUNTS],
+        },
+    }
+    # A section a line, for `damage`.
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in sections.items())
 
 
 def damage(good: str) -> Iterator[str]:
     """Yield configurations whose problems are about credentials."""
     for account in (f"api_key: [{json.dumps(KEY)}]", f"x: {json.dumps(KEY)}", f'"{SECRET}'):
-        yield good.replace("accounts:\n", f"accounts:\n  - {{{account}\n", 1)
+        yield good.replace("accounts: [", f"accounts: [{{{account}}}, ", 1)
     for target in (
         f"name: a, secret: '{SIGNING}', url: '{HOOK_HOST}/{HOOK}'",
         f"name: a, secret: '{SIGNING}=='",
         f"'http://{HOOK_HOST}/{HOOK}': 5",
     ):
-        yield good.replace("notify:\n", f"notify:\n  - {{{target}}}\n", 1)
-    same, login = f"token: {json.dumps(TOKEN)}", f"{USER}:{PASSWORD}@{HOST}"
+        yield good.replace("notify: [", f"notify: [{{{target}}}, ", 1)
+    same = f"token: {json.dumps(TOKEN)}"
     for source in (
         f"api: {{tokens: [{{name: a, {same}}}, {{name: b, {same}}}]}}",
         f"api: {{tokens: [{json.dumps(TOKEN)}]}}",
-        f"sql: [{{name: a, query: q, url: '{login}/{DATABASE}'}}]",
-        f"sql: [{{name: a, query: q, url: 'nothing://{login}/{DATABASE}'}}]",
-        f"sql: ['postgresql://{login}/{DATABASE}']",
+        f"sql: [{{name: a, query: q, url: '{LOGIN}@{HOST}/{DATABASE}'}}]",
+        f"sql: [{{name: a, query: q, url: 'nothing://{LOGIN}@{HOST}/{DATABASE}'}}]",
+        f"sql: ['postgresql://{LOGIN}@{HOST}/{DATABASE}']",
     ):
         yield f"{good.partition('watch:')[0]}watch:\n  {source}\n"
 
 
 def read(path: Path) -> str:
     return path.read_bytes().decode("latin-1")
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 async def asked(http: aiohttp.ClientSession, url: str) -> AsyncIterator[tuple[int, str]]:
@@ -174,82 +182,82 @@ async def asked(http: aiohttp.ClientSession, url: str) -> AsyncIterator[tuple[in
                     yield answer.status, f"{answer.headers}\n{await answer.text()}"
 
 
-@asynccontextmanager
-async def database() -> AsyncIterator[str]:
-    """Run a server that knows the user, by another password, and give its host and port."""
+@contextmanager
+def database() -> Iterator[str]:
+    """Run a server that knows the user, by another password; yields its host and port."""
     with postgresql() as server:
-        server.execute(f"CREATE USER \"{USER}\" PASSWORD '{PASSWORD}x'")
+        server.execute(f"CREATE USER \"{USER}\" SUPERUSER PASSWORD '{PASSWORD}x'")
         yield server.url.partition("@")[2].partition("/")[0]
 
 
+async def until_all_has_failed(exporter: Exporter, server: str, provider: str) -> None:
+    samples = await exporter.until(
+        lambda samples: all(
+            total(samples, "esms_api_requests_total", account=name) for name in ACCOUNTS
+        )
+    )
+    for outcome in Outcome:
+        assert total(samples, "esms_api_requests_total", outcome=outcome) > 0, outcome
+    series = [
+        *(("esms_source_errors_total", "source", f"sql:{name}") for name in queries(server)),
+        *(("esms_notification_requests_total", "target", name) for name in targets(provider)),
+    ]
+    await exporter.until(
+        lambda samples: all(total(samples, name, **{key: of}) > 1 for name, key, of in series)
+    )
+
+
+async def looked_at(http: aiohttp.ClientSession, exporter: Exporter, config: Path) -> list[str]:
+    """Return what everybody is told who asks, and tries configurations that are no good."""
+    answers = [answer async for answer in asked(http, exporter.url)]
+    assert {status for status, _ in answers} == {200, 202, 400, 401, 404, 405}
+    shown, good = [text for _, text in answers], read(config)
+    for damaged in damage(good):
+        write(config, damaged)
+        async with http.post(f"{exporter.url}/-/reload") as answer:
+            assert answer.status == 400
+            shown.append(await answer.text())
+        exporter.send(signal.SIGHUP)
+        await asyncio.sleep(0.2)
+    write(config, good)
+    for path in ("/", "/metrics", "/-/ready", "/-/healthy", f"/no?ApiKey={quote(KEY)}"):
+        async with http.get(exporter.url + path) as answer:
+            shown.append(f"{answer.headers}\n{await answer.text()}")
+    return shown
+
+
 @pytest.mark.parametrize("log_format", ["logfmt", "json"])
-async def test_nothing_leaks(tmp_path: Path, log_format: str) -> None:
+async def test_nothing_leaks(tmp_path: Path, http: aiohttp.ClientSession, log_format: str) -> None:
     accounts = [Account(name, *credentials(name)) for name in (*PLAIN[:2], *DAMAGED)]
     accounts.append(Account("revoked", *credentials("revoked"), state=AccountState.REVOKED))
-    config = tmp_path / "config.yaml"
-    shown: list[str] = []
-    async with (
-        Simulator(accounts=accounts) as simulator,
-        aiohttp.ClientSession() as http,
-        database() as server,
-    ):
+    config, file = tmp_path / "config.yaml", tmp_path / "ledger.db"
+    async with Simulator(accounts=accounts) as simulator:
         for account in accounts[:1] + accounts[2:]:
             simulator.add_call(account.name, f"call-{account.name}", Plan(queued=5))
         for name, fault in DAMAGED.items():
             simulator.faults.set(name, dataclasses.replace(fault, account=name))
-        config.write_text(configuration(tmp_path, simulator, server))
-        options = ("--log.level=debug", f"--log.format={log_format}")
-        async with Exporter(config, *options) as exporter:
-            await exporter.ready()
-            samples = await exporter.until(
-                lambda samples: all(
-                    total(samples, "esms_api_requests_total", account=name) for name in ACCOUNTS
-                )
-            )
-            for outcome in Outcome:
-                assert total(samples, "esms_api_requests_total", outcome=outcome) > 0, outcome
-            sources = [f"sql:{name}" for name in queries(server)]
-            await exporter.until(
-                lambda samples: all(
-                    total(samples, "esms_source_errors_total", source=source) > 1
-                    for source in sources
-                )
-            )
-            await exporter.until(
-                lambda samples: all(
-                    total(samples, "esms_notification_requests_total", target=target) > 1
-                    for target in targets(simulator.url)
-                )
-            )
-            statuses = set()
-            async for status, text in asked(http, exporter.url):
-                statuses.add(status)
-                shown.append(text)
-            assert statuses == {200, 202, 400, 401, 404, 405}
-            for damaged in damage(config.read_text()):
-                good = config.read_text()
-                config.write_text(damaged)
-                async with http.post(f"{exporter.url}/-/reload") as answer:
-                    assert answer.status == 400
-                    shown.append(await answer.text())
-                exporter.send(signal.SIGHUP)
-                await asyncio.sleep(0.2)
-                config.write_text(good)
-            for path in ("/", "/metrics", "/-/ready", "/-/healthy", f"/no?ApiKey={quote(KEY)}"):
-                async with http.get(exporter.url + path) as answer:
-                    shown.append(f"{answer.headers}\n{await answer.text()}")
-            process = Path(f"/proc/{exporter.running.pid}")
-            shown.append(read(process / "cmdline"))
-            exporter.send(signal.SIGTERM)
-            assert await exporter.wait() == 0
-        log = exporter.output
-    shown.append(log)
-    shown.append(read(tmp_path / "ledger.db"))
-    assert log.count("account paused") >= len(DAMAGED) // 2
-    assert log.count("balance request failed") >= len(DAMAGED) // 2
-    assert log.count("configuration reload failed") >= 8
-    assert log.count("source problem") >= len(sources)
-    assert log.count("notification failed") >= len(targets(simulator.url))
+        with database() as server:
+            shared = f"postgresql://{LOGIN}x@{server}/postgres"
+            ledger = f"sqlite:///{file}" if log_format == "logfmt" else shared
+            config.write_text(configuration(tmp_path, simulator.url, server, ledger))
+            options = ("--log.level=debug", f"--log.format={log_format}")
+            async with Exporter(config, *options) as exporter:
+                await exporter.ready()
+                await until_all_has_failed(exporter, server, simulator.url)
+                shown = await looked_at(http, exporter, config)
+                shown.append(read(Path(f"/proc/{exporter.running.pid}/cmdline")))
+                exporter.send(signal.SIGTERM)
+                assert await exporter.wait() == 0
+    log = exporter.output
+    shown += [log, read(file) if file.exists() else ""]
+    for event, count in {
+        "account paused": len(DAMAGED) // 2,
+        "balance request failed": len(DAMAGED) // 2,
+        "configuration reload failed": 8,
+        "source problem": len(queries("")),
+        "notification failed": len(targets("")),
+    }.items():
+        assert log.count(event) >= count, event
     assert "Traceback" not in log
     text = "\n".join(shown)
     # In whatever form it may have been written.

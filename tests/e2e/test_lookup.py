@@ -4,69 +4,63 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from click.testing import CliRunner
 
 from exporter.cli import commands
 from exporter.lookup import COLUMNS, TRIES
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
-from tests.e2e.commands import piped, run
-from tests.e2e.lookups import (
-    ACCOUNTS,
-    CONFIG,
-    KEY,
-    MAIN,
-    SECRET,
-    configure,
-    in_csv,
-    in_json,
-    place,
-)
+from tests.e2e.commands import CONFIG, Command, in_csv, in_json, piped, run
+from tests.e2e.processes import configure
 from tests.waiting import until
 
+MAIN = Account("main", "key-main", "secret-main")
 
-@pytest_asyncio.fixture
-async def simulator() -> AsyncIterator[Simulator]:
-    async with Simulator(accounts=ACCOUNTS) as simulator:
-        yield simulator
+
+def prepare(folder: Path, simulator: Simulator, count: int, rate: float = 2000) -> list[str]:
+    """Write the configuration of `main`, and place calls; returns their ids, also in a file."""
+    configure(folder, simulator, accounts=[MAIN], account={"rate_limit": rate})
+    ids = [f"CALL-{number:05}" for number in range(count)]
+    for name in ids:
+        simulator.add_call("main", name, Plan())
+    (folder / "ids.txt").write_text("\n".join(ids))
+    return ids
 
 
 ENDS = {
-    "answered": Plan(duration=61, ivr="1"),
-    "no-answer": Plan(duration=0, call_status="NOANSWERED"),
-    "queued": Plan(queued=1000),
-    "odd": Plan(call_status="SOMETHING", duration=-1, sent_result=0),
-}
-SHOWN = {
-    "answered": ("success", "answered", 61.0, "1"),
-    "no-answer": ("success", "no_answer", None, None),
-    "odd": ("failure", "other", None, None),
+    "answered": (Plan(duration=61, ivr="1"), ("success", "answered", 61.0, "1")),
+    "no-answer": (
+        Plan(duration=0, call_status="NOANSWERED"),
+        ("success", "no_answer", None, None),
+    ),
+    "queued": (Plan(queued=1000), (None, None, None, None)),
+    "odd": (
+        Plan(call_status="SOMETHING", duration=-1, sent_result=0),
+        ("failure", "other", None, None),
+    ),
 }
 
 
 async def test_all_outputs(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator.url)
-    for name, plan in ENDS.items():
+    prepare(tmp_path, simulator, 0)
+    for name, (plan, _) in ENDS.items():
         simulator.add_call("main", name, plan)
     ids = [*ENDS, "unknown"]
     found = await run(tmp_path, "lookup", *ids, CONFIG, "--output=json")
     assert (found.code, found.errors) == (0, "")
     lines = {line["reference_id"]: line for line in in_json(found.output)}
     assert {*lines} == {*ids}
-    for name, expected in SHOWN.items():
+    for name, (_, expected) in ENDS.items():
         line = lines[name]
-        assert line["state"] == "finished"
+        assert line["state"] == ("queued" if name == "queued" else "finished")
         assert expected == tuple(line[key] for key in ("result", "status", "duration", "key"))
-    assert lines["queued"]["state"] == "queued"
-    assert lines["queued"]["result"] is None
-    unknown = {**lines["unknown"], "asked_at": ""}
-    assert unknown == {
+    assert {**lines["unknown"], "asked_at": None} == {
         **dict.fromkeys(COLUMNS),
         "reference_id": "unknown",
         "account": "main",
@@ -74,7 +68,6 @@ async def test_all_outputs(tmp_path: Path, simulator: Simulator) -> None:
         "outcome": "not_found",
         "code": "105",
         "message": "ReferenceId not found",
-        "asked_at": "",
     }
 
     found = await run(tmp_path, "lookup", *ids, CONFIG, "--output=csv")
@@ -95,46 +88,35 @@ async def test_all_outputs(tmp_path: Path, simulator: Simulator) -> None:
         *(["odd", "failure"], ["unknown", "not_found"]),
     ]
     assert simulator.traffic.total() == 3 * len(ids)
-    assert not (tmp_path / "esms-exporter.db").exists()
-
-
-async def test_an_id_that_is_named_twice_is_asked_for_once(
-    tmp_path: Path, simulator: Simulator
-) -> None:
-    configure(tmp_path, simulator.url)
-    place(simulator, 1)
-    (tmp_path / "ids.txt").write_text("call-00000\nCALL-00000 # again\n")
-    arguments = ("CALL-00000", " call-00000 ", "--from-file=ids.txt", "--output=csv")
-    found = await run(tmp_path, "lookup", *arguments, CONFIG)
-    assert [row["reference_id"] for row in in_csv(found.output)] == ["CALL-00000"]
-    assert simulator.traffic.total() == 1
+    assert not (tmp_path / "ledger.db").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("ids.csv", "reference_id,account,campaign\na,,otp\nc,b,\n"),
-        ("ids.yaml", "[a, {reference_id: c, account: b}]"),
-        ("ids.json", '["a", {"reference_id": "c", "account": "b"}]'),
+        ("ids.csv", "reference_id,account,campaign\na,,otp\nc,other,\n"),
+        ("ids.json", '["a", "A ", {"reference_id": "c", "account": "other"}]'),
     ],
 )
 async def test_files_as_watched_ones(
     tmp_path: Path, simulator: Simulator, name: str, text: str
 ) -> None:
-    configure(tmp_path, simulator.url, "main", "b")
+    configure(tmp_path, simulator)
     (tmp_path / name).write_text(text)
-    simulator.add_call("b", "c", Plan())
-    arguments = (f"--from-file={name}", "--account=main", "--output=csv")
+    simulator.add_call("other", "c", Plan())
+    arguments = ("A", f"--from-file={name}", "--account=main", "--output=csv")
     found = await run(tmp_path, "lookup", *arguments, CONFIG)
     assert found.code == 0
     states = {(row["account"], row["reference_id"]): row["state"] for row in in_csv(found.output)}
-    assert states == {("main", "a"): "not_found", ("b", "c"): "finished"}
+    assert states == {("main", "A"): "not_found", ("other", "c"): "finished"}
+    # One that is named twice is asked for once.
+    assert simulator.traffic.total() == 2
 
 
 async def test_bad_lines_of_a_file_keep_nothing_else_from_being_asked(
     tmp_path: Path, simulator: Simulator
 ) -> None:
-    configure(tmp_path, simulator.url)
+    prepare(tmp_path, simulator, 0)
     long = "x" * 129
     (tmp_path / "ids.txt").write_text(f"good\ntwo words\n{long}\n=1+1\na/../x?b&c%20#\n[red]x\n")
     asked: set[str] = set()
@@ -168,7 +150,7 @@ async def test_bad_lines_of_a_file_keep_nothing_else_from_being_asked(
 def test_wrong_usage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, expected: str
 ) -> None:
-    configure(tmp_path, "http://127.0.0.1:9", "main", "b")
+    configure(tmp_path, "http://127.0.0.1:9", accounts=[MAIN, replace(MAIN, name="b")])
     (tmp_path / "config.toml").touch()
     monkeypatch.chdir(tmp_path)
     found = CliRunner().invoke(commands, ["lookup", *filter(None, arguments.split(" ")), CONFIG])
@@ -177,28 +159,29 @@ def test_wrong_usage(
 
 
 async def test_refused_credentials_cost_two_requests(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator.url, "main", "b")
+    configure(tmp_path, simulator)
     simulator.put_account(replace(MAIN, state=AccountState.REVOKED))
     ids = "".join(f"call-{number},main\n" for number in range(100))
-    (tmp_path / "ids.csv").write_text(f"reference_id,account\nother,b\n{ids}")
+    (tmp_path / "ids.csv").write_text(f"reference_id,account\nx,other\n{ids}")
     found = await run(tmp_path, "lookup", "--from-file=ids.csv", CONFIG, "--output=csv")
     assert found.code == 1
     assert found.errors == "1 of 101 calls answered; not: 100 auth\n"
     outcomes = Counter(
         (row["account"], row["outcome"], row["code"]) for row in in_csv(found.output)
     )
-    assert outcomes == {("main", "auth", "101"): 100, ("b", "not_found", "105"): 1}
+    assert outcomes == {("main", "auth", "101"): 100, ("other", "not_found", "105"): 1}
     assert simulator.traffic.total("main") == 2
 
 
 async def test_throttling_is_obeyed_but_not_for_ever(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator.url, "main", "b")
-    ids = place(simulator, 20)
-    rows = [*(f"{name},main" for name in ids), "x,b", "y,b"]
+    ids = prepare(tmp_path, simulator, 20)
+    configure(tmp_path, simulator)
+    rows = [*(f"{name},main" for name in ids), "x,other", "y,other"]
     (tmp_path / "ids.csv").write_text("\n".join(["reference_id,account", *rows]))
     twice = Fault(FaultKind.STATUS, account="main", status=429, retry_after="6", count=2)
     simulator.faults.set("twice", twice)
-    simulator.faults.set("ever", Fault(FaultKind.STATUS, account="b", status=503, retry_after="1"))
+    ever = Fault(FaultKind.STATUS, account="other", status=503, retry_after="1")
+    simulator.faults.set("ever", ever)
     loop = asyncio.get_running_loop()
     began = loop.time()
     found = await run(tmp_path, "lookup", "--from-file=ids.csv", CONFIG, "--output=csv")
@@ -208,32 +191,26 @@ async def test_throttling_is_obeyed_but_not_for_ever(tmp_path: Path, simulator: 
     assert "main: throttled: the provider throttles requests; continuing in 6 s" in told
     assert told[-1] == "20 of 22 calls answered; not: 2 throttled"
     outcomes = Counter((row["account"], row["outcome"]) for row in in_csv(found.output))
-    assert outcomes == {("main", "ok"): 20, ("b", "throttled"): 2}
-    assert (simulator.traffic.total("main"), simulator.traffic.total("b")) == (22, 2 * TRIES)
+    assert outcomes == {("main", "ok"): 20, ("other", "throttled"): 2}
+    assert (simulator.traffic.total("main"), simulator.traffic.total("other")) == (22, 2 * TRIES)
 
 
-BAD_IDS = {
-    "http_error": Fault(FaultKind.STATUS, status=500),
-    "throttled": Fault(FaultKind.STATUS, status=503, retry_after="900"),
-}
-
-
-@pytest.mark.parametrize("outcome", BAD_IDS)
+@pytest.mark.parametrize(
+    ("outcome", "bad", "fault"),
+    [
+        ("http_error", 10, Fault(FaultKind.STATUS, status=500)),
+        ("throttled", 1, Fault(FaultKind.STATUS, status=503, retry_after="900")),
+    ],
+)
 async def test_bad_ids_do_not_hold_up_good_ones(
-    tmp_path: Path, simulator: Simulator, outcome: str
+    tmp_path: Path, simulator: Simulator, outcome: str, bad: int, fault: Fault
 ) -> None:
-    configure(tmp_path, simulator.url, "main")
-    good = place(simulator, 40)
-    bad = [f"BAD-{number}" for number in range(1 if outcome == "throttled" else 10)]
-    for name in bad:
-        simulator.add_call("main", name, Plan())
-        simulator.faults.set(name, replace(BAD_IDS[outcome], reference_id=name))
-    (tmp_path / "ids.txt").write_text("\n".join([*bad, *good]))
-    found = await run(
-        tmp_path, "lookup", "--account=main", "--from-file=ids.txt", CONFIG, "--output=csv"
-    )
+    ids = prepare(tmp_path, simulator, 40)
+    for name in ids[:bad]:
+        simulator.faults.set(name, replace(fault, reference_id=name))
+    found = await run(tmp_path, "lookup", "--from-file=ids.txt", CONFIG, "--output=csv")
     outcomes = Counter(row["outcome"] for row in in_csv(found.output))
-    assert outcomes == {"ok": len(good), outcome: len(bad)}
+    assert outcomes == {"ok": len(ids) - bad, outcome: bad}
 
 
 FAULTS = {
@@ -245,19 +222,14 @@ FAULTS = {
 
 
 async def test_what_fails_is_tried_three_times(tmp_path: Path, simulator: Simulator) -> None:
-    accounts = ""
     for name, fault in FAULTS.items():
         simulator.put_account(Account(name, name, "s"))
         simulator.add_call(name, f"call-{name}", Plan())
         simulator.faults.set(name, replace(fault, account=name))
-        accounts += (
-            f"  - {{name: {name}, api_key: {name}, secret_key: s, base_url: '{simulator.url}'}}\n"
-        )
-    (tmp_path / "config.yaml").write_text(f"accounts:\n{accounts}polling: {{timeout: 1s}}\n")
+    configure(tmp_path, simulator, polling={"timeout": "1s"})
     rows = [f"call-{name},{name}" for name in FAULTS]
     (tmp_path / "ids.csv").write_text("\n".join(["reference_id,account", *rows]))
-    arguments = ("lookup", "--from-file=ids.csv", CONFIG, "--output=json")
-    found = await run(tmp_path, *arguments)
+    found = await run(tmp_path, "lookup", "--from-file=ids.csv", CONFIG, "--output=json")
     assert found.code == 1
     lines = {line["account"]: line for line in in_json(found.output)}
     assert {name: line["outcome"] for name, line in lines.items()} == {
@@ -267,39 +239,33 @@ async def test_what_fails_is_tried_three_times(tmp_path: Path, simulator: Simula
     for name in FAULTS:
         # The HTTP library asks anew by itself where a connection was reset before any answer.
         assert simulator.traffic.total(name) == TRIES * (2 if name == "connection" else 1), name
-    for name, fault in FAULTS.items():
-        simulator.faults.set(name, replace(fault, account=name, count=2))
-    assert (await run(tmp_path, *arguments)).code == 0
 
 
 async def test_nothing_shows_a_key_or_a_phone_number(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator.url)
-    told = ["call to 0901 234 567 refused", f"ApiKey={KEY} is odd", "SecretKey=" + SECRET]
-    shown = ""
-    for output in ("table", "json", "csv"):
-        for message in told:
-            body = json.dumps({"CodeResult": "104", "ErrorMessage": message})
-            simulator.faults.set(message, Fault(FaultKind.RAW, body=body, count=1))
-        found = await run(tmp_path, "lookup", "a", "b", "c", CONFIG, f"--output={output}")
-        assert found.code == 1
-        assert found.output.count("call to *** refused") == 1
-        assert found.output.count("withheld") == 2
-        shown += found.output + found.errors
-    assert not any(hidden in shown for hidden in (KEY, SECRET, "234", "ApiKey=", "http://"))
+    prepare(tmp_path, simulator, 0)
+    keys = ("ApiKey=key-main is odd", "SecretKey=secret-main")
+    for message in ("call to 0901 234 567 refused", *keys):
+        body = json.dumps({"CodeResult": "104", "ErrorMessage": message})
+        simulator.faults.set(message, Fault(FaultKind.RAW, body=body, count=1))
+    found = await run(tmp_path, "lookup", "a", "b", "c", CONFIG)
+    assert found.code == 1
+    assert found.output.count("call to *** refused") == 1
+    assert found.output.count("withheld") == 2
+    shown = found.output + found.errors
+    hidden = ("key-main", "secret-main", "234", "ApiKey=", "http://")
+    assert not any(text in shown for text in hidden)
 
 
 async def test_no_faster_than_it_is_told(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator.url)
-    ids = place(simulator, 60)
-    found = await run(tmp_path, "lookup", *ids, CONFIG, "--output=csv", "--rate=40")
-    assert found.code == 0
+    prepare(tmp_path, simulator, 60)
+    arguments = ("--from-file=ids.txt", CONFIG, "--output=csv", "--rate=40")
+    assert (await run(tmp_path, "lookup", *arguments)).code == 0
     assert simulator.traffic.peak_rate["main"] <= 41
 
 
 @pytest.mark.parametrize("output", ["table", "csv"])
 async def test_a_closed_pipe(tmp_path: Path, simulator: Simulator, output: str) -> None:
-    configure(tmp_path, simulator.url, rate=2000 if output == "table" else 500)
-    (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 2000)))
+    prepare(tmp_path, simulator, 2000, 2000 if output == "table" else 500)
     arguments = ("lookup", "--from-file=ids.txt", f"--output={output}", CONFIG)
     with piped(tmp_path, *arguments) as (command, output_of):
         assert await asyncio.to_thread(output_of.read, 1)
@@ -311,10 +277,79 @@ async def test_a_closed_pipe(tmp_path: Path, simulator: Simulator, output: str) 
 
 
 async def test_who_reads_slowly_makes_no_request_late(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator.url)
-    (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 3000)))
+    prepare(tmp_path, simulator, 3000)
     arguments = ("lookup", "--from-file=ids.txt", CONFIG, "--output=json")
     with piped(tmp_path, *arguments) as (command, output):
         await until(lambda: simulator.traffic.total() == 3000)
         assert len(in_json(output.read().decode())) == 3000
     assert (await command.end()).code == 0
+    assert simulator.traffic.peak_open["main"] <= 32
+
+
+# Files of results: each call has its line, however a look-up ends.
+
+
+@pytest.mark.parametrize(
+    ("number", "ending"),
+    [(signal.SIGKILL, "csv"), (signal.SIGKILL, "json"), (signal.SIGTERM, "csv")],
+)
+async def test_a_file_is_resumed(
+    tmp_path: Path, simulator: Simulator, number: signal.Signals, ending: str
+) -> None:
+    ids = prepare(tmp_path, simulator, 300, rate=300)
+    results = tmp_path / f"results.{ending}"
+    arguments = ("lookup", "--from-file=ids.txt", f"--output-file={results.name}", CONFIG)
+    read = in_csv if ending == "csv" else in_json
+    process = Command(tmp_path, *arguments)
+    await until(lambda: results.exists() and results.read_bytes().count(b"\n") > 50)
+    process.send_signal(number)
+    ended = await process.end()
+    if number is signal.SIGKILL:
+        results.write_bytes(results.read_bytes()[:-7])  # as a power cut leaves it
+    else:
+        assert ended.code == 1
+        assert re.fullmatch(r"\d+ of 300 calls answered; not: \d+ not requested\n", ended.errors)
+        assert results.read_bytes().endswith(b"\n")
+    before = {row["reference_id"] for row in read(results.read_text().rpartition("\n")[0])}
+    assert 40 <= len(before) < 300
+    asked: list[str] = []
+    simulator.subscribe(lambda _, __, params, ___: asked.append(params["ReferenceId"]))
+    for known in (len(before), 300):
+        found = await run(tmp_path, *arguments)
+        assert (found.code, found.output) == (0, "")
+        assert found.errors == f"300 of 300 calls answered, {known} of them already in the file\n"
+        assert Counter(row["reference_id"] for row in read(results.read_text())) == Counter(ids)
+        assert {*asked} == {*ids} - before
+    assert len(asked) == 300 - len(before)
+
+
+async def test_what_was_not_answered_is_asked_again(tmp_path: Path, simulator: Simulator) -> None:
+    prepare(tmp_path, simulator, 3)
+    simulator.put_account(replace(MAIN, state=AccountState.LOCKED))
+    arguments = ("--output-file=results.csv", CONFIG)
+    ids = ["CALL-00000", "CALL-00001"]
+    assert (await run(tmp_path, "lookup", *ids, *arguments)).code == 1
+    simulator.put_account(MAIN)
+    found = await run(tmp_path, "lookup", "CALL-00001", "CALL-00002", *arguments)
+    assert found.code == 0
+    rows = in_csv((tmp_path / "results.csv").read_text())
+    # The last line of a call counts.
+    assert {row["reference_id"]: row["outcome"] for row in rows} == {
+        "CALL-00000": "auth",
+        "CALL-00001": "ok",
+        "CALL-00002": "ok",
+    }
+
+
+async def test_two_do_not_write_one_file(tmp_path: Path, simulator: Simulator) -> None:
+    prepare(tmp_path, simulator, 0)
+    simulator.faults.set("late", Fault(FaultKind.LATENCY, seconds=0.5, count=1))
+    arguments = ("lookup", "a", "--output-file=results.csv", CONFIG)
+    first = Command(tmp_path, *arguments)
+    await until(lambda: simulator.traffic.open == 1)
+    first.send_signal(signal.SIGSTOP)
+    second = await run(tmp_path, *arguments)
+    assert second.code == 1
+    assert second.errors == "esms-exporter: results.csv: is in use by another look-up\n"
+    first.send_signal(signal.SIGCONT)
+    assert (await first.end()).code == 0

@@ -1,34 +1,28 @@
-"""What a person at a terminal sees of a look-up."""
+"""What a person at a terminal sees of a look-up, and one whose terminal is not UTF-8."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import pty
 import re
 import signal
 import struct
 import termios
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from exporter.simulator import Fault, FaultKind, Simulator
 from tests import subprocesses
-from tests.e2e.lookups import ACCOUNTS, CONFIG, configure, place
+from tests.e2e.commands import CONFIG, run
+from tests.e2e.test_lookup import prepare
 from tests.waiting import deadline, until
 
 SHOWN_CURSOR = "\x1b[?25h"
 END = "\x04end of what was written\x04"
-
-
-@pytest_asyncio.fixture
-async def simulator() -> AsyncIterator[Simulator]:
-    async with Simulator(accounts=ACCOUNTS) as simulator:
-        yield simulator
 
 
 class Screen:
@@ -46,7 +40,7 @@ class Screen:
         theirs = self._theirs
         output = os.open(self._output, os.O_WRONLY | os.O_CREAT) if self._output else theirs
         process = subprocesses.spawn(
-            (*subprocesses.ESMS_EXPORTER, *arguments),
+            (*subprocesses.ESMS_EXPORTER, "lookup", *arguments, CONFIG),
             *(output, theirs),
             stdin=theirs,
             environ={**os.environ, "TERM": "xterm"},
@@ -77,12 +71,11 @@ class Screen:
 
 
 async def test_a_bar_and_then_the_table(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator.url, rate=100)
-    (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 50)))
+    prepare(tmp_path, simulator, 50, rate=100)
     throttle = Fault(FaultKind.STATUS, status=429, retry_after="0", count=2)
     simulator.faults.set("throttle", throttle)
     screen = Screen(tmp_path, 100)
-    assert await screen.run("lookup", "--from-file=ids.txt", CONFIG) == 0, screen.seen
+    assert await screen.run("--from-file=ids.txt") == 0, screen.seen
     bar, table = screen.seen.split("50/50")[0], screen.seen.rsplit("50/50", 1)[1]
     assert "main: throttled: " in bar
     assert "━" in bar
@@ -92,10 +85,9 @@ async def test_a_bar_and_then_the_table(tmp_path: Path, simulator: Simulator) ->
 
 
 async def test_ctrl_c_gives_the_terminal_back(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator.url, rate=20)
-    (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 500)))
+    prepare(tmp_path, simulator, 500, rate=20)
     screen = Screen(tmp_path, 100)
-    arguments = ("lookup", "--from-file=ids.txt", "--output-file=results.csv", CONFIG)
+    arguments = ("--from-file=ids.txt", "--output-file=results.csv")
     assert await screen.run(*arguments, ctrl_c_at="[1-9]/500") == 1
     assert re.search(r"\d+ of 500 calls answered; not: \d+ not requested\r\n$", screen.seen)
     assert screen.seen.rindex(SHOWN_CURSOR) > screen.seen.rindex("━")
@@ -107,27 +99,23 @@ async def test_no_bar_is_drawn_between_lines(
     simulator: Simulator,
     to_file: bool,  # noqa: FBT001
 ) -> None:
-    configure(tmp_path, simulator.url)
-    (tmp_path / "ids.txt").write_text("\n".join(place(simulator, 5)))
+    ids = prepare(tmp_path, simulator, 5)
     output = tmp_path / "output" if to_file else None
     screen = Screen(tmp_path, 100, output)
-    arguments = ("lookup", "--from-file=ids.txt", "--output=json", CONFIG)
-    assert await screen.run(*arguments) == 0
+    assert await screen.run("--from-file=ids.txt", "--output=json") == 0
     assert ("━" in screen.seen) is to_file
     lines = output.read_text() if output else screen.seen
-    assert [line[:18] for line in lines.splitlines()] == [
-        f'{{"reference_id":"{name}'[:18] for name in place(simulator, 5)
-    ]
+    assert [json.loads(line)["reference_id"] for line in lines.splitlines()] == ids
 
 
 @pytest.mark.parametrize(("columns", "broken"), [(100, 0), (65, 1), (50, 0), (30, 0)])
 async def test_an_id_is_never_broken(
     tmp_path: Path, simulator: Simulator, columns: int, broken: int
 ) -> None:
-    configure(tmp_path, simulator.url)
+    prepare(tmp_path, simulator, 0)
     name = "505139D7-54F8-48A9-88FA-9460A78731DD"
     screen = Screen(tmp_path, columns)
-    assert await screen.run("lookup", name, CONFIG) == 0
+    assert await screen.run(name) == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", screen.seen)
     head, row, *rest = (line.split() for line in plain.splitlines())
     assert head == ["reference_id", "state", "message"]
@@ -135,3 +123,30 @@ async def test_an_id_is_never_broken(
     # Where there is room to, the message is; else the terminal breaks the line.
     assert len(rest) == broken
     assert [*row[3:], *(word for line in rest for word in line)] == ["ReferenceId", "not", "found"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+async def test_no_character_ends_a_command(
+    tmp_path: Path, simulator: Simulator, encoding: str
+) -> None:
+    message = "Tài khoản không đủ tiền ✆"
+    body = json.dumps({"CodeResult": "103", "ErrorMessage": message})
+    simulator.faults.set("poor", Fault(FaultKind.RAW, body=body))
+    prepare(tmp_path, simulator, 0)
+    (tmp_path / "số.yaml").write_text("accounts: [{name: số}]\n")
+    (tmp_path / "tốt.yaml").write_text((tmp_path / "config.yaml").read_text())
+    environ = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    for command, code in (
+        (("lookup", "a", CONFIG), 1),
+        (("lookup", "a", CONFIG, "--output=json"), 1),
+        (("check", "--config.file=số.yaml"), 1),
+        (("check", "--config.file=tốt.yaml"), 0),
+        (("schema",), 0),
+        (("lookup", "số", CONFIG), 2),
+        (("canary", "số", CONFIG, "--dry-run"), 2),
+    ):
+        ended = await run(tmp_path, *command, environ=environ)
+        assert (ended.code, "uncaught exception" in ended.errors) == (code, False), (command, ended)
+        assert ended.errors or not code, command
+        if code == 1 and command[0] == "lookup":
+            assert (message if encoding == "utf-8" else "i kho") in ended.output, ended

@@ -13,10 +13,10 @@ from aiohttp import web
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from exporter.simulator import Account, Plan, Simulator
-from tests.databases import postgresql
-from tests.e2e.counting import ENDS
-from tests.e2e.processes import Exporter, total
+from exporter.simulator import Simulator
+from tests.databases import Server
+from tests.e2e.counting import plan
+from tests.e2e.processes import Exporter, configure, listed, total
 from tests.faults.scene import environment
 from tests.notify.receiver import SECRET, Receiver
 from tests.subprocesses import UNMEASURED
@@ -28,34 +28,39 @@ BOUNDARIES = range(9, 21)
 
 TARGETS = 2
 MAX_CONCURRENCY = 8  # the default
-SPREAD = 12.0  # seconds over which the calls finish
+OPEN = "SELECT count(*) FROM calls WHERE result IS NULL"
+PENDING = "SELECT count(*) FROM notifications"
 
 
-def place(simulator: Simulator, chance: random.Random, spread: float = SPREAD) -> str:
-    """Place the calls; returns them as a configuration has them."""
-    lines = []
+def place(simulator: Simulator, spread: float) -> list[dict[str, object]]:
+    """Place calls that finish over so many seconds; returns them as a configuration has them."""
+    chance = random.Random(7)
     for number in range(CALLS):
-        options, _ = chance.choice(ENDS)
-        when = {"approval" if "rejected" in options else "queued": chance.uniform(0, spread)}
-        simulator.add_call("main", f"call-{number}", Plan(**when, **options))  # type: ignore[arg-type]
-        lines.append(
-            f"    - {{reference_id: call-{number}, labels: {{campaign: c{number % 3}}}}}\n"
-        )
-    return "".join(lines)
+        simulator.add_call("main", f"call-{number}", plan(chance, spread)[0])
+    return [listed(f"call-{number}", campaign=f"c{number % 3}") for number in range(CALLS)]
 
 
-def configuration(simulator: Simulator, ledger: str, receiver: Receiver, calls: str) -> str:
-    signed = f"secret: {SECRET}, timeout: 3s"
-    return (
-        f"accounts: [{{name: main, api_key: key, secret_key: s, base_url: '{simulator.url}', "
-        "rate_limit: 300}]\n"
-        "balance: {interval: 0}\n"
-        "polling: {interval: 1s, max_interval: 2s}\n"
-        f"ledger: {{{ledger}}}\n"
-        f"notify:\n  - {{name: all, {signed}, url: '{receiver.url}'}}\n"
-        f"  - {{name: some, {signed}, url: '{receiver.url.replace('hook', 'some')}', "
-        "labels: {campaign: [c0, c1]}}\n"
-        f"watch:\n  labels: [campaign]\n  calls:\n{calls}"
+def write(
+    folder: Path,
+    simulator: Simulator,
+    receiver: Receiver,
+    calls: list[dict[str, object]],
+    *,
+    file: str = "config.yaml",
+    **ledger: str,
+) -> Path:
+    some = receiver.url.replace("hook", "some")
+    signed = {"secret": SECRET, "timeout": "3s"}
+    return configure(
+        *(folder, simulator, calls),
+        account={"rate_limit": 300},
+        file=file,
+        polling={"interval": "1s", "max_interval": "2s"},
+        ledger=ledger,
+        notify=[
+            {"name": "all", "url": receiver.url, **signed},
+            {"name": "some", "url": some, "labels": {"campaign": ["c0", "c1"]}, **signed},
+        ],
     )
 
 
@@ -81,14 +86,19 @@ def check(receiver: Receiver) -> None:
     assert {told.call for told in receiver.told if told.path == "/hook"} == ids.keys()
 
 
-async def test_every_call_is_told_though_the_exporter_dies_at_any_commit(tmp_path: Path) -> None:
+async def test_every_call_is_told_though_the_exporter_dies_at_any_commit(
+    tmp_path: Path, simulator: Simulator
+) -> None:
     """Those that write finishes, claim what is to be told of them, and settle it, come in turns."""
-    config, wanted = tmp_path / "config.yaml", tmp_path / "commits"
-    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator, Receiver() as told:
+    wanted, ledger = tmp_path / "commits", tmp_path / "ledger.db"
+
+    def pending() -> int:
+        with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+            return int(connection.execute(PENDING).fetchone()[0])
+
+    async with Receiver() as told:
         told.answer = unsteady
-        ledger = f"url: 'sqlite:///{tmp_path}/ledger.db'"
-        calls = place(simulator, random.Random(7), spread=60.0)
-        config.write_text(configuration(simulator, ledger, told, calls))
+        config = write(tmp_path, simulator, told, place(simulator, 60.0), url=f"sqlite:///{ledger}")
         exporter = Exporter(config, environ={**UNMEASURED, **environment(commits=wanted)})
         try:
             for number in BOUNDARIES:
@@ -98,14 +108,13 @@ async def test_every_call_is_told_though_the_exporter_dies_at_any_commit(tmp_pat
             wanted.write_text("0 never")
             await exporter.start()
             await exporter.listening()
-            await exporter.until(
+            found = await exporter.until(
                 lambda found: (
                     total(found, "esms_calls_total") == CALLS
-                    and not rows(tmp_path / "ledger.db")
+                    and not pending()
                     and total(found, "esms_notifications_pending") == 0
                 )
             )
-            found = await exporter.scrape()
             assert total(found, "esms_notifications_total", outcome="gave_up") == 0
             assert not any(hidden in exporter.output for hidden in ("made-up-url-token", SECRET))
         finally:
@@ -113,53 +122,41 @@ async def test_every_call_is_told_though_the_exporter_dies_at_any_commit(tmp_pat
     check(told)
 
 
-def rows(ledger: Path) -> int:
-    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
-        found: int = connection.execute("SELECT count(*) FROM notifications").fetchone()[0]
-    return found
-
-
 async def test_replicas_share_the_work_and_lose_nothing_when_one_is_killed(
-    tmp_path: Path,
+    tmp_path: Path, simulator: Simulator, server: Server
 ) -> None:
-    chance = random.Random(7)
     async with AsyncExitStack() as stack:
-        server = stack.enter_context(postgresql())
         url = stack.enter_context(server.database())
-        simulator = await stack.enter_async_context(
-            Simulator(accounts=[Account("main", "key", "s")])
-        )
         told = await stack.enter_async_context(Receiver())
-        ledger = f"url: '{url.replace('+psycopg', '')}', heartbeat: 6s"
-        exporters = []
-        for number in range(3):
-            config = tmp_path / f"{number}.yaml"
-            config.write_text(configuration(simulator, ledger, told, ""))
-            exporters.append(Exporter(config, environ=UNMEASURED))
-            stack.push_async_callback(exporters[-1].stop)
-            await exporters[-1].start()
+
+        def write_all(calls: list[dict[str, object]]) -> list[Path]:
+            ledger = {"url": url.replace("+psycopg", ""), "heartbeat": "6s"}
+            return [
+                write(tmp_path, simulator, told, calls, file=f"{number}.yaml", **ledger)
+                for number in range(3)
+            ]
+
+        exporters = [Exporter(config, environ=UNMEASURED) for config in write_all([])]
+        for exporter in exporters:
+            stack.push_async_callback(exporter.stop)
+            await exporter.start()
         for exporter in exporters:
             await exporter.ready()
         # The calls finish while all are there to share them.
-        calls = place(simulator, chance)
-        for number, exporter in enumerate(exporters):
-            (tmp_path / f"{number}.yaml").write_text(configuration(simulator, ledger, told, calls))
+        write_all(place(simulator, 12.0))
+        for exporter in exporters:
             exporter.send(signal.SIGHUP)
         engine = create_engine(url, poolclass=NullPool)
 
-        def left() -> tuple[int, int]:
+        def left() -> list[int]:
             with engine.connect() as connection:
-                unfinished = "SELECT count(*) FROM calls WHERE result IS NULL"
-                pending = "SELECT count(*) FROM notifications"
-                first, second = (connection.scalar(text(q)) for q in (unfinished, pending))
-                return int(first or 0), int(second or 0)
+                return [int(connection.scalar(text(query)) or 0) for query in (OPEN, PENDING)]
 
         await until(lambda: len(told.told) > CALLS // 4)
-        killed = exporters.pop()
-        await killed.kill()
+        await exporters.pop().kill()
         # What it had claimed comes again when its claim ends: a time-out and half a minute.
         async with deadline():
-            while await asyncio.to_thread(left) != (0, 0):  # noqa: ASYNC110 - of other processes
+            while await asyncio.to_thread(left) != [0, 0]:  # noqa: ASYNC110 - of other processes
                 await asyncio.sleep(0.2)
         found = [await exporter.scrape() for exporter in exporters]
     check(told)

@@ -1,4 +1,7 @@
-"""Whatever happens to calls and exporters, and in whatever order: each call is counted once."""
+"""Whatever happens to calls and exporters, and in whatever order: each call is counted once.
+
+`python -m benchmarks.soak --life sqlite` does the same with one exporter and a file.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import postgresql
+from tests.databases import Server
 from tests.e2e.counting import DURABLE, Scrapes
 from tests.e2e.life import live
 
-SECONDS = 25.0
 
-
-@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
-async def test_every_call_counts_once_in_a_random_life(tmp_path: Path, engine: str) -> None:
-    if engine == "sqlite":
-        await live(tmp_path, None, seed=12, seconds=SECONDS)
-        return
-    with postgresql() as server:
-        await live(tmp_path, server, seed=12, seconds=SECONDS)
+async def test_every_call_counts_once_in_a_random_life(tmp_path: Path, server: Server) -> None:
+    await live(tmp_path, server, seed=12, seconds=25.0)
 
 
 @pytest.mark.parametrize("name", DURABLE)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from exporter.simulator import Account, Plan, Simulator
+from exporter.simulator import Plan, Simulator
 from tests import subprocesses
-from tests.e2e.processes import Exporter, total
+from tests.e2e.processes import Exporter, configure, total
 from tests.programs import program, unavailable
 from tests.web.certificates import Certificates
 
 CALLS = 10_000
 
 
-async def test_only_the_folder_of_the_ledger_is_written(tmp_path: Path) -> None:
+async def test_only_the_folder_of_the_ledger_is_written(
+    tmp_path: Path, simulator: Simulator
+) -> None:
     isolated = (program("unshare", "Debian's util-linux"), "--mount")
     if subprocesses.run(*isolated, "true").returncode:
         unavailable("needs namespaces: run it as root, outside of a container")
@@ -27,25 +29,20 @@ async def test_only_the_folder_of_the_ledger_is_written(tmp_path: Path) -> None:
         'for folder in /tmp /var/tmp /dev/shm; do mount -o remount,bind,ro "$folder" 2>&-; done\n'
         f'touch {tmp_path}/x 2>&- && exit 1\nexec "$@"'
     )
-    config, web = tmp_path / "config.yaml", tmp_path / "web.yml"
+    web = tmp_path / "web.yml"
     web.write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}\n")
-    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
-        simulator.add_call("main", "call-0", Plan())
-        config.write_text(
-            "balance: {interval: 0}\naccounts:\n"
-            f"  - {{name: main, api_key: key, secret_key: s, base_url: '{simulator.url}'}}\n"
-            f"ledger: {{url: 'sqlite:///{ledger}/ledger.db'}}\nwatch:\n  calls:\n"
-            + "".join(f"    - call-{number}\n" for number in range(CALLS))
-        )
-        inside = (*isolated, "sh", "-c", locked, "sh")
-        options = (f"--web.config.file={web}", "--log.level=debug")
-        async with Exporter(config, *options, inside=inside) as exporter:
-            assert (await exporter.ready()).startswith("https://")
-            await exporter.says("event=ready.* calls=")
-            exporter.send(signal.SIGTERM)
-            assert await exporter.wait() == 0, exporter.output
-        async with Exporter(config, inside=inside) as exporter:
-            await exporter.ready()
-            await exporter.until(
-                lambda found: total(found, "esms_calls_total", result="success") == 1
-            )
+    simulator.add_call("main", "call-0", Plan())
+    (tmp_path / "calls.csv").write_text(
+        "reference_id,account\n" + "".join(f"call-{number},main\n" for number in range(CALLS))
+    )
+    where = {"url": f"sqlite:///{ledger}/ledger.db"}
+    config = configure(tmp_path, simulator, ledger=where, watch={"files": ["calls.csv"]})
+    inside = (*isolated, "sh", "-c", locked, "sh")
+    options = (f"--web.config.file={web}", "--log.level=debug")
+    async with Exporter(config, *options, inside=inside) as exporter:
+        assert (await exporter.ready()).startswith("https://")
+        exporter.send(signal.SIGTERM)
+        assert await exporter.wait() == 0, exporter.output
+    async with Exporter(config, inside=inside) as exporter:
+        await exporter.ready()
+        await exporter.until(lambda found: total(found, "esms_calls_total", result="success") == 1)

@@ -3,90 +3,76 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
-from tests.e2e.processes import Exporter
-from tests.waiting import deadline
+from exporter.simulator import Fault, FaultKind, Plan, Simulator
+from tests.e2e.processes import Exporter, configure, listed
+from tests.waiting import deadline, until
 
-CALLS = 3_000
+HANG, SLOW = Fault(FaultKind.HANG), Fault(FaultKind.LATENCY, seconds=0.1)
 
 
-def configure(folder: Path, simulator: Simulator, calls: int, more: str = "") -> Path:
-    config = folder / "config.yaml"
-    ids = "".join(f"    - call-{number}\n" for number in range(calls))
-    config.write_text(
-        f"accounts:\n  - {{name: main, api_key: key, secret_key: s, "
-        f"base_url: '{simulator.url}', rate_limit: 1000, max_concurrency: 100}}\n"
-        "balance: {interval: 0}\n"
-        f"ledger: {{url: 'sqlite:///{folder}/ledger.db'}}\n{more}watch:\n  calls:\n{ids}"
-    )
-    for number in range(calls):
-        simulator.add_call("main", f"call-{number}", Plan())
-    return config
+def prepare(
+    folder: Path, simulator: Simulator, calls: int, fault: Fault, **sections: Any
+) -> Exporter:
+    """Place calls of an account that is polled as fast as it answers."""
+    simulator.faults.set("fault", fault)
+    names = [f"call-{number}" for number in range(calls)]
+    for name in names:
+        simulator.add_call("main", name, Plan())
+    account = {"rate_limit": 1000, "max_concurrency": 100}
+    return Exporter(configure(folder, simulator, map(listed, names), account=account, **sections))
 
 
 async def asked(simulator: Simulator, at_least: int) -> None:
-    async with deadline():
-        while simulator.traffic.total("main") < at_least:  # noqa: ASYNC110 - nobody tells the test
-            await asyncio.sleep(0.01)
+    await until(lambda: simulator.traffic.total("main") >= at_least)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_stop_under_load_commits_all_that_was_observed(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, simulator: Simulator, number: signal.Signals
 ) -> None:
-    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
-        simulator.faults.set("slow", Fault(FaultKind.LATENCY, seconds=0.1))
-        async with Exporter(configure(tmp_path, simulator, CALLS)) as exporter:
-            await asked(simulator, 300)
-            exporter.send(number)
-            assert await exporter.wait() == 0, exporter.output
-            answered = simulator.traffic.total("main", "100")
-        assert "event=stopped" in exporter.output
-        assert "Traceback" not in exporter.output
-        with sqlite3.connect(tmp_path / "ledger.db") as ledger:
-            query = "SELECT count(*) FROM calls WHERE result = 'success'"
-            (finished,) = ledger.execute(query).fetchone()
-            query = "SELECT sum(value) FROM totals WHERE total = 'calls'"
-            (counted,) = ledger.execute(query).fetchone()
-        ledger.close()
-        # Each answer was the end of a call: all of them, and nothing else, are in the ledger.
-        assert 300 <= answered < CALLS
-        assert finished == counted == answered
+    calls = 3_000
+    async with prepare(tmp_path, simulator, calls, SLOW) as exporter:
+        await asked(simulator, 300)
+        exporter.send(number)
+        assert await exporter.wait() == 0, exporter.output
+        answered = simulator.traffic.total("main", "100")
+    assert "event=stopped" in exporter.output
+    assert "Traceback" not in exporter.output
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger:
+        query = "SELECT count(*) FROM calls WHERE result = 'success'"
+        (finished,) = ledger.execute(query).fetchone()
+        query = "SELECT sum(value) FROM totals WHERE total = 'calls'"
+        (counted,) = ledger.execute(query).fetchone()
+    # Each answer was the end of a call: all of them, and nothing else, are in the ledger.
+    assert 300 <= answered < calls
+    assert finished == counted == answered
 
 
-async def test_a_stop_does_not_wait_longer_than_it_may(tmp_path: Path) -> None:
-    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
-        simulator.faults.set("hang", Fault(FaultKind.HANG))
-        config = configure(
-            tmp_path, simulator, 10, "polling: {timeout: 5m}\nshutdown_timeout: 1s\n"
-        )
-        async with Exporter(config) as exporter:
-            await asked(simulator, 1)
-            exporter.send(signal.SIGTERM)
-            assert await exporter.wait() == 0, exporter.output
-
-
-async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
-        simulator.faults.set("hang", Fault(FaultKind.HANG))
-        config = configure(
-            tmp_path, simulator, 10, "polling: {timeout: 5m}\nshutdown_timeout: 5m\n"
-        )
-        async with Exporter(config) as exporter:
-            await asked(simulator, 1)
-            exporter.send(signal.SIGTERM)
+@pytest.mark.parametrize(("within", "code"), [("1s", 0), ("5m", 1)])
+async def test_a_stop_waits_as_long_as_it_may_or_until_a_second_signal(
+    tmp_path: Path, simulator: Simulator, within: str, code: int
+) -> None:
+    polling = {"timeout": "5m"}
+    async with prepare(
+        tmp_path, simulator, 10, HANG, polling=polling, shutdown_timeout=within
+    ) as exporter:
+        await asked(simulator, 1)
+        exporter.send(signal.SIGTERM)
+        if code:
             await exporter.says("event=stopping")
             await asyncio.sleep(0.3)
             assert exporter.running.poll() is None
             exporter.send(signal.SIGTERM)
-            assert await exporter.wait() == 1
+        assert await exporter.wait() == code, exporter.output
 
 
-async def test_a_thread_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+async def test_a_thread_that_hangs_is_not_waited_for(tmp_path: Path, simulator: Simulator) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import socket, time\n"
         "def hang(host, *rest, real=socket.getaddrinfo, **more):\n"
@@ -96,16 +82,13 @@ async def test_a_thread_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
         "    return real(host, *rest, **more)\n"
         "socket.getaddrinfo = hang\n"
     )
-    async with Simulator(accounts=[Account("main", "key", "s")]) as simulator:
-        config = configure(
-            tmp_path, simulator, 1, "home_assistant: {url: 'mqtt://hangs.invalid'}\n"
-        )
-        async with Exporter(config, environ={"PYTHONPATH": str(tmp_path)}) as exporter:
-            await exporter.says("hangs")
-            await exporter.ready()
-            exporter.send(signal.SIGTERM)
-            assert await exporter.wait() == 0, exporter.output
-        assert "event=stopped" in exporter.output
+    config = configure(tmp_path, simulator, home_assistant={"url": "mqtt://hangs.invalid"})
+    async with Exporter(config, environ={"PYTHONPATH": str(tmp_path)}) as exporter:
+        await exporter.says("hangs")
+        await exporter.ready()
+        exporter.send(signal.SIGTERM)
+        assert await exporter.wait() == 0, exporter.output
+    assert "event=stopped" in exporter.output
 
 
 async def test_a_start_that_hangs_can_be_stopped(tmp_path: Path) -> None:
@@ -117,13 +100,10 @@ async def test_a_start_that_hangs_can_be_stopped(tmp_path: Path) -> None:
             pass
         writer.close()
 
-    config = tmp_path / "config.yaml"
     async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        config.write_text(
-            "accounts: [{name: main, api_key: key, secret_key: s}]\nbalance: {interval: 0}\n"
-            f"ledger: {{url: 'postgresql://u:p@127.0.0.1:{port}/d'}}\n"
-        )
+        ledger = {"url": f"postgresql://u:p@127.0.0.1:{port}/d"}
+        config = configure(tmp_path, "http://127.0.0.1:9", ledger=ledger)
         async with Exporter(config) as exporter:
             async with deadline():
                 await connected.wait()

@@ -8,7 +8,7 @@ import random
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Self
@@ -16,21 +16,18 @@ from typing import Self
 import aiohttp
 
 from exporter.simulator import Account, Plan, Simulator
-from tests.e2e.counting import ENDS, Counts, Scrapes, counted, expect, scraped
-from tests.e2e.processes import Exporter, Series, total
+from tests.e2e.counting import Counts, Scrapes, counted, expect, plan, scraped
+from tests.e2e.processes import Exporter, Series, configure, listed, total
 from tests.subprocesses import UNMEASURED
 from tests.waiting import DEADLINE, deadline, until
 
 PHASES = ("before", "during", "after")
 Parts = dict[str, dict[Series, float]]
+Outcomes = Mapping[str, BaseException | None]
 CAMPAIGNS = ("otp", "reminder")
 
 MEMORY = 24 << 20
 """Bytes that a fault may cost at its worst moment: less than what any bomb would take."""
-
-
-def own_account(name: str) -> Account:
-    return Account(name, f"key-{name}", f"secret-{name}")
 
 
 class Scene:
@@ -74,27 +71,23 @@ class Scene:
         self.scrapes = Scrapes()
         self.expected: dict[str, Counts] = {name: Counts() for name in simulators}
         self.odd_durations: set[str] = set()  # accounts whose provider tells no durations
-        self._host = host
-        self._calls = calls
-        self._endless = endless
-        self._query = query
-        self._interval = interval
+        self._host, self._query, self._interval = host, query, interval
+        self._calls, self._endless = calls, endless
         self._scrape_every = scrape_every
         self._resident = 0
         self._split: tuple[dict[Series, float], Parts] = {}, {}
         self.config = folder / "config.yaml"
-        self.exporter = Exporter(
-            self.config, environ={**UNMEASURED, **(environ or {})}, inside=inside
-        )
+        environ = {**UNMEASURED, **(environ or {})}
+        self.exporter = Exporter(self.config, environ=environ, inside=inside)
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         for name, simulator in self.simulators.items():
-            simulator.put_account(own_account(name))
+            simulator.put_account(Account(name, f"key-{name}", f"secret-{name}"))
             await self._open.enter_async_context(simulator)
             for number in range(self._endless):
                 simulator.add_call(name, f"{name}-endless-{number}", Plan(queued=math.inf))
-        self.config.write_text(self._configuration())
+        self.configure()
         self._open.push_async_callback(self.exporter.kill)
         await self.start()
         scraping = scraped(self.exporter, self.scrapes, self._scrape_every)
@@ -106,32 +99,34 @@ class Scene:
         if error is not None:
             print(self.exporter.output[-4000:])
 
-    def _configuration(self) -> str:
-        lines = [
-            f"ledger: {{url: 'sqlite:///{self.ledger}'}}",
-            f"polling: {{interval: {self._interval}, max_interval: 1500ms, timeout: 5s}}",
-            "balance: {interval: 0}",
-            "accounts:",
+    def configure(self, **more: Mapping[str, str]) -> None:
+        """Write the configuration, with more keys of some accounts."""
+        endless = [(f"endless-{number}", f"endless-{number}") for number in range(self._endless)]
+        placed = [(f"{p}-{n}", CAMPAIGNS[n % 2]) for p in PHASES for n in range(self._calls)]
+        query = {"name": "query", "url": f"sqlite:///{self.ledger}", "interval": "1s"}
+        accounts = [
+            {
+                "name": name,
+                "api_key": f"key-{name}",
+                "secret_key": f"secret-{name}",
+                "base_url": it.url.replace("127.0.0.1", self._host),
+                "rate_limit": 100,
+                **more.get(name, {}),
+            }
+            for name, it in self.simulators.items()
         ]
-        lines += [
-            f"  - {{name: {name}, api_key: key-{name}, secret_key: secret-{name}, "
-            f"rate_limit: 100, base_url: '{simulator.url.replace('127.0.0.1', self._host)}'}}"
-            for name, simulator in self.simulators.items()
-        ]
-        lines += ["watch:", "  labels: [campaign]"]
-        if self._query:
-            source = f"name: query, url: 'sqlite:///{self.ledger}', query: {self._query}"
-            lines.append(f"  sql: [{{{source}, interval: 1s}}]")
-        lines.append("  calls:")
-        lines += [
-            f"    - {{account: {name}, reference_id: {name}-{call}, labels: {{campaign: {label}}}}}"
-            for name in self.simulators
-            for call, label in (
-                *((f"endless-{number}", f"endless-{number}") for number in range(self._endless)),
-                *((f"{p}-{n}", CAMPAIGNS[n % 2]) for p in PHASES for n in range(self._calls)),
-            )
-        ]
-        return "\n".join(lines) + "\n"
+        configure(
+            *(self.folder, ""),
+            calls=[
+                listed(f"{name}-{call}", name, campaign=campaign)
+                for name in self.simulators
+                for call, campaign in (*endless, *placed)
+            ],
+            accounts=accounts,
+            watch={"sql": [{**query, "query": self._query}]} if self._query else {},
+            polling={"interval": self._interval, "max_interval": "1500ms", "timeout": "5s"},
+            ledger={"url": f"sqlite:///{self.ledger}"},
+        )
 
     # The exporter.
 
@@ -183,13 +178,10 @@ class Scene:
     def place(self, account: str, phase: str, within: float = 0.0) -> None:
         """Have the calls of a phase placed now, that end at random within so many seconds."""
         for number in range(self._calls):
-            reference_id = f"{account}-{phase}-{number}"
             # Of each phase, one that is answered.
-            options, ending = ENDS[(2 * number + PHASES.index(phase)) % len(ENDS)]
-            wait = {"approval" if "rejected" in options else "queued": within * random.random()}
-            plan = Plan(**wait, **options)  # type: ignore[arg-type]
-            self.simulators[account].add_call(account, reference_id, plan)
-            expect(self.expected[account], account, CAMPAIGNS[number % 2], plan, ending)
+            planned, ending = plan(random.Random(), within, 2 * number + PHASES.index(phase))
+            self.simulators[account].add_call(account, f"{account}-{phase}-{number}", planned)
+            expect(self.expected[account], account, CAMPAIGNS[number % 2], planned, ending)
 
     async def until_ended(self, account: str) -> None:
         """Wait until the provider has ended every call that has been placed to end."""
@@ -259,11 +251,8 @@ class Scene:
         now = time.monotonic()
         for name, simulator in self.simulators.items():
             # The provider's own word for it.
-            ended = [
-                call
-                for call in simulator.provider.calls.values()
-                if call.account == name and call.finished(now)
-            ]
+            calls = simulator.provider.calls.values()
+            ended = [call for call in calls if call.account == name and call.finished(now)]
             assert total(parts[name], "esms_calls_total") == len(ended), name
 
 
@@ -281,3 +270,21 @@ def environment(**faults: Path) -> dict[str, str]:
         "PYTHONPATH": str(Path(__file__).parent / "preload"),
         **{f"FAULT_{name.upper()}": str(path) for name, path in faults.items()},
     }
+
+
+async def run_together(cases: Mapping[str, Awaitable[None]], at_once: int = 100) -> Outcomes:
+    """Run cases, none of which ends another; returns what each raised."""
+    room = asyncio.Semaphore(at_once)
+
+    async def run(case: Awaitable[None]) -> None:
+        async with room:
+            await case
+
+    raised = await asyncio.gather(*map(run, cases.values()), return_exceptions=True)
+    return dict(zip(cases, raised, strict=True))
+
+
+def judge(outcomes: Outcomes, case: str) -> None:
+    """Raise what a case raised."""
+    if error := outcomes[case]:
+        raise error

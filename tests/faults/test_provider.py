@@ -4,28 +4,89 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import ssl
 import sys
 import time
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trustme
 
-from exporter.simulator import FaultKind, Simulator
+from exporter.simulator import AccountState, Fault, FaultKind, Simulator
 from tests.e2e.processes import total
-from tests.faults.scene import Scene
-from tests.faults.switches import Switch, answers, down, in_seconds, revoked, says, shows, throttled
-from tests.faults.together import Outcomes, judge, run_together
+from tests.faults.scene import Outcomes, Scene, judge, run_together
 from tests.waiting import until
 
 LASTS = 4.0  # seconds
 CALM = "calm"
-ELSEWHERE = "elsewhere"  # never asked, except by who follows a redirect
+ELSEWHERE = "redirect-other-host"  # never asked, except by who follows a redirect
 DUPLICATE = '{"CodeResponse": "101", "CodeResponse": "100", "SendStatus": 5, "SendStatus": 2}'
+
+Switch = Callable[[Simulator, str], AbstractAsyncContextManager[None]]
+
+
+def answers(kind: FaultKind, **options: object) -> Switch:
+    """Every answer is wrong in one way; see `Fault`. Functions are asked when it begins."""
+
+    @asynccontextmanager
+    async def switch(simulator: Simulator, account: str) -> AsyncIterator[None]:
+        given = {name: value() if callable(value) else value for name, value in options.items()}
+        simulator.faults.set("fault", Fault(kind, **given))  # type: ignore[arg-type]
+        yield
+        simulator.faults.clear()
+
+    return switch
+
+
+def throttled(status: int = 429, **options: object) -> Switch:
+    """Answers ask for a pause; `retry_after` and `date` may be functions."""
+    return answers(FaultKind.STATUS, status=status, **options)
+
+
+def in_seconds(seconds: float) -> Callable[[], str]:
+    """Return what says a time from now as an HTTP date."""
+    return lambda: formatdate(time.time() + seconds, usegmt=True)
+
+
+@asynccontextmanager
+async def down(simulator: Simulator, account: str) -> AsyncIterator[None]:
+    await simulator.stop()
+    yield
+    await simulator.start()
+
+
+@asynccontextmanager
+async def revoked(simulator: Simulator, account: str) -> AsyncIterator[None]:
+    good = simulator.provider.accounts[account]
+    simulator.put_account(replace(good, state=AccountState.REVOKED))
+    yield
+    simulator.put_account(good)
+
+
+@asynccontextmanager
+async def shows(
+    context: ssl.SSLContext,
+    bad: trustme.LeafCert,
+    good: trustme.LeafCert,
+    simulator: Simulator,
+    _account: str,
+) -> AsyncIterator[None]:
+    """The server shows a certificate that is not to be trusted, on connections made anew."""
+    await simulator.stop()
+    bad.configure_cert(context)
+    await simulator.start()
+    yield
+    await simulator.stop()
+    good.configure_cert(context)
+    await simulator.start()
+    await asyncio.sleep(0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +136,9 @@ CASES = {
         "http_error",
     ),
     "throttled": Case(throttled(), "throttled"),
-    "throttled-by-code": Case(says({"CodeResult": "160"}), "throttled"),
+    "throttled-by-code": Case(
+        answers(FaultKind.RAW, body=json.dumps({"CodeResult": "160"})), "throttled"
+    ),
     "throttled-for-seconds": Case(throttled(retry_after="6"), "throttled"),
     "throttled-until": Case(throttled(503, retry_after=in_seconds(6)), "throttled"),
     "throttled-until-1970": Case(
@@ -94,8 +157,7 @@ CASES = {
     "revoked": Case(revoked, "auth"),
 }
 TLS_CASES = ("certificate-expired", "certificate-of-another-name", "certificate-changed")
-ELSEWHERE_CASE = "redirect-other-host"
-NAMES = (*CASES, *TLS_CASES, ELSEWHERE_CASE)
+NAMES = (*CASES, *TLS_CASES, ELSEWHERE)
 
 
 def tls_cases(folder: Path) -> dict[str, tuple[ssl.SSLContext, Case]]:
@@ -103,17 +165,17 @@ def tls_cases(folder: Path) -> dict[str, tuple[ssl.SSLContext, Case]]:
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
     yesterday = datetime.now(UTC) - timedelta(days=1)
     host = "127.0.0.1"
-    bad = {
-        TLS_CASES[0]: authority.issue_cert(host, not_after=yesterday),
-        TLS_CASES[1]: authority.issue_cert("elsewhere.example"),
-        TLS_CASES[2]: trustme.CA().issue_cert(host),
-    }
+    bad = (
+        authority.issue_cert(host, not_after=yesterday),
+        authority.issue_cert("elsewhere.example"),
+        trustme.CA().issue_cert(host),
+    )
     cases = {}
-    for name, certificate in bad.items():
+    for name, certificate in zip(TLS_CASES, bad, strict=True):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         good = authority.issue_cert(host)
         good.configure_cert(context)
-        cases[name] = context, Case(shows(context, certificate, good), "tls")
+        cases[name] = context, Case(partial(shows, context, certificate, good), "tls")
     return cases
 
 
@@ -134,21 +196,15 @@ async def withstand(scene: Scene, name: str, case: Case, served: asyncio.Event) 
             await until(lambda: paused_until(scene, name) > 0)  # a second call confirms it
     scene.place(name, "after")
     if case.ended_by_user:
-        await end_pause(scene, name)
+        # It ends by itself, if only in a quarter of an hour; and now: another address, if only for
+        # the balance, is tried at once.
+        assert 0 < paused_until(scene, name) - time.time() <= 900
+        scene.configure(**{name: {"balance_url": "http://127.0.0.1:9/"}})
     await scene.until_counted(name)
 
 
 def paused_until(scene: Scene, name: str) -> float:
     return total(scene.newest(name), "esms_account_paused_until_timestamp_seconds")
-
-
-async def end_pause(scene: Scene, name: str) -> None:
-    """See that a pause ends by itself, if only in a quarter of an hour; and end it now."""
-    assert 0 < paused_until(scene, name) - time.time() <= 900
-    config = scene.config.read_text()
-    mine = f"name: {name}, "
-    # Another address, if only for the balance, is tried at once.
-    scene.config.write_text(config.replace(mine, f"{mine} balance_url: http://127.0.0.1:9/, "))
 
 
 async def stay_calm(scene: Scene, served: asyncio.Event) -> None:
@@ -167,14 +223,16 @@ async def stay_calm(scene: Scene, served: asyncio.Event) -> None:
 
 
 async def withstand_all(folder: Path) -> Outcomes:
-    cases = dict(CASES)
     tls = tls_cases(folder)
-    cases |= {name: case for name, (_, case) in tls.items()}
     async with AsyncExitStack() as stack:
         elsewhere = await stack.enter_async_context(Simulator())
         location = f"{elsewhere.url}/GetSendStatus"
         redirect = answers(FaultKind.REDIRECT, status=308, location=location)
-        cases[ELSEWHERE_CASE] = Case(redirect, "http_error")
+        cases = {
+            **CASES,
+            **{name: case for name, (_, case) in tls.items()},
+            ELSEWHERE: Case(redirect, "http_error"),
+        }
         simulators = {
             name: Simulator(ssl_context=tls[name][0] if name in tls else None)
             for name in (CALM, *cases)
@@ -185,17 +243,11 @@ async def withstand_all(folder: Path) -> Outcomes:
         )
         scene.settle()
         served = asyncio.Event()
-        outcomes = dict(
-            await run_together(
-                {
-                    CALM: stay_calm(scene, served),
-                    **{name: withstand(scene, name, case, served) for name, case in cases.items()},
-                }
-            )
-        )
+        running = {name: withstand(scene, name, case, served) for name, case in cases.items()}
+        outcomes = dict(await run_together({CALM: stay_calm(scene, served), **running}))
         outcomes |= await run_together({"promise": scene.keeps_its_promise()})
     if elsewhere.traffic.total():
-        outcomes[ELSEWHERE_CASE] = AssertionError("a redirect was followed, with the credentials")
+        outcomes[ELSEWHERE] = AssertionError("a redirect was followed, with the credentials")
     return outcomes
 
 

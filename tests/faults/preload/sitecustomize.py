@@ -9,9 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 
 def set_clock(by: Path) -> None:
@@ -30,23 +28,6 @@ def refuse_threads(switch: Path) -> None:
         start(self)
 
     threading.Thread.start = start_or_not  # type: ignore[method-assign]
-
-
-def hang_below(switch: Path) -> None:
-    """Have a file system not answer below the folder that a file names, while it is there."""
-    exists = os.path.exists
-
-    def hanging(call: Callable[..., Any]) -> Callable[..., Any]:
-        def hang_or_call(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(path, str | Path) and path != switch:
-                while exists(switch) and str(path).startswith(switch.read_text()):
-                    time.sleep(0.05)
-            return call(path, *args, **kwargs)
-
-        return hang_or_call
-
-    for name in ("stat", "lstat", "scandir"):
-        setattr(os, name, hanging(getattr(os, name)))
 
 
 def die_at_commit(number: int, when: str) -> None:
@@ -73,8 +54,6 @@ if clock := os.environ.get("FAULT_CLOCK"):
     set_clock(Path(clock))
 if threads := os.environ.get("FAULT_THREADS"):
     refuse_threads(Path(threads))
-if hang := os.environ.get("FAULT_HANG"):
-    hang_below(Path(hang))
 if commits := os.environ.get("FAULT_COMMITS"):
     chosen, moment = Path(commits).read_text().split()
     die_at_commit(int(chosen), moment)
