@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import socket
-import subprocess
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiomqtt
 
-from tests import subprocesses
+from tests.databases import Service
 from tests.ports import free_port
 from tests.programs import program
 
 PASSWORD = "made-up-mqtt-password"
 
 
-class Mosquitto:
+class Mosquitto(Service):
     """A broker that can be stopped and started again.
 
     Args:
@@ -30,54 +29,17 @@ class Mosquitto:
     """
 
     def __init__(self, folder: Path, *settings: str) -> None:
-        self._program = program("mosquitto", "Debian's mosquitto")
-        self._file = folder / "mosquitto.conf"
         self.port = free_port()
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        file = folder / "mosquitto.conf"
         lines = settings or ("allow_anonymous true",)
-        self._file.write_text("\n".join((f"listener {self.port} 127.0.0.1", *lines, "")))
-        self._life = contextlib.ExitStack()
-        self._process: subprocesses.Child | None = None
+        file.write_text("\n".join((f"listener {self.port} 127.0.0.1", *lines, "")))
 
-    @property
-    def url(self) -> str:
-        return f"mqtt://127.0.0.1:{self.port}"
+        def answers() -> None:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
 
-    def start(self) -> None:
-        self._process = self._life.enter_context(
-            subprocesses.popen(
-                *(self._program, "-c", self._file),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        )
-        end = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                assert self._process.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.02)
-            else:
-                return
-
-    def signal(self, number: int) -> None:
-        assert self._process
-        self._process.send_signal(number)
-
-    def stop(self) -> None:
-        self._life.close()
-        self._process = None
-
-
-@contextlib.contextmanager
-def mosquitto(folder: Path, *settings: str) -> Iterator[Mosquitto]:
-    broker = Mosquitto(folder, *settings)
-    try:
-        broker.start()
-        yield broker
-    finally:
-        broker.stop()
+        command = [program("mosquitto", "Debian's mosquitto"), "-c", str(file)]
+        super().__init__(command, answers, end=signal.SIGKILL)
 
 
 class Listener:

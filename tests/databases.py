@@ -10,8 +10,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
@@ -20,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from tests import subprocesses
 from tests.ports import free_port
 from tests.programs import program
+from tests.waiting import DEADLINE
 
 _NUMBERS = itertools.count()
 
@@ -38,48 +40,45 @@ def _folder(user: str | None) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-class Server:
-    """A server that can be stopped and started again, whoever is connected.
+class Service:
+    """A program that serves, and can be stopped and started again, whoever is connected.
 
     Args:
         command: starts it.
+        answers: fails, with an `OSError` or a `DBAPIError`, as long as it does not answer.
         user: whom it runs as.
-        url: leads to it.
         end: the signal that stops it without waiting for those who are connected.
     """
 
     def __init__(
-        self, command: Sequence[str], user: str | None, url: str, end: int = signal.SIGTERM
+        self,
+        command: Sequence[str],
+        answers: Callable[[], object],
+        user: str | None = None,
+        end: int = signal.SIGTERM,
     ) -> None:
-        self._command = command
-        self._end = end
-        self._user = user
-        self.url = url
+        self._command, self._answers, self._user, self._end = command, answers, user, end
         self._life = contextlib.ExitStack()
         self._process: subprocesses.Child | None = None
 
     def start(self) -> None:
-        self._process = self._life.enter_context(
-            subprocesses.popen(
-                *self._command,
-                user=self._user,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        )
+        """Start it, and wait until it answers."""
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocesses.popen(*self._command, user=self._user, **quiet)
+        self._process = self._life.enter_context(process)
         self.wait()
 
     def wait(self) -> None:
         """Return once it answers."""
         assert self._process
-        end = time.monotonic() + 60
+        end = time.monotonic() + DEADLINE
         while True:
             try:
-                self.execute("SELECT 1")
-            except DBAPIError:
+                self._answers()
+            except (OSError, DBAPIError):
                 assert self._process.poll() is None, self._command
                 assert time.monotonic() < end
-                time.sleep(0.1)
+                time.sleep(0.05)
             else:
                 return
 
@@ -89,13 +88,33 @@ class Server:
         assert self._process
         return self._process.pid
 
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
     def stop(self, end: int | None = None) -> None:
         """Stop it, by that signal."""
         with self._life:
             if self._process:
                 self._process.send_signal(self._end if end is None else end)
-                self._process.wait(60)
+                self._process.wait(DEADLINE)
                 self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Server(Service):
+    """A server of databases, and where it is."""
+
+    def __init__(
+        self, command: Sequence[str], user: str | None, url: str, end: int = signal.SIGTERM
+    ) -> None:
+        super().__init__(command, lambda: self.execute("SELECT 1"), user, end)
+        self.url = url
 
     @contextlib.contextmanager
     def database(self) -> Iterator[str]:
@@ -142,12 +161,8 @@ def postgresql(*options: str) -> Iterator[Server]:
         command += ["-c", f"unix_socket_directories={folder}", "-c", "fsync=off", *options]
         url = f"postgresql+psycopg://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
         # At SIGTERM it would wait for whoever is connected.
-        server = Server(command, user, url, signal.SIGINT)
-        try:
-            server.start()
+        with Server(command, user, url, signal.SIGINT) as server:
             yield server
-        finally:
-            server.stop()
 
 
 @contextlib.contextmanager
@@ -175,12 +190,8 @@ def pgbouncer(behind: Server, connections: int) -> Iterator[Server]:
             """
         )
         url = to.set(port=port).render_as_string(hide_password=False)
-        server = Server([place, "-q", f"{folder}/settings"], user, url, signal.SIGKILL)
-        try:
-            server.start()
+        with Server([place, "-q", f"{folder}/settings"], user, url, signal.SIGKILL) as server:
             yield server
-        finally:
-            server.stop()
 
 
 @contextlib.contextmanager
@@ -205,9 +216,6 @@ def mariadb() -> Iterator[Server]:
         command = [server, "--no-defaults", *data, f"--port={port}", "--bind-address=127.0.0.1"]
         command += [f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
         command += [f"--init-file={folder}/init.sql"]
-        found = Server(command, None, f"mariadb+pymysql://app:{PASSWORD}@127.0.0.1:{port}/app")
-        try:
-            found.start()
+        url = f"mariadb+pymysql://app:{PASSWORD}@127.0.0.1:{port}/app"
+        with Server(command, None, url) as found:
             yield found
-        finally:
-            found.stop()

@@ -7,9 +7,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -18,9 +20,9 @@ import trustme
 from exporter.simulator import Account, Plan, Simulator
 from tests import subprocesses
 from tests.docs.pages import ROOT, Block, Command
-from tests.docs.running import EXPORTER, LASTING, Lasting, Running
 from tests.ports import free_port
 from tests.programs import program, unavailable
+from tests.waiting import deadline, until
 
 # Both are what the pages tell to write: `export ESMS_API_KEY=...`.
 KEY = "..."
@@ -58,6 +60,71 @@ _INSTALL = {
 }
 
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A kind of command that runs until it is ended.
+
+    Attributes:
+        command: what it starts with.
+        up: what its output says once it is there.
+        port: where the pages say that it listens.
+    """
+
+    command: re.Pattern[str]
+    up: str
+    port: int
+
+
+EXPORTER = Lasting(
+    re.compile(r"make run$|(esms-exporter|python3? -m exporter) (run|demo|--config)"),
+    r"event=ready",
+    10375,
+)
+LASTING = (
+    EXPORTER,
+    Lasting(re.compile(r"esms-exporter simulate"), r"listening on", 10376),
+    Lasting(re.compile(r"prometheus --config"), r"ready to receive web requests", 9090),
+)
+
+
+class Running:
+    """A process and what it has said."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._said = bytearray()
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def output(self) -> str:
+        return self._said.decode(errors="replace")
+
+    async def _read(self) -> None:
+        assert self._process.stdout
+        while chunk := await self._process.stdout.read(1 << 16):
+            self._said += chunk
+
+    async def says(self, pattern: str) -> bool:
+        """Wait until the output matches; return whether it does before the process ends."""
+        found = re.compile(pattern)
+        await until(lambda: self._reading.done() or bool(found.search(self.output)))
+        return bool(found.search(self.output))
+
+    async def ended(self, *, interrupt: bool = False) -> int:
+        """Return the exit code, after Ctrl-C if asked to, which reaches the whole group."""
+        if interrupt:
+            os.killpg(self._process.pid, signal.SIGINT)
+        async with deadline():
+            await asyncio.shield(self._reading)
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._reading
+        await self._process.wait()
 
 
 class Scene:
@@ -148,7 +215,7 @@ class Scene:
 
     async def _end(self, lasting: Lasting) -> None:
         if running := self._running.pop(lasting, None):
-            code = await running.interrupt()
+            code = await running.ended(interrupt=True)
             # A `make` that is interrupted ends by the signal, whatever its command ended with.
             assert code == 0 or "event=stopped" in running.output, running.output
             assert "Traceback" not in running.output, running.output

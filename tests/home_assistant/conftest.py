@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from exporter.config import HomeAssistantConfig
 from exporter.simulator import Simulator
-from tests.brokers import Mosquitto, mosquitto
+from tests.brokers import Mosquitto
 from tests.notify.bench import ACCOUNTS, Bench
 
 # For those who have one: a Python with `homeassistant` 2024.11 or newer, named by this variable.
@@ -24,7 +24,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    with mosquitto(tmp_path) as broker:
+    with Mosquitto(tmp_path) as broker:
         yield broker
 
 

@@ -26,7 +26,7 @@ from exporter.notify.home_assistant import NAME
 from exporter.secrets import Secret
 from exporter.simulator import Simulator
 from tests import subprocesses
-from tests.brokers import PASSWORD, Mosquitto, listening, mosquitto
+from tests.brokers import PASSWORD, Mosquitto, listening
 from tests.notify.bench import Bench
 from tests.programs import program
 from tests.waiting import deadline, until
@@ -140,7 +140,7 @@ def secured(tmp_path: Path, certificates: Certificates) -> Iterator[Mosquitto]:
         f"keyfile {tmp_path}/server.key",
         f"user {tmp_path.owner()}",
     )
-    with mosquitto(tmp_path, *settings) as broker:
+    with Mosquitto(tmp_path, *settings) as broker:
         yield broker
 
 

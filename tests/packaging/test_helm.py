@@ -41,6 +41,8 @@ nodeSelector: {disk: ssd}
 tolerations: [{operator: Exists}]
 affinity: {nodeAffinity: {}}
 priorityClassName: high
+podSecurityContext: {runAsUser: null, runAsGroup: null, fsGroup: null, seLinuxOptions: {level: s0}}
+securityContext: {runAsUser: 7}
 """
 
 
@@ -86,32 +88,6 @@ def test_the_chart_says_the_same_as_the_base(folder: Path, options: tuple[str, .
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("options", [(), (SHARED,)], ids=["one", "several"])
-def test_the_security_contexts_can_be_changed(options: tuple[str, ...]) -> None:
-    users = ("runAsUser", "runAsGroup", "fsGroup")
-    unset = (f"--set=podSecurityContext.{key}=null" for key in users)
-    changed = (
-        "--set=podSecurityContext.seLinuxOptions.level=s0",
-        "--set=securityContext.runAsUser=7",
-    )
-    manifests = templated(*options, *unset, *changed)
-    (workload,) = (m for kind, m in manifests.items() if kind in {"StatefulSet", "Deployment"})
-    assert problem(workload) is None
-    pod = workload["spec"]["template"]["spec"]
-    assert pod["securityContext"] == {
-        "runAsNonRoot": True,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-        "seLinuxOptions": {"level": "s0"},
-    }
-    assert pod["containers"][0]["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-        "runAsUser": 7,
-    }
-
-
 def test_every_value_arrives(tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(VALUES)
@@ -132,6 +108,15 @@ def test_every_value_arrives(tmp_path: Path) -> None:
     assert pod["spec"]["tolerations"] == [{"operator": "Exists"}]
     assert pod["spec"]["affinity"] == {"nodeAffinity": {}}
     assert pod["spec"]["priorityClassName"] == "high"
+    context = {"runAsNonRoot": True, "fsGroupChangePolicy": "OnRootMismatch"}
+    context["seccompProfile"] = {"type": "RuntimeDefault"}
+    assert pod["spec"]["securityContext"] == {**context, "seLinuxOptions": {"level": "s0"}}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsUser": 7,
+    }
     assert pod["spec"]["volumes"][1]["secret"]["secretName"] == "keys"
     claim = manifests["StatefulSet"]["spec"]["volumeClaimTemplates"][0]["spec"]
     assert claim["storageClassName"] == "fast"
@@ -155,11 +140,8 @@ def test_a_route_prefix_arrives_wherever_a_path_is_named(prefix: str) -> None:
     assert manifests["ServiceMonitor"]["spec"]["endpoints"][0]["path"] == "/esms/metrics"
 
 
-def test_a_number_of_replicas_arrives() -> None:
-    assert templated(SHARED, "--set=replicas.count=5")["Deployment"]["spec"]["replicas"] == 5
-
-
 def test_what_is_off_is_not_there() -> None:
+    assert templated(SHARED, "--set=replicas.count=5")["Deployment"]["spec"]["replicas"] == 5
     manifests = templated("--set=networkPolicy.enabled=false")
     assert not {"ServiceMonitor", "PrometheusRule", "NetworkPolicy"} & manifests.keys()
 

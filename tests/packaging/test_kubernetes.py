@@ -12,7 +12,7 @@ import yaml
 from deploy.rules import written
 from exporter.config import load_config
 from tests import subprocesses
-from tests.databases import Server, postgresql
+from tests.databases import Server
 from tests.e2e.processes import Exporter, total
 from tests.packaging.manifests import (
     BASE,
@@ -206,9 +206,8 @@ def test_the_drain_fits_and_the_configuration_is_good(manifests: Manifests, tmp_
     assert pod_of(manifests)["terminationGracePeriodSeconds"] >= config.shutdown_timeout + 10
 
 
-async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(
-    one: Manifests, tmp_path: Path
-) -> None:
+async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(tmp_path: Path) -> None:
+    one = made("kustomize")
     container = container_of(one)
     config = mounted(one, tmp_path)
     with config.open("a") as file:
@@ -235,8 +234,9 @@ async def until_good(url: str) -> None:
 
 
 async def test_several_start_as_the_pods_start_and_find_each_other(
-    several: Manifests, database: str, tmp_path: Path
+    database: str, tmp_path: Path
 ) -> None:
+    several = made("kustomize-replicas")
     container = container_of(several)
     configs = []
     for name in ("first", "second"):
@@ -256,12 +256,6 @@ async def test_several_start_as_the_pods_start_and_find_each_other(
                 await until_good(url_of_it + container[probe]["httpGet"]["path"])
         for exporter in (first, second):
             await exporter.until(lambda found: total(found, "esms_replicas") == 2)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgresql() as running:
-        yield running
 
 
 @pytest.fixture
