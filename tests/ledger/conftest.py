@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import metadata
 from exporter.ledger.store import Store
-from tests.databases import Server, postgresql
+from tests.databases import Server, pgbouncer, postgresql
 
 
 @pytest.fixture
@@ -32,11 +32,23 @@ def empty_url(server: Server) -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
-def used_url(server: Server) -> Iterator[str]:
-    """A ledger on PostgreSQL with what tests have left in it: to make one takes a second."""
+def bouncer(server: Server) -> Iterator[Server]:
+    """A PgBouncer that hands each transaction to another connection."""
+    with pgbouncer(server, connections=8) as bouncer:
+        yield bouncer
+
+
+@pytest.fixture(scope="package")
+def used_url(server: Server, bouncer: Server) -> Iterator[str]:
+    """A ledger on PostgreSQL with what tests have left in it: to make one takes a second.
+
+    It is behind the PgBouncer, as is every test of exporters that share a ledger.
+    """
     with server.database() as url:
-        open_database(url).close()
-        yield url
+        behind = make_url(url).set(port=make_url(bouncer.url).port)
+        name = behind.render_as_string(hide_password=False)
+        open_database(name).close()
+        yield name
 
 
 @pytest.fixture

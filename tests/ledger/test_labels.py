@@ -153,16 +153,6 @@ def test_the_value_that_was_used_least_recently_makes_room(store: Store) -> None
     assert counted(store) == {"a1": 1, "a3": 2, "": 1}
 
 
-def test_an_account_makes_no_room_in_another_one(store: Store) -> None:
-    limited(store, 2)
-    count(store, "a1", account="b")
-    for n in range(5):
-        count(store, *(f"a{n}{m}" for m in range(9)))
-    count(store, "a2", "a1", account="b")
-    assert counted(store, "b") == {"a1": 2, "a2": 1}
-    assert counted(store)["aother"] == 35
-
-
 def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> None:
     limited(store, 2)
     early = push(store, *calls("a1 b1", "a1 b2", "a2 b1"))
@@ -180,12 +170,6 @@ def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> No
         {"a": "1", "b": "1"},
         {"a": "1", "b": "2"},
     ]
-
-
-def test_sets_are_limited(store: Store) -> None:
-    limited(store, 99, 3)
-    count(store, *(f"a{n} b{n}" for n in range(10)))
-    assert counted(store) == {f"a{n} b{n}": 1 for n in (7, 8, 9)} | {"aother bother": 7}
 
 
 def series(totals: CallTotals) -> dict[tuple[str, ...], float]:
@@ -220,7 +204,7 @@ def test_what_is_told_is_what_has_changed(store: Store) -> None:
         assert series(totals) == series(shown(store))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_prometheus_counts_is_what_has_finished(store: Store, seed: int) -> None:
     limited(store, 2, 4)
     random, prometheus, finished = Random(seed), Increases(), 0
@@ -244,8 +228,8 @@ def test_what_prometheus_counts_is_what_has_finished(store: Store, seed: int) ->
     assert finished > 50
 
 
-@pytest.mark.parametrize("names", ["ab", "a", "b", "bx", "x", ""])
-@pytest.mark.parametrize("limits", [(1, 99), (2, 2), (9, 1), (9, 9)])
+@pytest.mark.parametrize("names", ["ab", "bx", ""])
+@pytest.mark.parametrize("limits", [(1, 99), (2, 2), (9, 1)])
 def test_limits_and_labels_that_change(store: Store, names: str, limits: tuple[int, int]) -> None:
     limited(store, 9, 9)
     count(store, "a1 b1", "a2 b1", "a3 b2", "a3", "")

@@ -15,24 +15,9 @@ import pytest
 
 import exporter
 from exporter.errors import LedgerBusyError, LedgerError
-from exporter.ids import ReferenceId
-from exporter.ledger.engine import open_database
-from exporter.ledger.store import Store
-from exporter.ledger.types import NewCall
 from tests import subprocesses
+from tests.ledger.test_ledger_backup import opened, watch, watched
 from tests.programs import unavailable
-
-
-def opened(path: Path) -> Store:
-    return Store(open_database(f"sqlite:///{path}"))
-
-
-def watch(store: Store, name: str) -> None:
-    store.watch(None, [NewCall("main", ReferenceId(name), {})], 1.0)
-
-
-def watched(store: Store) -> list[str]:
-    return [stored.call.reference_id for stored in store.unfinished("main")]
 
 
 def delete_all(path: Path) -> None:

@@ -86,13 +86,6 @@ async def test_what_is_observed_at_the_same_time_is_one_group(bench: Bench) -> N
     assert len(bench.commits) == 1
 
 
-async def test_a_group_has_a_bound(bench: Bench) -> None:
-    for stored in await bench.push(*(f"c{number}" for number in range(2 * BATCH_SIZE + 1))):
-        bench.observe(stored, BUSY)
-    await until(lambda: bench.counted == 2 * BATCH_SIZE + 1)
-    assert [len(group) for group in bench.groups] == [BATCH_SIZE, BATCH_SIZE, 1]
-
-
 async def test_a_state_that_has_not_changed_is_not_written(bench: Bench) -> None:
     (a,) = await bench.push("a")
     bench.observe(a, PollAgain(CallState.NEW))
@@ -150,6 +143,7 @@ async def test_closing_writes_what_was_observed(url: str) -> None:
     async with deadline():
         await running
     await bench.ledger.close()
+    assert [len(group) for group in bench.groups] == [BATCH_SIZE, 1]
     assert bench.counted == BATCH_SIZE + 1
     with pytest.raises(LedgerError, match="not open"):
         _ = bench.ledger.store

@@ -64,9 +64,22 @@ def told(error: LedgerError, url: str) -> str:
     ],
 )
 def test_a_server_that_cannot_be_reached(
-    server: Server, parts: dict[str, object], said: str
+    server: Server, bouncer: Server, parts: dict[str, object], said: str
 ) -> None:
-    assert problem(to(server.url, **parts)).startswith(said)
+    for url in (server.url, bouncer.url):
+        assert problem(to(url, **parts)).startswith(said)
+
+
+def test_a_bouncer_that_was_restarted(bouncer: Server, shared_url: str) -> None:
+    store = Store(open_database(shared_url))
+    push(store, new("before"))
+    bouncer.stop()
+    with pytest.raises(LedgerError, match="refuses connections"):
+        push(store, new("meanwhile"))
+    bouncer.start()
+    push(store, new("after"))
+    assert ids(store.unfinished("main")) == ["before", "after"]
+    store.database.close()
 
 
 def test_a_user_that_may_not_make_tables(server: Server, empty_url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -64,36 +64,6 @@ def test_a_call_that_several_take_in_is_one(stores: list[Store], source: str | N
             assert {stored.labels for stored in one.added} <= one.label_sets.keys()
     assert known(stores[0]) == [call.reference_id for call in names(0, ROUNDS * 10)]
     assert len(stores[0].unfinished("main")) == ROUNDS * 10
-
-
-def test_requests_that_overlap(stores: list[Store]) -> None:
-    for number in range(ROUNDS):
-        wanted = names(number * 10, 10)
-
-        def requests(seed: int, wanted: list[NewCall] = wanted) -> Sequence[Sequence[NewCall]]:
-            return [shuffled(wanted, seed)[:6], shuffled(wanted, seed + 1)[:6]]
-
-        pushed = together(
-            *(partial(s.push, requests(number + n), NOW) for n, s in enumerate(stores))
-        )
-        added = [stored.call.id for one in pushed for stored in one.added]
-        assert len(added) == len(set(added))
-    assert known(stores[0]) == sorted(ids(stores[0].unfinished("main")))
-
-
-def test_known_calls_that_several_push_in_any_order(stores: list[Store]) -> None:
-    """What a file named is kept from then on: rows that are known are written, too."""
-    for number in range(ROUNDS):
-        wanted = names(number * 100, 100)
-        stores[0].watch("file:a", wanted, NOW)
-        pushed = together(
-            *(
-                partial(s.push, [shuffled(wanted, n)[: 30 * n], shuffled(wanted, n)], NOW)
-                for n, s in enumerate(stores)
-            )
-        )
-        assert not [stored for one in pushed for stored in one.added]
-    assert rows(stores[0], "SELECT count(*) FROM calls WHERE NOT pushed") == [(0,)]
 
 
 def test_accounts_and_labels_that_several_use_first(stores: list[Store]) -> None:
@@ -282,15 +252,6 @@ def test_a_call_that_is_being_forgotten_is_new_to_whoever_pushes_it(stores: list
         pushed = pushing.result(10)
     # It was known when it was looked for; to be forgotten a moment later is no loss.
     assert pushed.added == [] or ids(pushed.added) == ["A"]
-
-
-def test_several_prune(stores: list[Store]) -> None:
-    stored = stores[0].watch(None, names(0, 300), NOW).added
-    finish(stores[0], *stored)
-    for _ in range(3):
-        together(*(partial(s.database.run, prune_finished, NOW + 100) for s in stores))
-    assert known(stores[0]) == []
-    assert calls_counted(stores[0]) == 300
 
 
 def test_everything_at_once(stores: list[Store]) -> None:

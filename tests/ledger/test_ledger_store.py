@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import pytest
 
@@ -10,12 +10,26 @@ from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status, 
 from exporter.config.validation import MAX_LABEL_VALUE
 from exporter.config.watch import MAX_LABELS
 from exporter.ids import MAX_REFERENCE_ID_LENGTH, ReferenceId
-from exporter.ledger.calls import find_call, list_calls, list_sources, prune_finished
+from exporter.ledger.calls import (
+    find_call,
+    list_calls,
+    list_sources,
+    prune_finished,
+    recent_calls,
+)
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.store import LOADED, Store
-from exporter.ledger.totals import TotalKey, TotalKind
-from exporter.ledger.types import Count, InsertResult, Labels, NewCall, Observation, StoredCall
+from exporter.ledger.totals import TotalKind
+from exporter.ledger.types import (
+    Count,
+    FinishedCall,
+    InsertResult,
+    Labels,
+    NewCall,
+    Observation,
+    StoredCall,
+)
 from tests.ledger.machine import Machine
 
 NOW = 1_760_000_000.0
@@ -64,6 +78,9 @@ def test_a_new_call_is_stored_as_it_came(store: Store) -> None:
     for name in ("id", "reference_id", "first_watched", "state", "state_since"):
         assert getattr(again.call, name) == getattr(call, name)
     assert rows(store, "SELECT normalized_id, pushed, result FROM calls") == [("ab1", 1, None)]
+    assert ids(push(store, new("Ab-1", account="other"))) == ["Ab-1"]
+    assert ids(store.unfinished("main")) == ids(store.unfinished("other")) == ["Ab-1"]
+    assert store.unfinished("nobody") == []
 
 
 @pytest.mark.parametrize("source", [None, "config"])
@@ -93,12 +110,6 @@ def test_what_is_as_long_as_may_be(store: Store) -> None:
     store.commit([observed(stored, PollAgain(max(CallState, key=len)))])
     finish(store, stored, verdict=Finished(max(Result, key=len), max(Status, key=len)))
     assert store.database.run(find_call, "m" * 64, reference_id) is not None
-
-
-def test_the_same_id_of_two_accounts_is_two_calls(store: Store) -> None:
-    push(store, new("a"), new("a", account="other"))
-    assert ids(store.unfinished("main")) == ids(store.unfinished("other")) == ["a"]
-    assert store.unfinished("nobody") == []
 
 
 def test_more_calls_than_are_read_at_a_time(store: Store) -> None:
@@ -134,38 +145,23 @@ def test_a_finished_call_adds_to_the_totals_once(store: Store) -> None:
     assert {(c.total.value, c.cell): value for c, value in snapshot.totals.items()} == totals
     assert {(c.account, c.labels) for c in snapshot.totals} == {("main", stored.labels)}
     assert store.unfinished("main") == []
+    assert store.watch(None, [new("A")], NOW + 9) == InsertResult(
+        [], {}, [Count(0, 1)], Counter(), {stored.call.id}
+    )
     kept = rows(store, "SELECT result, status, duration, key, finished_at FROM calls")
     assert kept == [("success", "answered", 13.0, "1", NOW + 5)]
 
 
-def test_a_finished_call_is_not_watched_again(store: Store) -> None:
-    (stored,) = push(store, new("a"))
-    finish(store, stored)
-    assert store.watch(None, [new("A")], NOW + 9) == InsertResult(
-        [], {}, [Count(0, 1)], Counter(), {stored.call.id}
-    )
-    assert store.unfinished("main") == []
-
-
-def test_states_are_kept(store: Store) -> None:
+def test_states_are_kept_and_no_delay_is_negative(store: Store) -> None:
     a, b = push(store, new("a"), new("b"))
-    changed = store.commit([observed(b, PollAgain(CallState.QUEUED)), observed(a, BUSY)])
-    assert {(c.total.value, c.cell) for c in changed.added} == {
-        ("calls", "success/busy"),
-        ("delay", "5.0"),
-        ("delay", "sum"),
+    changed = store.commit([observed(b, PollAgain(CallState.QUEUED)), observed(a, BUSY, -3600.0)])
+    assert {(c.total.value, c.cell): v for c, v in changed.added.items()} == {
+        ("calls", "success/busy"): 1.0,
+        ("delay", "1.0"): 1.0,
+        ("delay", "sum"): 0.0,
     }
     (left,) = store.unfinished("main")
     assert (left.call.state, left.call.state_since) == (CallState.QUEUED, NOW + 5)
-
-
-def test_a_clock_that_was_put_back_gives_no_negative_delay(store: Store) -> None:
-    (stored,) = push(store, new("a"))
-    finish(store, stored, after=-3600)
-    assert {c.cell: v for c, v in store.snapshot().totals.items() if c.total == "delay"} == {
-        "1.0": 1.0,
-        "sum": 0.0,
-    }
 
 
 def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
@@ -235,44 +231,27 @@ def test_what_loses_its_last_name_is_remembered_from_then_on(
     assert store.database.run(prune_finished, NOW + 20_001) == 49
 
 
-def test_a_call_that_is_called_back_again_is_not_forgotten(database: Database) -> None:
+@pytest.mark.parametrize("retention", [1.0, 60.0, 3_600.0])
+def test_what_is_named_again_is_not_forgotten_however_short_the_retention(
+    database: Database, retention: float
+) -> None:
     machine = Machine(NOW)
     store = Store(database, LedgerClock(machine))
-    finish(store, *(stored := push(store, new("a"))), after=0)
-    (gone,) = push(store, new("gone"))
-    assert store.delete(gone.call.id, NOW)
-    for _ in range(20):
-        for call in (*stored, gone):
-            assert store.keep(call.call.id)
-        machine.pass_time(500)
-    assert store.database.run(prune_finished, NOW + 8_000) == 0
-    assert store.database.run(prune_finished, NOW + 10_000) == 2
-    assert not store.keep(gone.call.id)
-
-
-@pytest.mark.parametrize("memory", [1.0, 60.0, 300.0, 3_600.0])
-def test_what_is_named_all_the_time_is_not_forgotten_however_short_the_memory(
-    store: Store, memory: float
-) -> None:
-    store.configure(retention=memory)
-    finish(store, *push(store, new("queried"), new("pushed")), after=0)
-    apart = memory / 4
-    for number in range(50):
-        now = NOW + number * apart
+    store.configure(retention=retention)
+    called_back, *_ = stored = push(store, *map(new, ("called-back", "queried", "pushed", "old")))
+    finish(store, *stored, after=0)
+    (deleted,) = push(store, new("deleted"))
+    assert store.delete(deleted.call.id, NOW)
+    for number in range(20):
+        machine.pass_time(retention / 4)
+        now = machine.wall
         assert push(store, new("queried"), now=now) == []
-        assert store.push([[new("pushed")]], now).added == []
-        assert store.database.run(prune_finished, now - memory) == 0
-
-
-def test_what_is_handed_over_again_is_not_forgotten(store: Store) -> None:
-    finish(store, *push(store, new("queried"), new("pushed"), new("old")), after=0)
-    for after in range(0, 10_000, 500):
-        assert push(store, new("queried"), now=NOW + after) == []
-        assert store.push([[new("PUSHED")]], NOW + after).added == []
-    assert store.database.run(prune_finished, NOW + 8_000) == 1
-    assert push(store, new("queried"), new("pushed"), now=NOW + 10_000) == []
-    assert store.database.run(prune_finished, NOW + 20_000) == 2
-    assert len(push(store, new("queried"), new("pushed"), now=NOW + 20_000)) == 2
+        assert store.push([[new("PUSHED")]], now).added == []
+        assert store.keep(called_back.call.id)
+        assert store.keep(deleted.call.id)
+        assert store.database.run(prune_finished, now - retention) == (number == 4)
+    assert store.database.run(prune_finished, machine.wall + 1) == 4
+    assert not store.keep(deleted.call.id)
 
 
 def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
@@ -280,6 +259,7 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     push(store, new("other"))
     assert store.delete(call.call.id, NOW + 1)
     assert not store.delete(call.call.id, NOW + 2)
+    assert store.set_price(call.call.id, 350.0) == store.set_price(9, 350.0) == {}
     assert store.commit([observed(call, BUSY)]).gone == {call.call.id}
     assert store.snapshot().totals == {}
     assert [record.reference_id for record in list_calls(database, ["main"]).records] == ["other"]
@@ -329,7 +309,7 @@ def test_a_price_is_added_once(
     (stored,) = push(store, new("a", OTP))
     row = stored.call.id
     assert [store.set_price(row, price) for price in before] == [{} for _ in before]
-    told: list[Mapping[TotalKey, float]] = [store.commit([observed(stored, BUSY)]).added]
+    told = [dict(store.commit([observed(stored, BUSY)]).added)]
     told += [store.set_price(row, price) for price in after]
     live = sum(v for added in told for c, v in added.items() if c.total is TotalKind.PRICE)
     kept = sum(v for c, v in store.snapshot().totals.items() if c.total is TotalKind.PRICE)
@@ -337,23 +317,35 @@ def test_a_price_is_added_once(
     assert rows(store, "SELECT coalesce(price, 0.0) FROM calls") == [(total,)]
 
 
-def test_the_price_of_a_call_that_is_gone_adds_nothing(store: Store) -> None:
-    assert store.set_price(1, 350.0) == {}
-    (stored,) = push(store, new("a"))
-    store.delete(stored.call.id, NOW)
-    assert store.set_price(stored.call.id, 350.0) == {}
+def test_what_finished_lately(store: Store) -> None:
+    failed = Finished(Result.FAILURE, Status.FAILED)
+    old, first, last, deleted, _ = push(
+        store, new("old"), new("First"), new("last", account="b"), new("deleted"), new("open")
+    )
+    finish(store, old, after=10)
+    finish(store, last, verdict=failed, after=30)
+    finish(store, first, after=20)
+    store.delete(deleted.call.id, NOW + 25)
+    calls = [
+        FinishedCall("main", "old", Result.SUCCESS, Status.BUSY, NOW, NOW + 10),
+        FinishedCall("main", "First", Result.SUCCESS, Status.BUSY, NOW, NOW + 20),
+        FinishedCall("b", "last", Result.FAILURE, Status.FAILED, NOW, NOW + 30),
+    ]
+    assert store.database.run(recent_calls, NOW + 15) == (calls[1:], NOW + 15)
+    assert store.database.run(recent_calls, NOW, ["main"]) == (calls[:2], NOW)
+    # They are all since the oldest of them: there may be others before it.
+    assert store.database.run(recent_calls, NOW, limit=2) == (calls[1:], NOW + 20)
 
 
 def test_sums_do_not_depend_on_their_order(store: Store) -> None:
     durations = [0.1 * number for number in range(1, 30)]
-    stored = push(store, *(new(f"c{number}") for number in range(29)))
     live = 0.0
-    for call, seconds in zip(stored, durations, strict=True):
+    for number, seconds in enumerate(durations):
+        (call,) = push(store, new(f"c{number}"))
         done = Finished(Result.SUCCESS, Status.ANSWERED, seconds)
         added = store.commit([observed(call, done)]).added
         live += sum(v for c, v in added.items() if c[2:] == (TotalKind.DURATION, "sum"))
-    read = sum(
-        v for c, v in store.snapshot().totals.items() if c[2:] == (TotalKind.DURATION, "sum")
-    )
+    totals = store.snapshot().totals.items()
+    (read,) = (value for cell, value in totals if cell[2:] == (TotalKind.DURATION, "sum"))
     assert read == pytest.approx(sum(durations), abs=29 / 2048)
     assert live == read

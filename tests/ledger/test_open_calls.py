@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from exporter.ledger.engine import Database
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall
-from tests.ledger.test_ledger_store import NOW, finish, ids, new, push
+from tests.ledger.test_ledger_store import NOW, finish, new, push
 
 
 def calls(prefix: str, count: int, account: str = "main") -> list[NewCall]:
     return [new(f"{prefix}{n}", account=account) for n in range(count)]
-
-
-@pytest.mark.parametrize("source", [None, "config"])
-def test_each_account_has_its_own_room(store: Store, source: str | None) -> None:
-    store.configure(max_calls=3)
-    assert store.watch(None, calls("a", 5, "revoked"), NOW).refused == {"revoked": 2}
-    mixed = [*calls("b", 2, "revoked"), *calls("b", 4), *calls("b", 1, "third")]
-    taken = store.watch(source, mixed, NOW)
-    assert ids(taken.added) == ["b0", "b1", "b2", "b0"]
-    assert taken.refused == {"revoked": 2, "main": 1}
 
 
 def test_a_request_is_refused_by_the_account_that_is_full(store: Store) -> None:
