@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 import bcrypt
@@ -59,6 +59,31 @@ def users(**passwords: str) -> str:
 
 def basic(user: str, password: str) -> str:
     return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+class Stream(NamedTuple):
+    """A raw connection to a server."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def answer(self) -> tuple[int, bytes]:
+        """Return the status and the whole text of the next answer that has a length."""
+        async with deadline():
+            text = await self.reader.readuntil(b"\r\n\r\n")
+            length = text.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            body = await self.reader.readexactly(int(length)) if length else b""
+        return int(text.split()[1]), text + body
+
+    async def ends(self) -> bytes:
+        """Wait until the server closes; return what came before."""
+        async with deadline():
+            try:
+                return await self.reader.read()
+            except ConnectionError:
+                return b""
+            finally:
+                self.writer.close()
 
 
 class Bench:
@@ -183,14 +208,12 @@ class Bench:
     async def status(self, path: str = "/metrics", method: str = "GET", **options: Any) -> int:
         return (await self.get(path, method, **options))[0].status
 
-    async def raw(self, sent: bytes) -> tuple[int, bytes]:
-        """Return the status and the text of the answer to what no client would send."""
-        async with deadline():
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.write(sent)
-            answer = await reader.read()
-            writer.close()
-        return int(answer.split()[1]), answer
+    async def connect(self, sent: bytes = b"", host: str = "127.0.0.1") -> Stream:
+        """Open a connection from an address, and send what no client would."""
+        at = "127.0.0.1", self.port
+        stream = Stream(*await asyncio.open_connection(*at, local_addr=(host, 0)))
+        stream.writer.write(sent)
+        return stream
 
     # The HTTP API.
 

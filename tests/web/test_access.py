@@ -297,7 +297,7 @@ async def test_a_broken_or_removed_file_is_reported_and_changes_nothing(idle: Be
     errors = [line for line in logs if line["log_level"] == "error"]
     assert {line["event"] for line in errors} == {"web configuration reload failed"}
     assert "nonsense" not in str(logs)
-    for path in (idle.folder / name for name in ("server.crt", "server.key", "ca.crt", "web.yml")):
+    for path in (idle.folder / name for name in ("ca.crt", "web.yml")):
         with capture_logs() as logs:
             path.rename(path.with_suffix(".away"))
             await until(lambda: not reloaded(idle))

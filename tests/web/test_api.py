@@ -30,8 +30,8 @@ async def raw_status(
         f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         f"Authorization: {authorization}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     )
-    status, _ = await bench.raw(head.encode(errors="surrogateescape"))
-    return status
+    stream = await bench.connect(head.encode(errors="surrogateescape"))
+    return int((await stream.ends()).split()[1])
 
 
 async def test_a_call_is_handed_over_once_and_followed(bench: Bench) -> None:

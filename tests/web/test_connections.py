@@ -17,7 +17,7 @@ from prometheus_client import Gauge
 from exporter.app import App
 from exporter.web.connections import Limits, address_of
 from tests.waiting import DEADLINE, deadline, until
-from tests.web.bench import TLS, Bench
+from tests.web.bench import TLS, Bench, Stream
 
 GET = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -25,25 +25,6 @@ POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 RELOAD = POST.replace(b"/ ", b"/-/reload ", 1)
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 SOON = Limits(head=0.3, body=0.3, stall=0.5, linger=0.3, accept_retry=0.1, scrapes=3)
-Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def connect(bench: Bench, sent: bytes = b"", host: str = "127.0.0.1") -> Stream:
-    reader, writer = await asyncio.open_connection("127.0.0.1", bench.port, local_addr=(host, 0))
-    writer.write(sent)
-    return reader, writer
-
-
-async def ends(stream: Stream) -> bytes:
-    """Wait until the other side closes; returns what came before."""
-    reader, writer = stream
-    async with deadline():
-        try:
-            return await reader.read()
-        except ConnectionError:
-            return b""
-        finally:
-            writer.close()
 
 
 def count(bench: Bench) -> int:
@@ -84,12 +65,12 @@ async def test_a_head_that_does_not_come(idle: Bench) -> None:
     await idle.start(limits=SOON)
 
     async def is_ended(sent: bytes) -> None:
-        assert b"200 OK" not in await ends(await connect(idle, sent))
+        assert b"200 OK" not in await (await idle.connect(sent)).ends()
         # Nor the next one on a connection.
-        reader, writer = await connect(idle, GET)
+        reader, writer = await idle.connect(GET)
         await reader.readuntil(b"healthy.\n")
         writer.write(sent or b"G")
-        assert b"200 OK" not in await ends((reader, writer))
+        assert b"200 OK" not in await Stream(reader, writer).ends()
 
     await asyncio.gather(*map(is_ended, (b"", b"G", GET[:-2], b"\x16\x03\x01\x02\x00")))
     await no_more_connections(idle)
@@ -97,7 +78,7 @@ async def test_a_head_that_does_not_come(idle: Bench) -> None:
 
 async def test_a_head_that_comes_byte_by_byte(idle: Bench) -> None:
     await idle.start(limits=SOON)
-    reader, writer = await connect(idle)
+    reader, writer = await idle.connect()
     with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop has one for what is closed
         async with deadline():
             for byte in GET * 10_000:
@@ -112,7 +93,7 @@ async def test_a_head_that_comes_byte_by_byte(idle: Bench) -> None:
 
 async def test_a_connection_is_kept_between_requests(idle: Bench) -> None:
     await idle.start(limits=SOON)
-    reader, writer = await connect(idle)
+    reader, writer = await idle.connect()
     for _ in range(3):
         writer.write(GET)
         assert b"200 OK" in await reader.readuntil(b"healthy.\n")
@@ -123,18 +104,18 @@ async def test_a_connection_is_kept_between_requests(idle: Bench) -> None:
 async def test_a_body_that_does_not_come(idle: Bench) -> None:
     await idle.start(limits=SOON)
     head = b"Host: x\r\nAuthorization: Bearer token-all\r\nContent-Length: 9\r\n\r\n{"
-    answer = await ends(await connect(idle, b"POST /api/v1/calls HTTP/1.1\r\n" + head))
+    answer = await (await idle.connect(b"POST /api/v1/calls HTTP/1.1\r\n" + head)).ends()
     assert b" 408 " in answer[:20]
     # A body that is not wanted is not waited for.
-    answer = await ends(await connect(idle, b"POST /-/reload HTTP/1.1\r\n" + head))
+    answer = await (await idle.connect(b"POST /-/reload HTTP/1.1\r\n" + head)).ends()
     assert b" 200 " in answer[:20]
 
 
 async def test_a_handshake_that_does_not_come(idle: Bench) -> None:
     await idle.start(f"{TLS}}}\n", limits=SOON)
     sent = (b"", b"\x16", GET, b"\x16\x03\x01" * 20)
-    for stream in [await connect(idle, one) for one in sent]:
-        assert b"200 OK" not in await ends(stream)
+    for stream in [await idle.connect(one) for one in sent]:
+        assert b"200 OK" not in await stream.ends()
     await no_more_connections(idle)
     _, metrics = await idle.get("/metrics")
     name = "esms_exporter_tls_handshake_failures_total"
@@ -160,7 +141,7 @@ def large(tmp_path: Path) -> Bench:
 async def test_a_scraper_that_does_not_read(large: Bench) -> None:
     async with large as bench:
         await bench.start(limits=Limits(stall=5.0, scrapes=3))
-        silent = [await connect(bench, METRICS) for _ in range(4)]
+        silent = [await bench.connect(METRICS) for _ in range(4)]
         async with deadline():
             lines = [await reader.readline() for reader, _ in silent]
         # One too many is refused, but not for long.
@@ -170,7 +151,7 @@ async def test_a_scraper_that_does_not_read(large: Bench) -> None:
         for _, writer in silent:
             writer.transport.abort()
         # One that reads slowly, but reads, gets its answer.
-        reader, writer = await connect(bench, METRICS.replace(b"x\r", b"x\r\nConnection: close\r"))
+        reader, writer = await bench.connect(METRICS.replace(b"x\r", b"x\r\nConnection: close\r"))
         size = 0
         while piece := await reader.read(1_000_000):
             size += len(piece)
@@ -204,7 +185,7 @@ async def test_a_client_that_takes_nothing_of_what_is_below_the_buffers(
 
 async def test_a_scraper_that_leaves_in_the_middle(bench: Bench) -> None:
     for _ in range(20):
-        _, writer = await connect(bench, METRICS * 5)
+        _, writer = await bench.connect(METRICS * 5)
         await writer.drain()
         writer.transport.abort()
     await no_more_connections(bench)
@@ -216,7 +197,7 @@ async def test_a_scraper_that_leaves_in_the_middle(bench: Bench) -> None:
 
 async def test_requests_ahead_of_an_answer_are_bounded(bench: Bench) -> None:
     with reloads_held(bench):
-        reader, writer = await connect(bench, RELOAD + b"\r\n")
+        reader, writer = await bench.connect(RELOAD + b"\r\n")
         await until(lambda: busy(bench) == 1)
         large = GET[:-2] + b"A: " + b"a" * 7_000 + b"\r\n\r\n"
         writer.write(large * 5)
@@ -224,7 +205,7 @@ async def test_requests_ahead_of_an_answer_are_bounded(bench: Bench) -> None:
         assert await healthy(bench)
         assert busy(bench) == 1
         writer.write(large * 20)
-        assert b"200 OK" not in await ends((reader, writer))
+        assert b"200 OK" not in await Stream(reader, writer).ends()
 
 
 async def test_many_connections_do_not_keep_a_scrape_out(idle: Bench) -> None:
@@ -233,16 +214,16 @@ async def test_many_connections_do_not_keep_a_scrape_out(idle: Bench) -> None:
     def descriptors() -> int:
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
-    held = [await connect(idle, GET[:9]) for _ in range(5)]
+    held = [await idle.connect(GET[:9]) for _ in range(5)]
     await until(lambda: count(idle) == 5)
     before = descriptors()
-    held += [await connect(idle, GET[:9]) for _ in range(30)]
+    held += [await idle.connect(GET[:9]) for _ in range(30)]
     # The clients keep theirs; the server closes what has to make room.
     await until(lambda: descriptors() <= before + 30)
     assert await healthy(idle)
     assert count(idle) <= 5
     for number in range(2, 6):
-        held += [await connect(idle, host=f"127.0.0.{number}") for _ in range(9)]
+        held += [await idle.connect(host=f"127.0.0.{number}") for _ in range(9)]
     await until(lambda: count(idle) == 12)
     assert await healthy(idle)
     for _, writer in held:
@@ -267,10 +248,10 @@ async def test_a_request_that_is_answered_keeps_its_connection(idle: Bench) -> N
     await idle.start(limits=Limits(per_address=3))
     with reloads_held(idle):
         sent = RELOAD + b"Connection: close\r\n\r\n"
-        streams = [await connect(idle, sent) for _ in range(3)]
+        streams = [await idle.connect(sent) for _ in range(3)]
         await until(lambda: busy(idle) == 3)
-        assert await ends(await connect(idle, GET)) == b""
-    assert [b" 200 " in (await ends(stream))[:20] for stream in streams] == [True] * 3
+        assert await (await idle.connect(GET)).ends() == b""
+    assert [b" 200 " in (await stream.ends())[:20] for stream in streams] == [True] * 3
     assert await healthy(idle)
 
 
@@ -333,7 +314,7 @@ SHAPES = {
 async def test_what_is_no_request(idle: Bench) -> None:
     await idle.start(limits=SOON)
     for name, shape in SHAPES.items():
-        answer = await ends(await connect(idle, shape))
+        answer = await (await idle.connect(shape)).ends()
         # Answered once, if at all, and nothing that is smuggled behind it is.
         assert answer.count(b"HTTP/1.") <= 1, name
         assert b"200 OK" not in answer, name

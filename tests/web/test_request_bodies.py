@@ -41,36 +41,6 @@ def chunked(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
 
 
-class Client:
-    """A raw connection to the server."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def answer(self) -> tuple[int, bytes]:
-        """Return the status and the whole text of the next answer that has a length."""
-        async with asyncio.timeout(60):
-            text = await self.reader.readuntil(b"\r\n\r\n")
-            status = int(text.split()[1])
-            length = text.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            body = await self.reader.readexactly(int(length)) if length else b""
-        return status, text + body
-
-    async def ends(self) -> None:
-        """Wait until the server closes the connection."""
-        async with asyncio.timeout(60):
-            try:
-                while await self.reader.read(65_536):
-                    pass
-            except ConnectionError:
-                pass
-
-
-async def opened(bench: Bench) -> Client:
-    return Client(*await asyncio.open_connection("127.0.0.1", bench.port))
-
-
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 PATHS = (
     "/", "/metrics", "/-/healthy", "/-/ready", "/callback/main/x", "/nothing", "/api/v1/calls",
@@ -83,7 +53,7 @@ async def test_a_body_that_is_not_wanted_is_never_unpacked(
     bench: Bench, inflated: Inflated
 ) -> None:
     async def ask(method: str, path: str, framing: dict[str, str | int], body: bytes) -> None:
-        client = await opened(bench)
+        client = await bench.connect()
         client.writer.write(head(method, path, **framing) + body)
         status, _ = await client.answer()
         # As without a body, whatever it says of its encoding.
@@ -104,7 +74,7 @@ async def test_a_body_that_is_not_wanted_is_never_unpacked(
 
 async def test_the_rest_of_a_body_that_is_not_wanted_is_not_read(bench: Bench) -> None:
     async def flood(method: str, path: str, framing: dict[str, str | int]) -> None:
-        client = await opened(bench)
+        client = await bench.connect()
         client.writer.write(head(method, path, **framing))
         if "Content_Length" not in framing:
             client.writer.write(b"%x\r\n" % (1 << 40))
@@ -139,13 +109,13 @@ async def test_who_waits_for_100_continue_is_told_a_refusal_first(bench: Bench) 
         ({**login, "Content_Length": MAX_BODY + 1}, 413),
         ({**login, "Content_Length": 9, "Content_Encoding": "br"}, 415),
     ):
-        client = await opened(bench)
+        client = await bench.connect()
         client.writer.write(head(**headers))
         status, text = await client.answer()
         # Whether the body comes is not known: what follows could be taken for it.
         assert (status, b"connection: close" in text.lower()) == (expected, True)
         client.writer.close()
-    client = await opened(bench)
+    client = await bench.connect()
     for added in (1, 0):
         client.writer.write(head(**login, Content_Length=len(CALL)))
         assert (await client.answer())[0] == 100
@@ -181,7 +151,7 @@ async def test_bodies_that_are_wanted(bench: Bench, inflated: Inflated) -> None:
         ("gzip", compressed(MAX_BODY + (1 << 20)), 413),
         ("deflate", zlib.compress(bytes(MAX_BODY + 1)), 413),
     ):
-        client = await opened(bench)
+        client = await bench.connect()
         sent = head(Authorization=TOKEN, Content_Encoding=encoding, Content_Length=len(body))
         client.writer.write(sent + body)
         status, text = await client.answer()
@@ -199,7 +169,7 @@ async def test_a_bomb_that_is_wanted_is_unpacked_no_further_than_a_body_may_be(
     bench: Bench,
 ) -> None:
     sent = head(Authorization=TOKEN, Content_Encoding="gzip", Content_Length=len(BOMB)) + BOMB
-    clients = [await opened(bench) for _ in range(4)]
+    clients = [await bench.connect() for _ in range(4)]
     tracemalloc.start()
     try:
         for client in clients:
