@@ -115,17 +115,3 @@ def test_a_key_that_anybody_can_read_is_told_once(path: Path, key: Path) -> None
         file.load()
         file.load()
     assert [(line["log_level"], line["file"]) for line in logs] == [("warning", str(key))]
-
-
-def test_a_key_that_is_gone_when_it_was_read(path: Path, key: Path) -> None:
-    files = NamedFiles(before=lambda _: None)
-    stat = Path.stat
-
-    def gone(_path: Path, **_: object) -> object:
-        raise FileNotFoundError
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "stat", gone)
-        assert files.read(key, 100, secret=True) == "old\n"
-    assert Path.stat is stat
-    assert files.exposed == set()

@@ -41,6 +41,17 @@ def test_a_file_is_read_once_it_lies_still(tmp_path: Path) -> None:
     assert look(watcher, path) == [("a", True)]
 
 
+def test_the_same_size_at_the_same_second_is_another_file(tmp_path: Path) -> None:
+    watcher, path, other = FileWatcher(), tmp_path / "a", tmp_path / "b"
+    for file in (path, other):
+        file.write_text("x")
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+    look(watcher, path)
+    look(watcher, path)
+    other.replace(path)
+    assert [look(watcher, path) for _ in "12"] == [[], [("a", True)]]
+
+
 def test_a_file_that_never_lies_still_is_read_as_it_is(tmp_path: Path) -> None:
     watcher, path, seen = FileWatcher(), tmp_path / "a", []
     for size in range(1, 7):
@@ -57,18 +68,6 @@ def test_the_first_time_nobody_waits(tmp_path: Path) -> None:
     assert look(watcher, path, fresh, wait=False) == [("a", True), ("fresh", False)]
     assert look(watcher, path, fresh) == [("fresh", True)]
     assert look(watcher, path, fresh) == []
-
-
-def test_the_same_size_at_the_same_second_is_another_file(tmp_path: Path) -> None:
-    watcher, path, other = FileWatcher(), tmp_path / "a", tmp_path / "b"
-    for file in (path, other):
-        file.write_text("x")
-        os.utime(file, (1_700_000_000, 1_700_000_000))
-    look(watcher, path)
-    look(watcher, path)
-    other.replace(path)
-    assert look(watcher, path) == []
-    assert look(watcher, path) == [("a", True)]
 
 
 def test_a_symlink_that_is_swapped_far_away(tmp_path: Path) -> None:
@@ -108,11 +107,6 @@ def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
     watcher.mark_read(change)
     assert look(watcher, path) == []
     assert look(watcher, path) == [("a", True)]
-
-
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    assert stat_file(str(tmp_path)) is None
-    assert stat_file("\0") is None
 
 
 # Which files patterns find.

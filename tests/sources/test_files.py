@@ -73,21 +73,13 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-async def test_what_is_there_at_start_is_taken_in_at_once(bench: Bench) -> None:
-    bench.write("a.txt", "A", "B")
-    bench.write("b.csv", "reference_id", "C")
-    await bench.configure("*.txt", "b.csv")
-    assert bench.named == {"a.txt": "AB", "b.csv": "C"}
-    assert bench.status.last_success > 0
-    assert bench.status.errors == 0
-
-
 async def test_calls_come_and_go_with_their_lines_and_files(bench: Bench) -> None:
     await bench.configure("calls/*.txt")
     assert bench.named == {}
     path = bench.write("calls/a.txt", "A", "B")
-    await bench.settle()
-    assert bench.named == {"calls/a.txt": "AB"}
+    await bench.restart("calls/*.txt")
+    assert bench.named == {"calls/a.txt": "AB"}  # at once
+    assert bench.status.last_success > 0
     bench.write("calls/a.txt", "B", "C")
     await bench.settle()
     assert bench.named == {"calls/a.txt": "BC"}
@@ -180,36 +172,17 @@ async def test_a_file_that_is_written_all_the_time(bench: Bench) -> None:
     assert bench.named["a.txt"] == "A"
 
 
-async def test_a_ledger_that_fails_is_tried_again(bench: Bench) -> None:
-    await bench.configure("*.txt")
-    bench.write("a.txt", "A")
-    bench.sink.broken = True
-    with capture_logs() as logs:
-        for _ in range(3):
-            await bench.settle()
-    assert [line["problem"] for line in logs] == ["the disk is full"]
-    bench.sink.broken = False
-    await bench.settle()
-    assert bench.named == {"a.txt": "A"}
-    (bench.folder / "a.txt").unlink()
-    bench.sink.broken = True
-    for _ in range(3):
-        await bench.settle()
-    bench.sink.broken = False
-    await bench.settle()
-    assert bench.named == {}
-
-
-async def test_a_ledger_that_fails_loses_no_file(bench: Bench) -> None:
+async def test_a_ledger_that_fails_is_tried_again_and_loses_no_file(bench: Bench) -> None:
     gone = bench.write("z.txt", "Z")
     await bench.configure("*.txt")
-    await bench.settle()
     bench.sink.broken = True
     for name in "abc":
         bench.write(f"{name}.txt", name.upper())
     gone.unlink()
-    for _ in range(3):
-        await bench.settle()
+    with capture_logs() as logs:
+        for _ in range(3):
+            await bench.settle()
+    assert [line["problem"] for line in logs] == ["the disk is full"]
     bench.sink.broken = False
     await bench.settle()
     assert bench.named == {"a.txt": "A", "b.txt": "B", "c.txt": "C"}
@@ -228,16 +201,6 @@ async def test_a_reload_that_changes_nothing_reads_nothing(bench: Bench) -> None
     assert bench.named == {"a.txt": "ABC"}
     await bench.settle()
     assert bench.named == {"a.txt": "A"}
-
-
-async def test_a_name_that_is_no_text_is_told(bench: Bench) -> None:
-    bench.write("a.txt", "A")
-    bench.write(os.fsdecode(b"\xff.txt"), "B")
-    with capture_logs() as logs:
-        await bench.configure("*.txt")
-    assert bench.named == {"a.txt": "A"}
-    (line,) = [line for line in logs if "problem" in line]
-    assert line["problem"] == "finds 1 files with unprintable names"
 
 
 async def test_a_folder_that_cannot_be_listed_keeps_its_calls(bench: Bench) -> None:
@@ -295,14 +258,25 @@ async def test_calls_beyond_the_limit_are_refused(bench: Bench) -> None:
     assert bench.named == {"a.txt": "DEFG"}
 
 
-async def test_there_are_bounds(bench: Bench) -> None:
-    for name in "abc":
-        bench.write(f"{name}.txt", name)
+async def test_what_is_no_file_is_told_and_holds_up_nothing(bench: Bench) -> None:
+    for name, line in zip(("a", "b", "c", os.fsdecode(b"\xff")), "abcd", strict=True):
+        bench.write(f"{name}.txt", line)
+    os.mkfifo(bench.folder / "d.txt")
+    (bench.folder / "e.txt").symlink_to("/dev/zero")
     (bench.folder / "folder.txt").mkdir()
     with capture_logs() as logs:
-        await bench.restart("**/*.txt", find=partial(find_files, limit=2), limit=2)
+        await bench.configure("*.txt")
+        for _ in range(3):
+            await bench.settle()
+    assert bench.named == {"a.txt": "a", "b.txt": "b", "c.txt": "c"}
+    told = {Path(line["item"]).name for line in logs if line["log_level"] == "warning"}
+    assert told == {"d.txt", "e.txt", "*.txt"}
+    assert bench.status.errors == 3
+    assert "finds 1 files with unprintable names" in bench.status.problem
+    bench.sink.named.clear()
+    await bench.restart("**/*.txt", find=partial(find_files, limit=2), limit=2)
     assert bench.named == {"a.txt": "a", "b.txt": "b"}
-    assert logs[0]["problem"] == "finds over 2 files"
+    assert "finds over 2 files" in bench.status.problem
 
 
 def test_checking_reads_every_file(tmp_path: Path) -> None:
@@ -433,21 +407,6 @@ async def test_a_file_that_is_cut_off_while_it_is_read_lets_go_of_nothing(bench:
     assert bench.named == {"a.txt": "ABC"}
     await bench.settle()
     assert bench.named == {"a.txt": "A"}
-
-
-async def test_what_is_no_file_is_told_and_holds_up_nothing(bench: Bench) -> None:
-    bench.write("a.txt", "A")
-    os.mkfifo(bench.folder / "fifo.txt")
-    (bench.folder / "zero.txt").symlink_to("/dev/zero")
-    (bench.folder / "folder.txt").mkdir()
-    with capture_logs() as logs:
-        await bench.configure("*.txt")
-        for _ in range(3):
-            await bench.settle()
-    assert bench.named == {"a.txt": "A"}
-    told = {Path(line["item"]).name for line in logs if line["log_level"] == "warning"}
-    assert told == {"fifo.txt", "zero.txt"}
-    assert bench.status.errors == 2
 
 
 async def test_memory_is_that_of_the_calls_that_files_add(bench: Bench) -> None:

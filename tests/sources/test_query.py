@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from pymysql._auth import sha2_rsa_encrypt  # type: ignore[import-untyped]
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
@@ -258,3 +261,10 @@ def test_whatever_else_fails(tmp_path: Path) -> None:
     file.execute("CREATE TABLE calls (reference_id TEXT)")
     with pytest.raises(SourceError, match=r"^the driver failed \(\w+Error\)$"):
         read(config(file, "SELECT :since AS reference_id"), since=1e30)
+
+
+def test_the_driver_of_mysql_can_encrypt_passwords() -> None:
+    """MySQL 8 asks its default users for that, and the driver leaves it to another package."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
+    form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    assert sha2_rsa_encrypt(b"made-up password", b"s" * 20, key.public_bytes(*form))
