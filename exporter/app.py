@@ -224,7 +224,7 @@ class App:
         _log.info("configuration reloaded", accounts=len(self.accounts), calls=self.calls.count)
 
     def _not_reloaded(self, error: ConfigError | LedgerError) -> None:
-        self.config_status.failed(ConfigurationSource.name, str(error))
+        self.config_status.problems[ConfigurationSource.name] = str(error)
         self.sources.config.not_loaded()
         _log.error("configuration reload failed", problems=str(error))
 
@@ -323,7 +323,7 @@ class App:
         self._home_assistant.configure(config.home_assistant, names)
         self.notify.configure(self._targets(config), config.shutdown_timeout)
         await self._change_accounts(old, config)
-        self.config_status.loaded(ConfigurationSource.name)
+        self.config_status.problems.pop(ConfigurationSource.name, None)
         self.config_status.loaded_at = time.time()
         self.sources.config.loaded()
 

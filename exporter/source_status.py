@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
@@ -87,6 +88,7 @@ class SourceStatus:
         return True
 
 
+@dataclass(slots=True)
 class ConfigStatus:
     """The status of the configuration files.
 
@@ -95,14 +97,5 @@ class ConfigStatus:
         loaded_at: when the main configuration was last loaded (Unix time); 0 before that.
     """
 
-    def __init__(self) -> None:
-        self.problems: dict[str, str] = {}
-        self.loaded_at = 0.0
-
-    def loaded(self, kind: str) -> None:
-        """Record that a file was loaded."""
-        self.problems.pop(kind, None)
-
-    def failed(self, kind: str, problem: str) -> None:
-        """Record why a file could not be loaded."""
-        self.problems[kind] = problem
+    problems: dict[str, str] = field(default_factory=dict)
+    loaded_at: float = 0.0

@@ -175,12 +175,12 @@ class WebServer:
                 if changed or self._unread or await self._threads.run(config, config.changed):
                     self._configure(await self._threads.run(config, config.load))
                     self._unread = False
-                    self._app.config_status.loaded(_WEB_CONFIG)
+                    self._app.config_status.problems.pop(_WEB_CONFIG, None)
                     _log.info("web configuration reloaded")
             except (ConfigError, SourceError) as error:
                 # A change during the time-out would go unnoticed: read the file again.
                 self._unread = isinstance(error, SourceError)
-                self._app.config_status.failed(_WEB_CONFIG, str(error))
+                self._app.config_status.problems[_WEB_CONFIG] = str(error)
                 _log.error("web configuration reload failed", problems=str(error))
                 raise
 
