@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
 from typing import Annotated, Final, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from exporter.config.validation import (
     Expected,
     Name,
     OwnAccount,
-    SecretKey,
     Section,
     count,
     duration,
     invalid,
+    secret,
     text,
 )
 from exporter.secrets import Secret
@@ -37,8 +36,6 @@ _CRON_FIELDS: Final = 5
 _CRON_LIMIT: Final = 2_100
 _CRON_START: Final = datetime(2024, 1, 1, tzinfo=UTC)  # a leap year
 _CRON_SPAN: Final = timedelta(days=400)
-
-_PHONE: Final = re.compile(r"(?:0|\+?84)[1-9][0-9]{8,9}", re.ASCII)
 
 
 def _cron(expression: str) -> str:
@@ -70,12 +67,6 @@ def _variable(value: str) -> str:
     return value
 
 
-def _phone(value: Secret) -> Secret:
-    if not _PHONE.fullmatch(value.reveal()):
-        raise ValueError
-    return value
-
-
 CronExpression = Annotated[
     str,
     text(
@@ -87,11 +78,8 @@ CronExpression = Annotated[
 TimeZone = Annotated[
     str, text("the name of a time zone, such as `Asia/Ho_Chi_Minh`", check=_time_zone)
 ]
-PhoneNumber = Annotated[
-    SecretKey,
-    AfterValidator(_phone),
-    Expected("a phone number of Vietnam in quotes: 0 or 84, then 9 or 10 digits"),
-]
+_PHONE: Final = "a phone number of Vietnam in quotes: 0 or 84, then 9 or 10 digits"
+PhoneNumber = Annotated[Secret, secret(_PHONE, r"(0|\+?84)[1-9][0-9]{8,9}"), Expected(_PHONE)]
 TemplateId = Annotated[
     str,
     text(

@@ -11,6 +11,7 @@ from sqlalchemy import text as sql_text
 from sqlalchemy.exc import SQLAlchemyError
 
 from exporter.config.validation import (
+    ADDRESS_PATTERN,
     Expected,
     KnownAccount,
     Name,
@@ -18,6 +19,7 @@ from exporter.config.validation import (
     Section,
     duration,
     invalid,
+    secret,
     text,
 )
 from exporter.secrets import Secret
@@ -73,13 +75,6 @@ def _database_url(secret: Secret) -> Secret:
     return secret
 
 
-def _ledger_url(secret: Secret) -> Secret:
-    # SQLAlchemy parses options after a question mark.
-    if not re.fullmatch(r"sqlite:///[^\x00-\x1f\x7f?]+|postgresql://.+", secret.reveal()):
-        raise ValueError
-    return secret
-
-
 def _query(query: str) -> str:
     if ":since::" in query:
         # SQLAlchemy does not replace `:since` here, and the database cannot parse it.
@@ -90,14 +85,16 @@ def _query(query: str) -> str:
 
 
 DatabaseUrl = Annotated[SecretAddress, AfterValidator(_database_url)]
+_LEDGER_URL: Final = "sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
 LedgerUrl = Annotated[
-    SecretAddress,
+    Secret,
+    # SQLAlchemy parses options after a question mark.
+    secret(_LEDGER_URL, rf"(?=sqlite:///[^?]+\Z|postgresql://.+\Z){ADDRESS_PATTERN}"),
+    Expected(_LEDGER_URL),
+    AfterValidator(_database_url),
     Field(
         json_schema_extra={"pattern": "^(sqlite:///|postgresql://).+", "default": DEFAULT_LEDGER}
     ),
-    AfterValidator(_ledger_url),
-    Expected("sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"),
-    AfterValidator(_database_url),
 ]
 Query = Annotated[
     str,

@@ -90,11 +90,13 @@ class YamlMapping(dict[str, "Value"]):
 
     __slots__ = ("lines",)
 
-    def __init__(
-        self, values: Mapping[str, Value] | Iterable[tuple[str, Value]], lines: Iterable[int] = ()
-    ) -> None:
+    def __init__(self, values: Mapping[str, Value] | Iterable[tuple[str, Value]] = ()) -> None:
         super().__init__(values)
-        self.lines: Final = array("I", lines)
+        self.lines: Final = array("I")
+
+    def line_of(self, key: str) -> int:
+        """Return the line of an existing key, in linear time."""
+        return self.lines[list(self).index(key)]
 
 
 class YamlSequence(list["Value"]):
@@ -102,20 +104,16 @@ class YamlSequence(list["Value"]):
 
     __slots__ = ("lines",)
 
-    def __init__(self, values: Iterable[Value] = (), lines: Iterable[int] = ()) -> None:
+    def __init__(self, values: Iterable[Value] = ()) -> None:
         super().__init__(values)
-        self.lines: Final = array("I", lines)
+        self.lines: Final = array("I")
 
 
 Value = Union[Scalar, YamlMapping, YamlSequence, InvalidValue]  # noqa: UP007 - forward references
 
 
 class Problems:
-    """The problems of one file.
-
-    Attributes:
-        total: number of problems; the first `MAX_PROBLEMS` of the file are kept.
-    """
+    """The problems of one file; the first `MAX_PROBLEMS` are kept."""
 
     def __init__(self, file: str) -> None:
         self.total = 0
@@ -168,14 +166,9 @@ def key_path(path: Iterable[str | int]) -> str:
 def locate(
     document: Value, location: Iterable[str | int], line: int = 1
 ) -> tuple[list[str | int], int]:
-    """Convert the location of an error of pydantic to a path and its line.
+    """Convert a location of pydantic in a document that begins on `line` to a path and its line.
 
     If the path does not exist, the line is that of its longest existing part.
-
-    Args:
-        document: what was validated.
-        location: keys and indices in it.
-        line: the line of the document in the file.
     """
     value, path = document, list[str | int]()
     for part in location:
@@ -184,7 +177,7 @@ def locate(
             file = f"{part}_file"
             key = file if file in value and part not in value else part
             if key in value and value.lines:
-                line = value.lines[list(value).index(key)]  # in linear time
+                line = value.line_of(key)
             value = value.get(key)
         elif isinstance(value, YamlSequence) and isinstance(part, int):
             line, value = value.lines[part], value[part]
@@ -244,18 +237,15 @@ def load_mapping(
     *,
     scalars_as_text: bool = False,
 ) -> YamlMapping:
-    """Read the mapping in a YAML file; an empty file is an empty mapping.
+    """Read the mapping in a YAML file of at most `limit` bytes; an empty file is an empty mapping.
 
     Args:
         path: the file.
         limit: maximum size in bytes.
         environ: the variables for `${NAME}`; None to keep every `$`.
-        problems: receives the problems.
+        problems: receives the problems, and is raised if the file is not such a mapping.
         key: an example of a key, for messages.
         scalars_as_text: return numbers and booleans as `Unresolved` text.
-
-    Raises:
-        ConfigError: the file cannot be read, or does not contain a mapping.
     """
     with collect_errors(problems):
         text = read_text(path, limit)
@@ -264,17 +254,15 @@ def load_mapping(
         if not isinstance(document, InvalidValue):
             problems.add(1, (), f"expected a mapping with the key `{key}`")
         problems.fail()
-    return document or YamlMapping({})
+    return document or YamlMapping()
 
 
 def parse_items(file: TextIO, problems: Problems) -> Iterator[tuple[int, Value]]:
     """Yield the items of a list in a YAML or JSON file, each with its line.
 
     The file is streamed: only one item and the values of anchors are in memory. Variables are not
-    replaced. `problems` receives the problems of items.
-
-    Raises:
-        FileProblemError: the rest of the file is not YAML, not a list, or exceeds a limit.
+    replaced. `problems` receives the problems of items; `FileProblemError` is raised if the rest
+    of the file cannot be read.
     """
     return _Composer(file, None, problems).items()
 
@@ -407,32 +395,35 @@ class _Composer:
         self._path.pop()
 
     def _sequence(self) -> YamlSequence:
-        values, lines = list[Value](), array("I")
+        sequence = YamlSequence()
         for event in self._until(yaml.SequenceEndEvent):
-            lines.append(_line(event))
-            values.append(self._value(event))
-        return YamlSequence(values, lines)
+            sequence.lines.append(_line(event))
+            sequence.append(self._value(event))
+        return sequence
 
     def _mapping(self) -> YamlMapping:
-        mapping, lines = dict[str, Value](), dict[str, int]()
+        mapping = YamlMapping()
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise self._error(event, "expected text as the key")
             key, line = self._text(event), _line(event)
             self._anchor(event, (key, 1))
             self._path.append(key)
-            first = lines.get(key)
-            merge = key == "<<" and event.implicit[0] and event.tag is None
-            if first is not None:
-                message = f"duplicate key; the first is on line {first}"
-                self._problems.add(line, self._path, message)
-            if merge:
-                self._problems.add(line, self._path, "merge keys (`<<`) are not supported")
+            problem = ""
+            if key in mapping:
+                problem = "duplicate key"
+                if self._problems.total < MAX_PROBLEMS:  # finding the line is slow
+                    problem += f"; the first is on line {mapping.line_of(key)}"
+            elif key == "<<" and event.implicit[0] and event.tag is None:
+                problem = "merge keys (`<<`) are not supported"
+            if problem:
+                self._problems.add(line, self._path, problem)
             value = self._value(next(self._events))
-            if first is None and not merge:
-                mapping[key], lines[key] = value, line
+            if not problem:
+                mapping[key] = value
+                mapping.lines.append(line)
             self._path.pop()
-        return YamlMapping(mapping, lines.values())
+        return mapping
 
     def _text(self, event: yaml.ScalarEvent) -> str:
         if event.tag not in _STRING_TAGS:

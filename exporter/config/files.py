@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 
 class FileProblemError(Exception):
-    """A file cannot be used. The message says why and never contains its content.
+    """A file cannot be used, for a problem on a line (or 0) and at keys and indices in it.
 
-    Attributes:
-        line: the line of the problem, or 0.
-        path: keys and indices of the problem.
+    The message never contains its content.
     """
 
     def __init__(self, message: str, line: int = 0, path: Iterable[str | int] = ()) -> None:
@@ -57,9 +55,7 @@ def _too_large(limit: int) -> FileProblemError:
 def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
     """Open a regular file of at most `limit` bytes of text: UTF-8, or UTF-16 with a BOM.
 
-    Raises:
-        FileProblemError: the file cannot be read, is not regular, too large or not text; also
-            raised by reads within the block.
+    Raises `FileProblemError` for any other file, also from reads within the block.
     """
     try:
         # A FIFO without a writer must not block. Check the open file: its path may change between
@@ -91,17 +87,11 @@ def read_text(path: Path, limit: int) -> str:
 
 @dataclass(slots=True)
 class NamedFiles:
-    """The files that a configuration names.
+    """The files that a configuration names."""
 
-    Attributes:
-        paths: all files, also unreadable ones.
-        exposed: files with a secret that every user of the machine can read.
-        before: called with each path before the file is read.
-    """
-
-    paths: set[Path] = field(default_factory=set)
-    exposed: set[Path] = field(default_factory=set)
-    before: Callable[[Path], None] = lambda _: None
+    paths: set[Path] = field(default_factory=set)  # also unreadable ones
+    exposed: set[Path] = field(default_factory=set)  # secrets that every user can read
+    before: Callable[[Path], None] = lambda _: None  # called before a file is read
 
     def note(self, path: Path) -> None:
         """Record a file before it is read."""
@@ -132,11 +122,7 @@ def _shared(context: ssl.SSLContext, *version: object) -> ssl.SSLContext:
 
 
 def system_tls(files: NamedFiles) -> ssl.SSLContext:
-    """Return TLS with the authorities of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
-
-    Raises:
-        FileProblemError: the file in `SSL_CERT_FILE` cannot be used.
-    """
+    """Return TLS with the authorities of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`."""
     paths = ssl.get_default_verify_paths()
     named = os.environ.get(paths.openssl_cafile_env)
     file = Path(named or paths.openssl_cafile)
@@ -156,11 +142,7 @@ def system_tls(files: NamedFiles) -> ssl.SSLContext:
 
 
 def tls_of(pem: str) -> ssl.SSLContext:
-    """Return TLS with the authorities in PEM text.
-
-    Raises:
-        FileProblemError: there are none.
-    """
+    """Return TLS with the authorities in PEM text; raise `FileProblemError` if there are none."""
     try:
         # Comments outside of the certificates may have any encoding.
         context = ssl.create_default_context(cadata=pem.encode("ascii", "replace").decode())

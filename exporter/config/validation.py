@@ -101,29 +101,17 @@ _DURATION: Final = {"type": "string", "format": "duration", "pattern": DURATION_
 
 @dataclass(slots=True)
 class LoadContext:
-    """Context of validators while a file is loaded. Models made by code have no context.
+    """Context of validators while a file is loaded. Models made by code have no context."""
 
-    Attributes:
-        folder: the base of relative paths.
-        problems: receives problems that pydantic cannot report.
-        files: reads the named files.
-        accounts: the names of the accounts; None skips the check, if they could not be read.
-        labels: the names in `watch.labels`; None likewise.
-        account: the account of calls without one; by default the only account.
-        tls: certificate authorities to verify servers against.
-        seen: values that have to be unique, with their owner and kind.
-        label_sets: label sets that calls share, to save memory.
-    """
-
-    folder: Path
+    folder: Path  # of relative paths
     problems: Problems
     files: NamedFiles = field(default_factory=NamedFiles)
-    accounts: Collection[str] | None = None
-    labels: Collection[str] | None = None
-    account: str | None = None
+    accounts: Collection[str] | None = None  # None skips the check: they could not be read
+    labels: Collection[str] | None = None  # likewise
+    account: str | None = None  # of calls without one; by default the only account
     tls: ssl.SSLContext | None = None
-    seen: set[tuple[object, str, object]] = field(default_factory=set)
-    label_sets: dict[object, Mapping[str, str]] = field(default_factory=dict)
+    seen: set[tuple[object, str, object]] = field(default_factory=set)  # owner, kind, value
+    label_sets: dict[object, Mapping[str, str]] = field(default_factory=dict)  # shared by calls
 
     def __post_init__(self) -> None:
         if self.accounts is None or len(self.accounts) == 1:
@@ -131,17 +119,13 @@ class LoadContext:
 
 
 def validate(model: type[M], document: YamlMapping, context: LoadContext) -> M:
-    """Return the model of a document.
-
-    Raises:
-        ConfigError: the document is invalid; lists all problems of the context.
-    """
+    """Return the model of a document; raise all problems of the context as a `ConfigError`."""
+    loaded = None
     try:
         loaded = model.model_validate(document, context=context)
     except ValidationError as error:
         add_problems(error, document, context.problems)
-        context.problems.fail()
-    if context.problems.total:
+    if loaded is None or context.problems.total:
         context.problems.fail()
     return loaded
 
@@ -198,19 +182,14 @@ def check_unique(value: object, info: ValidationInfo, kind: str, owner: object =
 
 
 class Section(BaseModel):
-    """A mapping in the file. The docstrings of its attributes document the keys.
-
-    Attributes:
-        secrets: keys whose value can be read from a file, named by `KEY_file`: every secret, and
-            texts that are as long.
-        null_is_default: for all keys, `key:` without a value means the default.
-    """
+    """A mapping in the file. The docstrings of its attributes document the keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
     )
+    # Keys whose value can be in a file, named by `KEY_file`: every secret, and some long texts.
     secrets: ClassVar[Collection[str]] = ()
-    null_is_default: ClassVar[bool] = False
+    null_is_default: ClassVar[bool] = False  # `key:` without a value, for all keys
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_kwargs: object) -> None:
@@ -324,13 +303,10 @@ def _read_file(found: dict[str, object], key: str, about: FieldInfo, context: Lo
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a duration in Prometheus format, such as `1m30s`.
+    """Return the seconds of a duration in Prometheus format; raise `ValueError` for other text.
 
     A year has 365 days; `0` needs no unit. See "Float literals and time durations" in Prometheus'
     querying basics.
-
-    Raises:
-        ValueError: `text` is not a duration. The message does not contain it.
     """
     if not re.fullmatch(DURATION_PATTERN, text):
         raise ValueError(f"expected {DURATION_WORDS}")
@@ -339,13 +315,10 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return `seconds` as a duration, rounded to milliseconds.
-
-    The largest unit is the day: `30d` is easier to read than `4w2d`.
-    """
+    """Return `seconds` as a duration, rounded to milliseconds."""
     rest = round(seconds * 1000)
     parts = []
-    for unit in ("d", "h", "m", "s", "ms"):
+    for unit in ("d", "h", "m", "s", "ms"):  # `30d` is easier to read than `4w2d`
         number, rest = divmod(rest, _MILLISECONDS[unit])
         if number:
             parts.append(f"{number}{unit}")
@@ -355,10 +328,7 @@ def format_duration(seconds: float) -> str:
 class Expected(GroupedMetadata):
     """Constraints of a value, with one error message for all of them.
 
-    Args:
-        words: what is expected, for messages and the documentation.
-        constraints: for pydantic.
-        keeps_messages: keep the messages of the constraints, which are more precise.
+    `keeps_messages` keeps the messages of the constraints: the words are for the documentation.
     """
 
     def __init__(self, words: str, *constraints: object, keeps_messages: bool = False) -> None:
@@ -460,17 +430,7 @@ def secret(words: str, pattern: str, *, keeps_blanks: bool = False) -> Expected:
 
 
 def check_url(value: str, *schemes: str, without: str, path: bool = True) -> URL:
-    """Return a URL of one of the schemes.
-
-    Args:
-        value: the URL.
-        schemes: the accepted schemes.
-        without: characters that it must not contain.
-        path: accept a path.
-
-    Raises:
-        ValueError: it is not such a URL.
-    """
+    """Return a URL; raise `ValueError` for one without a host, or with characters of `without`."""
     url = URL(value)
     if url.scheme not in schemes or not url.host or url.explicit_port == 0:
         raise ValueError
@@ -509,12 +469,10 @@ SecretKey = Annotated[
     secret("a key: up to 1024 printable ASCII characters without spaces", "[!-~]{1,1024}"),
 ]
 # Addresses may contain spaces and non-ASCII letters.
+ADDRESS_PATTERN: Final = r"[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}"
 SecretAddress = Annotated[
     Secret,
-    secret(
-        "an address of up to 4096 characters, without control characters",
-        "[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}",
-    ),
+    secret("an address of up to 4096 characters, without control characters", ADDRESS_PATTERN),
 ]
 Password = Annotated[
     Secret,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -146,11 +146,12 @@ def validate_calls(
 
     Args:
         items: pairs of a line and a value.
-        context: the names of accounts and labels; receives the problems.
+        context: has the names of accounts and labels, and receives the problems.
         path: keys and indices of the list in the file.
         unique: refuse a call that occurs twice.
     """
-    seen: dict[tuple[str, ReferenceKey], tuple[int, int]] = {}  # index and line of the first
+    # By account: the line of the first occurrence of each id.
+    seen = defaultdict[str, dict[ReferenceKey, int]](dict)
     for index, (line, item) in enumerate(items):
         here = (*path, index)
         try:
@@ -159,12 +160,12 @@ def validate_calls(
             add_problems(error, item, context.problems, here, line)
             continue
         if unique:
-            name = call.account, reference_key(call.reference_id)
-            first, first_line = seen.setdefault(name, (index, line))
-            if first != index:
-                key = () if isinstance(item, str) else ("reference_id",)
-                message = f"duplicate call; the first is on line {first_line}"
-                context.problems.add(locate(item, key, line)[1], (*here, *key), message)
+            lines, key = seen[call.account], reference_key(call.reference_id)
+            if key in lines:
+                own = () if isinstance(item, str) else ("reference_id",)
+                message = f"duplicate call; the first is on line {lines[key]}"
+                context.problems.add(locate(item, own, line)[1], (*here, *own), message)
+            lines.setdefault(key, line)
         yield call
 
 

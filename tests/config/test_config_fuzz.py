@@ -61,18 +61,18 @@ def gives_a_configuration_or_its_problems(data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_bytes(data: bytes) -> None:
     gives_a_configuration_or_its_problems(data)
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=30).map("".join))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_words(text: str) -> None:
     gives_a_configuration_or_its_problems(text.encode())
 
 
 @given(SHAPED)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_values(text: str) -> None:
     gives_a_configuration_or_its_problems(text.encode())
