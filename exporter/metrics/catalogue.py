@@ -69,8 +69,7 @@ class Catalogue:
         )
         # Accounts and their requests.
         self.watched = gauge(
-            "esms_calls_watched{account,state}",
-            "Open calls, by the state in their last answer.",
+            "esms_calls_watched{account,state}", "Open calls, by the state in their last answer."
         )
         self.oldest = gauge(
             "esms_oldest_watched_call_timestamp_seconds{account}",
@@ -145,8 +144,7 @@ class Catalogue:
             registry=registry,
         )
         self.ledger_errors = counter(
-            "esms_ledger_errors_total",
-            "Failed reads and writes of the ledger.",
+            "esms_ledger_errors_total", "Failed reads and writes of the ledger."
         )
         self.replicas = gauge(
             "esms_replicas",
@@ -217,12 +215,10 @@ class Catalogue:
             "Unix time at which a canary call last ended as expected; 0 before the first.",
         )
         self.mqtt_connected = gauge(
-            "esms_mqtt_connected",
-            "1 if the exporter is connected to the MQTT broker, else 0.",
+            "esms_mqtt_connected", "1 if the exporter is connected to the MQTT broker, else 0."
         )
         self.mqtt_errors = counter(
-            "esms_mqtt_connection_errors_total",
-            "Failed connections to the MQTT broker.",
+            "esms_mqtt_connection_errors_total", "Failed connections to the MQTT broker."
         )
         self.mqtt_messages = counter(
             "esms_mqtt_messages_total{kind,outcome}",

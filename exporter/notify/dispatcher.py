@@ -248,8 +248,8 @@ class TargetWorker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._awake.wait()
-            # Batch completions.
-            await asyncio.sleep(_GATHER)
+            if self._sending:  # batch completions
+                await asyncio.sleep(_GATHER)
 
     async def _cycle(self) -> float:
         """Record results and send due notifications; return the seconds until the next cycle."""

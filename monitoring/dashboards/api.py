@@ -54,9 +54,9 @@ def _accounts() -> Row:
         (
             timeline(
                 "Credentials",
-                "Whether the provider accepted the credentials in the last answer that shows "
-                "this. Refused if at least one replica with calls of the account was refused. "
-                "Before the first answer, they count as refused.",
+                "Whether the provider accepts the credentials: refused after it refused two "
+                "calls in a row, and before the first answer. Also refused if at least one "
+                "replica with calls of the account is.",
                 {"{{account}}": _accepted()},
                 {"0": ("refused", "red"), "1": ("accepted", "green")},
             ).links(runbooks("EsmsCredentialsRefused")),
@@ -69,8 +69,8 @@ def _accounts() -> Row:
             ).links(runbooks("EsmsAccountPaused")),
             series(
                 "Refused credentials",
-                "Answers per minute that refused the keys (101), the IP address (140) or the "
-                "account (143), by the code of the provider.",
+                "Polls per minute that the provider refused because of the credentials (101), "
+                "the exporter's address (140) or the account (143), by result code.",
                 "cpm",
                 {"{{account}} {{code}}": "60 * " + rate(REFUSALS, "account, code")},
             ),
@@ -109,7 +109,7 @@ def _balances() -> Row:
             .links(runbooks("EsmsBalanceLow", "EsmsBalanceRunsOut")),
             series(
                 "Age of the balance",
-                "Of the replica that received it last.",
+                "Time since the last successful balance request of any replica.",
                 "s",
                 {"{{account}}": age(f"max by (account) ({TOLD})")},
             ).links(runbooks("EsmsBalanceUnknown")),
@@ -192,14 +192,15 @@ def _requests() -> Row:
             .span(12),
             stacked(
                 "Result codes",
-                "Answers per second by the result code of the provider; 100 is success. Codes "
-                "that never occurred are hidden.",
+                "Answers of the provider per second, by result code; 100 is success. Codes that "
+                "never occurred are hidden.",
                 "reqps",
                 {"{{code}}": f"{rate(of_account('esms_api_result_codes_total'), 'code')} > 0"},
             ).span(6),
             series(
-                "Unusable values",
-                "Fields of finished calls per minute whose value cannot be used.",
+                "Invalid values",
+                "Invalid values of fields per minute in answers and callbacks for finished "
+                "calls, and missing values of SentResult.",
                 "cpm",
                 {"{{field}}": f"60 * {rate(of_account('esms_api_odd_values_total'), 'field')}"},
             ).span(6),
@@ -213,12 +214,14 @@ def _latency() -> Row:
         (
             heat(
                 "Latency of requests",
-                "Requests per second by the time until the end of their answer or failure.",
+                "Requests per second by the time from sending them to the complete answer or the "
+                "failure.",
                 distribution(LATENCY),
             ),
             series(
                 "Latency by account",
-                "Median and 99th percentile of the duration of requests.",
+                "Median and 99th percentile of the time from sending a request to the complete "
+                "answer or the failure.",
                 "s",
                 {
                     f"{{{{account}}}} {name}": quantile(part, LATENCY, "account")
@@ -235,8 +238,8 @@ def _callbacks() -> Row:
         (
             stacked(
                 "Callbacks of the provider",
-                "Callbacks per minute by outcome. forbidden: the token is wrong; error: the "
-                "callback could not be stored, and the provider repeats it.",
+                "Callbacks of the provider per minute, by outcome. forbidden: the token is "
+                "wrong; error: the callback could not be stored, and the provider repeats it.",
                 "cpm",
                 {"{{outcome}}": f"60 * {rate(of_account('esms_callbacks_total'), 'outcome')}"},
             ).span(24),

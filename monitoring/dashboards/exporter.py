@@ -68,7 +68,7 @@ def _now() -> Row:
             ).links(runbooks("EsmsExporterDown", "EsmsMetricsAbsent")),
             single(
                 "Open calls",
-                "Calls without a result.",
+                "Open calls of all accounts.",
                 "short",
                 {"calls": held(WATCHED)},
             ),
@@ -81,7 +81,7 @@ def _now() -> Row:
             ),
             single(
                 "Ledger errors",
-                "Reads and writes of the ledger that failed in the time range.",
+                "Failed reads and writes of the ledger in the time range.",
                 "short",
                 {"errors": f"sum(increase({of_exporter('esms_ledger_errors_total')}[$__range]))"},
             ),
@@ -93,9 +93,9 @@ def _now() -> Row:
             ),
             timeline(
                 "Configuration",
-                "Whether the last reload of the configuration, and of the web configuration, "
-                "succeeded. After a failure, the previous one stays in use; the log shows the "
-                "reason.",
+                "Whether the last load of the configuration and of the web configuration, if "
+                "there is one, succeeded. After a failure, the previous one stays in use; the "
+                "log shows the reason.",
                 {"{{instance}}": f"min by (instance) ({RELOADED})"},
                 {"0": ("failed", "red"), "1": ("loaded", "green")},
             ).links(runbooks("EsmsReloadFailed")),
@@ -120,8 +120,8 @@ def _backlog() -> Row:
         (
             heat(
                 "Poll lag",
-                "Polls per second by the time between the moment a call is due and its request. "
-                "It grows when the exporter falls behind.",
+                "Polls per second by the delay from the time a poll is due to the time its "
+                "request is sent. It grows when the exporter falls behind.",
                 distribution(LAG),
             ),
             series(
@@ -137,13 +137,13 @@ def _backlog() -> Row:
             .span(12),
             stacked(
                 "Open calls by account",
-                "Calls without a result.",
+                "Open calls, by account.",
                 "short",
                 {"{{account}}": held(WATCHED, "account")},
             ),
             stacked(
                 "Open calls by state",
-                "Calls without a result, by their state in the last answer.",
+                "Open calls, by the state in their last answer.",
                 "short",
                 {"{{state}}": held(WATCHED, "state")},
             ),
@@ -170,14 +170,14 @@ def _replicas() -> Row:
         (
             series(
                 "Live replicas",
-                "Exporters alive on the same ledger, as seen by each of them; 1 if the ledger "
-                "is not shared.",
+                "Running exporters that share the ledger, at the last heartbeat of each; 1 if "
+                "the ledger is not shared.",
                 "short",
                 {"{{instance}}": each("esms_replicas")},
             ).links(runbooks("EsmsExporterDown")),
             stacked(
                 "Open calls by instance",
-                "Calls without a result, by the exporter that polls them.",
+                "Open calls, by the exporter that polls them.",
                 "short",
                 {"{{instance}}": held(WATCHED, "instance")},
             ),
@@ -190,14 +190,14 @@ def _replicas() -> Row:
             ).links(runbooks("EsmsReplicaCutOff")),
             stacked(
                 "Accounts by instance",
-                "Accounts whose lease the exporter holds.",
+                "Accounts that the exporter polls.",
                 "short",
                 {"{{instance}}": f"sum by (instance) ({of_exporter('esms_account_lease')})"},
             ).span(12),
             series(
                 "Evictions",
-                "Times per minute that an exporter failed to renew its leases in time and "
-                "stopped polling: it was too slow, or could not reach the ledger.",
+                "Times per minute that an exporter stopped polling because it could not renew "
+                "its leases in time: it was too slow, or could not reach the ledger.",
                 "cpm",
                 {"{{instance}}": a_minute("esms_replica_evictions_total")},
             )
@@ -213,19 +213,19 @@ def _ledger() -> Row:
         (
             heat(
                 "Duration of commits",
-                "Commits per second by duration. Results are committed in groups.",
+                "Commits per second by the time to commit a batch of results to the ledger.",
                 distribution(COMMITS),
             ),
             series(
                 "Commit duration percentiles",
-                "Median and 99th percentile of the duration of commits.",
+                "Median and 99th percentile of the time to commit a batch of results.",
                 "s",
                 {name: quantile(part, COMMITS) for name, part in (("p50", 0.5), ("p99", 0.99))},
             ).span(6),
             series(
                 "Ledger errors by instance",
-                "Failed reads and writes per minute. Results wait in memory until they can be "
-                "written, and are not counted before.",
+                "Failed reads and writes of the ledger per minute. Results wait in memory until "
+                "they can be written, and are not counted before.",
                 "cpm",
                 {
                     "{{instance}}": "60 * "
@@ -245,7 +245,7 @@ def _sources() -> Row:
         (
             series(
                 "Time since the last success of a source",
-                "Time since the last successful read of a source. The configuration is read "
+                "Time since a source was last read without an error. The configuration is read "
                 "when it changes; the HTTP API counts requests. Each exporter has its own "
                 "sources.",
                 "s",
@@ -255,7 +255,7 @@ def _sources() -> Row:
             .span(12),
             series(
                 "Errors of sources",
-                "Failed reads per minute, and reads in which a call was refused.",
+                "Reads of a source per minute that failed or contained refused calls.",
                 "cpm",
                 {
                     "{{instance}} {{source}}": "60 * "
@@ -276,8 +276,8 @@ def _tls() -> Row:
         (
             series(
                 "Certificate expires in",
-                "Time until the certificate of the web server, or the first one of its chain, "
-                "expires; no data without TLS.",
+                "Time until the first certificate in the web server's chain expires; no data "
+                "without TLS.",
                 "s",
                 {"{{instance}}": f"min by (instance) ({expiry} > 0) - time()"},
             ).span(12),
@@ -328,8 +328,8 @@ def _resources() -> Row:
             ).span(6),
             series(
                 "Dropped log lines",
-                "Log lines per second that could not be written, because the disk is full or "
-                "the reader of standard error is blocked.",
+                "Log lines dropped per second because standard error failed or was not read: "
+                "the disk is full, or its reader is blocked.",
                 "short",
                 {
                     "{{instance}}": rate(

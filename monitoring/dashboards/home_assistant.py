@@ -25,7 +25,7 @@ def home_assistant() -> Row:
             ).links(runbooks("EsmsHomeAssistantNotTold")),
             series(
                 "MQTT connection errors",
-                "Failed and broken connections per minute.",
+                "Failed connections to the MQTT broker per minute.",
                 "cpm",
                 {"{{instance}}": a_minute("esms_mqtt_connection_errors_total", "instance")},
             )
@@ -34,7 +34,7 @@ def home_assistant() -> Row:
             .span(12),
             series(
                 "MQTT messages",
-                "Messages per minute, by kind and outcome.",
+                "Messages for Home Assistant per minute, by kind and outcome.",
                 "cpm",
                 {
                     "{{instance}} {{kind}} {{outcome}}": a_minute(

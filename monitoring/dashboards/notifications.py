@@ -22,8 +22,8 @@ def notifications() -> Row:
         (
             series(
                 "Notifications",
-                "Notifications per minute that were delivered or given up, because they expired "
-                "or the target answered with status 410.",
+                "Completed notifications of finished calls per minute, by outcome: delivered, or "
+                "given up because they expired or the target answered with status 410.",
                 "cpm",
                 {"{{target}} {{outcome}}": f"60 * {rate(DONE, 'target, outcome')}"},
             )
@@ -31,14 +31,13 @@ def notifications() -> Row:
             .span(6),
             series(
                 "Pending notifications",
-                "Notifications in the ledger that have not been delivered yet.",
+                "Notifications in the ledger that still have to be delivered.",
                 "short",
                 {"{{target}}": f"max by (target) ({PENDING})"},
             ).span(6),
             series(
                 "Age of the oldest pending notification",
-                "Time since the result of the call whose notification has been pending for "
-                "longest.",
+                "Time since the call of the oldest pending notification finished.",
                 "s",
                 {"{{target}}": f"max by (target) ({age(OLDEST)})"},
             )
@@ -46,13 +45,14 @@ def notifications() -> Row:
             .span(6),
             series(
                 "Requests to targets",
-                "Requests per minute with a notification, by outcome.",
+                "Requests per minute that carried a notification, by outcome, including retries.",
                 "cpm",
                 {"{{target}} {{outcome}}": f"60 * {rate(REQUESTS, 'target, outcome')}"},
             ).span(6),
             series(
                 "Duration of requests to targets",
-                "Median and 99th percentile of the duration of requests.",
+                "Median and 99th percentile of the time from sending a notification to the "
+                "target's response or the failure.",
                 "s",
                 {
                     f"{{{{target}}}} {name}": quantile(part, DURATION, "target")

@@ -90,7 +90,7 @@ def _now() -> Row:
             ),
             single(
                 "Finished calls",
-                f"Calls whose result is in the ledger. {RANGE}",
+                f"Finished calls, each counted once, when its result is committed. {RANGE}",
                 "short",
                 {"calls": call_total(FINISHED)},
             ),
@@ -102,7 +102,8 @@ def _now() -> Row:
             ),
             single(
                 "Price",
-                f"Price of finished calls, as reported by callbacks; 0 without callbacks. {RANGE}",
+                "Prices of finished calls, as reported by the provider's callback; 0 without "
+                f"callbacks. {RANGE}",
                 "currencyVND",
                 {"VND": call_total(PRICE)},
             ),
@@ -197,7 +198,7 @@ def _volume() -> Row:
             ),
             stacked(
                 "Price by $split",
-                "VND per hour, as reported by callbacks; 0 without callbacks.",
+                "VND per hour, as reported by the provider's callback; 0 without callbacks.",
                 "currencyVND",
                 {"{{$split}}": f"3600 * {call_rate(PRICE, '$split')}"},
             ),
@@ -211,8 +212,7 @@ def _by_account() -> Row:
         (
             series(
                 "Delay of results",
-                "Time from the moment a call was added to its result: median, 90th and 99th "
-                "percentile.",
+                "Time from adding a call to its result: median, 90th and 99th percentile.",
                 "s",
                 {
                     name: quantile(part, DELAYS)
@@ -223,7 +223,7 @@ def _by_account() -> Row:
             .span(12),
             stacked(
                 "Open calls by state",
-                "Calls without a result, by their state in the last answer.",
+                "Open calls, by the state in their last answer.",
                 "short",
                 {"{{state}}": held(WATCHED, "state")},
             )
@@ -242,13 +242,13 @@ def _canaries() -> Row:
         (
             timeline(
                 "Last canary call",
-                "Whether the last call of each canary ended as expected.",
+                "Whether the last canary call ended as expected.",
                 {"{{canary}}": each("esms_canary_success")},
                 {"0": ("failed", "red"), "1": ("success", "green")},
             ).links(runbooks("EsmsCanaryFailed")),
             series(
                 "Time since the last successful canary call",
-                "Time since a call of each canary last ended as expected.",
+                "Time since a canary call last ended as expected.",
                 "s",
                 {"{{canary}}": age(each("esms_canary_last_success_timestamp_seconds"))},
             )
@@ -256,7 +256,8 @@ def _canaries() -> Row:
             .span(12),
             stacked(
                 "Canary calls",
-                "Canary calls per hour by result. Missed and limited calls were not placed.",
+                "Canary calls per hour that were due, by result. Missed and limited calls were "
+                "not placed.",
                 "short",
                 {
                     "{{canary}} {{result}}": "3600 * "
@@ -267,7 +268,8 @@ def _canaries() -> Row:
             .span(12),
             series(
                 "Stages of canary calls",
-                "Time until the provider accepted the last call, and from then until its end.",
+                "Duration of a stage in the last canary call that completed it: until the "
+                "provider accepted the call, and from then until its end.",
                 "s",
                 {
                     "{{canary}} {{stage}}": each(
