@@ -1,8 +1,6 @@
-"""A random life of exporters: calls come from everywhere and go again, exporters end in every way.
+"""A random life of exporters: calls come from everywhere, and exporters end in every way.
 
-An oracle says of each call what may have become of it in the end: it was counted once, as the
-provider says that it ended, or deleted, or let go. Several outcomes are possible only where the
-order of events decides, such as a deletion of a call that a file names.
+Each call is counted once, as the provider says that it ended.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,24 +34,19 @@ HEARTBEAT: Final = 6.0
 SETTLES_WITHIN: Final = 240.0
 """Seconds after which all calls have ended, once nothing happens any more; a deadline."""
 
-COUNTED, DELETED, LET_GO = "counted", "deleted", "let go"
 DAY: Final = 86_400.0
 CLOCKS: Final = (0.0, 0.0, 5.0, -5.0, 3600.0, -3600.0, 4 * DAY, -4 * DAY)
 """Seconds by which the clock of an exporter's machine is wrong, for a while."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Call:
-    """A call, what has been done with it, and so what may become of it.
+    """A call.
 
     Attributes:
         ways: where it comes from: `push` `file` `config` `sql` `callback`.
         ending: how it is to be counted: result and status.
         price: what its callback says that it has cost.
-        taken: its source has been told that the ledger has it; unset for those that tell nobody.
-        delete_sent: a deletion was asked for, answered or not.
-        deleted: it was deleted, with that answer, after its pushes were all answered.
-        dropped: its file or configuration does not name it any more.
     """
 
     name: str
@@ -63,33 +56,6 @@ class Call:
     plan: Plan
     ending: tuple[str, str]
     price: float | None = None
-    taken: asyncio.Event = field(default_factory=asyncio.Event)
-    delete_sent: bool = False
-    deleted: bool = False
-    had_finished: bool = False
-    dropped: bool = False
-
-    @property
-    def outcomes(self) -> set[str]:
-        """What may have become of it."""
-        if self.had_finished:
-            return {COUNTED}
-        reread = self.ways & {"file", "config"}  # they bring back what was deleted
-        if self.deleted and not reread:
-            return {DELETED}
-        outcomes = {COUNTED}
-        if self.delete_sent:
-            outcomes.add(DELETED)
-        if self.dropped and self.ways <= {"file", "config"}:
-            outcomes.add(LET_GO)
-        return outcomes
-
-    @property
-    def story(self) -> str:
-        """What has been done with it."""
-        deletion = "deleted" if self.deleted else "deletion asked for" if self.delete_sent else ""
-        done = (*sorted(self.ways), deletion, "dropped" if self.dropped else "")
-        return ", ".join(filter(None, done))
 
 
 class Life:
@@ -120,7 +86,6 @@ class Life:
         self._ledger, self._spread, self._folder = ledger, spread, folder
         self._trust = chance.choice(("verify", "accept"))
         self._named: dict[str, list[Call]] = {"config": []}
-        self._away: set[str] = set()
         self._orders = folder / "orders.db"
         with closing(sqlite3.connect(self._orders)) as orders, orders:
             # An exporter that stands still while it reads must not lock this process out.
@@ -176,21 +141,16 @@ class Life:
 
     def _write_file(self, name: str) -> None:
         path = self._folder / "calls" / name
-        if name in self._away:
-            path.unlink(missing_ok=True)
-            return
         lines = [f"{c.name},{c.account},{c.campaign}\n" for c in self._named[name]]
         self._write(path, "".join(["reference_id,account,campaign\n", *lines]))
 
-    # Calls come and go.
+    # Calls come.
 
     async def place(self) -> None:
-        """Place calls until cancelled, each from where it comes, and lose some of them again."""
+        """Place calls until cancelled, each from where it comes."""
         while True:
             for _ in range(self._chance.randrange(1, 6)):
                 self._place_one()
-            if self._chance.random() < 0.3:
-                self._later(self._be_away(self._chance.choice(sorted(self._named))))
             await asyncio.sleep(self._chance.uniform(0.1, 0.6))
 
     def _place_one(self) -> None:
@@ -224,16 +184,13 @@ class Life:
             self._named["config"].append(call)
             self._write_config()
         self._handed.append(self._later(self._hand_over(call)))
-        if chance.random() < 0.25:
-            self._later(self._lose(call))
 
     async def _hand_over(self, call: Call) -> None:
         if "push" in call.ways:
             labels = {"campaign": call.campaign} if call.campaign else {}
             body = {"calls": [listed(call.name, call.account, **labels)]}
             for _ in range(self._chance.choice((1, 1, 2))):
-                await self._ask("POST", "/api/v1/calls", (202,), json=body)
-        call.taken.set()
+                await self._ask("POST", "/api/v1/calls", 202, json=body)
         if "callback" in call.ways:
             plan = call.plan
             await asyncio.sleep(plan.unknown_for + plan.approval + plan.queued + 0.5)
@@ -247,59 +204,25 @@ class Life:
                 **({} if call.price is None else {"Price": str(call.price)}),
             }
             for _ in range(self._chance.choice((1, 1, 2))):
-                await self._ask("GET", f"/callback/{call.account}/{TOKEN}", (200,), params=said)
-
-    async def _lose(self, call: Call) -> None:
-        """Delete a call, or have its file or the configuration name it no more."""
-        await asyncio.sleep(self._chance.uniform(0, self._spread))
-        place = next((name for name, calls in self._named.items() if call in calls), None)
-        if place is not None and self._chance.random() < 0.4:
-            call.dropped = True
-            self._named[place].remove(call)
-            self._write_config() if place == "config" else self._write_file(place)
-            return
-        handed_over = call.taken.is_set() and "callback" not in call.ways
-        call.delete_sent = True
-        path = f"/api/v1/calls/{call.account}/{call.name}"
-        status = await self._ask("DELETE", path, (204, 404, 409), timeout=10)
-        call.deleted = status == 204 and handed_over
-        call.had_finished = status == 409
-
-    async def _be_away(self, name: str) -> None:
-        if name == "config" or name in self._away:
-            return
-        self.happened["files away"] += 1
-        self._away.add(name)
-        self._write_file(name)
-        await asyncio.sleep(self._chance.uniform(0.5, 4))
-        self._away.discard(name)
-        self._write_file(name)
+                await self._ask("GET", f"/callback/{call.account}/{TOKEN}", 200, params=said)
 
     async def _ask(
-        self,
-        method: str,
-        path: str,
-        good: tuple[int, ...],
-        timeout: float | None = None,
-        **options: Any,  # Any: of aiohttp
-    ) -> int | None:
-        """Ask one exporter or another until one answers as it is to; None where none does."""
+        self, method: str, path: str, good: int, **options: Any
+    ) -> None:  # Any: of aiohttp
+        """Ask one exporter or another until one answers as it is to."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        limit = aiohttp.ClientTimeout(total=5)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout), aiohttp.ClientSession(timeout=limit) as http:
-                while True:
-                    url = self._chance.choice(self.exporters).url
-                    with suppress(aiohttp.ClientError, TimeoutError, OSError):
-                        if url:
-                            async with http.request(
-                                method, f"{url}{path}", headers=headers, **options
-                            ) as answer:
-                                if answer.status in good:
-                                    return answer.status
-                                assert answer.status in {404, 429, 503}, await answer.text()
-                    await asyncio.sleep(0.1)
-        return None
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
+            while True:
+                url = self._chance.choice(self.exporters).url
+                with suppress(aiohttp.ClientError, TimeoutError, OSError):
+                    if url:
+                        async with http.request(
+                            method, f"{url}{path}", headers=headers, **options
+                        ) as answer:
+                            if answer.status == good:
+                                return
+                            assert answer.status in {404, 429, 503}, await answer.text()
+                await asyncio.sleep(0.1)
 
     # Exporters and servers end, and come back.
 
@@ -399,11 +322,7 @@ class Life:
             found = self.rows()
         except SQLAlchemyError as error:
             return [str(error)]
-        missing = [
-            f"{call.name}: unknown; {call.story}"
-            for call in self.calls
-            if call.name not in found and LET_GO not in call.outcomes
-        ]
+        missing = [f"{call.name}: unknown" for call in self.calls if call.name not in found]
         return missing + [f"{name}: open" for name, (result, *_) in found.items() if result is None]
 
     def rows(self) -> dict[str, tuple[Any, ...]]:  # Any: of several types
@@ -418,12 +337,11 @@ class Life:
         found = self.rows()
         expected, prices = Counts(), 0.0
         for call in self.calls:
-            result, status, price = found.get(call.name, (None, None, None))
-            if problem := _problem(call, result, status, price):
-                yield f"{call.name}: {problem}; {call.story}"
-            if _outcome(result) == COUNTED:
-                expect(expected, call.account, call.campaign, call.plan, call.ending)
-                prices += price or 0.0
+            kept = found.get(call.name)
+            if kept != (*call.ending, call.price):
+                yield f"{call}: {kept}"
+            expect(expected, call.account, call.campaign, call.plan, call.ending)
+            prices += call.price or 0.0
         shown = Counts()
         for scrapes in self.scrapes:
             shown += counted(scrapes.newest)  # of the accounts that it polls
@@ -451,21 +369,6 @@ class Life:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for exporter in self.exporters:
             await exporter.kill()
-
-
-def _outcome(result: str | None) -> str:
-    return DELETED if result == "deleted" else COUNTED if result else LET_GO
-
-
-def _problem(call: Call, result: str | None, status: str | None, price: float | None) -> str | None:
-    """Return what is not as it has to be of a call, as the ledger has it."""
-    if (outcome := _outcome(result)) not in call.outcomes:
-        return f"{outcome} ({result})"
-    if outcome == COUNTED and (result, status) != call.ending:
-        return f"{result} {status} in place of {call.ending}"
-    if price != call.price and call.outcomes == {COUNTED}:
-        return f"cost {price} in place of {call.price}"
-    return None
 
 
 async def live(

@@ -68,7 +68,7 @@ class Prometheus(Process):
 
     async def query(self, expression: str) -> dict[tuple[str, ...], float]:
         """Return the value of each series by its labels' values, sorted by the labels' names."""
-        data = await self._ask("query", query=expression)
+        data = (await self.ask("query", query=expression))["data"]
         return {
             tuple(value for _, value in sorted(series["metric"].items())): float(series["value"][1])
             for series in data["result"]
@@ -76,19 +76,20 @@ class Prometheus(Process):
 
     async def rules(self) -> list[dict[str, Any]]:  # Any: as Prometheus' API describes them
         """Return every rule, with its health and last error."""
-        return [rule for group in (await self._ask("rules"))["groups"] for rule in group["rules"]]
+        groups = (await self.ask("rules"))["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
 
-    async def _ask(self, path: str, **parameters: str) -> dict[str, Any]:
+    async def ask(self, path: str, **parameters: str) -> dict[str, Any]:  # Any: as above
+        """Return a document, with `data` and perhaps `warnings` and `infos`."""
         async with (
             aiohttp.ClientSession() as http,
             http.get(f"http://{self.address}/api/v1/{path}", params=parameters) as answer,
         ):
             if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:  # it starts
                 raise aiohttp.ClientConnectionError
-            document = await answer.json()
+            document: dict[str, Any] = await answer.json()
         assert document["status"] == "success", document
-        data: dict[str, Any] = document["data"]
-        return data
+        return document
 
     async def until(
         self, expression: str, holds: Callable[[dict[tuple[str, ...], float]], bool]

@@ -14,16 +14,20 @@ import pytest
 
 from tests import subprocesses
 from tests.programs import program
-from tests.waiting import deadline
+from tests.waiting import until
 
-START = {
-    "bash": "bash --norc --noprofile -i",
-    "zsh": "zsh -f -i",
-}
-SOURCE = {
-    "bash": 'source <(esms-exporter completion bash)\nPS1="> "',
+# How a shell is started, and what is typed first.
+SHELLS = {
+    "bash": (
+        "bash --norc --noprofile -i",
+        'source <(esms-exporter completion bash)\nPS1="> "',
+    ),
     "zsh": (
-        'autoload -Uz compinit; compinit -u -D; source <(esms-exporter completion zsh)\nPROMPT="> "'
+        "zsh -f -i",
+        (
+            "autoload -Uz compinit; compinit -u -D; "
+            'source <(esms-exporter completion zsh)\nPROMPT="> "'
+        ),
     ),
 }
 # What is typed before the tab, and what the line becomes.
@@ -55,61 +59,40 @@ def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
         }
 
 
-class Typist:
-    """Somebody at a terminal."""
-
-    def __init__(self, terminal: int) -> None:
-        self._terminal = terminal
-        self._loop = asyncio.get_running_loop()
-        self.seen = ""
-        self._loop.add_reader(terminal, self._read)
-
-    def _read(self) -> None:
-        try:
-            text = os.read(self._terminal, 65536).decode(errors="replace")
-        except OSError:  # the shell has ended
-            self._loop.remove_reader(self._terminal)
-        else:
-            self.seen += text.replace("\a", "")  # a bell
-
-    def type(self, keys: str) -> None:
-        self.seen = ""
-        os.write(self._terminal, keys.encode())
-
-    async def sees(self, text: str) -> None:
-        try:
-            async with deadline():
-                while text not in self.seen:  # noqa: ASYNC110 - a terminal tells nobody
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            pytest.fail(f"{text!r} is not in {self.seen!r}")
-
-
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 async def test_at_a_terminal(tmp_path: Path, environ: dict[str, str], shell: str) -> None:
     program(shell, f"Debian's {shell}")
+    start, source = SHELLS[shell]
     ours, theirs = pty.openpty()
     process = await subprocesses.start(
-        *shlex.split(START[shell]),
-        cwd=tmp_path,
-        env=environ,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        *shlex.split(start), cwd=tmp_path, env=environ, stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
-    typist = Typist(ours)
+    seen, loop = "", asyncio.get_running_loop()
+
+    def read() -> None:
+        nonlocal seen
+        try:
+            seen += os.read(ours, 65536).decode(errors="replace").replace("\a", "")  # a bell
+        except OSError:  # the shell has ended
+            loop.remove_reader(ours)
+
+    async def types(keys: str, sees: str) -> None:
+        nonlocal seen
+        seen = ""
+        os.write(ours, keys.encode())
+        await until(lambda: sees in seen)
+
+    loop.add_reader(ours, read)
     try:
-        typist.type(f"{SOURCE[shell]}\necho rea''dy\n")
-        await typist.sees("ready")
+        await types(f"{source}\necho rea''dy\n", "ready")
         for typed, becomes in TYPED:
-            typist.type(f"{typed}\t")
-            await typist.sees(becomes)
-            typist.type("\x15")  # the line is emptied
+            await types(f"{typed}\t", becomes)
+            os.write(ours, b"\x15")  # the line is emptied
     finally:
         process.kill()
         await process.wait()
-        asyncio.get_running_loop().remove_reader(ours)
+        loop.remove_reader(ours)
         os.close(ours)
 
 

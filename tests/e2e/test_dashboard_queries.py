@@ -9,13 +9,12 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
 from tests.dashboards import FILES, Json, Target, read, substituted, targets
 from tests.e2e.processes import Demo
-from tests.e2e.prometheus import KINDS, every_kind
+from tests.e2e.prometheus import KINDS, Prometheus, every_kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -65,49 +64,41 @@ OF_EACH = {
 WITHOUT_LABELS = CANARIES | {"Delay of results", "Open calls by state"}
 
 
-class Scene:
-    """The demo, scraped as if it were two replicas that share a ledger."""
+async def get(server: Prometheus, path: str, **parameters: str) -> Any:  # Any: what was asked for
+    document = await server.ask(path, **parameters)
+    assert not document.get("warnings"), (parameters, document)
+    assert not document.get("infos"), (parameters, document)
+    return document["data"]
 
-    def __init__(self, address: str, http: aiohttp.ClientSession) -> None:
-        self._address = address
-        self._http = http
 
-    async def get(self, path: str, **parameters: str) -> Any:  # Any: whatever was asked for
-        url = f"http://{self._address}/api/v1/{path}"
-        async with self._http.get(url, params=parameters) as answer:
-            document = await answer.json()
-        assert document["status"] == "success", (parameters, document)
-        assert not document.get("warnings"), (parameters, document)
-        assert not document.get("infos"), (parameters, document)
-        return document["data"]
-
-    async def ask(self, target: Target, **values: str) -> list[float]:
-        """Return the numbers that a query brings, of all series and times."""
-        query = substituted(target.expression, VALUES | values)
-        assert "$" not in query, query
-        now = time.time()
-        if target.instant:
-            data = await self.get("query", query=query, time=str(now))
-            samples = [series["value"] for series in data["result"]]
-        else:
-            data = await self.get(
-                "query_range", query=query, start=str(now - 20), end=str(now), step="5s"
+async def ask(server: Prometheus, target: Target, **values: str) -> list[float]:
+    """Return the numbers that a query brings, of all series and times."""
+    query = substituted(target.expression, VALUES | values)
+    assert "$" not in query, query
+    now = time.time()
+    if target.instant:
+        data = await get(server, "query", query=query, time=str(now))
+        samples = [series["value"] for series in data["result"]]
+    else:
+        times = {"start": str(now - 20), "end": str(now), "step": "5s"}
+        data = await get(server, "query_range", query=query, **times)
+        # Of native histograms, how many were counted.
+        samples = [
+            sample
+            for series in data["result"]
+            for sample in (
+                *series.get("values", ()),
+                *((at, one["count"]) for at, one in series.get("histograms", ())),
             )
-            # Of native histograms, how many were counted.
-            samples = [
-                sample
-                for series in data["result"]
-                for sample in (
-                    *series.get("values", ()),
-                    *((at, one["count"]) for at, one in series.get("histograms", ())),
-                )
-            ]
-        return [number for _, text in samples if not math.isnan(number := float(text))]
+        ]
+    return [number for _, text in samples if not math.isnan(number := float(text))]
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def scenes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Scene]]:
-    """Yield one demo as each kind of server sees it."""
+async def servers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[dict[str, Prometheus]]:
+    """Yield servers of each kind that scrape one demo as two replicas that share a ledger."""
     folder = tmp_path_factory.mktemp("dashboards")
     async with Demo(folder) as demo:
         address = (await demo.ready()).removeprefix("http://")
@@ -115,29 +106,23 @@ async def scenes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict
             f"        labels: {{instance: '{FIRST}'}}\n"
             f"      - targets: ['{address}']\n        labels: {{instance: '{SECOND}'}}\n"
         )
-        async with (
-            every_kind(folder, address, replicas) as servers,
-            aiohttp.ClientSession() as http,
-        ):
-            for prometheus in servers:
+        async with every_kind(folder, address, replicas) as running:
+            for prometheus in running:
                 for expression in LIVELY:
                     await prometheus.until(expression, bool)
-            yield {
-                kind: Scene(prometheus.address, http)
-                for kind, prometheus in zip(KINDS, servers, strict=True)
-            }
+            yield dict(zip(KINDS, running, strict=True))
 
 
 @pytest.fixture(params=KINDS)
-def scene(request: pytest.FixtureRequest, scenes: dict[str, Scene]) -> Scene:
-    return scenes[request.param]
+def server(request: pytest.FixtureRequest, servers: dict[str, Prometheus]) -> Prometheus:
+    return servers[request.param]
 
 
-async def test_every_query_shows_what_the_demo_does(scene: Scene) -> None:
+async def test_every_query_shows_what_the_demo_does(server: Prometheus) -> None:
     """The labels are those of the demo: a split by `campaign`."""
     bad = {}
     for target in targets():
-        found = await scene.ask(target)
+        found = await ask(server, target)
         if target.panel in NOTHING:
             good = not found
         else:
@@ -147,22 +132,22 @@ async def test_every_query_shows_what_the_demo_does(scene: Scene) -> None:
     assert not bad
 
 
-async def test_filters_on_the_labels_of_the_user(scene: Scene) -> None:
+async def test_filters_on_the_labels_of_the_user(server: Prometheus) -> None:
     """Grafana puts an ad hoc filter into every selector."""
     for target in targets():
         if target.file != OVERVIEW or target.panel in ZERO:
             continue
         filtered = re.sub(r"(\w+)\{", r'\1{campaign="otp", ', target.expression)
-        found = await scene.ask(
-            Target(target.file, target.panel, filtered, target.instant), split="account"
+        found = await ask(
+            server, Target(target.file, target.panel, filtered, target.instant), split="account"
         )
         assert any(found) == (target.panel not in WITHOUT_LABELS), (target, found)
 
 
-async def test_replicas_are_not_counted_twice(scene: Scene) -> None:
+async def test_replicas_are_not_counted_twice(server: Prometheus) -> None:
     """What they share is shown once; what each does by itself is added up."""
     for target in targets():
-        both, one = await asyncio.gather(scene.ask(target), scene.ask(target, instance=FIRST))
+        both, one = await asyncio.gather(ask(server, target), ask(server, target, instance=FIRST))
         factor = sum(both) / (sum(one) or 1.0)
         if target.panel in OF_EACH:
             assert factor > 1.6, (target, both, one)
@@ -170,7 +155,7 @@ async def test_replicas_are_not_counted_twice(scene: Scene) -> None:
             assert factor < 1.4, (target, both, one)
 
 
-async def test_variables_and_alerts_can_be_asked_for(scene: Scene) -> None:
+async def test_variables_and_alerts_can_be_asked_for(server: Prometheus) -> None:
     expected = {
         "job": {"esms"},
         "instance": {FIRST, SECOND},
@@ -180,26 +165,26 @@ async def test_variables_and_alerts_can_be_asked_for(scene: Scene) -> None:
     offered: dict[str, set[str]] = {}
     for board in map(read, FILES):
         (annotation,) = board["annotations"]["list"]
-        alerts = await scene.get("query", query=annotation["expr"])
+        alerts = await get(server, "query", query=annotation["expr"])
         assert alerts == {"resultType": "vector", "result": []}
         for variable in board["templating"]["list"]:
             if variable["type"] == "query":
-                found = await values(scene, variable)
+                found = await values(server, variable)
                 assert offered.setdefault(variable["name"], found) == found
     assert offered == expected
 
 
-async def values(scene: Scene, variable: Json) -> set[str]:
+async def values(server: Prometheus, variable: Json) -> set[str]:
     """Return what Grafana would offer for a variable of the type `query`."""
     query = substituted(variable["query"], VALUES)
     if labels := re.fullmatch(r"label_values\((.+), (\w+)\)", query):
-        found: Iterable[str] = await scene.get(
-            f"label/{labels[2]}/values", **{"match[]": labels[1]}
+        found: Iterable[str] = await get(
+            server, f"label/{labels[2]}/values", **{"match[]": labels[1]}
         )
     else:
         names = re.fullmatch(r"label_names\((\w+)\)", query)
         assert names, query
         pattern = f'{{__name__=~".*{names[1]}.*"}}'
-        found = await scene.get("labels", **{"match[]": pattern})
+        found = await get(server, "labels", **{"match[]": pattern})
     kept = re.compile(variable.get("regex", "/.*/").strip("/"))
     return {name for name in found if kept.search(name)}

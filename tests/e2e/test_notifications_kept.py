@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 from exporter.simulator import Simulator
 from tests.databases import Server
 from tests.e2e.counting import plan
-from tests.e2e.processes import Exporter, configure, listed, total
+from tests.e2e.processes import Exporter, configure, total
 from tests.faults.scene import environment
 from tests.notify.receiver import SECRET, Receiver
 from tests.subprocesses import UNMEASURED
@@ -32,30 +32,25 @@ OPEN = "SELECT count(*) FROM calls WHERE result IS NULL"
 PENDING = "SELECT count(*) FROM notifications"
 
 
-def place(simulator: Simulator, spread: float) -> list[dict[str, object]]:
-    """Place calls that finish over so many seconds; returns them as a configuration has them."""
-    chance = random.Random(7)
+def place(folder: Path, simulator: Simulator, spread: float) -> None:
+    """Place calls that finish over so many seconds, and name them in the file of calls."""
+    chance, lines = random.Random(7), ["reference_id,account,campaign\n"]
     for number in range(CALLS):
         simulator.add_call("main", f"call-{number}", plan(chance, spread)[0])
-    return [listed(f"call-{number}", campaign=f"c{number % 3}") for number in range(CALLS)]
+        lines.append(f"call-{number},main,c{number % 3}\n")
+    (folder / "new").write_text("".join(lines))
+    (folder / "new").rename(folder / "calls.csv")
 
 
-def write(
-    folder: Path,
-    simulator: Simulator,
-    receiver: Receiver,
-    calls: list[dict[str, object]],
-    *,
-    file: str = "config.yaml",
-    **ledger: str,
-) -> Path:
+def write(folder: Path, simulator: Simulator, receiver: Receiver, file: str, **ledger: str) -> Path:
     some = receiver.url.replace("hook", "some")
     signed = {"secret": SECRET, "timeout": "3s"}
     return configure(
-        *(folder, simulator, calls),
+        *(folder, simulator),
         account={"rate_limit": 300},
         file=file,
         polling={"interval": "1s", "max_interval": "2s"},
+        watch={"files": ["calls*.csv"]},
         ledger=ledger,
         notify=[
             {"name": "all", "url": receiver.url, **signed},
@@ -98,7 +93,8 @@ async def test_every_call_is_told_though_the_exporter_dies_at_any_commit(
 
     async with Receiver() as told:
         told.answer = unsteady
-        config = write(tmp_path, simulator, told, place(simulator, 60.0), url=f"sqlite:///{ledger}")
+        place(tmp_path, simulator, 60.0)
+        config = write(tmp_path, simulator, told, "config.yaml", url=f"sqlite:///{ledger}")
         exporter = Exporter(config, environ={**UNMEASURED, **environment(commits=wanted)})
         try:
             for number in BOUNDARIES:
@@ -128,24 +124,16 @@ async def test_replicas_share_the_work_and_lose_nothing_when_one_is_killed(
     async with AsyncExitStack() as stack:
         url = stack.enter_context(server.database())
         told = await stack.enter_async_context(Receiver())
-
-        def write_all(calls: list[dict[str, object]]) -> list[Path]:
-            ledger = {"url": url.replace("+psycopg", ""), "heartbeat": "6s"}
-            return [
-                write(tmp_path, simulator, told, calls, file=f"{number}.yaml", **ledger)
-                for number in range(3)
-            ]
-
-        exporters = [Exporter(config, environ=UNMEASURED) for config in write_all([])]
+        ledger = {"url": url.replace("+psycopg", ""), "heartbeat": "6s"}
+        configs = [write(tmp_path, simulator, told, f"{n}.yaml", **ledger) for n in range(3)]
+        exporters = [Exporter(config, environ=UNMEASURED) for config in configs]
         for exporter in exporters:
             stack.push_async_callback(exporter.stop)
             await exporter.start()
         for exporter in exporters:
             await exporter.ready()
         # The calls finish while all are there to share them.
-        write_all(place(simulator, 12.0))
-        for exporter in exporters:
-            exporter.send(signal.SIGHUP)
+        place(tmp_path, simulator, 12.0)
         engine = create_engine(url, poolclass=NullPool)
 
         def left() -> list[int]:

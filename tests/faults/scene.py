@@ -17,7 +17,7 @@ import aiohttp
 
 from exporter.simulator import Account, Plan, Simulator
 from tests.e2e.counting import Counts, Scrapes, counted, expect, plan, scraped
-from tests.e2e.processes import Exporter, Series, configure, listed, total
+from tests.e2e.processes import Exporter, Series, configure, total
 from tests.subprocesses import UNMEASURED
 from tests.waiting import DEADLINE, deadline, until
 
@@ -33,7 +33,7 @@ MEMORY = 24 << 20
 class Scene:
     """A running exporter with accounts, each at a stand-in for the provider of its own.
 
-    The configuration names all calls from the start; the provider learns of them in three phases,
+    A file names all calls from the start; the provider learns of them in three phases,
     `before`, `during` and `after` the fault. Some calls of each account never end.
 
     Args:
@@ -100,30 +100,32 @@ class Scene:
             print(self.exporter.output[-4000:])
 
     def configure(self, **more: Mapping[str, str]) -> None:
-        """Write the configuration, with more keys of some accounts."""
+        """Write the configuration, with more keys of some accounts, and the file of calls."""
         endless = [(f"endless-{number}", f"endless-{number}") for number in range(self._endless)]
         placed = [(f"{p}-{n}", CAMPAIGNS[n % 2]) for p in PHASES for n in range(self._calls)]
+        lines = [
+            f"{name}-{call},{name},{campaign}\n"
+            for name in self.simulators
+            for call, campaign in (*endless, *placed)
+        ]
+        (self.folder / "calls.csv").write_text("reference_id,account,campaign\n" + "".join(lines))
         query = {"name": "query", "url": f"sqlite:///{self.ledger}", "interval": "1s"}
         accounts = [
             {
                 "name": name,
                 "api_key": f"key-{name}",
                 "secret_key": f"secret-{name}",
-                "base_url": it.url.replace("127.0.0.1", self._host),
+                "base_url": simulator.url.replace("127.0.0.1", self._host),
                 "rate_limit": 100,
                 **more.get(name, {}),
             }
-            for name, it in self.simulators.items()
+            for name, simulator in self.simulators.items()
         ]
+        sql = {"sql": [{**query, "query": self._query}]} if self._query else {}
         configure(
             *(self.folder, ""),
-            calls=[
-                listed(f"{name}-{call}", name, campaign=campaign)
-                for name in self.simulators
-                for call, campaign in (*endless, *placed)
-            ],
             accounts=accounts,
-            watch={"sql": [{**query, "query": self._query}]} if self._query else {},
+            watch={"files": ["calls.csv"], **sql},
             polling={"interval": self._interval, "max_interval": "1500ms", "timeout": "5s"},
             ledger={"url": f"sqlite:///{self.ledger}"},
         )
