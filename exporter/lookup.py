@@ -221,7 +221,7 @@ async def look_up(
     report_pause: ReportPause,
     rate: float = math.inf,
 ) -> bool:
-    """Look up calls; each account has its own rate limit.
+    """Look up calls; each account has its own rate limit. Return False if a signal ended it.
 
     Args:
         accounts: the configured accounts.
@@ -230,9 +230,6 @@ async def look_up(
         write: receives results as they arrive, in a thread; its exceptions end the look-up.
         report_pause: see `ReportPause`.
         rate: requests per second and account, if lower than the account's own limit.
-
-    Returns:
-        False if a signal ended the look-up; results so far are written.
     """
     results: asyncio.Queue[LookupResult | None] = asyncio.Queue()
 

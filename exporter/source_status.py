@@ -19,10 +19,8 @@ _log = structlog.get_logger(__name__)
 class SourceStatus:
     """The status of a source.
 
-    Args:
-        name: the label `source` in metrics.
-
     Attributes:
+        name: the label `source` in metrics.
         shown: the source is configured.
         errors: number of reads that failed or found invalid data.
         last_success: Unix time; 0 before the first success.
@@ -66,13 +64,12 @@ class SourceStatus:
     def report(self, item: str, problem: str | None, kinds: Iterable[str] | None = None) -> bool:
         """Set the problem of an item; log it once when it appears and once when it is solved.
 
+        Return whether the problem is new and was logged.
+
         Args:
-            item: a file, a query, or empty for the source as a whole.
+            item: a file, or empty for the source as a whole.
             problem: None if there is no problem.
             kinds: compared with the last report instead of the text.
-
-        Returns:
-            Whether the problem is new and was logged.
         """
         known = self._problems.get(item)
         named = {"item": item} if item else {}

@@ -175,11 +175,7 @@ def _cells(call: Call) -> tuple[str, ...]:
 async def _pages(
     url: str, query: Mapping[str, str], token: Secret, trust: ssl.SSLContext
 ) -> AsyncGenerator[Sequence[Call], None]:
-    """Yield the pages of the listing.
-
-    Raises:
-        RemoteExporterError: the exporter cannot be reached or refuses the request.
-    """
+    """Yield the pages of the listing, or raise `RemoteExporterError`."""
     headers = {"Authorization": f"Bearer {token.reveal()}"}
     after: str | None = "0"
     tries = _TRIES

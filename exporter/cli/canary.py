@@ -85,11 +85,7 @@ def _show(config: Config, canary: CanaryConfig, now: float) -> None:
 
 
 async def _call(config: Config, canary: CanaryConfig) -> str | None:
-    """Place a call, wait for its result, and return the result of the run.
-
-    Raises:
-        ExporterError: the call was not placed.
-    """
+    """Place a call, wait for its result, and return the result of the run."""
     thread = SerialThread("ledger")
     url = config.ledger.url.reveal()
     database = await thread.submit(partial(open_database, url, beside=True))

@@ -26,8 +26,7 @@ _TIMEOUT: Final = 4.0
 def options_of(command_line: bytes) -> list[str]:
     """Return the options of the exporter in a command line; empty for another program.
 
-    Args:
-        command_line: as in `/proc/PID/cmdline`; may start with an init process or an interpreter.
+    As in `/proc/PID/cmdline`, it may start with an init process or an interpreter.
     """
     words = command_line.decode(errors="surrogateescape").split("\0")[:-1]
     names = [Path(word).name for word in words]
@@ -35,11 +34,7 @@ def options_of(command_line: bytes) -> list[str]:
 
 
 def check_listener(address: ListenAddress, schemes: Iterable[str]) -> None:
-    """Check that an exporter responds at an address, even with 401 or a TLS alert.
-
-    Raises:
-        RemoteExporterError: no exporter responds.
-    """
+    """Raise `RemoteExporterError` unless an exporter responds, even with 401 or a TLS alert."""
     hosts = [address.host] if address.host else ["127.0.0.1", "::1"]
     problem = ""
     for host, scheme in product(hosts, schemes):

@@ -221,9 +221,6 @@ class ResultsFile:
 
     Attributes:
         answered: the calls that the file has results for.
-
-    Raises:
-        ResultsError: it is not a results file.
     """
 
     def __init__(self, path: Path, file: io.FileIO) -> None:

@@ -32,11 +32,7 @@ def _telemetry_path(path: str) -> str:
 
 
 def web_paths(external_url: str, route_prefix: str) -> tuple[str, str]:
-    """Return the path prefix for clients and the local one, as Prometheus derives them.
-
-    Raises:
-        click.BadParameter: an option is not a valid URL or path.
-    """
+    """Return the path prefix for clients and the local one, as Prometheus derives them."""
 
     def path(text: str, option: str, expected: str) -> str:
         path = f"/{text.strip('/')}".rstrip("/")

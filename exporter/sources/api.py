@@ -100,9 +100,7 @@ class ApiSource(PushSource):
     async def push(self, calls: Sequence[NewCall]) -> Count:
         """Add the calls of a request, all or none, and return once they are durable.
 
-        Raises:
-            CapacityError: a limit is reached.
-            LedgerError: the ledger failed or is closed.
+        Raises `CapacityError` if a limit is reached, and `LedgerError`.
         """
         with self._counted():
             return await self._push(calls)

@@ -38,15 +38,9 @@ class CallbackSource(PushSource):
         self._status.configure(shown=context.called_back)
 
     async def accept(self, account: str, fields: Mapping[str, str]) -> CallbackOutcome:
-        """Apply a callback, and return once its effect is durable.
+        """Apply a callback with the parameters `fields`, and return once its effect is durable.
 
-        Args:
-            account: the account whose token the request had.
-            fields: the parameters of the request; unknown ones may be of any length.
-
-        Raises:
-            LedgerError: the ledger failed.
-            CapacityError: a limit of calls is reached.
+        Raises `CapacityError` if a limit is reached, and `LedgerError`.
         """
         # A byte order mark may precede the first name.
         named = ((name.lstrip("\ufeff"), value) for name, value in fields.items())

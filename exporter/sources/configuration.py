@@ -62,12 +62,7 @@ class ConfigurationSource(Source):
 
 
 class ConfigFile(Generic[T]):
-    """A configuration file and the other files that it names. Blocking.
-
-    Args:
-        path: the file.
-        read: parses the file, and records the other files; raises `ConfigError`.
-    """
+    """A configuration file and the other files that it names, which `read` records. Blocking."""
 
     def __init__(self, path: Path, read: Callable[[Path, NamedFiles], T]) -> None:
         self._path = path
@@ -77,11 +72,7 @@ class ConfigFile(Generic[T]):
         self._exposed: set[Path] = set()
 
     def load(self) -> T:
-        """Read the file.
-
-        Raises:
-            ConfigError: the file is invalid; lists every problem.
-        """
+        """Read the file, or raise a `ConfigError` with every problem."""
         # Before the files are read, so that a later write counts as a change.
         self._watcher = FileWatcher()
         for known in self._files:

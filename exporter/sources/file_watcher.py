@@ -80,11 +80,9 @@ class FileWatcher:
         return self.compare({path: stat_file(path) or _ABSENT for path in paths})
 
     def compare(self, found: Mapping[str, FileStat], *, wait: bool = True) -> list[Change]:
-        """Return the files that have changed since they were last read (see `mark_read`).
+        """Return which of all files have changed since they were last read (see `mark_read`).
 
-        Args:
-            found: all existing files.
-            wait: skip a file that is being written, for a few checks at most.
+        With `wait`, skip a file that is being written, for a few checks at most.
         """
         now = time.time_ns()
         changes = []

@@ -87,14 +87,6 @@ class FilesSource(Source):
 
     A file system that does not respond delays only its own files: a check waits `timeout` once,
     and later checks skip these files until the file system responds.
-
-    Args:
-        tracker: receives the calls.
-        find: returns the files that match a pattern.
-        read: reads a file, as `read_calls` does.
-        timeout: seconds to wait for a file system.
-        limit: maximum number of files.
-        retry_interval: seconds until calls above `watch.max_calls` are tried again.
     """
 
     name = "files"
@@ -234,9 +226,8 @@ class FilesSource(Source):
     async def _add_calls(self, change: Change) -> tuple[Problems, set[int], Counter[str], bool]:
         """Add the calls of a file in batches.
 
-        Returns:
-            The problems of the file, the ledger's rows of its calls, the number of calls above
-            `watch.max_calls` by account, and whether the file was complete and did not change.
+        Return the problems of the file, the ledger's rows of its calls, the number of refused
+        calls by account, and whether the file was complete and did not change.
         """
         path = change.path
         problems, rows, refused = Problems(path), set[int](), Counter[str]()
@@ -299,8 +290,7 @@ class FilesSource(Source):
 def check_files(patterns: Sequence[str], accounts: Sequence[str], labels: Sequence[str]) -> int:
     """Read every file once, and return the number of their calls. Blocking.
 
-    Raises:
-        ConfigError: a file is invalid; lists every problem of every file.
+    Raises a `ConfigError` with every problem of every file.
     """
     paths = set(literals(patterns))
     found: list[Problem] = []

@@ -28,10 +28,7 @@ class SourceContext(NamedTuple):
 
 
 class Source:
-    """A source of calls.
-
-    Args:
-        tracker: receives its calls.
+    """A source of calls, which `tracker` receives. Its coroutines raise `LedgerError`.
 
     Attributes:
         name: the label `source` in metrics.
@@ -49,19 +46,11 @@ class Source:
         return [self._status]
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
-        """Apply a configuration, and return once its calls are added.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Apply a configuration, and return once its calls are added."""
         raise NotImplementedError
 
     async def remove_missing(self) -> None:
-        """Remove obsolete calls; called after every source has added its calls.
-
-        Raises:
-            LedgerError: the ledger failed.
-        """
+        """Remove obsolete calls; called after every source has added its calls."""
 
     async def run(self) -> None:
         """Apply changes of the source until cancelled."""

@@ -88,10 +88,6 @@ def read_since(last: float | None, memory: float, now: float) -> float:
 class Query:
     """A query on a database; each run opens a new connection.
 
-    Args:
-        config: the query and the database.
-        context: the names that rows may use.
-
     Attributes:
         source: the label `source` in metrics.
         digest: hash of the query and the database without its password.
@@ -116,14 +112,13 @@ class Query:
     def batches(
         self, since: Callable[[float], float], problems: Problems
     ) -> Generator[tuple[CallConfig, ...], None, None]:
-        """Run the query, and yield its calls in batches. Blocking.
+        """Run the query, and yield the calls of its valid rows in batches. Blocking.
+
+        Raises a `SourceError` without addresses and users if the database fails.
 
         Args:
             since: returns the value of `:since` for the database's current time (Unix times).
-            problems: receives the problems of invalid rows; the other rows are yielded.
-
-        Raises:
-            SourceError: the database failed; the message does not contain its address.
+            problems: receives the problems of invalid rows.
         """
         context = LoadContext(
             Path(),
@@ -233,11 +228,7 @@ class Query:
 
     @contextmanager
     def _translated(self, *, connecting: bool = False) -> Iterator[None]:
-        """Map every exception of a database to a `SourceError`.
-
-        Args:
-            connecting: leave out the message, which may contain addresses and users.
-        """
+        """Map every exception of a database to a `SourceError`, without addresses and users."""
         try:
             yield
         except DBAPIError as error:

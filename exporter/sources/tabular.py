@@ -56,19 +56,18 @@ def read_calls(
     whole: bool = True,
     account: str | None = None,
 ) -> Iterator[CallConfig]:
-    """Yield the calls of a file. Blocking.
+    """Yield the valid calls of a file. Blocking.
+
+    Raises a `ConfigError` with all problems if the rest of the file cannot be read.
 
     Args:
         path: the file.
         accounts: the names of the accounts.
         labels: the names in `watch.labels`.
-        problems: receives the problems of invalid calls; the other calls are yielded.
+        problems: receives the problems of invalid calls.
         whole: False for a file that is being written: in a list of ids or CSV, an incomplete last
             line is ignored.
         account: the account of calls without one; by default the only configured account.
-
-    Raises:
-        ConfigError: the rest of the file cannot be read; lists all problems.
     """
     context = LoadContext(Path(), problems, accounts=accounts, labels=labels, account=account)
     newline = "" if path.endswith(".csv") else "\n"
@@ -86,12 +85,7 @@ def read_calls(
 
 
 def header_problem(header: Sequence[str], labels: Sequence[str]) -> str | None:
-    """Return what is wrong with the names of columns, or None.
-
-    Args:
-        header: the names.
-        labels: the names in `watch.labels`.
-    """
+    """Return what is wrong with the names of columns, or None; `labels` are `watch.labels`."""
     if "reference_id" not in header or len(set(header)) < len(header):
         return "expected a column `reference_id`, and no duplicate columns"
     if not {*header} <= {*COLUMNS, *labels}:
@@ -185,11 +179,8 @@ def _too_long(line: int) -> FileProblemError:
 class _JsonReader:
     """Incremental parser of a JSON list; an empty file is an empty list.
 
-    Buffers more text than the longest item, so that each item is parsed at once.
-
-    Args:
-        file: JSON.
-        problems: receives duplicate keys, whose first value counts.
+    Buffers more text than the longest item, so that each item is parsed at once. Of duplicate keys,
+    which are problems, the first value counts.
     """
 
     def __init__(self, file: TextIO, problems: Problems) -> None:
@@ -201,11 +192,7 @@ class _JsonReader:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._mapping, parse_int=float)
 
     def items(self) -> Items:
-        """Yield the items with their line numbers.
-
-        Raises:
-            FileProblemError: the rest is not JSON, not a list, or an item is too long.
-        """
+        """Yield the items with their line numbers, or raise `FileProblemError`."""
         if not (first := self._peek()):
             return
         if first != "[":
