@@ -64,72 +64,66 @@ class Recent:
         return _sums((status, count) for (_, status), count in self.today.items())
 
 
-class History:
-    """Collects the recent results of an account, complete since a Unix time."""
+@dataclass(slots=True)
+class _History:
+    """The results of an account, complete since a Unix time."""
 
-    def __init__(self, midnight: Callable[[float], float], since: float = 0.0) -> None:
-        self._midnight = midnight
-        self._since = since
-        # By midnight and by minute number. Twice as many as shown are kept, because results may be
-        # late and clocks wrong.
-        self._days: dict[float, Counter[tuple[Result, Status]]] = {}
-        self._minutes: dict[int, Counter[str]] = {}
-        self._failures: deque[FinishedCall] = deque(maxlen=NEWEST)
-
-    def add(self, call: FinishedCall) -> None:
-        """Count a finished call."""
-        if call.result is not Result.SUCCESS:
-            self._failures.append(call)
-        _counter(self._days, self._midnight(call.finished_at), 2)[call.result, call.status] += 1
-        minute = _counter(self._minutes, int(call.finished_at // 60), 2 * MINUTES)
-        minute[call.result.value] += 1
-        if call.status is Status.ANSWERED:
-            minute["answered"] += 1
-
-    def recent(self, now: float) -> Recent:
-        """Return the recent results at a Unix time."""
-        midnight, minute = self._midnight(now), int(now // 60)
-        return Recent(
-            Counter(self._days.get(midnight, ())),
-            max(midnight, self._since),
-            tuple(
-                Minute(number * 60.0, **self._minutes.get(number, Counter[str]()))
-                for number in range(minute - MINUTES + 1, minute + 1)
-            ),
-            tuple(reversed(self._failures)),
-        )
+    since: float
+    # By midnight and by minute number. Twice as many as shown are kept, because results may be
+    # late and clocks wrong.
+    days: dict[float, Counter[tuple[Result, Status]]] = field(default_factory=dict)
+    minutes: dict[int, Counter[str]] = field(default_factory=dict)
+    failures: deque[FinishedCall] = field(default_factory=lambda: deque(maxlen=NEWEST))
 
 
-class Histories:
-    """The histories of all accounts."""
+class RecentResults:
+    """Collects the recent results of accounts."""
 
     def __init__(self, midnight: Callable[[float], float] | None = None) -> None:
         self._midnight = midnight or local_midnight
-        self._of: dict[str, History] = {}
+        self._of: dict[str, _History] = {}
 
     def start(self, now: float) -> float:
         """Return the Unix time from which past calls are needed."""
         return min(self._midnight(now), now - MINUTES * 60)
 
     def recall(self, accounts: Iterable[str], calls: Iterable[FinishedCall], since: float) -> None:
-        """Start the histories of accounts with all their calls since a Unix time, oldest first."""
+        """Start accounts with all their calls since a Unix time, oldest first."""
         for account in accounts:
-            self._of[account] = History(self._midnight, since)
+            self._of[account] = _History(since)
         for call in calls:
             self.add(call)
 
     def forget(self, account: str) -> None:
-        """Remove the history of an account."""
+        """Remove the results of an account."""
         self._of.pop(account, None)
 
     def add(self, call: FinishedCall) -> None:
-        """Count a finished call, unless its account has no history."""
-        if (history := self._of.get(call.account)) is not None:
-            history.add(call)
+        """Count a finished call, unless its account was not started."""
+        if (history := self._of.get(call.account)) is None:
+            return
+        if call.result is not Result.SUCCESS:
+            history.failures.append(call)
+        day = _counter(history.days, self._midnight(call.finished_at), 2)
+        day[call.result, call.status] += 1
+        minute = _counter(history.minutes, int(call.finished_at // 60), 2 * MINUTES)
+        minute[call.result.value] += 1
+        if call.status is Status.ANSWERED:
+            minute["answered"] += 1
 
     def recent(self, account: str, now: float) -> Recent:
         """Return the recent results of an account at a Unix time."""
-        return (self._of.get(account) or History(self._midnight)).recent(now)
+        history = self._of.get(account) or _History(0.0)
+        midnight, minute = self._midnight(now), int(now // 60)
+        return Recent(
+            Counter(history.days.get(midnight, ())),
+            max(midnight, history.since),
+            tuple(
+                Minute(number * 60.0, **history.minutes.get(number, Counter[str]()))
+                for number in range(minute - MINUTES + 1, minute + 1)
+            ),
+            tuple(reversed(history.failures)),
+        )
 
 
 def _sums(counts: Iterable[tuple[K, int]]) -> Counter[K]:

@@ -45,7 +45,7 @@ from exporter.ledger.types import (
     StoredCall,
 )
 from exporter.polling.intervals import WINDOW
-from exporter.recent_results import Histories
+from exporter.recent_results import RecentResults
 
 # Added calls between runs of `gc.freeze`. Otherwise the garbage collector would examine all calls
 # again and again, and block the event loop for 0.1 s with a million calls.
@@ -78,7 +78,7 @@ class CallTracker:
         self._accounts = accounts
         self.ledger = Ledger(self._committed, clocks, observe_commit)
         self.totals = CallTotals()
-        self.recent_results = Histories()
+        self.recent_results = RecentResults()
         # Recent calls by account, for `learn_recent_durations`.
         self._past: dict[str, deque[FinishedCall]] = {}
         self._limits = NO_LIMITS

@@ -17,7 +17,7 @@ from exporter.ledger.types import FinishedCall
 from exporter.notify.dispatcher import TargetStatus
 from exporter.notify.target import Delivery, DeliveryOutcome
 from exporter.polling.stats import Balance
-from exporter.recent_results import Histories
+from exporter.recent_results import RecentResults
 from exporter.web.status_page import (
     AccountView,
     SourceView,
@@ -54,9 +54,9 @@ def reference_id(chance: random.Random) -> str:
 
 
 @cache
-def histories() -> Histories:
+def histories() -> RecentResults:
     """Make a day of calls, so many a minute of each account."""
-    made, chance = Histories(midnight), random.Random(5)
+    made, chance = RecentResults(midnight), random.Random(5)
     made.recall(RATES, [], midnight(NOW) - 1)
     for account, rate in RATES.items():
         at = midnight(NOW)
