@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -86,55 +85,6 @@ async def test_every_metric_is_there_before_the_first_call_has_finished(
         labels = {"account": "main", "campaign": "otp"}
         ending = {"result": "failure", "status": "no_answer"}
         assert samples["esms_calls_total", frozenset((labels | ending).items())] == 0
-
-
-async def test_reload_takes_calls_in_and_lets_others_go(
-    tmp_path: Path, simulator: Simulator, http: aiohttp.ClientSession
-) -> None:
-    accounts = list(simulator.provider.accounts.values())
-    for name in ("a", "b", "c"):
-        simulator.add_call("main", name, LIVE)
-    for name in ("done", "new"):
-        simulator.add_call("main", name, Plan(ivr="1"))
-
-    def write(*names: str, labels: tuple[str, ...] = ("campaign",), first: int = 0) -> Path:
-        calls = [listed(name, campaign="otp") for name in names]
-        kept = accounts[first:]
-        return configure(tmp_path, simulator, calls, accounts=kept, watch={"labels": labels})
-
-    async with Exporter(write("a", "b", "done")) as exporter:
-        await exporter.ready()
-        samples = await exporter.until(lambda found: total(found, "esms_calls_total") == 1)
-        assert total(samples, "esms_calls_watched") == 2
-        write("B", "c", "DONE")
-        exporter.send(signal.SIGHUP)
-        await exporter.says('event="configuration reloaded"')
-        samples = await exporter.until(
-            lambda found: total(found, "esms_calls_watched", state="queued") == 2
-        )
-        assert total(samples, "esms_calls_total") == 1  # neither again, nor the one let go
-        # Other labels: projected anew, nothing is lost.
-        write("b", "c", "done", labels=("campaign", "team"))
-        assert await reload(http, exporter) == (200, "configuration reloaded\n")
-        samples = await exporter.scrape()
-        assert total(samples, "esms_calls_total", campaign="otp", team="") == 1
-        # An account that leaves takes its series along, and finds its totals when it is back.
-        write(first=1)
-        assert (await reload(http, exporter))[0] == 200
-        samples = await exporter.scrape()
-        assert {dict(labels).get("account", "other") for _, labels in samples} == {"other"}
-        write("done", "new")
-        assert (await reload(http, exporter))[0] == 200
-        samples = await exporter.until(lambda found: total(found, "esms_calls_total") == 2)
-        assert total(samples, "esms_calls_watched", account="main") == 0
-    # What was counted is there after a restart, and is not counted again.
-    async with Exporter(write("done", "new")) as exporter:
-        await exporter.ready()
-        samples = await exporter.scrape()
-        assert total(samples, "esms_calls_total", campaign="otp", status="answered") == 2
-        assert total(samples, "esms_call_duration_seconds_sum") == 26
-        await asyncio.sleep(0.4)
-        assert total(await exporter.scrape(), "esms_api_requests_total") == 0
 
 
 async def test_a_bad_configuration_leaves_the_good_one_in_force(
