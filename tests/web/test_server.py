@@ -13,7 +13,6 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import click
 import pytest
-import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -226,16 +225,11 @@ def test_paths_are_those_of_prometheus(
         assert web_paths(external_url, route_prefix) == paths
 
 
-@pytest_asyncio.fixture(params=["", "/esms", "/monitoring/esms"])
-async def prefixed(request: pytest.FixtureRequest, idle: Bench) -> tuple[Bench, str]:
-    prefix: str = request.param
+@pytest.mark.parametrize("prefix", ["", "/esms", "/monitoring/esms"])
+async def test_everything_is_under_the_prefix(idle: Bench, prefix: str) -> None:
+    bench = idle
     options = {"open_probes": True, "route_prefix": prefix, "external_path": prefix}
-    await idle.start(users(a="right"), **options)
-    return idle, prefix
-
-
-async def test_everything_is_under_the_prefix(prefixed: tuple[Bench, str]) -> None:
-    bench, prefix = prefixed
+    await bench.start(users(a="right"), **options)
     password, token = basic("a", "right"), "Bearer token-all"
     for path, method, login, status in (
         ("/metrics", "GET", password, 200),
