@@ -77,35 +77,23 @@ _OPEN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A canary call to place; times are Unix times.
-
-    Attributes:
-        expect_key: a value of `exporter.calls.Key`.
-        limit: maximum of calls on the current day.
-        day: start and end of that day.
-        by_hand: placed by a command; if the limit is reached, no run is written.
-    """
+    """A canary call to place; times are Unix times."""
 
     canary: str
     due_at: int
     account: str
     request_id: str
     expect: str
-    expect_key: str | None
+    expect_key: str | None  # a value of `exporter.calls.Key`
     started_at: float
     deadline_at: float
-    limit: int
-    day: tuple[float, float]
-    by_hand: bool = False
+    limit: int  # of calls on the current day
+    day: tuple[float, float]  # start and end of that day
+    by_hand: bool = False  # by a command: if the limit is reached, no run is written
 
 
 class Run(NamedTuple):
-    """A run that has not ended; see `exporter.ledger.schema`. Times are Unix times.
-
-    Attributes:
-        call_id: the row of its call; None, as the fields below, until the provider accepts it.
-        call_result: None until the call has finished; `deleted` if it was deleted.
-    """
+    """A run that has not ended; see `exporter.ledger.schema`. Times are Unix times."""
 
     id: int
     canary: str
@@ -115,9 +103,9 @@ class Run(NamedTuple):
     started_at: float
     deadline_at: float
     accepted_at: float | None
-    call_id: int | None
+    call_id: int | None  # None, as the fields below, until the provider accepts the call
     reference_id: ReferenceId | None
-    call_result: str | None
+    call_result: str | None  # None until the call has finished; `deleted` if it was deleted
     call_status: str | None
     call_key: str | None
     finished_at: float | None

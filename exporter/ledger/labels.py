@@ -26,23 +26,23 @@ from sqlalchemy import (
     Connection,
     Integer,
     Table,
-    TextClause,
     and_,
     bindparam,
     delete,
     exists,
     func,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 
 from exporter.ledger.json_rows import (
+    ROWS,
     fetch_json,
     field,
     insert_rows,
     is_given,
+    item,
     select_json,
     to_json_rows,
 )
@@ -61,16 +61,10 @@ OTHER: Final = "other"
 
 
 class LabelLimits(NamedTuple):
-    """The limits of the labels of an account.
+    """The limits of the labels of an account."""
 
-    Attributes:
-        names: `watch.labels`.
-        max_values: maximum of distinct values of one label.
-        max_sets: maximum of label sets.
-    """
-
-    names: tuple[str, ...] = ()
-    max_values: int = sys.maxsize
+    names: tuple[str, ...] = ()  # `watch.labels`
+    max_values: int = sys.maxsize  # of one label
     max_sets: int = sys.maxsize
 
     def shown(self, labels: Labels) -> Labels:
@@ -189,14 +183,6 @@ _ADD: Final = _inserted.on_conflict_do_update(
     set_={"value": totals.c.value + _inserted.excluded.value},
 )
 
-# Transactions that add to the totals of an account share a lock; evictions take it exclusively.
-_LOCK: Final = """
-    SELECT pg_advisory_xact_lock{kind}(1699958100, hashtext(value))
-    FROM json_array_elements_text(CAST(:names AS json))
-"""
-_SHARE: Final = text(_LOCK.format(kind="_shared"))
-_EXCLUDE: Final = text(_LOCK.format(kind=""))
-
 # Each is the first column of an index.
 _REFERENCES: Final = (
     calls.c.label_set_id,
@@ -215,17 +201,12 @@ _PRUNE_FOLDED: Final = delete(folded_labels).where(~exists().where(FOLDED))
 
 
 class Counted(NamedTuple):
-    """Where calls with given label sets are counted.
+    """Where calls with given label sets are counted."""
 
-    Attributes:
-        sets: by account and canonical name: the row of the label set, and the row of the one that
-            its calls are counted with.
-        labels: the labels of the latter, by row.
-        series: the series that started or ended.
-    """
-
+    # By account and canonical name: the row of the label set, and the row of the one that its calls
+    # are counted with.
     sets: dict[tuple[str, str], tuple[int, int]]
-    labels: dict[int, Labels]
+    labels: dict[int, Labels]  # of the latter, by row
     series: SeriesChanges
 
 
@@ -272,7 +253,7 @@ def _begin(
     counted: Counted,
 ) -> None:
     """Start the totals of used label sets that have none, and evict others beyond the limits."""
-    _lock(connection, _EXCLUDE, [account])
+    keep_labels(connection, [account], lock="")
     held = connection.execute(_HELD, {"account": account_row}).all()
     rows = {name: row for row, name, _ in held}
     sets = {name: json.loads(name) for name in rows}
@@ -345,16 +326,17 @@ def add_totals(
     connection.execute(_ADD, [dict(zip(totals.c.keys(), row, strict=True)) for row in rows])
 
 
-def keep_labels(connection: Connection, accounts: Iterable[str]) -> None:
-    """Prevent other exporters from evicting label sets of accounts until the transaction ends."""
-    _lock(connection, _SHARE, accounts)
+def keep_labels(connection: Connection, accounts: Iterable[str], lock: str = "_shared") -> None:
+    """Prevent other exporters from evicting label sets of accounts until the transaction ends.
 
-
-def _lock(connection: Connection, how: TextClause, accounts: Iterable[str]) -> None:
+    Transactions that add to the totals of an account share a lock; evictions take it exclusively.
+    """
     names = sorted(set(accounts))
     # An SQLite ledger runs one transaction at a time.
     if names and connection.dialect.name == "postgresql":
-        connection.execute(how, {"names": to_json_rows(names)})
+        lock_name = getattr(func, f"pg_advisory_xact_lock{lock}")
+        locked = lock_name(1699958100, func.hashtext(item(label_sets.c.labels)))
+        connection.execute(select(locked).select_from(ROWS), {"rows": to_json_rows(names)})
 
 
 def prune_labels(connection: Connection) -> int:

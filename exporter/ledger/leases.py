@@ -183,15 +183,10 @@ def renew_leases(
     held: Collection[str],
     time: float,
 ) -> None:
-    """Record that an exporter is alive, and renew its leases.
+    """Record that an exporter is alive, and renew its leases for `time` seconds.
 
-    Args:
-        connection: in a transaction.
-        exporter: the id of the process, here and below.
-        name: its name, for people.
-        wanted: accounts that it wants to poll.
-        held: accounts whose leases to renew, unless another exporter took them.
-        time: lifetime of the leases, in seconds.
+    `exporter` is the id of the process, `name` its name for people. It wants to poll the accounts
+    `wanted`. The leases on `held` are renewed, unless another exporter took them.
     """
     parameters = {"exporter": exporter, "heartbeat": time}
     accounts = json.dumps(sorted(wanted))

@@ -54,6 +54,7 @@ class Ledger:
         committed: called in the event loop with each group of observations once it is durable.
         clocks: reads the machine's clocks.
         observe_commit: called with the duration of each commit of observations, in seconds.
+        retry: seconds until a failed commit is retried.
         health_check: seconds between checks of an idle ledger.
 
     Attributes:

@@ -167,19 +167,14 @@ class CallFinished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Selects the finished calls that a target is notified of. None matches any value.
-
-    Attributes:
-        target: the name of the target.
-        give_up_after: seconds after the finish of a call until its notification is dropped.
-        labels: accepted values by label name; a missing label has the empty value.
-    """
+    """Selects the finished calls that a target is notified of. None matches any value."""
 
     target: str
-    give_up_after: float
+    give_up_after: float  # seconds after the finish of a call, until its notification is dropped
     accounts: Collection[str] | None = None
     results: Collection[str] | None = None
     statuses: Collection[str] | None = None
+    # Accepted values by label name; a missing label has the empty value.
     labels: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def matches(self, call: CallFinished) -> bool:

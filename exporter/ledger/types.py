@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from exporter.calls import Finished, PollAgain, Result, Status, WatchedCall
@@ -30,29 +29,18 @@ class NewCall(NamedTuple):
 
 
 class StoredCall(NamedTuple):
-    """An open call in the ledger.
-
-    `labels` is the row of the label set whose totals it is added to.
-    """
+    """An open call in the ledger."""
 
     account: str
-    labels: int
+    labels: int  # the row of the label set whose totals it is added to
     call: WatchedCall
 
 
 class SeriesChanges(NamedTuple):
-    """The label sets whose series start or end, as pairs of account and row.
-
-    Attributes:
-        begun: label sets that have series from now on.
-        evicted: label sets that lost their series to make room.
-    """
+    """The label sets whose series start or end, as pairs of account and row."""
 
     begun: list[tuple[str, int]]
-    evicted: list[tuple[str, int]]
-
-
-NO_SERIES_CHANGES: Final = SeriesChanges([], [])
+    evicted: list[tuple[str, int]]  # to make room
 
 
 class Count(NamedTuple):
@@ -63,23 +51,14 @@ class Count(NamedTuple):
 
 
 class InsertResult(NamedTuple):
-    """The result of requests to add calls.
-
-    Attributes:
-        added: the new calls.
-        label_sets: their label sets, by row.
-        counts: for each request, its counts, or the name of the account that was full.
-        refused: calls that exceeded the limit of their account, by account.
-        rows: the rows of all accepted calls, new or not.
-        series: the series that started or ended because of the new labels.
-    """
+    """The result of requests to add calls."""
 
     added: list[StoredCall]
-    label_sets: dict[int, Labels]
-    counts: list[Count | str]
-    refused: Counter[str]
-    rows: set[int]
-    series: SeriesChanges = NO_SERIES_CHANGES
+    label_sets: dict[int, Labels]  # of the added calls, by row
+    counts: list[Count | str]  # of each request, or the name of the account that was full
+    refused: Counter[str]  # calls that exceeded the limit of their account, by account
+    rows: set[int]  # of all accepted calls, new or not
+    series: SeriesChanges = SeriesChanges([], [])
 
 
 class CallRecord(NamedTuple):
@@ -126,23 +105,14 @@ class Observation(NamedTuple):
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The durable changes of a group of observations.
+class Committed(NamedTuple):
+    """The durable changes of a group of observations."""
 
-    Attributes:
-        added: increments of the totals.
-        gone: observed calls that were not open any more; they are not counted.
-        by_account: the number of finished calls, by account.
-        notify: targets with new notifications.
-        canaries: finished calls of canaries; they are not counted.
-    """
-
-    added: Mapping[TotalKey, float]
-    gone: frozenset[int]
-    by_account: Counter[str]
-    notify: frozenset[str] = frozenset()
-    canaries: frozenset[int] = frozenset()
+    added: Mapping[TotalKey, float]  # increments of the totals
+    gone: frozenset[int]  # observed calls that were not open any more; they are not counted
+    by_account: Counter[str]  # the number of finished calls
+    notify: frozenset[str] = frozenset()  # targets with new notifications
+    canaries: frozenset[int] = frozenset()  # finished calls of canaries; they are not counted
 
     @property
     def finished(self) -> int:
@@ -151,13 +121,8 @@ class Committed:
 
 
 class Snapshot(NamedTuple):
-    """The data behind the metrics of finished calls.
+    """The data behind the metrics of finished calls."""
 
-    Attributes:
-        label_sets: the label sets with totals, by row.
-        begun: the label sets with series, as pairs of account and row.
-    """
-
-    label_sets: dict[int, Labels]
+    label_sets: dict[int, Labels]  # those with totals, by row
     totals: dict[TotalKey, float]
-    begun: set[tuple[str, int]]
+    begun: set[tuple[str, int]]  # the label sets with series, as pairs of account and row

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event
 
 from exporter.calls import Finished, Key, Result, Status, WatchedCall
 from exporter.errors import LedgerBusyError, LedgerError
@@ -19,7 +19,6 @@ from exporter.ledger.engine import Database, open_database
 from exporter.ledger.outbox import Route
 from exporter.ledger.store import Store
 from exporter.ledger.types import Committed, NewCall, Observation
-from tests.ledger.old_ledgers import oldest_ledger
 from tests.ledger.racing import together
 
 DAY = 86_400.0
@@ -159,42 +158,6 @@ def test_a_call_whose_run_has_ended_is_not_watched_any_more(database: Database) 
     found = store.database.run(find_call, "main", ID)
     assert found is not None
     assert found.state == "deleted"
-
-
-def test_a_call_under_way_in_an_older_ledger_goes_on(old_url: str) -> None:
-    """Also one of which a callback has brought the id."""
-    call = (
-        "account_id, normalized_id, reference_id, label_set_id, first_watched, state, state_since"
-    )
-    columns = "canary_id, due_at, account, request_id, expect, started_at, deadline_at, ask_at"
-
-    def fill(connection: Connection) -> None:
-        for statement in (
-            "INSERT INTO canaries (name) VALUES ('hourly')",
-            "INSERT INTO accounts (name) VALUES ('b')",
-            "INSERT INTO label_sets (labels) VALUES ('{}')",
-            f"INSERT INTO calls ({call}) VALUES (1, 'ab1', 'AB1', 1, 1, 'queued', 1)",
-            *(
-                f"INSERT INTO canary_runs ({columns}, reference_id, accepted_at)"
-                f" VALUES (1, {due}, '{account}', 'r', 'answered', 1, 9, 1, {accepted})"
-                for due, account, accepted in (
-                    (1, "main", "'Ab-1', 5"),
-                    (2, "b", "'Ab-1', 6"),
-                    (3, "main", "NULL, NULL"),
-                )
-            ),
-        ):
-            connection.execute(text(statement))
-
-    oldest_ledger(old_url, fill)
-    database = open_database(old_url)
-    first, second, unsure = Runs(database).look(["hourly"], 0.0).open
-    assert (first.account, first.reference_id, first.accepted_at) == ("main", "Ab-1", 5.0)
-    assert (second.account, second.reference_id) == ("b", "AB1")
-    assert unsure.call_id is None
-    for run in (first, second):
-        assert finish(Store(database), call_of(run), run.account).canaries == {run.call_id}
-    database.close()
 
 
 def test_missed_calls_are_counted_once(runs: Runs) -> None:

@@ -6,18 +6,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import Connection, create_engine, text
 
-from exporter.errors import LedgerError
 from exporter.ledger import leases
 from exporter.ledger.calls import ended_of
-from exporter.ledger.engine import Database, open_database
+from exporter.ledger.engine import Database
 from exporter.ledger.labels import LabelLimits
 from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, Leases, Look, Peer, notify_holders
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import BATCH_SIZE
-from tests.ledger.old_ledgers import oldest_ledger
 from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
 
@@ -203,45 +200,3 @@ def test_whoever_takes_a_lease_sees_or_is_told_of_every_total(
         _, shown = together(commit, take)
         complete = shown == 5 * (number + 1)
         assert complete or ("main", None, TOTALS) in holder.notices()
-
-
-# As exporters that claimed calls left it.
-_OLD = """
-    INSERT INTO accounts (name, next_slot) VALUES ('main', 7);
-    INSERT INTO label_sets (labels) VALUES ('{}');
-    INSERT INTO replicas (name, peers, held, heartbeat, beat_at, ended_at) VALUES
-        ('old 1', '', 1, 10, extract(epoch FROM clock_timestamp()), NULL),
-        ('ended', '', 0, 10, 1, 2), ('dead', '', 0, 10, 1, NULL);
-    INSERT INTO calls (account_id, normalized_id, reference_id, label_set_id, first_watched,
-        state, state_since, replica_id, result, status, finished_at) VALUES
-        (1, 'open', 'open', 1, 5, 'queued', 5, 1, NULL, NULL, NULL),
-        (1, 'done', 'done', 1, 5, 'queued', 5, 1, 'success', 'busy', 6);
-    INSERT INTO totals (account_id, label_set_id, total, cell, value, changed_in) VALUES
-        (1, 1, 'calls', 'success/busy', 41, 9);
-    INSERT INTO replica_messages (replica_id, call_id, message) VALUES (1, 1, 'hasten');
-"""
-
-
-def test_versions_before_leases_are_refused_and_not_cut_off(empty_url: str) -> None:
-    def fill(connection: Connection) -> None:
-        connection.execute(text(_OLD))
-
-    oldest_ledger(empty_url, fill)
-    with pytest.raises(LedgerError, match=r"older version \(old 1\).*stop them first"):
-        open_database(empty_url)
-    engine = create_engine(empty_url)
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE replicas SET ended_at = 3 WHERE id = 1"))
-    engine.dispose()
-    exporter = Exporter(open_database(empty_url))
-    exporter.take()
-    look = exporter.look()
-    assert ids(look.claimed) == ["open"]
-    finish(exporter.store, *look.claimed)
-    (counted,) = (
-        v for c, v in exporter.store.snapshot().totals.items() if c.total is TotalKind.CALLS
-    )
-    assert counted == 42
-    # What an older exporter reads before it refuses.
-    assert rows(exporter.store, "SELECT oldest_user FROM compatibility") == [("0013",)]
-    exporter.store.database.close()

@@ -11,17 +11,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, create_engine, inspect, select, update
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.pool import NullPool
 
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ids import reference_id
 from exporter.ledger.calls import move_cursor, read_cursor
 from exporter.ledger.engine import open_database
-from exporter.ledger.schema import alembic_version, compatibility
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall
-from tests.ledger.old_ledgers import oldest_ledger
 
 
 def url(path: Path) -> str:
@@ -183,62 +181,3 @@ def nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(was)
-
-
-def shape(url: str) -> dict[str, object]:
-    """Return everything that tells the tables of a ledger from others."""
-    database = open_database(url)
-    with database.begin() as connection:
-        seen = inspect(connection)
-        tables: dict[str, object] = {
-            table: (
-                {
-                    one["name"]: (str(one["type"]), one["nullable"], one["default"])
-                    for one in seen.get_columns(table)
-                },
-                seen.get_pk_constraint(table)["constrained_columns"],
-                sorted(
-                    (one["constrained_columns"], one["referred_table"], str(one["options"]))
-                    for one in seen.get_foreign_keys(table)
-                ),
-                sorted(one["column_names"] for one in seen.get_unique_constraints(table)),
-                sorted(
-                    (
-                        one["name"],
-                        one["column_names"],
-                        str(one["dialect_options"].get(f"{database.engine.name}_where")),
-                    )
-                    for one in seen.get_indexes(table)
-                    if "duplicates_constraint" not in one
-                ),
-            )
-            for table in seen.get_table_names()
-        }
-        if database.engine.name == "sqlite":
-            listed = connection.exec_driver_sql("PRAGMA table_list")
-            tables["without rowid"] = sorted(row.name for row in listed if row.wr)
-            made = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql <> ''")
-            tables["autoincrement"] = sorted(name for name, sql in made if "AUTOINCREMENT" in sql)
-        for table in (alembic_version, compatibility):
-            tables[f"rows of {table}"] = connection.execute(select(table)).all()
-    database.close()
-    return tables
-
-
-def test_an_older_ledger_is_brought_to_the_shape_of_a_new_one(
-    old_url: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    oldest_ledger(old_url)
-    if old_url.startswith("sqlite"):
-        assert shape(old_url) == shape(url(tmp_path / "new.db"))
-    else:
-        assert shape(old_url) == shape(request.getfixturevalue("used_url"))
-
-
-def test_a_ledger_that_is_too_old_is_left_as_it_is(old_url: str) -> None:
-    def age(connection: Connection) -> None:
-        connection.execute(update(alembic_version).values(version_num="0009"))
-
-    oldest_ledger(old_url, age)
-    for _ in range(2):
-        assert "too old (revision 0009); name another database" in refused(old_url)

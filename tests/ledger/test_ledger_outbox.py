@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import select
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
@@ -30,8 +28,6 @@ from exporter.ledger.outbox import DeliveryAction as Action
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
-from exporter.notify.events import cloud_event
-from tests.ledger.old_ledgers import oldest_ledger
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 FAILED = Finished(Result.FAILURE, Status.FAILED)
@@ -322,47 +318,6 @@ def test_accounts_take_turns_where_few_are_claimed(store: Store, outbox: Box) ->
     assert outbox.claim("t", [], [Claim(False, 9, 9, ["c"])], 9, 60.0).claimed == []
     assert len(outbox.claim("t", [], [Claim(False, 9, 1)], 9, 0.0).claimed) == 1
     assert named(claim(outbox)) == ["c2"]
-
-
-def test_notifications_of_the_version_before_are_delivered(old_url: str) -> None:
-    """They held the event as it is sent, and some no account; their calls may be gone."""
-    data = {
-        "account": "main",
-        "reference_id": "A-1",
-        "result": "success",
-        "status": "answered",
-        "duration": 13.0,
-        "key": "1",
-        "labels": {"campaign": "c\u1ea5p c\u1ee9u"},
-        "first_watched": "2023-11-14T22:13:20.250Z",
-        "finished_at": "2023-11-14T22:14:20.357Z",
-    }
-    event = {"specversion": "1.0", "id": "e", "subject": "A-1", "data": data}
-
-    def fill(connection: Connection) -> None:
-        row = {"event": json.dumps(event, ensure_ascii=False), "now": time.time()}
-        for account, attempts in (("main", 3), ("?", 0)):
-            connection.execute(
-                text(
-                    "INSERT INTO notifications (target, account, event_id, event, queued_at, "
-                    "give_up_at, due_at, attempts, retry) VALUES ('t', :account, 'e', :event, "
-                    ":now, :now + 9999, :now - 1, :attempts, :retry)"
-                ),
-                {**row, "account": account, "attempts": attempts, "retry": attempts > 0},
-            )
-
-    oldest_ledger(old_url, fill)
-    database = open_database(old_url)
-    found = claim(Box(database, Outbox(LedgerClock())))
-    times = {"first_watched": 1_700_000_000.25, "finished_at": 1_700_000_060.357}
-    call = CallFinished(**{**data, **times})  # type: ignore[arg-type]
-    assert [(one.attempts, one.retry, one.call) for one in found] == [
-        (1, False, call),
-        (4, True, call),
-    ]
-    sent = json.loads(cloud_event(found[0].call).body)["data"]
-    assert sent == data
-    database.close()
 
 
 def test_the_backlog(store: Store, outbox: Box, clock: Clock) -> None:
