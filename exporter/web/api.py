@@ -47,7 +47,7 @@ _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
 
 class Api:
-    """Handlers of the API; paths of clients start with `external_path`."""
+    """Handlers of the API. `external_path` is the prefix of the paths for clients."""
 
     def __init__(
         self, app: App, body_timeout: float, route_prefix: str = "", external_path: str = ""

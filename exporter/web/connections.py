@@ -85,7 +85,7 @@ class Connections:
     """Accepts connections, limits their number, and closes slow ones.
 
     At a limit, the connection that has been idle for longest is closed, so that many open
-    connections do not block scrapes. Responses to malformed requests have the headers.
+    connections do not block scrapes. `headers` are added to responses to malformed requests.
     """
 
     def __init__(self, headers: dict[str, str], metrics: Catalogue, limits: Limits) -> None:

@@ -270,7 +270,7 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemError(Exception):
-    """Fails a request to the API with problem details; `errors` are problems of its parts."""
+    """Fails a request to the API with problem details; `errors` are about parts of it."""
 
     def __init__(
         self,

@@ -198,7 +198,7 @@ def choose_language(accept: str) -> str:
 
 
 class StatusTemplate:
-    """Renders the page. Its policy allows its own style and nothing else."""
+    """Renders the page. `policy` is its Content-Security-Policy: its own style, nothing else."""
 
     def __init__(self, telemetry_path: str = "/metrics") -> None:
         loader = jinja2.PackageLoader("exporter.web")

@@ -111,11 +111,10 @@ class _Handshake(ssl.SSLObject):
     def do_handshake(self) -> None:
         try:
             super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError:
-            with suppress(OSError):
-                self.accepted.send(self.outgoing.read())
+        except ssl.SSLError as error:
+            if not isinstance(error, ssl.SSLWantReadError | ssl.SSLWantWriteError):
+                with suppress(OSError):
+                    self.accepted.send(self.outgoing.read())
             raise
 
 
