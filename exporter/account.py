@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import ssl
 import time
@@ -87,11 +86,10 @@ class Account:
         observe: receives verdicts; see `Poller`.
         supervisor: runs background tasks.
         clock: see `Poller`.
-        held_until: see `Poller.hold`.
         client: makes the client.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self,
         config: AccountConfig,
         polling: PollingConfig,
@@ -100,7 +98,6 @@ class Account:
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         supervisor: Supervisor,
         clock: Callable[[], float] = time.time,
-        held_until: float = math.inf,
         client: Callable[..., EsmsClient] = EsmsClient,
     ) -> None:
         self.stats = AccountStats()
@@ -117,7 +114,6 @@ class Account:
             observe,
             supervisor.fail,
             clock,
-            held_until=held_until,
         )
         self._balance_task: asyncio.Task[None] | None = None
         self._request_balance(balance.interval)

@@ -60,6 +60,7 @@ class App:
         changed: checks whether to reload the configuration, in a thread, twice a second.
         clocks: reads the machine's clocks.
         client: makes the client of an account.
+        canaries: creates the canaries.
         room_retry: seconds until configured calls that exceeded `watch.max_calls` are retried.
         ledger_retry: seconds until a reload that failed because of the ledger is retried.
         prune_interval: seconds between deletions of old calls.
@@ -72,14 +73,14 @@ class App:
         clocks: Clocks | None = None,
         *,
         client: Callable[..., EsmsClient] = EsmsClient,
+        canaries: Callable[..., Canaries] = Canaries,
         room_retry: float = 60.0,
         ledger_retry: float = 5.0,
         prune_interval: float = 3600.0,
     ) -> None:
-        self.load = load
+        self.load, self._changed = load, changed
         self._room_retry, self._ledger_retry = room_retry, ledger_retry
         self._prune_interval = prune_interval
-        self._changed = changed
         self._client = client
         self.supervisor = Supervisor()
         self.metrics = Catalogue()
@@ -91,7 +92,7 @@ class App:
         self.sources = Sources(self.calls)
         self.notify = Dispatcher(self.ledger, self.supervisor.start)
         self.calls.subscribe(lambda committed: self.notify.wake(committed.notify))
-        self.canaries = Canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
+        self.canaries = canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
         parts = self.accounts, self.calls, self.supervisor.start
         on_ready = partial(self.notify.wake, frozenset({HOME_ASSISTANT}))
         self._home_assistant = HomeAssistant(*parts, on_ready)
@@ -370,29 +371,25 @@ class App:
         for section in config.accounts:
             if (name := section.name) not in names:
                 continue
-            until = math.inf
-            if self._leases:
-                epoch = self._leases.epoch(name)
-                if epoch is None or epoch != epochs[name]:
-                    self.calls.drop_totals(name)  # the lease was lost meanwhile
-                    continue
-                until = self._leases.held_until
-                self.ledger.store.set_epoch(name, epoch)
-            else:
-                self._to_load.add(name)
-            observe, now = partial(self.ledger.record, name), self.ledger.clock.now
-            account = Account(
+            epoch = self._leases.epoch(name) if self._leases else None
+            if self._leases and (epoch is None or epoch != epochs[name]):
+                self.calls.drop_totals(name)  # the lease was lost meanwhile
+                continue
+            self.accounts[name] = account = Account(
                 section,
                 config.polling,
                 config.balance,
                 config.tls,
-                observe,
+                partial(self.ledger.record, name),
                 self.supervisor,
-                now,
-                until,
+                self.ledger.clock.now,
                 self._client,
             )
-            self.accounts[name] = account
+            if self._leases:
+                account.poller.hold(self._leases.held_until)
+                self.ledger.store.set_epoch(name, epoch)
+            else:
+                self._to_load.add(name)
             self.callbacks.setdefault(name, dict.fromkeys(CallbackOutcome, 0))
             self.calls.learn_recent_durations(name)
         self._accounts_changed()

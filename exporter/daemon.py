@@ -11,7 +11,6 @@ import structlog
 
 import exporter
 from exporter.app import App, gc_paused
-from exporter.config import Config
 from exporter.errors import ExporterError
 from exporter.signals import handled_signals
 from exporter.systemd import Notifier
@@ -24,22 +23,20 @@ class Daemon:
     """The exporter as a process. Create it inside the event loop.
 
     Args:
-        load: reads the configuration.
+        app: the exporter.
         web: addresses and access rules of the web server.
-        changed: checks whether to reload the configuration; None to disable the check.
         beside: a generator for an async context to enter after the start, such as the demo's calls.
     """
 
     def __init__(
         self,
-        load: Callable[[], Config],
+        app: App,
         web: WebOptions,
         *,
-        changed: Callable[[], bool] | None = None,
         beside: Callable[[App, Sequence[str]], AsyncIterator[None]] | None = None,
     ) -> None:
-        self._app = App(load, changed)
-        self._server = WebServer(self._app, web)
+        self._app = app
+        self._server = WebServer(app, web)
         self._beside = beside
         self._notifier = Notifier()
         self._stop_requested = asyncio.Event()

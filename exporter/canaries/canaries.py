@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,25 +31,12 @@ from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.stats import Operation
 
-WAIT_FOR_TURN: Final = 30.0
-"""Seconds that a request waits for the rate limiter before it is withdrawn."""
-
-LOOK_EVERY: Final = 1.0
-"""Seconds between checks of due times and open runs."""
-
-_READ_EVERY = 5.0
-"""Seconds between reads of the ledger while no run is open."""
-
-_SPARE = 30.0
-"""Seconds after the time-out of a request until it counts as lost, for example because its
-exporter was killed."""
-
-_LAST_POLL = 5.0
-"""Seconds for the last poll after the end of `within`, beside its time-out."""
-
+# Seconds for the last poll after the end of `within`, beside its time-out.
+_LAST_POLL: Final = 5.0
+# Checks between reads of the ledger while no run is open.
+_READ_EVERY: Final = 5
+# Deriving so many due times takes 0.1 s, during which the event loop is blocked.
 _MAX_MISSED: Final = 200
-"""Maximum number of due times that are checked at once: deriving them takes 0.1 s, during which
-the event loop is blocked."""
 
 _log = structlog.get_logger(__name__)
 
@@ -105,6 +91,10 @@ class Canaries:
         accounts: the accounts that this exporter polls: live mapping, shared by reference.
         metrics: the registry of metrics.
         in_background: starts a task, whose failure ends the exporter.
+        interval: seconds between checks of due times and open runs.
+        wait_for_slot: seconds until a request that waits for the rate limiter is withdrawn.
+        spare: seconds after the time-out of a request until it counts as lost, for example because
+            its exporter was killed.
     """
 
     def __init__(
@@ -113,12 +103,14 @@ class Canaries:
         accounts: Mapping[str, Account],
         metrics: Catalogue,
         in_background: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        interval: float = 1.0,
+        wait_for_slot: float = 30.0,
+        spare: float = 30.0,
     ) -> None:
-        self._ledger = ledger
-        self._accounts = accounts
-        self._in_background = in_background
+        self._ledger, self._accounts, self._in_background = ledger, accounts, in_background
+        self._interval, self._wait_for_slot, self._spare = interval, wait_for_slot, spare
         self._loop = asyncio.get_running_loop()
-        self._runner = CanaryRunner(ledger.execute, ledger.clock.now)
+        self._runner = CanaryRunner(ledger.execute, ledger.clock)
         self._timeout = 0.0  # of a poll
         self._configured: Collection[str] = ()
         self._canaries: dict[str, CanaryConfig] = {}
@@ -156,7 +148,7 @@ class Canaries:
                 del self._numbers[name]
         for canary in wanted.values():
             if account := self._accounts.get(canary.account):
-                account.stats.of(Operation.MAKE_CALL)
+                account.stats.of(Operation.MAKE_CALL)  # expose zeros before the first request
         self._state, self._checked, self._read_at = None, {}, -math.inf
 
     @property
@@ -172,7 +164,7 @@ class Canaries:
         while True:
             with suppress(LedgerError):  # already counted and logged
                 await self._look()
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(self._interval)
 
     async def stop(self, timeout: float) -> None:
         """Stop placing calls, and wait for requests that are under way."""
@@ -195,17 +187,15 @@ class Canaries:
             if self._kept is kept:  # not reconfigured meanwhile
                 self._kept = None
             self._state = None  # its `since` is outdated
-        now = time.time()
+        now = self._ledger.clock.mark().at.wall
         for canary, due in list(self._due(now)):
             task = self._in_background(self._place(canary, due))
             self._placing.add(task)
             task.add_done_callback(self._placing.discard)
-        open_runs = self._state is not None and self._state.open
-        if not (self._canaries or open_runs) and self._state is not None:
+        idle = self._state is not None and not self._state.open
+        if idle and (not self._canaries or self._loop.time() < self._read_at):
             return
-        if self._loop.time() < self._read_at and not open_runs:
-            return
-        state = await self._read()
+        state = await self._read(now)
         await self._count_missed(state, now)
         await self._follow(state)
 
@@ -227,9 +217,8 @@ class Canaries:
         async def place(request: CallRequest) -> tuple[Answer, float] | None:
             if (account := self._accounts.get(canary.account)) is None:
                 return None
-            return await account.place(
-                request, WAIT_FOR_TURN, lambda: self._canaries.get(canary.name) == canary
-            )
+            wait, same = self._wait_for_slot, lambda: self._canaries.get(canary.name) == canary
+            return await account.place(request, wait, same)
 
         try:
             run = await self._runner.place(canary, due, place)
@@ -241,16 +230,16 @@ class Canaries:
         elif run is not NotBegun.BEGUN:
             self._read_at = -math.inf
 
-    async def _read(self) -> State:
+    async def _read(self, now: float) -> State:
         """Read the state from the ledger, and update the metrics."""
         names = list(self._canaries)
-        self._state = state = await self._ledger.execute(canary_runs.look, names, time.time())
-        self._read_at = self._loop.time() + _READ_EVERY
+        self._state = state = await self._ledger.execute(canary_runs.look, names, now)
+        self._read_at = self._loop.time() + _READ_EVERY * self._interval
+        ahead = self._ledger.clock.ahead
         for name, past in state.past.items():
             if not self._polled(name):
                 continue  # reconfigured meanwhile
             # Only with totals from the ledger: a counter must not restart at 0.
-            ahead = self._ledger.clock.ahead
             self._numbers[name] = CanaryNumbers(
                 self._canaries[name].account,
                 bool(past.success),
@@ -294,7 +283,7 @@ class Canaries:
                 since = run.accepted_at or now
                 await self._poll(run, WatchedCall(run.call_id, run.reference_id, since), now)
             # Unknown whether the request was sent; it must not be sent twice.
-            elif now > run.started_at + WAIT_FOR_TURN + self._timeout + _SPARE:
+            elif now > run.started_at + self._wait_for_slot + self._timeout + self._spare:
                 await self._runner.end(run.id, run.canary, CanaryResult.UNSURE)
         ids = {run.id for run in state.open}
         self._overdue = {run: at for run, at in self._overdue.items() if run in ids}
@@ -311,7 +300,7 @@ class Canaries:
                 account.poller.poll_now(call.id)
         waited = self._loop.time() - self._overdue.get(run.id, math.inf)
         # Without an exporter that polls the account, the run ends as late.
-        last = run.deadline_at + self._timeout + 2 * _SPARE
+        last = run.deadline_at + self._timeout + 2 * self._spare
         if waited > self._timeout + _LAST_POLL or now > last:
             await self._runner.end(run.id, run.canary, CanaryResult.LATE)
             if account:

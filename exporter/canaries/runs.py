@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
@@ -22,6 +21,7 @@ from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
 from exporter.ledger import canary_runs
 from exporter.ledger.canary_runs import CanaryResult, Intent, NotBegun, Run
+from exporter.ledger.clock import LedgerClock
 from exporter.ledger.types import DELETED
 
 _RETRY_EVERY: Final = 1.0
@@ -94,19 +94,17 @@ class CanaryRunner:
 
     Args:
         execute: runs statements of the ledger.
-        clock: the ledger's clock, used for all times except due times.
+        clock: the ledger's clock.
         report: called for each stage of a run, with details.
     """
 
     def __init__(
         self,
         execute: Execute,
-        clock: Callable[[], float],
+        clock: LedgerClock,
         report: Callable[[str, Mapping[str, object]], None] = lambda *_: None,
     ) -> None:
-        self._execute = execute
-        self._clock = clock
-        self._report = report
+        self._execute, self._clock, self._report = execute, clock, report
         self.placing: set[int] = set()  # runs whose request is under way in this process
 
     async def place(
@@ -116,7 +114,7 @@ class CanaryRunner:
 
         Args:
             canary: the canary.
-            due: the due time (Unix time).
+            due: the due time, by the machine's clock (Unix time).
             place: sends the request.
             by_hand: placed by the command `canary`.
 
@@ -124,7 +122,7 @@ class CanaryRunner:
             The row of the run; the reason why it was not started; or None if nothing was sent, and
             the call may still be placed.
         """
-        request, now = call_request(canary, due), self._clock()
+        request, now = call_request(canary, due), self._clock.now()
         key = key_named(canary.expect_key)
         intent = Intent(
             canary.name,
@@ -149,7 +147,8 @@ class CanaryRunner:
             placed = await place(request)
             if placed is None:
                 _log.info("canary call delayed", canary=canary.name, account=canary.account)
-                if not by_hand and time.time() > due + grace(schedule_of(canary), due):
+                late = self._clock.mark().at.wall > due + grace(schedule_of(canary), due)
+                if late and not by_hand:
                     await self.end(run, canary.name, CanaryResult.MISSED)
                     return run
                 await self._execute(canary_runs.withdraw, run)
@@ -170,7 +169,7 @@ class CanaryRunner:
             await self.end(run, canary.name, result, code=answer.code, message=answer.message)
             return
         reference_id = ReferenceId(answer.reference_id or "")
-        accepted = canary_runs.accept, run, reference_id, self._clock(), seconds
+        accepted = canary_runs.accept, run, reference_id, self._clock.now(), seconds
         if await self._execute(*accepted):
             _log.info(
                 "canary call accepted",
@@ -195,7 +194,7 @@ class CanaryRunner:
         self, run: int, canary: str, result: CanaryResult, *, message: str = "", **about: Any
     ) -> None:
         """Store the result of a run, unless it has ended before; see `canary_runs.end`."""
-        if await self._execute(canary_runs.end, run, result, self._clock(), **about):
+        if await self._execute(canary_runs.end, run, result, self._clock.now(), **about):
             log = _log.info if result is CanaryResult.SUCCESS else _log.warning
             about["message"] = message
             about = {name: value for name, value in about.items() if value not in (None, "")}

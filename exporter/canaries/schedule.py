@@ -6,18 +6,21 @@ restarted, agree on them without stored state.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
+from itertools import count, takewhile
 from typing import Final, TypeAlias
 
 from cronsim import CronSim
 
 from exporter.config import CanaryConfig
 
+# The grace period: a share of the time to the next due time, within bounds in seconds.
 _GRACE: Final = 0.1
-_LEAST_GRACE = 60.0
-_MOST_GRACE: Final = 600.0
+_MIN_GRACE: Final = 60.0
+_MAX_GRACE: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +32,7 @@ class Every:
     def after(self, moment: float) -> Iterator[int]:
         """Yield the due times after a moment, endlessly."""
         apart = round(self.seconds)
-        due = int(moment // apart) * apart
-        while True:
-            due += apart
-            yield due
+        return count(self.last(moment) + apart, apart)
 
     def last(self, moment: float) -> int:
         """Return the last due time up to a moment."""
@@ -65,12 +65,8 @@ class Cron:
     def last(self, moment: float) -> int:
         """Return the last due time up to a moment; 0 if there was none in five years."""
         for back in (7200, 2 * 86_400, 40 * 86_400, 400 * 86_400, 5 * 366 * 86_400):
-            last = 0
-            for due in self.after(moment - back):
-                if due > moment:
-                    break
-                last = due
-            if last:
+            past = takewhile(lambda due: due <= moment, self.after(moment - back))
+            if last := next(iter(deque(past, maxlen=1)), 0):
                 return last
         return 0
 
@@ -84,9 +80,6 @@ def schedule_of(canary: CanaryConfig) -> Schedule:
 
 
 def grace(schedule: Schedule, due: int) -> float:
-    """Return the seconds after a due time in which the call may be placed.
-
-    A tenth of the time to the next due time, at least 1 and at most 10 minutes.
-    """
+    """Return the seconds after a due time in which the call may be placed."""
     apart = next(schedule.after(due), due) - due
-    return min(_MOST_GRACE, max(_LEAST_GRACE, _GRACE * apart))
+    return min(_MAX_GRACE, max(_MIN_GRACE, _GRACE * apart))

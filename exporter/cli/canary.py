@@ -102,7 +102,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
         reported = stage in list(CanaryResult)
         _say(stage, **about)
 
-    runner = CanaryRunner(execute, clock.now, report)
+    runner = CanaryRunner(execute, clock, report)
     try:
         await thread.submit(partial(database.keep_time, clock, opened=True))
         store = await thread.submit(partial(Store, database, clock))

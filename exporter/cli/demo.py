@@ -99,7 +99,7 @@ async def _serve(addresses: Sequence[ListenAddress]) -> None:
                     with suppress(asyncio.CancelledError):
                         await calls
 
-            await Daemon(lambda: config, WebOptions(addresses), beside=beside).run()
+            await Daemon(App(lambda: config), WebOptions(addresses), beside=beside).run()
 
 
 async def _place_calls(service: App, config: Config) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 import uvloop
 
+from exporter.app import App
 from exporter.cli import options
 from exporter.config import load_config
 from exporter.daemon import Daemon
@@ -123,7 +124,8 @@ def run(  # noqa: PLR0913 - an argument for each option
     )
 
     async def serve() -> None:
-        await Daemon(file.load, web, changed=file.changed if auto_reload else None).run()
+        app = App(file.load, file.changed if auto_reload else None)
+        await Daemon(app, web).run()
 
     run_process(serve())
 

@@ -80,7 +80,6 @@ class Poller:
         fail: receives an unexpected exception, a bug: the process has to exit.
         clock: returns the time of the ledger, for the ages of calls (Unix time).
         machine_clock: returns the time of the machine, for metrics (Unix time).
-        held_until: see `hold`.
 
     Attributes:
         calls: the open calls, by row, oldest first.
@@ -88,7 +87,7 @@ class Poller:
         breaker: the circuit breaker.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self,
         account: str,
         send: Send,
@@ -98,7 +97,6 @@ class Poller:
         fail: Callable[[BaseException], None],
         clock: Callable[[], float] = time.time,
         machine_clock: Callable[[], float] = time.time,
-        held_until: float = math.inf,
     ) -> None:
         self.account, self.stats = account, stats
         self.calls: dict[int, WatchedCall] = {}
@@ -110,7 +108,7 @@ class Poller:
         self._clock, self._machine_clock = clock, machine_clock
         self._loop = asyncio.get_running_loop()
         self._wheel = TimingWheel(self._priority)
-        self._limiter = RateLimiter(settings.rate_limit, held_until)
+        self._limiter = RateLimiter(settings.rate_limit)
         self.breaker = CircuitBreaker(account, self._limiter, stats, self.calls)
         self._answers: list[tuple[WatchedCall, Answer, float]] = []
         self._tasks: set[asyncio.Task[None]] = set()

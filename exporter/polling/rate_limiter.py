@@ -24,20 +24,14 @@ class RateLimiter:
     A generic cell rate algorithm (ITU-T I.371) whose interval is stretched by its tolerance. While
     another request waits, polls and other requests alternate; otherwise polls could take all slots.
 
-    Args:
-        rate: requests per second.
-        held_until: see `hold`.
-
     Attributes:
         share: the share of `rate` in use: less than 1 after the provider has throttled.
     """
 
-    def __init__(self, rate: float, held_until: float = math.inf) -> None:
-        self.share = 1.0
-        self._lease_until = held_until
-        self._share_since = 0.0
-        self._next = -math.inf
-        self._held_until = -math.inf
+    def __init__(self, rate: float) -> None:
+        self.share, self._share_since = 1.0, 0.0
+        self._lease_until = math.inf
+        self._next = self._held_until = -math.inf
         self._polls_next = False  # the last slot was not for a poll
         self.set_rate(rate)
 

@@ -1,58 +1,39 @@
-"""Runs the exporter with canary calls that are due every few seconds, and that end it where told.
+"""Runs the exporter with canary calls that are due every few seconds.
 
-    python hastened.py EVERY_SECONDS KILL_AT ARGUMENTS_OF_THE_EXPORTER...
+    python hastened.py EVERY_SECONDS CONFIG_FILE
 
-The bounds of the configuration stay: `every: 10m` is what comes round sooner. KILL_AT is `nowhere`,
-`intent` (committed, nothing sent), `answer` (sent, nothing written) or `accepted` (written).
+The configuration's own bound stays: `every: 10m` is what comes round sooner.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from typing import Any
+from functools import partial
+from pathlib import Path
 
-from exporter.account import Account
-from exporter.canaries import canaries, runs, schedule
-from exporter.canaries.runs import CanaryRunner
-from exporter.canaries.schedule import Every
-from exporter.cli import main
+import uvloop
 
-
-def hasten(seconds: float) -> None:
-    for module in (canaries, runs):
-        vars(module)["schedule_of"] = lambda _: Every(seconds)
-    schedule._LEAST_GRACE = 1.0
-    canaries.LOOK_EVERY = 0.1  # type: ignore[misc]
-    canaries._READ_EVERY = 0.3
-    canaries._SPARE = 1.0
-    canaries.WAIT_FOR_TURN = 2.0  # type: ignore[misc]
+from exporter.app import App
+from exporter.canaries.canaries import Canaries
+from exporter.config import Config, load_config
+from exporter.daemon import Daemon
+from exporter.logs import configure_logging
+from exporter.web.server import WebOptions
+from exporter.web.sockets import ListenAddress
 
 
-def kill_at(point: str) -> None:
-    def killed(*_: Any, **__: Any) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+def hastened(every: float, path: Path) -> Config:
+    config = load_config(path)
+    canaries = tuple(canary.model_copy(update={"every": every}) for canary in config.canaries)
+    return config.model_copy(update={"canaries": canaries})
 
-    async def killed_async(*_: Any, **__: Any) -> None:
-        killed()
 
-    placed = CanaryRunner._placed
-
-    async def accepted(*args: Any) -> None:
-        await placed(*args)
-        killed()
-
-    match point:
-        case "intent":
-            Account.place = killed_async  # type: ignore[method-assign]
-        case "answer":
-            CanaryRunner._placed = killed_async  # type: ignore[method-assign]
-        case "accepted":
-            CanaryRunner._placed = accepted  # type: ignore[method-assign,assignment]
+async def main(every: float, path: Path) -> None:
+    canaries = partial(Canaries, interval=0.1, wait_for_slot=2.0, spare=1.0)
+    app = App(partial(hastened, every, path), canaries=canaries)
+    await Daemon(app, WebOptions([ListenAddress("127.0.0.1", 0)])).run()
 
 
 if __name__ == "__main__":
-    hasten(float(sys.argv.pop(1)))
-    kill_at(sys.argv.pop(1))
-    main()
+    configure_logging("info", "logfmt")
+    uvloop.run(main(float(sys.argv[1]), Path(sys.argv[2])))

@@ -24,13 +24,10 @@ MAKE_CALL = (Operation.MAKE_CALL_RECORD, Operation.MAKE_CALL_TEMPLATE)
 class Hastened(Exporter):
     """An exporter whose canary calls are due every few seconds; see `tests.canaries.hastened`."""
 
-    def __init__(self, config: Path, every: float, kill_at: str = "nowhere") -> None:
+    def __init__(self, config: Path, every: float) -> None:
         super().__init__(config, environ=UNMEASURED)
         script = Path(__file__).with_name("hastened.py")
-        self._command = [
-            *(sys.executable, str(script), str(every), kill_at, f"--config.file={config}"),
-            "--web.listen-address=127.0.0.1:0",
-        ]
+        self._command = [sys.executable, str(script), str(every), str(config)]
         self._environ["PYTHONPATH"] = str(Path(__file__).parents[2])
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from exporter.app import App
-from exporter.canaries import canaries, runs, schedule
+from exporter.canaries.canaries import Canaries
 from exporter.config import load_config
+from exporter.ledger.canary_runs import Intent, begin
+from exporter.ledger.clock import Moment
 from exporter.simulator import Fault, FaultKind, Simulator
 from tests.canaries.scene import ACCOUNT, NO_STATUS, PHONE, Placed, config_text, rows, simulator
 from tests.samples import samples, value
@@ -26,26 +30,22 @@ NOON = 1_800_000_000.0  # a multiple of ten minutes
 
 
 class Clock:
-    """The wall clock: it goes on by itself, and can be set."""
+    """The clocks of the machine: they go on by themselves, and one of them can be set."""
 
     def __init__(self, now: float) -> None:
-        self._offset = now - time.monotonic()
+        self.set(now)
 
-    def __call__(self) -> float:
-        return time.monotonic() + self._offset
+    def __call__(self) -> Moment:
+        steady = time.monotonic()
+        return Moment(steady + self._offset, steady, "a boot")
 
     def set(self, now: float) -> None:
         self._offset = now - time.monotonic()
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock(NOON - 100)
-    for module in (canaries, runs):
-        monkeypatch.setattr(module.time, "time", clock)
-    monkeypatch.setattr(canaries, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(canaries, "_READ_EVERY", 0.1)
-    return clock
+def clock() -> Clock:
+    return Clock(NOON - 100)
 
 
 class Scene:
@@ -73,12 +73,12 @@ Start = Callable[..., AsyncIterator[Scene]]
 
 
 @asynccontextmanager
-async def scene(folder: Path, canary: str = RECORDING) -> AsyncIterator[Scene]:
+async def scene(folder: Path, clock: Clock, canary: str = RECORDING) -> AsyncIterator[Scene]:
     async with simulator() as provider:
         config = folder / "config.yaml"
         config.write_text(config_text(provider.url, f"sqlite:///{folder}/ledger.db", canary))
 
-        there = Scene(folder, provider, await started(config))
+        there = Scene(folder, provider, await started(config, clock))
         # What was due before it was configured would not be placed.
         await there.until(lambda: bool(samples(there.service.metrics, "esms_canary_runs_total")))
         try:
@@ -88,15 +88,16 @@ async def scene(folder: Path, canary: str = RECORDING) -> AsyncIterator[Scene]:
             assert there.service.supervisor.failure is None
 
 
-async def started(config: Path) -> App:
-    service = App(lambda: load_config(config))
+async def started(config: Path, clock: Clock) -> App:
+    canaries = partial(Canaries, interval=0.05, wait_for_slot=0.5, spare=0.5)
+    service = App(lambda: load_config(config), clocks=clock, canaries=canaries)
     await service.open()
     await service.start()
     return service
 
 
 async def test_a_call_is_placed_when_it_is_due(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         await asyncio.sleep(0.5)
         assert there.placed.codes == []
         clock.set(NOON + 1)
@@ -110,7 +111,7 @@ async def test_a_call_is_placed_when_it_is_due(tmp_path: Path, clock: Clock) -> 
 
 
 async def test_a_clock_that_is_set_calls_nobody_twice(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         clock.set(NOON + 1)
         await there.until(lambda: there.total("success") == 1)
         clock.set(NOON - 10)
@@ -133,7 +134,7 @@ async def test_a_clock_that_is_set_calls_nobody_twice(tmp_path: Path, clock: Clo
 async def test_a_call_is_not_late_because_a_clock_was_set(
     tmp_path: Path, clock: Clock, *, restarted: bool
 ) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         there.provider.faults.set("x", NO_STATUS)
         clock.set(NOON + 1)
         await there.until(lambda: there.placed.codes == ["100"])
@@ -143,14 +144,14 @@ async def test_a_call_is_not_late_because_a_clock_was_set(
         if restarted:
             await there.service.stop()
             clock.set(NOON + 300_000)
-            there.service = await started(tmp_path / "config.yaml")
+            there.service = await started(tmp_path / "config.yaml", clock)
         there.provider.faults.clear()
         await there.until(lambda: there.total("success") == 1)
         assert there.total("late") == 0
 
 
 async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path, "recording: '1', max_per_day: 9, within: 10s") as there:
+    async with scene(tmp_path, clock, "recording: '1', max_per_day: 9, within: 10s") as there:
         config = there.service.config
         assert config
         short = config.canaries[0].model_copy(update={"within": 1.0})
@@ -162,22 +163,19 @@ async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock)
         assert len(there.placed.codes) == 1
 
 
-async def test_a_paused_account_places_nothing(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(canaries, "WAIT_FOR_TURN", 0.2)
-    monkeypatch.setattr(schedule, "_LEAST_GRACE", 3.0)
-    monkeypatch.setattr(schedule, "_GRACE", 0.0)
-    async with scene(tmp_path) as there:
-        there.service.accounts["main"].poller.breaker.paused_until = float("inf")
+async def test_a_paused_account_places_nothing(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path, clock) as there:
+        there.service.accounts["main"].poller.hold(0.0)
         clock.set(NOON + 1)
+        await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
+        clock.set(NOON + 61)
         await there.until(lambda: there.total("missed") == 1)
         assert there.placed.codes == []
         assert not rows(tmp_path, "SELECT 1 FROM canary_runs WHERE result IS NOT 'missed'")
 
 
 async def test_a_canary_comes_and_goes_with_the_configuration(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         config = tmp_path / "config.yaml"
         before = config.read_text()
         clock.set(NOON + 1)
@@ -200,7 +198,7 @@ async def test_a_canary_comes_and_goes_with_the_configuration(tmp_path: Path, cl
 
 
 async def test_a_canary_shows_the_account_that_places_it(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         clock.set(NOON + 1)
         await there.until(lambda: there.total("success") == 1)
         config = tmp_path / "config.yaml"
@@ -217,7 +215,7 @@ async def test_a_canary_shows_the_account_that_places_it(tmp_path: Path, clock: 
 async def test_other_times_were_not_missed_before_they_were_configured(
     tmp_path: Path, clock: Clock
 ) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         config = tmp_path / "config.yaml"
         often = config.read_text()
         config.write_text(often.replace("every: 10m", "every: 1h"))
@@ -242,7 +240,7 @@ async def test_other_times_were_not_missed_before_they_were_configured(
 
 
 async def test_a_ledger_that_cannot_be_written_places_nothing(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         ledger = tmp_path / "ledger.db"
         aside = tmp_path / "aside.db"
         ledger.rename(aside)
@@ -256,7 +254,7 @@ async def test_a_ledger_that_cannot_be_written_places_nothing(tmp_path: Path, cl
 
 
 async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=0.5))
         clock.set(NOON + 1)
         await there.until(lambda: there.provider.traffic.open == 1)
@@ -266,7 +264,7 @@ async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None
 
 
 async def test_what_was_missed_for_long_is_counted_in_parts(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         clock.set(NOON + 72 * HOUR + 1)
         await there.until(lambda: there.total("missed") == 432)
 
@@ -280,7 +278,7 @@ async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
         held.set()
         go_on.wait(DEADLINE)
 
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         config = there.service.config
         assert config
         holding = asyncio.create_task(there.service.ledger.call(hold))
@@ -294,52 +292,93 @@ async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
         await there.until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])
 
 
-async def test_a_call_that_waits_is_placed_with_the_keys_of_then(
+async def test_a_call_that_waits_is_placed_with_the_keys_and_the_number_of_then(
     tmp_path: Path, clock: Clock
 ) -> None:
-    async with scene(tmp_path) as there:
-        there.service.accounts["main"].poller.breaker.paused_until = float("inf")
+    async with scene(tmp_path, clock) as there:
+        poller = there.service.accounts["main"].poller
+        poller.hold(0.0)
         clock.set(NOON + 1)
         await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
         there.provider.put_account(replace(ACCOUNT, api_key="key-new"))
         config = tmp_path / "config.yaml"
-        config.write_text(config.read_text().replace("key-main", "key-new"))
+        text = config.read_text().replace("key-main", "key-new")
+        config.write_text(text.replace(PHONE, "0987654321"))
         await there.service.reload()
+        poller.hold(math.inf)
         await there.until(lambda: there.total("success") == 1)
         assert there.placed.codes == ["100"]
+        assert [request["Phone"] for request in there.placed.requests] == ["0987654321"]
 
 
 async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(
     tmp_path: Path, clock: Clock
 ) -> None:
-    async with scene(tmp_path) as there:
+    async with scene(tmp_path, clock) as there:
         there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
-        pace = there.service.accounts["main"].poller.breaker
         clock.set(NOON + 1)
-        await there.until(lambda: pace._trial_under_way)  # it is sent
+        await there.until(lambda: there.provider.traffic.open == 1)
         config = tmp_path / "config.yaml"
         config.write_text(config.read_text().replace("name: main", "name: other"))
         await there.service.reload()
-        assert not rows(tmp_path, "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL")
-        await there.until(
-            lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"))
-        )
+        accepted = "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"
+        assert not rows(tmp_path, accepted)
+        await there.until(lambda: bool(rows(tmp_path, accepted)))
         await asyncio.sleep(0.1)
         requests = samples(there.service.metrics, "esms_api_requests_total")
         assert {request.labels["account"] for request in requests} == {"other"}
 
 
-async def test_a_call_that_waits_is_placed_as_it_is_configured_then(
+@pytest.mark.parametrize(
+    ("canary", "results"),
+    [
+        (f"{RECORDING}, expect_key: '2'", {"failure": 2}),
+        ("recording: '9', max_per_day: 144", {"refused": 2}),
+        (
+            "template: '1', variables: [Trung, '20000'], max_per_day: 1",
+            {"success": 1, "limited": 1},
+        ),
+    ],
+)
+async def test_what_a_run_comes_to(
+    tmp_path: Path, clock: Clock, canary: str, results: dict[str, int]
+) -> None:
+    async with scene(tmp_path, clock, canary) as there:
+        for due in (NOON, NOON + 600):
+            clock.set(due + 1)
+            ended = f"SELECT 1 FROM canary_runs WHERE due_at = {due} AND result IS NOT NULL"
+            await there.until(lambda: bool(rows(tmp_path, ended)))  # noqa: B023 - used at once
+        await there.until(lambda: all(there.total(result) == n for result, n in results.items()))
+        assert there.success == ("success" in results)
+        if "limited" in results:
+            assert there.placed.codes == ["100"]
+            assert there.placed.requests[0]["VariableListStr"] == "Trung||20000"
+
+
+async def test_runs_survive_a_restart_and_what_was_due_meanwhile_is_missed(
     tmp_path: Path, clock: Clock
 ) -> None:
-    async with scene(tmp_path) as there:
-        pace = there.service.accounts["main"].poller.breaker
-        pace.paused_until = float("inf")
+    async with scene(tmp_path, clock) as there:
         clock.set(NOON + 1)
-        await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
-        config = tmp_path / "config.yaml"
-        config.write_text(config.read_text().replace(PHONE, "0987654321"))
-        await there.service.reload()
-        pace.paused_until = -float("inf")
         await there.until(lambda: there.total("success") == 1)
-        assert [request["Phone"] for request in there.placed.requests] == ["0987654321"]
+        await there.service.stop()
+        clock.set(NOON + 3001)
+        there.service = await started(tmp_path / "config.yaml", clock)
+        await there.until(lambda: there.total("missed") == 4)
+        await there.until(lambda: there.total("success") == 2)
+        assert there.success == 1
+        assert len(set(there.placed.request_ids)) == len(there.placed.requests) == 2
+
+
+async def test_a_run_whose_exporter_died_before_its_request_is_unsure_and_not_begun_again(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with scene(tmp_path, clock) as there:
+        due, now = int(NOON), there.service.ledger.clock.now()
+        begun = now - 100
+        intent = Intent("hourly", due, "main", "x", "answered", None, begun, now, 9, (0, 2e9))
+        await there.service.ledger.execute(begin, intent)
+        clock.set(NOON + 1)
+        await there.until(lambda: there.total("unsure") == 1)
+        await asyncio.sleep(0.3)
+        assert there.placed.codes == []

@@ -8,13 +8,15 @@ import random
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from exporter.simulator import Fault, FaultKind
+from exporter.simulator import Fault, FaultKind, Operation
 from tests.canaries.scene import (
+    MAKE_CALL,
     NO_STATUS,
     PHONE,
     UNANSWERED,
@@ -73,31 +75,39 @@ async def test_a_call_is_placed_and_followed_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kill_at", "requests", "result"),
-    [("intent", 0, "unsure"), ("answer", 1, "unsure"), ("accepted", 1, "success")],
+    ("killed_at", "result"), [("request", "unsure"), ("acceptance", "success")]
 )
-async def test_killed_at_any_step_it_never_calls_twice(
-    tmp_path: Path, kill_at: str, requests: int, result: str
+async def test_killed_after_its_request_it_never_calls_twice(
+    tmp_path: Path, killed_at: str, result: str
 ) -> None:
     async with simulator() as provider:
         placed = Placed(provider)
-        # Due once: what comes next is minutes away, unless the hour is about to change. What was
-        # lost counts as such after a time-out.
+        # What was lost counts as such after a time-out.
         timeout = "60s" if result == "success" else "2s"
         config = configured(tmp_path, provider.url, RECORDING, timeout)
-        killed = Hastened(config, EVERY, kill_at)
+        killed = Hastened(config, EVERY)
+
+        def kill(operation: Operation, *_: object) -> None:
+            if operation in MAKE_CALL:
+                killed.send(signal.SIGKILL)
+
+        if killed_at == "request":  # the provider has it, and has not answered
+            provider.subscribe(kill)
         await killed.start()
+        if killed_at == "acceptance":
+            await killed.ready()
+            accepted = f"{GOING_ON} AND reference_id IS NOT NULL"
+            await until(lambda: bool(rows(tmp_path, accepted)))
+            killed.send(signal.SIGKILL)
         await killed.wait()
-        assert len(placed.requests) == requests
         async with Hastened(config, 1e6) as exporter:
             await exporter.ready()
             found = await exporter.until(lambda samples: runs(samples) >= 1)
             assert runs(found, result) == 1
             await asyncio.sleep(1)
-        assert len(placed.requests) == requests
-        (row,) = rows(tmp_path, "SELECT due_at, request_id FROM canary_runs")
-        if placed.requests:
-            assert placed.request_ids == [row[1]]
+        begun = [row[0] for row in rows(tmp_path, "SELECT request_id FROM canary_runs")]
+        assert placed.request_ids == begun
+        assert len(begun) == 1
 
 
 async def test_killed_at_any_moment_it_never_calls_twice(tmp_path: Path) -> None:
@@ -140,15 +150,22 @@ async def test_each_call_is_placed_by_one_of_several_exporters_and_outlives_it(
             config = tmp_path / f"{number}.yaml"
             url = database.replace("+psycopg", "")
             config.write_text(config_text(provider.url, url, RECORDING))
-            # The first dies as soon as one of its calls is accepted.
-            exporters.append(Hastened(config, 2.0, "accepted" if number == 0 else "nowhere"))
+            exporters.append(Hastened(config, 2.0))
             ends.push_async_callback(exporters[-1].stop)
         first, *others = exporters
         await first.start()
         await until(lambda: bool(placed.requests))  # it polls the account
         await asyncio.gather(*(exporter.start() for exporter in others))
         await asyncio.gather(*(exporter.ready() for exporter in others))
-        await first.wait()
+        engine = create_engine(database, poolclass=NullPool)
+
+        def found(query: str) -> list[Any]:
+            with engine.connect() as connection:
+                return list(connection.execute(text(query)))
+
+        # The first dies while one of its calls is open.
+        await until(lambda: bool(found(f"{GOING_ON} AND reference_id IS NOT NULL")))
+        await first.kill()
         before = len(placed.requests)
         assert before > 0
         async with deadline():  # one of the others goes on, and shows the runs alone
@@ -158,14 +175,12 @@ async def test_each_call_is_placed_by_one_of_several_exporters_and_outlives_it(
                 shown = [runs(await exporter.scrape(), "success") for exporter in others]
         assert sum(shown) == max(shown)
         await asyncio.gather(*(exporter.stop() for exporter in others))
-        with create_engine(database, poolclass=NullPool).connect() as connection:
-            query = "SELECT request_id, result, reference_id FROM canary_runs"
-            found = list(connection.execute(text(query)))
+        ended = found("SELECT request_id, result, reference_id FROM canary_runs")
         # One request for each due time, and none was refused as one that came before.
-        assert sorted(row.request_id for row in found) == sorted(placed.request_ids)
+        assert sorted(row.request_id for row in ended) == sorted(placed.request_ids)
         assert set(placed.codes) == {"100"}
-        assert {row.result for row in found} <= {"success", None}
-        assert all(row.reference_id for row in found)
+        assert {row.result for row in ended} <= {"success", None}
+        assert all(row.reference_id for row in ended)
 
 
 # The command.
