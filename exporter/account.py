@@ -78,15 +78,7 @@ class Account:
     Balance requests go to another host, which may refuse or throttle independently: they never
     pause the polls, and a pause does not stop them.
 
-    Args:
-        config: the section of the account.
-        polling: the section `polling`.
-        balance: the section `balance`.
-        tls: verifies the provider's certificate; see `HttpClient`.
-        observe: receives verdicts; see `Poller`.
-        supervisor: runs background tasks.
-        clock: see `Poller`.
-        client: makes the client.
+    For `tls`, see `HttpClient`; for `observe` and `clock`, `Poller`. `client` makes the client.
     """
 
     def __init__(

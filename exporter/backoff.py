@@ -20,12 +20,7 @@ class ExponentialBackoff:
     jitter: float = 0.0
 
     def wait(self, failures: int, chance: float = 0.0) -> float:
-        """Return the seconds to wait.
-
-        Args:
-            failures: consecutive failures, at least 1.
-            chance: a random number from 0 to 1.
-        """
+        """Return the seconds to wait after consecutive failures; `chance` is from 0 to 1."""
         # 2.0**64 exceeds every `longest`, and larger exponents would overflow.
         wait = min(self.longest, self.first * 2.0 ** min(failures - 1, 64))
         return wait * (1.0 - self.jitter * chance)

@@ -112,15 +112,9 @@ class CanaryRunner:
     ) -> int | NotBegun | None:
         """Place a call, unless another exporter has started the run.
 
-        Args:
-            canary: the canary.
-            due: the due time, by the machine's clock (Unix time).
-            place: sends the request.
-            by_hand: placed by the command `canary`.
-
-        Returns:
-            The row of the run; the reason why it was not started; or None if nothing was sent, and
-            the call may still be placed.
+        `due` is a Unix time by the machine's clock; `by_hand`: placed by the command `canary`.
+        Return the row of the run; the reason why it was not started; or None if nothing was sent,
+        and the call may still be placed.
         """
         request, now = call_request(canary, due), self._clock.now()
         key = key_named(canary.expect_key)

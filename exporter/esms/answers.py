@@ -88,7 +88,7 @@ class Answer(NamedTuple):
 
 
 def read_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
-    """Parse the response of `GetSendStatus`. Never raises."""
+    """Parse the response of `GetSendStatus`."""
     return _read_document(_object(body), hidden)
 
 
@@ -98,7 +98,7 @@ def read_message_answer(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
 
 
 def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
-    """Parse the response of `GetBalance_json`. Never raises.
+    """Parse the response of `GetBalance_json`.
 
     The balance of 0 in a refusal is ignored. Success without a plausible balance is a bad response.
     """
@@ -113,7 +113,7 @@ def read_balance(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
 
 
 def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
-    """Parse the response of `MakeCall*`: `reference_id` is the `SMSID`. Never raises.
+    """Parse the response of `MakeCall*`: `reference_id` is the `SMSID`.
 
     Success without a valid `SMSID` is a bad response: the call was placed, but its id is unknown.
     """
@@ -130,7 +130,7 @@ def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
 
 
 def read_callback(fields: Mapping[str, str]) -> Answer:
-    """Convert the parameters of the provider's callback for a call to an answer. Never raises."""
+    """Convert the parameters of the provider's callback for a call to an answer."""
     return _read_document({**fields, "CodeResponse": "100"}, ())
 
 
@@ -149,13 +149,10 @@ def read_price(text: str) -> float | None:
 def read_refusal(
     http_status: int, retry_after: str | None, now: float, date: str | None = None
 ) -> Answer:
-    """Convert a response with another status than 200. Never raises.
+    """Convert a response with another status than 200.
 
-    Args:
-        http_status: the status.
-        retry_after: the `Retry-After` header.
-        now: Unix time, for a date in `retry_after` if `date` is missing.
-        date: the `Date` header; preferred to `now`, because the clock of the server may be wrong.
+    A date in the `Retry-After` header is compared with the `Date` header, because the clock of the
+    server may be wrong; without one, with `now` (Unix time).
     """
     if http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         sent = _date(date or "")

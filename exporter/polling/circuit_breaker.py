@@ -81,7 +81,6 @@ class CircuitBreaker:
     answer, weak evidence needs more failures: more by twice the length of the longest recent run.
 
     Args:
-        account: the name of the account.
         limiter: is slowed down when the provider throttles.
         stats: receives `authorized` and `paused_until`.
         calls: the open calls, by row: a live mapping, shared by reference.
@@ -242,17 +241,10 @@ class CircuitBreaker:
     def answered(
         self, answer: Answer, evidence: Evidence, sent_at: float, now: float, wall: float
     ) -> list[int]:
-        """Record the answer to a request.
+        """Record the answer to a request, with the outcome of the verdict.
 
-        Args:
-            answer: the answer, with the outcome of the verdict.
-            evidence: what it shows if it is a failure.
-            sent_at: when the request was sent. Answers to requests from before a trial are ignored.
-            now: when the answer arrived.
-            wall: the same as a Unix time.
-
-        Returns:
-            The rows of calls to poll again, because the account made them fail.
+        Answers to requests that were sent before a trial are ignored. `wall` is `now` as a Unix
+        time. Return the rows of calls to poll again, because the account made them fail.
         """
         stats, was, outcome = self._stats, self.reason, answer.outcome
         changed = sent_at >= self._answers_from and self._judge(answer, evidence, sent_at, now)

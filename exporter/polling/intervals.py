@@ -149,13 +149,8 @@ def plan(
 ) -> Plan:
     """Return the cheapest plan with a share of late results of at most `LATE`.
 
-    If that takes too many requests, plan for the shortest delay that does not.
-
-    Args:
-        durations: the durations of past calls.
-        interval: the delay, in seconds, above which a result is late.
-        max_interval: the longest wait, in seconds.
-        polled: the share of ends that polls have to find.
+    A result is late if its delay is more than `interval` seconds. If that takes too many requests,
+    plan for the shortest delay that does not. Polls have to find the share `polled` of the ends.
     """
 
     def planned(price: float, stretch: float) -> Plan:
@@ -260,12 +255,10 @@ class PollIntervals:
         return max(0.0, wait - age)
 
     def next(self, age: float, failures: int, chance: float) -> float:
-        """Return the seconds to the next poll of a call.
+        """Return the seconds to the next poll of a call, by its age in seconds.
 
-        Args:
-            age: seconds since the call was added.
-            failures: consecutive failed polls; each doubles the wait.
-            chance: a random number from 0 to 1, for jitter.
+        Each consecutive failed poll doubles the wait. `chance` is a random number from 0 to 1, for
+        jitter.
         """
         plan = self.plan
         if plan is not None and (n := bisect_right(plan.ages, age)) < len(plan.ages):
@@ -279,13 +272,10 @@ class PollIntervals:
         return min(self._max_interval, wait * (1 - _JITTER + 2 * _JITTER * chance))
 
     def learn(self, after: float, by: float, at: float, *, notified: bool = False) -> None:
-        """Learn from a call that has ended.
+        """Learn from a call that has ended; see `DurationEstimator.add`.
 
-        Args:
-            after: the age, in seconds, at the last answer before the end.
-            by: the age at which the end was found; infinite if the call expired.
-            at: the time of that, in seconds of any clock.
-            notified: a callback reported the end, not a poll.
+        `at` is the time when the end was found, in seconds of any clock. `notified`: a callback
+        reported it, not a poll.
         """
         if not self._adaptive:
             return

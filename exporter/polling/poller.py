@@ -71,10 +71,6 @@ class Poller:
     """Polls the calls of one account.
 
     Args:
-        account: the name of the account.
-        send: polls a call.
-        settings: intervals and limits.
-        stats: counts polls.
         observe: receives a call, its verdict and the time (Unix time), to commit them; it calls
             `apply_committed` after the commit.
         fail: receives an unexpected exception, a bug: the process has to exit.
@@ -83,8 +79,6 @@ class Poller:
 
     Attributes:
         calls: the open calls, by row, oldest first.
-        intervals: the poll intervals.
-        breaker: the circuit breaker.
     """
 
     def __init__(
@@ -196,12 +190,8 @@ class Poller:
     ) -> None:
         """Learn the duration of a finished call, and count the invalid fields of its answer.
 
-        Args:
-            call: the call.
-            finished: its result.
-            at: when the result was known (Unix time).
-            last_seen: when an answer last showed the call as open (Unix time); 0 for never.
-            notified: whether a callback reported the end; assumed for a hinted call.
+        The result was known `at`, and an answer showed the call as open at `last_seen`, 0 for never
+        (Unix times). `notified`: a callback reported the end; assumed for a hinted call.
         """
         age = at - call.first_watched
         if finished.status is Status.EXPIRED:
@@ -275,14 +265,9 @@ class Poller:
     ) -> tuple[Answer, float] | None:
         """Send a request other than a poll, within the rate limit and not during a pause.
 
-        Args:
-            name: the kind of request. If only one kind keeps failing, the account is not at fault.
-            send: sends the request.
-            timeout: seconds to wait for a slot.
-            wanted: returns whether to keep waiting.
-
-        Returns:
-            The answer and its duration in seconds; None if no request was sent.
+        Wait up to `timeout` seconds for a slot, while it is wanted. If only requests of one name
+        keep failing, the account is not at fault. Return the answer and its duration in seconds;
+        None if no request was sent.
         """
         until = self._loop.time() + timeout
         if (now := await self._take_slot(self.breaker.wait, until, wanted)) is None:

@@ -73,11 +73,8 @@ class FairQueue:
 
     Round robin; a label set that was idle comes next, as for network flows in "The Flow Queue CoDel
     Packet Scheduler" (RFC 8290, section 4.1). A served label set keeps its place at the end of the
-    round while it is empty, so it cannot come first twice in a round.
-
-    Args:
-        is_ready: returns whether a call is due and not being polled. Other entries are stale, and
-            are skipped.
+    round while it is empty, so it cannot come first twice in a round. Entries of calls that are not
+    ready, due and not being polled, are stale and skipped.
     """
 
     def __init__(self, is_ready: Callable[[WatchedCall], bool]) -> None:
@@ -216,10 +213,8 @@ class TimingWheel:
     def pop(self, now: float, *, trial: bool = False) -> tuple[WatchedCall, float] | None:
         """Remove and return the next call to poll, with its due time; None if no call is due.
 
-        Args:
-            now: monotonic seconds.
-            trial: choose a call whose answer decides about the account: a random one that did not
-                fail (every second time, one with an answer), else one with the fewest failures.
+        For a trial, whose answer decides about the account, choose a random call that did not fail
+        (every second time, one with an answer), else one with the fewest failures.
         """
         self.advance(now)
         if not self.ready:
