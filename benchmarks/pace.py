@@ -16,12 +16,13 @@ from unittest import mock
 
 from benchmarks import virtual_time
 from benchmarks.lives import KINDS, Life, day, ringing
+from benchmarks.virtual_time import PollingSettings
 from exporter.calls import Finished, GiveUpPolicy, PollAgain, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
 from exporter.polling.intervals import PollIntervals
-from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
 
 INTERVAL = 15.0
@@ -107,9 +108,8 @@ async def _follow(
         raise error
 
     poller = Poller(
-        "main",
+        *way.settings.sections,
         account.send_status,
-        way.settings,
         AccountStats(),
         observe,
         fail,

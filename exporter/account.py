@@ -14,12 +14,12 @@ from typing import Final
 import structlog
 
 from exporter.backoff import ExponentialBackoff
-from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
+from exporter.calls import CallState, Finished, PollAgain, WatchedCall
 from exporter.config import AccountConfig, BalanceConfig, PollingConfig
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
-from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats, Balance, Operation
 from exporter.supervisor import Supervisor
 
@@ -95,13 +95,12 @@ class Account:
         self.stats = AccountStats()
         self._make_client = client
         self.stats.show_codes(config.codes)
-        self._supervisor, self._config, self._timeout = supervisor, config, polling.timeout
-        self._connection = _client_of(config), polling.timeout, tls
-        self._client = self._make_client(config, polling.timeout, tls=tls)
+        self._supervisor, self._config = supervisor, config
+        self._connect(config, polling, tls)
         self.poller = Poller(
-            config.name,
+            config,
+            polling,
             self._client.send_status,
-            _settings(config, polling),
             self.stats,
             observe,
             supervisor.fail,
@@ -138,13 +137,11 @@ class Account:
         """Apply a changed configuration; reconnect only if needed."""
         old, self._config = self._config, config
         self.stats.show_codes(config.codes)
-        connection = _client_of(config), polling.timeout, tls
-        if reconnect := connection != self._connection:
-            self._supervisor.start(_close_after(self._client, self._timeout))
-            self._connection, self._timeout = connection, polling.timeout
-            self._client = self._make_client(config, polling.timeout, tls=tls)
+        if reconnect := (_client_of(config), polling.timeout, tls) != self._connection:
+            self._supervisor.start(_close_after(self._client, self._connection[1]))
+            self._connect(config, polling, tls)
         send = self._client.send_status if reconnect else None
-        self.poller.configure(_settings(config, polling), send)
+        self.poller.configure(config, polling, send)
         if _balance_of(config) != _balance_of(old):
             self.stats.balance = None  # of the previous credentials
         if reconnect or balance.interval != self._interval:
@@ -173,6 +170,12 @@ class Account:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    def _connect(
+        self, config: AccountConfig, polling: PollingConfig, tls: ssl.SSLContext | bool
+    ) -> None:
+        self._connection = _client_of(config), polling.timeout, tls
+        self._client = self._make_client(config, polling.timeout, tls=tls)
 
     def _request_balance(self, interval: float) -> None:
         """Start requesting the balance at an interval in seconds; 0 stops it."""
@@ -212,17 +215,6 @@ class Account:
                 )
             wait = balance_wait(failures, interval, answer.retry_after)
             await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
-
-
-def _settings(config: AccountConfig, polling: PollingConfig) -> PollingSettings:
-    return PollingSettings(
-        polling.interval,
-        polling.max_interval,
-        GiveUpPolicy(polling.not_found_grace, polling.give_up_after),
-        config.rate_limit,
-        config.max_concurrency,
-        adaptive=polling.pace == "adaptive",
-    )
 
 
 async def _close_after(client: EsmsClient, seconds: float) -> None:

@@ -15,7 +15,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from exporter.app import App
-from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, Result, Status, WatchedCall
+from exporter.calls import CallbackOutcome, Finished, Result, Status, WatchedCall
 from exporter.config import (
     AccountConfig,
     BalanceConfig,
@@ -34,7 +34,6 @@ from exporter.ids import reference_id
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.types import BATCH_SIZE, InsertResult, NewCall, Observation, StoredCall
 from exporter.polling.intervals import ENOUGH
-from exporter.polling.poller import PollingSettings
 from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
 from exporter.sources.configuration import ConfigFile
@@ -285,8 +284,8 @@ async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simu
     async def buggy(reference_id: str) -> Answer:
         raise ZeroDivisionError(reference_id)
 
-    settings = PollingSettings(1.0, 1.0, GiveUpPolicy(600, 600), 100, 1)
-    bench.service.accounts["main"].poller.configure(settings, buggy)
+    config = bench.config
+    bench.service.accounts["main"].poller.configure(config.accounts[0], config.polling, buggy)
     await bench.push("a")
     async with deadline():
         with pytest.raises(ZeroDivisionError):

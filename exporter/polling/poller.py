@@ -7,7 +7,6 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, TypeAlias
 
@@ -26,6 +25,7 @@ from exporter.calls import (
     WatchedCall,
     verdict,
 )
+from exporter.config import AccountConfig, PollingConfig
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
@@ -55,18 +55,6 @@ Send: TypeAlias = Callable[[ReferenceId], Awaitable[Answer]]
 """Polls a call; failures are returned as answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class PollingSettings:
-    """How an account is polled: see `PollIntervals`, `GiveUpPolicy` and `RateLimiter`."""
-
-    interval: float
-    max_interval: float
-    give_up: GiveUpPolicy
-    rate_limit: float
-    max_concurrency: int
-    adaptive: bool = False
-
-
 class Poller:
     """Polls the calls of one account.
 
@@ -79,31 +67,29 @@ class Poller:
 
     Attributes:
         calls: the open calls, by row, oldest first.
+        give_up: when to stop polling calls.
     """
 
     def __init__(
         self,
-        account: str,
+        config: AccountConfig,
+        polling: PollingConfig,
         send: Send,
-        settings: PollingSettings,
         stats: AccountStats,
         observe: Callable[[WatchedCall, Finished | PollAgain, float], None],
         fail: Callable[[BaseException], None],
         clock: Callable[[], float] = time.time,
         machine_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.account, self.stats = account, stats
+        self.account, self.stats = config.name, stats
         self.calls: dict[int, WatchedCall] = {}
-        self.intervals = PollIntervals(
-            settings.interval, settings.max_interval, adaptive=settings.adaptive
-        )
-        self._send, self._settings = send, settings
-        self._observe, self._fail = observe, fail
+        self.intervals = PollIntervals(polling.interval, polling.max_interval, adaptive=False)
+        self._send, self._observe, self._fail = send, observe, fail
         self._clock, self._machine_clock = clock, machine_clock
         self._loop = asyncio.get_running_loop()
         self._wheel = TimingWheel(self._priority)
-        self._limiter = RateLimiter(settings.rate_limit)
-        self.breaker = CircuitBreaker(account, self._limiter, stats, self.calls)
+        self._limiter = RateLimiter(config.rate_limit)
+        self.breaker = CircuitBreaker(config.name, self._limiter, stats, self.calls)
         self._answers: list[tuple[WatchedCall, Answer, float]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -113,6 +99,7 @@ class Poller:
         self._last_added = -math.inf  # when the last new call was added
         self._hinted: set[int] = set()  # calls with a hint that they have ended
         self._hinted_in_flight: set[int] = set()  # calls hinted during a poll: poll again
+        self.configure(config, polling)
 
     # Calls.
 
@@ -130,7 +117,7 @@ class Poller:
         self.stats.open_calls[call.state] += 1
         now = self._loop.time()
         wait = self._first_wait(call, now)
-        if self._wheel.ready > self._settings.rate_limit * self._settings.interval:
+        if self._wheel.ready > self._config.rate_limit * self._polling.interval:
             # Overloaded: an immediate poll would find no result, and delay those of ended calls.
             wait = max(wait, self._next_wait(call, self._clock()))
         if wait > max_wait:
@@ -212,11 +199,6 @@ class Poller:
     # The account.
 
     @property
-    def give_up(self) -> GiveUpPolicy:
-        """When to stop polling calls."""
-        return self._settings.give_up
-
-    @property
     def paused(self) -> Outcome | None:
         """The outcome that paused the account; None if it is not paused."""
         return self.breaker.reason
@@ -231,16 +213,18 @@ class Poller:
         behind = round(self._machine_clock() - self._clock())
         self.stats.oldest_open = oldest.first_watched + behind if oldest else 0.0
 
-    def configure(self, settings: PollingSettings, send: Send | None = None) -> None:
+    def configure(
+        self, config: AccountConfig, polling: PollingConfig, send: Send | None = None
+    ) -> None:
         """Change intervals and limits. Scheduled polls keep their time.
 
         A new `send`, with other credentials or another address, ends a pause.
         """
-        self.intervals.configure(
-            settings.interval, settings.max_interval, adaptive=settings.adaptive
-        )
-        self._settings = settings
-        self._limiter.set_rate(settings.rate_limit)
+        self._config, self._polling = config, polling
+        self.give_up = GiveUpPolicy(polling.not_found_grace, polling.give_up_after)
+        adaptive = polling.pace == "adaptive"
+        self.intervals.configure(polling.interval, polling.max_interval, adaptive=adaptive)
+        self._limiter.set_rate(config.rate_limit)
         if send is not None:
             self._send = send
             self.retry()
@@ -318,7 +302,7 @@ class Poller:
 
     def wake(self) -> None:
         """Start the polls that may be sent now, and set the timer for the next one."""
-        while len(self._tasks) < self._settings.max_concurrency and (call := self._next_call()):
+        while len(self._tasks) < self._config.max_concurrency and (call := self._next_call()):
             task = self._loop.create_task(self._worker(call))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -419,7 +403,7 @@ class Poller:
         for call, answer, sent_at in answers:
             last_seen, call.last_polled = call.last_polled, self._second
             call.polls += 1
-            decided = verdict(call, answer, wall, self._settings.give_up)
+            decided = verdict(call, answer, wall, self.give_up)
             outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
             stats.polls.count(outcome, answer.code, now - sent_at)
             if good := outcome in GOOD:
@@ -477,7 +461,7 @@ class Poller:
         since = self.breaker.open_since
         if self.breaker.reason is not Outcome.AUTH or since is None or now - since < MAX_PAUSE:
             return
-        limit = wall - self._settings.give_up.give_up_after
+        limit = wall - self.give_up.give_up_after
         # `calls` is ordered by age.
         old = takewhile(lambda call: call.first_watched <= limit, self.calls.values())
         for call in list(old):
@@ -490,7 +474,7 @@ class Poller:
             return self._next_wait(call, self._clock()) * _chance()
         silence, self._last_added = now - self._last_added, now
         # Poll the first call after a silence at once, to see whether the account can be polled.
-        if silence >= self._settings.max_interval:
+        if silence >= self._polling.max_interval:
             return 0.0
         return self.intervals.first(max(0.0, self._clock() - call.first_watched), _chance())
 

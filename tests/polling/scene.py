@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import virtual_time
+from benchmarks.virtual_time import PollingSettings
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
-from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
 
 QUEUED = Answer(Outcome.OK, "100", send_status=2)
@@ -53,9 +54,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.poller = Poller(
-            "main",
+            *self.settings.sections,
             self.send_status,
-            self.settings,
             self.stats,
             self._observe,
             self._fail,

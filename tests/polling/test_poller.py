@@ -8,12 +8,13 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from benchmarks import virtual_time
+from benchmarks.virtual_time import PollingSettings
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, Result, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, reference_id
 from exporter.polling.intervals import ENOUGH
-from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
 from exporter.polling.timing_wheel import TICK
 from tests.waiting import until
@@ -58,9 +59,8 @@ class Bench:
         self.failures: list[BaseException] = []
         self.observed: list[tuple[str, Finished | PollAgain]] = []
         self.poller = Poller(
-            "main",
+            *FAST.sections,
             self.provider.send_status,
-            FAST,
             self.stats,
             self._observe,
             self.failures.append,
@@ -218,7 +218,7 @@ async def test_calls_that_are_answered_together_share_their_times(bench: Bench) 
 
 async def test_calls_that_are_known_already_are_spread_out(bench: Bench) -> None:
     slow = PollingSettings(0.5, 0.5, FAST.give_up, FAST.rate_limit, 50)
-    bench.poller.configure(slow)
+    bench.poller.configure(*slow.sections)
     bench.watch(*(f"c{n}" for n in range(40)), state=CallState.QUEUED)
     await asyncio.sleep(0.25)
     assert 5 <= len(bench.provider.asked) <= 35
@@ -229,7 +229,7 @@ SELDOM = PollingSettings(600, 600, FAST.give_up, FAST.rate_limit, 1)
 
 
 async def test_a_call_that_is_scheduled_for_later_is_hastened(bench: Bench) -> None:
-    bench.poller.configure(SELDOM)
+    bench.poller.configure(*SELDOM.sections)
     bench.watch(*"ab")
     await until(lambda: all(call.last_polled for call in bench.poller.calls.values()))
     bench.poller.poll_now(2)
@@ -243,7 +243,7 @@ async def test_a_call_that_is_scheduled_for_later_is_hastened(bench: Bench) -> N
 async def test_a_call_that_is_hinted_at_comes_before_others_that_are_due(
     bench: Bench, hastened: list[int], asked: str
 ) -> None:
-    bench.poller.configure(SELDOM)
+    bench.poller.configure(*SELDOM.sections)
     bench.provider.hold = asyncio.Event()
     bench.watch(*"abcd")
     await until(lambda: bench.provider.under_way == 1)
@@ -259,7 +259,7 @@ async def test_a_call_that_is_hinted_at_comes_before_others_that_are_due(
 async def test_a_call_that_is_asked_for_is_asked_for_once_more(
     bench: Bench, row: int, asked: list[str]
 ) -> None:
-    bench.poller.configure(SELDOM)
+    bench.poller.configure(*SELDOM.sections)
     bench.provider.hold = asyncio.Event()
     bench.watch("a")
     await until(lambda: bench.provider.under_way == 1)
@@ -272,7 +272,7 @@ async def test_a_call_that_is_asked_for_is_asked_for_once_more(
 
 
 async def test_a_hint_is_forgotten_with_its_call(bench: Bench) -> None:
-    bench.poller.configure(SELDOM)
+    bench.poller.configure(*SELDOM.sections)
     bench.provider.hold = asyncio.Event()
     bench.watch("a")
     await until(lambda: bench.provider.under_way == 1)
@@ -323,7 +323,7 @@ LEARNING = PollingSettings(0.05, 0.2, FAST.give_up, FAST.rate_limit, 50, adaptiv
 
 
 async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
-    bench.poller.configure(LEARNING)
+    bench.poller.configure(*LEARNING.sections)
     bench.watch("a")
     await until(lambda: len(bench.provider.asked) >= 3)
     bench.provider.answer = BUSY
@@ -346,7 +346,8 @@ async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
 
 
 async def test_a_call_that_somebody_told_of_is_known_to_have_ended_then(bench: Bench) -> None:
-    bench.poller.configure(PollingSettings(600, 600, FAST.give_up, 10_000, 4, adaptive=True))
+    often = PollingSettings(600, 600, FAST.give_up, 10_000, 4, adaptive=True)
+    bench.poller.configure(*often.sections)
     bench.watch("a", age=300)
     await until(lambda: len(bench.provider.asked) == 1)
     for _ in range(2):  # the first is a hint that comes to nothing

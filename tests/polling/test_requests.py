@@ -7,11 +7,12 @@ import pytest
 import pytest_asyncio
 
 from benchmarks import virtual_time
+from benchmarks.virtual_time import PollingSettings
 from exporter.calls import CallState, GiveUpPolicy, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import reference_id
-from exporter.polling.poller import Poller, PollingSettings, Send
+from exporter.polling.poller import Poller, Send
 from exporter.polling.stats import AccountStats
 from tests.waiting import deadline, until
 
@@ -24,7 +25,7 @@ def fail(error: BaseException) -> None:
 
 def poller_of(send: Send, settings: PollingSettings) -> Poller:
     wall = virtual_time.wall
-    return Poller("main", send, settings, AccountStats(), lambda *_: None, fail, wall, wall)
+    return Poller(*settings.sections, send, AccountStats(), lambda *_: None, fail, wall, wall)
 
 
 async def never(_: str) -> Answer:
