@@ -86,6 +86,12 @@ class Plan:
         """Seconds from placing the call to its last state."""
         return sum(seconds for seconds, _ in self._stages)
 
+    @property
+    def _stages(self) -> list[tuple[float, SendStatus | None]]:
+        before = [(self.unknown_for, None), (self.approval, SendStatus.AWAITING_APPROVAL)]
+        after = [(self.queued, SendStatus.QUEUED), (self.sent, SendStatus.SENT)]
+        return before + ([] if self.rejected else after)
+
     def status(self, age: float) -> SendStatus | None:
         """Return the state at an age in seconds; None while the id is not found."""
         for seconds, status in self._stages:
@@ -93,12 +99,6 @@ class Plan:
                 return status
             age -= seconds
         return SendStatus.REJECTED if self.rejected else SendStatus.FINISHED
-
-    @property
-    def _stages(self) -> list[tuple[float, SendStatus | None]]:
-        before = [(self.unknown_for, None), (self.approval, SendStatus.AWAITING_APPROVAL)]
-        after = [(self.queued, SendStatus.QUEUED), (self.sent, SendStatus.SENT)]
-        return before + ([] if self.rejected else after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,11 +298,7 @@ class Provider:
         return next((it for it in self.accounts.values() if it.api_key == api_key), None)
 
     def put_account(self, account: Account) -> None:
-        """Add an account, or replace the one of the same name.
-
-        Raises:
-            ValueError: another account has the same key.
-        """
+        """Add or replace an account; raise `ValueError` if another one has the same key."""
         other = self.account_of(account.api_key)
         if other is not None and other.name != account.name:
             raise ValueError(f"api_key: the account {other.name} has the same key")
@@ -311,8 +307,7 @@ class Provider:
     def add_call(self, account: str, reference_id: str, plan: Plan | None = None) -> Call:
         """Place a call now, with a given or a random plan; replaces a call with the same id.
 
-        Raises:
-            ValueError: the account does not exist, or the id is blank.
+        Raise `ValueError` if the account does not exist, or the id is blank.
         """
         if account not in self.accounts:
             raise ValueError(f"account: expected one of {', '.join(self.accounts)}")
@@ -651,29 +646,21 @@ class Traffic:
 
 
 class Simulator:
-    """A simulated eSMS API on its own socket.
-
-    Use it as `async with Simulator(...) as simulator`, and poll `simulator.url`.
+    """A simulated eSMS API on its own socket, for as long as its context lasts.
 
     Args:
-        accounts: the initial accounts.
         seed: the same seed and requests cause the same calls and faults.
         host: the address to listen on; empty for all interfaces.
         port: 0 for any free port.
-        ssl_context: for HTTPS.
         find_unknown_ids: whether GetSendStatus treats unknown, well-formed ids as calls, placed at
             the first request with a plan derived from seed and id; otherwise it returns 105.
         draw: returns the plans of calls without one.
         speed: speed of the clock of calls, as a multiple of real time.
 
     Attributes:
-        origin: scheme, host and port; set after the start.
+        origin: scheme, host and port; set after the start, as the two URLs below it.
         url: the `base_url` of the API.
         control_url: the base URL of the control API.
-        provider: accounts and calls.
-        put_account, add_call: methods of the provider.
-        faults: the active faults.
-        traffic: counters of requests.
     """
 
     def __init__(
@@ -717,11 +704,7 @@ class Simulator:
         return [f"{route.method:7}{route.path}" for route in self._control_routes]
 
     async def start(self) -> None:
-        """Start to listen.
-
-        Raises:
-            OSError: the address is not available.
-        """
+        """Start to listen; raise `OSError` if the address is not available."""
         app = web.Application(middlewares=[self._errors], client_max_size=64 << 20)
         for operation in set(Operation) - {Operation.GET_MESSAGE_STATUS}:
             method = "POST" if operation is Operation.GET_BALANCE else "GET"
@@ -830,16 +813,13 @@ class Simulator:
 
     async def _get_calls(self, request: web.Request) -> web.Response:
         now, account = self.provider.now, request.query.get("account")
-        calls = [
-            {
-                "account": call.account,
-                "finished": call.finished(now),
-                "last_answer": call.answer(),
-            }
-            for call in self.provider.calls.values()
-            if account in (None, call.account)
-        ]
-        return web.json_response(calls)
+        return web.json_response(
+            [
+                {"account": it.account, "finished": it.finished(now), "last_answer": it.answer()}
+                for it in self.provider.calls.values()
+                if account in (None, it.account)
+            ]
+        )
 
     async def _add_calls(self, request: web.Request) -> web.Response:
         calls = _OBJECTS.validate_json(await request.read())
