@@ -172,7 +172,7 @@ class Account:
         await self._client.close()
 
     def _connect(
-        self, config: AccountConfig, polling: PollingConfig, tls: ssl.SSLContext | bool
+        self, config: AccountConfig, polling: PollingConfig, tls: ssl.SSLContext | None
     ) -> None:
         self._connection = _client_of(config), polling.timeout, tls
         self._client = self._make_client(config, polling.timeout, tls=tls)

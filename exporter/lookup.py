@@ -22,13 +22,13 @@ from exporter.calls import (
     WatchedCall,
     verdict,
 )
-from exporter.config import AccountConfig
+from exporter.config import AccountConfig, PollingConfig
 from exporter.esms.answers import Answer
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId, ReferenceKey, reference_key
 from exporter.polling.circuit_breaker import GOOD
-from exporter.polling.poller import Poller, PollingSettings
+from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
 from exporter.signals import handled_signals
 
@@ -43,6 +43,14 @@ _RETRY_AFTER: Final = 1.0
 
 _LOOK_EVERY: Final = 0.02
 """Seconds between checks whether all calls have a result, or the account is paused."""
+
+_POLLING: Final = PollingConfig.model_construct(
+    pace="growing",
+    interval=_RETRY_AFTER,
+    max_interval=_RETRY_AFTER,
+    not_found_grace=math.inf,
+    give_up_after=math.inf,
+)
 
 # Outcomes after which a call is not polled again.
 _FINAL: Final = frozenset({Outcome.OK, Outcome.NOT_FOUND, Outcome.AUTH, Outcome.API_ERROR})
@@ -152,11 +160,10 @@ class _AccountLookup:
         self._name = account.name
         self._client = client
         self._report, self._report_pause = report, report_pause
-        limits = min(rate, account.rate_limit), account.max_concurrency
-        settings = PollingSettings(_RETRY_AFTER, _RETRY_AFTER, GiveUpPolicy(), *limits)
+        account = account.model_copy(update={"rate_limit": min(rate, account.rate_limit)})
         self._bugs: list[BaseException] = []
         self._poller = Poller(
-            account.name, self._poll, settings, AccountStats(), lambda *_: None, self._bugs.append
+            account, _POLLING, self._poll, AccountStats(), lambda *_: None, self._bugs.append
         )
         self._calls: dict[ReferenceId, WatchedCall] = {}
         self._any_answered = False
