@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-import socket
+import stat
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,11 +263,6 @@ def test_what_cannot_be_read_at_all(tmp_path: Path, name: str, text: str, expect
     assert str(error.value).removeprefix(f"{tmp_path}/").startswith(expected)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read_all(tmp_path / "a.txt")
-
-
 def unique(count: int) -> Iterator[str]:
     return (f"{number:036d}" for number in range(count))
 
@@ -324,24 +319,17 @@ def test_a_file_is_read_as_a_stream(tmp_path: Path, name: str) -> None:
         Path.mkdir,
         lambda path: Path(path).symlink_to("/dev/zero"),
         lambda path: Path(path).symlink_to(path),
+        lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK),
+        lambda _: None,
     ],
 )
 @pytest.mark.parametrize("ending", ["txt", "csv", "yaml"])
 def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], object], ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     make(path)
-    with pytest.raises(
-        ConfigError, match=r"cannot be read: (not a regular file|Is a directory|Too many levels)"
-    ):
+    reason = "not a regular file|Is a directory|Too many levels|No such (device|file)"
+    with pytest.raises(ConfigError, match=f"cannot be read: ({reason})"):
         read_all(path)
-
-
-def test_a_socket_is_no_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        with pytest.raises(ConfigError, match="cannot be read: No such device"):
-            read_all(path)
 
 
 def test_a_file_that_grows_beyond_the_limit_while_it_is_read(tmp_path: Path) -> None:

@@ -72,8 +72,6 @@ MEANINGS: Final[dict[str, str]] = {
     " target answered 410. See [EsmsNotificationsLost](runbooks/EsmsNotificationsLost.md).",
     "notifications of removed targets dropped": "Notifications of targets that are not configured"
     " any more were deleted. No action is needed if the targets were removed on purpose.",
-    "outcome of demo calls changed": "The demo's simulated API answers differently. No action is"
-    " needed.",
     "pruning of old calls failed": "Finished calls stay in the ledger for longer. The exporter"
     " tries again; see `ledger write failed`.",
     "secret file is world-readable": "Every user of the machine can read the secret. Run `chmod"
