@@ -9,7 +9,7 @@ from typing import Any, Final, final
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 @final
@@ -55,18 +55,16 @@ class Secret:
         handler: GetCoreSchemaHandler,
     ) -> CoreSchema:
         """Accept a string or a `Secret`."""
-        return core_schema.union_schema(
-            [
-                core_schema.is_instance_schema(cls),
-                core_schema.no_info_after_validator_function(
-                    cls, core_schema.str_schema(strict=True, min_length=1)
-                ),
-            ],
-            mode="left_to_right",
-            serialization=core_schema.plain_serializer_function_ser_schema(str),
-            custom_error_type="secret",
-            custom_error_message="Input should be a non-empty string",
-        )
+
+        def validate(value: object) -> Secret:
+            if isinstance(value, str) and value:
+                return cls(value)
+            if isinstance(value, cls):
+                return value
+            raise PydanticCustomError("secret", "Input should be a non-empty string")
+
+        as_text = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_plain_validator_function(validate, serialization=as_text)
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -126,16 +126,10 @@ class AccountConfig(Section):
     account: the credentials are refused), `throttled` (slow the account down), `not_found` (poll
     the call again within `not_found_grace`) or `api_error` (poll the call again, with back-off)."""
 
-    balance_warning: (
-        Annotated[
-            float,
-            amount("an amount in VND: a number above 0, at most 1000000000000000", 1e15),
-        ]
-        | None
-    ) = None
+    balance_warning: Annotated[float, amount(10**15, "an amount in VND: ")] | None = None
     """The balance is low below this amount, in VND."""
 
-    rate_limit: Annotated[float, amount("a number above 0, at most 100000", 100_000)] = 20.0
+    rate_limit: Annotated[float, amount(100_000)] = 20.0
     """Maximum number of requests per second."""
 
     max_concurrency: Annotated[int, count(1, 1000)] = 32

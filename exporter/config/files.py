@@ -131,10 +131,10 @@ def system_tls(files: NamedFiles) -> ssl.SSLContext:
         # OpenSSL ignores an unusable file in `SSL_CERT_FILE`: pass it explicitly.
         folder = paths.capath if named else None
         context = ssl.create_default_context(cafile=named, capath=folder)
-    except ssl.SSLError:
-        raise FileProblemError(f"the file {file} contains no PEM certificate") from None
     except OSError as error:
-        raise FileProblemError(f"the file {file} cannot be read: {error.strerror}") from None
+        is_pem = not isinstance(error, ssl.SSLError)
+        problem = f"cannot be read: {error.strerror}" if is_pem else "contains no PEM certificate"
+        raise FileProblemError(f"the file {file} {problem}") from None
     context.set_alpn_protocols(["http/1.1"])
     # OpenSSL reads certificates in a folder on demand.
     changed = os.stat(paths.capath).st_mtime_ns if paths.capath else 0  # noqa: PTH116 - a text

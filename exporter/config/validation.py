@@ -359,10 +359,10 @@ def _or_variable(**schema: object) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [schema, {"type": "string", "pattern": r"^\$\{.+\}$"}]})
 
 
-def amount(words: str, maximum: float) -> Expected:
+def amount(maximum: int, kind: str = "") -> Expected:
     """Accept a number above 0."""
     return Expected(
-        words,
+        f"{kind}a number above 0, at most {maximum}",
         *(Strict(), Gt(0), Le(maximum), AllowInfNan(False), BeforeValidator(_scalar)),
         _or_variable(exclusiveMinimum=0, maximum=maximum, type="number"),
     )
