@@ -20,7 +20,7 @@ from benchmarks.virtual_time import PollingSettings
 from exporter.calls import Finished, GiveUpPolicy, PollAgain, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId
+from exporter.ids import Kind, ReferenceId
 from exporter.polling.intervals import PollIntervals
 from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
@@ -77,7 +77,7 @@ class Account:
 
     asked: dict[ReferenceId, Asked] = field(default_factory=dict)
 
-    async def send_status(self, reference_id: ReferenceId) -> Answer:
+    async def send_status(self, reference_id: ReferenceId, _: Kind = Kind.CALL) -> Answer:
         """Answer as the call's life has it, and note that it was asked for."""
         now = asyncio.get_running_loop().time()
         call = self.asked[reference_id]

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
-from exporter.calls import ENDINGS, Key
+from exporter.calls import ENDINGS, Key, Result
+from exporter.ids import Kind
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, TotalKey, TotalKind
 from exporter.ledger.types import Labels, SeriesChanges, Snapshot
 from exporter.polling.stats import Distribution
@@ -20,25 +21,47 @@ class LabelSetTotals:
         keypresses: number of calls by the first pressed key.
         durations: durations of answered calls, in seconds.
         price: total price, in VND.
+        messages: number of receivers of messages by result.
+        message_price: total price of messages, in VND.
     """
 
-    __slots__ = ("calls", "durations", "keypresses", "price")
+    __slots__ = ("calls", "durations", "keypresses", "message_price", "messages", "price")
 
     def __init__(self) -> None:
         self.calls = {f"{result}/{status}": 0.0 for result, status in ENDINGS}
         self.keypresses = {key.value: 0.0 for key in Key}
         self.durations = Distribution(DURATION_BUCKETS)
-        self.price = 0.0
+        self.price = self.message_price = 0.0
+        self.messages = {result.value: 0.0 for result in Result}
+
+    def add(self, total: TotalKind, cell: str, amount: float) -> None:
+        """Add an increment."""
+        if total is TotalKind.DURATION:
+            _add(self.durations, cell, amount)
+        elif total is TotalKind.PRICE:
+            self.price += amount
+        elif total is TotalKind.MESSAGE_PRICE:
+            self.message_price += amount
+        else:
+            counts = self.calls
+            if total is not TotalKind.CALLS:
+                counts = self.keypresses if total is TotalKind.KEYPRESSES else self.messages
+            counts[cell] = counts.get(cell, 0.0) + amount
 
     def merge(self, other: LabelSetTotals) -> None:
         """Add another set of totals."""
-        for mine, more in ((self.calls, other.calls), (self.keypresses, other.keypresses)):
+        for mine, more in (
+            (self.calls, other.calls),
+            (self.keypresses, other.keypresses),
+            (self.messages, other.messages),
+        ):
             for cell, amount in more.items():
                 mine[cell] = mine.get(cell, 0.0) + amount
         counts = self.durations.counts
         counts[:] = map(sum, zip(counts, other.durations.counts, strict=True))
         self.durations.sum += other.durations.sum
         self.price += other.price
+        self.message_price += other.message_price
 
 
 class CallTotals:
@@ -50,11 +73,13 @@ class CallTotals:
     Attributes:
         names: the names of the shown labels, in order.
         delays: seconds from adding a call to its result, by account.
+        message_delays: likewise for messages; only of accounts with messages.
     """
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self.names = names
         self.delays: dict[str, Distribution] = {}
+        self.message_delays: dict[str, Distribution] = {}
         self._sets: dict[str, dict[int | None, LabelSetTotals]] = {}
         self._labels: dict[int, Labels] = {}
 
@@ -93,6 +118,7 @@ class CallTotals:
         for account in list(accounts):
             self._sets.pop(account, None)
             self.delays.pop(account, None)
+            self.message_delays.pop(account, None)
         used = set[int | None]().union(*self._sets.values())
         self._labels = {row: labels for row, labels in self._labels.items() if row in used}
 
@@ -100,11 +126,17 @@ class CallTotals:
         """Add label sets by row."""
         self._labels.update(label_sets)
 
-    def start(self, account: str, row: int) -> None:
+    def start(self, account: str, row: int, kind: Kind = Kind.CALL) -> None:
         """Start the totals of an account's label set at 0, if it has none."""
-        sets = self._sets.get(account)
-        if sets is not None and row not in sets:
+        if (sets := self._sets.get(account)) is None:
+            return
+        if row not in sets:
             sets[row] = LabelSetTotals()
+        if kind is Kind.MESSAGE:
+            self._delays_of_messages(account)
+
+    def _delays_of_messages(self, account: str) -> Distribution:
+        return self.message_delays.setdefault(account, Distribution(DELAY_BUCKETS))
 
     def change_series(self, changes: SeriesChanges) -> None:
         """Start the totals of new label sets, and remove those of evicted ones.
@@ -132,16 +164,12 @@ class CallTotals:
             if total is TotalKind.DELAY:
                 _add(self.delays[account], cell, amount)
                 continue
+            if total is TotalKind.MESSAGE_DELAY:
+                _add(self._delays_of_messages(account), cell, amount)
+                continue
             if (totals := sets.get(row)) is None:
                 totals = sets[row] = LabelSetTotals()
-            if total is TotalKind.CALLS:
-                totals.calls[cell] = totals.calls.get(cell, 0.0) + amount
-            elif total is TotalKind.DURATION:
-                _add(totals.durations, cell, amount)
-            elif total is TotalKind.KEYPRESSES:
-                totals.keypresses[cell] = totals.keypresses.get(cell, 0.0) + amount
-            else:
-                totals.price += amount
+            totals.add(total, cell, amount)
 
     def shown(self) -> Iterator[tuple[tuple[str, ...], LabelSetTotals]]:
         """Yield the account with the values of the shown labels, and their totals."""
@@ -151,6 +179,10 @@ class CallTotals:
                 alike[self._values(row)].append(totals)
             for values, group in alike.items():
                 yield (account, *values), group[0] if len(group) == 1 else _merged(group)
+
+    def shown_messages(self) -> Iterator[tuple[tuple[str, ...], LabelSetTotals]]:
+        """Yield the items of `shown` of accounts with messages."""
+        return (item for item in self.shown() if item[0][0] in self.message_delays)
 
     def _values(self, row: int | None) -> tuple[str, ...]:
         labels = self._labels.get(row, {}) if row is not None else {}

@@ -26,7 +26,7 @@ from exporter.config import AccountConfig, PollingConfig
 from exporter.esms.answers import Answer
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId, ReferenceKey, reference_key
+from exporter.ids import Kind, ReferenceId, ReferenceKey, reference_key
 from exporter.polling.circuit_breaker import GOOD
 from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
@@ -188,9 +188,9 @@ class _AccountLookup:
             if self._failure:
                 self._report(replace(self._failure, reference_id=call.reference_id, asked_at=None))
 
-    async def _poll(self, reference_id: ReferenceId) -> Answer:
+    async def _poll(self, reference_id: ReferenceId, kind: Kind) -> Answer:
         """Poll a call, and report the result or the last failure."""
-        answer = await self._client.send_status(reference_id)
+        answer = await self._client.send_status(reference_id, kind)
         result = result_of(self._name, reference_id, answer, time.time())
         if result.answered:
             self._any_answered, self._pauses = True, 0

@@ -319,7 +319,7 @@ class CallTracker:
         """Poll calls of the ledger; calls that are not new are polled within `within` seconds."""
         for account, labels, call in added:
             if known := self._accounts.get(account):
-                self.totals.start(account, labels)
+                self.totals.start(account, labels, call.kind)
                 known.poller.add(call, labels, within)
                 self._unfrozen += 1
         for known in self._accounts.values():

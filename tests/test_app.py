@@ -285,7 +285,7 @@ async def test_old_calls_are_pruned(
 
 
 async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simulator) -> None:
-    async def buggy(reference_id: str) -> Answer:
+    async def buggy(reference_id: str, _: str) -> Answer:
         raise ZeroDivisionError(reference_id)
 
     config = bench.config

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from exporter.calls import Finished
+from exporter.calls import Finished, Result
+from exporter.ids import Kind
 
 DURATION_BUCKETS: Final = (
     1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0,
@@ -29,6 +30,9 @@ class TotalKind(StrEnum):
     KEYPRESSES = "keypresses"  # cell: the key
     DELAY = "delay"
     PRICE = "price"  # cell: `sum`, in VND
+    MESSAGES = "messages"  # receivers of messages; cell: the result
+    MESSAGE_DELAY = "message_delay"
+    MESSAGE_PRICE = "message_price"
 
 
 SUM: Final = "sum"
@@ -37,6 +41,7 @@ SUM: Final = "sum"
 _CALLS: Final = TotalKind.CALLS
 _DURATION: Final = TotalKind.DURATION
 _DELAY: Final = TotalKind.DELAY
+_CALL: Final = Kind.CALL
 
 # The bounds of buckets as the label `le` shows them.
 _DURATION_CELLS: Final = (*map(repr, DURATION_BUCKETS), "+Inf")
@@ -53,9 +58,14 @@ class TotalKey(NamedTuple):
 
 
 def additions(
-    account: str, labels: int, finished: Finished, delay: float, price: float | None = None
+    account: str,
+    labels: int,
+    finished: Finished,
+    delay: float,
+    price: float | None = None,
+    kind: Kind = Kind.CALL,
 ) -> Iterable[tuple[TotalKey, float]]:
-    """Yield the increments of a call that has just finished.
+    """Yield the increments of a call or message that has just finished.
 
     Args:
         account: the name of the account.
@@ -63,7 +73,25 @@ def additions(
         finished: the result.
         delay: seconds from adding the call to its result; negative values count as 0.
         price: the price in VND, if known.
+        kind: what has finished.
     """
+    value = max(0.0, delay)
+    cell = _DELAY_CELLS[bisect_left(DELAY_BUCKETS, value)]
+    total = _DELAY if kind is _CALL else TotalKind.MESSAGE_DELAY
+    yield TotalKey(account, labels, total, cell), 1.0
+    yield TotalKey(account, labels, total, SUM), _exact(value)
+    if price is not None:
+        yield price_added(account, labels, price, kind)
+    if kind is not _CALL:
+        delivered, failed = finished.receivers or (0, 0)
+        receivers = {Result.SUCCESS: delivered, Result.FAILURE: failed}
+        if finished.receivers is None:
+            receivers = {Result.UNKNOWN: 1}
+        for result, number in receivers.items():
+            if number:
+                key = TotalKey(account, labels, TotalKind.MESSAGES, result.value)
+                yield key, float(number)
+        return
     yield TotalKey(account, labels, _CALLS, f"{finished.result}/{finished.status}"), 1.0
     if finished.duration is not None:
         value = finished.duration
@@ -72,17 +100,14 @@ def additions(
         yield TotalKey(account, labels, _DURATION, SUM), _exact(value)
     if finished.key is not None:
         yield TotalKey(account, labels, TotalKind.KEYPRESSES, finished.key.value), 1.0
-    value = max(0.0, delay)
-    cell = _DELAY_CELLS[bisect_left(DELAY_BUCKETS, value)]
-    yield TotalKey(account, labels, _DELAY, cell), 1.0
-    yield TotalKey(account, labels, _DELAY, SUM), _exact(value)
-    if price is not None:
-        yield price_added(account, labels, price)
 
 
-def price_added(account: str, labels: int, price: float) -> tuple[TotalKey, float]:
-    """Return the increment of the price of a finished call, in VND."""
-    return TotalKey(account, labels, TotalKind.PRICE, SUM), _exact(price)
+def price_added(
+    account: str, labels: int, price: float, kind: Kind = Kind.CALL
+) -> tuple[TotalKey, float]:
+    """Return the increment of the price of a finished call or message, in VND."""
+    total = TotalKind.PRICE if kind is _CALL else TotalKind.MESSAGE_PRICE
+    return TotalKey(account, labels, total, SUM), _exact(price)
 
 
 def _exact(value: float) -> float:

@@ -19,6 +19,7 @@ from prometheus_client import (
 
 import exporter
 from exporter.call_totals import CallTotals, LabelSetTotals
+from exporter.ids import Kind
 from exporter.metrics.reading import Reading, Registry, Values
 from exporter.polling.stats import AccountStats, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
@@ -67,13 +68,33 @@ class Catalogue:
             "Prices of finished calls in VND, as reported by the provider's callback, added when "
             f"the price and the result are committed. {_SURVIVES}",
         )
+        # Finished messages, likewise.
+        self.messages = counter(
+            "esms_messages_total{account,result}",
+            "Receivers of finished messages, each message counted once, when its result is "
+            f"committed. result: whether the receiver got the message. {_SURVIVES}",
+        )
+        self.message_delay = histogram(
+            "esms_message_result_delay_seconds{account}",
+            "Time from adding a message to its result, observed when the result is committed. "
+            f"{_SURVIVES}",
+        )
+        self.message_price = counter(
+            "esms_message_price_vnd_total{account}",
+            "Prices of finished messages in VND, as reported by the provider, added when the "
+            f"result is committed. {_SURVIVES}",
+        )
         # Accounts and their requests.
         self.watched = gauge(
             "esms_calls_watched{account,state}", "Open calls, by the state in their last answer."
         )
+        self.messages_watched = gauge(
+            "esms_messages_watched{account,state}",
+            "Open messages, by the state in their last answer.",
+        )
         self.oldest = gauge(
             "esms_oldest_watched_call_timestamp_seconds{account}",
-            "Unix time at which the oldest open call was added; 0 if no call is open.",
+            "Unix time at which the oldest open call or message was added; 0 if none is open.",
         )
         self.requests = counter(
             "esms_api_requests_total{account,operation,outcome}",
@@ -270,12 +291,13 @@ class Catalogue:
             metric.read_each(accounts, values)
 
         read(self.watched, lambda stats: stats.open_calls)
+        read(self.messages_watched, lambda s: s.open_messages if s.polls_messages else None)
         read(self.oldest, lambda stats: stats.oldest_open)
         read(self.requests, lambda stats: {to: n.outcomes for to, n in stats.requests.items()})
         read(self.result_codes, lambda stats: {to: n.codes for to, n in stats.requests.items()})
         read(self.request_duration, lambda s: {to: n.durations for to, n in s.requests.items()})
         read(self.odd_values, lambda stats: stats.odd_values)
-        read(self.auth_failures, lambda stats: stats.polls.refusals)
+        read(self.auth_failures, _refusals)
         read(self.authorized, lambda stats: bool(stats.authorized))
         read(self.paused_until, lambda stats: stats.paused_until)
         read(self.last_success, lambda stats: stats.last_success)
@@ -287,14 +309,21 @@ class Catalogue:
     def read_calls(self, totals: CallTotals) -> None:
         """Read the metrics of finished calls, with the labels of `watch.labels`."""
 
-        def read(metric: Reading, values: Callable[[LabelSetTotals], Values]) -> None:
-            metric.read_each(totals.shown, values, lambda: totals.names)
+        def read(
+            metric: Reading,
+            values: Callable[[LabelSetTotals], Values],
+            shown: Callable[[], Iterable[tuple[object, LabelSetTotals]]] = totals.shown,
+        ) -> None:
+            metric.read_each(shown, values, lambda: totals.names)
 
         read(self.calls, lambda shown: {tuple(to.split("/")): n for to, n in shown.calls.items()})
         read(self.call_duration, lambda shown: shown.durations)
         read(self.keypresses, lambda shown: shown.keypresses)
         read(self.price, lambda shown: shown.price)
+        read(self.messages, lambda shown: shown.messages, totals.shown_messages)
+        read(self.message_price, lambda shown: shown.message_price, totals.shown_messages)
         self.result_delay.read_from(lambda: totals.delays)
+        self.message_delay.read_from(lambda: totals.message_delays)
 
     def read_status(
         self, sources: Callable[[], Iterable[SourceStatus]], config: ConfigStatus
@@ -304,6 +333,14 @@ class Catalogue:
         self.source_errors.read_from(lambda: {source.name: source.errors for source in sources()})
         self.reload_successful.read_from(lambda: not config.problems)
         self.reload_timestamp.read_from(lambda: config.loaded_at)
+
+
+def _refusals(stats: AccountStats) -> Values:
+    refusals = dict[str, int]()
+    for kind in Kind if stats.polls_messages else (Kind.CALL,):
+        for code, number in stats.polls_of(kind).refusals.items():
+            refusals[code] = refusals.get(code, 0) + number
+    return refusals
 
 
 def _balance_timestamp(stats: AccountStats) -> float | None:

@@ -28,7 +28,7 @@ from exporter.calls import (
 from exporter.config import AccountConfig, PollingConfig
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId
+from exporter.ids import Kind, ReferenceId
 from exporter.polling.circuit_breaker import GOOD, MAX_PAUSE, CircuitBreaker
 from exporter.polling.intervals import PollIntervals
 from exporter.polling.rate_limiter import RateLimiter
@@ -51,8 +51,8 @@ _HINTED, _FRESH, _OFTEN_POLLED, _NOT_FOUND = range(FAILING)
 # A call with so many polls is less likely to have ended than a newer one.
 _OFTEN: Final = 4
 
-Send: TypeAlias = Callable[[ReferenceId], Awaitable[Answer]]
-"""Polls a call; failures are returned as answers."""
+Send: TypeAlias = Callable[[ReferenceId, Kind], Awaitable[Answer]]
+"""Polls a call or a message; failures are returned as answers."""
 
 
 class Poller:
@@ -114,7 +114,8 @@ class Poller:
         call.label_set = label_set
         self.calls[call.id] = call
         self.breaker.added(self._machine_clock())
-        self.stats.open_calls[call.state] += 1
+        self.stats.polls_of(call.kind)  # expose zeros before the first message is polled
+        self.stats.open_of(call.kind)[call.state] += 1
         now = self._loop.time()
         wait = self._first_wait(call, now)
         if self._wheel.ready > self._config.rate_limit * self._polling.interval:
@@ -146,7 +147,7 @@ class Poller:
             self._hinted_in_flight.discard(call_id)
             self._hinted.discard(call_id)
             self.breaker.forget(call_id)
-            self.stats.open_calls[call.state] -= 1
+            self.stats.open_of(call.kind)[call.state] -= 1
 
     def apply_committed(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
         """Apply a committed verdict: update the state of the call, or remove it."""
@@ -156,9 +157,10 @@ class Poller:
         if isinstance(found, Finished):
             self.remove(call.id)
             return
-        self.stats.open_calls[held.state] -= 1
+        open_calls = self.stats.open_of(held.kind)
+        open_calls[held.state] -= 1
         held.state, held.state_since = found.state, at
-        self.stats.open_calls[held.state] += 1
+        open_calls[held.state] += 1
 
     def next_due(self, call: WatchedCall) -> float | None:
         """Return when a call is due (Unix time); None while it is being polled."""
@@ -322,7 +324,7 @@ class Poller:
 
     async def _poll(self, call: WatchedCall) -> None:
         sent_at = self._loop.time()
-        answer = await self._send(call.reference_id)
+        answer = await self._send(call.reference_id, call.kind)
         # Process the answers of one iteration of the event loop as a batch. One by one takes twice
         # as long, because the HTTP client in between evicts the CPU caches.
         if not self._answers:
@@ -405,7 +407,7 @@ class Poller:
             call.polls += 1
             decided = verdict(call, answer, wall, self.give_up)
             outcome = decided.outcome if isinstance(decided, BackOff) else answer.outcome
-            stats.polls.count(outcome, answer.code, now - sent_at)
+            stats.polls_of(call.kind).count(outcome, answer.code, now - sent_at)
             if good := outcome in GOOD:
                 stats.last_success = machine_wall
             if good and breaker.healthy and not breaker.failures:

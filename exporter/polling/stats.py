@@ -10,9 +10,14 @@ from typing import Final, NamedTuple
 
 from exporter.calls import CallState, OddField
 from exporter.esms.codes import AUTH_CODES, CODES, OTHER_CODE, Outcome
+from exporter.ids import Kind
 
 REQUEST_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LAG_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0)
+
+
+# Looking up a member of an enumeration costs as much as a function call in Python 3.11.
+_CALL: Final = Kind.CALL
 
 
 class Distribution:
@@ -34,7 +39,8 @@ class Distribution:
 class Operation(StrEnum):
     """The operation of a request to the provider: the label `operation`."""
 
-    GET_SEND_STATUS = "get_send_status"  # a poll
+    GET_SEND_STATUS = "get_send_status"  # a poll of a call
+    GET_MESSAGE_STATUS = "get_message_status"  # a poll of a message
     MAKE_CALL = "make_call"  # placing a canary call
     GET_BALANCE = "get_balance"
 
@@ -84,11 +90,11 @@ class AccountStats:
     """Statistics of an account since the start of the process.
 
     Attributes:
-        polls: `GetSendStatus` requests.
+        polls: `GetSendStatus` requests for calls.
         requests: all requests, by operation; unused operations are missing.
         odd_values: invalid fields of finished calls.
-        open_calls: open calls by the state in their last answer.
-        oldest_open: when the oldest open call was added (Unix time); 0 if there is none.
+        open_calls, open_messages: open ones by the state in their last answer.
+        oldest_open: when the oldest open call or message was added (Unix time); 0 if there is none.
         lags: seconds from the due time of a poll to its request.
         authorized: whether the provider accepts the credentials; None if unknown.
         paused_until: when the pause ends (Unix time); 0 if the account is not paused.
@@ -101,6 +107,7 @@ class AccountStats:
     requests: dict[Operation, RequestStats] = field(init=False)
     odd_values: dict[OddField, int] = field(default_factory=lambda: dict.fromkeys(OddField, 0))
     open_calls: dict[CallState, int] = field(default_factory=lambda: dict.fromkeys(CallState, 0))
+    open_messages: dict[CallState, int] = field(default_factory=lambda: dict.fromkeys(CallState, 0))
     oldest_open: float = 0.0
     lags: Distribution = field(default_factory=lambda: Distribution(LAG_BUCKETS))
     authorized: bool | None = None
@@ -119,6 +126,19 @@ class AccountStats:
             made = self.requests[operation] = RequestStats()
             made.show(self._codes)
         return made
+
+    def polls_of(self, kind: Kind) -> RequestStats:
+        """Return the statistics of the polls of calls or of messages."""
+        return self.polls if kind is _CALL else self.of(Operation.GET_MESSAGE_STATUS)
+
+    @property
+    def polls_messages(self) -> bool:
+        """Whether messages were polled or are open."""
+        return Operation.GET_MESSAGE_STATUS in self.requests
+
+    def open_of(self, kind: Kind) -> dict[CallState, int]:
+        """Return the number of open calls or messages by state."""
+        return self.open_calls if kind is _CALL else self.open_messages
 
     def show_codes(self, codes: Mapping[str, str]) -> None:
         """Count configured result codes by themselves; `codes` has the class of each."""

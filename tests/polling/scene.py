@@ -13,7 +13,7 @@ from benchmarks.virtual_time import PollingSettings
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId
+from exporter.ids import Kind, ReferenceId
 from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
 
@@ -63,7 +63,7 @@ class Scene:
             virtual_time.wall,
         )
 
-    async def send_status(self, reference_id: ReferenceId) -> Answer:
+    async def send_status(self, reference_id: ReferenceId, _: Kind = Kind.CALL) -> Answer:
         """Answer as the provider."""
         now = asyncio.get_running_loop().time()
         self.asked.setdefault(reference_id, []).append(now)

@@ -12,7 +12,7 @@ from benchmarks.virtual_time import PollingSettings
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, Result, Status, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId, reference_id
+from exporter.ids import Kind, ReferenceId, reference_id
 from exporter.polling.intervals import ENOUGH
 from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
@@ -37,7 +37,7 @@ class Provider:
         self.under_way = 0
         self.most = 0
 
-    async def send_status(self, reference_id: ReferenceId) -> Answer:
+    async def send_status(self, reference_id: ReferenceId, _: Kind = Kind.CALL) -> Answer:
         self.asked.append(reference_id)
         self.under_way += 1
         self.most = max(self.most, self.under_way)

@@ -11,7 +11,7 @@ from benchmarks.virtual_time import PollingSettings
 from exporter.calls import CallState, GiveUpPolicy, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.polling.poller import Poller, Send
 from exporter.polling.stats import AccountStats
 from tests.waiting import deadline, until
@@ -28,7 +28,7 @@ def poller_of(send: Send, settings: PollingSettings) -> Poller:
     return Poller(*settings.sections, send, AccountStats(), lambda *_: None, fail, wall, wall)
 
 
-async def never(_: str) -> Answer:
+async def never(*_: str) -> Answer:
     raise AssertionError("nothing is polled")
 
 
@@ -109,7 +109,7 @@ async def test_nothing_is_sent_once_it_is_to_end(poller: Poller) -> None:
 async def test_a_request_gets_every_other_turn_of_an_account_that_is_overloaded() -> None:
     polled: list[str] = []
 
-    async def send(name: str) -> Answer:
+    async def send(name: str, _: Kind) -> Answer:
         polled.append(name)
         return Answer(Outcome.OK, "100", reference_id=name, send_status=1)
 

@@ -82,6 +82,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
     "operation": {
         "get_balance": "request the balance of an account",
         "get_send_status": "poll a call",
+        "get_message_status": "poll a message; only for accounts with messages",
         "make_call": "place a canary call; only for accounts with canaries",
     },
     "outcome": {

@@ -12,6 +12,7 @@ from exporter.calls import ENDINGS, CallbackOutcome
 from exporter.canaries.canaries import CanaryNumbers, CanaryStage, read_canaries
 from exporter.home_assistant.integration import read_mqtt
 from exporter.home_assistant.payloads import MqttStats
+from exporter.ids import Kind
 from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import Snapshot
 from exporter.metrics.catalogue import Catalogue
@@ -75,6 +76,9 @@ def page() -> str:
         "account": _series(metrics, "account"),
         "labels": _series(metrics, USER_LABEL),
     }
+    # Only of accounts with messages.
+    account.polls_of(Kind.MESSAGE)
+    totals.start("main", 0, Kind.MESSAGE)
     # Only of accounts that place canary calls.
     account.of(Operation.MAKE_CALL)
     stages, runs = dict.fromkeys(CanaryStage, 0.0), dict.fromkeys(CanaryResult, 0)
