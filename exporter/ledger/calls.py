@@ -108,19 +108,10 @@ def list_calls(
     limit: int = MAX_PAGE,
     examined: int = EXAMINED,
 ) -> Page:
-    """Return a page of up to `limit` calls of some accounts, on a connection of its own.
+    """Return a page of up to `limit` calls of some accounts after a row, on its own connection.
 
-    A page reads at most `examined` rows. If few of them match the filters, it holds few calls or
-    none, although more pages follow.
-
-    Args:
-        database: the ledger.
-        names: the accounts.
-        state: only calls in this state, or with `FINISHED` or `WATCHED`.
-        result: only calls with this result.
-        after: only calls after this row.
-        limit: maximum of calls.
-        examined: maximum of rows to read.
+    `state` is a state of open calls, `FINISHED` or `WATCHED`. A page reads at most `examined` rows.
+    If few of them match the filters, it holds few calls or none, although more pages follow.
     """
     with database.read() as connection:
         if database.shared:

@@ -109,10 +109,8 @@ def insert_rows(
 ) -> Insert:
     """Return a statement that inserts `ROWS`.
 
-    Args:
-        columns: the columns of the fields of a row; one column for rows of single values.
-        update: the column to update in existing rows; None to leave them unchanged.
-        constants: the values of further columns, the same in all rows.
+    `columns` are those of the fields of a row; one column for rows of single values. `constants`
+    are the values of further columns. Existing rows do not change, except in the column `update`.
     """
     fields = [field(number, column) for number, column in enumerate(columns)]
     if len(columns) == 1:

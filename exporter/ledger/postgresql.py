@@ -141,10 +141,11 @@ class PostgresqlDatabase(Database):
         if version < OLDEST:
             raise self.failed(f"uses PostgreSQL {version // 10_000}; 13 or newer is needed")
         # Creating an index takes long with millions of rows, here or in an exporter that upgrades.
-        for setting in ("statement_timeout = 0", "lock_timeout = '10min'"):
-            connection.execute(text(f"SET LOCAL {setting}"))
         # A busy machine may delay this process between statements.
-        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
+        connection.exec_driver_sql(
+            "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '10min'; "
+            "SET LOCAL idle_in_transaction_session_timeout = '10min'"
+        )
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
         self.upgrade(connection)
 
@@ -156,7 +157,7 @@ def _make_engine(url: URL) -> Engine:
             url,
             # Prepared statements belong to a server connection, which PgBouncer may change.
             connect_args={**options, "prepare_threshold": None},
-            # `_begin` begins transactions.
+            # `_BEGIN` begins transactions.
             isolation_level="AUTOCOMMIT",
             pool_size=_CONNECTIONS,
             max_overflow=0,
@@ -169,9 +170,5 @@ def _make_engine(url: URL) -> Engine:
             "ledger: the driver for PostgreSQL is not installed; "
             "install `esms-exporter[postgresql]`"
         ) from None
-    event.listen(engine, "begin", _begin)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_BEGIN))
     return engine
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(_BEGIN)

@@ -339,11 +339,7 @@ class UnlockedSqliteDatabase(SqliteFile):
 def back_up(url: str, target: Path) -> int:
     """Copy an SQLite ledger to a new file, also while an exporter writes to it.
 
-    Returns:
-        The number of calls in the copy.
-
-    Raises:
-        LedgerError: the copy failed; no file is left behind.
+    Return the number of calls in the copy. If the copy fails, no file is left behind.
     """
     if make_url(url).get_backend_name() == "postgresql":
         raise LedgerError("ledger: is a PostgreSQL database; back it up with `pg_dump`")

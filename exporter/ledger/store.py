@@ -353,14 +353,10 @@ class Store:
     # Adding calls.
 
     def watch(self, source: str | None, new: Sequence[NewCall], now: float) -> InsertResult:
-        """Add up to `BATCH_SIZE` calls; existing ones do not change.
+        """Add up to `BATCH_SIZE` calls that a source names, such as a file; None pushes them.
 
-        Of duplicates, the first counts. Calls beyond `max_calls` of an account are refused.
-
-        Args:
-            source: the source that names them, such as a file; None for pushed calls.
-            new: the calls.
-            now: Unix time.
+        Existing calls do not change. Of duplicates, the first counts. Calls beyond `max_calls` of
+        an account are refused.
         """
         return self._added(self.database.run(self.insert, [new], now, source=source))
 
@@ -506,10 +502,8 @@ class Store:
         """Record that `source` now names only the calls `rows`.
 
         The retention of finished calls that it named starts now, because the source may name them
-        again: a file may be missing for a moment.
-
-        Returns:
-            The rows of open calls that no source names any more. They are removed, not counted.
+        again: a file may be missing for a moment. Remove open calls that no source names any more,
+        without counting them, and return their rows.
         """
         with self.database.begin() as connection:
             given = {"source": source, "rows": to_json_rows(rows)}
@@ -525,11 +519,7 @@ class Store:
     def remove_source(
         self, connection: Connection, source: str, rows: Sequence[int], now: float
     ) -> dict[int, str]:
-        """Record that a source no longer names calls; see `keep_only`.
-
-        Returns:
-            The accounts of the removed calls, by row.
-        """
+        """Record that a source no longer names calls; return the accounts of removed calls."""
         named = call_sources.c.source == source, call_sources.c.call_id.in_(rows)
         connection.execute(delete(call_sources).where(*named))
         connection.execute(_NAMED_UNTIL, {"rows": to_json_rows(rows), "now": now})
@@ -603,10 +593,7 @@ class Store:
         """Store the price of a call, in VND.
 
         The last price before the finish is added to the totals with the finish. After the finish, a
-        price replaces a missing one or 0, and is added at once.
-
-        Returns:
-            The increments of the totals.
+        price replaces a missing one or 0, and is added at once. Return the increments of totals.
         """
         account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()
         if account is None:

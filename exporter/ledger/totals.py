@@ -67,13 +67,8 @@ def additions(
 ) -> Iterable[tuple[TotalKey, float]]:
     """Yield the increments of a call or message that has just finished.
 
-    Args:
-        account: the name of the account.
-        labels: the row of the label set.
-        finished: the result.
-        delay: seconds from adding the call to its result; negative values count as 0.
-        price: the price in VND, if known.
-        kind: what has finished.
+    `labels` is the row of the label set, `delay` the seconds from adding the call to its result;
+    negative values count as 0. The price is in VND.
     """
     value = max(0.0, delay)
     cell = _DELAY_CELLS[bisect_left(DELAY_BUCKETS, value)]

@@ -8,13 +8,15 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import exporter
 from exporter.errors import LedgerBusyError, LedgerError
+from exporter.ledger.store import Store
 from tests import subprocesses
 from tests.ledger.test_ledger_backup import opened, watch, watched
 from tests.programs import unavailable
@@ -29,27 +31,35 @@ def move_away(path: Path) -> None:
     path.rename(path.with_name("elsewhere"))
 
 
+@contextmanager
+def in_use(path: Path) -> Iterator[Store]:
+    """Open a ledger that holds a call; at the end, it takes another one and holds both."""
+    store = opened(path)
+    watch(store, "before")
+    yield store
+    watch(store, "after")
+    assert watched(store) == ["before", "after"]
+    store.database.close()
+
+
 @pytest.mark.parametrize("take", [Path.unlink, delete_all, move_away])
 def test_a_file_that_was_taken_away_is_written_anew(
     path: Path, take: Callable[[Path], None]
 ) -> None:
-    store = opened(path)
-    watch(store, "before")
-    take(path)
-    watch(store, "after")
-    assert watched(store) == ["before", "after"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with pytest.raises(LedgerBusyError):
-        opened(path)
-    store.database.close()
+    with in_use(path) as store:
+        take(path)
+        assert watched(store) == ["before"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with pytest.raises(LedgerBusyError):
+            opened(path)
     again = opened(path)
     assert watched(again) == ["before", "after"]
     again.database.close()
 
 
 def test_a_file_in_its_place_is_not_written_over(path: Path) -> None:
+    """A copy of it, and one that another exporter made."""
     store = opened(path)
-    watch(store, "before")
     backup = path.with_name("backup.db")
     shutil.copy(path, backup)
     content = backup.read_bytes()
@@ -57,44 +67,6 @@ def test_a_file_in_its_place_is_not_written_over(path: Path) -> None:
     with pytest.raises(LedgerError, match="was replaced by another file"):
         watch(store, "after")
     assert path.read_bytes() == content
-    store.database.close()
-
-
-def test_a_folder_that_is_gone_and_comes_back(path: Path) -> None:
-    store = opened(path)
-    watch(store, "before")
-    away = path.parent.with_name("away")
-    path.parent.rename(away)
-    with pytest.raises(LedgerError, match="make sure its folder exists"):
-        watch(store, "meanwhile")
-    path.parent.write_text("a file now")
-    with pytest.raises(LedgerError, match=r"cannot be accessed any more \(Not a directory\)"):
-        watch(store, "meanwhile")
-    path.parent.unlink()
-    away.rename(path.parent)
-    watch(store, "after")
-    assert watched(store) == ["before", "after"]
-    store.database.close()
-
-
-def test_a_file_that_cannot_be_written_anew(path: Path) -> None:
-    store = opened(path)
-    watch(store, "before")
-    path.unlink()
-    in_the_way = path.with_name("ledger.db-journal")
-    in_the_way.mkdir()
-    with pytest.raises(LedgerError, match="cannot be"):
-        watch(store, "meanwhile")
-    assert not path.exists()
-    in_the_way.rmdir()
-    watch(store, "after")
-    assert watched(store) == ["before", "after"]
-    store.database.close()
-
-
-def test_a_file_that_another_exporter_made_in_its_place_is_left_to_it(path: Path) -> None:
-    store = opened(path)
-    watch(store, "before")
     path.unlink()
     other = opened(path)
     watch(other, "of the other")
@@ -105,35 +77,43 @@ def test_a_file_that_another_exporter_made_in_its_place_is_left_to_it(path: Path
     store.database.close()
 
 
-# One ledger under two names: its -wal lies beside one of them alone.
+def test_a_folder_that_is_gone_and_comes_back(path: Path) -> None:
+    with in_use(path) as store:
+        away = path.parent.with_name("away")
+        path.parent.rename(away)
+        with pytest.raises(LedgerError, match="make sure its folder exists"):
+            watch(store, "meanwhile")
+        path.parent.write_text("a file now")
+        with pytest.raises(LedgerError, match=r"cannot be accessed any more \(Not a directory\)"):
+            watch(store, "meanwhile")
+        path.parent.unlink()
+        away.rename(path.parent)
 
 
-def test_a_file_that_was_renamed_while_it_is_in_use(path: Path) -> None:
-    store = opened(path)
-    watch(store, "before")
-    renamed = path.rename(path.with_name("renamed.db"))
-    with pytest.raises(LedgerBusyError):
-        opened(renamed)
-    renamed.rename(path)
-    watch(store, "after")
-    assert watched(store) == ["before", "after"]
-    store.database.close()
+def test_a_file_that_cannot_be_written_anew(path: Path) -> None:
+    with in_use(path) as store:
+        path.unlink()
+        in_the_way = path.with_name("ledger.db-journal")
+        in_the_way.mkdir()
+        with pytest.raises(LedgerError, match="cannot be"):
+            watch(store, "meanwhile")
+        assert not path.exists()
+        in_the_way.rmdir()
 
 
-@pytest.mark.parametrize("in_use", [True, False])
-def test_a_file_with_two_names(path: Path, *, in_use: bool) -> None:
-    store = opened(path)
-    watch(store, "before")
-    if not in_use:
-        store.database.close()
+def test_a_file_under_another_name(path: Path) -> None:
+    """Its -wal lies beside one of the names alone."""
     link = path.with_name("link.db")
-    link.hardlink_to(path)
-    for name in (path, link):
-        with pytest.raises(LedgerError, match=r"has 2 names \(hard links\)"):
-            opened(name)
-    if in_use:
-        watch(store, "after")  # nobody writes under the other name
-        store.database.close()
+    with in_use(path):
+        with pytest.raises(LedgerBusyError):
+            opened(path.rename(link))
+        link.rename(path)
+        link.hardlink_to(path)
+        for name in (path, link):
+            with pytest.raises(LedgerError, match=r"has 2 names \(hard links\)"):
+                opened(name)
+    with pytest.raises(LedgerError, match=r"has 2 names \(hard links\)"):
+        opened(path)
     link.unlink()
     opened(path).database.close()
 
