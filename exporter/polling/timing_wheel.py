@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -54,11 +54,14 @@ class _LabelSet:
 
     def pop(self, is_ready: Callable[[WatchedCall], bool]) -> WatchedCall | None:
         self.turns += 1
-        if not (waiting := self.waiting(is_ready)):
-            return None
-        if not self.turns % _LONGEST_WAITING_EVERY:
-            waiting.sort(key=lambda queue: queue[0].tick)
-        return waiting[0].popleft()
+        queues: Iterable[deque[WatchedCall]] = self.queues.values()
+        if not self.turns % _LONGEST_WAITING_EVERY and len(self.queues) > 1:
+            queues = sorted(self.waiting(is_ready), key=lambda queue: queue[0].tick)
+        for queue in queues:
+            while queue:
+                if is_ready(call := queue.popleft()):
+                    return call
+        return None
 
     def waiting(self, is_ready: Callable[[WatchedCall], bool]) -> list[deque[WatchedCall]]:
         """Return the queues that have due calls, after dropping stale entries at their heads."""
@@ -94,7 +97,8 @@ class FairQueue:
         while self._round:
             calls = self._round[0]
             if call := calls.pop(self._is_ready):
-                self._round.rotate(-1)
+                if len(self._round) > 1:
+                    self._round.rotate(-1)
                 return call
             self._round.popleft()
             del self._label_sets[calls.label_set]

@@ -33,7 +33,7 @@ SICK: dict[str, Reply] = {
     "http_503_retry_after": Answer(Outcome.THROTTLED, retry_after=900.0),
     "code_101": AUTH,
 }
-SHARES = {"one": 1, "5 %": 3, "50 %": HEALTHY, "90 %": 9 * HEALTHY}
+SHARES = {"one": 1, "50 %": HEALTHY, "90 %": 9 * HEALTHY}
 
 
 def _play(kind: str | None, sick: int, *, adaptive: bool) -> float:
@@ -373,7 +373,7 @@ def test_sick_calls_that_keep_coming_do_not_hold_up_healthy_ones(kind: str, live
     assert delays[int(0.95 * len(delays))] <= 20
 
 
-@pytest.mark.parametrize("calls", [1, 3, 20, 200])
+@pytest.mark.parametrize("calls", [1, 3, 200])
 @pytest.mark.parametrize("kind", ["code_101", "http_429", "timeout"])
 def test_outages_that_come_again_cost_few_requests_each(kind: str, calls: int) -> None:
     async def play() -> Any:
