@@ -68,17 +68,9 @@ def plan(
     """Decide which leases to take and to give up, so that exporters hold equally many. Pure.
 
     All exporters decide by the same rules: a free lease goes to the exporter with the fewest
-    leases among those that want it. An exporter gives up a lease if another one that wants it
-    holds at least two fewer.
-
-    Args:
-        me: the id of this exporter.
-        configured: accounts in this exporter's configuration.
-        avoided: accounts to leave to other exporters that want them.
-        held: accounts that this exporter polls.
-        known: leases and exporters, as read from the ledger.
-        patience: seconds after which any exporter may take a free lease.
-        take_expired: whether expired leases may be taken from other exporters.
+    leases among those that want it; after `patience` seconds, any exporter may take it. An exporter
+    gives up a lease if another one that wants it holds at least two fewer, or if it avoids the
+    account. `held` are the accounts that it polls.
     """
     wanted = {id_: peer.accounts for id_, peer in known.exporters.items()}
     wanted[me] = frozenset(configured) - frozenset(avoided)
