@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 10.0
 """Seconds to wait for a response of the broker."""
 
-_GOODBYE_TIMEOUT: Final = 1.0
+_DISCONNECT_TIMEOUT: Final = 1.0
 """Seconds for a clean disconnect."""
 
 _KEEPALIVE: Final = 30
@@ -80,7 +80,7 @@ _STEADY: Final = 60.0
 _REPUBLISH: Final = b"?"
 """Placeholder for a retained message that has to be published again."""
 
-_GOODBYE: Final = 5.0
+_CLEAR_TIMEOUT: Final = 5.0
 """Seconds to clear retained messages of the previous configuration."""
 
 _log = structlog.get_logger(__name__)
@@ -178,7 +178,7 @@ def _location(config: HomeAssistantConfig | None) -> tuple[object, ...]:
 
 
 async def _replace(old: asyncio.Task[None] | None, new: Publisher | None) -> None:
-    await _end(old, _GOODBYE)
+    await _end(old, _CLEAR_TIMEOUT)
     if new:
         await new.run()
 
@@ -493,7 +493,7 @@ async def _connected(
     try:
         yield client
         with suppress(Exception):  # the connection may be broken
-            async with asyncio.timeout(_GOODBYE_TIMEOUT):
+            async with asyncio.timeout(_DISCONNECT_TIMEOUT):
                 await client.__aexit__(None, None, None)
     finally:
         # After a failed block, close without DISCONNECT: the broker publishes the last will.

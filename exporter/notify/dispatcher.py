@@ -337,9 +337,9 @@ class TargetWorker:
             on_trial = self._breaker.on_trial
             return [] if on_trial else [Claim(retry, 1, 1) for retry in (False, True)]
         held = Counter(one.call.account for one in self._sending.values())
-        most = max(1, connections - 1) if len(self._accounts) > 1 else connections
-        full = [name for name, count in held.items() if count >= most]
-        each = most - max((count for count in held.values() if count < most), default=0)
+        limit = max(1, connections - 1) if len(self._accounts) > 1 else connections
+        full = [name for name, count in held.items() if count >= limit]
+        each = limit - max((count for count in held.values() if count < limit), default=0)
         failing = self._failed_retries >= _FAILED_RETRIES
         retries = 1 if failing else max(1, int(connections * _RETRY_SHARE))
         retries -= sum(one.retry for one in self._sending.values())
