@@ -53,7 +53,7 @@ NOTHING = CANARIES | {
 # What it makes none but zeros for: it has no callbacks, and no faults.
 ZERO = {
     *("Price", "Price by $split", "Callbacks of the provider", "Failed requests by account"),
-    *("Throttled requests", "Unusable values", "Ledger errors", "Ledger errors by instance"),
+    *("Throttled requests", "Invalid values", "Ledger errors", "Ledger errors by instance"),
     *("Evictions", "Errors of sources", "Dropped log lines", "Failed TLS handshakes"),
 }
 # What each replica has by itself, and is added up.
