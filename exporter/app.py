@@ -106,7 +106,6 @@ class App:
         self._apply_lock = asyncio.Lock()  # held while sources and accounts change
         self._threads = DetachedThreads(_LOAD_TIMEOUT)
         self._leases: LeaseHolder | None = None  # None if the ledger is not shared
-        self._lease_task: asyncio.Task[None] | None = None
         self._to_load: set[str] = set()  # accounts whose open calls are not loaded yet
         self._retiring: set[asyncio.Task[None]] = set()  # stopping accounts
         self._committer: asyncio.Task[None] | None = None
@@ -168,9 +167,7 @@ class App:
         async with self._apply_lock:
             await self._apply(self._loaded.pop())
         if self._leases:
-            with suppress(LedgerError):  # `run` retries
-                await self._leases.keep()
-            self._lease_task = self.supervisor.start(self._leases.run())
+            await self._leases.start()
         self.supervisor.start(self._watch_config())
         self.supervisor.start(self.canaries.run())
         for source in self.sources:
@@ -246,7 +243,7 @@ class App:
         timeout = self.config.shutdown_timeout if self.config else 1.0
         deadline = time.monotonic() + timeout
         await asyncio.gather(
-            self._release_leases(timeout),
+            *([self._leases.leave(timeout)] if self._leases else ()),
             self.notify.stop(min(_TARGET_STOP_TIMEOUT, timeout * 0.8)),
             self._drain(timeout),
         )
@@ -255,13 +252,6 @@ class App:
         if self._leases:
             self._leases.close()
         await self.ledger.close(max(1.0, deadline - time.monotonic()))
-
-    async def _release_leases(self, timeout: float) -> None:
-        """Release all leases, so that other exporters take over."""
-        if self._leases:
-            if self._lease_task:
-                self._lease_task.cancel()  # it would take them again
-            await self._leases.leave(timeout)
 
     async def _drain(self, timeout: float) -> None:
         """Wait for pending requests, commit their results, and publish the last states."""

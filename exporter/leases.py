@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple, TypeVar
 
 import structlog
@@ -139,7 +140,7 @@ class LeaseHolder:
         accounts: Mapping[str, Account],
         taken: Callable[[Collection[str]], Awaitable[None]],
         lost: Callable[[Collection[str]], None],
-        spawn: Callable[[Coroutine[None, None, None]], object],
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
         self._id = ledger.store.exporter or ""
         self._name = f"{socket.gethostname()}:{os.getpid()}"[:255]
@@ -151,6 +152,7 @@ class LeaseHolder:
         self._configured: frozenset[str] = frozenset()
         self._added: frozenset[str] = frozenset()  # accounts with a row in `leases`
         self._heartbeat = math.inf
+        self._tasks: list[asyncio.Task[None]] = []
         self._held: dict[str, int] = {}  # epochs, by account
         self._expiry: asyncio.TimerHandle | None = None
         self._renew_at = self._renewed_at = -math.inf
@@ -184,14 +186,16 @@ class LeaseHolder:
         """Return the epoch of the lease on an account; None if it is not held."""
         return self._held.get(account)
 
-    async def run(self) -> None:
-        """Take, renew and use leases, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._repeat(self.keep))
-            tasks.create_task(self._repeat(self._follow))
+    async def start(self) -> None:
+        """Take leases, and renew and use them in the background."""
+        with suppress(LedgerError):  # retried
+            await self._keep()
+        self._tasks = [self._spawn(self._repeat(work)) for work in (self._keep, self._follow)]
 
     async def leave(self, timeout: float) -> None:
         """Stop polling and release all leases, so that other exporters take over at once."""
+        for task in self._tasks:
+            task.cancel()  # it would take them again
         self._lose(list(self._held))
         try:
             async with asyncio.timeout(timeout):
@@ -221,7 +225,7 @@ class LeaseHolder:
 
     # Leases.
 
-    async def keep(self) -> None:
+    async def _keep(self) -> None:
         """Renew leases when due, then take and give up leases as `plan` decides."""
         if new := self._configured - self._added:
             await self._execute(add_leases, new)
@@ -291,7 +295,7 @@ class LeaseHolder:
             await self._taken(names)
         except LedgerError as error:
             self._set_problem(str(error))
-            self._lose(names)  # `keep` takes them again
+            self._lose(names)  # `_keep` takes them again
 
     def _lose(self, names: Collection[str]) -> None:
         self._held = {name: at for name, at in self._held.items() if name not in names}
