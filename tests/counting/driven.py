@@ -41,7 +41,7 @@ class HeldClient:
     def __init__(self, held: list[asyncio.Future[Answer]]) -> None:
         self._held = held
 
-    async def send_status(self, _: str) -> Answer:
+    async def send_status(self, *_: object) -> Answer:
         self._held.append(asyncio.get_running_loop().create_future())
         return await self._held[-1]
 

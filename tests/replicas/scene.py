@@ -72,7 +72,7 @@ class Client:
     def __init__(self, provider: Provider, by: str) -> None:
         self._provider, self._by = provider, by
 
-    async def send_status(self, name: str) -> Answer:
+    async def send_status(self, name: str, *_: object) -> Answer:
         now = asyncio.get_running_loop().time()
         self._provider.asked.append(Asked(now, self._by, name))
         if (answered := self._provider.answered.get(self._by)) is not None:
