@@ -321,7 +321,8 @@ class App:
     async def _configure_calls(self, config: Config) -> None:
         watch = config.watch
         limits = LabelLimits(watch.labels, watch.max_label_values, watch.max_label_sets)
-        await self.calls.configure(limits, config.memory, watch.max_calls)
+        kinds = {account.name: account.default_kind for account in config.accounts}
+        await self.calls.configure(limits, config.memory, watch.max_calls, kinds)
 
     def _targets(self, config: Config) -> list[TargetSettings]:
         """Return the targets of notifications."""

@@ -181,6 +181,13 @@ class WatchedMessage(WatchedCall):
     kind: ClassVar[Kind] = Kind.MESSAGE
 
 
+WATCHED: Final[dict[str, type[WatchedCall]]] = {
+    Kind.CALL.value: WatchedCall,
+    Kind.MESSAGE.value: WatchedMessage,
+}
+"""The class of an open call or message, by kind."""
+
+
 class Receivers(NamedTuple):
     """The receivers of a finished message: those that got it, and the others."""
 

@@ -10,15 +10,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Final
 
 import structlog
 
 from exporter.account import Account
 from exporter.call_totals import CallTotals
-from exporter.calls import CallbackOutcome, Finished, GiveUpPolicy, Status, WatchedCall, verdict
+from exporter.calls import WATCHED, CallbackOutcome, Finished, GiveUpPolicy, Status, verdict
 from exporter.esms.answers import Answer
-from exporter.ids import ReferenceId
+from exporter.ids import Kind, ReferenceId
 from exporter.ledger.calls import (
     ended_of,
     find_call,
@@ -96,9 +97,10 @@ class CallTracker:
         limits: LabelLimits = NO_LIMITS,
         retention: float = math.inf,
         max_calls: float = math.inf,
+        kinds: Mapping[str, Kind] = MappingProxyType({}),
     ) -> None:
-        """Change the limits of labels, the retention of finished calls, and `watch.max_calls`."""
-        self.ledger.store.configure(limits, retention, max_calls)
+        """Change the limits of labels and other settings; see `Store.configure`."""
+        self.ledger.store.configure(limits, retention, max_calls, kinds)
         if limits != self._limits:
             await self.reload_totals(limits.names)
             self._limits = limits
@@ -211,7 +213,7 @@ class CallTracker:
         watched = account.poller.calls.get(call.id) if account else None
         if watched is None and (account or self.ledger.store.exporter):
             # Another exporter may poll it, or it may belong to a canary.
-            watched = WatchedCall(call.id, name, call.first_watched)
+            watched = WATCHED[call.kind](call.id, name, call.first_watched)
         if watched is None:
             return await self._not_accepted(call.account, name)
         now = self.ledger.clock.now()

@@ -19,6 +19,7 @@ from exporter.config.validation import (
     MAX_ACCOUNTS,
     BaseUrl,
     Expected,
+    KindName,
     LoadContext,
     Name,
     SecretKey,
@@ -33,6 +34,7 @@ from exporter.config.validation import (
     validate,
 )
 from exporter.config.watch import ApiConfig, CallbackConfig, CallConfig, TokenConfig, WatchConfig
+from exporter.ids import Kind
 from exporter.secrets import Secret
 
 __all__ = [
@@ -120,6 +122,10 @@ class AccountConfig(Section):
     """An HTTP proxy for all requests of this account: `http://USER:PASSWORD@HOST:PORT`, with user
     and password percent-encoded. Either this or `proxy_url_file`. The environment variables
     `HTTP_PROXY` and `HTTPS_PROXY` are not used."""
+
+    default_kind: KindName = Kind.CALL
+    """The kind of calls that name none: `call`, or `message` for an account that sends messages
+    (Voice OTP, SMS, Zalo and Viber)."""
 
     codes: dict[ResultCode, CodeClass] = Field(default_factory=dict, max_length=MAX_CODES)
     """Classes of result codes that differ from the default, or that are new: `auth` (pause the

@@ -54,6 +54,7 @@ from exporter.config.document import (
     resolve,
 )
 from exporter.config.files import FileProblemError, NamedFiles
+from exporter.ids import Kind
 from exporter.secrets import Secret
 
 MAX_SECRET_FILE: Final = 64 << 10
@@ -491,6 +492,8 @@ OwnAccount = Annotated[
     KnownAccount, BeforeValidator(_or_default_account), Field(validate_default=True)
 ]
 """The account of a call; its default, an empty text, becomes the only account."""
+
+KindName = Annotated[Kind, Expected("`call` or `message`")]
 
 KnownLabel = Annotated[
     str,

@@ -28,6 +28,7 @@ from exporter.config.document import Value, YamlMapping, YamlSequence, locate
 from exporter.config.validation import (
     MAX_LABEL_VALUE,
     Expected,
+    KindName,
     KnownAccounts,
     KnownLabel,
     LoadContext,
@@ -53,7 +54,7 @@ MAX_QUERIES: Final = 100
 # would rename, hide or overwrite a user label of the same name.
 RESERVED_LABELS: Final = frozenset(
     {"account", "result", "status", "key", "state", "outcome", "code", "operation", "source"}
-    | {"canary", "stage"}
+    | {"canary", "kind", "stage"}
     | {"le", "quantile", "job", "instance"}
     | {"cluster", "namespace", "service", "pod", "container", "endpoint", "node"}
     | {"alertname", "severity", "window"}
@@ -117,6 +118,10 @@ class CallConfig:
         default_factory=lambda: _NO_LABELS
     )
     """Labels of the call; the names are those in `watch.labels`."""
+
+    kind: KindName | None = None
+    """`message` for a message (Voice OTP, SMS, Zalo and Viber), `call` for a call. Default: the
+    `default_kind` of the account."""
 
 
 def _item(value: object, info: ValidationInfo[LoadContext]) -> object:

@@ -86,6 +86,7 @@ _RECORD: Final = (
         label_sets.c.labels,
         _state,
         *calls.c["first_watched", "result", "status", "duration", "key", "finished_at"],
+        *calls.c["kind", "delivered", "failed"],
     )
     .join_from(calls, accounts)
     .join(label_sets)

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, TextClause, text
 
-from exporter.calls import CallState, WatchedCall
+from exporter.calls import WATCHED, CallState
 from exporter.ids import ReferenceId
 from exporter.ledger.json_rows import to_json_rows
 from exporter.ledger.types import BATCH_SIZE, StoredCall
@@ -119,7 +119,7 @@ _CLAIM: Final = _sql(
             SELECT into_id FROM folded_labels f
             WHERE f.label_set_id = c.label_set_id AND f.account_id = c.account_id
         ), c.label_set_id),
-        c.id, c.reference_id, c.first_watched, c.state, c.state_since
+        c.id, c.reference_id, c.first_watched, c.state, c.state_since, c.kind
     """
 )
 _ACKNOWLEDGE: Final = _sql("DELETE FROM notices WHERE id IN {rows}")
@@ -240,9 +240,9 @@ def look(
     connection.execute(_BY_INDEX)
     claimed = [
         StoredCall(
-            account, labels, WatchedCall(row, ReferenceId(name), watched, CallState(state), since)
+            account, labels, WATCHED[kind](row, ReferenceId(name), watched, CallState(state), since)
         )
-        for account, labels, row, name, watched, state, since in connection.execute(
+        for account, labels, row, name, watched, state, since, kind in connection.execute(
             _CLAIM, {**parameters, "limit": BATCH_SIZE}
         )
     ]

@@ -37,6 +37,7 @@ from sqlalchemy import (
     update,
 )
 
+from exporter.ids import Kind
 from exporter.ledger.calls import label_sets_of
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.json_rows import (
@@ -163,6 +164,9 @@ class CallFinished(NamedTuple):
     labels: Mapping[str, str]
     first_watched: float
     finished_at: float
+    kind: str = Kind.CALL.value
+    delivered: int | None = None  # receivers of a message that got it
+    failed: int | None = None  # the others
 
 
 @dataclass(frozen=True, slots=True)

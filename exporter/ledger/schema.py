@@ -22,13 +22,15 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0013"
+from exporter.ids import Kind
+
+HEAD: Final = "0014"
 """The newest revision under `migrations/versions`."""
 
 OLDEST: Final = "0010"
 """The revision of older ledgers that can be upgraded."""
 
-OLDEST_USER: Final = "0013"
+OLDEST_USER: Final = "0014"
 """The revision of the oldest exporters that can use a ledger of this revision."""
 
 metadata: Final = MetaData()
@@ -100,6 +102,7 @@ calls: Final = Table(
     Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
     Column("normalized_id", String(128), nullable=False),  # for comparison
     Column("reference_id", String(128), nullable=False),  # as first received
+    Column("kind", String(8), nullable=False, server_default=Kind.CALL.value),
     Column("label_set_id", Integer, ForeignKey("label_sets.id"), nullable=False),
     # Added by a source that names each call only once: the call stays without `call_sources`.
     Column("pushed", Boolean, nullable=False, server_default=false()),
@@ -116,7 +119,9 @@ calls: Final = Table(
     # When a finished call was last pushed again, or its last source stopped naming it. Its
     # retention starts then.
     Column("named_at", Float),
-    Column("price", Float),  # VND, from the provider's callback
+    Column("price", Float),  # VND, from the provider's callback; of a message, from its result
+    Column("delivered", Integer),  # receivers of a finished message that got it
+    Column("failed", Integer),  # the others
     # The canary run that placed it, if any. Calls of canaries are not counted.
     Column("canary_run_id", BigInteger),
     # The epoch of the lease under which it was claimed, in a shared ledger. If it is older than the

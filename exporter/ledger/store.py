@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import (
@@ -30,9 +31,9 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status, WatchedCall
+from exporter.calls import WATCHED, CallState, Finished, Key, PollAgain, Result, Status
 from exporter.errors import LedgerConflictError
-from exporter.ids import reference_key
+from exporter.ids import Kind, reference_key
 from exporter.ledger.calls import UNNAMED, label_sets_of, row_of
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
@@ -96,6 +97,8 @@ _NAMING_INTERVAL: Final = 600.0
 _Key = tuple[int, str]
 """The row of an account, and a normalized id."""
 
+_MESSAGE: Final = Kind.MESSAGE
+
 # Plain strings: serializing enum members to JSON is slow.
 _TEXT: Final = {
     member: member.value for kind in (CallState, Result, Status, Key) for member in kind
@@ -105,7 +108,7 @@ _TEXT: Final = {
 
 _UNFINISHED_PAGE: Final = (
     select(
-        *calls.c["id", "reference_id", "first_watched", "state", "state_since"],
+        *calls.c["id", "reference_id", "first_watched", "state", "state_since", "kind"],
         COUNTED_AS.label("counted_as"),
     )
     .join_from(calls, accounts)
@@ -153,7 +156,7 @@ _FIND: Final = select_json(
     ),
 )
 _INSERT: Final = insert_rows(
-    *calls.c["account_id", "normalized_id", "reference_id", "label_set_id", "epoch"],
+    *calls.c["account_id", "normalized_id", "reference_id", "label_set_id", "epoch", "kind"],
     pushed=bindparam("pushed", type_=Boolean()),
     first_watched=_NOW,
     state=literal(CallState.NEW.value),
@@ -221,6 +224,9 @@ def _update_given(*columns: str) -> Update:
 
 
 _SET_STATE: Final = _update_given("state", "state_since")
+# Before `_FINISH`, which closes them.
+_price: Final = func.coalesce(field(3, calls.c.price), calls.c.price)
+_FINISH_MESSAGE: Final = _update_given("delivered", "failed").values(price=_price)
 _FINISH: Final = _update_given("result", "status", "duration", "key", "finished_at")
 
 
@@ -275,9 +281,14 @@ class Store:
         limits: LabelLimits = NO_LIMITS,
         retention: float = math.inf,
         max_calls: float = math.inf,
+        kinds: Mapping[str, Kind] = MappingProxyType({}),
     ) -> None:
-        """Change the limits of labels, the retention of finished calls, and `watch.max_calls`."""
+        """Change the limits of labels, the retention of finished calls, and `watch.max_calls`.
+
+        `kinds` has the kind of calls that name none, by account; by default, they are calls.
+        """
         self.limits, self._retention, self._max_calls = limits, retention, max_calls
+        self._kinds = kinds
 
     def set_epoch(self, account: str, epoch: int | None) -> None:
         """Set the epoch of the held lease on an account; None once the lease is lost."""
@@ -317,7 +328,7 @@ class Store:
             StoredCall(
                 account,
                 labels,
-                WatchedCall(
+                WATCHED[kind](
                     row,
                     text,
                     times.setdefault(watched, watched),
@@ -325,7 +336,7 @@ class Store:
                     self._seconds.setdefault(since, times.setdefault(since, since)),
                 ),
             )
-            for row, text, watched, state, since, labels in sorted(rows)
+            for row, text, watched, state, since, kind, labels in sorted(rows)
         ]
 
     @_transaction
@@ -439,7 +450,10 @@ class Store:
         # Insert in a fixed order to avoid deadlocks between exporters.
         ordered = sorted(missing.items(), key=itemgetter(0)) if self.exporter else missing.items()
         values = to_json_rows(
-            (*key, call.reference_id, counted.sets[names[key]][0], self._epoch(call.account))
+            (
+                *(*key, call.reference_id, counted.sets[names[key]][0]),
+                *(self._epoch(call.account), self._kind(call).value),
+            )
             for key, call in ordered
         )
         found = dict[_Key, tuple[int, int, str | None]]()
@@ -451,13 +465,18 @@ class Store:
             StoredCall(
                 call.account,
                 counted.sets[names[key]][1],
-                WatchedCall(found[key][0], call.reference_id, now, CallState.NEW, now),
+                WATCHED[self._kind(call)](
+                    found[key][0], call.reference_id, now, CallState.NEW, now
+                ),
             )
             for key, call in missing.items()
             # Calls that another exporter inserted first are claimed by the holder of the lease.
             if found[key][1] == self._epoch(call.account)
         ]
         return mine, {row for row, *_ in found.values()}, counted
+
+    def _kind(self, call: NewCall) -> Kind:
+        return call.kind or self._kinds.get(call.account, Kind.CALL)
 
     def _epoch(self, account: str) -> int:
         return self._epochs.get(account, 0)
@@ -570,13 +589,18 @@ class Store:
                 canaries.add(call.id)
                 continue
             times = call.first_watched - ahead, at - ahead
-            events.append((labels, CallFinished(account, call.reference_id, *ending, {}, *times)))
+            message = call.kind.value, *(found.receivers or (None, None))
+            event = CallFinished(account, call.reference_id, *ending, {}, *times, *message)
+            events.append((labels, event))
             account_ids[account] = account_id
             delay = at - call.first_watched
-            for cell, amount in additions(account, counted_as, found, delay, price):
+            price = price if found.price is None else found.price
+            for cell, amount in additions(account, counted_as, found, delay, price, call.kind):
                 added[cell] += amount
         if states:
             connection.execute(_SET_STATE, {"rows": to_json_rows(states)})
+        if messages := list(_finished_messages(observations)):
+            connection.execute(_FINISH_MESSAGE, {"rows": to_json_rows(messages)})
         if finished:
             connection.execute(_FINISH, {"rows": to_json_rows(finished)})
         if added:
@@ -602,14 +626,21 @@ class Store:
         none_added = and_(calls.c.result != DELETED, func.coalesce(calls.c.price, 0) == 0)
         open_still = or_(calls.c.result.is_(None), none_added)
         known = update(calls).where(calls.c.id == row, open_still).values(price=price)
-        found = connection.execute(known.returning(calls.c.result, calls.c.canary_run_id)).first()
+        returned = calls.c["result", "canary_run_id", "kind"]
+        found = connection.execute(known.returning(*returned)).first()
         if found is None or found.result is None or found.canary_run_id is not None:
             return {}
         counted_as = connection.scalars(_SET_OF.where(calls.c.id == row)).one()
-        cell, amount = price_added(account.name, counted_as, price)
+        cell, amount = price_added(account.name, counted_as, price, Kind(found.kind))
         add_totals(connection, {cell: amount}, {account.name: account.id})
         notify_of_totals(connection, self.exporter, [account.name])
         return {cell: amount}
+
+
+def _finished_messages(observations: Iterable[Observation]) -> Iterator[tuple[Any, ...]]:
+    for _, call, found, _ in observations:
+        if call.kind is _MESSAGE and isinstance(found, Finished):
+            yield call.id, *(found.receivers or (None, None)), found.price
 
 
 def _find(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[int, int, str | None]]:

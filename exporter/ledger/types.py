@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from exporter.calls import Finished, PollAgain, Result, Status, WatchedCall
-from exporter.ids import ReferenceId
+from exporter.ids import Kind, ReferenceId
 from exporter.ledger.totals import TotalKey
 
 BATCH_SIZE: Final = 1_000
@@ -26,6 +26,7 @@ class NewCall(NamedTuple):
     account: str
     reference_id: ReferenceId
     labels: Labels
+    kind: Kind | None = None  # None for the default of the account
 
 
 class StoredCall(NamedTuple):
@@ -75,6 +76,9 @@ class CallRecord(NamedTuple):
     duration: float | None
     key: str | None
     finished_at: float | None
+    kind: str
+    delivered: int | None  # receivers of a finished message that got it
+    failed: int | None  # the others
 
 
 class FinishedCall(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Final
 
 from exporter.calls import CallbackOutcome
 from exporter.config import CallbackConfig, WatchConfig
-from exporter.esms.answers import read_callback, read_price
-from exporter.ids import ReferenceId, reference_id
+from exporter.esms.answers import read_callback, read_message_callback, read_price
+from exporter.ids import Kind, ReferenceId, reference_id
 from exporter.ledger.types import DELETED, NewCall
 from exporter.sources.api import PushSource
 from exporter.sources.source import SourceContext
@@ -20,6 +20,8 @@ MAX_FIELD: Final = 200
 
 _FIELDS: Final = frozenset(
     {"ReferenceId", "SendStatus", "SentResult", "CallStatus", "CallDuration", "Ivr", "Price"}
+    # Of messages; the receiver's phone number is not read.
+    | {"SMSID", "SendSuccess", "SendFailed", "TotalReceiver", "TotalPrice"}
 )
 
 
@@ -48,7 +50,7 @@ class CallbackSource(PushSource):
         name = None
         if all(len(value) <= MAX_FIELD for value in fields.values()):
             with suppress(ValueError):
-                name = reference_id(fields.get("ReferenceId", ""))
+                name = reference_id(fields.get("ReferenceId") or fields.get("SMSID", ""))
         if name is None:
             self._status.count_error()
             return CallbackOutcome.MALFORMED
@@ -58,20 +60,25 @@ class CallbackSource(PushSource):
     async def _apply(
         self, account: str, name: ReferenceId, fields: Mapping[str, str]
     ) -> CallbackOutcome:
+        kind = Kind.CALL if fields.get("ReferenceId") else Kind.MESSAGE
         known = await self._tracker.find(account, name)
         if known is not None and not await self._tracker.mark_pushed(known.id):
             known = await self._tracker.find(account, name)  # removed or pruned meanwhile
         if known is None and self._config.unknown == "watch":
-            await self._push([NewCall(account, name, {})])
+            await self._push([NewCall(account, name, {}, kind)])
         call = known or await self._tracker.find(account, name)
         if call is None or call.state == DELETED:
             return CallbackOutcome.IGNORED
-        if (price := read_price(fields.get("Price", ""))) is not None:
+        of_call = kind is Kind.CALL
+        price = read_price(fields.get("Price" if of_call else "TotalPrice", ""))
+        if price is not None:
             await self._tracker.set_price(call.id, price)
         if call.result is not None:
             return CallbackOutcome.REPEATED
-        if self._config.trust == "accept":
-            outcome = await self._tracker.apply_callback(call, read_callback(fields))
+        # An id that was added as the other kind is polled as that.
+        if self._config.trust == "accept" and call.kind == kind:
+            answer = read_callback(fields) if of_call else read_message_callback(fields)
+            outcome = await self._tracker.apply_callback(call, answer)
             if outcome is not CallbackOutcome.HINT:
                 return outcome
         await self._tracker.poll_now(account, call.id)

@@ -10,9 +10,8 @@ from typing import Generic, TypeVar
 import structlog
 
 from exporter.config import NamedFiles, WatchConfig
-from exporter.ledger.types import NewCall
 from exporter.sources.file_watcher import FileWatcher
-from exporter.sources.source import Source, SourceContext
+from exporter.sources.source import Source, SourceContext, new_call
 from exporter.tracker import CallTracker
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ class ConfigurationSource(Source):
 
     async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
         """Add the calls of `watch.calls`."""
-        calls = (NewCall(call.account, call.reference_id, call.labels) for call in watch.calls)
+        calls = map(new_call, watch.calls)
         added = await self._tracker.add(self.name, calls)
         self._rows, self.refused = added.rows, added.refused
 

@@ -30,7 +30,7 @@ from exporter.sources.file_watcher import (
     matches,
     stat_file,
 )
-from exporter.sources.source import Source, SourceContext, too_many
+from exporter.sources.source import Source, SourceContext, new_call, too_many
 from exporter.sources.tabular import read_calls
 from exporter.threads import DetachedThreads
 from exporter.tracker import CallTracker
@@ -237,7 +237,7 @@ class FilesSource(Source):
             batch: list[NewCall] = []
             with suppress(ConfigError):  # its problems are in `problems`
                 some = islice(calls, BATCH_SIZE)
-                batch.extend(NewCall(call.account, call.reference_id, call.labels) for call in some)
+                batch.extend(map(new_call, some))
             return batch
 
         while batch := await self._threads.run(path, read_batch):

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
-from exporter.config.watch import WatchConfig
+from exporter.config.watch import CallConfig, WatchConfig
+from exporter.ledger.types import NewCall
 from exporter.source_status import SourceStatus
 from exporter.tracker import CallTracker
 
@@ -60,3 +61,8 @@ class Source:
 def too_many(accounts: Iterable[str]) -> str:
     """Return the problem of a source with calls above `watch.max_calls`."""
     return f"some of its calls exceed `watch.max_calls` (account {', '.join(sorted(accounts))})"
+
+
+def new_call(call: CallConfig) -> NewCall:
+    """Return a call of a list in the form that the ledger adds."""
+    return NewCall(call.account, call.reference_id, call.labels, call.kind)

@@ -47,9 +47,9 @@ from exporter.config.document import Problems
 from exporter.config.validation import LoadContext
 from exporter.config.watch import validate_calls
 from exporter.errors import LedgerError, SourceError
-from exporter.ledger.types import BATCH_SIZE, NewCall
+from exporter.ledger.types import BATCH_SIZE
 from exporter.source_status import SourceStatus
-from exporter.sources.source import Source, SourceContext, too_many
+from exporter.sources.source import Source, SourceContext, new_call, too_many
 from exporter.sources.tabular import header_problem, row_to_item
 from exporter.threads import SerialThread
 from exporter.tracker import CallTracker
@@ -394,9 +394,7 @@ class SqlSource(Source):
             batches = query.batches(partial(read_since, last, memory), problems)
             try:
                 while (batch := await thread.submit(lambda: next(batches, None))) is not None:
-                    calls = (
-                        NewCall(call.account, call.reference_id, call.labels) for call in batch
-                    )
+                    calls = map(new_call, batch)
                     refused += (await self._tracker.add(None, calls)).refused
             finally:
                 # Close in the same thread, without waiting, because this task may be cancelled.

@@ -35,7 +35,7 @@ MAX_LINE: Final = 1 << 20
 MAX_ITEM: Final = 1 << 16
 """Characters of a JSON item."""
 
-COLUMNS: Final = ("reference_id", "account")
+COLUMNS: Final = ("reference_id", "account", "kind")
 """The columns that are not labels."""
 
 _DELIMITERS: Final = ",;\t|"
@@ -89,7 +89,8 @@ def header_problem(header: Sequence[str], labels: Sequence[str]) -> str | None:
     if "reference_id" not in header or len(set(header)) < len(header):
         return "expected a column `reference_id`, and no duplicate columns"
     if not {*header} <= {*COLUMNS, *labels}:
-        return "expected only the columns `reference_id`, `account` and names in `watch.labels`"
+        names = "`reference_id`, `account`, `kind` and names in `watch.labels`"
+        return f"expected only the columns {names}"
     return None
 
 

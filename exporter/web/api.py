@@ -266,7 +266,10 @@ def parse_calls(scope: Scope, body: bytes) -> list[NewCall]:
     if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MAX_SEPARATORS:
         raise ProblemError(413, f"expected no more values than in {MAX_CALLS} calls")
     calls = validate(schemas.NewCalls, body.removeprefix(BOM_UTF8), scope).calls
-    return [NewCall(call.account, ReferenceId(call.reference_id), call.labels) for call in calls]
+    return [
+        NewCall(call.account, ReferenceId(call.reference_id), call.labels, call.kind)
+        for call in calls
+    ]
 
 
 def _page(ledger: Ledger, accounts: Collection[str], query: schemas.CallsQuery) -> bytes:

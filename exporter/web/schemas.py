@@ -26,7 +26,7 @@ import exporter
 from exporter.calls import CallState, Key, Result, Status
 from exporter.config.validation import MAX_LABEL_VALUE, KnownAccount, KnownLabel
 from exporter.esms.codes import Outcome
-from exporter.ids import ID_PATTERN, reference_id
+from exporter.ids import ID_PATTERN, Kind, reference_id
 from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
 
 MAX_CALLS: Final = 10_000
@@ -97,6 +97,10 @@ class NewCall(_Request):
 
     labels: dict[KnownLabel, _LabelValue] = Field(default_factory=dict)
     """Values of names in `watch.labels`."""
+
+    kind: Annotated[Kind, Field(strict=False)] | None = None
+    """`message` for a message: a Voice OTP, an SMS, a Zalo or Viber message. By default, what
+    `default_kind` of the account says."""
 
     @model_validator(mode="before")
     @classmethod
@@ -175,6 +179,15 @@ class Call(_Answer):
 
     finished_at: datetime | None = None
     """When the exporter received the result."""
+
+    kind: Kind
+    """`call` or `message`."""
+
+    delivered: int | None = None
+    """Number of receivers of a finished message that got it."""
+
+    failed: int | None = None
+    """Number of receivers of a finished message that did not get it."""
 
 
 class CallDetails(Call):

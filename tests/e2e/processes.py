@@ -176,7 +176,7 @@ def configure(
     if accounts is None:
         known = () if isinstance(provider, str) else provider.provider.accounts.values()
         accounts = known or (Account("main", "key-main", "s"),)
-    keys = {"base_url": url, **(account or {})}
+    keys = {"base_url": url, "message_url": url, **(account or {})}
     document = {
         "accounts": [_section(it, keys) if isinstance(it, Account) else it for it in accounts],
         "balance": {"interval": 0},

@@ -18,6 +18,7 @@ from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ids import reference_id
 from exporter.ledger.calls import move_cursor, read_cursor
 from exporter.ledger.engine import open_database
+from exporter.ledger.schema import HEAD
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall
 
@@ -109,7 +110,7 @@ def test_a_ledger_of_a_newer_version_is_used_where_it_says_so(old_url: str) -> N
         "was written by a newer esms-exporter (revision 9999); "
         "upgrade this exporter, or name another database in `ledger.url`"
     )
-    alter(old_url, f"{oldest_user} = '0013'", "ALTER TABLE calls ADD COLUMN of_the_future TEXT")
+    alter(old_url, f"{oldest_user} = '{HEAD}'", "ALTER TABLE calls ADD COLUMN of_the_future TEXT")
     store = Store(open_database(old_url))
     store.watch(None, [NewCall("main", reference_id("A"), {})], 1.0)
     assert len(store.unfinished("main")) == 1

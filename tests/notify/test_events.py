@@ -47,6 +47,9 @@ def test_the_event_is_a_cloud_event() -> None:
             "labels": {"campaign": "cấp cứu"},
             "first_watched": "2023-11-14T22:13:20.250Z",
             "finished_at": "2023-11-14T22:14:20.500Z",
+            "kind": "call",
+            "delivered": None,
+            "failed": None,
         },
     }
 

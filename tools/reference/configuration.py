@@ -111,6 +111,7 @@ def _call_rows() -> Iterator[tuple[str, str, str, str]]:
         "reference_id": "1 to 128 ASCII letters, digits and signs such as `-`; no blanks, quotes,"
         " commas or semicolons; case and dashes do not matter",
         "account": "the name of one of the accounts",
+        "kind": "`call` or `message`",
         "labels": f"a mapping of names to text of up to {MAX_LABEL_VALUE} characters",
     }
     for name, about in schema["properties"].items():
