@@ -203,6 +203,8 @@ def mariadb() -> Iterator[Server]:
         data = [f"--datadir={folder}/data", *([f"--user={user}"] if user else [])]
         # Neither a name server nor a bound on memory that is locked is to have a say in it.
         data += ["--skip-name-resolve", "--innodb-use-native-aio=0"]
+        # A server that starts removes the temporary tables of others in the same directory.
+        data += [f"--tmpdir={folder}"]
         installed = subprocesses.run(
             *(program("mariadb-install-db", install), "--no-defaults", *data, "--skip-test-db")
         )

@@ -180,7 +180,7 @@ class Call(_Answer):
     finished_at: datetime | None = None
     """When the exporter received the result."""
 
-    kind: Kind
+    kind: Kind = Kind.CALL
     """`call` or `message`."""
 
     delivered: int | None = None

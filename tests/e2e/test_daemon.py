@@ -47,8 +47,9 @@ async def test_every_metric_is_there_before_the_first_call_has_finished(
     tmp_path: Path, simulator: Simulator, http: aiohttp.ClientSession
 ) -> None:
     simulator.add_call("main", "a", LIVE)
+    simulator.add_call("main", "m", Plan(receivers=1, queued=10_000))
     account = {"balance_url": simulator.url, "balance_warning": 500}
-    calls = [listed("a", campaign="otp")]
+    calls = [listed("a", campaign="otp"), {**listed("m", campaign="otp"), "kind": "message"}]
     config = configure(tmp_path, simulator, calls, account=account, balance={"interval": "1s"})
     async with Exporter(config) as exporter:
         await exporter.ready()
