@@ -68,7 +68,9 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
             "duration": "7.0",
             "key": "star",
             "labels": json.dumps({"campaign": "otp, x"}, separators=(",", ":")),
-            **{"kind": "call", "delivered": "", "failed": ""},
+            "kind": "call",
+            "delivered": "",
+            "failed": "",
         }
         assert second["state"] == "queued"
 
