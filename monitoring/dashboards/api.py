@@ -19,7 +19,7 @@ from monitoring.dashboards.panels import (
 )
 from monitoring.dashboards.promql import age, distribution, of_account, quantile, rate, ratio
 
-POLLS: Final = 'operation="get_send_status"'
+POLLS: Final = 'operation=~"get_(send|message)_status"'
 REQUESTS: Final = of_account("esms_api_requests_total", POLLS)
 FAILED: Final = of_account(
     "esms_api_requests_total",
@@ -32,7 +32,7 @@ TOLD: Final = of_account("esms_account_balance_timestamp_seconds")
 WARNING: Final = of_account("esms_account_balance_warning_vnd")
 AUTHORIZED: Final = of_account("esms_account_authorized")
 REFUSALS: Final = of_account("esms_auth_failures_total")
-WATCHED: Final = of_account("esms_calls_watched")
+OLDEST: Final = of_account("esms_oldest_watched_call_timestamp_seconds")
 PAUSED_UNTIL: Final = of_account("esms_account_paused_until_timestamp_seconds")
 LAST_SUCCESS: Final = of_account("esms_last_successful_poll_timestamp_seconds")
 
@@ -56,7 +56,7 @@ def _accounts() -> Row:
                 "Credentials",
                 "Whether the provider accepts the credentials: refused after it refused two "
                 "calls in a row, and before the first answer. Also refused if at least one "
-                "replica with calls of the account is.",
+                "replica with open calls or messages of the account is.",
                 {"{{account}}": _accepted()},
                 {"0": ("refused", "red"), "1": ("accepted", "green")},
             ).links(runbooks("EsmsCredentialsRefused")),
@@ -137,14 +137,14 @@ def _newest() -> str:
 def _accepted() -> str:
     """Return 0 where a replica is refused, and 1 where one is accepted and none is refused.
 
-    A replica that polls no call of an account has no answer, or only an old one.
+    A replica that has no open call or message of an account has no answer, or only an old one.
     """
     one = "job, instance, account"
     refused = " and ".join(
         (
             f"{AUTHORIZED} == 0",
             f"on ({one}) sum by ({one}) ({REFUSALS}) > 0",
-            f"on ({one}) sum by ({one}) ({WATCHED}) > 0",
+            f"on ({one}) {OLDEST} > 0",
         )
     )
     return f"min by (account) ({refused}) or max by (account) ({AUTHORIZED})"

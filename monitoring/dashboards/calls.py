@@ -1,4 +1,4 @@
-"""Selectors of finished calls, and definitions of their ratios; alerts use the same ones."""
+"""Selectors of finished calls and messages, and definitions of ratios; alerts use the same ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ ANSWERED: Final = of_account("esms_calls_total", 'status="answered"')
 SEIZED: Final = of_account("esms_calls_total", 'status!~"rejected|not_found|expired"')
 TALKED: Final = of_account("esms_call_duration_seconds_sum")
 TALKS: Final = of_account("esms_call_duration_seconds_count")
+
+RECEIVERS: Final = of_account("esms_messages_total")
+GOT: Final = of_account("esms_messages_total", 'result="success"')
+RECEIVERS_KNOWN: Final = of_account("esms_messages_total", 'result!="unknown"')
 
 SUCCESS_IS: Final = "Success ratio: delivered calls divided by calls with a known result."
 ASR_IS: Final = (

@@ -74,7 +74,7 @@ def _now() -> Row:
             ),
             single(
                 "Oldest open call",
-                "Time since the oldest open call was added.",
+                "Time since the oldest open call or message was added.",
                 "s",
                 {"oldest": f"max({age(OLDEST)})"},
                 none="none",
@@ -149,7 +149,7 @@ def _backlog() -> Row:
             ),
             series(
                 "Age of the oldest open call",
-                "Time since the oldest open call was added. Calls older than "
+                "Time since the oldest open call or message was added. Those older than "
                 "`polling.give_up_after` end as unknown.",
                 "s",
                 {"{{account}}": f"max by (account) ({age(OLDEST)})"},

@@ -12,7 +12,10 @@ from monitoring.dashboards.calls import (
     ASR_IS,
     FAILURE,
     FINISHED,
+    GOT,
     KNOWN,
+    RECEIVERS,
+    RECEIVERS_KNOWN,
     SEIZED,
     SUCCESS,
     SUCCESS_IS,
@@ -38,13 +41,17 @@ from monitoring.dashboards.promql import (
     of_exporter,
     quantile,
     ratio,
+    share_up_to,
 )
 from monitoring.dashboards.summary import by_label
 
 KEYS: Final = of_account("esms_call_keypresses_total")
 PRICE: Final = of_account("esms_call_price_vnd_total")
 DELAYS: Final = of_account("esms_call_result_delay_seconds_bucket")
+MESSAGE_PRICE: Final = of_account("esms_message_price_vnd_total")
+MESSAGE_DELAYS: Final = of_account("esms_message_result_delay_seconds_bucket")
 WATCHED: Final = of_account("esms_calls_watched")
+MESSAGES_WATCHED: Final = of_account("esms_messages_watched")
 
 RANGE: Final = "In the time range."
 
@@ -54,9 +61,9 @@ def overview() -> models.Dashboard:
     return frame(
         "esms-overview",
         "eSMS / Overview",
-        "Results of voice calls: success ratio, answers, durations and volume.",
+        "Results of calls and messages: success ratio, answers, durations and volume.",
         (*job_and_instance(), account(), *user_labels()),
-        (_now(), _answered(), _volume(), _canaries(), _by_account()),
+        (_now(), _answered(), _volume(), _messages(), _canaries(), _by_account()),
     )
 
 
@@ -142,8 +149,7 @@ def _answered() -> Row:
                 {"{{$split}}": ratio(call_rate(TALKED, "$split"), call_rate(TALKS, "$split"))},
             )
             .links(runbooks("EsmsAcdCollapsed"))
-            .interval("1m")
-            .span(12),
+            .interval("1m"),
             series(
                 "Duration of answered calls",
                 "Median and 90th percentile of the duration of answered calls.",
@@ -152,9 +158,12 @@ def _answered() -> Row:
                     name: quantile(part, of_account("esms_call_duration_seconds_bucket"))
                     for name, part in (("p50", 0.5), ("p90", 0.9))
                 },
-            )
-            .interval("1m")
-            .span(12),
+            ).interval("1m"),
+            share(
+                "Short calls by $split",
+                "Short-call ratio: answered calls of at most 20 s divided by answered calls.",
+                {"{{$split}}": share_up_to(20.0, "esms_call_duration_seconds", "$split")},
+            ),
         ),
     )
 
@@ -189,19 +198,84 @@ def _volume() -> Row:
                 "Calls per minute.",
                 "cpm",
                 {"{{$split}}": f"60 * {call_rate(FINISHED, '$split')}"},
-            ),
+            ).span(6),
             stacked(
                 "Key presses",
                 "Finished calls per minute in which the callee pressed a key, by the first key.",
                 "cpm",
                 {"{{key}}": f"60 * {call_rate(KEYS, 'key')}"},
-            ),
+            ).span(6),
             stacked(
                 "Price by $split",
                 "VND per hour, as reported by the provider's callback; 0 without callbacks.",
                 "currencyVND",
                 {"{{$split}}": f"3600 * {call_rate(PRICE, '$split')}"},
+            ).span(6),
+            series(
+                "Spend per call",
+                "Price of all calls divided by finished calls, and by answered calls. No data "
+                "without callbacks, which report the prices.",
+                "currencyVND",
+                {
+                    "per finished call": ratio(f"({call_rate(PRICE)} > 0)", call_rate(FINISHED)),
+                    "per answered call": ratio(f"({call_rate(PRICE)} > 0)", call_rate(ANSWERED)),
+                },
+            )
+            .interval("1m")
+            .span(6),
+        ),
+    )
+
+
+def _messages() -> Row:
+    return Row(
+        "Messages",
+        (
+            coloured(
+                stacked(
+                    "Receivers by result",
+                    "Receivers of finished messages per minute. success: the receiver got the "
+                    "message; failure: not; unknown: the provider reported no result.",
+                    "cpm",
+                    {"{{result}}": f"60 * {call_rate(RECEIVERS, 'result')}"},
+                ).links(runbooks("EsmsMessagesFailing", "EsmsResultsUnknown"))
             ),
+            share(
+                "Delivered messages by $split",
+                "Receivers that got their message divided by receivers with a known result.",
+                {
+                    "{{$split}}": ratio(
+                        call_rate(GOT, "$split"), call_rate(RECEIVERS_KNOWN, "$split")
+                    )
+                },
+            ).links(runbooks("EsmsMessagesFailing")),
+            stacked(
+                "Price of messages by $split",
+                "VND per hour, as reported by the provider.",
+                "currencyVND",
+                {"{{$split}}": f"3600 * {call_rate(MESSAGE_PRICE, '$split')}"},
+            ),
+            series(
+                "Delay of results of messages",
+                "Time from adding a message to its result: median, 90th and 99th percentile. "
+                "Empty with a filter on your labels.",
+                "s",
+                {
+                    name: quantile(part, MESSAGE_DELAYS)
+                    for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+                },
+            )
+            .interval("1m")
+            .span(12),
+            stacked(
+                "Open messages by state",
+                "Open messages, by the state in their last answer. Empty with a filter on your "
+                "labels.",
+                "short",
+                {"{{state}}": held(MESSAGES_WATCHED, "state")},
+            )
+            .links(runbooks("EsmsCallsStuck"))
+            .span(12),
         ),
     )
 

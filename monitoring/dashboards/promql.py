@@ -70,6 +70,17 @@ def quantile(share: float, buckets: str, by: str = "") -> str:
     return f"histogram_quantile({share:g}, {classic}) or histogram_quantile({share:g}, {native})"
 
 
+def share_up_to(bound: float, histogram: str, by: str = "") -> str:
+    """Return the share of a histogram's values up to a bound, which is that of a bucket.
+
+    Replicas that expose the same histogram do not change it.
+    """
+    bucket = of_account(f"{histogram}_bucket", f'le="{bound}"')
+    classic = ratio(rate(bucket, by), rate(of_account(f"{histogram}_count"), by))
+    native = rate(of_account(histogram), by)
+    return f"{classic} or histogram_fraction(-Inf, {bound:g}, {native})"
+
+
 def distribution(buckets: str) -> str:
     """Return the rates of a histogram's buckets, per second."""
     return f"{rate(buckets, 'le')} or on () {rate(_native(buckets))}"

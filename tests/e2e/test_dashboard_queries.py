@@ -43,13 +43,22 @@ CANARIES = {
     *("Last canary call", "Time since the last successful canary call"),
     *("Canary calls", "Stages of canary calls"),
 }
-# What the demo makes no numbers for: it has no targets, canary calls, MQTT, TLS or shared ledger.
-NOTHING = CANARIES | {
-    *("Down", "Age of heartbeats", "Notifications", "Pending notifications"),
-    *("Age of the oldest pending notification", "Requests to targets"),
-    *("Duration of requests to targets", "MQTT broker", "MQTT connection errors"),
-    *("MQTT messages", "Certificate expires in"),
+MESSAGES = {
+    *("Receivers by result", "Delivered messages by $split", "Price of messages by $split"),
+    *("Delay of results of messages", "Open messages by state"),
 }
+# What the demo makes no numbers for: it has no targets, canary calls, messages, callbacks, MQTT,
+# TLS or shared ledger.
+NOTHING = (
+    CANARIES
+    | MESSAGES
+    | {
+        *("Down", "Age of heartbeats", "Notifications", "Pending notifications"),
+        *("Age of the oldest pending notification", "Requests to targets"),
+        *("Duration of requests to targets", "MQTT broker", "MQTT connection errors"),
+        *("MQTT messages", "Certificate expires in", "Spend per call"),
+    }
+)
 # What it makes none but zeros for: it has no callbacks, and no faults.
 ZERO = {
     *("Price", "Price by $split", "Callbacks of the provider", "Failed requests by account"),
@@ -61,7 +70,7 @@ OF_EACH = {
     *("Request rate by account", "Requests by outcome"),
     *("Open calls", "Open calls by account", "Open calls by state"),
 }
-WITHOUT_LABELS = CANARIES | {"Delay of results", "Open calls by state"}
+WITHOUT_LABELS = CANARIES | MESSAGES | {"Delay of results", "Open calls by state", "Spend per call"}
 
 
 async def get(server: Prometheus, path: str, **parameters: str) -> Any:  # Any: what was asked for
