@@ -104,10 +104,13 @@ class CallTotals:
 
     def show(self, accounts: Collection[str], snapshot: Snapshot) -> None:
         """Replace the totals of accounts by a snapshot of the ledger."""
+        with_messages = self.message_delays.keys() & accounts
         self.hide(accounts)
         for account in sorted(accounts):
             self.delays[account] = Distribution(DELAY_BUCKETS)
             self._sets[account] = {None: LabelSetTotals()}
+            if account in with_messages:  # maybe only open ones
+                self._delays_of_messages(account)
         self.learn(snapshot.label_sets)
         for account, row in snapshot.begun:
             self.start(account, row)

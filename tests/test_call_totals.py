@@ -6,6 +6,7 @@ import pytest
 
 from exporter.call_totals import CallTotals
 from exporter.calls import ENDINGS, Finished, Key, Result, Status
+from exporter.ids import Kind
 from exporter.ledger.totals import TotalKey, TotalKind, additions
 from exporter.ledger.types import SeriesChanges, Snapshot
 from exporter.metrics.catalogue import Catalogue
@@ -135,3 +136,15 @@ def test_accounts_come_and_go() -> None:
     assert shown.values() == {("a", "5"): 1}
     assert shown.totals.labels(0) == {"y": "5"}
     assert shown.totals.labels(7) == {}
+
+
+def test_open_messages_keep_their_series_when_the_totals_are_read_again() -> None:
+    shown = Shown("a")
+    shown.totals.start("a", 0, Kind.MESSAGE)
+    for _ in range(2):
+        for name in ("esms_messages_total", "esms_message_result_delay_seconds_count"):
+            assert {one.value for one in samples(shown.metrics, name)} == {0}
+        shown.totals.show({"a"}, Snapshot({}, {}, set()))
+    shown.totals.hide({"a"})
+    shown.totals.show({"a"}, Snapshot({}, {}, set()))
+    assert samples(shown.metrics, "esms_messages_total") == []

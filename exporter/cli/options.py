@@ -82,7 +82,7 @@ def complete_account(
     Needs neither the environment nor the files of keys.
     """
     try:
-        with ctx.params["config_file"].open(encoding="utf-8") as file:
+        with Path(ctx.params["config_file"]).open(encoding="utf-8") as file:
             # PyYAML without libyaml has only the loader in Python.
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             document = yaml.load(file.read(_MAX_FILE), loader)  # noqa: S506 - a safe loader

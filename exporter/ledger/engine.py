@@ -15,6 +15,7 @@ from exporter.errors import LedgerConflictError, LedgerError
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.schema import (
     HEAD,
+    LEASES,
     OLDEST,
     OLDEST_USER,
     alembic_version,
@@ -119,12 +120,12 @@ class Database(ABC):
                     f"was written by a newer esms-exporter (revision {found}); "
                     "upgrade this exporter, or name another database in `ledger.url`"
                 )
-        elif found != OLDEST:
+        elif found not in (OLDEST, LEASES):
             raise self.failed(
                 f"was written by an esms-exporter that is too old (revision {found}); "
                 "name another database in `ledger.url`"
             )
-        elif names := _exporters_without_leases(connection):
+        elif found < LEASES and (names := _exporters_without_leases(connection)):
             raise self.failed(
                 f"is in use by exporters of an older version ({', '.join(names)}), which cannot "
                 "share it with this version; stop them first"

@@ -300,7 +300,8 @@ def _evict(
     moved = defaultdict[TotalKey, float](float)
     for set_row, total, cell, value in connection.execute(_TOTALS, given):
         into, keeps_series = evicted[set_row]
-        if keeps_series or total == TotalKind.DELAY:  # its series have only the label `account`
+        # The series of delays have only the label `account`.
+        if keeps_series or total in (TotalKind.DELAY, TotalKind.MESSAGE_DELAY):
             moved[TotalKey(account, into, TotalKind(total), cell)] += value
     connection.execute(_DELETE_TOTALS, given)
     connection.execute(_UNCOUNT, given)

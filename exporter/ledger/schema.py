@@ -28,7 +28,10 @@ HEAD: Final = "0014"
 """The newest revision under `migrations/versions`."""
 
 OLDEST: Final = "0010"
-"""The revision of older ledgers that can be upgraded."""
+"""The oldest revision that can be upgraded."""
+
+LEASES: Final = "0013"
+"""The first revision with leases, and the other one that can be upgraded."""
 
 OLDEST_USER: Final = "0014"
 """The revision of the oldest exporters that can use a ledger of this revision."""

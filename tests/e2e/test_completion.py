@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 
+from exporter.cli import commands
 from tests import subprocesses
 from tests.programs import program
 from tests.waiting import until
@@ -116,6 +118,12 @@ async def test_fish(tmp_path: Path, environ: dict[str, str]) -> None:
         {"awaiting_approval", "awaiting_report"},
         {"--web.telemetry-path"},
     ]
+
+
+@pytest.mark.parametrize("typed", [[], ["--config.file", "/nonexistent"]])
+def test_without_a_configuration_no_account_is_offered(typed: list[str]) -> None:
+    shell = ShellComplete(commands, {}, "esms-exporter", "_ESMS_EXPORTER_COMPLETE")
+    assert shell.get_completions(["lookup", *typed, "--account"], "") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.call_totals import CallTotals
+from exporter.ids import Kind
 from exporter.ledger.calls import list_calls, prune_finished
 from exporter.ledger.engine import Database
 from exporter.ledger.labels import OTHER, LabelLimits, canonical, fold, prune_labels
@@ -170,6 +171,15 @@ def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> No
         {"a": "1", "b": "1"},
         {"a": "1", "b": "2"},
     ]
+
+
+def test_the_delays_of_a_set_that_made_room_stay(store: Store) -> None:
+    limited(store, 1)
+    for number, kind in enumerate((Kind.CALL, Kind.MESSAGE) * 2):
+        finish(store, *push(store, new(f"{number}", {"a": f"{number}"})._replace(kind=kind)))
+    totals = store.snapshot().totals.items()
+    for kept in (TotalKind.DELAY, TotalKind.MESSAGE_DELAY):
+        assert sum(v for c, v in totals if c.total is kept and c.cell != SUM) == 2
 
 
 def series(totals: CallTotals) -> dict[tuple[str, ...], float]:

@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 
 from exporter.calls import WatchedCall
 from exporter.errors import LedgerError
-from exporter.ids import ReferenceId
+from exporter.ids import Kind, ReferenceId
 from exporter.ledger import canary_runs
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import open_database
@@ -22,7 +22,7 @@ from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import Observation
 from exporter.notify.events import cloud_event
-from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids
+from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, push
 
 DATA = {
     "account": "main",
@@ -167,6 +167,29 @@ def test_an_older_ledger_becomes_a_new_one_and_goes_on(
     expected = [(1, False, event), (4, True, event)]
     assert [(one.attempts, one.retry, one.call) for one in found] == expected
     assert json.loads(cloud_event(found[0].call).body)["data"] == {**DATA, **OF_CALL}
+    database.close()
+
+
+def test_a_ledger_without_messages_is_migrated_while_exporters_use_it(old_url: str) -> None:
+    expected = shape(old_url)
+    database = open_database(old_url)
+    push(Store(database), new("open"))
+    database.close()
+    run(
+        old_url,
+        """
+        ALTER TABLE calls DROP COLUMN kind;
+        ALTER TABLE calls DROP COLUMN delivered;
+        ALTER TABLE calls DROP COLUMN failed;
+        INSERT INTO exporters VALUES ('old', 'old', '[]', 9e9);
+        UPDATE alembic_version SET version_num = '0013';
+        UPDATE compatibility SET oldest_user = '0013'
+        """,
+    )
+    assert shape(old_url) == expected
+    database = open_database(old_url)
+    (stored,) = Store(database).unfinished("main")
+    assert (stored.call.reference_id, stored.call.kind) == ("open", Kind.CALL)
     database.close()
 
 
