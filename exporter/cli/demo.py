@@ -26,11 +26,11 @@ from exporter.config import (
 )
 from exporter.daemon import Daemon
 from exporter.esms.client import CallRequest, EsmsClient
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.ledger.types import NewCall
 from exporter.logs import LogFormat, configure_logging
 from exporter.secrets import Secret
-from exporter.simulator import Account, AccountState, Simulator
+from exporter.simulator import Account, AccountState, Plan, Simulator
 from exporter.web.server import WebOptions
 from exporter.web.sockets import ListenAddress
 
@@ -57,6 +57,7 @@ def configuration(url: str, folder: Path) -> Config:
                 api_key=Secret(account.api_key),
                 secret_key=Secret(account.secret_key),
                 base_url=url,
+                message_url=url,
                 balance_url=url,
                 balance_warning=1_000_000.0,
             )
@@ -87,7 +88,7 @@ async def _serve(addresses: Sequence[ListenAddress]) -> None:
 
             async def beside(service: App, listening: Sequence[str]) -> AsyncIterator[None]:
                 click.echo(_where_to_look(listening, simulator))
-                calls = asyncio.create_task(_place_calls(service, config))
+                calls = asyncio.create_task(_place_calls(service, config, simulator))
                 try:
                     yield
                 finally:
@@ -98,11 +99,11 @@ async def _serve(addresses: Sequence[ListenAddress]) -> None:
             await Daemon(App(lambda: config), WebOptions(addresses), beside=beside).run()
 
 
-async def _place_calls(service: App, config: Config) -> None:
+async def _place_calls(service: App, config: Config, simulator: Simulator) -> None:
     """Place calls until cancelled, as a user's program would."""
 
-    async def watch(account: Account, text: str, campaign: str) -> None:
-        call = NewCall(account.name, reference_id(text), {"campaign": campaign})
+    async def watch(account: Account, text: str, campaign: str, kind: Kind = Kind.CALL) -> None:
+        call = NewCall(account.name, reference_id(text), {"campaign": campaign}, kind)
         await service.calls.add(None, [call])
 
     # The calls of the refused account were placed before its keys were revoked.
@@ -120,6 +121,11 @@ async def _place_calls(service: App, config: Config) -> None:
             answer = await clients[account.name].place_call(request)
             if answer.reference_id:
                 await watch(account, answer.reference_id, campaign)
+                if campaign == "otp":  # a message, beside the call
+                    message, fails = f"{answer.reference_id}100", rng.random() < 0.08
+                    plan = Plan(sent=rng.uniform(1, 20), receivers=1, failed=int(fails), price=470)
+                    simulator.add_call(account.name, message, plan)
+                    await watch(account, message, campaign, Kind.MESSAGE)
             await asyncio.sleep(1 / CALLS_PER_SECOND)
 
 
@@ -128,8 +134,8 @@ def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:
         f"  {url}/          the status page\n  {url}/metrics   the metrics" for url in listening
     )
     return (
-        f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second on a simulated eSMS API,\n"
-        f"which runs {SPEED:g} times as fast as real time\n"
+        f"esms-exporter demo: {CALLS_PER_SECOND:g} calls a second, and messages, on a simulated\n"
+        f"eSMS API, which runs {SPEED:g} times as fast as real time\n"
         f"{places}\n"
         f"  {simulator.control_url}/state   the simulated API and its faults\n"
         "Ctrl-C stops the demo and removes its files."
