@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -78,6 +79,29 @@ def _can_be_listed(folder: Path) -> bool:
     return False
 
 
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """The progress of reading a file in batches."""
+
+    change: Change
+    calls: Iterator[CallConfig]
+    problems: Problems
+    batches: list[list[NewCall]] = field(default_factory=list)  # read, and not added yet
+    rows: set[int] = field(default_factory=set)  # of its calls in the ledger
+    refused: Counter[str] = field(default_factory=Counter)  # calls above `watch.max_calls`
+    settled: bool = False  # it was complete, and did not change until the end
+
+    def read_batch(self) -> None:
+        """Read the next calls; an empty batch is the end. Blocking."""
+        batch: list[NewCall] = []
+        with suppress(ConfigError):  # its problems are in `problems`
+            batch.extend(map(new_call, islice(self.calls, BATCH_SIZE)))
+        if not batch:
+            path = self.change.path
+            self.settled = self.change.settled and stat_file(path) == self.change.stat
+        self.batches.append(batch)
+
+
 class FilesSource(Source):
     """Reads the files that match the patterns, and reads them again when they change.
 
@@ -86,7 +110,8 @@ class FilesSource(Source):
     though a pattern names it without a wildcard, or is in a folder that cannot be listed.
 
     A file system that does not respond delays only its own files: a check waits `timeout` once,
-    and later checks skip these files until the file system responds.
+    and later checks skip these files until the file system responds. Then reading goes on where it
+    was, because a batch of a large file with many invalid calls may take longer than `timeout`.
     """
 
     name = "files"
@@ -111,6 +136,7 @@ class FilesSource(Source):
         self._patterns: Sequence[str] = ()
         self._context: tuple[Sequence[str], Sequence[str]] = (), ()  # accounts and labels
         self._late: dict[str, list[Found]] = {}  # results of searches that timed out
+        self._readings: dict[str, _Reading] = {}  # of files whose reading timed out
         self._watcher = FileWatcher()
         self._named: set[str] = set()  # files with calls in the ledger
         self._missing: set[str] = set()  # of those, not found in the last check
@@ -127,7 +153,7 @@ class FilesSource(Source):
                 self._status.configure(shown=bool(watch.files))
                 self._patterns, self._context = watch.files, names
                 self._watcher = FileWatcher()
-                self._full, self._missing = {}, set()
+                self._full, self._readings, self._missing = {}, {}, set()
                 sources = await self._tracker.sources()
                 self._named = {
                     name.removeprefix(PREFIX) for name in sources if name.startswith(PREFIX)
@@ -207,46 +233,42 @@ class FilesSource(Source):
 
     async def _read_file(self, change: Change, *, report: bool) -> None:
         path = change.path
-        problems, rows, refused, settled = await self._add_calls(change)
-        if settled and not problems.total:
+        reading = await self._add_calls(change)
+        if reading.settled and not reading.problems.total:
             # Removing calls that are not in the file any more may make room for others.
-            await self._tracker.keep_only(PREFIX + path, rows)
-            if refused:
-                problems, _, refused, settled = await self._add_calls(change)
+            await self._tracker.keep_only(PREFIX + path, reading.rows)
+            if reading.refused:
+                reading = await self._add_calls(change)
         _log.debug("call file read", file=path)
-        problem = "\n".join(map(str, problems.listed()))
-        if refused:
-            problem = problem or too_many(refused)
+        problem = "\n".join(map(str, reading.problems.listed()))
+        if reading.refused:
+            problem = problem or too_many(reading.refused)
             self._full[path] = time.monotonic() + self._retry_interval
-        if settled:
-            self._watcher.mark_read(change)
+        if reading.settled:
+            self._watcher.mark_read(reading.change)
         if report:
             self._report(path, problem or None)
 
-    async def _add_calls(self, change: Change) -> tuple[Problems, set[int], Counter[str], bool]:
-        """Add the calls of a file in batches.
-
-        Return the problems of the file, the ledger's rows of its calls, the number of refused
-        calls by account, and whether the file was complete and did not change.
-        """
+    async def _add_calls(self, change: Change) -> _Reading:
+        """Add the calls of a file in batches, from where an attempt that timed out was."""
         path = change.path
-        problems, rows, refused = Problems(path), set[int](), Counter[str]()
-        calls = self._read(path, *self._context, problems, whole=change.settled)
-
-        def read_batch() -> list[NewCall]:
-            batch: list[NewCall] = []
-            with suppress(ConfigError):  # its problems are in `problems`
-                some = islice(calls, BATCH_SIZE)
-                batch.extend(map(new_call, some))
-            return batch
-
-        while batch := await self._threads.run(path, read_batch):
+        if (reading := self._readings.pop(path, None)) is None:
+            problems = Problems(path)
+            calls = self._read(path, *self._context, problems, whole=change.settled)
+            reading = _Reading(change, calls, problems)
+        while True:
+            if not reading.batches:
+                try:
+                    await self._threads.run(path, reading.read_batch)
+                except SourceError:
+                    self._readings[path] = reading
+                    raise
+            if not (batch := reading.batches.pop()):
+                return reading
             added = await self._tracker.add(PREFIX + path, batch)
             self._named.add(path)
-            rows |= added.rows
-            refused += added.refused
-        stat = await self._threads.run(path, partial(stat_file, path))
-        return problems, rows, refused, change.settled and stat == change.stat
+            reading.rows |= added.rows
+            reading.refused += added.refused
 
     async def _remove_missing(self) -> None:
         """Remove the calls of removed files, and update the status."""
@@ -260,6 +282,7 @@ class FilesSource(Source):
                     await self._tracker.keep_only(PREFIX + path, set())
                     self._named.discard(path)
                     self._watcher.forget(path)  # it may be restored unchanged
+                    self._readings.pop(path, None)
                     self._status.forget(path)
                     _log.info("call file removed", file=path)
             self._missing = missing
