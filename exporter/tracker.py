@@ -7,7 +7,7 @@ import gc
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
@@ -80,8 +80,8 @@ class CallTracker:
         self.ledger = Ledger(self._committed, clocks, observe_commit)
         self.totals = CallTotals()
         self.recent_results = RecentResults()
-        # Recent calls by account, for `learn_recent_durations`.
-        self._past: dict[str, deque[FinishedCall]] = {}
+        # Recent calls by account and kind, for `learn_recent_durations`.
+        self._past: dict[str, defaultdict[Kind, deque[FinishedCall]]] = {}
         self._limits = NO_LIMITS
         self._unfrozen = 0
         self._handled_notices: list[int] = []  # notices of other exporters
@@ -117,9 +117,10 @@ class CallTracker:
         finished = [self.ledger.to_machine_time(call) for call in past.calls]
         # Calls that finish before `snapshot` are added to the results, and included in its totals.
         self.recent_results.recall(accounts, finished, past.since - ahead)
-        self._past |= {name: deque(maxlen=WINDOW) for name in accounts}
+        for name in accounts:
+            self._past[name] = defaultdict(lambda: deque(maxlen=WINDOW))
         for call in finished:
-            self._past[call.account].append(call)
+            self._past[call.account][call.kind].append(call)
         snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
         self.totals.show(accounts, snapshot)
 
@@ -144,11 +145,13 @@ class CallTracker:
 
     def learn_recent_durations(self, account: str) -> None:
         """Train the poll intervals of an account with its recent results."""
-        self._accounts[account].poller.intervals.learn_past(
-            (call.finished_at - call.first_watched, call.status is not Status.EXPIRED)
-            for call in self._past.pop(account, ())
-            if call.status is not Status.NOT_FOUND  # the provider does not know its duration
-        )
+        intervals = self._accounts[account].poller.intervals
+        for kind, past in self._past.pop(account, {}).items():
+            intervals[kind].learn_past(
+                (call.finished_at - call.first_watched, call.status is not Status.EXPIRED)
+                for call in past
+                if call.status is not Status.NOT_FOUND  # the provider does not know its duration
+            )
 
     # For sources.
 
@@ -349,7 +352,7 @@ class CallTracker:
                 account.poller.apply_committed(call, found, at)
             if isinstance(found, Finished) and call.id not in committed.canaries:
                 ending = found.result, found.status, call.first_watched, at
-                finished = FinishedCall(name, call.reference_id, *ending)
+                finished = FinishedCall(name, call.reference_id, *ending, call.kind)
                 self.recent_results.add(self.ledger.to_machine_time(finished))
             if debug:
                 _log.debug(

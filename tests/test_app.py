@@ -30,7 +30,7 @@ from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.types import BATCH_SIZE, InsertResult, NewCall, Observation, StoredCall
 from exporter.polling.intervals import ENOUGH
@@ -72,16 +72,22 @@ class Bench:
     def counted(self, **labels: str) -> float:
         return value(self.service.metrics, "esms_calls_total", **labels)
 
-    async def push(self, *names: str, account: str = "main", campaign: str = "otp") -> None:
+    async def push(
+        self,
+        *names: str,
+        account: str = "main",
+        campaign: str = "otp",
+        kind: Kind | None = None,
+    ) -> None:
         labels = {"campaign": campaign}
-        calls = [NewCall(account, reference_id(name), labels) for name in names]
+        calls = [NewCall(account, reference_id(name), labels, kind) for name in names]
         await self.service.calls.add(None, calls)
 
 
 def account(simulator: Simulator, name: str, key: str) -> AccountConfig:
-    return AccountConfig(
-        name=name, api_key=Secret(key), secret_key=Secret("s"), base_url=simulator.url
-    )
+    keys = {"api_key": Secret(key), "secret_key": Secret("s")}
+    url = simulator.url
+    return AccountConfig(name=name, **keys, base_url=url, message_url=url)
 
 
 @pytest_asyncio.fixture
@@ -321,22 +327,26 @@ async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
     ]
 
 
+@pytest.mark.parametrize(
+    "numbers", [{Kind.CALL: ENOUGH}, {Kind.CALL: ENOUGH, Kind.MESSAGE: ENOUGH + 1}]
+)
 async def test_the_pace_goes_on_where_it_was(
-    bench: Bench, simulator: Simulator, tmp_path: Path
+    bench: Bench, simulator: Simulator, tmp_path: Path, numbers: dict[Kind, int]
 ) -> None:
-    names = [f"c{n}" for n in range(ENOUGH)]
-    for name in names:
-        simulator.add_call("main", name, Plan())
-    await bench.push(*names)
-    await until(lambda: bench.counted(status="answered") == ENOUGH)
+    for kind, number in numbers.items():
+        names = [f"{kind}-{n}" for n in range(number)]
+        for name in names:
+            simulator.add_call("main", name, Plan(receivers=int(kind is Kind.MESSAGE)))
+        await bench.push(*names, kind=kind)
+    await until(lambda: bench.service.calls.count == 0)
     await bench.service.stop()
     again = Bench(simulator, tmp_path)
     await again.service.open()
     await again.service.start()
     try:
-        pace = again.service.accounts["main"].poller.intervals
-        assert pace.durations.calls == ENOUGH
-        assert pace.plan
+        paces = again.service.accounts["main"].poller.intervals
+        assert {kind: pace.durations.calls for kind, pace in paces.items()} == numbers
+        assert all(pace.plan for pace in paces.values())
     finally:
         await again.service.stop()
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from exporter.calls import Result, Status
-from exporter.ids import reference_key
+from exporter.ids import Kind, reference_key
 from exporter.ledger.engine import Database
 from exporter.ledger.json_rows import fetch_json, is_given, select_json, to_json_rows
 from exporter.ledger.schema import accounts, call_sources, calls, cursors, label_sets
@@ -205,7 +205,7 @@ _FINISHED_CALLS: Final = (
     select(
         calls.c.id,
         accounts.c.name,
-        *calls.c["reference_id", "result", "status", "first_watched", "finished_at"],
+        *calls.c["reference_id", "result", "status", "first_watched", "finished_at", "kind"],
     )
     .join_from(calls, accounts)
     .where(calls.c.result.is_not(None), calls.c.result != DELETED, calls.c.canary_run_id.is_(None))
@@ -234,8 +234,8 @@ def ended_of(connection: Connection, rows: Collection[int]) -> dict[int, Finishe
 
 def _finished(connection: Connection, query: Select[Any]) -> dict[int, FinishedCall]:
     return {
-        row: FinishedCall(name, reference_id, Result(result), Status(status), *times)
-        for row, name, reference_id, result, status, *times in connection.execute(query)
+        row: FinishedCall(name, found, Result(result), Status(status), began, ended, Kind(kind))
+        for row, name, found, result, status, began, ended, kind in connection.execute(query)
     }
 
 

@@ -90,6 +90,7 @@ class FinishedCall(NamedTuple):
     status: Status
     first_watched: float
     finished_at: float
+    kind: Kind = Kind.CALL
 
 
 class InsertSummary(NamedTuple):

@@ -208,14 +208,14 @@ def _cheapest(
 
 
 class PollIntervals:
-    """The poll intervals of an account: growing or adaptive.
+    """The poll intervals of the calls of an account, or of its messages: growing or adaptive.
 
     Growing: poll a call every `interval` until it is ten intervals old. After that, each interval
     is 1.5 times the previous one. The interval depends only on the age, so a restart or a changed
     configuration continues the series.
 
-    Adaptive: learn how long the calls of an account take, and poll when they have probably ended.
-    The first `ENOUGH` calls have growing intervals.
+    Adaptive: learn how long they take, and poll when they have probably ended. The first `ENOUGH`
+    have growing intervals.
 
     Args:
         interval: seconds. Adaptive: 95 % of results should be known this long after the end.

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import takewhile
 from typing import Final, TypeAlias
@@ -67,6 +68,7 @@ class Poller:
 
     Attributes:
         calls: the open calls, by row, oldest first.
+        intervals: the poll intervals of each kind, made when it is first polled.
         give_up: when to stop polling calls.
     """
 
@@ -83,7 +85,7 @@ class Poller:
     ) -> None:
         self.account, self.stats = config.name, stats
         self.calls: dict[int, WatchedCall] = {}
-        self.intervals = PollIntervals(polling.interval, polling.max_interval, adaptive=False)
+        self.intervals: defaultdict[Kind, PollIntervals] = defaultdict(self._new_intervals)
         self._send, self._observe, self._fail = send, observe, fail
         self._clock, self._machine_clock = clock, machine_clock
         self._loop = asyncio.get_running_loop()
@@ -182,13 +184,13 @@ class Poller:
         The result was known `at`, and an answer showed the call as open at `last_seen`, 0 for never
         (Unix times). `notified`: a callback reported the end; assumed for a hinted call.
         """
-        age = at - call.first_watched
+        age, intervals = at - call.first_watched, self.intervals[call.kind]
         if finished.status is Status.EXPIRED:
-            self.intervals.learn(age, math.inf, at)
+            intervals.learn(age, math.inf, at)
         # Calls that the provider does not know have no duration.
         elif finished.status is not Status.NOT_FOUND:
             seen = max(call.state_since, last_seen) - call.first_watched
-            self.intervals.learn(seen, age, at, notified=notified or call.id in self._hinted)
+            intervals.learn(seen, age, at, notified=notified or call.id in self._hinted)
         for field in finished.odd:
             self.stats.odd_values[field] += 1
             _log.warning(
@@ -225,12 +227,17 @@ class Poller:
         self._config, self._polling = config, polling
         self.give_up = GiveUpPolicy(polling.not_found_grace, polling.give_up_after)
         adaptive = polling.pace == "adaptive"
-        self.intervals.configure(polling.interval, polling.max_interval, adaptive=adaptive)
+        for intervals in self.intervals.values():
+            intervals.configure(polling.interval, polling.max_interval, adaptive=adaptive)
         self._limiter.set_rate(config.rate_limit)
         if send is not None:
             self._send = send
             self.retry()
         self.wake()
+
+    def _new_intervals(self) -> PollIntervals:
+        polling, adaptive = self._polling, self._polling.pace == "adaptive"
+        return PollIntervals(polling.interval, polling.max_interval, adaptive=adaptive)
 
     def hold(self, until: float) -> None:
         """Send no requests from a loop time on: another exporter may then poll the account."""
@@ -478,11 +485,12 @@ class Poller:
         # Poll the first call after a silence at once, to see whether the account can be polled.
         if silence >= self._polling.max_interval:
             return 0.0
-        return self.intervals.first(max(0.0, self._clock() - call.first_watched), _chance())
+        age = max(0.0, self._clock() - call.first_watched)
+        return self.intervals[call.kind].first(age, _chance())
 
     def _next_wait(self, call: WatchedCall, wall: float) -> float:
         age, failures = wall - call.first_watched, self.breaker.failures.get(call.id, 0)
-        return self.intervals.next(age if age > 0 else 0.0, failures, _chance())
+        return self.intervals[call.kind].next(age if age > 0 else 0.0, failures, _chance())
 
     def _priority(self, call: WatchedCall) -> int:
         failures = self.breaker.failures.get(call.id, 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import virtual_time
 from benchmarks.virtual_time import PollingSettings
-from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
+from exporter.calls import WATCHED, CallState, Finished, GiveUpPolicy, PollAgain, WatchedCall
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind, ReferenceId
@@ -18,7 +18,7 @@ from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats
 
 QUEUED = Answer(Outcome.OK, "100", send_status=2)
-BUSY = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
+BUSY = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY", delivered=1)
 NOT_FOUND = Answer(Outcome.NOT_FOUND, "105")
 SETTINGS = PollingSettings(15.0, 300.0, GiveUpPolicy(600.0, 259_200.0), 20.0, 32)
 LATENCY = 0.05
@@ -83,14 +83,20 @@ class Scene:
         return reply
 
     def watch(
-        self, *names: str, label_set: int = 0, state: CallState = CallState.NEW, age: float = 0.0
+        self,
+        *names: str,
+        label_set: int = 0,
+        state: CallState = CallState.NEW,
+        age: float = 0.0,
+        kind: Kind = Kind.CALL,
     ) -> None:
         """Have calls watched from now on."""
         now = asyncio.get_running_loop().time()
         for name in names:
             self.placed[name] = now
             watched = virtual_time.EPOCH + now - age
-            call = WatchedCall(len(self.placed), ReferenceId(name), watched, state, watched)
+            row, found = len(self.placed), ReferenceId(name)
+            call = WATCHED[kind](row, found, watched, state, watched)
             self.poller.add(call, label_set)
         self.poller.wake()
 

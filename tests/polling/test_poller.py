@@ -331,7 +331,7 @@ async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
     await until(lambda: len(bench.provider.asked) >= 3)
     bench.provider.answer = BUSY
     await until(lambda: not bench.poller.calls)
-    intervals = bench.poller.intervals
+    intervals = bench.poller.intervals[Kind.CALL]
     assert intervals.durations.calls == 1
     # That it lived for longer than an interval was seen; that it has ended, too.
     before = intervals.durations.ended([0.05, 5.0])
@@ -340,6 +340,7 @@ async def test_the_pace_learns_of_calls_that_end(bench: Bench) -> None:
     await until(lambda: not bench.poller.calls)
     after = intervals.durations.ended([0.05, 5.0])
     assert intervals.durations.calls == 1 + ENOUGH
+    assert list(bench.poller.intervals) == [Kind.CALL]
     assert intervals.plan
     assert before[0] < after[0]
     # All had ended when they were watched: the next call has time, but not for long.
@@ -358,7 +359,7 @@ async def test_a_call_that_somebody_told_of_is_known_to_have_ended_then(bench: B
         await until(lambda: bench.poller.calls[1].polls == len(bench.provider.asked) > 1)
         bench.provider.answer = BUSY
     await until(lambda: not bench.poller.calls)
-    intervals = bench.poller.intervals
+    intervals = bench.poller.intervals[Kind.CALL]
     lives = intervals.durations
     assert lives.ended([310.0])[0] - lives.ended([290.0])[0] > 0.01
 

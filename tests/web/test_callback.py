@@ -13,7 +13,7 @@ from yarl import URL
 
 from exporter.calls import Finished, OddField, Result, Status, WatchedCall
 from exporter.config import CallbackConfig, PollingConfig
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.ledger import canary_runs
 from exporter.ledger.canary_runs import Intent
 from exporter.ledger.types import NewCall, Observation
@@ -174,7 +174,7 @@ async def test_a_callback_that_is_trusted(bench: Bench) -> None:
     assert await bench.call_back(CallStatus="BUSY", SentResult="0", Price="1") == 200
     assert (bench.counted("busy"), bench.price) == (0, {"otp": 350.5})
     assert bench.outcomes == {"hint": 1, "accepted": 1, "repeated": 1}
-    intervals = bench.app.accounts["main"].poller.intervals
+    intervals = bench.app.accounts["main"].poller.intervals[Kind.CALL]
     assert intervals.durations.calls == 1
     labels = {"account": "main", "key": "1", "campaign": "otp"}
     assert value(bench.app.metrics, "esms_call_keypresses_total", **labels) == 1
