@@ -350,13 +350,15 @@ class Publisher:
             await self._publish_changes(broker, await self._wanted(broker), ONLINE)
             self._session = broker, tasks
             self._on_ready()
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._exposed.interval):
-                        await self._stopping.wait()
-                        break
-                await self._publish_changes(broker, await self._wanted(broker), ONLINE)
-            self._session = None
+            try:
+                while True:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._exposed.interval):
+                            await self._stopping.wait()
+                            break
+                    await self._publish_changes(broker, await self._wanted(broker), ONLINE)
+            finally:
+                self._session = None  # the group takes no more events
             wanted = await self._wanted(broker)
             if self._clear_retained:
                 wanted = {}

@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import pytest
 from structlog.testing import capture_logs
@@ -301,6 +301,24 @@ async def test_a_retained_message_that_breaks_the_connection_blocks_no_events(
                     await publishing.publisher.publish_event("main", b"%d" % number)
             await until(lambda: publishing.errors > errors)  # it is tried again and again
             assert listener.said(EVENTS)
+
+
+async def test_an_event_beside_an_update_that_fails_is_kept(broker: Mosquitto) -> None:
+    events: list[asyncio.Task[None]] = []
+
+    class Failing(asyncio.Event):
+        async def wait(self) -> Literal[True]:
+            event = publishing.publisher.publish_event("main", b"{}")
+            events.append(asyncio.create_task(event))
+            raise BrokerError("cut off")
+
+    async with Publishing(HomeAssistantConfig(url=broker.url)) as publishing:
+        await until(lambda: publishing.publisher.ready)
+        known, publishing.exposed.known = publishing.exposed.known, Failing()
+        await until(lambda: events)
+        publishing.exposed.known = known
+        ends = await asyncio.gather(*events, return_exceptions=True)
+    assert {type(end) for end in ends} == {BrokerAwayError}
 
 
 async def test_an_exporter_that_begins_to_publish_looks_at_what_others_published(
