@@ -315,7 +315,7 @@ async def test_an_event_beside_an_update_that_fails_is_kept(broker: Mosquitto) -
     async with Publishing(HomeAssistantConfig(url=broker.url)) as publishing:
         await until(lambda: publishing.publisher.ready)
         known, publishing.exposed.known = publishing.exposed.known, Failing()
-        await until(lambda: events)
+        await until(lambda: bool(events))
         publishing.exposed.known = known
         ends = await asyncio.gather(*events, return_exceptions=True)
     assert {type(end) for end in ends} == {BrokerAwayError}
