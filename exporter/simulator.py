@@ -434,6 +434,13 @@ class FaultKind(StrEnum):
     TRICKLE = "trickle"  # the real response in small pieces (seconds, for the whole body)
     GZIP_BOMB = "gzip_bomb"  # a small gzip body that decompresses to `size` bytes
     WRONG_ID = "wrong_id"  # the real response for another ReferenceId
+    # Oddities of the provider's documentation, of the real response. Others are fields of a `Plan`:
+    # `SentResult` as a boolean or text, and an empty `CallStatus`.
+    TEXT_NUMBERS = "text_numbers"  # numbers as text
+    NUMERIC_CODE = "numeric_code"  # its code as a number
+    MOVED_CODE = "moved_code"  # its code in `CodeResult` for `CodeResponse`, or the reverse
+    RESPELLED_ID = "respelled_id"  # its id in lower case, with a blank at the end
+    MISSING_FIELDS = "missing_fields"  # without some fields (fields, else all but the code)
     REDIRECT = "redirect"  # a redirect (location, status)
     RAW = "raw"  # any body with any status (body, status, retry_after, date)
 
@@ -455,6 +462,7 @@ class Fault:
     body: str | None = None
     size: Annotated[int, Field(ge=0, le=256 << 20)] = 1_000_000  # bytes
     location: Header | None = None  # None for an endless redirect to the same URL
+    fields: tuple[str, ...] = ()  # names of fields of the response
 
 
 class Faults:
@@ -507,6 +515,8 @@ _BODIES: Final = {
     FaultKind.EMPTY: (200, _JSON, ""),
 }
 _OTHER_ID: Final = "00000000-0000-4000-8000-000000000000"
+_ID_FIELDS: Final = frozenset({"ReferenceId", "SMSID"})
+_CODE_FIELDS: Final = {"CodeResponse": "CodeResult", "CodeResult": "CodeResponse"}
 # Kinds that change the fields of the real response.
 _CHANGES: Final[Mapping[FaultKind, Callable[[Fields, Fault], Fields]]] = {
     FaultKind.WRONG_TYPES: lambda fields, _: {
@@ -520,7 +530,22 @@ _CHANGES: Final[Mapping[FaultKind, Callable[[Fields, Fault], Fields]]] = {
     FaultKind.HUGE: lambda fields, fault: {**fields, "Padding": "x" * fault.size},
     FaultKind.WRONG_ID: lambda fields, _: {
         **fields,
-        **dict.fromkeys(fields.keys() & {"ReferenceId", "SMSID"}, _OTHER_ID),
+        **dict.fromkeys(fields.keys() & _ID_FIELDS, _OTHER_ID),
+    },
+    FaultKind.TEXT_NUMBERS: lambda fields, _: {name: str(value) for name, value in fields.items()},
+    FaultKind.NUMERIC_CODE: lambda fields, _: {
+        name: int(str(value)) if name in _CODE_FIELDS else value for name, value in fields.items()
+    },
+    FaultKind.MOVED_CODE: lambda fields, _: {
+        _CODE_FIELDS.get(name, name): value for name, value in fields.items()
+    },
+    FaultKind.RESPELLED_ID: lambda fields, _: {
+        name: f"{value} ".lower() if name in _ID_FIELDS else value for name, value in fields.items()
+    },
+    FaultKind.MISSING_FIELDS: lambda fields, fault: {
+        name: value
+        for name, value in fields.items()
+        if (name not in fault.fields if fault.fields else name in _CODE_FIELDS)
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from exporter.calls import (
     EXPIRED,
+    WATCHED,
     BackOff,
     CallState,
     Finished,
@@ -29,7 +31,7 @@ from exporter.config import AccountConfig
 from exporter.esms.answers import Answer, read_message_answer, read_message_callback
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
-from exporter.ids import Kind, reference_id
+from exporter.ids import Kind, reference_id, reference_key
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 
@@ -137,19 +139,25 @@ def test_every_answer_has_a_verdict(document: object) -> None:
         assert (decided.result is Result.SUCCESS) == (decided.receivers.failed == 0)
 
 
+MAIN = Account("main", "key", "secret")
+
+
+def client_of(simulator: Simulator) -> EsmsClient:
+    account = AccountConfig(
+        name="main",
+        api_key=Secret("key"),
+        secret_key=Secret("secret"),
+        base_url=simulator.url,
+        message_url=simulator.url,
+    )
+    return EsmsClient(account, 60)
+
+
 async def test_both_kinds_of_one_account() -> None:
-    accounts = [Account("main", "key", "secret")]
-    async with Simulator(accounts=accounts, find_unknown_ids=True) as simulator:
-        account = AccountConfig(
-            name="main",
-            api_key=Secret("key"),
-            secret_key=Secret("secret"),
-            base_url=simulator.url,
-            message_url=simulator.url,
-        )
+    async with Simulator(accounts=[MAIN], find_unknown_ids=True) as simulator:
         simulator.add_call("main", ID, Plan(receivers=169, failed=69, price=79_430))
         simulator.add_call("main", "call", Plan())
-        async with EsmsClient(account, 60) as client:
+        async with client_of(simulator) as client:
 
             async def ask(text: str, kind: Kind) -> Answer:
                 return await client.send_status(reference_id(text), kind)
@@ -165,6 +173,30 @@ async def test_both_kinds_of_one_account() -> None:
             simulator.faults.set("wrong_id", Fault(FaultKind.WRONG_ID, count=1))
             other = verdict(message(), await ask(ID, Kind.MESSAGE), NOW, POLICY)
             assert other == BackOff(Outcome.BAD_RESPONSE)
-            simulator.put_account(Account("main", "key", "secret", state=AccountState.LOCKED))
+            simulator.put_account(replace(MAIN, state=AccountState.LOCKED))
             refused = await ask(ID, Kind.MESSAGE)
             assert (refused.outcome, refused.code) == (Outcome.AUTH, "143")
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_documented_oddities_of_answers_make_no_difference(kind: Kind) -> None:
+    receivers = 3 if kind is Kind.MESSAGE else 0
+    plan = Plan(receivers=receivers, failed=receivers // 3, ivr="1", price=470)
+    async with Simulator(accounts=[MAIN]) as simulator, client_of(simulator) as client:
+        results: dict[str, int | bool | str] = {ID: 1, "boolean": True, "text": "1", "word": "True"}
+        for name, result in results.items():
+            simulator.add_call("main", name, replace(plan, sent_result=result))
+        for name in (*results, "not-found"):
+            usual = await client.send_status(reference_id(name), kind)
+            for oddity in ("text_numbers", "numeric_code", "moved_code", "respelled_id"):
+                simulator.faults.set("it", Fault(FaultKind(oddity), count=1))
+                odd = await client.send_status(reference_id(name), kind)
+                assert reference_key(odd.reference_id or "") == reference_key(
+                    usual.reference_id or ""
+                )
+                assert odd._replace(reference_id=usual.reference_id) == usual, oddity
+        # Without `SendStatus`, it has not finished.
+        simulator.faults.set("it", Fault(FaultKind.MISSING_FIELDS))
+        bare = await client.send_status(reference_id(ID), kind)
+        watched = WATCHED[kind](1, reference_id(ID), NOW)
+        assert verdict(watched, bare, NOW, POLICY) == PollAgain(CallState.UNKNOWN)

@@ -124,6 +124,11 @@ CASES = {
     "nan": Case(answers(FaultKind.NAN), "ok", odd_durations=True),
     "duplicate-keys": Case(answers(FaultKind.RAW, body=DUPLICATE), "ok"),
     "wrong-id": Case(answers(FaultKind.WRONG_ID), "bad_response"),
+    "text-numbers": Case(answers(FaultKind.TEXT_NUMBERS), "ok"),
+    "numeric-code": Case(answers(FaultKind.NUMERIC_CODE), "ok"),
+    "moved-code": Case(answers(FaultKind.MOVED_CODE), "ok"),
+    "respelled-id": Case(answers(FaultKind.RESPELLED_ID), "ok"),
+    "missing-fields": Case(answers(FaultKind.MISSING_FIELDS), "ok"),
     "redirect-loop": Case(answers(FaultKind.REDIRECT), "http_error"),
     # Who follows it is refused, since it names no keys.
     "redirect-same-host": Case(

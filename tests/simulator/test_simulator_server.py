@@ -123,6 +123,7 @@ PAST = "Wed, 21 Oct 2015 07:28:00 GMT"
         (Fault(FaultKind.NOT_OBJECT), 200, b"[]", JSON),
         (Fault(FaultKind.NOT_OBJECT, body="null"), 200, b"null", JSON),
         (Fault(FaultKind.NAN), 200, b'{"CallDuration":NaN,', JSON),
+        (Fault(FaultKind.MISSING_FIELDS), 200, b'{"CodeResponse":"100"}', JSON),
         (Fault(FaultKind.HUGE, size=100_000), 200, b'{"CallDuration":13,', JSON),
         (Fault(FaultKind.TRICKLE, seconds=0.05), 200, b'{"CallDuration":13,', JSON),
         (Fault(FaultKind.LATENCY, seconds=0.05), 200, b'{"CallDuration":13,', JSON),
@@ -165,6 +166,30 @@ async def test_faults_that_are_still_json(sim: Simulator, http: aiohttp.ClientSe
     sim.faults.set("it", Fault(FaultKind.TRUNCATED))
     with pytest.raises(json.JSONDecodeError):
         await status(http, sim)
+
+
+ODDITIES = [
+    (Fault(FaultKind.TEXT_NUMBERS), {"CallDuration": "13", "SendStatus": "5", "SentResult": "1"}),
+    (Fault(FaultKind.NUMERIC_CODE), {"CodeResponse": 100}),
+    (Fault(FaultKind.MOVED_CODE), {"CodeResponse": None, "CodeResult": "100"}),
+    (Fault(FaultKind.RESPELLED_ID), {"ReferenceId": f"{ID.lower()} "}),
+    (
+        Fault(FaultKind.MISSING_FIELDS, fields=("Ivr", "CallStatus")),
+        {"Ivr": None, "CallStatus": None},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes"), ODDITIES, ids=lambda value: getattr(value, "kind", "")
+)
+async def test_documented_oddities(
+    sim: Simulator, http: aiohttp.ClientSession, fault: Fault, changes: dict[str, object]
+) -> None:
+    usual = await status(http, sim)
+    sim.faults.set("it", fault)
+    odd = await status(http, sim)
+    assert odd == {name: value for name, value in (usual | changes).items() if value is not None}
 
 
 async def test_a_reset_is_one(sim: Simulator, http: aiohttp.ClientSession) -> None:
