@@ -207,30 +207,30 @@ class Driven:
     def known(self) -> list[tuple[object, ...]]:
         """Return the ledger's calls as a model does."""
         query = (
-            "SELECT a.name, c.normalized_id, c.reference_id, l.labels, c.first_watched, c.pushed,"
-            " c.result, c.status, (SELECT json_group_array(source) FROM call_sources WHERE"
-            " call_id = c.id) FROM calls c JOIN accounts a ON a.id = c.account_id JOIN label_sets l"
-            " ON l.id = c.label_set_id ORDER BY 1, 2"
+            "SELECT a.name, c.normalized_id, c.reference_id, c.kind, l.labels, c.first_watched,"
+            " c.pushed, c.result, c.status, (SELECT json_group_array(source) FROM call_sources"
+            " WHERE call_id = c.id) FROM calls c JOIN accounts a ON a.id = c.account_id"
+            " JOIN label_sets l ON l.id = c.label_set_id ORDER BY 1, 2"
         )
         return [
             (
-                *row[:3],
-                sorted(json.loads(row[3]).items()),
-                row[4],
-                bool(row[5]),
-                *row[6:8],
-                sorted(name.replace(f"{self._folder}/", "") for name in json.loads(row[8])),
+                *row[:4],
+                sorted(json.loads(row[4]).items()),
+                row[5],
+                bool(row[6]),
+                *row[7:9],
+                sorted(name.replace(f"{self._folder}/", "") for name in json.loads(row[9])),
             )
             for row in self._rows(query)
         ]
 
-    def unfinished(self, account: str) -> dict[int, tuple[str, float]]:
-        """Return state, and since when, of an account's calls in the ledger."""
+    def unfinished(self, account: str) -> dict[int, tuple[str, str, float]]:
+        """Return kind, state, and since when, of an account's open calls in the ledger."""
         query = (
-            "SELECT c.id, c.state, c.state_since FROM calls c JOIN accounts a"
+            "SELECT c.id, c.kind, c.state, c.state_since FROM calls c JOIN accounts a"
             " ON a.id = c.account_id WHERE a.name = ? AND c.result IS NULL"
         )
-        return {row: (state, since) for row, state, since in self._rows(query, account)}
+        return {row: (*rest,) for row, *rest in self._rows(query, account)}
 
     def shown(self) -> dict[Series, float]:
         """Return what is shown of finished calls, without zeros."""
@@ -239,7 +239,8 @@ class Driven:
         for sample in samples(self.service.metrics):
             name, _, part = sample.name.rpartition("_")
             labels = dict(sample.labels)
-            if not name.startswith("esms_call") or labels.keys() & {"state", "outcome"}:
+            of_ended = name.startswith(("esms_call", "esms_message"))
+            if not of_ended or labels.keys() & {"state", "outcome"}:
                 continue
             if part == "total":
                 name = sample.name

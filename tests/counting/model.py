@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from exporter.calls import Finished
+from exporter.calls import Finished, Result
+from exporter.ids import Kind
 from exporter.ledger.store import naming_interval
 from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS
 
@@ -22,11 +23,12 @@ Series = tuple[str, tuple[str, ...]]
 
 
 class Named(NamedTuple):
-    """A call as a source names it."""
+    """A call or message as a source names it."""
 
     account: str
     name: str
     labels: Labels = frozenset()
+    kind: Kind = Kind.CALL
 
     @property
     def place(self) -> Place:
@@ -68,8 +70,8 @@ class Model:
 
     def known(self) -> list[tuple[object, ...]]:
         return sorted(
-            (*place, call.named.name, sorted(call.named.labels), call.watched, call.pushed,
-             "deleted" if call.deleted else call.end and call.end.result,
+            (*place, call.named.name, call.named.kind, sorted(call.named.labels), call.watched,
+             call.pushed, "deleted" if call.deleted else call.end and call.end.result,
              call.end and call.end.status, sorted(call.sources))
             for place, call in self.calls.items()
         )  # fmt: skip
@@ -158,22 +160,36 @@ class Model:
         if call.gone or call.end is not None:
             return
         call.end, call.ended = end, at
-        self._add(call, "esms_calls_total", f"{end.result}/{end.status}")
+        if call.named.kind is Kind.MESSAGE:
+            self._finish_message(call, end)
+        else:
+            self._add(call, "esms_calls_total", f"{end.result}/{end.status}")
         if end.key is not None:
             self._add(call, "esms_call_keypresses_total", end.key)
         if end.duration is not None:
             self._observe(call, "esms_call_duration_seconds", DURATION_BUCKETS, end.duration)
         delay = max(0.0, at - call.watched)
-        self._observe(call, "esms_call_result_delay_seconds", DELAY_BUCKETS, delay)
+        self._observe(call, f"esms_{call.named.kind}_result_delay_seconds", DELAY_BUCKETS, delay)
         if call.price is not None:
-            self._add(call, "esms_call_price_vnd_total", "sum", call.price)
+            self._add_price(call, call.price)
+
+    def _finish_message(self, call: Call, end: Finished) -> None:
+        """Count each receiver of a message, and keep the price that its answer names."""
+        numbers = (*end.receivers, 0) if end.receivers else (0, 0, 1)
+        for result, number in zip(Result, numbers, strict=True):
+            self._add(call, "esms_messages_total", result, number)
+        if end.price is not None:
+            call.price = end.price
 
     def pay(self, call: Call, price: float) -> None:
         if call.end is None:
             call.price = price
         elif not call.price:
             call.price = price
-            self._add(call, "esms_call_price_vnd_total", "sum", price)
+            self._add_price(call, price)
+
+    def _add_price(self, call: Call, price: float) -> None:
+        self._add(call, f"esms_{call.named.kind}_price_vnd_total", "sum", price)
 
     def _observe(self, call: Call, metric: str, bounds: Iterable[float], value: float) -> None:
         self._add(call, metric, next((repr(bound) for bound in bounds if value <= bound), "+Inf"))
@@ -196,7 +212,7 @@ class Model:
             if account in accounts:
                 labels = dict(labels_)
                 shown = [labels.get(name, "") for name in names]
-                if metric == "esms_call_result_delay_seconds":
+                if metric.endswith("_result_delay_seconds"):
                     shown = []
                 found[metric, (account, cell, *shown)] += amount
         return {series: value for series, value in found.items() if value}

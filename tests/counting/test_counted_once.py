@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order: each call is counted once, and what is counted stays.
+"""Whatever happens, in whatever order: each call and message is counted once, and that stays.
 
 The real service - ledger, verdicts, pollers, files of calls, metrics - is driven through any order
 of events, and compared after each with a model of a few rules. What a kill is to a file on a disk,
@@ -12,7 +12,7 @@ import asyncio
 import copy
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
@@ -29,10 +29,10 @@ from hypothesis.stateful import (
 )
 from structlog.testing import capture_logs
 
-from exporter.calls import Finished, WatchedCall, verdict
+from exporter.calls import WATCHED, CallState, Finished, verdict
 from exporter.errors import CapacityError, LedgerError
-from exporter.esms.answers import Answer, read_callback, read_price
-from exporter.ids import reference_id
+from exporter.esms.answers import Answer, read_callback, read_message_callback, read_price
+from exporter.ids import Kind, reference_id
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import open_database
 from exporter.ledger.labels import OTHER
@@ -46,6 +46,7 @@ from tests.counting.wishes import (
     CLOCK_ERRORS,
     CLOCK_MOVES,
     FILES,
+    KINDS,
     NAMES,
     Wish,
     file_read,
@@ -147,10 +148,10 @@ class Counting(RuleBasedStateMachine):
             return
         # Beside the old one, so that it is another file: clocks of file systems are coarse.
         new = path.with_suffix(".new")
-        lines = [f"{call.name},{call.account}\n" for call in calls]
-        new.write_text("".join(["reference_id,account\n", *lines]))
+        lines = [f"{call.name},{call.account},{call.kind}\n" for call in calls]
+        new.write_text("".join(["reference_id,account,kind\n", *lines]))
         new.rename(path)
-        self.files[file] = [Named(call.account, call.name) for call in calls]
+        self.files[file] = [call._replace(labels=frozenset()) for call in calls]
         self.real.look()
         file_read(self.model, self.wish, file, self.files[file], self.clock.now)
 
@@ -200,17 +201,22 @@ class Counting(RuleBasedStateMachine):
 
     def _answer(self, asked: Asked, reply: Reply) -> None:
         call = self.asked.pop(asked)
-        answer = reply.read(asked.call.reference_id)
+        answer = reply.read(asked.call.reference_id, asked.call.kind)
         end = verdict(asked.call, answer, self.clock.now, asked.poller.give_up)
         if isinstance(end, Finished):
             self.model.observe(call, end, self.clock.now)
         self.real.answer(asked, answer)
 
-    @rule(index=_WHICH, name=NAMES, fields=CALLBACKS, times=st.integers(1, 2))
-    def callback(self, index: int, name: str, fields: dict[str, str], times: int) -> None:
+    @rule(index=_WHICH, name=NAMES, kind=KINDS, fields=CALLBACKS, times=st.integers(1, 2))
+    def callback(
+        self, index: int, name: str, kind: Kind, fields: dict[str, str], times: int
+    ) -> None:
         account = self.wish.accounts[index % len(self.wish.accounts)]
         source = self.real.service.sources.callback
-        said = {"ReferenceId": f" {name} ", **fields}
+        of_call = kind is Kind.CALL
+        said = {"ReferenceId" if of_call else "SMSID": f" {name} ", **fields}
+        answer = read_callback(said) if of_call else read_message_callback(said)
+        price = read_price(said.get("Price" if of_call else "TotalPrice", ""))
 
         async def at_once() -> list[object]:
             taken = (source.accept(account, said) for _ in range(times))
@@ -219,9 +225,9 @@ class Counting(RuleBasedStateMachine):
         for outcome in self.real.run(at_once()):
             assert not isinstance(outcome, BaseException) or isinstance(outcome, CapacityError)
         for _ in range(times):
-            self._called_back(Named(account, reference_id(name)), read_callback(said), fields)
+            self._called_back(Named(account, reference_id(name), kind=kind), answer, price)
 
-    def _called_back(self, named: Named, answer: Answer, fields: dict[str, str]) -> None:
+    def _called_back(self, named: Named, answer: Answer, price: float | None) -> None:
         now = self.clock.now
         if named.place not in self.model.calls and (
             self.wish.unknown == "ignore" or not self.model.push([named], now)
@@ -231,10 +237,10 @@ class Counting(RuleBasedStateMachine):
         self.model.hand_over_again(call, now)
         if call.deleted:
             return
-        if (price := read_price(fields.get("Price", ""))) is not None:
+        if price is not None:
             self.model.pay(call, price)
-        if self.wish.trust == "accept":
-            held = WatchedCall(0, reference_id(call.named.name), call.watched)
+        if self.wish.trust == "accept" and call.named.kind is named.kind:
+            held = WATCHED[named.kind](0, reference_id(call.named.name), call.watched)
             patience = self.real.service.accounts[named.account].poller.give_up
             if isinstance(end := verdict(held, answer, now, patience), Finished):
                 self.model.finish(call, end, now)
@@ -322,7 +328,7 @@ class Counting(RuleBasedStateMachine):
         counted = self.model.shown(wish.accounts, wish.labels)
         self.limited |= wish.max_values == 1
         assert self.limited or shown == counted
-        delays = {key: value for key, value in counted.items() if len(key[1]) == 2}
+        delays = {key: value for key, value in counted.items() if key[0].endswith("_delay_seconds")}
         assert delays.items() <= shown.items()
         for number in range(len(wish.labels)):
             values = {(key[0], key[2 + number]) for _, key in shown if len(key) > 2}
@@ -351,10 +357,13 @@ class Counting(RuleBasedStateMachine):
         for name, account in self.real.service.accounts.items():
             held = self.real.unfinished(name)
             polled = account.poller.calls
-            assert held == {row: (call.state, call.state_since) for row, call in polled.items()}
-            states = [state for state, _ in held.values()]
-            counted = account.stats.open_calls
-            assert counted == {state: states.count(state) for state in counted}
+            assert held == {
+                row: (call.kind, call.state, call.state_since) for row, call in polled.items()
+            }
+            states = Counter((kind, state) for kind, state, _ in held.values())
+            for kind in Kind:
+                counted = account.stats.open_of(kind)
+                assert counted == {state: states[kind, state] for state in CallState}
 
     @invariant()
     def every_call_will_be_asked_for_and_no_other(self) -> None:

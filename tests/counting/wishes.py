@@ -19,7 +19,7 @@ from exporter.config import (
     PollingConfig,
     WatchConfig,
 )
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from tests.counting.model import KEEP_FINISHED, Model, Named
@@ -31,7 +31,8 @@ NAMES: Final = st.sampled_from(["Call-1", "CALL1", "call-2", "Ca-ll2", "call-3",
 _LABELS: Final = st.sampled_from(
     [(), (("campaign", "otp"),), (("campaign", "sales"), ("team", "x")), (("team", "y"),)]
 ).map(frozenset)
-_CALL: Final = st.builds(Named, st.sampled_from(ACCOUNTS), NAMES, _LABELS)
+KINDS: Final = st.sampled_from([Kind.CALL, Kind.MESSAGE])
+_CALL: Final = st.builds(Named, st.sampled_from(ACCOUNTS), NAMES, _LABELS, KINDS)
 CALLS: Final = st.lists(_CALL, max_size=4)
 
 # Seconds; a day and more is what grace, patience and memory are about. Whole, so that sums are.
@@ -79,7 +80,7 @@ class Wish:
                 labels=self.labels,
                 max_label_values=self.max_values,
                 calls=tuple(
-                    CallConfig(reference_id(call.name), call.account, dict(call.labels))
+                    CallConfig(reference_id(call.name), call.account, dict(call.labels), call.kind)
                     for call in self.allowed
                 ),
                 files=(f"{folder}/*.csv",),
@@ -108,7 +109,10 @@ CHANGES: Final = st.one_of(
 
 def new_calls(calls: Iterable[Named]) -> list[NewCall]:
     """Return calls as the exporter takes them in."""
-    return [NewCall(call.account, reference_id(call.name), dict(call.labels)) for call in calls]
+    return [
+        NewCall(call.account, reference_id(call.name), dict(call.labels), call.kind)
+        for call in calls
+    ]
 
 
 def reloaded(model: Model, wish: Wish, files: dict[str, list[Named]], now: float) -> None:
