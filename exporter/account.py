@@ -54,9 +54,9 @@ class AccountStatus:
         watched: number of open calls by state.
         overdue: number of calls that are due and not polled yet.
         lag: seconds since the first of them was due.
-        paused: the outcome that paused the account, if any; also `code` and `message`.
+        paused: the outcome that paused the account, if any; `code` and `message` belong to it.
         paused_until: when the pause ends (Unix time).
-        lagging: the row of the label set of the call that has been due for longest.
+        lagging: the row of the label set of the first overdue call.
     """
 
     name: str
@@ -152,7 +152,8 @@ class Account:
         self, request: CallRequest, timeout: float, wanted: Callable[[], bool]
     ) -> tuple[Answer, float] | None:
         """Place a call: one request, which is never retried; see `Poller.request`."""
-        # Look the client up when it is used: refused old keys would pause an account with new keys.
+        # Read `_client` when the request is sent: a refusal of replaced keys must not pause the
+        # account.
         placed = await self.poller.request(
             "place", lambda: self._client.place_call(request), timeout, wanted
         )

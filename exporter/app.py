@@ -100,7 +100,7 @@ class App:
         self._loaded: list[Config] = []  # from `open` to `start`
         self._reload_at = math.inf  # when to reload even without a change
         self._reload_others: list[Callable[[], Awaitable[None]]] = []
-        self._reloads_begun = 0
+        self._reloads_started = 0
         self._last_reload: tuple[int, ExporterError | None] = 0, None  # its number and error
         self._load_lock = asyncio.Lock()  # serializes reloads
         self._apply_lock = asyncio.Lock()  # held while sources and accounts change
@@ -186,11 +186,11 @@ class App:
         Raises:
             ExporterError: a configuration has problems, or the ledger failed.
         """
-        asked = self._reloads_begun
+        asked = self._reloads_started
         async with self._load_lock:
             if self._last_reload[0] <= asked:
-                self._reloads_begun += 1
-                self._last_reload = self._reloads_begun, await self._reload_all()
+                self._reloads_started += 1
+                self._last_reload = self._reloads_started, await self._reload_all()
             if error := self._last_reload[1]:
                 raise error
 
@@ -243,7 +243,7 @@ class App:
         timeout = self.config.shutdown_timeout if self.config else 1.0
         deadline = time.monotonic() + timeout
         await asyncio.gather(
-            *([self._leases.leave(timeout)] if self._leases else ()),
+            *([self._leases.release(timeout)] if self._leases else ()),
             self.notify.stop(min(_TARGET_STOP_TIMEOUT, timeout * 0.8)),
             self._drain(timeout),
         )
@@ -301,7 +301,7 @@ class App:
         context = SourceContext(
             [account.name for account in config.accounts],
             watch.labels,
-            config.memory,
+            config.retention,
             any(account.callback_token for account in config.accounts),
         )
         await self.sources.configure(watch, context)
@@ -322,7 +322,7 @@ class App:
         watch = config.watch
         limits = LabelLimits(watch.labels, watch.max_label_values, watch.max_label_sets)
         kinds = {account.name: account.default_kind for account in config.accounts}
-        await self.calls.configure(limits, config.memory, watch.max_calls, kinds)
+        await self.calls.configure(limits, config.retention, watch.max_calls, kinds)
 
     def _targets(self, config: Config) -> list[TargetSettings]:
         """Return the targets of notifications."""
@@ -432,15 +432,15 @@ class App:
     async def _prune(self) -> None:
         while True:
             await asyncio.sleep(self._prune_interval)
-            memory = self.config.memory if self.config else math.inf
-            before = self.ledger.clock.now() - memory
+            retention = self.config.retention if self.config else math.inf
+            before = self.ledger.clock.now() - retention
             try:
                 while await self.ledger.execute(prune_finished, before) == BATCH_SIZE:
                     pass
                 while await self.ledger.execute(prune_labels) == BATCH_SIZE:
                     pass
                 await self.notify.prune()
-                await self.canaries.prune(time.time() - memory)
+                await self.canaries.prune(time.time() - retention)
             except LedgerError as error:
                 _log.warning("pruning of old calls failed", problem=str(error))
 

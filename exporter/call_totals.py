@@ -1,4 +1,4 @@
-"""The totals of finished calls of the exposed accounts, in memory, as the metrics read them."""
+"""The totals of finished calls in memory, which the metrics read."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class CallTotals:
             if account in with_messages:  # maybe only open ones
                 self._delays_of_messages(account)
         self.learn(snapshot.label_sets)
-        for account, row in snapshot.begun:
+        for account, row in snapshot.started:
             self.start(account, row)
         self.add(snapshot.totals.items())
 
@@ -147,7 +147,7 @@ class CallTotals:
         If another label set has the same series, it takes the totals over: counters must not
         decrease.
         """
-        for account, row in changes.begun:
+        for account, row in changes.started:
             self.start(account, row)
         for account, row in changes.evicted:
             sets = self._sets.get(account, {})

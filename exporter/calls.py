@@ -69,7 +69,7 @@ ENDINGS: Final[tuple[tuple[Result, Status], ...]] = (
     (Result.UNKNOWN, Status.NOT_FOUND),
     (Result.UNKNOWN, Status.EXPIRED),
 )
-"""All combinations of result and status, with which `esms_calls_total` starts."""
+"""All combinations of result and status: the initial series of `esms_calls_total`."""
 
 # CallStatus in upper case, without whitespace, `_` and `-`.
 _STATUSES: Final = {
@@ -148,8 +148,8 @@ class GiveUpPolicy:
 class WatchedCall:
     """An open call.
 
-    The poller changes it in place. There may be a million calls: to save memory, they share the
-    objects of times and ticks.
+    The poller changes it in place. To save memory, as there may be a million calls, calls share
+    equal times and ticks.
 
     Attributes:
         id: the row in the ledger.
@@ -315,7 +315,7 @@ def _finished(answer: Answer) -> Finished:
 
 
 def _message_ended(answer: Answer) -> Finished:
-    """Return the result of a message: of each receiver, if the answer says it."""
+    """Return the result of a message, with the numbers of its receivers."""
     delivered, failed = answer.delivered or 0, answer.failed or 0
     odd: tuple[OddField, ...] = ()
     if answer.send_status == _REJECTED:

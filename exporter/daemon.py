@@ -25,7 +25,8 @@ class Daemon:
     Args:
         app: the exporter.
         web: addresses and access rules of the web server.
-        beside: a generator for an async context to enter after the start, such as the demo's calls.
+        lifespan: an async generator, as in ASGI frameworks: runs to its `yield` after the start,
+            and continues at shutdown.
     """
 
     def __init__(
@@ -33,11 +34,11 @@ class Daemon:
         app: App,
         web: WebOptions,
         *,
-        beside: Callable[[App, Sequence[str]], AsyncIterator[None]] | None = None,
+        lifespan: Callable[[App, Sequence[str]], AsyncIterator[None]] | None = None,
     ) -> None:
         self._app = app
         self._server = WebServer(app, web)
-        self._beside = beside
+        self._lifespan = lifespan
         self._notifier = Notifier()
         self._stop_requested = asyncio.Event()
         self._reload_requested = asyncio.Event()
@@ -85,8 +86,8 @@ class Daemon:
     async def _main_loop(self, addresses: Sequence[str]) -> None:
         self._notifier.ready(self._status())
         async with AsyncExitStack() as stack:
-            if self._beside:
-                context = asynccontextmanager(self._beside)(self._app, addresses)
+            if self._lifespan:
+                context = asynccontextmanager(self._lifespan)(self._app, addresses)
                 await stack.enter_async_context(context)
             reloading = asyncio.create_task(self._reload_on_signal())
             self._app.supervisor.watch(reloading)

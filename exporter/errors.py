@@ -13,7 +13,7 @@
     │   └── BrokerAwayError      there is no connection; nothing was sent
     ├── RemoteExporterError      a running exporter does not answer, or refuses the request
     └── RequestError             an HTTP request to another server got no usable response
-        ├── RequestTimeoutError  no complete response within the time-out
+        ├── RequestTimeoutError  no complete response within the timeout
         ├── ConnectionFailedError  the connection failed or was lost
         ├── TLSError             the peer could not be authenticated
         └── InvalidResponseError  the response is not HTTP, or too large
@@ -126,7 +126,7 @@ class RequestError(ExporterError):
 
 
 class RequestTimeoutError(RequestError):
-    """The response was not complete within the time-out."""
+    """The response was not complete within the timeout."""
 
     reason = "timeout"
 

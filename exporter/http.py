@@ -104,7 +104,7 @@ class HttpClient:
         self._loop = asyncio.get_running_loop()
         # The deadlines of requests, in ascending order, share one timer. A timer per request, as in
         # aiohttp, is a tenth of the cost of a request.
-        self._time_outs: dict[asyncio.Task[object], float] = {}
+        self._deadlines: dict[asyncio.Task[object], float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._replaced: set[asyncio.Task[None]] = set()
         self._opened_at = self._expires_at = 0.0
@@ -149,12 +149,12 @@ class HttpClient:
         trace.on_connection_create_end.append(on_connection)
         async with self._open_session(trace_configs=[trace]) as session:
             try:
-                return await self._send(session, MAX_BODY, "GET", url, middlewares=(_never_again,))
+                return await self._send(session, MAX_BODY, "GET", url, middlewares=(_no_retry,))
             except RequestError as error:
                 error.sent = connected
                 raise
 
-    def distrust(self) -> None:
+    def renew_soon(self) -> None:
         """Renew the connections soon, after a bad or missing response."""
         self._expires_at = min(self._expires_at, self._opened_at + self._max_ages[1])
 
@@ -182,7 +182,7 @@ class HttpClient:
     ) -> Response:
         # Passing the loop avoids an expensive look-up.
         task: asyncio.Task[object] = asyncio.current_task(self._loop)  # type: ignore[assignment]
-        self._time_outs[task] = self._loop.time() + self._timeout
+        self._deadlines[task] = self._loop.time() + self._timeout
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._expire)
         try:
@@ -196,16 +196,16 @@ class HttpClient:
                 raise
         except BaseException as error:
             # As in asyncio.timeout: another cancellation of the task has precedence.
-            timed_out = self._time_outs[task] == _EXPIRED and task.uncancel() == 0
+            timed_out = self._deadlines[task] == _EXPIRED and task.uncancel() == 0
             if timed_out and isinstance(error, asyncio.CancelledError):
                 error = TimeoutError()
             if not isinstance(error, Exception):
                 raise
-            self.distrust()
+            self.renew_soon()
             # `from None`: the original message and traceback may contain credentials.
             raise map_exception(error) from None
         finally:
-            del self._time_outs[task]
+            del self._deadlines[task]
         if limit is None:
             with suppress(Exception):  # the status is enough
                 async with asyncio.timeout(_DISCARD_TIMEOUT):
@@ -216,12 +216,12 @@ class HttpClient:
     def _expire(self) -> None:
         """Cancel the requests that have timed out, and set the timer for the next deadline."""
         now, self._timer = self._loop.time(), None
-        for task, ends_at in self._time_outs.items():
+        for task, ends_at in self._deadlines.items():
             if ends_at > now:
                 self._timer = self._loop.call_later(max(0.001, ends_at - now), self._expire)
                 return
             if ends_at != _EXPIRED:
-                self._time_outs[task] = _EXPIRED
+                self._deadlines[task] = _EXPIRED
                 task.cancel()
 
     def _open_session(self, **options: Any) -> aiohttp.ClientSession:  # Any: of aiohttp
@@ -246,7 +246,7 @@ class HttpClient:
             await session.close()
 
 
-async def _never_again(
+async def _no_retry(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
     """Keep aiohttp from retrying a GET request on a broken connection."""

@@ -8,7 +8,7 @@ from typing import Final, NewType
 
 
 class Kind(StrEnum):
-    """The kind of an id: which of the provider's look-ups finds it."""
+    """The kind of an id: calls and messages have separate operations in the provider's API."""
 
     CALL = "call"
     MESSAGE = "message"  # a Voice OTP, an SMS, a Zalo or Viber message; the id is its `SMSID`

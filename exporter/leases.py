@@ -22,8 +22,8 @@ from exporter.ledger.leases import (
     Leases,
     add_leases,
     give_up_leases,
-    leave,
     read_leases,
+    release_leases,
     renew_leases,
     take_leases,
 )
@@ -39,8 +39,8 @@ _RENEWALS: Final = 3
 # must stop before another exporter takes the lease.
 _TRUSTED: Final = 0.9
 # Seconds between reads of other exporters' changes, and between recounts of the open calls.
-_LOOK_EVERY: Final = 1.0
-_RECOUNT_EVERY: Final = 60.0
+_CHECK_INTERVAL: Final = 1.0
+_RECOUNT_INTERVAL: Final = 60.0
 # Outcomes that may be local to this machine: another exporter may reach the provider.
 _UNREACHABLE: Final = frozenset({Outcome.CONNECTION, Outcome.TIMEOUT, Outcome.TLS})
 # Seconds for which an unreachable account is left to other exporters.
@@ -159,7 +159,7 @@ class LeaseHolder:
         self._take_expired_from = -math.inf  # expired leases are not taken before
         self._avoided: dict[str, float] = {}  # end of the avoidance, by account
         self._failures = Counter[str]()  # consecutive times an account was unreachable
-        self._recount_at = self._loop.time() + _RECOUNT_EVERY
+        self._recount_at = self._loop.time() + _RECOUNT_INTERVAL
         self._errors = 0  # `Ledger.errors` at the last resync
         self.held_until = -math.inf
         self.evictions, self.last_heartbeat, self.alive = 0, 0.0, 1
@@ -190,16 +190,16 @@ class LeaseHolder:
         """Take leases, and renew and use them in the background."""
         with suppress(LedgerError):  # retried
             await self._keep()
-        self._tasks = [self._spawn(self._repeat(work)) for work in (self._keep, self._follow)]
+        self._tasks = [self._spawn(self._repeat(work)) for work in (self._keep, self._sync)]
 
-    async def leave(self, timeout: float) -> None:
+    async def release(self, timeout: float) -> None:
         """Stop polling and release all leases, so that other exporters take over at once."""
         for task in self._tasks:
             task.cancel()  # it would take them again
         self._lose(list(self._held))
         try:
             async with asyncio.timeout(timeout):
-                await self._execute(leave, self._id)
+                await self._execute(release_leases, self._id)
         except (LedgerError, TimeoutError) as error:
             # The leases expire.
             _log.warning("leases not released", problem=str(error) or "no answer in time")
@@ -214,7 +214,7 @@ class LeaseHolder:
                 await work()
             except LedgerError as error:
                 self._set_problem(str(error))
-            await asyncio.sleep(min(_LOOK_EVERY, self._heartbeat / (2 * _RENEWALS)))
+            await asyncio.sleep(min(_CHECK_INTERVAL, self._heartbeat / (2 * _RENEWALS)))
 
     def _set_problem(self, problem: str | None) -> None:
         if problem and self._problem is None:
@@ -321,7 +321,7 @@ class LeaseHolder:
 
     # Changes by other exporters.
 
-    async def _follow(self) -> None:
+    async def _sync(self) -> None:
         if (errors := self._ledger.errors) != self._errors:
             # A transaction whose answer was lost may have been committed.
             await self._calls.resync()
@@ -331,7 +331,7 @@ class LeaseHolder:
             pass
         if self._loop.time() >= self._recount_at:
             await self._ledger.call(self._ledger.store.recount)
-            self._recount_at = self._loop.time() + _RECOUNT_EVERY
+            self._recount_at = self._loop.time() + _RECOUNT_INTERVAL
 
     async def _execute(self, statements: Callable[..., R], *args: object) -> R:
         run = self._ledger.database.run

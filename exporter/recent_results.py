@@ -81,26 +81,26 @@ class RecentResults:
 
     def __init__(self, midnight: Callable[[float], float] | None = None) -> None:
         self._midnight = midnight or local_midnight
-        self._of: dict[str, _History] = {}
+        self._histories: dict[str, _History] = {}
 
-    def start(self, now: float) -> float:
-        """Return the Unix time from which past calls are needed."""
+    def needed_since(self, now: float) -> float:
+        """Return the Unix time from which `load` needs calls."""
         return min(self._midnight(now), now - MINUTES * 60)
 
-    def recall(self, accounts: Iterable[str], calls: Iterable[FinishedCall], since: float) -> None:
-        """Start accounts with all their calls since a Unix time, oldest first."""
+    def load(self, accounts: Iterable[str], calls: Iterable[FinishedCall], since: float) -> None:
+        """Replace the results of accounts by all their calls since a Unix time, oldest first."""
         for account in accounts:
-            self._of[account] = _History(since)
+            self._histories[account] = _History(since)
         for call in calls:
             self.add(call)
 
     def forget(self, account: str) -> None:
         """Remove the results of an account."""
-        self._of.pop(account, None)
+        self._histories.pop(account, None)
 
     def add(self, call: FinishedCall) -> None:
-        """Count a finished call, unless its account was not started."""
-        if (history := self._of.get(call.account)) is None:
+        """Count a finished call, if its account was loaded."""
+        if (history := self._histories.get(call.account)) is None:
             return
         if call.result is not Result.SUCCESS:
             history.failures.append(call)
@@ -113,7 +113,7 @@ class RecentResults:
 
     def recent(self, account: str, now: float) -> Recent:
         """Return the recent results of an account at a Unix time."""
-        history = self._of.get(account) or _History(0.0)
+        history = self._histories.get(account) or _History(0.0)
         midnight, minute = self._midnight(now), int(now // 60)
         return Recent(
             Counter(history.days.get(midnight, ())),

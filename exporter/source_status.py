@@ -21,7 +21,7 @@ class SourceStatus:
 
     Attributes:
         name: the label `source` in metrics.
-        shown: the source is configured.
+        shown: whether metrics and the status page show it, because it is configured.
         errors: number of reads that failed or found invalid data.
         last_success: Unix time; 0 before the first success.
     """
@@ -69,7 +69,7 @@ class SourceStatus:
         Args:
             item: a file, or empty for the source as a whole.
             problem: None if there is no problem.
-            kinds: compared with the last report instead of the text.
+            kinds: the kinds of the problem, by default its text; it is new if one of them is new.
         """
         known = self._problems.get(item)
         named = {"item": item} if item else {}

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-STATUS_EVERY: Final = 10.0
+STATUS_INTERVAL: Final = 10.0
 """The default interval of status reports, in seconds; a watchdog may require a shorter one."""
 
 _log = structlog.get_logger(__name__)
@@ -21,17 +21,19 @@ class Notifier:
     """A client of systemd's notification socket; without a socket, all methods do nothing.
 
     Args:
-        environ: contains the socket and the time-out of the watchdog. They are removed, so that
+        environ: contains the socket and the timeout of the watchdog. They are removed, so that
             child processes do not use them.
 
     Attributes:
-        every: seconds between heartbeats: at most half of the watchdog's time-out.
+        interval: seconds between heartbeats: at most half of the watchdog's timeout.
     """
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         address = environ.pop("NOTIFY_SOCKET", "")
         self._watchdog = _watchdog(environ)
-        self.every = min(STATUS_EVERY, self._watchdog / 2 if self._watchdog else STATUS_EVERY)
+        self.interval = min(
+            STATUS_INTERVAL, self._watchdog / 2 if self._watchdog else STATUS_INTERVAL
+        )
         self._socket: socket.socket | None = None
         self._reported = True
         if address[:1] in {"/", "@"}:
@@ -56,7 +58,7 @@ class Notifier:
         """Send heartbeats with the status, until cancelled."""
         while self._socket is not None:
             self._send(*(["WATCHDOG=1"] if self._watchdog else []), _status(status()))
-            await asyncio.sleep(self.every)
+            await asyncio.sleep(self.interval)
 
     def close(self) -> None:
         """Close the socket."""

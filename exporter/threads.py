@@ -1,4 +1,4 @@
-"""Threads for blocking work beside the event loop."""
+"""Threads for work that would block the event loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ready_threads() -> ThreadPoolExecutor:
     Raises:
         RuntimeError: the machine has no threads left.
     """
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="beside")
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="blocking")
     started = threading.Barrier(THREADS + 1)
     try:
         for _ in range(THREADS):

@@ -1,4 +1,4 @@
-"""The calls that are watched: adds, removes and polls them, and updates the shown results."""
+"""Adds, removes and polls the watched calls, and updates their totals and recent results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from exporter.calls import WATCHED, CallbackOutcome, Finished, GiveUpPolicy, Sta
 from exporter.esms.answers import Answer
 from exporter.ids import Kind, ReferenceId
 from exporter.ledger.calls import (
-    ended_of,
     find_call,
+    finished_calls,
     label_sets_of,
     list_sources,
     move_cursor,
@@ -31,7 +31,13 @@ from exporter.ledger.calls import (
 )
 from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import NO_LIMITS, LabelLimits
-from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, look, notify_holders
+from exporter.ledger.leases import (
+    FORGET,
+    POLL_NOW,
+    TOTALS,
+    claim_and_read_notices,
+    notify_holders,
+)
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.types import (
     BATCH_SIZE,
@@ -112,11 +118,11 @@ class CallTracker:
 
     async def load_totals(self, accounts: Collection[str]) -> None:
         """Load the totals and recent results of accounts before they are polled."""
-        since, ahead = self.recent_results.start(time.time()), self.ledger.clock.ahead
+        since, ahead = self.recent_results.needed_since(time.time()), self.ledger.clock.ahead
         past = await self.ledger.execute(recent_calls, since + ahead, accounts)
         finished = [self.ledger.to_machine_time(call) for call in past.calls]
         # Calls that finish before `snapshot` are added to the results, and included in its totals.
-        self.recent_results.recall(accounts, finished, past.since - ahead)
+        self.recent_results.load(accounts, finished, past.since - ahead)
         for name in accounts:
             self._past[name] = defaultdict(lambda: deque(maxlen=WINDOW))
         for call in finished:
@@ -202,8 +208,8 @@ class CallTracker:
         self.totals.add(added.items())
 
     async def mark_pushed(self, row: int) -> bool:
-        """Keep a call even if no source names it; see `Store.keep`. Return whether it exists."""
-        return await self.ledger.call(self.ledger.store.keep, row)
+        """Keep a call even if no source names it; return whether it exists."""
+        return await self.ledger.call(self.ledger.store.mark_pushed, row)
 
     async def apply_callback(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
         """Finish a call if the answer contains its result; return once that is durable.
@@ -273,14 +279,15 @@ class CallTracker:
         Claimed calls are polled within `within` seconds. Return whether there may be more to claim.
         """
         me, accounts = self.ledger.store.exporter or "", list(self._accounts)
-        found = await self.ledger.execute(look, me, accounts, self._handled_notices)
+        given = me, accounts, self._handled_notices
+        found = await self.ledger.execute(claim_and_read_notices, *given)
         if labels := {call.labels for call in found.claimed}:
             self.totals.learn(await self.ledger.execute(label_sets_of, labels))
         self.poll(found.claimed, within)
         known = set(self._handled_notices)
         new = [notice for notice in found.notices if notice.id not in known]
         closed = {notice.call for notice in new if notice.call and notice.notice == FORGET}
-        finished = await self.ledger.execute(ended_of, closed) if closed else {}
+        finished = await self.ledger.execute(finished_calls, closed) if closed else {}
         for notice in new:
             account = self._accounts.get(notice.account)
             if account is not None and notice.call is not None:
@@ -344,7 +351,7 @@ class CallTracker:
         debug = _log.is_enabled_for(logging.DEBUG)
         for name, call, found, at in observations:
             account = self._accounts.get(name)
-            if call.id in committed.gone:
+            if call.id in committed.ignored:
                 if account:
                     account.poller.remove(call.id)
                 continue

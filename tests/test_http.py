@@ -325,7 +325,7 @@ async def test_a_name_that_moves_is_followed(
             except RequestError:
                 assert first == b"?"
             if distrusted:
-                http.distrust()
+                http.renew_soon()
             assert not asked
             assert (await http.request("GET", to)).body == GOOD
         assert len(asked) == 1

@@ -19,7 +19,7 @@ def midnight(at: float) -> float:
 
 def history_of(*calls: FinishedCall, since: float = 0.0) -> RecentResults:
     history = RecentResults(midnight)
-    history.recall(["main"], calls, since)
+    history.load(["main"], calls, since)
     return history
 
 
@@ -88,7 +88,7 @@ def test_it_does_not_grow() -> None:
     history = history_of()
     for number in range(10_000):
         history.add(ended(MIDNIGHT + number * 3600.0 * (-1) ** number, Result.FAILURE))
-    kept = history._of["main"]
+    kept = history._histories["main"]
     assert (len(kept.days), len(kept.minutes)) == (
         2,
         2 * MINUTES,
@@ -107,7 +107,7 @@ def test_the_newest_failures() -> None:
 
 def test_accounts_are_apart() -> None:
     histories = RecentResults(midnight)
-    histories.recall("ab", [ended(MIDNIGHT + 1, account="a")], MIDNIGHT)
+    histories.load("ab", [ended(MIDNIGHT + 1, account="a")], MIDNIGHT)
     histories.add(ended(MIDNIGHT + 2, account="a"))
     histories.add(ended(MIDNIGHT + 2, account="c"))
     counts = [histories.recent(name, MIDNIGHT + 3).today.total() for name in "abc"]
@@ -119,7 +119,7 @@ def test_accounts_are_apart() -> None:
 
 @pytest.mark.parametrize(("now", "since"), [(100.0, -3500.0), (7200.0, 0.0)])
 def test_the_past_that_matters(now: float, since: float) -> None:
-    assert RecentResults(midnight).start(MIDNIGHT + now) == MIDNIGHT + since
+    assert RecentResults(midnight).needed_since(MIDNIGHT + now) == MIDNIGHT + since
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from exporter.systemd import STATUS_EVERY, Notifier
+from exporter.systemd import STATUS_INTERVAL, Notifier
 from tests.manager import Manager
 from tests.waiting import DEADLINE
 
@@ -40,11 +40,11 @@ async def test_each_word_is_as_systemd_wants_it(manager: Manager) -> None:
     [
         ({"WATCHDOG_USEC": "200000"}, 0.1, ["WATCHDOG=1", "STATUS=good"]),
         ({"WATCHDOG_USEC": "200000", "WATCHDOG_PID": str(os.getpid())}, 0.1, ["WATCHDOG=1"]),
-        ({"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}, STATUS_EVERY, ["STATUS=good"]),
-        ({"WATCHDOG_USEC": "3600000000"}, STATUS_EVERY, ["WATCHDOG=1"]),
-        ({"WATCHDOG_USEC": "0"}, STATUS_EVERY, ["STATUS=good"]),
-        ({"WATCHDOG_USEC": "soon"}, STATUS_EVERY, ["STATUS=good"]),
-        ({}, STATUS_EVERY, ["STATUS=good"]),
+        ({"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}, STATUS_INTERVAL, ["STATUS=good"]),
+        ({"WATCHDOG_USEC": "3600000000"}, STATUS_INTERVAL, ["WATCHDOG=1"]),
+        ({"WATCHDOG_USEC": "0"}, STATUS_INTERVAL, ["STATUS=good"]),
+        ({"WATCHDOG_USEC": "soon"}, STATUS_INTERVAL, ["STATUS=good"]),
+        ({}, STATUS_INTERVAL, ["STATUS=good"]),
     ],
 )
 async def test_the_watchdog_hears_twice_in_its_time(
@@ -54,7 +54,7 @@ async def test_the_watchdog_hears_twice_in_its_time(
         environ |= {"NOTIFY_SOCKET": manager.address, "OTHER": "stays"}
         notifier = Notifier(environ)
         assert environ == {"OTHER": "stays"}
-        assert notifier.every == pytest.approx(every)
+        assert notifier.interval == pytest.approx(every)
         beat = asyncio.create_task(notifier.beat(lambda: "good"))
         assert (await manager.told())[: len(first)] == first
         if every < 1:

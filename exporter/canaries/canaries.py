@@ -26,12 +26,12 @@ from exporter.errors import LedgerError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
 from exporter.ledger import canary_runs
-from exporter.ledger.canary_runs import CanaryResult, NotBegun, Run, State
+from exporter.ledger.canary_runs import CanaryResult, NotStarted, Run, State
 from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.stats import Operation
 
-# Seconds for the last poll after the end of `within`, beside its time-out.
+# Seconds for the last poll after the end of `within`, in addition to its timeout.
 _LAST_POLL: Final = 5.0
 # Checks between reads of the ledger while no run is open.
 _READ_EVERY: Final = 5
@@ -93,7 +93,7 @@ class Canaries:
         in_background: starts a task, whose failure ends the exporter.
         interval: seconds between checks of due times and open runs.
         wait_for_slot: seconds until a request that waits for the rate limiter is withdrawn.
-        spare: seconds after the time-out of a request until it counts as lost, for example because
+        margin: seconds after the timeout of a request until it counts as lost, for example because
             its exporter was killed.
     """
 
@@ -105,10 +105,10 @@ class Canaries:
         in_background: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         interval: float = 1.0,
         wait_for_slot: float = 30.0,
-        spare: float = 30.0,
+        margin: float = 30.0,
     ) -> None:
         self._ledger, self._accounts, self._in_background = ledger, accounts, in_background
-        self._interval, self._wait_for_slot, self._spare = interval, wait_for_slot, spare
+        self._interval, self._wait_for_slot, self._margin = interval, wait_for_slot, margin
         self._loop = asyncio.get_running_loop()
         self._runner = CanaryRunner(ledger.execute, ledger.clock)
         self._timeout = 0.0  # of a poll
@@ -116,7 +116,7 @@ class Canaries:
         self._canaries: dict[str, CanaryConfig] = {}
         self._numbers: dict[str, CanaryNumbers] = {}
         read_canaries(metrics, self._numbers)
-        self._checked: dict[str, tuple[float, float]] = {}  # from, until: no call due
+        self._checked: dict[str, tuple[float, float]] = {}  # start, end of a time without due calls
         self._kept: set[str] | None = None  # canaries whose schedule has not changed
         self._state: State | None = None
         self._read_at = -math.inf
@@ -135,7 +135,7 @@ class Canaries:
             timeout: of a poll, in seconds.
         """
         wanted = {canary.name: canary for canary in canaries}
-        # Due times of a new schedule from before the change were not missed.
+        # Due times before a change of the schedule do not count as missed.
         kept = {
             name
             for name, canary in wanted.items()
@@ -163,7 +163,7 @@ class Canaries:
         """Place calls and end runs until cancelled."""
         while True:
             with suppress(LedgerError):  # already counted and logged
-                await self._look()
+                await self._check()
             await asyncio.sleep(self._interval)
 
     async def stop(self, timeout: float) -> None:
@@ -180,10 +180,10 @@ class Canaries:
         """Whether this exporter polls the account of a canary."""
         return name in self._canaries and self._canaries[name].account in self._accounts
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         """Run one check."""
         if (kept := self._kept) is not None:
-            await self._ledger.execute(canary_runs.forget_others, kept)
+            await self._ledger.execute(canary_runs.reset_others, kept)
             if self._kept is kept:  # not reconfigured meanwhile
                 self._kept = None
             self._state = None  # its `since` is outdated
@@ -197,11 +197,13 @@ class Canaries:
             return
         state = await self._read(now)
         await self._count_missed(state, now)
-        await self._follow(state)
+        await self._process_open_runs(state)
 
     def _due(self, now: float) -> Iterator[tuple[CanaryConfig, int]]:
         """Yield the due calls of accounts that this exporter polls."""
-        for name, past in self._state.past.items() if self._state and not self._stopping else ():
+        if self._state is None or self._stopping:
+            return
+        for name, row in self._state.canaries.items():
             checked, until = self._checked.get(name, (math.inf, -math.inf))
             if not self._polled(name) or checked <= now < until:
                 continue
@@ -209,7 +211,7 @@ class Canaries:
             schedule = schedule_of(canary)
             due = schedule.last(now)
             # Skip due times from before the canary was configured.
-            if due >= past.since and now - due <= grace(schedule, due):
+            if due >= row.since and now - due <= grace(schedule, due):
                 yield canary, due
             self._checked[name] = now, next(schedule.after(now), math.inf)
 
@@ -227,51 +229,51 @@ class Canaries:
             run = None
         if run is None:
             self._checked.pop(canary.name, None)  # try again within the grace period
-        elif run is not NotBegun.BEGUN:
+        elif run is not NotStarted.EXISTS:
             self._read_at = -math.inf
 
     async def _read(self, now: float) -> State:
         """Read the state from the ledger, and update the metrics."""
         names = list(self._canaries)
-        self._state = state = await self._ledger.execute(canary_runs.look, names, now)
+        self._state = state = await self._ledger.execute(canary_runs.read_state, names, now)
         self._read_at = self._loop.time() + _READ_EVERY * self._interval
         ahead = self._ledger.clock.ahead
-        for name, past in state.past.items():
+        for name, row in state.canaries.items():
             if not self._polled(name):
                 continue  # reconfigured meanwhile
             # Only with totals from the ledger: a counter must not restart at 0.
             self._numbers[name] = CanaryNumbers(
                 self._canaries[name].account,
-                bool(past.success),
-                past.last_success_at - ahead if past.last_success_at else 0.0,
+                bool(row.success),
+                row.last_success_at - ahead if row.last_success_at else 0.0,
                 {
-                    CanaryStage.ACCEPTED: past.accepted_seconds or 0.0,
-                    CanaryStage.FINISHED: past.finished_seconds or 0.0,
+                    CanaryStage.ACCEPTED: row.accepted_seconds or 0.0,
+                    CanaryStage.FINISHED: row.finished_seconds or 0.0,
                 },
                 {result: state.totals.get((name, result.value), 0) for result in CanaryResult},
-                past.started_at - ahead if past.started_at else 0.0,
-                CanaryResult(past.result) if past.result else None,
+                row.started_at - ahead if row.started_at else 0.0,
+                CanaryResult(row.result) if row.result else None,
             )
         return state
 
     async def _count_missed(self, state: State, now: float) -> None:
         """Count due times whose grace period has passed without a call."""
-        for name, past in state.past.items():
+        for name, row in state.canaries.items():
             if not self._polled(name):
                 continue
             schedule = schedule_of(self._canaries[name])
             over = takewhile(
                 lambda due: due + grace(schedule, due) < now,  # noqa: B023 - used at once
-                schedule.after(past.seen_until),
+                schedule.after(row.seen_until),
             )
             if not (due := list(islice(over, _MAX_MISSED))):
                 continue
-            seen = past.seen_until
+            seen = row.seen_until
             if missed := await self._ledger.execute(canary_runs.count_missed, name, seen, due):
                 _log.warning("canary calls missed", canary=name, missed=missed)
             self._read_at = -math.inf
 
-    async def _follow(self, state: State) -> None:
+    async def _process_open_runs(self, state: State) -> None:
         """Poll the calls of open runs, and end runs."""
         now = self._ledger.clock.now()
         for run in state.open:
@@ -283,7 +285,7 @@ class Canaries:
                 since = run.accepted_at or now
                 await self._poll(run, WatchedCall(run.call_id, run.reference_id, since), now)
             # Unknown whether the request was sent; it must not be sent twice.
-            elif now > run.started_at + self._wait_for_slot + self._timeout + self._spare:
+            elif now > run.started_at + self._wait_for_slot + self._timeout + self._margin:
                 await self._runner.end(run.id, run.canary, CanaryResult.UNSURE)
         ids = {run.id for run in state.open}
         self._overdue = {run: at for run, at in self._overdue.items() if run in ids}
@@ -300,7 +302,7 @@ class Canaries:
                 account.poller.poll_now(call.id)
         waited = self._loop.time() - self._overdue.get(run.id, math.inf)
         # Without an exporter that polls the account, the run ends as late.
-        last = run.deadline_at + self._timeout + 2 * self._spare
+        last = run.deadline_at + self._timeout + 2 * self._margin
         if waited > self._timeout + _LAST_POLL or now > last:
             await self._runner.end(run.id, run.canary, CanaryResult.LATE)
             if account:

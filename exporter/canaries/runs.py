@@ -1,4 +1,4 @@
-"""Steps of a canary run: intent, request, end. Used by the exporter and the command."""
+"""Steps of a canary run: intent, request, end. Used by the exporter and the command `canary`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
 from exporter.ids import ReferenceId
 from exporter.ledger import canary_runs
-from exporter.ledger.canary_runs import CanaryResult, Intent, NotBegun, Run
+from exporter.ledger.canary_runs import CanaryResult, Intent, NotStarted, Run
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.types import DELETED
 
-_RETRY_EVERY: Final = 1.0
+_RETRY_INTERVAL: Final = 1.0
 """Seconds until a failed write is retried."""
 
 Place: TypeAlias = Callable[[CallRequest], Awaitable[tuple[Answer, float] | None]]
-"""Places a call; returns the outcome and the seconds it took, or None if nothing was sent."""
+"""Places a call; returns the answer and its delay in seconds, or None if nothing was sent."""
 
 Execute: TypeAlias = Callable[..., Awaitable[Any]]  # Any: the result of the statements
 """Runs a function of `canary_runs` in the ledger; raises `LedgerError`."""
@@ -109,7 +109,7 @@ class CanaryRunner:
 
     async def place(
         self, canary: CanaryConfig, due: int, place: Place, *, by_hand: bool = False
-    ) -> int | NotBegun | None:
+    ) -> int | NotStarted | None:
         """Place a call, unless another exporter has started the run.
 
         `due` is a Unix time by the machine's clock; `by_hand`: placed by the command `canary`.
@@ -131,9 +131,9 @@ class CanaryRunner:
             day_of(due, canary.zone),
             by_hand,
         )
-        run: int | NotBegun = await self._execute(canary_runs.begin, intent)
-        if isinstance(run, NotBegun):
-            if run is NotBegun.LIMITED:
+        run: int | NotStarted = await self._execute(canary_runs.begin, intent)
+        if isinstance(run, NotStarted):
+            if run is NotStarted.LIMITED:
                 _log.warning("canary call not placed", canary=canary.name, reason="max_per_day")
             return run
         self.placing.add(run)
@@ -152,7 +152,7 @@ class CanaryRunner:
                     await self._placed(canary, run, *placed)
                     break
                 except LedgerError:
-                    await asyncio.sleep(_RETRY_EVERY)
+                    await asyncio.sleep(_RETRY_INTERVAL)
         finally:
             self.placing.discard(run)
         return run
@@ -189,8 +189,10 @@ class CanaryRunner:
     ) -> None:
         """Store the result of a run, unless it has ended before; see `canary_runs.end`."""
         if await self._execute(canary_runs.end, run, result, self._clock.now(), **about):
-            log = _log.info if result is CanaryResult.SUCCESS else _log.warning
             about["message"] = message
             about = {name: value for name, value in about.items() if value not in (None, "")}
-            log("canary call ended", canary=canary, result=result.value, **about)
+            if result is CanaryResult.SUCCESS:
+                _log.info("canary call ended", canary=canary, result=result.value, **about)
+            else:
+                _log.warning("canary call ended", canary=canary, result=result.value, **about)
             self._report(result.value, about)

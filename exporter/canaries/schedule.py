@@ -1,7 +1,7 @@
 """Schedules of canary calls. Pure: times are parameters, as Unix times.
 
-Due times depend only on the configuration, so that exporters that share a ledger, or were
-restarted, agree on them without stored state.
+Due times depend only on the configuration: exporters that share a ledger agree on them, also after
+a restart, without stored state.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Every:
 
     def after(self, moment: float) -> Iterator[int]:
         """Yield the due times after a moment, endlessly."""
-        apart = round(self.seconds)
-        return count(self.last(moment) + apart, apart)
+        interval = round(self.seconds)
+        return count(self.last(moment) + interval, interval)
 
     def last(self, moment: float) -> int:
         """Return the last due time up to a moment."""
-        apart = round(self.seconds)
-        return int(moment // apart) * apart
+        interval = round(self.seconds)
+        return int(moment // interval) * interval
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
     """Due at the times of a cron expression.
 
-    When the clocks change, as in Debian's cron: due times in a skipped hour are due right after
+    Clock changes are handled as in Debian's cron: due times in a skipped hour are due right after
     it; due times in a repeated hour are due once, the first time.
     """
 
@@ -81,5 +81,5 @@ def schedule_of(canary: CanaryConfig) -> Schedule:
 
 def grace(schedule: Schedule, due: int) -> float:
     """Return the seconds after a due time in which the call may be placed."""
-    apart = next(schedule.after(due), due) - due
-    return min(_MAX_GRACE, max(_MIN_GRACE, _GRACE * apart))
+    interval = next(schedule.after(due), due) - due
+    return min(_MAX_GRACE, max(_MIN_GRACE, _GRACE * interval))

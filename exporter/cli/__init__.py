@@ -54,7 +54,7 @@ class _Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         module = import_module(f"exporter.cli.{_MODULES[cmd_name]}")
         command = getattr(module, cmd_name.replace("-", "_"))
-        assert isinstance(command, click.Command)  # noqa: S101 - they are made so
+        assert isinstance(command, click.Command)  # noqa: S101 - for mypy
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ from exporter.errors import ExporterError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.ledger import canary_runs
-from exporter.ledger.canary_runs import CanaryResult, NotBegun, Run
+from exporter.ledger.canary_runs import CanaryResult, NotStarted, Run
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import open_database
 from exporter.ledger.store import Store
@@ -36,8 +36,8 @@ from exporter.threads import SerialThread
 R = TypeVar("R")
 
 _SHOWN: Final = 5
-_LOOK_EVERY: Final = 0.5
-_POLL_EVERY: Final = 5.0
+_CHECK_INTERVAL: Final = 0.5
+_POLL_INTERVAL: Final = 5.0
 _GIVE_UP: Final = 30.0
 """Seconds after the end of `within` until a call whose polls fail counts as late."""
 
@@ -88,11 +88,11 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
     """Place a call, wait for its result, and return the result of the run."""
     thread = SerialThread("ledger")
     url = config.ledger.url.reveal()
-    database = await thread.submit(partial(open_database, url, beside=True))
+    database = await thread.submit(partial(open_database, url, exclusive=False))
     account = next(item for item in config.accounts if item.name == canary.account)
     client = EsmsClient(account, config.polling.timeout, tls=config.tls)
     clock, reported = LedgerClock(), False
-    interval, polled_at = min(_POLL_EVERY, config.polling.interval), -math.inf
+    interval, polled_at = min(_POLL_INTERVAL, config.polling.interval), -math.inf
 
     async def execute(statements: Callable[..., R], *args: Any, **kwargs: Any) -> R:  # Any: its
         return await thread.submit(partial(database.run, statements, *args, **kwargs))
@@ -118,7 +118,7 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
                         # Because the exporter may not be running.
                         if observation := await _poll(client, run, clock):
                             await execute(store.write, [observation])
-                await asyncio.sleep(_LOOK_EVERY)
+                await asyncio.sleep(_CHECK_INTERVAL)
         result, status = await execute(canary_runs.find, row)
     finally:
         await thread.submit(database.close)
@@ -130,21 +130,21 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
 
 async def _place(runner: CanaryRunner, client: EsmsClient, canary: CanaryConfig) -> int:
     async def send(request: CallRequest) -> tuple[Answer, float]:
-        begun = time.monotonic()
-        return await client.place_call(request), time.monotonic() - begun
+        started = time.monotonic()
+        return await client.place_call(request), time.monotonic() - started
 
     while True:
         placed = await runner.place(canary, int(time.time()), send, by_hand=True)
         if isinstance(placed, int):
             return placed
-        if placed is NotBegun.LIMITED:
+        if placed is NotStarted.LIMITED:
             limit = canary.max_per_day
             raise ExporterError(f"not placed: `max_per_day` ({limit} calls) is reached")
         await asyncio.sleep(1)  # another call was placed in the same second
 
 
 async def _open_run(execute: Execute, row: int) -> Run | None:
-    state = await execute(canary_runs.look, (), time.time())
+    state = await execute(canary_runs.read_state, (), time.time())
     return next((run for run in state.open if run.id == row), None)
 
 

@@ -86,8 +86,8 @@ async def _serve(addresses: Sequence[ListenAddress]) -> None:
         async with Simulator(accounts=(*ACCOUNTS, REFUSED), speed=SPEED) as simulator:
             config = configuration(simulator.url, Path(folder))
 
-            async def beside(service: App, listening: Sequence[str]) -> AsyncIterator[None]:
-                click.echo(_where_to_look(listening, simulator))
+            async def lifespan(service: App, listening: Sequence[str]) -> AsyncIterator[None]:
+                click.echo(_banner(listening, simulator))
                 calls = asyncio.create_task(_place_calls(service, config, simulator))
                 try:
                     yield
@@ -96,7 +96,7 @@ async def _serve(addresses: Sequence[ListenAddress]) -> None:
                     with suppress(asyncio.CancelledError):
                         await calls
 
-            await Daemon(App(lambda: config), WebOptions(addresses), beside=beside).run()
+            await Daemon(App(lambda: config), WebOptions(addresses), lifespan=lifespan).run()
 
 
 async def _place_calls(service: App, config: Config, simulator: Simulator) -> None:
@@ -129,7 +129,7 @@ async def _place_calls(service: App, config: Config, simulator: Simulator) -> No
             await asyncio.sleep(1 / CALLS_PER_SECOND)
 
 
-def _where_to_look(listening: Sequence[str], simulator: Simulator) -> str:
+def _banner(listening: Sequence[str], simulator: Simulator) -> str:
     places = "\n".join(
         f"  {url}/          the status page\n  {url}/metrics   the metrics" for url in listening
     )

@@ -26,7 +26,7 @@ _TIMEOUT: Final = 4.0
 def options_of(command_line: bytes) -> list[str]:
     """Return the options of the exporter in a command line; empty for another program.
 
-    As in `/proc/PID/cmdline`, it may start with an init process or an interpreter.
+    The format is that of `/proc/PID/cmdline`. An init process or an interpreter may come first.
     """
     words = command_line.decode(errors="surrogateescape").split("\0")[:-1]
     names = [Path(word).name for word in words]
@@ -76,8 +76,8 @@ def health(
 ) -> None:
     """Check that an exporter on this machine responds; exit code 1 if not.
 
-    Takes the options of `run`. Without options, those of process 1 are used, which is the exporter
-    in a container. No proxy is used and no password is sent.
+    Accepts the options of `run`. By default, uses the options of process 1, which is the exporter
+    in a container. Uses no proxy and sends no password.
     """
     given = {ctx.get_parameter_source(name) for name in ("addresses", "web_config")}
     if not others and given == {ParameterSource.DEFAULT}:

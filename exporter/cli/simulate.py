@@ -16,7 +16,7 @@ from exporter.simulator import ACCOUNT, TEMPLATES, Account, Simulator, describe
 from exporter.web.sockets import ListenAddress
 
 LISTEN: Final = "127.0.0.1:10376"
-# Recognisable as not real.
+# Obviously not real.
 DEFAULT_ACCOUNTS: Final = (
     Account("main", "SIMULATED-API-KEY-MAIN", "SIMULATED-SECRET-KEY-MAIN", tps=20),
     Account("backup", "SIMULATED-API-KEY-BACKUP", "SIMULATED-SECRET-KEY-BACKUP", tps=5),
@@ -58,13 +58,13 @@ def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> l
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
-    help="Speed of the clock of calls, as a multiple of real time.",
+    help="Speed of simulated calls, as a multiple of real time.",
 )
 @click.option(
     "--unknown-ids",
     type=click.Choice(["found", "not_found"]),
     default="found",
-    help="Whether unknown, well-formed ReferenceIds are calls.",
+    help="Whether the API finds a call for every well-formed ReferenceId.",
 )
 def simulate(
     *,

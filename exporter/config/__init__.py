@@ -62,7 +62,7 @@ MAX_FILE: Final = 64 << 20
 
 def _proxy_url(value: Secret) -> Secret:
     url = check_url(value.reveal(), "http", "https", without="?#", path=False)
-    # The proxy would end the user at the colon.
+    # The proxy would take a colon in the user as the start of the password.
     if value.reveal().count("@") > 1 or ":" in (url.user or ""):
         raise ValueError
     return value
@@ -124,7 +124,7 @@ class AccountConfig(Section):
     `HTTP_PROXY` and `HTTPS_PROXY` are not used."""
 
     default_kind: KindName = Kind.CALL
-    """The kind of calls that name none: `call`, or `message` for an account that sends messages
+    """The kind of calls without a `kind`: `call`, or `message` for an account that sends messages
     (Voice OTP, SMS, Zalo and Viber)."""
 
     codes: dict[ResultCode, CodeClass] = Field(default_factory=dict, max_length=MAX_CODES)
@@ -133,7 +133,7 @@ class AccountConfig(Section):
     the call again within `not_found_grace`) or `api_error` (poll the call again, with back-off)."""
 
     balance_warning: Annotated[float, amount(10**15, "an amount in VND: ")] | None = None
-    """The balance is low below this amount, in VND."""
+    """Threshold in VND below which the balance is low."""
 
     rate_limit: Annotated[float, amount(100_000)] = 20.0
     """Maximum number of requests per second."""
@@ -234,8 +234,8 @@ class Config(Section):
         return self._tls
 
     @property
-    def memory(self) -> float:
-        """Seconds to remember a finished call: `keep_finished` or two runs of the slowest query."""
+    def retention(self) -> float:
+        """Seconds to keep a finished call: `keep_finished` or two runs of the slowest query."""
         runs = (2 * (query.interval + query.timeout) for query in self.watch.sql)
         return max([self.ledger.keep_finished, *runs])
 

@@ -79,7 +79,7 @@ class InvalidValue:
 class Unresolved(str):
     """A scalar without quotes, such as the value of a single `${NAME}`.
 
-    Keys for numbers and booleans convert it; for other keys it is text.
+    Keys of the type number or boolean convert it; for other keys it is text.
     """
 
     __slots__ = ()

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 class FileProblemError(Exception):
-    """A file cannot be used, for a problem on a line (or 0) and at keys and indices in it.
+    """A file cannot be used; the message never contains its content.
 
-    The message never contains its content.
+    Attributes:
+        line: the line of the problem, from 1; 0 if it has none.
+        path: the keys and indices of the invalid value.
     """
 
     def __init__(self, message: str, line: int = 0, path: Iterable[str | int] = ()) -> None:
@@ -131,10 +133,10 @@ def system_tls(files: NamedFiles) -> ssl.SSLContext:
         # OpenSSL ignores an unusable file in `SSL_CERT_FILE`: pass it explicitly.
         folder = paths.capath if named else None
         context = ssl.create_default_context(cafile=named, capath=folder)
+    except ssl.SSLError:
+        raise FileProblemError(f"the file {file} contains no PEM certificate") from None
     except OSError as error:
-        is_pem = not isinstance(error, ssl.SSLError)
-        problem = f"cannot be read: {error.strerror}" if is_pem else "contains no PEM certificate"
-        raise FileProblemError(f"the file {file} {problem}") from None
+        raise FileProblemError(f"the file {file} cannot be read: {error.strerror}") from None
     context.set_alpn_protocols(["http/1.1"])
     # OpenSSL reads certificates in a folder on demand.
     changed = os.stat(paths.capath).st_mtime_ns if paths.capath else 0  # noqa: PTH116 - a text

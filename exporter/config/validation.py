@@ -190,7 +190,7 @@ class Section(BaseModel):
     )
     # Keys whose value can be in a file, named by `KEY_file`: every secret, and some long texts.
     secrets: ClassVar[Collection[str]] = ()
-    null_is_default: ClassVar[bool] = False  # `key:` without a value, for all keys
+    null_is_default: ClassVar[bool] = False  # whether an empty value of any key is its default
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_kwargs: object) -> None:
@@ -446,7 +446,7 @@ def _base_url(value: str) -> str:
 
 
 def _known(names: str, words: str) -> Expected:
-    """Accept one of some names of the load context, or any if they could not be read."""
+    """Accept a name in the attribute `names` of the load context, or any name if that is None."""
 
     def check(name: str, info: ValidationInfo) -> str:
         known = getattr(info.context, names, None)

@@ -72,8 +72,8 @@ def _reference_id(value: object) -> ReferenceId:
         raise invalid("expected text; an id that looks like a number needs quotes")
     if not isinstance(value, str):
         raise invalid("expected an id")
-    # A copy: ids outlive the document, and between its objects they would keep the allocator from
-    # returning its memory.
+    # Copy the id, which outlives the document: otherwise, the document's memory is not returned to
+    # the system.
     copy = str(value.encode("utf-8", "surrogatepass"), "utf-8", "surrogatepass")
     try:
         return reference_id(copy)
@@ -194,7 +194,7 @@ def _unique_label(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def _beside_file(pattern: str, info: ValidationInfo) -> str:
+def _relative_to_folder(pattern: str, info: ValidationInfo) -> str:
     if not isinstance(info.context, LoadContext):
         return pattern
     return os.path.join(glob.escape(os.path.abspath(info.context.folder)), pattern)  # noqa: PTH100, PTH118 - a pattern
@@ -217,7 +217,7 @@ FilePattern = Annotated[
         r"^[^\x00-\x1f]+\.(yaml|yml|json|txt|csv)$",
         max_length=1024,
     ),
-    AfterValidator(_beside_file),
+    AfterValidator(_relative_to_folder),
 ]
 
 

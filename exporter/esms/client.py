@@ -69,8 +69,8 @@ class CallRequest:
         return {"TemplateId": self.recording or "", "RequestID": self.request_id}
 
 
-class _LookUp:
-    """The URL of polls of a kind, without the id, and the function that parses their answers."""
+class _PollRequest:
+    """Requests of polls for one kind of id: their URL, without the id, and their parser."""
 
     def __init__(self, base: str, keys: Mapping[str, str], parameter: str, read: _Read) -> None:
         url = URL(f"{URL(base)}/GetSendStatus", encoded=True)
@@ -110,9 +110,9 @@ class EsmsClient:
             max_ages=max_ages,
         )
         # Encode and parse the URL of polls, without the id, once: that is a fifth of a poll's cost.
-        self._look_ups = {
-            Kind.CALL: _LookUp(account.base_url, keys, "ReferenceId", read_answer),
-            Kind.MESSAGE: _LookUp(account.message_url, keys, "RefId", read_message_answer),
+        self._polls = {
+            Kind.CALL: _PollRequest(account.base_url, keys, "ReferenceId", read_answer),
+            Kind.MESSAGE: _PollRequest(account.message_url, keys, "RefId", read_message_answer),
         }
         self._codes = {code: Outcome(outcome) for code, outcome in account.codes.items()}
         self._unknown_codes = set[str]()
@@ -126,15 +126,15 @@ class EsmsClient:
 
     async def send_status(self, reference_id: str, kind: Kind = Kind.CALL) -> Answer:
         """Poll a call or a message: one `GetSendStatus` request."""
-        look_up = self._look_ups[kind]
+        poll = self._polls[kind]
         encoded = reference_id
         # Most ids have only letters, digits and hyphens, which need no encoding.
         if not (reference_id.isascii() and reference_id.replace("-", "").isalnum()):
             encoded = quote(reference_id, safe="")
-        url = look_up.url(query_string=look_up.query.reveal() + encoded)
-        answer = await self._answer(self._http.request("GET", url), look_up.read, self._hidden)
+        url = poll.url(query_string=poll.query.reveal() + encoded)
+        answer = await self._answer(self._http.request("GET", url), poll.read, self._hidden)
         if answer.outcome is not Outcome.OK:
-            self._http.distrust()
+            self._http.renew_soon()
         return answer
 
     async def place_call(self, request: CallRequest) -> Answer:

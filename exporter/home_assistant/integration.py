@@ -238,9 +238,9 @@ class ExposedAccounts:
 class Publisher:
     """Publishes to a broker until stopped.
 
-    Compares the messages to retain with the retained ones, publishes differences and clears
-    obsolete messages. This handles a start, a reconnection, a birth message of Home Assistant and
-    a removed account alike.
+    Compares the wanted messages with the retained ones, publishes the differences and clears
+    obsolete messages. A start, a reconnection, a birth message of Home Assistant and a removed
+    account need nothing else.
 
     Args:
         config: the broker.
@@ -296,7 +296,7 @@ class Publisher:
     async def publish_event(self, account: str, payload: bytes) -> None:
         """Publish an event once, and return when the broker has acknowledged it.
 
-        No other messages are under way meanwhile, to know which event breaks the connection.
+        No other message is sent meanwhile, so that it is known which event breaks the connection.
 
         Raises:
             BrokerAwayError: the event was not published.
@@ -489,7 +489,7 @@ async def _connected(
             connecting.add_done_callback(lambda _: _cut(client))
             raise
         except Exception:
-            # On a time-out, the library leaves the socket open.
+            # On a timeout, the library leaves the socket open.
             _cut(client)
             raise
     try:

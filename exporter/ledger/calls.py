@@ -1,4 +1,4 @@
-"""Statements that read calls, and that prune them; sources, and the cursors of queries."""
+"""Statements that read and prune calls, and those about sources and the cursors of queries."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def list_calls(
     with database.read() as connection:
         if database.shared:
             # If PostgreSQL expects few rows, it sorts instead of using the index; it may be wrong.
-            for way in ("sort", "seqscan"):
-                connection.execute(text(f"SET LOCAL enable_{way} = off"))
+            for method in ("sort", "seqscan"):
+                connection.execute(text(f"SET LOCAL enable_{method} = off"))
         known = select(accounts.c.id).where(accounts.c.name.in_(names))
         rows = connection.scalars(known).all()
         # Written so that no engine uses an index in another order: it would have to read and sort
@@ -194,7 +194,7 @@ MAX_RECENT: Final = 50_000
 """Maximum of finished calls to read, which takes some tenths of a second."""
 
 
-class Past(NamedTuple):
+class RecentCalls(NamedTuple):
     """Finished calls, oldest first; complete since the Unix time `since`."""
 
     calls: list[FinishedCall]
@@ -218,17 +218,17 @@ def recent_calls(
     since: float,
     names: Collection[str] | None = None,
     limit: int = MAX_RECENT,
-) -> Past:
+) -> RecentCalls:
     """Return the newest `limit` calls of accounts that have finished since a Unix time."""
     query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(limit)
     if names is not None:
         query = query.where(accounts.c.name.in_(list(names)))
     found = [*_finished(connection, query).values()][::-1]
-    return Past(found, found[0].finished_at if len(found) == limit else since)
+    return RecentCalls(found, found[0].finished_at if len(found) == limit else since)
 
 
-def ended_of(connection: Connection, rows: Collection[int]) -> dict[int, FinishedCall]:
-    """Return the finished ones of some calls, by row."""
+def finished_calls(connection: Connection, rows: Collection[int]) -> dict[int, FinishedCall]:
+    """Return those of the given calls that have finished, by row."""
     return _finished(connection, _FINISHED_CALLS.where(calls.c.id.in_(list(rows))))
 
 

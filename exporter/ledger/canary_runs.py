@@ -111,30 +111,30 @@ class Run(NamedTuple):
     finished_at: float | None
 
 
-class NotBegun(Enum):
+class NotStarted(Enum):
     """Why a call may not be placed."""
 
-    BEGUN = auto()  # the due time has a run already
+    EXISTS = auto()  # the due time has a run already
     LIMITED = auto()  # the limit of the day is reached
 
 
 class State(NamedTuple):
     """The state of the configured canaries, and the open runs."""
 
-    past: dict[str, Row[Any]]  # canaries and their last runs, by name. Any: of columns
+    canaries: dict[str, Row[Any]]  # each with its last run, by name. Any: of columns
     totals: dict[tuple[str, str], int]  # ended runs, by name and result
     open: list[Run]
 
 
-def begin(connection: Connection, intent: Intent) -> int | NotBegun:
-    """Begin a run; return its row, or why the call may not be placed.
+def begin(connection: Connection, intent: Intent) -> int | NotStarted:
+    """Start a run; return its row, or why the call may not be placed.
 
     Once this is committed, no other exporter places a call for that due time.
     """
     row = _lock(connection, intent.canary)
     due = canary_runs.c.canary_id == row, canary_runs.c.due_at == intent.due_at
     if connection.scalar(select(canary_runs.c.id).where(*due)) is not None:
-        return NotBegun.BEGUN
+        return NotStarted.EXISTS
     placed = select(func.count()).where(
         canary_runs.c.canary_id == row,
         canary_runs.c.due_at >= intent.day[0],
@@ -143,7 +143,7 @@ def begin(connection: Connection, intent: Intent) -> int | NotBegun:
     )
     limited = (connection.scalar(placed) or 0) >= intent.limit
     if limited and intent.by_hand:
-        return NotBegun.LIMITED
+        return NotStarted.LIMITED
     values: dict[str, object] = {
         name: value
         for name, value in asdict(intent).items()
@@ -152,9 +152,9 @@ def begin(connection: Connection, intent: Intent) -> int | NotBegun:
     if limited:
         values |= {"result": CanaryResult.LIMITED.value, "ended_at": intent.started_at}
         _count(connection, row, CanaryResult.LIMITED)
-    begun = insert(canary_runs).values(canary_id=row, **values).returning(canary_runs.c.id)
-    found = int(connection.execute(begun).scalar_one())
-    return NotBegun.LIMITED if limited else found
+    adding = insert(canary_runs).values(canary_id=row, **values).returning(canary_runs.c.id)
+    found = int(connection.execute(adding).scalar_one())
+    return NotStarted.LIMITED if limited else found
 
 
 def withdraw(connection: Connection, run: int) -> None:
@@ -241,16 +241,16 @@ def count_missed(connection: Connection, name: str, seen_until: int, due: Sequen
     move = update(canaries).where(canaries.c.id == row, canaries.c.seen_until == seen_until)
     if not connection.execute(move.values(seen_until=due[-1])).rowcount:
         return 0
-    begun = select(canary_runs.c.due_at).where(
+    started = select(canary_runs.c.due_at).where(
         canary_runs.c.canary_id == row, canary_runs.c.due_at.between(due[0], due[-1])
     )
-    missed = len(set(due).difference(connection.scalars(begun)))
+    missed = len(set(due).difference(connection.scalars(started)))
     if missed:
         _count(connection, row, CanaryResult.MISSED, missed)
     return missed
 
 
-def look(connection: Connection, names: Collection[str], now: float) -> State:
+def read_state(connection: Connection, names: Collection[str], now: float) -> State:
     """Return the state of the configured canaries, and all open runs.
 
     New canaries begin at the Unix time `now`.
@@ -259,8 +259,8 @@ def look(connection: Connection, names: Collection[str], now: float) -> State:
         row = row_of(connection, canaries.c.name, name)
         # A start in the future means that the clock was wrong then.
         new = or_(canaries.c.since.is_(None), canaries.c.since > now)
-        begun = update(canaries).where(canaries.c.id == row, new)
-        connection.execute(begun.values(since=int(now), seen_until=int(now)))
+        starting = update(canaries).where(canaries.c.id == row, new)
+        connection.execute(starting.values(since=int(now), seen_until=int(now)))
     # Another exporter with another configuration may have reset a canary just now.
     mine = and_(canaries.c.name.in_(list(names)), canaries.c.since.is_not(None))
     own = canary_runs.c.canary_id == canaries.c.id
@@ -268,19 +268,19 @@ def look(connection: Connection, names: Collection[str], now: float) -> State:
     known = select(canaries, canary_runs.c.started_at, canary_runs.c.result).where(mine)
     joined = and_(own, canary_runs.c.due_at == last)
     found = connection.execute(known.outerjoin_from(canaries, canary_runs, joined))
-    past = {row.name: row for row in found}
+    rows = {row.name: row for row in found}
     query = select(canaries.c.name, canary_totals.c.result, canary_totals.c.runs)
     counted = connection.execute(query.join_from(canary_totals, canaries).where(mine))
     totals = {(name, result): runs for name, result, runs in counted}
-    return State(past, totals, list(map(Run._make, connection.execute(_OPEN))))
+    return State(rows, totals, list(map(Run._make, connection.execute(_OPEN))))
 
 
-def forget_others(connection: Connection, names: Collection[str]) -> None:
+def reset_others(connection: Connection, names: Collection[str]) -> None:
     """Reset canaries that are not configured: if they are added again, they start as new ones."""
-    forgotten = update(canaries).where(
+    others = update(canaries).where(
         canaries.c.name.not_in(list(names)), canaries.c.since.is_not(None)
     )
-    connection.execute(forgotten.values(since=None, seen_until=None))
+    connection.execute(others.values(since=None, seen_until=None))
 
 
 def find(connection: Connection, run: int) -> tuple[str | None, str | None]:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-LEAST_STEP: Final = 1.0
+MIN_STEP: Final = 1.0
 """The smallest jump of a clock to detect, in seconds: longer than a thread normally waits between
 reading two clocks, and shorter than any age that matters."""
 
@@ -49,7 +49,7 @@ def machine_clocks() -> Clocks:
 
 
 class Mark(NamedTuple):
-    """The seconds by which the ledger's clock was ahead of the machine's, and when."""
+    """The seconds by which the ledger's clock was ahead of the machine's at a moment."""
 
     ahead: float
     at: Moment
@@ -58,7 +58,7 @@ class Mark(NamedTuple):
 def step(before: Moment, now: Moment) -> float:
     """Return by how many seconds the wall clock jumped within a boot; 0.0 if it did not."""
     found = (now.wall - now.steady) - (before.wall - before.steady)
-    return found if abs(found) >= LEAST_STEP else 0.0
+    return found if abs(found) >= MIN_STEP else 0.0
 
 
 def resumed(mark: Mark, now: Moment) -> float:
@@ -84,7 +84,7 @@ class LedgerClock:
 
     @property
     def ahead(self) -> float:
-        """Seconds by which it is ahead of the machine's clock; 0.0 unless that one was set."""
+        """Seconds by which it is ahead of the machine's clock; 0.0 if that clock was never set."""
         return self._ahead
 
     def now(self) -> float:

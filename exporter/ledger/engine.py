@@ -43,7 +43,7 @@ class Database(ABC):
     engine: Engine
 
     @abstractmethod
-    def failure(self, error: BaseException) -> LedgerError:
+    def translate(self, error: BaseException) -> LedgerError:
         """Translate an exception of the driver to a message that says what to do."""
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Database(ABC):
             yield
         except DBAPIError as error:
             # SQLAlchemy's message contains the statement and its parameters: ids and labels.
-            raise self.failure(error.orig or error) from None
+            raise self.translate(error.orig or error) from None
 
     def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
         """Return an error with a message. Messages are public: they must not contain secrets."""
@@ -163,12 +163,12 @@ def revision(connection: Connection) -> str | None:
     return connection.scalar(select(alembic_version.c.version_num))
 
 
-def open_database(url: str, *, beside: bool = False) -> Database:
+def open_database(url: str, *, exclusive: bool = True) -> Database:
     """Open a ledger, creating or upgrading it if necessary.
 
     Args:
         url: for example `sqlite:///esms-exporter.db` or `postgresql://HOST/DATABASE`.
-        beside: open it for a short command, also while an exporter uses it.
+        exclusive: refuse to open an SQLite file that an exporter uses; false for short commands.
 
     Raises:
         LedgerBusyError: another exporter has the SQLite file open.
@@ -182,4 +182,4 @@ def open_database(url: str, *, beside: bool = False) -> Database:
     # These modules import this one.
     from exporter.ledger.sqlite import SqliteDatabase, UnlockedSqliteDatabase  # noqa: PLC0415
 
-    return UnlockedSqliteDatabase(url) if beside else SqliteDatabase(url)
+    return SqliteDatabase(url) if exclusive else UnlockedSqliteDatabase(url)

@@ -95,7 +95,7 @@ def field(number: int, like: Column[Any]) -> ColumnElement[Any]:
 
 
 def item(like: Column[Any]) -> ColumnElement[Any]:
-    """Return `ROWS` of single values, as the type of a column."""
+    """Return the value of a row of `ROWS`, for rows of single values, as the type of a column."""
     return _Item(ROWS.c.value, like=like)
 
 

@@ -230,7 +230,7 @@ def count_labels(
     for account, sets in sorted(used.items()):
         given = {"account": accounts[account], "rows": to_json_rows(rows[name] for name in sets)}
         if connection.scalars(_COUNTED, given).one() < len(sets):
-            _begin(connection, account, accounts[account], sets, limits, counted)
+            _start_totals(connection, account, accounts[account], sets, limits, counted)
             continue
         connection.execute(_USE, given)
         for name, labels in sets.items():
@@ -241,10 +241,10 @@ def count_labels(
 
 def limit_labels(connection: Connection, account: str, row: int, limits: LabelLimits) -> None:
     """Evict label sets of an account that exceed limits, for instance after they were lowered."""
-    _begin(connection, account, row, {}, limits, Counted({}, {}, SeriesChanges([], [])))
+    _start_totals(connection, account, row, {}, limits, Counted({}, {}, SeriesChanges([], [])))
 
 
-def _begin(
+def _start_totals(
     connection: Connection,
     account: str,
     account_row: int,
@@ -262,14 +262,14 @@ def _begin(
         sets[name] = labels
     folded = fold(sets, limits)
     into = {name: canonical(labels) for name, labels in folded.items()}
-    begun = {*into.values()} - rows.keys()
-    rows |= _set_rows(connection, {*used, *begun} - rows.keys())
+    started = {*into.values()} - rows.keys()
+    rows |= _set_rows(connection, {*used, *started} - rows.keys())
     for name, labels in folded.items():
         if name in used:
             counted.sets[account, name] = rows[name], rows[into[name]]
-        if name in used or into[name] in begun:
+        if name in used or into[name] in started:
             counted.labels[rows[into[name]]] = labels
-    counted.series.begun.extend((account, rows[name]) for name in begun)
+    counted.series.started.extend((account, rows[name]) for name in started)
     if evicted := [name for name in sets if into[name] != name]:
         counted.series.evicted.extend((account, rows[name]) for name in evicted)
         moving = {
@@ -277,7 +277,7 @@ def _begin(
             for name in evicted
         }
         _evict(connection, account, account_row, moving)
-    now_used = {*begun, *(into[name] for name in used)}
+    now_used = {*started, *(into[name] for name in used)}
     numbers = count(held[-1].used + 1 if held else 1)
     numbered = [
         (account_row, rows[name], next(numbers))
@@ -285,7 +285,7 @@ def _begin(
         if name in now_used
     ]
     connection.execute(_COUNT, {"rows": to_json_rows(numbered)})
-    unfolded = to_json_rows(rows[name] for name in begun)
+    unfolded = to_json_rows(rows[name] for name in started)
     connection.execute(_UNFOLD, {"account": account_row, "rows": unfolded})
 
 
@@ -294,7 +294,8 @@ def _evict(
 ) -> None:
     """Delete the totals of label sets, or move them if their series stay the same.
 
-    `evicted` are, by row, the label set that replaces it, and whether both have the same series.
+    `evicted` has, by the row of a label set, the row of the one that replaces it, and whether both
+    have the same series.
     """
     given = {"account": row, "rows": to_json_rows(evicted)}
     moved = defaultdict[TotalKey, float](float)

@@ -162,7 +162,7 @@ class Notice(NamedTuple):
     notice: str
 
 
-class Look(NamedTuple):
+class PeerChanges(NamedTuple):
     """New calls and notices for the holder of leases."""
 
     claimed: list[StoredCall]  # open calls to poll from now on
@@ -222,15 +222,15 @@ def give_up_leases(connection: Connection, exporter: str, names: Collection[str]
     connection.execute(_GIVE_UP, {"exporter": exporter, "names": to_json_rows(names)})
 
 
-def leave(connection: Connection, exporter: str) -> None:
+def release_leases(connection: Connection, exporter: str) -> None:
     """Free all leases of an exporter that is stopping, and remove it."""
     for statement in (_LEAVE, _GIVE_UP_ALL):
         connection.execute(statement, {"exporter": exporter})
 
 
-def look(
+def claim_and_read_notices(
     connection: Connection, exporter: str, names: Collection[str], acknowledged: Sequence[int]
-) -> Look:
+) -> PeerChanges:
     """Claim up to `BATCH_SIZE` open calls of accounts, and read the notices about them.
 
     Accounts whose lease the exporter does not hold are ignored. `acknowledged` are ids of handled
@@ -249,7 +249,7 @@ def look(
     if acknowledged:
         connection.execute(_ACKNOWLEDGE, {"rows": to_json_rows(acknowledged)})
     found = connection.execute(_READ_NOTICES, {**parameters, "limit": _NOTICES})
-    return Look(claimed, [Notice(*row) for row in found])
+    return PeerChanges(claimed, [Notice(*row) for row in found])
 
 
 # Notices.

@@ -327,9 +327,9 @@ class Outbox:
         return connection.execute(_GIVE_UP, {**parameters, "now": self._clock.now()}).rowcount
 
     def release_all(self, connection: Connection) -> None:
-        """Make all notifications due at the start, unless the ledger can be shared.
+        """Make all notifications due, also those that a killed process had claimed.
 
-        So notifications that a killed process had claimed are sent at once.
+        Does nothing if the ledger can be shared: another exporter may have claimed them.
         """
         if connection.dialect.name == "sqlite":
             connection.execute(_RELEASE_ALL, {"now": self._clock.now()})
@@ -345,7 +345,7 @@ class Outbox:
         return pending, None if oldest is None else oldest - self._clock.ahead
 
     def prune(self, connection: Connection, targets: Collection[str]) -> int:
-        """Delete up to `BATCH_SIZE` overdue notifications of other targets; return how many."""
+        """Delete up to `BATCH_SIZE` overdue notifications of all but `targets`; return how many."""
         others = _columns.target.not_in(list(targets))
         overdue = _columns.give_up_at <= self._clock.now()
         old = select(_columns.id).where(others, overdue).limit(BATCH_SIZE)

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from exporter.config.databases import database_url
 from exporter.errors import LedgerConflictError, LedgerError
-from exporter.ledger.clock import LEAST_STEP, LedgerClock
+from exporter.ledger.clock import MIN_STEP, LedgerClock
 from exporter.ledger.engine import READ_TIMEOUT, Database
 from exporter.secrets import Secret
 
@@ -30,7 +30,7 @@ _UPGRADE_LOCK: Final = 0x65534D53
 _CLOCK: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 
 # Set these for each transaction: PgBouncer may run each one on another server connection. The
-# time-outs keep an exporter that hangs in a transaction from blocking the others. READ COMMITTED
+# timeouts keep an exporter that hangs in a transaction from blocking the others. READ COMMITTED
 # makes a statement that waited for a lock see the changes of the transaction that held it.
 _BEGIN: Final = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; "
@@ -81,7 +81,7 @@ _WITHOUT_STATE: Final = (
     ("database .*not exist|no such database", _ADVICE["3D000"]),
     ("the database system is|shutting down", _ADVICE["57P"]),
     ("SSL|certificate", "no connection over TLS; see `sslmode`, `sslrootcert` in `ledger.url`"),
-    ("option|invalid .* value", "`ledger.url` has an option that libpq does not take"),
+    ("option|invalid .* value", "`ledger.url` has an option that libpq does not know"),
     ("translate host|resolve", "its host cannot be found; see `ledger.url`"),
     ("refused", "refuses connections; check that the server runs, and `ledger.url`"),
     ("closed|consuming input|lost|reset", _ADVICE["08"]),
@@ -121,11 +121,11 @@ class PostgresqlDatabase(Database):
             took = clock.now() - asked
         late = server - asked
         # A slow answer is inaccurate; use it only at the start.
-        if abs(late) >= LEAST_STEP and (opened or took < LEAST_STEP):
+        if abs(late) >= MIN_STEP and (opened or took < MIN_STEP):
             _log.warning("clock differs from database server", seconds=round(late, 1))
             clock.move(late)
 
-    def failure(self, error: BaseException) -> LedgerError:
+    def translate(self, error: BaseException) -> LedgerError:
         """Translate an exception of the driver to a message that says what to do."""
         name, state = type(error).__name__, getattr(error, "sqlstate", None)
         if not state:

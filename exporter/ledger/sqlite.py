@@ -33,8 +33,8 @@ BUSY_TIMEOUT: Final = 5.0
 # Far beyond the end of the file and the bytes that SQLite locks.
 _LOCKED_BYTE: Final = 1 << 62
 
-# Values of `PRAGMA user_version`, which show whether a -wal belongs to the file. Other even numbers
-# except 0 mean in use, too, and other odd ones closed. Backups are marked as closed.
+# Values of `PRAGMA user_version`, which show whether a -wal belongs to the file. Any even number
+# except 0 means in use, any odd number closed. Backups are marked as closed.
 _CLOSED: Final = 1
 _IN_USE: Final = 2
 
@@ -140,13 +140,13 @@ class SqliteFile(Database):
             with super().translated():
                 yield
         except sqlite3.Error as error:  # from the driver, without SQLAlchemy
-            raise self.failure(error) from None
+            raise self.translate(error) from None
 
     def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
         """Return an error with a message; it contains the path only while the file is opened."""
         return kind(f"ledger {self.path}: {problem}" if self._opening else f"ledger: {problem}")
 
-    def failure(self, error: BaseException) -> LedgerError:
+    def translate(self, error: BaseException) -> LedgerError:
         """Translate an exception of the driver to a message that says what to do."""
         code = getattr(error, "sqlite_errorcode", None)
         # The low byte is the primary result code.
@@ -395,8 +395,8 @@ def _mounted(path: Path, descriptor: int) -> bool:
         folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for opened in (folder, descriptor):
-                told = Path(f"/proc/self/fdinfo/{opened}").read_text()
-                mounts.update(line for line in told.splitlines() if line.startswith("mnt_id:"))
+                info = Path(f"/proc/self/fdinfo/{opened}").read_text()
+                mounts.update(line for line in info.splitlines() if line.startswith("mnt_id:"))
         finally:
             os.close(folder)
     return len(mounts) > 1

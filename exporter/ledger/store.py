@@ -1,4 +1,4 @@
-"""The exporter's use of the ledger: adds, finishes and removes calls.
+"""Adds, finishes and removes the calls of one exporter in the ledger.
 
 Blocking: `exporter.ledger.ledger.Ledger` runs it in a thread.
 """
@@ -85,7 +85,7 @@ from exporter.ledger.types import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LOADED: Final = 5 * BATCH_SIZE
+PAGE_SIZE: Final = 5 * BATCH_SIZE
 """Page size for reading all open calls: each page costs a switch between the ledger's thread and
 the event loop."""
 
@@ -120,11 +120,11 @@ _UNFINISHED_PAGE: Final = (
         calls.c.canary_run_id.is_(None),  # see `exporter.canaries`
     )
     .order_by(calls.c.id)
-    .limit(LOADED)
+    .limit(PAGE_SIZE)
     .subquery()
 )
 _UNFINISHED: Final = select_json(*_UNFINISHED_PAGE.c)
-_BEGUN: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from(
+_STARTED: Final = select(accounts.c.name, counted_labels.c.label_set_id).join_from(
     counted_labels, accounts
 )
 # Not as JSON: SQLite would round the values, and a counter could decrease.
@@ -231,10 +231,9 @@ _FINISH: Final = _update_given("result", "status", "duration", "key", "finished_
 
 
 def naming_interval(retention: float) -> float:
-    """Return the minimum interval between updates of `named_at`, in seconds.
+    """Return the minimum interval between updates of `named_at`. Both times are in seconds.
 
-    It is short enough that a query which returns a finished call twice in its retention, in
-    seconds, keeps it from being pruned.
+    A query that returns a finished call twice per retention keeps it from being pruned.
     """
     return min(_NAMING_INTERVAL, retention / 4)
 
@@ -285,7 +284,7 @@ class Store:
     ) -> None:
         """Change the limits of labels, the retention of finished calls, and `watch.max_calls`.
 
-        `kinds` has the kind of calls that name none, by account; by default, they are calls.
+        `kinds` has the default kind of each account; `Kind.CALL` for other accounts.
         """
         self.limits, self._retention, self._max_calls = limits, retention, max_calls
         self._kinds = kinds
@@ -311,18 +310,18 @@ class Store:
             TotalKey(name, labels, TotalKind(total), cell): value
             for name, labels, total, cell, value in connection.execute(_TOTALS.where(wanted))
         }
-        begun = {(name, labels) for name, labels in connection.execute(_BEGUN.where(wanted))}
-        rows = {row for _, row in begun}.union(cell.labels for cell in found)
-        return Snapshot(label_sets_of(connection, rows), found, begun)
+        started = {(name, labels) for name, labels in connection.execute(_STARTED.where(wanted))}
+        rows = {row for _, row in started}.union(cell.labels for cell in found)
+        return Snapshot(label_sets_of(connection, rows), found, started)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
-        """Return the first `LOADED` open calls of an account after a row."""
+        """Return the first `PAGE_SIZE` open calls of an account after a row."""
         with self.database.begin() as connection:
             rows = fetch_json(connection, _UNFINISHED, account=account, after=after)
         # Share equal `float`s between calls: many calls have the same times, and this saves a
         # tenth of their memory.
         times: dict[float, float] = {}
-        if len(rows) < LOADED or len(self._seconds) > _SECONDS:
+        if len(rows) < PAGE_SIZE or len(self._seconds) > _SECONDS:
             self._seconds = {}
         return [
             StoredCall(
@@ -351,7 +350,7 @@ class Store:
         self._newest = {name: newest for name, _, newest in found}
 
     def _room(self, connection: Connection, rows: Mapping[str, int]) -> dict[str, float]:
-        """Return how many calls may be added to accounts, which are given with their rows."""
+        """Return how many calls may be added to each account; `rows` has the accounts' rows."""
         if self.exporter:
             for name, row in rows.items():
                 newer = {"account": row, "newest": self._newest.get(name, 0)}
@@ -364,10 +363,10 @@ class Store:
     # Adding calls.
 
     def watch(self, source: str | None, new: Sequence[NewCall], now: float) -> InsertResult:
-        """Add up to `BATCH_SIZE` calls that a source names, such as a file; None pushes them.
+        """Add up to `BATCH_SIZE` calls of a source that lists its calls, such as a file.
 
-        Existing calls do not change. Of duplicates, the first counts. Calls beyond `max_calls` of
-        an account are refused.
+        Without a source, the calls are marked as pushed. Existing calls do not change. Of
+        duplicates, the first counts. Calls beyond `max_calls` of an account are refused.
         """
         return self._added(self.database.run(self.insert, [new], now, source=source))
 
@@ -441,7 +440,7 @@ class Store:
     def _insert(
         self, connection: Connection, missing: Mapping[_Key, NewCall], now: float, *, pushed: bool
     ) -> tuple[list[StoredCall], set[int], Counted]:
-        """Add missing calls; return those to poll, and the rows of all, whoever inserted them."""
+        """Add missing calls; return those to poll, and the rows of all of them."""
         names = {key: (call.account, canonical(call.labels)) for key, call in missing.items()}
         labels = {names[key]: call.labels for key, call in missing.items()}
         ids = {call.account: account for (account, _), call in missing.items()}
@@ -487,7 +486,7 @@ class Store:
         connection.execute(_PUSH, {"rows": to_json_rows(rows), "now": now, "recent": recent})
 
     @_transaction
-    def keep(self, connection: Connection, row: int) -> bool:
+    def mark_pushed(self, connection: Connection, row: int) -> bool:
         """Mark a call as pushed, so that it stays if no source names it; return whether it exists.
 
         The retention of a finished call starts again; see `naming_interval` for how often.
@@ -501,8 +500,8 @@ class Store:
         """Delete an open call; return whether there was one.
 
         The row stays, marked as deleted, as long as the row of a finished call: queries that still
-        return the call and late callbacks do not add it again. Pushing it does, and so does a file
-        that names it.
+        return the call, and late callbacks, do not add it again. A push or a file that names it
+        does.
         """
         account = self.database.run(self._delete, row, now)
         if account is not None:
@@ -549,10 +548,10 @@ class Store:
             held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()
             connection.execute(held)
         unnamed = _ACCOUNT.add_columns(calls.c.id).where(*left, UNNAMED)
-        gone = {row: name for name, row in connection.execute(unnamed)}
-        notify_holders(connection, self.exporter, list(gone), FORGET)
-        connection.execute(delete(calls).where(calls.c.id.in_(gone)))
-        return gone
+        removed = {row: name for name, row in connection.execute(unnamed)}
+        notify_holders(connection, self.exporter, list(removed), FORGET)
+        connection.execute(delete(calls).where(calls.c.id.in_(removed)))
+        return removed
 
     # Commits: observations and their increments of the totals, in one transaction.
 
@@ -609,15 +608,16 @@ class Store:
         notify_holders(connection, self.exporter, [row for row, *_ in finished], FORGET)
         notify = self.outbox.add(connection, events)
         by_account = Counter(event.account for _, event in events)
-        gone = frozenset(ids) - held.keys()
-        return Committed(dict(added), gone, by_account, notify, frozenset(canaries))
+        ignored = frozenset(ids) - held.keys()
+        return Committed(dict(added), ignored, by_account, notify, frozenset(canaries))
 
     @_transaction
     def set_price(self, connection: Connection, row: int, price: float) -> dict[TotalKey, float]:
         """Store the price of a call, in VND.
 
-        The last price before the finish is added to the totals with the finish. After the finish, a
-        price replaces a missing one or 0, and is added at once. Return the increments of totals.
+        The price of an open call is added to the totals when the call finishes; the last one
+        counts. The price of a finished call is added now, unless it had one above 0. Return the
+        increments of totals.
         """
         account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()
         if account is None:

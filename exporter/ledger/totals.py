@@ -23,7 +23,7 @@ DELAY_BUCKETS: Final = (
 
 
 class TotalKind(StrEnum):
-    """The kinds of totals. A histogram has a cell per bucket, its upper bound, and `sum`."""
+    """The kinds of totals. The cells of a histogram are the upper bounds of buckets, and `sum`."""
 
     CALLS = "calls"  # cell: result/status
     DURATION = "duration"

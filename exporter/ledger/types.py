@@ -40,7 +40,7 @@ class StoredCall(NamedTuple):
 class SeriesChanges(NamedTuple):
     """The label sets whose series start or end, as pairs of account and row."""
 
-    begun: list[tuple[str, int]]
+    started: list[tuple[str, int]]
     evicted: list[tuple[str, int]]  # to make room
 
 
@@ -114,7 +114,7 @@ class Committed(NamedTuple):
     """The durable changes of a group of observations."""
 
     added: Mapping[TotalKey, float]  # increments of the totals
-    gone: frozenset[int]  # observed calls that were not open any more; they are not counted
+    ignored: frozenset[int]  # observed calls that were not open any more; they are not counted
     by_account: Counter[str]  # the number of finished calls
     notify: frozenset[str] = frozenset()  # targets with new notifications
     canaries: frozenset[int] = frozenset()  # finished calls of canaries; they are not counted
@@ -130,4 +130,4 @@ class Snapshot(NamedTuple):
 
     label_sets: dict[int, Labels]  # those with totals, by row
     totals: dict[TotalKey, float]
-    begun: set[tuple[str, int]]  # the label sets with series, as pairs of account and row
+    started: set[tuple[str, int]]  # the label sets with series, as pairs of account and row

@@ -71,7 +71,7 @@ class Catalogue:
         # Finished messages, likewise.
         self.messages = counter(
             "esms_messages_total{account,result}",
-            "Receivers of finished messages, each message counted once, when its result is "
+            "Receivers of finished messages, counted once per message, when its result is "
             f"committed. result: whether the receiver got the message. {_SURVIVES}",
         )
         self.message_delay = histogram(
@@ -98,9 +98,8 @@ class Catalogue:
         )
         self.requests = counter(
             "esms_api_requests_total{account,operation,outcome}",
-            "Requests to the provider, by outcome. The exporter polls on its own timer, because "
-            "the provider limits requests and each result has to be fetched once: a scrape sends "
-            "no request.",
+            "Requests to the provider, by outcome. The exporter polls on its own timer; a scrape "
+            "sends no request, because the provider limits the rate of requests.",
         )
         self.result_codes = counter(
             "esms_api_result_codes_total{account,operation,code}",
@@ -109,8 +108,8 @@ class Catalogue:
         )
         self.odd_values = counter(
             "esms_api_odd_values_total{account,field}",
-            "Invalid values of fields in answers and callbacks for finished calls, and missing "
-            "values of SentResult. Without a valid SentResult, an answered call counts as "
+            "Invalid values in the results of finished calls and messages, by field. A missing "
+            "SentResult counts as invalid. Without a valid SentResult, an answered call counts as "
             "success and any other as failure.",
         )
         self.request_duration = histogram(
@@ -201,11 +200,11 @@ class Catalogue:
         )
         self.notification_requests = counter(
             "esms_notification_requests_total{target,outcome}",
-            "Requests that carried a notification, by outcome, including retries.",
+            "Requests to deliver a notification, by outcome, including retries.",
         )
         self.notification_duration = histogram(
             "esms_notification_request_duration_seconds{target}",
-            "Time from sending a notification to the target's response or the failure.",
+            "Time from sending a notification to the response of the target or the failure.",
         )
         self.notifications_pending = gauge(
             "esms_notifications_pending{target}",
@@ -214,7 +213,7 @@ class Catalogue:
         )
         self.notifications_oldest = gauge(
             "esms_notifications_oldest_pending_timestamp_seconds{target}",
-            "Unix time at which the call of the oldest pending notification finished; 0 if none "
+            "Unix time at which the oldest call with a pending notification finished; 0 if none "
             "is pending.",
         )
         self.canary_success = gauge(
@@ -224,8 +223,8 @@ class Catalogue:
         )
         self.canary_runs = counter(
             "esms_canary_runs_total{account,canary,result}",
-            "Canary calls that were due, by result, counted at their end. They are not counted "
-            "in esms_calls_total.",
+            "Canary calls that were due, by result, counted when the result is committed. They "
+            "are not counted in esms_calls_total.",
         )
         self.canary_stages = gauge(
             "esms_canary_stage_duration_seconds{account,canary,stage}",
@@ -254,8 +253,8 @@ class Catalogue:
         build_info.labels(exporter.__version__, platform.python_version()).set(1)
         self.reload_successful = gauge(
             "esms_exporter_config_last_reload_successful",
-            "1 if the last load of the configuration and of the web configuration, if there is "
-            "one, succeeded, else 0.",
+            "1 if the last loads of the configuration and of the web configuration succeeded, "
+            "else 0.",
         )
         self.reload_timestamp = gauge(
             "esms_exporter_config_last_reload_success_timestamp_seconds",

@@ -79,7 +79,7 @@ def clauses(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
 class Exposition:
     """Renders all metrics with prometheus-client, and yields to the event loop in between.
 
-    A thread would be worse: holding the GIL, it delays each step of the event loop by 5 ms.
+    A thread would be worse: it would hold the GIL, and delay each step of the event loop by 5 ms.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -106,7 +106,7 @@ class Exposition:
                         if not number % _BATCH_SIZE and time.monotonic() > turn + _SLICE:
                             await asyncio.sleep(0)
                             turn = time.monotonic()
-                except Exception as error:  # noqa: BLE001 - a scrape is worth more than one metric
+                except Exception as error:  # noqa: BLE001 - one metric must not fail the scrape
                     del parts[complete:]
                     if collector not in self._failing:
                         name, kind = type(collector).__name__, type(error).__name__

@@ -17,9 +17,8 @@ from exporter.polling.stats import Distribution
 T = TypeVar("T")
 
 Values: TypeAlias = "float | Distribution | Mapping[Any, Values] | None"
-"""What a metric shows: a value, or values by the value of the next label; None for no series.
-
-A key may also be a tuple, with the values of several labels.
+"""The values of a metric: a single value; a mapping of label values to values, possibly nested; or
+None for no series. A key may also be a tuple, with the values of several labels.
 """
 
 
@@ -69,9 +68,9 @@ class Reading(Collector):
     def read_from(
         self, read: Callable[[], Values], more_labels: Callable[[], tuple[str, ...]] = tuple
     ) -> None:
-        """Set the functions that return the values, and more names of labels, after the first one.
+        """Set the functions that each scrape calls.
 
-        Both are called at each scrape.
+        `read` returns the values, `more_labels` the names of labels to insert after the first one.
         """
         self._read, self._more_labels = read, more_labels
 
@@ -81,7 +80,7 @@ class Reading(Collector):
         values: Callable[[T], Values],
         more_labels: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        """Read values from each of several objects, by the values of the first labels."""
+        """Read values from several objects; `items` yields each after the values of its labels."""
         self.read_from(lambda: {key: values(item) for key, item in items()}, more_labels)
 
     @property

@@ -21,7 +21,7 @@ _MIN_FAILED: Final = 5
 """Consecutive failures of different events that open the breaker."""
 
 _MIN_THROTTLED: Final = 2
-"""Different events that must get `Retry-After` before the target is paused for it."""
+"""Minimum number of events with a `Retry-After` response before the target is paused for it."""
 
 # With many events that fail on their own, longer runs of failures are normal: adapt the limit.
 _RUN_FACTOR: Final = 5.0
@@ -101,7 +101,7 @@ class TargetBreaker:
 
         Args:
             event: the event.
-            retry_after: seconds for which the target asks to be left alone, if it does.
+            retry_after: seconds from the `Retry-After` header of the response, if any.
             sent_at: start of the attempt; one before the last success is ignored.
             now: time of the response.
         """

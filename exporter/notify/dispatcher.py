@@ -27,7 +27,7 @@ from exporter.polling.stats import REQUEST_BUCKETS, Distribution
 _GATHER: Final = 0.02
 """Seconds for which results are batched before they are committed."""
 
-_LOOK_INTERVAL: Final = 5.0
+_CHECK_INTERVAL: Final = 5.0
 """Seconds between checks for notifications that are due, overdue, or released by others."""
 
 _COUNT_INTERVAL: Final = 10.0
@@ -37,13 +37,13 @@ _COUNT_SHARE: Final = 0.01
 _LEDGER_RETRY: Final = 2.0
 
 _RETRY_SHARE: Final = 0.25
-"""Maximum share of connections for retries; below four connections, share of the time."""
+"""Maximum share of the connections for retries; with less than four connections, of the time."""
 
 _FAILED_RETRIES: Final = 5
 """Failed retries without a success between them after which retries pause."""
 
 _LEASE: Final = 30.0
-"""Seconds after its time-out until an unfinished attempt may be claimed again."""
+"""Seconds after its timeout until an unfinished attempt may be claimed again."""
 
 _LAST_ATTEMPT: Final = 30.0
 """Seconds for a last attempt after a notification has expired."""
@@ -191,7 +191,7 @@ class TargetWorker:
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._breaker = TargetBreaker(random.random)
-        # Retries pause on their own, because failed ones do not show whether the target works.
+        # Retries have their own pause, because failed retries do not show whether the target works.
         # Without it, a target that is down would get every retry after a restart.
         self._failed_retries = 0  # since the last success
         self._retry_at = 0.0
@@ -268,7 +268,8 @@ class TargetWorker:
             return 0.0
         if self._sending and wait <= 0:
             wait = math.inf  # the end of an attempt wakes this task
-        return max(0.0, min(wait or math.inf, _LOOK_INTERVAL, self._give_up_at - self._loop.time()))
+        until_give_up = self._give_up_at - self._loop.time()
+        return max(0.0, min(wait or math.inf, _CHECK_INTERVAL, until_give_up))
 
     @property
     def _healthy(self) -> bool:
@@ -302,15 +303,15 @@ class TargetWorker:
     async def _give_up(self) -> None:
         """Give up expired notifications.
 
-        While the target is paused, give up all of them. Otherwise each first gets a last attempt,
-        also those that expired while the ledger failed.
+        While the target is paused, give up all of them. Otherwise, each gets a last attempt first,
+        even if it expired while the ledger failed.
         """
         now = self._loop.time()
         ages = (_LAST_ATTEMPT, now - self._steady_since) if self._healthy else (0.0, math.inf)
         gave_up = await self._ledger.execute(self._outbox.give_up, self._name, *ages)
         self._count_given_up(gave_up)
         # After a full batch, continue in the next cycle, after sending what is due.
-        self._give_up_at = now if gave_up == BATCH_SIZE else self._loop.time() + _LOOK_INTERVAL
+        self._give_up_at = now if gave_up == BATCH_SIZE else self._loop.time() + _CHECK_INTERVAL
 
     def _count_given_up(self, count: int) -> None:
         self._status.gave_up += count

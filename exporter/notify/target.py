@@ -35,7 +35,7 @@ class Delivery(NamedTuple):
     outcome: DeliveryOutcome
     action: DeliveryAction
     healthy: bool = False  # False counts as a failure of the target in its circuit breaker
-    retry_after: float | None = None  # seconds for which the target asks to be left alone
+    retry_after: float | None = None  # seconds to wait, as the target requests
     problem: str = ""  # for the log; contains no secrets
 
 

@@ -99,7 +99,7 @@ class WebhookClient:
             return Delivery(DeliveryOutcome(error.reason), DeliveryAction.RETRY, problem=str(error))
         delivery = interpret(response.status, response.headers, time.time())
         if not delivery.healthy:
-            self._http.distrust()
+            self._http.renew_soon()
         return delivery
 
     async def close(self) -> None:

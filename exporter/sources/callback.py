@@ -75,7 +75,7 @@ class CallbackSource(PushSource):
             await self._tracker.set_price(call.id, price)
         if call.result is not None:
             return CallbackOutcome.REPEATED
-        # An id that was added as the other kind is polled as that.
+        # If the id was added as the other kind, poll it as that kind.
         if self._config.trust == "accept" and call.kind == kind:
             answer = read_callback(fields) if of_call else read_message_callback(fields)
             outcome = await self._tracker.apply_callback(call, answer)

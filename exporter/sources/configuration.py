@@ -90,4 +90,4 @@ class ConfigFile(Generic[T]):
 
     def changed(self) -> bool:
         """Return whether a file has changed since it was last read, and is complete."""
-        return any(change.settled for change in self._watcher.look(self._files))
+        return any(change.settled for change in self._watcher.check(self._files))

@@ -75,7 +75,7 @@ class FileWatcher:
         self._read: dict[str, FileStat] = {}
         self._waits: dict[str, int] = {}
 
-    def look(self, paths: Iterable[str]) -> list[Change]:
+    def check(self, paths: Iterable[str]) -> list[Change]:
         """Like `compare`, for paths that must exist: a missing file counts as changed. Blocking."""
         return self.compare({path: stat_file(path) or _ABSENT for path in paths})
 

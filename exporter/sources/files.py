@@ -40,7 +40,7 @@ OPTION: Final = "watch.files"
 """The configuration key of the patterns."""
 
 PREFIX: Final = "file:"
-"""Prefix of a file's path in its name as a source in the ledger."""
+"""Prefix of the names of files in the ledger's list of sources."""
 
 MAX_FILES: Final = 10_000
 
@@ -106,8 +106,8 @@ class FilesSource(Source):
     """Reads the files that match the patterns, and reads them again when they change.
 
     Each file is a source of its own in the ledger: a call that no file contains any more is
-    removed. As disks and networks fail, nothing is removed for a file that is invalid, is missing
-    though a pattern names it without a wildcard, or is in a folder that cannot be listed.
+    removed. Disks and networks may fail: nothing is removed for an invalid file, for a missing file
+    that a pattern names without a wildcard, or for a file in a folder that cannot be listed.
 
     A file system that does not respond delays only its own files: a check waits `timeout` once,
     and later checks skip these files until the file system responds. Then reading goes on where it
@@ -169,9 +169,9 @@ class FilesSource(Source):
         """Check for changes twice a second, until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
-            await self.look()
+            await self.check()
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Check for changes once; the next check retries what failed."""
         problem = None
         async with self._lock:
@@ -190,8 +190,8 @@ class FilesSource(Source):
         for path in [path for path, due in self._full.items() if due <= now]:
             del self._full[path]
             self._watcher.forget(path)
-        looked_at = {path: files[path] for path in sorted(files)[: self._limit]}
-        for change in self._watcher.compare(looked_at, wait=wait):
+        first = {path: files[path] for path in sorted(files)[: self._limit]}
+        for change in self._watcher.compare(first, wait=wait):
             if self._threads.hangs(change.path):
                 continue  # already reported
             try:

@@ -18,13 +18,13 @@ class SourceContext(NamedTuple):
     Attributes:
         accounts: the names of the accounts.
         labels: the names in `watch.labels`.
-        memory: seconds for which the ledger keeps a finished call.
+        retention: seconds for which the ledger keeps a finished call.
         called_back: whether an account has a `callback_token`.
     """
 
     accounts: Sequence[str]
     labels: Sequence[str]
-    memory: float
+    retention: float
     called_back: bool = False
 
 

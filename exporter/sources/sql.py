@@ -1,6 +1,6 @@
 """The source `sql:NAME`: SQL queries on users' databases that return calls as rows.
 
-Queries are read-only and have a time-out. Error messages contain neither the database's address nor
+Queries are read-only and have a timeout. Error messages contain neither the database's address nor
 its users.
 """
 
@@ -68,17 +68,17 @@ _REFUSED: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _USER: Final = re.compile(r"'[^']*'@'[^']*'|(?<=\buser )'[^']*'", re.IGNORECASE)
 
 
-def read_since(last: float | None, memory: float, now: float) -> float:
+def read_since(last: float | None, retention: float, now: float) -> float:
     """Return the Unix time from which rows are read, by the clock of the database.
 
     Args:
         last: start of the last complete run; None before the first.
-        memory: seconds for which the ledger keeps a finished call. Older rows must not be read
+        retention: seconds for which the ledger keeps a finished call. Older rows must not be read
             again, because their calls would be counted again.
         now: start of this run.
     """
     known = now - PROVIDER_MEMORY
-    remembered = now - memory
+    remembered = now - retention
     if last is None:
         return max(known, remembered)
     last = min(last, now)  # the clock was set back
@@ -170,7 +170,7 @@ class Query:
         query = text(self._config.query)
         if "since" not in query.compile().params:
             return query
-        # Before the query: rows that it does not see yet are newer.
+        # Read the time before the query: rows that the query does not see yet are newer.
         self.started_at = time.time()
         if connection.dialect.name in _IN_UTC:
             now = connection.execute(select(func.current_timestamp())).scalar_one()
@@ -238,7 +238,7 @@ class Query:
             raise SourceError(f"the query cannot be run ({type(error).__name__})") from None
         except SourceError:
             raise
-        except Exception as error:  # noqa: BLE001 - drivers raise what they like, as for odd text
+        except Exception as error:  # noqa: BLE001 - drivers raise any exception for invalid text
             raise SourceError(f"the driver failed ({type(error).__name__})") from None
 
     def _message(self, error: BaseException, *, connecting: bool) -> str:
@@ -381,17 +381,17 @@ class SqlSource(Source):
             query = Query(config, context)
             while True:
                 started = time.monotonic()
-                await self._run_once(query, thread, context.memory, status)
+                await self._run_once(query, thread, context.retention, status)
                 await asyncio.sleep(max(0.0, started + config.interval - time.monotonic()))
 
     async def _run_once(
-        self, query: Query, thread: SerialThread, memory: float, status: SourceStatus
+        self, query: Query, thread: SerialThread, retention: float, status: SourceStatus
     ) -> None:
         problems, refused = Problems(query.source), Counter[str]()
         failure = ""
         try:
             last = await self._tracker.cursor(query.source, query.digest)
-            batches = query.batches(partial(read_since, last, memory), problems)
+            batches = query.batches(partial(read_since, last, retention), problems)
             try:
                 while (batch := await thread.submit(lambda: next(batches, None))) is not None:
                     calls = map(new_call, batch)

@@ -21,7 +21,8 @@ from exporter.secrets import Secret
 from exporter.threads import SerialThread
 from exporter.web.web_config import RateLimit
 
-# bcrypt uses only the first 72 bytes; older versions of its library, and Go's, cut the rest off.
+# bcrypt uses only the first 72 bytes of a password. The library refuses longer ones, but its older
+# versions and Go's ignore the rest.
 _SIGNIFICANT: Final = 72
 
 _REALM: Final = 'Basic realm="esms-exporter", charset="UTF-8"'

@@ -21,8 +21,8 @@ KEEPALIVE_TIMEOUT: Final = 300.0
 """Seconds until an idle connection is closed; longer than any scrape interval."""
 
 MAX_AHEAD: Final = 64 << 10
-"""Limit in bytes of data after the current request: of pipelined requests while it is answered, or
-of the rest of its body after the response."""
+"""Limit in bytes of data that a client sends early: further requests before the response, or the
+rest of a body after the response."""
 
 # A scrape sends some ten headers; a proxy adds a few.
 _MAX_HEADERS: Final = 64
@@ -263,8 +263,8 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Process received data; limit what is sent ahead of a response."""
         if self.busy is self._body.is_eof():
-            # Pipelined requests, which aiohttp buffers until the current one is answered, or the
-            # rest of an unread body; sending it needs no access.
+            # Further requests, which aiohttp buffers until the current one is answered, or the rest
+            # of an unread body. Clients without access can send both.
             self._ahead += len(data)
             if self._ahead > MAX_AHEAD and self._socket is not None:
                 if self.busy:

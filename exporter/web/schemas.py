@@ -99,8 +99,8 @@ class NewCall(_Request):
     """Values of names in `watch.labels`."""
 
     kind: Annotated[Kind, Field(strict=False)] | None = None
-    """`message` for a message: a Voice OTP, an SMS, a Zalo or Viber message. By default, what
-    `default_kind` of the account says."""
+    """`message` for a message: a Voice OTP, an SMS, a Zalo or Viber message. Default: the
+    `default_kind` of the account."""
 
     @model_validator(mode="before")
     @classmethod

@@ -178,7 +178,7 @@ class WebServer:
                     self._app.config_status.problems.pop(_WEB_CONFIG, None)
                     _log.info("web configuration reloaded")
             except (ConfigError, SourceError) as error:
-                # A change during the time-out would go unnoticed: read the file again.
+                # A change during the timeout would go unnoticed: read the file again.
                 self._unread = isinstance(error, SourceError)
                 self._app.config_status.problems[_WEB_CONFIG] = str(error)
                 _log.error("web configuration reload failed", problems=str(error))

@@ -54,7 +54,7 @@ def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[sock
     pid, count, _ = (environ.pop(name, "") for name in names)
     if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
         raise ListenError(
-            "no socket activation file descriptors found; start the exporter by a systemd socket "
+            "no socket activation file descriptors found; start the exporter with a systemd socket "
             "unit, or remove --web.systemd-socket"
         )
     sockets = []

@@ -29,7 +29,7 @@ def hastened(every: float, path: Path) -> Config:
 
 
 async def main(every: float, path: Path) -> None:
-    canaries = partial(Canaries, interval=0.1, wait_for_slot=2.0, spare=1.0)
+    canaries = partial(Canaries, interval=0.1, wait_for_slot=2.0, margin=1.0)
     app = App(partial(hastened, every, path), canaries=canaries)
     await Daemon(app, WebOptions([ListenAddress("127.0.0.1", 0)])).run()
 

@@ -89,7 +89,7 @@ async def scene(folder: Path, clock: Clock, canary: str = RECORDING) -> AsyncIte
 
 
 async def started(config: Path, clock: Clock) -> App:
-    canaries = partial(Canaries, interval=0.05, wait_for_slot=0.5, spare=0.5)
+    canaries = partial(Canaries, interval=0.05, wait_for_slot=0.5, margin=0.5)
     service = App(lambda: load_config(config), clocks=clock, canaries=canaries)
     await service.open()
     await service.start()

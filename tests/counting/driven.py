@@ -186,7 +186,7 @@ class Driven:
     def look(self) -> None:
         """Look for changes of files until those that lie still are read, as at every second."""
         for _ in range(2):
-            self.run(self.service.sources.files.look())
+            self.run(self.service.sources.files.check())
 
     def commit(self) -> bool:
         """Write what was observed; returns whether that could be done."""

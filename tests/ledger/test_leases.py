@@ -8,10 +8,18 @@ from typing import TypeVar
 import pytest
 
 from exporter.ledger import leases
-from exporter.ledger.calls import ended_of
+from exporter.ledger.calls import finished_calls
 from exporter.ledger.engine import Database
 from exporter.ledger.labels import LabelLimits
-from exporter.ledger.leases import FORGET, POLL_NOW, TOTALS, Leases, Look, Peer, notify_holders
+from exporter.ledger.leases import (
+    FORGET,
+    POLL_NOW,
+    TOTALS,
+    Leases,
+    Peer,
+    PeerChanges,
+    notify_holders,
+)
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import BATCH_SIZE
@@ -45,10 +53,10 @@ class Exporter:
         return self.store.database.run(leases.read_leases)
 
     def leave(self) -> None:
-        self.run(leases.leave)
+        self.run(leases.release_leases)
 
-    def look(self) -> Look:
-        look = self.run(leases.look, ACCOUNTS, self.heard)
+    def look(self) -> PeerChanges:
+        look = self.run(leases.claim_and_read_notices, ACCOUNTS, self.heard)
         self.heard = [notice.id for notice in look.notices]
         return look
 
@@ -151,7 +159,8 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
         ("main", row["hinted"], POLL_NOW),
         ("main", named.call.id, FORGET),
     ]
-    assert a.run(leases.look, ACCOUNTS, []).notices[0][1:] == told[0]  # again, as nothing was said
+    again = a.run(leases.claim_and_read_notices, ACCOUNTS, [])  # nothing was acknowledged
+    assert again.notices[0][1:] == told[0]
     assert a.notices() == told
     assert a.notices() == []
     b.store.commit([observed(calls["done"], BUSY)])
@@ -160,7 +169,7 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
         ("main", None, TOTALS),
         ("main", row["done"], FORGET),
     ]
-    finished = a.store.database.run(ended_of, {row["done"], row["hinted"]})
+    finished = a.store.database.run(finished_calls, {row["done"], row["hinted"]})
     assert {r: ended.reference_id for r, ended in finished.items()} == {row["done"]: "done"}
     b.store.set_price(row["done"], 350.0)
     b.store.configure(LabelLimits(("campaign",), 1, 9))

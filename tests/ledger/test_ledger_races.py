@@ -86,7 +86,7 @@ def test_a_call_that_several_finish_counts_once(stores: list[Store]) -> None:
         asked = {observation.call.id for group in groups for observation in group}
         assert sum(one.finished for one in done) == len(asked)
         for one, group in zip(done, groups, strict=True):
-            assert len(one.gone) + one.finished == len(group)
+            assert len(one.ignored) + one.finished == len(group)
         left = [call for call in stored if call.call.id not in asked]
         finish(stores[0], *left)
     assert calls_counted(stores[0]) == ROUNDS * 30
@@ -292,7 +292,7 @@ def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first:
             other = thread.submit(stores[1].commit, groups[1 - first])
             while not waits(stores[2]):
                 assert not other.done()
-        assert other.result(10).gone == {a.call.id, b.call.id}
+        assert other.result(10).ignored == {a.call.id, b.call.id}
 
 
 def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:

@@ -19,7 +19,7 @@ from exporter.ledger.calls import (
 )
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
-from exporter.ledger.store import LOADED, Store
+from exporter.ledger.store import PAGE_SIZE, Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import (
     Count,
@@ -113,10 +113,10 @@ def test_what_is_as_long_as_may_be(store: Store) -> None:
 
 
 def test_more_calls_than_are_read_at_a_time(store: Store) -> None:
-    names = [f"call-{number}" for number in range(LOADED + 7)]
+    names = [f"call-{number}" for number in range(PAGE_SIZE + 7)]
     push(store, *map(new, names))
     list_calls = store.unfinished("main")
-    assert len(list_calls) == LOADED
+    assert len(list_calls) == PAGE_SIZE
     rest = store.unfinished("main", list_calls[-1].call.id)
     assert sorted(ids(list_calls) + ids(rest)) == sorted(names)
     assert store.keep_only("config", set()) == []
@@ -135,11 +135,11 @@ def test_a_finished_call_adds_to_the_totals_once(store: Store) -> None:
         ("delay", "sum"): 5.0,
     }
     assert {(c.total.value, c.cell): value for c, value in told.items()} == totals
-    assert first.gone == frozenset()
+    assert first.ignored == frozenset()
     for late in (ANSWERED, BUSY, PollAgain(CallState.QUEUED)):
         again = store.commit([observed(stored, late, 9.0)])
         assert not again.added
-        assert again.gone == {stored.call.id}
+        assert again.ignored == {stored.call.id}
     snapshot = store.snapshot()
     assert snapshot.label_sets == {stored.labels: OTP}
     assert {(c.total.value, c.cell): value for c, value in snapshot.totals.items()} == totals
@@ -173,7 +173,7 @@ def test_a_call_that_nothing_names_is_let_go(store: Store) -> None:
     # A second source still names b, c was handed over, d has finished: a alone is let go.
     assert store.keep_only("config", set()) == [a.call.id]
     assert ids(store.unfinished("main")) == ["b", "c"]
-    assert store.commit([observed(a, BUSY)]).gone == {a.call.id}
+    assert store.commit([observed(a, BUSY)]).ignored == {a.call.id}
     assert store.keep_only("other file", set()) == [b.call.id]
     assert ids(store.unfinished("main")) == ["c"]
     # Named again, it is a new call, whose row has never been another's.
@@ -187,11 +187,11 @@ def test_a_call_that_is_kept_stays_whatever_files_say(store: Store) -> None:
     written = "SELECT xmin FROM calls" if store.exporter else "SELECT total_changes()"
     versions = [rows(store, written)]
     for _ in range(2):
-        assert store.keep(row)
+        assert store.mark_pushed(row)
         versions.append(rows(store, written))
     # The first time alone costs a commit.
     assert versions[0] != versions[1] == versions[2]
-    assert not store.keep(row + 1)
+    assert not store.mark_pushed(row + 1)
     assert store.keep_only("calls.txt", set()) == []
     assert ids(store.unfinished("main")) == ["a"]
 
@@ -247,11 +247,11 @@ def test_what_is_named_again_is_not_forgotten_however_short_the_retention(
         now = machine.wall
         assert push(store, new("queried"), now=now) == []
         assert store.push([[new("PUSHED")]], now).added == []
-        assert store.keep(called_back.call.id)
-        assert store.keep(deleted.call.id)
+        assert store.mark_pushed(called_back.call.id)
+        assert store.mark_pushed(deleted.call.id)
         assert store.database.run(prune_finished, now - retention) == (number == 4)
     assert store.database.run(prune_finished, machine.wall + 1) == 4
-    assert not store.keep(deleted.call.id)
+    assert not store.mark_pushed(deleted.call.id)
 
 
 def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
@@ -260,7 +260,7 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     assert store.delete(call.call.id, NOW + 1)
     assert not store.delete(call.call.id, NOW + 2)
     assert store.set_price(call.call.id, 350.0) == store.set_price(9, 350.0) == {}
-    assert store.commit([observed(call, BUSY)]).gone == {call.call.id}
+    assert store.commit([observed(call, BUSY)]).ignored == {call.call.id}
     assert store.snapshot().totals == {}
     assert [record.reference_id for record in list_calls(database, ["main"]).records] == ["other"]
     assert (found := store.database.run(find_call, "main", "A")) is not None

@@ -152,7 +152,7 @@ def test_an_older_ledger_becomes_a_new_one_and_goes_on(
     (counted,) = (v for c, v in store.snapshot().totals.items() if c.total is TotalKind.CALLS)
     assert counted == 42
     # Calls of canaries, one of which a callback had brought.
-    first, second, unsure = database.run(canary_runs.look, ["hourly"], 0.0).open
+    first, second, unsure = database.run(canary_runs.read_state, ["hourly"], 0.0).open
     assert (first.account, first.reference_id, first.accepted_at) == ("c", "Ab-1", 5.0)
     assert (second.account, second.reference_id, unsure.call_id) == ("b", "AB1", None)
     for canary in (first, second):

@@ -91,7 +91,7 @@ def test_what_was_not_read_well_is_read_again(tmp_path: Path) -> None:
     path.write_text("1")
     look(watcher, path)
     for _ in range(3):
-        assert [change.settled for change in watcher.look([str(path)])] == [True]  # and not read
+        assert [change.settled for change in watcher.check([str(path)])] == [True]  # and not read
     assert look(watcher, path) == [("a", True)]
     assert look(watcher, path) == []
     watcher.forget(str(path))
@@ -101,8 +101,8 @@ def test_what_was_not_read_well_is_read_again(tmp_path: Path) -> None:
 def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
     watcher, path = FileWatcher(), tmp_path / "a"
     path.write_text("1")
-    watcher.look([str(path)])
-    (change,) = watcher.look([str(path)])
+    watcher.check([str(path)])
+    (change,) = watcher.check([str(path)])
     path.write_text("12")
     watcher.mark_read(change)
     assert look(watcher, path) == []

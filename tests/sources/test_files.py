@@ -65,7 +65,7 @@ class Bench:
 
     async def settle(self) -> None:
         for _ in range(2):
-            await self.files.look()
+            await self.files.check()
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ async def test_a_file_that_is_written_all_the_time(bench: Bench) -> None:
         for number in range(12):
             file.write(f"\n{'BCDEFGHIJKLM'[number]}")
             file.flush()
-            await bench.files.look()
+            await bench.files.check()
     assert bench.named["a.txt"] == "ABCDEFGHIJKL"
     await bench.settle()
     assert bench.named["a.txt"] == "ABCDEFGHIJKLM"
@@ -319,7 +319,7 @@ async def looked(bench: Bench, condition: Callable[[], bool]) -> None:
     """Look again and again until the condition holds."""
     async with asyncio.timeout(60):
         while not condition():
-            await bench.files.look()
+            await bench.files.check()
             await asyncio.sleep(0.01)
 
 
@@ -389,7 +389,7 @@ async def test_a_search_that_is_slow_is_used_once_it_has_ended(bench: Bench) -> 
 
     await bench.restart("*.txt", find=find, timeout=1)
     for _ in range(3):
-        await bench.files.look()
+        await bench.files.check()
     hang.free.set()
     await looked(bench, lambda: not bench.status.problem)
     assert searches == 1

@@ -57,7 +57,7 @@ def reference_id(chance: random.Random) -> str:
 def histories() -> RecentResults:
     """Make a day of calls, so many a minute of each account."""
     made, chance = RecentResults(midnight), random.Random(5)
-    made.recall(RATES, [], midnight(NOW) - 1)
+    made.load(RATES, [], midnight(NOW) - 1)
     for account, rate in RATES.items():
         at = midnight(NOW)
         while (at := at + chance.expovariate(rate / 60)) < NOW:

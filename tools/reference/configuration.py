@@ -45,22 +45,22 @@ an example to start from, and `esms-exporter schema` prints a JSON Schema for ed
 
 
 @dataclass(frozen=True, slots=True)
-class _Takes:
-    """What a key takes.
+class _ValueType:
+    """The type of a key's value.
 
     Attributes:
-        kind: the type, without what stands around it.
-        metadata: what stands around it.
-        item: the same of each item, where it is a list.
+        kind: the type, without `Annotated` and `None`.
+        metadata: the metadata of `Annotated`.
+        item: the type of the items of a list.
     """
 
-    kind: Any  # Any: whatever the models are annotated with
+    kind: Any  # Any: an annotation of a model
     metadata: tuple[object, ...]
-    item: _Takes | None = None
+    item: _ValueType | None = None
 
     @property
     def model(self) -> type[Section] | None:
-        """The model that it is, or is a list of."""
+        """The model, also of the items of a list; None for other types."""
         kind = self.item.kind if self.item else self.kind
         return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
@@ -119,8 +119,8 @@ def _call_rows() -> Iterator[tuple[str, str, str, str]]:
         yield code(name), takes[name], default, about["description"]
 
 
-def _takes(annotation: Any, metadata: Iterable[object]) -> _Takes:  # Any: see above
-    """Take an annotation apart."""
+def _takes(annotation: Any, metadata: Iterable[object]) -> _ValueType:  # Any: see above
+    """Split an annotation into its parts."""
     found = tuple(metadata)
     while True:
         origin, arguments = get_origin(annotation), get_args(annotation)
@@ -133,10 +133,10 @@ def _takes(annotation: Any, metadata: Iterable[object]) -> _Takes:  # Any: see a
         else:
             break
     item = _takes(arguments[0], ()) if origin is tuple else None
-    return _Takes(annotation, found, item)
+    return _ValueType(annotation, found, item)
 
 
-def _in_words(takes: _Takes, path: str) -> str:
+def _in_words(takes: _ValueType, path: str) -> str:
     if takes.item:
         what = _link(path) if takes.model or takes.item.kind is CallConfig else ""
         return f"{_length(takes)}: {what or 'each ' + _in_words(takes.item, path)}"
@@ -151,14 +151,14 @@ def _in_words(takes: _Takes, path: str) -> str:
     return _words(takes, path)
 
 
-def _words(takes: _Takes, path: str) -> str:
+def _words(takes: _ValueType, path: str) -> str:
     for item in reversed(takes.metadata):
         if isinstance(item, Expected):
             return item.words.replace(DURATION_WORDS + ",", "a duration")
     raise LookupError(f"nothing says what {path} takes")
 
 
-def _length(takes: _Takes) -> str:
+def _length(takes: _ValueType) -> str:
     shortest = next((item.min_length for item in takes.metadata if isinstance(item, MinLen)), 0)
     longest = next((item.max_length for item in takes.metadata if isinstance(item, MaxLen)), None)
     if longest is None:
@@ -174,14 +174,14 @@ def _below(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _default(field: FieldInfo, takes: _Takes) -> str:
+def _default(field: FieldInfo, takes: _ValueType) -> str:
     value = field.default
     if takes.model and not takes.item:
-        return ""  # those of its own keys
+        return ""  # its keys have their own defaults
     if value in (None, (), "", PydanticUndefined):
         return "none"
     if isinstance(value, Secret):
-        value = value.reveal()  # nobody's
+        value = value.reveal()  # a default is not confidential
     return code(
         format_duration(value)
         if any(

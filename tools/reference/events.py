@@ -13,8 +13,8 @@ MEANINGS: Final[dict[str, str]] = {
     " `problems`; the file is read again when it changes.",
     "lease renewal failed": "The database that exporters share cannot be used. Check the database"
     " and the network; see [scaling](scaling.md).",
-    "ledger flush timed out": "At the stop, the last results were not stored in time. Nothing is"
-    " lost: they are polled again after the start.",
+    "ledger flush timed out": "At shutdown, the last results were not stored in time. Nothing is"
+    " lost: the calls are polled again after the next start.",
     "ledger write failed": "Results cannot be stored, and no call is counted. Follow the runbook"
     " [EsmsLedgerErrors](runbooks/EsmsLedgerErrors.md).",
     "log lines dropped": "Standard error was blocked or failed. Check the program that reads the"
@@ -36,10 +36,13 @@ MEANINGS: Final[dict[str, str]] = {
     " account. Logged once for each code.",
     "balance request failed": "The balance is unknown, and polling continues. See"
     " [balance](balance.md).",
-    "canary call accepted too late": "The run had ended before the provider accepted the call. It"
-    " counts as the result that was recorded.",
-    "canary call not placed": "The calls of `max_per_day` have been placed. Raise the limit if the"
-    " schedule needs more.",
+    "canary call accepted too late": "The run had ended before the provider accepted the call. Its"
+    " result does not change.",
+    "canary call ended": "A canary call has a `result`; see"
+    " [the values](metrics.md#result-of-canary-calls). If they are known, the fields `status`,"
+    " `code`, `message` and `seconds` follow. Every result except `success` is a warning.",
+    "canary call not placed": "`max_per_day` is reached. Raise the limit if the schedule needs more"
+    " calls.",
     "canary call not started": "The ledger could not record the call, so it was not placed. The"
     " exporter tries again; see `ledger write failed`.",
     "canary calls missed": "No exporter placed the calls in time. Check whether exporters ran, and"
@@ -50,18 +53,18 @@ MEANINGS: Final[dict[str, str]] = {
     " are not affected. If it repeats, check time synchronization.",
     "configured calls exceed watch.max_calls": "Some calls of `watch.calls` are not watched. Raise"
     " `watch.max_calls`, or wait until other calls finish.",
-    "delivery results not recorded": "At the stop, deliveries could not be recorded. Some"
-    " notifications are sent again after the start.",
+    "delivery results not recorded": "At shutdown, deliveries could not be recorded. Some"
+    " notifications are sent again after the next start.",
     "lease lost": "Another exporter has taken over the account. If it repeats, see"
     " [EsmsReplicaEvicted](runbooks/EsmsReplicaEvicted.md).",
     "leases expired": "This exporter was blocked or disconnected for too long, and others may take"
     " its accounts. See [EsmsReplicaEvicted](runbooks/EsmsReplicaEvicted.md).",
-    "leases not released": "At the stop, other exporters could not be informed. They take the"
+    "leases not released": "At shutdown, the leases could not be released. Other exporters take the"
     " accounts when the leases expire.",
     "ledger may be incomplete": "The ledger was copied without its `-wal` file, or beside an old"
     " one. See [backup](backup.md#warnings-at-the-start).",
-    "library message": "A library has logged something at this level or a higher one; its text is"
-    " left out, because it may contain a URL. Report it if it repeats.",
+    "library message": "A library logged a warning or an error. Its text is left out, because it"
+    " may contain a URL. Report it if it repeats.",
     "metrics collection failed": "Some metrics are missing from the scrape. Report this defect"
     " with `collector` and `kind`.",
     "missing ledger file recreated": "The ledger file was deleted while it was in use. Nothing is"
@@ -101,7 +104,7 @@ MEANINGS: Final[dict[str, str]] = {
     "ready": "The start is complete, and calls are polled.",
     "source recovered": "The source, or the `item` of it, works again.",
     "stopped": "The process ends.",
-    "stopping": "A signal requested the stop. Open requests and writes are completed.",
+    "stopping": "The exporter received a signal to stop. It completes open requests and writes.",
     "target resumed": "Notifications are delivered to the target again.",
     "web configuration reloaded": "The new web configuration is in use.",
     # debug

@@ -9,7 +9,7 @@ USER_LABEL: Final = "LABELS"
 
 OPEN_LABELS: Final = {
     "account": "the `name` of an account in the configuration.",
-    "reference_id": "a call, as its source wrote it.",
+    "reference_id": "the ReferenceId of a call, as its source wrote it.",
     "source": "a source of calls: `config`, `files`, `api`, `callback`, or `sql:NAME` for an "
     "entry of `watch.sql`. Only configured sources have series.",
     "target": "the `name` of a target of notifications in the configuration, or `Home Assistant`.",
@@ -66,7 +66,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
     CANARY_RESULT: {
         "success": "the call finished as expected",
         "failure": "the call finished differently: not answered, rejected, or with another key",
-        "late": "the call was placed, and had not finished after `within`",
+        "late": "the call was placed, but did not finish within the time `within`",
         "refused": "the provider refused to place the call, with a result code",
         "unreachable": "the connection to the provider failed, so the call was not placed",
         "unsure": "it is not known whether the call was placed: the answer was lost, or the"
@@ -77,7 +77,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
     },
     "stage": {
         "accepted": "from the request to place the call until the provider accepted it",
-        "finished": "from then until the poll or callback that reported the end of the call",
+        "finished": "from the acceptance to the poll or callback that reported the end of the call",
     },
     "operation": {
         "get_balance": "request the balance of an account",
@@ -165,7 +165,8 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
     },
     "field": {
         "sent_result": "`SentResult`: whether the carrier delivered the call",
-        "call_duration": "`CallDuration`: the duration of an answered call; no duration is counted",
-        "send_success": "`SendSuccess`, `SendFailed` of a message: all receivers count as failed",
+        "call_duration": "`CallDuration`: the duration of the call; an invalid one is not counted",
+        "send_success": "`SendSuccess` and `SendFailed`: the numbers of receivers of a message;"
+        " without valid ones, all receivers count as failed",
     },
 }

@@ -38,10 +38,10 @@ of the exporter, in the order of `/metrics`, and explains the
   empty. Values above `watch.max_label_values` and `watch.max_label_sets` are counted as `other`
   ([Labels](sources.md#labels)).
 - **Units.** Times are in seconds. Timestamps are Unix times, and 0 if the event has not occurred.
-- **Initial series.** Series are exposed as 0 before the first event, so that the first failure is
-  an increase: the series of an account from the start, those of a set of user labels from its
-  first call. An account has {account} series without user labels; each set of user labels
-  adds {labels}.
+- **Initial series.** Series are exposed with the value 0 before the first event, so that
+  `increase()` includes the first failure. The series of an account exist from the start, those of a
+  set of user labels from its first call. An account has {account} series without user labels; each
+  set of user labels adds {labels}.
 - **Restarts.** Metrics "kept in the ledger" continue after a restart; the others start at 0.
 - **Privacy.** ReferenceIds, phone numbers and error messages are never labels.
 - **Several exporters on one ledger.** Only the exporter that polls an account exposes its series.
