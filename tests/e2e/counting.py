@@ -18,6 +18,7 @@ Counts = Counter[tuple[str, ...]]
 DURABLE = (
     *("esms_calls_total", "esms_call_duration_seconds", "esms_call_keypresses_total"),
     *("esms_call_result_delay_seconds", "esms_call_price_vnd"),
+    *("esms_messages_total", "esms_message_result_delay_seconds", "esms_message_price_vnd"),
 )
 
 # (what the provider says in the end, how it is counted)
@@ -83,7 +84,11 @@ async def scrape_for_ever(exporter: Exporter, scrapes: Scrapes, pause: float = 0
 def expect(
     expected: Counts, account: str, campaign: str, plan: Plan, ending: tuple[str, str]
 ) -> None:
-    """Add how one call has to be counted."""
+    """Add how one call or message has to be counted."""
+    if plan.receivers:
+        expected["messages", account, campaign, "success"] += plan.receivers - plan.failed
+        expected["messages", account, campaign, "failure"] += plan.failed
+        return
     expected["calls", account, campaign, *ending] += 1
     if ending[1] == "answered":
         expected["count", account, campaign] += 1
@@ -94,13 +99,15 @@ def expect(
 
 
 def counted(samples: Mapping[Series, float]) -> Counts:
-    """Return how calls are counted."""
+    """Return how calls and messages are counted."""
     found = Counts()
     for (name, pairs), value in samples.items():
         labels = dict(pairs)
         where = (labels.get("account", ""), labels.get("campaign", ""))
         if name == "esms_calls_total":
             key: tuple[str, ...] = ("calls", *where, labels["result"], labels["status"])
+        elif name == "esms_messages_total":
+            key = ("messages", *where, labels["result"])
         elif name == "esms_call_keypresses_total":
             key = ("key", *where, labels["key"])
         elif name in ("esms_call_duration_seconds_count", "esms_call_duration_seconds_sum"):

@@ -1,6 +1,6 @@
 """A random life of exporters: calls come from everywhere, and exporters end in every way.
 
-Each call is counted once, as the provider says that it ended.
+Each call and message is counted once, as the provider says that it ended.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from exporter.ids import Kind
 from exporter.simulator import Account, Plan, Simulator
 from tests.databases import Server
 from tests.e2e.counting import Counts, Scrapes, counted, expect, plan, scrape_for_ever
@@ -41,12 +42,12 @@ CLOCKS: Final = (0.0, 0.0, 5.0, -5.0, 3600.0, -3600.0, 4 * DAY, -4 * DAY)
 
 @dataclass(frozen=True)
 class Call:
-    """A call.
+    """A call, or a message.
 
     Attributes:
         ways: where it comes from: `push` `file` `config` `sql` `callback`.
         ending: how it is to be counted: result and status.
-        price: what its callback says that it has cost.
+        price: what its callback says that it has cost, or the look-up of a message.
     """
 
     name: str
@@ -150,7 +151,7 @@ class Life:
         """Place calls until cancelled, each from where it comes."""
         while True:
             for _ in range(self._chance.randrange(1, 6)):
-                self._place_one()
+                self._chance.choice((self._place_one,) * 4 + (self._push_message,))()
             await asyncio.sleep(self._chance.uniform(0.1, 0.6))
 
     def _place_one(self) -> None:
@@ -185,10 +186,23 @@ class Life:
             self._write_config()
         self._handed.append(self._later(self._hand_over(call)))
 
+    def _push_message(self) -> None:
+        chance, name = self._chance, f"message-{len(self.calls)}"
+        failed, account = chance.choice((0, 0, 69, 169)), chance.choice(ACCOUNTS)
+        ending = ("failure" if failed else "success", "none")
+        planned = Plan(
+            queued=chance.uniform(0, self._spread), receivers=169, failed=failed, price=79_430
+        )
+        call = Call(name, account, "otp", frozenset({"push"}), planned, ending, planned.price)
+        self.calls.append(call)
+        self._simulator.add_call(account, name, planned)
+        self._handed.append(self._later(self._hand_over(call)))
+
     async def _hand_over(self, call: Call) -> None:
         if "push" in call.ways:
             labels = {"campaign": call.campaign} if call.campaign else {}
-            body = {"calls": [listed(call.name, call.account, **labels)]}
+            kind = {"kind": "message" if call.plan.receivers else "call"}
+            body = {"calls": [listed(call.name, call.account, **labels) | kind]}
             for _ in range(self._chance.choice((1, 1, 2))):
                 await self._ask("POST", "/api/v1/calls", 202, json=body)
         if "callback" in call.ways:
@@ -347,7 +361,11 @@ class Life:
             shown += counted(scrapes.newest)  # of the accounts that it polls
         if shown != expected:
             yield f"shown: {shown - expected}, lacking: {expected - shown}"
-        paid = sum(total(scrapes.newest, "esms_call_price_vnd_total") for scrapes in self.scrapes)
+        paid = sum(
+            total(scrapes.newest, f"esms_{kind}_price_vnd_total")
+            for scrapes in self.scrapes
+            for kind in Kind
+        )
         if paid != prices:
             yield f"{paid} VND are shown in place of {prices}"
         for name, exporter, scrapes in zip(self._names, self.exporters, self.scrapes, strict=True):

@@ -1,4 +1,4 @@
-"""With everything going wrong at once, at debug level, nothing tells a credential."""
+"""With everything going wrong at once, at debug level, no credential or phone number is told."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 from yarl import URL
 
 from exporter.esms.codes import Outcome
+from exporter.ids import Kind
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from exporter.web.callback import callback_url
@@ -31,10 +32,11 @@ CALLBACK = "C4llb4ck+/with?odd={chars}-"
 USER, PASSWORD, HOST, DATABASE = "sql-us3r", "sql-p4ssw0rd", "sql-h0st.invalid", "sql-d4tabase"
 LOGIN = f"{USER}:{PASSWORD}"
 HOOK, HOOK_HOST, PROXY = "h00k-t0k3n", "h00k-h0st.invalid", "pr0xy-p4ssw0rd"
+PHONE = "0901888484"
 SIGNING = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 HIDDEN = (
     *(KEY, SECRET, TOKEN, CALLBACK, USER, PASSWORD, HOST, DATABASE),
-    *(HOOK, HOOK_HOST, PROXY, SIGNING, SIGNING[6:]),
+    *(HOOK, HOOK_HOST, PROXY, SIGNING, SIGNING[6:], PHONE),
 )
 ECHO = {"CodeResult": "104", "ErrorMessage": f"ApiKey={KEY}raw {SECRET}raw"}
 PLAIN = ["good", "not-found", "revoked", "no-connection", "no-tls"]
@@ -43,6 +45,7 @@ DAMAGED = {
     "status": Fault(FaultKind.STATUS, status=500, body=f"ApiKey={KEY}"),
     "html": Fault(FaultKind.HTML, body=f"<p>SecretKey={SECRET}</p>"),
     "raw": Fault(FaultKind.RAW, body=json.dumps(ECHO)),
+    "phone": Fault(FaultKind.RAW, body=json.dumps({**ECHO, "ErrorMessage": f"to {PHONE}"})),
     "busy": Fault(FaultKind.STATUS, status=503, retry_after="1"),
     "redirect": Fault(FaultKind.REDIRECT, location=f"/?ApiKey={quote(KEY)}"),
 }
@@ -93,6 +96,7 @@ def configuration(folder: Path, provider: str, server: str, ledger: str) -> str:
                 "api_key": key,
                 "base_url": url,
                 "balance_url": url,
+                "message_url": url,
                 "secret_key_file": written(f"{name}.key", secret),
                 "callback_token": CALLBACK + name,
                 **(proxy if name == "no-connection" else {}),
@@ -122,7 +126,11 @@ def configuration(folder: Path, provider: str, server: str, ledger: str) -> str:
                 {"name": name, "url_file": written(f"{name}.url", url), **query}
                 for name, url in queries(server).items()
             ],
-            "calls": [{"account": name, "reference_id": f"call-{name}"} for name in ACCOUNTS],
+            "calls": [
+                {"account": name, "reference_id": f"{kind}-{name}", "kind": kind}
+                for name in ACCOUNTS
+                for kind in Kind
+            ],
         },
     }
     # A section a line, for `damage`.
@@ -165,7 +173,10 @@ async def asked(http: aiohttp.ClientSession, url: str) -> AsyncIterator[tuple[in
         headers = {"Authorization": f"Bearer {token}"}
         requests: list[tuple[str, str, object]] = [
             *(("GET", f"/{name}", None) for name in ("status", "openapi.json", "calls", "no")),
-            *(("GET", f"/calls/good/{name}", None) for name in ("call-good", "nobody")),
+            *(
+                ("GET", f"/calls/good/{name}", None)
+                for name in ("call-good", "message-good", "nobody")
+            ),
             *(("POST", "/calls", body) for body in bodies),
             ("PUT", "/calls", None),
         ]
@@ -175,7 +186,12 @@ async def asked(http: aiohttp.ClientSession, url: str) -> AsyncIterator[tuple[in
             ) as answer:
                 yield answer.status, f"{answer.headers}\n{await answer.text()}"
     for token in (f"{CALLBACK}good", f"{CALLBACK}no", f"{CALLBACK}good/more"):
-        for query in ("?ReferenceId=call-good&SendStatus=5", "?ReferenceId=", ""):
+        for query in (
+            "?ReferenceId=call-good&SendStatus=5",
+            f"?SMSID=message-good&SendStatus=5&SendSuccess=1&phonenumber={PHONE}",
+            f"?SMSID=&phonenumber={PHONE}",
+            "",
+        ):
             for method in ("GET", "POST"):
                 place = URL(callback_url(url, "good", Secret(token)) + query, encoded=True)
                 async with http.request(method, place) as answer:
@@ -199,6 +215,7 @@ async def until_all_has_failed(exporter: Exporter, server: str, provider: str) -
     for outcome in Outcome:
         assert total(samples, "esms_api_requests_total", outcome=outcome) > 0, outcome
     series = [
+        ("esms_api_requests_total", "operation", "get_message_status"),
         *(("esms_source_errors_total", "source", f"sql:{name}") for name in queries(server)),
         *(("esms_notification_requests_total", "target", name) for name in targets(provider)),
     ]
@@ -233,7 +250,9 @@ async def test_nothing_leaks(tmp_path: Path, http: aiohttp.ClientSession, log_fo
     config, file = tmp_path / "config.yaml", tmp_path / "ledger.db"
     async with Simulator(accounts=accounts) as simulator:
         for account in accounts[:1] + accounts[2:]:
-            simulator.add_call(account.name, f"call-{account.name}", Plan(queued=5))
+            for kind in Kind:
+                plan = Plan(queued=5, receivers=int(kind is Kind.MESSAGE))
+                simulator.add_call(account.name, f"{kind}-{account.name}", plan)
         for name, fault in DAMAGED.items():
             simulator.faults.set(name, dataclasses.replace(fault, account=name))
         with database() as server:
@@ -265,4 +284,4 @@ async def test_nothing_leaks(tmp_path: Path, http: aiohttp.ClientSession, log_fo
     for credential in HIDDEN:
         assert not any(credential in form for form in forms), credential
     # The word alone is in the paths of keys, such as `accounts[0].api_key`; not the parameter.
-    assert not re.search(r"(?i)(ApiKey|SecretKey)(=|%3d)", text)
+    assert not re.search(r"(?i)(ApiKey|SecretKey|phonenumber)(=|%3d)", text)
