@@ -109,7 +109,7 @@ class CallTotals:
         for account in sorted(accounts):
             self.delays[account] = Distribution(DELAY_BUCKETS)
             self._sets[account] = {None: LabelSetTotals()}
-            if account in with_messages:  # maybe only open ones
+            if account in with_messages:  # all of its messages may be open
                 self._delays_of_messages(account)
         self.learn(snapshot.label_sets)
         for account, row in snapshot.started:

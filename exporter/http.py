@@ -210,7 +210,7 @@ class HttpClient:
             with suppress(Exception):  # the status is enough
                 async with asyncio.timeout(_DISCARD_TIMEOUT):
                     await _read_body(response, _MAX_DISCARDED)
-            response.close()  # no effect after the whole body, which releases the connection
+            response.close()  # no effect after a complete body: the connection was released
         return Response(response.status, response.headers, body)
 
     def _expire(self) -> None:

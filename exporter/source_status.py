@@ -69,7 +69,7 @@ class SourceStatus:
         Args:
             item: a file, or empty for the source as a whole.
             problem: None if there is no problem.
-            kinds: the kinds of the problem, by default its text; it is new if one of them is new.
+            kinds: the problem is new if one of these was not in the last report; default: its text.
         """
         known = self._problems.get(item)
         named = {"item": item} if item else {}

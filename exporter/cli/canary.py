@@ -48,9 +48,9 @@ _GIVE_UP: Final = 30.0
 @click.option("--dry-run", is_flag=True, help="Show the request and the next due times.")
 @click.option("--now", is_flag=True, help="Place a call now and wait for its result. Costs money.")
 def canary(name: str, config_file: Path, *, dry_run: bool, now: bool) -> None:
-    """Show the request and the schedule of the canary NAME, or place a call now.
+    """Show or place the call of the canary NAME.
 
-    The call is recorded in the ledger, with or without a running exporter: it counts for
+    A call is recorded in the ledger, with or without a running exporter: it counts for
     `max_per_day` and in the metrics. The exit code is 0 if the result is as expected.
     """
     configure_logging("error", "logfmt")

@@ -22,7 +22,10 @@ from exporter.web.web_config import load_web_config
 @options.config_file
 @options.web_config
 def check(config_file: Path, web_config: Path | None) -> None:
-    """Check the configuration and the files of calls; exit code 1 if there are problems."""
+    """Check the configuration and the files of calls.
+
+    The exit code is 1 if there are problems.
+    """
     files = NamedFiles()
     config = load_config(config_file, files=files)
     if web_config:
@@ -52,11 +55,12 @@ def backup(config_file: Path, file: Path) -> None:
 @click.command("callback-url")
 @options.config_file
 @click.option("--url", required=True, help="URL at which the provider reaches the exporter.")
-@click.option("--account", "name", help="Only this account.")
+@click.option("--account", "name", help="Print only the URL of this account.")
 def callback_url(config_file: Path, url: str, name: str | None) -> None:
-    """Print the `CallbackUrl` of each account, percent-encoded for a MakeCall request.
+    """Print the `CallbackUrl` of each account.
 
-    The URL contains the account's `callback_token`: keep it secret.
+    It is percent-encoded for a MakeCall request, and contains the account's `callback_token`: keep
+    it secret.
     """
     try:
         base = urlsplit(url)

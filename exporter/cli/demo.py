@@ -76,7 +76,10 @@ def configuration(url: str, folder: Path) -> Config:
 @options.log_level
 @options.log_format
 def demo(addresses: Sequence[ListenAddress], log_level: str, log_format: LogFormat) -> None:
-    """Run an exporter with a simulated API; needs no keys and no configuration."""
+    """Run an exporter with a simulated API.
+
+    Needs no keys and no configuration.
+    """
     configure_logging(log_level, log_format)
     run_process(_serve(addresses))
 

@@ -74,10 +74,10 @@ def _server_at(host: str, port: int, scheme: str) -> str | None:
 def health(
     ctx: click.Context, addresses: Sequence[ListenAddress], web_config: Path | None, others: object
 ) -> None:
-    """Check that an exporter on this machine responds; exit code 1 if not.
+    """Check that an exporter on this machine responds.
 
-    Accepts the options of `run`. By default, uses the options of process 1, which is the exporter
-    in a container. Uses no proxy and sends no password.
+    The exit code is 1 if it does not. Accepts the options of `run`. By default, uses the options of
+    process 1, which is the exporter in a container. Uses no proxy and sends no password.
     """
     given = {ctx.get_parameter_source(name) for name in ("addresses", "web_config")}
     if not others and given == {ParameterSource.DEFAULT}:

@@ -22,7 +22,7 @@ from exporter.web.sockets import ListenAddress
 from exporter.web.web_config import load_web_config
 
 RESERVED_PATHS: Final = ("/-/", "/api/", "/callback/")
-"""Prefixes of paths with handlers, and access rules, of their own."""
+"""Prefixes of paths that have their own handlers and access rules."""
 
 
 def _telemetry_path(path: str) -> str:

@@ -329,7 +329,8 @@ def format_duration(seconds: float) -> str:
 class Expected(GroupedMetadata):
     """Constraints of a value, with one error message for all of them.
 
-    `keeps_messages` keeps the messages of the constraints: the words are for the documentation.
+    With `keeps_messages`, the constraints keep their own messages, and only the documentation uses
+    `words`.
     """
 
     def __init__(self, words: str, *constraints: object, keeps_messages: bool = False) -> None:

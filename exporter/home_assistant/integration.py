@@ -239,8 +239,8 @@ class Publisher:
     """Publishes to a broker until stopped.
 
     Compares the wanted messages with the retained ones, publishes the differences and clears
-    obsolete messages. A start, a reconnection, a birth message of Home Assistant and a removed
-    account need nothing else.
+    obsolete messages. This covers starts, reconnections, birth messages of Home Assistant and
+    removed accounts.
 
     Args:
         config: the broker.
@@ -386,8 +386,8 @@ class Publisher:
     async def _wanted(self, broker: Client) -> Mapping[str, bytes]:
         """Return the messages to retain for the accounts that this exporter polls.
 
-        First read the retained messages of the broker, if that is not done on this connection, or
-        if another exporter may have published an account since.
+        First read the retained messages of the broker, on a new connection and whenever another
+        exporter may have published an account.
         """
         wanted = await self._exposed.messages()
         if self._published is None or not wanted.keys() <= set(self._published):

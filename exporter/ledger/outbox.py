@@ -54,8 +54,8 @@ from exporter.ledger.schema import notifications
 from exporter.ledger.types import BATCH_SIZE
 
 LONGEST_WAIT: Final = 1_200.0
-"""Maximum of seconds until a retry. A notification with a longer wait was scheduled before the
-clock was set back, and is due."""
+"""Maximum seconds until a retry. A longer wait means that the clock was set back; the notification
+is due now."""
 
 _columns: Final = notifications.c
 _target: Final = _columns.target == bindparam("this_target")

@@ -196,7 +196,7 @@ class SqliteFile(Database):
             return row and row[0]
 
     def _mark(self, mark: int) -> None:
-        """Write a mark to the file itself, not only to its -wal, unless a program reads it."""
+        """Write a mark to the file itself; while a program reads the file, only to its -wal."""
         self._pragma(f"user_version = {mark}")
         self._pragma("wal_checkpoint(TRUNCATE)")
 

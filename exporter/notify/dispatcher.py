@@ -65,7 +65,7 @@ class TargetStatus:
 
     Attributes:
         pending: number of pending notifications.
-        oldest: finish time of the call of the oldest pending notification.
+        oldest: when the oldest call with a pending notification finished.
         failure: time and reason of the last failed attempt.
         delivered: number of delivered notifications since the start of the process.
         requests: number of attempts by outcome.

@@ -250,7 +250,7 @@ class FilesSource(Source):
             self._report(path, problem or None)
 
     async def _add_calls(self, change: Change) -> _Reading:
-        """Add the calls of a file in batches, from where an attempt that timed out was."""
+        """Add the calls of a file in batches; continue an attempt that timed out."""
         path = change.path
         if (reading := self._readings.pop(path, None)) is None:
             problems = Problems(path)
