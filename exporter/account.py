@@ -7,7 +7,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
 
@@ -57,6 +57,7 @@ class AccountStatus:
         paused: the outcome that paused the account, if any; `code` and `message` belong to it.
         paused_until: when the pause ends (Unix time).
         lagging: the row of the label set of the first overdue call.
+        messages: number of open messages by state; empty for an account without messages.
     """
 
     name: str
@@ -70,6 +71,7 @@ class AccountStatus:
     message: str = ""
     last_success: float = 0.0
     lagging: int | None = None
+    messages: dict[CallState, int] = field(default_factory=dict)
 
 
 class Account:
@@ -125,6 +127,7 @@ class Account:
             paused_by.message if paused_by else "",
             self.stats.last_success,
             backlog.label_set,
+            dict(self.stats.open_messages) if self.stats.polls_messages else {},
         )
 
     def change(

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from exporter.calls import (
+    WATCHED,
     Finished,
     GiveUpPolicy,
     Key,
@@ -61,10 +62,14 @@ _MESSAGES: Final = {
     Outcome.HTTP_ERROR: "the provider answered with an HTTP error",
     Outcome.THROTTLED: "the provider throttles requests",
 }
-_GUESSED: Final = "no SentResult: the result is derived from the status"
+# For finished calls whose answer does not say the result.
+_GUESSED: Final = {
+    OddField.SENT_RESULT: "no SentResult: the result is derived from the status",
+    OddField.SEND_SUCCESS: "no SendSuccess and no SendFailed: the message counts as failed",
+}
 
-CallName = tuple[str, ReferenceKey]
-"""Account name and normalized id."""
+CallName = tuple[str, Kind, ReferenceKey]
+"""Account name, kind and normalized id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +78,11 @@ class LookupResult:
 
     Attributes:
         reference_id: as the user wrote it.
+        kind: the look-up that was used.
         state: of an open call, or `finished`; None without an answer.
         result: of a finished call, like `status`, `duration` (seconds) and `key`.
+        delivered: receivers of a finished message that got it; `failed` are the others.
+        price: of a finished message, in VND.
         outcome: of the request, or of the request that made the look-up stop.
         code: the provider's code; `other` if it is not documented.
         message: the provider's or the exporter's message about a failure.
@@ -83,11 +91,15 @@ class LookupResult:
 
     reference_id: ReferenceId
     account: str
+    kind: Kind
     state: str | None = None
     result: Result | None = None
     status: Status | None = None
     duration: float | None = None
     key: Key | None = None
+    delivered: int | None = None
+    failed: int | None = None
+    price: float | None = None
     outcome: Outcome
     code: str | None
     message: str
@@ -100,8 +112,8 @@ class LookupResult:
 
     @property
     def name(self) -> CallName:
-        """The account and the normalized id."""
-        return self.account, reference_key(self.reference_id)
+        """The account, the kind and the normalized id."""
+        return self.account, self.kind, reference_key(self.reference_id)
 
     @property
     def summary(self) -> str:
@@ -116,25 +128,32 @@ ReportPause = Callable[[LookupResult, float], None]
 """Called for each pause of an account with the failure that caused it, and the seconds."""
 
 
-def result_of(account: str, asked: ReferenceId, answer: Answer, now: float) -> LookupResult:
+def result_of(
+    account: str, asked: ReferenceId, answer: Answer, now: float, kind: Kind = Kind.CALL
+) -> LookupResult:
     """Interpret an answer as the exporter does; `now` is a Unix time."""
     result = partial(
         LookupResult,
         reference_id=asked,
         account=account,
+        kind=kind,
         code=answer.code,
         asked_at=datetime.fromtimestamp(now, UTC).replace(microsecond=0),
     )
-    decided = verdict(WatchedCall(0, asked, now), answer, now, GiveUpPolicy())
+    decided = verdict(WATCHED[kind](0, asked, now), answer, now, GiveUpPolicy())
     if isinstance(decided, Finished):
+        delivered, failed = decided.receivers or (None, None)
         return result(
             state="finished",
             result=decided.result,
             status=decided.status,
             duration=decided.duration,
             key=decided.key,
+            delivered=delivered,
+            failed=failed,
+            price=decided.price,
             outcome=answer.outcome,
-            message=_GUESSED if OddField.SENT_RESULT in decided.odd else "",
+            message="; ".join(_GUESSED[field] for field in decided.odd if field in _GUESSED),
         )
     if isinstance(decided, PollAgain):
         return result(state=decided.state, outcome=answer.outcome, message=answer.message)
@@ -165,17 +184,17 @@ class _AccountLookup:
         self._poller = Poller(
             account, _POLLING, self._poll, AccountStats(), lambda *_: None, self._bugs.append
         )
-        self._calls: dict[ReferenceId, WatchedCall] = {}
+        self._calls: dict[tuple[ReferenceId, Kind], WatchedCall] = {}
         self._any_answered = False
         self._pauses = 0  # consecutive
         self._paused_until = -math.inf
         self._failure: LookupResult | None = None
 
-    async def run(self, calls: Sequence[ReferenceId]) -> None:
+    async def run(self, calls: Sequence[tuple[ReferenceId, Kind]]) -> None:
         """Look up the calls."""
         now, poller = time.time(), self._poller
-        for row, asked in enumerate(calls):
-            self._calls[asked] = call = WatchedCall(row, asked, now)
+        for row, (asked, kind) in enumerate(calls):
+            self._calls[asked, kind] = call = WATCHED[kind](row, asked, now)
             poller.add(call)
         async with self._client:
             try:
@@ -186,17 +205,20 @@ class _AccountLookup:
                 await poller.stop(0)
         for call in poller.calls.values():
             if self._failure:
-                self._report(replace(self._failure, reference_id=call.reference_id, asked_at=None))
+                asked = call.reference_id
+                self._report(
+                    replace(self._failure, reference_id=asked, kind=call.kind, asked_at=None)
+                )
 
     async def _poll(self, reference_id: ReferenceId, kind: Kind) -> Answer:
         """Poll a call, and report the result or the last failure."""
         answer = await self._client.send_status(reference_id, kind)
-        result = result_of(self._name, reference_id, answer, time.time())
+        result = result_of(self._name, reference_id, answer, time.time(), kind)
         if result.answered:
             self._any_answered, self._pauses = True, 0
         else:
             self._failure = result
-        call = self._calls[reference_id]
+        call = self._calls[reference_id, kind]
         if result.outcome in _FINAL or call.polls + 1 >= TRIES:
             self._poller.remove(call.id)
             self._report(result)
@@ -243,7 +265,11 @@ async def look_up(
     async def look_up_all() -> None:
         async with asyncio.TaskGroup() as tasks:
             for account in accounts:
-                ids = [asked for (name, _), asked in calls.items() if name == account.name]
+                ids = [
+                    (asked, kind)
+                    for (name, kind, _), asked in calls.items()
+                    if name == account.name
+                ]
                 if ids:
                     one = account, connect(account), rate, results.put_nowait, report_pause
                     tasks.create_task(_AccountLookup(*one).run(ids))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeVar
 
 from exporter.calls import Result, Status
+from exporter.ids import Kind
 from exporter.ledger.types import FinishedCall
 
 K = TypeVar("K")
@@ -23,18 +24,24 @@ NEWEST: Final = 10
 
 
 class Minute(NamedTuple):
-    """Numbers of calls that finished within the minute that starts at Unix time `at`."""
+    """Numbers of calls and messages that finished in the minute that starts at Unix time `at`."""
 
     at: float
     success: int = 0
     failure: int = 0
     unknown: int = 0
     answered: int = 0
+    messages: int = 0
 
     @property
     def finished(self) -> int:
-        """The number of finished calls."""
+        """The number of finished calls and messages."""
         return self.success + self.failure + self.unknown
+
+    @property
+    def calls(self) -> int:
+        """The number of finished calls, without messages."""
+        return self.finished - self.messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +49,27 @@ class Recent:
     """The recent results of an account at a given time.
 
     Attributes:
-        today: number of calls that finished since `since`, by result and status.
+        today: number of calls and messages that finished since `since`, by result and status; the
+            status of messages is None.
         since: last midnight, or the start of complete data if that is later (Unix time).
         minutes: the last 60, oldest first.
-        failures: the latest calls that did not succeed, newest first.
+        failures: the latest calls and messages that did not succeed, newest first.
     """
 
-    today: Counter[tuple[Result, Status]] = field(default_factory=Counter)
+    today: Counter[tuple[Result, Status | None]] = field(default_factory=Counter)
     since: float = 0.0
     minutes: tuple[Minute, ...] = ()
     failures: tuple[FinishedCall, ...] = ()
 
     @property
     def results(self) -> Counter[Result]:
-        """The number of today's calls by result."""
+        """The number of today's calls and messages by result."""
         return _sums((result, count) for (result, _), count in self.today.items())
 
     @property
     def statuses(self) -> Counter[Status]:
         """The number of today's calls by status."""
-        return _sums((status, count) for (_, status), count in self.today.items())
+        return _sums((status, count) for (_, status), count in self.today.items() if status)
 
 
 @dataclass(slots=True)
@@ -71,7 +79,7 @@ class _History:
     since: float
     # By midnight and by minute number. Twice as many as shown are kept, because results may be
     # late and clocks wrong.
-    days: dict[float, Counter[tuple[Result, Status]]] = field(default_factory=dict)
+    days: dict[float, Counter[tuple[Result, Status | None]]] = field(default_factory=dict)
     minutes: dict[int, Counter[str]] = field(default_factory=dict)
     failures: deque[FinishedCall] = field(default_factory=lambda: deque(maxlen=NEWEST))
 
@@ -99,17 +107,18 @@ class RecentResults:
         self._histories.pop(account, None)
 
     def add(self, call: FinishedCall) -> None:
-        """Count a finished call, if its account was loaded."""
+        """Count a finished call or message, if its account was loaded."""
         if (history := self._histories.get(call.account)) is None:
             return
         if call.result is not Result.SUCCESS:
             history.failures.append(call)
         day = _counter(history.days, self._midnight(call.finished_at), 2)
-        day[call.result, call.status] += 1
+        is_message = call.kind is Kind.MESSAGE
+        day[call.result, None if is_message else call.status] += 1
         minute = _counter(history.minutes, int(call.finished_at // 60), 2 * MINUTES)
         minute[call.result.value] += 1
-        if call.status is Status.ANSWERED:
-            minute["answered"] += 1
+        minute["messages"] += is_message
+        minute["answered"] += call.status is Status.ANSWERED
 
     def recent(self, account: str, now: float) -> Recent:
         """Return the recent results of an account at a Unix time."""

@@ -15,7 +15,7 @@ from exporter.cli.lookup import results_file
 from exporter.errors import ResultsError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId, reference_id, reference_key
+from exporter.ids import Kind, ReferenceId, reference_id, reference_key
 from exporter.lookup import COLUMNS, CallName, LookupResult, result_of
 
 ID = reference_id("Call-1")
@@ -51,7 +51,7 @@ def test_finished(
     assert (found.account, found.reference_id, found.code) == ("main", ID, "100")
     assert found.asked_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert found.answered
-    assert found.name == ("main", "call1")
+    assert found.name == ("main", Kind.CALL, "call1")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,34 @@ def test_not_finished(answer: Answer, word: str, outcome: Outcome, answered: boo
     assert (found.result, found.status, found.duration, found.key) == (None, None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("answer", "word", "delivered", "failed", "price"),
+    [
+        (ended(delivered=3, failed=0, price=1410.0), "success", 3, 0, 1410.0),
+        (ended(delivered=2, failed=1), "failure", 2, 1, None),
+        (ended(send_status=4, receivers=3), "failure", 0, 3, None),
+        (ended(send_status=7, delivered=0, price=470.0), CallState.AWAITING_REPORT, *[None] * 3),
+    ],
+)
+def test_messages(
+    answer: Answer, word: str, delivered: int | None, failed: int | None, price: float | None
+) -> None:
+    found = result_of("main", ID, answer, NOW, Kind.MESSAGE)
+    assert (found.summary, found.delivered, found.failed) == (word, delivered, failed)
+    assert (found.price, found.duration, found.key, found.message) == (price, None, None, "")
+    assert found.name == ("main", Kind.MESSAGE, "call1")
+    # The two kinds are different questions, also where the id is the same.
+    assert result_of("main", ID, answer, NOW).name != found.name
+
+
+def test_guessed_results_say_so() -> None:
+    found = result_of("main", ID, ended(call_status="BUSY"), NOW)
+    assert found.message.startswith("no SentResult")
+    found = result_of("main", ID, ended(), NOW, Kind.MESSAGE)
+    assert (found.summary, found.failed) == ("failure", 1)
+    assert found.message.startswith("no SendSuccess")
+
+
 def test_the_providers_words_come_first() -> None:
     for message, shown in (
         ("busy", "busy"),
@@ -94,7 +122,7 @@ BAD = result_of("main", reference_id("b"), Answer(Outcome.TIMEOUT), 1e9)
 
 
 def names(*ids: str) -> set[CallName]:
-    return {("main", reference_key(name)) for name in ids}
+    return {("main", Kind.CALL, reference_key(name)) for name in ids}
 
 
 def written(path: Path, *results: LookupResult) -> bytes:
@@ -136,6 +164,14 @@ def test_ids_that_look_like_formulas_are_known_again(tmp_path: Path, ending: str
         ]  # fmt: skip
 
 
+def test_json_of_versions_without_messages_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text('{"reference_id":"a","account":"main","outcome":"ok"}\n')
+    message = replace(GOOD, reference_id=reference_id("m"), kind=Kind.MESSAGE)
+    written(path, message)
+    assert answered(path) == {*names("a"), message.name}
+
+
 def test_the_last_line_of_a_call_counts(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     written(path, BAD, GOOD)
@@ -147,10 +183,15 @@ def test_the_last_line_of_a_call_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("x.csv", "reference_id,account\na,main\n", "is not a results file"),
+        (
+            "x.csv",
+            HEADER.replace(",kind", ""),
+            "is not a results file of this version; use another",
+        ),
         ("x.csv", "hello", "is not a results file"),
         ("x.csv", HEADER + "a,main\n", "line 2 is invalid"),
-        ("x.csv", HEADER + "a,main" + "," * 5 + "odd" + "," * 4 + "\n", "line 2 is invalid"),
+        ("x.csv", HEADER + "a,main,odd" + "," * 9 + "ok" + "," * 3 + "\n", "line 2 is invalid"),
+        ("x.csv", HEADER + "a,main,call" + "," * 9 + "odd" + "," * 3 + "\n", "line 2 is invalid"),
         ("x.csv", HEADER + '"\n', "line 2 is invalid"),
         ("x.csv", HEADER + "\udcff\n", "line 2 is invalid"),
         ("x.json", "[]\n", "is not a results file"),

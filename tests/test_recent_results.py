@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from exporter.calls import Result, Status
+from exporter.ids import Kind
 from exporter.ledger.types import FinishedCall
 from exporter.recent_results import MINUTES, NEWEST, Minute, RecentResults, local_midnight
 
@@ -43,6 +44,16 @@ def test_the_day() -> None:
     assert today.since == MIDNIGHT
     tomorrow = history.recent("main", MIDNIGHT + DAY)
     assert tomorrow.today.total() == 0
+
+
+def test_messages_have_results_but_no_answers() -> None:
+    message = ended(MIDNIGHT + 1, Result.FAILURE, Status.NONE)._replace(kind=Kind.MESSAGE)
+    recent = history_of(ended(MIDNIGHT), message).recent("main", MIDNIGHT + 2)
+    assert recent.results == {Result.SUCCESS: 1, Result.FAILURE: 1}
+    assert recent.statuses == {Status.ANSWERED: 1}
+    minute = recent.minutes[-1]
+    assert (minute.finished, minute.calls, minute.answered) == (2, 1, 1)
+    assert recent.failures == (message,)
 
 
 def test_what_is_late_counts_for_its_own_day() -> None:

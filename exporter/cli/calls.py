@@ -37,8 +37,8 @@ from exporter.web.schemas import Call, Page, ProblemDetails
 
 _ALL: Final = "all"
 _TABLE: Final = (
-    *("reference_id", "account", "state", "status"),
-    *("duration", "key", "first_watched", "labels"),
+    *("reference_id", "account", "kind", "state", "status"),
+    *("duration", "key", "delivered", "failed", "first_watched", "labels"),
 )
 _TIMEOUT: Final = 30.0
 """Seconds per page."""
@@ -137,7 +137,7 @@ def calls(
     result: str | None,
     output: str | None,
 ) -> None:
-    """List the calls that a running exporter watches."""
+    """List the calls and messages that a running exporter watches."""
     configure_logging("warning", "logfmt")
     state = state or (FINISHED if result else WATCHED)
     query = {"account": account, "state": None if state == _ALL else state, "result": result}
@@ -163,10 +163,13 @@ def _cells(call: Call) -> tuple[str, ...]:
     return (
         call.reference_id,
         call.account,
+        call.kind,
         call.result or call.state,
         call.status or "",
         "" if call.duration is None else f"{call.duration:g} s",
         call.key or "",
+        "" if call.delivered is None else str(call.delivered),
+        "" if call.failed is None else str(call.failed),
         f"{call.first_watched.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z",
         " ".join(f"{name}={value}" for name, value in call.labels.items()),
     )

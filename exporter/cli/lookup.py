@@ -26,15 +26,15 @@ from exporter.config.document import Problems
 from exporter.errors import ConfigError, Problem, ResultsError
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
-from exporter.ids import ReferenceId, reference_id, reference_key
+from exporter.ids import Kind, ReferenceId, reference_id, reference_key
 from exporter.logs import configure_logging
 from exporter.lookup import COLUMNS, CallName, LookupResult, look_up
 from exporter.polling.circuit_breaker import GOOD
 from exporter.sources.tabular import read_calls
 
 _TABLE: Final = (
-    *("reference_id", "account", "state", "status"),
-    *("duration", "key", "message"),
+    *("reference_id", "account", "kind", "state", "status"),
+    *("duration", "key", "delivered", "failed", "price", "message"),
 )
 
 Calls = dict[CallName, ReferenceId]
@@ -68,6 +68,11 @@ def _reference_id(text: str) -> ReferenceId:
     help="Account of ids without one; required if there are several accounts.",
 )
 @click.option(
+    "--kind",
+    type=click.Choice([kind.value for kind in Kind]),
+    help="Kind of ids without one.  [default: `default_kind` of the account]",
+)
+@click.option(
     "--from-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     callback=_ending(".csv", ".txt", ".yaml", ".yml", ".json"),
@@ -86,18 +91,17 @@ def _reference_id(text: str) -> ReferenceId:
     default=float("inf"),
     help="Requests per second and account, if lower than the account's `rate_limit`.",
 )
-@click.pass_context
 def lookup(
-    ctx: click.Context,
     reference_ids: Sequence[ReferenceId],
     config_file: Path,
     account: str | None,
+    kind: str | None,
     from_file: Path | None,
     output: str | None,
     output_file: Path | None,
     rate: float,
 ) -> None:
-    """Fetch the results of calls from the provider.
+    """Fetch the results of calls and messages from the provider.
 
     Look-ups change neither metrics nor the ledger. The exit code is 0 if the
     provider answered for all calls, 1 if not, 2 for wrong usage.
@@ -109,7 +113,7 @@ def lookup(
     if not reference_ids and not from_file:
         raise click.UsageError("expected ids or --from-file")
     config = load_config(config_file)
-    calls, problems = _read_calls(config, reference_ids, from_file, account)
+    calls, problems = _read_calls(config, reference_ids, from_file, account, kind)
     asked, as_table = len(calls), not output_file and output in (None, "table")
     with results_file(output_file) if output_file else nullcontext() as file:
         if file:
@@ -130,19 +134,26 @@ def lookup(
         order = {name: number for number, name in enumerate(calls)}
         results.sort(key=lambda result: order[result.name])
         one_account = len(config.accounts) == 1
-        print_table(_TABLE, [_cells(result, one_account=one_account) for result in results])
+        one_kind = len({result.kind for result in results}) == 1
+        rows = [_cells(result, one_account=one_account, one_kind=one_kind) for result in results]
+        print_table(_TABLE, rows)
     known = asked - len(calls)
     answered = known + sum(result.answered for result in results)
     if output_file or answered < asked:
         click.echo(_summary(results, asked, answered, known), err=True)
-    ctx.exit(0 if not problems and ended and answered == asked else 1)
+    sys.exit(0 if not problems and ended and answered == asked else 1)
 
 
 def _read_calls(
-    config: Config, named: Iterable[ReferenceId], from_file: Path | None, account: str | None
+    config: Config,
+    named: Iterable[ReferenceId],
+    from_file: Path | None,
+    account: str | None,
+    kind: str | None,
 ) -> tuple[Calls, tuple[Problem, ...]]:
     """Return the calls to look up and the problems of the file, which are also printed."""
-    names = [account_config.name for account_config in config.accounts]
+    kinds = {one.name: Kind(kind or one.default_kind) for one in config.accounts}
+    names = list(kinds)
     if account is not None and account not in names:
         raise click.BadParameter("expected the name of one of the accounts", param_hint="--account")
     calls: Calls = {}
@@ -150,11 +161,14 @@ def _read_calls(
     for asked in named:
         if not account and len(names) > 1:
             raise click.UsageError("expected --account, because several accounts are configured")
-        calls.setdefault((account or names[0], reference_key(asked)), asked)
+        name = account or names[0]
+        calls.setdefault((name, kinds[name], reference_key(asked)), asked)
     if from_file is not None:
         found = Problems(str(from_file))
         for call in read_calls(str(from_file), names, config.watch.labels, found, account=account):
-            calls.setdefault((call.account, reference_key(call.reference_id)), call.reference_id)
+            asked = call.reference_id
+            call_kind = call.kind or kinds[call.account]
+            calls.setdefault((call.account, call_kind, reference_key(asked)), asked)
         problems = found.listed()
     if problems and not calls:
         raise ConfigError(problems)
@@ -232,7 +246,7 @@ class ResultsFile:
         file.seek(0)
         data = file.read()
         if not (data.startswith(start) or start.startswith(data)):
-            raise ResultsError(f"{path}: is not a results file")
+            raise ResultsError(f"{path}: is not a results file of this version; use another file")
         complete = data[: data.rfind(b"\n") + 1]
         for number, text in enumerate(complete.split(b"\n")[:-1], 1):
             if number == 1 and first:
@@ -260,7 +274,9 @@ class ResultsFile:
             values = dict(zip(COLUMNS, map(csv_text, row), strict=True))
         else:
             values = from_json(text)
-        name = values["account"], reference_key(values["reference_id"])
+        # JSON of versions without messages has no kind.
+        kind = Kind(values.get("kind", Kind.CALL))
+        name = values["account"], kind, reference_key(values["reference_id"])
         return name, Outcome(values["outcome"]) in GOOD
 
     def _append(self, text: str) -> None:
@@ -269,15 +285,19 @@ class ResultsFile:
             left = left[self._file.write(left) :]
 
 
-def _cells(result: LookupResult, *, one_account: bool) -> tuple[str, ...]:
+def _cells(result: LookupResult, *, one_account: bool, one_kind: bool) -> tuple[str, ...]:
     code = result.code if result.code != "100" else ""
     return (
         result.reference_id,
         "" if one_account else result.account,
+        "" if one_kind else result.kind,
         result.summary,
         result.status or "",
         "" if result.duration is None else f"{result.duration:g} s",
         result.key or "",
+        "" if result.delivered is None else str(result.delivered),
+        "" if result.failed is None else str(result.failed),
+        "" if result.price is None else f"{result.price:,.0f} VND",
         " ".join(filter(None, (code, result.message))),
     )
 

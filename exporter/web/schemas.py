@@ -227,10 +227,13 @@ class AccountStatus(_Answer):
 
     paused_until: datetime | None
     watched: dict[CallState, int]
-    """Number of calls in each state."""
+    """Number of open calls in each state."""
+
+    messages: dict[CallState, int]
+    """Number of open messages in each state; empty for an account without messages."""
 
     overdue: int
-    """Number of calls that are due but not polled yet."""
+    """Number of calls and messages that are due but not polled yet."""
 
     lag_seconds: Annotated[float, Field(validation_alias="lag")]
     """Seconds since the oldest of them was due."""
@@ -245,7 +248,7 @@ class ExporterStatus(_Answer):
     """Why it is not ready; empty while it is."""
 
     watched: int
-    """Open calls of all accounts, including those that the token does not cover."""
+    """Open calls and messages of all accounts, including those that the token does not cover."""
 
     accounts: list[AccountStatus]
     """The accounts that this exporter polls."""

@@ -22,6 +22,7 @@ from exporter.app import App
 from exporter.calls import CallState, Result
 from exporter.calls import Status as CallStatus
 from exporter.canaries.canaries import CanaryNumbers
+from exporter.ids import Kind
 from exporter.ledger.types import FinishedCall
 from exporter.metrics.exposition import clauses
 from exporter.notify.dispatcher import TargetStatus
@@ -221,6 +222,8 @@ class StatusTemplate:
             states=list(CallState),
             results=list(Result),
             ANSWERED=CallStatus.ANSWERED,
+            NONE=CallStatus.NONE,
+            MESSAGE=Kind.MESSAGE,
             LINES=LINES,
             REFRESH=REFRESH,
             telemetry_path=telemetry_path,

@@ -48,6 +48,7 @@ _CALLS = {
     "8eb2af6d-fb4c-4814-b9cc-4c0e3ed32edf": Plan(call_status="NO_ANSWERED", duration=0),
     "6d8a1c2e-2f67-4c3b-9c55-0b8f0f4a7d11": Plan(queued=86_400),
 }
+_MESSAGES = {"d8e0f1f0702544b2acb456ca9ccfd111250": Plan(receivers=1, price=470)}
 
 # What may lie in the project's folder and is no part of it: a user's own files above all.
 _MADE = {"__pycache__", "node_modules", "dist", "build", "prometheus-data"}
@@ -146,7 +147,7 @@ class Scene:
 
     async def __aenter__(self) -> Self:
         await self._simulator.__aenter__()
-        for call, plan in _CALLS.items():
+        for call, plan in {**_CALLS, **_MESSAGES}.items():
             self._simulator.add_call("main", call, plan)
         shutil.copytree(ROOT, self.folder, ignore=_not_copied)
         example = self.folder / "config.example.yaml"
@@ -290,9 +291,10 @@ class Scene:
         """Have the accounts of a configuration polled at the stand-in, unless it names another."""
         if "127.0.0.1:10376" in text:
             return text
-        text = re.sub(r"^ *(balance|base)_url: .*\n", "", text, flags=re.MULTILINE)
+        text = re.sub(r"^ *(balance|base|message)_url: .*\n", "", text, flags=re.MULTILINE)
         account = re.compile(r"^( +)(api_key(?:_file)?:)", re.MULTILINE)
-        places = "".join(rf"\1{kind}_url: {self._simulator.url}\n" for kind in ("balance", "base"))
+        hosts = "balance", "base", "message"
+        places = "".join(rf"\1{host}_url: {self._simulator.url}\n" for host in hosts)
         return account.sub(rf"{places}\1\2", text)
 
     def _with_ports(self, text: str) -> str:

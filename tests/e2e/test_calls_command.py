@@ -77,8 +77,8 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
         for arguments in (["--state=finished"], ["--result=success"]):
             found = await lists(*arguments)
             head, row = found.output.splitlines()
-            assert head.split()[:3] == ["reference_id", "account", "state"]
-            assert row.split()[:6] == ["ended", "other", "success", "answered", "7", "s"]
+            assert head.split()[:3] == ["reference_id", "account", "kind"]
+            assert row.split()[:7] == ["ended", "other", "call", "success", "answered", "7", "s"]
             assert row.rstrip().endswith("campaign=otp, x")
         found = await lists("--account=other", "--state=queued")
         assert "campaign=[red]a" in found.output
@@ -100,6 +100,23 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
         assert unknown.code == 1
         assert "account: expected the name of one of the accounts" in unknown.errors
         assert all(hidden not in refused.errors + unknown.errors for hidden in (TOKEN, "wrong-1"))
+
+
+async def test_messages(tmp_path: Path, simulator: Simulator) -> None:
+    simulator.add_call("main", "many", Plan(receivers=3, failed=1))
+    config = configure(tmp_path, simulator, watch={"api": API})
+    async with Exporter(config) as exporter:
+        environ = {"ESMS_EXPORTER_URL": await exporter.ready(), **ENVIRON}
+        await push(exporter, [{**listed("many"), "kind": "message"}])
+        await exporter.until(lambda found: total(found, "esms_messages_total") == 3)
+        finished = ("calls", "--state=finished")
+        found = await run(tmp_path, *finished, environ=environ)
+        head, row = found.output.splitlines()
+        assert head.split()[2:7] == ["kind", "state", "status", "delivered", "failed"]
+        assert row.split()[:7] == ["many", "main", "message", "failure", "none", "2", "1"]
+        found = await run(tmp_path, *finished, "--output=csv", environ=environ)
+        (line,) = in_csv(found.output)
+        assert (line["kind"], line["delivered"], line["failed"]) == ("message", "2", "1")
 
 
 async def test_over_tls(tmp_path: Path, simulator: Simulator) -> None:

@@ -64,6 +64,7 @@ async def test_all_outputs(tmp_path: Path, simulator: Simulator) -> None:
         **dict.fromkeys(COLUMNS),
         "reference_id": "unknown",
         "account": "main",
+        "kind": "call",
         "state": "not_found",
         "outcome": "not_found",
         "code": "105",
@@ -89,6 +90,68 @@ async def test_all_outputs(tmp_path: Path, simulator: Simulator) -> None:
     ]
     assert simulator.traffic.total() == 3 * len(ids)
     assert not (tmp_path / "ledger.db").exists()
+
+
+MESSAGES = {
+    "delivered": (Plan(receivers=1, price=470), ("success", 1, 0, 470.0)),
+    "partly": (Plan(receivers=169, failed=69, price=79_430), ("failure", 100, 69, 79_430.0)),
+    "sent": (Plan(receivers=1, sent=1000), (None, None, None, None)),
+}
+
+
+async def test_both_kinds(tmp_path: Path, simulator: Simulator) -> None:
+    """The option is for ids without a kind, and `default_kind` where it is not given."""
+    config = configure(tmp_path, simulator)
+    document = json.loads(config.read_text())
+    document["accounts"][1]["default_kind"] = "message"
+    config.write_text(json.dumps(document))
+    for account in ("main", "other"):
+        for name, (plan, _) in MESSAGES.items():
+            simulator.add_call(account, name, plan)
+        simulator.add_call(account, "call", Plan(duration=7))
+    rows = ["call,main,", "call,other,call", "sent,other,message", "call,other,message"]
+    (tmp_path / "ids.csv").write_text("\n".join(["reference_id,account,kind", *rows]))
+    file, output = "--from-file=ids.csv", "--output-file=results.csv"
+
+    found = await run(tmp_path, "lookup", *MESSAGES, "--account=other", CONFIG, "--output=json")
+    assert (found.code, found.errors) == (0, "")
+    lines = {line["reference_id"]: line for line in in_json(found.output)}
+    for name, (_, expected) in MESSAGES.items():
+        line = lines[name]
+        assert (line["kind"], line["duration"], line["key"]) == ("message", None, None)
+        assert expected == tuple(line[key] for key in ("result", "delivered", "failed", "price"))
+    assert lines["sent"]["state"] == "awaiting_report"
+
+    found = await run(tmp_path, "lookup", file, CONFIG)
+    assert found.code == 0
+    assert [line.split()[:4] for line in found.output.splitlines()] == [
+        ["reference_id", "account", "kind", "state"],
+        ["call", "main", "call", "success"],
+        ["call", "other", "call", "success"],
+        ["sent", "other", "message", "awaiting_report"],
+        ["call", "other", "message", "not_found"],
+    ]
+
+    # The option does not replace the kind of a row, and an answer is that of one kind.
+    for option, known, asked in (("call", 0, 4), ("call", 4, 0), ("message", 3, 1)):
+        before = simulator.traffic.total()
+        found = await run(tmp_path, "lookup", file, f"--kind={option}", output, CONFIG)
+        assert simulator.traffic.total() - before == asked
+        already = f", {known} of them already in the file" if known else ""
+        assert (found.code, found.errors) == (0, f"4 of 4 calls answered{already}\n")
+    results = in_csv((tmp_path / "results.csv").read_text())
+    assert Counter((row["kind"], row["state"]) for row in results) == {
+        ("call", "finished"): 2,
+        ("message", "awaiting_report"): 1,
+        ("message", "not_found"): 2,
+    }
+
+    named = ("lookup", "partly", "--account=main", "--kind=message", CONFIG)
+    head, row = (await run(tmp_path, *named)).output.splitlines()
+    assert head.split() == [
+        *("reference_id", "account", "state", "status", "delivered", "failed", "price")
+    ]
+    assert row.split() == ["partly", "main", "failure", "none", "100", "69", "79,430", "VND"]
 
 
 @pytest.mark.parametrize(

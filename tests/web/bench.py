@@ -110,6 +110,7 @@ class Bench:
                     api_key=Secret(f"key-{name}"),
                     secret_key=Secret("s"),
                     base_url=self.simulator.url,
+                    message_url=self.simulator.url,
                     callback_token=Secret(CALLBACK_TOKEN) if name == "main" else None,
                 )
                 for name in ("main", "b")

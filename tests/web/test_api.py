@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
+from exporter.calls import CallState
 from exporter.config import ApiConfig
 from exporter.ids import ReferenceId
 from exporter.ledger.types import NewCall
@@ -193,6 +194,17 @@ async def test_the_status(bench: Bench) -> None:
     assert main["authorized"] is True
     assert sum(main["watched"].values()) == 1
     assert (other["authorized"], other["paused"], other["paused_until"]) == (None, None, None)
+    assert main["messages"] == other["messages"] == {}
+    bench.simulator.add_call("main", "otp", Plan(receivers=2, queued=1e9))
+    message = {"reference_id": "otp", "account": "main", "kind": "message"}
+    await bench.ask("POST", "/calls", {"calls": [message]})
+    stats = bench.app.accounts["main"].stats
+    await until(lambda: stats.open_messages[CallState.QUEUED] == 1)
+    _, status = await bench.ask("GET", "/status")
+    main, other = status["accounts"]
+    assert (status["watched"], sum(main["watched"].values())) == (2, 1)
+    assert main["messages"] == {**{state.value: 0 for state in CallState}, "queued": 1}
+    assert other["messages"] == {}
 
 
 # Requests.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest_asyncio
 
 from exporter.errors import ConfigError, Problem
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.ledger.types import NewCall
 from exporter.simulator import Account, AccountState, Plan
 from tests.waiting import deadline, until
@@ -18,8 +18,10 @@ from tests.web.bench import Bench, basic, users
 IDS = {"main": "11111111-AAAA", "b": "22222222-BBBB"}
 
 
-async def watch(bench: Bench, name: str = "third", account: str = "main") -> None:
-    await bench.app.calls.push([[NewCall(account, reference_id(name), {})]])
+async def watch(
+    bench: Bench, name: str = "third", account: str = "main", kind: Kind | None = None
+) -> None:
+    await bench.app.calls.push([[NewCall(account, reference_id(name), {}, kind)]])
 
 
 @pytest_asyncio.fixture
@@ -81,6 +83,18 @@ async def test_tokens_and_users_show_ids(failed: Bench) -> None:
     for header in (basic("reader", "wrong"), "Bearer token-all"):
         response, page = await failed.get(Authorization=header)
         assert (response.status, shown(page)) == (401, set())
+
+
+async def test_a_message_that_failed_is_shown_as_one_also_after_a_restart(bench: Bench) -> None:
+    bench.simulator.add_call("main", "otp", Plan(receivers=1, failed=1))
+    await watch(bench, "otp", kind=Kind.MESSAGE)
+    page = await page_with(bench, "Failed (message)")
+    assert "Open messages" in page
+    recent = bench.app.calls.recent_results
+    recent.forget("main")
+    assert "Failed (message)" not in (await bench.get("/"))[1]
+    await bench.app.calls.load_totals(["main"])
+    assert "Failed (message)" in (await bench.get("/"))[1]
 
 
 async def test_problems_of_the_last_reload(failed: Bench) -> None:

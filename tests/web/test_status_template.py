@@ -14,11 +14,12 @@ import pytest
 from exporter.calls import CallState, Result, Status
 from exporter.canaries.canaries import CanaryNumbers
 from exporter.esms.codes import Outcome
+from exporter.ids import Kind
 from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import FinishedCall
 from exporter.notify.dispatcher import TargetStatus
 from exporter.polling.stats import Balance
-from exporter.recent_results import Recent
+from exporter.recent_results import Recent, RecentResults
 from exporter.web.status_page import (
     LANGUAGES,
     AccountView,
@@ -149,6 +150,69 @@ def test_states_of_an_account(template: StatusTemplate) -> None:
     page = draw(template, with_account(overdue=3, lag=0.2))
     assert not {"refused", "Behind:", "VND", "Behind"} & set(page.text.split())
     assert "svg" not in [element for element, _ in page.elements]
+
+
+def test_messages_beside_calls(template: StatusTemplate) -> None:
+    messages = {CallState.NEW: 1, CallState.QUEUED: 1500}
+    results = RecentResults(lambda _at: NOW - 1)
+    results.load(["main"], [], 0.0)
+    ends = [
+        (Result.SUCCESS, Status.ANSWERED, Kind.CALL),
+        (Result.SUCCESS, Status.NO_ANSWER, Kind.CALL),
+        *[(Result.SUCCESS, Status.NONE, Kind.MESSAGE)] * 7,
+        (Result.FAILURE, Status.NONE, Kind.MESSAGE),
+        (Result.FAILURE, Status.REJECTED, Kind.MESSAGE),
+    ]
+    for number, (result, status, kind) in enumerate(ends):
+        results.add(FinishedCall("main", f"id-{number}", result, status, NOW - 9, NOW, kind))
+    recent = results.recent("main", NOW)
+    view = replace(
+        with_account(),
+        accounts=[
+            AccountView(account("main", messages=messages), recent),
+            AccountView(account("calls"), Recent()),
+        ],
+        failures=recent.failures,
+    )
+    for language, shown in (
+        (
+            "en",
+            (
+                "main ✓ active ✓ accepted 58 1,501 11 2 2 s ago",
+                "calls ✓ active ✓ accepted 58 \N{EN DASH} 0 0 2 s ago",
+                "Open messages State Messages Not polled yet 1 Waiting for approval 0 Queued 1,500",
+                # The answers are those of calls.
+                "Success ratio 81.8% Answered 50%",
+                "Finished today Result Calls and messages Delivered 9 Failed 2",
+                "Status today State Calls Answered 1 Not answered 1 Total 2",
+                "▲ 9 delivered ▼ 2 failed",
+                "▲ 1 answered ▼ 1 not answered",
+                "Failed (message)",
+                "Failed: Rejected (message)",
+            ),
+        ),
+        (
+            "vi",
+            (
+                "Tin nhắn đang theo dõi Trạng thái Tin nhắn Chưa truy vấn 1",
+                "Kết quả Cuộc gọi và tin nhắn Thành công 9",
+                "Thất bại (tin nhắn)",
+                "Thất bại: Bị từ chối (tin nhắn)",
+            ),
+        ),
+    ):
+        page = draw(template, view, language)
+        for text in shown:
+            assert text in page.text, text
+        # In the head of the table, and in the section of the one account that has messages.
+        assert page.texts.count(WORDS[language].messages["open_messages"]) == 2
+    # Where there are no messages, nothing speaks of them.
+    for view in (sample(), with_account()):
+        assert "essage" not in draw(template, view).text.replace("Message: Authorize Failed", "")
+    only = [AccountView(account("main", messages={}), replace(recent, minutes=()))]
+    assert "svg" not in [
+        element for element, _ in draw(template, replace(view, accounts=only)).elements
+    ]
 
 
 def test_every_failure(template: StatusTemplate) -> None:
