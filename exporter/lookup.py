@@ -84,7 +84,7 @@ class LookupResult:
         delivered: receivers of a finished message that got it; `failed` are the others.
         price: of a finished message, in VND.
         outcome: of the request, or of the request that made the look-up stop.
-        code: the provider's code; `other` if it is not documented.
+        code: the provider's code; `other` if it is not a number.
         message: the provider's or the exporter's message about a failure.
         asked_at: time of the answer (UTC); None if no request was sent.
     """
