@@ -114,7 +114,8 @@ class Passwords:
         # Pick the same hash for an unknown name each time: its cost shows in the response time.
         some = hashes[int.from_bytes(self._digest(name)[:8]) % len(hashes)]
         known_hash = users.get(name, some).reveal().encode()
-        digest = self._digest(known_hash, password)
+        # With the name's presence: an earlier user may have had the same hash.
+        digest = self._digest(name in users, known_hash, password)
         if self._right.get(name) == digest:
             return True
         with self._checks.take():
@@ -132,7 +133,7 @@ class Passwords:
         """Stop the thread."""
         self._thread.close()
 
-    def _digest(self, *parts: str | bytes) -> bytes:
+    def _digest(self, *parts: str | bytes | bool) -> bytes:
         return blake2b(repr(parts).encode(), key=self._key).digest()
 
 

@@ -127,6 +127,12 @@ async def test_a_password_is_checked_once(idle: Bench) -> None:
     # Another hash makes what is remembered worthless.
     await idle.rewrite(users(prometheus="changed"))
     assert await idle.status(Authorization=RIGHT) == 401
+    # A user that is renamed keeps the hash, but not the name.
+    web = users(prometheus="right")
+    await idle.rewrite(web)
+    assert await idle.status(Authorization=RIGHT) == 200
+    await idle.rewrite(web.replace("prometheus", "renamed"))
+    assert await idle.status(Authorization=RIGHT) == 401
 
 
 async def test_no_more_checks_than_can_be_waited_for(idle: Bench) -> None:
