@@ -36,6 +36,7 @@ async def test_an_account_is_a_device_and_a_call_an_event(bench: Bench, broker: 
         assert listener.json(STATE)["credentials"] is None
         await bench.finish("a", plan=FAILED, campaign="emergency")
         await until(lambda: listener.json(STATE)["failure_today"] == 1)
+        await until(lambda: bool(listener.said(EVENTS)))
         (event,) = listener.said(EVENTS)
         assert event.pop("finished_at") == listener.json(STATE)["last_failure"]
         assert event == {
