@@ -48,17 +48,19 @@ async def peer(
 ) -> AsyncIterator[int]:
     """Run a server on loopback; yields its port."""
 
-    serving: set[asyncio.Task[object]] = set()
+    serving: set[asyncio.Task[None]] = set()
 
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        serving.add(task)
         with suppress(OSError, EOFError, asyncio.CancelledError):
             await serve(reader, writer)
-        writer.close()
 
-    server = await asyncio.start_server(guarded, *at, ssl=tls)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(guarded(reader, writer))
+        serving.add(task)
+        # Also of a task that is cancelled before it begins.
+        task.add_done_callback(lambda _: writer.close())
+
+    server = await asyncio.start_server(accept, *at, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

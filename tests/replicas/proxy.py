@@ -100,6 +100,8 @@ class Proxy:
         task = asyncio.create_task(self._pass_on(reader, writer))
         self._links[task] = None
         task.add_done_callback(self._links.pop)
+        # Also of a task that was cancelled before it began, or while it connected.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -107,8 +109,7 @@ class Proxy:
         try:
             there, further = await asyncio.open_connection("127.0.0.1", self._to)
         except OSError:
-            writer.transport.abort()  # no server
-            return
+            return  # no server
         link = self._links[task] = _Link(writer, further)
         try:
             if not self._refuses:
