@@ -78,14 +78,12 @@ def additions(
     if price is not None:
         yield price_added(account, labels, price, kind)
     if kind is not _CALL:
-        delivered, failed = finished.receivers or (0, 0)
-        receivers = {Result.SUCCESS: delivered, Result.FAILURE: failed}
-        if finished.receivers is None:
-            receivers = {Result.UNKNOWN: 1}
-        for result, number in receivers.items():
+        receivers = [(Result.UNKNOWN, 1)]
+        if finished.receivers:
+            receivers = list(zip((Result.SUCCESS, Result.FAILURE), finished.receivers, strict=True))
+        for result, number in receivers:
             if number:
-                key = TotalKey(account, labels, TotalKind.MESSAGES, result.value)
-                yield key, float(number)
+                yield TotalKey(account, labels, TotalKind.MESSAGES, result.value), float(number)
         return
     yield TotalKey(account, labels, _CALLS, f"{finished.result}/{finished.status}"), 1.0
     if finished.duration is not None:

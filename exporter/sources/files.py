@@ -110,8 +110,8 @@ class FilesSource(Source):
     that a pattern names without a wildcard, or for a file in a folder that cannot be listed.
 
     A file system that does not respond delays only its own files: a check waits `timeout` once,
-    and later checks skip these files until the file system responds. Then reading goes on where it
-    was, because a batch of a large file with many invalid calls may take longer than `timeout`.
+    and later checks skip these files until the file system responds. Then reading continues where
+    it was, because a batch of a large file with many invalid calls may take longer than `timeout`.
     """
 
     name = "files"

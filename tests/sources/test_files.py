@@ -373,7 +373,7 @@ async def test_a_file_whose_file_system_does_not_answer(bench: Bench) -> None:
     hang.free.set()
     await looked(bench, lambda: "a.txt" in bench.named and not bench.status.problem)
     assert len(bench.sink.named[f"file:{hang.path}"]) == 1501
-    # It goes on where it was: a batch may take that long each time.
+    # Reading continues where it was: a batch may take that long each time.
     assert begun[hang.path] == 1
 
 
