@@ -708,6 +708,7 @@ class Simulator:
         self.origin = self.url = self.control_url = ""
         self._host, self._port, self._ssl = host, port, ssl_context
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
         self._listeners: list[Listener] = []
         self._control_routes = [
             web.get(f"{_CONTROL_PATH}/state", self._get_state),
@@ -741,10 +742,13 @@ class Simulator:
             app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT
         )
         await runner.setup()
-        await web.TCPSite(runner, self._host or None, self._port, ssl_context=self._ssl).start()
+        assert runner.server is not None  # noqa: S101 - since the set-up
+        self._server = await asyncio.get_running_loop().create_server(
+            runner.server, self._host or None, self._port, ssl=self._ssl
+        )
         # An IPv4 address has two parts, an IPv6 one four. With port 0, each family gets a port;
         # `origin` uses the first one.
-        self._port = min(runner.addresses, key=len)[1]
+        self._port = min((one.getsockname() for one in self._server.sockets), key=len)[1]
         host = _REACHABLE.get(self._host, self._host)
         scheme = "http" if self._ssl is None else "https"
         self.origin = str(URL.build(scheme=scheme, host=host, port=self._port))
@@ -753,6 +757,8 @@ class Simulator:
     async def stop(self) -> None:
         """Stop listening, and abort open requests."""
         runner, self._runner = self._runner, None
+        if self._server is not None:
+            await close_server(self._server)
         if runner is not None:
             await runner.cleanup()
 
@@ -875,6 +881,17 @@ class Simulator:
     async def _delete_faults(self, request: web.Request) -> web.Response:
         self.faults.clear(request.match_info.get("name"))
         return web.json_response({"faults": list(self.faults.active)})
+
+
+async def close_server(server: asyncio.Server) -> None:
+    """Stop to listen. Connections that asyncio is just accepting are closed, too.
+
+    `Server.close` alone would lose their sockets, unclosed (CPython issue 109564).
+    """
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    await asyncio.sleep(0)
+    server.close()
 
 
 def describe(error: ValueError) -> str:

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 
 import trustme
 
+from exporter.simulator import close_server
+
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -64,7 +66,7 @@ async def peer(
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        server.close()
+        await close_server(server)
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)

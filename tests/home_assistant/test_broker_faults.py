@@ -28,6 +28,7 @@ from exporter.simulator import Simulator
 from tests import subprocesses
 from tests.brokers import PASSWORD, Mosquitto, listening
 from tests.notify.bench import Bench
+from tests.peers import peer
 from tests.programs import program
 from tests.waiting import deadline, until
 from tests.web.certificates import Certificates
@@ -228,14 +229,12 @@ async def test_peers_that_are_no_good_brokers(said: bytes, *, stays: bool) -> No
             await reader.read(-1 if stays else 0)
         writer.close()
 
-    server = await asyncio.start_server(met, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    config = HomeAssistantConfig(url=f"mqtt://127.0.0.1:{port}")
-    async with Publishing(config, timeout=0.3) as publishing:
-        await until(lambda: publishing.errors >= 3)
-        # Nothing is left of a connection that broke, whoever ended it.
-        await until(lambda: sum(not writer.is_closing() for writer in writers) <= 1)
-    server.close()
+    async with peer(met) as port:
+        config = HomeAssistantConfig(url=f"mqtt://127.0.0.1:{port}")
+        async with Publishing(config, timeout=0.3) as publishing:
+            await until(lambda: publishing.errors >= 3)
+            # Nothing is left of a connection that broke, whoever ended it.
+            await until(lambda: sum(not writer.is_closing() for writer in writers) <= 1)
 
 
 async def test_a_broker_that_stands_still_delays_nothing(
@@ -365,14 +364,15 @@ async def cutting(port: int, poison: bytes) -> AsyncIterator[int]:
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
         pumps = [pump(reader, to_writer), pump(to_reader, writer)]
         tasks = [asyncio.ensure_future(one) for one in pumps]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for end in (writer, to_writer):
-            end.transport.abort()
-        await asyncio.gather(*tasks)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in (writer, to_writer):
+                end.transport.abort()
+            await asyncio.gather(*tasks)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    async with peer(serve) as here:
+        yield here
 
 
 async def test_an_event_that_breaks_the_connection_blocks_no_other_one(

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from exporter.simulator import close_server
+
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -66,6 +68,7 @@ class Receiver:
         self.url = ""
         self.port = 0
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
 
     def answers(self, status: int, **headers: str) -> None:
         """Answer with a status from now on."""
@@ -90,13 +93,17 @@ class Receiver:
         app.router.add_route("*", "/{path:.*}", self._take)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        assert self._runner.server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server, "127.0.0.1", self.port, ssl=self._tls
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
         host = "https://localhost" if self._tls else "http://127.0.0.1"
         self.url = f"{host}:{self.port}/hook?token=made-up-url-token"
 
     async def stop(self) -> None:
+        if self._server is not None:
+            await close_server(self._server)
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 from typing import Self
 
+from exporter.simulator import close_server
+
 
 @dataclass(eq=False)
 class _Link:
@@ -65,7 +67,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
-        self._server.close()
+        await close_server(self._server)
         tasks = list(self._links)
         for task in tasks:
             task.cancel()

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -47,6 +50,25 @@ async def status(http: aiohttp.ClientSession, sim: Simulator, **params: str) -> 
     response, body = await ask(http, sim, **params)
     assert response.status == 200
     return json.loads(body)
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_connection_that_is_being_accepted_is_closed_with_the_others(turns: int) -> None:
+    async with Simulator() as sim:
+        with socket.create_connection(("127.0.0.1", urlsplit(sim.url).port or 0)) as client:
+            for _ in range(turns):  # of the event loop, in which it is accepted
+                await asyncio.sleep(0)
+            await sim.stop()
+            client.settimeout(DEADLINE)
+            assert await asyncio.to_thread(_until_closed, client)
+    gc.collect()  # reports a socket that was not closed
+
+
+def _until_closed(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
 
 
 async def test_the_documented_answers(sim: Simulator, http: aiohttp.ClientSession) -> None:
