@@ -24,6 +24,7 @@ from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import LabelLimits, prune_labels
+from exporter.ledger.store import StoreSettings
 from exporter.ledger.types import BATCH_SIZE
 from exporter.logs import STANDARD_ERROR
 from exporter.metrics.catalogue import Catalogue
@@ -322,7 +323,9 @@ class App:
         watch = config.watch
         limits = LabelLimits(watch.labels, watch.max_label_values, watch.max_label_sets)
         kinds = {account.name: account.default_kind for account in config.accounts}
-        await self.calls.configure(limits, config.retention, watch.max_calls, kinds)
+        await self.calls.configure(
+            StoreSettings(limits, config.retention, watch.max_calls, kinds, config.ledger.history)
+        )
 
     def _targets(self, config: Config) -> list[TargetSettings]:
         """Return the targets of notifications."""

@@ -10,7 +10,6 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -30,7 +29,7 @@ from exporter.ledger.calls import (
     recent_calls,
 )
 from exporter.ledger.clock import Clocks
-from exporter.ledger.labels import NO_LIMITS, LabelLimits
+from exporter.ledger.labels import NO_LIMITS
 from exporter.ledger.leases import (
     FORGET,
     POLL_NOW,
@@ -39,6 +38,7 @@ from exporter.ledger.leases import (
     notify_holders,
 )
 from exporter.ledger.ledger import Ledger
+from exporter.ledger.store import StoreSettings
 from exporter.ledger.types import (
     BATCH_SIZE,
     CallRecord,
@@ -98,18 +98,12 @@ class CallTracker:
         """Call a function with each group of committed changes."""
         self._subscribers.append(subscriber)
 
-    async def configure(
-        self,
-        limits: LabelLimits = NO_LIMITS,
-        retention: float = math.inf,
-        max_calls: float = math.inf,
-        kinds: Mapping[str, Kind] = MappingProxyType({}),
-    ) -> None:
-        """Change the limits of labels and other settings; see `Store.configure`."""
-        self.ledger.store.configure(limits, retention, max_calls, kinds)
-        if limits != self._limits:
-            await self.reload_totals(limits.names)
-            self._limits = limits
+    async def configure(self, settings: StoreSettings) -> None:
+        """Change the settings of the ledger's calls."""
+        self.ledger.store.configure(settings)
+        if settings.limits != self._limits:
+            await self.reload_totals(settings.limits.names)
+            self._limits = settings.limits
 
     @property
     def count(self) -> int:
@@ -207,6 +201,15 @@ class CallTracker:
         added = await self.ledger.call(self.ledger.store.set_price, row, price)
         self.totals.add(added.items())
 
+    async def record_callback(
+        self, row: int, outcome: CallbackOutcome, price: float | None
+    ) -> None:
+        """Write a callback that did not finish its call; see `Store.record_callback`."""
+        store = self.ledger.store
+        if price is not None or store.settings.history:
+            added = await self.ledger.call(store.record_callback, row, outcome, price)
+            self.totals.add(added.items())
+
     async def mark_pushed(self, row: int) -> bool:
         """Keep a call even if no source names it; return whether it exists."""
         return await self.ledger.call(self.ledger.store.mark_pushed, row)
@@ -232,7 +235,7 @@ class CallTracker:
         )
         if not isinstance(decided, Finished):
             return CallbackOutcome.HINT
-        observed = [Observation(call.account, watched, decided, now)]
+        observed = [Observation(call.account, watched, decided, now, from_callback=True)]
         committed = await self.ledger.call(self.ledger.store.commit, observed)
         self._committed(observed, committed)
         if not committed.finished:
@@ -349,7 +352,7 @@ class CallTracker:
             subscriber(committed)
         # Checked once: a suppressed log call costs as much as the rest of this loop.
         debug = _log.is_enabled_for(logging.DEBUG)
-        for name, call, found, at in observations:
+        for name, call, found, at, _ in observations:
             account = self._accounts.get(name)
             if call.id in committed.ignored:
                 if account:

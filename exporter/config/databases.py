@@ -17,6 +17,7 @@ from exporter.config.validation import (
     Name,
     SecretAddress,
     Section,
+    Switch,
     duration,
     invalid,
     secret,
@@ -114,6 +115,10 @@ class LedgerConfig(Section):
     keep_finished: Annotated[float, duration("1s", "10y")] = 2_592_000.0
     """How long a finished call is remembered after a source last listed it, so that it is not
     counted again. At least two runs of every query in `watch.sql`."""
+
+    history: Switch = True
+    """Store what happens to each call, for its page: changes of its state, callbacks and
+    notifications. Kept as long as the call."""
 
     heartbeat: Annotated[float, duration("1s", "5m")] = 10.0
     """With a shared ledger: an exporter without a heartbeat for this long loses its accounts to

@@ -120,7 +120,7 @@ class Database(ABC):
                     f"was written by a newer esms-exporter (revision {found}); "
                     "upgrade this exporter, or name another database in `ledger.url`"
                 )
-        elif found not in (OLDEST, LEASES):
+        elif found < LEASES and found != OLDEST:
             raise self.failed(
                 f"was written by an esms-exporter that is too old (revision {found}); "
                 "name another database in `ledger.url`"

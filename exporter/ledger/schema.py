@@ -24,14 +24,14 @@ from sqlalchemy import (
 
 from exporter.ids import Kind
 
-HEAD: Final = "0014"
+HEAD: Final = "0015"
 """The newest revision under `migrations/versions`."""
 
 OLDEST: Final = "0010"
-"""The oldest revision that can be upgraded."""
+"""The oldest revision that can be upgraded; the next one is `LEASES`."""
 
 LEASES: Final = "0013"
-"""The first revision with leases, and the other one that can be upgraded."""
+"""The first revision with leases."""
 
 OLDEST_USER: Final = "0014"
 """The revision of the oldest exporters that can use a ledger of this revision."""
@@ -153,6 +153,18 @@ call_sources: Final = Table(
     Column("source", String(255).with_variant(Text(), "postgresql"), primary_key=True),
     Column("call_id", _Row, ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
     Index("call_sources_call", "call_id"),
+    sqlite_with_rowid=False,
+)
+
+# Events of calls that their rows do not hold; see `exporter.ledger.history`.
+history: Final = Table(
+    "history",
+    metadata,
+    Column("call_id", _Row, ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
+    Column("at", Float, primary_key=True),
+    Column("event", String(16), primary_key=True),
+    Column("subject", String(64), primary_key=True),
+    Column("detail", String(200)),
     sqlite_with_rowid=False,
 )
 

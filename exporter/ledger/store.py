@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import (
     Boolean,
@@ -31,12 +31,22 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.calls import WATCHED, CallState, Finished, Key, PollAgain, Result, Status
+from exporter.calls import (
+    WATCHED,
+    CallbackOutcome,
+    CallState,
+    Finished,
+    Key,
+    PollAgain,
+    Result,
+    Status,
+)
 from exporter.errors import LedgerConflictError
 from exporter.ids import Kind, reference_key
 from exporter.ledger.calls import UNNAMED, label_sets_of, row_of
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
+from exporter.ledger.history import CallEvent, EventKind, add_history
 from exporter.ledger.json_rows import (
     ROWS,
     fetch_json,
@@ -98,8 +108,12 @@ _Key = tuple[int, str]
 """The row of an account, and a normalized id."""
 
 _MESSAGE: Final = Kind.MESSAGE
+_NEW: Final = CallState.NEW
 
 # Plain strings: serializing enum members to JSON is slow.
+_STATE_EVENT: Final = EventKind.STATE.value
+_CALLBACK_EVENT: Final = EventKind.CALLBACK.value
+_ACCEPTED: Final = CallbackOutcome.ACCEPTED.value
 _TEXT: Final = {
     member: member.value for kind in (CallState, Result, Status, Key) for member in kind
 }
@@ -249,15 +263,33 @@ def _transaction(
     return run
 
 
+class StoreSettings(NamedTuple):
+    """What the configuration says about the calls of a ledger.
+
+    Attributes:
+        limits: limits of the labels of each account.
+        retention: seconds to keep finished calls.
+        max_calls: limit of open calls of each account.
+        kinds: the default kind by account; `Kind.CALL` for other accounts.
+        history: whether to write the events of calls.
+    """
+
+    limits: LabelLimits = NO_LIMITS
+    retention: float = math.inf
+    max_calls: float = math.inf
+    kinds: Mapping[str, Kind] = MappingProxyType({})
+    history: bool = True
+
+
 class Store:
-    """An open database with the exporter's state: limits, open calls, and epochs of leases.
+    """An open database with the exporter's state: settings, open calls, and epochs of leases.
 
     Methods without a connection are one transaction, or a few short ones. Operations that do not
     need this state are functions of a connection, to run with `Database.run`.
 
     Attributes:
         exporter: the id of this process; None if the ledger is not shared.
-        limits: limits of the labels of each account.
+        settings: the current settings.
     """
 
     def __init__(
@@ -272,22 +304,12 @@ class Store:
         self._epochs: dict[str, int] = {}
         self.exporter = uuid.uuid4().hex if database.shared else None
         self._seconds: dict[float, float] = {}
-        self.configure()
+        self.settings = StoreSettings()
         self.recount()
 
-    def configure(
-        self,
-        limits: LabelLimits = NO_LIMITS,
-        retention: float = math.inf,
-        max_calls: float = math.inf,
-        kinds: Mapping[str, Kind] = MappingProxyType({}),
-    ) -> None:
-        """Change the limits of labels, the retention of finished calls, and `watch.max_calls`.
-
-        `kinds` has the default kind of each account; `Kind.CALL` for other accounts.
-        """
-        self.limits, self._retention, self._max_calls = limits, retention, max_calls
-        self._kinds = kinds
+    def configure(self, settings: StoreSettings) -> None:
+        """Change the settings."""
+        self.settings = settings
 
     def set_epoch(self, account: str, epoch: int | None) -> None:
         """Set the epoch of the held lease on an account; None once the lease is lost."""
@@ -305,7 +327,7 @@ class Store:
         known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
         # Wait for transactions that change totals of these accounts.
         for name, row in connection.execute(known).all():
-            limit_labels(connection, name, row, self.limits)
+            limit_labels(connection, name, row, self.settings.limits)
         found = {
             TotalKey(name, labels, TotalKind(total), cell): value
             for name, labels, total, cell, value in connection.execute(_TOTALS.where(wanted))
@@ -358,7 +380,7 @@ class Store:
                 if count:
                     self._open[name] += count
                     self._newest[name] = newest
-        return {name: self._max_calls - self._open[name] for name in rows}
+        return {name: self.settings.max_calls - self._open[name] for name in rows}
 
     # Adding calls.
 
@@ -444,7 +466,7 @@ class Store:
         names = {key: (call.account, canonical(call.labels)) for key, call in missing.items()}
         labels = {names[key]: call.labels for key, call in missing.items()}
         ids = {call.account: account for (account, _), call in missing.items()}
-        counted = count_labels(connection, ids, labels, self.limits)
+        counted = count_labels(connection, ids, labels, self.settings.limits)
         notify_of_totals(connection, self.exporter, {name for name, _ in chain(*counted.series)})
         # Insert in a fixed order to avoid deadlocks between exporters.
         ordered = sorted(missing.items(), key=itemgetter(0)) if self.exporter else missing.items()
@@ -475,14 +497,14 @@ class Store:
         return mine, {row for row, *_ in found.values()}, counted
 
     def _kind(self, call: NewCall) -> Kind:
-        return call.kind or self._kinds.get(call.account, Kind.CALL)
+        return call.kind or self.settings.kinds.get(call.account, Kind.CALL)
 
     def _epoch(self, account: str) -> int:
         return self._epochs.get(account, 0)
 
     def _push(self, connection: Connection, rows: Collection[int], now: float) -> None:
         """Record that existing calls were pushed again."""
-        recent = now - naming_interval(self._retention)
+        recent = now - naming_interval(self.settings.retention)
         connection.execute(_PUSH, {"rows": to_json_rows(rows), "now": now, "recent": recent})
 
     @_transaction
@@ -574,7 +596,7 @@ class Store:
         states, finished, events = list[tuple[Any, ...]](), list[tuple[Any, ...]](), []
         canaries, account_ids, ahead = set[int](), dict[str, int](), self._clock.ahead
         added: defaultdict[TotalKey, float] = defaultdict(float)
-        for account, call, found, at in observations:
+        for account, call, found, at, _ in observations:
             if call.id not in held:
                 continue
             if isinstance(found, PollAgain):
@@ -602,6 +624,7 @@ class Store:
             connection.execute(_FINISH_MESSAGE, {"rows": to_json_rows(messages)})
         if finished:
             connection.execute(_FINISH, {"rows": to_json_rows(finished)})
+        self._add_history(connection, _events(observations, held))
         if added:
             add_totals(connection, added, account_ids)
             notify_of_totals(connection, self.exporter, account_ids)
@@ -612,13 +635,29 @@ class Store:
         return Committed(dict(added), ignored, by_account, notify, frozenset(canaries))
 
     @_transaction
-    def set_price(self, connection: Connection, row: int, price: float) -> dict[TotalKey, float]:
+    def record_callback(
+        self, connection: Connection, row: int, outcome: CallbackOutcome, price: float | None
+    ) -> dict[TotalKey, float]:
+        """Write a callback that did not finish its call, and the price in it; see `set_price`."""
+        added = {} if price is None else self._set_price(connection, row, price)
+        event = CallEvent(row, self._clock.now(), _CALLBACK_EVENT, outcome.value)
+        self._add_history(connection, [event])
+        return added
+
+    def _add_history(self, connection: Connection, events: Iterable[CallEvent]) -> None:
+        if self.settings.history:
+            add_history(connection, events)
+
+    def set_price(self, row: int, price: float) -> dict[TotalKey, float]:
         """Store the price of a call, in VND.
 
         The price of an open call is added to the totals when the call finishes; the last one
         counts. The price of a finished call is added now, unless it had one above 0. Return the
         increments of totals.
         """
+        return self.database.run(self._set_price, row, price)
+
+    def _set_price(self, connection: Connection, row: int, price: float) -> dict[TotalKey, float]:
         account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()
         if account is None:
             return {}
@@ -637,8 +676,22 @@ class Store:
         return {cell: amount}
 
 
+def _events(
+    observations: Iterable[Observation], open_calls: Collection[int]
+) -> Iterator[CallEvent]:
+    """Yield the events that the rows of the calls do not hold: replaced states, and callbacks."""
+    for _, call, found, at, from_callback in observations:
+        if call.id not in open_calls:
+            continue
+        if isinstance(found, PollAgain):
+            if call.state is not _NEW and call.state is not found.state:
+                yield CallEvent(call.id, call.state_since, _STATE_EVENT, _TEXT[call.state])
+        elif from_callback:
+            yield CallEvent(call.id, at, _CALLBACK_EVENT, _ACCEPTED)
+
+
 def _finished_messages(observations: Iterable[Observation]) -> Iterator[tuple[Any, ...]]:
-    for _, call, found, _ in observations:
+    for _, call, found, *_ in observations:
         if call.kind is _MESSAGE and isinstance(found, Finished):
             yield call.id, *(found.receivers or (None, None)), found.price
 

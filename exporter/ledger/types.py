@@ -108,6 +108,7 @@ class Observation(NamedTuple):
     call: WatchedCall
     verdict: Finished | PollAgain
     at: float
+    from_callback: bool = False
 
 
 class Committed(NamedTuple):

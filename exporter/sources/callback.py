@@ -71,15 +71,19 @@ class CallbackSource(PushSource):
             return CallbackOutcome.IGNORED
         of_call = kind is Kind.CALL
         price = read_price(fields.get("Price" if of_call else "TotalPrice", ""))
-        if price is not None:
-            await self._tracker.set_price(call.id, price)
-        if call.result is not None:
-            return CallbackOutcome.REPEATED
+        outcome = CallbackOutcome.HINT if call.result is None else CallbackOutcome.REPEATED
         # If the id was added as the other kind, poll it as that kind.
-        if self._config.trust == "accept" and call.kind == kind:
+        if call.result is None and self._config.trust == "accept" and call.kind == kind:
+            if price is not None:
+                await self._tracker.set_price(call.id, price)
+                price = None
             answer = read_callback(fields) if of_call else read_message_callback(fields)
             outcome = await self._tracker.apply_callback(call, answer)
-            if outcome is not CallbackOutcome.HINT:
+            if outcome is CallbackOutcome.ACCEPTED:
                 return outcome
-        await self._tracker.poll_now(account, call.id)
-        return CallbackOutcome.HINT if known else CallbackOutcome.WATCHED
+        if outcome is CallbackOutcome.HINT and known is None:
+            outcome = CallbackOutcome.WATCHED
+        await self._tracker.record_callback(call.id, outcome, price)
+        if outcome is not CallbackOutcome.REPEATED:
+            await self._tracker.poll_now(account, call.id)
+        return outcome

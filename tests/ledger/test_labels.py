@@ -15,7 +15,7 @@ from exporter.ids import Kind
 from exporter.ledger.calls import list_calls, prune_finished
 from exporter.ledger.engine import Database
 from exporter.ledger.labels import OTHER, LabelLimits, canonical, fold, prune_labels
-from exporter.ledger.store import Store
+from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.totals import SUM, TotalKind
 from exporter.ledger.types import Labels, NewCall, StoredCall
 from exporter.metrics.catalogue import Catalogue
@@ -112,7 +112,7 @@ def test_there_are_limits_whatever_is_used(
 
 
 def limited(store: Store, max_values: int, max_sets: int = 99, names: str = "ab") -> Store:
-    store.configure(LabelLimits(tuple(names), max_values, max_sets))
+    store.configure(StoreSettings(LabelLimits(tuple(names), max_values, max_sets)))
     return store
 
 
@@ -196,7 +196,7 @@ def series(totals: CallTotals) -> dict[tuple[str, ...], float]:
 
 def shown(store: Store) -> CallTotals:
     """Show a ledger as an exporter does that has just started."""
-    totals = CallTotals(store.limits.names)
+    totals = CallTotals(store.settings.limits.names)
     totals.show({"main", "b"}, store.snapshot())
     return totals
 

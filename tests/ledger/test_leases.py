@@ -20,7 +20,7 @@ from exporter.ledger.leases import (
     PeerChanges,
     notify_holders,
 )
-from exporter.ledger.store import Store
+from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import BATCH_SIZE
 from tests.ledger.racing import together
@@ -172,7 +172,7 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
     finished = a.store.database.run(finished_calls, {row["done"], row["hinted"]})
     assert {r: ended.reference_id for r, ended in finished.items()} == {row["done"]: "done"}
     b.store.set_price(row["done"], 350.0)
-    b.store.configure(LabelLimits(("campaign",), 1, 9))
+    b.store.configure(StoreSettings(LabelLimits(("campaign",), 1, 9)))
     push(b.store, new("labelled", {"campaign": "otp"}))
     assert a.notices() == [("main", None, TOTALS)] * 2
     assert a.notices() == []

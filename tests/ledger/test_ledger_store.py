@@ -19,7 +19,7 @@ from exporter.ledger.calls import (
 )
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
-from exporter.ledger.store import PAGE_SIZE, Store
+from exporter.ledger.store import PAGE_SIZE, Store, StoreSettings
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import (
     Count,
@@ -237,7 +237,7 @@ def test_what_is_named_again_is_not_forgotten_however_short_the_retention(
 ) -> None:
     machine = Machine(NOW)
     store = Store(database, LedgerClock(machine))
-    store.configure(retention=retention)
+    store.configure(StoreSettings(retention=retention))
     called_back, *_ = stored = push(store, *map(new, ("called-back", "queried", "pushed", "old")))
     finish(store, *stored, after=0)
     (deleted,) = push(store, new("deleted"))
@@ -269,9 +269,9 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     assert push(store, new("A"), now=NOW + 5_000) == []
     assert store.database.run(prune_finished, NOW + 4_000) == 0
     # It left its room to others.
-    store.configure(max_calls=2)
+    store.configure(StoreSettings(max_calls=2))
     assert store.watch(None, [new("next")], NOW).refused == {}
-    store.configure()
+    store.configure(StoreSettings())
     # Who hands it over again means it, and so does a file.
     for source in (None, "file:a"):
         wanted = [new("A")]

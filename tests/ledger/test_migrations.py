@@ -170,20 +170,29 @@ def test_an_older_ledger_becomes_a_new_one_and_goes_on(
     database.close()
 
 
-def test_a_ledger_without_messages_is_migrated_while_exporters_use_it(old_url: str) -> None:
+WITHOUT_MESSAGES = """
+    ALTER TABLE calls DROP COLUMN kind;
+    ALTER TABLE calls DROP COLUMN delivered;
+    ALTER TABLE calls DROP COLUMN failed;
+    UPDATE compatibility SET oldest_user = '0013'
+"""
+
+
+@pytest.mark.parametrize(("revision", "changes"), [("0013", WITHOUT_MESSAGES), ("0014", "")])
+def test_a_ledger_of_the_versions_between_is_migrated_while_exporters_use_it(
+    old_url: str, revision: str, changes: str
+) -> None:
     expected = shape(old_url)
     database = open_database(old_url)
     push(Store(database), new("open"))
     database.close()
     run(
         old_url,
-        """
-        ALTER TABLE calls DROP COLUMN kind;
-        ALTER TABLE calls DROP COLUMN delivered;
-        ALTER TABLE calls DROP COLUMN failed;
+        f"""
+        DROP TABLE history;
         INSERT INTO exporters VALUES ('old', 'old', '[]', 9e9);
-        UPDATE alembic_version SET version_num = '0013';
-        UPDATE compatibility SET oldest_user = '0013'
+        UPDATE alembic_version SET version_num = '{revision}';
+        {changes}
         """,
     )
     assert shape(old_url) == expected

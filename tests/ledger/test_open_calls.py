@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from exporter.ledger.engine import Database
-from exporter.ledger.store import Store
+from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.types import NewCall
 from tests.ledger.test_ledger_store import NOW, finish, new, push
 
@@ -15,7 +15,7 @@ def calls(prefix: str, count: int, account: str = "main") -> list[NewCall]:
 
 
 def test_a_request_is_refused_by_the_account_that_is_full(store: Store) -> None:
-    store.configure(max_calls=3)
+    store.configure(StoreSettings(max_calls=3))
     push(store, *calls("a", 3, "revoked"))
     requests = [
         [*calls("b", 2), new("x", account="revoked")],
@@ -32,7 +32,7 @@ def test_what_ends_leaves_its_room(store: Store) -> None:
     def refused(name: str, account: str = "main") -> int:
         return store.watch(None, [new(name, account=account)], NOW).refused.total()
 
-    store.configure(max_calls=3)
+    store.configure(StoreSettings(max_calls=3))
     a, _, _ = push(store, *calls("a", 3))
     (b,) = store.watch("file", [*calls("b", 1, "b")], NOW).added
     push(store, *calls("c", 2, "b"))
@@ -50,7 +50,7 @@ def test_what_ends_leaves_its_room(store: Store) -> None:
     assert refused("y", "b") == 0
     # And so it is after a start.
     again = Store(store.database)
-    again.configure(max_calls=3)
+    again.configure(StoreSettings(max_calls=3))
     for account in ("main", "b"):
         assert again.watch(None, calls("z", 1, account), NOW).refused == {account: 1}
 
@@ -60,13 +60,13 @@ def test_what_other_exporters_insert_takes_room_at_once(
 ) -> None:
     a, b = Store(shared()), Store(shared())
     for store in (a, b):
-        store.configure(max_calls=3)
+        store.configure(StoreSettings(max_calls=3))
     push(a, *calls("a", 2))
     assert b.push([calls("b", 2)], NOW).counts == ["main"]
     assert b.push([calls("b", 1)], NOW).counts == [(1, 0)]
     assert a.push([calls("c", 1), calls("c", 1, "other")], NOW).counts == ["main", (1, 0)]
     # What was counted once is not counted again.
-    b.configure(max_calls=9)
+    b.configure(StoreSettings(max_calls=9))
     for n in range(3):
         assert b.push([calls(f"d{n}", 1), calls(f"d{n}", 1, "third")], NOW).counts == [(1, 0)] * 2
     assert b.push([calls("e", 3)], NOW).counts == [(3, 0)]
