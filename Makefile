@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test coverage lint bench bench-pace soak verify-provider docs docs-site screenshots audit sbom lock lint-dashboards clean
+.PHONY: run test coverage lint bench bench-pace soak verify-provider docs docs-site homepage screenshots audit sbom chart lock lint-dashboards clean
 
 run: $(VENV)/.run
 	@if [ -f $(CONFIG) ]; then exec $(BIN)/python -m exporter --config.file=$(CONFIG); \
@@ -69,6 +69,13 @@ docs-site: $(VENV)/.docs
 	{ git ls-files || find * -type f; } | $(BIN)/python -m tools.site build/pages
 	$(BIN)/zensical build --strict --clean
 
+# Set the address of the repository's files, such as https://HOST/OWNER/esms-exporter/blob/main, in every
+# file that names it.
+HOME_NOW = $(shell sed -n 's/^Homepage = "\(.*\)"/\1/p' pyproject.toml)
+homepage:
+	@[ -n "$(HOMEPAGE)" ] || { echo "usage: make homepage HOMEPAGE=https://..." >&2; exit 2; }
+	git grep -lF '$(HOME_NOW)' | xargs sed -i 's|$(HOME_NOW)|$(HOMEPAGE:/=)|g'
+
 # The pictures of the documentation, in docs/images; needs Chromium.
 screenshots: $(VENV)/.dev
 	$(BIN)/python -m tests.web.screenshots
@@ -90,7 +97,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+# `make lock UPGRADE=--upgrade` locks the newest versions.
+LOCK := $(BIN)/uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 lock: $(VENV)/.dev
@@ -108,6 +116,14 @@ SBOM ?= sbom.cdx.json
 sbom: $(VENV)/.dev
 	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --spec-version 1.6 \
 		--output-reproducible --output-file $(SBOM) requirements.lock
+
+# The chart of a release, in dist: `make chart VERSION=1.2.3 IMAGE=HOST/OWNER/esms-exporter`.
+chart:
+	rm -rf build/chart
+	mkdir -p build/chart dist
+	cp -R deploy/helm/esms-exporter build/chart
+	sed -i 's|^  repository: esms-exporter$$|  repository: $(IMAGE)|' build/chart/esms-exporter/values.yaml
+	helm package build/chart/esms-exporter --version $(VERSION) --app-version $(VERSION) --destination dist
 
 # Grafana's own linter, which no registry has as a package: not part of the tests.
 lint-dashboards:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Final
 
-HOME: Final = "https://example.com/esms-exporter"
-"""The project's home page. Wherever the repository is published, this is the one line to change."""
+_PYPROJECT: Final = Path(__file__).parents[1] / "pyproject.toml"
+
+HOME: Final[str] = tomllib.loads(_PYPROJECT.read_text())["project"]["urls"]["Homepage"]
+"""The address of the repository's files; `make homepage` sets it."""
 
 RUNBOOKS: Final = f"{HOME}/docs/runbooks"
