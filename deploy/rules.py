@@ -1,5 +1,9 @@
-"""`python -m deploy.rules`: write monitoring/rules for Kubernetes and for the chart."""
+"""`python -m deploy.rules`: write monitoring/rules for Kubernetes and the chart.
 
+And the dashboards for the chart, because Helm reads only files in the chart.
+"""
+
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -7,7 +11,9 @@ from typing import Any, Final
 import yaml
 
 _HERE: Final = Path(__file__).parent
+_CHART: Final = _HERE / "helm/esms-exporter/files"
 _RULES: Final = _HERE.parent / "monitoring" / "rules"
+_DASHBOARDS: Final = _HERE.parent / "monitoring" / "dashboards"
 _HEAD: Final = "# Made from monitoring/rules by `python -m deploy.rules`.\n"
 
 
@@ -22,7 +28,11 @@ def written() -> dict[Path, str]:
     }
     return {
         _HERE / "kubernetes/base/prometheusrule.yaml": _dump(resource),
-        _HERE / "helm/esms-exporter/files/rules.yaml": _dump(groups),
+        _CHART / "rules.yaml": _dump(groups),
+        **{
+            _CHART / "dashboards" / file.name: _compact(file.read_text())
+            for file in _DASHBOARDS.glob("*.json")
+        },
     }
 
 
@@ -38,6 +48,11 @@ def _dump(document: Mapping[str, object]) -> str:
     return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
 
 
+def _compact(document: str) -> str:
+    return json.dumps(json.loads(document), separators=(",", ":"), ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     for path, text in written().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)

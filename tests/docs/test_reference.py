@@ -11,7 +11,8 @@ import pytest
 from exporter.config import json_schema
 from exporter.metrics.catalogue import Catalogue
 from tests.docs import pages
-from tools.reference.__main__ import DOCS, PAGES
+from tools.reference.__main__ import PAGES, ROOT
+from tools.reference.chart import values
 from tools.reference.events import MEANINGS
 from tools.reference.logs import events, events_of
 from tools.reference.metrics import name_of, own_metrics
@@ -19,7 +20,7 @@ from tools.reference.metrics import name_of, own_metrics
 
 @pytest.mark.parametrize("name", PAGES)
 def test_it_is_fresh(name: str) -> None:
-    assert (DOCS / name).read_text() == PAGES[name](), f"docs/{name} is stale: run `make docs`"
+    assert (ROOT / name).read_text() == PAGES[name](), f"{name} is stale: run `make docs`"
 
 
 def keys(schema: Mapping[str, Any]) -> Iterator[str]:
@@ -33,13 +34,13 @@ def keys(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def test_every_key_of_the_schema_is_there() -> None:
-    page = (DOCS / "configuration.md").read_text()
+    page = (ROOT / "docs" / "configuration.md").read_text()
     missing = {key for key in keys(json_schema()) if f"| `{key}` |" not in page}
     assert not missing
 
 
 def test_every_metric_is_there() -> None:
-    page = (DOCS / "metrics.md").read_text()
+    page = (ROOT / "docs" / "metrics.md").read_text()
     metrics = own_metrics(Catalogue())
     assert len(metrics) > 20
     for metric in metrics:
@@ -76,3 +77,18 @@ other.error("not a log event")
 def test_a_log_event_that_is_no_literal_is_refused(call: str) -> None:
     with pytest.raises(LookupError):
         list(events_of(f"_log = structlog.get_logger(__name__)\n{call}\n", "module"))
+
+
+@pytest.mark.parametrize(
+    ("text", "properties", "problem"),
+    [
+        ("a: 1\n", {"a": {}}, "no comment says what a is"),
+        ("# The value.\n\na: 1\n", {"a": {}}, "no comment says what a is"),
+        ("# The value.\na: 1\n", {}, "has no a"),
+    ],
+)
+def test_a_value_of_the_chart_without_comment_or_type_is_refused(
+    text: str, properties: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(LookupError, match=problem):
+        list(values(text, {"properties": properties}))

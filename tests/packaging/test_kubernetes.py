@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import aiohttp
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from yarl import URL
 
 import exporter as package
 from deploy.rules import written
 from exporter.config import load_config
 from tests import subprocesses
+from tests.dashboards import FILES, read
 from tests.databases import Server
-from tests.e2e.processes import Exporter, total
+from tests.e2e.processes import Exporter, configure, total
 from tests.programs import every_prometheus, of_prometheus, program
+from tests.subprocesses import ESMS_EXPORTER
 from tests.waiting import deadline
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -43,8 +47,8 @@ def _ran(*command: str) -> str:
     return shown.stdout
 
 
-def _by_kind(text: str) -> Manifests:
-    documents = [document for document in yaml.safe_load_all(text) if document]
+def _by_kind(documents: Iterable[dict[str, Any]]) -> Manifests:
+    documents = list(documents)
     found = {document["kind"]: document for document in documents}
     assert len(found) == len(documents)
     return found
@@ -52,16 +56,21 @@ def _by_kind(text: str) -> Manifests:
 
 def kustomized(folder: Path = BASE) -> Manifests:
     kustomize = program("kustomize", "go install sigs.k8s.io/kustomize/kustomize/v5")
-    return _by_kind(_ran(kustomize, "build", str(folder)))
+    return _by_kind(yaml.safe_load_all(_ran(kustomize, "build", str(folder))))
 
 
 def helm(*arguments: str) -> str:
     return _ran(program("helm", "go install helm.sh/helm/v3/cmd/helm"), *arguments)
 
 
-def templated(*options: str) -> Manifests:
+def rendered(*options: str) -> list[dict[str, Any]]:
     version = f"--kube-version={KUBERNETES}"
-    return _by_kind(helm("template", "calls", str(CHART), version, *options))
+    text = helm("template", "calls", str(CHART), version, *options)
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def templated(*options: str) -> Manifests:
+    return _by_kind(rendered("--skip-tests", *options))
 
 
 def problem(document: dict[str, Any]) -> str | None:
@@ -75,6 +84,7 @@ def problem(document: dict[str, Any]) -> str | None:
 
 EVERYTHING = ("--set=serviceMonitor.enabled=true,prometheusRule.enabled=true",)
 OPERATOR = {"ServiceMonitor", "PrometheusRule"}
+WORKLOADS = ("StatefulSet", "Deployment")
 SECRET = yaml.safe_load((BASE / "secret.example.yaml").read_text())
 SECRET_OF_REPLICAS = yaml.safe_load((REPLICAS / "secret.example.yaml").read_text())
 
@@ -104,7 +114,7 @@ def manifests(request: pytest.FixtureRequest) -> Manifests:
 
 
 def workload(manifests: Manifests) -> dict[str, Any]:
-    (kind,) = manifests.keys() & {"StatefulSet", "Deployment"}
+    (kind,) = manifests.keys() & {*WORKLOADS}
     return manifests[kind]
 
 
@@ -253,8 +263,9 @@ def test_the_drain_fits_and_the_configuration_is_good(manifests: Manifests, tmp_
     assert pod_of(manifests)["terminationGracePeriodSeconds"] >= config.shutdown_timeout + 10
 
 
-async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(tmp_path: Path) -> None:
-    one = made("kustomize")
+async def test_it_starts_as_the_pod_starts_it_and_is_probed_and_scraped(
+    one: Manifests, tmp_path: Path
+) -> None:
     container = container_of(one)
     config = mounted(one, tmp_path)
     with config.open("a") as file:
@@ -268,6 +279,9 @@ async def test_it_starts_as_the_pod_starts_it_and_answers_the_probes(tmp_path: P
             assert asked["port"] == container["ports"][0]["name"]
             async with http.get(url + asked["path"]) as answer:
                 assert answer.status == 200, asked
+        (endpoint,) = one["ServiceMonitor"]["spec"]["endpoints"]
+        async with http.get(url + endpoint.get("path", "/metrics")) as answer:
+            assert "esms_exporter_build_info" in await answer.text()
 
 
 async def until_good(url: str) -> None:
@@ -336,33 +350,136 @@ def mounted(manifests: Manifests, folder: Path) -> Path:
 
 # The chart.
 
-VALUES = """
-image: {repository: images.example.com/esms-exporter, tag: "1"}
-imagePullSecrets: [{name: pull}]
-existingSecret: keys
-extraArgs: [--web.config.file=/run/esms-exporter/web.yml]
-scheme: https
-env: [{name: ESMS_PROXY, value: none}]
-envFrom: [{secretRef: {name: more}}]
-persistence: {size: 10Gi, storageClassName: fast}
-service: {port: 80, annotations: {a: b}}
-serviceMonitor: {enabled: true, labels: {release: prometheus}}
-prometheusRule: {enabled: true, labels: {release: prometheus}}
-networkPolicy:
-  egress: [{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{protocol: TCP, port: 5432}]}]
-podAnnotations: {a: b}
-podLabels: {c: d}
-nodeSelector: {disk: ssd}
-tolerations: [{operator: Exists}]
-affinity: {nodeAffinity: {}}
-priorityClassName: high
-podSecurityContext: {runAsUser: null, runAsGroup: null, fsGroup: null, seLinuxOptions: {level: s0}}
-securityContext: {runAsUser: 7}
-"""
+CASES = sorted((CHART / "ci").glob("*-values.yaml"))
+# Their schemas are not those of Kubernetes.
+CUSTOM = {*OPERATOR, "HTTPRoute"}
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
 
 
-def test_helm_finds_nothing_to_say() -> None:
-    assert "[WARNING]" not in helm("lint", "--strict", str(CHART))
+def case_named(name: str) -> list[dict[str, Any]]:
+    return rendered(f"--values={CHART}/ci/{name}-values.yaml")
+
+
+def of_kind(kind: str, documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+@every_case
+def test_kubernetes_takes_every_case(case: Path) -> None:
+    values = f"--values={case}"
+    assert "[WARNING]" not in helm("lint", "--strict", str(CHART), values)
+    documents = rendered(values)
+    named = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    assert len(named) == len(documents)
+    for document in documents:
+        assert document["kind"] in CUSTOM or problem(document) is None
+    (service,) = of_kind("Service", documents)
+    for document in of_kind("Ingress", documents):
+        for path in (path for rule in document["spec"]["rules"] for path in rule["http"]["paths"]):
+            assert path["backend"]["service"] == {
+                "name": service["metadata"]["name"],
+                "port": {"name": service["spec"]["ports"][0]["name"]},
+            }
+
+
+@every_case
+def test_the_pods_of_every_case(case: Path) -> None:
+    """The exporter's, and that of `helm test`, to which the Service must not lead."""
+    documents = rendered(f"--values={case}")
+    (running,) = (document for kind in WORKLOADS for document in of_kind(kind, documents))
+    (test,) = of_kind("Pod", documents)
+    (service,) = of_kind("Service", documents)
+    assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    selector = service["spec"]["selector"].items()
+    assert selector <= running["spec"]["template"]["metadata"]["labels"].items()
+    assert not selector <= test["metadata"]["labels"].items()
+    pods = [running["spec"]["template"]["spec"], test["spec"]]
+    containers = [container for pod in pods for container in pod["containers"]]
+    assert len({container["image"] for container in containers}) == 1
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["automountServiceAccountToken"] is False
+    for container in containers:
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["resources"]["limits"]["memory"]
+    maps = {document["metadata"]["name"] for document in of_kind("ConfigMap", documents)}
+    mounted = {
+        volume["configMap"]["name"] for volume in pods[0]["volumes"] if "configMap" in volume
+    }
+    assert mounted <= maps
+
+
+def test_only_the_callback_is_open_to_the_internet() -> None:
+    documents = case_named("callback")
+    (ingress,) = of_kind("Ingress", documents)
+    (route,) = of_kind("HTTPRoute", documents)
+    (rule,) = ingress["spec"]["rules"]
+    assert rule["host"] == "exporter.example.com"
+    assert [(path["path"], path["pathType"]) for path in rule["http"]["paths"]] == [
+        ("/esms/callback/", "Prefix")
+    ]
+    assert ingress["spec"]["ingressClassName"] == "nginx"
+    assert ingress["spec"]["tls"][0]["secretName"] == "exporter-tls"
+    assert route["apiVersion"] == "gateway.networking.k8s.io/v1"
+    assert route["spec"] == {
+        "parentRefs": [{"name": "public", "namespace": "gateways"}],
+        "hostnames": ["exporter.example.com"],
+        "rules": [
+            {
+                "matches": [{"path": {"type": "PathPrefix", "value": "/esms/callback/"}}],
+                "backendRefs": [{"name": "calls-esms-exporter", "port": 10375}],
+            }
+        ],
+    }
+    (policy,) = of_kind("NetworkPolicy", documents)
+    controller = {"kubernetes.io/metadata.name": "ingress-nginx"}
+    clients = policy["spec"]["ingress"][0]["from"]
+    assert len(clients) == 3
+    assert clients[-1] == {"namespaceSelector": {"matchLabels": controller}}
+
+
+def test_the_dashboards_are_those_of_monitoring() -> None:
+    files = {path for path in written() if path.parent.name == "dashboards"}
+    assert files == set((CHART / "files" / "dashboards").iterdir())
+    found: dict[str, str] = {}
+    for manifest in of_kind("ConfigMap", case_named("shared-ledger")):
+        if manifest["metadata"]["labels"].get("grafana_dashboard") == "1":
+            found |= manifest["data"]
+    assert {name: json.loads(text) for name, text in found.items()} == {
+        file.name: read(file) for file in FILES
+    }
+
+
+async def test_the_test_of_the_chart_finds_an_exporter(tmp_path: Path) -> None:
+    (pod,) = of_kind("Pod", case_named("default"))
+    (container,) = pod["spec"]["containers"]
+    config = configure(tmp_path, "http://127.0.0.1:1")
+    async with Exporter(config) as exporter:
+        address = URL(await exporter.listening()).authority
+        arguments = [
+            argument.replace("calls-esms-exporter:10375", address) for argument in container["args"]
+        ]
+        assert arguments != container["args"]
+        shown = await asyncio.to_thread(subprocesses.run, *ESMS_EXPORTER, *arguments)
+        assert shown.stdout == "healthy\n"
+    shown = await asyncio.to_thread(subprocesses.run, *ESMS_EXPORTER, *arguments)
+    assert shown.returncode == 1
+
+
+def test_the_schema_describes_every_value_and_no_other() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def compare(values: dict[str, Any], schema: dict[str, Any]) -> None:
+        assert schema["additionalProperties"] is False
+        assert values.keys() == schema["properties"].keys()
+        for name, value in schema["properties"].items():
+            assert value["description"]
+            if "properties" in value and name != "config":
+                compare(values[name], value)
+
+    compare({"global": {}, **values}, schema)
 
 
 def test_the_chart_is_of_this_version() -> None:
@@ -403,45 +520,88 @@ def test_the_chart_says_the_same_as_the_base(folder: Path, options: tuple[str, .
     assert configs[0] == configs[1]
 
 
-def test_every_value_arrives(tmp_path: Path) -> None:
-    values = tmp_path / "values.yaml"
-    values.write_text(VALUES)
-    manifests = templated(f"--values={values}")
-    for kind in manifests.keys() - {"ServiceMonitor", "PrometheusRule"}:
-        assert problem(manifests[kind]) is None
+def test_every_value_arrives() -> None:
+    documents = case_named("all")
+    manifests = {document["kind"]: document for document in documents}
     pod = manifests["StatefulSet"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]
+    assert manifests["StatefulSet"]["metadata"]["name"] == "calls"
     assert container["image"] == "images.example.com/esms-exporter:1"
+    assert container["imagePullPolicy"] == "Always"
     assert container["args"][-1] == "--web.config.file=/run/esms-exporter/web.yml"
     assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
     assert container["env"] == [{"name": "ESMS_PROXY", "value": "none"}]
     assert container["envFrom"] == [{"secretRef": {"name": "more"}}]
+    assert container["volumeMounts"][-1]["mountPath"] == "/etc/calls"
+    assert container["resources"] == {
+        "requests": {"cpu": "100m", "memory": "128Mi"},
+        "limits": {"memory": "1Gi"},
+    }
     assert pod["metadata"]["annotations"] == {"a": "b"}
     assert pod["metadata"]["labels"]["c"] == "d"
+    assert pod["spec"]["serviceAccountName"] == "cloud"
+    assert "ServiceAccount" not in manifests
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 60
     assert pod["spec"]["imagePullSecrets"] == [{"name": "pull"}]
     assert pod["spec"]["nodeSelector"] == {"disk": "ssd"}
     assert pod["spec"]["tolerations"] == [{"operator": "Exists"}]
     assert pod["spec"]["affinity"] == {"nodeAffinity": {}}
     assert pod["spec"]["priorityClassName"] == "high"
-    context = {"runAsNonRoot": True, "fsGroupChangePolicy": "OnRootMismatch"}
-    context["seccompProfile"] = {"type": "RuntimeDefault"}
-    assert pod["spec"]["securityContext"] == {**context, "seLinuxOptions": {"level": "s0"}}
+    assert pod["spec"]["securityContext"]["seLinuxOptions"] == {"level": "s0"}
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
         "runAsUser": 7,
     }
-    assert pod["spec"]["volumes"][1]["secret"]["secretName"] == "keys"
+    keys, calls = pod["spec"]["volumes"][1:]
+    assert keys["secret"]["secretName"] == "keys"
+    assert calls == {"name": "calls", "configMap": {"name": "calls-files"}}
     claim = manifests["StatefulSet"]["spec"]["volumeClaimTemplates"][0]["spec"]
     assert claim["storageClassName"] == "fast"
     assert claim["resources"]["requests"]["storage"] == "10Gi"
     assert manifests["Service"]["spec"]["ports"][0]["port"] == 80
-    assert manifests["Service"]["metadata"]["annotations"] == {"a": "b"}
     assert manifests["NetworkPolicy"]["spec"]["egress"][-1]["ports"][0]["port"] == 5432
-    for kind in ("ServiceMonitor", "PrometheusRule"):
-        assert manifests[kind]["metadata"]["labels"]["release"] == "prometheus"
-    assert manifests["ServiceMonitor"]["spec"]["endpoints"][0]["scheme"] == "https"
+    hosts = [rule["host"] for rule in manifests["Ingress"]["spec"]["rules"]]
+    assert hosts == ["exporter.example.com", "*.example.com"]
+    paths = manifests["Ingress"]["spec"]["rules"][1]["http"]["paths"]
+    assert [path["path"] for path in paths] == ["/callback/", "/api/"]
+    (rule,) = manifests["HTTPRoute"]["spec"]["rules"]
+    assert rule["matches"][0]["path"]["value"] == "/callback/main/"
+    assert rule["backendRefs"] == [{"name": "calls", "port": 80}]
+    for kind in ("Service", "Ingress", "HTTPRoute"):
+        assert manifests[kind]["metadata"]["annotations"] == {"a": "b"}
+    (endpoint,) = manifests["ServiceMonitor"]["spec"]["endpoints"]
+    assert endpoint == {
+        "port": "http",
+        "scheme": "https",
+        "interval": "1m",
+        "tlsConfig": {"insecureSkipVerify": True},
+    }
+    maps = {document["metadata"]["name"]: document for document in of_kind("ConfigMap", documents)}
+    assert {"calls-files", "calls-text"} <= maps.keys()  # of `extraManifests`
+    overview = maps["calls-overview"]["metadata"]
+    assert "grafana_dashboard" not in overview["labels"]
+    assert overview["labels"]["dashboards"] == "yes"
+    assert overview["annotations"] == {"grafana_folder": "eSMS"}
+
+
+def test_a_user_of_the_cluster_and_a_digest() -> None:
+    documents = case_named("openshift")
+    pod = of_kind("StatefulSet", documents)[0]["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    name, _, digest = pod["containers"][0]["image"].partition("@")
+    assert name == f"images.example.com/esms-exporter:{package.__version__}"
+    assert len(digest) == len("sha256:") + 64
+
+
+def test_the_service_account_has_annotations() -> None:
+    account = templated("--set=serviceAccount.annotations.role=reader")["ServiceAccount"]
+    assert account["metadata"]["annotations"] == {"role": "reader"}
 
 
 @pytest.mark.parametrize("prefix", ["esms", "/esms", "/esms/"])
@@ -472,6 +632,13 @@ def test_what_is_off_is_not_there() -> None:
         'scheme="ftp"',
         'routePrefix="/a b"',
         "service.port=0",
+        'image.digest="latest"',
+        "ingress.enabled=true",
+        'ingress.paths=["callback"]',
+        "httpRoute.enabled=true",
+        'serviceMonitor.endpoint={"interval": "1m"}',
+        "dashboards.labels=null",
+        "extraManifests=[1]",
         "terminationGracePeriodSeconds=0",
         "replicas.count=0",
         # Each would have a ledger of its own, in a pod that loses it.

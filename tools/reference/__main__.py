@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.reference import configuration, logs, metrics
+from tools.reference import chart, configuration, logs, metrics
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
 PAGES = {
-    "configuration.md": configuration.page,
-    "logs.md": logs.page,
-    "metrics.md": metrics.page,
+    "docs/configuration.md": configuration.page,
+    "docs/logs.md": logs.page,
+    "docs/metrics.md": metrics.page,
+    "deploy/helm/esms-exporter/README.md": chart.page,
+    "deploy/helm/esms-exporter/values.schema.json": chart.schema,
 }
 
 
 def main() -> None:
-    """Write every page anew."""
+    """Write every file anew."""
     for name, page in PAGES.items():
-        (DOCS / name).write_text(page(), encoding="utf-8")
+        (ROOT / name).write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 {{- define "esms-exporter.name" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
 {{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
@@ -20,4 +22,18 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- define "esms-exporter.prefix" -}}
 {{- with .Values.routePrefix | trimAll "/" }}/{{ . }}{{ end }}
+{{- end -}}
+
+{{- define "esms-exporter.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- with .Values.image.digest }}@{{ . }}{{ end }}
+{{- end -}}
+
+{{- define "esms-exporter.serviceAccount" -}}
+{{- $default := ternary (include "esms-exporter.name" .) "default" .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default $default -}}
+{{- end -}}
+
+{{- define "esms-exporter.secret" -}}
+{{- .Values.existingSecret | default (include "esms-exporter.name" .) -}}
 {{- end -}}

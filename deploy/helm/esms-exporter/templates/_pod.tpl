@@ -10,7 +10,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "esms-exporter.name" . }}
+  serviceAccountName: {{ include "esms-exporter.serviceAccount" . }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   # Longer than `shutdown_timeout`, so that all results are written before the end.
@@ -51,7 +51,7 @@ spec:
   {{- end }}
   containers:
     - name: exporter
-      image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
+      image: {{ include "esms-exporter.image" . | quote }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
       args:
         - --config.file=/etc/esms-exporter/config.yaml
@@ -113,13 +113,19 @@ spec:
         - name: ledger
           mountPath: /data
         {{- end }}
+        {{- with .Values.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
   volumes:
     - name: config
       configMap:
         name: {{ include "esms-exporter.name" . }}
     - name: keys
       secret:
-        secretName: {{ .Values.existingSecret | default (include "esms-exporter.name" .) }}
+        secretName: {{ include "esms-exporter.secret" . }}
         # Readable for the owner and, with `fsGroup`, for the group.
         defaultMode: 0400
+    {{- with .Values.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end -}}
