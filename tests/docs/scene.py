@@ -58,6 +58,7 @@ _USERS = {"config.yaml", "prometheus.yml", "secrets"}
 _INSTALL = {
     **{name: f"Debian's {name}" for name in ("curl", "jq", "make", "openssl", "git")},
     **dict.fromkeys(("prometheus", "promtool"), "apt-get install prometheus"),
+    "jsonnet": "go install github.com/google/go-jsonnet/cmd/jsonnet",
 }
 
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
