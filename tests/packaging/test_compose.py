@@ -127,9 +127,9 @@ def test_alertmanager_takes_its_configuration() -> None:
     config = inside(service, option(service, "--config.file"))
     amtool = program("amtool", "apt-get install prometheus-alertmanager")
     for severity, receiver in (
-        ("critical", "whoever-is-on-call"),
-        ("warning", "people"),
-        ("info", "nobody"),
+        ("critical", "on-call"),
+        ("warning", "team"),
+        ("info", "none"),
     ):
         shown = subprocesses.run(
             *(amtool, "config", "routes", "test", f"--config.file={config}"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.reference import chart, configuration, logs, metrics
+from tools.reference import alertmanager, chart, configuration, logs, metrics
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
     "docs/configuration.md": configuration.page,
     "docs/logs.md": logs.page,
     "docs/metrics.md": metrics.page,
+    "deploy/compose/alertmanager/templates/conditions.vi.tmpl": alertmanager.conditions,
     "deploy/helm/esms-exporter/README.md": chart.page,
     "deploy/helm/esms-exporter/values.schema.json": chart.schema,
 }
