@@ -12,6 +12,7 @@
     ├── BrokerError              the MQTT connection failed
     │   └── BrokerAwayError      there is no connection; nothing was sent
     ├── RemoteExporterError      a running exporter does not answer, or refuses the request
+    │   └── ClientCertificateError  it requires a client certificate
     └── RequestError             an HTTP request to another server got no usable response
         ├── RequestTimeoutError  no complete response within the timeout
         ├── ConnectionFailedError  the connection failed or was lost
@@ -111,6 +112,10 @@ class BrokerAwayError(BrokerError):
 
 class RemoteExporterError(ExporterError):
     """A running exporter cannot be reached, or does not answer; the message says what to do."""
+
+
+class ClientCertificateError(RemoteExporterError):
+    """A running exporter requires a client certificate."""
 
 
 class RequestError(ExporterError):

@@ -35,6 +35,7 @@ _MODULES: Final = {
     "canary": "canary",
     "callback-url": "checks",
     "schema": "checks",
+    "diagnostics": "diagnostics",
     "simulate": "simulate",
 }
 """Module of `exporter.cli` for each command, imported on demand: importing all of them takes a

@@ -8,19 +8,21 @@ from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 from click.core import ParameterSource
 
 from exporter.cli import options
-from exporter.errors import RemoteExporterError
+from exporter.errors import ClientCertificateError, RemoteExporterError
 from exporter.web.sockets import ListenAddress
 
 PROGRAM: Final = "esms-exporter"
 
 _TIMEOUT: Final = 4.0
 """Seconds to wait for a response; a blocked event loop takes longer and counts as failed."""
+
+_MAX_BODY: Final = 64 << 20
 
 
 def options_of(command_line: bytes) -> list[str]:
@@ -33,19 +35,36 @@ def options_of(command_line: bytes) -> list[str]:
     return words[names.index(PROGRAM) + 1 :] if PROGRAM in names else []
 
 
-def check_listener(address: ListenAddress, schemes: Iterable[str]) -> None:
-    """Raise `RemoteExporterError` unless an exporter responds, even with 401 or a TLS alert."""
+class Response(NamedTuple):
+    """A response of an exporter."""
+
+    status: int
+    body: bytes
+
+
+def get(
+    address: ListenAddress,
+    schemes: Iterable[str],
+    path: str = "/-/healthy",
+    timeout: float = _TIMEOUT,
+) -> Response:
+    """Request a path of an exporter on this machine.
+
+    Raises:
+        ClientCertificateError: an exporter responds, but requires a client certificate.
+        RemoteExporterError: no exporter responds.
+    """
     hosts = [address.host] if address.host else ["127.0.0.1", "::1"]
     problem = ""
     for host, scheme in product(hosts, schemes):
         try:
-            if _server_at(host, address.port, scheme) == PROGRAM:
-                return
+            if response := _request(host, address.port, scheme, path, timeout):
+                return response
             problem = "another program responds at this address"
         except ssl.SSLError as error:
-            # The server requires a client certificate: enough to show that it responds.
             if "ALERT" in (error.reason or ""):
-                return
+                message = f"{address}: the exporter requires a client certificate"
+                raise ClientCertificateError(message) from None
             problem = problem or f"TLS failed ({error.reason})"
         except (OSError, HTTPException) as error:
             reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
@@ -53,17 +72,31 @@ def check_listener(address: ListenAddress, schemes: Iterable[str]) -> None:
     raise RemoteExporterError(f"{address}: {problem}")
 
 
-def _server_at(host: str, port: int, scheme: str) -> str | None:
-    """Return the `Server` header; certificates are not verified, as no secret is sent."""
+def _request(host: str, port: int, scheme: str, path: str, timeout: float) -> Response | None:
+    """Return the response; None if the server is another program.
+
+    Certificates are not verified, as no secret is sent.
+    """
     if scheme == "http":
-        connection = HTTPConnection(host, port, timeout=_TIMEOUT)
+        connection = HTTPConnection(host, port, timeout=timeout)
     else:
         trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-        connection = HTTPSConnection(host, port, timeout=_TIMEOUT, context=trust)
+        connection = HTTPSConnection(host, port, timeout=timeout, context=trust)
     with closing(connection):
-        connection.request("GET", "/-/healthy")
-        return connection.getresponse().headers.get("Server")
+        connection.request("GET", path)
+        response = connection.getresponse()
+        if response.headers.get("Server") != PROGRAM:
+            return None
+        return Response(response.status, response.read(_MAX_BODY))
+
+
+def schemes_of(web_config: Path | None) -> Sequence[str]:
+    """Return the schemes to try, the most likely one first.
+
+    The web configuration in use may be older than the file, which may not even be readable here.
+    """
+    return ("https", "http") if web_config else ("http",)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -85,8 +118,7 @@ def health(
             started = options_of(Path("/proc/1/cmdline").read_bytes())
             params = health.make_context("health", started).params
             addresses, web_config = params["addresses"], params["web_config"]
-    # The web configuration in use may be older than the file, which may not even be readable here.
-    schemes = ("https", "http") if web_config else ("http",)
     for address in addresses:
-        check_listener(address, schemes)
+        with suppress(ClientCertificateError):  # any response is enough, even 401
+            get(address, schemes_of(web_config))
     click.echo("healthy")

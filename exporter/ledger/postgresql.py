@@ -90,12 +90,19 @@ _WITHOUT_STATE: Final = (
 
 
 class PostgresqlDatabase(Database):
-    """An open database. Its URL may contain options of libpq, such as `?sslmode=verify-full`."""
+    """An open database.
+
+    Args:
+        url: may contain options of libpq, such as `?sslmode=verify-full`.
+        upgrade: create the schema, or upgrade it; false for commands that only read.
+    """
 
     shared = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, upgrade: bool = True) -> None:
         self.engine = _make_engine(database_url(Secret(url)))
+        if not upgrade:
+            return
         try:
             with self.translated(), self.engine.begin() as connection:
                 self._prepare(connection)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,3 +95,10 @@ def in_csv(text: str) -> list[dict[str, str]]:
 
 def in_json(text: str) -> list[dict[str, Any]]:  # Any: JSON
     return [json.loads(line) for line in text.splitlines()]
+
+
+def contents(archive: Path) -> dict[str, str]:
+    """Return the files in an archive of `diagnostics`, by name."""
+    with tarfile.open(archive) as tar:
+        files = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        return {Path(name).name: file.read().decode() for name, file in files.items() if file}

@@ -23,6 +23,8 @@ from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from exporter.web.callback import callback_url
 from tests.databases import postgresql
+from tests.e2e import commands
+from tests.e2e.commands import contents
 from tests.e2e.processes import Exporter, total
 
 KEY = "K3y+/with?odd=&chars-"
@@ -224,6 +226,20 @@ async def until_all_has_failed(exporter: Exporter, server: str, provider: str) -
     )
 
 
+async def diagnosed(config: Path, url: str) -> str:
+    """Return what a bug report contains."""
+    archive = config.with_name("diagnostics.tar.gz")
+    archive.unlink(missing_ok=True)
+    options = (f"--config.file={config}", f"--web.listen-address={url.removeprefix('http://')}")
+    files = (f"--log-file={config.with_suffix('.log')}", f"--output={archive}")
+    ended = await commands.run(config.parent, "diagnostics", *options, *files)
+    assert ended.code == 0, ended.errors
+    text = "\n".join([ended.output, ended.errors, *contents(archive).values()])
+    for name in ACCOUNTS:
+        assert not any(f"{kind}-{name}" in text for kind in Kind), name
+    return text
+
+
 async def looked_at(http: aiohttp.ClientSession, exporter: Exporter, config: Path) -> list[str]:
     """Return what everybody is told who asks, and tries configurations that are no good."""
     answers = [answer async for answer in asked(http, exporter.url)]
@@ -234,9 +250,11 @@ async def looked_at(http: aiohttp.ClientSession, exporter: Exporter, config: Pat
         async with http.post(f"{exporter.url}/-/reload") as answer:
             assert answer.status == 400
             shown.append(await answer.text())
+        shown.append(await diagnosed(config, exporter.url))
         exporter.send(signal.SIGHUP)
         await asyncio.sleep(0.2)
     write(config, good)
+    shown.append(await diagnosed(config, exporter.url))
     for path in ("/", "/metrics", "/-/ready", "/-/healthy", f"/no?ApiKey={quote(KEY)}"):
         async with http.get(exporter.url + path) as answer:
             shown.append(f"{answer.headers}\n{await answer.text()}")
