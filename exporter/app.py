@@ -19,6 +19,7 @@ from exporter.canaries.canaries import Canaries
 from exporter.config import Config
 from exporter.errors import ConfigError, ExporterError, LedgerError, Problem, SourceError
 from exporter.esms.client import EsmsClient
+from exporter.home_assistant.entities import ExporterView
 from exporter.home_assistant.integration import HomeAssistant, read_mqtt
 from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
@@ -26,7 +27,7 @@ from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import LabelLimits, prune_labels
 from exporter.ledger.store import StoreSettings
 from exporter.ledger.types import BATCH_SIZE
-from exporter.logs import STANDARD_ERROR
+from exporter.logs import LAST_ERROR, STANDARD_ERROR
 from exporter.metrics.catalogue import Catalogue
 from exporter.notify.dispatcher import Dispatcher, read_targets
 from exporter.notify.home_assistant import NAME as HOME_ASSISTANT
@@ -60,6 +61,7 @@ class App:
         load: reads the configuration, in a thread; raises `ConfigError`.
         changed: checks whether to reload the configuration, in a thread, twice a second.
         clocks: reads the machine's clocks.
+        status_page: the URL of the status page, if known.
         client: makes the client of an account.
         canaries: creates the canaries.
         room_retry: seconds until configured calls that exceeded `watch.max_calls` are retried.
@@ -67,12 +69,13 @@ class App:
         prune_interval: seconds between deletions of old calls.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - most of them are for tests
         self,
         load: Callable[[], Config],
         changed: Callable[[], bool] | None = None,
         clocks: Clocks | None = None,
         *,
+        status_page: str | None = None,
         client: Callable[..., EsmsClient] = EsmsClient,
         canaries: Callable[..., Canaries] = Canaries,
         room_retry: float = 60.0,
@@ -94,9 +97,16 @@ class App:
         self.notify = Dispatcher(self.ledger, self.supervisor.start)
         self.calls.subscribe(lambda committed: self.notify.wake(committed.notify))
         self.canaries = canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
-        parts = self.accounts, self.calls, self.supervisor.start
-        on_ready = partial(self.notify.wake, frozenset({HOME_ASSISTANT}))
-        self._home_assistant = HomeAssistant(*parts, on_ready)
+        self._home_assistant = HomeAssistant(
+            self.accounts,
+            self.calls,
+            self.canaries,
+            self._exporter_view,
+            self.reload,
+            self.supervisor.start,
+            partial(self.notify.wake, frozenset({HOME_ASSISTANT})),
+            status_page,
+        )
         self.config: Config | None = None
         self._loaded: list[Config] = []  # from `open` to `start`
         self._reload_at = math.inf  # when to reload even without a change
@@ -286,6 +296,17 @@ class App:
         reasons = [] if self.loaded else ["starting: the ledger is being read"]
         problem = self.ledger.problem or (self._leases and self._leases.problem)
         return reasons + ([problem] if problem else [])
+
+    def _exporter_view(self) -> ExporterView | None:
+        """Return what Home Assistant shows of the exporter; None if another one publishes it."""
+        if self._leases and not self._leases.is_leader:
+            return None
+        return ExporterView(
+            self.not_ready(),
+            (LAST_ERROR.at, LAST_ERROR.event) if LAST_ERROR.event else None,
+            sum(target.pending for target in self.notify.statuses),
+            self._leases.holders() if self._leases else None,
+        )
 
     # Applying a configuration.
 

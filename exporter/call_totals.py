@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from exporter.calls import ENDINGS, Key, Result
 from exporter.ids import Kind
@@ -62,6 +63,14 @@ class LabelSetTotals:
         self.durations.sum += other.durations.sum
         self.price += other.price
         self.message_price += other.message_price
+
+
+class MessageTotals(NamedTuple):
+    """The totals of an account's messages: receivers by result, and the price in VND."""
+
+    delivered: int
+    failed: int
+    price: float
 
 
 class CallTotals:
@@ -186,6 +195,17 @@ class CallTotals:
     def shown_messages(self) -> Iterator[tuple[tuple[str, ...], LabelSetTotals]]:
         """Yield the items of `shown` of accounts with messages."""
         return (item for item in self.shown() if item[0][0] in self.message_delays)
+
+    def messages(self, account: str) -> MessageTotals | None:
+        """Return the totals of an account's messages; None for an account without messages."""
+        if account not in self.message_delays:
+            return None
+        sets = self._sets[account].values()
+        return MessageTotals(
+            int(sum(one.messages[Result.SUCCESS] for one in sets)),
+            int(sum(one.messages[Result.FAILURE] for one in sets)),
+            sum(one.message_price for one in sets),
+        )
 
     def _values(self, row: int | None) -> tuple[str, ...]:
         labels = self._labels.get(row, {}) if row is not None else {}

@@ -128,9 +128,11 @@ class LeaseHolder:
         held_until: loop time until which the leases may be used.
         evictions: how often leases were lost or could not be renewed in time.
         last_heartbeat: Unix time of the last renewal; 0 before the first.
+        name: the host and the process of this exporter.
         alive: the number of exporters that share the ledger, at the last read.
         peers: the names of the others.
         standby: accounts not held here, with the name of the exporter that polls them, or "".
+        is_leader: whether this exporter publishes what one of them has to publish.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class LeaseHolder:
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
         self._id = ledger.store.exporter or ""
-        self._name = f"{socket.gethostname()}:{os.getpid()}"[:255]
+        self.name = f"{socket.gethostname()}:{os.getpid()}"[:255]
         # A thread of its own, so that renewals do not wait for other statements.
         self._thread = SerialThread("leases")
         self._ledger, self._calls, self._accounts = ledger, calls, accounts
@@ -165,6 +167,7 @@ class LeaseHolder:
         self.evictions, self.last_heartbeat, self.alive = 0, 0.0, 1
         self.peers: list[str] = []
         self.standby: dict[str, str] = {}
+        self.is_leader = False
         self._problem: str | None = None
 
     @property
@@ -182,6 +185,13 @@ class LeaseHolder:
         self._held = {name: epoch for name, epoch in self._held.items() if name in accounts}
         self._renew_at = -math.inf
 
+    def holders(self) -> dict[str, list[str]]:
+        """Return the accounts of each exporter, by its name; those of none under ""."""
+        holders = {**{peer: [] for peer in self.peers}, self.name: sorted(self._accounts)}
+        for account, holder in sorted(self.standby.items()):
+            holders.setdefault(holder, []).append(account)
+        return holders
+
     def epoch(self, account: str) -> int | None:
         """Return the epoch of the lease on an account; None if it is not held."""
         return self._held.get(account)
@@ -196,6 +206,7 @@ class LeaseHolder:
         """Stop polling and release all leases, so that other exporters take over at once."""
         for task in self._tasks:
             task.cancel()  # it would take them again
+        self.is_leader = False
         self._lose(list(self._held))
         try:
             async with asyncio.timeout(timeout):
@@ -235,7 +246,7 @@ class LeaseHolder:
         renewing = asked >= self._renew_at
         if renewing:
             wanted = self._configured - self._avoided.keys()
-            me = self._id, self._name, wanted, list(self._held), heartbeat
+            me = self._id, self.name, wanted, list(self._held), heartbeat
             await self._execute(renew_leases, *me)
         known = await self._execute(read_leases)
         for name, epoch in list(self._held.items()):
@@ -252,6 +263,7 @@ class LeaseHolder:
             self._renew_at = asked + heartbeat / _RENEWALS
             self._hold_until(asked + _TRUSTED * heartbeat)
         self.alive = len(known.exporters)
+        self.is_leader = self._id == min(known.exporters, default="")
         self.peers = sorted(peer.name for id_, peer in known.exporters.items() if id_ != self._id)
         self.standby = {
             name: known.exporters[lease.holder].name if lease.holder in known.exporters else ""

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from pathlib import Path
@@ -121,6 +122,32 @@ class LogSink:
 STANDARD_ERROR: Final = LogSink(2)
 
 
+class LastError:
+    """Remembers the last event of level `error`, as a processor of structlog.
+
+    Attributes:
+        event: its name, without its fields; empty before the first.
+        at: Unix time.
+    """
+
+    def __init__(self) -> None:
+        self.event, self.at = "", 0.0
+
+    def __call__(
+        self,
+        _logger: structlog.typing.WrappedLogger,
+        method: str,
+        event: structlog.typing.EventDict,
+    ) -> structlog.typing.EventDict:
+        """Remember an event of level `error`."""
+        if method in {"error", "critical"}:
+            self.event, self.at = str(event.get("event", "")), time.time()
+        return event
+
+
+LAST_ERROR: Final = LastError()
+
+
 def configure_logging(level: str, log_format: LogFormat) -> None:
     """Send events of at least `level` to standard error."""
     renderer: structlog.typing.Processor
@@ -134,6 +161,7 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            LAST_ERROR,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),

@@ -48,12 +48,14 @@ class Listener:
     Attributes:
         kept: what the broker keeps, by topic.
         heard: every message as it came, with its topic.
+        expiry: seconds after which the last message of a topic expires, with MQTT 5.
     """
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self._client = client
         self.kept: dict[str, bytes] = {}
         self.heard: list[tuple[str, bytes]] = []
+        self.expiry: dict[str, int] = {}
 
     def json(self, topic: str) -> Any:  # Any: JSON
         return json.loads(self.kept.get(topic, b"null"))
@@ -69,6 +71,8 @@ class Listener:
         async for message in self._client.messages:
             topic = message.topic.value
             self.heard.append((topic, message.payload))
+            if expiry := getattr(message.properties, "MessageExpiryInterval", None):
+                self.expiry[topic] = expiry
             if message.payload:
                 self.kept[topic] = message.payload
             else:

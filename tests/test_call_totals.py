@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from exporter.call_totals import CallTotals
-from exporter.calls import ENDINGS, Finished, Key, Result, Status
+from exporter.calls import ENDINGS, Finished, Key, Receivers, Result, Status
 from exporter.ids import Kind
 from exporter.ledger.totals import TotalKey, TotalKind, additions
 from exporter.ledger.types import SeriesChanges, Snapshot
@@ -148,3 +148,13 @@ def test_open_messages_keep_their_series_when_the_totals_are_read_again() -> Non
     shown.totals.hide({"a"})
     shown.totals.show({"a"}, Snapshot({}, {}, set()))
     assert samples(shown.metrics, "esms_messages_total") == []
+    assert shown.totals.messages("a") is None
+
+
+def test_the_messages_of_an_account_are_those_of_all_its_label_sets() -> None:
+    shown = Shown("a", "b")
+    message = Finished(Result.SUCCESS, Status.NONE, receivers=Receivers(100, 69))
+    for row, price in ((0, 5.0), (1, None)):
+        shown.totals.add(additions("a", row, message, 20.0, price, Kind.MESSAGE))
+    assert shown.totals.messages("a") == (200, 138, 5.0)
+    assert shown.totals.messages("b") is None

@@ -5,13 +5,14 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import structlog
 
-from exporter.logs import STANDARD_ERROR, LogSink, configure_logging
+from exporter.logs import LAST_ERROR, STANDARD_ERROR, LogSink, configure_logging
 from tests import subprocesses
 from tests.waiting import DEADLINE
 
@@ -43,6 +44,16 @@ def test_json(capfd: pytest.CaptureFixture[str]) -> None:
     line = json.loads(logged(capfd))
     assert line.pop("timestamp")
     assert line == {"level": "debug", "event": "an event", "account": "main"}
+
+
+def test_the_last_error_is_remembered(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("error", "logfmt")
+    log, before = structlog.get_logger("test"), time.time()
+    log.error("an error", problem="a secret")
+    log.warning("a warning")
+    assert LAST_ERROR.event == "an error"
+    assert before <= LAST_ERROR.at <= time.time()
+    assert "an error" in logged(capfd)
 
 
 def test_what_libraries_log_is_told_without_its_text(capfd: pytest.CaptureFixture[str]) -> None:

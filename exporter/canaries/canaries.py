@@ -166,6 +166,14 @@ class Canaries:
                 await self._check()
             await asyncio.sleep(self._interval)
 
+    def place_now(self, name: str, due: int) -> None:
+        """Place a call by hand, if this exporter polls the account of the canary.
+
+        At most one call is placed for the Unix time `due`, whichever exporters are told to.
+        """
+        if self._polled(name) and not self._stopping:
+            self._start_placing(self._canaries[name], due, by_hand=True)
+
     async def stop(self, timeout: float) -> None:
         """Stop placing calls, and wait for requests that are under way."""
         self._stopping = True
@@ -189,9 +197,7 @@ class Canaries:
             self._state = None  # its `since` is outdated
         now = self._ledger.clock.mark().at.wall
         for canary, due in list(self._due(now)):
-            task = self._in_background(self._place(canary, due))
-            self._placing.add(task)
-            task.add_done_callback(self._placing.discard)
+            self._start_placing(canary, due)
         idle = self._state is not None and not self._state.open
         if idle and (not self._canaries or self._loop.time() < self._read_at):
             return
@@ -215,7 +221,12 @@ class Canaries:
                 yield canary, due
             self._checked[name] = now, next(schedule.after(now), math.inf)
 
-    async def _place(self, canary: CanaryConfig, due: int) -> None:
+    def _start_placing(self, canary: CanaryConfig, due: int, *, by_hand: bool = False) -> None:
+        task = self._in_background(self._place(canary, due, by_hand=by_hand))
+        self._placing.add(task)
+        task.add_done_callback(self._placing.discard)
+
+    async def _place(self, canary: CanaryConfig, due: int, *, by_hand: bool) -> None:
         async def place(request: CallRequest) -> tuple[Answer, float] | None:
             if (account := self._accounts.get(canary.account)) is None:
                 return None
@@ -223,10 +234,13 @@ class Canaries:
             return await account.place(request, wait, same)
 
         try:
-            run = await self._runner.place(canary, due, place)
+            run = await self._runner.place(canary, due, place, by_hand=by_hand)
         except LedgerError as error:
             _log.warning("canary call not started", canary=canary.name, problem=str(error))
             run = None
+        else:
+            if run is None and by_hand:
+                _log.warning("canary call not placed", canary=canary.name, reason="account_busy")
         if run is None:
             self._checked.pop(canary.name, None)  # try again within the grace period
         elif run is not NotStarted.EXISTS:

@@ -112,7 +112,7 @@ class CanaryRunner:
     ) -> int | NotStarted | None:
         """Place a call, unless another exporter has started the run.
 
-        `due` is a Unix time by the machine's clock; `by_hand`: placed by the command `canary`.
+        `due` is a Unix time by the machine's clock; `by_hand`: by a command or a button.
         Return the row of the run; the reason why it was not started; or None if nothing was sent,
         and the call may still be placed.
         """

@@ -14,6 +14,7 @@ import uvloop
 from exporter.app import App
 from exporter.cli import options
 from exporter.config import load_config
+from exporter.config.validation import check_url
 from exporter.daemon import Daemon
 from exporter.logs import EXIT_TIMEOUT, STANDARD_ERROR, LogFormat, configure_logging
 from exporter.sources.configuration import ConfigFile
@@ -47,6 +48,18 @@ def web_paths(external_url: str, route_prefix: str) -> tuple[str, str]:
     prefix = path(route_prefix, "--web.route-prefix", "a path such as `/esms`")
     prefix = prefix if route_prefix else external
     return external if external_url else prefix, prefix
+
+
+def page_url(external_url: str) -> str | None:
+    """Return the URL of the status page; None if only its path is known."""
+    if not external_url.startswith(("http://", "https://")):
+        return None
+    try:
+        check_url(external_url, "http", "https", without="?#@ ")
+    except ValueError:
+        problem = "expected `https://HOST/PATH`, or a path such as `/esms`"
+        raise click.BadParameter(problem, param_hint="--web.external-url") from None
+    return f"{external_url.rstrip('/')}/"
 
 
 @click.command()
@@ -113,6 +126,7 @@ def run(  # noqa: PLR0913 - an argument for each option
     configure_logging(log_level, log_format)
     file = ConfigFile(config_file, lambda path, files: load_config(path, files=files))
     external_path, prefix = web_paths(external_url, route_prefix)
+    status_page = page_url(external_url)
     web = WebOptions(
         addresses,
         telemetry_path,
@@ -124,7 +138,8 @@ def run(  # noqa: PLR0913 - an argument for each option
     )
 
     async def serve() -> None:
-        app = App(file.load, file.changed if auto_reload else None)
+        changed = file.changed if auto_reload else None
+        app = App(file.load, changed, status_page=status_page)
         await Daemon(app, web).run()
 
     run_process(serve())

@@ -6,6 +6,7 @@ import io
 import os
 import ssl
 import stat
+import tempfile
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -153,3 +154,28 @@ def tls_of(pem: str) -> ssl.SSLContext:
             "expected PEM certificates, between `BEGIN CERTIFICATE` and `END CERTIFICATE`"
         ) from None
     return _shared(context)
+
+
+@contextmanager
+def as_file(content: str) -> Iterator[str]:
+    """Yield the path of an in-memory file, so that no key is written to a disk."""
+    in_memory = hasattr(os, "memfd_create")
+    with (
+        os.fdopen(os.memfd_create("tls"), "w", encoding="utf-8")
+        if in_memory
+        else tempfile.NamedTemporaryFile("w", encoding="utf-8")
+    ) as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}" if in_memory else file.name
+
+
+def load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Present a certificate to peers; both texts are PEM. Raises `FileProblemError`."""
+    try:
+        with as_file(certificate) as first, as_file(key) as second:
+            # Never prompt for a password.
+            context.load_cert_chain(first, second, password=lambda: "")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or "expected a certificate and a key in PEM"
+        raise FileProblemError(f"failed to load X509KeyPair: {reason}") from None

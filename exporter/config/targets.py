@@ -7,31 +7,33 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from exporter.config.files import FileProblemError, tls_of
+from exporter.config.files import FileProblemError, load_certificate
 from exporter.config.validation import (
+    Authorities,
     Expected,
     KnownAccounts,
     KnownLabel,
     LabelValue,
-    LoadContext,
     Name,
     Password,
+    Pem,
     SecretAddress,
     Section,
+    Switch,
     check_url,
     count,
     duration,
     invalid,
+    invalid_at,
+    secret,
     text,
 )
 from exporter.secrets import Secret, decode_signing_key
 from exporter.ssrf import is_forbidden, is_ip_address
 
 MAX_TARGETS: Final = 20
-
-_MAX_CERTIFICATES_FILE: Final = 1 << 20
 
 
 def _signing_key(secret: Secret) -> Secret:
@@ -118,20 +120,6 @@ def _mqtt_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def _certificates(value: object, info: ValidationInfo[LoadContext]) -> ssl.SSLContext:
-    if isinstance(value, ssl.SSLContext):
-        return value
-    if not isinstance(value, str) or not value:
-        raise invalid("expected the path of a file")
-    if info.data.get("url", "").startswith("mqtt:"):
-        raise invalid("requires a `url` that begins with `mqtts://`")
-    try:
-        file = info.context.folder / value
-        return tls_of(info.context.files.read(file, _MAX_CERTIFICATES_FILE))
-    except FileProblemError as error:
-        raise invalid(str(error)) from None
-
-
 MqttTopic = Annotated[
     str,
     text(
@@ -149,18 +137,15 @@ MqttUrl = Annotated[
     Field(json_schema_extra={"format": "uri", "pattern": "^mqtts?://[^/?#@]+/?$"}),
 ]
 UserName = Annotated[str, text("a name of 1 to 1024 characters", r"^[^\x00-\x1f\x7f]{1,1024}$")]
-Certificates = Annotated[
-    ssl.SSLContext,
-    Expected(
-        "the path of a file",
-        PlainValidator(_certificates, json_schema_input_type=Annotated[str, Field(min_length=1)]),
-        keeps_messages=True,
-    ),
+PrivateKey = Annotated[
+    Secret, secret("a private key in PEM, without a password", r"-----BEGIN [\s\S]+")
 ]
 
 
 class HomeAssistantConfig(Section):
     """Publish accounts and finished calls to Home Assistant through an MQTT broker."""
+
+    secrets = ("ca", "cert")
 
     url: MqttUrl
     """The MQTT broker. The default port is 1883, or 8883 with TLS."""
@@ -171,9 +156,15 @@ class HomeAssistantConfig(Section):
     password: Password | None = None
     """The password of `username`. Either this or `password_file`."""
 
-    ca_file: Certificates | None = None
+    ca: Authorities = ""
     """Certificate authorities to verify the broker against, in PEM format. Default: those of the
-    system."""
+    system. Either this or `ca_file`."""
+
+    cert: Pem = ""
+    """A client certificate, for a broker that requires one. Either this or `cert_file`."""
+
+    key: PrivateKey | None = None
+    """The private key of `cert`. Either this or `key_file`."""
 
     discovery_prefix: MqttTopic = "homeassistant"
     """The topic prefix that Home Assistant uses for discovery and for its birth message."""
@@ -183,6 +174,13 @@ class HomeAssistantConfig(Section):
 
     accounts: KnownAccounts | None = None
     """The accounts to publish. Default: all accounts."""
+
+    language: Literal["en", "vi"] = "en"
+    """The language of the names of entities; ids stay the same."""
+
+    buttons: Switch = True
+    """Publish buttons that reload the configuration and place canary calls. Every client that the
+    broker allows to publish to their topics can press them."""
 
     @field_validator("url")
     @classmethod
@@ -198,3 +196,24 @@ class HomeAssistantConfig(Section):
         if value is not None and info.data.get("username", "") is None:
             raise invalid("requires `username`")
         return value
+
+    @model_validator(mode="after")
+    def _with_tls(self) -> HomeAssistantConfig:
+        given = [key for key in ("ca", "cert", "key") if getattr(self, key)]
+        if given and self.url.startswith("mqtt:"):
+            raise invalid_at(given[0], "requires a `url` that begins with `mqtts://`")
+        if bool(self.cert) != bool(self.key):
+            raise invalid_at(given[-1], f"requires `{'key' if self.cert else 'cert'}`")
+        if self.key:
+            try:
+                self.tls()
+            except FileProblemError as error:
+                raise invalid_at("key", str(error)) from None
+        return self
+
+    def tls(self) -> ssl.SSLContext:
+        """Return the TLS of a connection; raise `FileProblemError` for a bad certificate or key."""
+        context = ssl.create_default_context(cadata=self.ca.encode("ascii", "replace").decode())
+        if self.key:
+            load_certificate(context, self.cert, self.key.reveal())
+        return context

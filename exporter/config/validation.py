@@ -53,7 +53,7 @@ from exporter.config.document import (
     locate,
     resolve,
 )
-from exporter.config.files import FileProblemError, NamedFiles
+from exporter.config.files import FileProblemError, NamedFiles, tls_of
 from exporter.ids import Kind
 from exporter.secrets import Secret
 
@@ -458,6 +458,14 @@ def _known(names: str, words: str) -> Expected:
     return Expected(words, Strict(), AfterValidator(check))
 
 
+def _authorities(pem: str) -> str:
+    try:
+        tls_of(pem)
+    except FileProblemError as error:
+        raise invalid(str(error)) from None
+    return pem
+
+
 def _or_default_account(value: object, info: ValidationInfo) -> object:
     if value in (None, "") and isinstance(info.context, LoadContext):
         if info.context.account is None:
@@ -512,3 +520,6 @@ BaseUrl = Annotated[
     Field(json_schema_extra={"format": "uri", "pattern": "^https?://[^?#@]+$"}),
 ]
 Switch = Annotated[bool, Strict(), BeforeValidator(_scalar), Expected("`true` or `false`")]
+Pem = Annotated[str, Expected("text in PEM")]
+Authorities = Annotated[Pem, AfterValidator(_authorities)]
+"""Certificate authorities; empty for those of the system."""

@@ -1,13 +1,16 @@
-"""The integration with Home Assistant: accounts and events, published to an MQTT broker."""
+"""The integration with Home Assistant: devices, events and buttons, over an MQTT broker."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 import time
+from collections import defaultdict
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Coroutine,
@@ -16,31 +19,50 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from importlib.metadata import PackageNotFoundError, metadata
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
 
 from exporter.account import Account
 from exporter.backoff import ExponentialBackoff
+from exporter.canaries.canaries import Canaries
 from exporter.config import HomeAssistantConfig
-from exporter.errors import BrokerAwayError, BrokerError
+from exporter.errors import BrokerAwayError, BrokerError, ExporterError
+from exporter.home_assistant.entities import (
+    EXPORTER,
+    AccountView,
+    CanaryView,
+    Entity,
+    ExporterView,
+    account_entities,
+)
 from exporter.home_assistant.payloads import (
     OFFLINE,
     ONLINE,
+    Descriptions,
+    Device,
     MqttKind,
     MqttOutcome,
     MqttStats,
     Topics,
     device,
+    press_time,
+    removal,
     state,
+    topic_level,
 )
 from exporter.metrics.catalogue import Catalogue
 from exporter.tracker import CallTracker
 
 if TYPE_CHECKING:
-    from aiomqtt import Client
+    from aiomqtt import Client, ProtocolVersion
+    from aiomqtt import Message as Received
+    from paho.mqtt.properties import Properties
+
+V = TypeVar("V")
 
 _TIMEOUT: Final = 10.0
 """Seconds to wait for a response of the broker."""
@@ -83,15 +105,25 @@ _REPUBLISH: Final = b"?"
 _CLEAR_TIMEOUT: Final = 5.0
 """Seconds to clear retained messages of the previous configuration."""
 
+_UNSUPPORTED_VERSION: Final = 132
+"""Reason code of a broker that does not speak MQTT 5."""
+
+_LOG_INTERVAL: Final = 60.0
+"""Minimum seconds between log messages about ignored presses."""
+
 _log = structlog.get_logger(__name__)
 
 
 class Message(NamedTuple):
-    """An MQTT message; an empty payload clears the retained message of the topic."""
+    """An MQTT message; an empty payload clears the retained message of the topic.
+
+    `expiry` is the number of seconds for which the broker keeps it for subscribers that are away.
+    """
 
     topic: str
     payload: bytes
     retained: bool
+    expiry: int | None = None
 
 
 def read_mqtt(metrics: Catalogue, stats: Callable[[], MqttStats | None]) -> None:
@@ -110,10 +142,14 @@ class HomeAssistant:
     """Runs the publisher of the configured broker, if there is one.
 
     Args:
-        accounts: live mapping, shared by reference.
+        accounts: the accounts that this exporter polls: live mapping, shared by reference.
         calls: the tracker of calls.
+        canaries: the canaries.
+        view: returns what is shown of the exporter; None if another one publishes it.
+        reload: reloads the configuration; raises `ExporterError`.
         spawn: starts a background task.
         on_ready: called whenever events can be published again.
+        status_page: the URL of the status page, if known.
 
     Attributes:
         publisher: None if no broker is configured.
@@ -124,15 +160,20 @@ class HomeAssistant:
         self,
         accounts: Mapping[str, Account],
         calls: CallTracker,
+        canaries: Canaries,
+        view: Callable[[], ExporterView | None],
+        reload: Callable[[], Awaitable[None]],
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         on_ready: Callable[[], None],
+        status_page: str | None = None,
     ) -> None:
-        self._accounts = accounts
-        self._calls = calls
         self._spawn = spawn
         self._on_ready = on_ready
+        self._reload = reload
         self.stats: MqttStats | None = None
         self._configured: set[str] = set()
+        parts = accounts, self._configured, calls, canaries, view, self._start_reload, status_page
+        self._expose = partial(Exposed, *parts)
         self._config: HomeAssistantConfig | None = None
         self.publisher: Publisher | None = None
         self._running: asyncio.Task[None] | None = None
@@ -155,9 +196,8 @@ class HomeAssistant:
         if config is None:
             self.publisher = self.stats = None
         else:
-            exposed = ExposedAccounts(config, self._accounts, self._configured, self._calls)
             self.stats = self.stats or MqttStats()
-            self.publisher = Publisher(config, exposed, self.stats, self._on_ready)
+            self.publisher = Publisher(config, self._expose(config), self.stats, self._on_ready)
         self._running = self._spawn(_replace(self._running, self.publisher))
 
     async def stop(self, timeout: float, *, others: bool = False) -> None:
@@ -170,6 +210,13 @@ class HomeAssistant:
         if self.publisher:
             self.publisher.stop(clear_retained=False, others=others)
         await _end(self._running, timeout)
+
+    def _start_reload(self) -> None:
+        async def reload() -> None:
+            with suppress(ExporterError):  # logged and counted there
+                await self._reload()
+
+        self._spawn(reload())
 
 
 def _location(config: HomeAssistantConfig | None) -> tuple[object, ...]:
@@ -190,49 +237,106 @@ async def _end(running: asyncio.Task[None] | None, timeout: float) -> None:
         await asyncio.wait([running])
 
 
-@dataclass(eq=False)
-class ExposedAccounts:
-    """The accounts that a configuration exposes.
+def _home_page() -> str | None:
+    """Return the URL of the project, from the metadata of the installed package."""
+    with suppress(PackageNotFoundError):
+        for entry in metadata("esms-exporter").get_all("Project-URL") or ():
+            label, _, url = entry.partition(", ")
+            if label == "Homepage":
+                return str(url)
+    return None
+
+
+class Exposed:
+    """The accounts that a configuration exposes, and the exporter itself.
+
+    For most arguments, see `HomeAssistant`.
+
+    Args:
+        configured: the names of all configured accounts: live set, shared by reference.
+        start_reload: starts a reload.
+        config: the configuration.
 
     Attributes:
-        config: the configuration.
-        accounts: the accounts that this exporter polls: live mapping, shared by reference.
-        configured: the names of all configured accounts: live set, shared by reference.
-        calls: the tracker of calls.
+        topics: the MQTT topics.
     """
 
-    config: HomeAssistantConfig
-    accounts: Mapping[str, Account]
-    configured: Collection[str]
-    calls: CallTracker
-
-    @property
-    def topics(self) -> Topics:
-        """The MQTT topics."""
-        return Topics(self.config.discovery_prefix, self.config.topic_prefix)
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        configured: Collection[str],
+        calls: CallTracker,
+        canaries: Canaries,
+        view: Callable[[], ExporterView | None],
+        start_reload: Callable[[], None],
+        status_page: str | None,
+        config: HomeAssistantConfig,
+    ) -> None:
+        self._accounts, self._configured = accounts, configured
+        self._calls, self._canaries, self._view = calls, canaries, view
+        self._start_reload = start_reload
+        self._config = config
+        self.topics = Topics(config.discovery_prefix, config.topic_prefix)
+        self._common = Descriptions(
+            self.topics.availability, config.language, config.buttons, _home_page(), status_page
+        )
 
     @property
     def interval(self) -> float:
         """Seconds between updates of `messages`."""
-        return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self.accounts))
+        return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self._accounts))
 
     def left_to_others(self) -> set[str]:
-        """Return the topics of accounts that other exporters may publish."""
-        standby = [name for name in self.configured if name not in self.accounts]
-        return {*map(self.topics.device, standby), *map(self.topics.state, standby)}
+        """Return the topics of devices that other exporters may publish."""
+        standby = [name for name in self._configured if name not in self._accounts]
+        devices = [self.topics.account(name) for name in standby]
+        if self._view() is None:
+            devices.append(self.topics.exporter)
+        return {topic for one in devices for topic in (one.config, one.state)}
 
     async def messages(self) -> Mapping[str, bytes]:
-        """Return the messages to retain for the accounts that this exporter polls, by topic."""
-        now, topics, wanted = time.time(), self.topics, dict[str, bytes]()
-        for name, account in list(self.accounts.items()):
-            if self.config.accounts is None or name in self.config.accounts:
-                balance = account.stats.balance and account.stats.balance.vnd
-                wanted[topics.device(name)] = device(topics, name, with_balance=balance is not None)
-                recent = self.calls.recent_results.recent(name, now)
-                open_calls = len(account.poller.calls)
-                wanted[topics.state(name)] = state(account.status, recent, open_calls, balance)
+        """Return the messages to retain for what this exporter publishes, by topic."""
+        now, wanted = time.time(), dict[str, bytes]()
+        if view := self._view():
+            wanted |= self._describe(self.topics.exporter, EXPORTER, view)
+        canaries = defaultdict[str, list[CanaryView]](list)
+        for name, numbers, due in self._canaries.statuses:
+            canaries[numbers.account].append(CanaryView(name, topic_level(name), numbers, due))
+        for name, account in list(self._accounts.items()):
+            if self._selects(name):
+                shown = AccountView(
+                    account.status,
+                    self._calls.recent_results.recent(name, now),
+                    account.stats.balance and account.stats.balance.vnd,
+                    self._calls.totals.messages(name),
+                    canaries[name],
+                )
+                wanted |= self._describe(self.topics.account(name), account_entities(shown), shown)
                 await asyncio.sleep(0)  # do not block polls and scrapes
         return wanted
+
+    def _describe(
+        self, about: Device, entities: Sequence[Entity[V]], view: V
+    ) -> Mapping[str, bytes]:
+        return {
+            about.config: device(about, entities, view, self._common),
+            about.state: state(entities, view),
+        }
+
+    def press(self, topic: str, pressed_at: int) -> bool:
+        """Press the button of a topic, at a Unix time; return whether this exporter has it."""
+        if topic == f"{self.topics.exporter.base}/reload":
+            self._start_reload()
+            return True
+        for name, numbers, _ in self._canaries.statuses:
+            base = self.topics.account(numbers.account).base
+            if topic == f"{base}/place/{topic_level(name)}" and self._selects(numbers.account):
+                self._canaries.place_now(name, pressed_at)
+                return True
+        return False
+
+    def _selects(self, account: str) -> bool:
+        return self._config.accounts is None or account in self._config.accounts
 
 
 class Publisher:
@@ -244,7 +348,7 @@ class Publisher:
 
     Args:
         config: the broker.
-        exposed: the accounts.
+        exposed: what to publish, and the buttons.
         stats: receives the numbers of messages and connections.
         on_ready: called when events can be published.
         timeout: seconds to wait for a response of the broker.
@@ -254,7 +358,7 @@ class Publisher:
     def __init__(
         self,
         config: HomeAssistantConfig,
-        exposed: ExposedAccounts,
+        exposed: Exposed,
         stats: MqttStats,
         on_ready: Callable[[], None],
         timeout: float = _TIMEOUT,
@@ -277,6 +381,8 @@ class Publisher:
         self._stopping = asyncio.Event()
         self._clear_retained = False
         self._problem: str | None = None
+        self._pressed: dict[str, int] = {}  # Unix time of the last press, by topic
+        self._ignored_at = -math.inf  # when an ignored press was last logged
 
     @property
     def ready(self) -> bool:
@@ -293,10 +399,11 @@ class Publisher:
         self._clear_retained, self._others = clear_retained, others
         self._stopping.set()
 
-    async def publish_event(self, account: str, payload: bytes) -> None:
+    async def publish_event(self, account: str, payload: bytes, expiry: int) -> None:
         """Publish an event once, and return when the broker has acknowledged it.
 
-        No other message is sent meanwhile, so that it is known which event breaks the connection.
+        The broker keeps it for `expiry` seconds for subscribers that are away. No other message is
+        sent meanwhile, so that it is known which event breaks the connection.
 
         Raises:
             BrokerAwayError: the event was not published.
@@ -306,7 +413,8 @@ class Publisher:
             if self._session is None:
                 raise BrokerAwayError("the MQTT broker is not connected")
             broker, tasks = self._session
-            message = Message(self._topics.event(account), payload, retained=False)
+            topic = self._topics.event(account)
+            message = Message(topic, payload, retained=False, expiry=expiry)
             publishing = tasks.create_task(self._publish(broker, message))
             try:
                 await asyncio.wait([publishing])
@@ -361,10 +469,11 @@ class Publisher:
                 self._session = None  # the group takes no more events
             wanted = await self._wanted(broker)
             if self._clear_retained:
-                wanted = {}
-                await self._publish_changes(broker, wanted, ONLINE)
+                await self._publish_changes(broker, {}, ONLINE)
                 await asyncio.sleep(_SETTLE)
-            await self._publish_changes(broker, wanted, ONLINE if self._others else OFFLINE)
+                await self._publish_changes(broker, {}, b"")
+            else:
+                await self._publish_changes(broker, wanted, ONLINE if self._others else OFFLINE)
             receiving.cancel()
 
     async def _receive(self, broker: Client) -> None:
@@ -378,10 +487,27 @@ class Publisher:
                     elif topic == self._topics.availability:
                         # May be the last will of a broken connection, also of another exporter.
                         self._retained[topic] = payload
+                    elif any(message.topic.matches(each) for each in self._topics.presses):
+                        self._press(message)
                     elif message.retain:
                         self._retained.setdefault(topic, payload)
         finally:
             self._session = None
+
+    def _press(self, message: Received) -> None:
+        """Press a button, unless the message is retained, late or repeated."""
+        topic, now = message.topic.value, time.time()
+        try:
+            last = self._pressed.get(topic, 0)
+            pressed_at = press_time(message.payload, now, last, retained=message.retain)
+        except ValueError as error:
+            if now >= self._ignored_at + _LOG_INTERVAL:
+                self._ignored_at = now
+                _log.warning("button press ignored", reason=str(error))
+            return
+        if self._exposed.press(topic, pressed_at):
+            self._pressed[topic] = pressed_at
+            _log.info("button pressed", topic=topic)
 
     async def _wanted(self, broker: Client) -> Mapping[str, bytes]:
         """Return the messages to retain for the accounts that this exporter polls.
@@ -393,7 +519,8 @@ class Publisher:
         if self._published is None or not wanted.keys() <= set(self._published):
             self._retained = {}
             topics = self._topics
-            watched = topics.availability, topics.birth, *topics.retained
+            presses = topics.presses if self._config.buttons else ()
+            watched = topics.availability, topics.birth, *presses, *topics.retained
             with _mapped_errors():
                 await broker.subscribe([(topic, _AT_LEAST_ONCE) for topic in watched])
             await asyncio.sleep(_SETTLE)
@@ -406,11 +533,14 @@ class Publisher:
         self, broker: Client, wanted: Mapping[str, bytes], availability: bytes
     ) -> None:
         target = {self._topics.availability: availability, **wanted}
-        messages = [
-            Message(topic, payload, retained=True)
-            for topic, payload in target.items()
-            if self._retained.get(topic) != payload
-        ]
+        messages = list[Message]()
+        for topic, payload in target.items():
+            retained = self._retained.get(topic, b"")
+            if retained != payload:
+                is_device = self._topics.kind(topic) is MqttKind.DEVICE
+                if is_device and (removing := removal(retained, payload)):
+                    messages.append(Message(topic, removing, retained=True))
+                messages.append(Message(topic, payload, retained=True))
         unwanted = self._retained.keys() - target.keys() - self._exposed.left_to_others()
         devices = {topic for topic in unwanted if self._topics.kind(topic) is MqttKind.DEVICE}
         # Clear states in a later update: existing entities log an error for an empty state.
@@ -428,7 +558,7 @@ class Publisher:
     async def _publish_retained(self, broker: Client, messages: Sequence[Message]) -> None:
         async with self._publishing:
             # Record before publishing: messages of other exporters that arrive meanwhile are newer.
-            for topic, payload, _ in messages:
+            for topic, payload, *_ in messages:
                 self._retained[topic] = payload
                 if not payload:
                     del self._retained[topic]
@@ -444,8 +574,9 @@ class Publisher:
         numbers = self._stats.messages[self._topics.kind(message.topic)]
         try:
             with _mapped_errors():
-                topic, payload, retained = message
-                await broker.publish(topic, payload, _AT_LEAST_ONCE, retained)
+                topic, payload, retained, expiry = message
+                properties = _expiring(expiry) if expiry else None
+                await broker.publish(topic, payload, _AT_LEAST_ONCE, retained, properties)
         except BrokerError:
             self._session = None
             numbers[MqttOutcome.FAILED] += 1
@@ -460,6 +591,8 @@ async def _connected(
 ) -> AsyncIterator[Client]:
     """Connect to a broker for the duration of the block, which has to use `_mapped_errors`.
 
+    Speak MQTT 5, or 3.1.1 to a broker that refuses 5.
+
     Args:
         config: the broker and its credentials.
         last_will: message that the broker publishes when the connection breaks.
@@ -467,31 +600,15 @@ async def _connected(
     """
     import aiomqtt  # noqa: PLC0415 - optional
 
-    url = urlsplit(config.url)
     with _mapped_errors():
-        tls = await asyncio.to_thread(_context, config) if url.scheme == "mqtts" else None
-        client = aiomqtt.Client(
-            url.hostname or "",
-            url.port or (_TLS_PORT if tls else _PORT),
-            username=config.username,
-            password=config.password.reveal() if config.password else None,
-            will=aiomqtt.Will(*last_will[:2], _AT_LEAST_ONCE, last_will.retained),
-            timeout=timeout,
-            keepalive=_KEEPALIVE,
-            max_queued_incoming_messages=_MAX_RECEIVED,
-            tls_context=tls,
-        )
-        # A cancelled connection attempt would leave an open socket behind.
-        connecting = asyncio.ensure_future(client.__aenter__())
+        tls = await asyncio.to_thread(config.tls) if config.url.startswith("mqtts:") else None
+        opening = partial(_open, config, last_will, timeout, tls)
         try:
-            await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            connecting.add_done_callback(lambda _: _cut(client))
-            raise
-        except Exception:
-            # On a timeout, the library leaves the socket open.
-            _cut(client)
-            raise
+            client = await opening(aiomqtt.ProtocolVersion.V5)
+        except aiomqtt.MqttCodeError as error:
+            if error.rc != _UNSUPPORTED_VERSION:
+                raise
+            client = await opening(aiomqtt.ProtocolVersion.V311)
     try:
         yield client
         with suppress(Exception):  # the connection may be broken
@@ -507,8 +624,49 @@ def _cut(client: Client) -> None:
     client._client._sock_close()  # noqa: SLF001
 
 
-def _context(config: HomeAssistantConfig) -> ssl.SSLContext:
-    return config.ca_file or ssl.create_default_context()
+async def _open(
+    config: HomeAssistantConfig,
+    last_will: Message,
+    timeout: float,
+    tls: ssl.SSLContext | None,
+    protocol: ProtocolVersion,
+) -> Client:
+    import aiomqtt  # noqa: PLC0415 - optional
+
+    url = urlsplit(config.url)
+    client = aiomqtt.Client(
+        url.hostname or "",
+        url.port or (_TLS_PORT if tls else _PORT),
+        username=config.username,
+        password=config.password.reveal() if config.password else None,
+        protocol=protocol,
+        will=aiomqtt.Will(*last_will[:2], _AT_LEAST_ONCE, last_will.retained),
+        timeout=timeout,
+        keepalive=_KEEPALIVE,
+        max_queued_incoming_messages=_MAX_RECEIVED,
+        tls_context=tls,
+    )
+    # A cancelled connection attempt would leave an open socket behind.
+    connecting = asyncio.ensure_future(client.__aenter__())
+    try:
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        connecting.add_done_callback(lambda _: _cut(client))
+        raise
+    except Exception:
+        # On a timeout, the library leaves the socket open.
+        _cut(client)
+        raise
+
+
+def _expiring(seconds: int) -> Properties:
+    """Return the properties of a message that expires; MQTT 3.1.1 ignores them."""
+    from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415 - optional
+    from paho.mqtt.properties import Properties  # noqa: PLC0415 - optional
+
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.MessageExpiryInterval = seconds
+    return properties
 
 
 @contextmanager

@@ -1,76 +1,39 @@
 """Topics and payloads for Home Assistant. Pure.
 
 One retained message describes a device with its entities (MQTT device discovery, Home Assistant
-2024.11 and newer); clearing the message removes the device. Home Assistant shows `null` as unknown.
+2024.11 and newer); clearing the message removes the device. Each device has one retained state.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 import exporter
-from exporter.account import AccountStatus
-from exporter.calls import Result
-from exporter.esms.codes import Outcome
-from exporter.recent_results import Recent
+from exporter.home_assistant.entities import Entity
+
+V = TypeVar("V")
 
 ONLINE: Final = b"online"
 OFFLINE: Final = b"offline"
 
-Component = dict[str, Any]  # Any: JSON
-
-_CALLS: Final = {"p": "sensor", "state_class": "measurement", "unit_of_meas": "calls"}
-# Counters of the current day: Home Assistant treats a decrease as a reset of the counter.
-_TODAY: Final = {"p": "sensor", "state_class": "total_increasing", "unit_of_meas": "calls"}
-_DIAGNOSTIC: Final = {"p": "binary_sensor", "ent_cat": "diagnostic"}
-
-_ENTITIES: Final[dict[str, Component]] = {
-    "credentials": {**_DIAGNOSTIC, "name": "Credentials", "dev_cla": "problem"},
-    "connectivity": {**_DIAGNOSTIC, "name": "Provider", "dev_cla": "connectivity"},
-    "success_ratio": {
-        "p": "sensor",
-        "name": "Success ratio of the last hour",
-        "ic": "mdi:percent",
-        "state_class": "measurement",
-        "unit_of_meas": "%",
-        "sug_dsp_prc": 1,
-    },
-    "watched": {**_CALLS, "name": "Calls watched", "ic": "mdi:phone-clock"},
-    "success_today": {**_TODAY, "name": "Calls delivered today", "ic": "mdi:phone-check"},
-    "failure_today": {**_TODAY, "name": "Calls failed today", "ic": "mdi:phone-remove"},
-    "unknown_today": {**_TODAY, "name": "Calls without a result today", "ic": "mdi:phone-alert"},
-    "last_failure": {
-        "p": "sensor",
-        "name": "Last failure",
-        "dev_cla": "timestamp",
-        "json_attr_tpl": "{{ value_json.failure | tojson }}",
-    },
-    # For monetary values, Home Assistant has long-term statistics only as `total`.
-    "balance": {
-        "p": "sensor",
-        "name": "Balance",
-        "dev_cla": "monetary",
-        "state_class": "total",
-        "unit_of_meas": "VND",
-    },
-}
-"""Entities by the key of their value in the state."""
-
-# Reasons of a pause that come from the provider's answers: the provider is reachable.
-_REACHED: Final = frozenset({Outcome.AUTH, Outcome.THROTTLED})
+# A button is pressed by the Unix time of the press, which tells repeated and late presses apart.
+_PRESS: Final = "{{ now().timestamp() | int }}"
+_MAX_PRESS_AGE: Final = 60.0
+"""Maximum difference in seconds between a press and its arrival."""
 
 
 class MqttKind(StrEnum):
     """Kind of a message: the label `kind` of `esms_mqtt_messages_total`."""
 
-    DEVICE = "device"  # description of an account's device and entities
-    STATE = "state"  # state of the entities of an account
+    DEVICE = "device"  # description of a device and its entities
+    STATE = "state"  # state of the entities of a device
     EVENT = "event"  # finished call
 
 
@@ -92,6 +55,26 @@ class MqttStats:
     )
 
 
+class Device(NamedTuple):
+    """A device of Home Assistant.
+
+    Attributes:
+        id: its identifier, and the prefix of the ids of its entities.
+        name: its name, and the prefix of the default ids of its entities.
+        config: the topic of its description.
+        state: the topic of its state.
+        base: the prefix of its other topics.
+        via: the identifier of the device that it belongs to.
+    """
+
+    id: str
+    name: str
+    config: str
+    state: str
+    base: str
+    via: str | None = None
+
+
 class Topics:
     """The topics of an exporter, or of several that share a ledger.
 
@@ -100,30 +83,45 @@ class Topics:
         prefix: prefix of the exporter's own topics.
 
     Attributes:
-        node: part of the topics that distinguishes installations.
+        exporter: the device of the exporter, which those of accounts belong to.
         availability: topic of the availability of all devices.
         birth: topic of Home Assistant's birth message.
-        retained: topic filters for all retained messages of accounts.
+        retained: topic filters for all retained messages of devices.
+        presses: topic filters for presses of buttons.
     """
 
     def __init__(self, discovery_prefix: str, prefix: str) -> None:
         self._devices, self._prefix = f"{discovery_prefix}/device", prefix
-        self.node = prefix.replace("/", "_")
+        self._node = prefix.replace("/", "_")
         self.availability = f"{prefix}/availability"
         self.birth = f"{discovery_prefix}/status"
-        self.retained = self.device("+"), self.state("+")
+        self.exporter = Device(
+            self._node,
+            "eSMS exporter",
+            f"{self._devices}/{self._node}/config",
+            f"{prefix}/exporter",
+            prefix,
+        )
+        every = self.account("+")
+        self.retained = self.exporter.config, self.exporter.state, every.config, every.state
+        self.presses = f"{prefix}/reload", f"{prefix}/+/place/+"
 
-    def device(self, account: str) -> str:
-        """Return the topic of an account's device."""
-        return f"{self._devices}/{self.node}/{device_of(account)}/config"
-
-    def state(self, account: str) -> str:
-        """Return the topic of an account's state."""
-        return f"{self._prefix}/{device_of(account)}/state"
+    def account(self, name: str) -> Device:
+        """Return the device of an account."""
+        level = topic_level(name)
+        base = f"{self._prefix}/{level}"
+        return Device(
+            f"{self._node}_{level}",
+            f"eSMS {name}",
+            f"{self._devices}/{self._node}/{level}/config",
+            f"{base}/state",
+            base,
+            self._node,
+        )
 
     def event(self, account: str) -> str:
         """Return the topic of an account's events."""
-        return f"{self._prefix}/{device_of(account)}/finished"
+        return f"{self.account(account).base}/finished"
 
     def kind(self, topic: str) -> MqttKind:
         """Return the kind of the messages of a topic."""
@@ -132,84 +130,138 @@ class Topics:
         return MqttKind.EVENT if topic.endswith("/finished") else MqttKind.STATE
 
 
-def device_of(account: str) -> str:
-    """Return the topic level of an account.
+def topic_level(name: str) -> str:
+    """Return the topic level of an account or a canary.
 
-    Home Assistant allows letters, digits, `_` and `-`; account names may also contain dots.
+    Home Assistant allows letters, digits, `_` and `-`; names may also contain dots.
     """
-    if "." not in account:
-        return account
-    suffix = hashlib.sha256(account.encode()).hexdigest()[:8]
-    return f"{account.replace('.', '_')}-{suffix}"
+    if "." not in name:
+        return name
+    suffix = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.replace('.', '_')}-{suffix}"
 
 
-def device(topics: Topics, account: str, *, with_balance: bool) -> bytes:
-    """Return the description of an account's device."""
-    unique, components = f"{topics.node}_{device_of(account)}", dict[str, Component]()
-    for key, entity in _ENTITIES.items():
-        if key != "balance" or with_balance:
-            value = {"val_tpl": f"{{{{ value_json.{key} }}}}", "uniq_id": f"{unique}_{key}"}
-            components[key] = {**entity, **value}
-    components["last_failure"]["json_attr_t"] = topics.state(account)
-    # Events are not retained.
-    components["finished"] = {
-        "p": "event",
-        "name": "Call finished",
-        "ic": "mdi:phone-hangup",
-        "stat_t": topics.event(account),
-        "evt_typ": [result.value for result in Result],
-        "uniq_id": f"{unique}_finished",
-    }
+class Descriptions(NamedTuple):
+    """What the descriptions of all devices have in common.
+
+    Attributes:
+        availability: topic of the availability.
+        language: of the names of entities.
+        buttons: whether devices have buttons.
+        home_page: the URL of the project, if known.
+        status_page: the URL of the status page, if known.
+    """
+
+    availability: str
+    language: Literal["en", "vi"] = "en"
+    buttons: bool = True
+    home_page: str | None = None
+    status_page: str | None = None
+
+
+def device(about: Device, entities: Iterable[Entity[V]], view: V, common: Descriptions) -> bytes:
+    """Return the description of a device with the entities that exist."""
     described = {
-        "dev": {
-            "ids": [unique],
-            "name": f"eSMS {account}",
-            "mf": "eSMS",
-            "mdl": "Voice account",
+        "identifiers": [about.id],
+        "name": about.name,
+        "manufacturer": "eSMS",
+        "model": "Account" if about.via else "Exporter",
+        "sw_version": exporter.__version__,
+        "via_device": about.via,
+        "configuration_url": common.status_page,
+    }
+    origin = {
+        "name": "esms-exporter",
+        "sw_version": exporter.__version__,
+        "support_url": common.home_page,
+    }
+    payload = {
+        "device": {key: value for key, value in described.items() if value},
+        "origin": {key: value for key, value in origin.items() if value},
+        "components": {
+            entity.key: _component(about, entity, common.language)
+            for entity in entities
+            if entity.exists(view) and (common.buttons or entity.platform != "button")
         },
-        "o": {"name": "esms-exporter", "sw": exporter.__version__},
-        "cmps": components,
-        "stat_t": topics.state(account),
-        "avty_t": topics.availability,
+        "state_topic": about.state,
+        "availability_topic": common.availability,
         "qos": 1,
     }
-    return to_json(described)
+    return to_json(payload)
 
 
-def state(status: AccountStatus, recent: Recent, watched: int, balance: float | None) -> bytes:
-    """Return the state of an account's entities; `balance` is in VND."""
-    success = sum(minute.success for minute in recent.minutes)
-    known = success + sum(minute.failure for minute in recent.minutes)
-    failure = recent.failures[0] if recent.failures else None
-    values = {
-        "credentials": _switch(None if status.authorized is None else not status.authorized),
-        "connectivity": _switch(_reached(status)),
-        # Without unknown results, as in the alerts: they do not show how calls ended.
-        "success_ratio": round(100 * success / known, 2) if known else None,
-        "watched": watched,
-        **{f"{result}_today": recent.results[result] for result in Result},
-        "last_failure": _time(failure.finished_at) if failure else None,
-        "failure": {
-            "reference_id": failure.reference_id,
-            "result": failure.result.value,
-            "status": failure.status.value,
-        }
-        if failure
-        else {},
-        **({} if balance is None else {"balance": balance}),
+def _component(about: Device, entity: Entity[V], language: Literal["en", "vi"]) -> dict[str, Any]:
+    # Any: JSON. The names of older versions are the default ids, whatever the language.
+    slug = re.sub("[^a-z0-9]+", "_", f"{about.name} {entity.names.en}".lower()).strip("_")
+    component = {
+        "platform": entity.platform,
+        "name": entity.names.vi if language == "vi" else entity.names.en,
+        "unique_id": f"{about.id}_{entity.key}",
+        "default_entity_id": f"{entity.platform}.{slug}",
+        **entity.options,
     }
+    if entity.value:
+        # The default is for the retained state of an older version.
+        component["value_template"] = f"{{{{ value_json['{entity.key}'] | default(none) }}}}"
+    if entity.attributes:
+        given = f"value_json['{entity.key}_attributes'] | default({{}}) | tojson"
+        component["json_attributes_topic"] = about.state
+        component["json_attributes_template"] = f"{{{{ {given} }}}}"
+    if entity.platform == "button":
+        component |= {"command_topic": f"{about.base}/{entity.topic}", "command_template": _PRESS}
+        component["qos"] = 1
+    elif entity.topic:
+        component["state_topic"] = f"{about.base}/{entity.topic}"  # not retained
+    if not entity.enabled:
+        component["enabled_by_default"] = False
+    return component
+
+
+def state(entities: Iterable[Entity[V]], view: V) -> bytes:
+    """Return the state of the entities that exist."""
+    values = dict[str, object]()
+    for entity in entities:
+        if entity.value and entity.exists(view):
+            values[entity.key] = entity.value(view)
+            if entity.attributes:
+                values[f"{entity.key}_attributes"] = entity.attributes(view)
     return to_json(values)
 
 
-def _reached(status: AccountStatus) -> bool | None:
-    if status.paused is not None:
-        return status.paused in _REACHED
-    return True if status.authorized is not None or status.last_success else None
+def removal(old: bytes | None, new: bytes) -> bytes | None:
+    """Return the description that removes the entities of an old one that a new one lacks.
+
+    Home Assistant keeps an entity whose component is only left out: it removes the entity of a
+    component that has nothing but its platform. Return None if there are none, or if the old
+    description is unusable.
+    """
+    try:
+        found = from_json(old or b"null")["components"]
+        gone = {
+            key: {"platform": component["platform"]}
+            for key, component in found.items()
+            if isinstance(component["platform"], str)
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    described = from_json(new)
+    gone = {key: component for key, component in gone.items() if key not in described["components"]}
+    described["components"] |= gone
+    return to_json(described) if gone else None
 
 
-def _switch(on: bool | None) -> str | None:  # noqa: FBT001 - a value, not an option
-    return None if on is None else "ON" if on else "OFF"
+def press_time(payload: bytes, now: float, last: int, *, retained: bool) -> int:
+    """Return the Unix time at which a button was pressed; `last` is that of the last press.
 
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+    Raises:
+        ValueError: the press must be ignored; the text is the reason.
+    """
+    if retained:
+        raise ValueError("retained")
+    if not re.fullmatch(b"[0-9]{1,12}", payload):
+        raise ValueError("malformed")
+    if abs(now - (at := int(payload))) > _MAX_PRESS_AGE:
+        raise ValueError("late")
+    if at <= last:
+        raise ValueError("repeated")
+    return at

@@ -89,7 +89,7 @@ class Intent:
     deadline_at: float
     limit: int  # of calls on the current day
     day: tuple[float, float]  # start and end of that day
-    by_hand: bool = False  # by a command: if the limit is reached, no run is written
+    by_hand: bool = False  # by a command or a button: if the limit is reached, no run is written
 
 
 class Run(NamedTuple):

@@ -78,6 +78,9 @@ def home_assistant_event(call: CallFinished) -> bytes:
         "labels": call.labels,
         "duration": call.duration,
         "key": call.key,
+        "kind": call.kind,
+        "delivered": call.delivered,
+        "failed": call.failed,
         "finished_at": _time(call.finished_at).isoformat(timespec="seconds"),
     }
     return to_json(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Final
 
@@ -16,7 +17,7 @@ NAME: Final = "Home Assistant"
 """Name of the target; not allowed for webhooks."""
 
 _GIVE_UP_AFTER: Final = 86_400.0
-"""Seconds until events for a disconnected broker expire."""
+"""Seconds after the finish of a call until its event expires, here and at the broker."""
 
 
 def home_assistant(config: HomeAssistantConfig, publisher: Publisher) -> TargetSettings:
@@ -49,7 +50,8 @@ class HomeAssistantEvents:
     async def deliver(self, call: CallFinished) -> Delivery:
         """Publish an event."""
         try:
-            await self._publisher.publish_event(call.account, home_assistant_event(call))
+            left = max(1, round(call.finished_at + _GIVE_UP_AFTER - time.time()))
+            await self._publisher.publish_event(call.account, home_assistant_event(call), left)
         except BrokerError as error:
             away = isinstance(error, BrokerAwayError)
             action = DeliveryAction.RELEASE if away else DeliveryAction.RETRY

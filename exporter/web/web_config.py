@@ -7,13 +7,10 @@ toolkit, the exporter rejects settings that it would ignore.
 from __future__ import annotations
 
 import math
-import os
 import re
 import socket
 import ssl
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -31,10 +28,12 @@ from pydantic import (
 )
 
 from exporter.config.document import Problems, YamlMapping, load_mapping
-from exporter.config.files import FileProblemError, NamedFiles, tls_of
+from exporter.config.files import FileProblemError, NamedFiles, load_certificate
 from exporter.config.validation import (
+    Authorities,
     Expected,
     LoadContext,
+    Pem,
     Section,
     Switch,
     count,
@@ -184,20 +183,6 @@ def _validity(pem: str) -> tuple[float, float]:
     return min(ends, default=(math.inf, math.inf))
 
 
-@contextmanager
-def _as_file(content: str) -> Iterator[str]:
-    """Yield the path of an in-memory file, so that no key is written to a disk."""
-    in_memory = hasattr(os, "memfd_create")
-    with (
-        os.fdopen(os.memfd_create("tls"), "w", encoding="utf-8")
-        if in_memory
-        else tempfile.NamedTemporaryFile("w", encoding="utf-8")
-    ) as file:
-        file.write(content)
-        file.flush()
-        yield f"/proc/self/fd/{file.fileno()}" if in_memory else file.name
-
-
 # The file.
 
 
@@ -209,16 +194,7 @@ class _Section(Section):
 
 
 _Text = Annotated[str, Expected("text")]
-_Pem = Annotated[str, Expected("text in PEM")]
 _Version = Literal["TLS12", "TLS13"]
-
-
-def _client_ca(pem: str) -> str:
-    try:
-        tls_of(pem)
-    except FileProblemError as error:
-        raise invalid(str(error)) from None
-    return pem
 
 
 def _used(value: Any, info: ValidationInfo) -> Any:  # Any: a text or a list
@@ -248,10 +224,10 @@ def _at_most_one(curves: list[str]) -> list[str]:
 class _TlsServer(_Section):
     secrets = ("cert", "key", "client_ca")
 
-    cert: _Pem
+    cert: Pem
     key: Annotated[Secret, Expected("text in PEM")]
     client_auth_type: Literal[tuple(_VERIFY)] = "NoClientCert"  # type: ignore[valid-type] # texts
-    client_ca: Annotated[_Pem, AfterValidator(_client_ca), AfterValidator(_used)] = ""
+    client_ca: Annotated[Authorities, AfterValidator(_used)] = ""
     client_allowed_sans: Annotated[list[_Text], AfterValidator(_used)] = Field(default_factory=list)
     min_version: _Version = "TLS12"
     max_version: Annotated[_Version, AfterValidator(_not_older)] = "TLS13"
@@ -281,12 +257,9 @@ class _TlsServer(_Section):
         for curve in self.curve_preferences:
             context.set_ecdh_curve(_CURVES[curve])
         try:
-            with _as_file(self.cert) as first, _as_file(self.key.reveal()) as second:
-                # Never prompt for a password.
-                context.load_cert_chain(first, second, password=lambda: "")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or "expected a certificate and a key in PEM"
-            raise invalid_at("key", f"failed to load X509KeyPair: {reason}") from None
+            load_certificate(context, self.cert, self.key.reveal())
+        except FileProblemError as error:
+            raise invalid_at("key", str(error)) from None
         context.verify_mode = _VERIFY[self.client_auth_type]
         if self.client_ca:
             context.load_verify_locations(cadata=self.client_ca.encode("ascii", "replace").decode())

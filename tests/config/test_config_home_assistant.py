@@ -9,7 +9,6 @@ import pytest
 import trustme
 
 from exporter.config import Config, HomeAssistantConfig
-from exporter.config.files import tls_of
 from exporter.secrets import Secret
 
 Load = Callable[..., Config]
@@ -31,21 +30,30 @@ def test_a_broker_alone_will_do(load: Load) -> None:
 
 
 def test_all_of_it(load: Load, tmp_path: Path) -> None:
-    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority = trustme.CA()
+    issued = authority.issue_cert("exporter.example.com")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     (tmp_path / "password").write_text("made-up\n")
     text = (
         "home_assistant:\n  url: mqtts://[::1]:8884\n  username: Nguyễn An\n"
-        "  password_file: password\n  ca_file: ca.pem\n  discovery_prefix: ha\n"
-        "  topic_prefix: voice/one\n  accounts: [main]\n"
+        "  password_file: password\n  ca_file: ca.pem\n  cert_file: cert.pem\n"
+        "  key_file: key.pem\n  discovery_prefix: ha\n  topic_prefix: voice/one\n"
+        "  accounts: [main]\n  language: vi\n  buttons: false\n"
     )
     expected = HomeAssistantConfig(
         url="mqtts://[::1]:8884",
         username="Nguyễn An",
         password=Secret("made-up"),
-        ca_file=tls_of((tmp_path / "ca.pem").read_text()),
+        ca=(tmp_path / "ca.pem").read_text(),
+        cert=(tmp_path / "cert.pem").read_text(),
+        key=Secret((tmp_path / "key.pem").read_text().strip()),
         discovery_prefix="ha",
         topic_prefix="voice/one",
         accounts=("main",),
+        language="vi",
+        buttons=False,
     )
     found = load(HEAD + text).home_assistant
     assert found is not None
@@ -107,6 +115,15 @@ def test_a_password_of_a_broker_is_taken_as_it_is(
             "home_assistant.ca_file: the file {folder}/missing cannot be read: No such file or",
         ),
         ("{url: 'mqtts://a', ca_file: config.yaml}", "home_assistant.ca_file: expected PEM cert"),
+        ("{url: 'mqtts://a', cert: x}", "home_assistant.cert: requires `key`"),
+        ("{url: 'mqtts://a', key: '-----BEGIN x'}", "home_assistant.key: requires `cert`"),
+        ("{url: 'mqtts://a', key: x, cert: x}", "home_assistant.key: expected a private key in"),
+        (
+            "{url: 'mqtts://a', key: '-----BEGIN x', cert: x}",
+            "home_assistant.key: failed to load X509KeyPair: ",
+        ),
+        ("{url: 'mqtt://a', language: fr}", "home_assistant.language: expected `en` or `vi`"),
+        ("{url: 'mqtt://a', buttons: x}", "home_assistant.buttons: expected `true` or `false`"),
         ("{url: 'mqtts://a', ca_file: 5}", "home_assistant.ca_file: expected the path of a file"),
     ],
 )
@@ -125,13 +142,12 @@ def test_certificates_are_checked_whatever_else_is_wrong(problems: FindProblems)
 def test_authorities_of_a_broker_that_change(load: Load, tmp_path: Path) -> None:
     text, seen = HEAD + "home_assistant: {url: 'mqtts://a', ca_file: ca.pem}\n", []
     first, second = trustme.CA().cert_pem.bytes(), trustme.CA().cert_pem.bytes()
-    for pem in (first, "# Chứng chỉ\n".encode() + first, second):
+    for pem in (first, first, "# Chứng chỉ\n".encode() + second):
         (tmp_path / "ca.pem").write_bytes(pem)
         seen.append(load(text).home_assistant)
     assert seen[0] == seen[1] != seen[2]  # which makes the connection anew
     assert seen[2] is not None
-    assert seen[2].ca_file is not None
-    assert len(seen[2].ca_file.get_ca_certs()) == 1
+    assert len(seen[2].tls().get_ca_certs()) == 1
 
 
 def test_certificates_need_tls(problems: FindProblems, tmp_path: Path) -> None:

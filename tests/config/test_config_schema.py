@@ -80,7 +80,8 @@ def test_every_secret_may_be_in_a_file() -> None:
     for model in MODELS:
         known = model["properties"]
         secrets = {key for key, about in known.items() if '"password"' in json.dumps(about)}
-        assert secrets == {key for key in known if f"{key}_file" in known}
+        certificates = known.keys() & {"ca", "cert"}
+        assert secrets | certificates == {key for key in known if f"{key}_file" in known}
 
 
 def test_durations_are_described_as_they_are_written() -> None:

@@ -1,7 +1,8 @@
 """Home Assistant's core with its MQTT integration and automations, for a test that asks it.
 
 Run by the Python that Home Assistant is installed for, with the port of a broker and a folder in
-which `automations.yaml` lies. For each line that it reads, it writes what it knows, as JSON.
+which `automations.yaml` and blueprints lie. For each line that it reads, it writes what it knows,
+as JSON; a line that names a button presses it first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 from homeassistant import auth, bootstrap, config_entries, core, loader
-from homeassistant.helpers import device_registry
+from homeassistant.helpers import device_registry, entity_registry
 from homeassistant.setup import async_setup_component
 
 BIRTH = {"topic": "homeassistant/status", "payload": "online", "qos": 0, "retain": False}
@@ -65,10 +66,19 @@ async def main(port: int, folder: Path) -> None:
         version=1,
     )
     await hass.config_entries.async_add(entry)
-    while await asyncio.to_thread(sys.stdin.readline):
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        if button := line.strip():
+            await hass.services.async_call("button", "press", {"entity_id": button}, blocking=True)
+        devices = device_registry.async_get(hass).devices.values()
+        names = {one.id: one.name for one in devices}
         known = {
             "states": {state.entity_id: state.as_dict() for state in hass.states.async_all()},
-            "devices": [one.name for one in device_registry.async_get(hass).devices.values()],
+            "devices": {one.name: names.get(one.via_device_id) for one in devices},
+            "disabled": [
+                one.entity_id
+                for one in entity_registry.async_get(hass).entities.values()
+                if one.disabled_by
+            ],
             "notified": notified,
             "complaints": complaints.told,
         }

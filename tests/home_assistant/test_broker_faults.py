@@ -16,11 +16,9 @@ from structlog.testing import capture_logs
 
 from exporter.backoff import ExponentialBackoff
 from exporter.config import HomeAssistantConfig
-from exporter.config.document import Problems
-from exporter.config.files import tls_of
-from exporter.config.validation import LoadContext
 from exporter.errors import BrokerAwayError, BrokerError
-from exporter.home_assistant.integration import ExposedAccounts, Publisher
+from exporter.home_assistant.integration import Exposed as RealExposed
+from exporter.home_assistant.integration import Publisher
 from exporter.home_assistant.payloads import MqttStats, Topics
 from exporter.notify.home_assistant import NAME
 from exporter.secrets import Secret
@@ -41,7 +39,7 @@ STATE = "esms-exporter/main/state"
 EVENTS = "esms-exporter/main/finished"
 
 
-class Exposed(ExposedAccounts):
+class Exposed(RealExposed):
     """What a broker is to retain, as a test has it.
 
     Attributes:
@@ -125,8 +123,10 @@ def certificates(tmp_path: Path) -> Certificates:
 
 
 @pytest.fixture
-def secured(tmp_path: Path, certificates: Certificates) -> Iterator[Mosquitto]:
-    """A broker with TLS that wants a password."""
+def secured(
+    tmp_path: Path, certificates: Certificates, request: pytest.FixtureRequest
+) -> Iterator[Mosquitto]:
+    """A broker with TLS that wants a password, with more settings as its parameter."""
     users = tmp_path / "users"
     command = [program("mosquitto_passwd", "Debian's mosquitto"), "-b", "-c", str(users)]
     subprocesses.run(*command, "exporter", PASSWORD, check=True)
@@ -140,26 +140,29 @@ def secured(tmp_path: Path, certificates: Certificates) -> Iterator[Mosquitto]:
         f"certfile {tmp_path}/server.crt",
         f"keyfile {tmp_path}/server.key",
         f"user {tmp_path.owner()}",
+        *(line.format(folder=tmp_path) for line in getattr(request, "param", ())),
     )
     with Mosquitto(tmp_path, *settings) as broker:
         yield broker
 
 
-async def test_tls_and_a_password(
-    secured: Mosquitto, tmp_path: Path, certificates: Certificates
+@pytest.mark.parametrize(
+    "secured", [(), ("cafile {folder}/ca.crt", "require_certificate true")], indirect=True
+)
+async def test_tls_a_password_and_a_certificate(
+    secured: Mosquitto, certificates: Certificates
 ) -> None:
-    config = HomeAssistantConfig.model_validate(
-        {
-            "url": f"mqtts://localhost:{secured.port}",
-            "username": "exporter",
-            "password": PASSWORD,
-            "ca_file": "ca.crt",
-        },
-        context=LoadContext(tmp_path, Problems("config.yaml")),
+    issued = certificates.authority.issue_cert("exporter.example.com")
+    config = HomeAssistantConfig(
+        url=f"mqtts://localhost:{secured.port}",
+        username="exporter",
+        password=Secret(PASSWORD),
+        ca=certificates.text("ca.crt"),
+        cert=issued.cert_chain_pems[0].bytes().decode(),
+        key=Secret(issued.private_key_pem.bytes().decode()),
     )
-    # As they were loaded, whatever has happened to the file since.
-    (tmp_path / "ca.crt").unlink()
-    options = {"username": "exporter", "password": PASSWORD, "tls_context": certificates.client()}
+    tls = certificates.client("listener.example.com")
+    options = {"username": "exporter", "password": PASSWORD, "tls_context": tls}
     async with Publishing(config), listening(secured.port, **options) as listener:
         await until(lambda: STATE in listener.kept)
 
@@ -169,11 +172,11 @@ async def test_tls_and_a_password(
     [
         ({"password": Secret("wrong-password")}, "Not authorized"),
         ({"password": Secret("p" * 65_536)}, "65535"),  # more than the protocol has room for
-        ({"ca_file": None}, "CERTIFICATE_VERIFY_FAILED"),
+        ({"ca": ""}, "CERTIFICATE_VERIFY_FAILED"),
         ({"url": "mqtts://127.0.0.2:{port}"}, "Connection refused"),
         ({"url": "mqtts://no-such-host.invalid"}, "Name or service not known"),
         ({"url": "mqtts://a..b"}, "label"),
-        ({"url": "mqtt://localhost:{port}", "ca_file": None}, ""),
+        ({"url": "mqtt://localhost:{port}", "ca": ""}, ""),
     ],
 )
 async def test_a_problem_is_logged_once_and_counted(
@@ -183,7 +186,7 @@ async def test_a_problem_is_logged_once_and_counted(
         url=f"mqtts://localhost:{secured.port}",
         username="exporter",
         password=Secret(PASSWORD),
-        ca_file=tls_of((tmp_path / "ca.crt").read_text()),
+        ca=(tmp_path / "ca.crt").read_text(),
     )
     if isinstance(url := change.get("url"), str):
         change = {**change, "url": url.format(port=secured.port)}
@@ -192,7 +195,7 @@ async def test_a_problem_is_logged_once_and_counted(
         async with Publishing(config.model_copy(update=change), timeout) as publishing:
             await until(lambda: publishing.errors >= 3)
             with pytest.raises(BrokerAwayError):
-                await publishing.publisher.publish_event("main", b"{}")
+                await publishing.publisher.publish_event("main", b"{}", 60)
     (line,) = (line for line in logs if line["event"] == "MQTT connection failed")
     assert problem in line["problem"]
     assert PASSWORD not in str(logs)
@@ -200,7 +203,8 @@ async def test_a_problem_is_logged_once_and_counted(
     gc.collect()  # here, where the warning of the library's open socket is expected
 
 
-ACCEPTED = b"\x20\x02\x00\x00"
+ACCEPTED = b"\x20\x03\x00\x00\x00"
+REFUSED = b"\x20\x02\x00\x01"  # the version, as brokers without MQTT 5 say it
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,8 @@ ACCEPTED = b"\x20\x02\x00\x00"
         (ACCEPTED + bytes(range(256)) * 40, True),
         # A topic that is no text, retained, and once more: whoever does not leave is woken for the
         # second one for ever.
-        (ACCEPTED + b"\x31\x05\x00\x02\xff\xfe!" * 2, True),
+        (ACCEPTED + b"\x31\x06\x00\x02\xff\xfe\x00!" * 2, True),
+        (REFUSED, False),
     ],
 )
 async def test_peers_that_are_no_good_brokers(said: bytes, *, stays: bool) -> None:
@@ -237,6 +242,16 @@ async def test_peers_that_are_no_good_brokers(said: bytes, *, stays: bool) -> No
             await until(lambda: sum(not writer.is_closing() for writer in writers) <= 1)
 
 
+async def test_a_broker_without_mqtt_5(broker: Mosquitto) -> None:
+    async with cutting(broker.port, b"\x00\x04MQTT\x05", REFUSED) as port:
+        config = HomeAssistantConfig(url=f"mqtt://127.0.0.1:{port}")
+        async with listening(broker.port) as listener, Publishing(config) as publishing:
+            await until(lambda: publishing.ready == 1)
+            await publishing.publisher.publish_event("main", b"1", 60)
+            await until(lambda: (EVENTS, b"1") in listener.heard)
+            assert publishing.errors == 0
+
+
 async def test_a_broker_that_stands_still_delays_nothing(
     simulator: Simulator, broker: Mosquitto, tmp_path: Path
 ) -> None:
@@ -256,13 +271,13 @@ async def test_after_a_broker_that_stood_still_everything_goes_on(broker: Mosqui
         await until(lambda: publishing.ready == 1)
         broker.signal(signal.SIGSTOP)
         with pytest.raises(BrokerError) as caught:
-            await publishing.publisher.publish_event("main", b"1")
+            await publishing.publisher.publish_event("main", b"1", 60)
         assert not isinstance(caught.value, BrokerAwayError)  # it may have arrived
         await until(lambda: not publishing.publisher.ready)
         publishing.exposed.wanted = {STATE: b'{"a": 1}'}
         broker.signal(signal.SIGCONT)
         await until(lambda: publishing.ready == 2)
-        await publishing.publisher.publish_event("main", b"2")
+        await publishing.publisher.publish_event("main", b"2", 60)
         await until(lambda: listener.kept[STATE] == b'{"a": 1}')
         await until(lambda: (EVENTS, b"2") in listener.heard)
 
@@ -274,7 +289,7 @@ async def test_states_get_their_turn_beside_endless_events(broker: Mosquitto) ->
 
         async def endless() -> None:
             while True:
-                await publishing.publisher.publish_event("main", b"1")
+                await publishing.publisher.publish_event("main", b"1", 60)
 
         tasks = [asyncio.create_task(endless()) for _ in range(20)]
         await until(lambda: len(listener.said(EVENTS)) > 50)
@@ -297,7 +312,7 @@ async def test_a_retained_message_that_breaks_the_connection_blocks_no_events(
             for number in range(5):
                 await until(lambda: publishing.publisher.ready)
                 with contextlib.suppress(BrokerError):
-                    await publishing.publisher.publish_event("main", b"%d" % number)
+                    await publishing.publisher.publish_event("main", b"%d" % number, 60)
             await until(lambda: publishing.errors > errors)  # it is tried again and again
             assert listener.said(EVENTS)
 
@@ -307,7 +322,7 @@ async def test_an_event_beside_an_update_that_fails_is_kept(broker: Mosquitto) -
 
     class Failing(asyncio.Event):
         async def wait(self) -> Literal[True]:
-            event = publishing.publisher.publish_event("main", b"{}")
+            event = publishing.publisher.publish_event("main", b"{}", 60)
             events.append(asyncio.create_task(event))
             raise BrokerError("cut off")
 
@@ -350,19 +365,22 @@ async def test_an_exporter_that_cannot_say_goodbye_is_unavailable(broker: Mosqui
 
 
 @asynccontextmanager
-async def cutting(port: int, poison: bytes) -> AsyncIterator[int]:
-    """Stand before a broker, and cut each connection on which this is said."""
+async def cutting(port: int, poison: bytes, answer: bytes = b"") -> AsyncIterator[int]:
+    """Stand before a broker, and cut each connection on which this is said, with an answer."""
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def pump(reader: asyncio.StreamReader, *writers: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while (data := await reader.read(65536)) and poison not in data:
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+                writers[0].write(data)
+                await writers[0].drain()
+            if data:
+                writers[-1].write(answer)
+                await writers[-1].drain()
+        writers[0].close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
-        pumps = [pump(reader, to_writer), pump(to_reader, writer)]
+        pumps = [pump(reader, to_writer, writer), pump(to_reader, writer)]
         tasks = [asyncio.ensure_future(one) for one in pumps]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,15 +13,19 @@ from typing import Any
 
 import pytest
 
+from exporter.config import CanaryConfig
+from exporter.secrets import Secret
 from exporter.simulator import Plan
 from tests import subprocesses
 from tests.brokers import Mosquitto
+from tests.canaries.scene import PHONE, Placed
 from tests.docs import pages
 from tests.notify.bench import Bench
-from tests.waiting import deadline
+from tests.waiting import deadline, until
 
 PYTHON = os.environ.get("HOME_ASSISTANT_PYTHON", "")
 
+BLUEPRINT = pages.ROOT / "deploy/home-assistant/call_not_answered.yaml"
 AUTOMATION = next(
     block.text
     for block in pages.blocks("docs/home-assistant.md")
@@ -34,10 +39,10 @@ class HomeAssistant:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    async def ask(self) -> Any:  # Any: JSON
+    async def ask(self, button: str = "") -> Any:  # Any: JSON
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(b"\n")
+        self._process.stdin.write(f"{button}\n".encode())
         return json.loads(await self._process.stdout.readline())
 
     async def until(self, condition: Callable[[Any], bool]) -> Any:  # Any: JSON
@@ -54,7 +59,9 @@ class HomeAssistant:
 
 @asynccontextmanager
 async def home_assistant(broker: Mosquitto, folder: Path) -> AsyncIterator[HomeAssistant]:
-    await asyncio.to_thread(folder.mkdir)
+    blueprints = folder / "blueprints/automation/esms"
+    await asyncio.to_thread(blueprints.mkdir, parents=True)
+    await asyncio.to_thread(shutil.copy, BLUEPRINT, blueprints)
     await asyncio.to_thread((folder / "automations.yaml").write_text, AUTOMATION)
     process = await subprocesses.start(
         *(PYTHON, str(Path(__file__).with_name("core.py")), str(broker.port), str(folder)),
@@ -76,9 +83,20 @@ def state(known: Any, entity: str) -> Any:  # Any: JSON
 
 async def test_a_real_home_assistant(bench: Bench, broker: Mosquitto, tmp_path: Path) -> None:
     async with home_assistant(broker, tmp_path / "one") as home:
-        watched = "sensor.esms_main_calls_watched"
-        known = await home.until(lambda known: state(known, watched) == "0")
-        assert set(known["devices"]) == {"eSMS main", "eSMS b.1"}
+        failed = "sensor.esms_main_calls_failed_today"
+        known = await home.until(lambda known: state(known, failed) == "0")
+        await home.until(
+            lambda known: (
+                known["devices"]
+                == {
+                    "eSMS exporter": None,
+                    "eSMS main": "eSMS exporter",
+                    "eSMS b.1": "eSMS exporter",
+                }
+            )
+        )
+        await home.until(lambda known: state(known, "binary_sensor.esms_exporter_ready") == "on")
+        assert "sensor.esms_main_calls_watched" in known["disabled"]
         assert state(known, "event.esms_main_call_finished") == "unknown"
         assert state(known, "sensor.esms_main_success_ratio_of_the_last_hour") == "unknown"
         assert state(known, "binary_sensor.esms_main_credentials") == "unknown"
@@ -92,9 +110,7 @@ async def test_a_real_home_assistant(bench: Bench, broker: Mosquitto, tmp_path: 
             "title": "An emergency call was not answered",
             "message": "rang: no_answer",
         }
-        known = await home.until(
-            lambda known: state(known, "sensor.esms_main_calls_failed_today") == "2"
-        )
+        known = await home.until(lambda known: state(known, failed) == "2")
         assert state(known, "sensor.esms_main_calls_delivered_today") == "2"
         assert state(known, "sensor.esms_main_success_ratio_of_the_last_hour") == "50.0"
         assert state(known, "binary_sensor.esms_main_credentials") == "off"
@@ -103,10 +119,24 @@ async def test_a_real_home_assistant(bench: Bench, broker: Mosquitto, tmp_path: 
         assert last["state"].startswith("20")
         assert last["attributes"]["status"] == "failed"
 
-        await bench.change(accounts=bench.config.accounts[:1])
-        await home.until(lambda known: known["devices"] == ["eSMS main"])
+        canary = CanaryConfig(
+            name="hotline",
+            account="main",
+            every=604_800.0,
+            phone=Secret(PHONE),
+            recording="1",
+            max_per_day=1,
+        )
+        placed, button = Placed(bench.simulator), "button.esms_main_place_canary_call_hotline"
+        await bench.change(accounts=bench.config.accounts[:1], canaries=(canary,))
+        await home.until(lambda known: set(known["devices"]) == {"eSMS exporter", "eSMS main"})
+        await home.until(lambda known: state(known, button) == "unknown")
+        await home.ask(button)
+        await until(lambda: placed.codes == ["100"])
+        await bench.change(canaries=())
+        known = await home.until(lambda known: button not in known["states"])
         await bench.stop()
-        known = await home.until(lambda known: state(known, watched) == "unavailable")
+        known = await home.until(lambda known: state(known, failed) == "unavailable")
         assert known["complaints"] == []
     async with home_assistant(broker, tmp_path / "two") as home:
         # What the broker keeps is there before any exporter is.

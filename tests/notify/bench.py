@@ -49,6 +49,7 @@ class Bench:
                 api_key=Secret(account.api_key),
                 secret_key=Secret(account.secret_key),
                 base_url=simulator.url,
+                message_url=simulator.url,
                 balance_url=simulator.url,
                 rate_limit=10_000,
             )
@@ -70,8 +71,8 @@ class Bench:
         assert self._running is not None
         return self._running
 
-    async def start(self) -> None:
-        self._running = App(lambda: self.config)
+    async def start(self, **options: Any) -> None:  # Any: of `App`
+        self._running = App(lambda: self.config, **options)
         await self.service.open()
         await self.service.start()
 

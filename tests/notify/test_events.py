@@ -64,6 +64,9 @@ def test_the_event_of_home_assistant() -> None:
         "labels": LABELS,
         "duration": None,
         "key": None,
+        "kind": "call",
+        "delivered": None,
+        "failed": None,
         "finished_at": "2023-11-14T22:14:20+00:00",
     }
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.cli.run import web_paths
+from exporter.cli.run import page_url, web_paths
 from exporter.errors import ListenError
 from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
 from exporter.web.server import WebOptions, WebServer
@@ -223,6 +223,22 @@ def test_paths_are_those_of_prometheus(
             web_paths(external_url, route_prefix)
     else:
         assert web_paths(external_url, route_prefix) == paths
+
+
+@pytest.mark.parametrize(
+    ("external_url", "expected"),
+    [
+        ("", None),
+        ("/esms", None),
+        ("https://example.com", "https://example.com/"),
+        ("http://[::1]:8080/esms/", "http://[::1]:8080/esms/"),
+    ],
+)
+def test_the_url_of_the_status_page(external_url: str, expected: str | None) -> None:
+    assert page_url(external_url) == expected
+    for wrong in ("https://user:password@example.com", "https://a b", "https://example.com:0"):
+        with pytest.raises(click.BadParameter, match="expected"):
+            page_url(wrong)
 
 
 @pytest.mark.parametrize("prefix", ["", "/esms", "/monitoring/esms"])

@@ -41,8 +41,11 @@ MEANINGS: Final[dict[str, str]] = {
     "canary call ended": "A canary call has a `result`; see"
     " [the values](metrics.md#result-of-canary-calls). If they are known, the fields `status`,"
     " `code`, `message` and `seconds` follow. Every result except `success` is a warning.",
-    "canary call not placed": "`max_per_day` is reached. Raise the limit if the schedule needs more"
-    " calls.",
+    "button press ignored": "A press of a button in Home Assistant was retained, late, repeated or"
+    " malformed. If it is late, synchronize the clocks; logged once a minute.",
+    "canary call not placed": "The `reason` is `max_per_day`: raise the limit if you need more"
+    " calls. Or it is `account_busy`: the account was paused when a button was pressed, or had no"
+    " free request for 30 s.",
     "canary call not started": "The ledger could not record the call, so it was not placed. The"
     " exporter tries again; see `ledger write failed`.",
     "canary calls missed": "No exporter placed the calls in time. Check whether exporters ran, and"
@@ -94,6 +97,7 @@ MEANINGS: Final[dict[str, str]] = {
     "balance requests recovered": "The balance is known again.",
     "call file removed": "A file of `watch.files` was deleted, and its open calls are no longer"
     " watched. No action is needed if it was deleted on purpose.",
+    "button pressed": "Somebody pressed a button of Home Assistant; `topic` names it.",
     "canary call accepted": "The provider has accepted a canary call.",
     "canary call delayed": "The account cannot place the call now. It is tried again for as long as"
     " the schedule allows.",

@@ -123,7 +123,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "forbidden": "the host name of the target resolves to a link-local or metadata address",
     },
     "kind": {
-        "device": "the device of an account, with its entities",
+        "device": "the device of an account or of the exporter, with its entities",
         "state": "the state of all entities of an account, or the availability of the exporter",
         "event": "a finished call",
     },
