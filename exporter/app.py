@@ -463,7 +463,7 @@ class App:
                     pass
                 while await self.ledger.execute(prune_labels) == BATCH_SIZE:
                     pass
-                await self.notify.prune()
+                await self.notify.prune(before)
                 await self.canaries.prune(time.time() - retention)
             except LedgerError as error:
                 _log.warning("pruning of old calls failed", problem=str(error))

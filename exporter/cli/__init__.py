@@ -33,6 +33,7 @@ _MODULES: Final = {
     "lookup": "lookup",
     "calls": "calls",
     "canary": "canary",
+    "notifications": "notifications",
     "callback-url": "checks",
     "schema": "checks",
     "diagnostics": "diagnostics",

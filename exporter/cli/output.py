@@ -16,7 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-STYLES: Final = {"success": "green", "failure": "red", "finished": "", "not_found": "yellow"}
+STYLES: Final = {
+    "success": "green",
+    "failure": "red",
+    "finished": "",
+    "not_found": "yellow",
+    "given_up": "red",
+}
 """Colours in the column `state`; other values are dim."""
 
 # Wider than any row: output that is not a terminal is never wrapped.

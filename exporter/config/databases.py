@@ -114,7 +114,8 @@ class LedgerConfig(Section):
 
     keep_finished: Annotated[float, duration("1s", "10y")] = 2_592_000.0
     """How long a finished call is remembered after a source last listed it, so that it is not
-    counted again. At least two runs of every query in `watch.sql`."""
+    counted again; and a notification, after it was given up. At least two runs of every query in
+    `watch.sql`."""
 
     history: Switch = True
     """Store what happens to each call, for its page: changes of its state, callbacks and

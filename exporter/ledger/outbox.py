@@ -7,6 +7,9 @@ by then, they may be claimed again.
 
 New notifications and retries are claimed separately, each in turns from account to account. Thus
 neither retries nor the backlog of another account delay new notifications.
+
+A notification that is given up moves to a table of its own, so that it costs claims nothing; see
+`exporter.ledger.notifications`.
 """
 
 from __future__ import annotations
@@ -16,21 +19,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice, zip_longest
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import (
     Boolean,
     Connection,
-    Delete,
     Float,
-    Update,
+    Select,
     and_,
     bindparam,
     case,
     delete,
     false,
     func,
+    insert,
     literal,
     select,
     true,
@@ -50,7 +53,7 @@ from exporter.ledger.json_rows import (
     to_json_rows,
 )
 from exporter.ledger.json_rows import field as field_of
-from exporter.ledger.schema import notifications
+from exporter.ledger.schema import given_up_notifications, notifications
 from exporter.ledger.types import BATCH_SIZE
 
 LONGEST_WAIT: Final = 1_200.0
@@ -62,8 +65,8 @@ _target: Final = _columns.target == bindparam("this_target")
 _now: Final = bindparam("now", type_=Float())
 
 _INSERT: Final = insert_rows(
-    *_columns["target", "account", "call"],
-    give_up_at=_now + field_of(3, _columns.give_up_at),
+    *_columns["target", "account", "call", "call_id"],
+    give_up_at=_now + field_of(4, _columns.give_up_at),
     queued_at=_now,
     due_at=_now,
     attempts=literal(0),
@@ -106,7 +109,11 @@ _IS_GIVEN: Final = is_given(_columns.id)
 _CLAIM: Final = (
     update(notifications)
     .where(_IS_GIVEN)
-    .values(due_at=_now + bindparam("lease", type_=Float()), attempts=_columns.attempts + 1)
+    .values(
+        due_at=_now + bindparam("lease", type_=Float()),
+        attempts=_columns.attempts + 1,
+        claimed=true(),
+    )
 )
 # False if it was claimed again.
 _IS_STILL_MINE: Final = and_(
@@ -121,32 +128,56 @@ _PUT_OFF: Final = (
         # The last attempt is at the deadline.
         due_at=case((_again_at < _columns.give_up_at, _again_at), else_=_columns.give_up_at),
         retry=true(),
+        claimed=false(),
+        answer=field_of(3, _columns.answer),
     )
 )
 _RELEASE: Final = (
-    update(notifications).where(_IS_STILL_MINE).values(due_at=_now, attempts=_columns.attempts - 1)
+    update(notifications)
+    .where(_IS_STILL_MINE)
+    .values(due_at=_now, attempts=_columns.attempts - 1, claimed=false())
 )
 _RELEASE_ALL: Final = update(notifications).where(_columns.due_at > _now).values(due_at=_now)
 _DELETE: Final = delete(notifications).where(_IS_GIVEN)
-_DELETE_OVERDUE: Final = _DELETE.where(_columns.give_up_at <= _now)
-_overdue: Final = (
-    select(_columns.id)
-    .where(
-        _target,
-        _columns.give_up_at > _now - bindparam("longest", type_=Float()),
-        _columns.give_up_at <= _now - bindparam("shortest", type_=Float()),
-        _columns.due_at <= _now,  # not claimed
-    )
-    .limit(BATCH_SIZE)
-    .with_for_update(skip_locked=True)
-    .subquery()
-)
-_GIVE_UP: Final = delete(notifications).where(_columns.id.in_(select(_overdue.c.id)))
 _NEXT: Final = select(func.min(_columns.due_at)).where(_target)
 _COUNT: Final = select(func.count(), func.min(_columns.queued_at)).where(_target)
 _CUT_WAITS: Final = (
     update(notifications).where(_target, _columns.due_at > _now + LONGEST_WAIT).values(due_at=_now)
 )
+
+
+def _locked(query: Select[Any], *, skip: bool = False) -> Select[Any]:  # Any: of columns
+    """Lock the notifications that a query of ids finds; with `skip`, those that are not locked."""
+    found = query.with_for_update(of=notifications, skip_locked=skip).subquery()
+    return select_json(*found.c)
+
+
+_mine = select(_columns.id).join_from(ROWS, notifications, _IS_STILL_MINE)
+_MINE: Final = _locked(_mine)
+_MINE_OVERDUE: Final = _locked(_mine.where(_columns.give_up_at <= _now))
+_overdue: Final = (
+    select(_columns.id)
+    .where(_columns.give_up_at <= _now, _columns.due_at <= _now)  # not claimed
+    .limit(BATCH_SIZE)
+)
+_OVERDUE: Final = _locked(
+    _overdue.where(
+        _target,
+        _columns.give_up_at > _now - bindparam("longest", type_=Float()),
+        _columns.give_up_at <= _now - bindparam("shortest", type_=Float()),
+    ),
+    skip=True,
+)
+_kept: Final = given_up_notifications.c
+_GIVE_UP: Final = insert(given_up_notifications).from_select(
+    ["id", "target", "account", "call", "call_id", "attempts", "answer", "gave_up_at"],
+    select(
+        *_columns["id", "target", "account", "call", "call_id", "attempts"],
+        func.coalesce(field_of(1, _columns.answer), _columns.answer),
+        _now,
+    ).join_from(ROWS, notifications, _columns.id == field_of(0, _columns.id)),
+)
+_DELETE_GIVEN_UP: Final = delete(given_up_notifications).where(is_given(_kept.id))
 
 
 class CallFinished(NamedTuple):
@@ -174,7 +205,7 @@ class Route:
     """Selects the finished calls that a target is notified of. None matches any value."""
 
     target: str
-    give_up_after: float  # seconds after the finish of a call, until its notification is dropped
+    give_up_after: float  # seconds after the finish of a call, until its notification is given up
     accounts: Collection[str] | None = None
     results: Collection[str] | None = None
     statuses: Collection[str] | None = None
@@ -214,7 +245,7 @@ class DeliveryAction(Enum):
 
     DONE = auto()
     GIVE_UP = auto()
-    RETRY = auto()  # after a back-off; deleted if its deadline has passed
+    RETRY = auto()  # after a back-off; given up if its deadline has passed
     RELEASE = auto()  # not attempted; due at once
 
 
@@ -224,6 +255,7 @@ class DeliveryResult(NamedTuple):
     notification: Notification
     action: DeliveryAction
     wait: float = 0.0  # seconds to the next attempt
+    answer: str | None = None  # outcome and problem of a failed attempt; contains no secrets
 
 
 class ClaimResult(NamedTuple):
@@ -248,23 +280,24 @@ class Outbox:
         self.routes = routes
 
     def add(
-        self, connection: Connection, finished: Sequence[tuple[int, CallFinished]]
+        self, connection: Connection, finished: Sequence[tuple[int, int, CallFinished]]
     ) -> frozenset[str]:
         """Write the notifications of finished calls, in the transaction that finishes them.
 
-        `finished` are the calls without labels, each after the row of its label set. Return the
-        targets with new notifications.
+        `finished` are the calls without labels, each after the rows of its label set and of itself.
+        Return the targets with new notifications.
         """
         if not (self.routes and finished):
             return frozenset()
-        labels = label_sets_of(connection, {row for row, _ in finished})
-        new, now = list[tuple[str, str, str, float]](), self._clock.now()
-        for row, call in finished:
+        labels = label_sets_of(connection, {row for row, *_ in finished})
+        new, now = list[tuple[str, str, str, int, float]](), self._clock.now()
+        for row, call_id, call in finished:
             event = call._replace(labels=labels[row])
             matching = [route for route in self.routes if route.matches(event)]
             content = to_json(event._asdict()).decode() if matching else ""
             new += [
-                (route.target, event.account, content, route.give_up_after) for route in matching
+                (route.target, event.account, content, call_id, route.give_up_after)
+                for route in matching
             ]
         for start in range(0, len(new), BATCH_SIZE):
             rows = to_json_rows(new[start : start + BATCH_SIZE])
@@ -318,13 +351,13 @@ class Outbox:
         return list(islice(rounds, limit))
 
     def give_up(self, connection: Connection, target: str, shortest: float, longest: float) -> int:
-        """Delete up to `BATCH_SIZE` notifications that are overdue, except claimed ones.
+        """Give up at most `BATCH_SIZE` notifications that are overdue, except claimed ones.
 
         Their deadline passed at least `shortest` and less than `longest` seconds ago. Return how
-        many were deleted.
+        many there were.
         """
-        parameters = {"this_target": target, "shortest": shortest, "longest": longest}
-        return connection.execute(_GIVE_UP, {**parameters, "now": self._clock.now()}).rowcount
+        given = {"this_target": target, "shortest": shortest, "longest": longest}
+        return _give_up(connection, _OVERDUE, self._clock.now(), {}, **given)
 
     def release_all(self, connection: Connection) -> None:
         """Make all notifications due, also those that a killed process had claimed.
@@ -344,30 +377,64 @@ class Outbox:
         pending, oldest = connection.execute(_COUNT, parameters).one()
         return pending, None if oldest is None else oldest - self._clock.ahead
 
-    def prune(self, connection: Connection, targets: Collection[str]) -> int:
-        """Delete up to `BATCH_SIZE` overdue notifications of all but `targets`; return how many."""
-        others = _columns.target.not_in(list(targets))
-        overdue = _columns.give_up_at <= self._clock.now()
-        old = select(_columns.id).where(others, overdue).limit(BATCH_SIZE)
-        return connection.execute(delete(notifications).where(_columns.id.in_(old))).rowcount
+    def give_up_others(self, connection: Connection, targets: Collection[str]) -> int:
+        """Give up overdue notifications of all but `targets`; return how many.
+
+        Gives up at most `BATCH_SIZE`.
+        """
+        others = _overdue.where(_columns.target.not_in(list(targets)))
+        return _give_up(connection, _locked(others, skip=True), self._clock.now(), {})
+
+
+def _give_up(
+    connection: Connection,
+    query: Select[Any],  # Any: of columns
+    now: float,
+    answers: Mapping[int, str | None],
+    **parameters: object,
+) -> int:
+    """Give up the notifications whose rows a query returns and locks; return how many.
+
+    `answers` are the last answers that are not in the ledger yet, by row.
+    """
+    found = [row for (row,) in fetch_json(connection, query, now=now, **parameters)]
+    if found:
+        rows = to_json_rows((row, answers.get(row)) for row in found)
+        connection.execute(_GIVE_UP, {"rows": rows, "now": now})
+        connection.execute(_DELETE, {"rows": to_json_rows(found)})
+    return len(found)
 
 
 def _record(
     connection: Connection, results: Sequence[DeliveryResult], now: float
 ) -> tuple[int, int]:
     """Record results; return how many were delivered, and how many were given up."""
-
-    def run(statement: Delete | Update, action: DeliveryAction) -> int:
-        rows: list[object] = [
-            (one.id, one.attempts, wait) if isinstance(statement, Update) else one.id
-            for one, found, wait in results
-            if found is action
+    rows: dict[DeliveryAction, list[tuple[int, int, float, str | None]]] = {
+        action: [
+            (one.notification.id, one.notification.attempts, one.wait, one.answer)
+            for one in results
+            if one.action is action
         ]
-        parameters = {"rows": to_json_rows(rows), "now": now}
-        return connection.execute(statement, parameters).rowcount if rows else 0
-
-    delivered = run(_DELETE, DeliveryAction.DONE)
-    gave_up = run(_DELETE, DeliveryAction.GIVE_UP) + run(_DELETE_OVERDUE, DeliveryAction.RETRY)
-    run(_PUT_OFF, DeliveryAction.RETRY)
-    run(_RELEASE, DeliveryAction.RELEASE)
+        for action in DeliveryAction
+    }
+    delivered = gave_up = 0
+    if done := [row for row, *_ in rows[DeliveryAction.DONE]]:
+        given = {"rows": to_json_rows(done)}
+        delivered = connection.execute(_DELETE, given).rowcount
+        if delivered < len(done):
+            # Results that are late because the ledger failed: some may have been given up.
+            delivered += connection.execute(_DELETE_GIVEN_UP, given).rowcount
+    for query, action in (
+        (_MINE, DeliveryAction.GIVE_UP),
+        (_MINE_OVERDUE, DeliveryAction.RETRY),
+    ):
+        if claims := rows[action]:
+            answers = {row: answer for row, *_, answer in claims}
+            gave_up += _give_up(connection, query, now, answers, rows=to_json_rows(claims))
+    for statement, action in (
+        (_PUT_OFF, DeliveryAction.RETRY),
+        (_RELEASE, DeliveryAction.RELEASE),
+    ):
+        if claims := rows[action]:
+            connection.execute(statement, {"rows": to_json_rows(claims), "now": now})
     return delivered, gave_up

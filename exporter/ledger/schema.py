@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from exporter.ids import Kind
 
-HEAD: Final = "0015"
+HEAD: Final = "0016"
 """The newest revision under `migrations/versions`."""
 
 OLDEST: Final = "0010"
@@ -247,11 +247,31 @@ notifications: Final = Table(
     Column("attempts", Integer, nullable=False),
     Column("account", String(64), nullable=False, server_default="?"),
     Column("retry", Boolean, nullable=False, server_default=false()),  # an attempt failed
+    Column("claimed", Boolean, nullable=False, server_default=false()),  # an exporter sends it
+    Column("answer", String(200)),  # the last one of the target: outcome and problem
+    Column("call_id", BigInteger),  # NULL if an older exporter has written it
     Index("notifications_due", "target", "due_at"),
     Index("notifications_turns", "target", "retry", "account", "due_at"),
     Index("notifications_overdue", "target", "give_up_at"),
     # Row ids are never reused: a late result cannot affect another notification.
     sqlite_autoincrement=True,
+)
+
+# Notifications that were given up, and may be sent again by hand, under the row ids that they had
+# in `notifications`; see `exporter.ledger.notifications`.
+given_up_notifications: Final = Table(
+    "given_up_notifications",
+    metadata,
+    Column("id", _Row, primary_key=True, autoincrement=False),
+    Column("target", String(64), nullable=False),
+    Column("account", String(64), nullable=False),
+    Column("call", Text, nullable=False),
+    Column("call_id", BigInteger),
+    Column("attempts", Integer, nullable=False),
+    Column("answer", String(200)),
+    Column("gave_up_at", Float, nullable=False),
+    Index("given_up_notifications_newest", "target", "gave_up_at"),
+    Index("given_up_notifications_oldest", "gave_up_at"),
 )
 
 canaries: Final = Table(

@@ -612,7 +612,7 @@ class Store:
             times = call.first_watched - ahead, at - ahead
             message = call.kind.value, *(found.receivers or (None, None))
             event = CallFinished(account, call.reference_id, *ending, {}, *times, *message)
-            events.append((labels, event))
+            events.append((labels, call.id, event))
             account_ids[account] = account_id
             delay = at - call.first_watched
             price = price if found.price is None else found.price
@@ -630,7 +630,7 @@ class Store:
             notify_of_totals(connection, self.exporter, account_ids)
         notify_holders(connection, self.exporter, [row for row, *_ in finished], FORGET)
         notify = self.outbox.add(connection, events)
-        by_account = Counter(event.account for _, event in events)
+        by_account = Counter(event.account for *_, event in events)
         ignored = frozenset(ids) - held.keys()
         return Committed(dict(added), ignored, by_account, notify, frozenset(canaries))
 

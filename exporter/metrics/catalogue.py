@@ -196,7 +196,7 @@ class Catalogue:
         self.notifications = counter(
             "esms_notifications_total{target,outcome}",
             "Completed notifications of finished calls, by outcome, counted when the outcome is "
-            "committed.",
+            "committed. A notification that is sent again by hand counts again.",
         )
         self.notification_requests = counter(
             "esms_notification_requests_total{target,outcome}",
@@ -213,8 +213,8 @@ class Catalogue:
         )
         self.notifications_oldest = gauge(
             "esms_notifications_oldest_pending_timestamp_seconds{target}",
-            "Unix time at which the oldest call with a pending notification finished; 0 if none "
-            "is pending.",
+            "Unix time at which the oldest pending notification was queued: when its call "
+            "finished, or when it was sent again by hand; 0 if none is pending.",
         )
         self.canary_success = gauge(
             "esms_canary_success{account,canary}",

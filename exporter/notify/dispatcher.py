@@ -17,6 +17,12 @@ import structlog
 from exporter.backoff import ExponentialBackoff
 from exporter.errors import LedgerError
 from exporter.ledger.ledger import Ledger
+from exporter.ledger.notifications import (
+    NotificationRecord,
+    newest_given_up,
+    prune_given_up,
+    retry_notifications,
+)
 from exporter.ledger.outbox import Claim, DeliveryAction, DeliveryResult, Notification
 from exporter.ledger.types import BATCH_SIZE
 from exporter.metrics.catalogue import Catalogue
@@ -68,6 +74,8 @@ class TargetStatus:
         oldest: when the oldest call with a pending notification finished.
         failure: time and reason of the last failed attempt.
         delivered: number of delivered notifications since the start of the process.
+        gave_up: number of notifications that were given up since then.
+        given_up: the newest given-up notifications that the ledger keeps.
         requests: number of attempts by outcome.
         durations: seconds of attempts.
     """
@@ -79,6 +87,7 @@ class TargetStatus:
     failure: tuple[float, Delivery] | None = None
     delivered: int = 0
     gave_up: int = 0
+    given_up: Sequence[NotificationRecord] = ()
     requests: dict[DeliveryOutcome, int] = field(
         default_factory=lambda: dict.fromkeys(DeliveryOutcome, 0)
     )
@@ -120,8 +129,8 @@ class Dispatcher:
     def configure(self, targets: Sequence[TargetSettings], timeout: float) -> None:
         """Replace the targets; unchanged ones are not interrupted.
 
-        Notifications of a removed target stay in the ledger until they expire, and are sent if the
-        target is added again.
+        Notifications of a removed target stay pending until they expire, and are sent if the target
+        is added again.
 
         Args:
             targets: all targets.
@@ -154,14 +163,29 @@ class Dispatcher:
         """Stop; attempts may finish within `timeout` seconds, all others stay in the ledger."""
         await asyncio.gather(*(worker.stop(timeout) for worker in self._workers.values()))
 
-    async def prune(self) -> None:
-        """Delete expired notifications of removed targets."""
-        pruned = BATCH_SIZE
-        while pruned == BATCH_SIZE:
-            prune = self._ledger.store.outbox.prune
-            pruned = await self._ledger.execute(prune, list(self._workers))
-            if pruned:
-                _log.warning("notifications of removed targets dropped", count=pruned)
+    async def retry(self, row: int) -> bool:
+        """Send a notification as soon as possible; return whether that is possible.
+
+        See `retry_notifications`.
+        """
+        give_up_after = {
+            name: worker.settings.route.give_up_after for name, worker in self._workers.items()
+        }
+        given = self._ledger.clock, [row], give_up_after
+        retried = await self._ledger.execute(retry_notifications, *given)
+        self.wake(frozenset(self._workers))
+        return bool(retried)
+
+    async def prune(self, before: float) -> None:
+        """Delete notifications given up before a Unix time; give up expired ones without target."""
+        while await self._ledger.execute(prune_given_up, before) == BATCH_SIZE:
+            pass
+        count = BATCH_SIZE
+        while count == BATCH_SIZE:
+            give_up = self._ledger.store.outbox.give_up_others
+            count = await self._ledger.execute(give_up, list(self._workers))
+            if count:
+                _log.warning("notifications of removed targets given up", count=count)
 
 
 class TargetWorker:
@@ -324,6 +348,8 @@ class TargetWorker:
         now = self._loop.time()
         self._count_at = now + max(_COUNT_INTERVAL, (now - started) / _COUNT_SHARE)
         self._status.pending, self._status.oldest = pending, oldest or 0.0
+        given = self._ledger.clock, self._name
+        self._status.given_up = await self._ledger.execute(newest_given_up, *given)
 
     def _claims(self) -> list[Claim]:
         """Return what to claim.
@@ -392,7 +418,8 @@ class TargetWorker:
                 _log.warning(
                     "notification failed", target=self._name, reason=reason, problem=problem
                 )
-        self._results.append(DeliveryResult(one, action, wait))
+        answer = None if delivery.outcome is DeliveryOutcome.OK else delivery.answer
+        self._results.append(DeliveryResult(one, action, wait, answer))
 
     def _observe_health(
         self, one: Notification, delivery: Delivery, sent_at: float, now: float

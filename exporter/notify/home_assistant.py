@@ -16,7 +16,7 @@ from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 NAME: Final = "Home Assistant"
 """Name of the target; not allowed for webhooks."""
 
-_GIVE_UP_AFTER: Final = 86_400.0
+GIVE_UP_AFTER: Final = 86_400.0
 """Seconds after the finish of a call until its event expires, here and at the broker."""
 
 
@@ -27,7 +27,7 @@ def home_assistant(config: HomeAssistantConfig, publisher: Publisher) -> TargetS
     the event is given up.
     """
     return TargetSettings(
-        Route(NAME, _GIVE_UP_AFTER, config.accounts),
+        Route(NAME, GIVE_UP_AFTER, config.accounts),
         config,
         partial(HomeAssistantEvents, publisher),
         timeout=30.0,
@@ -50,7 +50,7 @@ class HomeAssistantEvents:
     async def deliver(self, call: CallFinished) -> Delivery:
         """Publish an event."""
         try:
-            left = max(1, round(call.finished_at + _GIVE_UP_AFTER - time.time()))
+            left = max(1, round(call.finished_at + GIVE_UP_AFTER - time.time()))
             await self._publisher.publish_event(call.account, home_assistant_event(call), left)
         except BrokerError as error:
             away = isinstance(error, BrokerAwayError)

@@ -10,9 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
+from exporter.secrets import mask_phone_numbers
+
+MAX_ANSWER: Final = 200
+"""Maximum characters of an answer, as in the ledger."""
 
 
 class DeliveryOutcome(StrEnum):
@@ -37,6 +41,12 @@ class Delivery(NamedTuple):
     healthy: bool = False  # False counts as a failure of the target in its circuit breaker
     retry_after: float | None = None  # seconds to wait, as the target requests
     problem: str = ""  # for the log; contains no secrets
+
+    @property
+    def answer(self) -> str:
+        """The outcome and the problem, for people."""
+        parts = self.outcome.value, mask_phone_numbers(self.problem)
+        return ": ".join(filter(None, parts))[:MAX_ANSWER]
 
 
 class Target(Protocol):

@@ -1,4 +1,4 @@
-"""The HTTP API under `/api/v1`: add, list, show and delete calls."""
+"""The HTTP API under `/api/v1`: calls, notifications, and the status of the exporter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection
-from typing import Final
+from typing import Final, TypeVar
 
 from aiohttp import HttpVersion11, web
 from pydantic import BaseModel
@@ -20,6 +20,12 @@ from exporter.errors import CapacityError, LedgerError
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.calls import FINISHED, find_call, list_calls
 from exporter.ledger.ledger import Ledger
+from exporter.ledger.notifications import (
+    NotificationRecord,
+    drop_notifications,
+    find_notifications,
+    list_notifications,
+)
 from exporter.ledger.types import DELETED, CallRecord, NewCall
 from exporter.secrets import Secret
 from exporter.web import schemas
@@ -46,6 +52,9 @@ _LISTING_TIMEOUT: Final = 10.0
 _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
 
+Q = TypeVar("Q", schemas.CallsQuery, schemas.NotificationsQuery)
+
+
 class Api:
     """Handlers of the API. `external_path` is the prefix of the paths for clients."""
 
@@ -62,14 +71,18 @@ class Api:
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of the API."""
-        calls = f"{PREFIX}/calls"
+        calls, notifications = f"{PREFIX}/calls", f"{PREFIX}/notifications"
         # Explicit patterns: by default, aiohttp's do not match braces.
         one = f"{calls}/{{account:[^/]+}}/{{reference_id:[^/]+}}"
+        notification = f"{notifications}/{{id:[0-9]{{1,18}}}}"
         return [
             web.post(calls, self._authorized(self._watch)),
             web.get(calls, self._authorized(self._list)),
             web.get(one, self._authorized(self._show)),
             web.delete(one, self._authorized(self._delete)),
+            web.get(notifications, self._authorized(self._list_notifications)),
+            web.post(f"{notification}/retry", self._authorized(self._retry)),
+            web.delete(notification, self._authorized(self._drop)),
             web.get(f"{PREFIX}/status", self._authorized(self._status)),
             web.get(f"{PREFIX}/openapi.json", self._authorized(self._openapi)),
         ]
@@ -165,16 +178,26 @@ class Api:
             raise ProblemError(408, "the body was not received in time") from None
 
     async def _list(self, scope: Scope, request: web.Request) -> web.Response:
+        return await self._page(scope, request, schemas.CallsQuery, _calls)
+
+    async def _page(
+        self,
+        scope: Scope,
+        request: web.Request,
+        model: type[Q],
+        read: Callable[[Ledger, Collection[str], Q], bytes],
+    ) -> web.Response:
+        """Return a page of a listing, which `read` reads in the thread of listings."""
         if len(request.query) > len(set(request.query)):
             raise ProblemError(400, "expected each parameter once")
-        query = validate(schemas.CallsQuery, dict(request.query), scope)
+        query = validate(model, dict(request.query), scope)
         ledger = self._app.ledger
         accounts = [query.account] if query.account else scope.accounts
 
         async def page() -> bytes:
             # The thread keeps running if the client disconnects: hold the slot until it is done.
             with self._listings[scope.token].take():
-                return await ledger.read(_page, ledger, accounts, query)
+                return await ledger.read(read, ledger, accounts, query)
 
         try:
             async with asyncio.timeout(_LISTING_TIMEOUT):
@@ -212,6 +235,32 @@ class Api:
             if found and found.state != DELETED:
                 return found
         raise ProblemError(404, "no such call")
+
+    # Notifications.
+
+    async def _list_notifications(self, scope: Scope, request: web.Request) -> web.Response:
+        return await self._page(scope, request, schemas.NotificationsQuery, _notifications)
+
+    async def _retry(self, scope: Scope, request: web.Request) -> web.Response:
+        record = await self._find_notification(scope, request)
+        if await self._app.notify.retry(record.id):
+            return web.Response(status=204)
+        await self._find_notification(scope, request)  # raises 404 if it was delivered now
+        raise ProblemError(409, "its target is not configured, or it is being sent now")
+
+    async def _drop(self, scope: Scope, request: web.Request) -> web.Response:
+        record, ledger = await self._find_notification(scope, request), self._app.ledger
+        if await ledger.execute(drop_notifications, ledger.clock, [record.id]):
+            return web.Response(status=204)
+        await self._find_notification(scope, request)  # raises 404 if it was delivered now
+        raise ProblemError(409, "it is being sent now")
+
+    async def _find_notification(self, scope: Scope, request: web.Request) -> NotificationRecord:
+        row, ledger = int(request.match_info["id"]), self._app.ledger
+        found = await ledger.execute(find_notifications, ledger.clock, [row])
+        if (record := found.get(row)) is None or record.account not in scope.accounts:
+            raise ProblemError(404, "no such notification")
+        return record
 
     # The exporter.
 
@@ -272,12 +321,25 @@ def parse_calls(scope: Scope, body: bytes) -> list[NewCall]:
     ]
 
 
-def _page(ledger: Ledger, accounts: Collection[str], query: schemas.CallsQuery) -> bytes:
+def _calls(ledger: Ledger, accounts: Collection[str], query: schemas.CallsQuery) -> bytes:
     # Run in the thread of listings, because a thousand calls take 10 ms.
     filters = query.state or None, query.result or None
     records, last = list_calls(ledger.database, accounts, *filters, query.after, query.limit)
     calls = [schemas.Call.model_validate(ledger.to_machine_time(record)) for record in records]
     return to_json(schemas.Page(calls=calls, next=None if last is None else str(last)))
+
+
+def _notifications(
+    ledger: Ledger, accounts: Collection[str], query: schemas.NotificationsQuery
+) -> bytes:
+    filters = query.target or None, query.state or None
+    with ledger.database.read() as connection:
+        found = list_notifications(
+            connection, ledger.clock, accounts, *filters, query.after, query.limit
+        )
+    records = [schemas.Notification.model_validate(record) for record in found.records]
+    last = None if found.next is None else str(found.next)
+    return to_json(schemas.NotificationPage(notifications=records, next=last))
 
 
 def _json(body: BaseModel | bytes, status: int = 200) -> web.Response:

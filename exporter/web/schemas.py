@@ -28,6 +28,7 @@ from exporter.config.validation import MAX_LABEL_VALUE, KnownAccount, KnownLabel
 from exporter.esms.codes import Outcome
 from exporter.ids import ID_PATTERN, Kind, reference_id
 from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
+from exporter.ledger.notifications import NotificationState
 
 MAX_CALLS: Final = 10_000
 """Calls in a request."""
@@ -70,9 +71,8 @@ class Scope(NamedTuple):
 
 _BLANK: Final = r"[ \t\r\n]*"
 _ID_SCHEMA: Final = {"type": "string", "pattern": f"^{_BLANK}{ID_PATTERN}{_BLANK}$"}
-_LabelValue = Annotated[
-    str, Field(max_length=MAX_LABEL_VALUE, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")
-]
+_NO_CONTROL: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+_LabelValue = Annotated[str, Field(max_length=MAX_LABEL_VALUE, pattern=_NO_CONTROL)]
 
 
 class _Request(BaseModel):
@@ -82,6 +82,9 @@ class _Request(BaseModel):
 
 
 R = TypeVar("R", bound=_Request)
+
+_After = Annotated[int, Field(ge=0, le=10**18 - 1, strict=False)]
+_Limit = Annotated[int, Field(ge=1, le=MAX_PAGE, strict=False)]
 
 
 class NewCall(_Request):
@@ -129,11 +132,30 @@ class CallsQuery(_Request):
     result: Literal[tuple(map(str, Result))] = ""  # type: ignore[valid-type] # a str
     """Calls with this result."""
 
-    after: Annotated[int, Field(ge=0, le=10**18 - 1, strict=False)] = 0
+    after: _After = 0
     """Where to continue: `next` of the previous page."""
 
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE, strict=False)] = 100
+    limit: _Limit = 100
     """Maximum number of calls on a page."""
+
+
+class NotificationsQuery(_Request):
+    """The filters and the position of `GET /notifications`; all are optional."""
+
+    account: KnownAccount = ""
+    """Notifications of calls of this account."""
+
+    target: Annotated[str, Field(max_length=64, pattern=_NO_CONTROL)] = ""
+    """Notifications for this target."""
+
+    state: Literal[tuple(map(str, NotificationState))] = ""  # type: ignore[valid-type] # a str
+    """Notifications in this state."""
+
+    after: _After = 0
+    """Where to continue: `next` of the previous page."""
+
+    limit: _Limit = 100
+    """Maximum number of notifications on a page."""
 
 
 # Responses.
@@ -211,6 +233,41 @@ class Page(_Answer):
     """
 
     calls: list[Call]
+    next: str | None
+    """Value of `after` for the next page; null on the last page only."""
+
+
+class Notification(_Answer):
+    """A notification of a finished call that is not delivered."""
+
+    id: int
+    target: str
+    account: str
+    reference_id: str
+    state: NotificationState
+    """`given_up` if it is sent only after a retry by hand."""
+
+    attempts: int
+    """Number of attempts, including one in progress."""
+
+    last_answer: str | None
+    """Outcome and problem of the last attempt; null before the first one."""
+
+    next_due: datetime | None
+    """Time of the next attempt, or the time limit of one in progress; null once given up."""
+
+    give_up_at: datetime
+    """When it is given up, or was given up."""
+
+
+class NotificationPage(_Answer):
+    """A page of notifications, in the order of their ids.
+
+    Each page covers a bounded part of the ledger, so that any page may have few notifications or
+    none.
+    """
+
+    notifications: list[Notification]
     next: str | None
     """Value of `after` for the next page; null on the last page only."""
 
@@ -337,29 +394,38 @@ def openapi(scope: Scope, external_path: str = "") -> dict[str, Any]:  # Any: JS
     document["info"]["version"] = exporter.__version__
     if external_path:
         document["servers"] = [{"url": external_path}]
-    answers = (Accepted, Page, CallDetails, ExporterStatus, ProblemDetails)
+    answers = (Accepted, Page, CallDetails, NotificationPage, ExporterStatus, ProblemDetails)
+    queries: dict[str, type[_Request]] = {"calls": CallsQuery, "notifications": NotificationsQuery}
     _, schemas = models_json_schema(
         [
-            *((request, "validation") for request in (NewCalls, CallsQuery)),
+            (NewCalls, "validation"),
+            *((query, "validation") for query in queries.values()),
             *((answer, "serialization") for answer in answers),
         ],
         ref_template="#/components/schemas/{model}",
     )
     models = schemas["$defs"]
     call = models["NewCall"]
-    query = models.pop("CallsQuery")["properties"]
     account, labels = call["properties"]["account"], call["properties"]["labels"]
-    account["enum"] = query["account"]["enum"] = list(scope.accounts)
+    account["enum"] = list(scope.accounts)
     if len(scope.accounts) == 1:
         call["required"].remove("account")
     labels["maxProperties"] = len(scope.labels)
     if scope.labels:
         labels["propertyNames"] = {"enum": list(scope.labels)}
+    for path, model in queries.items():
+        query = models.pop(model.__name__)["properties"]
+        query["account"]["enum"] = list(scope.accounts)
+        for schema in query.values():
+            del schema["default"]
+        document["paths"][f"/api/v1/{path}"]["get"]["parameters"] = [
+            {
+                "name": name,
+                "in": "query",
+                "description": schema.pop("description"),
+                "schema": schema,
+            }
+            for name, schema in query.items()
+        ]
     document["components"]["schemas"] = {"ReferenceId": _ID_SCHEMA, **models}
-    for schema in query.values():
-        del schema["default"]
-    document["paths"]["/api/v1/calls"]["get"]["parameters"] = [
-        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
-        for name, schema in query.items()
-    ]
     return document

@@ -23,6 +23,7 @@ from exporter.calls import CallState, Result
 from exporter.calls import Status as CallStatus
 from exporter.canaries.canaries import CanaryNumbers
 from exporter.ids import Kind
+from exporter.ledger.notifications import NEWEST, NotificationRecord
 from exporter.ledger.types import FinishedCall
 from exporter.metrics.exposition import clauses
 from exporter.notify.dispatcher import TargetStatus
@@ -90,6 +91,7 @@ class StatusView:
     targets: Sequence[TargetStatus] = ()
     # The accounts of the other exporters, under "" those of none; None if the ledger is not shared.
     leases: Mapping[str, Sequence[str]] | None = None
+    given_up: Sequence[NotificationRecord] = ()  # those that the viewer may see
 
 
 def redacted_lines(text: str) -> list[str]:
@@ -113,6 +115,8 @@ def build_status_view(app: App, viewer: Viewer, now: float) -> StatusView:
     for name, holder in sorted(app.standby.items()):
         leases.setdefault(holder, []).append(name)
     failures = (call for account in accounts for call in account.recent.failures)
+    targets = app.notify.statuses
+    given_up = (one for target in targets for one in target.given_up if viewer.sees(one.account))
     return StatusView(
         now,
         app.not_ready(),
@@ -132,8 +136,9 @@ def build_status_view(app: App, viewer: Viewer, now: float) -> StatusView:
         redacted_lines("\n".join(config.problems.values())),
         viewer,
         app.canaries.statuses,
-        app.notify.statuses,
+        targets,
         None if app.peers is None else leases,
+        nlargest(NEWEST, given_up, key=lambda one: one.give_up_at),
     )
 
 

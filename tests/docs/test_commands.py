@@ -31,6 +31,8 @@ NOT_RUN = {
     "pg_restore": "needs a ledger on PostgreSQL",
     "mosquitto_sub": "listens until it is ended",
     "esms-exporter calls --url=https://exporter.example.com": "is no host of ours",
+    "esms-exporter notifications retry": "needs a target",
+    "esms-exporter notifications drop": "needs a notification that was given up",
 }
 
 SHELLS = {"sh", "bash", "shell", "zsh", "shell-session", "terminal", "powershell", "cmd"}

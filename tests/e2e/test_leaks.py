@@ -24,7 +24,7 @@ from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Si
 from exporter.web.callback import callback_url
 from tests.databases import postgresql
 from tests.e2e import commands
-from tests.e2e.commands import contents
+from tests.e2e.commands import CONFIG, contents
 from tests.e2e.processes import Exporter, total
 
 KEY = "K3y+/with?odd=&chars-"
@@ -174,7 +174,10 @@ async def asked(http: aiohttp.ClientSession, url: str) -> AsyncIterator[tuple[in
     for token in (TOKEN, f"{TOKEN}file", f"{TOKEN}x", TOKEN.lower()):
         headers = {"Authorization": f"Bearer {token}"}
         requests: list[tuple[str, str, object]] = [
-            *(("GET", f"/{name}", None) for name in ("status", "openapi.json", "calls", "no")),
+            *(
+                ("GET", f"/{name}", None)
+                for name in ("status", "openapi.json", "calls", "notifications", "no")
+            ),
             *(
                 ("GET", f"/calls/good/{name}", None)
                 for name in ("call-good", "message-good", "nobody")
@@ -282,6 +285,8 @@ async def test_nothing_leaks(tmp_path: Path, http: aiohttp.ClientSession, log_fo
                 await exporter.ready()
                 await until_all_has_failed(exporter, server, simulator.url)
                 shown = await looked_at(http, exporter, config)
+                shown += (await commands.run(tmp_path, "notifications", "list", CONFIG))[1:]
+                assert "http_error" in shown[-2]
                 shown.append(read(Path(f"/proc/{exporter.running.pid}/cmdline")))
                 exporter.send(signal.SIGTERM)
                 assert await exporter.wait() == 0

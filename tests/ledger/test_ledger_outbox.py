@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
 from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import Database, open_database
+from exporter.ledger.notifications import (
+    NotificationRecord,
+    drop_notifications,
+    list_notifications,
+    newest_given_up,
+    prune_given_up,
+    retry_notifications,
+)
 from exporter.ledger.outbox import (
     LONGEST_WAIT,
     CallFinished,
@@ -28,6 +38,7 @@ from exporter.ledger.outbox import DeliveryAction as Action
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
+from tests.waiting import DEADLINE
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
 FAILED = Finished(Result.FAILURE, Status.FAILED)
@@ -64,8 +75,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def outbox(database: Database, clock: Clock) -> Box:
-    timed = LedgerClock(lambda: Moment(clock.now, clock.now, ""))
+def timed(clock: Clock) -> LedgerClock:
+    return LedgerClock(lambda: Moment(clock.now, clock.now, ""))
+
+
+@pytest.fixture
+def outbox(database: Database, timed: LedgerClock) -> Box:
     return Box(database, Outbox(timed))
 
 
@@ -347,14 +362,130 @@ def test_the_next_start_sends_at_once_what_was_claimed(
     assert named(claim(outbox)) == ([] if database.shared else ["a"])
 
 
-def test_what_nobody_sends_is_kept_until_its_time_is_over(
-    store: Store, outbox: Box, clock: Clock
+REFUSED = "http_error: the response has the status 500"
+
+
+def listed(outbox: Box, timed: LedgerClock, **filters: Any) -> list[NotificationRecord]:
+    with outbox.database.read() as connection:
+        return list_notifications(connection, timed, **filters).records
+
+
+@pytest.mark.parametrize("way", ["gone", "last attempt", "overdue", "removed"])
+def test_what_is_given_up_is_kept_until_it_is_sent_again(
+    store: Store, outbox: Box, timed: LedgerClock, clock: Clock, way: str
 ) -> None:
-    finish(store, push(store, "a"))
-    assert outbox.prune([]) == 0
-    clock.now += DAY
-    assert outbox.prune(["t", "u"]) == 0
-    assert outbox.prune(["u"]) == 1
+    def retry(*rows: int, target: str = "t") -> object:
+        return outbox.database.run(retry_notifications, timed, rows, {target: DAY})
+
+    finish(store, push(store, "a", "b", campaign="otp"))
+    one, other = claim(outbox)
+    record(outbox, DeliveryResult(other, Action.DONE))
+    failed = DeliveryResult(one, Action.RETRY, 5.0, REFUSED)
+    if way == "gone":
+        assert record(outbox, failed._replace(action=Action.GIVE_UP)) == (0, 1)
+    else:
+        if way != "last attempt":
+            assert record(outbox, failed) == (0, 0)
+        clock.now += DAY
+        if way == "last attempt":
+            assert record(outbox, failed) == (0, 1)
+        else:
+            assert outbox.give_up_others(["t"]) == 0
+            give_up = outbox.give_up_others if way == "removed" else outbox.give_up
+            assert give_up(*([["u"]] if way == "removed" else ["t", 0.0, math.inf])) == 1
+    kept = listed(outbox, timed)
+    assert kept == [(one.id, "t", "main", "a", "given_up", 1, REFUSED, None, clock.now)]
+    with outbox.database.read() as connection:
+        assert newest_given_up(connection, timed, "t") == kept
+        assert newest_given_up(connection, timed, "u") == []
+    assert (claim(outbox), outbox.backlog("t")) == ([], (0, None))
+    clock.now += 7
+    assert retry(one.id, target="u") == set()
+    assert retry(one.id, 99) == {one.id}
+    assert outbox.backlog("t") == (1, clock.now)
+    (pending,) = listed(outbox, timed)
+    assert pending[4:] == ("pending", 1, REFUSED, clock.now, clock.now + DAY)
+    assert claim(outbox) == [one._replace(attempts=2, retry=True)]
+    assert record(outbox, DeliveryResult(one, Action.DONE)) == (1, 0)
+    assert listed(outbox, timed) == []
+
+
+def test_what_is_being_sent_is_left_alone(
+    store: Store, outbox: Box, timed: LedgerClock, clock: Clock
+) -> None:
+    finish(store, push(store, *"abcd"))
+    found = {one.id: one for one in claim(outbox)}
+    rows = sent, put_off_, released, dropped = sorted(found)
+    record(outbox, put_off(found[put_off_], 900.0), put_off(found[dropped], 900.0))
+    record(outbox, DeliveryResult(found[released], Action.RELEASE))
+    run, targets = outbox.database.run, {"t": DAY}
+    assert run(drop_notifications, timed, [dropped, sent]) == {dropped}
+    assert run(retry_notifications, timed, rows, targets) == {put_off_, released}
+    assert {one.id for one in claim(outbox)} == {put_off_, released}
+    assert run(retry_notifications, timed, rows, targets) == set()
+    clock.now += 61
+    assert run(retry_notifications, timed, rows, targets) == {sent, put_off_, released}
+    assert run(drop_notifications, timed, rows) == {sent, put_off_, released}
+    assert record(outbox, DeliveryResult(found[sent], Action.DONE)) == (0, 0)
+    assert listed(outbox, timed) == []
+
+
+def test_a_late_result_of_one_that_was_given_up(
+    store: Store, outbox: Box, timed: LedgerClock, clock: Clock
+) -> None:
+    finish(store, push(store, "delivered", "failed"))
+    delivered, failed = claim(outbox)
+    clock.now += DAY + 61
+    assert outbox.give_up("t", 0.0, math.inf) == 2
+    assert record(outbox, DeliveryResult(delivered, Action.DONE)) == (1, 0)
+    assert record(outbox, put_off(failed, 5.0)) == (0, 0)
+    assert [one.reference_id for one in listed(outbox, timed)] == ["failed"]
+
+
+def test_a_listing_is_read_in_pages(
+    store: Store, outbox: Box, timed: LedgerClock, clock: Clock
+) -> None:
+    outbox.set_routes([route("t"), route("u")])
+    for account in ("main", "b"):
+        finish(store, push(store, *(f"{account}{number}" for number in range(3)), account=account))
+        for target in ("t", "u"):
+            record(outbox, DeliveryResult(claim(outbox, 1, target=target)[0], Action.GIVE_UP))
+    filters: dict[str, Any]
+    for filters, count in (
+        ({}, 12),
+        ({"state": "given_up"}, 4),
+        ({"state": "pending", "target": "u"}, 4),
+        ({"accounts": ["b"]}, 6),
+        ({"accounts": ["b"], "target": "t", "state": "given_up"}, 1),
+        ({"accounts": []}, 0),
+        ({"target": "nothing"}, 0),
+    ):
+        whole = listed(outbox, timed, **filters)
+        assert len(whole) == count
+        assert whole == sorted(whole)
+        sizes: list[dict[str, Any]] = [{"limit": 1}, {"limit": 5}, {"examined": 2}]
+        for size in (*sizes, {"limit": 2, "examined": 4}):
+            found, pages = list[NotificationRecord](), 0
+            after: int | None = 0
+            while after is not None:
+                with outbox.database.read() as connection:
+                    page = list_notifications(connection, timed, after=after, **filters, **size)
+                found += page.records
+                after, pages = page.next, pages + 1
+            assert found == whole
+            assert pages <= 14
+
+
+def test_given_up_ones_are_pruned(
+    store: Store, outbox: Box, timed: LedgerClock, clock: Clock
+) -> None:
+    finish(store, push(store, "old", "new"))
+    for one in claim(outbox):
+        record(outbox, DeliveryResult(one, Action.GIVE_UP))
+        clock.now += 10
+    assert outbox.database.run(prune_given_up, clock.now - 20) == 0
+    assert outbox.database.run(prune_given_up, clock.now - 10) == 1
+    assert [one.reference_id for one in listed(outbox, timed)] == ["new"]
 
 
 @pytest.fixture
@@ -376,6 +507,30 @@ def test_two_exporters_claim_different_ones(shared_url: str, other: Database) ->
         assert len(found) == 3
         assert not {one.id for one in found} & set(held)
     assert len(claim(mine)) == 3
+    database.close()
+
+
+def test_by_hand_one_waits_for_a_claim_of_another_exporter(
+    shared_url: str, other: Database
+) -> None:
+    database = open_database(shared_url)
+    clock, outbox = LedgerClock(), Outbox(LedgerClock())
+    store = Store(database, outbox=outbox)
+    outbox.set_routes([route("t")])
+    finish(store, push(store, "a", "b"))
+    with ThreadPoolExecutor(2) as threads:
+        with database.begin() as connection:  # a claim that is not committed yet
+            (one,) = outbox.claim(connection, "t", [], BOTH, 1, 60.0).claimed
+            _, free = sorted(record.id for record in list_notifications(connection, clock).records)
+            changes = [
+                threads.submit(other.run, retry_notifications, clock, [one.id, free], {"t": DAY}),
+                threads.submit(other.run, drop_notifications, clock, [one.id]),
+            ]
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            end = time.monotonic() + DEADLINE
+            while connection.scalar(text(waiting)) < 2 and time.monotonic() < end:
+                time.sleep(0.05)
+        assert [change.result(DEADLINE) for change in changes] == [{free}, set()]
     database.close()
 
 

@@ -16,7 +16,15 @@ from exporter.ids import Kind, ReferenceId
 from exporter.ledger import canary_runs
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import open_database
-from exporter.ledger.outbox import CallFinished, Claim, Outbox
+from exporter.ledger.notifications import newest_given_up
+from exporter.ledger.outbox import (
+    CallFinished,
+    Claim,
+    DeliveryAction,
+    DeliveryResult,
+    Outbox,
+    Route,
+)
 from exporter.ledger.schema import alembic_version, compatibility
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
@@ -170,35 +178,50 @@ def test_an_older_ledger_becomes_a_new_one_and_goes_on(
     database.close()
 
 
-WITHOUT_MESSAGES = """
-    ALTER TABLE calls DROP COLUMN kind;
-    ALTER TABLE calls DROP COLUMN delivered;
-    ALTER TABLE calls DROP COLUMN failed;
-    UPDATE compatibility SET oldest_user = '0013'
-"""
+# How to take from a ledger of today what a revision has added.
+UNDONE = {
+    "0014": """
+        ALTER TABLE calls DROP COLUMN kind;
+        ALTER TABLE calls DROP COLUMN delivered;
+        ALTER TABLE calls DROP COLUMN failed;
+        UPDATE compatibility SET oldest_user = '0013'
+        """,
+    "0015": "DROP TABLE history",
+    "0016": """
+        ALTER TABLE notifications DROP COLUMN claimed;
+        ALTER TABLE notifications DROP COLUMN answer;
+        ALTER TABLE notifications DROP COLUMN call_id;
+        DROP TABLE given_up_notifications
+        """,
+}
 
 
-@pytest.mark.parametrize(("revision", "changes"), [("0013", WITHOUT_MESSAGES), ("0014", "")])
-def test_a_ledger_of_the_versions_between_is_migrated_while_exporters_use_it(
-    old_url: str, revision: str, changes: str
-) -> None:
+@pytest.mark.parametrize("revision", ["0013", "0014", "0015"])
+def test_a_ledger_is_migrated_while_exporters_use_it(old_url: str, revision: str) -> None:
     expected = shape(old_url)
     database = open_database(old_url)
-    push(Store(database), new("open"))
+    store = Store(database)
+    store.outbox.set_routes([Route("t", 1e9)])
+    push(store, new("open"))
+    finish(store, *push(store, new("done")))
     database.close()
-    run(
-        old_url,
-        f"""
-        DROP TABLE history;
-        INSERT INTO exporters VALUES ('old', 'old', '[]', 9e9);
-        UPDATE alembic_version SET version_num = '{revision}';
-        {changes}
-        """,
-    )
+    for added, statements in reversed(UNDONE.items()):
+        if added > revision:
+            run(old_url, statements)
+    run(old_url, f"UPDATE alembic_version SET version_num = '{revision}'")
+    run(old_url, "INSERT INTO exporters VALUES ('old', 'old', '[]', 9e9)")
     assert shape(old_url) == expected
     database = open_database(old_url)
-    (stored,) = Store(database).unfinished("main")
+    store = Store(database)
+    (stored,) = store.unfinished("main")
     assert (stored.call.reference_id, stored.call.kind) == ("open", Kind.CALL)
+    # What was pending then is given up as all others are.
+    claims = [Claim(False, 9, 9)]
+    (one,) = database.run(store.outbox.claim, "t", [], claims, 9, 60.0).claimed
+    gone = DeliveryResult(one, DeliveryAction.GIVE_UP, answer="gone")
+    assert database.run(store.outbox.claim, "t", [gone]).gave_up == 1
+    (kept,) = database.run(newest_given_up, LedgerClock(), "t")
+    assert (kept.reference_id, kept.last_answer) == ("done", "gone")
     database.close()
 
 

@@ -112,9 +112,9 @@ class Bench:
     def done(self, outcome: str = "delivered", target: str = "t") -> float:
         return self.value("esms_notifications_total", target=target, outcome=outcome)
 
-    def in_ledger(self, which: str = "1 = 1") -> int:
+    def in_ledger(self, which: str = "1 = 1", table: str = "notifications") -> int:
         """Return how many notifications are in the ledger, a file."""
         file = self.config.ledger.url.reveal().removeprefix("sqlite:///")
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
-            query = f"SELECT count(*) FROM notifications WHERE {which}"
+            query = f"SELECT count(*) FROM {table} WHERE {which}"
             return int(connection.execute(query).fetchone()[0])

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from benchmarks.virtual_time import EPOCH
+from exporter.ledger.notifications import retry_notifications
 from tests.notify.virtual import GOES, HANGS, OK, Answer, World, refuses, virtual
 
 EVENTS = 160
@@ -200,10 +201,12 @@ async def test_a_failed_event_is_tried_again(world: World, status: int) -> None:
     assert world.status.delivered == 1
 
 
-@pytest.mark.parametrize(("answer", "attempts"), [(refuses(410), 1), (FAILS, 3)])
+@pytest.mark.parametrize(
+    ("answer", "attempts", "said"), [(refuses(410), 1, "gone: "), (FAILS, 3, "http_error: ")]
+)
 @virtual
 async def test_an_event_is_given_up_that_is_gone_or_has_had_its_attempts(
-    world: World, answer: Answer, attempts: int
+    world: World, answer: Answer, attempts: int, said: str
 ) -> None:
     world.max_attempts = 3
     world.answer = sick(answer)
@@ -212,6 +215,15 @@ async def test_an_event_is_given_up_that_is_gone_or_has_had_its_attempts(
     await asyncio.sleep(600)
     assert [name for _, name in world.sent].count("bad") == attempts
     assert (world.status.gave_up, world.status.delivered) == (1, 1)
+    # It is kept, and sent by hand within seconds.
+    (kept,) = world.status.given_up
+    assert (kept.reference_id, kept.attempts) == ("bad", attempts)
+    assert kept.last_answer == f"{said}the response has the status {answer.status}"
+    world.answer = lambda _, __: OK
+    given = world.clock, [kept.id], {"t": 60.0}
+    assert await world.execute(retry_notifications, *given) == {kept.id}
+    await asyncio.sleep(6)
+    assert (world.status.gave_up, world.status.delivered) == (1, 2)
 
 
 @virtual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from aiohttp import web
 
@@ -85,6 +86,22 @@ async def test_a_target_that_goes_and_comes_back(bench: Bench, receiver: Receive
     await bench.change(notify=was)
     await until(lambda: bench.done() == 1)
     assert receiver.calls == ["a"]
+
+
+async def test_what_a_removed_target_was_not_told_is_kept(bench: Bench, receiver: Receiver) -> None:
+    receiver.answers(500)
+    await bench.change(notify=(target("t", receiver, give_up_after=1.0),))
+    await bench.finish("a")
+    await until(lambda: len(receiver.told) >= 1)
+    await bench.change(notify=())
+    kept = "given_up_notifications"
+    async with deadline():
+        while not bench.in_ledger(table=kept):
+            await bench.service.notify.prune(0.0)
+            await asyncio.sleep(0.1)
+    assert bench.in_ledger() == 0
+    await bench.service.notify.prune(time.time() + 60)
+    assert bench.in_ledger(table=kept) == 0
 
 
 async def test_a_target_that_moves(bench: Bench, receiver: Receiver) -> None:

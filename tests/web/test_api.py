@@ -11,15 +11,21 @@ from datetime import datetime
 from urllib.parse import quote
 
 import pytest
+from aiohttp import web
+from pydantic_core import to_json
 
 from exporter.calls import CallState
-from exporter.config import ApiConfig
+from exporter.config import ApiConfig, NotifyConfig
 from exporter.ids import ReferenceId
+from exporter.ledger.outbox import CallFinished
+from exporter.ledger.schema import given_up_notifications
 from exporter.ledger.types import NewCall
+from exporter.secrets import Secret
 from exporter.simulator import Plan
 from exporter.web.api import MAX_LISTINGS, parse_calls
 from exporter.web.schemas import MAX_CALLS, ProblemError, Scope
-from tests.waiting import until
+from tests.notify.receiver import SECRET, Receiver
+from tests.waiting import deadline, until
 from tests.web.bench import Bench
 
 
@@ -205,6 +211,100 @@ async def test_the_status(bench: Bench) -> None:
     assert (status["watched"], sum(main["watched"].values())) == (2, 1)
     assert main["messages"] == {**{state.value: 0 for state in CallState}, "queued": 1}
     assert other["messages"] == {}
+
+
+async def test_notifications_by_hand(bench: Bench) -> None:
+    async with Receiver() as receiver:
+        target = NotifyConfig(name="crm", url=Secret(receiver.url), secret=Secret(SECRET))
+        bench.config = bench.config.model_copy(update={"notify": (target,)})
+        await bench.app.reload()
+        call = CallFinished("", "", "success", "busy", None, None, {}, 1.0, 5.0)
+        rows = [
+            {
+                "id": row,
+                "target": target,
+                "account": account,
+                "call": to_json(
+                    call._replace(account=account, reference_id=name)._asdict()
+                ).decode(),
+                "attempts": row,
+                "answer": "gone: the response has the status 410",
+                "gave_up_at": 1_800_000_000.0,
+            }
+            for row, (target, account, name) in enumerate(
+                [("crm", "main", "a"), ("crm", "b", "c"), ("removed", "main", "d")], 1
+            )
+        ]
+        add = given_up_notifications.insert()
+        await bench.app.ledger.execute(lambda connection: connection.execute(add, rows))
+
+        async def ids(query: str = "", token: str = "all") -> list[int]:
+            found, after = [], "0"
+            while after:
+                path = f"/notifications?limit=2&after={after}{query}"
+                status, page = await bench.ask("GET", path, token=token)
+                assert status == 200
+                found += [one["id"] for one in page["notifications"]]
+                after = page["next"]
+            return found
+
+        _, page = await bench.ask("GET", "/notifications?limit=1")
+        assert page == {
+            "notifications": [
+                {
+                    "id": 1,
+                    "target": "crm",
+                    "account": "main",
+                    "reference_id": "a",
+                    "state": "given_up",
+                    "attempts": 1,
+                    "last_answer": "gone: the response has the status 410",
+                    "next_due": None,
+                    "give_up_at": "2027-01-15T08:00:00Z",
+                }
+            ],
+            "next": "1",
+        }
+        assert await ids() == [1, 2, 3]
+        assert await ids("&target=crm&account=main") == [1]
+        assert await ids("&state=pending") == []
+        assert await ids(token="b") == [2]
+        for query in ("state=x", "account=nobody", "limit=0", "target=a%00b", "after=x", "more=1"):
+            assert (await bench.ask("GET", f"/notifications?{query}"))[0] == 400
+        # A token changes nothing of accounts that it does not cover.
+        for row, status, token in (
+            (1, 404, "b"),
+            (3, 409, "all"),
+            (99, 404, "all"),
+            ("x", 404, "all"),
+        ):
+            path = f"/notifications/{row}"
+            assert (await bench.ask("POST", f"{path}/retry", token=token))[0] == status
+            if status == 404:
+                assert (await bench.ask("DELETE", path, token=token))[0] == 404
+        assert await bench.ask("POST", "/notifications/1/retry") == (204, None)
+        await until(lambda: receiver.calls == ["a"])
+        async with deadline():
+            while await ids() != [2, 3]:  # noqa: ASYNC110 - the answer is committed later
+                await asyncio.sleep(0.05)
+        assert await bench.ask("DELETE", "/notifications/3") == (204, None)
+        assert await bench.ask("DELETE", "/notifications/2", token="b") == (204, None)
+        assert await ids() == []
+        # One that is being sent stays.
+        hanging = asyncio.Event()
+
+        async def hang(request: web.Request) -> web.StreamResponse:
+            await hanging.wait()
+            return web.Response(status=204)
+
+        receiver.answer = hang
+        bench.simulator.add_call("main", "e", Plan())
+        await bench.push("e")
+        await until(lambda: receiver.calls == ["a", "e"])
+        (row,) = await ids("&state=pending")
+        assert (await bench.ask("POST", f"/notifications/{row}/retry"))[0] == 409
+        assert (await bench.ask("DELETE", f"/notifications/{row}"))[0] == 409
+        hanging.set()
 
 
 # Requests.

@@ -16,6 +16,7 @@ from exporter.canaries.canaries import CanaryNumbers
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind
 from exporter.ledger.canary_runs import CanaryResult
+from exporter.ledger.notifications import NotificationRecord, NotificationState
 from exporter.ledger.types import FinishedCall
 from exporter.notify.dispatcher import TargetStatus
 from exporter.polling.stats import Balance
@@ -215,6 +216,12 @@ def test_messages_beside_calls(template: StatusTemplate) -> None:
     ]
 
 
+def given_up(**changes: object) -> NotificationRecord:
+    state = NotificationState.GIVEN_UP
+    answer = 112, "gone: status 410", None, NOW - 5
+    return NotificationRecord(4711, "crm", "main", "A-1", state, *answer)._replace(**changes)  # type: ignore[arg-type] # a table of tests
+
+
 def test_every_failure(template: StatusTemplate) -> None:
     calls = [
         FinishedCall("main", f"id-{result}-{status}", result, status, NOW - 90, NOW - 100_000)
@@ -267,6 +274,12 @@ def test_all_that_may_be_wrong_or_missing(template: StatusTemplate) -> None:
         ({"leases": {"": ["spring"]}}, "No exporter spring"),
         ({"failures": []}, "None."),
         (
+            {"given_up": [given_up(), given_up(last_answer=None)]},
+            "Notifications given up Time Target Account ReferenceId Attempts Last answer ID",
+            "14:32:15 +07 crm main A-1 112 gone: status 410 4711",
+            "112 \u2013 4711 To send them again: esms-exporter notifications retry",
+        ),
+        (
             {"sources": sources},
             "eSMS callback … no data yet never 0",
             "SQL query orders ✕ failing no such table 14:32:15 +07 1,234",
@@ -317,9 +330,10 @@ def test_nothing_is_taken_for_html_or_a_template(template: StatusTemplate, langu
         [(HOSTILE, CanaryNumbers(HOSTILE, False, 0.0, {}, {}, NOW, CanaryResult.LATE), NOW)],
         [TargetStatus(HOSTILE, 1, NOW, True, (NOW, FAILED._replace(problem=HOSTILE)))],
         {HOSTILE: [HOSTILE]},
+        [given_up(target=HOSTILE, account=HOSTILE, reference_id=HOSTILE, last_answer=HOSTILE)],
     )
     page = draw(template, view, language)
-    assert page.text.count(HOSTILE) == 26
+    assert page.text.count(HOSTILE) == 30
     assert "script" not in [element for element, _ in page.elements]
     assert {name for _, attributes in page.elements for name in attributes} == {
         name for _, attributes in draw(template, sample(), language).elements for name in attributes

@@ -75,9 +75,10 @@ MEANINGS: Final[dict[str, str]] = {
     "notification failed": "The target did not accept a notification, which is sent again; logged"
     " once a minute. Check the target.",
     "notifications given up": "The notifications were not delivered within `give_up_after`, or the"
-    " target answered 410. See [EsmsNotificationsLost](runbooks/EsmsNotificationsLost.md).",
-    "notifications of removed targets dropped": "Notifications of targets that are not configured"
-    " any more were deleted. No action is needed if the targets were removed on purpose.",
+    " target answered 410. They can be sent again by hand: see"
+    " [EsmsNotificationsLost](runbooks/EsmsNotificationsLost.md).",
+    "notifications of removed targets given up": "Notifications of targets that are not configured"
+    " any more have expired. No action is needed if the targets were removed on purpose.",
     "pruning of old calls failed": "Finished calls stay in the ledger for longer. The exporter"
     " tries again; see `ledger write failed`.",
     "secret file is world-readable": "Every user of the machine can read the secret. Run `chmod"
