@@ -94,7 +94,7 @@ DURATION_PATTERN: Final = f"^(0|(?=[0-9]){_UNITS})$"
 """A duration as in `model.ParseDuration` of prometheus/common: each unit at most once, from large
 to small. Also valid in JSON Schema (ECMA-262)."""
 
-_DURATION: Final = {"type": "string", "format": "duration", "pattern": DURATION_PATTERN}
+_DURATION: Final = {"type": "string", "pattern": DURATION_PATTERN}
 
 
 # Validation of a document.

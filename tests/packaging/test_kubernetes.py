@@ -18,6 +18,7 @@ from yarl import URL
 import exporter as package
 from deploy.rules import written
 from exporter.config import load_config
+from monitoring.links import HOME
 from tests import subprocesses
 from tests.dashboards import FILES, read
 from tests.databases import Server
@@ -485,6 +486,7 @@ def test_the_schema_describes_every_value_and_no_other() -> None:
 def test_the_chart_is_of_this_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == package.__version__
+    assert chart["home"] == HOME
 
 
 @pytest.mark.parametrize(
@@ -621,6 +623,15 @@ def test_what_is_off_is_not_there() -> None:
     assert not {"ServiceMonitor", "PrometheusRule", "NetworkPolicy"} & manifests.keys()
 
 
+def test_the_schema_takes_the_example_of_a_configuration(tmp_path: Path) -> None:
+    config = yaml.safe_load((DEPLOY.parent / "config.example.yaml").read_text())
+    config["polling"]["timeout"] = "${TIMEOUT}"
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"config": config}))
+    map_of_it = templated(f"--values={values}")["ConfigMap"]
+    assert yaml.safe_load(map_of_it["data"]["config.yaml"])["polling"] == config["polling"]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -628,6 +639,8 @@ def test_what_is_off_is_not_there() -> None:
         'image.pullPolicy="Sometimes"',
         "config.accounts=null",
         "config.accounts=[]",
+        'config.wach={"labels": []}',
+        'config.polling.interval="often"',
         'persistence.size="much"',
         'scheme="ftp"',
         'routePrefix="/a b"',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 import yaml
 
+from exporter.config import json_schema
 from monitoring.links import HOME
 from tools.reference.markdown import NOTE, code, table
 
@@ -102,8 +104,15 @@ def page() -> str:
 
 
 def schema() -> str:
-    """Return the chart's schema, with a description of every value."""
+    """Return the chart's schema with descriptions, and with that of the configuration."""
     written = _schema()
+    # Helm uses the regular expressions of Go: no lookahead, and at most 1000 repetitions.
+    text = json.dumps(json_schema()).replace("(?=[0-9])", "")
+    config = json.loads(re.sub(r"\{(\d+),\d{4,}\}", r"{\1,}", text))
+    written["$defs"] = config["$defs"]
+    written["properties"]["config"] = {
+        key: config[key] for key in ("type", "properties", "required", "additionalProperties")
+    }
     for value in values(_VALUES.read_text(), written):
         found = written
         for key in value.path:
@@ -133,7 +142,7 @@ def _below(
         found = schema["properties"].get(key.value)
         if found is None:
             raise LookupError(f"{_SCHEMA.name} has no {'.'.join(path)}")
-        section = found.get("properties") and found.get("additionalProperties") is False
+        section = "properties" in found and key.value != "config"
         default = defaults[key.value]
         shown = None if section else json.dumps(default, ensure_ascii=False)
         yield Value(path, _comment(lines[: key.start_mark.line], path), shown)
