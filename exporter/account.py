@@ -19,6 +19,7 @@ from exporter.config import AccountConfig, BalanceConfig, PollingConfig
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import Outcome
+from exporter.ids import Kind
 from exporter.polling.poller import Poller
 from exporter.polling.stats import AccountStats, Balance, Operation
 from exporter.supervisor import Supervisor
@@ -119,7 +120,7 @@ class Account:
         return AccountStatus(
             poller.account,
             self.stats.authorized,
-            dict(self.stats.open_calls),
+            dict(self.stats.open[Kind.CALL]),
             *backlog[:2],
             poller.paused,
             self.stats.paused_until if paused_by else None,
@@ -127,7 +128,7 @@ class Account:
             paused_by.message if paused_by else "",
             self.stats.last_success,
             backlog.label_set,
-            dict(self.stats.open_messages) if self.stats.polls_messages else {},
+            dict(self.stats.open[Kind.MESSAGE]) if self.stats.polls_messages else {},
         )
 
     def change(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from exporter.calls import ENDINGS, Key, Result
 from exporter.ids import Kind
@@ -13,56 +13,46 @@ from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, TotalKe
 from exporter.ledger.types import Labels, SeriesChanges, Snapshot
 from exporter.polling.stats import Distribution
 
+_ZEROS: Final[Mapping[TotalKind, Mapping[tuple[str, ...], float]]] = {
+    TotalKind.CALLS: {(result.value, status.value): 0.0 for result, status in ENDINGS},
+    TotalKind.KEYPRESSES: {(key.value,): 0.0 for key in Key},
+    TotalKind.PRICE: {(): 0.0},
+    TotalKind.MESSAGES: {(result.value,): 0.0 for result in Result},
+    TotalKind.MESSAGE_PRICE: {(): 0.0},
+}
+
 
 class LabelSetTotals:
     """The totals of an account's finished calls with one label set.
 
     Attributes:
-        calls: number of calls by `result/status`.
-        keypresses: number of calls by the first pressed key.
+        counts: the counters, by kind and the values of their other labels.
         durations: durations of answered calls, in seconds.
-        price: total price, in VND.
-        messages: number of receivers of messages by result.
-        message_price: total price of messages, in VND.
     """
 
-    __slots__ = ("calls", "durations", "keypresses", "message_price", "messages", "price")
+    __slots__ = ("counts", "durations")
 
     def __init__(self) -> None:
-        self.calls = {f"{result}/{status}": 0.0 for result, status in ENDINGS}
-        self.keypresses = {key.value: 0.0 for key in Key}
+        self.counts = {total: dict(zeros) for total, zeros in _ZEROS.items()}
         self.durations = Distribution(DURATION_BUCKETS)
-        self.price = self.message_price = 0.0
-        self.messages = {result.value: 0.0 for result in Result}
 
     def add(self, total: TotalKind, cell: str, amount: float) -> None:
         """Add an increment."""
         if total is TotalKind.DURATION:
             _add(self.durations, cell, amount)
-        elif total is TotalKind.PRICE:
-            self.price += amount
-        elif total is TotalKind.MESSAGE_PRICE:
-            self.message_price += amount
         else:
-            counts = self.calls
-            if total is not TotalKind.CALLS:
-                counts = self.keypresses if total is TotalKind.KEYPRESSES else self.messages
-            counts[cell] = counts.get(cell, 0.0) + amount
+            counts, labels = self.counts[total], _labels(cell)
+            counts[labels] = counts.get(labels, 0.0) + amount
 
     def merge(self, other: LabelSetTotals) -> None:
         """Add another set of totals."""
-        for mine, more in (
-            (self.calls, other.calls),
-            (self.keypresses, other.keypresses),
-            (self.messages, other.messages),
-        ):
-            for cell, amount in more.items():
-                mine[cell] = mine.get(cell, 0.0) + amount
+        for total, more in other.counts.items():
+            mine = self.counts[total]
+            for labels, amount in more.items():
+                mine[labels] = mine.get(labels, 0.0) + amount
         counts = self.durations.counts
         counts[:] = map(sum, zip(counts, other.durations.counts, strict=True))
         self.durations.sum += other.durations.sum
-        self.price += other.price
-        self.message_price += other.message_price
 
 
 class MessageTotals(NamedTuple):
@@ -202,9 +192,9 @@ class CallTotals:
             return None
         sets = self._sets[account].values()
         return MessageTotals(
-            int(sum(one.messages[Result.SUCCESS] for one in sets)),
-            int(sum(one.messages[Result.FAILURE] for one in sets)),
-            sum(one.message_price for one in sets),
+            int(sum(one.counts[TotalKind.MESSAGES][Result.SUCCESS,] for one in sets)),
+            int(sum(one.counts[TotalKind.MESSAGES][Result.FAILURE,] for one in sets)),
+            sum(one.counts[TotalKind.MESSAGE_PRICE][()] for one in sets),
         )
 
     def _values(self, row: int | None) -> tuple[str, ...]:
@@ -217,6 +207,11 @@ def _merged(group: Iterable[LabelSetTotals]) -> LabelSetTotals:
     for totals in group:
         merged.merge(totals)
     return merged
+
+
+def _labels(cell: str) -> tuple[str, ...]:
+    """Return the values of the labels that a cell stands for."""
+    return () if cell == SUM else tuple(cell.split("/"))
 
 
 def _add(distribution: Distribution, cell: str, amount: float) -> None:

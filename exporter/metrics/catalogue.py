@@ -20,6 +20,7 @@ from prometheus_client import (
 import exporter
 from exporter.call_totals import CallTotals, LabelSetTotals
 from exporter.ids import Kind
+from exporter.ledger.totals import TotalKind
 from exporter.metrics.reading import Reading, Registry, Values
 from exporter.polling.stats import AccountStats, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
@@ -289,8 +290,8 @@ class Catalogue:
         def read(metric: Reading, values: Callable[[AccountStats], Values]) -> None:
             metric.read_each(accounts, values)
 
-        read(self.watched, lambda stats: stats.open_calls)
-        read(self.messages_watched, lambda s: s.open_messages if s.polls_messages else None)
+        read(self.watched, lambda stats: stats.open[Kind.CALL])
+        read(self.messages_watched, lambda s: s.open[Kind.MESSAGE] if s.polls_messages else None)
         read(self.oldest, lambda stats: stats.oldest_open)
         read(self.requests, lambda stats: {to: n.outcomes for to, n in stats.requests.items()})
         read(self.result_codes, lambda stats: {to: n.codes for to, n in stats.requests.items()})
@@ -310,17 +311,19 @@ class Catalogue:
 
         def read(
             metric: Reading,
-            values: Callable[[LabelSetTotals], Values],
+            total: TotalKind,
             shown: Callable[[], Iterable[tuple[object, LabelSetTotals]]] = totals.shown,
         ) -> None:
-            metric.read_each(shown, values, lambda: totals.names)
+            metric.read_each(shown, lambda item: item.counts[total], lambda: totals.names)
 
-        read(self.calls, lambda shown: {tuple(to.split("/")): n for to, n in shown.calls.items()})
-        read(self.call_duration, lambda shown: shown.durations)
-        read(self.keypresses, lambda shown: shown.keypresses)
-        read(self.price, lambda shown: shown.price)
-        read(self.messages, lambda shown: shown.messages, totals.shown_messages)
-        read(self.message_price, lambda shown: shown.message_price, totals.shown_messages)
+        read(self.calls, TotalKind.CALLS)
+        read(self.keypresses, TotalKind.KEYPRESSES)
+        read(self.price, TotalKind.PRICE)
+        read(self.messages, TotalKind.MESSAGES, totals.shown_messages)
+        read(self.message_price, TotalKind.MESSAGE_PRICE, totals.shown_messages)
+        self.call_duration.read_each(
+            totals.shown, lambda item: item.durations, lambda: totals.names
+        )
         self.result_delay.read_from(lambda: totals.delays)
         self.message_delay.read_from(lambda: totals.message_delays)
 

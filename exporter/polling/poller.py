@@ -117,7 +117,7 @@ class Poller:
         self.calls[call.id] = call
         self.breaker.added(self._machine_clock())
         self.stats.polls_of(call.kind)  # expose zeros before the first message is polled
-        self.stats.open_of(call.kind)[call.state] += 1
+        self.stats.open[call.kind][call.state] += 1
         now = self._loop.time()
         wait = self._first_wait(call, now)
         if self._wheel.ready > self._config.rate_limit * self._polling.interval:
@@ -149,7 +149,7 @@ class Poller:
             self._hinted_in_flight.discard(call_id)
             self._hinted.discard(call_id)
             self.breaker.forget(call_id)
-            self.stats.open_of(call.kind)[call.state] -= 1
+            self.stats.open[call.kind][call.state] -= 1
 
     def apply_committed(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
         """Apply a committed verdict: update the state of the call, or remove it."""
@@ -159,7 +159,7 @@ class Poller:
         if isinstance(found, Finished):
             self.remove(call.id)
             return
-        open_calls = self.stats.open_of(held.kind)
+        open_calls = self.stats.open[held.kind]
         open_calls[held.state] -= 1
         held.state, held.state_since = found.state, at
         open_calls[held.state] += 1

@@ -93,7 +93,7 @@ class AccountStats:
         polls: `GetSendStatus` requests for calls.
         requests: all requests, by operation; unused operations are missing.
         odd_values: invalid fields of finished calls.
-        open_calls, open_messages: open ones by the state in their last answer.
+        open: number of open calls and messages, by kind and the state in their last answer.
         oldest_open: when the oldest open call or message was added (Unix time); 0 if there is none.
         lags: seconds from the due time of a poll to its request.
         authorized: whether the provider accepts the credentials; None if unknown.
@@ -106,8 +106,9 @@ class AccountStats:
     polls: RequestStats = field(default_factory=RequestStats)
     requests: dict[Operation, RequestStats] = field(init=False)
     odd_values: dict[OddField, int] = field(default_factory=lambda: dict.fromkeys(OddField, 0))
-    open_calls: dict[CallState, int] = field(default_factory=lambda: dict.fromkeys(CallState, 0))
-    open_messages: dict[CallState, int] = field(default_factory=lambda: dict.fromkeys(CallState, 0))
+    open: dict[Kind, dict[CallState, int]] = field(
+        default_factory=lambda: {kind: dict.fromkeys(CallState, 0) for kind in Kind}
+    )
     oldest_open: float = 0.0
     lags: Distribution = field(default_factory=lambda: Distribution(LAG_BUCKETS))
     authorized: bool | None = None
@@ -135,10 +136,6 @@ class AccountStats:
     def polls_messages(self) -> bool:
         """Whether messages were polled or are open."""
         return Operation.GET_MESSAGE_STATUS in self.requests
-
-    def open_of(self, kind: Kind) -> dict[CallState, int]:
-        """Return the number of open calls or messages by state."""
-        return self.open_calls if kind is _CALL else self.open_messages
 
     def show_codes(self, codes: Mapping[str, str]) -> None:
         """Count configured result codes by themselves; `codes` has the class of each."""

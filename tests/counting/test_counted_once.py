@@ -362,7 +362,7 @@ class Counting(RuleBasedStateMachine):
             }
             states = Counter((kind, state) for kind, state, _ in held.values())
             for kind in Kind:
-                counted = account.stats.open_of(kind)
+                counted = account.stats.open[kind]
                 assert counted == {state: states[kind, state] for state in CallState}
 
     @invariant()

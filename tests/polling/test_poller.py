@@ -96,7 +96,7 @@ async def bench() -> AsyncIterator[Bench]:
 async def test_a_call_is_asked_for_until_it_has_finished(bench: Bench) -> None:
     bench.watch("a")
     await until(lambda: len(bench.provider.asked) >= 3)
-    assert bench.stats.open_calls[CallState.QUEUED] == 1
+    assert bench.stats.open[Kind.CALL][CallState.QUEUED] == 1
     bench.provider.answer = BUSY
     await until(lambda: not bench.poller.calls)
     assert bench.observed[-1] == ("a", Finished(Result.SUCCESS, Status.BUSY))
@@ -105,7 +105,7 @@ async def test_a_call_is_asked_for_until_it_has_finished(bench: Bench) -> None:
     assert len(bench.provider.asked) == asked
     assert bench.requests(Outcome.OK) == asked == sum(bench.stats.polls.durations.counts)
     assert sum(bench.stats.lags.counts) == asked
-    assert list(bench.stats.open_calls.values()) == [0] * len(CallState)
+    assert list(bench.stats.open[Kind.CALL].values()) == [0] * len(CallState)
     assert bench.stats.last_success == pytest.approx(virtual_time.wall(), abs=2)
 
 
@@ -161,7 +161,7 @@ async def test_failures_pause_and_the_pause_is_told_of_once(bench: Bench) -> Non
 
 async def test_a_call_that_is_let_go_means_nothing_any_more(bench: Bench) -> None:
     bench.watch("a")
-    await until(lambda: bench.stats.open_calls[CallState.QUEUED] == 1)
+    await until(lambda: bench.stats.open[Kind.CALL][CallState.QUEUED] == 1)
     bench.provider.hold = asyncio.Event()
     await until(lambda: bench.provider.under_way == 1)
     before = list(bench.observed)
@@ -171,10 +171,10 @@ async def test_a_call_that_is_let_go_means_nothing_any_more(bench: Bench) -> Non
     bench.provider.hold.set()
     await asyncio.sleep(0.1)
     assert bench.observed == before
-    assert list(bench.stats.open_calls.values()) == [0] * len(CallState)
+    assert list(bench.stats.open[Kind.CALL].values()) == [0] * len(CallState)
     gone = WatchedCall(1, reference_id("a"), 0.0)
     bench.poller.apply_committed(gone, PollAgain(CallState.QUEUED), 1.0)
-    assert bench.stats.open_calls[CallState.QUEUED] == 0
+    assert bench.stats.open[Kind.CALL][CallState.QUEUED] == 0
 
 
 async def test_the_answer_for_another_call_is_a_bad_response(bench: Bench) -> None:
@@ -201,7 +201,7 @@ async def test_watching_twice_is_watching_once(bench: Bench) -> None:
     (call,) = bench.poller.calls.values()
     bench.poller.add(WatchedCall(call.id, call.reference_id, 0.0))
     assert list(bench.poller.calls.values()) == [call]
-    assert bench.stats.open_calls[CallState.NEW] == 1
+    assert bench.stats.open[Kind.CALL][CallState.NEW] == 1
     bench.poller.update_oldest_open()
     assert bench.stats.oldest_open == call.first_watched
     bench.poller.remove(call.id)

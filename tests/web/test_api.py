@@ -16,7 +16,7 @@ from pydantic_core import to_json
 
 from exporter.calls import CallState
 from exporter.config import ApiConfig, NotifyConfig
-from exporter.ids import ReferenceId
+from exporter.ids import Kind, ReferenceId
 from exporter.ledger.outbox import CallFinished
 from exporter.ledger.schema import given_up_notifications
 from exporter.ledger.types import NewCall
@@ -205,7 +205,7 @@ async def test_the_status(bench: Bench) -> None:
     message = {"reference_id": "otp", "account": "main", "kind": "message"}
     await bench.ask("POST", "/calls", {"calls": [message]})
     stats = bench.app.accounts["main"].stats
-    await until(lambda: stats.open_messages[CallState.QUEUED] == 1)
+    await until(lambda: stats.open[Kind.MESSAGE][CallState.QUEUED] == 1)
     _, status = await bench.ask("GET", "/status")
     main, other = status["accounts"]
     assert (status["watched"], sum(main["watched"].values())) == (2, 1)
