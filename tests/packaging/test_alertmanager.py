@@ -22,10 +22,11 @@ FOLDER = ROOT / "deploy" / "compose" / "alertmanager"
 CONFIG = FOLDER / "alertmanager.yml"
 DEBIAN = "apt-get install prometheus-alertmanager"
 
-# The label that a symptom has in common with its cause, by the last column of the table.
-SAME = {
-    **{name: name for name in ("job", "source", "target", "account")},
-    "exporter": "instance",
+# What tells two alerts of one name apart: a cause, and its symptom.
+CAUSES = {"EsmsCallSuccessBudgetBurn": {"window": "1h"}}
+SYMPTOMS = {
+    "EsmsCallSuccessBudgetBurn": {"window": "3d"},
+    "EsmsApiErrors": {"operation": "get_send_status"},
 }
 
 Labels = dict[str, str]
@@ -51,38 +52,30 @@ def test_alertmanager_takes_it_with_an_integration(tmp_path: Path) -> None:
     amtool("check-config", tmp_path / "alertmanager.yml")
 
 
-def inhibitions() -> dict[tuple[str, str], str]:
-    """Return the label that a symptom has in common with its cause, by cause and symptom.
+def inhibitions() -> dict[tuple[str, str], list[str]]:
+    """Return the labels that a symptom has in common with its cause, by cause and symptom.
 
-    Without the rows that only the rules can apply, because the alerts lack the label.
+    Without the rows that only the rules can apply: alerts of all exporters have no `instance`.
     """
     page = (ROOT / "docs" / "alerts.md").read_text()
-    rows = re.findall(r"^\| (Esms[^|]+) \| (Esms[^|]+) \| (\w+) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| (Esms[^|]+) \| (Esms[^|]+) \| ([a-z, ]+) \|$", page, re.MULTILINE)
     without_instance = {rule["alert"] for rule in ALERTS if "without (instance" in rule["expr"]}
     return {
-        (cause, symptom): SAME[same]
+        (cause, symptom): same.replace("exporter", "instance").split(", ")
         for first, second, same in rows
-        if same in SAME
         for cause in re.findall(r"Esms\w+", first)
         for symptom in re.findall(r"Esms\w+", second)
         if same != "exporter" or symptom not in without_instance
     }
 
 
-def pair(cause: str, symptom: str, cluster: str, **changed: str) -> list[Labels]:
-    """Return the labels of two alerts; some labels of the symptom are changed."""
-    labels = dict.fromkeys(("namespace", "job", "instance", "source", "target", "account"), "a")
-    labels |= {"cluster": cluster, "severity": "critical"}
-    alerts = {"cause": (cause, "1h", {}), "symptom": (symptom, "3d", changed)}
+def pair(cluster: str, cause: Labels, symptom: Labels) -> list[Labels]:
+    """Return the labels of two alerts, which are the same where none are given."""
+    names = ("namespace", "job", "instance", "source", "target", "account", "kind")
+    labels = dict.fromkeys(names, "a") | {"cluster": cluster, "severity": "critical"}
     return [
-        {
-            **labels,
-            "alertname": name,
-            "role": role,
-            **({"window": window} if name == "EsmsCallSuccessBudgetBurn" else {}),
-            **more,
-        }
-        for role, (name, window, more) in alerts.items()
+        {**labels, "role": "cause", **CAUSES.get(cause["alertname"], {}), **cause},
+        {**labels, "role": "symptom", **SYMPTOMS.get(symptom["alertname"], {}), **symptom},
     ]
 
 
@@ -93,12 +86,19 @@ async def test_it_inhibits_what_the_table_says(tmp_path: Path) -> None:
         labels
         for cause in NAMES
         for symptom in NAMES
-        for labels in pair(cause, symptom, f"{cause} {symptom}")
+        for labels in pair(f"{cause} {symptom}", {"alertname": cause}, {"alertname": symptom})
     ]
     for (cause, symptom), same in expected.items():
-        alerts += pair(cause, symptom, f"{cause} {symptom} of another {same}", **{same: "b"})
-    last = next(iter(expected))
-    alerts += pair(*last, "last")
+        for label in same:
+            other = {"alertname": symptom, label: "b"}
+            alerts += pair(f"{cause} {symptom}, another {label}", {"alertname": cause}, other)
+    # Other exporters have taken over; and a longer window is no cause of a shorter one.
+    down = {"alertname": "EsmsExporterDown", "severity": "warning"}
+    alerts += pair("only a warning", down, {"alertname": "EsmsCanaryNotPlaced"})
+    burn = {"alertname": "EsmsCallSuccessBudgetBurn"}
+    alerts += pair("a longer window", {**burn, "window": "3d"}, {**burn, "window": "6h"})
+    cause, symptom = next(iter(expected))
+    alerts += pair("last", {"alertname": cause}, {"alertname": symptom})
     port = free_port()
     url = f"http://127.0.0.1:{port}/api/v2/alerts"
     command = [
