@@ -43,6 +43,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.notifications
 	$(BIN)/python -m benchmarks.pace
 	$(BIN)/python -m benchmarks.replicas
+	$(BIN)/python -m benchmarks.export
 
 # The part of it that needs no quiet machine: virtual time, the same figures everywhere.
 bench-pace: $(VENV)/.dev

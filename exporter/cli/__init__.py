@@ -32,6 +32,7 @@ _MODULES: Final = {
     "health": "health",
     "lookup": "lookup",
     "calls": "calls",
+    "export": "export",
     "canary": "canary",
     "notifications": "notifications",
     "callback-url": "checks",

@@ -16,11 +16,16 @@ from typing import Final
 import click
 import uvloop
 from pydantic_core import from_json
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from exporter.cli import options
-from exporter.cli.output import csv_text, header, line, output_option, print_table
+from exporter.cli.output import (
+    csv_text,
+    header,
+    line,
+    output_option,
+    print_table,
+    progress_bar,
+)
 from exporter.config import Config, load_config
 from exporter.config.document import Problems
 from exporter.errors import ConfigError, Problem, ResultsError
@@ -190,15 +195,7 @@ def _look_up(
     Progress and pauses are shown on standard error, with a bar on a terminal.
     """
     results: list[LookupResult] = []
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    progress = Progress(
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (bar and console.is_terminal),
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
+    progress = progress_bar(shown=bar)
     task = progress.add_task("calls", total=len(calls))
 
     def take(batch: Sequence[LookupResult]) -> None:
@@ -207,7 +204,8 @@ def _look_up(
         progress.advance(task, len(batch))
 
     def report_pause(why: LookupResult, seconds: float) -> None:
-        console.print(f"{why.account}: {why.outcome}: {why.message}; continuing in {seconds:.0f} s")
+        pause = f"{why.account}: {why.outcome}: {why.message}; continuing in {seconds:.0f} s"
+        progress.console.print(pause)
 
     connect = partial(EsmsClient, timeout=config.polling.timeout, tls=config.tls)
     with progress:

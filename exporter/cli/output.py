@@ -1,4 +1,4 @@
-"""Output of rows as a table, CSV or JSON."""
+"""Output of rows as a table, CSV or JSON, and progress bars."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from pydantic_core import to_json, to_jsonable_python
 from rich.cells import cell_len
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -76,6 +77,19 @@ def _csv(values: Iterable[object]) -> str:
     # Python quotes only the line breaks that are in `lineterminator`: pass both characters.
     csv.writer(text, lineterminator="\r\n").writerow(values)
     return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def progress_bar(*, shown: bool) -> Progress:
+    """Return a progress bar on standard error; `shown` has no effect if that is no terminal."""
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    return Progress(
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (shown and console.is_terminal),
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Row,
     Select,
     case,
     delete,
@@ -23,10 +26,25 @@ from sqlalchemy.dialects.postgresql import insert
 
 from exporter.calls import Result, Status
 from exporter.ids import Kind, reference_key
-from exporter.ledger.engine import Database
+from exporter.ledger.engine import READ_TIMEOUT, Database
 from exporter.ledger.json_rows import fetch_json, is_given, select_json, to_json_rows
-from exporter.ledger.schema import accounts, call_sources, calls, cursors, label_sets
-from exporter.ledger.types import BATCH_SIZE, DELETED, CallRecord, FinishedCall, Labels
+from exporter.ledger.labels import COUNTED_AS, FOLDED
+from exporter.ledger.schema import (
+    accounts,
+    call_sources,
+    calls,
+    cursors,
+    folded_labels,
+    label_sets,
+)
+from exporter.ledger.types import (
+    BATCH_SIZE,
+    DELETED,
+    CallRecord,
+    ExportedCall,
+    FinishedCall,
+    Labels,
+)
 
 UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
 """The condition that no source names a call."""
@@ -114,11 +132,7 @@ def list_calls(
     `state` is a state of open calls, `FINISHED` or `WATCHED`. A page reads at most `examined` rows.
     If few of them match the filters, it holds few calls or none, although more pages follow.
     """
-    with database.read() as connection:
-        if database.shared:
-            # If PostgreSQL expects few rows, it sorts instead of using the index; it may be wrong.
-            for method in ("sort", "seqscan"):
-                connection.execute(text(f"SET LOCAL enable_{method} = off"))
+    with _in_order(database) as connection:
         known = select(accounts.c.id).where(accounts.c.name.in_(names))
         rows = connection.scalars(known).all()
         # Written so that no engine uses an index in another order: it would have to read and sort
@@ -151,6 +165,17 @@ def list_calls(
             found += _records(connection, records.order_by(calls.c.id).limit(limit))
     found = sorted(found)[:limit]  # by row, the first field
     return Page(found, found[-1].id if len(found) == limit else end)
+
+
+@contextmanager
+def _in_order(database: Database, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
+    """Run a read-only transaction whose queries read rows in the order of an index."""
+    with database.read(timeout) as connection:
+        if database.shared:
+            # If PostgreSQL expects few rows, it sorts instead of using the index; it may be wrong.
+            for method in ("sort", "seqscan"):
+                connection.execute(text(f"SET LOCAL enable_{method} = off"))
+        yield connection
 
 
 def _records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns
@@ -201,6 +226,13 @@ class RecentCalls(NamedTuple):
     since: float
 
 
+_COUNTED: Final = (
+    calls.c.result.is_not(None),
+    calls.c.result != DELETED,
+    calls.c.canary_run_id.is_(None),
+)
+"""The conditions that a call has finished and is counted."""
+
 _FINISHED_CALLS: Final = (
     select(
         calls.c.id,
@@ -208,7 +240,7 @@ _FINISHED_CALLS: Final = (
         *calls.c["reference_id", "result", "status", "first_watched", "finished_at", "kind"],
     )
     .join_from(calls, accounts)
-    .where(calls.c.result.is_not(None), calls.c.result != DELETED, calls.c.canary_run_id.is_(None))
+    .where(*_COUNTED)
     .order_by(calls.c.finished_at.desc())
 )
 
@@ -237,6 +269,67 @@ def _finished(connection: Connection, query: Select[Any]) -> dict[int, FinishedC
         row: FinishedCall(name, found, Result(result), Status(status), began, ended, Kind(kind))
         for row, name, found, result, status, began, ended, kind in connection.execute(query)
     }
+
+
+# All finished calls, by the time they ended.
+
+_own_labels, _counted_labels = label_sets.alias(), label_sets.alias()
+_ENDED: Final = (
+    select(
+        *(calls.c.id, accounts.c.name, calls.c.reference_id, calls.c.kind),
+        *(_own_labels.c.labels, _counted_labels.c.labels.label("counted_labels")),
+        *calls.c["result", "status", "duration", "key", "price", "delivered", "failed"],
+        *calls.c["first_watched", "finished_at"],
+    )
+    .join_from(calls, accounts)
+    .join(_own_labels, _own_labels.c.id == calls.c.label_set_id)
+    .outerjoin(folded_labels, FOLDED)
+    .join(_counted_labels, _counted_labels.c.id == COUNTED_AS)
+    .where(*_COUNTED)
+    .order_by(calls.c.finished_at, calls.c.id)
+)
+
+
+def finished_pages(
+    database: Database, since: float, until: float, ahead: float = 0.0, limit: int = 5 * BATCH_SIZE
+) -> Iterator[list[ExportedCall]]:
+    """Yield the calls that finished from `since` until before `until`, in this order, in pages.
+
+    Each page is a transaction of its own: one for all pages would keep SQLite from truncating its
+    WAL, and PostgreSQL from removing dead rows. `ahead` are the seconds by which the ledger's clock
+    is ahead of the clock of all times.
+    """
+    last, row = since + ahead, 0
+    size = limit
+    while size == limit:
+        after = or_(calls.c.finished_at > last, calls.c.id > row)
+        query = _ENDED.where(*_between(last, until + ahead), after).limit(limit)
+        with _in_order(database, math.inf) as connection:
+            found = connection.execute(query).all()
+        if size := len(found):
+            last, row = found[-1].finished_at, found[-1].id
+            yield [_exported(one, ahead) for one in found]
+
+
+def count_finished(database: Database, since: float, until: float, ahead: float = 0.0) -> int:
+    """Return how many calls `finished_pages` yields."""
+    with database.read(math.inf) as connection:
+        between = _between(since + ahead, until + ahead)
+        return connection.scalars(select(func.count()).where(*_COUNTED, *between)).one()
+
+
+def _between(since: float, until: float) -> tuple[ColumnElement[bool], ...]:
+    return calls.c.finished_at >= since, calls.c.finished_at < until
+
+
+def _exported(row: Row[Any], ahead: float) -> ExportedCall:  # Any: of columns
+    call = ExportedCall._make(row)
+    return call._replace(
+        labels=json.loads(row.labels),
+        counted_labels=json.loads(row.counted_labels),
+        first_watched=call.first_watched - ahead,
+        finished_at=call.finished_at - ahead,
+    )
 
 
 # Sources, and the cursors of queries.

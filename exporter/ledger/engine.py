@@ -115,7 +115,7 @@ class Database(ABC):
             # Proves that the database can be written.
             connection.execute(update(alembic_version).values(version_num=HEAD))
         elif found > HEAD:
-            if (connection.scalar(select(compatibility.c.oldest_user)) or found) > HEAD:
+            if not _usable(connection, found):
                 raise self.failed(
                     f"was written by a newer esms-exporter (revision {found}); "
                     "upgrade this exporter, or name another database in `ledger.url`"
@@ -161,6 +161,46 @@ def revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table(alembic_version.name):
         return None
     return connection.scalar(select(alembic_version.c.version_num))
+
+
+def _usable(connection: Connection, found: str) -> bool:
+    """Return whether a newer revision is marked as compatible with this version."""
+    return (connection.scalar(select(compatibility.c.oldest_user)) or found) <= HEAD
+
+
+def _check_readable(database: Database) -> None:
+    with database.read() as connection:
+        found = revision(connection)
+        if found is None:
+            raise database.failed("holds no ledger; check `ledger.url`")
+        if found < OLDEST_USER or (found > HEAD and not _usable(connection, found)):
+            raise database.failed(
+                f"was written by another version of esms-exporter (revision {found}); use the "
+                "command of that version"
+            )
+
+
+def open_reader(url: str) -> Database:
+    """Open a ledger for `read` and `keep_time`, without creating, upgrading or locking it.
+
+    Raises:
+        LedgerError: it cannot be read; the message says what to do.
+    """
+    database: Database
+    if make_url(url).get_backend_name() == "postgresql":
+        from exporter.ledger.postgresql import PostgresqlDatabase  # noqa: PLC0415
+
+        database = PostgresqlDatabase(url, upgrade=False)
+    else:
+        from exporter.ledger.sqlite import SqliteReader  # noqa: PLC0415
+
+        database = SqliteReader(url)
+    try:
+        _check_readable(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def open_database(url: str, *, exclusive: bool = True) -> Database:

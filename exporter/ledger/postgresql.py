@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ class PostgresqlDatabase(Database):
     @contextmanager
     def read(self, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
         """Run a read-only transaction; see `Database.read`."""
-        milliseconds = max(1, int(timeout * 1000))
+        milliseconds = max(1, int(timeout * 1000)) if timeout < math.inf else 0
         with self.begin() as connection:
             connection.exec_driver_sql(
                 f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {milliseconds}"

@@ -84,10 +84,8 @@ class SqliteFile(Database):
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
         """Store the mark of a clock; if `opened`, first continue from the stored mark."""
         with self.begin() as connection:
-            known = connection.execute(select(clock_marks)).first()
-            if opened and known is not None:
-                at = Moment(known.wall, known.steady, known.boot)
-                clock.resume(Mark(known.ahead, at))
+            if opened:
+                _resume(clock, connection)
             ahead, at = clock.mark()
             connection.execute(delete(clock_marks))
             connection.execute(insert(clock_marks).values(ahead=ahead, **at._asdict()))
@@ -96,8 +94,10 @@ class SqliteFile(Database):
     def read(self, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
         """Run a read-only transaction; see `Database.read`."""
         with self.translated(), self._reader.begin() as connection:
-            end = time.monotonic() + timeout
-            _driver(connection).set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+            # Without a timeout, no handler: SQLite would report a Ctrl-C in it as a timeout.
+            if timeout < math.inf:
+                end = time.monotonic() + timeout
+                _driver(connection).set_progress_handler(lambda: time.monotonic() > end, _STEPS)
             yield connection
 
     @cached_property
@@ -312,6 +312,23 @@ class SqliteDatabase(SqliteFile):
         _log.warning("missing ledger file recreated")
 
 
+class SqliteReader(SqliteFile):
+    """An existing ledger that is only read, also while an exporter uses it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        os.close(self.open_file(os.O_RDONLY | os.O_NONBLOCK))
+
+    def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
+        """Continue from the stored mark if `opened`; store nothing."""
+        if opened:
+            with self.read() as connection:
+                _resume(clock, connection)
+
+    def close(self) -> None:
+        """Do nothing: no connection stays open."""
+
+
 class UnlockedSqliteDatabase(SqliteFile):
     """A ledger that an exporter may have open, for short commands.
 
@@ -343,8 +360,7 @@ def back_up(url: str, target: Path) -> int:
     """
     if make_url(url).get_backend_name() == "postgresql":
         raise LedgerError("ledger: is a PostgreSQL database; back it up with `pg_dump`")
-    source = SqliteFile(url)
-    os.close(source.open_file(os.O_RDONLY | os.O_NONBLOCK))
+    source = SqliteReader(url)
     for suffix in ("", "-wal", "-journal"):
         if os.path.lexists(f"{target}{suffix}"):
             raise LedgerError(f"{target}{suffix}: exists already; name another file")
@@ -367,6 +383,13 @@ def back_up(url: str, target: Path) -> int:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
     return int(count)
+
+
+def _resume(clock: LedgerClock, connection: Connection) -> None:
+    """Let a clock continue from the mark in the ledger, if there is one."""
+    known = connection.execute(select(clock_marks)).first()
+    if known is not None:
+        clock.resume(Mark(known.ahead, Moment(known.wall, known.steady, known.boot)))
 
 
 def _driver(connection: Connection) -> Any:  # Any: whatever the driver's type is

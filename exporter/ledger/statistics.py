@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,7 @@ from sqlalchemy import func, inspect, make_url, select, text
 
 from exporter.ledger.engine import Database, revision
 from exporter.ledger.schema import metadata
-from exporter.ledger.sqlite import SqliteFile
+from exporter.ledger.sqlite import SqliteReader
 
 _TIMEOUT: Final = 60.0  # seconds, to count all rows
 
@@ -30,8 +29,7 @@ def ledger_statistics(url: str) -> dict[str, Any]:  # Any: JSON
 
         with closing(PostgresqlDatabase(url, upgrade=False)) as database:
             return _statistics(database)
-    file = SqliteFile(url)
-    os.close(file.open_file(os.O_RDONLY | os.O_NONBLOCK))
+    file = SqliteReader(url)
     found = _statistics(file)
     for suffix in ("", "-wal"):
         with suppress(OSError):  # a ledger that is not in use has no -wal

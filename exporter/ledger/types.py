@@ -93,6 +93,29 @@ class FinishedCall(NamedTuple):
     kind: Kind = Kind.CALL
 
 
+class ExportedCall(NamedTuple):
+    """A finished call with all that the ledger knows of it.
+
+    Times are Unix times, the duration is in seconds, the price in VND.
+    """
+
+    id: int
+    account: str
+    reference_id: str
+    kind: str
+    labels: Labels
+    counted_labels: Labels  # of the label set whose totals it is added to
+    result: str
+    status: str
+    duration: float | None
+    key: str | None
+    price: float | None
+    delivered: int | None  # receivers of a message that got it
+    failed: int | None  # the others
+    first_watched: float
+    finished_at: float
+
+
 class InsertSummary(NamedTuple):
     """The sum of several `InsertResult`s."""
 

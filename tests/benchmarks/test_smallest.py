@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Those that are run, with what makes them small, and how many rows of figures they print.
 SMALLEST = {
     "callbacks --calls 3 --seconds 1 --scale 0.05": 4,
+    "export --calls 100 --days 0.1": 3,
     "ledger --rows 200 --rounds 1 --per-round 20": 8,
     "notifications --rounds 1 --calls 20": 4,
     "pace --share 0.01": 34,

@@ -187,7 +187,10 @@ class Scene:
         if lasting:
             await self._start(lasting, text, command.place)
             return
-        asks = text.startswith("esms-exporter calls") or f"localhost:{self.ports[10375]}" in text
+        asks = (
+            text.startswith(("esms-exporter calls", "esms-exporter export"))
+            or f"localhost:{self.ports[10375]}" in text
+        )
         if asks and EXPORTER not in self._running:
             start = "esms-exporter --config.file=config.yaml"
             await self.run(Command(command.place, start, ""))

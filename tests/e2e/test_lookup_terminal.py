@@ -36,11 +36,11 @@ class Screen:
         fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, size)
         self.seen = ""
 
-    async def run(self, *arguments: str, ctrl_c_at: str = "") -> int:
+    async def run(self, *arguments: str, ctrl_c_at: str = "", command: str = "lookup") -> int:
         theirs = self._theirs
         output = os.open(self._output, os.O_WRONLY | os.O_CREAT) if self._output else theirs
         process = subprocesses.spawn(
-            (*subprocesses.ESMS_EXPORTER, "lookup", *arguments, CONFIG),
+            (*subprocesses.ESMS_EXPORTER, command, *arguments, CONFIG),
             *(output, theirs),
             stdin=theirs,
             environ={**os.environ, "TERM": "xterm"},

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, text, update
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
 from exporter.ids import reference_id
-from exporter.ledger.calls import find_call, list_calls
+from exporter.ledger.calls import count_finished, find_call, finished_pages, list_calls
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import calls
 from exporter.ledger.store import Store
@@ -186,6 +186,32 @@ def test_one_call_is_found_by_an_index(grown: Database) -> None:
     # One of PostgreSQL, one of SQLite.
     assert "Index Cond: ((account_id = " in plan or "(account_id=? AND normalized_id=?)" in plan
     assert not re.search("Seq Scan on calls|SCAN calls", plan)
+
+
+def test_finished_calls_are_read_in_pages(listed: Database) -> None:
+    """All of these ended at the same time."""
+    (whole,) = finished_pages(listed, NOW, NOW + 1)
+    names = [f"c{n}" for n in range(1, 24, 2)]
+    assert [call.reference_id for call in whole] == names
+    assert count_finished(listed, NOW, NOW + 1) == len(names)
+    for limit in (1, 5, len(names)):
+        pages = list(finished_pages(listed, NOW, NOW + 1, limit=limit))
+        assert {len(page) for page in pages[:-1]} <= {limit}
+        assert [call for page in pages for call in page] == whole
+    assert list(finished_pages(listed, NOW - 1, NOW)) == []
+    ((first, *_),) = finished_pages(listed, NOW - 60, NOW - 59, ahead=60.0)
+    assert (first.first_watched, first.finished_at) == (NOW - 60, NOW - 60)
+
+
+def test_finished_calls_are_read_by_the_index_of_their_ends(grown: Database) -> None:
+    ran = statements(lambda: next(finished_pages(grown, 50.0, 100.0, limit=10), None))
+    ((_, plan),) = explained(grown, ran)
+    if grown.shared:
+        assert "Index Scan using calls_finished on calls" in plan
+        assert not re.search(r"(?<!Incremental )Sort  \(", plan)
+    else:
+        assert "SEARCH calls USING INDEX calls_finished (finished_at>? AND finished_at<?)" in plan
+        assert "TEMP B-TREE" not in plan
 
 
 def explained(database: Database, ran: Iterable[Statement]) -> Iterator[tuple[str, str]]:
