@@ -1,3 +1,3 @@
-"""A Prometheus exporter for the results of voice calls placed through the eSMS API."""
+"""A Prometheus exporter for the results of voice calls and messages sent through eSMS."""
 
 __version__ = "0.1.0"

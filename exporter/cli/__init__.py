@@ -78,7 +78,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands)
 @click.version_option(exporter.__version__, prog_name=_NAME)
 def commands() -> None:
-    """Prometheus exporter for voice calls placed through the eSMS API."""
+    """Prometheus exporter for voice calls and messages sent through eSMS."""
 
 
 class _Bash(BashComplete):
