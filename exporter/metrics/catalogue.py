@@ -67,7 +67,8 @@ class Catalogue:
         self.price = counter(
             "esms_call_price_vnd_total{account}",
             "Prices of finished calls in VND, as reported by the provider's callback, added when "
-            f"the price and the result are committed. {_SURVIVES}",
+            "the price and the result are committed. Calls without a callback have no price. "
+            f"{_SURVIVES}",
         )
         # Finished messages, likewise.
         self.messages = counter(

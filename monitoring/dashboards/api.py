@@ -172,9 +172,14 @@ def _requests() -> Row:
             ),
             share(
                 "Failed requests by account",
-                "Share of requests that got no valid answer, or an error of the provider. "
-                "Refused credentials and throttling are not included.",
-                {"{{account}}": ratio(rate(FAILED, "account"), rate(REQUESTS, "account"))},
+                "Share of requests that got no valid answer, or an error of the provider. Calls "
+                "and messages have different hosts. Refused credentials and throttling are not "
+                "included.",
+                {
+                    "{{account}} {{operation}}": ratio(
+                        rate(FAILED, "account, operation"), rate(REQUESTS, "account, operation")
+                    )
+                },
             ).links(runbooks("EsmsApiErrors")),
             series(
                 "Throttled requests",

@@ -25,6 +25,7 @@ from monitoring.dashboards.calls import (
 from monitoring.dashboards.frame import Row, account, frame, job_and_instance, user_labels
 from monitoring.dashboards.panels import (
     coloured,
+    dashed,
     runbooks,
     series,
     share,
@@ -39,6 +40,7 @@ from monitoring.dashboards.promql import (
     held,
     of_account,
     of_exporter,
+    priced_rate,
     quantile,
     ratio,
     share_up_to,
@@ -63,7 +65,7 @@ def overview() -> models.Dashboard:
         "eSMS / Overview",
         "Results of calls and messages: success ratio, answers, durations and volume.",
         (*job_and_instance(), account(), *user_labels()),
-        (_now(), _answered(), _volume(), _messages(), _canaries(), _by_account()),
+        (_now(), _answered(), _volume(), _traffic(), _messages(), _canaries(), _by_account()),
     )
 
 
@@ -213,16 +215,52 @@ def _volume() -> Row:
             ).span(6),
             series(
                 "Spend per call",
-                "Price of all calls divided by finished calls, and by answered calls. No data "
-                "without callbacks, which report the prices.",
+                "Price of all calls divided by finished calls, and by answered calls, of label "
+                "sets that have ever had a price. Only callbacks report prices: too low where "
+                "some calls have none.",
                 "currencyVND",
                 {
-                    "per finished call": ratio(f"({call_rate(PRICE)} > 0)", call_rate(FINISHED)),
-                    "per answered call": ratio(f"({call_rate(PRICE)} > 0)", call_rate(ANSWERED)),
+                    name: ratio(f"({call_rate(PRICE)} > 0)", priced_rate(calls, PRICE))
+                    for name, calls in (
+                        ("per finished call", FINISHED),
+                        ("per answered call", ANSWERED),
+                    )
                 },
             )
             .interval("1m")
             .span(6),
+        ),
+    )
+
+
+def _traffic() -> Row:
+    return Row(
+        "Compared with last week",
+        tuple(
+            series(
+                f"{of} by $split, and last week",
+                f"{of} per hour. The dashed lines are those of a week ago. When the solid line "
+                "falls to 0, nothing is placed or ids do not arrive; when it is far above, look "
+                "for a loop or fraud.",
+                "short",
+                {
+                    "{{$split}}": f"3600 * {call_rate(finished, '$split')}",
+                    "{{$split}} last week": "3600 * " + call_rate(finished, "$split", " offset 1w"),
+                },
+            )
+            .override_by_regexp("/ last week$/", [dashed()])
+            .links(
+                runbooks(
+                    *("EsmsTrafficStopped", "EsmsTrafficStoppedForLabels"),
+                    *("EsmsTrafficBurst", "EsmsTrafficBurstForLabels"),
+                )
+            )
+            .interval("5m")
+            .span(12)
+            for of, finished in (
+                ("Finished calls", FINISHED),
+                ("Receivers of messages", RECEIVERS),
+            )
         ),
     )
 
@@ -238,7 +276,7 @@ def _messages() -> Row:
                     "message; failure: not; unknown: the provider reported no result.",
                     "cpm",
                     {"{{result}}": f"60 * {call_rate(RECEIVERS, 'result')}"},
-                ).links(runbooks("EsmsMessagesFailing", "EsmsResultsUnknown"))
+                ).links(runbooks("EsmsMessageFailed", "EsmsMessagesFailing", "EsmsResultsUnknown"))
             ),
             share(
                 "Delivered messages by $split",
@@ -248,7 +286,7 @@ def _messages() -> Row:
                         call_rate(GOT, "$split"), call_rate(RECEIVERS_KNOWN, "$split")
                     )
                 },
-            ).links(runbooks("EsmsMessagesFailing")),
+            ).links(runbooks("EsmsMessagesFailing", "EsmsMessagesFailingForLabels")),
             stacked(
                 "Price of messages by $split",
                 "VND per hour, as reported by the provider.",

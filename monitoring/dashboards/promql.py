@@ -39,9 +39,19 @@ def held(selector: str, by: str = "") -> str:
     return _sum(selector, by)
 
 
-def call_rate(selector: str, by: str = "") -> str:
-    """Return the rate of a total in the ledger, per second."""
-    return _sum(_shared(_or_native("rate({}[$__rate_interval])", selector)), by)
+def call_rate(selector: str, by: str = "", offset: str = "") -> str:
+    """Return the rate of a total in the ledger, per second; `offset` is a modifier of PromQL."""
+    rates = _or_native(f"rate({{}}[$__rate_interval]{offset})", selector)
+    return _sum(_shared(rates), by)
+
+
+def priced_rate(selector: str, prices: str) -> str:
+    """Return the rate of calls of label sets that have ever had a price, per second.
+
+    `selector` and `prices` are totals in the ledger; labels of results are ignored.
+    """
+    calls = _shared(f"rate({selector}[$__rate_interval])")
+    return _sum(f"{calls} and ignoring (result, status) {_shared(prices)} > 0", "")
 
 
 def call_total(selector: str, by: str = "") -> str:

@@ -191,7 +191,8 @@ def test_the_list_of_recording_rules() -> None:
     assert listed == {name for name in RECORDED if not name.startswith("global:")}
     for name in listed:
         assert re.fullmatch(
-            r"account(_labels)?:esms_\w+:(max|[a-z_]+\d+[mhd])|job:esms_\w+:count|canary:esms_\w+:max",
+            r"account(_labels|_operation)?:esms_\w+:(max|[a-z_]+\d+[mhd])"
+            r"|job:esms_\w+:count|canary:esms_\w+:max",
             name,
         )
 
