@@ -19,12 +19,13 @@ from typing import Final, NamedTuple
 from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status
 from exporter.ids import ReferenceId
 from exporter.ledger.engine import open_database
-from exporter.ledger.store import Store
+from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
 
 ACCOUNT: Final = "main"
 FINISHED: Final = Finished(Result.SUCCESS, Status.ANSWERED, 13.0, Key.ONE)
 QUEUED: Final = PollAgain(CallState.QUEUED)
+STATES: Final = (CallState.NOT_FOUND, CallState.QUEUED, CallState.AWAITING_REPORT)
 
 
 class Cost(NamedTuple):
@@ -35,14 +36,19 @@ class Cost(NamedTuple):
     longest: float
 
 
-def fill(store: Store, first: int, count: int) -> None:
+def add(store: Store, first: int, count: int) -> list[StoredCall]:
     """Take calls in, with numbers for their ids."""
+    calls = [
+        NewCall(ACCOUNT, ReferenceId(f"{number:036d}"), {"campaign": f"c{number % 10}"})
+        for number in range(first, first + count)
+    ]
+    return store.watch(None, calls, time.time()).added
+
+
+def fill(store: Store, first: int, count: int) -> None:
+    """Take many calls in."""
     for start in range(first, first + count, BATCH_SIZE):
-        calls = [
-            NewCall(ACCOUNT, ReferenceId(f"{number:036d}"), {"campaign": f"c{number % 10}"})
-            for number in range(start, start + BATCH_SIZE)
-        ]
-        store.watch(None, calls, time.time())
+        add(store, start, BATCH_SIZE)
 
 
 def unfinished(store: Store) -> Iterator[StoredCall]:
@@ -84,6 +90,40 @@ def measure(store: Store, rows: int, rounds: int, per_round: int) -> None:
         sys.stdout.flush()
 
 
+def life(store: Store, first: int, count: int, size: int) -> float:
+    """Add, poll and finish calls in groups of `size`; return the CPU time of a call in µs.
+
+    They have the states of a call that takes a minute, as in `benchmarks.polls`.
+    """
+    cpu, calls = time.process_time(), list[StoredCall]()
+    for start in range(first, first + count, size):
+        calls += add(store, start, size)
+    of_each = (time.process_time() - cpu) / count * 1e6
+    for second, state in enumerate(STATES):
+        of_each += commit(store, calls, PollAgain(state), size).cpu
+        for *_, call in calls:  # as the poller does
+            call.state, call.state_since = state, float(second)
+    return of_each + commit(store, calls, FINISHED, size).cpu
+
+
+def measure_history(store: Store, first: int, rounds: int, per_round: int) -> None:
+    """Print what `ledger.history` adds to a call; both are measured in each round."""
+    print("\n| group | CPU per call without history, µs | with | ratio | from | to |")
+    print("|---|---|---|---|---|---|")
+    for size in (100, 1_000):
+        found: dict[bool, list[float]] = {False: [], True: []}
+        for number in range(rounds):
+            for history in (True, False) if number % 2 else (False, True):
+                store.configure(StoreSettings(history=history))
+                found[history].append(life(store, first, per_round, size))
+                first += per_round + size
+        ratios = [on / off for off, on in zip(*found.values(), strict=True)]
+        off, on, ratio = map(statistics.median, (*found.values(), ratios))
+        spread = f"{min(ratios):.2f} | {max(ratios):.2f}"
+        print(f"| {size:,} | {off:.1f} | {on:.1f} | {ratio:.2f} | {spread} |")
+        sys.stdout.flush()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", help="of an empty database (default: a new SQLite file)")
@@ -101,6 +141,7 @@ def main() -> None:
         measure(store, few, options.rounds, options.per_round)
         fill(store, few, options.rows - few)
         measure(store, options.rows, options.rounds, options.per_round)
+        measure_history(store, 10 * options.rows, options.rounds, options.per_round)
         store.database.close()
 
 

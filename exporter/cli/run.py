@@ -22,12 +22,12 @@ from exporter.web.server import WebOptions
 from exporter.web.sockets import ListenAddress
 from exporter.web.web_config import load_web_config
 
-RESERVED_PATHS: Final = ("/-/", "/api/", "/callback/")
+RESERVED_PATHS: Final = ("/-/", "/api/", "/callback/", "/calls/")
 """Prefixes of paths that have their own handlers and access rules."""
 
 
 def _telemetry_path(path: str) -> str:
-    if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or path.startswith(RESERVED_PATHS):
+    if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) or f"{path}/".startswith(RESERVED_PATHS):
         reserved = ", ".join(f"`{start}`" for start in RESERVED_PATHS)
         raise ValueError(f"expected a path such as `/metrics`, not under {reserved}")
     return path

@@ -12,7 +12,7 @@ from enum import StrEnum
 from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, literal, select
 
 # SQLite's compiler accepts this INSERT, too.
 from sqlalchemy.dialects.postgresql import insert
@@ -71,6 +71,28 @@ _ADD: Final = (
     )
     .on_conflict_do_nothing()
 )
+
+
+_REPLACED: Final = (
+    insert(history)
+    .from_select(
+        ["call_id", "at", "event", "subject"],
+        select(calls.c.id, calls.c.state_since, literal(EventKind.STATE.value), calls.c.state)
+        .join_from(ROWS, calls, calls.c.id == field(0, calls.c.id))
+        .where(
+            calls.c.state != CallState.NEW.value,
+            calls.c.state != field(1, calls.c.state),
+            _has_room,
+        ),
+        include_defaults=False,
+    )
+    .on_conflict_do_nothing()
+)
+
+
+def add_replaced_states(connection: Connection, rows: str) -> None:
+    """Add the states of calls that are about to change; `rows` has rows and new states, as JSON."""
+    connection.execute(_REPLACED, {"rows": rows})
 
 
 def add_history(connection: Connection, events: Iterable[CallEvent]) -> None:

@@ -46,7 +46,7 @@ from exporter.ids import Kind, reference_key
 from exporter.ledger.calls import UNNAMED, label_sets_of, row_of
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
-from exporter.ledger.history import CallEvent, EventKind, add_history
+from exporter.ledger.history import CallEvent, EventKind, add_history, add_replaced_states
 from exporter.ledger.json_rows import (
     ROWS,
     fetch_json,
@@ -108,10 +108,8 @@ _Key = tuple[int, str]
 """The row of an account, and a normalized id."""
 
 _MESSAGE: Final = Kind.MESSAGE
-_NEW: Final = CallState.NEW
 
 # Plain strings: serializing enum members to JSON is slow.
-_STATE_EVENT: Final = EventKind.STATE.value
 _CALLBACK_EVENT: Final = EventKind.CALLBACK.value
 _ACCEPTED: Final = CallbackOutcome.ACCEPTED.value
 _TEXT: Final = {
@@ -619,12 +617,19 @@ class Store:
             for cell, amount in additions(account, counted_as, found, delay, price, call.kind):
                 added[cell] += amount
         if states:
-            connection.execute(_SET_STATE, {"rows": to_json_rows(states)})
+            self._set_states(connection, to_json_rows(states))
         if messages := list(_finished_messages(observations)):
             connection.execute(_FINISH_MESSAGE, {"rows": to_json_rows(messages)})
         if finished:
             connection.execute(_FINISH, {"rows": to_json_rows(finished)})
-        self._add_history(connection, _events(observations, held))
+        self._add_history(
+            connection,
+            [
+                CallEvent(one.call.id, one.at, _CALLBACK_EVENT, _ACCEPTED)
+                for one in observations
+                if one.from_callback and one.call.id in held
+            ],
+        )
         if added:
             add_totals(connection, added, account_ids)
             notify_of_totals(connection, self.exporter, account_ids)
@@ -643,6 +648,11 @@ class Store:
         event = CallEvent(row, self._clock.now(), _CALLBACK_EVENT, outcome.value)
         self._add_history(connection, [event])
         return added
+
+    def _set_states(self, connection: Connection, rows: str) -> None:
+        if self.settings.history:
+            add_replaced_states(connection, rows)
+        connection.execute(_SET_STATE, {"rows": rows})
 
     def _add_history(self, connection: Connection, events: Iterable[CallEvent]) -> None:
         if self.settings.history:
@@ -674,20 +684,6 @@ class Store:
         add_totals(connection, {cell: amount}, {account.name: account.id})
         notify_of_totals(connection, self.exporter, [account.name])
         return {cell: amount}
-
-
-def _events(
-    observations: Iterable[Observation], open_calls: Collection[int]
-) -> Iterator[CallEvent]:
-    """Yield the events that the rows of the calls do not hold: replaced states, and callbacks."""
-    for _, call, found, at, from_callback in observations:
-        if call.id not in open_calls:
-            continue
-        if isinstance(found, PollAgain):
-            if call.state is not _NEW and call.state is not found.state:
-                yield CallEvent(call.id, call.state_since, _STATE_EVENT, _TEXT[call.state])
-        elif from_callback:
-            yield CallEvent(call.id, at, _CALLBACK_EVENT, _ACCEPTED)
 
 
 def _finished_messages(observations: Iterable[Observation]) -> Iterator[tuple[Any, ...]]:

@@ -27,6 +27,9 @@ _SIGNIFICANT: Final = 72
 
 _REALM: Final = 'Basic realm="esms-exporter", charset="UTF-8"'
 
+BEARER: Final = 'Bearer realm="esms-exporter"'
+"""The challenge for a token, in the header `WWW-Authenticate`."""
+
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

@@ -19,6 +19,7 @@ from exporter.config import ApiConfig, TokenConfig
 from exporter.errors import CapacityError, LedgerError
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.calls import FINISHED, find_call, list_calls
+from exporter.ledger.history import EventKind, call_history
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.notifications import (
     NotificationRecord,
@@ -29,7 +30,7 @@ from exporter.ledger.notifications import (
 from exporter.ledger.types import DELETED, CallRecord, NewCall
 from exporter.secrets import Secret
 from exporter.web import schemas
-from exporter.web.access import Handler, Slots, configuration, credentials
+from exporter.web.access import BEARER, Handler, Slots, configuration, credentials
 from exporter.web.schemas import MAX_CALLS, ProblemError, Scope, validate
 
 PREFIX: Final = "/api/v1"
@@ -49,6 +50,8 @@ _MAX_SEPARATORS: Final = 500_000
 _ENCODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 # Time limit of a listing in seconds, including the wait for the thread.
 _LISTING_TIMEOUT: Final = 10.0
+# Newer versions may write others into a shared ledger.
+_EVENTS: Final = frozenset(map(str, EventKind))
 _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
 
@@ -123,7 +126,7 @@ class Api:
                 raise ProblemError(
                     401,
                     "expected a valid token in the header `Authorization: Bearer TOKEN`",
-                    headers={"WWW-Authenticate": 'Bearer realm="esms-exporter"'},
+                    headers={"WWW-Authenticate": BEARER},
                 )
             names = (account.name for account in config.accounts)
             accounts = [name for name in names if token.accounts is None or name in token.accounts]
@@ -206,16 +209,7 @@ class Api:
             raise LedgerError("the listing took too long") from None
 
     async def _show(self, scope: Scope, request: web.Request) -> web.Response:
-        ledger = self._app.ledger
-        record = await self._find(scope, request)
-        fields = ledger.to_machine_time(record)._asdict()
-        account = self._app.accounts.get(record.account)
-        if account is not None and (call := account.poller.calls.get(record.id)):
-            fields["polls"] = call.polls
-            if call.last_polled:
-                fields["last_polled"] = call.last_polled - ledger.clock.ahead
-            fields["next_due"] = account.poller.next_due(call)
-        return _json(schemas.CallDetails.model_validate(fields))
+        return _json(await call_details(self._app, await self._find(scope, request)))
 
     async def _delete(self, scope: Scope, request: web.Request) -> web.Response:
         record = await self._find(scope, request)
@@ -225,16 +219,13 @@ class Api:
         raise ProblemError(409, "the call has finished")
 
     async def _find(self, scope: Scope, request: web.Request) -> CallRecord:
-        account, text = request.match_info["account"], request.match_info["reference_id"]
         try:
-            name = reference_id(text)
+            found = await find_named(self._app, scope.accounts, request)
         except ValueError as error:
             raise ProblemError(400, str(error)) from None
-        if account in scope.accounts:
-            found = await self._app.ledger.execute(find_call, account, name, canaries=False)
-            if found and found.state != DELETED:
-                return found
-        raise ProblemError(404, "no such call")
+        if found is None:
+            raise ProblemError(404, "no such call")
+        return found
 
     # Notifications.
 
@@ -281,6 +272,35 @@ class Api:
 
     async def _openapi(self, scope: Scope, _request: web.Request) -> web.Response:
         return _json(to_json(schemas.openapi(scope, self._external_path), indent=2))
+
+
+async def find_named(
+    app: App, accounts: Collection[str], request: web.Request
+) -> CallRecord | None:
+    """Return the call that a path names; None if these accounts have none, or it was deleted.
+
+    Calls of canaries are left out. Raises `ValueError` if the path contains no id.
+    """
+    account, name = request.match_info["account"], reference_id(request.match_info["reference_id"])
+    if account not in accounts:
+        return None
+    found = await app.ledger.execute(find_call, account, name, canaries=False)
+    return found if found and found.state != DELETED else None
+
+
+async def call_details(app: App, record: CallRecord) -> schemas.CallDetails:
+    """Return a call of the ledger with its history, and how it is polled if it is polled here."""
+    ledger, ahead = app.ledger, app.ledger.clock.ahead
+    price, events = await ledger.execute(call_history, record.id)
+    history = [event._replace(at=event.at - ahead) for event in events if event.event in _EVENTS]
+    fields = {**ledger.to_machine_time(record)._asdict(), "price": price, "history": history}
+    account = app.accounts.get(record.account)
+    if account is not None and (call := account.poller.calls.get(record.id)):
+        fields["polls"] = call.polls
+        if call.last_polled:
+            fields["last_polled"] = call.last_polled - ahead
+        fields["next_due"] = account.poller.next_due(call)
+    return schemas.CallDetails.model_validate(fields)
 
 
 def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:

@@ -28,6 +28,7 @@ from exporter.config.validation import MAX_LABEL_VALUE, KnownAccount, KnownLabel
 from exporter.esms.codes import Outcome
 from exporter.ids import ID_PATTERN, Kind, reference_id
 from exporter.ledger.calls import FINISHED, MAX_PAGE, WATCHED
+from exporter.ledger.history import EventKind
 from exporter.ledger.notifications import NotificationState
 
 MAX_CALLS: Final = 10_000
@@ -212,8 +213,24 @@ class Call(_Answer):
     """Number of receivers of a finished message that did not get it."""
 
 
+class HistoryEvent(_Answer):
+    """An event in the history of a call."""
+
+    at: datetime
+    event: EventKind
+    """`watched`: the call was added. `state`: a poll changed its state. `callback`: the provider
+    called back. `finished`: the result is known. `delivered`, `failed`, `gave_up`: a notification
+    was delivered, an attempt failed, or the exporter gave it up."""
+
+    subject: str
+    """The state, the outcome of the callback, the result, or the target."""
+
+    detail: str | None
+    """The status of a finished call, or what the target answered."""
+
+
 class CallDetails(Call):
-    """A call, and how it is polled."""
+    """A call, how it is polled, and its history."""
 
     polls: int | None = None
     """Number of polls since the exporter started; null once finished."""
@@ -224,6 +241,12 @@ class CallDetails(Call):
 
     next_due: datetime | None = None
     """Time of the next poll; null during a poll, and once finished."""
+
+    price: float | None = None
+    """Price in VND, where the provider reports one."""
+
+    history: list[HistoryEvent]
+    """Its events, oldest first. With `ledger.history: false`, only those of the call itself."""
 
 
 class Page(_Answer):

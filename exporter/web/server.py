@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, cast
+from urllib.parse import quote, urlencode
 
 import structlog
 from aiohttp import HttpVersion10, web
+from yarl import URL
 
 from exporter.app import App
+from exporter.config import TokenConfig
 from exporter.errors import ConfigError, ExporterError, SourceError
 from exporter.metrics.exposition import (
     OPENMETRICS,
@@ -26,8 +29,8 @@ from exporter.metrics.exposition import (
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.file_watcher import INTERVAL
 from exporter.threads import DetachedThreads
-from exporter.web.access import Handler, Passwords, Slots, TokenBucket
-from exporter.web.api import MAX_BODY, Api, token_of
+from exporter.web.access import BEARER, Handler, Passwords, Slots, TokenBucket, configuration
+from exporter.web.api import MAX_BODY, Api, call_details, find_named, token_of
 from exporter.web.api import PREFIX as API_PREFIX
 from exporter.web.callback import PATH as CALLBACK_PATH
 from exporter.web.callback import callback_route
@@ -36,6 +39,7 @@ from exporter.web.sockets import ListenAddress, listen, systemd_sockets, url_of
 from exporter.web.status_page import (
     LANGUAGES,
     REFRESH,
+    CallView,
     StatusTemplate,
     Viewer,
     build_status_view,
@@ -49,6 +53,7 @@ _DRAIN_TIMEOUT: Final = 1.0
 _LOAD_TIMEOUT: Final = 30.0
 _WEB_CONFIG: Final = "web configuration"
 _PROBES: Final = ("/-/healthy", "/-/ready")
+_CALLS: Final = "/calls"
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Server": "esms-exporter"}
 
 # Larger bodies are compressed in a thread, because compressing them would delay polls.
@@ -98,6 +103,8 @@ class WebServer:
         )
         routes = [
             web.get("/", self._status),
+            web.get(_CALLS, self._search),
+            web.get(f"{_CALLS}/{{account:[^/]+}}/{{reference_id:[^/]+}}", self._call),
             web.get(options.telemetry_path, self._metrics),
             web.get("/-/healthy", self._healthy),
             web.get("/-/ready", self._ready),
@@ -210,19 +217,23 @@ class WebServer:
         if path in _PROBES and self._options.open_probes:
             return await handler(request)
         self._bucket.take()
-        users = self._web_config.basic_auth_users
-        if users and not path.startswith((f"{API_PREFIX}/", f"{CALLBACK_PATH}/")):
+        users, own = self._web_config.basic_auth_users, (f"{API_PREFIX}/", f"{CALLBACK_PATH}/")
+        for_tokens = f"{path}/".startswith(f"{_CALLS}/") and self._token(request) is not None
+        if users and not for_tokens and not path.startswith(own):
             await self._passwords.authenticate(users, request)
         return await handler(request)
 
+    def _token(self, request: web.Request) -> TokenConfig | None:
+        config = self._app.config
+        return token_of(config.watch.api, request) if config else None
+
     def _viewer(self, request: web.Request) -> Viewer:
+        if token := self._token(request):
+            accounts = None if token.accounts is None else frozenset(token.accounts)
+            return Viewer(authenticated=True, accounts=accounts)
         if self._web_config.basic_auth_users:
             return Viewer(authenticated=True, accounts=None)  # `_guarded` has checked the password
-        config = self._app.config
-        if config is None or (token := token_of(config.watch.api, request)) is None:
-            return Viewer()
-        accounts = None if token.accounts is None else frozenset(token.accounts)
-        return Viewer(authenticated=True, accounts=accounts)
+        return Viewer()
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)
@@ -251,25 +262,62 @@ class WebServer:
                 await response.write_eof()
             return response
 
-    async def _status(self, request: web.Request) -> web.Response:
-        kept = {"lang": LANGUAGES, "refresh": ("off",)}
-        query = {key: text for key, text in request.query.items() if text in kept.get(key, ())}
-        accept = ",".join(request.headers.getall("Accept-Language", []))
-        language = query.get("lang") or choose_language(accept)
+    # Pages.
+
+    @asynccontextmanager
+    async def _one_page(self) -> AsyncIterator[None]:
+        """Wait for the turn to render a page in a thread, so that others stay free."""
+        with self._pages.take():
+            async with self._rendering:
+                yield
+
+    def _html(self, page: str, language: str, status: int = 200) -> web.Response:
         headers = {
             "Content-Security-Policy": self._template.policy,
             "Cache-Control": "no-store",
             "Content-Language": language,
             "Vary": "Accept-Language, Authorization",
         }
+        return web.Response(text=page, status=status, content_type="text/html", headers=headers)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        language, query = _language_of(request)
+        if request.query.get("refresh") == "off":
+            query["refresh"] = "off"
+        async with self._one_page():
+            view = build_status_view(self._app, self._viewer(request), time.time())
+            page = await asyncio.to_thread(self._template.render, view, language, query)
+        response = self._html(page, language)
         if "refresh" not in query:
-            headers["Refresh"] = str(REFRESH)
-        # In a thread, so that polls are not delayed; one at a time, to keep other threads free.
-        with self._pages.take():
-            async with self._rendering:
-                view = build_status_view(self._app, self._viewer(request), time.time())
-                page = await asyncio.to_thread(self._template.render, view, language, query)
-        return web.Response(text=page, content_type="text/html", headers=headers)
+            response.headers["Refresh"] = str(REFRESH)
+        return response
+
+    async def _call(self, request: web.Request) -> web.Response:
+        configuration(self._app)  # raises while the exporter starts
+        language, query = _language_of(request)
+        app, viewer = self._app, self._viewer(request)
+        accounts = viewer.accounts_of(app)
+        call = None
+        with suppress(ValueError):  # not an id
+            if found := await find_named(app, accounts, request):
+                call = await call_details(app, found)
+        view = CallView(time.time(), viewer, accounts, call)
+        async with self._one_page():
+            page = await asyncio.to_thread(self._template.render_call, view, language, query)
+        response = self._html(page, language, 200 if call else 404)
+        if not viewer.authenticated:
+            response.set_status(401)
+            response.headers["WWW-Authenticate"] = BEARER
+        return response
+
+    async def _search(self, request: web.Request) -> web.Response:
+        """Redirect from the search box to the page of the call; relatively, as `_redirect`."""
+        _, query = _language_of(request)
+        names = (request.query.get(name, "").strip() for name in ("account", "reference_id"))
+        parts = [quote(name, safe="", errors="replace") for name in names]
+        path = f".{_CALLS}/{'/'.join(parts)}" if all(parts) else "./"
+        kept = f"?{urlencode(query)}" if query else ""
+        raise web.HTTPSeeOther(URL(path + kept, encoded=True))
 
     async def _healthy(self, _request: web.Request) -> web.Response:
         return web.Response(text="esms-exporter is healthy.\n")
@@ -286,6 +334,13 @@ class WebServer:
             status = 400 if isinstance(error, ConfigError) else 500
             return web.Response(status=status, text=f"{error}\n")
         return web.Response(text="configuration reloaded\n")
+
+
+def _language_of(request: web.Request) -> tuple[str, dict[str, str]]:
+    """Return the language of a page, and the parameter that keeps it in links."""
+    if (language := request.query.get("lang")) in LANGUAGES:
+        return language, {"lang": language}
+    return choose_language(",".join(request.headers.getall("Accept-Language", []))), {}
 
 
 def _redirect(prefix: str) -> Handler:

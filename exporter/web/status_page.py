@@ -1,4 +1,4 @@
-"""The status page: what it shows of the exporter, in which language, to whom."""
+"""The status page and the page of a call: what they show, in which language, to whom."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hashlib import sha256
 from heapq import nlargest
 from importlib.resources import files
 from typing import Final, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import jinja2
 import yaml
@@ -23,6 +23,7 @@ from exporter.calls import CallState, Result
 from exporter.calls import Status as CallStatus
 from exporter.canaries.canaries import CanaryNumbers
 from exporter.ids import Kind
+from exporter.ledger.history import EventKind
 from exporter.ledger.notifications import NEWEST, NotificationRecord
 from exporter.ledger.types import FinishedCall
 from exporter.metrics.exposition import clauses
@@ -30,6 +31,7 @@ from exporter.notify.dispatcher import TargetStatus
 from exporter.polling.stats import Balance
 from exporter.recent_results import Recent
 from exporter.secrets import mask_phone_numbers
+from exporter.web.schemas import CallDetails, HistoryEvent
 
 REFRESH: Final = 15
 """Seconds after which a browser reloads the page."""
@@ -53,6 +55,11 @@ class Viewer(NamedTuple):
     def sees(self, account: str) -> bool:
         """Tell whether ReferenceIds of an account are shown."""
         return self.authenticated and (self.accounts is None or account in self.accounts)
+
+    def accounts_of(self, app: App) -> list[str]:
+        """Return the configured accounts whose calls are shown, also those that others poll."""
+        configured = app.config.accounts if app.config else ()
+        return [account.name for account in configured if self.sees(account.name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,24 @@ class StatusView:
     # The accounts of the other exporters, under "" those of none; None if the ledger is not shared.
     leases: Mapping[str, Sequence[str]] | None = None
     given_up: Sequence[NotificationRecord] = ()  # those that the viewer may see
+    # The accounts whose calls the viewer may see.
+    searched: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallView:
+    """All that the page of a call shows.
+
+    Attributes:
+        now: Unix time.
+        accounts: those whose calls the viewer may see.
+        call: None where there is none that the viewer may see.
+    """
+
+    now: float
+    viewer: Viewer
+    accounts: Sequence[str]
+    call: CallDetails | None = None
 
 
 def redacted_lines(text: str) -> list[str]:
@@ -139,6 +164,7 @@ def build_status_view(app: App, viewer: Viewer, now: float) -> StatusView:
         targets,
         None if app.peers is None else leases,
         nlargest(NEWEST, given_up, key=lambda one: one.give_up_at),
+        viewer.accounts_of(app),
     )
 
 
@@ -172,6 +198,33 @@ class Language:
         digits = f"{tenths / 10:g}".replace(".", self.messages["decimal"])
         return self.say("percent", number=digits)
 
+    def amount(self, value: float) -> str:
+        """Write an amount, with decimals only where it has some."""
+        whole, _, decimals = f"{value:.4f}".partition(".")
+        decimals = decimals.rstrip("0")
+        text = self.number(float(whole))
+        return f"{text}{self.messages['decimal']}{decimals}" if decimals else text
+
+    def name(self, kind: str, value: str) -> str:
+        """Return the text for a value, such as a state; newer versions may have others."""
+        return self.messages.get(f"{kind}_{value}", value)
+
+    def ending(self, result: str, status: str | None, kind: Kind) -> str:
+        """Write how a call or message ended."""
+        text = self.name("result", result)
+        if status and not (kind is Kind.MESSAGE and status == CallStatus.NONE):
+            text += f": {self.name('status', status)}"
+        return text
+
+    def event(self, event: HistoryEvent, kind: Kind) -> str:
+        """Write an event in the history of a call."""
+        subject = event.subject
+        if event.event is EventKind.FINISHED:
+            subject = self.ending(subject, event.detail, kind)
+        elif event.event in {EventKind.STATE, EventKind.CALLBACK}:
+            subject = self.name(event.event.value, subject)
+        return self.say(f"event_{event.event.value}", subject=subject)
+
     def duration(self, seconds: float) -> str:
         """Write a duration, in its two largest units."""
         minutes, s = divmod(round(max(0.0, seconds)), 60)
@@ -204,7 +257,7 @@ def choose_language(accept: str) -> str:
 
 
 class StatusTemplate:
-    """Renders the page. `policy` is its Content-Security-Policy: its own style, nothing else."""
+    """Renders the pages. `policy` is their Content-Security-Policy: their style, and own forms."""
 
     def __init__(self, telemetry_path: str = "/metrics") -> None:
         loader = jinja2.PackageLoader("exporter.web")
@@ -219,7 +272,7 @@ class StatusTemplate:
         self.policy = (
             "default-src 'none'; "
             f"style-src 'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
         )
         environment.globals.update(
             style=Markup(style),  # noqa: S704 - of the package
@@ -235,6 +288,7 @@ class StatusTemplate:
             redacted_lines=redacted_lines,
         )
         self._page = environment.get_template("status.html")
+        self._call = environment.get_template("call.html")
         self._languages = {code: Language(code) for code in LANGUAGES}
 
     def render(
@@ -244,22 +298,50 @@ class StatusTemplate:
         query: Mapping[str, str],
         zone: tzinfo | None = None,
     ) -> str:
-        """Return the page, with times in a zone; its links keep the parameters in `query`."""
+        """Return the status page, with times in a zone; its links keep the parameters in `query`.
+
+        All links are relative: a proxy may change the path.
+        """
+        refreshing = query.get("refresh") != "off"
+        shared = self._shared(language, query, view.now, zone, "")
+        return self._page.render(view=view, refreshing=refreshing, **shared)
+
+    def render_call(
+        self,
+        view: CallView,
+        language: str,
+        query: Mapping[str, str],
+        zone: tzinfo | None = None,
+    ) -> str:
+        """Return the page of a call, likewise."""
+        return self._call.render(
+            view=view, **self._shared(language, query, view.now, zone, "../../")
+        )
+
+    def _shared(
+        self, language: str, query: Mapping[str, str], now: float, zone: tzinfo | None, root: str
+    ) -> dict[str, object]:
+        """Return the variables of every page; `root` leads to the status page."""
         words = self._languages[language]
 
-        def link(**changes: str) -> str:
+        def link(path: str = "", **changes: str) -> str:
             given = {name: value for name, value in {**query, **changes}.items() if value}
-            return f"?{urlencode(sorted(given.items()))}" if given else "./"
+            return f"{path}?{urlencode(sorted(given.items()))}" if given else path or "./"
 
-        return self._page.render(
-            view=view,
-            words=words,
-            t=words.say,
-            number=words.number,
-            duration=words.duration,
-            at=lambda when: words.time(when, view.now, zone),
-            iso=lambda when: _local(when, zone).isoformat(timespec="seconds"),
-            others=[other for other in self._languages.values() if other is not words],
-            refreshing=query.get("refresh") != "off",
-            link=link,
-        )
+        def call_link(account: str, reference_id: str) -> str:
+            path = f"{root}calls/{quote(account, safe='')}/{quote(reference_id, safe='')}"
+            return link(path, refresh="")
+
+        return {
+            "words": words,
+            "t": words.say,
+            "number": words.number,
+            "duration": words.duration,
+            "at": lambda when: words.time(when, now, zone),
+            "iso": lambda when: _local(when, zone).isoformat(timespec="seconds"),
+            "others": [other for other in self._languages.values() if other is not words],
+            "kept_language": query.get("lang"),
+            "link": link,
+            "call_link": call_link,
+            "root": root,
+        }

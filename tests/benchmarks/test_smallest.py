@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SMALLEST = {
     "callbacks --calls 3 --seconds 1 --scale 0.05": 4,
     "export --calls 100 --days 0.1": 3,
-    "ledger --rows 200 --rounds 1 --per-round 20": 8,
+    "ledger --rows 200 --rounds 1 --per-round 20": 10,
     "notifications --rounds 1 --calls 20": 4,
     "pace --share 0.01": 34,
     "polls --rounds 1 --calls 40 --alone --only HTTPS": 2,

@@ -11,7 +11,8 @@ from exporter.web.status_page import StatusTemplate
 from tests.browser import Look, chromium, findings, looking
 from tests.e2e.processes import Demo, total
 from tests.waiting import DEADLINE
-from tests.web.sample import VIETNAM, sample
+from tests.web.bench import Bench
+from tests.web.sample import VIETNAM, sample, sample_call
 
 # Each width with each scheme and language, each scheme with each language.
 PHONE, *OTHERS = (
@@ -110,6 +111,27 @@ async def by_itself(browser: Browser, url: str) -> None:
         await context.close()
 
 
+async def test_a_call_is_found_without_javascript(tmp_path: Path) -> None:
+    async with chromium() as browser, Bench(tmp_path) as bench:
+        await bench.start()
+        await bench.push("Ab-1", account="b")
+        context = await browser.new_context(
+            java_script_enabled=False, extra_http_headers={"Authorization": "Bearer token-all"}
+        )
+        try:
+            page = await context.new_page()
+            await page.goto(f"{bench.url}/?lang=vi")
+            await page.get_by_role("combobox", name="Tài khoản").select_option("b")
+            await page.get_by_role("textbox", name="ReferenceId").fill(" AB1 ")
+            await page.keyboard.press("Enter")
+            await page.wait_for_url("**/calls/b/AB1?lang=vi")
+            assert await page.inner_text("h1") == "Cuộc gọi Ab-1"
+            await page.click("text=Trang trạng thái")
+            assert await page.inner_text("h1") == TITLES["vi"]
+        finally:
+            await context.close()
+
+
 async def test_something_of_everything() -> None:
     template = StatusTemplate()
     async with chromium() as browser:
@@ -123,3 +145,7 @@ async def test_something_of_everything() -> None:
                 background = await page.evaluate("getComputedStyle(document.body).backgroundColor")
                 red = int(str(background).removeprefix("rgb(").partition(",")[0])
                 assert (red < 64) is (look.scheme == "dark")
+                call = template.render_call(sample_call(), look.language, {}, VIETNAM)
+                await page.set_content(call)
+                assert await findings(page) == [], look
+                assert await fits(page), look

@@ -113,14 +113,15 @@ def test_it_is_kept_as_long_as_the_call(store: Store) -> None:
     assert len(shown(store, stays)) == 3
 
 
-def test_what_is_in_the_row_of_the_call_costs_no_statement(
+def test_what_is_in_the_row_of_the_call_is_not_stored_twice(
     store: Store, statements: list[str]
 ) -> None:
     call, other = push(store, new("a"), new("b"))
-    statements.clear()
     change(store, call, CallState.QUEUED, 1)
+    statements.clear()
     finish(store, call)
     assert not [one for one in statements if "history" in one]
+    assert stored_events(store) == 0
     assert [event for _, event, *_ in shown(store, call)] == ["watched", "state", "finished"]
     # Turned off, nothing is written, and what is there can be read.
     for after, state in enumerate((CallState.NOT_FOUND, CallState.QUEUED), 1):

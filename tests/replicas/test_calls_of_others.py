@@ -12,6 +12,8 @@ from exporter.ids import reference_id
 from exporter.sources.callback import CallbackSource
 from exporter.sources.source import SourceContext
 from exporter.tracker import CallTracker
+from exporter.web.api import call_details
+from exporter.web.schemas import HistoryEvent
 from tests.replicas.scene import Exporter, Scene, names
 from tests.waiting import until
 
@@ -52,6 +54,12 @@ async def take(
     return await source.accept(account, fields)
 
 
+async def history(exporter: Exporter, name: str) -> list[HistoryEvent]:
+    found = await exporter.service.calls.find("main", reference_id(name))
+    assert found is not None
+    return (await call_details(exporter.service, found)).history
+
+
 async def test_a_callback_reaches_the_one_that_polls_the_call(scene: Scene, pair: Pair) -> None:
     first, second = pair
     calls = second.service.calls
@@ -85,6 +93,11 @@ async def test_a_callback_reaches_the_one_that_polls_the_call(scene: Scene, pair
     )
     await until(lambda: scene.provider.by("c") == {"first": 2})
     assert second.shown() == {}
+    # Each shows what the others have received.
+    for name, expected in (("a", ["hint"]), ("b", ["accepted", "repeated", "repeated"])):
+        for exporter in pair:
+            told = [one.subject for one in await history(exporter, name) if one.event == "callback"]
+            assert sorted(told) == expected
 
 
 async def test_what_is_pushed_anywhere_is_polled_by_the_holder(scene: Scene, pair: Pair) -> None:

@@ -8,18 +8,21 @@ from functools import cache
 from heapq import nlargest
 
 from exporter.account import AccountStatus
-from exporter.calls import CallState, Result, Status
+from exporter.calls import CallbackOutcome, CallState, Key, Result, Status
 from exporter.canaries.canaries import CanaryNumbers
 from exporter.esms.codes import Outcome
 from exporter.ledger.canary_runs import CanaryResult
+from exporter.ledger.history import CallEvent, EventKind
 from exporter.ledger.outbox import DeliveryAction
 from exporter.ledger.types import FinishedCall
 from exporter.notify.dispatcher import TargetStatus
 from exporter.notify.target import Delivery, DeliveryOutcome
 from exporter.polling.stats import Balance
 from exporter.recent_results import RecentResults
+from exporter.web.schemas import CallDetails, HistoryEvent
 from exporter.web.status_page import (
     AccountView,
+    CallView,
     SourceView,
     StatusView,
     Viewer,
@@ -138,4 +141,37 @@ def sample(viewer: Viewer = KNOWN) -> StatusView:
             TargetStatus("crm", 214, NOW - 95, True, (NOW - 12, FAILED)),
         ],
         {"exporter-b:21": ["spring", "summer"]},
+        searched=[
+            name
+            for name in ("main", "hotline", "old-keys", "spring", "summer")
+            if viewer.sees(name)
+        ],
     )
+
+
+def sample_call() -> CallView:
+    """Return the page of a call, with something of everything."""
+    row, began, ended = 1, NOW - 200, NOW - 40
+    history = [
+        CallEvent(row, began, EventKind.WATCHED),
+        CallEvent(row, began + 20, EventKind.STATE, CallState.QUEUED),
+        CallEvent(row, began + 120, EventKind.CALLBACK, CallbackOutcome.HINT),
+        CallEvent(row, ended, EventKind.FINISHED, Result.FAILURE, Status.BUSY),
+        CallEvent(row, ended + 2, EventKind.FAILED, "crm", "HTTP status 503"),
+        CallEvent(row, ended + 32, EventKind.DELIVERED, "crm", "HTTP status 204"),
+    ]
+    call = CallDetails(
+        account="main",
+        reference_id="8D1F2A3B-4C5D-6E7F-8091-A2B3C4D5E6F7",
+        labels={"campaign": "otp"},
+        state="finished",
+        first_watched=datetime.fromtimestamp(began, UTC),
+        result=Result.FAILURE,
+        status=Status.BUSY,
+        duration=13.0,
+        key=Key.STAR,
+        finished_at=datetime.fromtimestamp(ended, UTC),
+        price=1420.5,
+        history=[HistoryEvent.model_validate(event) for event in history],
+    )
+    return CallView(NOW, KNOWN, ["main", "hotline"], call)

@@ -324,3 +324,22 @@ async def test_a_ledger_that_fails_or_has_no_room(bench: Bench) -> None:
     await bench.watch("b", LIVE)
     assert (await bench.call_back(ReferenceId="c"), bench.retry_after) == (429, "60")
     assert bench.outcomes == {"error": 2, "accepted": 1}
+
+
+async def test_callbacks_are_in_the_history_of_their_call(bench: Bench) -> None:
+    await bench.trust("accept")
+    going_on = {"SendStatus": "2"}
+    for fields in (going_on, {}, {}):
+        assert await bench.call_back(**fields) == 200
+    _, call = await bench.ask("GET", "/calls/main/a")
+    told = [one["subject"] for one in call["history"] if one["event"] == "callback"]
+    assert told == ["watched", "accepted", "repeated"]
+    assert call["price"] == 350.5
+    await bench.trust("verify")
+    await bench.watch("b", LIVE)
+    async with bench.ledger_failing("history"):
+        # Not 200: what is lost here comes again.
+        assert await bench.call_back(ReferenceId="b") == 503
+    assert await bench.call_back(ReferenceId="b") == 200
+    _, call = await bench.ask("GET", "/calls/main/b")
+    assert [one["subject"] for one in call["history"] if one["event"] == "callback"] == ["hint"]

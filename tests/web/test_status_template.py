@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from string import Formatter
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -16,6 +17,7 @@ from exporter.canaries.canaries import CanaryNumbers
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind
 from exporter.ledger.canary_runs import CanaryResult
+from exporter.ledger.history import EventKind
 from exporter.ledger.notifications import NotificationRecord, NotificationState
 from exporter.ledger.types import FinishedCall
 from exporter.notify.dispatcher import TargetStatus
@@ -24,6 +26,7 @@ from exporter.recent_results import Recent, RecentResults
 from exporter.web.status_page import (
     LANGUAGES,
     AccountView,
+    CallView,
     Language,
     SourceView,
     StatusTemplate,
@@ -31,14 +34,14 @@ from exporter.web.status_page import (
     Viewer,
     choose_language,
 )
-from tests.web.sample import FAILED, KNOWN, NOW, VIETNAM, account, sample
+from tests.web.sample import FAILED, KNOWN, NOW, VIETNAM, account, sample, sample_call
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}{reason}%s\u202e"
 
 WORDS = {code: Language(code) for code in LANGUAGES}
 
 # Neither content nor a closing tag.
-_VOID = {"meta", "path"}
+_VOID = {"input", "meta", "path"}
 
 
 class Page(HTMLParser):
@@ -94,7 +97,7 @@ def with_account(**changes: object) -> StatusView:
 def test_all_of_it(template: StatusTemplate, language: str) -> None:
     page, words = draw(template, sample(), language), WORDS[language]
     for element, attributes in page.elements:
-        assert element not in {"script", "link", "img", "iframe", "form", "object"}
+        assert element not in {"script", "link", "img", "iframe", "object"}
         assert not [
             name for name in attributes if name.startswith("on") or name in ("style", "src")
         ]
@@ -331,9 +334,10 @@ def test_nothing_is_taken_for_html_or_a_template(template: StatusTemplate, langu
         [TargetStatus(HOSTILE, 1, NOW, True, (NOW, FAILED._replace(problem=HOSTILE)))],
         {HOSTILE: [HOSTILE]},
         [given_up(target=HOSTILE, account=HOSTILE, reference_id=HOSTILE, last_answer=HOSTILE)],
+        [HOSTILE],
     )
     page = draw(template, view, language)
-    assert page.text.count(HOSTILE) == 30
+    assert page.text.count(HOSTILE) == 31
     assert "script" not in [element for element, _ in page.elements]
     assert {name for _, attributes in page.elements for name in attributes} == {
         name for _, attributes in draw(template, sample(), language).elements for name in attributes
@@ -356,9 +360,83 @@ def test_switches_keep_each_other(
     template: StatusTemplate, query: dict[str, str], links: set[str]
 ) -> None:
     page = draw(template, sample(), query=query)
-    found = {attributes["href"] for element, attributes in page.elements if element == "a"}
+    found = {attributes["href"] or "" for element, attributes in page.elements if element == "a"}
+    calls = {link for link in found if link.startswith("calls/")}
+    kept = query.get("lang")
+    assert {urlsplit(link).query for link in calls} == {f"lang={kept}" if kept else ""}
     accounts = {"#accounts", "#account-1", "#account-2", "#account-3"}
-    assert found == {*links, *accounts, "m", "-/healthy", "-/ready"}
+    assert found - calls == {*links, *accounts, "m", "-/healthy", "-/ready"}
+
+
+def draw_call(template: StatusTemplate, view: CallView, language: str = "en") -> Page:
+    return Page(template.render_call(view, language, {}, VIETNAM))
+
+
+def test_the_page_of_a_call(template: StatusTemplate) -> None:
+    view = sample_call()
+    for language, shown in (
+        (
+            "en",
+            (
+                "Failed: Busy Account main campaign otp First watched 14:29:00 +07",
+                "Finished 14:31:40 +07 Duration 13 s Key pressed * Price 1,420.5 VND",
+                "14:29:00 +07 Added \N{EN DASH}",
+                "14:29:20 +07 State: Queued",
+                "14:31:00 +07 Callback: polled at once",
+                "14:31:40 +07 Finished: Failed: Busy \N{EN DASH}",
+                "14:31:42 +07 crm: notification failed HTTP status 503",
+                "14:32:12 +07 crm: notification delivered HTTP status 204",
+                "As of 14:32:20 +07.",
+            ),
+        ),
+        (
+            "vi",
+            (
+                "Thất bại: Máy bận Tài khoản main campaign otp Bắt đầu theo dõi 14:29:00 +07",
+                "Giá 1.420,5 đ",
+                "Callback: truy vấn ngay",
+                "crm: gửi thông báo thất bại HTTP status 503",
+            ),
+        ),
+    ):
+        text = draw_call(template, view, language).text
+        for part in shown:
+            assert part in text, part
+    assert view.call is not None
+    message = view.call.model_copy(
+        update={
+            "kind": Kind.MESSAGE,
+            "status": Status.NONE,
+            "delivered": 2,
+            "failed": 1,
+            "history": [],
+            "polls": 3,
+        }
+    )
+    text = draw_call(template, replace(view, call=message)).text
+    assert "Message 8D1F" in text
+    assert "Failed Account" in text
+    assert "Receivers reached 2 Receivers failed 1" in text
+    assert "Polls since the start 3 Next poll polling now" in text
+    # Another exporter of the ledger is newer.
+    event = view.call.history[1].model_copy(update={"subject": HOSTILE, "detail": HOSTILE})
+    hostile = view.call.model_copy(
+        update={
+            "account": HOSTILE,
+            "reference_id": HOSTILE,
+            "labels": {HOSTILE: HOSTILE},
+            "history": [event],
+        }
+    )
+    page = draw_call(template, replace(view, call=hostile, accounts=[HOSTILE]))
+    assert page.text.count(HOSTILE) == 8
+    assert "script" not in [element for element, _ in page.elements]
+    text = draw_call(template, CallView(NOW, Viewer(), [])).text
+    assert text.startswith("Access required \N{EN DASH} esms-exporter")
+    assert "Find call" not in text
+    text = draw_call(template, CallView(NOW, KNOWN, ["main"])).text
+    assert text.startswith("No such call \N{EN DASH} esms-exporter")
+    assert "Find call" in text
 
 
 # Languages.
@@ -389,15 +467,17 @@ def test_nothing_is_said_that_is_not_in_the_catalogue() -> None:
     text = "".join(path.read_text() for path in templates.iterdir() if path.name.endswith(".html"))
     assert set(re.findall(r"""\bt\("([a-z_]+)"[,)]""", text)) <= english.messages.keys()
     said = set(re.findall(r'"([a-z_]+)"', text)) & english.messages.keys()
-    kinds: list[tuple[str, type[CallState | Result | Status | Outcome | CanaryResult]]] = [
+    kinds: list[
+        tuple[str, type[CallState | Result | Status | Outcome | CanaryResult | EventKind | Kind]]
+    ] = [
         ("state", CallState), ("result", Result), ("status", Status), ("pause", Outcome),
-        ("canary", CanaryResult),
+        ("canary", CanaryResult), ("event", EventKind), ("kind", Kind),
     ]  # fmt: skip
     said |= {f"{kind}_{value.value}" for kind, values in kinds for value in values}
     assert said <= english.messages.keys()
     made = (
-        "attention_", "chart_", "duration_", "source_", "language", "months", "thousands",
-        "decimal", "percent", "date",
+        "attention_", "callback_", "chart_", "duration_", "key_", "source_", "language", "months",
+        "thousands", "decimal", "percent", "date",
     )  # fmt: skip
     assert [key for key in english.messages.keys() - said if not key.startswith(made)] == []
 
