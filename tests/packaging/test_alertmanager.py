@@ -92,9 +92,11 @@ async def test_it_inhibits_what_the_table_says(tmp_path: Path) -> None:
         for label in same:
             other = {"alertname": symptom, label: "b"}
             alerts += pair(f"{cause} {symptom}, another {label}", {"alertname": cause}, other)
-    # Other exporters have taken over; and a longer window is no cause of a shorter one.
+    # Other exporters have taken over; canary calls use another host; a longer window is no cause.
     down = {"alertname": "EsmsExporterDown", "severity": "warning"}
     alerts += pair("only a warning", down, {"alertname": "EsmsCanaryNotPlaced"})
+    messages = {"alertname": "EsmsApiErrors", "operation": "get_message_status"}
+    alerts += pair("only messages", messages, {"alertname": "EsmsCanaryFailed"})
     burn = {"alertname": "EsmsCallSuccessBudgetBurn"}
     alerts += pair("a longer window", {**burn, "window": "3d"}, {**burn, "window": "6h"})
     cause, symptom = next(iter(expected))
