@@ -344,9 +344,15 @@ class App:
         watch = config.watch
         limits = LabelLimits(watch.labels, watch.max_label_values, watch.max_label_sets)
         kinds = {account.name: account.default_kind for account in config.accounts}
-        await self.calls.configure(
-            StoreSettings(limits, config.retention, watch.max_calls, kinds, config.ledger.history)
+        settings = StoreSettings(
+            limits,
+            config.retention,
+            watch.max_calls,
+            kinds,
+            config.ledger.history,
+            config.metrics.exemplars,
         )
+        await self.calls.configure(settings)
 
     def _targets(self, config: Config) -> list[TargetSettings]:
         """Return the targets of notifications."""

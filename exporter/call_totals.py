@@ -9,7 +9,14 @@ from typing import Final, NamedTuple
 
 from exporter.calls import ENDINGS, Key, Result
 from exporter.ids import Kind
-from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, TotalKey, TotalKind
+from exporter.ledger.totals import (
+    DELAY_BUCKETS,
+    DURATION_BUCKETS,
+    SUM,
+    CountedCall,
+    TotalKey,
+    TotalKind,
+)
 from exporter.ledger.types import Labels, SeriesChanges, Snapshot
 from exporter.polling.stats import Distribution
 
@@ -20,6 +27,7 @@ _ZEROS: Final[Mapping[TotalKind, Mapping[tuple[str, ...], float]]] = {
     TotalKind.MESSAGES: {(result.value,): 0.0 for result in Result},
     TotalKind.MESSAGE_PRICE: {(): 0.0},
 }
+_DELAYS: Final = frozenset({TotalKind.DELAY, TotalKind.MESSAGE_DELAY})
 
 
 class LabelSetTotals:
@@ -73,6 +81,7 @@ class CallTotals:
         names: the names of the shown labels, in order.
         delays: seconds from adding a call to its result, by account.
         message_delays: likewise for messages; only of accounts with messages.
+        exemplars: whether the newest call that each series counts is kept.
     """
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
@@ -81,6 +90,10 @@ class CallTotals:
         self.message_delays: dict[str, Distribution] = {}
         self._sets: dict[str, dict[int | None, LabelSetTotals]] = {}
         self._labels: dict[int, Labels] = {}
+        self.exemplars = False
+        # The newest calls: by the account and the values of the shown labels, which delays do not
+        # have; then by the kind of the total and the values of its other labels, `le` included.
+        self._newest: dict[tuple[str, ...], dict[tuple[str, ...], CountedCall]] = {}
 
     @property
     def accounts(self) -> AbstractSet[str]:
@@ -94,7 +107,15 @@ class CallTotals:
 
     def configure(self, names: tuple[str, ...]) -> None:
         """Change the shown labels; call `show` afterwards."""
+        if names != self.names:
+            self._newest.clear()
         self.names = names
+
+    def use_exemplars(self, *, enabled: bool) -> None:
+        """Keep the newest call that each series counts, or forget all of them."""
+        self.exemplars = enabled
+        if not enabled:
+            self._newest.clear()
 
     def labels(self, row: int) -> Mapping[str, str]:
         """Return the shown labels of a label set; empty if it is unknown."""
@@ -104,6 +125,7 @@ class CallTotals:
     def show(self, accounts: Collection[str], snapshot: Snapshot) -> None:
         """Replace the totals of accounts by a snapshot of the ledger."""
         with_messages = self.message_delays.keys() & accounts
+        newest, self._newest = self._newest, {}
         self.hide(accounts)
         for account in sorted(accounts):
             self.delays[account] = Distribution(DELAY_BUCKETS)
@@ -114,6 +136,8 @@ class CallTotals:
         for account, row in snapshot.started:
             self.start(account, row)
         self.add(snapshot.totals.items())
+        self._newest = newest
+        self._forget_newest()
 
     def hide(self, accounts: Collection[str]) -> None:
         """Remove the totals of accounts."""
@@ -123,6 +147,15 @@ class CallTotals:
             self.message_delays.pop(account, None)
         used = set[int | None]().union(*self._sets.values())
         self._labels = {row: labels for row, labels in self._labels.items() if row in used}
+        self._forget_newest()
+
+    def _forget_newest(self) -> None:
+        """Forget the newest calls of series that are not shown any more."""
+        if self._newest:
+            shown: set[tuple[str, ...]] = {(account,) for account in self._sets}  # of delays
+            for account, sets in self._sets.items():
+                shown.update((account, *self._values(row)) for row in sets)
+            self._newest = {labels: it for labels, it in self._newest.items() if labels in shown}
 
     def learn(self, label_sets: Mapping[int, Labels]) -> None:
         """Add label sets by row."""
@@ -155,6 +188,8 @@ class CallTotals:
                 alike = (more for other, more in sets.items() if self._values(other) == values)
                 if same := next(alike, None):
                     same.merge(evicted)
+                else:
+                    self._newest.pop((account, *values), None)
             if not any(row in sets for sets in self._sets.values()):
                 self._labels.pop(row, None)
 
@@ -172,6 +207,21 @@ class CallTotals:
             if (totals := sets.get(row)) is None:
                 totals = sets[row] = LabelSetTotals()
             totals.add(total, cell, amount)
+
+    def keep_newest(self, newest: Mapping[TotalKey, CountedCall]) -> None:
+        """Replace the newest calls that series count, after `add`; ignored without exemplars."""
+        if not self.exemplars:
+            return
+        for (account, row, total, cell), call in newest.items():
+            if account in self._sets:
+                labels = () if total in _DELAYS else self._values(row)
+                of_labels = self._newest.setdefault((account, *labels), {})
+                of_labels[total, *_labels(cell)] = call
+
+    def newest(self, total: TotalKind, labels: tuple[str, ...]) -> CountedCall | None:
+        """Return the newest call that a series counts; `labels` are the values of its labels."""
+        size = 1 if total in _DELAYS else 1 + len(self.names)
+        return self._newest.get(labels[:size], {}).get((total, *labels[size:]))
 
     def shown(self) -> Iterator[tuple[tuple[str, ...], LabelSetTotals]]:
         """Yield the account with the values of the shown labels, and their totals."""

@@ -101,6 +101,7 @@ class CallTracker:
     async def configure(self, settings: StoreSettings) -> None:
         """Change the settings of the ledger's calls."""
         self.ledger.store.configure(settings)
+        self.totals.use_exemplars(enabled=settings.exemplars)
         if settings.limits != self._limits:
             await self.reload_totals(settings.limits.names)
             self._limits = settings.limits
@@ -348,6 +349,7 @@ class CallTracker:
     def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
         """Apply a committed group of observations to totals, pollers and recent results."""
         self.totals.add(committed.added.items())
+        self.totals.keep_newest(committed.newest)
         for subscriber in self._subscribers:
             subscriber(committed)
         # Checked once: a suppressed log call costs as much as the rest of this loop.

@@ -24,6 +24,7 @@ from exporter.config.validation import (
     Name,
     SecretKey,
     Section,
+    Switch,
     amount,
     check_url,
     count,
@@ -47,6 +48,7 @@ __all__ = [
     "Config",
     "HomeAssistantConfig",
     "LedgerConfig",
+    "MetricsConfig",
     "NamedFiles",
     "NotifyConfig",
     "PollingConfig",
@@ -190,6 +192,14 @@ class BalanceConfig(Section):
         return value
 
 
+class MetricsConfig(Section):
+    """What `/metrics` exposes."""
+
+    exemplars: Switch = False
+    """Add OpenMetrics exemplars to the metrics of finished calls and messages: the id of the
+    newest one that a series counts. Everybody who can read `/metrics` sees these ids."""
+
+
 class Config(Section):
     """The configuration of esms-exporter."""
 
@@ -207,6 +217,9 @@ class Config(Section):
 
     ledger: LedgerConfig = LedgerConfig()
     """The durable record of calls and totals."""
+
+    metrics: MetricsConfig = MetricsConfig()
+    """What `/metrics` exposes."""
 
     notify: Annotated[tuple[NotifyConfig, ...], Field(max_length=MAX_TARGETS)] = ()
     """Webhooks that receive a POST request for each finished call."""

@@ -79,7 +79,14 @@ from exporter.ledger.schema import (
     folded_labels,
     totals,
 )
-from exporter.ledger.totals import TotalKey, TotalKind, additions, price_added
+from exporter.ledger.totals import (
+    CountedCall,
+    TotalKey,
+    TotalKind,
+    additions,
+    counted_calls,
+    price_added,
+)
 from exporter.ledger.types import (
     BATCH_SIZE,
     DELETED,
@@ -270,6 +277,7 @@ class StoreSettings(NamedTuple):
         max_calls: limit of open calls of each account.
         kinds: the default kind by account; `Kind.CALL` for other accounts.
         history: whether to write the events of calls.
+        exemplars: whether commits return the newest call of each total.
     """
 
     limits: LabelLimits = NO_LIMITS
@@ -277,6 +285,7 @@ class StoreSettings(NamedTuple):
     max_calls: float = math.inf
     kinds: Mapping[str, Kind] = MappingProxyType({})
     history: bool = True
+    exemplars: bool = False
 
 
 class Store:
@@ -594,6 +603,7 @@ class Store:
         states, finished, events = list[tuple[Any, ...]](), list[tuple[Any, ...]](), []
         canaries, account_ids, ahead = set[int](), dict[str, int](), self._clock.ahead
         added: defaultdict[TotalKey, float] = defaultdict(float)
+        newest = dict[TotalKey, CountedCall]()
         for account, call, found, at, _ in observations:
             if call.id not in held:
                 continue
@@ -614,8 +624,11 @@ class Store:
             account_ids[account] = account_id
             delay = at - call.first_watched
             price = price if found.price is None else found.price
-            for cell, amount in additions(account, counted_as, found, delay, price, call.kind):
+            increments = list(additions(account, counted_as, found, delay, price, call.kind))
+            for cell, amount in increments:
                 added[cell] += amount
+            ended = call.reference_id, found, delay, times[1]
+            newest.update(counted_calls(increments, *ended) if self.settings.exemplars else ())
         if states:
             self._set_states(connection, to_json_rows(states))
         if messages := list(_finished_messages(observations)):
@@ -637,7 +650,7 @@ class Store:
         notify = self.outbox.add(connection, events)
         by_account = Counter(event.account for *_, event in events)
         ignored = frozenset(ids) - held.keys()
-        return Committed(dict(added), ignored, by_account, notify, frozenset(canaries))
+        return Committed(dict(added), ignored, by_account, notify, frozenset(canaries), newest)
 
     @_transaction
     def record_callback(

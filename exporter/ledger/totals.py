@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from exporter.calls import Finished, Result
-from exporter.ids import Kind
+from exporter.ids import Kind, ReferenceId
 
 DURATION_BUCKETS: Final = (
     1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0,
@@ -57,6 +57,19 @@ class TotalKey(NamedTuple):
     cell: str
 
 
+class CountedCall(NamedTuple):
+    """A finished call or message that a total counts, for an exemplar.
+
+    Attributes:
+        value: the seconds that a bucket counts, or the increment of a counter.
+        finished_at: Unix time of the machine's clock.
+    """
+
+    reference_id: ReferenceId
+    value: float
+    finished_at: float
+
+
 def additions(
     account: str,
     labels: int,
@@ -93,6 +106,27 @@ def additions(
         yield TotalKey(account, labels, _DURATION, SUM), _exact(value)
     if finished.key is not None:
         yield TotalKey(account, labels, TotalKind.KEYPRESSES, finished.key.value), 1.0
+
+
+def counted_calls(
+    increments: Iterable[tuple[TotalKey, float]],
+    reference_id: ReferenceId,
+    finished: Finished,
+    delay: float,
+    finished_at: float,
+) -> Iterator[tuple[TotalKey, CountedCall]]:
+    """Yield the totals with exemplars that count a call or message, by its `additions`."""
+    for key, amount in increments:
+        _, _, total, cell = key
+        if cell == SUM or total is TotalKind.KEYPRESSES:
+            continue
+        value: float | None = amount
+        if total is _DURATION:
+            value = finished.duration
+        elif total in (_DELAY, TotalKind.MESSAGE_DELAY):
+            value = max(0.0, delay)
+        if value is not None:
+            yield key, CountedCall(reference_id, value, finished_at)
 
 
 def price_added(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from exporter.calls import Finished, PollAgain, Result, Status, WatchedCall
 from exporter.ids import Kind, ReferenceId
-from exporter.ledger.totals import TotalKey
+from exporter.ledger.totals import CountedCall, TotalKey
 
 BATCH_SIZE: Final = 1_000
 """Rows in one statement or transaction: enough to be efficient, few enough not to block others."""
@@ -142,6 +143,7 @@ class Committed(NamedTuple):
     by_account: Counter[str]  # the number of finished calls
     notify: frozenset[str] = frozenset()  # targets with new notifications
     canaries: frozenset[int] = frozenset()  # finished calls of canaries; they are not counted
+    newest: Mapping[TotalKey, CountedCall] = MappingProxyType({})  # of the totals with exemplars
 
     @property
     def finished(self) -> int:

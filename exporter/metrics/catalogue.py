@@ -16,17 +16,21 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.samples import Exemplar
 
 import exporter
 from exporter.call_totals import CallTotals, LabelSetTotals
 from exporter.ids import Kind
 from exporter.ledger.totals import TotalKind
-from exporter.metrics.reading import Reading, Registry, Values
+from exporter.metrics.reading import FindExemplar, Reading, Registry, Values
 from exporter.polling.stats import AccountStats, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
 
 COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
+_ID_LABEL: Final = "reference_id"
+_MAX_EXEMPLAR: Final = 128
+"""Characters in the names and values of an exemplar's labels: the limit of OpenMetrics."""
 
 _SURVIVES: Final = "Kept in the ledger: survives restarts."
 
@@ -327,6 +331,14 @@ class Catalogue:
         )
         self.result_delay.read_from(lambda: totals.delays)
         self.message_delay.read_from(lambda: totals.message_delays)
+        for metric, total in (
+            (self.calls, TotalKind.CALLS),
+            (self.call_duration, TotalKind.DURATION),
+            (self.result_delay, TotalKind.DELAY),
+            (self.messages, TotalKind.MESSAGES),
+            (self.message_delay, TotalKind.MESSAGE_DELAY),
+        ):
+            metric.read_exemplars(partial(_exemplars, totals, total))
 
     def read_status(
         self, sources: Callable[[], Iterable[SourceStatus]], config: ConfigStatus
@@ -336,6 +348,16 @@ class Catalogue:
         self.source_errors.read_from(lambda: {source.name: source.errors for source in sources()})
         self.reload_successful.read_from(lambda: not config.problems)
         self.reload_timestamp.read_from(lambda: config.loaded_at)
+
+
+def _exemplars(totals: CallTotals, total: TotalKind) -> FindExemplar | None:
+    def find(labels: tuple[str, ...]) -> Exemplar | None:
+        call = totals.newest(total, labels)
+        if call is None or len(_ID_LABEL) + len(call.reference_id) > _MAX_EXEMPLAR:
+            return None
+        return Exemplar({_ID_LABEL: call.reference_id}, call.value, call.finished_at)
+
+    return find if totals.exemplars else None
 
 
 def _refusals(stats: AccountStats) -> Values:

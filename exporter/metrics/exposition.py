@@ -33,6 +33,8 @@ _MAX_KEPT: Final = 5_000
 _Lines: TypeAlias = dict[tuple[str, ...], tuple[object, bytes]]
 """The value and the rendered lines of series, by the values of their labels."""
 
+_Shape: TypeAlias = tuple[tuple[str, ...], bool]
+
 _EOF: Final = b"# EOF\n"
 
 _log = structlog.get_logger(__name__)
@@ -86,9 +88,10 @@ class Exposition:
         self._registry = registry
         self._turn = asyncio.Lock()  # concurrent scrapes would multiply the memory in use
         self._failing: set[Collector] = set()
-        # The names of labels and the lines of the last scrape, by metric and format. Rendering a
-        # line costs ten times as much as finding it, and most values have not changed.
-        self._last: dict[tuple[Reading, bool], tuple[tuple[str, ...], _Lines]] = {}
+        # The names of labels, whether there are exemplars, and the lines of the last scrape, by
+        # metric and format. Rendering a line costs ten times as much as finding it, and most values
+        # have not changed.
+        self._last: dict[tuple[Reading, bool], tuple[_Shape, _Lines]] = {}
 
     async def render(self, *, openmetrics: bool) -> bytes:
         """Return the text of all metrics.
@@ -128,9 +131,10 @@ class Exposition:
             return
         (metric,) = collector.describe()
         yield (head := text(metric))
-        names, last = self._last.get((collector, openmetrics), ((), {}))
-        if names != collector.labels:
-            names, last = collector.labels, {}
+        shape = collector.labels, collector.has_exemplars
+        last_shape, last = self._last.get((collector, openmetrics), (shape, {}))
+        if last_shape != shape:
+            last = {}
         lines: _Lines = {}
         for series in collector.series():
             known = last.get(series.labels)
@@ -140,7 +144,7 @@ class Exposition:
             if len(lines) < _MAX_KEPT:
                 lines[series.labels] = known
             yield known[1]
-        self._last[collector, openmetrics] = names, lines
+        self._last[collector, openmetrics] = shape, lines
 
 
 def compress(body: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 
 from exporter.polling.stats import Distribution
 
@@ -19,6 +19,12 @@ T = TypeVar("T")
 Values: TypeAlias = "float | Distribution | Mapping[Any, Values] | None"
 """The values of a metric: a single value; a mapping of label values to values, possibly nested; or
 None for no series. A key may also be a tuple, with the values of several labels.
+"""
+
+FindExemplar: TypeAlias = Callable[[tuple[str, ...]], Exemplar | None]
+"""Returns the exemplar of a sample by the values of its labels, `le` included.
+
+Its changes are shown when the value of the sample changes.
 """
 
 
@@ -63,6 +69,7 @@ class Reading(Collector):
         self._name, *labels = re.findall(r"\w+", name)
         self._kind, self._documentation, self._labels = kind, documentation, labels
         self.read_from(lambda: None)
+        self.read_exemplars(lambda: None)
         registry.register(self)
 
     def read_from(
@@ -82,6 +89,15 @@ class Reading(Collector):
     ) -> None:
         """Read values from several objects; `items` yields each after the values of its labels."""
         self.read_from(lambda: {key: values(item) for key, item in items()}, more_labels)
+
+    def read_exemplars(self, read: Callable[[], FindExemplar | None]) -> None:
+        """Set the function that returns how to find exemplars, or None while they are off."""
+        self._read_exemplars = read
+
+    @property
+    def has_exemplars(self) -> bool:
+        """Whether samples have exemplars."""
+        return self._read_exemplars() is not None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -106,13 +122,15 @@ class Reading(Collector):
     def samples(self, series: Series) -> Iterator[Sample]:
         """Yield the samples of a series."""
         labels = dict(zip(self.labels, series.labels, strict=True))
+        exemplar = self._read_exemplars() or (lambda _: None)
         if not isinstance(series.value, tuple):
-            yield Sample(self._name, labels, series.value)
+            yield Sample(self._name, labels, series.value, exemplar=exemplar(series.labels))
             return
         bounds, counts, total = series.value
         cumulative = list(accumulate(counts))
         for bound, count in zip((*map(repr, bounds), "+Inf"), cumulative, strict=True):
-            yield Sample(f"{self._name}_bucket", {**labels, "le": bound}, count)
+            found = exemplar((*series.labels, bound))
+            yield Sample(f"{self._name}_bucket", {**labels, "le": bound}, count, exemplar=found)
         yield Sample(f"{self._name}_count", labels, cumulative[-1])
         yield Sample(f"{self._name}_sum", labels, total)
 

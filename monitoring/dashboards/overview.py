@@ -160,6 +160,7 @@ def _answered() -> Row:
                     name: quantile(part, of_account("esms_call_duration_seconds_bucket"))
                     for name, part in (("p50", 0.5), ("p90", 0.9))
                 },
+                exemplars=True,
             ).interval("1m"),
             share(
                 "Short calls by $split",
@@ -181,6 +182,7 @@ def _volume() -> Row:
                     "not; unknown: the provider reported no result.",
                     "cpm",
                     {"{{result}}": f"60 * {call_rate(FINISHED, 'result')}"},
+                    exemplars=True,
                 ).links(runbooks("EsmsResultsUnknown"))
             ),
             stacked(
@@ -188,18 +190,21 @@ def _volume() -> Row:
                 "Calls per minute that the carrier did not deliver, by status.",
                 "cpm",
                 {"{{status}}": f"60 * {call_rate(FAILURE, 'status')}"},
+                exemplars=True,
             ).links(runbooks("EsmsCallFailed", "EsmsCallsFailing")),
             stacked(
                 "Delivered calls by status",
                 "Calls per minute that the carrier delivered, by what the callee did.",
                 "cpm",
                 {"{{status}}": f"60 * {call_rate(SUCCESS, 'status')}"},
+                exemplars=True,
             ),
             stacked(
                 "Finished calls by $split",
                 "Calls per minute.",
                 "cpm",
                 {"{{$split}}": f"60 * {call_rate(FINISHED, '$split')}"},
+                exemplars=True,
             ).span(6),
             stacked(
                 "Key presses",
@@ -276,6 +281,7 @@ def _messages() -> Row:
                     "message; failure: not; unknown: the provider reported no result.",
                     "cpm",
                     {"{{result}}": f"60 * {call_rate(RECEIVERS, 'result')}"},
+                    exemplars=True,
                 ).links(runbooks("EsmsMessageFailed", "EsmsMessagesFailing", "EsmsResultsUnknown"))
             ),
             share(
@@ -302,6 +308,7 @@ def _messages() -> Row:
                     name: quantile(part, MESSAGE_DELAYS)
                     for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
                 },
+                exemplars=True,
             )
             .interval("1m")
             .span(12),
@@ -330,6 +337,7 @@ def _by_account() -> Row:
                     name: quantile(part, DELAYS)
                     for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
                 },
+                exemplars=True,
             )
             .interval("1m")
             .span(12),

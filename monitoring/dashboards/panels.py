@@ -57,8 +57,10 @@ def single(
     )
 
 
-def series(title: str, description: str, unit: str, queries: Queries) -> timeseries.Panel:
-    """Return a panel of lines over time."""
+def series(
+    title: str, description: str, unit: str, queries: Queries, *, exemplars: bool = False
+) -> timeseries.Panel:
+    """Return a panel of lines over time, with exemplars of the queried metrics if wanted."""
     return (
         timeseries.Panel()
         .title(title)
@@ -82,7 +84,12 @@ def series(title: str, description: str, unit: str, queries: Queries) -> timeser
             .mode(options.TooltipDisplayMode.MULTI)
             .sort(options.SortOrder.DESCENDING)
         )
-        .targets([query.range() for query in _targets(queries)])
+        .targets(
+            [
+                query.range().exemplar(exemplar=True) if exemplars else query.range()
+                for query in _targets(queries)
+            ]
+        )
     )
 
 
@@ -101,10 +108,12 @@ def share(title: str, description: str, queries: Queries) -> timeseries.Panel:
     return series(title, description, "percentunit", queries).max(1).interval("1m")
 
 
-def stacked(title: str, description: str, unit: str, queries: Queries) -> timeseries.Panel:
+def stacked(
+    title: str, description: str, unit: str, queries: Queries, *, exemplars: bool = False
+) -> timeseries.Panel:
     """Return a panel of parts that add up to a whole."""
     return (
-        series(title, description, unit, queries)
+        series(title, description, unit, queries, exemplars=exemplars)
         .fill_opacity(60)
         .stacking(common.StackingConfig().mode(options.StackingMode.NORMAL))
     )

@@ -194,6 +194,7 @@ def test_secrets_stay_text(load: Load) -> None:
             ]
         ),
         (HEAD + "    balance_url: http://x?a\n", "5: accounts[0].balance_url: expected a URL"),
+        (HEAD + "metrics: {exemplars: 1}\n", "5: metrics.exemplars: expected `true` or `false`"),
         (HEAD + "shutdown_timeout: 2h\n", f"5: shutdown_timeout: {DURATION}100ms to 1h"),
         (HEAD + "ledger:\n  keep_finished: 30\n", f"6: ledger.keep_finished: {DURATION}1s to 10y"),
         (

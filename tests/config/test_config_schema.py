@@ -40,6 +40,7 @@ def test_the_example_needs_two_variables_and_shows_the_defaults() -> None:
     assert config.accounts == default.accounts
     assert config.polling == default.polling
     assert config.ledger == default.ledger
+    assert config.metrics == default.metrics
     assert config.shutdown_timeout == default.shutdown_timeout
     without = {"labels", "calls"}
     assert config.watch.model_dump(exclude=without) == default.watch.model_dump(exclude=without)

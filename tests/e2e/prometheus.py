@@ -62,6 +62,7 @@ class Prometheus(Process):
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'tsdb'}",
                 f"--web.listen-address={self.address}",
+                "--enable-feature=exemplar-storage",
             ],
             folder / "prometheus.log",
         )

@@ -17,7 +17,7 @@ from exporter.ledger.calls import find_call, list_calls, recent_calls
 from exporter.ledger.canary_runs import CanaryResult, Intent, NotStarted, Run
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.outbox import Route
-from exporter.ledger.store import Store
+from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.types import Committed, NewCall, Observation
 from tests.ledger.racing import together
 
@@ -123,6 +123,7 @@ def finish(store: Store, call: WatchedCall, account: str = "main") -> Committed:
 
 def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> None:
     runs, store = Runs(database), Store(database)
+    store.configure(StoreSettings(exemplars=True))
     store.outbox.set_routes([Route("crm", 60.0)])
     # A callback may have come before the answer.
     store.push([[NewCall("main", reference_id(f"{ID}-"), {"campaign": "otp"})]], 3600.5)
@@ -136,7 +137,7 @@ def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> N
     assert found.id == run.call_id
     store.set_price(call_of(run).id, 350.0)
     committed = finish(store, call_of(run))
-    assert (committed.added, committed.notify) == ({}, frozenset())
+    assert (committed.added, committed.notify, committed.newest) == ({}, frozenset(), {})
     assert committed.finished == 1
     assert committed.canaries == {run.call_id}
     assert finish(store, call_of(run)).ignored == {run.call_id}

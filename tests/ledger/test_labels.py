@@ -214,6 +214,14 @@ def test_what_is_told_is_what_has_changed(store: Store) -> None:
         assert series(totals) == series(shown(store))
 
 
+def test_the_exemplar_of_a_call_is_at_the_series_that_counts_it(store: Store) -> None:
+    store.configure(StoreSettings(LabelLimits(("a",), 1), exemplars=True))
+    (evicted,) = push(store, *calls("a1"))
+    push(store, *calls("a2"))
+    newest = store.commit([observed(evicted, ANSWERED)]).newest
+    assert {store.snapshot().label_sets[key.labels]["a"] for key in newest} == {OTHER}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_what_prometheus_counts_is_what_has_finished(store: Store, seed: int) -> None:
     limited(store, 2, 4)

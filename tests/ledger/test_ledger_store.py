@@ -6,10 +6,19 @@ from collections.abc import Iterable
 
 import pytest
 
-from exporter.calls import CallState, Finished, Key, PollAgain, Result, Status, WatchedCall
+from exporter.calls import (
+    CallState,
+    Finished,
+    Key,
+    PollAgain,
+    Receivers,
+    Result,
+    Status,
+    WatchedCall,
+)
 from exporter.config.validation import MAX_LABEL_VALUE
 from exporter.config.watch import MAX_LABELS
-from exporter.ids import MAX_REFERENCE_ID_LENGTH, ReferenceId
+from exporter.ids import MAX_REFERENCE_ID_LENGTH, Kind, ReferenceId
 from exporter.ledger.calls import (
     find_call,
     list_calls,
@@ -120,6 +129,34 @@ def test_more_calls_than_are_read_at_a_time(store: Store) -> None:
     rest = store.unfinished("main", list_calls[-1].call.id)
     assert sorted(ids(list_calls) + ids(rest)) == sorted(names)
     assert store.keep_only("config", set()) == []
+
+
+def test_commits_return_the_newest_call_of_each_total(store: Store) -> None:
+    message = NewCall("main", ReferenceId("message"), {}, Kind.MESSAGE)
+    first, second, other, sent = push(store, new("a", OTP), new("b", OTP), new("c"), message)
+    received = Finished(Result.FAILURE, Status.NONE, receivers=Receivers(2, 1))
+    store.configure(StoreSettings(exemplars=True))
+    committed = store.commit(
+        [
+            observed(first, ANSWERED, 3.0),
+            observed(second, ANSWERED, 4.0),
+            observed(other, BUSY, -1.0),
+            observed(sent, received, 9.0),
+        ]
+    )
+    assert {(key.labels, key.total, key.cell): call for key, call in committed.newest.items()} == {
+        (first.labels, "calls", "success/answered"): ("b", 1.0, NOW + 4.0),
+        (first.labels, "duration", "15.0"): ("b", 13.0, NOW + 4.0),
+        (first.labels, "delay", "5.0"): ("b", 4.0, NOW + 4.0),
+        (other.labels, "calls", "success/busy"): ("c", 1.0, NOW - 1.0),
+        (other.labels, "delay", "1.0"): ("c", 0.0, NOW - 1.0),
+        (other.labels, "messages", "success"): ("message", 2.0, NOW + 9.0),
+        (other.labels, "messages", "failure"): ("message", 1.0, NOW + 9.0),
+        (other.labels, "message_delay", "10.0"): ("message", 9.0, NOW + 9.0),
+    }
+    store.configure(StoreSettings())
+    (last,) = push(store, new("d"))
+    assert store.commit([observed(last, ANSWERED)]).newest == {}
 
 
 def test_a_finished_call_adds_to_the_totals_once(store: Store) -> None:

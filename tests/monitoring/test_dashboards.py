@@ -11,6 +11,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from exporter.call_totals import CallTotals
 from exporter.metrics.catalogue import Catalogue
 from monitoring.dashboards import boards
 from monitoring.dashboards.calls import FINISHED
@@ -19,7 +20,7 @@ from monitoring.links import HOME, RUNBOOKS
 from tests.dashboards import FILES, FOLDER, panels, read, substituted, targets
 from tests.monitoring.rules import promtool
 from tests.programs import every_prometheus
-from tools.reference.metrics import name_of, own_metrics
+from tools.reference.metrics import name_of, own_metrics, with_exemplars
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 
@@ -60,6 +61,19 @@ def test_panels_have_what_a_reader_needs(file: Path) -> None:
         assert panel["targets"]
         for asked in (panel, *panel["targets"]):
             assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_panels_show_the_exemplars_of_each_metric_that_has_them() -> None:
+    metrics, totals = Catalogue(), CallTotals()
+    totals.use_exemplars(enabled=True)
+    metrics.read_calls(totals)
+    shown = set[str]()
+    for panel in (panel for file in FILES for panel in panels(read(file))):
+        for target in panel["targets"]:
+            if target.get("exemplar"):
+                names = re.findall(r"(\w+)\{", target["expr"])
+                shown |= {name.removesuffix("_bucket") for name in names}
+    assert shown == with_exemplars(metrics)
 
 
 @every_file

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from exporter.config import load_config
+from exporter.config import Config, load_config
 from tests import subprocesses
 from tests.e2e.processes import Exporter, Process, total
 from tests.programs import every_prometheus, of_prometheus, program
@@ -146,11 +146,28 @@ def test_grafana_looks_where_the_dashboards_are() -> None:
     assert mounts(service)[path] == FOLDER / "../../monitoring/dashboards"
 
 
-def test_the_exporter_has_the_time_to_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+def configuration(monkeypatch: pytest.MonkeyPatch) -> Config:
     service = project(DEMO)["services"]["exporter"]
     for name, value in service["environment"].items():
         monkeypatch.setenv(name, value)
-    config = load_config(inside(service, "/etc/esms-exporter/config.yaml"))
+    return load_config(inside(service, "/etc/esms-exporter/config.yaml"))
+
+
+def test_exemplars_lead_from_grafana_to_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = project(DEMO)["services"]
+    assert configuration(monkeypatch).metrics.exemplars
+    assert option(services["prometheus"], "--enable-feature") == "exemplar-storage"
+    file = inside(services["grafana"], "/etc/grafana/provisioning/datasources/prometheus.yaml")
+    (source,) = yaml.safe_load(file.read_text())["datasources"]
+    (link,) = source["jsonData"]["exemplarTraceIdDestinations"]
+    assert link["name"] == "reference_id"
+    (port,) = services["exporter"]["ports"]
+    assert link["url"].startswith(f"http://localhost:{port['published']}/calls/$${{")
+
+
+def test_the_exporter_has_the_time_to_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = project(DEMO)["services"]["exporter"]
+    config = configuration(monkeypatch)
     grace = float(service["stop_grace_period"].removesuffix("s"))
     assert grace >= config.shutdown_timeout + 5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from exporter.calls import Result, Status
-from exporter.config import CallbackConfig
+from exporter.config import CallbackConfig, MetricsConfig
 from tests.replicas.scene import ANSWERED, BUSY, Exporter, Scene, names, spread
 from tests.replicas.test_calls_of_others import take
 from tests.samples import samples
@@ -66,6 +66,34 @@ async def test_each_shows_what_all_have_counted_of_its_accounts(scene: Scene) ->
         (Result.FAILURE, Status.BUSY): 3,
     }
     assert failures(other) == names(3, "bad")
+
+
+def exemplars(exporter: Exporter) -> set[str]:
+    shown = samples(exporter.service.metrics, "esms_calls_total")
+    return {one.exemplar.labels["reference_id"] for one in shown if one.exemplar}
+
+
+async def test_the_holder_of_an_account_has_the_exemplars_of_what_it_finished(scene: Scene) -> None:
+    exporters = [await scene.exporter(name) for name in ("first", "second")]
+    for exporter in exporters:
+        await exporter.configure(metrics=MetricsConfig(exemplars=True))
+    await until(lambda: any(exporter.accounts for exporter in exporters))
+    other, holder = sorted(exporters, key=lambda exporter: len(exporter.accounts))
+    await other.push("a", "called-back", campaign="otp")
+    scene.finish("a", answer=ANSWERED)
+    await until(lambda: exemplars(holder) == {"a"})
+    # The holder reads its totals again after others have changed them.
+    config = CallbackConfig(trust="accept")
+    await take(other.service.calls, config, "main", {"ReferenceId": "called-back", **ENDED})
+    await until(lambda: holder.counted() == 2)
+    assert exemplars(holder) == {"a"}
+    assert exemplars(other) == set()
+    await holder.stop()
+    await until(lambda: other.counted() == 2)
+    assert exemplars(holder) == exemplars(other) == set()
+    await other.push("b", campaign="otp")
+    scene.finish("b", answer=ANSWERED)
+    await until(lambda: exemplars(other) == {"b"})
 
 
 async def test_labels_that_make_room_do_so_wherever_calls_are_added(scene: Scene) -> None:

@@ -9,7 +9,7 @@ USER_LABEL: Final = "LABELS"
 
 OPEN_LABELS: Final = {
     "account": "the `name` of an account in the configuration.",
-    "reference_id": "the ReferenceId of a call, as its source wrote it.",
+    "reference_id": "the id of a call or message, as its source wrote it; only in exemplars.",
     "source": "a source of calls: `config`, `files`, `api`, `callback`, or `sql:NAME` for an "
     "entry of `watch.sql`. Only configured sources have series.",
     "target": "the `name` of a target of notifications in the configuration, or `Home Assistant`.",

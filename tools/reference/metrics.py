@@ -16,6 +16,7 @@ from exporter.ids import Kind
 from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import Snapshot
 from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.reading import Reading
 from exporter.notify.dispatcher import TargetStatus, read_targets
 from exporter.polling.stats import AccountStats, Balance, Operation
 from exporter.source_status import ConfigStatus, SourceStatus
@@ -43,7 +44,13 @@ of the exporter, in the order of `/metrics`, and explains the
   set of user labels from its first call. An account has {account} series without user labels; each
   set of user labels adds {labels}.
 - **Restarts.** Metrics "kept in the ledger" continue after a restart; the others start at 0.
-- **Privacy.** ReferenceIds, phone numbers and error messages are never labels.
+- **Exemplars.** With `metrics.exemplars: true`, the OpenMetrics format contains
+  [exemplars](dashboards.md#from-a-panel-to-a-call): the id of the newest finished call or message
+  that a series or a bucket counts. They are in memory only: after a restart, a series has one when
+  the next call finishes. Canary calls, ids of more than 116 characters, and results that another
+  exporter on the same ledger has stored have none.
+- **Privacy.** ReferenceIds, phone numbers and error messages are never labels of series.
+  ReferenceIds are in exemplars, which are off by default.
 - **Several exporters on one ledger.** Only the exporter that polls an account exposes its series.
   Sum over exporters: `sum by (account)`.
 
@@ -55,6 +62,7 @@ def page() -> str:
     """Return the whole page."""
     metrics, totals = Catalogue(), CallTotals((USER_LABEL,))
     totals.show(["main"], Snapshot({}, {}, set()))
+    totals.use_exemplars(enabled=True)
     account, source = AccountStats(), SourceStatus("config")
     account.of(Operation.GET_BALANCE)
     account.balance, account.balance_warning = Balance(0.0, 0.0), 0.0
@@ -86,7 +94,11 @@ def page() -> str:
     read_canaries(metrics, {"nightly": canary})
     families = {name_of(metric): metric for metric in own_metrics(metrics)}
     used = {label: set[str]() for label in MEANINGS}
-    sections = [_section(name, metric, used) for name, metric in families.items()]
+    exemplars = with_exemplars(metrics)
+    sections = [
+        _section(name, metric, used, exemplars=name in exemplars)
+        for name, metric in families.items()
+    ]
     for label, meanings in MEANINGS.items():
         if gone := meanings.keys() - used[label]:
             raise LookupError(f"no metric has {label} = {sorted(gone)} any more")
@@ -107,12 +119,18 @@ def own_metrics(metrics: Catalogue) -> list[Metric]:
     return [one for one in metrics.registry.collect() if one.name.startswith("esms_")]
 
 
+def with_exemplars(metrics: Catalogue) -> set[str]:
+    """Return the names of the metrics that have exemplars."""
+    readings = (one for one in metrics.registry.collectors if isinstance(one, Reading))
+    return {name_of(*one.describe()) for one in readings if one.has_exemplars}
+
+
 def name_of(metric: Metric) -> str:
     """Return the name of a metric as a query has it."""
     return f"{metric.name}_total" if metric.type == "counter" else metric.name
 
 
-def _section(name: str, metric: Metric, used: dict[str, set[str]]) -> str:
+def _section(name: str, metric: Metric, used: dict[str, set[str]], *, exemplars: bool) -> str:
     labels = [label for label in metric.samples[0].labels if label != "le"]
     facts = [f"type: {metric.type}", f"labels: {_labels(labels)}"]
     for label in labels:
@@ -127,6 +145,8 @@ def _section(name: str, metric: Metric, used: dict[str, set[str]]) -> str:
     )
     if bounds:
         facts.append(f"buckets: {' '.join(bounds).replace('inf', '+Inf')}")
+    if exemplars:
+        facts.append("exemplars: `reference_id`")
     listed = "".join(f"- {fact}\n" for fact in facts)
     return f"\n## {name}\n\n{metric.documentation}\n\n{listed}"
 
