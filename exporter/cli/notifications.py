@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -44,6 +45,7 @@ class _Ledger(NamedTuple):
     database: Database
     clock: LedgerClock
     targets: dict[str, float]
+    history: bool  # whether it has the history of calls
 
     def pages(
         self, account: str | None, target: str | None, state: str | None
@@ -68,7 +70,7 @@ def _opened(file: Path) -> Iterator[_Ledger]:
     database = open_database(config.ledger.url.reveal(), exclusive=False)
     try:
         database.keep_time(clock := LedgerClock(), opened=True)
-        yield _Ledger(database, clock, targets)
+        yield _Ledger(database, clock, targets, config.ledger.history)
     finally:
         database.close()
 
@@ -130,7 +132,8 @@ def retry(config_file: Path, ids: Sequence[int], **filters: str | None) -> None:
         if (target := filters["target"]) and target not in ledger.targets:
             known = ", ".join(ledger.targets) or "none"
             raise click.BadParameter(f"no such target; configured: {known}", param_hint="--target")
-        _change(ledger, "retried", ids, filters, retry_notifications, ledger.targets)
+        retry_these = partial(retry_notifications, history=ledger.history)
+        _change(ledger, "retried", ids, filters, retry_these, ledger.targets)
 
 
 @notifications.command()

@@ -38,6 +38,7 @@ class EventKind(StrEnum):
     DELIVERED = "delivered"  # a notification (target, answer)
     FAILED = "failed"  # an attempt to deliver it (target, problem)
     GAVE_UP = "gave_up"  # a notification (target, problem)
+    RETRIED = "retried"  # a notification, by hand (target)
 
 
 class CallEvent(NamedTuple):

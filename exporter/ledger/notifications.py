@@ -29,6 +29,7 @@ from sqlalchemy import (
 
 from exporter.ledger.calls import EXAMINED, MAX_PAGE
 from exporter.ledger.clock import LedgerClock
+from exporter.ledger.history import CallEvent, EventKind, add_history
 from exporter.ledger.json_rows import ROWS, fetch_json, field, is_given, select_json, to_json_rows
 from exporter.ledger.schema import given_up_notifications, notifications
 from exporter.ledger.types import BATCH_SIZE
@@ -80,7 +81,7 @@ _RECORDS: Final[Mapping[NotificationState, Select[Any]]] = {  # Any: of columns
 _now: Final = bindparam("now", type_=Float())
 # Locked in a fixed order, to avoid deadlocks with other exporters and commands.
 _found_given_up = (
-    select(*_given_up["id", "target"])
+    select(*_given_up["id", "target", "call_id"])
     .where(is_given(_given_up.id))
     .order_by(_given_up.id)
     .with_for_update()
@@ -88,7 +89,7 @@ _found_given_up = (
 )
 _GIVEN_UP: Final = select_json(*_found_given_up.c)
 _found_pending = (
-    select(*_pending["id", "target"])
+    select(*_pending["id", "target", "call_id"])
     .where(is_given(_pending.id), not_(and_(_pending.claimed, _pending.due_at > _now)))
     .order_by(_pending.id)
     .with_for_update()
@@ -205,6 +206,8 @@ def retry_notifications(
     clock: LedgerClock,
     rows: Collection[int],
     give_up_after: Mapping[str, float],
+    *,
+    history: bool = True,
 ) -> set[int]:
     """Make up to `BATCH_SIZE` notifications due now, with new deadlines; return their rows.
 
@@ -215,12 +218,14 @@ def retry_notifications(
         clock: the clock of the ledger.
         rows: rows of notifications.
         give_up_after: seconds until a notification is given up, by configured target.
+        history: whether to write it to the history of the calls.
     """
-    given = {"rows": to_json_rows(rows), "now": clock.now()}
+    now = clock.now()
+    given = {"rows": to_json_rows(rows), "now": now}
     pending, kept = (
         [
-            (row, give_up_after[target])
-            for row, target in fetch_json(connection, query, **given)
+            (row, give_up_after[target], target, call)
+            for row, target, call in fetch_json(connection, query, **given)
             if target in give_up_after
         ]
         for query in (_PENDING, _GIVEN_UP)
@@ -229,9 +234,16 @@ def retry_notifications(
         connection.execute(_HASTEN, {**given, "rows": to_json_rows(pending)})
     if kept:
         connection.execute(_QUEUE, {**given, "rows": to_json_rows(kept)})
-        moved = to_json_rows(row for row, _ in kept)
+        moved = to_json_rows(row for row, *_ in kept)
         connection.execute(_DROP[NotificationState.GIVEN_UP], {"rows": moved})
-    return {row for row, _ in pending + kept}
+    if history:
+        events = (
+            CallEvent(call, now, EventKind.RETRIED, target)
+            for *_, target, call in pending + kept
+            if call is not None
+        )
+        add_history(connection, events)
+    return {row for row, *_ in pending + kept}
 
 
 def drop_notifications(
@@ -244,7 +256,7 @@ def drop_notifications(
         (NotificationState.PENDING, _PENDING),
         (NotificationState.GIVEN_UP, _GIVEN_UP),
     ):
-        found = [row for row, _ in fetch_json(connection, query, **given)]
+        found = [row for row, *_ in fetch_json(connection, query, **given)]
         connection.execute(_DROP[state], {"rows": to_json_rows(found)})
         dropped.update(found)
     return dropped

@@ -15,7 +15,7 @@ A notification that is given up moves to a table of its own, so that it costs cl
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice, zip_longest
@@ -43,6 +43,7 @@ from sqlalchemy import (
 from exporter.ids import Kind
 from exporter.ledger.calls import label_sets_of
 from exporter.ledger.clock import LedgerClock
+from exporter.ledger.history import CallEvent, EventKind, add_history
 from exporter.ledger.json_rows import (
     ROWS,
     fetch_json,
@@ -59,6 +60,9 @@ from exporter.ledger.types import BATCH_SIZE
 LONGEST_WAIT: Final = 1_200.0
 """Maximum seconds until a retry. A longer wait means that the clock was set back; the notification
 is due now."""
+
+_MAX_ATTEMPTS_SHOWN: Final = 20
+"""Attempts whose new answers are added to the history of the call: answers may change each time."""
 
 _columns: Final = notifications.c
 _target: Final = _columns.target == bindparam("this_target")
@@ -95,7 +99,7 @@ _ACCOUNTS: Final = select_json(_pending.c.account).where(
     <= _now
 )
 _due: Final = (
-    select(_columns.id, _columns.attempts, _columns.call)
+    select(*_columns["id", "attempts", "call", "call_id", "answer"])
     .where(_of_kind, _columns.account == item(_columns.account), _columns.due_at <= _now)
     .order_by(_columns.due_at)
     .limit(bindparam("limit"))
@@ -147,19 +151,19 @@ _CUT_WAITS: Final = (
 
 
 def _locked(query: Select[Any], *, skip: bool = False) -> Select[Any]:  # Any: of columns
-    """Lock the notifications that a query of ids finds; with `skip`, those that are not locked."""
+    """Lock the notifications that a query finds; with `skip`, those that are not locked."""
     found = query.with_for_update(of=notifications, skip_locked=skip).subquery()
     return select_json(*found.c)
 
 
-_mine = select(_columns.id).join_from(ROWS, notifications, _IS_STILL_MINE)
+_found = select(*_columns["id", "target", "call_id", "answer"])
+_mine = _found.join_from(ROWS, notifications, _IS_STILL_MINE)
 _MINE: Final = _locked(_mine)
 _MINE_OVERDUE: Final = _locked(_mine.where(_columns.give_up_at <= _now))
-_overdue: Final = (
-    select(_columns.id)
-    .where(_columns.give_up_at <= _now, _columns.due_at <= _now)  # not claimed
-    .limit(BATCH_SIZE)
-)
+_overdue: Final = _found.where(
+    _columns.give_up_at <= _now,
+    _columns.due_at <= _now,  # not claimed
+).limit(BATCH_SIZE)
 _OVERDUE: Final = _locked(
     _overdue.where(
         _target,
@@ -173,7 +177,7 @@ _GIVE_UP: Final = insert(given_up_notifications).from_select(
     ["id", "target", "account", "call", "call_id", "attempts", "answer", "gave_up_at"],
     select(
         *_columns["id", "target", "account", "call", "call_id", "attempts"],
-        func.coalesce(field_of(1, _columns.answer), _columns.answer),
+        field_of(1, _columns.answer),
         _now,
     ).join_from(ROWS, notifications, _columns.id == field_of(0, _columns.id)),
 )
@@ -229,6 +233,8 @@ class Notification(NamedTuple):
     attempts: int  # number of claims, including this one; identifies this claim
     retry: bool  # an earlier attempt failed
     call: CallFinished
+    call_id: int | None  # the row of the call; None if an older exporter has written it
+    answer: str | None  # the last one of the target
 
 
 class Claim(NamedTuple):
@@ -273,11 +279,16 @@ class Outbox:
     def __init__(self, clock: LedgerClock) -> None:
         self._clock = clock
         self.routes: Collection[Route] = ()
+        self._history = True
         self._last: dict[tuple[str, bool], str] = {}  # the account that had the last turn
 
     def set_routes(self, routes: Collection[Route]) -> None:
         """Change the routes of calls that finish from now on."""
         self.routes = routes
+
+    def set_history(self, *, on: bool) -> None:
+        """Turn the history of calls on or off; see `exporter.ledger.history`."""
+        self._history = on
 
     def add(
         self, connection: Connection, finished: Sequence[tuple[int, int, CallFinished]]
@@ -315,7 +326,7 @@ class Outbox:
     ) -> ClaimResult:
         """Record results, and claim up to `limit` notifications of a target for `lease` seconds."""
         now = self._clock.now()
-        delivered, gave_up = _record(connection, results, now)
+        delivered, gave_up = self._record(connection, target, results, now)
         claimed: list[Notification] = []
         for claim in claims:
             room = min(claim.limit, limit - len(claimed))
@@ -342,8 +353,8 @@ class Outbox:
         parameters = {**kind, "limit": share, "rows": to_json_rows(accounts)}
         by_account = [
             [
-                Notification(row, attempts + 1, claim.retry, CallFinished(**from_json(call)))
-                for row, attempts, call in sorted(from_json(rows))
+                Notification(row, attempts + 1, claim.retry, CallFinished(**from_json(call)), *rest)
+                for row, attempts, call, *rest in sorted(from_json(rows))
             ]
             for rows in connection.scalars(_DUE, parameters)
         ]
@@ -357,7 +368,7 @@ class Outbox:
         many there were.
         """
         given = {"this_target": target, "shortest": shortest, "longest": longest}
-        return _give_up(connection, _OVERDUE, self._clock.now(), {}, **given)
+        return self._give_up(connection, _OVERDUE, self._clock.now(), {}, **given)
 
     def release_all(self, connection: Connection) -> None:
         """Make all notifications due, also those that a killed process had claimed.
@@ -383,58 +394,83 @@ class Outbox:
         Gives up at most `BATCH_SIZE`.
         """
         others = _overdue.where(_columns.target.not_in(list(targets)))
-        return _give_up(connection, _locked(others, skip=True), self._clock.now(), {})
+        return self._give_up(connection, _locked(others, skip=True), self._clock.now(), {})
 
+    def _record(
+        self, connection: Connection, target: str, results: Sequence[DeliveryResult], now: float
+    ) -> tuple[int, int]:
+        """Record results; return how many were delivered, and how many were given up."""
+        rows: dict[DeliveryAction, list[tuple[int, int, float, str | None]]] = {
+            action: [
+                (one.notification.id, one.notification.attempts, one.wait, one.answer)
+                for one in results
+                if one.action is action
+            ]
+            for action in DeliveryAction
+        }
+        delivered = gave_up = 0
+        if done := [row for row, *_ in rows[DeliveryAction.DONE]]:
+            given = {"rows": to_json_rows(done)}
+            delivered = connection.execute(_DELETE, given).rowcount
+            if delivered < len(done):
+                # Results that are late because the ledger failed: some may have been given up.
+                delivered += connection.execute(_DELETE_GIVEN_UP, given).rowcount
+        for query, action in (
+            (_MINE, DeliveryAction.GIVE_UP),
+            (_MINE_OVERDUE, DeliveryAction.RETRY),
+        ):
+            if claims := rows[action]:
+                answers = {row: answer for row, *_, answer in claims}
+                gave_up += self._give_up(connection, query, now, answers, rows=to_json_rows(claims))
+        for statement, action in (
+            (_PUT_OFF, DeliveryAction.RETRY),
+            (_RELEASE, DeliveryAction.RELEASE),
+        ):
+            if claims := rows[action]:
+                connection.execute(statement, {"rows": to_json_rows(claims), "now": now})
+        if self._history:
+            add_history(connection, _events(target, results, now))
+        return delivered, gave_up
 
-def _give_up(
-    connection: Connection,
-    query: Select[Any],  # Any: of columns
-    now: float,
-    answers: Mapping[int, str | None],
-    **parameters: object,
-) -> int:
-    """Give up the notifications whose rows a query returns and locks; return how many.
+    def _give_up(
+        self,
+        connection: Connection,
+        query: Select[Any],  # Any: of columns
+        now: float,
+        answers: Mapping[int, str | None],
+        **parameters: object,
+    ) -> int:
+        """Give up the notifications that a query finds and locks; return how many.
 
-    `answers` are the last answers that are not in the ledger yet, by row.
-    """
-    found = [row for (row,) in fetch_json(connection, query, now=now, **parameters)]
-    if found:
-        rows = to_json_rows((row, answers.get(row)) for row in found)
-        connection.execute(_GIVE_UP, {"rows": rows, "now": now})
-        connection.execute(_DELETE, {"rows": to_json_rows(found)})
-    return len(found)
-
-
-def _record(
-    connection: Connection, results: Sequence[DeliveryResult], now: float
-) -> tuple[int, int]:
-    """Record results; return how many were delivered, and how many were given up."""
-    rows: dict[DeliveryAction, list[tuple[int, int, float, str | None]]] = {
-        action: [
-            (one.notification.id, one.notification.attempts, one.wait, one.answer)
-            for one in results
-            if one.action is action
+        `answers` are the last answers that are not in the ledger yet, by row.
+        """
+        found = [
+            (row, answers.get(row) or answer, target, call)
+            for row, target, call, answer in fetch_json(connection, query, now=now, **parameters)
         ]
-        for action in DeliveryAction
-    }
-    delivered = gave_up = 0
-    if done := [row for row, *_ in rows[DeliveryAction.DONE]]:
-        given = {"rows": to_json_rows(done)}
-        delivered = connection.execute(_DELETE, given).rowcount
-        if delivered < len(done):
-            # Results that are late because the ledger failed: some may have been given up.
-            delivered += connection.execute(_DELETE_GIVEN_UP, given).rowcount
-    for query, action in (
-        (_MINE, DeliveryAction.GIVE_UP),
-        (_MINE_OVERDUE, DeliveryAction.RETRY),
-    ):
-        if claims := rows[action]:
-            answers = {row: answer for row, *_, answer in claims}
-            gave_up += _give_up(connection, query, now, answers, rows=to_json_rows(claims))
-    for statement, action in (
-        (_PUT_OFF, DeliveryAction.RETRY),
-        (_RELEASE, DeliveryAction.RELEASE),
-    ):
-        if claims := rows[action]:
-            connection.execute(statement, {"rows": to_json_rows(claims), "now": now})
-    return delivered, gave_up
+        if found:
+            connection.execute(_GIVE_UP, {"rows": to_json_rows(found), "now": now})
+            connection.execute(_DELETE, {"rows": to_json_rows(row for row, *_ in found)})
+        if self._history:
+            events = (
+                CallEvent(call, now, EventKind.GAVE_UP, target, answer)
+                for _, answer, target, call in found
+                if call is not None
+            )
+            add_history(connection, events)
+        return len(found)
+
+
+def _events(target: str, results: Sequence[DeliveryResult], now: float) -> Iterator[CallEvent]:
+    """Yield the events of calls: deliveries, and new answers in the first failed attempts."""
+    for one, action, _, answer in results:
+        if one.call_id is None:
+            continue
+        if action is DeliveryAction.DONE:
+            yield CallEvent(one.call_id, now, EventKind.DELIVERED, target)
+        elif (
+            action is DeliveryAction.RETRY
+            and answer != one.answer
+            and one.attempts <= _MAX_ATTEMPTS_SHOWN
+        ):
+            yield CallEvent(one.call_id, now, EventKind.FAILED, target, answer)

@@ -317,6 +317,7 @@ class Store:
     def configure(self, settings: StoreSettings) -> None:
         """Change the settings."""
         self.settings = settings
+        self.outbox.set_history(on=settings.history)
 
     def set_epoch(self, account: str, epoch: int | None) -> None:
         """Set the epoch of the held lease on an account; None once the lease is lost."""

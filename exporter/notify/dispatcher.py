@@ -172,7 +172,8 @@ class Dispatcher:
             name: worker.settings.route.give_up_after for name, worker in self._workers.items()
         }
         given = self._ledger.clock, [row], give_up_after
-        retried = await self._ledger.execute(retry_notifications, *given)
+        history = self._ledger.store.settings.history
+        retried = await self._ledger.execute(retry_notifications, *given, history=history)
         self.wake(frozenset(self._workers))
         return bool(retried)
 

@@ -219,8 +219,9 @@ class HistoryEvent(_Answer):
     at: datetime
     event: EventKind
     """`watched`: the call was added. `state`: a poll changed its state. `callback`: the provider
-    called back. `finished`: the result is known. `delivered`, `failed`, `gave_up`: a notification
-    was delivered, an attempt failed, or the exporter gave it up."""
+    called back. `finished`: the result is known. `delivered`, `failed`, `gave_up`, `retried`: a
+    notification was delivered, an attempt failed, the exporter gave it up, or it is sent again by
+    hand."""
 
     subject: str
     """The state, the outcome of the callback, the result, or the target."""

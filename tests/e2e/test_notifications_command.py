@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from tests.notify.receiver import SECRET, Receiver
 from tests.waiting import deadline
 
 
+async def shown(http: aiohttp.ClientSession, url: str, token: str = TOKEN) -> str:
+    async with http.get(url, headers={"Authorization": f"Bearer {token}"}) as answer:
+        return await answer.text()
+
+
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 async def test_a_receiver_gets_what_it_had_refused(
     tmp_path: Path,
@@ -27,11 +33,6 @@ async def test_a_receiver_gets_what_it_had_refused(
 ) -> None:
     async def notifications(*arguments: str) -> Ended:
         return await run(tmp_path, "notifications", *arguments, CONFIG)
-
-    async def page(exporter: Exporter, token: str) -> str:
-        headers = {"Authorization": f"Bearer {token}"}
-        async with http.get(exporter.url, headers=headers) as answer:
-            return await answer.text()
 
     for name in ("a", "b"):
         simulator.add_call("main", name, Plan())
@@ -70,9 +71,9 @@ async def test_a_receiver_gets_what_it_had_refused(
                 ]
                 # The page shows them to those who may see ids.
                 async with deadline():
-                    while "Notifications given up" not in await page(exporter, TOKEN):  # noqa: ASYNC110
+                    while "Notifications given up" not in await shown(http, exporter.url):  # noqa: ASYNC110
                         await asyncio.sleep(0.2)
-                assert "Notifications given up" not in await page(exporter, "")
+                assert "Notifications given up" not in await shown(http, exporter.url, "")
                 # The receiver is mended.
                 receiver.answers(204)
                 before = len(receiver.told)
@@ -88,6 +89,11 @@ async def test_a_receiver_gets_what_it_had_refused(
                 ids = {one.event["id"] for one in receiver.told if one.call == told.call}
                 assert ids == {told.event["id"]}
                 assert (await notifications("list", "--output=json")).output == ""
+                call = await shown(http, f"{exporter.url}/api/v1/calls/main/{told.call}")
+                events = json.loads(call)["history"]
+                assert [one["event"] for one in events if one["subject"] == "crm"] == [
+                    *("failed", "gave_up", "retried", "delivered"),
+                ]
         missing = await notifications("retry", str(first["id"]), "99")
         problems = "\n".join(f"{row}: no such notification" for row in (first["id"], 99))
         assert missing == (1, "notifications retried: 0\n", f"esms-exporter: {problems}\n")

@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import delete, select, text
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
 from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import Database, open_database
+from exporter.ledger.history import call_history
 from exporter.ledger.notifications import (
     NotificationRecord,
     drop_notifications,
@@ -36,7 +37,7 @@ from exporter.ledger.outbox import (
 )
 from exporter.ledger.outbox import DeliveryAction as Action
 from exporter.ledger.schema import calls, notifications
-from exporter.ledger.store import Store
+from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
 from tests.waiting import DEADLINE
 
@@ -405,7 +406,7 @@ def test_what_is_given_up_is_kept_until_it_is_sent_again(
     assert outbox.backlog("t") == (1, clock.now)
     (pending,) = listed(outbox, timed)
     assert pending[4:] == ("pending", 1, REFUSED, clock.now, clock.now + DAY)
-    assert claim(outbox) == [one._replace(attempts=2, retry=True)]
+    assert claim(outbox) == [one._replace(attempts=2, retry=True, answer=REFUSED)]
     assert record(outbox, DeliveryResult(one, Action.DONE)) == (1, 0)
     assert listed(outbox, timed) == []
 
@@ -440,6 +441,62 @@ def test_a_late_result_of_one_that_was_given_up(
     assert record(outbox, DeliveryResult(delivered, Action.DONE)) == (1, 0)
     assert record(outbox, put_off(failed, 5.0)) == (0, 0)
     assert [one.reference_id for one in listed(outbox, timed)] == ["failed"]
+
+
+@pytest.mark.parametrize("history", [True, False])
+def test_the_history_of_a_call_has_what_targets_answered(
+    store: Store, outbox: Box, timed: LedgerClock, clock: Clock, *, history: bool
+) -> None:
+    store.configure(StoreSettings(history=history))
+    (stored,) = push(store, "a")
+    finish(store, [stored])
+    began = clock.now
+
+    def fails(answer: str | None, action: Action = Action.RETRY) -> tuple[int, int]:
+        (one,) = claim(outbox)
+        clock.now += 5
+        return record(outbox, DeliveryResult(one, action, 0.0, answer))
+
+    def events() -> list[tuple[object, ...]]:
+        found = outbox.database.run(call_history, stored.call.id).events
+        return [(at - began, *rest) for _, at, *rest in found if rest[1] in {"t", "u"}]
+
+    for answer in ("timeout", "timeout", "tls", None, *["timeout", "tls"] * 50):
+        fails(answer, Action.RETRY if answer else Action.RELEASE)
+    assert fails("gone", Action.GIVE_UP) == (0, 1)
+    clock.now += 5
+    (kept,) = listed(outbox, timed)
+    outbox.database.run(retry_notifications, timed, [kept.id], {"t": DAY}, history=history)
+    clock.now += 2 * DAY
+    assert outbox.give_up("t", 0.0, math.inf) == 1
+    outbox.database.run(retry_notifications, timed, [kept.id], {"t": DAY}, history=history)
+    assert fails(None, Action.DONE) == (1, 0)
+    found = events()
+    if not history:
+        assert found == []
+        return
+    assert found[:3] == [
+        (5.0, "failed", "t", "timeout"),
+        (15.0, "failed", "t", "tls"),
+        (25.0, "failed", "t", "timeout"),
+    ]
+    assert [event for _, event, *_ in found[3:-5]] == ["failed"] * 16
+    assert found[-5:] == [
+        (525.0, "gave_up", "t", "gone"),
+        (530.0, "retried", "t", None),
+        (530.0 + 2 * DAY, "gave_up", "t", "gone"),
+        (530.0 + 2 * DAY, "retried", "t", None),
+        (535.0 + 2 * DAY, "delivered", "t", None),
+    ]
+    # A call that is gone has no history.
+    outbox.set_routes([route("u")])
+    (other,) = push(store, "b")
+    finish(store, [other])
+    with outbox.database.begin() as connection:
+        connection.execute(delete(calls).where(calls.c.id == other.call.id))
+    (one,) = claim(outbox, target="u")
+    assert outbox.claim("u", [DeliveryResult(one, Action.DONE)]).delivered == 1
+    assert outbox.database.run(call_history, other.call.id).events == []
 
 
 def test_a_listing_is_read_in_pages(
