@@ -46,9 +46,9 @@ of the exporter, in the order of `/metrics`, and explains the
 - **Restarts.** Metrics "kept in the ledger" continue after a restart; the others start at 0.
 - **Exemplars.** With `metrics.exemplars: true`, the OpenMetrics format contains
   [exemplars](dashboards.md#from-a-panel-to-a-call): the id of the newest finished call or message
-  that a series or a bucket counts. They are in memory only: after a restart, a series has one when
-  the next call finishes. Canary calls, ids of more than 116 characters, and results that another
-  exporter on the same ledger has stored have none.
+  that a series or a bucket counts. They are in memory only, some 300 bytes each: after a restart, a
+  series has one when the next call finishes. Canary calls, ids of more than 116 characters, and
+  results that another exporter on the same ledger has stored have none.
 - **Privacy.** ReferenceIds, phone numbers and error messages are never labels of series.
   ReferenceIds are in exemplars, which are off by default.
 - **Several exporters on one ledger.** Only the exporter that polls an account exposes its series.
