@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import ssl
 import time
 from collections import defaultdict
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
@@ -18,11 +16,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
@@ -31,6 +28,13 @@ from exporter.backoff import ExponentialBackoff
 from exporter.canaries.canaries import Canaries
 from exporter.config import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError, ExporterError
+from exporter.home_assistant.connection import (
+    AT_LEAST_ONCE,
+    Message,
+    connected,
+    mapped_errors,
+    publish,
+)
 from exporter.home_assistant.entities import (
     EXPORTER,
     AccountView,
@@ -58,27 +62,13 @@ from exporter.metrics.catalogue import Catalogue
 from exporter.tracker import CallTracker
 
 if TYPE_CHECKING:
-    from aiomqtt import Client, ProtocolVersion
+    from aiomqtt import Client
     from aiomqtt import Message as Received
-    from paho.mqtt.properties import Properties
 
 V = TypeVar("V")
 
 _TIMEOUT: Final = 10.0
 """Seconds to wait for a response of the broker."""
-
-_DISCONNECT_TIMEOUT: Final = 1.0
-"""Seconds for a clean disconnect."""
-
-_KEEPALIVE: Final = 30
-"""MQTT keep-alive interval in seconds."""
-
-_MAX_RECEIVED: Final = 10_000
-"""Limit of unprocessed messages; enough for the retained messages of a thousand accounts."""
-
-_AT_LEAST_ONCE: Final = 1
-_PORT: Final = 1883
-_TLS_PORT: Final = 8883
 
 _MIN_INTERVAL: Final = 1.0
 """Minimum seconds between updates."""
@@ -105,25 +95,10 @@ _REPUBLISH: Final = b"?"
 _CLEAR_TIMEOUT: Final = 5.0
 """Seconds to clear retained messages of the previous configuration."""
 
-_UNSUPPORTED_VERSION: Final = 132
-"""Reason code of a broker that does not speak MQTT 5."""
-
 _LOG_INTERVAL: Final = 60.0
 """Minimum seconds between log messages about ignored presses."""
 
 _log = structlog.get_logger(__name__)
-
-
-class Message(NamedTuple):
-    """An MQTT message; an empty payload clears the retained message of the topic.
-
-    `expiry` is the number of seconds for which the broker keeps it for subscribers that are away.
-    """
-
-    topic: str
-    payload: bytes
-    retained: bool
-    expiry: int | None = None
 
 
 def read_mqtt(metrics: Catalogue, stats: Callable[[], MqttStats | None]) -> None:
@@ -449,7 +424,7 @@ class Publisher:
         """Publish over one connection, until `stop` or a `BrokerError`."""
         last_will = Message(self._topics.availability, OFFLINE, retained=True)
         async with (
-            _connected(self._config, last_will, self._timeout) as broker,
+            connected(self._config, last_will, self._timeout) as broker,
             asyncio.TaskGroup() as tasks,
         ):
             self._stats.connected, self._problem, self._published = True, None, None
@@ -478,7 +453,7 @@ class Publisher:
 
     async def _receive(self, broker: Client) -> None:
         try:
-            with _mapped_errors():
+            with mapped_errors():
                 async for message in broker.messages:
                     topic, payload = message.topic.value, message.payload
                     if topic == self._topics.birth:
@@ -521,10 +496,10 @@ class Publisher:
             topics = self._topics
             presses = topics.presses if self._config.buttons else ()
             watched = topics.availability, topics.birth, *presses, *topics.retained
-            with _mapped_errors():
-                await broker.subscribe([(topic, _AT_LEAST_ONCE) for topic in watched])
+            with mapped_errors():
+                await broker.subscribe([(topic, AT_LEAST_ONCE) for topic in watched])
             await asyncio.sleep(_SETTLE)
-            with _mapped_errors():  # otherwise the broker would send back every message
+            with mapped_errors():  # otherwise the broker would send back every message
                 await broker.unsubscribe(list(topics.retained))
         self._published = wanted.keys()
         return wanted
@@ -573,106 +548,10 @@ class Publisher:
         """Publish a message, and wait until the broker acknowledges it."""
         numbers = self._stats.messages[self._topics.kind(message.topic)]
         try:
-            with _mapped_errors():
-                topic, payload, retained, expiry = message
-                properties = _expiring(expiry) if expiry else None
-                await broker.publish(topic, payload, _AT_LEAST_ONCE, retained, properties)
+            await publish(broker, message)
         except BrokerError:
             self._session = None
             numbers[MqttOutcome.FAILED] += 1
             raise
         numbers[MqttOutcome.PUBLISHED] += 1
         self._failed.pop(message.topic, None)
-
-
-@asynccontextmanager
-async def _connected(
-    config: HomeAssistantConfig, last_will: Message, timeout: float
-) -> AsyncIterator[Client]:
-    """Connect to a broker for the duration of the block, which has to use `_mapped_errors`.
-
-    Speak MQTT 5, or 3.1.1 to a broker that refuses 5.
-
-    Args:
-        config: the broker and its credentials.
-        last_will: message that the broker publishes when the connection breaks.
-        timeout: seconds to wait for a response of the broker.
-    """
-    import aiomqtt  # noqa: PLC0415 - optional
-
-    with _mapped_errors():
-        tls = await asyncio.to_thread(config.tls) if config.url.startswith("mqtts:") else None
-        opening = partial(_open, config, last_will, timeout, tls)
-        try:
-            client = await opening(aiomqtt.ProtocolVersion.V5)
-        except aiomqtt.MqttCodeError as error:
-            if error.rc != _UNSUPPORTED_VERSION:
-                raise
-            client = await opening(aiomqtt.ProtocolVersion.V311)
-    try:
-        yield client
-        with suppress(Exception):  # the connection may be broken
-            async with asyncio.timeout(_DISCONNECT_TIMEOUT):
-                await client.__aexit__(None, None, None)
-    finally:
-        # After a failed block, close without DISCONNECT: the broker publishes the last will.
-        # Always close: the library may leave a readable socket in the event loop.
-        _cut(client)
-
-
-def _cut(client: Client) -> None:
-    client._client._sock_close()  # noqa: SLF001
-
-
-async def _open(
-    config: HomeAssistantConfig,
-    last_will: Message,
-    timeout: float,
-    tls: ssl.SSLContext | None,
-    protocol: ProtocolVersion,
-) -> Client:
-    import aiomqtt  # noqa: PLC0415 - optional
-
-    url = urlsplit(config.url)
-    client = aiomqtt.Client(
-        url.hostname or "",
-        url.port or (_TLS_PORT if tls else _PORT),
-        username=config.username,
-        password=config.password.reveal() if config.password else None,
-        protocol=protocol,
-        will=aiomqtt.Will(*last_will[:2], _AT_LEAST_ONCE, last_will.retained),
-        timeout=timeout,
-        keepalive=_KEEPALIVE,
-        max_queued_incoming_messages=_MAX_RECEIVED,
-        tls_context=tls,
-    )
-    # A cancelled connection attempt would leave an open socket behind.
-    connecting = asyncio.ensure_future(client.__aenter__())
-    try:
-        return await asyncio.shield(connecting)
-    except asyncio.CancelledError:
-        connecting.add_done_callback(lambda _: _cut(client))
-        raise
-    except Exception:
-        # On a timeout, the library leaves the socket open.
-        _cut(client)
-        raise
-
-
-def _expiring(seconds: int) -> Properties:
-    """Return the properties of a message that expires; MQTT 3.1.1 ignores them."""
-    from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415 - optional
-    from paho.mqtt.properties import Properties  # noqa: PLC0415 - optional
-
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.MessageExpiryInterval = seconds
-    return properties
-
-
-@contextmanager
-def _mapped_errors() -> Iterator[None]:
-    """Map all exceptions of the library to `BrokerError`."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - the library raises anything, such as struct.error
-        raise BrokerError(str(error) or type(error).__name__) from None
