@@ -24,6 +24,7 @@ class Target:
     panel: str
     expression: str
     instant: bool
+    exemplars: bool = False
 
     @property
     def name(self) -> str:
@@ -42,7 +43,10 @@ def panels(board: Json) -> list[Json]:
 
 def targets() -> list[Target]:
     return [
-        Target(file.name, panel["title"], target["expr"], target["instant"])
+        Target(
+            *(file.name, panel["title"], target["expr"], target["instant"]),
+            target.get("exemplar", False),
+        )
         for file in FILES
         for panel in panels(read(file))
         for target in panel["targets"]

@@ -11,8 +11,10 @@ import aiohttp
 
 from exporter.metrics.exposition import OPENMETRICS, TEXT
 from exporter.simulator import Plan, Simulator
+from tests.dashboards import substituted, targets
 from tests.e2e.processes import Exporter, configure, listed
 from tests.e2e.prometheus import Prometheus, every_kind
+from tests.e2e.test_dashboard_queries import VALUES
 from tests.waiting import deadline
 
 # No backslash: Prometheus keeps its escape in the labels of exemplars.
@@ -47,7 +49,7 @@ async def test_prometheus_stores_the_ids_of_finished_calls(
     tmp_path: Path, simulator: Simulator, http: aiohttp.ClientSession
 ) -> None:
     simulator.add_call("main", CALL, Plan(duration=7))
-    simulator.add_call("other", LONG, Plan(call_status="BUSY"))
+    simulator.add_call("other", LONG, Plan(call_status="BUSY", sent_result=0))
     simulator.add_call("other", TOO_LONG, Plan(call_status="NOANSWER"))
     simulator.add_call("main", "message", Plan(receivers=2))
     others = [listed(name, "other") for name in (LONG, TOO_LONG)]
@@ -64,6 +66,9 @@ async def test_prometheus_stores_the_ids_of_finished_calls(
                         while (found := await stored(server, query)) != ids:
                             assert found < ids, (query, found)
                             await asyncio.sleep(0.2)
+                    for target in targets():
+                        if target.exemplars:
+                            assert await stored(server, substituted(target.expression, VALUES))
         assert " # " not in await body(http, exporter, TEXT)
         configure(tmp_path, simulator, calls)
         exporter.send(signal.SIGHUP)

@@ -67,13 +67,9 @@ def test_panels_show_the_exemplars_of_each_metric_that_has_them() -> None:
     metrics, totals = Catalogue(), CallTotals()
     totals.use_exemplars(enabled=True)
     metrics.read_calls(totals)
-    shown = set[str]()
-    for panel in (panel for file in FILES for panel in panels(read(file))):
-        for target in panel["targets"]:
-            if target.get("exemplar"):
-                names = re.findall(r"(\w+)\{", target["expr"])
-                shown |= {name.removesuffix("_bucket") for name in names}
-    assert shown == with_exemplars(metrics)
+    asked = [target.expression for target in targets() if target.exemplars]
+    names = re.findall(r"(\w+)\{", "".join(asked))
+    assert {name.removesuffix("_bucket") for name in names} == with_exemplars(metrics)
 
 
 @every_file
