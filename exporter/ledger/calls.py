@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -318,6 +319,9 @@ def count_finished(database: Database, since: float, until: float, ahead: float 
         return connection.scalars(select(func.count()).where(*_COUNTED, *between)).one()
 
 
+_parse_labels: Final = lru_cache(maxsize=1_000)(json.loads)  # most calls share few label sets
+
+
 def _between(since: float, until: float) -> tuple[ColumnElement[bool], ...]:
     return calls.c.finished_at >= since, calls.c.finished_at < until
 
@@ -325,8 +329,8 @@ def _between(since: float, until: float) -> tuple[ColumnElement[bool], ...]:
 def _exported(row: Row[Any], ahead: float) -> ExportedCall:  # Any: of columns
     call = ExportedCall._make(row)
     return call._replace(
-        labels=json.loads(row.labels),
-        counted_labels=json.loads(row.counted_labels),
+        labels=_parse_labels(row.labels),
+        counted_labels=_parse_labels(row.counted_labels),
         first_watched=call.first_watched - ahead,
         finished_at=call.finished_at - ahead,
     )
