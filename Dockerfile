@@ -1,25 +1,24 @@
-ARG PYTHON=3.13
-FROM python:${PYTHON}-slim AS build
+FROM python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS build
 WORKDIR /src
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 # Dependencies first: they change less often than the code.
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv --without-pip /opt/esms-exporter \
-    && pip --python /opt/esms-exporter install --only-binary=:all: --require-hashes \
+    && pip --python /opt/esms-exporter install --no-compile --only-binary=:all: --require-hashes \
         -r requirements.lock \
     && pip install --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY exporter/ exporter/
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
-    && pip --python /opt/esms-exporter install --no-deps --no-index dist/*.whl \
-    && python -m compileall -q /opt/esms-exporter
+    && pip --python /opt/esms-exporter install --no-compile --no-deps --no-index dist/*.whl
 
-FROM python:${PYTHON}-slim
-# pip and the lists of the package manager are not needed to run. OpenShift uses any user of group 0.
-RUN pip uninstall --yes --quiet --root-user-action=ignore pip \
-    && install -d -o 65534 -g 0 -m 0770 /data
-COPY --from=build /opt/esms-exporter /opt/esms-exporter
-ENV PATH=/opt/esms-exporter/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# The root of the image: Python, the exporter, the shared libraries that they need, and certificates.
+COPY deploy/image.sh ./
+RUN sh image.sh /image
+
+FROM scratch
+COPY --from=build /image /
+ENV PATH=/opt/esms-exporter/bin PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # The default ledger, `esms-exporter.db`, is relative to the working directory.
 WORKDIR /data
 VOLUME /data

@@ -33,10 +33,17 @@ def test_what_is_copied_is_let_in_by_dockerignore() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_the_base_image_is_pinned_by_digest() -> None:
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert bases[-1] == "scratch"
+    assert all(re.fullmatch(r"python:3\.\d+-slim@sha256:[0-9a-f]{64}", it) for it in bases[:-1])
+
+
 def test_it_runs_without_privileges_and_stops_in_good_order() -> None:
     last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
     for line in ("USER 65534:65534", "STOPSIGNAL SIGTERM", "VOLUME /data", "EXPOSE 10375"):
         assert f"\n{line}\n" in last
     assert 'CMD ["esms-exporter", "health"]\n' in last
     # As any user of group 0, too.
-    assert "install -d -o 65534 -g 0 -m 0770 /data" in last
+    root = (ROOT / "deploy" / "image.sh").read_text()
+    assert 'install -d -o 65534 -g 0 -m 0770 "$root/data"' in root

@@ -23,10 +23,10 @@ from exporter.web.server import WebOptions, WebServer
 from exporter.web.sockets import ListenAddress
 from exporter.web.web_config import load_web_config
 from tests import subprocesses
-from tests.e2e.processes import Process
+from tests.e2e.commands import contents
+from tests.e2e.processes import Process, configure
 from tests.ports import free_port
 from tests.programs import program, unavailable
-from tests.waiting import DEADLINE
 from tests.web.certificates import Certificates
 
 TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
@@ -107,17 +107,24 @@ async def test_in_a_container_the_options_are_those_of_the_first_process(tmp_pat
     started.write_text(f"#!{sys.executable}\nfrom exporter.cli import main\nmain()\n")
     started.chmod(0o755)
     environ = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    options = ("demo", f"--web.listen-address=127.0.0.1:{free_port()}")
+    config = configure(tmp_path, "http://127.0.0.1:9")
+    options = (f"--config.file={config}", f"--web.listen-address=127.0.0.1:{free_port()}")
     command = (*isolated, str(started), *options)
     async with Process(command, tmp_path / "log", environ) as exporter:
         await exporter.says("event=ready")
         (first,) = (
             pid
             for pid, what in subprocesses.descendants().items()
-            if f"{started} demo" in what and "unshare" not in what
+            if f"{started} --config" in what and "unshare" not in what
         )
-        inside = (nsenter, f"--target={first}", "--pid", "--mount", "--", str(started), "health")
-        ended = subprocesses.run(*inside, env={**os.environ, **environ}, timeout=DEADLINE)
-        assert (ended.returncode, ended.stdout) == (0, "healthy\n"), ended.stderr
+        inside = (nsenter, f"--target={first}", "--pid", "--mount", "--", str(started))
+        archive = tmp_path / "archive"
+        for asked, said in (
+            (["health"], "healthy"),
+            (["diagnostics", f"--output={archive}"], f"{archive}: versions.json config.yaml"),
+        ):
+            ended = subprocesses.run(*inside, *asked, env={**os.environ, **environ})
+            assert (ended.returncode, ended.stdout[: len(said)]) == (0, said), ended.stderr
+        assert contents(archive).keys() >= {"ledger.json", "metrics.txt"}
         os.kill(first, signal.SIGTERM)
         await exporter.wait()
