@@ -28,6 +28,7 @@ from tests.e2e.counting import Counts, Scrapes, counted, expect, plan, scrape_fo
 from tests.e2e.processes import API, TOKEN, Exporter, configure, listed, total
 from tests.faults.scene import environment
 from tests.subprocesses import UNMEASURED
+from tests.waiting import deadline
 
 ACCOUNTS: Final = ("main", "other")
 FILES: Final = 3
@@ -326,9 +327,15 @@ class Life:
         await asyncio.sleep(2.5)  # what would be counted twice would be counted now
 
     async def _all_ready(self) -> None:
-        await self._start_again()
-        for exporter in self.exporters:
-            await exporter.ready()
+        """Wait until all are ready; one that finds a server that is still starting ends first."""
+        async with deadline():
+            for exporter in self.exporters:
+                ready = False
+                while not ready:
+                    await self._start_again()
+                    with suppress(AssertionError):
+                        await exporter.ready()
+                        ready = True
 
     def _late(self) -> list[str]:
         """Return what is still to end, and what is still to be taken in."""
