@@ -1,4 +1,4 @@
-"""What an export takes: seconds, memory and the size of the file, of each format.
+"""Measure exports: seconds, memory and the size of the file, by format.
 
 The calls have ten label sets. With `--url`, the ledger is in that empty database.
 """

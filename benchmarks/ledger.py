@@ -46,7 +46,7 @@ def add(store: Store, first: int, count: int) -> list[StoredCall]:
 
 
 def fill(store: Store, first: int, count: int) -> None:
-    """Take many calls in."""
+    """Add many calls."""
     for start in range(first, first + count, BATCH_SIZE):
         add(store, start, BATCH_SIZE)
 

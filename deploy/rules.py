@@ -1,6 +1,6 @@
-"""`python -m deploy.rules`: write monitoring/rules for Kubernetes and the chart.
+"""`python -m deploy.rules`: copy rules for Kubernetes and the chart, and dashboards for the chart.
 
-And the dashboards for the chart, because Helm reads only files in the chart.
+Helm reads only files in the chart.
 """
 
 import json

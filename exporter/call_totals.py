@@ -91,8 +91,9 @@ class CallTotals:
         self._sets: dict[str, dict[int | None, LabelSetTotals]] = {}
         self._labels: dict[int, Labels] = {}
         self.exemplars = False
-        # The newest calls: by the account and the values of the shown labels, which delays do not
-        # have; then by the kind of the total and the values of its other labels, `le` included.
+        # The newest calls, by series: the outer key is the account and the values of the labels in
+        # `watch.labels` (delays have none), the inner one is the kind of the total and the values
+        # of its other labels, including `le`.
         self._newest: dict[tuple[str, ...], dict[tuple[str, ...], CountedCall]] = {}
 
     @property

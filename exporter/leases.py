@@ -186,7 +186,7 @@ class LeaseHolder:
         self._renew_at = -math.inf
 
     def holders(self) -> dict[str, list[str]]:
-        """Return the accounts of each exporter, by its name; those of none under ""."""
+        """Return the accounts of each exporter, by name; accounts without one are under ""."""
         holders = {**{peer: [] for peer in self.peers}, self.name: sorted(self._accounts)}
         for account, holder in sorted(self.standby.items()):
             holders.setdefault(holder, []).append(account)

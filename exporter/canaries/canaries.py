@@ -169,7 +169,7 @@ class Canaries:
     def place_now(self, name: str, due: int) -> None:
         """Place a call by hand, if this exporter polls the account of the canary.
 
-        At most one call is placed for the Unix time `due`, whichever exporters are told to.
+        At most one call is placed for the Unix time `due`, even if several exporters try.
         """
         if self._polled(name) and not self._stopping:
             self._start_placing(self._canaries[name], due, by_hand=True)

@@ -38,12 +38,12 @@ _SCRAPE_TIMEOUT: Final = 30.0
 _MAX_LOG_LINES: Final = 1_000
 _MAX_LINE: Final = 64 << 10
 
-# A log line, after what Docker, Kubernetes or the journal put before it.
+# A log line; Docker, Kubernetes and the journal add a prefix.
 _LOGFMT: Final = re.compile(r"timestamp=\S+ level=\w+ event=.*")
 _JSON: Final = re.compile(r"\{.*\}")
 _REFERENCE_ID: Final = re.compile(r'\breference_id=(?:"(?:[^"\\]|\\.)*"|\S*)')
 _GUID: Final = re.compile(r"\b[0-9A-Fa-f]{8}(?:-?[0-9A-Fa-f]{4}){3}-?[0-9A-Fa-f]{12}\w*")
-# A value of a label; buckets of histograms are no phone numbers.
+# A value of a label, except `le`.
 _LABEL_VALUE: Final = re.compile(r'(?<!\ble)="((?:[^"\\]|\\.)*)"')
 
 
@@ -80,8 +80,8 @@ def diagnostics(
     """Write an archive for bug reports.
 
     It contains versions, the configuration, the metrics of a running exporter, statistics of the
-    ledger, and log lines; no secrets, ids and phone numbers. Accepts the options of `run`. By
-    default, uses the options of process 1, which is the exporter in a container.
+    ledger, and log lines, but no secrets, ids and phone numbers. Accepts the options of `run`. By
+    default, it uses the options of process 1, which is the exporter in a container.
     """
     found = {"versions.json": _json(versions())}
     problems = []

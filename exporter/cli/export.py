@@ -136,7 +136,7 @@ def export(
 ) -> None:
     """Write the finished calls and messages in the ledger, by the time they ended.
 
-    The ledger is only read, and an exporter may use it meanwhile.
+    Only reads the ledger; an exporter may use it at the same time.
     """
     configure_logging("error", "logfmt")
     since, until = -math.inf if since is None else since, math.inf if until is None else until

@@ -126,7 +126,7 @@ def retry(config_file: Path, ids: Sequence[int], **filters: str | None) -> None:
     """Send notifications again: those with these IDs, or all that the options select.
 
     A running exporter sends them within seconds, with the same event id and a new deadline.
-    Those that are being sent, or have a target that is not configured, stay as they are.
+    Notifications that are being sent, or whose target is not configured, are skipped.
     """
     with _opened(config_file) as ledger:
         if (target := filters["target"]) and target not in ledger.targets:
@@ -143,7 +143,7 @@ def retry(config_file: Path, ids: Sequence[int], **filters: str | None) -> None:
 def drop(config_file: Path, ids: Sequence[int], **filters: str | None) -> None:
     """Delete notifications: those with these IDs, or all that the options select.
 
-    Notifications that are being sent stay as they are.
+    Notifications that are being sent are skipped.
     """
     with _opened(config_file) as ledger:
         _change(ledger, "dropped", ids, filters, drop_notifications)
@@ -157,10 +157,10 @@ def _change(
     change: Callable[..., set[int]],
     *more: object,
 ) -> None:
-    """Apply a change to notifications, a batch in a transaction, and print how many it applied to.
+    """Change notifications, one batch per transaction, and print how many were changed.
 
     Raises:
-        ExporterError: it did not apply to one of `ids`; the message says why.
+        ExporterError: some of `ids` were not changed; the message says why.
     """
     if bool(ids) is any(filters.values()):
         raise click.UsageError("expected ids, or a filter such as --target")
@@ -179,7 +179,7 @@ def _change(
 
 
 def _reasons(ledger: _Ledger, rows: Sequence[int]) -> Iterator[str]:
-    """Say why notifications were left as they are."""
+    """Yield the reasons why notifications were not changed."""
     with ledger.database.read() as connection:
         known = find_notifications(connection, ledger.clock, rows)
     for row in rows:

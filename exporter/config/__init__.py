@@ -197,7 +197,8 @@ class MetricsConfig(Section):
 
     exemplars: Switch = False
     """Add OpenMetrics exemplars to the metrics of finished calls and messages: the id of the
-    newest one that a series counts. Everybody who can read `/metrics` sees these ids."""
+    newest call or message that a series counts. Everybody who can read `/metrics` sees these
+    ids."""
 
 
 class Config(Section):

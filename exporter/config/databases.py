@@ -113,8 +113,8 @@ class LedgerConfig(Section):
     `url_file`."""
 
     keep_finished: Annotated[float, duration("1s", "10y")] = 2_592_000.0
-    """How long a finished call is remembered after a source last listed it, so that it is not
-    counted again; and a notification, after it was given up. At least two runs of every query in
+    """How long the ledger keeps a finished call after a source last listed it, so that it is not
+    counted again, and a notification after it was given up. At least two runs of every query in
     `watch.sql`."""
 
     history: Switch = True

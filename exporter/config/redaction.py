@@ -23,14 +23,14 @@ _SHOWN: Final = frozenset(
     | {"files", "cron", "timezone", "discovery_prefix", "topic_prefix"}
 )
 
-# The scheme of a secret URL is no secret.
+# The scheme of a secret URL is shown.
 _SCHEME: Final = re.compile(r"(?:https?|mqtts?|sqlite|postgresql|mysql|mariadb)(?:\+[a-z]+)?://")
 
 # The default of `${NAME:-default}`, which is not checked where the variable is set.
 _DEFAULT: Final = re.compile(r"(?<=\w):-[^}]*(?=\})")
 
 _MAX_HARMLESS: Final = 1_000_000
-"""A number below is no id and no phone number."""
+"""Smaller numbers are neither ids nor phone numbers."""
 
 
 def redacted_config(path: Path, *, valid: bool) -> object:

@@ -38,7 +38,7 @@ _UNSUPPORTED_VERSION: Final = 132
 class Message(NamedTuple):
     """An MQTT message; an empty payload clears the retained message of the topic.
 
-    `expiry` is the number of seconds for which the broker keeps it for subscribers that are away.
+    `expiry` is the number of seconds for which the broker keeps it for disconnected subscribers.
     """
 
     topic: str

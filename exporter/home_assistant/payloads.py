@@ -23,7 +23,7 @@ V = TypeVar("V")
 ONLINE: Final = b"online"
 OFFLINE: Final = b"offline"
 
-# A button is pressed by the Unix time of the press, which tells repeated and late presses apart.
+# The payload of a press is its Unix time, so that repeated and late presses are detected.
 _PRESS: Final = "{{ now().timestamp() | int }}"
 _MAX_PRESS_AGE: Final = 60.0
 """Maximum difference in seconds between a press and its arrival."""
@@ -142,7 +142,7 @@ def topic_level(name: str) -> str:
 
 
 class Descriptions(NamedTuple):
-    """What the descriptions of all devices have in common.
+    """Values that the descriptions of all devices share.
 
     Attributes:
         availability: topic of the availability.
@@ -191,7 +191,7 @@ def device(about: Device, entities: Iterable[Entity[V]], view: V, common: Descri
 
 
 def _component(about: Device, entity: Entity[V], language: Literal["en", "vi"]) -> dict[str, Any]:
-    # Any: JSON. The names of older versions are the default ids, whatever the language.
+    # Any: JSON. The default ids are made of the English names, as in older versions.
     slug = re.sub("[^a-z0-9]+", "_", f"{about.name} {entity.names.en}".lower()).strip("_")
     component = {
         "platform": entity.platform,

@@ -1,7 +1,7 @@
 """The history of calls: their events, for the page of a call.
 
-The table holds the events that the row of a call does not: its former states, callbacks, and what
-targets answered to its notifications. A state is added when the next one replaces it. Events are
+The table holds the events that the row of a call does not: its former states, callbacks, and the
+answers of targets to its notifications. A state is added when the next one replaces it. Events are
 written in transactions that are needed anyway, and deleted with the call.
 """
 
@@ -97,7 +97,7 @@ def add_replaced_states(connection: Connection, rows: str) -> None:
 
 
 def add_history(connection: Connection, events: Iterable[CallEvent]) -> None:
-    """Add events of calls. Events of calls that are gone, and repeated ones, are ignored."""
+    """Add events of calls. Repeated events, and those of removed calls, are ignored."""
     # In a fixed order, because the rows of the calls are locked.
     ordered = sorted(events, key=itemgetter(0))
     if ordered:
@@ -106,7 +106,7 @@ def add_history(connection: Connection, events: Iterable[CallEvent]) -> None:
 
 
 def _clean(detail: str | None) -> str | None:
-    """Return a text of others without phone numbers, in one line that fits the column."""
+    """Return a text without phone numbers, in one line that fits the column."""
     if detail is None:
         return None
     printable = "".join(character for character in detail if character.isprintable())

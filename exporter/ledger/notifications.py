@@ -1,4 +1,4 @@
-"""Pending and given-up notifications for people: list, retry, drop and prune them.
+"""Pending and given-up notifications: list, retry, drop and prune them.
 
 The statements run in the caller's transaction. A notification that is sent again by hand moves back
 from the given-up ones to the outbox, under the same row id.
@@ -211,7 +211,7 @@ def retry_notifications(
 ) -> set[int]:
     """Make up to `BATCH_SIZE` notifications due now, with new deadlines; return their rows.
 
-    Claimed ones stay as they are, and so do those of targets that are not configured.
+    Claimed ones, and those of targets that are not configured, are not changed.
 
     Args:
         connection: the connection.

@@ -95,7 +95,7 @@ class FinishedCall(NamedTuple):
 
 
 class ExportedCall(NamedTuple):
-    """A finished call with all that the ledger knows of it.
+    """A finished call with all its columns.
 
     Times are Unix times, the duration is in seconds, the price in VND.
     """

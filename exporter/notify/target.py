@@ -44,7 +44,7 @@ class Delivery(NamedTuple):
 
     @property
     def answer(self) -> str:
-        """The outcome and the problem, for people."""
+        """The outcome and the problem, as text."""
         parts = self.outcome.value, mask_phone_numbers(self.problem)
         return ": ".join(filter(None, parts))[:MAX_ANSWER]
 

@@ -237,14 +237,16 @@ class Api:
         if await self._app.notify.retry(record.id):
             return web.Response(status=204)
         await self._find_notification(scope, request)  # raises 404 if it was delivered now
-        raise ProblemError(409, "its target is not configured, or it is being sent now")
+        raise ProblemError(
+            409, "the target is not configured, or the notification is being sent now"
+        )
 
     async def _drop(self, scope: Scope, request: web.Request) -> web.Response:
         record, ledger = await self._find_notification(scope, request), self._app.ledger
         if await ledger.execute(drop_notifications, ledger.clock, [record.id]):
             return web.Response(status=204)
         await self._find_notification(scope, request)  # raises 404 if it was delivered now
-        raise ProblemError(409, "it is being sent now")
+        raise ProblemError(409, "the notification is being sent now")
 
     async def _find_notification(self, scope: Scope, request: web.Request) -> NotificationRecord:
         row, ledger = int(request.match_info["id"]), self._app.ledger

@@ -269,7 +269,7 @@ class Notification(_Answer):
     account: str
     reference_id: str
     state: NotificationState
-    """`given_up` if it is sent only after a retry by hand."""
+    """`given_up`: it is sent again only by hand."""
 
     attempts: int
     """Number of attempts, including one in progress."""

@@ -266,7 +266,7 @@ class WebServer:
 
     @asynccontextmanager
     async def _one_page(self) -> AsyncIterator[None]:
-        """Wait for the turn to render a page in a thread, so that others stay free."""
+        """Render one page at a time in a thread, so that other threads stay free."""
         with self._pages.take():
             async with self._rendering:
                 yield

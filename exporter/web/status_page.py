@@ -1,4 +1,4 @@
-"""The status page and the page of a call: what they show, in which language, to whom."""
+"""The status page and the page of a call: contents, languages, and access to ids."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class StatusView:
 
 @dataclass(frozen=True, slots=True)
 class CallView:
-    """All that the page of a call shows.
+    """The data of the page of a call.
 
     Attributes:
         now: Unix time.

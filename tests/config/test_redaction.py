@@ -1,4 +1,4 @@
-"""What of a configuration goes into a bug report."""
+"""The configuration in a bug report."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ QUERY = (
     'sum by (account) (esms_calls_total{job="esms-history"}'
     ' - esms_calls_total{job="esms-history"} offset 1h)'
 )
-"""What docs/lookup.md advises for the calls of an hour, asked at its end."""
+"""The query of docs/lookup.md for the calls of an hour, at its end."""
 
 ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 7.0, Key.STAR)
 FAILED = Finished(Result.FAILURE, Status.NONE)

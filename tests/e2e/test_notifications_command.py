@@ -1,4 +1,4 @@
-"""Notifications that a receiver refused until they were given up, and that people send again."""
+"""Notifications that were given up, and are sent again by hand."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_receiver_gets_what_it_had_refused(
                     while "Notifications given up" not in await shown(http, exporter.url):  # noqa: ASYNC110
                         await asyncio.sleep(0.2)
                 assert "Notifications given up" not in await shown(http, exporter.url, "")
-                # The receiver is mended.
+                # The receiver works again.
                 receiver.answers(204)
                 before = len(receiver.told)
                 assert receiver.bad == []

@@ -366,7 +366,7 @@ async def test_an_exporter_that_cannot_say_goodbye_is_unavailable(broker: Mosqui
 
 @asynccontextmanager
 async def cutting(port: int, poison: bytes, answer: bytes = b"") -> AsyncIterator[int]:
-    """Stand before a broker, and cut each connection on which this is said, with an answer."""
+    """A proxy of a broker: answer `poison` with `answer`, and close the connection."""
 
     async def pump(reader: asyncio.StreamReader, *writers: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

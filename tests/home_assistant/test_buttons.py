@@ -1,4 +1,4 @@
-"""Buttons: a press acts once, whatever a broker does with it."""
+"""Buttons: a press acts once, even if a broker repeats, delays or retains it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_a_canary_call_is_placed_once(
         await until(lambda: listener.json(STATE)[KEY] == "OFF")
         assert listener.json(STATE)[f"{KEY}_attributes"]["result"] == "success"
         assert placed.codes == ["100"]
-        # The ledger knows the press after a restart, and what is retained is no press.
+        # The ledger has the press after a restart; a retained message is no press.
         kept = presses.next()
         await listener.say(PLACE, kept, retain=True)
         await until(lambda: len(placed.codes) == 2)

@@ -223,7 +223,7 @@ async def test_a_balance_is_an_entity_once_it_is_known(bench: Bench, broker: Mos
         assert listener.json(CONFIG)["components"]["balance"]["device_class"] == "monetary"
         await bench.change(balance=BalanceConfig(interval=0))
         await until(lambda: "balance" not in listener.json(CONFIG)["components"])
-        # Home Assistant is told to remove it.
+        # The description removes it in Home Assistant.
         removed = [one["components"].get("balance") for one in listener.said(CONFIG)]
         assert {"platform": "sensor"} in removed
 

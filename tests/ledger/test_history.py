@@ -1,4 +1,4 @@
-"""The history of a call: what is stored of it, for how long, and that it stays small."""
+"""The history of a call: stored events, retention and limits."""
 
 from __future__ import annotations
 

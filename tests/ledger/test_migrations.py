@@ -178,7 +178,7 @@ def test_an_older_ledger_becomes_a_new_one_and_goes_on(
     database.close()
 
 
-# How to take from a ledger of today what a revision has added.
+# Statements that undo a revision in a new ledger.
 UNDONE = {
     "0014": """
         ALTER TABLE calls DROP COLUMN kind;

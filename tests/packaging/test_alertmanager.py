@@ -22,7 +22,7 @@ FOLDER = ROOT / "deploy" / "compose" / "alertmanager"
 CONFIG = FOLDER / "alertmanager.yml"
 DEBIAN = "apt-get install prometheus-alertmanager"
 
-# What tells two alerts of one name apart: a cause, and its symptom.
+# Labels by which a cause and its symptom of the same name differ.
 CAUSES = {"EsmsCallSuccessBudgetBurn": {"window": "1h"}}
 SYMPTOMS = {
     "EsmsCallSuccessBudgetBurn": {"window": "3d"},

@@ -1,4 +1,4 @@
-"""What publishes a release: the workflows, the notes, and the project's address."""
+"""Releases: the workflows, the notes, and the project's address."""
 
 from __future__ import annotations
 

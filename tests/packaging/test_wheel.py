@@ -67,7 +67,7 @@ def link(site: Path, requirements: Iterable[str], extras: Iterable[str]) -> None
 
 @pytest.fixture
 def environment(dist: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """Return a new virtual environment with the wheel, and nothing that it does not declare."""
+    """Return a new virtual environment with only the wheel and its dependencies."""
     folder = tmp_path / "venv"
     subprocesses.run(sys.executable, "-m", "venv", "--without-pip", folder, check=True)
     (wheel,) = dist.glob("*.whl")

@@ -53,7 +53,7 @@ async def test_who_may_see_a_call(idle: Bench) -> None:
     await seen({"": 401, wrong: 401, unknown: 401, right: 200, every: 200, other: 404})
     # A token opens the pages of calls only.
     assert await idle.status("/metrics", Authorization=every) == 401
-    # Where nothing is configured, nobody sees calls.
+    # Without users and tokens, the page is refused.
     await idle.configure(api=ApiConfig())
     await seen({"": 401, wrong: 401, every: 401, right: 200})
     await idle.rewrite("")
@@ -75,9 +75,9 @@ async def test_what_is_no_call(bench: Bench) -> None:
         assert 'role="search"' in page
         assert "<b>" not in page
     assert await bench.status("/calls/main/", Authorization="Bearer token-all") == 404
-    # The ledger fails: that is no answer.
+    # The ledger fails.
     async with bench.ledger_held():
-        assert await bench.status("/calls/main/x") == 401  # without asking it
+        assert await bench.status("/calls/main/x") == 401  # checked before the ledger
 
 
 async def test_the_search_box_and_the_newest_failures_lead_to_the_call(idle: Bench) -> None:

@@ -338,7 +338,7 @@ async def test_callbacks_are_in_the_history_of_their_call(bench: Bench) -> None:
     await bench.trust("verify")
     await bench.watch("b", LIVE)
     async with bench.ledger_failing("history"):
-        # Not 200: what is lost here comes again.
+        # Not 200: the provider sends a lost callback again.
         assert await bench.call_back(ReferenceId="b") == 503
     assert await bench.call_back(ReferenceId="b") == 200
     _, call = await bench.ask("GET", "/calls/main/b")

@@ -280,7 +280,8 @@ def test_all_that_may_be_wrong_or_missing(template: StatusTemplate) -> None:
             {"given_up": [given_up(), given_up(last_answer=None)]},
             "Notifications given up Time Target Account ReferenceId Attempts Last answer ID",
             "14:32:15 +07 crm main A-1 112 gone: status 410 4711",
-            "112 \u2013 4711 To send them again: esms-exporter notifications retry",
+            "112 \u2013 4711 To send one again: esms-exporter notifications retry",
+            "esms-exporter notifications retry --config.file=FILE ID",
         ),
         (
             {"sources": sources},

@@ -43,9 +43,9 @@ MEANINGS: Final[dict[str, str]] = {
     " `code`, `message` and `seconds` follow. Every result except `success` is a warning.",
     "button press ignored": "A press of a button in Home Assistant was retained, late, repeated or"
     " malformed. If it is late, synchronize the clocks; logged once a minute.",
-    "canary call not placed": "The `reason` is `max_per_day`: raise the limit if you need more"
-    " calls. Or it is `account_busy`: the account was paused when a button was pressed, or had no"
-    " free request for 30 s.",
+    "canary call not placed": "With the `reason` `max_per_day`, raise the limit if you need more"
+    " calls. With `account_busy`, the account was paused when a button was pressed, or its rate"
+    " limit left no request for the call within 30 s.",
     "canary call not started": "The ledger could not record the call, so it was not placed. The"
     " exporter tries again; see `ledger write failed`.",
     "canary calls missed": "No exporter placed the calls in time. Check whether exporters ran, and"
@@ -98,7 +98,7 @@ MEANINGS: Final[dict[str, str]] = {
     "balance requests recovered": "The balance is known again.",
     "call file removed": "A file of `watch.files` was deleted, and its open calls are no longer"
     " watched. No action is needed if it was deleted on purpose.",
-    "button pressed": "Somebody pressed a button of Home Assistant; `topic` names it.",
+    "button pressed": "A button was pressed in Home Assistant; `topic` identifies it.",
     "canary call accepted": "The provider has accepted a canary call.",
     "canary call delayed": "The account cannot place the call now. It is tried again for as long as"
     " the schedule allows.",
