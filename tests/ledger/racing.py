@@ -22,7 +22,7 @@ def together(*functions: Callable[[], R]) -> list[R]:
         return function()
 
     with ThreadPoolExecutor(len(functions)) as threads:
-        return [done.result(30) for done in [threads.submit(run, one) for one in functions]]
+        return [done.result(DEADLINE) for done in [threads.submit(run, one) for one in functions]]
 
 
 def shuffled(items: Sequence[R], seed: int) -> list[R]:

@@ -18,6 +18,7 @@ from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import NewCall, StoredCall
 from tests.ledger.racing import shuffled, together
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
+from tests.waiting import DEADLINE
 
 EXPORTERS = 3
 ROUNDS = 20
@@ -200,7 +201,7 @@ def test_a_call_that_one_lets_go_and_another_names(stores: list[Store]) -> None:
         with ThreadPoolExecutor(1) as thread:
             removing = thread.submit(stores[0].keep_only, "file:a", set())
             taken = stores[1].watch("file:b", shuffled(wanted, number), NOW)
-            removing.result(10)
+            removing.result(DEADLINE)
         assert known(stores[2]) == [call.reference_id for call in names(0, 20 * (number + 1))]
         named = "SELECT call_id FROM call_sources WHERE source = 'file:b' ORDER BY 1 DESC LIMIT 20"
         assert {row for (row,) in rows(stores[2], named)} == taken.rows
@@ -220,7 +221,7 @@ def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
             removing = thread.submit(stores[0].keep_only, "file:a", set())
             while not (waits(stores[2]) or removing.done()):
                 pass
-        assert removing.result(10) == []
+        assert removing.result(DEADLINE) == []
     assert known(stores[0]) == ["a"]
     assert rows(stores[0], "SELECT * FROM call_sources") == [("file:b", stored.call.id)]
 
@@ -234,7 +235,7 @@ def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Sto
             naming = thread.submit(stores[1].watch, "file:b", [new("A"), new("b")], NOW + 9)
             while not (waits(stores[2]) or naming.done()):
                 pass
-        taken = naming.result(10)
+        taken = naming.result(DEADLINE)
     assert sorted(ids(taken.added)) == ["A", "b"]
     assert taken.rows == {stored.call.id for stored in taken.added}
     assert known(stores[0]) == ["A", "b"]
@@ -249,7 +250,7 @@ def test_a_call_that_is_being_forgotten_is_new_to_whoever_pushes_it(stores: list
             pushing = thread.submit(stores[1].push, [[new("A")]], NOW + 9_999)
             while not (waits(stores[2]) or pushing.done()):
                 pass
-        pushed = pushing.result(10)
+        pushed = pushing.result(DEADLINE)
     # It was known when it was looked for; to be forgotten a moment later is no loss.
     assert pushed.added == [] or ids(pushed.added) == ["A"]
 
@@ -292,7 +293,7 @@ def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first:
             other = thread.submit(stores[1].commit, groups[1 - first])
             while not waits(stores[2]):
                 assert not other.done()
-        assert other.result(10).ignored == {a.call.id, b.call.id}
+        assert other.result(DEADLINE).ignored == {a.call.id, b.call.id}
 
 
 def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:
@@ -303,4 +304,4 @@ def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:
             while not waits(stores[2]):
                 assert not other.done()
         assert ids(mine.added) == ["a", "b"]
-        assert ids(other.result(10).added) == ["c"]
+        assert ids(other.result(DEADLINE).added) == ["c"]
