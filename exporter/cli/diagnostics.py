@@ -27,7 +27,7 @@ import exporter
 from exporter.cli.health import PROGRAM, get, options_of, schemes_of
 from exporter.cli.run import run, web_paths
 from exporter.config import Config, load_config
-from exporter.config.redaction import HIDDEN, redacted_config
+from exporter.config.redaction import HIDDEN, redacted_config, redacted_problem
 from exporter.errors import ConfigError, ExporterError, RemoteExporterError
 from exporter.ledger.statistics import ledger_statistics
 from exporter.secrets import mask_phone_numbers
@@ -84,14 +84,14 @@ def diagnostics(
     default, it uses the options of process 1, which is the exporter in a container.
     """
     found = {"versions.json": _json(versions())}
-    problems = []
+    problems = list[str]()
     config: Config | None = None
     try:
         config = load_config(config_file)
         if web_config:
             load_web_config(web_config)
     except ConfigError as error:
-        problems.append(str(error))
+        problems += map(redacted_problem, error.problems)
     with suppress(ConfigError):  # already reported
         shown = redacted_config(config_file, valid=config is not None)
         found["config.yaml"] = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).encode()
@@ -110,6 +110,7 @@ def diagnostics(
         problems.append("log.txt: pass the log of the exporter with --log-file")
     else:
         found["log.txt"] = "".join(f"{line}\n" for line in log_lines(log)).encode()
+    problems = [mask_phone_numbers(problem) for problem in problems]
     found["problems.txt"] = "".join(f"{problem}\n" for problem in problems).encode()
     for problem in problems:
         click.echo(problem, err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import NoneType
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from exporter.config import MAX_FILE, Config
 from exporter.config.document import Problems, Value, YamlMapping, YamlSequence, load_mapping
 from exporter.config.validation import DURATION_PATTERN, Section
+from exporter.errors import Problem
 from exporter.secrets import mask_phone_numbers
 
 HIDDEN: Final = "***"
@@ -29,6 +31,9 @@ _SCHEME: Final = re.compile(r"(?:https?|mqtts?|sqlite|postgresql|mysql|mariadb)(
 # The default of `${NAME:-default}`, which is not checked where the variable is set.
 _DEFAULT: Final = re.compile(r"(?<=\w):-[^}]*(?=\})")
 
+# The path in a problem with a file.
+_FILE: Final = re.compile(r"(?<=the file )/.*(?= (?:cannot|contains|is) )")
+
 _MAX_HARMLESS: Final = 1_000_000
 """Smaller numbers are neither ids nor phone numbers."""
 
@@ -36,7 +41,7 @@ _MAX_HARMLESS: Final = 1_000_000
 def redacted_config(path: Path, *, valid: bool) -> object:
     """Return the content of a configuration file, with `***` for what is hidden.
 
-    Variables `${NAME}` are not replaced. Names of files (`..._file`) are shown.
+    Variables `${NAME}` are not replaced.
 
     Args:
         path: the file.
@@ -50,6 +55,14 @@ def redacted_config(path: Path, *, valid: bool) -> object:
     return _section(document, [Config], valid=valid)
 
 
+def redacted_problem(problem: Problem) -> str:
+    """Return the text of a problem, without unknown keys and paths: they may be secrets."""
+    key = problem.key
+    if problem.message.startswith("unknown key"):
+        key = f"{key.rpartition('.')[0]}.?".lstrip(".")
+    return str(replace(problem, key=key, message=_FILE.sub(HIDDEN, problem.message)))
+
+
 def _section(value: Value, kinds: Collection[type[Section]], *, valid: bool) -> object:
     """Redact a section, or a list of sections, of one of some kinds."""
     if isinstance(value, YamlSequence):
@@ -61,7 +74,7 @@ def _section(value: Value, kinds: Collection[type[Section]], *, valid: bool) -> 
     for key, item in value.items():
         types = [kind.model_fields[key].annotation for kind in kinds if key in kind.model_fields]
         if key in secrets or (types and key.endswith("_file")):
-            redacted[key] = item if isinstance(item, str) else HIDDEN
+            redacted[key] = _redacted(item, shown=valid)  # the path of a file
         elif not types:
             redacted["?"] = HIDDEN  # an unknown key may be a secret itself
         elif f"{key}_file" in secrets:

@@ -136,7 +136,8 @@ def test_a_valid_configuration(tmp_path: Path) -> None:
         ("watch: {calls: [1234567890], labels: {S3cr3t: S3cr3t}, max_calls: 5}",
          {"watch": {"calls": "***", "labels": "***", "max_calls": 5}}),
         ("ledger: {url: {S3cr3t: S3cr3t}}", {"ledger": {"url": "***"}}),
-        ("home_assistant: {ca_file: x.pem}", {"home_assistant": {"ca_file": "x.pem"}}),
+        ("accounts: [{api_key_file: S3cr3t}]", {"accounts": [{"api_key_file": "***"}]}),
+        ("home_assistant: {ca_file: x.pem}", {"home_assistant": {"ca_file": "***"}}),
     ],
 )  # fmt: skip
 def test_an_invalid_configuration(tmp_path: Path, text: str, shown: object) -> None:

@@ -113,6 +113,17 @@ def _broken_config(folder: Path) -> None:
     (folder / "config.yaml").write_text("accounts: [{name: main, api_key: [S3cr3t]}]\nx: S3cr3t\n")
 
 
+def _misplaced(folder: Path) -> None:
+    configure(
+        *(folder, "http://127.0.0.1:9"),
+        accounts=[{"name": "main", "secret_key": "s", "S3cr3t": 1, "api_key_file": "S3cr3t is it"}],
+    )
+
+
+def _named_by_a_phone_number(folder: Path) -> None:
+    configure(folder, "http://127.0.0.1:9", ledger={"url": f"sqlite:///{folder}/84901888484.db"})
+
+
 def _no_config(folder: Path) -> None:
     assert not (folder / "config.yaml").exists()
 
@@ -124,6 +135,9 @@ def _no_config(folder: Path) -> None:
         (_no_database, "ledger.json: ledger: refuses connections", {"ledger.json"}),
         (_other_file, "ledger.json: ledger {folder}/ledger.db: is not an SQLite", {"ledger.json"}),
         (_broken_config, "config.yaml:1: accounts[0].api_key: ", {"ledger.json"}),
+        (_misplaced, ".api_key_file: the file *** cannot be read: No such file", {"ledger.json"}),
+        (_misplaced, "accounts[0].?: unknown key", {"ledger.json"}),
+        (_named_by_a_phone_number, "ledger {folder}/***.db: cannot", {"ledger.json"}),
         (_no_config, "config.yaml: cannot be read", {"ledger.json", "config.yaml"}),
     ],
 )
@@ -140,7 +154,8 @@ async def test_what_cannot_be_had(
     assert "no answer (Connection refused)" in found["problems.txt"]
     assert "log.txt: pass the log" in found["problems.txt"]
     assert found.keys() == {"versions.json", "config.yaml", "ledger.json", "problems.txt"} - missing
-    assert "S3cr3t" not in "".join(found.values())
+    for hidden in ("S3cr3t", "84901888484"):
+        assert hidden not in "".join(found.values())
     # Nothing is made or changed.
     after = files(tmp_path)
     assert {*after} - {*before} == {web, tmp_path / "found.tar.gz"}
