@@ -1,4 +1,4 @@
-"""Rows as CSV."""
+"""Rows as CSV, and as a table in a pipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.cli.output import csv_text, line
+from exporter.cli.output import csv_text, line, print_table
 
 
 @dataclass
@@ -49,3 +49,13 @@ def test_the_text_comes_back(text: str) -> None:
     (field, _) = fields(line("csv", Row(text)))
     assert csv_text(field) == text
     assert field[:1] not in set("=+-@\t\r\n\uff1d")
+
+
+def test_a_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(
+        ("id", "state", "key", "problem"), [("é\u4f8b", "", "", "[b]x"), ("b", "open", "", "")]
+    )
+    assert capsys.readouterr().out == "id   state  problem\né\u4f8b         [b]x\nb    open\n"
+    many = [(str(number), "given_up", "a longer text") for number in range(100_000)]
+    print_table(("id", "state", "problem"), many)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(many)

@@ -99,9 +99,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """
     shown = [n for n, name in enumerate(columns) if name == "state" or any(row[n] for row in rows)]
     *fixed, last = shown
+    widths = {n: max(map(cell_len, (columns[n], *(row[n] for row in rows)))) + _GAP for n in fixed}
+    if not sys.stdout.isatty():
+        # Rich takes minutes for 100,000 rows.
+        for row in (columns, *rows):
+            padded = (row[n] + " " * (widths[n] - cell_len(row[n])) for n in fixed)
+            click.echo(f"{''.join(padded)}{row[last]}".rstrip())
+        return
     console = Console(highlight=False)
-    needed = sum(max(map(cell_len, (columns[n], *(row[n] for row in rows)))) + _GAP for n in fixed)
-    if not sys.stdout.isatty() or console.width < needed + _MIN_LAST_COLUMN:
+    if console.width < sum(widths.values()) + _MIN_LAST_COLUMN:
         # On a narrow terminal, let the terminal wrap lines: they can still be copied as a whole.
         console.width = _UNBROKEN
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
