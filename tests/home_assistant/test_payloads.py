@@ -88,7 +88,7 @@ def exporter_described(view: ExporterView) -> Any:  # Any: JSON
     return json.loads(device(TOPICS.exporter, EXPORTER, view, COMMON))
 
 
-def told(view: AccountView) -> Any:  # Any: JSON
+def published_state(view: AccountView) -> Any:  # Any: JSON
     return json.loads(state(account_entities(view), view))
 
 
@@ -212,7 +212,7 @@ def test_the_state_has_what_entities_ask_for() -> None:
         return with_state.keys() | about
 
     for view in (PLAIN, FULL):
-        assert told(view).keys() == asked(described(view)["components"])
+        assert published_state(view).keys() == asked(described(view)["components"])
     for shared in (ExporterView(), ExporterView(holders={"a:1": ["main"], "": ["b"]})):
         found = json.loads(state(EXPORTER, shared))
         assert found.keys() == asked(exporter_described(shared)["components"])
@@ -225,7 +225,7 @@ def test_entities_are_there_for_what_an_account_has() -> None:
         *("balance", "messages_watched", "messages_delivered", "messages_failed", "messages_price"),
         *(f"canary_{level}", f"place_canary_{level}", "canary_b", "place_canary_b"),
     }
-    found = told(FULL)
+    found = published_state(FULL)
     numbers = [found[f"messages_{what}"] for what in ("watched", "delivered", "failed", "price")]
     assert numbers == [0, 100, 69, 42.0]
     assert found["balance"] == 1_500.5
@@ -333,7 +333,7 @@ def test_how_an_account_stands(
     connectivity: str | None,
 ) -> None:
     status = replace(STATUS, authorized=authorized, paused=paused, last_success=last_success)
-    found = told(PLAIN._replace(status=status))
+    found = published_state(PLAIN._replace(status=status))
     assert (found["credentials"], found["connectivity"]) == (credentials, connectivity)
     assert found["polling"] == (paused or "active")
     options = described()["components"]["polling"]["options"]
@@ -351,7 +351,7 @@ def test_how_an_account_stands(
     ],
 )
 def test_the_success_ratio(minutes: tuple[Minute, ...], ratio: float | None) -> None:
-    assert told(PLAIN._replace(recent=Recent(minutes=minutes)))["success_ratio"] == ratio
+    assert published_state(PLAIN._replace(recent=Recent(minutes=minutes)))["success_ratio"] == ratio
 
 
 def test_the_last_failure() -> None:
@@ -359,7 +359,7 @@ def test_the_last_failure() -> None:
         FinishedCall("main", name, Result.FAILURE, Status.BUSY, 0.0, at)
         for name, at in (("new", 1_700_000_000.9), ("old", 1.0))
     )
-    found = told(PLAIN._replace(recent=Recent(failures=failures)))
+    found = published_state(PLAIN._replace(recent=Recent(failures=failures)))
     assert found["last_failure"] == "2023-11-14T22:13:20+00:00"
     assert found["last_failure_attributes"] == {
         "reference_id": "new",
@@ -371,5 +371,5 @@ def test_the_last_failure() -> None:
 
 def test_messages_are_no_calls() -> None:
     today = Counter({(Result.SUCCESS, Status.BUSY): 2, (Result.SUCCESS, None): 5})
-    found = told(PLAIN._replace(recent=Recent(today)))
+    found = published_state(PLAIN._replace(recent=Recent(today)))
     assert (found["success_today"], found["watched"]) == (2, 3)
