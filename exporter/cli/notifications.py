@@ -172,20 +172,21 @@ def _change(
         changed = ledger.database.run(change, ledger.clock, page, *more)
         count += len(changed)
         if ids:
-            left += _reasons(ledger, [row for row in page if row not in changed])
+            unchanged = [row for row in page if row not in changed]
+            left += _reasons(ledger, unchanged, retried=done == "retried")
     click.echo(f"notifications {done}: {count}")
     if left:
         raise ExporterError("\n".join(left))
 
 
-def _reasons(ledger: _Ledger, rows: Sequence[int]) -> Iterator[str]:
-    """Yield the reasons why notifications were not changed."""
+def _reasons(ledger: _Ledger, rows: Sequence[int], *, retried: bool) -> Iterator[str]:
+    """Yield the reasons why notifications were not retried or dropped."""
     with ledger.database.read() as connection:
         known = find_notifications(connection, ledger.clock, rows)
     for row in rows:
         if (record := known.get(row)) is None:
             yield f"{row}: no such notification"
-        elif record.target not in ledger.targets:
+        elif retried and record.target not in ledger.targets:
             yield f"{row}: the target {record.target} is not configured"
         else:
             yield f"{row}: is being sent now"

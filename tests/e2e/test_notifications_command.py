@@ -10,7 +10,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from exporter.calls import Finished, Result, Status
 from exporter.cli.notifications import COLUMNS
+from exporter.ids import ReferenceId
+from exporter.ledger.clock import LedgerClock
+from exporter.ledger.engine import open_database
+from exporter.ledger.outbox import Claim, Outbox, Route
+from exporter.ledger.store import Store
+from exporter.ledger.types import NewCall, Observation
 from exporter.simulator import Plan, Simulator
 from tests.e2e.commands import CONFIG, Ended, in_csv, in_json, run
 from tests.e2e.processes import API, TOKEN, Exporter, configure, listed, push, total
@@ -111,3 +118,24 @@ async def test_wrong_usage(tmp_path: Path, simulator: Simulator) -> None:
         found = await run(tmp_path, "notifications", *arguments, CONFIG)
         assert (found.code, found.output) == (2, "")
         assert problem in found.errors
+
+
+async def test_why_a_notification_was_left_alone(tmp_path: Path, simulator: Simulator) -> None:
+    configure(tmp_path, simulator)
+    database = open_database(f"sqlite:///{tmp_path}/ledger.db")
+    clock = LedgerClock()
+    outbox = Outbox(clock)
+    outbox.set_routes([Route("removed", 3600.0)])
+    store = Store(database, clock, outbox)
+    added = store.watch(None, [NewCall("main", ReferenceId("a"), {})], clock.now()).added
+    finished = Finished(Result.SUCCESS, Status.ANSWERED)
+    store.commit([Observation("main", one.call, finished, clock.now()) for one in added])
+    claims = [Claim(retry=False, limit=1, each=1)]
+    (claimed,) = database.run(outbox.claim, "removed", [], claims, 1, 3600.0).claimed
+    database.close()
+    for command, reason in (
+        ("drop", "is being sent now"),
+        ("retry", "the target removed is not configured"),
+    ):
+        found = await run(tmp_path, "notifications", command, str(claimed.id), CONFIG)
+        assert (found.code, found.errors) == (1, f"esms-exporter: {claimed.id}: {reason}\n")
