@@ -228,6 +228,8 @@ def _openmetrics(
     for page in pages:
         history.add(page)
         last = page[-1].finished_at
+        # The ledger was empty a moment ago.
+        since = page[0].finished_at if since == -math.inf else since
     if history.size:
         # From a full hour on, so that the first hour can be queried.
         first = math.floor(since / _HOUR) * _HOUR // _STEP

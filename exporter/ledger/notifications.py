@@ -218,7 +218,7 @@ def retry_notifications(
         clock: the clock of the ledger.
         rows: rows of notifications.
         give_up_after: seconds until a notification is given up, by configured target.
-        history: whether to write it to the history of the calls.
+        history: whether to write it to the history of calls, for given-up notifications.
     """
     now = clock.now()
     given = {"rows": to_json_rows(rows), "now": now}
@@ -239,7 +239,7 @@ def retry_notifications(
     if history:
         events = (
             CallEvent(call, now, EventKind.RETRIED, target)
-            for *_, target, call in pending + kept
+            for *_, target, call in kept
             if call is not None
         )
         add_history(connection, events)

@@ -408,7 +408,8 @@ def validate(model: type[R], request: bytes | dict[str, str], scope: Scope) -> R
             message = message.format_map(detail.get("ctx", {}))
             problems.append(ItemProblem(pointer=pointer, detail=message))
         status = 413 if any(detail["type"] == "too_long" for detail in details) else 400
-        text = f"{count} problem{'s' * (count != 1)} in the request; no call was added"
+        text = f"{count} problem{'s' * (count != 1)} in the request"
+        text += "; no call was added" if isinstance(request, bytes) else ""
         raise ProblemError(status, text, problems) from None
 
 
