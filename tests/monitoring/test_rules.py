@@ -42,7 +42,8 @@ def test_promtool_accepts_the_rules(version: str) -> None:
         pytest.param(version, cases, id=f"{version}-{cases.stem}")
         for version in PROMETHEUS
         for cases in CASES
-        if version != "2" or cases.stem != "native_histograms"
+        # Prometheus 2.42 has no native histograms; the cases of a week take 20 s of CPU.
+        if version != "2" or cases.stem not in {"native_histograms", "traffic"}
     ],
 )
 def test_cases(version: str, cases: Path, tmp_path: Path) -> None:
