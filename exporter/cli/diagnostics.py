@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
 import re
 import sqlite3
@@ -30,6 +29,7 @@ from exporter.config import Config, load_config
 from exporter.config.redaction import HIDDEN, redacted_config, redacted_problem
 from exporter.errors import ConfigError, ExporterError, RemoteExporterError
 from exporter.ledger.statistics import ledger_statistics
+from exporter.new_file import new_file
 from exporter.secrets import mask_phone_numbers
 from exporter.web.sockets import ListenAddress
 from exporter.web.web_config import load_web_config
@@ -117,7 +117,12 @@ def diagnostics(
     name = f"{PROGRAM}-diagnostics"
     now = datetime.now(UTC)
     target = output or f"{name}-{now:%Y%m%dT%H%M%SZ}.tar.gz"
-    _write(target, archive(name, found, int(now.timestamp())))
+    data = archive(name, found, int(now.timestamp()))
+    if target == "-":
+        sys.stdout.buffer.write(data)
+    else:
+        with new_file(Path(target)) as unfinished:
+            unfinished.write_bytes(data)
     click.echo(f"{target}: {' '.join(found)}", err=target == "-")
 
 
@@ -193,25 +198,6 @@ def archive(name: str, files: Mapping[str, bytes], at: int) -> bytes:
             about.size, about.mtime, about.mode = len(content), at, 0o600
             tar.addfile(about, io.BytesIO(content))
     return data.getvalue()
-
-
-def _write(target: str, data: bytes) -> None:
-    """Write a new file that only its owner can read, or standard output."""
-    if target == "-":
-        sys.stdout.buffer.write(data)
-        return
-    try:
-        new = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise ExporterError(f"{target}: exists already; name another file") from None
-    except OSError as error:
-        raise ExporterError(f"{target}: cannot be written ({error.strerror})") from None
-    try:
-        with os.fdopen(new, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        Path(target).unlink(missing_ok=True)
-        raise ExporterError(f"{target}: cannot be written ({error.strerror})") from None
 
 
 def _json(value: object) -> bytes:

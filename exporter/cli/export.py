@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import sys
 import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import accumulate, islice
@@ -28,7 +27,6 @@ from exporter.calls import Finished, Key, Receivers, Result, Status
 from exporter.cli import options
 from exporter.cli.output import header, line, progress_bar
 from exporter.config import load_config
-from exporter.errors import ResultsError
 from exporter.ids import Kind
 from exporter.ledger.calls import count_finished, finished_pages
 from exporter.ledger.clock import LedgerClock
@@ -38,6 +36,7 @@ from exporter.ledger.types import ExportedCall
 from exporter.logs import configure_logging
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.reading import Series
+from exporter.new_file import new_file
 
 _STEP: Final = 60
 """Seconds between two samples of a series: less than the five minutes that a query looks back."""
@@ -182,23 +181,9 @@ def _writer(path: Path | None) -> Iterator[Callable[[bytes], object]]:
     if path is None:
         yield partial(click.echo, nl=False)
         return
-    if os.path.lexists(path):
-        raise ResultsError(f"{path}: exists already; name another file")
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        unfinished.unlink(missing_ok=True)
-        # It holds ids and labels, as the ledger does: only its owner may read it.
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-            yield file.write
-            file.flush()
-            os.fsync(descriptor)
-        unfinished.rename(path)
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+    # It holds ids and labels, as the ledger does.
+    with new_file(path) as unfinished, unfinished.open("wb") as file:
+        yield file.write
 
 
 def _lines(output: str, pages: Iterable[Sequence[ExportedCall]]) -> Iterator[str]:

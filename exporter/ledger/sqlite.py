@@ -24,6 +24,7 @@ from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.clock import LedgerClock, Mark, Moment
 from exporter.ledger.engine import READ_TIMEOUT, Database, revision
 from exporter.ledger.schema import HEAD, clock_marks
+from exporter.new_file import new_file
 
 _log = structlog.get_logger(__name__)
 
@@ -356,32 +357,26 @@ class UnlockedSqliteDatabase(SqliteFile):
 def back_up(url: str, target: Path) -> int:
     """Copy an SQLite ledger to a new file, also while an exporter writes to it.
 
-    Return the number of calls in the copy. If the copy fails, no file is left behind.
+    Return the number of calls in the copy. Raises as `new_file` does, and `LedgerError`.
     """
     if make_url(url).get_backend_name() == "postgresql":
         raise LedgerError("ledger: is a PostgreSQL database; back it up with `pg_dump`")
     source = SqliteReader(url)
-    for suffix in ("", "-wal", "-journal"):
+    for suffix in ("-wal", "-journal"):
         if os.path.lexists(f"{target}{suffix}"):
             raise LedgerError(f"{target}{suffix}: exists already; name another file")
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    try:
-        unfinished.unlink(missing_ok=True)
-        unfinished.touch(0o600, exist_ok=False)
-        with source.read(math.inf) as connection, closing(sqlite3.connect(unfinished)) as copy:
-            if revision(connection) is None:
-                raise source.failed("holds no ledger")
-            _driver(connection).backup(copy)
-            # Without a -wal, the copy is one file, also readable on a read-only file system.
-            copy.execute("PRAGMA journal_mode = DELETE")
-            copy.execute(f"PRAGMA user_version = {_CLOSED}")
-            (count,) = copy.execute("SELECT count(*) FROM calls").fetchone()
-        unfinished.rename(target)
-    except OSError as error:
-        raise LedgerError(f"{target}: cannot be written ({error.strerror})") from None
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+    with (
+        new_file(target) as unfinished,
+        source.read(math.inf) as connection,
+        closing(sqlite3.connect(unfinished)) as copy,
+    ):
+        if revision(connection) is None:
+            raise source.failed("holds no ledger")
+        _driver(connection).backup(copy)
+        # Without a -wal, the copy is one file, also readable on a read-only file system.
+        copy.execute("PRAGMA journal_mode = DELETE")
+        copy.execute(f"PRAGMA user_version = {_CLOSED}")
+        (count,) = copy.execute("SELECT count(*) FROM calls").fetchone()
     return int(count)
 
 

@@ -456,7 +456,7 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(found.exception, ExporterError)
-    assert str(found.exception) == f"{file}: cannot be written: File too large"
+    assert str(found.exception) == f"{file}: cannot be written (File too large)"
     assert not file.exists()
     assert not left.exists()
     assert export(tmp_path, *arguments).exit_code == 0
@@ -466,7 +466,7 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert str(found.exception) == f"{file}: exists already; name another file"
     assert file.read_bytes() == before
     found = export(tmp_path, "--format=csv", f"--output-file={tmp_path}/missing/calls.csv")
-    assert str(found.exception).endswith("calls.csv: cannot be written: No such file or directory")
+    assert str(found.exception).endswith("calls.csv: cannot be written (No such file or directory)")
 
 
 UNREADABLE: Mapping[str, tuple[str, str]] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from exporter.errors import LedgerError
+from exporter.errors import ExporterError
 from exporter.ids import ReferenceId
 from exporter.ledger.engine import open_database
 from exporter.ledger.sqlite import back_up
@@ -71,7 +71,7 @@ def test_what_cannot_be_backed_up(path: Path, tmp_path: Path) -> None:
     target, url = tmp_path / "backup.db", f"sqlite:///{path}"
 
     def refused(url: str = url, target: Path = target) -> str:
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(ExporterError) as caught:
             back_up(url, target)
         return str(caught.value)
 
