@@ -20,7 +20,7 @@ from exporter.config import Config
 from exporter.errors import ConfigError, ExporterError, LedgerError, Problem, SourceError
 from exporter.esms.client import EsmsClient
 from exporter.home_assistant.entities import ExporterView
-from exporter.home_assistant.integration import HomeAssistant, read_mqtt
+from exporter.home_assistant.integration import Exposed, HomeAssistant, read_mqtt
 from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.clock import Clocks
@@ -97,15 +97,14 @@ class App:
         self.notify = Dispatcher(self.ledger, self.supervisor.start)
         self.calls.subscribe(lambda committed: self.notify.wake(committed.notify))
         self.canaries = canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
+        exposed = (
+            *(self.accounts, self._configured, self.calls, self.canaries),
+            *(self._exporter_view, self._start_reload, status_page),
+        )
         self._home_assistant = HomeAssistant(
-            self.accounts,
-            self.calls,
-            self.canaries,
-            self._exporter_view,
-            self.reload,
+            partial(Exposed, *exposed),
             self.supervisor.start,
             partial(self.notify.wake, frozenset({HOME_ASSISTANT})),
-            status_page,
         )
         self.config: Config | None = None
         self._loaded: list[Config] = []  # from `open` to `start`
@@ -134,15 +133,16 @@ class App:
         metrics.callbacks.read_from(lambda: self.callbacks)
         metrics.ledger_errors.read_from(lambda: self.ledger.errors)
         metrics.lease.read_from(
-            lambda: {
-                account.name: account.name in self.accounts
-                for account in (self.config.accounts if self.config else ())
-            }
+            lambda: {name: name in self.accounts for name in self._configured()}
         )
         metrics.replicas.read_from(lambda: self._leases.alive if self._leases else 1)
         metrics.last_heartbeat.read_from(lambda: self._leases.last_heartbeat if self._leases else 0)
         metrics.evictions.read_from(lambda: self._leases.evictions if self._leases else 0)
         metrics.log_lines_dropped.read_from(lambda: STANDARD_ERROR.dropped)
+
+    def _configured(self) -> list[str]:
+        """Return the names of all configured accounts, also of those that others poll."""
+        return [account.name for account in self.config.accounts] if self.config else []
 
     def _account_stats(self) -> Iterator[tuple[str, AccountStats]]:
         for name, account in self.accounts.items():
@@ -204,6 +204,13 @@ class App:
                 self._last_reload = self._reloads_started, await self._reload_all()
             if error := self._last_reload[1]:
                 raise error
+
+    def _start_reload(self) -> None:
+        async def reload() -> None:
+            with suppress(ExporterError):  # logged and counted there
+                await self.reload()
+
+        self.supervisor.start(reload())
 
     async def _reload_all(self) -> ExporterError | None:
         problems: list[Problem] = []
@@ -332,8 +339,7 @@ class App:
             # Retry later: finished or removed calls make room.
             self._reload_at = time.monotonic() + self._room_retry
         self.config = config
-        names = [account.name for account in config.accounts]
-        self._home_assistant.configure(config.home_assistant, names)
+        self._home_assistant.configure(config.home_assistant)
         self.notify.configure(self._targets(config), config.shutdown_timeout)
         await self._change_accounts(old, config)
         self.config_status.problems.pop(ConfigurationSource.name, None)
@@ -431,8 +437,8 @@ class App:
 
     def _accounts_changed(self) -> None:
         if self.config:
-            names = [account.name for account in self.config.accounts]
-            self.canaries.configure(self.config.canaries, names, self.config.polling.timeout)
+            timeout = self.config.polling.timeout
+            self.canaries.configure(self.config.canaries, self._configured(), timeout)
 
     async def _retire(self, account: Account, timeout: float) -> None:
         try:

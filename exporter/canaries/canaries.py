@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice, takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -69,6 +69,14 @@ class CanaryNumbers:
     runs: Mapping[CanaryResult, int]
     started_at: float = 0.0
     result: CanaryResult | None = None
+
+
+class CanaryStatus(NamedTuple):
+    """A canary that this exporter runs, and when its next call is due (Unix time)."""
+
+    name: str
+    numbers: CanaryNumbers
+    due: float
 
 
 def read_canaries(metrics: Catalogue, canaries: Mapping[str, CanaryNumbers]) -> None:
@@ -152,11 +160,12 @@ class Canaries:
         self._state, self._checked, self._read_at = None, {}, -math.inf
 
     @property
-    def statuses(self) -> list[tuple[str, CanaryNumbers, float]]:
-        """Name, numbers and next due time (Unix time) of the canaries that this exporter runs."""
+    def statuses(self) -> list[CanaryStatus]:
+        """The canaries that this exporter runs."""
         never = math.inf, math.inf
         return [
-            (name, one, self._checked.get(name, never)[1]) for name, one in self._numbers.items()
+            CanaryStatus(name, numbers, self._checked.get(name, never)[1])
+            for name, numbers in self._numbers.items()
         ]
 
     async def run(self) -> None:

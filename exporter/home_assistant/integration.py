@@ -8,7 +8,6 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import (
-    Awaitable,
     Callable,
     Collection,
     Coroutine,
@@ -17,17 +16,16 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from exporter.account import Account
 from exporter.backoff import ExponentialBackoff
-from exporter.canaries.canaries import Canaries
+from exporter.canaries.canaries import Canaries, CanaryStatus
 from exporter.config import HomeAssistantConfig
-from exporter.errors import BrokerAwayError, BrokerError, ExporterError
+from exporter.errors import BrokerAwayError, BrokerError
 from exporter.home_assistant.connection import (
     AT_LEAST_ONCE,
     Message,
@@ -36,12 +34,12 @@ from exporter.home_assistant.connection import (
     publish,
 )
 from exporter.home_assistant.entities import (
-    EXPORTER,
     AccountView,
-    CanaryView,
     Entity,
     ExporterView,
     account_entities,
+    exporter_entities,
+    topic_level,
 )
 from exporter.home_assistant.payloads import (
     OFFLINE,
@@ -56,7 +54,6 @@ from exporter.home_assistant.payloads import (
     press_time,
     removal,
     state,
-    topic_level,
 )
 from exporter.metrics.catalogue import Catalogue
 from exporter.tracker import CallTracker
@@ -64,8 +61,6 @@ from exporter.tracker import CallTracker
 if TYPE_CHECKING:
     from aiomqtt import Client
     from aiomqtt import Message as Received
-
-V = TypeVar("V")
 
 _TIMEOUT: Final = 10.0
 """Seconds to wait for a response of the broker."""
@@ -117,14 +112,9 @@ class HomeAssistant:
     """Runs the publisher of the configured broker, if there is one.
 
     Args:
-        accounts: the accounts that this exporter polls: live mapping, shared by reference.
-        calls: the tracker of calls.
-        canaries: the canaries.
-        view: returns what is shown of the exporter; None if another one publishes it.
-        reload: reloads the configuration; raises `ExporterError`.
+        expose: returns what is published with a configuration.
         spawn: starts a background task.
         on_ready: called whenever events can be published again.
-        status_page: the URL of the status page, if known.
 
     Attributes:
         publisher: None if no broker is configured.
@@ -133,35 +123,18 @@ class HomeAssistant:
 
     def __init__(
         self,
-        accounts: Mapping[str, Account],
-        calls: CallTracker,
-        canaries: Canaries,
-        view: Callable[[], ExporterView | None],
-        reload: Callable[[], Awaitable[None]],
+        expose: Callable[[HomeAssistantConfig], Exposed],
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         on_ready: Callable[[], None],
-        status_page: str | None = None,
     ) -> None:
-        self._spawn = spawn
-        self._on_ready = on_ready
-        self._reload = reload
-        self.stats: MqttStats | None = None
-        self._configured: set[str] = set()
-        parts = accounts, self._configured, calls, canaries, view, self._start_reload, status_page
-        self._expose = partial(Exposed, *parts)
+        self._expose, self._spawn, self._on_ready = expose, spawn, on_ready
         self._config: HomeAssistantConfig | None = None
-        self.publisher: Publisher | None = None
         self._running: asyncio.Task[None] | None = None
+        self.publisher: Publisher | None = None
+        self.stats: MqttStats | None = None
 
-    def configure(self, config: HomeAssistantConfig | None, accounts: Collection[str]) -> None:
-        """Change the broker, unless it is the same; None for no broker.
-
-        Args:
-            config: configuration of the broker.
-            accounts: all configured accounts, including those that other exporters poll.
-        """
-        self._configured.clear()
-        self._configured.update(accounts)
+    def configure(self, config: HomeAssistantConfig | None) -> None:
+        """Change the broker, unless it is the same; None for no broker."""
         if config == self._config:
             return
         if self.publisher:
@@ -185,13 +158,6 @@ class HomeAssistant:
         if self.publisher:
             self.publisher.stop(clear_retained=False, others=others)
         await _end(self._running, timeout)
-
-    def _start_reload(self) -> None:
-        async def reload() -> None:
-            with suppress(ExporterError):  # logged and counted there
-                await self._reload()
-
-        self._spawn(reload())
 
 
 def _location(config: HomeAssistantConfig | None) -> tuple[object, ...]:
@@ -225,11 +191,14 @@ def _home_page() -> str | None:
 class Exposed:
     """The accounts that a configuration exposes, and the exporter itself.
 
-    For most arguments, see `HomeAssistant`.
-
     Args:
-        configured: the names of all configured accounts: live set, shared by reference.
-        start_reload: starts a reload.
+        accounts: the accounts that this exporter polls: live mapping, shared by reference.
+        configured: returns the names of all configured accounts, also of those that others poll.
+        calls: the tracker of calls.
+        canaries: the canaries.
+        view: returns what is shown of the exporter; None if another one publishes it.
+        start_reload: starts to reload the configuration.
+        status_page: the URL of the status page, if known.
         config: the configuration.
 
     Attributes:
@@ -239,7 +208,7 @@ class Exposed:
     def __init__(
         self,
         accounts: Mapping[str, Account],
-        configured: Collection[str],
+        configured: Callable[[], Collection[str]],
         calls: CallTracker,
         canaries: Canaries,
         view: Callable[[], ExporterView | None],
@@ -263,7 +232,7 @@ class Exposed:
 
     def left_to_others(self) -> set[str]:
         """Return the topics of devices that other exporters may publish."""
-        standby = [name for name in self._configured if name not in self._accounts]
+        standby = [name for name in self._configured() if name not in self._accounts]
         devices = [self.topics.account(name) for name in standby]
         if self._view() is None:
             devices.append(self.topics.exporter)
@@ -273,10 +242,10 @@ class Exposed:
         """Return the messages to retain for what this exporter publishes, by topic."""
         now, wanted = time.time(), dict[str, bytes]()
         if view := self._view():
-            wanted |= self._describe(self.topics.exporter, EXPORTER, view)
-        canaries = defaultdict[str, list[CanaryView]](list)
-        for name, numbers, due in self._canaries.statuses:
-            canaries[numbers.account].append(CanaryView(name, topic_level(name), numbers, due))
+            wanted |= self._describe(self.topics.exporter, exporter_entities(view))
+        canaries = defaultdict[str, list[CanaryStatus]](list)
+        for canary in self._canaries.statuses:
+            canaries[canary.numbers.account].append(canary)
         for name, account in list(self._accounts.items()):
             if self._selects(name):
                 shown = AccountView(
@@ -286,17 +255,12 @@ class Exposed:
                     self._calls.totals.messages(name),
                     canaries[name],
                 )
-                wanted |= self._describe(self.topics.account(name), account_entities(shown), shown)
+                wanted |= self._describe(self.topics.account(name), account_entities(shown))
                 await asyncio.sleep(0)  # do not block polls and scrapes
         return wanted
 
-    def _describe(
-        self, about: Device, entities: Sequence[Entity[V]], view: V
-    ) -> Mapping[str, bytes]:
-        return {
-            about.config: device(about, entities, view, self._common),
-            about.state: state(entities, view),
-        }
+    def _describe(self, about: Device, entities: Sequence[Entity]) -> Mapping[str, bytes]:
+        return {about.config: device(about, entities, self._common), about.state: state(entities)}
 
     def press(self, topic: str, pressed_at: int) -> bool:
         """Press the button of a topic, at a Unix time; return whether this exporter has it."""

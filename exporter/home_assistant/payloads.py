@@ -6,19 +6,16 @@ One retained message describes a device with its entities (MQTT device discovery
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic_core import from_json, to_json
 
 import exporter
-from exporter.home_assistant.entities import Entity
-
-V = TypeVar("V")
+from exporter.home_assistant.entities import Entity, topic_level
 
 ONLINE: Final = b"online"
 OFFLINE: Final = b"offline"
@@ -130,17 +127,6 @@ class Topics:
         return MqttKind.EVENT if topic.endswith("/finished") else MqttKind.STATE
 
 
-def topic_level(name: str) -> str:
-    """Return the topic level of an account or a canary.
-
-    Home Assistant allows letters, digits, `_` and `-`; names may also contain dots.
-    """
-    if "." not in name:
-        return name
-    suffix = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name.replace('.', '_')}-{suffix}"
-
-
 class Descriptions(NamedTuple):
     """Values that the descriptions of all devices share.
 
@@ -159,8 +145,8 @@ class Descriptions(NamedTuple):
     status_page: str | None = None
 
 
-def device(about: Device, entities: Iterable[Entity[V]], view: V, common: Descriptions) -> bytes:
-    """Return the description of a device with the entities that exist."""
+def device(about: Device, entities: Iterable[Entity], common: Descriptions) -> bytes:
+    """Return the description of a device with its entities."""
     described = {
         "identifiers": [about.id],
         "name": about.name,
@@ -181,7 +167,7 @@ def device(about: Device, entities: Iterable[Entity[V]], view: V, common: Descri
         "components": {
             entity.key: _component(about, entity, common.language)
             for entity in entities
-            if entity.exists(view) and (common.buttons or entity.platform != "button")
+            if common.buttons or entity.platform != "button"
         },
         "state_topic": about.state,
         "availability_topic": common.availability,
@@ -190,7 +176,7 @@ def device(about: Device, entities: Iterable[Entity[V]], view: V, common: Descri
     return to_json(payload)
 
 
-def _component(about: Device, entity: Entity[V], language: Literal["en", "vi"]) -> dict[str, Any]:
+def _component(about: Device, entity: Entity, language: Literal["en", "vi"]) -> dict[str, Any]:
     # Any: JSON. The default ids are made of the English names, as in older versions.
     slug = re.sub("[^a-z0-9]+", "_", f"{about.name} {entity.names.en}".lower()).strip("_")
     component = {
@@ -200,31 +186,34 @@ def _component(about: Device, entity: Entity[V], language: Literal["en", "vi"]) 
         "default_entity_id": f"{entity.platform}.{slug}",
         **entity.options,
     }
-    if entity.value:
-        # The default is for the retained state of an older version.
-        component["value_template"] = f"{{{{ value_json['{entity.key}'] | default(none) }}}}"
-    if entity.attributes:
+    if entity.attributes is not None:
         given = f"value_json['{entity.key}_attributes'] | default({{}}) | tojson"
         component["json_attributes_topic"] = about.state
         component["json_attributes_template"] = f"{{{{ {given} }}}}"
     if entity.platform == "button":
         component |= {"command_topic": f"{about.base}/{entity.topic}", "command_template": _PRESS}
         component["qos"] = 1
-    elif entity.topic:
+    elif entity.platform == "event":
         component["state_topic"] = f"{about.base}/{entity.topic}"  # not retained
+    else:
+        # The default is for the retained state of an older version.
+        component["value_template"] = f"{{{{ value_json['{entity.key}'] | default(none) }}}}"
     if not entity.enabled:
         component["enabled_by_default"] = False
     return component
 
 
-def state(entities: Iterable[Entity[V]], view: V) -> bytes:
-    """Return the state of the entities that exist."""
+def state(entities: Iterable[Entity]) -> bytes:
+    """Return the state of the entities of a device."""
     values = dict[str, object]()
     for entity in entities:
-        if entity.value and entity.exists(view):
-            values[entity.key] = entity.value(view)
-            if entity.attributes:
-                values[f"{entity.key}_attributes"] = entity.attributes(view)
+        if entity.platform == "binary_sensor":
+            on = entity.value
+            values[entity.key] = None if on is None else "ON" if on else "OFF"
+        elif entity.platform == "sensor":
+            values[entity.key] = entity.value
+        if entity.attributes is not None:
+            values[f"{entity.key}_attributes"] = entity.attributes
     return to_json(values)
 
 

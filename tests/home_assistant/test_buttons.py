@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from exporter.canaries.canaries import Canaries
 from exporter.config import CanaryConfig, HomeAssistantConfig
-from exporter.home_assistant.payloads import topic_level
+from exporter.home_assistant.entities import topic_level
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Plan, Simulator
 from tests.brokers import Listener, Mosquitto, listening

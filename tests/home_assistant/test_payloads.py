@@ -15,14 +15,14 @@ import exporter
 from exporter.account import AccountStatus
 from exporter.call_totals import MessageTotals
 from exporter.calls import CallState, Result, Status
-from exporter.canaries.canaries import CanaryNumbers
+from exporter.canaries.canaries import CanaryNumbers, CanaryStatus
 from exporter.esms.codes import Outcome
 from exporter.home_assistant.entities import (
-    EXPORTER,
     AccountView,
-    CanaryView,
     ExporterView,
     account_entities,
+    exporter_entities,
+    topic_level,
 )
 from exporter.home_assistant.payloads import (
     Descriptions,
@@ -31,7 +31,6 @@ from exporter.home_assistant.payloads import (
     press_time,
     removal,
     state,
-    topic_level,
 )
 from exporter.ledger.canary_runs import CanaryResult
 from exporter.ledger.types import FinishedCall
@@ -74,22 +73,22 @@ FULL = AccountView(
     1_500.5,
     MessageTotals(100, 69, 42.0),
     (
-        CanaryView("hot.line", topic_level("hot.line"), LATE, math.inf),
-        CanaryView("b", "b", NEVER, 1.0),
+        CanaryStatus("hot.line", LATE, math.inf),
+        CanaryStatus("b", NEVER, 1.0),
     ),
 )
 
 
 def described(view: AccountView = FULL, common: Descriptions = COMMON) -> Any:  # Any: JSON
-    return json.loads(device(TOPICS.account("main"), account_entities(view), view, common))
+    return json.loads(device(TOPICS.account("main"), account_entities(view), common))
 
 
 def exporter_described(view: ExporterView) -> Any:  # Any: JSON
-    return json.loads(device(TOPICS.exporter, EXPORTER, view, COMMON))
+    return json.loads(device(TOPICS.exporter, exporter_entities(view), COMMON))
 
 
 def published_state(view: AccountView) -> Any:  # Any: JSON
-    return json.loads(state(account_entities(view), view))
+    return json.loads(state(account_entities(view)))
 
 
 def test_a_device_is_described_as_documented() -> None:
@@ -214,7 +213,7 @@ def test_the_state_has_what_entities_ask_for() -> None:
     for view in (PLAIN, FULL):
         assert published_state(view).keys() == asked(described(view)["components"])
     for shared in (ExporterView(), ExporterView(holders={"a:1": ["main"], "": ["b"]})):
-        found = json.loads(state(EXPORTER, shared))
+        found = json.loads(state(exporter_entities(shared)))
         assert found.keys() == asked(exporter_described(shared)["components"])
 
 
@@ -247,7 +246,7 @@ def test_the_exporter() -> None:
     view = ExporterView(
         ["no ledger"], (1.0, "ledger write failed"), 7, {"a:1": ["main"], "": ["b"]}
     )
-    assert json.loads(state(EXPORTER, view)) == {
+    assert json.loads(state(exporter_entities(view))) == {
         "ready": "OFF",
         "ready_attributes": {"reasons": ["no ledger"]},
         "version": exporter.__version__,
@@ -257,15 +256,14 @@ def test_the_exporter() -> None:
         "exporters": 1,
         "exporters_attributes": {"accounts": {"a:1": ["main"], "": ["b"]}},
     }
-    nothing = json.loads(state(EXPORTER, ExporterView()))
+    nothing = json.loads(state(exporter_entities(ExporterView())))
     assert (nothing["ready"], nothing["last_error"]) == ("ON", None)
     assert "exporters" not in nothing
 
 
 def test_entities_that_go_are_removed() -> None:
     old, new = (
-        device(TOPICS.account("main"), account_entities(view), view, COMMON)
-        for view in (FULL, PLAIN)
+        device(TOPICS.account("main"), account_entities(view), COMMON) for view in (FULL, PLAIN)
     )
     found = json.loads(removal(old, new) or b"null")
     gone = found["components"].keys() - described(PLAIN)["components"].keys()

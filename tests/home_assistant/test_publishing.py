@@ -6,7 +6,7 @@ from aiomqtt import ProtocolVersion
 from structlog.testing import capture_logs
 
 from exporter.config import BalanceConfig
-from exporter.home_assistant.payloads import topic_level
+from exporter.home_assistant.entities import topic_level
 from exporter.ids import Kind, reference_id
 from exporter.ledger.types import NewCall
 from exporter.notify.home_assistant import NAME
