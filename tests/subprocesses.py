@@ -179,13 +179,16 @@ def _fork(message: bytes, files: list[int]) -> Forked:
 _PROGRAM: Final = """#!{python} -SEI
 # Runs `esms-exporter` with these arguments and files, in a process that tests fork.
 import json, os, signal, socket, sys
+ends = (signal.SIGINT, signal.SIGTERM)
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as tests:
     tests.connect({address!r})
     message = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     socket.send_fds(tests, [message], [0, 1, 2])
     process = int(tests.recv(16))
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ends:
         signal.signal(number, lambda number, _: os.kill(process, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
     sys.exit(int(tests.recv(16)))
 """
 
@@ -219,15 +222,20 @@ def _serve(listening: socket.socket) -> None:
 
 
 def _run_forked(connection: socket.socket) -> None:
-    with connection, contextlib.suppress(BrokenPipeError):
+    # The test may end before its program, and reap the process.
+    with connection, contextlib.suppress(BrokenPipeError, ChildProcessError):
         message, files, *_ = socket.recv_fds(connection, MAX_MESSAGE, 3)
         process = _fork(message, files)
         _STARTED.append(process)
         for file in files:
             os.close(file)
         connection.send(str(process.pid).encode())
+        connection.settimeout(0.01)
         while process.poll() is None:
-            time.sleep(0.01)
+            with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(ConnectionResetError):
+                    connection.recv(1)  # returns when the program is killed
+                process.send_signal(signal.SIGKILL)
         connection.send(str(process.returncode).encode())
 
 

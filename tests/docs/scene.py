@@ -125,8 +125,7 @@ class Running:
     async def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        await self._reading
-        await self._process.wait()
+        await self.ended()
 
 
 class Scene:
