@@ -41,7 +41,7 @@ class LabelSetTotals:
     __slots__ = ("counts", "durations")
 
     def __init__(self) -> None:
-        self.counts = {total: dict(zeros) for total, zeros in _ZEROS.items()}
+        self.counts = {total: defaultdict(float, zeros) for total, zeros in _ZEROS.items()}
         self.durations = Distribution(DURATION_BUCKETS)
 
     def add(self, total: TotalKind, cell: str, amount: float) -> None:
@@ -49,15 +49,13 @@ class LabelSetTotals:
         if total is TotalKind.DURATION:
             _add(self.durations, cell, amount)
         else:
-            counts, labels = self.counts[total], _labels(cell)
-            counts[labels] = counts.get(labels, 0.0) + amount
+            self.counts[total][_labels(cell)] += amount
 
     def merge(self, other: LabelSetTotals) -> None:
         """Add another set of totals."""
         for total, more in other.counts.items():
-            mine = self.counts[total]
             for labels, amount in more.items():
-                mine[labels] = mine.get(labels, 0.0) + amount
+                self.counts[total][labels] += amount
         counts = self.durations.counts
         counts[:] = map(sum, zip(counts, other.durations.counts, strict=True))
         self.durations.sum += other.durations.sum
@@ -79,16 +77,16 @@ class CallTotals:
 
     Attributes:
         names: the names of the shown labels, in order.
-        delays: seconds from adding a call to its result, by account.
-        message_delays: likewise for messages; only of accounts with messages.
+        delays: seconds from adding a call or message to its result, by kind of total and account;
+            of messages, only accounts with messages.
         exemplars: whether the newest call that each series counts is kept.
     """
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self.names = names
-        self.delays: dict[str, Distribution] = {}
-        self.message_delays: dict[str, Distribution] = {}
-        self._sets: dict[str, dict[int | None, LabelSetTotals]] = {}
+        self.delays = {total: defaultdict[str, Distribution](_new_delays) for total in _DELAYS}
+        self._message_delays = self.delays[TotalKind.MESSAGE_DELAY]
+        self._sets: dict[str, defaultdict[int | None, LabelSetTotals]] = {}
         self._labels: dict[int, Labels] = {}
         self.exemplars = False
         # The newest calls, by series: the outer key is the account and the values of the labels in
@@ -125,14 +123,14 @@ class CallTotals:
 
     def show(self, accounts: Collection[str], snapshot: Snapshot) -> None:
         """Replace the totals of accounts by a snapshot of the ledger."""
-        with_messages = self.message_delays.keys() & accounts
+        with_messages = self._message_delays.keys() & accounts
         newest, self._newest = self._newest, {}
         self.hide(accounts)
         for account in sorted(accounts):
-            self.delays[account] = Distribution(DELAY_BUCKETS)
-            self._sets[account] = {None: LabelSetTotals()}
+            self.delays[TotalKind.DELAY][account] = _new_delays()
+            self._sets[account] = defaultdict(LabelSetTotals, {None: LabelSetTotals()})
             if account in with_messages:  # all of its messages may be open
-                self._delays_of_messages(account)
+                self._message_delays[account] = _new_delays()
         self.learn(snapshot.label_sets)
         for account, row in snapshot.started:
             self.start(account, row)
@@ -144,8 +142,8 @@ class CallTotals:
         """Remove the totals of accounts."""
         for account in list(accounts):
             self._sets.pop(account, None)
-            self.delays.pop(account, None)
-            self.message_delays.pop(account, None)
+            for delays in self.delays.values():
+                delays.pop(account, None)
         used = set[int | None]().union(*self._sets.values())
         self._labels = {row: labels for row, labels in self._labels.items() if row in used}
         self._forget_newest()
@@ -169,10 +167,7 @@ class CallTotals:
         if row not in sets:
             sets[row] = LabelSetTotals()
         if kind is Kind.MESSAGE:
-            self._delays_of_messages(account)
-
-    def _delays_of_messages(self, account: str) -> Distribution:
-        return self.message_delays.setdefault(account, Distribution(DELAY_BUCKETS))
+            self._message_delays.setdefault(account, _new_delays())
 
     def change_series(self, changes: SeriesChanges) -> None:
         """Start the totals of new label sets, and remove those of evicted ones.
@@ -183,7 +178,7 @@ class CallTotals:
         for account, row in changes.started:
             self.start(account, row)
         for account, row in changes.evicted:
-            sets = self._sets.get(account, {})
+            sets: dict[int | None, LabelSetTotals] = self._sets.get(account, {})
             if evicted := sets.pop(row, None):
                 values = self._values(row)
                 alike = (more for other, more in sets.items() if self._values(other) == values)
@@ -199,15 +194,10 @@ class CallTotals:
         for (account, row, total, cell), amount in cells:
             if (sets := self._sets.get(account)) is None:
                 continue
-            if total is TotalKind.DELAY:
-                _add(self.delays[account], cell, amount)
-                continue
-            if total is TotalKind.MESSAGE_DELAY:
-                _add(self._delays_of_messages(account), cell, amount)
-                continue
-            if (totals := sets.get(row)) is None:
-                totals = sets[row] = LabelSetTotals()
-            totals.add(total, cell, amount)
+            if total in self.delays:
+                _add(self.delays[total][account], cell, amount)
+            else:
+                sets[row].add(total, cell, amount)
 
     def keep_newest(self, newest: Mapping[TotalKey, CountedCall]) -> None:
         """Replace the newest calls that series count, after `add`; ignored without exemplars."""
@@ -235,22 +225,25 @@ class CallTotals:
 
     def shown_messages(self) -> Iterator[tuple[tuple[str, ...], LabelSetTotals]]:
         """Yield the items of `shown` of accounts with messages."""
-        return (item for item in self.shown() if item[0][0] in self.message_delays)
+        return (item for item in self.shown() if item[0][0] in self._message_delays)
 
     def messages(self, account: str) -> MessageTotals | None:
         """Return the totals of an account's messages; None for an account without messages."""
-        if account not in self.message_delays:
+        if account not in self._message_delays:
             return None
-        sets = self._sets[account].values()
-        return MessageTotals(
-            int(sum(one.counts[TotalKind.MESSAGES][Result.SUCCESS,] for one in sets)),
-            int(sum(one.counts[TotalKind.MESSAGES][Result.FAILURE,] for one in sets)),
-            sum(one.counts[TotalKind.MESSAGE_PRICE][()] for one in sets),
+        counts = _merged(self._sets[account].values()).counts
+        delivered, failed = (
+            int(counts[TotalKind.MESSAGES][result,]) for result in (Result.SUCCESS, Result.FAILURE)
         )
+        return MessageTotals(delivered, failed, counts[TotalKind.MESSAGE_PRICE][()])
 
     def _values(self, row: int | None) -> tuple[str, ...]:
         labels = self._labels.get(row, {}) if row is not None else {}
         return tuple(labels.get(name, "") for name in self.names)
+
+
+def _new_delays() -> Distribution:
+    return Distribution(DELAY_BUCKETS)
 
 
 def _merged(group: Iterable[LabelSetTotals]) -> LabelSetTotals:

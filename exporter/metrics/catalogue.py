@@ -329,8 +329,8 @@ class Catalogue:
         self.call_duration.read_each(
             totals.shown, lambda item: item.durations, lambda: totals.names
         )
-        self.result_delay.read_from(lambda: totals.delays)
-        self.message_delay.read_from(lambda: totals.message_delays)
+        self.result_delay.read_from(lambda: totals.delays[TotalKind.DELAY])
+        self.message_delay.read_from(lambda: totals.delays[TotalKind.MESSAGE_DELAY])
         for metric, total in (
             (self.calls, TotalKind.CALLS),
             (self.call_duration, TotalKind.DURATION),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from benchmarks import virtual_time
 from benchmarks.virtual_time import PollingSettings
@@ -23,15 +21,17 @@ NOT_FOUND = Answer(Outcome.NOT_FOUND, "105")
 SETTINGS = PollingSettings(15.0, 300.0, GiveUpPolicy(600.0, 259_200.0), 20.0, 32)
 LATENCY = 0.05
 
-Reply = Answer
+
+def now() -> float:
+    """Return the virtual seconds since the test began."""
+    return asyncio.get_running_loop().time()
 
 
 @dataclass(slots=True)
 class Scene:
-    """An account, its poller and its provider; to be made inside `run`.
+    """An account, its poller and its provider; to be made in a virtual loop.
 
     Attributes:
-        settings: how the account is polled.
         replies: what the provider answers for some ids, always.
         for_all: what it answers for every id now, if anything.
         allowed: requests per second, beyond which it throttles.
@@ -40,9 +40,8 @@ class Scene:
         finished: when each call finished, and how.
     """
 
-    settings: PollingSettings = SETTINGS
-    replies: dict[str, Reply] = field(default_factory=dict)
-    for_all: Reply | None = None
+    replies: dict[str, Answer] = field(default_factory=dict)
+    for_all: Answer | None = None
     allowed: float = float("inf")
     lives: dict[str, float] = field(default_factory=dict)
     placed: dict[str, float] = field(default_factory=dict)
@@ -54,7 +53,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.poller = Poller(
-            *self.settings.sections,
+            *SETTINGS.sections,
             self.send_status,
             self.stats,
             self._observe,
@@ -63,48 +62,57 @@ class Scene:
             virtual_time.wall,
         )
 
+    def configure(self, **changes: object) -> None:
+        """Change some of `SETTINGS`."""
+        self.poller.configure(*replace(SETTINGS, **changes).sections)  # type: ignore[arg-type]
+
+    async def request(self, answer: Answer, timeout: float = 1.0) -> Answer | None:
+        """Send a request other than a poll; return its answer, None if it was not sent."""
+
+        async def send() -> Answer:
+            return answer
+
+        answered = await self.poller.request("place", send, timeout)
+        return answered[0] if answered else None
+
     async def send_status(self, reference_id: ReferenceId, _: Kind = Kind.CALL) -> Answer:
         """Answer as the provider."""
-        now = asyncio.get_running_loop().time()
-        self.asked.setdefault(reference_id, []).append(now)
+        asked_at = now()
+        self.asked.setdefault(reference_id, []).append(asked_at)
         second, requests = self._second
-        self._second = int(now), requests + 1 if int(now) == second else 1
+        self._second = int(asked_at), requests + 1 if int(asked_at) == second else 1
         await asyncio.sleep(LATENCY)
-        reply: Reply
         if self.for_all:
-            reply = self.for_all
-        elif self._second[1] > self.allowed:
-            reply = Answer(Outcome.THROTTLED, "160")
-        elif reference_id in self.replies:
-            reply = self.replies[reference_id]
-        else:
-            ended = now >= self.placed[reference_id] + self.lives.get(reference_id, 0.0)
-            reply = BUSY if ended else QUEUED
-        return reply
+            return self.for_all
+        if self._second[1] > self.allowed:
+            return Answer(Outcome.THROTTLED, "160")
+        if reference_id in self.replies:
+            return self.replies[reference_id]
+        ended = asked_at >= self.placed[reference_id] + self.lives.get(reference_id, 0.0)
+        return BUSY if ended else QUEUED
 
     def watch(
         self,
         *names: str,
         label_set: int = 0,
         state: CallState = CallState.NEW,
-        age: float = 0.0,
         kind: Kind = Kind.CALL,
     ) -> None:
         """Have calls watched from now on."""
-        now = asyncio.get_running_loop().time()
+        watched = virtual_time.wall()
         for name in names:
-            self.placed[name] = now
-            watched = virtual_time.EPOCH + now - age
-            row, found = len(self.placed), ReferenceId(name)
-            call = WATCHED[kind](row, found, watched, state, watched)
+            self.placed[name] = now()
+            row = len(self.placed)
+            call = WATCHED[kind](row, ReferenceId(name), watched, state, watched)
             self.poller.add(call, label_set)
         self.poller.wake()
 
     async def until(self, condition: Callable[[], bool]) -> float:
         """Wait for a condition; returns when it held."""
-        while not condition():  # noqa: ASYNC110 - conditions of any kind
-            await asyncio.sleep(1.0)  # of virtual time
-        return asyncio.get_running_loop().time()
+        async with asyncio.timeout(10 * 86_400):  # of virtual time, as the next one
+            while not condition():  # noqa: ASYNC110 - conditions of any kind
+                await asyncio.sleep(1.0)
+        return now()
 
     async def until_finished(self, *names: str) -> float:
         """Wait until calls have finished; returns when the last of them did."""
@@ -136,10 +144,4 @@ class Scene:
             self.poller.apply_committed(call, found, at)
         if isinstance(found, Finished):
             assert call.reference_id not in self.finished
-            self.finished[call.reference_id] = asyncio.get_running_loop().time(), found
-
-
-def run(play: Callable[[], Coroutine[Any, Any, Any]], seed: int = 1) -> Any:  # Any: whatever it is
-    """Run a coroutine function in virtual time."""
-    random.seed(seed)  # the poller's choices
-    return virtual_time.run(play())
+            self.finished[call.reference_id] = now(), found

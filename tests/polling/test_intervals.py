@@ -4,7 +4,6 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -20,7 +19,7 @@ from exporter.polling.intervals import (
     PollIntervals,
     plan,
 )
-from tests.polling.scene import SETTINGS, Scene, run
+from tests.polling.scene import Scene, now
 
 INTERVAL, MAX_INTERVAL = 15.0, 300.0
 
@@ -254,25 +253,17 @@ def test_any_history_has_a_wait(
     assert not math.isnan(wait)
 
 
-def test_calls_and_messages_of_an_account_have_intervals_of_their_own() -> None:
-    async def play() -> tuple[Scene, float]:
-        scene = Scene(replace(SETTINGS, adaptive=True))
-        chance = random.Random(8)
-        for number in range(3_000):
-            # So few calls that an estimate of both kinds together would have them late.
-            kind = Kind.MESSAGE if number % 20 else Kind.CALL
-            name = f"{kind}-{number}"
-            scene.lives[name] = (
-                chance.uniform(59, 61) if kind is Kind.CALL else chance.uniform(4, 6)
-            )
-            scene.watch(name, kind=kind)
-            await asyncio.sleep(2.0)
-        await scene.until_finished(*scene.lives)
-        await scene.poller.stop(1)
-        return scene, 0.5 * asyncio.get_running_loop().time()
-
-    scene, learnt = run(play)
+async def test_calls_and_messages_of_an_account_have_intervals_of_their_own(scene: Scene) -> None:
+    scene.configure(adaptive=True)
+    chance = random.Random(8)
+    for number in range(3_000):
+        # So few calls that an estimate of both kinds together would have them late.
+        kind = Kind.MESSAGE if number % 20 else Kind.CALL
+        name = f"{kind}-{number}"
+        scene.lives[name] = chance.uniform(59, 61) if kind is Kind.CALL else chance.uniform(4, 6)
+        scene.watch(name, kind=kind)
+        await asyncio.sleep(2.0)
+    await scene.until_finished(*scene.lives)
     for kind in Kind:
-        delays = scene.delays(kind, learnt)
-        late = sum(delay > SETTINGS.interval for delay in delays)
-        assert late <= LATE * len(delays)
+        delays = scene.delays(kind, 0.5 * now())
+        assert sum(delay > INTERVAL for delay in delays) <= LATE * len(delays)
