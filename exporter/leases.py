@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -49,13 +49,6 @@ _AVOID: Final = ExponentialBackoff(60.0, 900.0)
 _log = structlog.get_logger(__name__)
 
 
-class Plan(NamedTuple):
-    """Leases to take, and leases to give up."""
-
-    take: list[str]
-    give_up: list[str]
-
-
 def plan(
     me: str,
     configured: Collection[str],
@@ -65,8 +58,8 @@ def plan(
     patience: float,
     *,
     take_expired: bool,
-) -> Plan:
-    """Decide which leases to take and to give up, so that exporters hold equally many. Pure.
+) -> tuple[list[str], list[str]]:
+    """Return the leases to take, and those to give up, so that exporters hold equally many. Pure.
 
     All exporters decide by the same rules: a free lease goes to the exporter with the fewest
     leases among those that want it; after `patience` seconds, any exporter may take it. An exporter
@@ -112,7 +105,7 @@ def plan(
             give_up.append(name)
             count[me] -= 1
             count[best_other] += 1
-    return Plan(take, give_up)
+    return take, give_up
 
 
 class LeaseHolder:

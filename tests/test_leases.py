@@ -34,8 +34,10 @@ def decided(
     take_expired: bool = True,
 ) -> tuple[str, str]:
     """Return what exporter `1` decides: accounts to take, and to give up."""
-    made = plan("1", configured, avoided, held, leases, PATIENCE, take_expired=take_expired)
-    return "".join(made.take), "".join(made.give_up)
+    take, give_up = plan(
+        "1", configured, avoided, held, leases, PATIENCE, take_expired=take_expired
+    )
+    return "".join(take), "".join(give_up)
 
 
 FREE = dict.fromkeys("abcdef")

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
 from exporter.backoff import ExponentialBackoff
+from exporter.config import PollingConfig
 
 WINDOW: Final = 500
 """Number of calls after which older calls have lost 63 % of their weight."""
@@ -214,31 +215,27 @@ class PollIntervals:
     is 1.5 times the previous one. The interval depends only on the age, so a restart or a changed
     configuration continues the series.
 
-    Adaptive: learn how long they take, and poll when they have probably ended. The first `ENOUGH`
-    have growing intervals.
-
-    Args:
-        interval: seconds. Adaptive: 95 % of results should be known this long after the end.
-        max_interval: the longest wait between two polls of a call, in seconds.
-        adaptive: adaptive instead of growing.
+    Adaptive: learn how long they take, and poll when they have probably ended, so that 95 % of
+    results are known `interval` after the end. The first `ENOUGH` have growing intervals.
 
     Attributes:
         durations: the durations of past calls.
         plan: the current plan; None before `ENOUGH` calls.
     """
 
-    def __init__(self, interval: float, max_interval: float, *, adaptive: bool) -> None:
+    def __init__(self, polling: PollingConfig) -> None:
         self._notified = 0.0  # the share of ends that callbacks reported
         self._since_plan = 0  # calls
         self._planned_at = 0.0
         self._adaptive = False
-        self.configure(interval, max_interval, adaptive=adaptive)
+        self.configure(polling)
 
-    def configure(self, interval: float, max_interval: float, *, adaptive: bool) -> None:
+    def configure(self, polling: PollingConfig) -> None:
         """Change the settings. Adaptive intervals keep what they have learnt."""
-        self._interval, self._max_interval = interval, max_interval
+        self._interval, self._max_interval = polling.interval, polling.max_interval
+        adaptive = polling.pace == "adaptive"
         if not (adaptive and self._adaptive):
-            self.durations = DurationEstimator(2 * interval)
+            self.durations = DurationEstimator(2 * self._interval)
             self.plan: Plan | None = None
             self._adaptive = adaptive
         elif self.plan:

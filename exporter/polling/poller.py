@@ -85,7 +85,7 @@ class Poller:
     ) -> None:
         self.account, self.stats = config.name, stats
         self.calls: dict[int, WatchedCall] = {}
-        self.intervals: defaultdict[Kind, PollIntervals] = defaultdict(self._new_intervals)
+        self.intervals = defaultdict[Kind, PollIntervals](lambda: PollIntervals(self._polling))
         self._send, self._observe, self._fail = send, observe, fail
         self._clock, self._machine_clock = clock, machine_clock
         self._loop = asyncio.get_running_loop()
@@ -226,18 +226,13 @@ class Poller:
         """
         self._config, self._polling = config, polling
         self.give_up = GiveUpPolicy(polling.not_found_grace, polling.give_up_after)
-        adaptive = polling.pace == "adaptive"
         for intervals in self.intervals.values():
-            intervals.configure(polling.interval, polling.max_interval, adaptive=adaptive)
+            intervals.configure(polling)
         self._limiter.set_rate(config.rate_limit)
         if send is not None:
             self._send = send
             self.retry()
         self.wake()
-
-    def _new_intervals(self) -> PollIntervals:
-        polling, adaptive = self._polling, self._polling.pace == "adaptive"
-        return PollIntervals(polling.interval, polling.max_interval, adaptive=adaptive)
 
     def hold(self, until: float) -> None:
         """Send no requests from a loop time on: another exporter may then poll the account."""

@@ -24,3 +24,4 @@ async def scene() -> AsyncIterator[Scene]:
     scene = Scene()
     yield scene
     await scene.poller.stop(1)
+    assert not scene.failures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,11 @@ SETTINGS = PollingSettings(15.0, 300.0, GiveUpPolicy(600.0, 259_200.0), 20.0, 32
 LATENCY = 0.05
 
 
+def ringing(chance: random.Random) -> float:
+    """Return how long a call takes: it rings, and what it says is heard."""
+    return chance.uniform(2, 25) + min(120.0, chance.lognormvariate(3.0, 0.6))
+
+
 def now() -> float:
     """Return the virtual seconds since the test began."""
     return asyncio.get_running_loop().time()
@@ -33,20 +39,32 @@ class Scene:
 
     Attributes:
         replies: what the provider answers for some ids, always.
-        for_all: what it answers for every id now, if anything.
+        for_all: what it answers for every id now, or raises, if anything.
+        hold: set when answers may go out; None if they always may.
         allowed: requests per second, beyond which it throttles.
         lives: for how many seconds each call is queued.
-        asked: when each id was asked for.
+        asked: the ids that it was asked for.
+        asked_at: when.
+        under_way: requests that wait for their answer now.
+        most: the most of them at once.
+        observed: every verdict on a call.
         finished: when each call finished, and how.
+        failures: bugs in the poller.
     """
 
     replies: dict[str, Answer] = field(default_factory=dict)
-    for_all: Answer | None = None
+    for_all: Answer | Exception | None = None
+    hold: asyncio.Event | None = None
     allowed: float = float("inf")
     lives: dict[str, float] = field(default_factory=dict)
     placed: dict[str, float] = field(default_factory=dict)
-    asked: dict[str, list[float]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    asked_at: list[float] = field(default_factory=list)
+    under_way: int = 0
+    most: int = 0
+    observed: list[tuple[str, Finished | PollAgain]] = field(default_factory=list)
     finished: dict[str, tuple[float, Finished]] = field(default_factory=dict)
+    failures: list[BaseException] = field(default_factory=list)
     stats: AccountStats = field(default_factory=AccountStats)
     poller: Poller = field(init=False)
     _second: tuple[int, int] = (0, 0)
@@ -57,7 +75,7 @@ class Scene:
             self.send_status,
             self.stats,
             self._observe,
-            self._fail,
+            self.failures.append,
             virtual_time.wall,
             virtual_time.wall,
         )
@@ -78,10 +96,18 @@ class Scene:
     async def send_status(self, reference_id: ReferenceId, _: Kind = Kind.CALL) -> Answer:
         """Answer as the provider."""
         asked_at = now()
-        self.asked.setdefault(reference_id, []).append(asked_at)
+        self.asked.append(reference_id)
+        self.asked_at.append(asked_at)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
         second, requests = self._second
         self._second = int(asked_at), requests + 1 if int(asked_at) == second else 1
-        await asyncio.sleep(LATENCY)
+        try:
+            await (self.hold.wait() if self.hold else asyncio.sleep(LATENCY))
+        finally:
+            self.under_way -= 1
+        if isinstance(self.for_all, Exception):
+            raise self.for_all
         if self.for_all:
             return self.for_all
         if self._second[1] > self.allowed:
@@ -96,10 +122,11 @@ class Scene:
         *names: str,
         label_set: int = 0,
         state: CallState = CallState.NEW,
+        age: float = 0.0,
         kind: Kind = Kind.CALL,
     ) -> None:
         """Have calls watched from now on."""
-        watched = virtual_time.wall()
+        watched = virtual_time.wall() - age
         for name in names:
             self.placed[name] = now()
             row = len(self.placed)
@@ -122,10 +149,8 @@ class Scene:
     def requests(self, begin: float = 0.0, end: float = float("inf"), prefix: str = "") -> int:
         """Return how many requests were sent for calls with a prefix, from and until a time."""
         return sum(
-            begin <= at < end
-            for name, times in self.asked.items()
-            if name.startswith(prefix)
-            for at in times
+            begin <= at < end and name.startswith(prefix)
+            for name, at in zip(self.asked, self.asked_at, strict=True)
         )
 
     def delays(self, prefix: str, placed_from: float = 0.0) -> list[float]:
@@ -136,10 +161,8 @@ class Scene:
             if name.startswith(prefix) and self.placed[name] >= placed_from
         )
 
-    def _fail(self, error: BaseException) -> None:
-        raise error
-
     def _observe(self, call: WatchedCall, found: Finished | PollAgain, at: float) -> None:
+        self.observed.append((call.reference_id, found))
         if isinstance(found, Finished) or found.state is not call.state:  # as the ledger does
             self.poller.apply_committed(call, found, at)
         if isinstance(found, Finished):

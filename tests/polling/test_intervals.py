@@ -4,7 +4,8 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -19,15 +20,17 @@ from exporter.polling.intervals import (
     PollIntervals,
     plan,
 )
-from tests.polling.scene import Scene, now
+from tests.polling.scene import SETTINGS, Scene, now, ringing
 
 INTERVAL, MAX_INTERVAL = 15.0, 300.0
 
+
+def intervals_of(**changes: Any) -> PollIntervals:  # Any: of `PollingSettings`
+    return PollIntervals(replace(SETTINGS, **{"adaptive": True, **changes}).sections[1])
+
+
+GROWING = intervals_of(adaptive=False)
 Lives = Callable[[random.Random], float]
-
-
-def ringing(chance: random.Random) -> float:
-    return chance.uniform(2, 25) + min(120.0, chance.lognormvariate(3.0, 0.6))
 
 
 def short(chance: random.Random) -> float:
@@ -83,14 +86,13 @@ def late(followed: list[Followed], than: float = INTERVAL * 1.1) -> float:
     ],
 )
 def test_intervals_grow_with_age_and_failures(age: float, failures: int, seconds: float) -> None:
-    intervals = PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=False)
-    assert intervals.next(age, failures, 0.5) == pytest.approx(seconds)
-    assert intervals.next(age, failures, 0.0) == pytest.approx(0.9 * seconds)
-    assert intervals.next(age, failures, 1.0) == pytest.approx(min(MAX_INTERVAL, 1.1 * seconds))
+    assert GROWING.next(age, failures, 0.5) == pytest.approx(seconds)
+    assert GROWING.next(age, failures, 0.0) == pytest.approx(0.9 * seconds)
+    assert GROWING.next(age, failures, 1.0) == pytest.approx(min(MAX_INTERVAL, 1.1 * seconds))
 
 
 def test_each_growing_interval_is_half_as_long_again() -> None:
-    intervals, age, waits = PollIntervals(INTERVAL, 1e9, adaptive=False), 150.0, []
+    intervals, age, waits = intervals_of(adaptive=False, max_interval=1e9), 150.0, []
     for _ in range(5):
         waits.append(intervals.next(age, 0, 0.5))
         age += waits[-1]
@@ -100,12 +102,11 @@ def test_each_growing_interval_is_half_as_long_again() -> None:
 @pytest.mark.parametrize("age", [0.0, 10.0, 149.0, 200.0, 1e6])
 @pytest.mark.parametrize("failures", [0, 1, 3])
 def test_before_enough_is_learnt_it_is_the_growing_pace(age: float, failures: int) -> None:
-    intervals = PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=True)
+    intervals = intervals_of()
     for _ in range(ENOUGH - 1):
         intervals.learn(10.0, 20.0, 0.0)
     assert intervals.first(age, 0.5) == 0
-    growing = PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=False)
-    assert intervals.next(age, failures, 0.5) == growing.next(age, failures, 0.5)
+    assert intervals.next(age, failures, 0.5) == GROWING.next(age, failures, 0.5)
     intervals.learn(10.0, 20.0, 0.0)
     assert intervals.first(0.0, 0.5) > 0
 
@@ -121,7 +122,7 @@ def test_before_enough_is_learnt_it_is_the_growing_pace(age: float, failures: in
     ],
 )
 def test_what_a_result_costs(lives: Lives, most: float, share_late: float) -> None:
-    followed = follow(PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=True), lives, 3000)[1000:]
+    followed = follow(intervals_of(), lives, 3000)[1000:]
     assert mean_requests(followed) <= most
     assert late(followed) <= share_late
     assert max(call.longest for call in followed) <= MAX_INTERVAL
@@ -140,13 +141,13 @@ def test_what_a_result_costs(lives: Lives, most: float, share_late: float) -> No
     ],
 )
 def test_what_has_changed_is_followed(before: Lives, after: Lives, within: int) -> None:
-    intervals = PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=True)
+    intervals = intervals_of()
     follow(intervals, before, 2000)
     assert late(follow(intervals, after, within + 500, seed=2)[within:]) <= 0.12
 
 
 def test_one_call_in_sixteen_comes_early_and_the_rest_with_jitter() -> None:
-    intervals = PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=True)
+    intervals = intervals_of()
     for number in range(500):
         intervals.learn(60.0 + number % 30, 60.0 + number % 30, number * 20.0)
     planned = intervals.first(0.0, EXPLORING + (1 - EXPLORING) / 2)
@@ -162,7 +163,7 @@ def test_one_call_in_sixteen_comes_early_and_the_rest_with_jitter() -> None:
 
 
 def test_failures_in_a_row_double_the_wait() -> None:
-    intervals = PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=True)
+    intervals = intervals_of()
     follow(intervals, ringing, 200)
     waits = [intervals.next(40.0, failures, 0.5) for failures in (0, 1, 2, 10, 10**6)]
     assert waits[1:3] == pytest.approx([2 * waits[0], 4 * waits[0]])
@@ -170,7 +171,7 @@ def test_failures_in_a_row_double_the_wait() -> None:
 
 
 def test_where_ends_are_told_of_polls_are_fewer() -> None:
-    asked, told = (PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=True) for _ in range(2))
+    asked, told = (intervals_of() for _ in range(2))
     chance = random.Random(5)
     for number in range(1000):
         life = ringing(chance)
@@ -185,7 +186,7 @@ def test_where_ends_are_told_of_polls_are_fewer() -> None:
 
 
 def test_a_plan_is_made_now_and_then() -> None:
-    intervals = PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=True)
+    intervals = intervals_of()
     plans = set()
     for number in range(1000):
         intervals.learn(10.0, 20.0, number / 100)
@@ -197,10 +198,10 @@ def test_a_plan_is_made_now_and_then() -> None:
 
 
 def test_another_aim_is_followed_at_once_and_nothing_is_forgotten() -> None:
-    intervals = PollIntervals(INTERVAL, MAX_INTERVAL, adaptive=True)
+    intervals = intervals_of()
     follow(intervals, ringing, 500)
     punctual, learnt = intervals.plan, intervals.durations.calls
-    intervals.configure(60.0, MAX_INTERVAL, adaptive=True)
+    intervals.configure(replace(SETTINGS, interval=60.0, adaptive=True).sections[1])
     assert punctual
     assert intervals.plan
     assert intervals.plan.requests < punctual.requests
@@ -241,7 +242,7 @@ def test_any_history_has_a_wait(
     chance: float,
 ) -> None:
     most = min(86_400.0, interval * longer)
-    intervals = PollIntervals(interval, most, adaptive=True)
+    intervals = intervals_of(interval=interval, max_interval=most)
     for after, by, at, what in history:
         end = (by, math.inf) if what == "outlived" else (after, by)
         intervals.learn(*end, at, notified=what == "told")
