@@ -27,7 +27,6 @@ _ZEROS: Final[Mapping[TotalKind, Mapping[tuple[str, ...], float]]] = {
     TotalKind.MESSAGES: {(result.value,): 0.0 for result in Result},
     TotalKind.MESSAGE_PRICE: {(): 0.0},
 }
-_DELAYS: Final = frozenset({TotalKind.DELAY, TotalKind.MESSAGE_DELAY})
 
 
 class LabelSetTotals:
@@ -84,7 +83,10 @@ class CallTotals:
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self.names = names
-        self.delays = {total: defaultdict[str, Distribution](_new_delays) for total in _DELAYS}
+        self.delays = {
+            total: defaultdict[str, Distribution](_new_delays)
+            for total in (TotalKind.DELAY, TotalKind.MESSAGE_DELAY)
+        }
         self._message_delays = self.delays[TotalKind.MESSAGE_DELAY]
         self._sets: dict[str, defaultdict[int | None, LabelSetTotals]] = {}
         self._labels: dict[int, Labels] = {}
@@ -205,13 +207,13 @@ class CallTotals:
             return
         for (account, row, total, cell), call in newest.items():
             if account in self._sets:
-                labels = () if total in _DELAYS else self._values(row)
+                labels = () if total in self.delays else self._values(row)
                 of_labels = self._newest.setdefault((account, *labels), {})
                 of_labels[total, *_labels(cell)] = call
 
     def newest(self, total: TotalKind, labels: tuple[str, ...]) -> CountedCall | None:
         """Return the newest call that a series counts; `labels` are the values of its labels."""
-        size = 1 if total in _DELAYS else 1 + len(self.names)
+        size = 1 if total in self.delays else 1 + len(self.names)
         return self._newest.get(labels[:size], {}).get((total, *labels[size:]))
 
     def shown(self) -> Iterator[tuple[tuple[str, ...], LabelSetTotals]]:

@@ -128,7 +128,8 @@ class CallbackOutcome(StrEnum):
     ERROR = "error"  # could not be stored; the provider sends it again
 
 
-_KEYS: Final = {**{str(key): Key(str(key)) for key in range(10)}, "*": Key.STAR, "#": Key.HASH}
+KEYS: Final = {**{str(key): Key(str(key)) for key in range(10)}, "*": Key.STAR, "#": Key.HASH}
+"""The keys by what is printed on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,12 +330,7 @@ def _message_ended(answer: Answer) -> Finished:
     return Finished(result, status, odd=odd, receivers=receivers, price=answer.price)
 
 
-def key_named(text: str | None) -> Key | None:
-    """Return the key for a text such as `1` or `#`."""
-    return _KEYS.get(text) if text else None
-
-
 def _key(ivr: str) -> Key | None:
     """Return the first key in `ivr`, ignoring whitespace."""
     pressed = ivr.strip()
-    return _KEYS.get(pressed[0], Key.OTHER) if pressed else None
+    return KEYS.get(pressed[0], Key.OTHER) if pressed else None

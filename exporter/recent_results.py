@@ -84,11 +84,17 @@ class _History:
     failures: deque[FinishedCall] = field(default_factory=lambda: deque(maxlen=NEWEST))
 
 
+def local_midnight(at: float) -> float:
+    """Return the start of the day of a Unix time in the local time zone (`TZ`)."""
+    day = time.localtime(at)
+    return time.mktime((day.tm_year, day.tm_mon, day.tm_mday, 0, 0, 0, 0, 0, -1))
+
+
 class RecentResults:
     """Collects the recent results of accounts."""
 
-    def __init__(self, midnight: Callable[[float], float] | None = None) -> None:
-        self._midnight = midnight or local_midnight
+    def __init__(self, midnight: Callable[[float], float] = local_midnight) -> None:
+        self._midnight = midnight
         self._histories: dict[str, _History] = {}
 
     def needed_since(self, now: float) -> float:
@@ -149,9 +155,3 @@ def _counter(held: dict[K, Counter[V]], key: K, limit: int) -> Counter[V]:
             del held[next(iter(held))]
         held[key] = Counter()
     return held[key]
-
-
-def local_midnight(at: float) -> float:
-    """Return the start of the day of a Unix time in the local time zone (`TZ`)."""
-    day = time.localtime(at)
-    return time.mktime((day.tm_year, day.tm_mon, day.tm_mday, 0, 0, 0, 0, 0, -1))

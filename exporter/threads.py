@@ -127,5 +127,4 @@ class DetachedThreads:
         await asyncio.wait([done], timeout=self._timeout)
         if not done.done():
             raise SourceError(no_answer)
-        self._running.discard(key)
         return done.result()

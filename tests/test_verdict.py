@@ -239,21 +239,6 @@ def test_what_age_changes(watched: WatchedCall, answer: Answer, expected: object
 
 
 @pytest.mark.parametrize(
-    ("status", "header", "expected"),
-    [
-        (429, None, Answer(Outcome.THROTTLED)),
-        (429, "7", Answer(Outcome.THROTTLED, retry_after=7.0)),
-        (503, "0", Answer(Outcome.THROTTLED, retry_after=0.0)),
-        (500, "7", Answer(Outcome.HTTP_ERROR)),
-        (302, None, Answer(Outcome.HTTP_ERROR)),
-        (204, None, Answer(Outcome.HTTP_ERROR)),
-    ],
-)
-def test_other_statuses(status: int, header: str | None, expected: Answer) -> None:
-    assert read_refusal(status, header, NOW) == expected
-
-
-@pytest.mark.parametrize(
     ("value", "seconds"),
     [
         (None, None),

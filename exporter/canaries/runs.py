@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from exporter.calls import Result, Status, key_named
+from exporter.calls import KEYS, Result, Status
 from exporter.canaries.schedule import grace, schedule_of
 from exporter.config.canaries import CanaryConfig
 from exporter.errors import LedgerError
@@ -117,7 +117,7 @@ class CanaryRunner:
         and the call may still be placed.
         """
         request, now = call_request(canary, due), self._clock.now()
-        key = key_named(canary.expect_key)
+        key = KEYS.get(canary.expect_key or "")
         intent = Intent(
             canary.name,
             due,

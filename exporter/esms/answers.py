@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from pydantic_core import from_json
 
 from exporter.esms.codes import CODES, OTHER_CODE, Outcome
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.secrets import Secret, mask_phone_numbers
 
 MAX_MESSAGE_LENGTH: Final = 200
@@ -129,14 +129,10 @@ def read_placed(body: bytes, hidden: Iterable[Secret] = ()) -> Answer:
     return Answer(Outcome.OK, answer.code, reference_id=found)
 
 
-def read_callback(fields: Mapping[str, str]) -> Answer:
-    """Convert the parameters of the provider's callback for a call to an answer."""
-    return _read_document({**fields, "CodeResponse": "100"}, ())
-
-
-def read_message_callback(fields: Mapping[str, str]) -> Answer:
-    """Convert the parameters of the callback for a message to an answer. Never raises."""
-    return _read_message({**fields, "CodeResponse": "100"}, ())
+def read_callback(fields: Mapping[str, str], kind: Kind = Kind.CALL) -> Answer:
+    """Convert the parameters of the provider's callback to an answer."""
+    read = _read_document if kind is Kind.CALL else _read_message
+    return read({**fields, "CodeResponse": "100"}, ())
 
 
 def read_price(text: str) -> float | None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from exporter.calls import CallbackOutcome
 from exporter.config import CallbackConfig, WatchConfig
-from exporter.esms.answers import read_callback, read_message_callback, read_price
+from exporter.esms.answers import read_callback, read_price
 from exporter.ids import Kind, ReferenceId, reference_id
 from exporter.ledger.types import DELETED, NewCall
 from exporter.sources.api import PushSource
@@ -77,8 +77,7 @@ class CallbackSource(PushSource):
             if price is not None:
                 await self._tracker.set_price(call.id, price)
                 price = None
-            answer = read_callback(fields) if of_call else read_message_callback(fields)
-            outcome = await self._tracker.apply_callback(call, answer)
+            outcome = await self._tracker.apply_callback(call, read_callback(fields, kind))
             if outcome is CallbackOutcome.ACCEPTED:
                 return outcome
         if outcome is CallbackOutcome.HINT and known is None:

@@ -31,7 +31,7 @@ from structlog.testing import capture_logs
 
 from exporter.calls import WATCHED, CallState, Finished, verdict
 from exporter.errors import CapacityError, LedgerError
-from exporter.esms.answers import Answer, read_callback, read_message_callback, read_price
+from exporter.esms.answers import Answer, read_callback, read_price
 from exporter.ids import Kind, reference_id
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import open_database
@@ -215,7 +215,7 @@ class Counting(RuleBasedStateMachine):
         source = self.real.service.sources.callback
         of_call = kind is Kind.CALL
         said = {"ReferenceId" if of_call else "SMSID": f" {name} ", **fields}
-        answer = read_callback(said) if of_call else read_message_callback(said)
+        answer = read_callback(said, kind)
         price = read_price(said.get("Price" if of_call else "TotalPrice", ""))
 
         async def at_once() -> list[object]:

@@ -28,7 +28,7 @@ from exporter.calls import (
     verdict,
 )
 from exporter.config import AccountConfig
-from exporter.esms.answers import Answer, read_message_answer, read_message_callback
+from exporter.esms.answers import Answer, read_callback, read_message_answer
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind, reference_id, reference_key
@@ -71,7 +71,7 @@ def test_the_documented_answers() -> None:
     body = (EXAMPLES / "get-message-status.authorize-failed.json").read_bytes()
     assert verdict(message(), read_message_answer(body), NOW, POLICY) == Refused(Outcome.AUTH)
     query = (EXAMPLES / "callback.message.query.txt").read_text().strip()
-    called_back = read_message_callback(dict(parse_qsl(query)))
+    called_back = read_callback(dict(parse_qsl(query)), Kind.MESSAGE)
     assert (called_back.delivered, called_back.failed, called_back.price) == (1, 0, 470.0)
     assert "0901888484" not in repr(called_back)
 
