@@ -8,6 +8,7 @@ RUN python -m venv --without-pip /opt/esms-exporter \
         -r requirements.lock \
     && pip install --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
+COPY tools/description.py tools/
 COPY exporter/ exporter/
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && pip --python /opt/esms-exporter install --no-compile --no-deps --no-index dist/*.whl

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from packaging.requirements import Requirement
 
+from monitoring.links import HOME
 from tests import subprocesses
 from tests.programs import program
 from tests.waiting import deadline
@@ -44,6 +45,16 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocesses.run(*build, cwd=ROOT, env=environ, check=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
     return folder
+
+
+def test_indexes_can_show_it(dist: Path) -> None:
+    (wheel,) = distributions(name="esms-exporter", path=[str(*dist.glob("*.whl"))])
+    # What indexes and the action that uploads it know; hatchling writes a newer one by default.
+    assert wheel.metadata["Metadata-Version"] == "2.4"
+    links = re.findall(r"\]\(([^)]+)\)", str(wheel.metadata.json["description"]))
+    assert {f"{HOME}/docs/first-steps.md", f"{HOME}/LICENSE"} <= {*links}
+    assert not [link for link in links if "://" not in link]
+    assert [link for link in links if ".png" in link and link.endswith("?raw=true")]
 
 
 def test_twine_finds_nothing_to_say(dist: Path) -> None:
