@@ -31,7 +31,8 @@ add --dereference --files-from=/tmp/libraries
 
 # Scanners and licences need the packages that they are from.
 while read -r library; do
-  dpkg-query --search "$library" "$(realpath "$library")" 2>/dev/null | cut -d: -f1 || true
+  # Lines that begin with "diversion by" name no package.
+  dpkg-query --search "$library" "$(realpath "$library")" 2>/dev/null | sed -n 's/^\([^ :]*\):.*/\1/p'
 done < /tmp/libraries | sort -u | while read -r package; do
   dpkg-query --status "$package" > "$root/var/lib/dpkg/status.d/$package"
   add "/usr/share/doc/$package/copyright"
