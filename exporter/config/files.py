@@ -8,11 +8,11 @@ import ssl
 import stat
 import tempfile
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
@@ -88,18 +88,38 @@ def read_text(path: Path, limit: int) -> str:
         return file.read()
 
 
+class FileStat(NamedTuple):
+    """The attributes that show a change of a file; times in nanoseconds."""
+
+    device: int
+    inode: int
+    mtime: int
+    ctime: int
+    size: int
+
+
+def stat_file(path: str | Path) -> FileStat | None:
+    """Return the stat of a path; None for a folder or an inaccessible path."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - half the time, for thousands of files
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        return None
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return FileStat(found.st_dev, found.st_ino, *times, found.st_size)
+
+
 @dataclass(slots=True)
 class NamedFiles:
-    """The files that a configuration names."""
+    """The files that a configuration names, also unreadable ones."""
 
-    paths: set[Path] = field(default_factory=set)  # also unreadable ones
+    stats: dict[Path, FileStat | None] = field(default_factory=dict)  # before they were read
     exposed: set[Path] = field(default_factory=set)  # secrets that every user can read
-    before: Callable[[Path], None] = lambda _: None  # called before a file is read
 
     def note(self, path: Path) -> None:
         """Record a file before it is read."""
-        self.paths.add(path)
-        self.before(path)
+        self.stats.setdefault(path, stat_file(path))
 
     def read(self, path: Path, limit: int, *, secret: bool = False) -> str:
         """Record and read a file; see `read_text`. Errors name the file."""
@@ -119,11 +139,6 @@ class NamedFiles:
 _contexts: Final = WeakValueDictionary[object, ssl.SSLContext]()
 
 
-def _shared(context: ssl.SSLContext, *version: object) -> ssl.SSLContext:
-    certificates = frozenset(context.get_ca_certs(binary_form=True))
-    return _contexts.setdefault((certificates, *version), context)
-
-
 def system_tls(files: NamedFiles) -> ssl.SSLContext:
     """Return TLS with the authorities of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`."""
     paths = ssl.get_default_verify_paths()
@@ -141,19 +156,13 @@ def system_tls(files: NamedFiles) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     # OpenSSL reads certificates in a folder on demand.
     changed = os.stat(paths.capath).st_mtime_ns if paths.capath else 0  # noqa: PTH116 - a text
-    return _shared(context, changed)
+    certificates = frozenset(context.get_ca_certs(binary_form=True))
+    return _contexts.setdefault((certificates, changed), context)
 
 
-def tls_of(pem: str) -> ssl.SSLContext:
-    """Return TLS with the authorities in PEM text; raise `FileProblemError` if there are none."""
-    try:
-        # Comments outside of the certificates may have any encoding.
-        context = ssl.create_default_context(cadata=pem.encode("ascii", "replace").decode())
-    except (ssl.SSLError, ValueError):
-        raise FileProblemError(
-            "expected PEM certificates, between `BEGIN CERTIFICATE` and `END CERTIFICATE`"
-        ) from None
-    return _shared(context)
+def ascii_pem(pem: str) -> str:
+    """Return PEM text as `ssl` accepts it: comments outside of the certificates may be any text."""
+    return pem.encode("ascii", "replace").decode()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from exporter.config.files import FileProblemError, load_certificate
+from exporter.config.files import FileProblemError, ascii_pem, load_certificate
 from exporter.config.validation import (
     Authorities,
     Expected,
@@ -213,7 +213,7 @@ class HomeAssistantConfig(Section):
 
     def tls(self) -> ssl.SSLContext:
         """Return the TLS of a connection; raise `FileProblemError` for a bad certificate or key."""
-        context = ssl.create_default_context(cadata=self.ca.encode("ascii", "replace").decode())
+        context = ssl.create_default_context(cadata=ascii_pem(self.ca))
         if self.key:
             load_certificate(context, self.cert, self.key.reveal())
         return context

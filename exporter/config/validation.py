@@ -53,7 +53,7 @@ from exporter.config.document import (
     locate,
     resolve,
 )
-from exporter.config.files import FileProblemError, NamedFiles, tls_of
+from exporter.config.files import FileProblemError, NamedFiles, ascii_pem
 from exporter.ids import Kind
 from exporter.secrets import Secret
 
@@ -460,9 +460,11 @@ def _known(names: str, words: str) -> Expected:
 
 def _authorities(pem: str) -> str:
     try:
-        tls_of(pem)
-    except FileProblemError as error:
-        raise invalid(str(error)) from None
+        ssl.create_default_context(cadata=ascii_pem(pem))
+    except (ssl.SSLError, ValueError):
+        raise invalid(
+            "expected PEM certificates, between `BEGIN CERTIFICATE` and `END CERTIFICATE`"
+        ) from None
     return pem
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import structlog
 
 from exporter.config import NamedFiles, WatchConfig
-from exporter.sources.file_watcher import FileWatcher
+from exporter.config.files import FileStat, stat_file
 from exporter.sources.source import Source, SourceContext, new_call
 from exporter.tracker import CallTracker
 
@@ -66,28 +66,23 @@ class ConfigFile(Generic[T]):
     def __init__(self, path: Path, read: Callable[[Path, NamedFiles], T]) -> None:
         self._path = path
         self._read = read
-        self._files = [str(path)]
-        self._watcher = FileWatcher()
-        self._exposed: set[Path] = set()
+        self._files = NamedFiles()
+        self._seen: Mapping[Path, FileStat | None] = {}  # at the last check
 
     def load(self) -> T:
         """Read the file, or raise a `ConfigError` with every problem."""
-        # Before the files are read, so that a later write counts as a change.
-        self._watcher = FileWatcher()
-        for known in self._files:
-            self._watcher.note(known)
-        others = NamedFiles(before=lambda path: self._watcher.note(str(path)))
-        named = set(self._files)  # an invalid configuration may not name all files
+        before, self._files = self._files, NamedFiles()
+        self._files.note(self._path)
         try:
-            loaded = self._read(self._path, others)
-            named = {str(self._path)}
-            return loaded
+            return self._read(self._path, self._files)
         finally:
-            self._files = [*named.union(map(str, others.paths))]
-            for path in sorted(others.exposed - self._exposed):
+            self._seen = self._files.stats
+            for path in sorted(self._files.exposed - before.exposed):
                 _log.warning("secret file is world-readable", file=str(path))
-            self._exposed = others.exposed
 
     def changed(self) -> bool:
         """Return whether a file has changed since it was last read, and is complete."""
-        return any(change.settled for change in self._watcher.check(self._files))
+        before, self._seen = self._seen, {path: stat_file(path) for path in self._files.stats}
+        return any(
+            now == before[path] != self._files.stats[path] for path, now in self._seen.items()
+        )

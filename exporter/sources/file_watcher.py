@@ -10,13 +10,14 @@ import glob
 import operator
 import os
 import re
-import stat
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Final, NamedTuple
+
+from exporter.config.files import FileStat
 
 INTERVAL: Final = 0.5
 """Seconds between two checks."""
@@ -27,31 +28,6 @@ _MAX_WAITS: Final = 2
 _SETTLED_AGE: Final = 1_000_000_000
 
 _ESCAPED: Final = re.compile(r"\[([*?[])\]")
-
-
-class FileStat(NamedTuple):
-    """The attributes that show a change of a file; times in nanoseconds."""
-
-    device: int
-    inode: int
-    mtime: int
-    ctime: int
-    size: int
-
-
-_ABSENT: Final = FileStat(0, 0, 0, 0, -1)
-
-
-def stat_file(path: str) -> FileStat | None:
-    """Return the stat of a path; None for a folder or an inaccessible path."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - half the time, for thousands of files
-    except (OSError, ValueError):
-        return None
-    if stat.S_ISDIR(found.st_mode):
-        return None
-    times = found.st_mtime_ns, found.st_ctime_ns
-    return FileStat(found.st_dev, found.st_ino, *times, found.st_size)
 
 
 class Change(NamedTuple):
@@ -74,10 +50,6 @@ class FileWatcher:
         self._seen: dict[str, FileStat] = {}
         self._read: dict[str, FileStat] = {}
         self._waits: dict[str, int] = {}
-
-    def check(self, paths: Iterable[str]) -> list[Change]:
-        """Like `compare`, for paths that must exist: a missing file counts as changed. Blocking."""
-        return self.compare({path: stat_file(path) or _ABSENT for path in paths})
 
     def compare(self, found: Mapping[str, FileStat], *, wait: bool = True) -> list[Change]:
         """Return which of all files have changed since they were last read (see `mark_read`).
@@ -103,11 +75,6 @@ class FileWatcher:
     def mark_read(self, change: Change) -> None:
         """Record that a file was read in the state of a change."""
         self._read[change.path] = change.stat
-
-    def note(self, path: str) -> None:
-        """Record that a file is read for the first time, in its current state. Blocking."""
-        if path not in self._read:
-            self._seen[path] = self._read[path] = stat_file(path) or _ABSENT
 
     def forget(self, path: str) -> None:
         """Make the next check report a file again."""

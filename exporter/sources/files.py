@@ -18,19 +18,12 @@ import structlog
 
 from exporter.config import WatchConfig
 from exporter.config.document import Problems
+from exporter.config.files import FileStat, stat_file
 from exporter.config.watch import CallConfig
 from exporter.errors import ConfigError, LedgerError, Problem, SourceError
 from exporter.ledger.types import BATCH_SIZE, NewCall
 from exporter.sources import file_watcher
-from exporter.sources.file_watcher import (
-    INTERVAL,
-    Change,
-    FileStat,
-    FileWatcher,
-    literals,
-    matches,
-    stat_file,
-)
+from exporter.sources.file_watcher import INTERVAL, Change, FileWatcher, literals, matches
 from exporter.sources.source import Source, SourceContext, new_call, too_many
 from exporter.sources.tabular import read_calls
 from exporter.threads import DetachedThreads

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from exporter.config.document import Problems, YamlMapping, load_mapping
-from exporter.config.files import FileProblemError, NamedFiles, load_certificate
+from exporter.config.files import FileProblemError, NamedFiles, ascii_pem, load_certificate
 from exporter.config.validation import (
     Authorities,
     Expected,
@@ -262,7 +262,7 @@ class _TlsServer(_Section):
             raise invalid_at("key", str(error)) from None
         context.verify_mode = _VERIFY[self.client_auth_type]
         if self.client_ca:
-            context.load_verify_locations(cadata=self.client_ca.encode("ascii", "replace").decode())
+            context.load_verify_locations(cadata=ascii_pem(self.client_ca))
         elif context.verify_mode is not ssl.CERT_NONE:
             context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
         return Tls(context, frozenset(self.client_allowed_sans), *_validity(self.cert))

@@ -46,10 +46,16 @@ def test_a_file_or_a_key_that_changes(path: Path, key: Path) -> None:
     assert looks(file) == [False, True, True]
     with pytest.raises(ConfigError):
         file.load()
-    # What is wrong is read again when it, or a key that it named, changes.
-    assert looks(file) == [False, False, False]
+    # What is wrong is read again when it changes; a key cannot make it right.
     key.write_text("newer\n")
+    assert looks(file) == [False, False, False]
+    path.write_text("accounts: [{name: main, api_key_file: nowhere, secret_key: s}]\n")
+    with pytest.raises(ConfigError):
+        file.load()
+    # Or when a file that it names changes.
+    (path.parent / "nowhere").write_text("newest\n")
     assert looks(file) == [False, True, True]
+    assert file.load().accounts[0].api_key.reveal() == "newest"
 
 
 def renamed(path: Path) -> None:

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from exporter.sources.file_watcher import FileWatcher, find, literals, matches, stat_file
+from exporter.config.files import stat_file
+from exporter.sources.file_watcher import Change, FileWatcher, find, literals, matches
+
+
+def compare(watcher: FileWatcher, *paths: Path, wait: bool = True) -> list[Change]:
+    """Compare the files that exist."""
+    found = {str(path): stat for path in paths if (stat := stat_file(path))}
+    return watcher.compare(found, wait=wait)
 
 
 def look(watcher: FileWatcher, *paths: Path, wait: bool = True) -> list[tuple[str, bool]]:
     """Look at the files that exist, and read what lies still."""
-    found = {str(path): stat for path in paths if (stat := stat_file(str(path)))}
-    changes = watcher.compare(found, wait=wait)
+    changes = compare(watcher, *paths, wait=wait)
     for change in changes:
         if change.settled:
             watcher.mark_read(change)
@@ -91,7 +97,7 @@ def test_what_was_not_read_well_is_read_again(tmp_path: Path) -> None:
     path.write_text("1")
     look(watcher, path)
     for _ in range(3):
-        assert [change.settled for change in watcher.check([str(path)])] == [True]  # and not read
+        assert [change.settled for change in compare(watcher, path)] == [True]  # and not read
     assert look(watcher, path) == [("a", True)]
     assert look(watcher, path) == []
     watcher.forget(str(path))
@@ -101,8 +107,8 @@ def test_what_was_not_read_well_is_read_again(tmp_path: Path) -> None:
 def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
     watcher, path = FileWatcher(), tmp_path / "a"
     path.write_text("1")
-    watcher.check([str(path)])
-    (change,) = watcher.check([str(path)])
+    compare(watcher, path)
+    (change,) = compare(watcher, path)
     path.write_text("12")
     watcher.mark_read(change)
     assert look(watcher, path) == []

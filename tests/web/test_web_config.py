@@ -243,7 +243,7 @@ def test_which_files_it_names(certificates: Certificates) -> None:
     path.write_text(TLS)
     load_web_config(path, files)
     names = {"server.crt", "server.key"}
-    assert (files.paths, files.exposed) == ({certificates.folder / n for n in names}, set())
+    assert (set(files.stats), files.exposed) == ({certificates.folder / n for n in names}, set())
     (certificates.folder / "server.key").chmod(0o644)
     load_web_config(path, files)
     assert files.exposed == {certificates.folder / "server.key"}
