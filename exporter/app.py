@@ -328,7 +328,7 @@ class App:
         # If a later step fails, the calls that the ledger has added are watched anyway.
         await self._configure_calls(config)
         context = SourceContext(
-            [account.name for account in config.accounts],
+            tuple(account.name for account in config.accounts),
             watch.labels,
             config.retention,
             any(account.callback_token for account in config.accounts),

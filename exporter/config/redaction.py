@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -52,7 +52,7 @@ def redacted_config(path: Path, *, valid: bool) -> object:
         ConfigError: the file is not a YAML mapping.
     """
     document = load_mapping(path, MAX_FILE, None, Problems(str(path)), "accounts")
-    return _section(document, [Config], valid=valid)
+    return _section(document, Config, valid=valid)
 
 
 def redacted_problem(problem: Problem) -> str:
@@ -63,28 +63,25 @@ def redacted_problem(problem: Problem) -> str:
     return str(replace(problem, key=key, message=_FILE.sub(HIDDEN, problem.message)))
 
 
-def _section(value: Value, kinds: Collection[type[Section]], *, valid: bool) -> object:
-    """Redact a section, or a list of sections, of one of some kinds."""
+def _section(value: Value, model: type[Section], *, valid: bool) -> object:
+    """Redact a section, or a list of sections."""
     if isinstance(value, YamlSequence):
-        return [_section(item, kinds, valid=valid) for item in value]
+        return [_section(item, model, valid=valid) for item in value]
     if not isinstance(value, YamlMapping):
         return _redacted(value, shown=False)
-    secrets = {f"{key}_file" for kind in kinds for key in kind.secrets}
     redacted: dict[str, object] = {}
     for key, item in value.items():
-        types = [kind.model_fields[key].annotation for kind in kinds if key in kind.model_fields]
-        if key in secrets or (types and key.endswith("_file")):
+        about = model.model_fields.get(key)
+        if key.endswith("_file") and key.removesuffix("_file") in model.secrets:
             redacted[key] = _redacted(item, shown=valid)  # the path of a file
-        elif not types:
+        elif about is None:
             redacted["?"] = HIDDEN  # an unknown key may be a secret itself
-        elif f"{key}_file" in secrets:
-            redacted[key] = _redacted(item, shown=False)
-        elif sections := [section for type_ in types for section in _sections(type_)]:
-            redacted[key] = _section(item, sections, valid=valid)
+        elif section := next(_sections(about.annotation), None):
+            redacted[key] = _section(item, section, valid=valid)
         else:
-            fixed = all(map(_is_fixed, types))
-            shown = fixed and (valid or _is_harmless(item))
-            redacted[key] = _redacted(item, shown=shown or (valid and key in _SHOWN))
+            fixed = _is_fixed(about.annotation) and (valid or _is_harmless(item))
+            shown = fixed or (valid and key in _SHOWN)
+            redacted[key] = _redacted(item, shown=shown and key not in model.secrets)
     return redacted
 
 

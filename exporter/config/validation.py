@@ -63,6 +63,7 @@ MAX_ACCOUNTS: Final = 1000
 MAX_LABEL_VALUE: Final = 128
 
 M = TypeVar("M", bound=BaseModel)
+V = TypeVar("V")
 
 _MAPPING: Final = "expected a mapping of keys to values"
 _MESSAGES: Final = {
@@ -171,12 +172,13 @@ def invalid_at(key: str, message: str) -> ValidationError:
     return ValidationError.from_exception_data("config", [error])
 
 
-def check_unique(value: object, info: ValidationInfo, kind: str, owner: object = None) -> None:
-    """Check that a value, such as the name of an account, occurs once in the file."""
+def check_unique(value: V, info: ValidationInfo, kind: str, owner: object = None) -> V:
+    """Return a value, such as the name of an account, if it occurs once in the file."""
     if isinstance(info.context, LoadContext):
         if (owner, kind, value) in info.context.seen:
             raise invalid(f"expected a unique {kind}; an earlier item has the same")
         info.context.seen.add((owner, kind, value))
+    return value
 
 
 # Sections.
@@ -230,8 +232,7 @@ class Section(BaseModel):
     @field_validator("name", "token", check_fields=False)
     @classmethod
     def _is_unique(cls, value: object, info: ValidationInfo) -> object:
-        check_unique(value, info, str(info.field_name), cls)
-        return value
+        return check_unique(value, info, str(info.field_name), cls)
 
     @classmethod
     def __get_pydantic_json_schema__(

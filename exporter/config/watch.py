@@ -189,11 +189,6 @@ def _label_name(value: str) -> str:
     return value
 
 
-def _unique_label(value: str, info: ValidationInfo) -> str:
-    check_unique(value, info, "label")
-    return value
-
-
 def _relative_to_folder(pattern: str, info: ValidationInfo) -> str:
     if not isinstance(info.context, LoadContext):
         return pattern
@@ -208,7 +203,7 @@ LabelName = Annotated[
         r"^[a-z_][a-z0-9_]{0,63}$",
         check=_label_name,
     ),
-    AfterValidator(_unique_label),
+    AfterValidator(lambda name, info: check_unique(name, info, "label")),
 ]
 FilePattern = Annotated[
     str,

@@ -22,8 +22,8 @@ class SourceContext(NamedTuple):
         called_back: whether an account has a `callback_token`.
     """
 
-    accounts: Sequence[str]
-    labels: Sequence[str]
+    accounts: tuple[str, ...]
+    labels: tuple[str, ...]
     retention: float
     called_back: bool = False
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from pydantic_core import to_json
@@ -89,22 +89,19 @@ class Query:
     """A query on a database; each run opens a new connection.
 
     Attributes:
-        source: the label `source` in metrics.
         digest: hash of the query and the database without its password.
         started_at: start of the last run by the database's clock (Unix time); None for a query
             without `:since`.
     """
 
     def __init__(self, config: SqlConfig, context: SourceContext) -> None:
-        self.source = _source_name(config)
         self.started_at: float | None = None
-        self._config = config
-        self._accounts, self._labels = context.accounts, context.labels
+        self._config, self._context = config, context
         self._url = database_url(config.url)
         self._hidden = _address_pattern(self._url)
         self._unlocked: tuple[int, ...] | None = None  # of an SQLite file read without locks
         url = self._url.set(password=None).render_as_string()
-        rows = sorted(self._accounts), sorted(self._labels)
+        rows = sorted(context.accounts), sorted(context.labels)
         self.digest = hashlib.sha256(
             to_json([config.query, config.account, url, *rows])
         ).hexdigest()
@@ -120,16 +117,13 @@ class Query:
             since: returns the value of `:since` for the database's current time (Unix times).
             problems: receives the problems of invalid rows.
         """
+        accounts, labels = self._context.accounts, self._context.labels
         context = LoadContext(
-            Path(),
-            problems,
-            accounts=self._accounts,
-            labels=self._labels,
-            account=self._config.account,
+            Path(), problems, accounts=accounts, labels=labels, account=self._config.account
         )
         with self._translated(), self._run(since) as found:
             header = list(found.keys())
-            if problem := header_problem(header, self._labels):
+            if problem := header_problem(header, labels):
                 raise SourceError(problem)
             lines = count(1)
             for rows in found.partitions(BATCH_SIZE):
@@ -333,6 +327,9 @@ def _address_pattern(url: URL) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{found})(?!\w)", re.IGNORECASE)
 
 
+_Configured: TypeAlias = "tuple[SqlConfig, SourceContext, SourceStatus]"
+
+
 class SqlSource(Source):
     """Runs the configured queries, each at its interval."""
 
@@ -340,39 +337,36 @@ class SqlSource(Source):
 
     def __init__(self, tracker: CallTracker) -> None:
         super().__init__(tracker)
-        self._queries: dict[SqlConfig, SourceContext] = {}
-        self._by_name: dict[str, SourceStatus] = {}
+        self._queries: list[_Configured] = []
         self._changed = asyncio.Event()
 
     @property
     def statuses(self) -> Sequence[SourceStatus]:
         """The status of each query."""
-        return [*self._by_name.values()]
+        return [status for _, _, status in self._queries]
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
         """Replace the queries; unchanged ones keep running."""
-        self._queries = dict.fromkeys(watch.sql, context)
-        names = [_source_name(config) for config in watch.sql]
-        self._by_name = {
-            name: self._by_name.get(name) or SourceStatus(name, shown=True) for name in names
-        }
+        known = {status.name: status for status in self.statuses}
+        self._queries = []
+        for config in watch.sql:
+            name = f"sql:{config.name}"
+            status = known.get(name) or SourceStatus(name, shown=True)
+            self._queries.append((config, context, status))
         self._changed.set()
 
     async def run(self) -> None:
         """Run the queries until cancelled."""
-        running: dict[SqlConfig, tuple[SourceContext, asyncio.Task[None]]] = {}
+        running: dict[_Configured, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                for config, (context, task) in list(running.items()):
-                    if self._queries.get(config) != context:
-                        task.cancel()
-                        del running[config]
-                for config in self._queries.keys() - running.keys():
-                    context, status = self._queries[config], self._by_name[_source_name(config)]
-                    task = tasks.create_task(self._repeat(config, context, status))
-                    running[config] = context, task
+                configured = set(self._queries)
+                for query in running.keys() - configured:
+                    running.pop(query).cancel()
+                for query in configured - running.keys():
+                    running[query] = tasks.create_task(self._repeat(*query))
 
     async def _repeat(
         self, config: SqlConfig, context: SourceContext, status: SourceStatus
@@ -387,10 +381,10 @@ class SqlSource(Source):
     async def _run_once(
         self, query: Query, thread: SerialThread, retention: float, status: SourceStatus
     ) -> None:
-        problems, refused = Problems(query.source), Counter[str]()
+        problems, refused = Problems(status.name), Counter[str]()
         failure = ""
         try:
-            last = await self._tracker.cursor(query.source, query.digest)
+            last = await self._tracker.cursor(status.name, query.digest)
             batches = query.batches(partial(read_since, last, retention), problems)
             try:
                 while (batch := await thread.submit(lambda: next(batches, None))) is not None:
@@ -402,7 +396,7 @@ class SqlSource(Source):
             if refused:
                 failure = too_many(refused)
             elif query.started_at is not None:
-                await self._tracker.move_cursor(query.source, query.digest, query.started_at)
+                await self._tracker.move_cursor(status.name, query.digest, query.started_at)
         except (SourceError, LedgerError) as error:
             failure = str(error)
         if not failure:
@@ -413,10 +407,6 @@ class SqlSource(Source):
         # Compare problems without row numbers, which differ in each run.
         kinds = {f"{row.key.partition(']')[2]}: {row.message}" for row in bad_rows if row.line}
         status.report("", problem or None, {failure} if failure else kinds)
-
-
-def _source_name(config: SqlConfig) -> str:
-    return f"sql:{config.name}"
 
 
 def _field(value: object) -> str:

@@ -13,7 +13,7 @@ from exporter.sources.source import SourceContext
 from tests.databases import Server
 
 DAY = 86_400.0
-CONTEXT = SourceContext(["main", "b"], ["campaign"], 30 * DAY)
+CONTEXT = SourceContext(("main", "b"), ("campaign",), 30 * DAY)
 QUERY = "SELECT reference_id, account, campaign FROM calls ORDER BY id"
 
 

@@ -55,7 +55,7 @@ class Bench:
     async def configure(self, *patterns: str) -> None:
         files = tuple(f"{self.folder}/{pattern}" for pattern in patterns)
         watch = WatchConfig.model_construct(files=files)
-        await self.files.configure(watch, SourceContext(["main"], ["campaign"], 0))
+        await self.files.configure(watch, SourceContext(("main",), ("campaign",), 0))
         await self.files.remove_missing()
 
     async def restart(self, *patterns: str, **options: Any) -> None:

@@ -122,7 +122,7 @@ async def test_a_query_that_has_not_changed_goes_on(tmp_path: Path) -> None:
     file.execute("CREATE TABLE calls (id INTEGER)")
     query = config(file, "SELECT 'A' AS reference_id", account="main", interval=86400.0)
     async with running(sink) as source:
-        for others, runs in ((CONTEXT.accounts, 1), (CONTEXT.accounts, 1), (["main"], 2)):
+        for others, runs in ((CONTEXT.accounts, 1), (CONTEXT.accounts, 1), (("main",), 2)):
             await configure(source, query, accounts=others)
             await until(lambda: sink.added == runs)  # noqa: B023 - awaited here
 
@@ -176,7 +176,7 @@ async def test_since_goes_on_after_a_restart(database: File | Server) -> None:
     # It is that of the question: another one begins anew.
     for other in (select + " WHERE 1 = 1", select):
         assert await first_of_a_life(other) == pytest.approx(now - 7 * DAY, abs=60)
-    others = [*CONTEXT.accounts, "new"]
+    others = (*CONTEXT.accounts, "new")
     again = await first_of_a_life(select, accounts=others)
     assert again == pytest.approx(now - 7 * DAY, abs=60)
     # And by the clock of the database, which is the one that stands in its rows.
