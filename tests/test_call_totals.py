@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pytest
 
@@ -25,7 +25,10 @@ class Shown:
         self.metrics.read_calls(self.totals)
 
     def finish(self, account: str, row: int, price: float | None = None) -> None:
-        self.totals.add(additions(account, row, ANSWERED, 20.0, price))
+        self.add(additions(account, row, ANSWERED, 20.0, price))
+
+    def add(self, added: Iterable[tuple[TotalKey, float, object]]) -> None:
+        self.totals.add((key, amount) for key, amount, _ in added)
 
     def learn(self, *label_sets: Mapping[str, str]) -> None:
         self.totals.learn(dict(enumerate(label_sets)))
@@ -122,9 +125,8 @@ def test_accounts_come_and_go() -> None:
     shown.learn({"x": "1", "y": "5"}, {"x": "2"})
     shown.finish("a", 0)
     shown.finish("b", 1)
-    ledger = Snapshot(
-        {0: {"x": "1", "y": "5"}}, dict(additions("a", 0, ANSWERED, 20.0)), {("a", 0)}
-    )
+    totals = {key: amount for key, amount, _ in additions("a", 0, ANSWERED, 20.0)}
+    ledger = Snapshot({0: {"x": "1", "y": "5"}}, totals, {("a", 0)})
     shown.totals.show({"a"}, ledger)  # not twice
     assert shown.values() == {("a", "1"): 1, ("b", "2"): 1}
     shown.totals.hide({"b"})
@@ -155,6 +157,6 @@ def test_the_messages_of_an_account_are_those_of_all_its_label_sets() -> None:
     shown = Shown("a", "b")
     message = Finished(Result.SUCCESS, Status.NONE, receivers=Receivers(100, 69))
     for row, price in ((0, 5.0), (1, None)):
-        shown.totals.add(additions("a", row, message, 20.0, price, Kind.MESSAGE))
+        shown.add(additions("a", row, message, 20.0, price, Kind.MESSAGE))
     assert shown.totals.messages("a") == (200, 138, 5.0)
     assert shown.totals.messages("b") is None

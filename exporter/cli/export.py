@@ -300,7 +300,7 @@ class History:
             )
             delay = call.finished_at - call.first_watched
             added = additions(call.account, 0, found, delay, call.price, Kind(call.kind))
-            for (account, _, total, cell), amount in added:
+            for (account, _, total, cell), amount, _ in added:
                 values = (account,) if total in _OF_ACCOUNTS else (account, *shown)
                 if total in _OF_LABELS:
                     values += tuple(cell.split("/"))

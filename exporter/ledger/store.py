@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
@@ -84,7 +84,6 @@ from exporter.ledger.totals import (
     TotalKey,
     TotalKind,
     additions,
-    counted_calls,
     price_added,
 )
 from exporter.ledger.types import (
@@ -113,8 +112,6 @@ _NAMING_INTERVAL: Final = 600.0
 
 _Key = tuple[int, str]
 """The row of an account, and a normalized id."""
-
-_MESSAGE: Final = Kind.MESSAGE
 
 # Plain strings: serializing enum members to JSON is slow.
 _CALLBACK_EVENT: Final = EventKind.CALLBACK.value
@@ -243,10 +240,10 @@ def _update_given(*columns: str) -> Update:
 
 
 _SET_STATE: Final = _update_given("state", "state_since")
-# Before `_FINISH`, which closes them.
-_price: Final = func.coalesce(field(3, calls.c.price), calls.c.price)
-_FINISH_MESSAGE: Final = _update_given("delivered", "failed").values(price=_price)
-_FINISH: Final = _update_given("result", "status", "duration", "key", "finished_at")
+_price: Final = func.coalesce(field(8, calls.c.price), calls.c.price)
+_FINISH: Final = _update_given(
+    *("result", "status", "duration", "key", "finished_at", "delivered", "failed")
+).values(price=_price)
 
 
 def naming_interval(retention: float) -> float:
@@ -599,12 +596,12 @@ class Store:
         finishing = (o.account for o in observations if isinstance(o.verdict, Finished))
         keep_labels(connection, finishing)
         ids = [observation.call.id for observation in observations]
-        rows = fetch_json(connection, _OPEN_ROWS, rows=to_json_rows(ids))
-        held = {row: rest for row, *rest in rows}
+        found_open = fetch_json(connection, _OPEN_ROWS, rows=to_json_rows(ids))
+        held = {row: rest for row, *rest in found_open}
         states, finished, events = list[tuple[Any, ...]](), list[tuple[Any, ...]](), []
         canaries, account_ids, ahead = set[int](), dict[str, int](), self._clock.ahead
         added: defaultdict[TotalKey, float] = defaultdict(float)
-        newest = dict[TotalKey, CountedCall]()
+        newest, exemplars = dict[TotalKey, CountedCall](), self.settings.exemplars
         for account, call, found, at, _ in observations:
             if call.id not in held:
                 continue
@@ -613,36 +610,33 @@ class Store:
                 continue
             key = None if found.key is None else _TEXT[found.key]
             ending = _TEXT[found.result], _TEXT[found.status], found.duration, key
-            finished.append((call.id, *ending, at))
+            receivers = found.receivers or (None, None)
+            finished.append((call.id, *ending, at, *receivers, found.price))
             account_id, labels, price, canary, counted_as = held[call.id]
             if canary is not None:
                 canaries.add(call.id)
                 continue
             times = call.first_watched - ahead, at - ahead
-            message = call.kind.value, *(found.receivers or (None, None))
+            message = call.kind.value, *receivers
             event = CallFinished(account, call.reference_id, *ending, {}, *times, *message)
             events.append((labels, call.id, event))
             account_ids[account] = account_id
             delay = at - call.first_watched
             price = price if found.price is None else found.price
-            increments = list(additions(account, counted_as, found, delay, price, call.kind))
-            for cell, amount in increments:
+            for cell, amount, value in additions(
+                account, counted_as, found, delay, price, call.kind
+            ):
                 added[cell] += amount
-            ended = call.reference_id, found, delay, times[1]
-            newest.update(counted_calls(increments, *ended) if self.settings.exemplars else ())
+                if exemplars and value is not None:
+                    newest[cell] = CountedCall(call.reference_id, value, times[1])
         if states:
             self._set_states(connection, to_json_rows(states))
-        if messages := list(_finished_messages(observations)):
-            connection.execute(_FINISH_MESSAGE, {"rows": to_json_rows(messages)})
         if finished:
             connection.execute(_FINISH, {"rows": to_json_rows(finished)})
+        callbacks = (one for one in observations if one.from_callback and one.call.id in held)
         self._add_history(
             connection,
-            [
-                CallEvent(one.call.id, one.at, _CALLBACK_EVENT, _ACCEPTED)
-                for one in observations
-                if one.from_callback and one.call.id in held
-            ],
+            (CallEvent(one.call.id, one.at, _CALLBACK_EVENT, _ACCEPTED) for one in callbacks),
         )
         if added:
             add_totals(connection, added, account_ids)
@@ -698,12 +692,6 @@ class Store:
         add_totals(connection, {cell: amount}, {account.name: account.id})
         notify_of_totals(connection, self.exporter, [account.name])
         return {cell: amount}
-
-
-def _finished_messages(observations: Iterable[Observation]) -> Iterator[tuple[Any, ...]]:
-    for _, call, found, *_ in observations:
-        if call.kind is _MESSAGE and isinstance(found, Finished):
-            yield call.id, *(found.receivers or (None, None)), found.price
 
 
 def _find(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[int, int, str | None]]:

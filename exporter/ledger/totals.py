@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -77,56 +77,38 @@ def additions(
     delay: float,
     price: float | None = None,
     kind: Kind = Kind.CALL,
-) -> Iterable[tuple[TotalKey, float]]:
-    """Yield the increments of a call or message that has just finished.
+) -> Iterator[tuple[TotalKey, float, float | None]]:
+    """Yield the totals that a call or message changes that has just finished, and the increments.
 
-    `labels` is the row of the label set, `delay` the seconds from adding the call to its result;
-    negative values count as 0. The price is in VND.
+    Each comes with the value that an exemplar shows: the seconds that a bucket counts, or the
+    increment of a counter; None for totals without exemplars. `labels` is the row of the label set,
+    `delay` the seconds from adding the call to its result; negative values count as 0. The price is
+    in VND.
     """
     value = max(0.0, delay)
     cell = _DELAY_CELLS[bisect_left(DELAY_BUCKETS, value)]
     total = _DELAY if kind is _CALL else TotalKind.MESSAGE_DELAY
-    yield TotalKey(account, labels, total, cell), 1.0
-    yield TotalKey(account, labels, total, SUM), _exact(value)
+    yield TotalKey(account, labels, total, cell), 1.0, value
+    yield TotalKey(account, labels, total, SUM), _exact(value), None
     if price is not None:
-        yield price_added(account, labels, price, kind)
+        yield *price_added(account, labels, price, kind), None
     if kind is not _CALL:
         receivers = [(Result.UNKNOWN, 1)]
         if finished.receivers:
             receivers = list(zip((Result.SUCCESS, Result.FAILURE), finished.receivers, strict=True))
         for result, number in receivers:
             if number:
-                yield TotalKey(account, labels, TotalKind.MESSAGES, result.value), float(number)
+                count = float(number)
+                yield TotalKey(account, labels, TotalKind.MESSAGES, result.value), count, count
         return
-    yield TotalKey(account, labels, _CALLS, f"{finished.result}/{finished.status}"), 1.0
+    yield TotalKey(account, labels, _CALLS, f"{finished.result}/{finished.status}"), 1.0, 1.0
     if finished.duration is not None:
         value = finished.duration
         cell = _DURATION_CELLS[bisect_left(DURATION_BUCKETS, value)]
-        yield TotalKey(account, labels, _DURATION, cell), 1.0
-        yield TotalKey(account, labels, _DURATION, SUM), _exact(value)
+        yield TotalKey(account, labels, _DURATION, cell), 1.0, value
+        yield TotalKey(account, labels, _DURATION, SUM), _exact(value), None
     if finished.key is not None:
-        yield TotalKey(account, labels, TotalKind.KEYPRESSES, finished.key.value), 1.0
-
-
-def counted_calls(
-    increments: Iterable[tuple[TotalKey, float]],
-    reference_id: ReferenceId,
-    finished: Finished,
-    delay: float,
-    finished_at: float,
-) -> Iterator[tuple[TotalKey, CountedCall]]:
-    """Yield the totals with exemplars that count a call or message, by its `additions`."""
-    for key, amount in increments:
-        _, _, total, cell = key
-        if cell == SUM or total is TotalKind.KEYPRESSES:
-            continue
-        value: float | None = amount
-        if total is _DURATION:
-            value = finished.duration
-        elif total in (_DELAY, TotalKind.MESSAGE_DELAY):
-            value = max(0.0, delay)
-        if value is not None:
-            yield key, CountedCall(reference_id, value, finished_at)
+        yield TotalKey(account, labels, TotalKind.KEYPRESSES, finished.key.value), 1.0, None
 
 
 def price_added(

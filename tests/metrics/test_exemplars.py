@@ -12,7 +12,7 @@ from prometheus_client.samples import Exemplar, Timestamp
 from exporter.call_totals import CallTotals
 from exporter.calls import Finished, Receivers, Result, Status
 from exporter.ids import Kind, ReferenceId
-from exporter.ledger.totals import TotalKey, additions, counted_calls
+from exporter.ledger.totals import CountedCall, TotalKey, additions
 from exporter.ledger.types import SeriesChanges, Snapshot
 from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.exposition import Exposition
@@ -45,11 +45,14 @@ class Exposed:
         found: Finished = ANSWERED,
         kind: Kind = Kind.CALL,
     ) -> None:
-        cells = list(additions(account, row, found, 20.0, None, kind))
-        for key, amount in cells:
+        added, newest = dict[TotalKey, float](), dict[TotalKey, CountedCall]()
+        for key, amount, value in additions(account, row, found, 20.0, None, kind):
+            added[key] = amount
             self.counted[key] += amount
-        self.totals.add(cells)
-        self.totals.keep_newest(dict(counted_calls(cells, ReferenceId(name), found, 20.0, 1.5)))
+            if value is not None:
+                newest[key] = CountedCall(ReferenceId(name), value, 1.5)
+        self.totals.add(added.items())
+        self.totals.keep_newest(newest)
 
     def scrape(self) -> dict[tuple[str, ...], Exemplar]:
         """Return the exemplars by the name of a sample and the values of its labels."""
