@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import accumulate, islice
@@ -148,7 +148,7 @@ def export(
     if taken := more.keys() & {*names, *_OWN_LABELS}:
         raise click.BadParameter(f"`{min(taken)}` is a label of the metrics", param_hint="--label")
     with (
-        closing(open_reader(config.ledger.url.reveal())) as database,
+        open_reader(config.ledger.url.reveal()) as database,
         _writer(output_file) as write,
         progress_bar(shown=bool(output_file) or not sys.stdout.isatty()) as progress,
     ):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Concatenate, Final, ParamSpec, TypeVar
 
@@ -85,6 +86,8 @@ class Database(ABC):
         """Translate exceptions of the database to `LedgerError`."""
         try:
             yield
+        except sqlite3.Error as error:  # from the driver, without SQLAlchemy
+            raise self.translate(error) from None
         except DBAPIError as error:
             # SQLAlchemy's message contains the statement and its parameters: ids and labels.
             raise self.translate(error.orig or error) from None
@@ -168,20 +171,11 @@ def _usable(connection: Connection, found: str) -> bool:
     return (connection.scalar(select(compatibility.c.oldest_user)) or found) <= HEAD
 
 
-def _check_readable(database: Database) -> None:
-    with database.read() as connection:
-        found = revision(connection)
-        if found is None:
-            raise database.failed("holds no ledger; check `ledger.url`")
-        if found < OLDEST_USER or (found > HEAD and not _usable(connection, found)):
-            raise database.failed(
-                f"was written by another version of esms-exporter (revision {found}); use the "
-                "command of that version"
-            )
-
-
-def open_reader(url: str) -> Database:
+@contextmanager
+def open_reader(url: str, *, any_revision: bool = False) -> Iterator[Database]:
     """Open a ledger for `read` and `keep_time`, without creating, upgrading or locking it.
+
+    With `any_revision`, its tables may be those of any version.
 
     Raises:
         LedgerError: it cannot be read; the message says what to do.
@@ -195,12 +189,19 @@ def open_reader(url: str) -> Database:
         from exporter.ledger.sqlite import SqliteReader  # noqa: PLC0415
 
         database = SqliteReader(url)
-    try:
-        _check_readable(database)
-    except BaseException:
-        database.close()
-        raise
-    return database
+    with closing(database):
+        with database.read() as connection:
+            if (found := revision(connection)) is None:
+                raise database.failed("holds no ledger; check `ledger.url`")
+            readable = any_revision or (
+                found >= OLDEST_USER and (found <= HEAD or _usable(connection, found))
+            )
+        if not readable:
+            raise database.failed(
+                f"was written by another version of esms-exporter (revision {found}); use the "
+                "command of that version"
+            )
+        yield database
 
 
 def open_database(url: str, *, exclusive: bool = True) -> Database:

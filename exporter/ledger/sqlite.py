@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.clock import LedgerClock, Mark, Moment
-from exporter.ledger.engine import READ_TIMEOUT, Database, revision
+from exporter.ledger.engine import READ_TIMEOUT, Database, open_reader, revision
 from exporter.ledger.schema import HEAD, clock_marks
 from exporter.new_file import new_file
 
@@ -133,15 +133,6 @@ class SqliteFile(Database):
         )
         connection.executescript(_PRAGMAS)
         return connection
-
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Translate exceptions of the database to `LedgerError`."""
-        try:
-            with super().translated():
-                yield
-        except sqlite3.Error as error:  # from the driver, without SQLAlchemy
-            raise self.translate(error) from None
 
     def failed(self, problem: str, kind: type[LedgerError] = LedgerError) -> LedgerError:
         """Return an error with a message; it contains the path only while the file is opened."""
@@ -361,17 +352,15 @@ def back_up(url: str, target: Path) -> int:
     """
     if make_url(url).get_backend_name() == "postgresql":
         raise LedgerError("ledger: is a PostgreSQL database; back it up with `pg_dump`")
-    source = SqliteReader(url)
     for suffix in ("-wal", "-journal"):
         if os.path.lexists(f"{target}{suffix}"):
             raise LedgerError(f"{target}{suffix}: exists already; name another file")
     with (
+        open_reader(url, any_revision=True) as source,
         new_file(target) as unfinished,
         source.read(math.inf) as connection,
         closing(sqlite3.connect(unfinished)) as copy,
     ):
-        if revision(connection) is None:
-            raise source.failed("holds no ledger")
         _driver(connection).backup(copy)
         # Without a -wal, the copy is one file, also readable on a read-only file system.
         copy.execute("PRAGMA journal_mode = DELETE")
