@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from operator import itemgetter
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
     Column,
@@ -46,6 +47,8 @@ from exporter.ledger.types import (
     FinishedCall,
     Labels,
 )
+
+R = TypeVar("R")
 
 UNNAMED: Final = ~exists().where(call_sources.c.call_id == calls.c.id)
 """The condition that no source names a call."""
@@ -112,11 +115,40 @@ _RECORD: Final = (
 )
 
 
-class Page(NamedTuple):
-    """Calls in the order of their rows; the next page starts after row `next`, None at the end."""
+class Page(NamedTuple, Generic[R]):
+    """Records by row; the next page starts after row `next`, None at the end."""
 
-    records: list[CallRecord]
+    records: list[R]
     next: int | None
+
+
+def read_page(
+    connection: Connection,
+    scopes: Sequence[tuple[Select[Any], Select[Any]]],  # Any: of columns
+    after: int,
+    limit: int,
+    examined: int,
+) -> Page[Row[Any]]:
+    """Return a page of up to `limit` records after a row, which is the first column of all queries.
+
+    A scope is a part of the listing that an index has in the order of rows: all of its rows, and
+    the wanted records among them. The page is merged from all scopes. It reads at most `examined`
+    rows; if few of them match the filters, it holds few records or none, although more pages
+    follow.
+    """
+    # The last row to read: where the first scope has reached its share of `examined`.
+    ends = list[int]()
+    for rows, _ in scopes:
+        row, share = rows.selected_columns[0], max(1, examined // len(scopes))
+        ends += connection.scalars(rows.where(row > after).order_by(row).offset(share - 1).limit(1))
+    end = min(ends, default=None)
+    found = list[Row[Any]]()
+    for _, records in scopes:
+        row = records.selected_columns[0]
+        wanted = records.where(row > after, *([] if end is None else [row <= end]))
+        found += connection.execute(wanted.order_by(row).limit(limit))
+    found = sorted(found, key=itemgetter(0))[:limit]
+    return Page(found, found[-1][0] if len(found) == limit else end)
 
 
 def list_calls(
@@ -127,11 +159,10 @@ def list_calls(
     after: int = 0,
     limit: int = MAX_PAGE,
     examined: int = EXAMINED,
-) -> Page:
-    """Return a page of up to `limit` calls of some accounts after a row, on its own connection.
+) -> Page[CallRecord]:
+    """Return a page of calls of some accounts, on its own connection; see `read_page`.
 
-    `state` is a state of open calls, `FINISHED` or `WATCHED`. A page reads at most `examined` rows.
-    If few of them match the filters, it holds few calls or none, although more pages follow.
+    `state` is a state of open calls, `FINISHED` or `WATCHED`.
     """
     with _in_order(database) as connection:
         known = select(accounts.c.id).where(accounts.c.name.in_(names))
@@ -147,25 +178,13 @@ def list_calls(
             wanted.append(_state == state)
         if result is not None:
             wanted.append(_result == result)
-        # A scope is a condition with an index in the order of rows; the page is merged from all
-        # scopes. The index of open calls is by account, so each account is a scope.
-        scopes: list[tuple[ColumnElement[bool], ...]] = [()] if rows else []
+        parts: list[tuple[ColumnElement[bool], ...]] = [()] if rows else []
+        # The index of open calls is by account.
         if state not in (None, FINISHED) and len(rows) <= EXAMINED // MAX_PAGE:
-            scopes = [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
-        # The last row to read: where the first scope has reached its share of `examined`.
-        ends = list[int]()
-        for scope in scopes:
-            query = select(calls.c.id).where(*scope, calls.c.id > after).order_by(calls.c.id)
-            share = max(1, examined // len(scopes))
-            ends += connection.scalars(query.offset(share - 1).limit(1))
-        end = min(ends, default=None)
-        wanted += [] if end is None else [calls.c.id <= end]
-        found: list[CallRecord] = []
-        for scope in scopes:
-            records = _RECORD.where(*scope, calls.c.id > after, *wanted)
-            found += _records(connection, records.order_by(calls.c.id).limit(limit))
-    found = sorted(found)[:limit]  # by row, the first field
-    return Page(found, found[-1].id if len(found) == limit else end)
+            parts = [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
+        scopes = [(select(calls.c.id).where(*p), _RECORD.where(*p, *wanted)) for p in parts]
+        page = read_page(connection, scopes, after, limit, examined)
+    return Page([*map(_record, page.records)], page.next)
 
 
 @contextmanager
@@ -179,11 +198,9 @@ def _in_order(database: Database, timeout: float = READ_TIMEOUT) -> Iterator[Con
         yield connection
 
 
-def _records(connection: Connection, query: Select[Any]) -> list[CallRecord]:  # Any: of columns
-    return [
-        CallRecord(row, account, name, json.loads(labels), *rest)
-        for row, account, name, labels, *rest in connection.execute(query)
-    ]
+def _record(row: Row[Any]) -> CallRecord:  # Any: of columns
+    record = CallRecord._make(row)
+    return record._replace(labels=json.loads(row.labels))
 
 
 def find_call(
@@ -198,7 +215,8 @@ def find_call(
     )
     if not canaries:
         query = query.where(calls.c.canary_run_id.is_(None))
-    return next(iter(_records(connection, query)), None)
+    found = connection.execute(query).first()
+    return None if found is None else _record(found)
 
 
 _LABEL_SETS: Final = select_json(label_sets.c.id, label_sets.c.labels).where(

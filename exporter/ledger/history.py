@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 from operator import attrgetter, itemgetter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import ColumnElement, Connection, func, literal, null, select
 
 # SQLite's compiler accepts this INSERT, too.
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 
 from exporter.calls import CallState
 from exporter.ledger.json_rows import ROWS, field, to_json_rows
@@ -58,36 +58,23 @@ class CallHistory(NamedTuple):
     events: list[CallEvent]
 
 
-_columns: Final = [field(number, column) for number, column in enumerate(history.c)]
-_stored: Final = history.alias()
-_has_room: Final = (
-    select(func.count()).where(_stored.c.call_id == calls.c.id).scalar_subquery() < MAX_EVENTS
-)
-_ADD: Final = (
-    insert(history)
-    .from_select(
-        history.c.keys(),
-        select(*_columns).join_from(ROWS, calls, calls.c.id == _columns[0]).where(_has_room),
-        include_defaults=False,
-    )
-    .on_conflict_do_nothing()
-)
+def _insert_events(
+    values: Iterable[ColumnElement[Any]], *conditions: ColumnElement[bool]
+) -> Insert:
+    """Return a statement that inserts an event of each call in `ROWS` that has room for it."""
+    stored = history.alias()
+    count = select(func.count()).where(stored.c.call_id == calls.c.id).scalar_subquery()
+    rows = select(*values).join_from(ROWS, calls, calls.c.id == field(0, calls.c.id))
+    events = rows.where(*conditions, count < MAX_EVENTS)
+    adding = insert(history).from_select(history.c.keys(), events, include_defaults=False)
+    return adding.on_conflict_do_nothing()
 
 
-_REPLACED: Final = (
-    insert(history)
-    .from_select(
-        ["call_id", "at", "event", "subject"],
-        select(calls.c.id, calls.c.state_since, literal(EventKind.STATE.value), calls.c.state)
-        .join_from(ROWS, calls, calls.c.id == field(0, calls.c.id))
-        .where(
-            calls.c.state != CallState.NEW.value,
-            calls.c.state != field(1, calls.c.state),
-            _has_room,
-        ),
-        include_defaults=False,
-    )
-    .on_conflict_do_nothing()
+_ADD: Final = _insert_events(field(number, column) for number, column in enumerate(history.c))
+_REPLACED: Final = _insert_events(
+    [calls.c.id, calls.c.state_since, literal(EventKind.STATE.value), calls.c.state, null()],
+    calls.c.state != CallState.NEW.value,
+    calls.c.state != field(1, calls.c.state),
 )
 
 

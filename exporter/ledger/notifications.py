@@ -6,20 +6,23 @@ from the given-up ones to the outbox, under the same row id.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Float,
+    Row,
     Select,
     Table,
     and_,
     bindparam,
     delete,
     insert,
+    literal,
     not_,
     null,
     select,
@@ -27,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.ledger.calls import EXAMINED, MAX_PAGE
+from exporter.ledger.calls import EXAMINED, MAX_PAGE, Page, read_page
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.history import CallEvent, EventKind, add_history
 from exporter.ledger.json_rows import ROWS, fetch_json, field, is_given, select_json, to_json_rows
@@ -59,44 +62,45 @@ class NotificationRecord(NamedTuple):
     give_up_at: float  # its deadline, or when it was given up
 
 
-class NotificationPage(NamedTuple):
-    """Notifications by row; the next page starts after row `next`, None at the end."""
-
-    records: list[NotificationRecord]
-    next: int | None
-
-
 _pending: Final = notifications.c
 _given_up: Final = given_up_notifications.c
 _TABLES: Final[Mapping[NotificationState, Table]] = {
     NotificationState.PENDING: notifications,
     NotificationState.GIVEN_UP: given_up_notifications,
 }
-_SHOWN: Final = ("id", "target", "account", "call", "attempts", "answer")
-_RECORDS: Final[Mapping[NotificationState, Select[Any]]] = {  # Any: of columns
-    NotificationState.PENDING: select(*_pending[_SHOWN], *_pending["due_at", "give_up_at"]),
-    NotificationState.GIVEN_UP: select(*_given_up[_SHOWN], null(), _given_up.gave_up_at),
+
+
+def _records(
+    state: NotificationState, next_due: ColumnElement[Any], end: ColumnElement[float]
+) -> Select[Any]:  # Any: of columns
+    """Return a query of the fields of `NotificationRecord`."""
+    columns = _TABLES[state].c
+    known = *columns["id", "target", "account", "call"], literal(state.value)
+    return select(*known, *columns["attempts", "answer"], next_due, end)
+
+
+_PENDING: Final = _records(NotificationState.PENDING, _pending.due_at, _pending.give_up_at)
+_GIVEN_UP: Final = _records(NotificationState.GIVEN_UP, null(), _given_up.gave_up_at)
+_RECORDS: Final = {
+    NotificationState.PENDING: _PENDING,
+    NotificationState.GIVEN_UP: _GIVEN_UP,
 }
-
 _now: Final = bindparam("now", type_=Float())
-# Locked in a fixed order, to avoid deadlocks with other exporters and commands.
-_found_given_up = (
-    select(*_given_up["id", "target", "call_id"])
-    .where(is_given(_given_up.id))
-    .order_by(_given_up.id)
-    .with_for_update()
-    .subquery()
-)
-_GIVEN_UP: Final = select_json(*_found_given_up.c)
-_found_pending = (
-    select(*_pending["id", "target", "call_id"])
-    .where(is_given(_pending.id), not_(and_(_pending.claimed, _pending.due_at > _now)))
-    .order_by(_pending.id)
-    .with_for_update()
-    .subquery()
-)
-_PENDING: Final = select_json(*_found_pending.c)
 
+
+def _locked(table: Table, condition: ColumnElement[bool]) -> Select[Any]:  # Any: of columns
+    """Return a query of given notifications that locks them."""
+    # In a fixed order, to avoid deadlocks with other exporters and commands.
+    found = select(*table.c["id", "target", "call_id"]).where(is_given(table.c.id), condition)
+    return select_json(*found.order_by(table.c.id).with_for_update().subquery().c)
+
+
+_CHANGEABLE: Final = {
+    NotificationState.PENDING: _locked(
+        notifications, not_(and_(_pending.claimed, _pending.due_at > _now))
+    ),
+    NotificationState.GIVEN_UP: _locked(given_up_notifications, true()),
+}
 _deadline: Final = _now + field(1, _pending.give_up_at)
 _MOVED: Final = ("id", "target", "account", "call", "call_id", "attempts", "answer")
 # As a retry, so that it does not delay new notifications.
@@ -126,79 +130,52 @@ def list_notifications(
     after: int = 0,
     limit: int = MAX_PAGE,
     examined: int = EXAMINED,
-) -> NotificationPage:
-    """Return a page of up to `limit` notifications after a row.
-
-    A page reads at most `examined` rows. If few of them match the filters, it holds few
-    notifications or none, although more pages follow.
-    """
-    states = [NotificationState(state)] if state else list(NotificationState)
-    ends = list[int]()
-    for one in states:
-        row = _TABLES[one].c.id
-        share = examined // len(states)
-        reached = select(row).where(row > after).order_by(row).offset(share - 1).limit(1)
-        ends += connection.scalars(reached)
-    end = min(ends, default=None)
-    found: list[NotificationRecord] = []
-    for one in states:
-        columns = _TABLES[one].c
-        wanted = [columns.id > after]
-        if end is not None:
-            wanted.append(columns.id <= end)
+) -> Page[NotificationRecord]:
+    """Return a page of up to `limit` notifications after a row; see `read_page`."""
+    scopes = list[tuple[Select[Any], Select[Any]]]()
+    for one in [NotificationState(state)] if state else NotificationState:
+        columns, records = _TABLES[one].c, _RECORDS[one]
         if accounts is not None:
-            wanted.append(columns.account.in_(list(accounts)))
+            records = records.where(columns.account.in_(list(accounts)))
         if target is not None:
-            wanted.append(columns.target == target)
-        query = _RECORDS[one].where(*wanted).order_by(columns.id).limit(limit)
-        found += _records(connection, clock, one, query)
-    found = sorted(found, key=lambda record: record.id)[:limit]
-    return NotificationPage(found, found[-1].id if len(found) == limit else end)
+            records = records.where(columns.target == target)
+        scopes.append((select(columns.id), records))
+    rows, following = read_page(connection, scopes, after, limit, examined)
+    return Page([_record(row, clock) for row in rows], following)
 
 
 def find_notifications(
     connection: Connection, clock: LedgerClock, rows: Collection[int]
 ) -> dict[int, NotificationRecord]:
     """Return those of the given notifications that exist, by row."""
-    return {
-        record.id: record
-        for state, query in _RECORDS.items()
-        for record in _records(
-            connection, clock, state, query.where(_TABLES[state].c.id.in_(list(rows)))
-        )
-    }
+    queries = (
+        query.where(_TABLES[state].c.id.in_(list(rows))) for state, query in _RECORDS.items()
+    )
+    found = (_record(row, clock) for query in queries for row in connection.execute(query))
+    return {record.id: record for record in found}
 
 
 def newest_given_up(
     connection: Connection, clock: LedgerClock, target: str, limit: int = NEWEST
 ) -> list[NotificationRecord]:
     """Return the notifications of a target that were given up last, the newest first."""
-    query = _RECORDS[NotificationState.GIVEN_UP].where(_given_up.target == target)
-    newest = query.order_by(_given_up.gave_up_at.desc()).limit(limit)
-    return list(_records(connection, clock, NotificationState.GIVEN_UP, newest))
+    newest = (
+        _GIVEN_UP.where(_given_up.target == target)
+        .order_by(_given_up.gave_up_at.desc())
+        .limit(limit)
+    )
+    return [_record(row, clock) for row in connection.execute(newest)]
 
 
-def _records(
-    connection: Connection,
-    clock: LedgerClock,
-    state: NotificationState,
-    query: Select[Any],  # Any: of columns
-) -> Iterator[NotificationRecord]:
-    ahead = clock.ahead
-    for row, target, account, call, attempts, answer, due_at, give_up_at in connection.execute(
-        query
-    ):
-        yield NotificationRecord(
-            row,
-            target,
-            account,
-            from_json(call)["reference_id"],
-            state,
-            attempts,
-            answer,
-            None if due_at is None else due_at - ahead,
-            give_up_at - ahead,
-        )
+def _record(row: Row[Any], clock: LedgerClock) -> NotificationRecord:  # Any: of columns
+    record = NotificationRecord._make(row)
+    due = record.next_due
+    return record._replace(
+        reference_id=from_json(row.call)["reference_id"],
+        state=NotificationState(record.state),
+        next_due=None if due is None else due - clock.ahead,
+        give_up_at=record.give_up_at - clock.ahead,
+    )
 
 
 def retry_notifications(
@@ -228,7 +205,7 @@ def retry_notifications(
             for row, target, call in fetch_json(connection, query, **given)
             if target in give_up_after
         ]
-        for query in (_PENDING, _GIVEN_UP)
+        for query in _CHANGEABLE.values()
     )
     if pending:
         connection.execute(_HASTEN, {**given, "rows": to_json_rows(pending)})
@@ -252,10 +229,7 @@ def drop_notifications(
     """Delete up to `BATCH_SIZE` notifications except claimed ones; return their rows."""
     given = {"rows": to_json_rows(rows), "now": clock.now()}
     dropped = set[int]()
-    for state, query in (
-        (NotificationState.PENDING, _PENDING),
-        (NotificationState.GIVEN_UP, _GIVEN_UP),
-    ):
+    for state, query in _CHANGEABLE.items():
         found = [row for row, *_ in fetch_json(connection, query, **given)]
         connection.execute(_DROP[state], {"rows": to_json_rows(found)})
         dropped.update(found)

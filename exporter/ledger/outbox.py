@@ -15,6 +15,7 @@ A notification that is given up moves to a table of its own, so that it costs cl
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -400,14 +401,9 @@ class Outbox:
         self, connection: Connection, target: str, results: Sequence[DeliveryResult], now: float
     ) -> tuple[int, int]:
         """Record results; return how many were delivered, and how many were given up."""
-        rows: dict[DeliveryAction, list[tuple[int, int, float, str | None]]] = {
-            action: [
-                (one.notification.id, one.notification.attempts, one.wait, one.answer)
-                for one in results
-                if one.action is action
-            ]
-            for action in DeliveryAction
-        }
+        rows = defaultdict[DeliveryAction, list[tuple[int, int, float, str | None]]](list)
+        for one, action, wait, answer in results:
+            rows[action].append((one.id, one.attempts, wait, answer))
         delivered = gave_up = 0
         if done := [row for row, *_ in rows[DeliveryAction.DONE]]:
             given = {"rows": to_json_rows(done)}
