@@ -81,8 +81,9 @@ def processes_end_with_their_test() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
+    """A server of PostgreSQL for tests that make databases of their own in it."""
     with postgresql() as server:
         yield server
 

@@ -182,7 +182,9 @@ def list_calls(
         # The index of open calls is by account.
         if state not in (None, FINISHED) and len(rows) <= EXAMINED // MAX_PAGE:
             parts = [(calls.c.account_id == row, calls.c.result.is_(None)) for row in rows]
-        scopes = [(select(calls.c.id).where(*p), _RECORD.where(*p, *wanted)) for p in parts]
+        scopes = [
+            (select(calls.c.id).where(*part), _RECORD.where(*part, *wanted)) for part in parts
+        ]
         page = read_page(connection, scopes, after, limit, examined)
     return Page([*map(_record, page.records)], page.next)
 

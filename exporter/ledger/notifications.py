@@ -188,14 +188,9 @@ def retry_notifications(
 ) -> set[int]:
     """Make up to `BATCH_SIZE` notifications due now, with new deadlines; return their rows.
 
-    Claimed ones, and those of targets that are not configured, are not changed.
-
-    Args:
-        connection: the connection.
-        clock: the clock of the ledger.
-        rows: rows of notifications.
-        give_up_after: seconds until a notification is given up, by configured target.
-        history: whether to write it to the history of calls, for given-up notifications.
+    Claimed ones, and those of targets that are not configured, are not changed. `give_up_after` are
+    the seconds until a notification is given up, by configured target. `history` tells whether to
+    write retries of given-up notifications to the history of calls.
     """
     now = clock.now()
     given = {"rows": to_json_rows(rows), "now": now}

@@ -296,15 +296,10 @@ class Store:
         settings: the current settings.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        clock: LedgerClock | None = None,
-        outbox: Outbox | None = None,
-    ) -> None:
+    def __init__(self, database: Database, clock: LedgerClock | None = None) -> None:
         self.database = database
         self._clock = clock or LedgerClock()
-        self.outbox = outbox or Outbox(self._clock)
+        self.outbox = Outbox(self._clock)
         self._epochs: dict[str, int] = {}
         self.exporter = uuid.uuid4().hex if database.shared else None
         self._seconds: dict[float, float] = {}

@@ -15,7 +15,7 @@ from exporter.cli.notifications import COLUMNS
 from exporter.ids import ReferenceId
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import open_database
-from exporter.ledger.outbox import Claim, Outbox, Route
+from exporter.ledger.outbox import Claim, Route
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall, Observation
 from exporter.simulator import Plan, Simulator
@@ -124,14 +124,13 @@ async def test_why_a_notification_was_left_alone(tmp_path: Path, simulator: Simu
     configure(tmp_path, simulator)
     database = open_database(f"sqlite:///{tmp_path}/ledger.db")
     clock = LedgerClock()
-    outbox = Outbox(clock)
-    outbox.set_routes([Route("removed", 3600.0)])
-    store = Store(database, clock, outbox)
+    store = Store(database, clock)
+    store.outbox.set_routes([Route("removed", 3600.0)])
     added = store.watch(None, [NewCall("main", ReferenceId("a"), {})], clock.now()).added
     finished = Finished(Result.SUCCESS, Status.ANSWERED)
     store.commit([Observation("main", one.call, finished, clock.now()) for one in added])
     claims = [Claim(retry=False, limit=1, each=1)]
-    (claimed,) = database.run(outbox.claim, "removed", [], claims, 1, 3600.0).claimed
+    (claimed,) = database.run(store.outbox.claim, "removed", [], claims, 1, 3600.0).claimed
     database.close()
     for command, reason in (
         ("drop", "is being sent now"),

@@ -10,18 +10,12 @@ from sqlalchemy import event, make_url
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import metadata
 from exporter.ledger.store import Store
-from tests.databases import Server, pgbouncer, postgresql
+from tests.databases import Server, pgbouncer
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
-
-
-@pytest.fixture(scope="package")
-def server() -> Iterator[Server]:
-    with postgresql() as server:
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
 from exporter.ledger.clock import LedgerClock, Moment
-from exporter.ledger.engine import Database, open_database
+from exporter.ledger.engine import Database
 from exporter.ledger.history import call_history
 from exporter.ledger.notifications import (
     NotificationRecord,
@@ -32,7 +32,6 @@ from exporter.ledger.outbox import (
     Claim,
     DeliveryResult,
     Notification,
-    Outbox,
     Route,
 )
 from exporter.ledger.outbox import DeliveryAction as Action
@@ -59,12 +58,12 @@ class Clock:
 
 
 class Box:
-    """The statements of an outbox, each run in a transaction."""
+    """The statements of a store's outbox, each run in a transaction."""
 
-    def __init__(self, database: Database, outbox: Outbox, *routes: Route) -> None:
-        self.database, self.outbox = database, outbox
-        self.set_routes = outbox.set_routes
-        outbox.set_routes(routes or [route("t")])
+    def __init__(self, store: Store) -> None:
+        self.database, self.outbox = store.database, store.outbox
+        self.set_routes = store.outbox.set_routes
+        self.set_routes([route("t")])
 
     def __getattr__(self, name: str) -> Any:  # Any: what the statement returns
         return partial(self.database.run, getattr(self.outbox, name))
@@ -81,13 +80,13 @@ def timed(clock: Clock) -> LedgerClock:
 
 
 @pytest.fixture
-def outbox(database: Database, timed: LedgerClock) -> Box:
-    return Box(database, Outbox(timed))
+def store(database: Database, timed: LedgerClock) -> Store:
+    return Store(database, timed)
 
 
 @pytest.fixture
-def store(database: Database, outbox: Box) -> Store:
-    return Store(database, outbox=outbox.outbox)
+def outbox(store: Store) -> Box:
+    return Box(store)
 
 
 def push(store: Store, *names: str, account: str = "main", **labels: str) -> list[StoredCall]:
@@ -548,39 +547,28 @@ def test_given_up_ones_are_pruned(
     assert [one.reference_id for one in listed(outbox, timed)] == ["new"]
 
 
-@pytest.fixture
-def other(shared_url: str) -> Iterator[Database]:
-    database = open_database(shared_url)
-    yield database
-    database.close()
-
-
-def test_two_exporters_claim_different_ones(shared_url: str, other: Database) -> None:
-    database = open_database(shared_url)
-    mine, theirs = (Box(each, Outbox(LedgerClock())) for each in (database, other))
-    store = Store(database, outbox=mine.outbox)
+def test_two_exporters_claim_different_ones(shared: Callable[[], Database]) -> None:
+    store = Store(shared())
+    mine, theirs = Box(store), Box(Store(shared()))
     finish(store, push(store, *"abcdef"))
-    with database.begin() as connection:  # a claim that is not committed yet
+    with mine.database.begin() as connection:  # a claim that is not committed yet
         query = select(notifications.c.id).order_by(notifications.c.id).limit(3)
         held = connection.scalars(query.with_for_update()).all()
         found = claim(theirs)
         assert len(found) == 3
         assert not {one.id for one in found} & set(held)
     assert len(claim(mine)) == 3
-    database.close()
 
 
 def test_by_hand_one_waits_for_a_claim_of_another_exporter(
-    shared_url: str, other: Database
+    shared: Callable[[], Database],
 ) -> None:
-    database = open_database(shared_url)
-    clock, outbox = LedgerClock(), Outbox(LedgerClock())
-    store = Store(database, outbox=outbox)
-    outbox.set_routes([route("t")])
+    store, clock, other = Store(shared()), LedgerClock(), shared()
+    store.outbox.set_routes([route("t")])
     finish(store, push(store, "a", "b"))
     with ThreadPoolExecutor(2) as threads:
-        with database.begin() as connection:  # a claim that is not committed yet
-            (one,) = outbox.claim(connection, "t", [], BOTH, 1, 60.0).claimed
+        with store.database.begin() as connection:  # a claim that is not committed yet
+            (one,) = store.outbox.claim(connection, "t", [], BOTH, 1, 60.0).claimed
             _, free = sorted(record.id for record in list_notifications(connection, clock).records)
             changes = [
                 threads.submit(other.run, retry_notifications, clock, [one.id, free], {"t": DAY}),
@@ -591,18 +579,14 @@ def test_by_hand_one_waits_for_a_claim_of_another_exporter(
             while connection.scalar(text(waiting)) < 2 and time.monotonic() < end:
                 time.sleep(0.05)
         assert [change.result(DEADLINE) for change in changes] == [{free}, set()]
-    database.close()
 
 
-def test_the_servers_clock_counts(shared_url: str) -> None:
-    database = open_database(shared_url)
-    wrong = LedgerClock(lambda: Moment(5.0, 5.0, ""))  # this machine's
-    database.keep_time(wrong, opened=True)
-    outbox = Box(database, Outbox(wrong))
-    store = Store(database, wrong, outbox=outbox.outbox)
+def test_the_servers_clock_counts(shared: Callable[[], Database]) -> None:
+    database, wrong, right = shared(), LedgerClock(lambda: Moment(5.0, 5.0, "")), LedgerClock()
+    for clock in (wrong, right):
+        database.keep_time(clock, opened=True)
+    store = Store(database, wrong)
+    outbox = Box(store)
     finish(store, push(store, "a"))
-    right = LedgerClock()
-    database.keep_time(right, opened=True)
-    assert (Box(database, Outbox(right)).backlog("t")[1] or 0) > 1_700_000_000
+    assert (Box(Store(database, right)).backlog("t")[1] or 0) > 1_700_000_000
     assert named(claim(outbox)) == ["a"]
-    database.close()

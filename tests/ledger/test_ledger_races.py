@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.ledger.calls import prune_finished
@@ -19,6 +21,9 @@ from exporter.ledger.types import NewCall, StoredCall
 from tests.ledger.racing import shuffled, together
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
 from tests.waiting import DEADLINE
+
+R = TypeVar("R")
+S = TypeVar("S")
 
 EXPORTERS = 3
 ROUNDS = 20
@@ -207,35 +212,39 @@ def test_a_call_that_one_lets_go_and_another_names(stores: list[Store]) -> None:
         assert {row for (row,) in rows(stores[2], named)} == taken.rows
 
 
-def waits(store: Store) -> bool:
-    """Return whether a transaction waits for another one."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    return rows(store, query) != [(0,)]
+def overtaken(
+    store: Store, first: Callable[[Connection], R], second: Callable[[], S]
+) -> tuple[R, S]:
+    """Return the results of a transaction of a store, and of another one that waits for its end."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with ThreadPoolExecutor(1) as thread:
+        with store.database.begin() as connection:
+            result, other = first(connection), thread.submit(second)
+            while not (connection.scalar(waiting) or other.done()):
+                time.sleep(0.01)
+        return result, other.result(DEADLINE)
 
 
 def test_a_call_that_is_being_named_is_not_let_go(stores: list[Store]) -> None:
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
-    with ThreadPoolExecutor(1) as thread:
-        with stores[1].database.begin() as connection:
-            stores[1].insert(connection, [[new("a")]], NOW, source="file:b")
-            removing = thread.submit(stores[0].keep_only, "file:a", set())
-            while not (waits(stores[2]) or removing.done()):
-                pass
-        assert removing.result(DEADLINE) == []
+    _, removed = overtaken(
+        stores[1],
+        lambda connection: stores[1].insert(connection, [[new("a")]], NOW, source="file:b"),
+        lambda: stores[0].keep_only("file:a", set()),
+    )
+    assert removed == []
     assert known(stores[0]) == ["a"]
     assert rows(stores[0], "SELECT * FROM call_sources") == [("file:b", stored.call.id)]
 
 
 def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Store]) -> None:
     (stored,) = stores[0].watch("file:a", [new("a")], NOW).added
-    with ThreadPoolExecutor(1) as thread:
-        with stores[0].database.begin() as connection:
-            gone = stores[0].remove_source(connection, "file:a", [stored.call.id], NOW)
-            assert gone == {stored.call.id: "main"}
-            naming = thread.submit(stores[1].watch, "file:b", [new("A"), new("b")], NOW + 9)
-            while not (waits(stores[2]) or naming.done()):
-                pass
-        taken = naming.result(DEADLINE)
+    gone, taken = overtaken(
+        stores[0],
+        lambda connection: stores[0].remove_source(connection, "file:a", [stored.call.id], NOW),
+        lambda: stores[1].watch("file:b", [new("A"), new("b")], NOW + 9),
+    )
+    assert gone == {stored.call.id: "main"}
     assert sorted(ids(taken.added)) == ["A", "b"]
     assert taken.rows == {stored.call.id for stored in taken.added}
     assert known(stores[0]) == ["A", "b"]
@@ -244,13 +253,11 @@ def test_a_call_that_is_being_let_go_is_new_to_whoever_names_it(stores: list[Sto
 def test_a_call_that_is_being_forgotten_is_new_to_whoever_pushes_it(stores: list[Store]) -> None:
     (stored,) = push(stores[0], new("a"))
     finish(stores[0], stored)
-    with ThreadPoolExecutor(1) as thread:
-        with stores[0].database.begin() as connection:
-            connection.execute(text("DELETE FROM calls"))
-            pushing = thread.submit(stores[1].push, [[new("A")]], NOW + 9_999)
-            while not (waits(stores[2]) or pushing.done()):
-                pass
-        pushed = pushing.result(DEADLINE)
+    _, pushed = overtaken(
+        stores[0],
+        lambda connection: connection.execute(text("DELETE FROM calls")).rowcount,
+        lambda: stores[1].push([[new("A")]], NOW + 9_999),
+    )
     # It was known when it was looked for; to be forgotten a moment later is no loss.
     assert pushed.added == [] or ids(pushed.added) == ["A"]
 
@@ -287,21 +294,20 @@ def test_everything_at_once(stores: list[Store]) -> None:
 def test_groups_in_another_order_wait_for_each_other(stores: list[Store], first: int) -> None:
     a, b = push(stores[0], new("a"), new("b"))
     groups = [[observed(a, BUSY), observed(b, BUSY)], [observed(b, BUSY), observed(a, BUSY)]]
-    with ThreadPoolExecutor(1) as thread:
-        with stores[0].database.begin() as connection:
-            assert stores[0].write(connection, groups[first]).finished == 2
-            other = thread.submit(stores[1].commit, groups[1 - first])
-            while not waits(stores[2]):
-                assert not other.done()
-        assert other.result(DEADLINE).ignored == {a.call.id, b.call.id}
+    committed, other = overtaken(
+        stores[0],
+        lambda connection: stores[0].write(connection, groups[first]),
+        lambda: stores[1].commit(groups[1 - first]),
+    )
+    assert committed.finished == 2
+    assert other.ignored == {a.call.id, b.call.id}
 
 
 def test_what_is_inserted_meanwhile_is_waited_for(stores: list[Store]) -> None:
-    with ThreadPoolExecutor(1) as thread:
-        with stores[0].database.begin() as connection:
-            mine = stores[0].insert(connection, [[new("a"), new("b")]], NOW)
-            other = thread.submit(stores[1].push, [[new("B"), new("c")]], NOW)
-            while not waits(stores[2]):
-                assert not other.done()
-        assert ids(mine.added) == ["a", "b"]
-        assert ids(other.result(DEADLINE).added) == ["c"]
+    mine, other = overtaken(
+        stores[0],
+        lambda connection: stores[0].insert(connection, [[new("a"), new("b")]], NOW),
+        lambda: stores[1].push([[new("B"), new("c")]], NOW),
+    )
+    assert ids(mine.added) == ["a", "b"]
+    assert ids(other.added) == ["c"]

@@ -1,18 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
-import pytest
 import pytest_asyncio
 
-from tests.databases import Server, postgresql
+from tests.databases import Server
 from tests.replicas.scene import Scene
-
-
-@pytest.fixture(scope="package")
-def server() -> Iterator[Server]:
-    with postgresql() as server:
-        yield server
 
 
 @pytest_asyncio.fixture
