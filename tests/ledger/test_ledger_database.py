@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.pool import NullPool
 
 from exporter.errors import LedgerBusyError, LedgerError
@@ -79,12 +79,15 @@ def test_a_file_that_is_not_sqlite_is_left_as_it_is(path: Path, content: bytes) 
     assert path.read_bytes() == content
 
 
-def alter(url: str, *statements: str) -> list[str]:
+def run(url: str, statements: str, **parameters: object) -> list[str]:
     """Change a database past the exporter; return its tables."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
+        for statement in filter(str.strip, statements.split(";\n")):
+            if parameters:
+                connection.execute(text(statement), parameters)
+            else:
+                connection.exec_driver_sql(statement)
     return inspect(engine).get_table_names()
 
 
@@ -95,22 +98,22 @@ def refused(url: str) -> str:
 
 
 def test_the_database_of_another_program_is_left_as_it_is(old_url: str, path: Path) -> None:
-    alter(old_url, "CREATE TABLE accounts (id INTEGER)")
+    run(old_url, "CREATE TABLE accounts (id INTEGER)")
     before = path.read_bytes() if path.exists() else None
     assert refused(old_url) == "belongs to another program; name another database in `ledger.url`"
     assert before == (path.read_bytes() if path.exists() else None)
-    assert alter(old_url, "SELECT id FROM accounts") == ["accounts"]
+    assert run(old_url, "SELECT id FROM accounts") == ["accounts"]
 
 
 def test_a_ledger_of_a_newer_version_is_used_where_it_says_so(old_url: str) -> None:
     open_database(old_url).close()
     oldest_user = "UPDATE compatibility SET oldest_user"
-    alter(old_url, "UPDATE alembic_version SET version_num = '9999'", f"{oldest_user} = '9998'")
+    run(old_url, f"UPDATE alembic_version SET version_num = '9999';\n{oldest_user} = '9998'")
     assert refused(old_url) == (
         "was written by a newer esms-exporter (revision 9999); "
         "upgrade this exporter, or name another database in `ledger.url`"
     )
-    alter(old_url, f"{oldest_user} = '{HEAD}'", "ALTER TABLE calls ADD COLUMN of_the_future TEXT")
+    run(old_url, f"{oldest_user} = '{HEAD}';\nALTER TABLE calls ADD COLUMN of_the_future TEXT")
     store = Store(open_database(old_url))
     store.watch(None, [NewCall("main", reference_id("A"), {})], 1.0)
     assert len(store.unfinished("main")) == 1

@@ -7,11 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect, select, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import inspect, select
 
 from exporter.calls import WatchedCall
-from exporter.errors import LedgerError
 from exporter.ids import Kind, ReferenceId
 from exporter.ledger import canary_runs
 from exporter.ledger.clock import LedgerClock
@@ -30,6 +28,7 @@ from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import Observation
 from exporter.notify.events import cloud_event
+from tests.ledger.test_ledger_database import refused, run
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, push
 
 DATA = {
@@ -72,16 +71,6 @@ LIVE = """
         ('ended', '', 0, 10, 1, 2), ('dead', '', 0, 10, 1, NULL);
     INSERT INTO replica_messages (replica_id, call_id, message) VALUES (1, 1, 'hasten')
 """
-
-
-def run(url: str, statements: str, **parameters: object) -> None:
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.begin() as connection:
-        for statement in filter(str.strip, statements.split(";\n")):
-            if parameters:
-                connection.execute(text(statement), parameters)
-            else:
-                connection.exec_driver_sql(statement)
 
 
 def oldest_ledger(url: str) -> None:
@@ -131,12 +120,6 @@ def shape(url: str) -> dict[str, object]:
             tables[f"rows of {table}"] = connection.execute(select(table)).all()
     database.close()
     return tables
-
-
-def refused(url: str) -> str:
-    with pytest.raises(LedgerError) as caught:
-        open_database(url)
-    return str(caught.value)
 
 
 def test_an_older_ledger_becomes_a_new_one_and_goes_on(
