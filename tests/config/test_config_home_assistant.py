@@ -86,20 +86,11 @@ def test_a_password_of_a_broker_is_taken_as_it_is(
             (f"{{url: '{url}'}}", URL)
             for url in (
                 *("broker", "http://broker", "mqtt://", "mqtt://:1883", "mqtt://a:0", "mqtt://a:x"),
-                *(
-                    "mqtt://a/b",
-                    "mqtt://u:p@a",
-                    "mqtt://a?b",
-                    "mqtt://a#b",
-                    "mqtt://a b",
-                    "mqtt://é",
-                ),
+                *("mqtt://a/b", "mqtt://u:p@a", "mqtt://a?b", "mqtt://a#b"),
+                *("mqtt://a b", "mqtt://é"),
             )
         ),
-        (
-            "{url: 'mqtt://a', password: x}",
-            "home_assistant.password: requires `username`",
-        ),
+        ("{url: 'mqtt://a', password: x}", "home_assistant.password: requires `username`"),
         ("{url: 'mqtt://a', topic_prefix: a/+}", "home_assistant.topic_prefix: expected up to 8"),
         ("{url: 'mqtt://a', topic_prefix: /a}", "home_assistant.topic_prefix: expected up to 8"),
         ("{url: 'mqtt://a', discovery_prefix: ''}", "home_assistant.discovery_prefix: expected up"),

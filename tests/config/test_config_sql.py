@@ -18,11 +18,8 @@ PARAMETER = "6: watch.sql[0].query: expected no parameter except `:since`; write
 
 
 def block(query: str) -> str:
-    return (
-        HEAD
-        + URL
-        + f"      query: |\n        SELECT id AS reference_id FROM calls\n        {query}\n"
-    )
+    select = "SELECT id AS reference_id FROM calls"
+    return f"{HEAD}{URL}      query: |\n        {select}\n        {query}\n"
 
 
 @pytest.mark.parametrize(
@@ -53,34 +50,27 @@ def test_queries(load: Load, query: str) -> None:
         (HEAD + URL + "      query: ''\n", "6: watch.sql[0].query: expected a query of 1 to 10000"),
         (HEAD + URL, "4: watch.sql[0].query: missing required key"),
         (HEAD + "      query: SELECT 1\n", "4: watch.sql[0].url: "),
-        *(
-            (
-                block("").replace("sqlite:////nowhere/x.db", url),
-                "5: watch.sql[0].url: expected a URL such as",
-            )
-            for url in ("nonsense", "nonsense://u:p@h", "postgresql://u:p@h:port/db")
-        ),
-        (
-            block("").replace("sqlite:////nowhere/x.db", "oracle://u:p@127.0.0.1/db"),
-            "5: watch.sql[0].url: the driver of this database is not installed: `",
-        ),
-        *(
-            (
-                block("").replace("sqlite:////nowhere/x.db", f"'{name}'"),
-                "5: watch.sql[0].url: expected the path of a file",
-            )
-            for name in ["sqlite://", "sqlite:///:memory:", "sqlite+pysqlite:////data/"]
-        ),
         (
             block("") + "      account: nobody\n",
             "9: watch.sql[0].account: expected the name of one of the accounts",
         ),
+        *(
+            (block("").replace("sqlite:////nowhere/x.db", url), f"5: watch.sql[0].url: {expected}")
+            for url, expected in [
+                ("nonsense", "expected a URL such as"),
+                ("nonsense://u:p@h", "expected a URL such as"),
+                ("postgresql://u:p@h:port/db", "expected a URL such as"),
+                ("oracle://u:p@127.0.0.1/db", "the driver of this database is not installed: `"),
+                ("'sqlite://'", "expected the path of a file"),
+                ("'sqlite:///:memory:'", "expected the path of a file"),
+                ("'sqlite+pysqlite:////data/'", "expected the path of a file"),
+            ]
+        ),
     ],
 )
 def test_one_mistake_is_one_problem(problems: FindProblems, text: str, expected: str) -> None:
-    found = problems(text)
-    assert len(found) == 1, found
-    assert found[0].startswith(expected)
+    (found,) = problems(text)
+    assert found.startswith(expected)
 
 
 LEDGER = "accounts: [{name: main, api_key: k, secret_key: s}]\nledger:\n  url: ${URL}\n"

@@ -110,7 +110,7 @@ async def test_a_source_that_fails_goes_on(tmp_path: Path) -> None:
             "some of its calls exceed `watc",
         ]
         # A query that goes on under its name keeps its numbers; one that is gone is not shown.
-        await configure(source, query, labels=[])
+        await configure(source, query, labels=())
         assert source.statuses == [status]
         assert status.errors > before
         await configure(source)
