@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import aiohttp
 import trustme
 
 from exporter.simulator import Account, Plan, Simulator
@@ -193,6 +194,7 @@ class Scene:
         if asks and EXPORTER not in self._running:
             start = "esms-exporter --config.file=config.yaml"
             await self.run(Command(command.place, start, ""))
+            await self._until_all_are_polled()
         # What `curl` is answered is shown by the page, or is to be no error.
         curl = {} if command.shown else {"CURL_HOME": str(self._strict)}
         running = Running(await self._spawn(text, curl))
@@ -223,6 +225,15 @@ class Scene:
             # A `make` that is interrupted ends by the signal, whatever its command ended with.
             assert code == 0 or "event=stopped" in running.output, running.output
             assert "Traceback" not in running.output, running.output
+
+    async def _until_all_are_polled(self) -> None:
+        """Wait for the states that pages show: those of calls that were polled."""
+        new = re.compile(r'^esms_calls_watched{.*state="new"} (?!0\.0$)', re.MULTILINE)
+        async with deadline(), aiohttp.ClientSession() as http:
+            found = True
+            while found:
+                async with http.get(f"http://127.0.0.1:{self.ports[10375]}/metrics") as answer:
+                    found = bool(new.search(await answer.text()))
 
     async def _spawn(self, text: str, more: Mapping[str, str]) -> asyncio.subprocess.Process:
         state = shlex.quote(str(self._state))
