@@ -219,17 +219,17 @@ def count_labels(
     """Start totals for the label sets of new calls, evicting others beyond the limits.
 
     `accounts` are the rows of the accounts; `wanted` are the labels of the calls, by account and
-    canonical name; `limits` apply to each account.
+    canonical name; `limits` apply to each account. Without calls, apply limits that were lowered.
     """
     rows = _set_rows(connection, {name for _, name in wanted})
-    used = defaultdict[str, dict[str, Labels]](dict)
+    used: dict[str, dict[str, Labels]] = {account: {} for account in accounts}
     for (account, name), labels in wanted.items():
         used[account][name] = labels
     counted = Counted({}, {}, SeriesChanges([], []))
     # Lock in a fixed order to avoid deadlocks between exporters.
     for account, sets in sorted(used.items()):
         given = {"account": accounts[account], "rows": to_json_rows(rows[name] for name in sets)}
-        if connection.scalars(_COUNTED, given).one() < len(sets):
+        if not sets or connection.scalars(_COUNTED, given).one() < len(sets):
             _start_totals(connection, account, accounts[account], sets, limits, counted)
             continue
         connection.execute(_USE, given)
@@ -237,11 +237,6 @@ def count_labels(
             counted.sets[account, name] = rows[name], rows[name]
             counted.labels[rows[name]] = labels
     return counted
-
-
-def limit_labels(connection: Connection, account: str, row: int, limits: LabelLimits) -> None:
-    """Evict label sets of an account that exceed limits, for instance after they were lowered."""
-    _start_totals(connection, account, row, {}, limits, Counted({}, {}, SeriesChanges([], [])))
 
 
 def _start_totals(

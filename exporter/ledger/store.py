@@ -66,7 +66,6 @@ from exporter.ledger.labels import (
     canonical,
     count_labels,
     keep_labels,
-    limit_labels,
 )
 from exporter.ledger.leases import FORGET, notify_holders, notify_of_totals
 from exporter.ledger.outbox import CallFinished, Outbox
@@ -324,17 +323,17 @@ class Store:
     def snapshot(self, connection: Connection, names: Collection[str] | None = None) -> Snapshot:
         """Return the data behind the metrics of finished calls, after applying the limits."""
         wanted = true() if names is None else accounts.c.name.in_(list(names))
-        known = select(accounts.c.name, accounts.c.id).where(wanted).order_by(accounts.c.name)
-        # Wait for transactions that change totals of these accounts.
-        for name, row in connection.execute(known).all():
-            limit_labels(connection, name, row, self.settings.limits)
+        known = connection.execute(select(accounts).where(wanted))
+        rows = {row.name: row.id for row in known}
+        # Waits for transactions that change totals of these accounts.
+        count_labels(connection, rows, {}, self.settings.limits)
         found = {
             TotalKey(name, labels, TotalKind(total), cell): value
             for name, labels, total, cell, value in connection.execute(_TOTALS.where(wanted))
         }
         started = {(name, labels) for name, labels in connection.execute(_STARTED.where(wanted))}
-        rows = {row for _, row in started}.union(cell.labels for cell in found)
-        return Snapshot(label_sets_of(connection, rows), found, started)
+        sets = {row for _, row in started}.union(cell.labels for cell in found)
+        return Snapshot(label_sets_of(connection, sets), found, started)
 
     def unfinished(self, account: str, after: int = 0) -> list[StoredCall]:
         """Return the first `PAGE_SIZE` open calls of an account after a row."""

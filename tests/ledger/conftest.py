@@ -11,6 +11,7 @@ from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import metadata
 from exporter.ledger.store import Store
 from tests.databases import Server, pgbouncer
+from tests.ledger.machine import Machine
 
 
 @pytest.fixture
@@ -23,6 +24,11 @@ def empty_url(server: Server) -> Iterator[str]:
     """A database of PostgreSQL in which nothing is yet."""
     with server.database() as url:
         yield url
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine(1_760_000_000.0)
 
 
 @pytest.fixture(scope="package")

@@ -26,11 +26,6 @@ WATCHED = (0.0, "watched", "", None)
 
 
 @pytest.fixture
-def machine() -> Machine:
-    return Machine(NOW)
-
-
-@pytest.fixture
 def store(database: Database, machine: Machine) -> Store:
     return Store(database, LedgerClock(machine))
 

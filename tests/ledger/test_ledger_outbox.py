@@ -15,7 +15,7 @@ from sqlalchemy import delete, select, text
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
 from exporter.ids import ReferenceId
-from exporter.ledger.clock import LedgerClock, Moment
+from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.history import call_history
 from exporter.ledger.notifications import (
@@ -38,6 +38,7 @@ from exporter.ledger.outbox import DeliveryAction as Action
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
+from tests.ledger.machine import Machine
 from tests.waiting import DEADLINE
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
@@ -50,18 +51,11 @@ def route(target: str, results: tuple[str, ...] | None = None, **labels: str) ->
     return Route(target, DAY, None, results, None, wanted)
 
 
-class Clock:
-    """The ledger's clock, in the hands of a test."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-
 class Box:
     """The statements of a store's outbox, each run in a transaction."""
 
-    def __init__(self, store: Store) -> None:
-        self.database, self.outbox = store.database, store.outbox
+    def __init__(self, store: Store, clock: LedgerClock) -> None:
+        self.database, self.outbox, self.clock = store.database, store.outbox, clock
         self.set_routes = store.outbox.set_routes
         self.set_routes([route("t")])
 
@@ -70,23 +64,18 @@ class Box:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock(machine: Machine) -> LedgerClock:
+    return LedgerClock(machine)
 
 
 @pytest.fixture
-def timed(clock: Clock) -> LedgerClock:
-    return LedgerClock(lambda: Moment(clock.now, clock.now, ""))
+def store(database: Database, clock: LedgerClock) -> Store:
+    return Store(database, clock)
 
 
 @pytest.fixture
-def store(database: Database, timed: LedgerClock) -> Store:
-    return Store(database, timed)
-
-
-@pytest.fixture
-def outbox(store: Store) -> Box:
-    return Box(store)
+def outbox(store: Store, clock: LedgerClock) -> Box:
+    return Box(store, clock)
 
 
 def push(store: Store, *names: str, account: str = "main", **labels: str) -> list[StoredCall]:
@@ -211,13 +200,13 @@ def test_each_target_is_told_what_it_wants(store: Store, outbox: Box) -> None:
 
 
 def test_what_is_claimed_is_nobody_elses_until_the_claim_ends(
-    store: Store, outbox: Box, clock: Clock
+    store: Store, outbox: Box, machine: Machine
 ) -> None:
     finish(store, push(store, "a", "b", "c"))
     assert named(claim(outbox, 2)) == ["a", "b"]
     assert named(claim(outbox)) == ["c"]
     assert outbox.claim("t", [], BOTH, 1, 60.0).due_in == 60
-    clock.now += 61
+    machine.pass_time(61)
     again = claim(outbox)
     assert [(one.attempts, *named([one])) for one in again] == [(2, "a"), (2, "b"), (2, "c")]
 
@@ -232,74 +221,78 @@ def test_what_is_done_with_is_counted_once(
         assert outbox.claim("t", results, BOTH, 9, 60.0) == (*expected, [], None)
 
 
-def test_what_failed_comes_again_later(store: Store, outbox: Box, clock: Clock) -> None:
+def test_what_failed_comes_again_later(store: Store, outbox: Box, machine: Machine) -> None:
     finish(store, push(store, "a", "b", "not tried"))
     a, b, not_tried = claim(outbox)
     released = DeliveryResult(not_tried, Action.RELEASE)
     results = [put_off(a, 5.0), put_off(b, 10.0), released]
     assert claim(outbox, results=results) == [not_tried]
-    clock.now += 5
+    machine.pass_time(5)
     assert named(claim(outbox)) == ["a"]
-    clock.now += 5
+    machine.pass_time(5)
     assert named(claim(outbox)) == ["b"]
 
 
-def test_who_is_late_does_not_touch_a_newer_claim(store: Store, outbox: Box, clock: Clock) -> None:
+def test_who_is_late_does_not_touch_a_newer_claim(
+    store: Store, outbox: Box, machine: Machine
+) -> None:
     finish(store, push(store, "a"))
     (late,) = claim(outbox)
-    clock.now += 61
+    machine.pass_time(61)
     (newer,) = claim(outbox)
     for result in (put_off(late, 1.0), DeliveryResult(late, Action.RELEASE)):
         assert claim(outbox, results=[result]) == []
-    clock.now += 2
+    machine.pass_time(2)
     assert claim(outbox) == []
     assert record(outbox, DeliveryResult(newer, Action.DONE))[0] == 1
 
 
-def test_the_last_attempt_is_when_the_time_is_over(store: Store, outbox: Box, clock: Clock) -> None:
+def test_the_last_attempt_is_when_the_time_is_over(
+    store: Store, outbox: Box, machine: Machine
+) -> None:
     finish(store, push(store, "a"))
     (a,) = claim(outbox)
-    clock.now += DAY - 30
+    machine.pass_time(DAY - 30)
     record(outbox, put_off(a, 900.0))
-    clock.now += 30
+    machine.pass_time(30)
     (a,) = claim(outbox)
     assert record(outbox, put_off(a, 900.0))[1] == 1
     assert outbox.backlog("t") == (0, None)
     # An old one is tried before it is given up.
     finish(store, push(store, "b", "c"))
-    clock.now += 2 * DAY
+    machine.pass_time(2 * DAY)
     (b,) = claim(outbox, 1)
     assert record(outbox, put_off(b, 5.0))[1] == 1
     assert outbox.backlog("t")[0] == 1
 
 
 def test_what_is_overdue_is_given_up_in_bulk_but_for_what_is_under_way(
-    store: Store, outbox: Box, clock: Clock
+    store: Store, outbox: Box, machine: Machine
 ) -> None:
     names = [f"c{number}" for number in range(BATCH_SIZE + 100)]
     finish(store, push(store, *names[:100]))
-    clock.now += DAY - 30
+    machine.pass_time(DAY - 30)
     finish(store, push(store, *names[100:]))
     (first,) = claim(outbox, 1)
     assert outbox.give_up("t", 0.0, math.inf) == 0
-    clock.now += 35
+    machine.pass_time(35)
     assert outbox.give_up("another", 0.0, math.inf) == 0
     assert outbox.give_up("t", 10.0, math.inf) == 0  # over for 5 s
     assert outbox.give_up("t", 0.0, 4.0) == 0
     assert outbox.give_up("t", 0.0, math.inf) == 99
     assert record(outbox, DeliveryResult(first, Action.DONE))[0] == 1
-    clock.now += DAY
+    machine.pass_time(DAY)
     assert [outbox.give_up("t", 30.0, math.inf) for _ in range(2)] == [BATCH_SIZE, 0]
     assert outbox.backlog("t") == (0, None)
 
 
 def test_new_ones_are_not_among_those_that_were_refused(
-    store: Store, outbox: Box, clock: Clock
+    store: Store, outbox: Box, machine: Machine
 ) -> None:
     finish(store, push(store, "bad", "released"))
     bad, released = claim(outbox)
     record(outbox, put_off(bad, 5.0), DeliveryResult(released, Action.RELEASE))
-    clock.now += 5
+    machine.pass_time(5)
     finish(store, push(store, "new"))
 
     def kind(*, retry: bool) -> list[str]:
@@ -335,18 +328,20 @@ def test_accounts_take_turns_where_few_are_claimed(store: Store, outbox: Box) ->
     assert named(claim(outbox)) == ["c2"]
 
 
-def test_the_backlog(store: Store, outbox: Box, clock: Clock) -> None:
+def test_the_backlog(store: Store, outbox: Box, machine: Machine) -> None:
     finish(store, push(store, "a"))
-    first = clock.now
-    clock.now += 100
+    first = machine.wall
+    machine.pass_time(100)
     finish(store, push(store, "b"))
     assert outbox.backlog("t") == (2, first)
     assert outbox.backlog("another") == (0, None)
 
 
-def test_a_clock_that_is_set_back_puts_nothing_off(store: Store, outbox: Box, clock: Clock) -> None:
+def test_a_clock_that_is_set_back_puts_nothing_off(
+    store: Store, outbox: Box, machine: Machine
+) -> None:
     finish(store, push(store, "a"))
-    clock.now -= LONGEST_WAIT + 1
+    machine.pass_time(-(LONGEST_WAIT + 1))
     assert claim(outbox) == []
     outbox.backlog("t")
     assert named(claim(outbox)) == ["a"]
@@ -365,17 +360,17 @@ def test_the_next_start_sends_at_once_what_was_claimed(
 REFUSED = "http_error: the response has the status 500"
 
 
-def listed(outbox: Box, timed: LedgerClock, **filters: Any) -> list[NotificationRecord]:
+def listed(outbox: Box, **filters: Any) -> list[NotificationRecord]:
     with outbox.database.read() as connection:
-        return list_notifications(connection, timed, **filters).records
+        return list_notifications(connection, outbox.clock, **filters).records
 
 
 @pytest.mark.parametrize("way", ["gone", "last attempt", "overdue", "removed"])
 def test_what_is_given_up_is_kept_until_it_is_sent_again(
-    store: Store, outbox: Box, timed: LedgerClock, clock: Clock, way: str
+    store: Store, outbox: Box, machine: Machine, way: str
 ) -> None:
     def retry(*rows: int, target: str = "t") -> object:
-        return outbox.database.run(retry_notifications, timed, rows, {target: DAY})
+        return outbox.database.run(retry_notifications, outbox.clock, rows, {target: DAY})
 
     finish(store, push(store, "a", "b", campaign="otp"))
     one, other = claim(outbox)
@@ -386,74 +381,72 @@ def test_what_is_given_up_is_kept_until_it_is_sent_again(
     else:
         if way != "last attempt":
             assert record(outbox, failed) == (0, 0)
-        clock.now += DAY
+        machine.pass_time(DAY)
         if way == "last attempt":
             assert record(outbox, failed) == (0, 1)
         else:
             assert outbox.give_up_others(["t"]) == 0
             give_up = outbox.give_up_others if way == "removed" else outbox.give_up
             assert give_up(*([["u"]] if way == "removed" else ["t", 0.0, math.inf])) == 1
-    kept = listed(outbox, timed)
-    assert kept == [(one.id, "t", "main", "a", "given_up", 1, REFUSED, None, clock.now)]
+    kept = listed(outbox)
+    assert kept == [(one.id, "t", "main", "a", "given_up", 1, REFUSED, None, machine.wall)]
     with outbox.database.read() as connection:
-        assert newest_given_up(connection, timed, "t") == kept
-        assert newest_given_up(connection, timed, "u") == []
+        assert newest_given_up(connection, outbox.clock, "t") == kept
+        assert newest_given_up(connection, outbox.clock, "u") == []
     assert (claim(outbox), outbox.backlog("t")) == ([], (0, None))
-    clock.now += 7
+    machine.pass_time(7)
     assert retry(one.id, target="u") == set()
     assert retry(one.id, 99) == {one.id}
-    assert outbox.backlog("t") == (1, clock.now)
-    (pending,) = listed(outbox, timed)
-    assert pending[4:] == ("pending", 1, REFUSED, clock.now, clock.now + DAY)
+    assert outbox.backlog("t") == (1, machine.wall)
+    (pending,) = listed(outbox)
+    assert pending[4:] == ("pending", 1, REFUSED, machine.wall, machine.wall + DAY)
     assert claim(outbox) == [one._replace(attempts=2, retry=True, answer=REFUSED)]
     assert record(outbox, DeliveryResult(one, Action.DONE)) == (1, 0)
-    assert listed(outbox, timed) == []
+    assert listed(outbox) == []
 
 
-def test_what_is_being_sent_is_left_alone(
-    store: Store, outbox: Box, timed: LedgerClock, clock: Clock
-) -> None:
+def test_what_is_being_sent_is_left_alone(store: Store, outbox: Box, machine: Machine) -> None:
     finish(store, push(store, *"abcd"))
     found = {one.id: one for one in claim(outbox)}
     rows = sent, put_off_, released, dropped = sorted(found)
     record(outbox, put_off(found[put_off_], 900.0), put_off(found[dropped], 900.0))
     record(outbox, DeliveryResult(found[released], Action.RELEASE))
     run, targets = outbox.database.run, {"t": DAY}
-    assert run(drop_notifications, timed, [dropped, sent]) == {dropped}
-    assert run(retry_notifications, timed, rows, targets) == {put_off_, released}
+    assert run(drop_notifications, outbox.clock, [dropped, sent]) == {dropped}
+    assert run(retry_notifications, outbox.clock, rows, targets) == {put_off_, released}
     assert {one.id for one in claim(outbox)} == {put_off_, released}
-    assert run(retry_notifications, timed, rows, targets) == set()
-    clock.now += 61
-    assert run(retry_notifications, timed, rows, targets) == {sent, put_off_, released}
-    assert run(drop_notifications, timed, rows) == {sent, put_off_, released}
+    assert run(retry_notifications, outbox.clock, rows, targets) == set()
+    machine.pass_time(61)
+    assert run(retry_notifications, outbox.clock, rows, targets) == {sent, put_off_, released}
+    assert run(drop_notifications, outbox.clock, rows) == {sent, put_off_, released}
     assert record(outbox, DeliveryResult(found[sent], Action.DONE)) == (0, 0)
-    assert listed(outbox, timed) == []
+    assert listed(outbox) == []
 
 
 def test_a_late_result_of_one_that_was_given_up(
-    store: Store, outbox: Box, timed: LedgerClock, clock: Clock
+    store: Store, outbox: Box, machine: Machine
 ) -> None:
     finish(store, push(store, "delivered", "failed"))
     delivered, failed = claim(outbox)
-    clock.now += DAY + 61
+    machine.pass_time(DAY + 61)
     assert outbox.give_up("t", 0.0, math.inf) == 2
     assert record(outbox, DeliveryResult(delivered, Action.DONE)) == (1, 0)
     assert record(outbox, put_off(failed, 5.0)) == (0, 0)
-    assert [one.reference_id for one in listed(outbox, timed)] == ["failed"]
+    assert [one.reference_id for one in listed(outbox)] == ["failed"]
 
 
 @pytest.mark.parametrize("history", [True, False])
 def test_the_history_of_a_call_has_what_targets_answered(
-    store: Store, outbox: Box, timed: LedgerClock, clock: Clock, *, history: bool
+    store: Store, outbox: Box, machine: Machine, *, history: bool
 ) -> None:
     store.configure(StoreSettings(history=history))
     (stored,) = push(store, "a")
     finish(store, [stored])
-    began = clock.now
+    began = machine.wall
 
     def fails(answer: str | None, action: Action = Action.RETRY) -> tuple[int, int]:
         (one,) = claim(outbox)
-        clock.now += 5
+        machine.pass_time(5)
         return record(outbox, DeliveryResult(one, action, 0.0, answer))
 
     def events() -> list[tuple[object, ...]]:
@@ -462,16 +455,18 @@ def test_the_history_of_a_call_has_what_targets_answered(
 
     for answer in ("timeout", "timeout", "tls", None, *["timeout", "tls"] * 50):
         fails(answer, Action.RETRY if answer else Action.RELEASE)
-    (pending,) = listed(outbox, timed)
+    (pending,) = listed(outbox)
     # Without an event: a script may do this every minute.
-    outbox.database.run(retry_notifications, timed, [pending.id], {"t": DAY}, history=history)
+    outbox.database.run(
+        retry_notifications, outbox.clock, [pending.id], {"t": DAY}, history=history
+    )
     assert fails("gone", Action.GIVE_UP) == (0, 1)
-    clock.now += 5
-    (kept,) = listed(outbox, timed)
-    outbox.database.run(retry_notifications, timed, [kept.id], {"t": DAY}, history=history)
-    clock.now += 2 * DAY
+    machine.pass_time(5)
+    (kept,) = listed(outbox)
+    outbox.database.run(retry_notifications, outbox.clock, [kept.id], {"t": DAY}, history=history)
+    machine.pass_time(2 * DAY)
     assert outbox.give_up("t", 0.0, math.inf) == 1
-    outbox.database.run(retry_notifications, timed, [kept.id], {"t": DAY}, history=history)
+    outbox.database.run(retry_notifications, outbox.clock, [kept.id], {"t": DAY}, history=history)
     assert fails(None, Action.DONE) == (1, 0)
     found = events()
     if not history:
@@ -501,9 +496,7 @@ def test_the_history_of_a_call_has_what_targets_answered(
     assert outbox.database.run(call_history, other.call.id).events == []
 
 
-def test_a_listing_is_read_in_pages(
-    store: Store, outbox: Box, timed: LedgerClock, clock: Clock
-) -> None:
+def test_a_listing_is_read_in_pages(store: Store, outbox: Box, machine: Machine) -> None:
     outbox.set_routes([route("t"), route("u")])
     for account in ("main", "b"):
         finish(store, push(store, *(f"{account}{number}" for number in range(3)), account=account))
@@ -519,7 +512,7 @@ def test_a_listing_is_read_in_pages(
         ({"accounts": []}, 0),
         ({"target": "nothing"}, 0),
     ):
-        whole = listed(outbox, timed, **filters)
+        whole = listed(outbox, **filters)
         assert len(whole) == count
         assert whole == sorted(whole)
         sizes: list[dict[str, Any]] = [{"limit": 1}, {"limit": 5}, {"examined": 2}]
@@ -528,28 +521,28 @@ def test_a_listing_is_read_in_pages(
             after: int | None = 0
             while after is not None:
                 with outbox.database.read() as connection:
-                    page = list_notifications(connection, timed, after=after, **filters, **size)
+                    page = list_notifications(
+                        connection, outbox.clock, after=after, **filters, **size
+                    )
                 found += page.records
                 after, pages = page.next, pages + 1
             assert found == whole
             assert pages <= 14
 
 
-def test_given_up_ones_are_pruned(
-    store: Store, outbox: Box, timed: LedgerClock, clock: Clock
-) -> None:
+def test_given_up_ones_are_pruned(store: Store, outbox: Box, machine: Machine) -> None:
     finish(store, push(store, "old", "new"))
     for one in claim(outbox):
         record(outbox, DeliveryResult(one, Action.GIVE_UP))
-        clock.now += 10
-    assert outbox.database.run(prune_given_up, clock.now - 20) == 0
-    assert outbox.database.run(prune_given_up, clock.now - 10) == 1
-    assert [one.reference_id for one in listed(outbox, timed)] == ["new"]
+        machine.pass_time(10)
+    assert outbox.database.run(prune_given_up, machine.wall - 20) == 0
+    assert outbox.database.run(prune_given_up, machine.wall - 10) == 1
+    assert [one.reference_id for one in listed(outbox)] == ["new"]
 
 
 def test_two_exporters_claim_different_ones(shared: Callable[[], Database]) -> None:
-    store = Store(shared())
-    mine, theirs = Box(store), Box(Store(shared()))
+    store, clock = Store(shared()), LedgerClock()
+    mine, theirs = Box(store, clock), Box(Store(shared()), clock)
     finish(store, push(store, *"abcdef"))
     with mine.database.begin() as connection:  # a claim that is not committed yet
         query = select(notifications.c.id).order_by(notifications.c.id).limit(3)
@@ -582,11 +575,11 @@ def test_by_hand_one_waits_for_a_claim_of_another_exporter(
 
 
 def test_the_servers_clock_counts(shared: Callable[[], Database]) -> None:
-    database, wrong, right = shared(), LedgerClock(lambda: Moment(5.0, 5.0, "")), LedgerClock()
+    database, wrong, right = shared(), LedgerClock(Machine(5.0)), LedgerClock()
     for clock in (wrong, right):
         database.keep_time(clock, opened=True)
     store = Store(database, wrong)
-    outbox = Box(store)
+    outbox = Box(store, wrong)
     finish(store, push(store, "a"))
-    assert (Box(Store(database, right)).backlog("t")[1] or 0) > 1_700_000_000
+    assert (Box(Store(database, right), right).backlog("t")[1] or 0) > 1_700_000_000
     assert named(claim(outbox)) == ["a"]
