@@ -61,14 +61,13 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
+    import click
+    import psycopg  # noqa: F401
     import sqlalchemy.dialects.sqlite  # noqa: F401
 
-    from exporter.cli import (
-        calls,  # noqa: F401
-        lookup,  # noqa: F401
-        main,
-        run,  # noqa: F401
-    )
+    from exporter.cli import commands, main
 
+    for name in commands.list_commands(click.Context(commands)):
+        commands.get_command(click.Context(commands), name)
     _serve()
     main()

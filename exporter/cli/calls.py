@@ -7,7 +7,6 @@ import os
 import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from datetime import UTC
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from yarl import URL
 
 from exporter.calls import CallState, Result
 from exporter.cli.options import PATH, Parsed
-from exporter.cli.output import header, line, output_option, print_table
+from exporter.cli.output import output_option, printed
 from exporter.config.files import FileProblemError, read_text
 from exporter.errors import (
     InvalidResponseError,
@@ -57,8 +56,6 @@ _PROBLEMS: Final[Mapping[type[RequestError], str]] = {
     TLSError: "cannot verify the TLS certificate; pass the CA certificate with --ca-file",
     InvalidResponseError: _NO_EXPORTER,
 }
-
-COLUMNS: Final = tuple(Call.model_fields)
 
 
 def _calls_of(url: str) -> str:
@@ -144,35 +141,16 @@ def calls(
     given = {name: value for name, value in query.items() if value is not None}
 
     async def list_calls() -> None:
-        rows: list[tuple[str, ...]] = []
-        first = header(output, COLUMNS)
-        async with aclosing(_pages(url, given, token, trust)) as pages:
-            async for page in pages:
-                if output in (None, "table"):
-                    rows += map(_cells, page)
-                else:
-                    click.echo(first + "".join(line(output, call) for call in page), nl=False)
-                    first = ""
-        if output in (None, "table"):
-            print_table(_TABLE, rows)
+        with printed(output, tuple(Call.model_fields), _TABLE, _in_table) as write:
+            async with aclosing(_pages(url, given, token, trust)) as pages:
+                async for page in pages:
+                    write(page)
 
     uvloop.run(list_calls())
 
 
-def _cells(call: Call) -> tuple[str, ...]:
-    return (
-        call.reference_id,
-        call.account,
-        call.kind,
-        call.result or call.state,
-        call.status or "",
-        "" if call.duration is None else f"{call.duration:g} s",
-        call.key or "",
-        "" if call.delivered is None else str(call.delivered),
-        "" if call.failed is None else str(call.failed),
-        f"{call.first_watched.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z",
-        " ".join(f"{name}={value}" for name, value in call.labels.items()),
-    )
+def _in_table(call: Call) -> dict[str, object]:
+    return {**dict(call), "state": call.result or call.state}
 
 
 async def _pages(

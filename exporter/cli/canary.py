@@ -7,8 +7,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import datetime
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -17,7 +17,7 @@ import click
 import uvloop
 
 from exporter.calls import Finished, GiveUpPolicy, WatchedCall, verdict
-from exporter.canaries.runs import CanaryRunner, Execute, call_request
+from exporter.canaries.runs import CanaryRunner, call_request
 from exporter.canaries.schedule import schedule_of
 from exporter.cli.options import config_file
 from exporter.config import CanaryConfig, Config, load_config
@@ -27,11 +27,10 @@ from exporter.esms.client import CallRequest, EsmsClient
 from exporter.ledger import canary_runs
 from exporter.ledger.canary_runs import CanaryResult, NotStarted, Run
 from exporter.ledger.clock import LedgerClock
-from exporter.ledger.engine import open_database
+from exporter.ledger.engine import Database, open_database
 from exporter.ledger.store import Store
 from exporter.ledger.types import Observation
 from exporter.logs import configure_logging
-from exporter.threads import SerialThread
 
 R = TypeVar("R")
 
@@ -86,30 +85,28 @@ def _show(config: Config, canary: CanaryConfig, now: float) -> None:
 
 async def _call(config: Config, canary: CanaryConfig) -> str | None:
     """Place a call, wait for its result, and return the result of the run."""
-    thread = SerialThread("ledger")
-    url = config.ledger.url.reveal()
-    database = await thread.submit(partial(open_database, url, exclusive=False))
     account = next(item for item in config.accounts if item.name == canary.account)
-    client = EsmsClient(account, config.polling.timeout, tls=config.tls)
-    clock, reported = LedgerClock(), False
+    reported = False
     interval, polled_at = min(_POLL_INTERVAL, config.polling.interval), -math.inf
-
-    async def execute(statements: Callable[..., R], *args: Any, **kwargs: Any) -> R:  # Any: its
-        return await thread.submit(partial(database.run, statements, *args, **kwargs))
 
     def report(stage: str, about: Mapping[str, object]) -> None:
         nonlocal reported
         reported = stage in list(CanaryResult)
         _say(stage, **about)
 
-    runner = CanaryRunner(execute, clock, report)
-    try:
-        await thread.submit(partial(database.keep_time, clock, opened=True))
-        store = await thread.submit(partial(Store, database, clock))
-        async with client:
+    with closing(open_database(config.ledger.url.reveal(), exclusive=False)) as database:
+
+        async def execute(statements: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+            # Any: its. Blocking: nothing else runs in the event loop.
+            return database.run(statements, *args, **kwargs)
+
+        database.keep_time(clock := LedgerClock(), opened=True)
+        store = Store(database, clock)
+        runner = CanaryRunner(execute, clock, report)
+        async with EsmsClient(account, config.polling.timeout, tls=config.tls) as client:
             _say("placing", canary=canary.name, account=account.name)
             row = await _place(runner, client, canary)
-            while run := await _open_run(execute, row):
+            while run := _open_run(database, row):
                 if not await runner.finish(run):
                     if clock.now() >= run.deadline_at + _GIVE_UP:
                         await runner.end(row, run.canary, CanaryResult.LATE)
@@ -117,12 +114,9 @@ async def _call(config: Config, canary: CanaryConfig) -> str | None:
                         polled_at = time.monotonic()
                         # Because the exporter may not be running.
                         if observation := await _poll(client, run, clock):
-                            await execute(store.write, [observation])
+                            database.run(store.write, [observation])
                 await asyncio.sleep(_CHECK_INTERVAL)
-        result, status = await execute(canary_runs.find, row)
-    finally:
-        await thread.submit(database.close)
-        thread.close()
+        result, status = database.run(canary_runs.find, row)
     if not reported:  # a running exporter ended the run
         _say(str(result), status=status)
     return str(result) if result else None
@@ -143,8 +137,8 @@ async def _place(runner: CanaryRunner, client: EsmsClient, canary: CanaryConfig)
         await asyncio.sleep(1)  # another call was placed in the same second
 
 
-async def _open_run(execute: Execute, row: int) -> Run | None:
-    state = await execute(canary_runs.read_state, (), time.time())
+def _open_run(database: Database, row: int) -> Run | None:
+    state = database.run(canary_runs.read_state, (), time.time())
     return next((run for run in state.open if run.id == row), None)
 
 

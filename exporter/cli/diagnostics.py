@@ -23,7 +23,7 @@ import click
 import yaml
 
 import exporter
-from exporter.cli.health import PROGRAM, get, options_of, schemes_of
+from exporter.cli.health import PROGRAM, container_options, get, schemes_of
 from exporter.cli.run import run, web_paths
 from exporter.config import Config, load_config
 from exporter.config.redaction import HIDDEN, redacted_config, redacted_problem
@@ -52,9 +52,7 @@ class _Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not any(word.startswith("--config.file") for word in args):
-            with suppress(OSError):
-                started = options_of(Path("/proc/1/cmdline").read_bytes())
-                args = [*args, *(word for word in started if word != "run")]
+            args = [*args, *(word for word in container_options() if word != "run")]
         return super().parse_args(ctx, args)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
-from click.core import ParameterSource
 
 from exporter.cli import options
 from exporter.errors import ClientCertificateError, RemoteExporterError
@@ -25,11 +24,15 @@ _TIMEOUT: Final = 4.0
 _MAX_BODY: Final = 64 << 20
 
 
-def options_of(command_line: bytes) -> list[str]:
-    """Return the options of the exporter in a command line; empty for another program.
+def container_options() -> list[str]:
+    """Return the options of process 1, if it is an exporter, as in a container.
 
-    The format is that of `/proc/PID/cmdline`. An init process or an interpreter may come first.
+    An init process or an interpreter may come first in its command line.
     """
+    try:
+        command_line = Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return []
     words = command_line.decode(errors="surrogateescape").split("\0")[:-1]
     names = [Path(word).name for word in words]
     return words[names.index(PROGRAM) + 1 :] if PROGRAM in names else []
@@ -99,25 +102,27 @@ def schemes_of(web_config: Path | None) -> Sequence[str]:
     return ("https", "http") if web_config else ("http",)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+class _Command(click.Command):
+    """Without arguments, uses the options of the exporter in a container."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or container_options())
+
+
+@click.command(cls=_Command, context_settings={"ignore_unknown_options": True})
 @options.listen
 @options.web_config
 @click.argument("others", nargs=-1, type=click.UNPROCESSED, metavar="[OTHER OPTIONS OF run]")
-@click.pass_context
 def health(
-    ctx: click.Context, addresses: Sequence[ListenAddress], web_config: Path | None, others: object
+    addresses: Sequence[ListenAddress],
+    web_config: Path | None,
+    others: object,  # noqa: ARG001 - accepted as options of `run`
 ) -> None:
     """Check that an exporter on this machine responds.
 
     The exit code is 1 if it does not. Accepts the options of `run`. By default, uses the options of
     process 1, which is the exporter in a container. Uses no proxy and sends no password.
     """
-    given = {ctx.get_parameter_source(name) for name in ("addresses", "web_config")}
-    if not others and given == {ParameterSource.DEFAULT}:
-        with suppress(OSError):
-            started = options_of(Path("/proc/1/cmdline").read_bytes())
-            params = health.make_context("health", started).params
-            addresses, web_config = params["addresses"], params["web_config"]
     for address in addresses:
         with suppress(ClientCertificateError):  # any response is enough, even 401
             get(address, schemes_of(web_config))

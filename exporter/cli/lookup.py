@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ from exporter.cli.output import (
     output_option,
     print_table,
     progress_bar,
+    table_row,
 )
 from exporter.config import Config, load_config
 from exporter.config.document import Problems
@@ -138,10 +140,10 @@ def lookup(
     if as_table:
         order = {name: number for number, name in enumerate(calls)}
         results.sort(key=lambda result: order[result.name])
-        one_account = len(config.accounts) == 1
-        one_kind = len({result.kind for result in results}) == 1
-        rows = [_cells(result, one_account=one_account, one_kind=one_kind) for result in results]
-        print_table(_TABLE, rows)
+        kinds = {result.kind for result in results}
+        hidden = {"account": len(config.accounts) == 1, "kind": len(kinds) == 1}
+        columns = [name for name in _TABLE if not hidden.get(name)]
+        print_table(columns, [table_row(columns, _in_table(result)) for result in results])
     known = asked - len(calls)
     answered = known + sum(result.answered for result in results)
     if output_file or answered < asked:
@@ -283,21 +285,10 @@ class ResultsFile:
             left = left[self._file.write(left) :]
 
 
-def _cells(result: LookupResult, *, one_account: bool, one_kind: bool) -> tuple[str, ...]:
+def _in_table(result: LookupResult) -> dict[str, object]:
     code = result.code if result.code != "100" else ""
-    return (
-        result.reference_id,
-        "" if one_account else result.account,
-        "" if one_kind else result.kind,
-        result.summary,
-        result.status or "",
-        "" if result.duration is None else f"{result.duration:g} s",
-        result.key or "",
-        "" if result.delivered is None else str(result.delivered),
-        "" if result.failed is None else str(result.failed),
-        "" if result.price is None else f"{result.price:,.0f} VND",
-        " ".join(filter(None, (code, result.message))),
-    )
+    message = " ".join(filter(None, (code, result.message)))
+    return {**asdict(result), "state": result.summary, "message": message}
 
 
 def _summary(results: Sequence[LookupResult], asked: int, answered: int, known: int) -> str:

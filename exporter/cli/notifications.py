@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -12,7 +11,7 @@ from typing import Final, NamedTuple
 import click
 
 from exporter.cli.options import config_file
-from exporter.cli.output import header, line, output_option, print_table
+from exporter.cli.output import output_option, printed
 from exporter.config import load_config
 from exporter.errors import ExporterError
 from exporter.ledger.clock import LedgerClock
@@ -30,8 +29,6 @@ from exporter.logs import configure_logging
 from exporter.notify.home_assistant import GIVE_UP_AFTER
 from exporter.notify.home_assistant import NAME as HOME_ASSISTANT
 from exporter.web.schemas import Notification
-
-COLUMNS: Final = tuple(Notification.model_fields)
 
 _TABLE: Final = (
     *("id", "state", "target", "account", "reference_id", "attempts"),
@@ -104,18 +101,12 @@ def notifications() -> None:
 @output_option
 def list_(config_file: Path, output: str | None, **filters: str | None) -> None:
     """List notifications that are pending or given up."""
-    table, first = output in (None, "table"), header(output, COLUMNS)
-    rows: list[tuple[str, ...]] = []
-    with _opened(config_file) as ledger:
+    with (
+        printed(output, tuple(Notification.model_fields), _TABLE) as write,
+        _opened(config_file) as ledger,
+    ):
         for page in ledger.pages(**filters):
-            shown = [Notification.model_validate(record) for record in page]
-            if table:
-                rows += map(_cells, shown)
-            else:
-                click.echo(first + "".join(line(output, one) for one in shown), nl=False)
-                first = ""
-    if table:
-        print_table(_TABLE, rows)
+            write([Notification.model_validate(record) for record in page])
 
 
 @notifications.command()
@@ -190,16 +181,3 @@ def _reasons(ledger: _Ledger, rows: Sequence[int], *, retried: bool) -> Iterator
             yield f"{row}: the target {record.target} is not configured"
         else:
             yield f"{row}: is being sent now"
-
-
-def _cells(one: Notification) -> tuple[str, ...]:
-    return (
-        str(one.id),
-        one.state,
-        one.target,
-        one.account,
-        one.reference_id,
-        str(one.attempts),
-        f"{one.give_up_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z",
-        one.last_answer or "",
-    )

@@ -6,7 +6,9 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
@@ -25,6 +27,9 @@ STYLES: Final = {
     "given_up": "red",
 }
 """Colours in the column `state`; other values are dim."""
+
+_FORMATS: Final = {"duration": "{:g} s", "price": "{:,.0f} VND"}
+"""How tables show the numbers of a column."""
 
 # Wider than any row: output that is not a terminal is never wrapped.
 _UNBROKEN: Final = 100_000
@@ -77,6 +82,52 @@ def _csv(values: Iterable[object]) -> str:
     # Python quotes only the line breaks that are in `lineterminator`: pass both characters.
     csv.writer(text, lineterminator="\r\n").writerow(values)
     return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+@contextmanager
+def printed(
+    output: str | None,
+    columns: Iterable[str],
+    table: Sequence[str],
+    values: Callable[[Any], Mapping[str, object]] = dict,  # Any: a model, as in `line`
+) -> Iterator[Callable[[Sequence[Any]], None]]:
+    """Yield a function that prints rows; a table is printed at the end of the block.
+
+    Args:
+        output: the format.
+        columns: of `csv`.
+        table: the columns of a table.
+        values: returns the values of a row, by column of the table.
+    """
+    rows: list[list[str]] = []
+    first = header(output, columns)
+
+    def write(batch: Sequence[Any]) -> None:
+        nonlocal first
+        if output in (None, "table"):
+            rows.extend(table_row(table, values(row)) for row in batch)
+        else:
+            click.echo(first + "".join(line(output, row) for row in batch), nl=False)
+            first = ""
+
+    yield write
+    if output in (None, "table"):
+        print_table(table, rows)
+
+
+def table_row(columns: Iterable[str], values: Mapping[str, object]) -> list[str]:
+    """Return the cells of a row of a table, from values by the names of their columns."""
+    return [_cell(name, values[name]) for name in columns]
+
+
+def _cell(column: str, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    if isinstance(value, dict):
+        return " ".join(f"{name}={text}" for name, text in value.items())
+    return _FORMATS.get(column, "{}").format(value)
 
 
 def progress_bar(*, shown: bool) -> Progress:

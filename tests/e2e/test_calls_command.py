@@ -13,8 +13,8 @@ from aiohttp.test_utils import RawTestServer
 from click.testing import CliRunner
 
 from exporter.cli import commands
-from exporter.cli.calls import COLUMNS
 from exporter.simulator import Plan, Simulator
+from exporter.web.schemas import Call
 from tests.e2e.commands import Ended, in_csv, in_json, piped, run
 from tests.e2e.processes import API, TOKEN, Exporter, configure, listed, push, total
 from tests.web.certificates import Certificates
@@ -89,7 +89,7 @@ async def test_what_it_lists(tmp_path: Path, simulator: Simulator) -> None:
         environ = {**ENVIRON, "ESMS_EXPORTER_URL": url}
         with piped(tmp_path, "calls", "--output=csv", environ=environ) as (command, output):
             text = await asyncio.to_thread(output.readline)
-        assert text.decode() == ",".join(COLUMNS) + "\n"
+        assert text.decode() == ",".join(Call.model_fields) + "\n"
         assert await command.end() == (1, "", "")
 
         refused = await lists(ESMS_EXPORTER_TOKEN="wrong-1")

@@ -384,7 +384,7 @@ def many(folder: Path, count: int, apart: int = 1) -> None:
 
 @pytest.mark.parametrize(
     ("output", "counts", "apart", "each"),
-    [("jsonl", (10_000, 30_000), 1, 10), ("openmetrics", (5_000, 12_000), 60, 90)],
+    [("jsonl", (10_000, 20_000), 1, 10), ("openmetrics", (10_000, 15_000), 15, 25)],
 )
 def test_memory_is_bounded(
     tmp_path: Path, output: str, counts: tuple[int, int], apart: int, each: int

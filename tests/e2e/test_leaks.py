@@ -15,8 +15,10 @@ from urllib.parse import quote, unquote, unquote_plus
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 from yarl import URL
 
+from exporter.cli import commands as command_line
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind
 from exporter.secrets import Secret
@@ -233,15 +235,14 @@ async def until_all_has_failed(exporter: Exporter, server: str, provider: str) -
     )
 
 
-async def diagnosed(config: Path, url: str) -> str:
+async def diagnosed(config: Path, *options: str) -> str:
     """Return what a bug report contains."""
     archive = config.with_name("diagnostics.tar.gz")
     archive.unlink(missing_ok=True)
-    options = (f"--config.file={config}", f"--web.listen-address={url.removeprefix('http://')}")
-    files = (f"--log-file={config.with_suffix('.log')}", f"--output={archive}")
-    ended = await commands.run(config.parent, "diagnostics", *options, *files)
-    assert ended.code == 0, ended.errors
-    text = "\n".join([ended.output, ended.errors, *contents(archive).values()])
+    arguments = ["diagnostics", f"--config.file={config}", f"--output={archive}", *options]
+    ran = await asyncio.to_thread(CliRunner().invoke, command_line, arguments)
+    assert ran.exit_code == 0, ran.output
+    text = "\n".join([ran.output, *contents(archive).values()])
     for name in ACCOUNTS:
         assert not any(f"{kind}-{name}" in text for kind in Kind), name
     return text
@@ -257,11 +258,13 @@ async def looked_at(http: aiohttp.ClientSession, exporter: Exporter, config: Pat
         async with http.post(f"{exporter.url}/-/reload") as answer:
             assert answer.status == 400
             shown.append(await answer.text())
-        shown.append(await diagnosed(config, exporter.url))
+        # Metrics and the log, which do not depend on the file, come below.
+        shown.append(await diagnosed(config, "--web.listen-address=127.0.0.1:9"))
         exporter.send(signal.SIGHUP)
         await asyncio.sleep(0.2)
     write(config, good)
-    shown.append(await diagnosed(config, exporter.url))
+    address = f"--web.listen-address={exporter.url.removeprefix('http://')}"
+    shown.append(await diagnosed(config, address, f"--log-file={config.with_suffix('.log')}"))
     for path in ("/", "/metrics", "/-/ready", "/-/healthy", f"/no?ApiKey={quote(KEY)}"):
         async with http.get(exporter.url + path) as answer:
             shown.append(f"{answer.headers}\n{await answer.text()}")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
 from exporter.calls import Finished, Result, Status
-from exporter.cli.notifications import COLUMNS
+from exporter.cli import commands
 from exporter.ids import ReferenceId
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import open_database
@@ -19,6 +20,7 @@ from exporter.ledger.outbox import Claim, Route
 from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall, Observation
 from exporter.simulator import Plan, Simulator
+from exporter.web.schemas import Notification
 from tests.e2e.commands import CONFIG, Ended, in_csv, in_json, run
 from tests.e2e.processes import API, TOKEN, Exporter, configure, listed, push, total
 from tests.notify.receiver import SECRET, Receiver
@@ -70,7 +72,7 @@ async def test_a_receiver_gets_what_it_had_refused(
                 assert {first["reference_id"], second["reference_id"]} == {"a", "b"}
                 assert first["last_answer"] == "http_error: the response has the status 500"
                 rows = in_csv((await notifications("list", "--output=csv")).output)
-                assert [list(row) for row in rows] == [list(COLUMNS)] * 2
+                assert [list(row) for row in rows] == [list(Notification.model_fields)] * 2
                 found = await notifications("list", "--account=main", "--target=crm")
                 assert [line.split()[:5] for line in found.output.splitlines()[1:]] == [
                     [str(one["id"]), "given_up", "crm", "main", one["reference_id"]]
@@ -106,18 +108,22 @@ async def test_a_receiver_gets_what_it_had_refused(
         assert missing == (1, "notifications retried: 0\n", f"esms-exporter: {problems}\n")
 
 
-async def test_wrong_usage(tmp_path: Path, simulator: Simulator) -> None:
-    configure(tmp_path, simulator)
-    for arguments, problem in (
-        (["retry"], "expected ids, or a filter"),
-        (["drop", "1", "--state=pending"], "expected ids, or a filter"),
-        (["retry", "0"], "0 is not in the range"),
-        (["retry", "--target=crm"], "no such target; configured: none"),
-        (["list", "--state=sent"], "'sent' is not one of"),
-    ):
-        found = await run(tmp_path, "notifications", *arguments, CONFIG)
-        assert (found.code, found.output) == (2, "")
-        assert problem in found.errors
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("retry", "expected ids, or a filter"),
+        ("drop 1 --state=pending", "expected ids, or a filter"),
+        ("retry 0", "0 is not in the range"),
+        ("retry --target=crm", "no such target; configured: none"),
+        ("list --state=sent", "'sent' is not one of"),
+    ],
+)
+def test_wrong_usage(tmp_path: Path, arguments: str, problem: str) -> None:
+    config = configure(tmp_path, "http://127.0.0.1:9")
+    words = ["notifications", *arguments.split(), f"--config.file={config}"]
+    found = CliRunner().invoke(commands, words)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert problem in found.stderr
 
 
 async def test_why_a_notification_was_left_alone(tmp_path: Path, simulator: Simulator) -> None:
