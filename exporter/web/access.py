@@ -6,11 +6,10 @@ import asyncio
 import os
 import time
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from math import ceil
-from typing import Final, TypeAlias
+from typing import Final, Literal
 
 import bcrypt
 from aiohttp import web
@@ -29,8 +28,6 @@ _REALM: Final = 'Basic realm="esms-exporter", charset="UTF-8"'
 
 BEARER: Final = 'Bearer realm="esms-exporter"'
 """The challenge for a token, in the header `WWW-Authenticate`."""
-
-Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def refusal(kind: type[web.HTTPError], text: str, seconds: float) -> web.HTTPError:
@@ -52,22 +49,14 @@ def credentials(request: web.Request, scheme: str) -> str:
     return value.strip() if named.lower() == scheme else ""
 
 
-class Slots:
+class Slots(asyncio.Semaphore):
     """Limits concurrent requests of a kind, and refuses further ones."""
 
-    def __init__(self, count: int) -> None:
-        self._free = count
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        """Hold a slot while the block runs; raise `HTTPServiceUnavailable` if all are in use."""
-        if not self._free:
+    async def acquire(self) -> Literal[True]:
+        """Take a slot; raise `HTTPServiceUnavailable` if all are in use."""
+        if self.locked():
             raise refusal(web.HTTPServiceUnavailable, "try again later", 1)
-        self._free -= 1
-        try:
-            yield
-        finally:
-            self._free += 1
+        return await super().acquire()
 
 
 class Passwords:
@@ -121,12 +110,11 @@ class Passwords:
         digest = self._digest(name in users, known_hash, password)
         if self._right.get(name) == digest:
             return True
-        with self._checks.take():
-            async with self._turn:
-                if self._right.get(name) == digest:
-                    return True  # another request verified it meanwhile
-                significant = password[:_SIGNIFICANT]
-                same = await self._thread.submit(lambda: self._check(significant, known_hash))
+        async with self._checks, self._turn:
+            if self._right.get(name) == digest:
+                return True  # another request verified it meanwhile
+            significant = password[:_SIGNIFICANT]
+            same = await self._thread.submit(lambda: self._check(significant, known_hash))
         if same and name in users:
             self._right[name] = digest
             return True

@@ -7,15 +7,17 @@ import zlib
 from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Final, TypeVar
 
 from aiohttp import HttpVersion11, web
+from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 from pydantic_core import to_json
 
 import exporter
 from exporter.app import App
-from exporter.config import ApiConfig, TokenConfig
+from exporter.config import TokenConfig
 from exporter.errors import CapacityError, LedgerError
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.calls import FINISHED, find_call, list_calls
@@ -30,7 +32,7 @@ from exporter.ledger.notifications import (
 from exporter.ledger.types import DELETED, CallRecord, NewCall
 from exporter.secrets import Secret
 from exporter.web import schemas
-from exporter.web.access import BEARER, Handler, Slots, configuration, credentials
+from exporter.web.access import BEARER, Slots, configuration, credentials, refusal
 from exporter.web.schemas import MAX_CALLS, ProblemError, Scope, validate
 
 PREFIX: Final = "/api/v1"
@@ -54,8 +56,7 @@ _LISTING_TIMEOUT: Final = 10.0
 _EVENTS: Final = frozenset(map(str, EventKind))
 _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
-
-Q = TypeVar("Q", schemas.CallsQuery, schemas.NotificationsQuery)
+Q = TypeVar("Q", bound=schemas.ListQuery)
 
 
 class Api:
@@ -80,10 +81,13 @@ class Api:
         notification = f"{notifications}/{{id:[0-9]{{1,18}}}}"
         return [
             web.post(calls, self._authorized(self._watch)),
-            web.get(calls, self._authorized(self._list)),
+            web.get(calls, self._authorized(partial(self._list, schemas.CallsQuery, _calls))),
             web.get(one, self._authorized(self._show)),
             web.delete(one, self._authorized(self._delete)),
-            web.get(notifications, self._authorized(self._list_notifications)),
+            web.get(
+                notifications,
+                self._authorized(partial(self._list, schemas.NotificationsQuery, _notifications)),
+            ),
             web.post(f"{notification}/retry", self._authorized(self._retry)),
             web.delete(notification, self._authorized(self._drop)),
             web.get(f"{PREFIX}/status", self._authorized(self._status)),
@@ -93,27 +97,24 @@ class Api:
     @web.middleware
     async def problems(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer failed requests; those to the API with problem details."""
-        to_api = request.path.startswith(self._prefix)
+        failure: web.HTTPException
         try:
             return await handler(request)
         except ProblemError as error:
             return error.response
-        except (CapacityError, LedgerError) as error:
-            if isinstance(error, CapacityError):
-                status, seconds = 429, error.retry_after
-            else:
-                status, seconds = 503, _LEDGER_RETRY
-            detail, headers = str(error), {"Retry-After": str(seconds)}
-            if not to_api:
-                return web.Response(status=status, text=f"{detail}\n", headers=headers)
+        except CapacityError as error:
+            failure = refusal(web.HTTPTooManyRequests, str(error), error.retry_after)
+        except LedgerError as error:
+            failure = refusal(web.HTTPServiceUnavailable, str(error), _LEDGER_RETRY)
         except web.HTTPException as error:
-            if not to_api:
-                raise
-            status, detail = error.status, (error.text or "").strip()
-            headers = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
-            if status in {404, 405}:
-                detail = f"see {self._prefix}openapi.json for the paths and methods"
-        return ProblemError(status, detail, headers=headers).response
+            failure = error
+        if not request.path.startswith(self._prefix):
+            raise failure
+        detail = (failure.text or "").strip()
+        if failure.status in {404, 405}:
+            detail = f"see {self._prefix}openapi.json for the paths and methods"
+        headers = {name: failure.headers[name] for name in _KEPT_HEADERS if name in failure.headers}
+        return ProblemError(failure.status, detail, headers=headers).response
 
     def _authorized(
         self, handler: Callable[[Scope, web.Request], Awaitable[web.Response]]
@@ -122,7 +123,7 @@ class Api:
             config = configuration(self._app)
             if not config.watch.api.tokens:
                 raise ProblemError(404, "the API is off; `watch.api.tokens` turns it on")
-            if (token := token_of(config.watch.api, request)) is None:
+            if (token := token_of(self._app, request)) is None:
                 raise ProblemError(
                     401,
                     "expected a valid token in the header `Authorization: Bearer TOKEN`",
@@ -180,15 +181,12 @@ class Api:
         except TimeoutError:
             raise ProblemError(408, "the body was not received in time") from None
 
-    async def _list(self, scope: Scope, request: web.Request) -> web.Response:
-        return await self._page(scope, request, schemas.CallsQuery, _calls)
-
-    async def _page(
+    async def _list(
         self,
-        scope: Scope,
-        request: web.Request,
         model: type[Q],
         read: Callable[[Ledger, Collection[str], Q], bytes],
+        scope: Scope,
+        request: web.Request,
     ) -> web.Response:
         """Return a page of a listing, which `read` reads in the thread of listings."""
         if len(request.query) > len(set(request.query)):
@@ -199,7 +197,7 @@ class Api:
 
         async def page() -> bytes:
             # The thread keeps running if the client disconnects: hold the slot until it is done.
-            with self._listings[scope.token].take():
+            async with self._listings[scope.token]:
                 return await ledger.read(read, ledger, accounts, query)
 
         try:
@@ -228,9 +226,6 @@ class Api:
         return found
 
     # Notifications.
-
-    async def _list_notifications(self, scope: Scope, request: web.Request) -> web.Response:
-        return await self._page(scope, request, schemas.NotificationsQuery, _notifications)
 
     async def _retry(self, scope: Scope, request: web.Request) -> web.Response:
         record = await self._find_notification(scope, request)
@@ -305,11 +300,12 @@ async def call_details(app: App, record: CallRecord) -> schemas.CallDetails:
     return schemas.CallDetails.model_validate(fields)
 
 
-def token_of(config: ApiConfig, request: web.Request) -> TokenConfig | None:
+def token_of(app: App, request: web.Request) -> TokenConfig | None:
     """Return the configured token that a request sends, or None."""
     secret = Secret(credentials(request, "bearer"))
     # Compare with every token, so that the response time reveals nothing. Tokens are never empty.
-    found = [token for token in config.tokens if token.token == secret]
+    tokens = app.config.watch.api.tokens if app.config else ()
+    found = [token for token in tokens if token.token == secret]
     return found[0] if found else None
 
 

@@ -84,9 +84,6 @@ class _Request(BaseModel):
 
 R = TypeVar("R", bound=_Request)
 
-_After = Annotated[int, Field(ge=0, le=10**18 - 1, strict=False)]
-_Limit = Annotated[int, Field(ge=1, le=MAX_PAGE, strict=False)]
-
 
 class NewCall(_Request):
     """A call to watch."""
@@ -121,11 +118,21 @@ class NewCalls(_Request):
     """Either all of them are added, or none."""
 
 
-class CallsQuery(_Request):
-    """The filters and the position of `GET /calls`; all are optional."""
+class ListQuery(_Request):
+    """The filters and the position of a listing; all are optional."""
 
     account: KnownAccount = ""
-    """Calls of this account."""
+    """Only calls of this account, or their notifications."""
+
+    after: Annotated[int, Field(ge=0, le=10**18 - 1, strict=False)] = 0
+    """Where to continue: `next` of the previous page."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE, strict=False)] = 100
+    """Maximum number of items on a page."""
+
+
+class CallsQuery(ListQuery):
+    """The parameters of `GET /calls`."""
 
     state: Literal[(*map(str, CallState), FINISHED, WATCHED)] = ""  # type: ignore[valid-type] # a str
     """Calls in this state; `watched` is every state but `finished`."""
@@ -133,30 +140,15 @@ class CallsQuery(_Request):
     result: Literal[tuple(map(str, Result))] = ""  # type: ignore[valid-type] # a str
     """Calls with this result."""
 
-    after: _After = 0
-    """Where to continue: `next` of the previous page."""
 
-    limit: _Limit = 100
-    """Maximum number of calls on a page."""
-
-
-class NotificationsQuery(_Request):
-    """The filters and the position of `GET /notifications`; all are optional."""
-
-    account: KnownAccount = ""
-    """Notifications of calls of this account."""
+class NotificationsQuery(ListQuery):
+    """The parameters of `GET /notifications`."""
 
     target: Annotated[str, Field(max_length=64, pattern=_NO_CONTROL)] = ""
     """Notifications for this target."""
 
     state: Literal[tuple(map(str, NotificationState))] = ""  # type: ignore[valid-type] # a str
     """Notifications in this state."""
-
-    after: _After = 0
-    """Where to continue: `next` of the previous page."""
-
-    limit: _Limit = 100
-    """Maximum number of notifications on a page."""
 
 
 # Responses.
@@ -338,7 +330,7 @@ class ExporterStatus(_Answer):
     """The accounts that other exporters poll, with the name of the exporter."""
 
 
-class ItemProblem(BaseModel):
+class ItemProblem(_Answer):
     """One thing that is wrong with a request."""
 
     pointer: str
@@ -348,10 +340,8 @@ class ItemProblem(BaseModel):
     """What is wrong and what was expected."""
 
 
-class ProblemDetails(BaseModel):
+class ProblemDetails(_Answer):
     """An error (RFC 9457) of the type `about:blank`."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     title: str
     """The phrase of the HTTP status."""
@@ -419,14 +409,11 @@ def openapi(scope: Scope, external_path: str = "") -> dict[str, Any]:  # Any: JS
     document["info"]["version"] = exporter.__version__
     if external_path:
         document["servers"] = [{"url": external_path}]
-    answers = (Accepted, Page, CallDetails, NotificationPage, ExporterStatus, ProblemDetails)
-    queries: dict[str, type[_Request]] = {"calls": CallsQuery, "notifications": NotificationsQuery}
+    queries: dict[str, type[ListQuery]] = {"calls": CallsQuery, "notifications": NotificationsQuery}
+    bodies = NewCalls, Accepted, Page, CallDetails, NotificationPage, ExporterStatus, ProblemDetails
+    shown: list[type[BaseModel]] = [*bodies, *queries.values()]
     _, schemas = models_json_schema(
-        [
-            (NewCalls, "validation"),
-            *((query, "validation") for query in queries.values()),
-            *((answer, "serialization") for answer in answers),
-        ],
+        [(model, "serialization") for model in shown],
         ref_template="#/components/schemas/{model}",
     )
     models = schemas["$defs"]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, cast
 from urllib.parse import quote, urlencode
 
 import structlog
 from aiohttp import HttpVersion10, web
+from aiohttp.typedefs import Handler
 from yarl import URL
 
 from exporter.app import App
-from exporter.config import TokenConfig
 from exporter.errors import ConfigError, ExporterError, SourceError
 from exporter.metrics.exposition import (
     OPENMETRICS,
@@ -29,7 +29,7 @@ from exporter.metrics.exposition import (
 from exporter.sources.configuration import ConfigFile
 from exporter.sources.file_watcher import INTERVAL
 from exporter.threads import DetachedThreads
-from exporter.web.access import BEARER, Handler, Passwords, Slots, TokenBucket, configuration
+from exporter.web.access import BEARER, Passwords, Slots, TokenBucket, configuration
 from exporter.web.api import MAX_BODY, Api, call_details, find_named, token_of
 from exporter.web.api import PREFIX as API_PREFIX
 from exporter.web.callback import PATH as CALLBACK_PATH
@@ -41,6 +41,7 @@ from exporter.web.status_page import (
     REFRESH,
     CallView,
     StatusTemplate,
+    StatusView,
     Viewer,
     build_status_view,
     choose_language,
@@ -218,19 +219,14 @@ class WebServer:
             return await handler(request)
         self._bucket.take()
         users, own = self._web_config.basic_auth_users, (f"{API_PREFIX}/", f"{CALLBACK_PATH}/")
-        for_tokens = f"{path}/".startswith(f"{_CALLS}/") and self._token(request) is not None
+        for_tokens = f"{path}/".startswith(f"{_CALLS}/") and token_of(self._app, request)
         if users and not for_tokens and not path.startswith(own):
             await self._passwords.authenticate(users, request)
         return await handler(request)
 
-    def _token(self, request: web.Request) -> TokenConfig | None:
-        config = self._app.config
-        return token_of(config.watch.api, request) if config else None
-
     def _viewer(self, request: web.Request) -> Viewer:
-        if token := self._token(request):
-            accounts = None if token.accounts is None else frozenset(token.accounts)
-            return Viewer(authenticated=True, accounts=accounts)
+        if token := token_of(self._app, request):
+            return Viewer(authenticated=True, accounts=token.accounts)
         if self._web_config.basic_auth_users:
             return Viewer(authenticated=True, accounts=None)  # `_guarded` has checked the password
         return Viewer()
@@ -244,7 +240,7 @@ class WebServer:
             response.force_close()
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
-        with self._scrapes.take():
+        async with self._scrapes:
             openmetrics = wants_openmetrics(",".join(request.headers.getall("Accept", [])))
             body = await self._exposition.render(openmetrics=openmetrics)
             headers = {
@@ -264,14 +260,13 @@ class WebServer:
 
     # Pages.
 
-    @asynccontextmanager
-    async def _one_page(self) -> AsyncIterator[None]:
-        """Render one page at a time in a thread, so that other threads stay free."""
-        with self._pages.take():
-            async with self._rendering:
-                yield
-
-    def _html(self, page: str, language: str, status: int = 200) -> web.Response:
+    async def _page(
+        self, request: web.Request, view: Callable[[], StatusView | CallView], status: int = 200
+    ) -> web.Response:
+        language, query = _parameters(request)
+        # One page at a time, so that other threads stay free.
+        async with self._pages, self._rendering:
+            page = await asyncio.to_thread(self._template.render, view(), language, query)
         headers = {
             "Content-Security-Policy": self._template.policy,
             "Cache-Control": "no-store",
@@ -281,43 +276,38 @@ class WebServer:
         return web.Response(text=page, status=status, content_type="text/html", headers=headers)
 
     async def _status(self, request: web.Request) -> web.Response:
-        language, query = _language_of(request)
-        if request.query.get("refresh") == "off":
-            query["refresh"] = "off"
-        async with self._one_page():
-            view = build_status_view(self._app, self._viewer(request), time.time())
-            page = await asyncio.to_thread(self._template.render, view, language, query)
-        response = self._html(page, language)
-        if "refresh" not in query:
+        viewer = self._viewer(request)
+        response = await self._page(
+            request, lambda: build_status_view(self._app, viewer, time.time())
+        )
+        if request.query.get("refresh") != "off":
             response.headers["Refresh"] = str(REFRESH)
         return response
 
     async def _call(self, request: web.Request) -> web.Response:
         configuration(self._app)  # raises while the exporter starts
-        language, query = _language_of(request)
         app, viewer = self._app, self._viewer(request)
         accounts = viewer.accounts_of(app)
         call = None
         with suppress(ValueError):  # not an id
             if found := await find_named(app, accounts, request):
                 call = await call_details(app, found)
-        view = CallView(time.time(), viewer, accounts, call)
-        async with self._one_page():
-            page = await asyncio.to_thread(self._template.render_call, view, language, query)
-        response = self._html(page, language, 200 if call else 404)
-        if not viewer.authenticated:
-            response.set_status(401)
+        status = 200 if call else 404 if viewer.authenticated else 401
+        response = await self._page(
+            request, lambda: CallView(time.time(), viewer, accounts, call), status
+        )
+        if status == 401:
             response.headers["WWW-Authenticate"] = BEARER
         return response
 
     async def _search(self, request: web.Request) -> web.Response:
         """Redirect from the search box to the page of the call; relatively, as `_redirect`."""
-        _, query = _language_of(request)
+        _, kept = _parameters(request)
         names = (request.query.get(name, "").strip() for name in ("account", "reference_id"))
         parts = [quote(name, safe="", errors="replace") for name in names]
         path = f".{_CALLS}/{'/'.join(parts)}" if all(parts) else "./"
-        kept = f"?{urlencode(query)}" if query else ""
-        raise web.HTTPSeeOther(URL(path + kept, encoded=True))
+        query = f"?{urlencode(kept)}" if kept else ""
+        raise web.HTTPSeeOther(URL(path + query, encoded=True))
 
     async def _healthy(self, _request: web.Request) -> web.Response:
         return web.Response(text="esms-exporter is healthy.\n")
@@ -336,11 +326,12 @@ class WebServer:
         return web.Response(text="configuration reloaded\n")
 
 
-def _language_of(request: web.Request) -> tuple[str, dict[str, str]]:
-    """Return the language of a page, and the parameter that keeps it in links."""
+def _parameters(request: web.Request) -> tuple[str, dict[str, str]]:
+    """Return the language of a page, and the parameters that its links keep."""
+    kept = {"refresh": "off"} if request.query.get("refresh") == "off" else {}
     if (language := request.query.get("lang")) in LANGUAGES:
-        return language, {"lang": language}
-    return choose_language(",".join(request.headers.getall("Accept-Language", []))), {}
+        return language, {**kept, "lang": language}
+    return choose_language(",".join(request.headers.getall("Accept-Language", []))), kept
 
 
 def _redirect(prefix: str) -> Handler:

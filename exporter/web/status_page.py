@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from hashlib import sha256
@@ -50,7 +50,7 @@ class Viewer(NamedTuple):
     """Who requests the page, with a password or token, and the accounts whose ids are shown."""
 
     authenticated: bool = False
-    accounts: frozenset[str] | None = frozenset()  # None for all
+    accounts: Collection[str] | None = ()  # None for all
 
     def sees(self, account: str) -> bool:
         """Tell whether ReferenceIds of an account are shown."""
@@ -103,20 +103,13 @@ class StatusView:
     searched: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CallView:
-    """The data of the page of a call.
+class CallView(NamedTuple):
+    """All that the page of a call shows."""
 
-    Attributes:
-        now: Unix time.
-        accounts: those whose calls the viewer may see.
-        call: None where there is none that the viewer may see.
-    """
-
-    now: float
+    now: float  # Unix time
     viewer: Viewer
-    accounts: Sequence[str]
-    call: CallDetails | None = None
+    accounts: Sequence[str]  # those whose calls the viewer may see
+    call: CallDetails | None = None  # None where there is none that the viewer may see
 
 
 def redacted_lines(text: str) -> list[str]:
@@ -280,49 +273,31 @@ class StatusTemplate:
             states=list(CallState),
             results=list(Result),
             ANSWERED=CallStatus.ANSWERED,
-            NONE=CallStatus.NONE,
             MESSAGE=Kind.MESSAGE,
             LINES=LINES,
             REFRESH=REFRESH,
             telemetry_path=telemetry_path,
             redacted_lines=redacted_lines,
         )
-        self._page = environment.get_template("status.html")
+        self._status = environment.get_template("status.html")
         self._call = environment.get_template("call.html")
         self._languages = {code: Language(code) for code in LANGUAGES}
 
     def render(
         self,
-        view: StatusView,
+        view: StatusView | CallView,
         language: str,
         query: Mapping[str, str],
         zone: tzinfo | None = None,
     ) -> str:
-        """Return the status page, with times in a zone; its links keep the parameters in `query`.
+        """Return a page, with times in a zone; its links keep the parameters in `query`.
 
         All links are relative: a proxy may change the path.
         """
-        refreshing = query.get("refresh") != "off"
-        shared = self._shared(language, query, view.now, zone, "")
-        return self._page.render(view=view, refreshing=refreshing, **shared)
-
-    def render_call(
-        self,
-        view: CallView,
-        language: str,
-        query: Mapping[str, str],
-        zone: tzinfo | None = None,
-    ) -> str:
-        """Return the page of a call, likewise."""
-        return self._call.render(
-            view=view, **self._shared(language, query, view.now, zone, "../../")
+        words, now = self._languages[language], view.now
+        template, root = (
+            (self._call, "../../") if isinstance(view, CallView) else (self._status, "")
         )
-
-    def _shared(
-        self, language: str, query: Mapping[str, str], now: float, zone: tzinfo | None, root: str
-    ) -> dict[str, object]:
-        """Return the variables of every page; `root` leads to the status page."""
-        words = self._languages[language]
 
         def link(path: str = "", **changes: str) -> str:
             given = {name: value for name, value in {**query, **changes}.items() if value}
@@ -332,16 +307,18 @@ class StatusTemplate:
             path = f"{root}calls/{quote(account, safe='')}/{quote(reference_id, safe='')}"
             return link(path, refresh="")
 
-        return {
-            "words": words,
-            "t": words.say,
-            "number": words.number,
-            "duration": words.duration,
-            "at": lambda when: words.time(when, now, zone),
-            "iso": lambda when: _local(when, zone).isoformat(timespec="seconds"),
-            "others": [other for other in self._languages.values() if other is not words],
-            "kept_language": query.get("lang"),
-            "link": link,
-            "call_link": call_link,
-            "root": root,
-        }
+        return template.render(
+            view=view,
+            refreshing=query.get("refresh") != "off",
+            words=words,
+            t=words.say,
+            number=words.number,
+            duration=words.duration,
+            at=lambda when: words.time(when, now, zone),
+            iso=lambda when: _local(when, zone).isoformat(timespec="seconds"),
+            others=[other for other in self._languages.values() if other is not words],
+            kept_language=query.get("lang"),
+            link=link,
+            call_link=call_link,
+            root=root,
+        )

@@ -145,7 +145,6 @@ async def test_something_of_everything() -> None:
                 background = await page.evaluate("getComputedStyle(document.body).backgroundColor")
                 red = int(str(background).removeprefix("rgb(").partition(",")[0])
                 assert (red < 64) is (look.scheme == "dark")
-                call = template.render_call(sample_call(), look.language, {}, VIETNAM)
-                await page.set_content(call)
+                await page.set_content(template.render(sample_call(), look.language, {}, VIETNAM))
                 assert await findings(page) == [], look
                 assert await fits(page), look

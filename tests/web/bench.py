@@ -196,13 +196,19 @@ class Bench:
         method: str = "GET",
         *,
         client: ssl.SSLContext | bool = True,
+        data: bytes | None = None,
         **headers: str,
     ) -> tuple[aiohttp.ClientResponse, str]:
         """Send a request; returns the response and its text. `_` in a header's name is `-`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         url = URL(self.url + path, encoded=True)
         async with self.http.request(
-            method, url, headers=named, ssl=client, allow_redirects=False
+            method,
+            url,
+            data=data and io.BytesIO(data),
+            headers=named,
+            ssl=client,
+            allow_redirects=False,
         ) as response:
             return response, await response.text()
 
@@ -219,20 +225,15 @@ class Bench:
     # The HTTP API.
 
     async def ask(
-        self, method: str, path: str, body: object = None, token: str | None = "all", **more: Any
+        self, method: str, path: str, body: object = b"", token: str = "all"
     ) -> tuple[int, Any]:
         """Send a request to the API; returns the status and the answer."""
-        if token:
-            more.setdefault("headers", {})["Authorization"] = f"Bearer token-{token}"
-        if body is not None:
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            more["data"] = io.BytesIO(data)
-        url = URL(f"{self.url}/api/v1{path}", encoded=True)
-        async with self.http.request(method, url, **more) as answer:
-            content = await answer.text()
-            if answer.status >= 400:
-                assert answer.content_type == "application/problem+json"
-            return answer.status, json.loads(content) if content else None
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        login = f"Bearer token-{token}"
+        answer, text = await self.get(f"/api/v1{path}", method, data=data, Authorization=login)
+        if answer.status >= 400:
+            assert answer.content_type == "application/problem+json"
+        return answer.status, json.loads(text) if text else None
 
     async def push(self, *names: str, account: str = "main", **labels: str) -> tuple[int, Any]:
         calls = [{"reference_id": n, "account": account, "labels": labels} for n in names]

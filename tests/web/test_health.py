@@ -27,10 +27,11 @@ from tests.e2e.commands import contents
 from tests.e2e.processes import Process, configure
 from tests.ports import free_port
 from tests.programs import program, unavailable
+from tests.web.bench import TLS
 from tests.web.certificates import Certificates
 
-TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
 CLIENTS = ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt"
+# The same in each worker of pytest-xdist, because it is part of the ids of tests.
 HASH = bcrypt.hashpw(b"right", b"$2b$04$abcdefghijklmnopqrstuu").decode()
 USERS = f"basic_auth_users: {{a: {HASH}}}\n"
 
