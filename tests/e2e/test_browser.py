@@ -121,6 +121,9 @@ async def test_a_call_is_found_without_javascript(tmp_path: Path) -> None:
         try:
             page = await context.new_page()
             await page.goto(f"{bench.url}/?lang=vi")
+            # No refresh empties the box.
+            await page.click("text=Tìm cuộc gọi")
+            assert "refresh=off" in page.url
             await page.get_by_role("combobox", name="Tài khoản").select_option("b")
             await page.get_by_role("textbox", name="ReferenceId").fill(" AB1 ")
             await page.keyboard.press("Enter")

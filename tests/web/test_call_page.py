@@ -95,6 +95,9 @@ async def test_the_search_box_and_the_newest_failures_lead_to_the_call(idle: Ben
         found = f"{prefix}/calls?account={account}&reference_id={text}{query}"
         response, _ = await idle.get(found, Authorization=login)
         assert (response.status, response.headers["Location"]) == (303, location)
+    _, page = await idle.get(f"{prefix}/?lang=vi", Authorization=login)
+    assert '<a href="?lang=vi&amp;refresh=off">Tìm cuộc gọi</a>' in page
+    assert 'role="search"' not in page  # a refresh would empty it
     _, page = await idle.get(f"{prefix}/?lang=vi&refresh=off", Authorization=login)
     assert re.findall(r"<option>(\w+)<", page) == ["main", "b"]
     assert 'name="lang" value="vi"' in page

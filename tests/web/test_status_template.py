@@ -320,11 +320,13 @@ def test_nothing_is_taken_for_html_or_a_template(template: StatusTemplate, langu
         [given_up(target=HOSTILE, account=HOSTILE, reference_id=HOSTILE, last_answer=HOSTILE)],
         [HOSTILE],
     )
-    page = draw(template, view, language)
+    page = draw(template, view, language, {"refresh": "off"})
     assert page.text.count(HOSTILE) == 31
     assert "script" not in [element for element, _ in page.elements]
     assert {name for _, attributes in page.elements for name in attributes} == {
-        name for _, attributes in draw(template, sample(), language).elements for name in attributes
+        name
+        for _, attributes in draw(template, sample(), language, {"refresh": "off"}).elements
+        for name in attributes
     } - {"d", "viewbox", "preserveaspectratio"}
 
 
