@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -28,16 +29,10 @@ class ListenAddress:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse `:10375`, `127.0.0.1:10375` or `[::1]:10375`, or raise `ValueError`."""
-        host, colon, port = text.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if (
-            not colon
-            or not (port.isascii() and port.isdigit())
-            or int(port) > 65535
-            or (":" in host and not bracketed)
-        ):
+        found = re.fullmatch(r"(?:\[(.*)\]|([^:]*)):([0-9]+)", text)
+        if not found or int(found[3]) > 65535:
             raise ValueError("expected `:10375`, `127.0.0.1:10375` or `[::1]:10375`")
-        return cls(host[1:-1] if bracketed else host, int(port))
+        return cls(found[1] or found[2] or "", int(found[3]))
 
     def __str__(self) -> str:
         """Return the address in the format of the command line."""

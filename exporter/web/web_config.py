@@ -134,19 +134,12 @@ class _Context(ssl.SSLContext):
 
 
 class Tls(NamedTuple):
-    """TLS of the server.
+    """TLS of the server."""
 
-    Attributes:
-        context: for new connections; `ACCEPTED` must hold the socket of each.
-        allowed_sans: a client's certificate must contain one of these names; empty for any.
-        expires_at: when the first certificate of the server's chain expires (Unix time).
-        warn_at: when warnings about that start (Unix time).
-    """
-
-    context: ssl.SSLContext
-    allowed_sans: frozenset[str]
-    expires_at: float
-    warn_at: float
+    context: ssl.SSLContext  # for new connections; `ACCEPTED` must hold the socket of each
+    allowed_sans: frozenset[str]  # a client's certificate must contain one; empty for any
+    expires_at: float  # Unix time at which the first certificate of the server's chain expires
+    warn_at: float  # when warnings about that start
 
     def expiry_warning(self, now: float) -> str | None:
         """Return a warning if the certificate has expired or expires soon."""
