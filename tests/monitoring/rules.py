@@ -77,8 +77,11 @@ def rules_for(case: Rule, groups: list[Rule]) -> list[Rule]:
     ]
 
 
-def write_cases(cases: Path, folder: Path) -> list[Path]:
-    """Write each case of a file as a file of its own, with no more rules than it needs."""
+def write_cases(cases: Path, folder: Path, **options: str) -> list[Path]:
+    """Write each case of a file as a file of its own, with no more rules than it needs.
+
+    `options` replace those of the file, such as `evaluation_interval`.
+    """
     document = yaml.safe_load(cases.read_text())
     rule_files = [
         yaml.safe_load((cases.parent / name).read_text()) for name in document["rule_files"]
@@ -95,6 +98,7 @@ def write_cases(cases: Path, folder: Path) -> list[Path]:
             json.dumps(
                 {
                     **document,
+                    **options,
                     "rule_files": [f"rules-{number}.yaml"],
                     "group_eval_order": order,
                     "tests": [case],
